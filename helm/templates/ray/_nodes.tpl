@@ -1,0 +1,67 @@
+{{- define "cmcl.trainingName" -}}
+{{ include "cmcl.fullname" . }}-training
+{{- end -}}
+
+{{/* KubeRay names the Secret that it makes after the cluster. */}}
+{{- define "cmcl.trainingAuthSecret" -}}
+{{ default (include "cmcl.trainingName" .) .Values.ray.authSecret }}
+{{- end -}}
+
+{{/* Pods that hold `count` things when `perPod` share one: rounded up. */}}
+{{- define "cmcl.pods" -}}
+{{ divf .count .perPod | ceil | int }}
+{{- end -}}
+
+{{/* The pod template of one group of Ray nodes.
+     root; component: training or serving; group: its values; extraEnv; resources; ports by name;
+     readinessPath and readinessPort. */}}
+{{- define "cmcl.rayNode" -}}
+metadata:
+  labels: {{- include "cmcl.selectorLabels" . | nindent 4 }}
+spec:
+  {{- include "cmcl.podSpec" (dict "root" .root "account" (printf "%s-ray" (include "cmcl.fullname" .root)) "group" .group) | nindent 2 }}
+  containers:
+    - name: ray
+      image: {{ include "cmcl.image" (dict "root" .root "image" .root.Values.ray.image) }}
+      imagePullPolicy: {{ .root.Values.ray.image.pullPolicy }}
+      # KubeRay copies this to the init container that it adds to workers.
+      securityContext: {{- include "cmcl.containerSecurityContext" . | nindent 8 }}
+      env:
+        - name: RAY_USAGE_STATS_ENABLED
+          value: "0"
+        {{- with include "cmcl.storeEnv" .root }}
+        {{- trim . | nindent 8 }}
+        {{- end }}
+        {{- range $name, $value := .extraEnv }}
+        - name: {{ $name }}
+          value: {{ $value | quote }}
+        {{- end }}
+      {{- with .ports }}
+      ports:
+        {{- range $name, $port := . }}
+        - name: {{ $name }}
+          containerPort: {{ $port }}
+        {{- end }}
+      {{- end }}
+      # KubeRay's own probes call wget, which slim images do not have.
+      livenessProbe:
+        httpGet: {path: /api/healthz, port: 52365}
+        initialDelaySeconds: 30
+        periodSeconds: 5
+        timeoutSeconds: 5
+        failureThreshold: 24
+      readinessProbe:
+        httpGet: {path: {{ .readinessPath }}, port: {{ .readinessPort }}}
+        periodSeconds: 5
+        timeoutSeconds: 5
+      resources: {{- toYaml .resources | nindent 8 }}
+      volumeMounts: {{- include "cmcl.volumeMounts" .root | nindent 8 }}
+  volumes:
+    - name: tmp
+      emptyDir: {}
+    - name: home
+      emptyDir: {}
+    {{- with include "cmcl.storeVolume" .root }}
+    {{- trim . | nindent 4 }}
+    {{- end }}
+{{- end -}}

@@ -1,0 +1,46 @@
+{{/* Every setting of the control plane (service/settings.py); a test compares the names.
+     Whole numbers pass through int64, because 1048576 would be written 1.048576e+06 otherwise. */}}
+{{- define "cmcl.settings" -}}
+{{- if not .Values.database.existingSecret }}
+CMCL_DATABASE_URL: sqlite:////var/lib/cmcl/database/cmcl.db
+{{- end }}
+CMCL_STORE_URI: {{ .Values.store.uri | quote }}
+CMCL_ALLOWED_PREFIXES: {{ join "," .Values.service.allowedPrefixes | quote }}
+# The other launcher would train inside this image, which has no torch.
+CMCL_LAUNCHER: ray
+CMCL_RAY_ADDRESS: {{ include "cmcl.rayAddress" . | quote }}
+CMCL_WORKER_COMMAND: {{ .Values.service.workerCommand | quote }}
+CMCL_RANKS: {{ .Values.training.ranks | int64 | quote }}
+CMCL_GPUS_PER_RANK: {{ .Values.training.gpusPerRank | quote }}
+CMCL_HOST: {{ .Values.service.host | quote }}
+CMCL_PORT: {{ .Values.service.port | int64 | quote }}
+CMCL_MAX_ATTEMPTS: {{ .Values.service.maxAttempts | int64 | quote }}
+CMCL_RECONCILE_SECONDS: {{ .Values.service.reconcileSeconds | quote }}
+CMCL_START_DEADLINE_SECONDS: {{ .Values.service.startDeadlineSeconds | int64 | quote }}
+CMCL_RUN_DEADLINE_SECONDS: {{ .Values.service.runDeadlineSeconds | int64 | quote }}
+CMCL_MAX_BODY_BYTES: {{ .Values.service.maxBodyBytes | int64 | quote }}
+CMCL_LOG_LEVEL: {{ .Values.service.logLevel | quote }}
+{{- end -}}
+
+{{- define "cmcl.rayAddress" -}}
+{{ default (printf "http://%s-head-svc:8265" (include "cmcl.trainingName" .)) .Values.service.rayAddress }}
+{{- end -}}
+
+{{/* What may not lie in a ConfigMap. */}}
+{{- define "cmcl.secretEnv" -}}
+{{- with .Values.database.existingSecret }}
+- name: CMCL_DATABASE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ $.Values.database.secretKey }}
+{{- end }}
+# Ray's client sends the token of the training cluster only when told so.
+- name: RAY_AUTH_MODE
+  value: token
+- name: RAY_AUTH_TOKEN
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "cmcl.trainingAuthSecret" . }}
+      key: auth_token
+{{- end -}}

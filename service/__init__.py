@@ -1,0 +1,1 @@
+"""The control plane: HTTP in, rows in a database, jobs out. It never imports torch."""

@@ -1,0 +1,1 @@
+"""Decisions: intake, reconcile, gate, promote. No HTTP, no SQL text, no Ray."""

@@ -1,0 +1,1 @@
+"""Everything about rows: tables, migrations, and every query as one function."""

@@ -1,0 +1,70 @@
+"""Errors of the control plane. Their HTTP status stands in one table, `service.api.problems`.
+
+    ServiceError                    anything we raise on purpose
+    ├── Refused                     the request cannot be done as asked
+    │   ├── NotFound                no such model, dataset, job or version
+    │   ├── Conflict                it contradicts what is there already
+    │   ├── Unprocessable           a field has a value that is not permitted
+    │   ├── UnsupportedMediaType    the body is not declared as JSON
+    │   └── BodyTooLarge            the body has more bytes than permitted
+    └── DatabaseError
+        ├── DatabaseUnavailable     the database did not answer; a retry can help
+        └── WriteConflict           another transaction wrote the same unique value first
+
+The launchers' errors stand beside their port, `service.launchers.port`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FieldProblem:
+    """What is wrong with one field, in the user's words."""
+
+    field: str
+    message: str
+    value: object = None
+
+
+class ServiceError(Exception):
+    """Anything the control plane raises on purpose."""
+
+
+class Refused(ServiceError):
+    """The request cannot be done as asked. `fields` says where it is wrong, if somewhere."""
+
+    def __init__(self, message: str, *fields: FieldProblem) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
+class NotFound(Refused):
+    """There is no such model, dataset, job or version."""
+
+
+class Conflict(Refused):
+    """It contradicts what is there already."""
+
+
+class Unprocessable(Refused):
+    """A field has a value that is not permitted."""
+
+
+class UnsupportedMediaType(Refused):
+    """The body is not declared as JSON."""
+
+
+class BodyTooLarge(Refused):
+    """The body has more bytes than permitted."""
+
+
+class DatabaseError(ServiceError):
+    """The database refused or failed."""
+
+
+class DatabaseUnavailable(DatabaseError):
+    """The database did not answer; trying again can help."""
+
+
+class WriteConflict(DatabaseError):
+    """Another transaction wrote the same unique value first; reading again shows it."""

@@ -1,0 +1,1 @@
+"""How an attempt gets to run: one port, several ways."""

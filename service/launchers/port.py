@@ -1,0 +1,70 @@
+"""The port for launchers: something that runs a command under an id, apart from this process.
+
+    LauncherError
+    ├── LauncherUnavailable     it did not answer; a retry can help
+    └── LauncherRefused         it answered, and did not take the command
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class LauncherError(Exception):
+    """A launcher could not do what it was asked."""
+
+
+class LauncherUnavailable(LauncherError):
+    """The launcher did not answer; trying again can help."""
+
+
+class LauncherRefused(LauncherError):
+    """The launcher answered and did not take the command.
+
+    It may do so for a while when it has only just started, so callers ask for some time before
+    they give up.
+    """
+
+
+class LaunchState(StrEnum):
+    """What the launcher believes. A complete candidate in object storage is believed before it."""
+
+    PENDING = "pending"  # accepted, not started yet
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"  # exit code 0
+    FAILED = "failed"  # another exit code, or lost
+    STOPPED = "stopped"  # on request
+    UNKNOWN = "unknown"  # the launcher has never heard of it
+
+
+@dataclass(frozen=True)
+class LaunchStatus:
+    """The state, and the launcher's own words about it (may be empty)."""
+
+    state: LaunchState
+    message: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Nothing of it runs, as far as the launcher knows."""
+        return self.state not in (LaunchState.PENDING, LaunchState.RUNNING)
+
+
+class Launcher(Protocol):
+    """Every method may raise LauncherUnavailable."""
+
+    def submit(self, submission_id: str, command: Sequence[str]) -> None:
+        """Run the command under this id, at most once: an id that is known already is a success.
+
+        Raises LauncherRefused.
+        """
+        ...
+
+    def status(self, submission_id: str) -> LaunchStatus:
+        """What became of it."""
+        ...
+
+    def stop(self, submission_id: str) -> None:
+        """Ask it to end; `status` tells when it has. An ended or unknown id is no error."""
+        ...

@@ -1,0 +1,104 @@
+"""Attempts as processes of this machine, for trying things out without a Ray cluster.
+
+Each command has a supervisor in a session of its own, so it outlives the control plane, and a
+restarted control plane finds it again through the files in its folder.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.launchers.port import LaunchState, LaunchStatus, LauncherUnavailable
+
+_START_SECONDS = 20.0
+_GRACE_SECONDS = 10.0
+_MESSAGE_BYTES = 2000
+
+
+class ProcessLauncher:
+    """Launcher that keeps one folder per submission under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._supervisors: dict[str, subprocess.Popen[bytes]] = {}
+
+    def submit(self, submission_id: str, command: Sequence[str]) -> None:
+        """See the port."""
+        folder = self._root / submission_id
+        if (folder / "pid").exists():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        supervisor = [sys.executable, "-m", "service.launchers.supervise", str(folder)]
+        self._supervisors[submission_id] = subprocess.Popen(
+            [*supervisor, *command], start_new_session=True, stdin=subprocess.DEVNULL
+        )
+        self._await_start(folder)
+
+    def status(self, submission_id: str) -> LaunchStatus:
+        """See the port."""
+        self._reap(submission_id)
+        folder = self._root / submission_id
+        if not (folder / "pid").exists():
+            return LaunchStatus(LaunchState.UNKNOWN, "no such process was started here")
+        if _is_running(folder):
+            return LaunchStatus(LaunchState.RUNNING)
+        return _ended(folder)
+
+    def stop(self, submission_id: str) -> None:
+        """See the port. Terminates first; asked again after some seconds, kills."""
+        folder = self._root / submission_id
+        if not (folder / "pid").exists() or not _is_running(folder):
+            return
+        stopping = folder / "stopping"
+        stopping.touch(exist_ok=True) if not stopping.exists() else None
+        patience_is_over = time.time() - stopping.stat().st_mtime > _GRACE_SECONDS
+        _signal(folder, signal.SIGKILL if patience_is_over else signal.SIGTERM)
+
+    def _await_start(self, folder: Path) -> None:
+        """Until the supervisor has left its number: before that, nobody could find it again."""
+        deadline = time.monotonic() + _START_SECONDS
+        while not (folder / "pid").exists():
+            if time.monotonic() > deadline:
+                raise LauncherUnavailable(f"no process appeared within {_START_SECONDS:.0f} s")
+            time.sleep(0.01)
+
+    def _reap(self, submission_id: str) -> None:
+        """A child that nobody waits for stays in the process table."""
+        supervisor = self._supervisors.get(submission_id)
+        if supervisor is not None and supervisor.poll() is not None:
+            del self._supervisors[submission_id]
+
+
+def _is_running(folder: Path) -> bool:
+    """Whether the supervisor holds its lock. A process number alone could be somebody else's."""
+    with (folder / "lock").open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _ended(folder: Path) -> LaunchStatus:
+    if (folder / "stopping").exists():
+        return LaunchStatus(LaunchState.STOPPED, "stopped on request")
+    if not (folder / "exit").exists():
+        return LaunchStatus(LaunchState.FAILED, "the process vanished without an exit code")
+    code = int((folder / "exit").read_text())
+    if code == 0:
+        return LaunchStatus(LaunchState.SUCCEEDED)
+    tail = (folder / "log").read_bytes()[-_MESSAGE_BYTES:].decode(errors="replace").strip()
+    return LaunchStatus(LaunchState.FAILED, f"exit code {code}: {tail}")
+
+
+def _signal(folder: Path, number: signal.Signals) -> None:
+    try:
+        os.killpg(int((folder / "pid").read_text()), number)
+    except ProcessLookupError:
+        # It ended between the look at its lock and the signal, which is what was asked for.
+        return

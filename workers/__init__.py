@@ -1,0 +1,1 @@
+"""The data plane: everything that runs on the Ray cluster. It never imports `service`."""

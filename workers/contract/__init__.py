@@ -1,0 +1,1 @@
+"""What a job is told and what it answers: pydantic models only, no torch, no Ray, no buckets."""

@@ -1,0 +1,44 @@
+"""A dataset of paired features: what the user posts, and its manifest once it was verified."""
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from workers.contract.modality import Frozen, ModalityPair, ModelName, Sha256
+
+Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+
+
+class ShardRef(Frozen):
+    """One Parquet file as the user names it. The digest is optional, and checked when given."""
+
+    uri: Uri = Field(examples=["s3://captures/2026-11/pairs-000.parquet"])
+    sha256: Sha256 | None = None
+
+
+class Shard(Frozen):
+    """One Parquet file after it was read and verified."""
+
+    uri: Uri
+    sha256: Sha256
+    bytes: int = Field(ge=1)
+    rows: int = Field(ge=1)
+
+
+class DatasetManifest(Frozen):
+    """A verified dataset: immutable, written to `datasets/<dataset>/manifest.json`.
+
+    Training shards stay where the user put them and are never copied. Evaluation shards are held
+    out: they are copied beside this manifest, because later versions are measured on them.
+    """
+
+    dataset: str
+    model: ModelName
+    name: str
+    pair: ModalityPair
+    shards: tuple[Shard, ...] = Field(min_length=1)
+    evaluation_shards: tuple[Shard, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)

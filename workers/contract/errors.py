@@ -1,0 +1,52 @@
+"""Errors of the data plane.
+
+    WorkerError                     anything we raise on purpose
+    ├── InvalidDataset              the user's rows cannot be used; a retry cannot help
+    ├── InvalidVersion              a stored version is incomplete or damaged
+    └── StorageError                object storage
+        ├── ObjectNotFound          nothing under that key
+        ├── ObjectExists            the key was already taken
+        ├── DigestMismatch          other bytes than were promised
+        ├── InvalidUri              not an address that we can read
+        └── StorageUnavailable      the store did not answer; a retry can help
+"""
+
+
+class WorkerError(Exception):
+    """Anything the data plane raises on purpose."""
+
+    retry_can_help = False
+
+
+class InvalidDataset(WorkerError):
+    """The user's rows cannot be used. The message names file, column or row, and what is permitted."""
+
+
+class InvalidVersion(WorkerError):
+    """A stored version is incomplete or damaged."""
+
+
+class StorageError(WorkerError):
+    """Object storage refused or failed."""
+
+
+class ObjectNotFound(StorageError):
+    """There is nothing under that key."""
+
+
+class ObjectExists(StorageError):
+    """The key was already taken; it can be taken only once."""
+
+
+class DigestMismatch(StorageError):
+    """The bytes are not those that were promised (SHA-256)."""
+
+
+class InvalidUri(StorageError):
+    """Not an address that we can read, or outside the allowed prefixes."""
+
+
+class StorageUnavailable(StorageError):
+    """The store did not answer as it should; trying again can help."""
+
+    retry_can_help = True

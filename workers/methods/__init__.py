@@ -1,0 +1,1 @@
+"""How earlier datasets shape the training of the next one: one file, one class each."""

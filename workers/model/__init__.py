@@ -1,0 +1,1 @@
+"""The model: heads, loss, memory of moments, files, retrieval. No Ray, no HTTP, no buckets, no ranks."""

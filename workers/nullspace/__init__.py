@@ -1,0 +1,1 @@
+"""The method as pure maths: knows tensors and nothing else. README.md has it on one page."""

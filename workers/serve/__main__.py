@@ -1,0 +1,48 @@
+"""`python -m workers.serve --store URI`: serve embeddings on the Ray cluster that is running."""
+
+import argparse
+import signal
+import sys
+import threading
+
+import ray
+from pydantic import ValidationError
+
+from workers.contract.errors import InvalidUri
+from workers.serve.app import deploy, withdraw
+from workers.serve.settings import ServeArgs
+from workers.storage.uris import open_store
+
+
+def main(argv: list[str]) -> int:
+    """Deploy, wait for SIGTERM or SIGINT, withdraw. The exit code."""
+    options = _options(argv)
+    try:
+        args = ServeArgs(store=options.store, replicas=options.replicas, num_cpus=options.num_cpus)
+        open_store(args.store)
+    except (ValidationError, InvalidUri) as error:
+        print(f"workers.serve: {error}", file=sys.stderr)
+        return 2
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    ray.init(address="auto", log_to_driver=False)
+    address = deploy(args, options.host, options.port)
+    print(f"embeddings: {address} serves {args.store} with {args.replicas} replica(s)", flush=True)
+    stopping.wait()
+    withdraw()
+    return 0
+
+
+def _options(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m workers.serve", description=__doc__)
+    parser.add_argument("--store", required=True, help="root of the object storage")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8001)
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--num-cpus", type=float, default=1, help="Ray CPUs per replica")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""The deployment: one replica, its follower and its HTTP interface, in one hop."""
+
+import logging
+
+import torch
+from fastapi import FastAPI
+from ray import serve
+
+from workers.contract.errors import StorageUnavailable
+from workers.serve.http.api import create_api
+from workers.serve.metrics import RayMetrics
+from workers.serve.settings import ServeArgs
+from workers.serve.versions.follower import Follower
+from workers.serve.versions.live import LiveVersions
+from workers.serve.versions.loading import ServedVersion, load_version
+from workers.serve.versions.recent import RecentVersions
+from workers.storage.uris import open_store
+
+
+@serve.deployment(
+    max_ongoing_requests=256,
+    # When the application itself changes, the new replica is up before the old one goes.
+    max_surge_percent=100,
+    health_check_period_s=5,
+)
+@serve.ingress()
+class Embedder:
+    """Answers embedding queries. A new version of a model never restarts it."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        """Follow the store. Raises StorageUnavailable if it cannot be seen: Serve tries again."""
+        logging.basicConfig(level=logging.INFO)
+        torch.set_num_threads(1)
+        self._args = args
+        self._store = open_store(args.store)
+        self._metrics = RayMetrics()
+        self._live = LiveVersions()
+        self._follower = Follower(
+            self._store, self._live, self._metrics, args.seconds_between_looks
+        )
+        self._follower.start()
+        # A replica that took requests before its first look would answer them with 503.
+        if not self._live.wait_ready(args.first_look_seconds):
+            self._follower.stop()
+            raise StorageUnavailable(f"{args.store} was not seen in {args.first_look_seconds:g} s")
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve once per replica."""
+        recent = RecentVersions(self._load, self._args.recent_versions)
+        return create_api(self._args, self._live, recent, self._metrics)
+
+    def check_health(self) -> None:
+        """Called by Serve. A store that is down is no reason to restart: what is loaded answers."""
+        if not self._follower.alive:
+            raise RuntimeError("nobody follows the live pointers in this replica any more")
+
+    def arguments(self) -> ServeArgs:
+        """What this replica was told, so that a restarted driver can see that nothing changed."""
+        return self._args
+
+    def _load(self, model: str, number: int) -> ServedVersion:
+        return load_version(self._store, model, number)

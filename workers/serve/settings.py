@@ -1,0 +1,51 @@
+"""What the serving application is told: by the command line, or by `args` of a RayService."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from workers.contract.dataset import Uri
+from workers.contract.modality import Frozen
+
+_LOCAL_POLL_SECONDS = 0.1
+# Each look at S3 costs one listing and one read per model; a tenth of a second would be a bill.
+_REMOTE_POLL_SECONDS = 1.0
+
+
+class ServeArgs(Frozen):
+    """Arguments of the application; the same in every replica."""
+
+    store: Uri = Field(description="root of the object storage, file:// or s3://")
+    replicas: int = Field(default=1, ge=1, le=1000)
+    num_cpus: float = Field(default=1, ge=0, le=256, description="Ray CPUs that a replica books")
+    poll_seconds: Annotated[float, Field(gt=0, le=60)] | None = Field(
+        default=None, description="between two looks at live.json; by default by kind of store"
+    )
+    max_rows: int = Field(default=4096, ge=1, description="in one request")
+    max_rows_in_flight: int = Field(default=8192, ge=1, description="in one replica, before 429")
+    max_body_bytes: int = Field(default=64 << 20, ge=1024)
+    min_version_wait_seconds: float = Field(
+        default=2, ge=0, le=60, description="how long x-min-model-version waits, before 503"
+    )
+    first_look_seconds: float = Field(
+        default=30, gt=0, description="how long a new replica waits for the store"
+    )
+    recent_versions: int = Field(
+        default=4, ge=1, description="versions kept for requests that name one"
+    )
+
+    @model_validator(mode="after")
+    def _one_request_fits(self) -> Self:
+        if self.max_rows > self.max_rows_in_flight:
+            raise ValueError(
+                f"max_rows is {self.max_rows}, more than max_rows_in_flight "
+                f"({self.max_rows_in_flight}): the largest request could never be admitted"
+            )
+        return self
+
+    @property
+    def seconds_between_looks(self) -> float:
+        """`poll_seconds`, or what suits the kind of store."""
+        if self.poll_seconds is not None:
+            return self.poll_seconds
+        return _LOCAL_POLL_SECONDS if self.store.startswith("file:") else _REMOTE_POLL_SECONDS

@@ -1,0 +1,55 @@
+"""The port for object storage. Two adapters: `local` (file://) and `s3` (s3://, any endpoint)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+
+class ObjectStore(Protocol):
+    """Objects under one root address; a key is a relative path with forward slashes.
+
+    A reader sees a whole object or none: never a part of one that is being written.
+    Every method may raise `StorageUnavailable`.
+    """
+
+    uri: str
+
+    def read(self, key: str) -> bytes:
+        """All bytes of a small object. Raises ObjectNotFound."""
+        ...
+
+    def download(self, key: str, path: Path) -> None:
+        """Copy an object of any size to a local file. Raises ObjectNotFound."""
+        ...
+
+    def size(self, key: str) -> int:
+        """Bytes. Raises ObjectNotFound."""
+        ...
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write or overwrite."""
+        ...
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write what must not exist yet: of many writers one wins. Raises ObjectExists."""
+        ...
+
+    def upload(self, path: Path, key: str) -> None:
+        """Write or overwrite from a local file of any size."""
+        ...
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy within the store, overwriting. Raises ObjectNotFound."""
+        ...
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Keys that start with `prefix`, in lexical order."""
+        ...
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names directly under `prefix` (which ends in a slash or is empty) that have keys below."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        ...

@@ -1,0 +1,113 @@
+"""`s3://` adapter through boto3: AWS S3 or anything that speaks it.
+
+Credentials, region and endpoint come from boto3's own chain (AWS_ENDPOINT_URL, AWS_PROFILE, web
+identity of a service account, ...): there is nothing to configure here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from workers.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
+
+_CONFIG = Config(
+    retries={"mode": "standard", "max_attempts": 5}, connect_timeout=5, read_timeout=60
+)
+_NOT_FOUND = {"404", "NoSuchKey", "NotFound"}
+_TAKEN = {"409", "412", "PreconditionFailed", "ConditionalRequestConflict"}
+
+
+class S3Store:
+    """Objects are keys under `prefix` of a bucket."""
+
+    def __init__(self, bucket: str, prefix: str = "", client: Any = None) -> None:
+        self.bucket = bucket
+        self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self.uri = f"s3://{bucket}/{self.prefix}".rstrip("/")
+        self._client = client or boto3.client("s3", config=_CONFIG)
+
+    @property
+    def endpoint_url(self) -> str:
+        """Where boto3's own configuration led to, for libraries that must be told."""
+        return str(self._client.meta.endpoint_url)
+
+    @property
+    def region(self) -> str:
+        return str(self._client.meta.region_name)
+
+    def read(self, key: str) -> bytes:
+        with _translated(key):
+            body: bytes = self._client.get_object(**self._at(key))["Body"].read()
+            return body
+
+    def download(self, key: str, path: Path) -> None:
+        with _translated(key):
+            self._client.download_file(self.bucket, self.prefix + key, str(path))
+
+    def size(self, key: str) -> int:
+        with _translated(key):
+            return int(self._client.head_object(**self._at(key))["ContentLength"])
+
+    def put(self, key: str, data: bytes) -> None:
+        with _translated(key):
+            self._client.put_object(**self._at(key), Body=data)
+
+    def create(self, key: str, data: bytes) -> None:
+        with _translated(key):
+            self._client.put_object(**self._at(key), Body=data, IfNoneMatch="*")
+
+    def upload(self, path: Path, key: str) -> None:
+        with _translated(key):
+            self._client.upload_file(str(path), self.bucket, self.prefix + key)
+
+    def copy(self, source: str, target: str) -> None:
+        with _translated(source):
+            self._client.copy(self._at(source), self.bucket, self.prefix + target)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        for page in self._pages(prefix):
+            for entry in page.get("Contents", []):
+                yield entry["Key"].removeprefix(self.prefix)
+
+    def folders(self, prefix: str) -> list[str]:
+        found = [
+            entry["Prefix"].removeprefix(self.prefix + prefix).rstrip("/")
+            for page in self._pages(prefix, Delimiter="/")
+            for entry in page.get("CommonPrefixes", [])
+        ]
+        return sorted(found)
+
+    def delete(self, key: str) -> None:
+        with _translated(key):
+            self._client.delete_object(**self._at(key))
+
+    def _at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self.prefix + key}
+
+    def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
+        paginator = self._client.get_paginator("list_objects_v2")
+        with _translated(prefix):
+            yield from paginator.paginate(
+                Bucket=self.bucket, Prefix=self.prefix + prefix, **options
+            )
+
+
+@contextmanager
+def _translated(key: str) -> Iterator[None]:
+    """boto3's errors, in the port's words."""
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in _NOT_FOUND:
+            raise ObjectNotFound(f"there is no object {key!r}") from error
+        if code in _TAKEN:
+            raise ObjectExists(f"{key!r} exists already") from error
+        raise StorageUnavailable(f"{key!r}: {error}") from error
+    except BotoCoreError as error:
+        raise StorageUnavailable(f"{key!r}: {error}") from error

@@ -1,0 +1,174 @@
+"""Feature shards: Parquet with `id`, optional `label`, and `feature_a`, `feature_b` as fixed-size lists.
+
+Everything that can be wrong with a user's file is found here, and said in the user's words.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from workers.contract.dataset import Shard, ShardRef
+from workers.contract.errors import InvalidDataset, ObjectNotFound
+from workers.storage.uris import locate
+from workers.storage.versions import sha256_of_file
+
+FEATURES = ("feature_a", "feature_b")
+_ROWS_AT_ONCE = 8192
+_UNREADABLE = (pa.ArrowException, OSError, ValueError)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a dataset in memory, in the order of its shards.
+
+    `feature_a_BI`, `feature_b_BI`: float32, raw encoder outputs. `label_B`: strings, or None.
+    """
+
+    feature_a_BI: np.ndarray
+    feature_b_BI: np.ndarray
+    label_B: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.feature_a_BI)
+
+
+def fetch(ref: ShardRef | Shard, path: Path) -> Shard:
+    """Download one shard and check what was promised about its bytes.
+
+    `rows` of the answer is what the file's footer says. Raises InvalidDataset if the file is
+    missing, truncated or has another digest; StorageUnavailable if trying again can help.
+    """
+    store, key = locate(ref.uri)
+    try:
+        store.download(key, path)
+    except ObjectNotFound as error:
+        raise InvalidDataset(f"{ref.uri}: there is no such object") from error
+    digest = sha256_of_file(path)
+    if ref.sha256 is not None and digest != ref.sha256:
+        raise InvalidDataset(f"{ref.uri}: its SHA-256 is {digest}, expected {ref.sha256}")
+    rows = _open(path, ref.uri).metadata.num_rows
+    if rows == 0:
+        raise InvalidDataset(f"{ref.uri}: it has no rows, at least 1 is needed")
+    return Shard(uri=ref.uri, sha256=digest, bytes=path.stat().st_size, rows=rows)
+
+
+class ShardChecker:
+    """Checks the content of one dataset's shards, one after another, in constant memory for features.
+
+    `widths` are those that the model declares for `feature_a` and `feature_b`.
+    """
+
+    def __init__(self, widths: tuple[int, int]) -> None:
+        self._widths = dict(zip(FEATURES, widths, strict=True))
+        self._seen: set[bytes] = set()
+
+    def check(self, path: Path, uri: str) -> None:
+        """Raises InvalidDataset that names file, column and row."""
+        file = _open(path, uri)
+        self._check_columns(file.schema_arrow, uri)
+        first_row = 0
+        try:
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["id", *FEATURES]):
+                self._check_ids(batch.column("id"), first_row, uri)
+                for column in FEATURES:
+                    _check_values(batch.column(column), column, first_row, uri)
+                first_row += batch.num_rows
+        except _UNREADABLE as error:
+            raise InvalidDataset(f"{uri}: it cannot be read as Parquet: {error}") from error
+
+    def _check_columns(self, schema: pa.Schema, uri: str) -> None:
+        for column in ("id", *FEATURES):
+            if schema.get_field_index(column) < 0:
+                raise InvalidDataset(f"{uri}: column {column!r} is missing; found {schema.names}")
+        if not _is_text(schema.field("id").type):
+            raise InvalidDataset(f"{uri}: column 'id' must be text, is {schema.field('id').type}")
+        if "label" in schema.names and not _is_text(schema.field("label").type):
+            raise InvalidDataset(
+                f"{uri}: column 'label' must be text, is {schema.field('label').type}"
+            )
+        for column, width in self._widths.items():
+            _check_feature_type(schema.field(column).type, column, width, uri)
+
+    def _check_ids(self, ids: pa.Array, first_row: int, uri: str) -> None:
+        for offset, value in enumerate(ids.to_pylist()):
+            if value is None:
+                raise InvalidDataset(f"{uri}: row {first_row + offset} has no id")
+            # Sixteen bytes an id, however long the ids are.
+            digest = hashlib.blake2b(value.encode(), digest_size=16).digest()
+            if digest in self._seen:
+                raise InvalidDataset(
+                    f"{uri}: row {first_row + offset} repeats the id {value!r}; "
+                    "ids are unique over all shards of a dataset"
+                )
+            self._seen.add(digest)
+
+
+def read_rows(paths: list[Path]) -> Rows:
+    """All rows of verified shards as float32."""
+    tables = [pq.read_table(path, columns=None) for path in paths]
+    features = [
+        np.concatenate([_to_numpy(table.column(column)) for table in tables]) for column in FEATURES
+    ]
+    return Rows(*features, label_B=_labels(tables))
+
+
+def _labels(tables: list[pa.Table]) -> np.ndarray | None:
+    if not all("label" in table.column_names for table in tables):
+        return None
+    return np.concatenate(
+        [np.asarray(table.column("label").to_pylist(), dtype=object) for table in tables]
+    )
+
+
+def _open(path: Path, uri: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except _UNREADABLE as error:
+        raise InvalidDataset(f"{uri}: it cannot be read as Parquet: {error}") from error
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
+
+
+def _check_feature_type(type_: pa.DataType, column: str, width: int, uri: str) -> None:
+    is_list = pa.types.is_fixed_size_list(type_)
+    if not is_list or type_.value_type not in (pa.float16(), pa.float32()):
+        raise InvalidDataset(
+            f"{uri}: column {column!r} must be a fixed-size list of float16 or float32, is {type_}"
+        )
+    if type_.list_size != width:
+        raise InvalidDataset(
+            f"{uri}: column {column!r} has width {type_.list_size}, the model declares {width}"
+        )
+
+
+def _check_values(features: pa.Array, column: str, first_row: int, uri: str) -> None:
+    if features.null_count or features.flatten().null_count:
+        raise InvalidDataset(f"{uri}: column {column!r} has missing values")
+    values_BI = _to_numpy(features)
+    finite_B = np.isfinite(values_BI).all(axis=1)
+    if not finite_B.all():
+        row = first_row + int(np.argmin(finite_B))
+        raise InvalidDataset(f"{uri}: column {column!r} has NaN or infinity in row {row}")
+    zero_B = ~values_BI.any(axis=1)
+    if zero_B.any():
+        row = first_row + int(np.argmax(zero_B))
+        raise InvalidDataset(f"{uri}: column {column!r} is all zeros in row {row}")
+
+
+def _to_numpy(features: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    if isinstance(features, pa.ChunkedArray):
+        features = features.combine_chunks()
+    values = features.flatten()
+    if values.type == pa.float16():
+        # Arrow hands float16 over as NumPy's own type; the cast is one pass.
+        flat = values.to_numpy(zero_copy_only=False).astype(np.float32)
+    else:
+        flat = pc.cast(values, pa.float32()).to_numpy(zero_copy_only=False)
+    return flat.reshape(len(features), features.type.list_size)

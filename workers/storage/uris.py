@@ -1,0 +1,54 @@
+"""Addresses of object storage: file:///folder and s3://bucket/prefix."""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from workers.contract.errors import InvalidUri
+from workers.storage.local import LocalStore
+from workers.storage.port import ObjectStore
+from workers.storage.s3 import S3Store
+
+_ODD = set("\\\0\n\r\t?#")
+
+
+def open_store(uri: str) -> ObjectStore:
+    """The store whose root is `uri`. Raises InvalidUri."""
+    scheme, host, path = _split(uri)
+    if scheme == "file":
+        return LocalStore(Path(path))
+    return S3Store(host, path.strip("/"))
+
+
+def locate(uri: str) -> tuple[ObjectStore, str]:
+    """The store and the key of the one object at `uri`. Raises InvalidUri."""
+    folder, _, name = uri.rpartition("/")
+    if not name:
+        raise InvalidUri(f"{uri!r} names a folder, not an object")
+    _split(uri)
+    return open_store(folder), unquote(name) if uri.startswith("file:") else name
+
+
+def check_allowed(uri: str, allowed_prefixes: tuple[str, ...]) -> None:
+    """Raises InvalidUri unless `uri` lies under one of the prefixes, with no way to climb out."""
+    _split(uri)
+    for prefix in allowed_prefixes:
+        if uri.startswith(prefix.rstrip("/") + "/"):
+            return
+    permitted = ", ".join(allowed_prefixes) or "none are configured"
+    raise InvalidUri(f"{uri!r} is outside the allowed prefixes ({permitted})")
+
+
+def _split(uri: str) -> tuple[str, str, str]:
+    if _ODD & set(uri):
+        raise InvalidUri(f"{uri!r} has a character that addresses may not have")
+    parts = urlsplit(uri)
+    path = unquote(parts.path) if parts.scheme == "file" else parts.path
+    if parts.scheme not in ("file", "s3"):
+        raise InvalidUri(f"{uri!r}: the permitted schemes are file:// and s3://")
+    if parts.scheme == "file" and (parts.netloc or not path.startswith("/")):
+        raise InvalidUri(f"{uri!r}: write file:///absolute/path")
+    if parts.scheme == "s3" and not parts.netloc:
+        raise InvalidUri(f"{uri!r}: write s3://bucket/key")
+    if any(part in (".", "..") for part in path.split("/")):
+        raise InvalidUri(f"{uri!r} has '.' or '..' in its path")
+    return parts.scheme, parts.netloc, path

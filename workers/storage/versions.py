@@ -1,0 +1,119 @@
+"""Reading and writing versions: digests checked on every read, the manifest written last."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from workers.contract.errors import DigestMismatch, InvalidVersion, ObjectNotFound
+from workers.contract.version import FileEntry, LivePointer, VersionManifest
+from workers.storage import layout
+from workers.storage.port import ObjectStore
+
+T = TypeVar("T")
+_CHUNK = 1 << 20
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a local file, in constant memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def entry_for(data: bytes) -> FileEntry:
+    """What a manifest says about these bytes."""
+    return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+
+
+def read_verified(store: ObjectStore, key: str, entry: FileEntry) -> bytes:
+    """The object's bytes. Raises DigestMismatch if they are not those of `entry`."""
+    data = store.read(key)
+    if entry_for(data) != entry:
+        raise DigestMismatch(f"{store.uri}/{key} is not what its manifest promised (SHA-256)")
+    return data
+
+
+def read_candidate(store: ObjectStore, job: str, attempt: int) -> VersionManifest:
+    """The manifest that an attempt left. Raises ObjectNotFound, InvalidVersion."""
+    return _parse(store, layout.run_file(job, attempt, layout.MANIFEST))
+
+
+def read_version(store: ObjectStore, model: str, version: int) -> VersionManifest:
+    """The manifest of a published version. Raises ObjectNotFound, InvalidVersion."""
+    return _parse(store, layout.version_file(model, version, layout.MANIFEST))
+
+
+def read_version_file(store: ObjectStore, manifest: VersionManifest, name: str) -> bytes:
+    """One verified file of a published version. Raises ObjectNotFound, DigestMismatch."""
+    key = layout.version_file(manifest.model, manifest.version, name)
+    return read_verified(store, key, manifest.files[name])
+
+
+def write_candidate(store: ObjectStore, manifest: VersionManifest, files: dict[str, bytes]) -> None:
+    """Files first, manifest last; the manifest can be written once. Raises ObjectExists."""
+    for name, data in files.items():
+        store.put(layout.run_file(manifest.job, manifest.attempt, name), data)
+    key = layout.run_file(manifest.job, manifest.attempt, layout.MANIFEST)
+    store.create(key, manifest.model_dump_json().encode())
+
+
+def check_candidate(store: ObjectStore, manifest: VersionManifest) -> None:
+    """Every file is there with its digest. Raises InvalidVersion that names what is wrong."""
+    missing = set(layout.VERSION_FILES) - set(manifest.files)
+    if missing:
+        raise InvalidVersion(f"the manifest names no {', '.join(sorted(missing))}")
+    moments = manifest.learned[-1].moments
+    for name, entry in {**manifest.files, layout.MOMENTS: moments}.items():
+        _verify(store, layout.run_file(manifest.job, manifest.attempt, name), entry)
+
+
+def publish_files(store: ObjectStore, manifest: VersionManifest) -> None:
+    """Copy a candidate to its place, manifest last. Doing it twice is the same as doing it once."""
+
+    def source(name: str) -> str:
+        return layout.run_file(manifest.job, manifest.attempt, name)
+
+    def target(name: str) -> str:
+        return layout.version_file(manifest.model, manifest.version, name)
+
+    store.copy(source(layout.MOMENTS), layout.dataset_moments(manifest.dataset))
+    for name in manifest.files:
+        store.copy(source(name), target(name))
+    store.copy(source(layout.MANIFEST), target(layout.MANIFEST))
+
+
+def read_live(store: ObjectStore, model: str) -> LivePointer | None:
+    """Which version answers; None before the first one. Raises InvalidVersion."""
+    try:
+        data = store.read(layout.live_pointer(model))
+    except ObjectNotFound:
+        return None
+    return _parsed(LivePointer.model_validate_json, data, layout.live_pointer(model))
+
+
+def write_live(store: ObjectStore, model: str, pointer: LivePointer) -> None:
+    """Mirror the database's decision for the replicas."""
+    store.put(layout.live_pointer(model), pointer.model_dump_json().encode())
+
+
+def _parse(store: ObjectStore, key: str) -> VersionManifest:
+    return _parsed(VersionManifest.model_validate_json, store.read(key), key)
+
+
+def _parsed(parse: Callable[[bytes], T], data: bytes, key: str) -> T:
+    try:
+        return parse(data)
+    except ValidationError as error:
+        raise InvalidVersion(f"{key} cannot be read: {error}") from error
+
+
+def _verify(store: ObjectStore, key: str, entry: FileEntry) -> None:
+    try:
+        read_verified(store, key, entry)
+    except (ObjectNotFound, DigestMismatch) as error:
+        raise InvalidVersion(str(error)) from error

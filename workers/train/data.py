@@ -1,0 +1,97 @@
+"""From verified shards to tensors, and the order in which rows are seen.
+
+Shapes: N rows, B rows of a global batch, F and G raw widths, I and J prepared widths.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.contract.dataset import DatasetManifest, Shard
+from workers.model.features import content_keys, prepare
+from workers.model.retrieval import HeldOut
+from workers.storage.shards import Rows, fetch, read_rows
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Prepared features of a dataset and the content keys of either side."""
+
+    first_NI: Tensor
+    second_NJ: Tensor
+    first_keys_N: Tensor
+    second_keys_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.first_NI)
+
+
+def training_rows(dataset: DatasetManifest) -> TrainingRows:
+    """All training rows. Raises InvalidDataset if a shard is not what was verified at intake."""
+    return prepare_rows(_read(dataset.shards))
+
+
+def held_out_rows(dataset: DatasetManifest) -> HeldOut | None:
+    """The evaluation rows, or None where the dataset has none."""
+    if not dataset.evaluation_shards:
+        return None
+    return prepare_held_out(_read(dataset.evaluation_shards))
+
+
+def prepare_rows(rows: Rows) -> TrainingRows:
+    """Tensors that a head can read."""
+    first, second = rows.feature_a_BI, rows.feature_b_BI
+    return TrainingRows(
+        prepare(torch.from_numpy(first)),
+        prepare(torch.from_numpy(second)),
+        content_keys(first),
+        content_keys(second),
+    )
+
+
+def prepare_held_out(rows: Rows) -> HeldOut:
+    """Tensors to measure recall on."""
+    prepared = prepare_rows(rows)
+    labels = None
+    if rows.label_B is not None:
+        _, numbers = np.unique(rows.label_B.astype(str), return_inverse=True)
+        labels = torch.from_numpy(numbers)
+    return HeldOut(
+        prepared.first_NI,
+        prepared.second_NJ,
+        prepared.first_keys_N,
+        prepared.second_keys_N,
+        labels,
+    )
+
+
+def global_batches(rows: int, batch_size: int, epochs: int, seed: int) -> Iterator[Tensor]:
+    """Row numbers of each global batch: a function of the seed and the dataset alone.
+
+    Each epoch is a fresh permutation. Rows that do not fill a last batch wait for the next epoch:
+    fewer negatives would make it another task.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order_N = torch.randperm(rows, generator=generator)
+        yield from order_N[: rows - rows % batch_size].split(batch_size)
+
+
+def count_updates(rows: int, batch_size: int, epochs: int) -> int:
+    """How many batches `global_batches` gives."""
+    return rows // batch_size * epochs
+
+
+def _read(shards: Sequence[Shard]) -> Rows:
+    with tempfile.TemporaryDirectory(prefix="cmcl-shards-") as folder:
+        paths = []
+        for index, shard in enumerate(shards):
+            path = Path(folder) / f"{index}.parquet"
+            fetch(shard, path)
+            paths.append(path)
+        return read_rows(paths)

@@ -1,0 +1,104 @@
+"""Every collective, and nothing else that knows of ranks. Alone, a collective returns its argument.
+
+Shapes: B rows of the global batch, L of them local, E width of the embeddings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from workers.nullspace.moments import PairMoments, SecondMoment
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    size: int
+
+    @property
+    def leads(self) -> bool:
+        """True in the one rank that writes."""
+        return self.rank == 0
+
+
+def world() -> World:
+    """The process group that this process belongs to; a world of one where there is none."""
+    if not dist.is_initialized():
+        return World(0, 1)
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def share_of(rows: int, here: World) -> slice:
+    """This rank's contiguous part of `rows` rows; parts differ by one row at most."""
+    return slice(rows * here.rank // here.size, rows * (here.rank + 1) // here.size)
+
+
+def gather_rows(local_LE: Tensor, rows: int, here: World) -> Tensor:
+    """Rows of all ranks in order (B × E); the gradient flows back to the rank that owns a row."""
+    if here.size == 1:
+        return local_LE
+    gathered: Tensor = _GatherRows.apply(local_LE, rows, here)
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    """Forward: all-gather. Backward: sum over ranks, then take the own rows.
+
+    Not torch.distributed.nn's: that one multiplies gradients by the world size under DDP's
+    averaging (open_clip issue 616), and this one takes parts of unequal length.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, local_LE: Tensor, rows: int, here: World) -> Tensor:
+        ctx.own, ctx.rows = share_of(rows, here), rows
+        lengths = [_length(share_of(rows, World(rank, here.size))) for rank in range(here.size)]
+        longest = max(lengths)
+        padded = local_LE.new_zeros(longest, local_LE.shape[1])
+        padded[: len(local_LE)] = local_LE
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        total_BE = gradients[0].contiguous()
+        dist.all_reduce(total_BE)
+        return total_BE[ctx.own], None, None
+
+
+def sum_moments(local: PairMoments, here: World) -> PairMoments:
+    """Moments of all ranks' rows, equal to the bit on every rank (float64 sums)."""
+    if here.size == 1:
+        return local
+    count = torch.tensor([local.count], dtype=torch.int64, device=local.cross_IJ.device)
+    tensors = [local.first.sum_II, local.second.sum_II, local.cross_IJ, count]
+    for tensor in tensors:
+        dist.all_reduce(tensor)
+    rows = int(count)
+    return PairMoments(SecondMoment(rows, tensors[0]), SecondMoment(rows, tensors[1]), tensors[2])
+
+
+def broadcast(tensors: Sequence[Tensor], here: World) -> None:
+    """Overwrite the tensors with those of the leading rank: bases must agree to the bit."""
+    if here.size == 1:
+        return
+    for tensor in tensors:
+        dist.broadcast(tensor, src=0)
+
+
+def sum_scalar(value: Tensor, here: World) -> float:
+    """The sum over ranks of one number."""
+    if here.size > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return float(value)
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
