@@ -55,7 +55,8 @@ class ProcessLauncher:
         if not (folder / "pid").exists() or not _is_running(folder):
             return
         stopping = folder / "stopping"
-        stopping.touch(exist_ok=True) if not stopping.exists() else None
+        if not stopping.exists():
+            stopping.touch()
         patience_is_over = time.time() - stopping.stat().st_mtime > _GRACE_SECONDS
         _signal(folder, signal.SIGKILL if patience_is_over else signal.SIGTERM)
 

@@ -1,14 +1,14 @@
 """Errors of the data plane.
 
-    WorkerError                     anything we raise on purpose
-    ├── InvalidDataset              the user's rows cannot be used; a retry cannot help
-    ├── InvalidVersion              a stored version is incomplete or damaged
-    └── StorageError                object storage
-        ├── ObjectNotFound          nothing under that key
-        ├── ObjectExists            the key was already taken
-        ├── DigestMismatch          other bytes than were promised
-        ├── InvalidUri              not an address that we can read
-        └── StorageUnavailable      the store did not answer; a retry can help
+WorkerError                     anything we raise on purpose
+├── InvalidDataset              the user's rows cannot be used; a retry cannot help
+├── InvalidVersion              a stored version is incomplete or damaged
+└── StorageError                object storage
+    ├── ObjectNotFound          nothing under that key
+    ├── ObjectExists            the key was already taken
+    ├── DigestMismatch          other bytes than were promised
+    ├── InvalidUri              not an address that we can read
+    └── StorageUnavailable      the store did not answer; a retry can help
 """
 
 

@@ -33,7 +33,7 @@ class ProtectionSpec(Frozen):
         description="share of the trace of the earlier moments whose directions are protected",
     )
     max_drift: float = Field(
-        default=0.6,
+        default=0.5,
         gt=0,
         description="largest relative drift of an earlier dataset's scores with which a version is "
         "still published",

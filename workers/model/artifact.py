@@ -103,7 +103,7 @@ def run_selftest(data: bytes, heads: ModalityHeads, tolerance: float = 1e-4) -> 
             )
 
 
-def _moment_tensors(moments: PairMoments) -> Mapping[str, Tensor]:
+def _moment_tensors(moments: PairMoments) -> dict[str, Tensor]:
     return {
         "count": torch.tensor(moments.count, dtype=torch.int64),
         "first": moments.first.sum_II.contiguous(),

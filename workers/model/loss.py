@@ -18,7 +18,9 @@ def positives(
     return (first_keys_L[:, None] == first_keys_B) | (second_keys_L[:, None] == second_keys_B)
 
 
-def info_nce(queries_LE: Tensor, keys_BE: Tensor, positive_LB: Tensor, temperature: float) -> Tensor:
+def info_nce(
+    queries_LE: Tensor, keys_BE: Tensor, positive_LB: Tensor, temperature: float
+) -> Tensor:
     """Sum over local rows of the mean −log p(positive | query); rows of both are unit vectors.
 
     With one positive a row this is InfoNCE (arXiv 1807.03748); with several, the outer form of

@@ -5,7 +5,6 @@ Shapes: N rows, E width of the embeddings.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from workers.contract.version import Recall

@@ -23,10 +23,11 @@ def main(argv: list[str]) -> int:
     except (ValidationError, InvalidUri) as error:
         print(f"workers.serve: {error}", file=sys.stderr)
         return 2
+    ray.init(address="auto", log_to_driver=False)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
+        # After ray.init, which puts a handler of its own in place: that one exits at once.
         signal.signal(number, lambda *_: stopping.set())
-    ray.init(address="auto", log_to_driver=False)
     address = deploy(args, options.host, options.port)
     print(f"embeddings: {address} serves {args.store} with {args.replicas} replica(s)", flush=True)
     stopping.wait()

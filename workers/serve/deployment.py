@@ -8,7 +8,7 @@ from ray import serve
 
 from workers.contract.errors import StorageUnavailable
 from workers.serve.http.api import create_api
-from workers.serve.metrics import RayMetrics
+from workers.serve.ray_metrics import RayMetrics
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions
@@ -17,13 +17,6 @@ from workers.serve.versions.recent import RecentVersions
 from workers.storage.uris import open_store
 
 
-@serve.deployment(
-    max_ongoing_requests=256,
-    # When the application itself changes, the new replica is up before the old one goes.
-    max_surge_percent=100,
-    health_check_period_s=5,
-)
-@serve.ingress()
 class Embedder:
     """Answers embedding queries. A new version of a model never restarts it."""
 
@@ -54,9 +47,17 @@ class Embedder:
         if not self._follower.alive:
             raise RuntimeError("nobody follows the live pointers in this replica any more")
 
-    def arguments(self) -> ServeArgs:
-        """What this replica was told, so that a restarted driver can see that nothing changed."""
-        return self._args
+    def identity(self) -> str:
+        """So that a restarted driver can see whether anything changed."""
+        return self._args.identity
 
     def _load(self, model: str, number: int) -> ServedVersion:
         return load_version(self._store, model, number)
+
+
+EMBEDDER: serve.Deployment = serve.deployment(
+    max_ongoing_requests=256,
+    # When the application itself changes, the new replica is up before the old one goes.
+    max_surge_percent=100,
+    health_check_period_s=5,
+)(serve.ingress()(Embedder))

@@ -1,5 +1,6 @@
 """What the serving application is told: by the command line, or by `args` of a RayService."""
 
+from importlib.metadata import version
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -42,6 +43,11 @@ class ServeArgs(Frozen):
                 f"({self.max_rows_in_flight}): the largest request could never be admitted"
             )
         return self
+
+    @property
+    def identity(self) -> str:
+        """Arguments and release: equal where a running application need not be replaced."""
+        return f"cmcl {version('cmcl')} {self.model_dump_json()}"
 
     @property
     def seconds_between_looks(self) -> float:

@@ -1,11 +1,11 @@
 """The names of all keys: the only place that knows how the bucket is laid out.
 
-    datasets/<dataset>/manifest.json            verified shards
-                       evaluation-<i>.parquet   held-out rows, copied in
-                       moments.safetensors      written when its version is published
-    runs/<job>/a<attempt>/spec.json, progress.json, and the candidate; may be swept
-    models/<model>/versions/<n>/...             a published version; manifest.json LAST
-    models/<model>/live.json                    which version answers
+datasets/<dataset>/manifest.json            verified shards
+                   evaluation-<i>.parquet   held-out rows, copied in
+                   moments.safetensors      written when its version is published
+runs/<job>/a<attempt>/spec.json, progress.json, and the candidate; may be swept
+models/<model>/versions/<n>/...             a published version; manifest.json LAST
+models/<model>/live.json                    which version answers
 """
 
 MANIFEST = "manifest.json"

@@ -38,7 +38,7 @@ class LocalStore:
     def put(self, key: str, data: bytes) -> None:
         with self._temporary(key) as temporary:
             _write(temporary, data)
-            os.replace(temporary, self._path(key))
+            temporary.replace(self._path(key))
 
     def create(self, key: str, data: bytes) -> None:
         with self._temporary(key) as temporary:
@@ -52,7 +52,7 @@ class LocalStore:
         with self._temporary(key) as temporary:
             shutil.copyfile(path, temporary)
             _flush(temporary)
-            os.replace(temporary, self._path(key))
+            temporary.replace(self._path(key))
 
     def copy(self, source: str, target: str) -> None:
         with _translated(source):

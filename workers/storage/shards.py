@@ -111,10 +111,10 @@ class ShardChecker:
 def read_rows(paths: list[Path]) -> Rows:
     """All rows of verified shards as float32."""
     tables = [pq.read_table(path, columns=None) for path in paths]
-    features = [
+    first_BI, second_BI = (
         np.concatenate([_to_numpy(table.column(column)) for table in tables]) for column in FEATURES
-    ]
-    return Rows(*features, label_B=_labels(tables))
+    )
+    return Rows(first_BI, second_BI, _labels(tables))
 
 
 def _labels(tables: list[pa.Table]) -> np.ndarray | None:
@@ -171,4 +171,5 @@ def _to_numpy(features: pa.Array | pa.ChunkedArray) -> np.ndarray:
         flat = values.to_numpy(zero_copy_only=False).astype(np.float32)
     else:
         flat = pc.cast(values, pa.float32()).to_numpy(zero_copy_only=False)
-    return flat.reshape(len(features), features.type.list_size)
+    values_BI: np.ndarray = flat.reshape(len(features), features.type.list_size)
+    return values_BI

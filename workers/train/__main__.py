@@ -11,9 +11,7 @@ def main() -> None:
 
         from workers.train.job import train_dataset
 
-        train_dataset(
-            arguments.store, arguments.job, arguments.attempt, torch.device("cpu")
-        )
+        train_dataset(arguments.store, arguments.job, arguments.attempt, torch.device("cpu"))
         return
     # Imported here because each of the two ways takes seconds to import and needs the other not.
     from workers.train.ray_run import run_on_ray

@@ -79,7 +79,8 @@ def global_batches(rows: int, batch_size: int, epochs: int, seed: int) -> Iterat
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         order_N = torch.randperm(rows, generator=generator)
-        yield from order_N[: rows - rows % batch_size].split(batch_size)
+        for start in range(0, rows - rows % batch_size, batch_size):
+            yield order_N[start : start + batch_size]
 
 
 def count_updates(rows: int, batch_size: int, epochs: int) -> int:

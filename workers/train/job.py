@@ -5,6 +5,7 @@ rank alone writes. With one process and no process group it is the same code.
 """
 
 import hashlib
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 
@@ -83,7 +84,7 @@ def _local_moments(rows: TrainingRows, here: World) -> PairMoments:
     return pair_moments(rows.first_NI[own], rows.second_NJ[own])
 
 
-def _agree(spaces: dict[str, UpdateSpace], here: World) -> None:
+def _agree(spaces: Mapping[str, UpdateSpace], here: World) -> None:
     """All ranks train in the leading rank's coordinates: two CPUs may round an eigenvector apart."""
     for space in spaces.values():
         broadcast([space.outputs.vectors_II, space.inputs.vectors_II, space.free_EI], here)

@@ -34,7 +34,9 @@ def read_parent(store: ObjectStore, job: JobSpec) -> Parent:
     return Parent(_heads(store, manifest), memory, manifest.learned)
 
 
-def certify(store: ObjectStore, job: JobSpec, parent: Parent, now: ModalityHeads) -> dict[str, Drift]:
+def certify(
+    store: ObjectStore, job: JobSpec, parent: Parent, now: ModalityHeads
+) -> dict[str, Drift]:
     """Drift of every earlier dataset, since the version that learned it and since the parent."""
     return {
         learned.dataset: _drift(store, job, learned, parent.heads, now)
@@ -42,7 +44,9 @@ def certify(store: ObjectStore, job: JobSpec, parent: Parent, now: ModalityHeads
     }
 
 
-def evaluate(store: ObjectStore, job: JobSpec, parent: Parent, now: ModalityHeads) -> dict[str, Recall]:
+def evaluate(
+    store: ObjectStore, job: JobSpec, parent: Parent, now: ModalityHeads
+) -> dict[str, Recall]:
     """Recall on the held-out rows of every dataset so far that has some, this one included."""
     earlier = [
         DatasetManifest.model_validate_json(store.read(layout.dataset_manifest(learned.dataset)))

@@ -65,9 +65,7 @@ def train_pair(
     loss = torch.zeros((), device=device)
     batches = global_batches(len(rows), task.spec.batch_size, task.spec.epochs, task.seed)
     for done, batch_B in enumerate(batches, start=1):
-        loss = _update(
-            wrapped, optimizer, rotated, batch_B.to(device), task.spec.temperature, here
-        )
+        loss = _update(wrapped, optimizer, rotated, batch_B.to(device), task.spec.temperature, here)
         on_update(UpdateDone(done, total, loss))
     return Trained(_new_heads(task, module), sum_scalar(loss, here), total)
 
@@ -113,7 +111,7 @@ def _update(
     loss = symmetric_info_nce((first_LE, second_LE), everywhere, positive_LB, temperature)
     optimizer.zero_grad(set_to_none=True)
     # DDP divides the summed gradients by the number of ranks; the loss is already a share.
-    (loss * here.size).backward()
+    (loss * here.size).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.detach()
 

@@ -47,7 +47,7 @@ class _Head(nn.Module):
         self.start_EI: Tensor
         self.free_EI: Tensor
         self.change_EI = nn.Parameter(torch.zeros_like(self.start_EI))
-        self.change_EI.register_hook(self._block)
+        self.change_EI.register_hook(self._block)  # type: ignore[no-untyped-call]
 
     def forward(self, rotated_LI: Tensor) -> Tensor:
         return rotated_LI @ (self.start_EI + self.change_EI).mT
@@ -72,5 +72,3 @@ def adamw(module: nn.Module, spec: TrainingSpec) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         module.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
     )
-
-

@@ -49,9 +49,7 @@ def _run_storage(store_uri: str, job: str, attempt: int) -> dict[str, Any]:
     store, path = open_store(store_uri), f"{run_prefix(job, attempt)}/ray"
     if not isinstance(store, S3Store):
         return {"storage_path": str(Path(urlsplit(store.uri).path) / path)}
-    filesystem = pyarrow.fs.S3FileSystem(
-        endpoint_override=store.endpoint_url, region=store.region
-    )
+    filesystem = pyarrow.fs.S3FileSystem(endpoint_override=store.endpoint_url, region=store.region)
     return {
         "storage_filesystem": filesystem,
         "storage_path": f"{store.bucket}/{store.prefix}{path}",

@@ -30,16 +30,16 @@ class Reporter:
         spent = now - self._phase_began
         self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + round(spent, 3)
         self._phase, self._phase_began = phase, now
-        self._progress = self._progress.model_copy(
-            update={"phase": phase, "at": datetime.now(UTC)}
-        )
+        self._progress = self._progress.model_copy(update={"phase": phase, "at": datetime.now(UTC)})
         self._write()
 
     def update_done(self, update: UpdateDone) -> None:
         """Told after every update; writes now and then and after the last one."""
         now = time.monotonic()
         is_last = update.done == update.total
-        if not self._here.leads or not (is_last or now - self._last_write > _SECONDS_BETWEEN_WRITES):
+        if not self._here.leads or not (
+            is_last or now - self._last_write > _SECONDS_BETWEEN_WRITES
+        ):
             return
         batch = self._spec.spec.training.batch_size
         # The loss of the whole batch would cost a collective: ranks draw alike, so scale ours up.

@@ -9,6 +9,8 @@ ApiError
 └── NotReady             503   with Retry-After
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 from fastapi import FastAPI, Request
@@ -20,6 +22,7 @@ from workers.serve.metrics import ServeMetrics
 
 # nginx's number for "the client went away"; nobody reads it, but it is counted.
 _CLIENT_CLOSED_REQUEST = 499
+_RETRY_SOON = MappingProxyType({"retry-after": "1"})
 
 
 class ApiError(Exception):
@@ -28,7 +31,7 @@ class ApiError(Exception):
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "server_error"
     default_code: ClassVar[str] = "internal_error"
-    headers: ClassVar[dict[str, str]] = {}
+    headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -66,7 +69,7 @@ class Overloaded(ApiError):
     status = 429
     kind = "rate_limit_error"
     default_code = "too_many_rows_in_flight"
-    headers = {"retry-after": "1"}
+    headers = _RETRY_SOON
 
 
 class VersionDamaged(ApiError):
@@ -81,7 +84,7 @@ class NotReady(ApiError):
     status = 503
     kind = "service_unavailable_error"
     default_code = "not_ready"
-    headers = {"retry-after": "1"}
+    headers = _RETRY_SOON
 
 
 def install_error_handlers(app: FastAPI, metrics: ServeMetrics) -> None:
@@ -97,7 +100,7 @@ def install_error_handlers(app: FastAPI, metrics: ServeMetrics) -> None:
         metrics.turned_away(error.status_code)
         message = f"{request.method} {request.url.path}: {error.detail}"
         code = "method_not_allowed" if error.status_code == 405 else "path_not_found"
-        headers = dict(error.headers or {})
+        headers = error.headers or {}
         return _response(error.status_code, InvalidRequest.kind, message, None, code, headers)
 
     async def on_disconnect(_: Request, __: ClientDisconnect) -> Response:
@@ -122,7 +125,7 @@ def _response(
     message: str,
     param: str | None,
     code: str,
-    headers: dict[str, str],
+    headers: Mapping[str, str],
 ) -> Response:
     body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     return JSONResponse(body, status, headers)

@@ -48,9 +48,10 @@ def _checked(rows_BF: np.ndarray) -> Float32Array:
     wrong = np.flatnonzero(~((lengths_B >= _SHORTEST) & (lengths_B <= _LONGEST)))
     if len(wrong):
         index = int(wrong[0])
-        length = "all zeros" if not rows_BF[index].any() else f"of length {lengths_B[index]:.3g}"
+        length = float(np.hypot.reduce(rows_BF[index]))  # neither underflows nor overflows
+        found = f"of length {length:.3g}" if length else "all zeros"
         raise InvalidRequest(
-            f"input row {index} is {length}; permitted are lengths from {_SHORTEST:g} to "
+            f"input row {index} is {found}; permitted are lengths from {_SHORTEST:g} to "
             f"{_LONGEST:g}, because only the direction of a feature counts",
             param="input",
         )

@@ -3,7 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -42,7 +42,7 @@ class EmbeddingRequest(BaseModel):
     def rows(self) -> list[list[float]]:
         """The input as a list of features, whichever way it was written."""
         if self.input and isinstance(self.input[0], list):
-            return self.input  # type: ignore[return-value]  # the union has no mixed lists
+            return self.input
         return [self.input] if self.input else []  # type: ignore[list-item]
 
 
@@ -115,8 +115,8 @@ def _indices(location: tuple[int | str, ...]) -> tuple[int, ...]:
     return tuple(part for part in location if isinstance(part, int))
 
 
-def _shortened(value: Any) -> str:
-    """The user's value as it may stand in a message; Any, because it is whatever JSON holds."""
+def _shortened(value: object) -> str:
+    """The user's value as it may stand in a message."""
     if isinstance(value, list | dict):
         return f"a {type(value).__name__} of {len(value)}"
     text = json.dumps(value[:_LONGEST_VALUE] if isinstance(value, str) else value)

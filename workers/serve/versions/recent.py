@@ -10,7 +10,7 @@ _Key = tuple[str, int]
 
 
 class RecentVersions:
-    """A small cache, least recently used out first. Lives on one event loop, so it needs no lock."""
+    """A small cache, least recently used out first; one event loop, so no lock."""
 
     def __init__(self, load: Callable[[str, int], ServedVersion], capacity: int) -> None:
         self._load = load

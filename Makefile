@@ -1,0 +1,49 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+SOURCES := cmcl service workers benchmarks tests examples
+PYTEST ?= $(BIN)/python -m pytest
+
+.PHONY: help setup demo test check format up lock clean
+
+help:  ## show this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## install everything into .venv (quick when nothing changed)
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade uv
+	$(BIN)/uv pip sync --python $(BIN)/python --quiet --require-hashes --compile-bytecode requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --editable .
+	touch $(STAMP)
+
+demo: setup  ## run the whole system on a small real stream and print what it learned and kept
+	$(BIN)/cmcl demo
+
+up: setup  ## run the whole system on this machine until Ctrl-C
+	$(BIN)/cmcl up
+
+test: setup  ## run all tests
+	$(PYTEST)
+
+check: setup  ## format, lint, types, import contracts, spelling
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: setup  ## format the code and mend what can be mended
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+lock: setup  ## write the locks anew (hashes, no addresses); uv.lock holds addresses and is not kept
+	$(BIN)/uv export --quiet --no-header --no-emit-project --all-extras --all-groups --format requirements.txt > requirements.lock
+	$(BIN)/uv export --quiet --no-header --no-emit-project --extra service --no-dev --format requirements.txt > deploy/requirements/service.lock
+	$(BIN)/uv export --quiet --no-header --no-emit-project --extra workers --no-dev --format requirements.txt > deploy/requirements/worker.lock
+	rm -f uv.lock
+
+clean:  ## remove what was built and all local state
+	rm -rf .venv .cmcl .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,125 @@
+"""A steady load of embedding queries that goes on while versions are swapped beneath it."""
+
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
+from itertools import count
+
+# Two answers of one version to one query: equal but for the rounding of another batch size.
+_TOLERANCE = 1e-5
+
+
+@dataclass
+class QueryReport:
+    """What the querying client saw."""
+
+    sent: int = 0
+    failures: list[str] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    first_seen: dict[int, float] = field(default_factory=dict)
+
+    def percentile(self, share: float) -> float:
+        """Latency in seconds below which `share` of the answers came."""
+        ordered = sorted(self.latencies)
+        return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
+
+
+class QueryLoad:
+    """Threads that ask `rate` queries a second in all, and check each answer.
+
+    A query fails when it is not answered with 200, when the answer has not the promised form, or
+    when one version answers the same query in two ways.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        model: str,
+        probes: dict[str, list[list[float]]],
+        rate: float,
+        threads: int = 4,
+    ) -> None:
+        self._address, self._interval = (host, port), threads / rate
+        self._bodies = [
+            json.dumps({"model": model, "modality": modality, "input": row}).encode()
+            for modality, rows in probes.items()
+            for row in rows
+        ]
+        self.report = QueryReport()
+        self._known: dict[tuple[int, int], list[float]] = {}
+        self._numbers = count()
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=self._ask_on, daemon=True) for _ in range(threads)]
+
+    def start(self) -> None:
+        """Begin to ask."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> QueryReport:
+        """Finish the queries under way and answer what was seen."""
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+        return self.report
+
+    def wait_for(self, version: int, timeout: float) -> float | None:
+        """When (time.monotonic) an answer first named `version`; None if it does not in time."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if version in self.report.first_seen:
+                return self.report.first_seen[version]
+            time.sleep(0.02)
+        return None
+
+    def _ask_on(self) -> None:
+        connection = HTTPConnection(*self._address, timeout=30)
+        due = time.monotonic()
+        while not self._stopped.wait(max(0.0, due - time.monotonic())):
+            # A late query is not made up for by a burst: a steady client does not do that either.
+            due = max(due + self._interval, time.monotonic())
+            self._ask(connection, next(self._numbers) % len(self._bodies))
+        connection.close()
+
+    def _ask(self, connection: HTTPConnection, query: int) -> None:
+        began = time.monotonic()
+        try:
+            connection.request(
+                "POST",
+                "/v1/embeddings",
+                self._bodies[query],
+                {"Content-Type": "application/json"},
+            )
+            response = connection.getresponse()
+            status, body = response.status, response.read()
+        except (HTTPException, OSError) as error:
+            connection.close()
+            self._failed(f"no answer: {error!r}")
+            return
+        self._check(query, status, body, began)
+
+    def _check(self, query: int, status: int, body: bytes, began: float) -> None:
+        if status != 200:
+            self._failed(f"HTTP {status}: {body[:200].decode(errors='replace')}")
+            return
+        answer = json.loads(body)
+        version = int(answer["model"].rpartition("@")[2])
+        vector = answer["data"][0]["embedding"]
+        now = time.monotonic()
+        with self._lock:
+            self.report.sent += 1
+            self.report.latencies.append(now - began)
+            self.report.first_seen.setdefault(version, now)
+            known = self._known.setdefault((version, query), vector)
+        if max(abs(a - b) for a, b in zip(known, vector, strict=True)) > _TOLERANCE:
+            with self._lock:
+                self.report.failures.append(f"version {version} answered query {query} in two ways")
+
+    def _failed(self, why: str) -> None:
+        with self._lock:
+            self.report.sent += 1
+            self.report.failures.append(why)

@@ -1,0 +1,64 @@
+"""A folder of datasets in order: `stream.json` and the Parquet files that it names."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from workers.contract.dataset import ShardRef
+from workers.contract.modality import ModalityPair
+
+
+@dataclass(frozen=True)
+class StreamDataset:
+    """One dataset of the stream."""
+
+    name: str
+    pair: ModalityPair
+    train: Path
+    evaluation: Path
+
+    @property
+    def shards(self) -> list[ShardRef]:
+        return [ShardRef(uri=self.train.as_uri())]
+
+    @property
+    def evaluation_shards(self) -> list[ShardRef]:
+        return [ShardRef(uri=self.evaluation.as_uri())]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Datasets in the order in which they arrive, and the width of each modality's features."""
+
+    folder: Path
+    modalities: dict[str, int]
+    datasets: list[StreamDataset]
+
+    def probe_rows(self, rows: int) -> dict[str, list[list[float]]]:
+        """A few held-out features of every modality, to query with."""
+        probes: dict[str, list[list[float]]] = {}
+        for dataset in self.datasets:
+            columns = zip(dataset.pair.modalities, ("feature_a", "feature_b"), strict=True)
+            for modality, column in columns:
+                if modality not in probes:
+                    table = pq.read_table(dataset.evaluation, columns=[column]).slice(0, rows)
+                    probes[modality] = table.column(column).to_pylist()
+        return probes
+
+
+def read_stream(folder: Path) -> Stream:
+    """Read `stream.json`; raises FileNotFoundError where there is none."""
+    folder = folder.resolve()
+    document = json.loads((folder / "stream.json").read_text(encoding="utf-8"))
+    datasets = [
+        StreamDataset(
+            name=entry["name"],
+            pair=ModalityPair.model_validate(entry["pair"]),
+            train=folder / entry["train"]["file"],
+            evaluation=folder / entry["evaluation"]["file"],
+        )
+        for entry in document["datasets"]
+    ]
+    return Stream(folder, document["modalities"], datasets)

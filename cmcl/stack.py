@@ -1,0 +1,236 @@
+"""The whole system on this machine: a Ray head, the embeddings endpoint and the control plane.
+
+Each is a child process in a group of its own, so that stopping takes exactly what was started here
+and no other Ray on the machine (`ray stop` would take them all).
+"""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+_HOST = "127.0.0.1"
+# Slow machines import torch and Ray for half a minute.
+_READY_SECONDS = 120.0
+_STOP_SECONDS = 15.0
+
+_QUIET_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+class StackError(Exception):
+    """A part of the local stack did not start. The message names its log."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Ports on loopback."""
+
+    service: int
+    embeddings: int
+    ray: int
+    dashboard: int
+
+    @classmethod
+    def free(cls, service: int = 0, embeddings: int = 0) -> "Ports":
+        """Free ports; those that are given are checked instead. Raises StackError if taken."""
+        sockets = [_bound(port) for port in (service, embeddings, 0, 0)]
+        numbers = [held.getsockname()[1] for held in sockets]
+        for held in sockets:
+            held.close()
+        return cls(*numbers)
+
+
+@dataclass
+class LocalStack:
+    """Everything under one folder: database, store, logs. Starting again goes on with it."""
+
+    folder: Path
+    ports: Ports
+    ranks: int = 2
+    allowed_prefixes: tuple[str, ...] = ()
+    extra_environment: dict[str, str] = field(default_factory=dict)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder = self.folder.resolve()
+        self._token = secrets.token_hex(16)
+
+    @property
+    def service_url(self) -> str:
+        return f"http://{_HOST}:{self.ports.service}"
+
+    @property
+    def embeddings_url(self) -> str:
+        return f"http://{_HOST}:{self.ports.embeddings}"
+
+    @property
+    def dashboard_url(self) -> str:
+        return f"http://{_HOST}:{self.ports.dashboard}"
+
+    @property
+    def store_uri(self) -> str:
+        return (self.folder / "store").as_uri()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start all parts and wait until each answers. Raises StackError."""
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        (self.folder / "store").mkdir(exist_ok=True)
+        self.start_ray()
+        self.start_service()
+        self._wait("ray", f"{self.dashboard_url}/api/version")
+        self.start_embeddings()
+        self._wait("service", f"{self.service_url}/readyz")
+        self._wait("embeddings", f"{self.embeddings_url}/readyz")
+
+    def start_ray(self) -> None:
+        """A head node with the Jobs API; its CPUs are a count, not a reservation."""
+        program = Path(sys.executable).parent / "ray"
+        self._spawn(
+            "ray",
+            [
+                *(str(program), "start", "--head", "--block", "--disable-usage-stats"),
+                *(f"--node-ip-address={_HOST}", f"--port={self.ports.ray}"),
+                *(f"--dashboard-port={self.ports.dashboard}", "--include-dashboard=true"),
+                *(f"--num-cpus={2 * self.ranks + 4}", "--object-store-memory=200000000"),
+            ],
+        )
+
+    def start_service(self) -> None:
+        """The control plane."""
+        self._spawn("service", [sys.executable, "-m", "service"])
+
+    def start_embeddings(self) -> None:
+        """The endpoint that answers queries."""
+        self._spawn(
+            "embeddings",
+            [
+                *(sys.executable, "-m", "workers.serve", "--store", self.store_uri),
+                *("--host", _HOST, "--port", str(self.ports.embeddings)),
+            ],
+        )
+
+    def wait_for_service(self) -> None:
+        """Until the control plane is ready. Raises StackError."""
+        self._wait("service", f"{self.service_url}/readyz")
+
+    def kill(self, name: str) -> None:
+        """End one part at once, with its children, as a crash would."""
+        process = self.processes.pop(name)
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+    def stop(self) -> None:
+        """End all parts, the last started first."""
+        for process in reversed(self.processes.values()):
+            _signal_group(process, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_SECONDS
+        for process in self.processes.values():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                pass
+            # Ray's children outlive a head that ended by itself; the group has them all.
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+        self.processes.clear()
+
+    def ended(self) -> list[str]:
+        """Names of parts that are no longer running."""
+        return [name for name, process in self.processes.items() if process.poll() is not None]
+
+    def log(self, name: str) -> Path:
+        """Where a part writes what it prints."""
+        return self.folder / "logs" / f"{name}.log"
+
+    def _environment(self) -> dict[str, str]:
+        programs = str(Path(sys.executable).parent)
+        return {
+            **os.environ,
+            **_QUIET_RAY,
+            "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self._token,
+            "RAY_ADDRESS": f"{_HOST}:{self.ports.ray}",
+            "CMCL_DATABASE_URL": f"sqlite:///{self.folder / 'cmcl.db'}",
+            "CMCL_STORE_URI": self.store_uri,
+            "CMCL_ALLOWED_PREFIXES": ",".join(self.allowed_prefixes),
+            "CMCL_RAY_ADDRESS": self.dashboard_url,
+            "CMCL_RANKS": str(self.ranks),
+            "CMCL_HOST": _HOST,
+            "CMCL_PORT": str(self.ports.service),
+            **self.extra_environment,
+        }
+
+    def _spawn(self, name: str, command: list[str]) -> None:
+        with self.log(name).open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=self._environment(),
+                start_new_session=True,
+            )
+
+    def _wait(self, name: str, url: str) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        headers = {"Authorization": f"Bearer {self._token}"}
+        while time.monotonic() < deadline:
+            if self.processes[name].poll() is not None:
+                raise StackError(f"{name} ended while it was starting; see {self.log(name)}")
+            try:
+                if httpx.get(url, timeout=2, headers=headers).status_code == httpx.codes.OK:
+                    return
+            except httpx.HTTPError:
+                pass  # Not listening yet: that is what we wait for.
+            time.sleep(0.1)
+        raise StackError(f"{name} was not ready after {_READY_SECONDS:g} s; see {self.log(name)}")
+
+
+def _bound(port: int) -> socket.socket:
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        held.bind((_HOST, port))
+    except OSError as error:
+        held.close()
+        raise StackError(f"port {port} is in use; choose another one") from error
+    return held
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass  # All of the group has ended already.

@@ -1,0 +1,114 @@
+"""Transactions on SQLite or PostgreSQL, with the same promises on both.
+
+SQLite: write-ahead log, every commit flushed to the disk, and writers take the lock when they begin
+(a reader that turns writer half-way could not be made to wait, it would fail).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine import URL
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from service.errors import DatabaseUnavailable, WriteConflict
+
+T = TypeVar("T")
+
+_READER = "cmcl_reader"
+_BUSY_MILLISECONDS = 15_000
+_CONFLICTS_BEFORE_GIVING_UP = 3
+
+
+class Database:
+    """Hands out transactions. Raises DatabaseUnavailable and WriteConflict."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._readers = engine.execution_options(**{_READER: True})
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that is committed if the block ends well."""
+        with _translated(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that never waits for writers, and never writes."""
+        with _translated(), self._readers.connect() as connection:
+            yield connection
+
+    def settle(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a write transaction; once more if somebody inserted the same row first.
+
+        The second time it reads the other's row, so `work` looks before it inserts.
+        """
+        for _ in range(_CONFLICTS_BEFORE_GIVING_UP - 1):
+            try:
+                with self.write() as connection:
+                    return work(connection)
+            except WriteConflict:
+                continue
+        with self.write() as connection:
+            return work(connection)
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+
+def open_database(url: str) -> Database:
+    """The database at `url`; for SQLite its folder is made if need be."""
+    parsed = _with_driver(make_url(url))
+    if parsed.get_backend_name() != "sqlite":
+        return Database(create_engine(parsed, pool_pre_ping=True))
+    if parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed)
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return Database(engine)
+
+
+def _with_driver(url: URL) -> URL:
+    """People write postgresql://; which driver that means here is our business."""
+    if url.drivername in ("postgresql", "postgres"):
+        return url.set(drivername="postgresql+psycopg")
+    return url
+
+
+def _configure_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    # The driver must not begin transactions by itself: `_begin_sqlite` does.
+    connection.isolation_level = None  # type: ignore[attr-defined]
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    is_reader = connection.get_execution_options().get(_READER)
+    connection.exec_driver_sql("BEGIN DEFERRED" if is_reader else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """The drivers' errors, in our words."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise WriteConflict(str(error.orig)) from error
+    except (OperationalError, PoolTimeout) as error:
+        raise DatabaseUnavailable(f"the database did not answer: {error}") from error
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise DatabaseUnavailable(f"the database hung up: {error}") from error

@@ -1,0 +1,30 @@
+"""Brings a database to the newest form of the tables; run each time the service starts."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, text
+
+from service.database.engine import Database
+
+# Any number, as long as nobody else takes it for an advisory lock in the same database.
+_ADVISORY_LOCK = 0x636D636C
+
+
+def upgrade(database: Database) -> None:
+    """Apply what is missing, in one transaction. Of two starting at once, one waits and finds it done."""
+    with database.write() as connection:
+        _lock(connection)
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _lock(connection: Connection) -> None:
+    """SQLite's write transactions are one at a time anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK}
+        )

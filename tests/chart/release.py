@@ -1,0 +1,105 @@
+"""The chart, rendered: what the tests of this folder look at."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import helm_python
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "helm"
+RELEASE_NAME = "demo"
+
+# Objects of Kubernetes are known to their schemas only, not to a type checker.
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Release:
+    """What `helm install` would send, by file of the chart."""
+
+    objects: Mapping[str, Object]
+    notes: str
+
+    def one(self, kind: str, name: str) -> Object:
+        """The only object of this kind and name."""
+        found = [
+            item
+            for item in self.objects.values()
+            if (item["kind"], item["metadata"]["name"]) == (kind, name)
+        ]
+        assert len(found) == 1, f"{len(found)} objects are a {kind} named {name}"
+        return found[0]
+
+    def of_kind(self, *kinds: str) -> list[Object]:
+        """All objects of these kinds."""
+        return [item for item in self.objects.values() if item["kind"] in kinds]
+
+    def pod_templates(self) -> dict[str, Object]:
+        """Every pod template, those inside Ray objects included, by where it stands."""
+        return {
+            f"{item['kind']} {where}": template
+            for item in self.objects.values()
+            for where, template in _pod_templates(item.get("spec", {}))
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """CMCL_* of the control plane: text, or where it comes from."""
+        container = self.container("service")
+        (source,) = container["envFrom"]
+        settings: dict[str, Any] = dict(
+            self.one("ConfigMap", source["configMapRef"]["name"])["data"]
+        )
+        settings |= {
+            variable["name"]: variable.get("value", variable.get("valueFrom"))
+            for variable in container["env"]
+            if variable["name"].startswith("CMCL_")
+        }
+        return settings
+
+    def container(self, component: str) -> Object:
+        """The container of the first pod template that belongs to a component."""
+        for template in self.pod_templates().values():
+            if template["metadata"]["labels"]["app.kubernetes.io/component"] == component:
+                container: Object = template["spec"]["containers"][0]
+                return container
+        raise AssertionError(f"no pod belongs to {component}")
+
+
+def render(values: Mapping[str, Any], name: str = RELEASE_NAME) -> Release:
+    """Render the chart with these values."""
+    with helm_python.Chart.load(CHART) as chart:
+        files = chart.render(dict(values), name=name, namespace="test")
+    parsed = {
+        path.removeprefix("cmcl/templates/"): helm_python.values_from_yaml(text)
+        for path, text in files.items()
+        if path.endswith(".yaml")
+    }
+    return Release(
+        objects={path: item for path, item in parsed.items() if item},
+        notes=files["cmcl/templates/NOTES.txt"],
+    )
+
+
+def merged(values: Mapping[str, Any]) -> dict[str, Any]:
+    """These values over the chart's defaults."""
+    with helm_python.Chart.load(CHART) as chart:
+        return chart.merge_values(dict(values))
+
+
+def values_of(example: str) -> dict[str, Any]:
+    """The values in helm/ci/<example>.yaml."""
+    return helm_python.values_from_yaml((CHART / "ci" / f"{example}.yaml").read_text())
+
+
+def _pod_templates(node: Any, where: str = "") -> Iterator[tuple[str, Object]]:
+    if isinstance(node, dict):
+        if "containers" in node.get("spec", {}):
+            yield where.strip("/"), node
+            return
+        for key, child in node.items():
+            yield from _pod_templates(child, f"{where}/{key}")
+    elif isinstance(node, list):
+        for index, child in enumerate(node):
+            yield from _pod_templates(child, f"{where}/{index}")

@@ -1,0 +1,150 @@
+"""The control plane: its Deployment and what belongs to it."""
+
+import copy
+from typing import Any
+
+import helm_python
+import pytest
+
+from service.settings import Settings
+from tests.chart.release import Release, render, values_of
+from tests.chart.schemas import complaints_of_kubernetes
+
+CORE_KINDS = ("Deployment", "Service", "ServiceAccount", "ConfigMap", "PersistentVolumeClaim")
+
+
+def test_kubernetes_knows_every_field(release: Release) -> None:
+    items = release.of_kind(*CORE_KINDS)
+    assert {"Deployment", "Service", "ServiceAccount", "ConfigMap"} <= {
+        item["kind"] for item in items
+    }
+    for item in items:
+        assert complaints_of_kubernetes(item) == []
+
+
+def test_a_field_that_kubernetes_lacks_is_caught(trial: Release) -> None:
+    deployment = copy.deepcopy(trial.one("Deployment", "demo-cmcl"))
+    deployment["spec"]["template"]["spec"]["enableServiceLink"] = False
+    (complaint,) = complaints_of_kubernetes(deployment)
+    assert "'enableServiceLink' was unexpected" in complaint
+
+
+def test_every_object_is_ours_to_know_or_checked(release: Release) -> None:
+    checked_elsewhere = {"RayCluster", "RayService", "ServiceMonitor"}
+    kinds = {item["kind"] for item in release.objects.values()}
+    assert kinds <= {*CORE_KINDS, *checked_elsewhere}
+
+
+def test_service_selects_its_own_pods_only(release: Release) -> None:
+    selector = release.one("Service", "demo-cmcl")["spec"]["selector"]
+    deployment = release.one("Deployment", "demo-cmcl")["spec"]
+    assert deployment["selector"]["matchLabels"] == selector
+    selected = [
+        where
+        for where, template in release.pod_templates().items()
+        if selector.items() <= template["metadata"]["labels"].items()
+    ]
+    assert selected == ["Deployment template"]
+
+
+def test_service_reaches_the_port_that_listens() -> None:
+    release = render({"service": {"port": 9000}})
+    (port,) = release.one("Service", "demo-cmcl")["spec"]["ports"]
+    (listening,) = release.container("service")["ports"]
+    assert port["port"] == listening["containerPort"] == 9000
+    assert port["targetPort"] == listening["name"]
+    assert release.settings()["CMCL_PORT"] == "9000"
+
+
+def test_probes_ask_the_health_routes(release: Release) -> None:
+    container = release.container("service")
+    asked = {
+        probe: container[f"{probe}Probe"]["httpGet"]
+        for probe in ("startup", "liveness", "readiness")
+    }
+    assert asked == {
+        "startup": {"path": "/healthz", "port": "http"},
+        "liveness": {"path": "/healthz", "port": "http"},
+        "readiness": {"path": "/readyz", "port": "http"},
+    }
+
+
+def test_chart_sets_every_setting_and_no_other(release: Release) -> None:
+    known = {f"CMCL_{field.upper()}" for field in Settings.model_fields}
+    assert set(release.settings()) == known
+
+
+def test_settings_arrive_as_the_values_say(
+    production: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in production.settings().items():
+        monkeypatch.setenv(name, value if isinstance(value, str) else "postgresql://from-secret")
+    settings = Settings()
+    assert settings.allowed_prefixes == ("s3://captures/2026", "s3://captures-eu")
+    assert settings.max_body_bytes == 4194304
+    assert (settings.ranks, settings.gpus_per_rank) == (5, 1)
+    assert settings.store_uri == "s3://cmcl-production/store"
+    assert settings.ray_address == "http://demo-cmcl-training-head-svc:8265"
+
+
+def test_chart_and_service_have_the_same_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    differ_on_purpose = {"database_url", "store_uri", "ray_address", "host"}
+    for name, value in render({}).settings().items():
+        monkeypatch.setenv(name, value)
+    rendered = Settings().model_dump(exclude=differ_on_purpose)
+    defaults = {name: Settings.model_fields[name].default for name in rendered}
+    assert rendered == defaults
+
+
+def test_changed_settings_restart_the_pods(trial: Release) -> None:
+    values = values_of("trial")
+    values["service"]["maxAttempts"] = 4
+    assert _checksum(render(values)) != _checksum(trial)
+    assert _checksum(render(values_of("trial"))) == _checksum(trial)
+
+
+def _checksum(release: Release) -> Any:
+    template = release.one("Deployment", "demo-cmcl")["spec"]["template"]
+    return template["metadata"]["annotations"]["checksum/settings"]
+
+
+def test_one_process_at_a_time_opens_sqlite(trial: Release) -> None:
+    deployment = trial.one("Deployment", "demo-cmcl")["spec"]
+    assert (deployment["replicas"], deployment["strategy"]["type"]) == (1, "Recreate")
+    mounts = {
+        mount["name"]: mount["mountPath"] for mount in trial.container("service")["volumeMounts"]
+    }
+    assert trial.settings()["CMCL_DATABASE_URL"] == f"sqlite:///{mounts['database']}/cmcl.db"
+
+
+def test_a_second_replica_on_sqlite_is_refused() -> None:
+    with pytest.raises(helm_python.HelmRenderError, match=r"service\.replicas is 2.*permits 1"):
+        render({"service": {"replicas": 2}})
+
+
+def test_the_database_url_stays_in_its_secret(production: Release) -> None:
+    expected = {"secretKeyRef": {"name": "cmcl-database", "key": "url"}}
+    assert production.settings()["CMCL_DATABASE_URL"] == expected
+    assert "CMCL_DATABASE_URL" not in production.one("ConfigMap", "demo-cmcl")["data"]
+
+
+def test_kubernetes_adds_no_variables_of_its_own(release: Release) -> None:
+    for template in release.pod_templates().values():
+        assert template["spec"]["enableServiceLinks"] is False
+
+
+def test_identities_of_service_and_ray_are_two(production: Release) -> None:
+    accounts = {item["metadata"]["name"]: item for item in production.of_kind("ServiceAccount")}
+    assert {name: account["metadata"]["annotations"] for name, account in accounts.items()} == {
+        "demo-cmcl": {"example.org/role": "cmcl-service"},
+        "demo-cmcl-ray": {"example.org/role": "cmcl-ray"},
+    }
+    used = {pod["spec"]["serviceAccountName"] for pod in production.pod_templates().values()}
+    assert used == set(accounts)
+
+
+def test_notes_name_objects_that_exist(release: Release) -> None:
+    assert "rollout status deployment/demo-cmcl\n" in release.notes
+    assert "service/demo-cmcl-serving-serve-svc" in release.notes
+    assert "No dataset will be accepted" not in release.notes
+    assert "No dataset will be accepted" in render({}).notes

@@ -1,0 +1,63 @@
+"""A store that can be told not to answer for a while."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from workers.contract.errors import StorageUnavailable
+from workers.storage.port import ObjectStore
+
+
+class FlakyStore:
+    """A real store behind a connection that breaks: calls on keys that contain `broken` fail."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.uri = store.uri
+        self.broken: str | None = None
+        self.calls: list[str] = []
+        self._store = store
+
+    def read(self, key: str) -> bytes:
+        self._pass(key)
+        return self._store.read(key)
+
+    def download(self, key: str, path: Path) -> None:
+        self._pass(key)
+        self._store.download(key, path)
+
+    def size(self, key: str) -> int:
+        self._pass(key)
+        return self._store.size(key)
+
+    def put(self, key: str, data: bytes) -> None:
+        self._pass(key)
+        self._store.put(key, data)
+
+    def create(self, key: str, data: bytes) -> None:
+        self._pass(key)
+        self._store.create(key, data)
+
+    def upload(self, path: Path, key: str) -> None:
+        self._pass(key)
+        self._store.upload(path, key)
+
+    def copy(self, source: str, target: str) -> None:
+        self._pass(source)
+        self._pass(target)
+        self._store.copy(source, target)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        self._pass(prefix)
+        yield from self._store.keys(prefix)
+
+    def folders(self, prefix: str) -> list[str]:
+        self._pass(prefix)
+        return self._store.folders(prefix)
+
+    def delete(self, key: str) -> None:
+        self._pass(key)
+        self._store.delete(key)
+
+    def _pass(self, key: str) -> None:
+        self.calls.append(key)
+        if self.broken is not None and self.broken in key:
+            raise StorageUnavailable(f"{key!r}: the connection is broken (on purpose)")

@@ -1,0 +1,110 @@
+"""Truthful versions: all that a training job and the control plane would have written."""
+
+from datetime import UTC, datetime
+
+import torch
+
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec
+from workers.contract.version import (
+    LearnedDataset,
+    LivePointer,
+    VersionManifest,
+    VersionReport,
+)
+from workers.model.artifact import save_heads, save_memory, save_moments, save_selftest
+from workers.model.features import prepare
+from workers.model.heads import ModalityHeads
+from workers.model.memory import Memory
+from workers.nullspace.moments import PairMoments, pair_moments
+from workers.storage import layout
+from workers.storage.port import ObjectStore
+from workers.storage.versions import entry_for, publish_files, write_candidate, write_live
+
+_ROWS = 8
+
+
+def random_heads(spec: ModelSpec, seed: int) -> ModalityHeads:
+    """Heads with nothing special about them, other ones for each seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return ModalityHeads(
+        {
+            modality: torch.randn(spec.width, width + 1, generator=generator)
+            for modality, width in spec.modalities.items()
+        }
+    )
+
+
+def publish_version(
+    store: ObjectStore,
+    model: str,
+    version: int,
+    spec: ModelSpec,
+    heads: ModalityHeads,
+    generation: int,
+) -> VersionManifest:
+    """Write a version in the order of production, pointer last, and let it answer."""
+    manifest = store_version(store, model, version, spec, heads)
+    write_live(store, model, LivePointer(generation=generation, version=version))
+    return manifest
+
+
+def store_version(
+    store: ObjectStore, model: str, version: int, spec: ModelSpec, heads: ModalityHeads
+) -> VersionManifest:
+    """Publish a version without making it live."""
+    pair = ModalityPair(**dict(zip(("first", "second"), sorted(spec.modalities)[:2], strict=True)))
+    moments = _random_moments(spec, pair, version)
+    files = {
+        layout.HEADS: save_heads(heads),
+        layout.SELFTEST: save_selftest(heads, spec),
+        layout.MEMORY: save_memory(Memory().with_dataset(pair, moments)),
+    }
+    moment_bytes = save_moments(moments)
+    manifest = _manifest(model, version, spec, pair, files, moment_bytes)
+    write_candidate(store, manifest, {**files, layout.MOMENTS: moment_bytes})
+    publish_files(store, manifest)
+    return manifest
+
+
+def _manifest(
+    model: str,
+    version: int,
+    spec: ModelSpec,
+    pair: ModalityPair,
+    files: dict[str, bytes],
+    moments: bytes,
+) -> VersionManifest:
+    dataset = f"{model}-data-{version}"
+    learned = LearnedDataset(
+        dataset=dataset,
+        name=f"data-{version}",
+        pair=pair,
+        rows=_ROWS,
+        version=version,
+        moments=entry_for(moments),
+        shard_digests=(entry_for(dataset.encode()).sha256,),
+    )
+    return VersionManifest(
+        model=model,
+        version=version,
+        parent=version - 1 or None,
+        job=f"{model}-job-{version}",
+        attempt=1,
+        dataset=dataset,
+        spec=spec,
+        code_version="test",
+        created_at=datetime(2026, 11, 24, tzinfo=UTC),
+        files={name: entry_for(data) for name, data in files.items()},
+        learned=(learned,),
+        report=VersionReport(final_loss=0.5, updates=1, ranks=1),
+    )
+
+
+def _random_moments(spec: ModelSpec, pair: ModalityPair, seed: int) -> PairMoments:
+    generator = torch.Generator().manual_seed(seed)
+
+    def rows(modality: str) -> torch.Tensor:
+        return prepare(torch.randn(_ROWS, spec.modalities[modality], generator=generator))
+
+    return pair_moments(rows(pair.first), rows(pair.second))

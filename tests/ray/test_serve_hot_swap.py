@@ -1,0 +1,80 @@
+"""A hot swap behind the real Serve: the replica stays, the version changes, nobody notices."""
+
+import threading
+import time
+
+import httpx
+import pytest
+import torch
+
+from tests.fakes.versions import publish_version, random_heads
+from workers.contract.model import ModelSpec
+from workers.contract.version import LivePointer
+from workers.model.features import prepare
+from workers.storage.port import ObjectStore
+from workers.storage.versions import write_live
+
+MODEL = "hot-swap"
+SPEC = ModelSpec(width=16, modalities={"image": 12, "text": 8})
+VERSIONS = 4
+SECONDS = 20.0
+
+
+def ask(client: httpx.Client, features: torch.Tensor, **changes: object) -> httpx.Response:
+    body = {"model": MODEL, "modality": "image", "input": features.tolist(), **changes}
+    headers = {"x-min-model-version": "1"}
+    return client.post("/v1/embeddings", json=body, headers=headers)
+
+
+def assert_truthful(response: httpx.Response, features: torch.Tensor) -> int:
+    """The answer is that of the version it names; gives that version."""
+    assert response.status_code == 200, response.text
+    version = int(response.headers["x-model-version"])
+    expected = random_heads(SPEC, seed=version).embed("image", prepare(features))
+    got = torch.tensor([each["embedding"] for each in response.json()["data"]])
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    return version
+
+
+def publish(store: ObjectStore, version: int) -> None:
+    publish_version(store, MODEL, version, SPEC, random_heads(SPEC, version), generation=version)
+
+
+def wait_for(client: httpx.Client, features: torch.Tensor, version: int) -> None:
+    deadline = time.monotonic() + SECONDS
+    while assert_truthful(ask(client, features), features) != version:
+        assert time.monotonic() < deadline, f"version {version} did not come"
+
+
+@pytest.mark.timeout(180)
+def test_a_served_model_swaps_without_a_failed_request(serve_url: str, store: ObjectStore) -> None:
+    features = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
+    publish(store, 1)
+    stop, seen = threading.Event(), []
+
+    def ask_all_the_time() -> None:
+        with httpx.Client(base_url=serve_url, timeout=SECONDS) as client:
+            while not stop.is_set():
+                seen.append(ask(client, features))
+
+    with httpx.Client(base_url=serve_url, timeout=SECONDS) as client:
+        wait_for(client, features, version=1)
+        asking = threading.Thread(target=ask_all_the_time)
+        asking.start()
+        try:
+            while asking.is_alive() and not seen:
+                time.sleep(0.01)
+            for version in range(2, VERSIONS + 1):
+                publish(store, version)
+                wait_for(client, features, version)
+            write_live(store, MODEL, LivePointer(generation=VERSIONS + 1, version=2))
+            wait_for(client, features, version=2)
+        finally:
+            stop.set()
+            asking.join()
+        assert assert_truthful(ask(client, features, model=f"{MODEL}@1"), features) == 1
+        assert ask(client, features[:, :5]).status_code == 400
+        models = client.get("/v1/models").json()["data"]
+    assert {assert_truthful(response, features) for response in seen} >= {1, 2, VERSIONS}
+    mine = next(each for each in models if each["id"] == MODEL)
+    assert (mine["version"], mine["generation"]) == (2, VERSIONS + 1)

@@ -1,0 +1,121 @@
+"""A replica without Ray: a real store with real versions, the follower, the HTTP interface."""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.serve_metrics import RecordedMetrics
+from tests.fakes.versions import publish_version, random_heads
+from workers.contract.model import ModelSpec
+from workers.contract.version import LivePointer
+from workers.serve.http.api import create_api
+from workers.serve.settings import ServeArgs
+from workers.serve.versions.follower import Follower
+from workers.serve.versions.live import LiveVersions
+from workers.serve.versions.loading import load_version
+from workers.serve.versions.recent import RecentVersions
+from workers.storage.local import LocalStore
+from workers.storage.versions import write_live
+
+MODEL = "scenes"
+SPEC = ModelSpec(width=6, modalities={"image": 5, "text": 4})
+
+
+@dataclass
+class Clock:
+    """Time that passes when a test says so."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Replica:
+    """Everything of a replica but Ray and the socket; a test calls `look` where a thread would."""
+
+    store: FlakyStore
+    args: ServeArgs
+    clock: Clock = field(default_factory=Clock)
+    live: LiveVersions = field(default_factory=LiveVersions)
+    metrics: RecordedMetrics = field(default_factory=RecordedMetrics)
+
+    def __post_init__(self) -> None:
+        self.follower = Follower(self.store, self.live, self.metrics, 0.01, self.clock)
+        recent = RecentVersions(
+            lambda model, number: load_version(self.store, model, number), self.args.recent_versions
+        )
+        self.app = create_api(self.args, self.live, recent, self.metrics)
+
+    def publish(self, version: int, generation: int | None = None, model: str = MODEL) -> None:
+        heads = random_heads(SPEC, seed=version)
+        publish_version(self.store, model, version, SPEC, heads, generation or version)
+
+    def point(self, generation: int, version: int) -> None:
+        write_live(self.store, MODEL, LivePointer(generation=generation, version=version))
+
+    def look(self) -> None:
+        self.follower.look()
+
+    def live_number(self, model: str = MODEL) -> int | None:
+        live = self.live.get(model)
+        return live.version.number if live else None
+
+    def run(
+        self, use: Callable[[httpx.AsyncClient], Coroutine[Any, Any, httpx.Response]]
+    ) -> httpx.Response:
+        """One request on an event loop of its own."""
+
+        async def inside() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+                return await use(client)
+
+        return asyncio.run(inside())
+
+    def get(self, path: str) -> httpx.Response:
+        return self.run(lambda client: client.get(path))
+
+    def embed(self, headers: dict[str, str] | None = None, **changes: object) -> httpx.Response:
+        """A valid request for one image, with some fields changed; None removes a field."""
+        fields = {"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5], **changes}
+        present = {name: value for name, value in fields.items() if value is not None}
+        return self.send(json.dumps(present).encode(), headers)
+
+    def send(self, body: bytes, headers: dict[str, str] | None = None) -> httpx.Response:
+        return self.run(lambda client: client.post("/v1/embeddings", content=body, headers=headers))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FlakyStore:
+    return FlakyStore(LocalStore(tmp_path / "store"))
+
+
+@pytest.fixture
+def replica(store: FlakyStore) -> Replica:
+    """With an empty store."""
+    args = ServeArgs(
+        store=store.uri,
+        max_rows=50,
+        max_rows_in_flight=60,
+        max_body_bytes=20_000,
+        min_version_wait_seconds=0.1,
+        recent_versions=2,
+    )
+    return Replica(store, args)
+
+
+@pytest.fixture
+def serving(replica: Replica) -> Replica:
+    """With version 1 live."""
+    replica.publish(version=1)
+    replica.look()
+    return replica

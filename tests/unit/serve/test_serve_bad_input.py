@@ -1,0 +1,164 @@
+"""Every mistake of a client gets its own clear answer, in OpenAI's shape."""
+
+import json
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from tests.unit.serve.conftest import Replica
+
+ROW = [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def problem(response: httpx.Response, status: int) -> dict[str, str]:
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert list(body) == ["error"]
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    error: dict[str, str] = body["error"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "input has 0 rows; permitted are 1 to 50"),
+        ([ROW] * 51, "input has 51 rows; permitted are 1 to 50"),
+        ([1, 2, 3], "input row 0 has 3 numbers; a feature of modality 'image' has 5"),
+        ([ROW, ROW[:4]], "input row 1 has 4 numbers; a feature of modality 'image' has 5"),
+        ([ROW, []], "input row 1 has 0 numbers"),
+        ([[]], "input row 0 has 0 numbers"),
+        ([0, 0, 0, 0, 0], "input row 0 is all zeros"),
+        ([ROW, [0.0] * 5], "input row 1 is all zeros"),
+        ([1e300, 0, 0, 0, 0], "input row 0 is of length 1e+300; permitted are lengths"),
+        ([1e19, 0, 0, 0, 0], "input row 0 is of length 1e+19"),
+        ([1e-30, 0, 0, 0, 0], "input row 0 is of length 1e-30"),
+        ([1e-200, 0, 0, 0, 0], "input row 0 is of length 1e-200"),
+        ("text", 'input is "text"; permitted is a valid array'),
+        ({"a": 1}, "input is a dict of 1; permitted is a valid array"),
+        (7, "input is 7; permitted is a valid array"),
+        ([1, 2, "3", 4, 5], 'input[2] is "3"; permitted is a valid number'),
+        ([1, 2, True, 4, 5], "input[2] is true; permitted is a valid number"),
+        ([ROW, [1, 2, None, 4, 5]], "input[1][2] is null; permitted is a valid number"),
+        ([ROW, 3], "input[1] is 3; permitted is a valid array"),
+        ([3, ROW], "input[1] is a list of 5; permitted is a valid number"),
+        ([[ROW]], "input[0][0] is a list of 5; permitted is a valid number"),
+    ],
+)
+def test_a_wrong_input_is_named_with_its_row(serving: Replica, value: object, message: str) -> None:
+    error = problem(serving.embed(input=value), 400)
+    assert message in error["message"]
+    assert error["param"] == "input"
+
+
+@pytest.mark.parametrize("token", ["NaN", "Infinity", "-Infinity", "1e400", "1" + "0" * 400])
+@pytest.mark.parametrize("shape", ["[1, 2, {}, 4, 5]", "[[1, 2, {}, 4, 5]]"])
+def test_numbers_that_are_not_finite_are_refused(serving: Replica, token: str, shape: str) -> None:
+    body = '{"model": "scenes", "modality": "image", "input": ' + shape.format(token) + "}"
+    error = problem(serving.send(body.encode()), 400)
+    assert "[2] is" in error["message"]
+    assert "finite number" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body is not JSON"),
+        (b"{", "the body is not JSON"),
+        (b'{"model": "\xff"}', "the body is not JSON"),
+        (b"[" * 5000, "the body is not JSON"),
+        (b"[1]", "the body must be a JSON object with the fields model, modality, input"),
+        (b"null", "the body must be a JSON object"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_refused(
+    serving: Replica, body: bytes, message: str
+) -> None:
+    assert message in problem(serving.send(body), 400)["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "message"),
+    [
+        ({"model": None}, "model", "the field 'model' is missing"),
+        ({"modality": None}, "modality", "the field 'modality' is missing"),
+        ({"model": 3}, "model", "model is 3; permitted is a valid string"),
+        ({"dimensions": 3}, "dimensions", 'there is no field "dimensions"'),
+        ({"encoding_format": "hex"}, "encoding_format", "'float' or 'base64'"),
+        ({"normalize": "yes"}, "normalize", 'normalize is "yes"; permitted is a valid boolean'),
+        ({"normalize": 1}, "normalize", "normalize is 1; permitted is a valid boolean"),
+        ({"modality": "audio"}, "modality", "'audio'; this model knows image, text"),
+        ({"model": "Scenes"}, "model", 'model is "Scenes"; permitted is a name of lower-case'),
+        ({"model": "../scenes"}, "model", "permitted is a name"),
+        ({"model": "scenes\n"}, "model", "permitted is a name"),
+        ({"model": "scenes@"}, "model", "permitted is a name"),
+        ({"model": "scenes@0"}, "model", "permitted is a name"),
+        ({"model": "scenes@-1"}, "model", "permitted is a name"),
+        ({"model": "scenes@1.0"}, "model", "permitted is a name"),
+        ({"model": "scenes@1@2"}, "model", "permitted is a name"),
+        ({"model": "x" * 10_000}, "model", "permitted is a name"),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_is_permitted(
+    serving: Replica, changes: dict[str, object], param: str, message: str
+) -> None:
+    error = problem(serving.embed(None, **changes), 400)
+    assert message in error["message"]
+    assert error["param"] == param
+    assert len(error["message"]) < 400
+
+
+def test_an_unknown_model_is_404(serving: Replica) -> None:
+    error = problem(serving.embed(model="nothing"), 404)
+    assert error["message"] == "there is no model 'nothing'"
+    assert error["code"] == "model_not_found"
+
+
+def test_a_version_never_published_is_404(serving: Replica) -> None:
+    error = problem(serving.embed(model="scenes@7"), 404)
+    assert error["message"] == "model 'scenes' has no published version 7"
+    assert error["code"] == "version_not_found"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", ""])
+def test_a_wrong_min_version_is_refused(serving: Replica, value: str) -> None:
+    error = problem(serving.embed({"x-min-model-version": value}), 400)
+    assert error["param"] == "x-min-model-version"
+
+
+def test_an_exact_version_below_the_minimum_is_refused(serving: Replica) -> None:
+    error = problem(serving.embed({"x-min-model-version": "2"}, model="scenes@1"), 400)
+    assert "exactly version 1" in error["message"]
+
+
+def test_a_body_declared_too_large_is_413(serving: Replica) -> None:
+    error = problem(serving.send(b" " * 20_001), 413)
+    assert error["message"] == "the body has 20001 bytes; permitted are 20000"
+
+
+def test_a_body_of_undeclared_size_is_cut_off(serving: Replica) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b" " * 10_000
+
+    response = serving.run(lambda client: client.post("/v1/embeddings", content=chunks()))
+    assert "more than 20000 bytes" in problem(response, 413)["message"]
+
+
+def test_unknown_paths_and_methods_have_the_same_shape(serving: Replica) -> None:
+    assert problem(serving.get("/v1/nothing"), 404)["code"] == "path_not_found"
+    response = serving.get("/v1/embeddings")
+    assert problem(response, 405)["code"] == "method_not_allowed"
+    assert response.headers["allow"] == "POST"
+
+
+def test_errors_are_counted_by_status(serving: Replica) -> None:
+    serving.embed(input=[])
+    serving.embed(model="nothing")
+    assert serving.metrics.errors == [400, 404]
+
+
+def test_a_million_wrong_numbers_make_one_error(serving: Replica) -> None:
+    body = json.dumps({"model": "scenes", "modality": "image", "input": [["x"] * 99] * 40})
+    assert 'input[0][0] is "x"' in problem(serving.send(body.encode()), 400)["message"]

@@ -1,0 +1,117 @@
+"""What a valid request gets."""
+
+import base64
+
+import numpy as np
+import pytest
+import torch
+
+from tests.fakes.versions import random_heads
+from tests.unit.serve.conftest import SPEC, Replica
+from workers.model.features import prepare
+
+
+def expected(version: int, modality: str, rows: list[list[float]]) -> torch.Tensor:
+    return random_heads(SPEC, seed=version).embed(modality, prepare(torch.tensor(rows)))
+
+
+def random_rows(count: int, width: int) -> list[list[float]]:
+    rows: list[list[float]] = np.random.default_rng(1).normal(size=(count, width)).tolist()
+    return rows
+
+
+@pytest.mark.parametrize(("modality", "width"), [("image", 5), ("text", 4)])
+@pytest.mark.parametrize("count", [1, 3, 50])
+def test_answers_equal_the_heads_applied_to_features(
+    serving: Replica, modality: str, width: int, count: int
+) -> None:
+    rows = random_rows(count, width)
+    response = serving.embed(modality=modality, input=rows)
+    assert response.status_code == 200
+    got = torch.tensor([each["embedding"] for each in response.json()["data"]])
+    torch.testing.assert_close(got, expected(1, modality, rows), atol=1e-5, rtol=0)
+
+
+def test_the_answer_has_the_shape_of_openai(serving: Replica) -> None:
+    response = serving.embed(input=random_rows(2, 5))
+    body = response.json()
+    assert list(body) == ["object", "data", "model", "usage"]
+    assert (body["object"], body["model"]) == ("list", "scenes@1")
+    assert body["usage"] == {"prompt_tokens": 0, "total_tokens": 0}
+    assert [(each["object"], each["index"]) for each in body["data"]] == [
+        ("embedding", 0),
+        ("embedding", 1),
+    ]
+    assert response.headers["x-model-version"] == "1"
+    assert response.headers["content-type"] == "application/json"
+
+
+def test_one_feature_is_a_list_of_one(serving: Replica) -> None:
+    row = random_rows(1, 5)[0]
+    assert serving.embed(input=row).content == serving.embed(input=[row]).content
+
+
+def test_whole_numbers_are_numbers(serving: Replica) -> None:
+    whole, floats = serving.embed(input=[1, 2, 3, 4, 5]), serving.embed(input=[1.0, 2, 3, 4, 5])
+    assert whole.json() == floats.json()
+
+
+def test_base64_holds_the_same_floats(serving: Replica) -> None:
+    rows = random_rows(3, 5)
+    floats = serving.embed(input=rows).json()["data"]
+    encoded = serving.embed(input=rows, encoding_format="base64").json()["data"]
+    for one, other in zip(floats, encoded, strict=True):
+        decoded = np.frombuffer(base64.b64decode(other["embedding"]), dtype="<f4")
+        np.testing.assert_array_equal(decoded, np.array(one["embedding"], dtype=np.float32))
+
+
+def test_without_normalize_the_head_speaks_itself(serving: Replica) -> None:
+    rows = random_rows(3, 5)
+    data = serving.embed(input=rows, normalize=False).json()["data"]
+    outputs = prepare(torch.tensor(rows)) @ random_heads(SPEC, seed=1).weights["image"].mT
+    got = torch.tensor([each["embedding"] for each in data])
+    torch.testing.assert_close(got, outputs, atol=1e-5, rtol=0)
+    assert (got.norm(dim=1) - 1).abs().max() > 1e-3
+
+
+def test_only_the_direction_of_a_feature_counts(serving: Replica) -> None:
+    small, large = serving.embed(input=[1e-11] * 5), serving.embed(input=[4e17] * 5)
+    one, other = (each.json()["data"][0]["embedding"] for each in (small, large))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_models_are_listed_with_what_answers(serving: Replica) -> None:
+    serving.publish(version=1, generation=4, model="another")
+    serving.look()
+    data = serving.get("/v1/models").json()["data"]
+    assert [each["id"] for each in data] == ["another", "scenes"]
+    assert data[0] == {
+        "id": "another",
+        "object": "model",
+        "created": 1795478400,
+        "owned_by": "cmcl",
+        "version": 1,
+        "generation": 4,
+        "width": 6,
+        "modalities": {"image": 5, "text": 4},
+    }
+
+
+def test_ready_after_the_first_look_and_not_before(replica: Replica) -> None:
+    assert replica.get("/healthz").status_code == 200
+    assert replica.get("/readyz").status_code == 503
+    assert replica.embed().status_code == 503
+    replica.look()
+    assert replica.get("/readyz").status_code == 200
+    assert replica.get("/v1/models").json() == {"object": "list", "data": []}
+
+
+def test_rows_are_counted(serving: Replica) -> None:
+    serving.embed(input=random_rows(3, 5))
+    assert serving.metrics.answers == [("scenes", 3)]
+
+
+def test_the_request_is_documented(serving: Replica) -> None:
+    post = serving.get("/openapi.json").json()["paths"]["/v1/embeddings"]["post"]
+    properties = post["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert set(properties) == {"model", "modality", "input", "encoding_format", "normalize"}

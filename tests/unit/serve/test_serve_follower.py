@@ -1,0 +1,250 @@
+"""The follower swaps to what it could verify, and to nothing else."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.fakes.versions import random_heads, store_version
+from tests.unit.serve.conftest import MODEL, SPEC, Replica
+from workers.contract.errors import StorageUnavailable
+from workers.contract.version import VersionManifest
+from workers.model.artifact import save_heads, save_selftest
+from workers.storage import layout
+from workers.storage.versions import entry_for, read_version
+
+LATER = 60.0
+
+
+def rewrite(replica: Replica, version: int, name: str, data: bytes) -> None:
+    """Replace a file of a version, with a manifest that vouches for it."""
+    manifest = read_version(replica.store, MODEL, version)
+    files = {**manifest.files, name: entry_for(data)}
+    replica.store.put(layout.version_file(MODEL, version, name), data)
+    put_manifest(replica, version, manifest.model_copy(update={"files": files}))
+
+
+def put_manifest(replica: Replica, version: int, manifest: VersionManifest) -> None:
+    key = layout.version_file(MODEL, version, layout.MANIFEST)
+    replica.store.put(key, manifest.model_dump_json().encode())
+
+
+def key(name: str) -> str:
+    return layout.version_file(MODEL, 2, name)
+
+
+def flip_a_bit(replica: Replica) -> None:
+    data = bytearray(replica.store.read(key(layout.HEADS)))
+    data[-1] ^= 1
+    replica.store.put(key(layout.HEADS), bytes(data))
+
+
+def truncate_heads(replica: Replica) -> None:
+    data = replica.store.read(key(layout.HEADS))
+    rewrite(replica, 2, layout.HEADS, data[:-7])
+
+
+def lose_the_manifest(replica: Replica) -> None:
+    replica.store.delete(key(layout.MANIFEST))
+
+
+def damage_the_manifest(replica: Replica) -> None:
+    replica.store.put(key(layout.MANIFEST), b'{"model": "scenes"')
+
+
+def take_the_manifest_of_another(replica: Replica) -> None:
+    put_manifest(replica, 2, read_version(replica.store, MODEL, 1))
+
+
+def lose_the_heads(replica: Replica) -> None:
+    replica.store.delete(key(layout.HEADS))
+
+
+def forget_the_selftest(replica: Replica) -> None:
+    manifest = read_version(replica.store, MODEL, 2)
+    files = {name: each for name, each in manifest.files.items() if name != layout.SELFTEST}
+    put_manifest(replica, 2, manifest.model_copy(update={"files": files}))
+
+
+def promise_other_embeddings(replica: Replica) -> None:
+    rewrite(replica, 2, layout.SELFTEST, save_selftest(random_heads(SPEC, seed=99), SPEC))
+
+
+def promise_other_widths(replica: Replica) -> None:
+    spec = SPEC.model_copy(update={"modalities": {"image": 7, "text": 9}})
+    rewrite(replica, 2, layout.SELFTEST, save_selftest(random_heads(spec, seed=2), spec))
+
+
+def not_a_number(replica: Replica) -> None:
+    heads = random_heads(SPEC, seed=2)
+    heads.weights["image"][0, 0] = float("nan")
+    rewrite(replica, 2, layout.HEADS, save_heads(heads))
+
+
+def other_shape(replica: Replica) -> None:
+    spec = SPEC.model_copy(update={"width": 7})
+    rewrite(replica, 2, layout.HEADS, save_heads(random_heads(spec, seed=2)))
+
+
+DAMAGES = [
+    flip_a_bit,
+    truncate_heads,
+    lose_the_manifest,
+    damage_the_manifest,
+    take_the_manifest_of_another,
+    lose_the_heads,
+    forget_the_selftest,
+    promise_other_embeddings,
+    promise_other_widths,
+    not_a_number,
+    other_shape,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_version_is_refused_and_the_old_goes_on(
+    serving: Replica, damage: Callable[[Replica], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
+    damage(serving)
+    serving.point(generation=2, version=2)
+    serving.look()
+    assert serving.embed().headers["x-model-version"] == "1"
+    assert serving.metrics.refusals == [MODEL]
+    assert "scenes@2 (generation 2) is refused" in caplog.text
+
+
+def test_a_repaired_version_is_taken_after_the_backoff(serving: Replica) -> None:
+    serving.publish(version=2)
+    heads = serving.store.read(key(layout.HEADS))
+    flip_a_bit(serving)
+    serving.look()
+    serving.store.put(key(layout.HEADS), heads)
+    serving.look()
+    assert serving.live_number() == 1
+    serving.clock.now += LATER
+    serving.look()
+    assert serving.live_number() == 2
+
+
+def test_a_refused_generation_is_tried_ever_more_rarely(serving: Replica) -> None:
+    serving.publish(version=2)
+    flip_a_bit(serving)
+    for _ in range(1000):
+        serving.look()
+        serving.clock.now += 0.1
+    assert 8 <= len(serving.metrics.refusals) <= 14
+
+
+def test_a_newer_generation_does_not_wait_for_the_backoff(serving: Replica) -> None:
+    serving.publish(version=2)
+    flip_a_bit(serving)
+    serving.look()
+    serving.publish(version=3)
+    serving.look()
+    assert serving.live_number() == 3
+
+
+def test_rolling_back_is_a_swap_like_any_other(serving: Replica) -> None:
+    serving.publish(version=2)
+    serving.look()
+    serving.point(generation=3, version=1)
+    serving.look()
+    assert serving.embed().headers["x-model-version"] == "1"
+    assert serving.metrics.swaps == [(MODEL, 1), (MODEL, 2), (MODEL, 1)]
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_an_older_or_equal_generation_is_ignored(serving: Replica, generation: int) -> None:
+    serving.publish(version=2)
+    serving.look()
+    serving.point(generation, version=1)
+    serving.look()
+    assert serving.live_number() == 2
+
+
+def test_the_same_version_again_loads_nothing(serving: Replica) -> None:
+    before = serving.live.get(MODEL)
+    serving.store.calls.clear()
+    serving.point(generation=9, version=1)
+    serving.look()
+    after = serving.live.get(MODEL)
+    assert before is not None
+    assert after is not None
+    assert (after.generation, after.version) == (9, before.version)
+    assert not any("versions/" in call for call in serving.store.calls)
+
+
+def test_a_look_without_news_reads_one_small_object(serving: Replica) -> None:
+    serving.store.calls.clear()
+    serving.look()
+    assert serving.store.calls == ["models/", "models/scenes/live.json"]
+
+
+def test_the_first_version_arrives_in_an_empty_store(replica: Replica) -> None:
+    replica.look()
+    assert replica.embed().status_code == 404
+    replica.publish(version=1)
+    replica.look()
+    assert replica.embed().headers["x-model-version"] == "1"
+
+
+def test_a_model_without_a_live_version_is_503(replica: Replica) -> None:
+    store_version(replica.store, MODEL, 1, SPEC, random_heads(SPEC, seed=1))
+    replica.look()
+    response = replica.embed()
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.json()["error"]["message"] == "model 'scenes' has no live version yet"
+
+
+def test_a_damaged_pointer_leaves_other_models_alone(serving: Replica) -> None:
+    serving.store.put("models/broken/live.json", b"{")
+    serving.publish(version=1, model="later")
+    serving.look()
+    assert serving.live_number("later") == 1
+    assert serving.live_number() == 1
+
+
+def test_folders_with_odd_names_are_no_models(serving: Replica) -> None:
+    serving.store.put("models/Not A Model/live.json", b"{}")
+    serving.look()
+    assert list(serving.live.all()) == [MODEL]
+
+
+@pytest.mark.parametrize("broken", ["live.json", "versions/2", "heads"])
+def test_a_store_that_fails_for_a_while_is_tried_again(serving: Replica, broken: str) -> None:
+    serving.publish(version=2)
+    serving.store.broken = broken
+    serving.look()
+    assert serving.embed().headers["x-model-version"] == "1"
+    serving.store.broken = None
+    serving.clock.now += LATER
+    serving.look()
+    assert serving.live_number() == 2
+
+
+def test_a_store_that_is_down_makes_one_line_of_log(
+    serving: Replica, caplog: pytest.LogCaptureFixture
+) -> None:
+    serving.store.broken = "live.json"
+    for _ in range(50):
+        serving.look()
+    assert caplog.text.count("cannot be read") == 1
+
+
+def test_a_store_that_cannot_be_listed_is_told_to_the_caller(replica: Replica) -> None:
+    replica.store.broken = "models/"
+    with pytest.raises(StorageUnavailable):
+        replica.look()
+    assert not replica.live.ready
+
+
+def test_the_thread_outlives_a_store_that_is_down(replica: Replica) -> None:
+    replica.store.broken = ""
+    replica.follower.start()
+    assert not replica.live.wait_ready(0.1)
+    assert replica.follower.alive
+    replica.store.broken = None
+    assert replica.live.wait_ready(5)
+    replica.follower.stop()
+    assert not replica.follower.alive

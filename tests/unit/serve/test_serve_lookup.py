@@ -1,0 +1,164 @@
+"""Which version answers: the live one, a minimum, or exactly one."""
+
+import asyncio
+import threading
+
+import httpx
+import pytest
+
+from tests.fakes.versions import random_heads, store_version
+from tests.unit.serve.conftest import MODEL, SPEC, Replica
+from workers.contract.errors import ObjectNotFound
+from workers.serve.http.admission import RowsInFlight
+from workers.serve.http.errors import Overloaded
+from workers.serve.settings import ServeArgs
+from workers.serve.versions.loading import ServedVersion, load_version
+from workers.serve.versions.recent import RecentVersions
+from workers.storage import layout
+
+
+def loads_of_heads(replica: Replica) -> int:
+    return sum(call.endswith(layout.HEADS) for call in replica.store.calls)
+
+
+def test_an_exact_version_answers_beside_the_live_one(serving: Replica) -> None:
+    before = serving.embed().json()
+    serving.publish(version=2)
+    serving.look()
+    exact = serving.embed(model="scenes@1")
+    assert exact.headers["x-model-version"] == "1"
+    assert exact.json() == before
+    assert serving.embed().headers["x-model-version"] == "2"
+
+
+def test_the_live_version_by_number_loads_nothing(serving: Replica) -> None:
+    serving.store.calls.clear()
+    assert serving.embed(model="scenes@1").status_code == 200
+    assert serving.store.calls == []
+
+
+def test_only_the_last_exact_versions_are_kept(serving: Replica) -> None:
+    for version in (2, 3, 4):
+        store_version(serving.store, MODEL, version, SPEC, random_heads(SPEC, seed=version))
+    serving.store.calls.clear()
+    for version in (2, 3, 2, 3, 2, 4, 2):
+        assert serving.embed(model=f"scenes@{version}").headers["x-model-version"] == str(version)
+    assert loads_of_heads(serving) == 3
+    serving.embed(model="scenes@3")
+    assert loads_of_heads(serving) == 4
+
+
+def test_a_damaged_exact_version_is_500_and_the_live_one_answers(serving: Replica) -> None:
+    store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
+    serving.store.put(layout.version_file(MODEL, 2, layout.HEADS), b"rubbish")
+    response = serving.embed(model="scenes@2")
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "version_damaged")
+    assert serving.embed().status_code == 200
+
+
+def test_an_exact_version_while_the_store_is_down_is_503(serving: Replica) -> None:
+    serving.store.broken = ""
+    response = serving.embed(model="scenes@2")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert serving.embed().status_code == 200
+
+
+def test_requests_for_one_version_share_one_load(serving: Replica) -> None:
+    entered, release = threading.Event(), threading.Event()
+    loads: list[int] = []
+
+    def load(model: str, number: int) -> ServedVersion:
+        loads.append(number)
+        entered.set()
+        assert release.wait(5)
+        return load_version(serving.store, model, number)
+
+    async def ask_ten_times() -> list[ServedVersion]:
+        recent = RecentVersions(load, capacity=2)
+        waiting = [asyncio.create_task(recent.get(MODEL, 1)) for _ in range(10)]
+        await asyncio.to_thread(entered.wait, 5)
+        waiting.pop().cancel()  # a client that hangs up takes nothing from the others
+        release.set()
+        return await asyncio.gather(*waiting)
+
+    versions = asyncio.run(ask_ten_times())
+    assert loads == [1]
+    assert all(version is versions[0] for version in versions)
+
+
+def test_a_failed_load_is_not_remembered(serving: Replica) -> None:
+    async def ask_twice() -> int:
+        recent = RecentVersions(lambda *key: load_version(serving.store, *key), capacity=2)
+        with pytest.raises(ObjectNotFound):
+            await recent.get(MODEL, 2)
+        store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
+        return (await recent.get(MODEL, 2)).number
+
+    assert asyncio.run(ask_twice()) == 2
+
+
+def test_a_minimum_that_is_reached_answers_at_once(serving: Replica) -> None:
+    assert serving.embed({"x-min-model-version": "1"}).status_code == 200
+
+
+def test_a_minimum_that_does_not_come_is_503(serving: Replica) -> None:
+    response = serving.embed({"x-min-model-version": "2"})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert "at version 1, at least 2 is asked for" in response.json()["error"]["message"]
+
+
+def test_a_minimum_of_an_unknown_model_is_404(serving: Replica) -> None:
+    assert serving.embed({"x-min-model-version": "1"}, model="nothing").status_code == 404
+
+
+@pytest.mark.parametrize("start", ["empty", "version 1"])
+def test_a_request_waits_for_its_minimum(replica: Replica, start: str) -> None:
+    if start != "empty":
+        replica.publish(version=1)
+    replica.look()
+
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        body = {"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}
+        headers = {"x-min-model-version": "2"}
+        asked = asyncio.create_task(client.post("/v1/embeddings", json=body, headers=headers))
+        await asyncio.sleep(0)
+        replica.publish(version=2)
+        replica.look()
+        return await asked
+
+    assert replica.run(ask).headers["x-model-version"] == "2"
+
+
+def test_rows_beyond_the_limit_in_flight_are_429(serving: Replica) -> None:
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        body = {"model": MODEL, "modality": "image", "input": [[1, 2, 3, 4, 5]] * 40}
+        headers = {"x-min-model-version": "2"}
+        waiting = asyncio.create_task(client.post("/v1/embeddings", json=body, headers=headers))
+        await asyncio.sleep(0.03)
+        response = await client.post("/v1/embeddings", json=body)
+        await waiting
+        assert (await client.post("/v1/embeddings", json=body)).status_code == 200
+        return response
+
+    response = serving.run(ask)
+    assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+    assert "40 rows are being embedded already" in response.json()["error"]["message"]
+
+
+def test_rows_are_given_back_when_the_work_fails() -> None:
+    rows = RowsInFlight(limit=10)
+    with pytest.raises(ZeroDivisionError), rows.admitted(10):
+        raise ZeroDivisionError
+    with rows.admitted(10), pytest.raises(Overloaded), rows.admitted(1):
+        pass
+
+
+def test_the_largest_request_must_fit_into_the_limit() -> None:
+    with pytest.raises(ValueError, match="could never be admitted"):
+        ServeArgs(store="file:///tmp/x", max_rows=100, max_rows_in_flight=99)
+
+
+def test_the_poll_interval_suits_the_kind_of_store() -> None:
+    assert ServeArgs(store="file:///tmp/x").seconds_between_looks == 0.1
+    assert ServeArgs(store="s3://bucket").seconds_between_looks == 1.0
+    assert ServeArgs(store="s3://bucket", poll_seconds=0.5).seconds_between_looks == 0.5

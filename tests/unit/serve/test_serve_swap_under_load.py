@@ -1,0 +1,107 @@
+"""Twenty versions are published while clients ask without a pause, over real HTTP."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+import torch
+import uvicorn
+
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.versions import random_heads
+from tests.unit.serve.conftest import MODEL, SPEC, Replica
+from workers.model.features import prepare
+from workers.serve.settings import ServeArgs
+
+VERSIONS = 20
+CLIENTS = 4
+# More than what is embedded inline, so that swaps fall into requests that are half done.
+ROWS = 40
+
+
+@contextmanager
+def listening(replica: Replica) -> Iterator[str]:
+    """The replica's address on loopback."""
+    config = uvicorn.Config(replica.app, log_level="warning", lifespan="off")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@dataclass
+class Answers:
+    """What one client saw: the version that each answer names, and what it holds."""
+
+    seen: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def ask_until(stop: threading.Event, url: str, rows: list[list[float]], answers: Answers) -> None:
+    body = {"model": MODEL, "modality": "image", "input": rows}
+    with httpx.Client(base_url=url, timeout=10) as client:
+        while not stop.is_set():
+            response = client.post("/v1/embeddings", json=body)
+            if response.status_code != 200:
+                answers.failures.append(response.text)
+                continue
+            embeddings = torch.tensor([each["embedding"] for each in response.json()["data"]])
+            answers.seen.append((int(response.headers["x-model-version"]), embeddings))
+
+
+def publish_all(replica: Replica) -> None:
+    """One version after the other, each once the one before answers."""
+    for version in range(2, VERSIONS + 1):
+        replica.publish(version)
+        deadline = time.monotonic() + 10
+        while replica.live_number() != version:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.02)
+
+
+def test_no_request_fails_or_mixes_versions_in_swaps(store: FlakyStore) -> None:
+    serving = Replica(store, ServeArgs(store=store.uri))
+    serving.publish(version=1)
+    serving.look()
+    rows = torch.randn(ROWS, 5, generator=torch.Generator().manual_seed(0))
+    stop, answers = threading.Event(), [Answers() for _ in range(CLIENTS)]
+    serving.follower.start()
+    with listening(serving) as url:
+        clients = [
+            threading.Thread(target=ask_until, args=(stop, url, rows.tolist(), each))
+            for each in answers
+        ]
+        for client in clients:
+            client.start()
+        try:
+            publish_all(serving)
+        finally:
+            stop.set()
+            for client in clients:
+                client.join()
+            serving.follower.stop()
+    check(rows, answers)
+
+
+def check(rows: torch.Tensor, answers: list[Answers]) -> None:
+    expected = {
+        version: random_heads(SPEC, seed=version).embed("image", prepare(rows))
+        for version in range(1, VERSIONS + 1)
+    }
+    for each in answers:
+        assert each.failures == []
+        versions = [version for version, _ in each.seen]
+        assert versions == sorted(versions)
+        for version, embeddings in each.seen:
+            torch.testing.assert_close(embeddings, expected[version], atol=1e-5, rtol=0)
+    assert len({version for each in answers for version, _ in each.seen}) > VERSIONS / 2
