@@ -39,11 +39,15 @@ format: setup  ## format the code and mend what can be mended
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-lock: setup  ## write the locks anew (hashes, no addresses); uv.lock holds addresses and is not kept
-	$(BIN)/uv export --quiet --no-header --no-emit-project --all-extras --all-groups --format requirements.txt > requirements.lock
-	$(BIN)/uv export --quiet --no-header --no-emit-project --extra service --no-dev --format requirements.txt > deploy/requirements/service.lock
-	$(BIN)/uv export --quiet --no-header --no-emit-project --extra workers --no-dev --format requirements.txt > deploy/requirements/worker.lock
-	rm -f uv.lock
+# All locks come from one resolution, in a folder of its own: uv.lock holds addresses and is not kept.
+LOCK := cd $(CURDIR)/.cmcl/lock && $(CURDIR)/$(BIN)/uv export --quiet --no-header --no-emit-project --format requirements.txt
+lock: setup  ## write all locks anew (hashes, no addresses)
+	rm -rf .cmcl/lock && mkdir -p .cmcl/lock && cp pyproject.toml README.md LICENSE .cmcl/lock
+	$(LOCK) --all-extras --all-groups --output-file $(CURDIR)/requirements.lock >/dev/null
+	$(LOCK) --no-dev --extra service --output-file $(CURDIR)/deploy/requirements/service.lock >/dev/null
+	$(LOCK) --no-dev --extra workers --output-file $(CURDIR)/deploy/requirements/worker.lock >/dev/null
+	echo 'hatchling>=1.27' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header \
+		--no-annotate --python-version 3.11 --output-file deploy/requirements/build.lock -
 
 clean:  ## remove what was built and all local state
 	rm -rf .venv .cmcl .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,12 +1,12 @@
 """The life of a job: its states, the legal moves between them, and the reasons for failure.
 
-    queued ──> validating ──> submitting ──> running ──> gating ──> published
-      ^            │               │            │           ├─────> rejected
-      │            │               │            │           └─────> failed
-      │            ├───────────────┴────────────┴─────────────────> failed, cancelled
-      ├── an attempt was lost ──────────────────┘           │
-      ├── its parent is no longer the newest version ───────┘
-      └── retry, by a user ─────────────────────────────────────── failed
+queued ──> validating ──> submitting ──> running ──> gating ──> published
+  ^            │               │            │           ├─────> rejected
+  │            │               │            │           └─────> failed
+  │            ├───────────────┴────────────┴─────────────────> failed, cancelled
+  ├── an attempt was lost ──────────────────┘           │
+  ├── its parent is no longer the newest version ───────┘
+  └── retry, by a user ─────────────────────────────────────── failed
 """
 
 from enum import StrEnum
@@ -56,14 +56,10 @@ LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
 }
 
 # Nothing happens to these by itself. A user's retry takes a failed job out again.
-TERMINAL = frozenset(
-    {JobState.PUBLISHED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED}
-)
+TERMINAL = frozenset({JobState.PUBLISHED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED})
 
 # One at a time per model: version t+1 grows from version t.
-IN_FLIGHT = frozenset(
-    {JobState.VALIDATING, JobState.SUBMITTING, JobState.RUNNING, JobState.GATING}
-)
+IN_FLIGHT = frozenset({JobState.VALIDATING, JobState.SUBMITTING, JobState.RUNNING, JobState.GATING})
 
 # While judging, the outcome is a matter of milliseconds: there is nothing left to stop.
 CANCELLABLE = frozenset(

@@ -1,8 +1,8 @@
 """The port for launchers: something that runs a command under an id, apart from this process.
 
-    LauncherError
-    ├── LauncherUnavailable     it did not answer; a retry can help
-    └── LauncherRefused         it answered, and did not take the command
+LauncherError
+├── LauncherUnavailable     it did not answer; a retry can help
+└── LauncherRefused         it answered, and did not take the command
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """The Serve application: a RayService imports `build`, `__main__` calls `deploy`."""
 
-import urllib.error
+import json
 import urllib.request
 
 from ray import serve
@@ -29,10 +29,11 @@ def deploy(args: ServeArgs, host: str, port: int) -> str:
     HTTP options cannot be changed while it runs.
     """
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-    if not _runs_with(args):
-        serve.run(build(args), name=APPLICATION, route_prefix="/")
     address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-    _check_answers(address)
+    if not _is_running() or _identity_at(address) != args.identity:
+        serve.run(build(args), name=APPLICATION, route_prefix="/")
+    if _identity_at(address) != args.identity:
+        raise RuntimeError(f"the application runs, but another one answers at {address}")
     return address
 
 
@@ -43,20 +44,19 @@ def withdraw() -> None:
         serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _runs_with(args: ServeArgs) -> bool:
+def _is_running() -> bool:
     application = serve.status().applications.get(APPLICATION)
-    if application is None or application.status != "RUNNING":
-        return False
-    running = serve.get_app_handle(APPLICATION).identity.remote().result(timeout_s=_ANSWER_SECONDS)
-    return bool(running == args.identity)
+    return application is not None and application.status == "RUNNING"
 
 
-def _check_answers(address: str) -> None:
+def _identity_at(address: str) -> object:
+    """Asked over HTTP: a driver's Serve handles fail under RAY_SERVE_THROUGHPUT_OPTIMIZED=1."""
     try:
-        with urllib.request.urlopen(f"{address}/readyz", timeout=_ANSWER_SECONDS):
-            return
-    except (urllib.error.URLError, TimeoutError) as error:
+        with urllib.request.urlopen(f"{address}/healthz", timeout=_ANSWER_SECONDS) as response:
+            return json.load(response).get("application")
+    except (OSError, ValueError) as error:
         raise RuntimeError(
-            f"the application runs, but {address} does not answer ({error}). If Serve was started "
-            "on this cluster before with another address, use that one or run `serve shutdown`"
+            f"the application runs, but {address} does not answer as it should ({error}). If Serve "
+            "was started on this cluster before with another address, use that one, or run "
+            "`serve shutdown`"
         ) from error

@@ -47,10 +47,6 @@ class Embedder:
         if not self._follower.alive:
             raise RuntimeError("nobody follows the live pointers in this replica any more")
 
-    def identity(self) -> str:
-        """So that a restarted driver can see whether anything changed."""
-        return self._args.identity
-
     def _load(self, model: str, number: int) -> ServedVersion:
         return load_version(self._store, model, number)
 

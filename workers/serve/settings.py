@@ -1,5 +1,6 @@
 """What the serving application is told: by the command line, or by `args` of a RayService."""
 
+from hashlib import sha256
 from importlib.metadata import version
 from typing import Annotated, Self
 
@@ -46,8 +47,8 @@ class ServeArgs(Frozen):
 
     @property
     def identity(self) -> str:
-        """Arguments and release: equal where a running application need not be replaced."""
-        return f"cmcl {version('cmcl')} {self.model_dump_json()}"
+        """Digest of arguments and release: equal where a running application may stay."""
+        return sha256(f"{version('cmcl')} {self.model_dump_json()}".encode()).hexdigest()[:16]
 
     @property
     def seconds_between_looks(self) -> float:

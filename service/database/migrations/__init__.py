@@ -25,6 +25,4 @@ def upgrade(database: Database) -> None:
 def _lock(connection: Connection) -> None:
     """SQLite's write transactions are one at a time anyway."""
     if connection.dialect.name == "postgresql":
-        connection.execute(
-            text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK}
-        )
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})

@@ -98,7 +98,7 @@ def test_models_are_listed_with_what_answers(serving: Replica) -> None:
 
 
 def test_ready_after_the_first_look_and_not_before(replica: Replica) -> None:
-    assert replica.get("/healthz").status_code == 200
+    assert replica.get("/healthz").json()["status"] == "ok"
     assert replica.get("/readyz").status_code == 503
     assert replica.embed().status_code == 503
     replica.look()

@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.contract.errors import StorageUnavailable
 from workers.contract.version import VersionManifest
 from workers.model.artifact import save_heads, save_selftest
+from workers.serve.settings import ServeArgs
 from workers.storage import layout
 from workers.storage.versions import entry_for, read_version
 
@@ -248,3 +250,22 @@ def test_the_thread_outlives_a_store_that_is_down(replica: Replica) -> None:
     assert replica.live.wait_ready(5)
     replica.follower.stop()
     assert not replica.follower.alive
+
+
+class BuggyStore(FlakyStore):
+    """Fails with something that nobody promised."""
+
+    def folders(self, prefix: str) -> list[str]:
+        if self.broken is not None:
+            raise ZeroDivisionError
+        return super().folders(prefix)
+
+
+def test_the_thread_outlives_a_bug(store: FlakyStore) -> None:
+    replica = Replica(BuggyStore(store), ServeArgs(store=store.uri))
+    replica.store.broken = "anything"
+    replica.follower.start()
+    assert not replica.live.wait_ready(0.1)
+    replica.store.broken = None
+    assert replica.live.wait_ready(5)
+    replica.follower.stop()

@@ -58,8 +58,8 @@ def create_api(
 
     @app.get("/healthz")
     async def healthz() -> Response:
-        """The process answers."""
-        return JSONResponse({"status": "ok"})
+        """The process answers, and says which application it is: a restarted driver looks."""
+        return JSONResponse({"status": "ok", "application": args.identity})
 
     @app.get("/readyz")
     async def readyz() -> Response:

@@ -46,14 +46,10 @@ def upgrade() -> None:
         sa.Column("quarantine_reason", sa.Text(), nullable=True),
         sa.Column("manifest", sa.JSON(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["model"], ["models.name"], name=op.f("fk_datasets_model_models")
-        ),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_datasets_model_models")),
         sa.PrimaryKeyConstraint("sequence", name=op.f("pk_datasets")),
         sa.UniqueConstraint("id", name=op.f("uq_datasets_id")),
-        sa.UniqueConstraint(
-            "model", "fingerprint", name=op.f("uq_datasets_model_fingerprint")
-        ),
+        sa.UniqueConstraint("model", "fingerprint", name=op.f("uq_datasets_model_fingerprint")),
     )
     op.create_index(op.f("ix_datasets_model"), "datasets", ["model"], unique=False)
     op.create_table(
@@ -93,16 +89,12 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["dataset"], ["datasets.id"], name=op.f("fk_jobs_dataset_datasets")
         ),
-        sa.ForeignKeyConstraint(
-            ["model"], ["models.name"], name=op.f("fk_jobs_model_models")
-        ),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_jobs_model_models")),
         sa.PrimaryKeyConstraint("sequence", name=op.f("pk_jobs")),
         sa.UniqueConstraint("dataset", name=op.f("uq_jobs_dataset")),
         sa.UniqueConstraint("id", name=op.f("uq_jobs_id")),
     )
-    op.create_index(
-        op.f("ix_jobs_model_state"), "jobs", ["model", "state"], unique=False
-    )
+    op.create_index(op.f("ix_jobs_model_state"), "jobs", ["model", "state"], unique=False)
     op.create_table(
         "versions",
         sa.Column("model", sa.String(length=48), nullable=False),
@@ -113,12 +105,8 @@ def upgrade() -> None:
         sa.Column("manifest", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("stored_at", sa.DateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["job"], ["jobs.id"], name=op.f("fk_versions_job_jobs")
-        ),
-        sa.ForeignKeyConstraint(
-            ["model"], ["models.name"], name=op.f("fk_versions_model_models")
-        ),
+        sa.ForeignKeyConstraint(["job"], ["jobs.id"], name=op.f("fk_versions_job_jobs")),
+        sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_versions_model_models")),
         sa.PrimaryKeyConstraint("model", "number", name=op.f("pk_versions")),
         sa.UniqueConstraint("job", name=op.f("uq_versions_job")),
     )

@@ -1,0 +1,85 @@
+"""From a complete candidate to a stored version: judge, publish, store."""
+
+from service.control import outcomes, promote
+from service.control.attempts import job_spec
+from service.control.context import Context
+from service.control.gate import check_answers, excess_drift
+from service.database import jobs, models, versions
+from service.database.rows import JobRecord, ModelRecord, VersionRecord
+from service.states import FailureReason, JobState
+from workers.contract.errors import WorkerError
+from workers.contract.version import LearnedDataset, VersionManifest
+from workers.storage.versions import check_candidate, publish_files, read_candidate
+
+
+class _LostRace(Exception):
+    """Another control plane moved the job first; undo what this transaction wrote."""
+
+
+def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
+    """gating -> published, rejected or failed."""
+    try:
+        candidate = _sound_candidate(context, job, model)
+    except WorkerError as error:
+        if error.retry_can_help:
+            raise
+        outcomes.fail(context, job, FailureReason.INVALID_CANDIDATE, str(error))
+        return
+    harm = excess_drift(candidate)
+    if harm is not None:
+        outcomes.reject(context, job, FailureReason.DRIFT_TOO_LARGE, harm)
+        return
+    try:
+        _publish(context, job, candidate)
+    except _LostRace:
+        # Nothing was written here. What the other one did is seen at the next look.
+        return
+
+
+def store_version(context: Context, version: VersionRecord) -> None:
+    """Put the files of a published version in place, then let it answer."""
+    publish_files(context.store, version.manifest)
+    now = context.clock()
+    with context.database.write() as connection:
+        if not versions.set_stored(connection, version.model, version.number, now):
+            return
+        promote.move_live(
+            connection, version.model, version.number, "published", promote.RECONCILER, now
+        )
+        job = jobs.find(connection, version.job)
+    if job is not None:
+        context.metrics.post_to_live.observe((now - job.created_at).total_seconds())
+
+
+def _sound_candidate(context: Context, job: JobRecord, model: ModelRecord) -> VersionManifest:
+    candidate = read_candidate(context.store, job.id, job.attempt)
+    check_answers(job_spec(context, job, model), _ledger(context, job), candidate)
+    check_candidate(context.store, candidate)
+    return candidate
+
+
+def _ledger(context: Context, job: JobRecord) -> tuple[LearnedDataset, ...]:
+    """What the parent had learned."""
+    if job.parent_version is None:
+        return ()
+    with context.database.read() as connection:
+        parent = versions.find(connection, job.model, job.parent_version)
+    if parent is None:
+        raise RuntimeError(f"job {job.id} has no parent version {job.parent_version}")
+    return parent.manifest.learned
+
+
+def _publish(context: Context, job: JobRecord, candidate: VersionManifest) -> None:
+    """One transaction: the head moves from the parent, the version exists, the job is done."""
+    now = context.clock()
+    with context.database.write() as connection:
+        if not models.advance_head(connection, job.model, candidate.parent, candidate.version):
+            # The model has a newer version than the parent, so this candidate would undo it.
+            # The dataset is sound: it is learned again, from the newer version.
+            message = f"version {candidate.version} exists already; learning from it"
+            jobs.move(connection, job, JobState.QUEUED, now, message=message)
+            return
+        versions.create(connection, candidate, now)
+        if not jobs.finish(connection, job, JobState.PUBLISHED, now):
+            raise _LostRace
+    context.metrics.jobs_finished.labels(state=JobState.PUBLISHED, reason="").inc()

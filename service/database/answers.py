@@ -1,0 +1,24 @@
+"""Queries about the answers to requests with an idempotency key."""
+
+from datetime import datetime
+
+from sqlalchemy import Connection, insert, select
+
+from service.database.rows import AnswerRecord
+from service.database.tables import answers
+
+
+def find(connection: Connection, key: str, route: str) -> AnswerRecord | None:
+    """What the key was answered on that route."""
+    query = select(
+        answers.c.fingerprint, answers.c.status, answers.c.location, answers.c.body
+    ).where(answers.c.key == key, answers.c.route == route)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else AnswerRecord(**row._mapping)
+
+
+def remember(
+    connection: Connection, key: str, route: str, answer: AnswerRecord, now: datetime
+) -> None:
+    """Keep an answer. Raises WriteConflict if the key got another one meanwhile."""
+    connection.execute(insert(answers).values(key=key, route=route, created_at=now, **vars(answer)))

@@ -1,0 +1,88 @@
+"""Queries about versions and promotions."""
+
+from datetime import datetime
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from service.database.rows import PromotionRecord, VersionRecord
+from service.database.tables import promotions, versions
+from workers.contract.version import VersionManifest
+
+
+def create(connection: Connection, manifest: VersionManifest, now: datetime) -> None:
+    """Insert a version whose files are not in place yet. Raises WriteConflict if its job has one."""
+    connection.execute(
+        insert(versions).values(
+            model=manifest.model,
+            number=manifest.version,
+            job=manifest.job,
+            attempt=manifest.attempt,
+            parent=manifest.parent,
+            manifest=manifest.model_dump(mode="json"),
+            created_at=now,
+        )
+    )
+
+
+def find(connection: Connection, model: str, number: int) -> VersionRecord | None:
+    """One version."""
+    query = select(versions).where(versions.c.model == model, versions.c.number == number)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _record(row)
+
+
+def page(connection: Connection, model: str, after: int | None, limit: int) -> list[VersionRecord]:
+    """Versions of a model in the order of their numbers, behind `after`."""
+    query = select(versions).where(versions.c.model == model)
+    if after is not None:
+        query = query.where(versions.c.number > after)
+    rows = connection.execute(query.order_by(versions.c.number).limit(limit))
+    return [_record(row) for row in rows]
+
+
+def oldest_unstored(connection: Connection, model: str) -> VersionRecord | None:
+    """The first version whose files are not in place yet."""
+    query = (
+        select(versions)
+        .where(versions.c.model == model, versions.c.stored_at.is_(None))
+        .order_by(versions.c.number)
+        .limit(1)
+    )
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _record(row)
+
+
+def set_stored(connection: Connection, model: str, number: int, now: datetime) -> bool:
+    """Its files are in place. False if that was known."""
+    statement = (
+        update(versions)
+        .where(
+            versions.c.model == model,
+            versions.c.number == number,
+            versions.c.stored_at.is_(None),
+        )
+        .values(stored_at=now)
+    )
+    return connection.execute(statement).rowcount == 1
+
+
+def add_promotion(connection: Connection, promotion: PromotionRecord) -> None:
+    """Remember who moved the live version, when and why."""
+    connection.execute(insert(promotions).values(**vars(promotion)))
+
+
+def promotion_page(
+    connection: Connection, model: str, after: int | None, limit: int
+) -> list[PromotionRecord]:
+    """Promotions of a model in their order, behind `after`."""
+    query = select(promotions).where(promotions.c.model == model)
+    if after is not None:
+        query = query.where(promotions.c.generation > after)
+    rows = connection.execute(query.order_by(promotions.c.generation).limit(limit))
+    return [PromotionRecord(**row._mapping) for row in rows]
+
+
+def _record(row: Row[tuple[object, ...]]) -> VersionRecord:
+    values = dict(row._mapping)
+    values["manifest"] = VersionManifest.model_validate(values["manifest"])
+    return VersionRecord(**values)

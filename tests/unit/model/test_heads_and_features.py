@@ -1,0 +1,46 @@
+"""Heads start as a function of the spec; features reach them at unit length with a constant 1."""
+
+import numpy as np
+import torch
+
+from workers.contract.model import ModelSpec
+from workers.model.features import content_keys, prepare
+from workers.model.heads import initial_heads
+
+SPEC = ModelSpec(width=16, modalities={"image": 16, "text": 9, "audio": 30})
+
+
+def test_prepared_features_have_unit_length_and_a_constant() -> None:
+    prepared = prepare(torch.tensor([[3.0, 4.0], [300.0, 400.0]]))
+    torch.testing.assert_close(prepared, torch.tensor([[0.6, 0.8, 1.0], [0.6, 0.8, 1.0]]))
+
+
+def test_content_keys_agree_exactly_where_rows_agree() -> None:
+    rows = np.array([[1, 2], [3, 4], [1, 2]], dtype=np.float32)
+    first, second, third = content_keys(rows).tolist()
+    assert first == third
+    assert first != second
+
+
+def test_head_of_equal_width_starts_as_identity() -> None:
+    weight = initial_heads(SPEC).weights["image"]
+    torch.testing.assert_close(weight, torch.eye(16, 17))
+
+
+def test_head_of_other_width_starts_orthonormal() -> None:
+    text, audio = (initial_heads(SPEC).weights[name] for name in ("text", "audio"))
+    torch.testing.assert_close(text[:, :9].mT @ text[:, :9], torch.eye(9))
+    torch.testing.assert_close(audio @ audio.mT, torch.eye(16))
+
+
+def test_another_modality_does_not_change_the_start_of_the_others() -> None:
+    fewer = ModelSpec(width=16, modalities={"audio": 30, "text": 9})
+    for name in ("text", "audio"):
+        torch.testing.assert_close(
+            initial_heads(SPEC).weights[name], initial_heads(fewer).weights[name]
+        )
+
+
+def test_embeddings_are_unit_vectors() -> None:
+    embeddings = initial_heads(SPEC).embed("audio", prepare(torch.randn(5, 30)))
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(5))

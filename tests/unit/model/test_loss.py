@@ -1,0 +1,46 @@
+"""InfoNCE against a slow reference, and what several positives mean."""
+
+import pytest
+import torch
+
+from workers.model.loss import positives, symmetric_info_nce, unit
+
+
+def batch(rows: int = 6, width: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        unit(torch.randn(rows, width, generator=generator)),
+        unit(torch.randn(rows, width, generator=generator)),
+    )
+
+
+def test_single_positives_give_the_usual_loss() -> None:
+    first, second = batch()
+    loss = symmetric_info_nce((first, second), (first, second), torch.eye(6).bool(), 0.07)
+    scores, labels = first @ second.mT / 0.07, torch.arange(6)
+    expected = (
+        torch.nn.functional.cross_entropy(scores, labels)
+        + torch.nn.functional.cross_entropy(scores.mT, labels)
+    ) / 2
+    torch.testing.assert_close(loss, expected)
+
+
+def test_shares_of_the_batch_add_up_to_the_whole_loss() -> None:
+    first, second = batch()
+    positive = torch.eye(6).bool()
+    whole = symmetric_info_nce((first, second), (first, second), positive, 0.1)
+    parts = [
+        symmetric_info_nce((first[own], second[own]), (first, second), positive[own], 0.1)
+        for own in (slice(0, 4), slice(4, 6))
+    ]
+    torch.testing.assert_close(parts[0] + parts[1], whole)
+
+
+def test_rows_with_the_same_caption_do_not_push_each_other_apart() -> None:
+    """With two equal captions the loss is least where both rows claim both, not one each."""
+    keys_first, keys_second = torch.tensor([1, 2, 3]), torch.tensor([7, 7, 8])
+    positive = positives(keys_first, keys_second, keys_first, keys_second)
+    assert positive.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+    first = torch.eye(3)[[0, 0, 1]]
+    loss = symmetric_info_nce((first, first), (first, first), positive, 0.05)
+    assert float(loss) == pytest.approx(2 / 3 * torch.log(torch.tensor(2.0)).item(), abs=1e-6)

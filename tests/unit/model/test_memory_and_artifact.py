@@ -1,0 +1,113 @@
+"""The memory of moments, and the files of a version."""
+
+import pytest
+import torch
+
+from workers.contract.errors import InvalidVersion
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec
+from workers.model import artifact
+from workers.model.heads import initial_heads
+from workers.model.memory import Memory
+from workers.nullspace.moments import pair_moments
+
+SPEC = ModelSpec(width=4, modalities={"image": 6, "text": 3, "depth": 5})
+HEADS = initial_heads(SPEC)
+IMAGE_TEXT = ModalityPair(first="image", second="text")
+TEXT_IMAGE = ModalityPair(first="text", second="image")
+DEPTH_IMAGE = ModalityPair(first="depth", second="image")
+WIDTHS = {"image": 7, "text": 4, "depth": 6}
+
+
+def rows(pair: ModalityPair, seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(20, WIDTHS[modality], generator=generator) for modality in pair.modalities]
+
+
+def two_datasets() -> Memory:
+    memory = Memory().with_dataset(IMAGE_TEXT, pair_moments(*rows(IMAGE_TEXT, 0)))
+    return memory.with_dataset(DEPTH_IMAGE, pair_moments(*rows(DEPTH_IMAGE, 1)))
+
+
+def test_order_of_columns_does_not_matter_to_the_memory() -> None:
+    image, text = rows(IMAGE_TEXT, 2)
+    one = Memory().with_dataset(IMAGE_TEXT, pair_moments(image, text))
+    other = Memory().with_dataset(TEXT_IMAGE, pair_moments(text, image))
+    assert one.by_pair.keys() == other.by_pair.keys()
+    for left, right in zip(one.by_pair.values(), other.by_pair.values(), strict=True):
+        torch.testing.assert_close(left.first.sum_II, right.first.sum_II, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(left.cross_IJ, right.cross_IJ, rtol=1e-5, atol=1e-5)
+
+
+def test_inputs_and_partners_come_from_all_datasets_of_a_modality() -> None:
+    memory = two_datasets()
+    (image_0, text_0), (depth_1, image_1) = rows(IMAGE_TEXT, 0), rows(DEPTH_IMAGE, 1)
+    inputs = memory.inputs_of("image")
+    partners = memory.partners_of("image", HEADS)
+    assert inputs is not None
+    assert partners is not None
+    everything = torch.cat([image_0, image_1]).double()
+    torch.testing.assert_close(inputs.sum_II, everything.mT @ everything, rtol=1e-5, atol=1e-5)
+    embeddings = torch.cat(
+        [text_0 @ HEADS.weights["text"].mT, depth_1 @ HEADS.weights["depth"].mT]
+    ).double()
+    torch.testing.assert_close(partners.sum_II, embeddings.mT @ embeddings, rtol=1e-5, atol=1e-5)
+
+
+def test_modality_without_datasets_has_nothing_to_protect() -> None:
+    memory = Memory().with_dataset(IMAGE_TEXT, pair_moments(*rows(IMAGE_TEXT, 0)))
+    assert memory.inputs_of("depth") is None
+    assert memory.partners_of("depth", HEADS) is None
+
+
+def test_removing_a_dataset_takes_its_protection_back() -> None:
+    memory = two_datasets()
+    rest = memory.without_dataset(DEPTH_IMAGE, pair_moments(*rows(DEPTH_IMAGE, 1)))
+    assert list(rest.by_pair) == [("image", "text")]
+
+
+def test_memory_survives_a_round_trip() -> None:
+    memory = two_datasets()
+    again = artifact.load_memory(artifact.save_memory(memory))
+    assert artifact.save_memory(again) == artifact.save_memory(memory)
+    assert artifact.load_memory(artifact.save_memory(Memory())).by_pair == {}
+
+
+def test_moments_survive_a_round_trip() -> None:
+    moments = pair_moments(*rows(IMAGE_TEXT, 3))
+    again = artifact.load_moments(artifact.save_moments(moments))
+    assert again.count == moments.count
+    assert torch.equal(again.cross_IJ, moments.cross_IJ)
+
+
+def test_heads_survive_a_round_trip_and_pass_their_selftest() -> None:
+    again = artifact.load_heads(artifact.save_heads(HEADS), SPEC)
+    artifact.run_selftest(artifact.save_selftest(HEADS, SPEC), again)
+
+
+def test_selftest_refuses_heads_of_another_version() -> None:
+    other = HEADS.replaced({"text": HEADS.weights["text"].roll(1, dims=0)})
+    with pytest.raises(InvalidVersion, match="self-test of head 'text'"):
+        artifact.run_selftest(artifact.save_selftest(HEADS, SPEC), other)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[: len(data) // 2], "cannot be read"),
+        (lambda data: b"", "cannot be read"),
+        (lambda data: data.replace(b'"text"', b'"tuxt"'), "head 'text' is missing"),
+    ],
+)
+def test_damaged_heads_are_refused_in_words(damage, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InvalidVersion, match=message):
+        artifact.load_heads(damage(artifact.save_heads(HEADS)), SPEC)
+
+
+def test_heads_with_nan_or_another_shape_are_refused() -> None:
+    broken = HEADS.replaced({"text": torch.full((4, 4), float("nan"))})
+    with pytest.raises(InvalidVersion, match="not finite"):
+        artifact.load_heads(artifact.save_heads(broken), SPEC)
+    wide = ModelSpec(width=4, modalities={**SPEC.modalities, "text": 8})
+    with pytest.raises(InvalidVersion, match=r"has shape \(4, 4\), expected \(4, 9\)"):
+        artifact.load_heads(artifact.save_heads(HEADS), wide)

@@ -1,0 +1,72 @@
+"""The certificate equals brute force over all row combinations, without having the rows."""
+
+import pytest
+import torch
+
+from workers.nullspace.certificate import PairWeights, relative_drift
+from workers.nullspace.moments import pair_moments
+
+DOUBLE = torch.float64
+
+
+@pytest.fixture
+def old_rows() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(60, 9, generator=generator, dtype=DOUBLE) + 0.5,
+        torch.randn(60, 7, generator=generator, dtype=DOUBLE) - 0.5,
+    )
+
+
+def random_weights(seed: int) -> PairWeights:
+    generator = torch.Generator().manual_seed(seed)
+    return PairWeights(
+        torch.randn(5, 9, generator=generator, dtype=DOUBLE),
+        torch.randn(5, 7, generator=generator, dtype=DOUBLE),
+    )
+
+
+def scores(rows: tuple[torch.Tensor, torch.Tensor], weights: PairWeights) -> torch.Tensor:
+    return (rows[0] @ weights.first_EI.mT) @ (rows[1] @ weights.second_EJ.mT).mT
+
+
+def brute_force(
+    rows: tuple[torch.Tensor, torch.Tensor], then: PairWeights, now: PairWeights
+) -> float:
+    before = scores(rows, then)
+    return float(((scores(rows, now) - before).square().mean() / before.square().mean()).sqrt())
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
+def test_certificate_equals_brute_force(
+    old_rows: tuple[torch.Tensor, torch.Tensor], size: float
+) -> None:
+    then, other = random_weights(1), random_weights(2)
+    now = PairWeights(
+        then.first_EI + size * other.first_EI, then.second_EJ - size * other.second_EJ
+    )
+    drift = relative_drift(pair_moments(*old_rows), then, now)
+    assert drift == pytest.approx(brute_force(old_rows, then, now), rel=1e-6)
+
+
+def test_drift_is_exactly_zero_when_nothing_moved(
+    old_rows: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    weights = random_weights(3)
+    assert relative_drift(pair_moments(*old_rows), weights, weights) == 0.0
+
+
+def test_common_rotation_of_both_heads_moves_no_score(
+    old_rows: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    then = random_weights(4)
+    turn = torch.linalg.qr(torch.randn(5, 5, dtype=DOUBLE)).Q
+    now = PairWeights(turn @ then.first_EI, turn @ then.second_EJ)
+    assert relative_drift(pair_moments(*old_rows), then, now) < 1e-7
+
+
+def test_scores_that_came_from_nothing_drift_without_bound(
+    old_rows: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    nothing = PairWeights(torch.zeros(5, 9), torch.zeros(5, 7))
+    assert relative_drift(pair_moments(*old_rows), nothing, random_weights(5)) == float("inf")

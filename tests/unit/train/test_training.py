@@ -1,0 +1,144 @@
+"""Training in eigen-coordinates: what is blocked never moves, and what is free learns."""
+
+import math
+
+import torch
+
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec, TrainingSpec
+from workers.methods.nullspace import NullSpace
+from workers.methods.vanilla import Vanilla
+from workers.model.heads import initial_heads
+from workers.model.loss import unit
+from workers.model.memory import Memory
+from workers.nullspace.certificate import PairWeights, relative_drift
+from workers.nullspace.moments import PairMoments, pair_moments
+from workers.train.data import TrainingRows, count_updates, global_batches
+from workers.train.distributed import World
+from workers.train.loop import PairTask, Trained, UpdateDone, train_pair
+from workers.train.optimizer import PairInEigenCoordinates, adamw, rotate
+
+IMAGE_TEXT = ModalityPair(first="image", second="text")
+DEPTH_IMAGE = ModalityPair(first="depth", second="image")
+SPEC = ModelSpec(
+    width=16,
+    modalities={"image": 24, "text": 10, "depth": 12},
+    training=TrainingSpec(epochs=30, batch_size=32, learning_rate=3e-3),
+)
+ALONE = World(0, 1)
+
+
+def features(pair: ModalityPair, rank: int, seed: int, rows: int = 128) -> list[torch.Tensor]:
+    """Paired features that lie in `rank` dimensions, with the constant 1."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(rows, rank, generator=generator)
+    sides = [
+        unit(shared @ torch.randn(rank, SPEC.modalities[modality], generator=generator))
+        for modality in pair.modalities
+    ]
+    return [torch.cat([side, torch.ones(rows, 1)], dim=1) for side in sides]
+
+
+def train(
+    pair: ModalityPair, rows: list[torch.Tensor], memory: Memory, kept_energy: float | None
+) -> Trained:
+    heads = initial_heads(SPEC)
+    method = Vanilla() if kept_energy is None else NullSpace(kept_energy)
+    keys = torch.arange(len(rows[0]))
+    task = PairTask(heads, pair, method.update_spaces(heads, memory, pair), SPEC.training, seed=1)
+    data = TrainingRows(rows[0], rows[1], keys, keys)
+    return train_pair(task, data, ALONE, torch.device("cpu"), lambda _: None)
+
+
+def drift(moments: PairMoments, pair: ModalityPair, now: Trained) -> float:
+    start = initial_heads(SPEC).weights
+    first, second = pair.modalities
+    return relative_drift(
+        moments,
+        PairWeights(start[first], start[second]),
+        PairWeights(now.heads.weights[first], now.heads.weights[second]),
+    )
+
+
+def test_scores_of_a_low_rank_dataset_stay_put_while_the_next_is_learned() -> None:
+    """One head of the old pair moves: the mask holds its scores to the rounding of float32."""
+    old = pair_moments(*features(IMAGE_TEXT, rank=5, seed=0))
+    memory = Memory().with_dataset(IMAGE_TEXT, old)
+    new = features(DEPTH_IMAGE, rank=8, seed=1)
+    protected, free = (train(DEPTH_IMAGE, new, memory, kept) for kept in (1.0, None))
+    assert drift(old, IMAGE_TEXT, protected) < 1e-5
+    assert drift(old, IMAGE_TEXT, free) > 0.05
+    chance = math.log(SPEC.training.batch_size)
+    assert protected.final_loss < 0.15 * chance
+    assert free.final_loss < 0.15 * chance
+
+
+def test_blocked_entries_are_bit_equal_after_adamw_with_decay() -> None:
+    heads = initial_heads(SPEC)
+    memory = Memory().with_dataset(IMAGE_TEXT, pair_moments(*features(IMAGE_TEXT, 5, seed=2)))
+    spaces = NullSpace(0.99).update_spaces(heads, memory, IMAGE_TEXT)
+    first, second = ((heads.weights[m], spaces[m]) for m in IMAGE_TEXT.modalities)
+    module = PairInEigenCoordinates(first, second)
+    optimizer = adamw(module, TrainingSpec(learning_rate=0.1, weight_decay=0.5))
+    rows = features(IMAGE_TEXT, 9, seed=3)
+    for _ in range(20):
+        out = module(rotate(rows[0], spaces["image"]), rotate(rows[1], spaces["text"]))
+        optimizer.zero_grad()
+        (out[0] * out[1]).sum().backward()
+        optimizer.step()
+    for head, modality in ((module.first, "image"), (module.second, "text")):
+        blocked = ~spaces[modality].free_EI
+        assert blocked.any()
+        assert torch.equal(head.change_EI[blocked], torch.zeros(int(blocked.sum())))
+        assert (head.change_EI[~blocked] != 0).any()
+
+
+def test_eigen_coordinates_change_no_embedding_before_training() -> None:
+    heads = initial_heads(SPEC)
+    memory = Memory().with_dataset(IMAGE_TEXT, pair_moments(*features(IMAGE_TEXT, 5, seed=4)))
+    spaces = NullSpace(0.9).update_spaces(heads, memory, IMAGE_TEXT)
+    first, second = ((heads.weights[m], spaces[m]) for m in IMAGE_TEXT.modalities)
+    rows = features(IMAGE_TEXT, 9, seed=5)
+    one, other = PairInEigenCoordinates(first, second)(
+        rotate(rows[0], spaces["image"]), rotate(rows[1], spaces["text"])
+    )
+    expected = heads.embed("image", rows[0]) @ heads.embed("text", rows[1]).mT
+    torch.testing.assert_close(one @ other.mT, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_training_twice_gives_the_same_bits() -> None:
+    rows = features(IMAGE_TEXT, rank=8, seed=6)
+    one, other = (train(IMAGE_TEXT, rows, Memory(), 0.95) for _ in range(2))
+    assert all(
+        torch.equal(one.heads.weights[name], other.heads.weights[name]) for name in SPEC.modalities
+    )
+
+
+def test_heads_of_other_modalities_are_left_alone() -> None:
+    trained = train(IMAGE_TEXT, features(IMAGE_TEXT, 8, seed=7), Memory(), 0.95)
+    start = initial_heads(SPEC).weights
+    assert torch.equal(trained.heads.weights["depth"], start["depth"])
+    assert not torch.equal(trained.heads.weights["image"], start["image"])
+
+
+def test_every_row_is_seen_and_the_order_depends_on_the_seed_alone() -> None:
+    batches = list(global_batches(rows=100, batch_size=30, epochs=2, seed=5))
+    assert len(batches) == count_updates(100, 30, 2) == 6
+    assert all(len(batch) == 30 for batch in batches)
+    assert len(torch.cat(batches[:3]).unique()) == 90
+    again = list(global_batches(rows=100, batch_size=30, epochs=2, seed=5))
+    assert all(torch.equal(one, other) for one, other in zip(batches, again, strict=True))
+    assert not torch.equal(batches[0], next(global_batches(100, 30, 2, seed=6)))
+
+
+def test_each_update_is_told_with_its_number() -> None:
+    rows = features(IMAGE_TEXT, 8, seed=8)
+    heads, keys = initial_heads(SPEC), torch.arange(128)
+    spaces = Vanilla().update_spaces(heads, Memory(), IMAGE_TEXT)
+    told: list[UpdateDone] = []
+    task = PairTask(heads, IMAGE_TEXT, spaces, SPEC.training, seed=1)
+    data = TrainingRows(rows[0], rows[1], keys, keys)
+    train_pair(task, data, ALONE, torch.device("cpu"), told.append)
+    assert [update.done for update in told] == list(range(1, 121))
+    assert {update.total for update in told} == {120}
+    assert told[-1].local_loss < told[0].local_loss
