@@ -14,6 +14,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
+def _local_store() -> str:
+    return (Path.cwd() / ".cmcl" / "store").as_uri()
+
+
 class Settings(BaseSettings):
     """Read once, when the process starts, and passed on as an object."""
 
@@ -24,7 +28,7 @@ class Settings(BaseSettings):
         description="SQLAlchemy URL: sqlite:///path or postgresql://user:password@host/name",
     )
     store_uri: str = Field(
-        default_factory=lambda: (Path.cwd() / ".cmcl" / "store").as_uri(),
+        default_factory=_local_store,
         description="root of object storage: file:///folder or s3://bucket/prefix; "
         "without it, the folder .cmcl/store",
     )

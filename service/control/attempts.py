@@ -24,7 +24,7 @@ from workers.storage import layout
 logger = logging.getLogger(__name__)
 
 
-def begin(context: Context, job: JobRecord, model: ModelRecord) -> None:
+def begin(context: Context, job: JobRecord, _: ModelRecord) -> None:
     """queued -> validating, if no other job of the model is in flight."""
     with context.database.write() as connection:
         jobs.start_validating(connection, job, context.clock())
@@ -49,7 +49,7 @@ def validate(context: Context, job: JobRecord, model: ModelRecord) -> None:
 
 
 def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
-    """submitting -> running. The attempt's id is in the database already: a repeat changes nothing."""
+    """submitting -> running. Its id is in the database already, so a repeat changes nothing."""
     spec = job_spec(context, job, model)
     key = layout.run_spec(job.id, job.attempt)
     context.store.put(key, spec.model_dump_json().encode())
@@ -70,7 +70,7 @@ def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
         context.metrics.attempts.inc()
 
 
-def watch(context: Context, job: JobRecord, model: ModelRecord) -> None:
+def watch(context: Context, job: JobRecord, _: ModelRecord) -> None:
     """running -> gating as soon as the candidate is complete, whatever the launcher believes."""
     if _has_candidate(context, job):
         _to_gating(context, job)
@@ -98,6 +98,7 @@ def stop(context: Context, job: JobRecord) -> None:
         if not context.launcher.status(attempt).has_ended:
             context.launcher.stop(attempt)
             return
+    context.validations.forget(job.dataset)
     outcomes.cancelled(context, job)
 
 
@@ -195,7 +196,9 @@ def _record_progress(context: Context, job: JobRecord) -> Progress | None:
 def _read_progress(context: Context, job: JobRecord) -> Progress | None:
     key = layout.run_progress(job.id, job.attempt)
     try:
-        return Progress.model_validate_json(context.store.read(key))
+        written = Progress.model_validate_json(context.store.read(key))
+        # Once through JSON: a loss that is not a number becomes null, as databases need it.
+        return Progress.model_validate_json(written.model_dump_json())
     except ObjectNotFound:
         return None
     except ValidationError as error:

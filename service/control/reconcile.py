@@ -1,8 +1,8 @@
 """THE MAIN PATH of the control plane: look, compare, do the one next thing, forget.
 
-Each round, for each model that has work: put a published version in place, mirror the live pointer,
-then take the one job in flight (or the oldest that waits) one step further. Everything it knows
-is in the database and in object storage, so it can die at any line and start again anywhere.
+Each round, for each model that has work, one of: mirror the live pointer; put a published version
+in place; take the one job in flight (or else the oldest that waits) one step further. Everything it
+knows is in the database and in object storage: it can die at any line and start again anywhere.
 Truth, in this order: committed row > complete candidate in object storage > the launcher's word.
 """
 
@@ -61,7 +61,7 @@ class Reconciler:
         while not stop.wait(self._context.settings.reconcile_seconds):
             try:
                 self.tick()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 # Listing the models failed. If that ended the thread, no job would ever get on.
                 self._report(error, "a round of the reconciler failed", {})
 
@@ -90,7 +90,7 @@ class Reconciler:
             return
         try:
             self._advance(name)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # Whatever it is, the other models' jobs must get on; this one is tried again.
             self._report(error, f"model {name} does not get on", {"model": name})
             self._pauses[name] = self._longer(pause)
@@ -105,10 +105,10 @@ class Reconciler:
             job = jobs.current(connection, name)
         if model is None:
             return
-        if unstored is not None:
-            publish.store_version(self._context, unstored)
-        elif model.mirrored_generation < model.live_generation:
+        if model.mirrored_generation < model.live_generation:
             promote.mirror(self._context, model)
+        elif unstored is not None:
+            publish.store_version(self._context, unstored)
         elif job is not None:
             self._step(job, model)
 

@@ -16,7 +16,7 @@ from workers.storage.shards import ShardChecker, fetch
 
 
 class Validations:
-    """Runs validations beside the reconciler: reading a large dataset must not hold up other models.
+    """Runs validations beside the reconciler: reading one dataset must not hold up other models.
 
     Nothing is lost with it: a control plane that starts anew simply validates again.
     """
@@ -34,6 +34,12 @@ class Validations:
             return None
         del self._running[dataset]
         return future.result()
+
+    def forget(self, dataset: str) -> None:
+        """Nobody waits for it any more."""
+        future = self._running.pop(dataset, None)
+        if future is not None:
+            future.cancel()
 
     def close(self) -> None:
         """Start nothing any more, and do not wait for what runs."""

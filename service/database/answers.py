@@ -13,8 +13,8 @@ def find(connection: Connection, key: str, route: str) -> AnswerRecord | None:
     query = select(
         answers.c.fingerprint, answers.c.status, answers.c.location, answers.c.body
     ).where(answers.c.key == key, answers.c.route == route)
-    row = connection.execute(query).one_or_none()
-    return None if row is None else AnswerRecord(**row._mapping)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else AnswerRecord(**row)
 
 
 def remember(

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from service.database.rows import DatasetRecord
 from service.database.tables import datasets
@@ -35,14 +35,18 @@ def create(
 
 def find(connection: Connection, dataset: str) -> DatasetRecord | None:
     """The dataset of that id."""
-    row = connection.execute(select(datasets).where(datasets.c.id == dataset)).one_or_none()
+    row = (
+        connection.execute(select(datasets).where(datasets.c.id == dataset))
+        .mappings()
+        .one_or_none()
+    )
     return None if row is None else _record(row)
 
 
 def find_same(connection: Connection, model: str, fingerprint: str) -> DatasetRecord | None:
     """The dataset with these very shards that is being learned, or was."""
     query = select(datasets).where(datasets.c.model == model, datasets.c.fingerprint == fingerprint)
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
@@ -55,7 +59,7 @@ def page(
         query = query.where(datasets.c.model == model)
     if after is not None:
         query = query.where(datasets.c.sequence > after)
-    return [_record(row) for row in connection.execute(query)]
+    return [_record(row) for row in connection.execute(query).mappings()]
 
 
 def set_manifest(connection: Connection, manifest: DatasetManifest) -> None:
@@ -88,8 +92,8 @@ def reclaim(connection: Connection, dataset: str, fingerprint: str) -> None:
     )
 
 
-def _record(row: Row[tuple[object, ...]]) -> DatasetRecord:
-    values = dict(row._mapping)
+def _record(row: RowMapping) -> DatasetRecord:
+    values = dict(row)
     values["pair"] = ModalityPair(first=values.pop("pair_first"), second=values.pop("pair_second"))
     if values["manifest"] is not None:
         values["manifest"] = DatasetManifest.model_validate(values["manifest"])

@@ -1,10 +1,9 @@
 """Queries about jobs. Every move is a compare-and-set against the job as it was seen."""
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import Connection, Row, Update, case, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, Update, case, func, insert, select, update
 
 from service.database.rows import JobRecord
 from service.database.tables import jobs
@@ -31,19 +30,21 @@ def create(connection: Connection, job: str, model: str, dataset: str, now: date
 
 def find(connection: Connection, job: str) -> JobRecord | None:
     """The job of that id."""
-    row = connection.execute(select(jobs).where(jobs.c.id == job)).one_or_none()
+    row = connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
 def of_dataset(connection: Connection, dataset: str) -> JobRecord:
     """The one job of a dataset."""
-    return _record(connection.execute(select(jobs).where(jobs.c.dataset == dataset)).one())
+    return _record(
+        connection.execute(select(jobs).where(jobs.c.dataset == dataset)).mappings().one()
+    )
 
 
 def of_datasets(connection: Connection, datasets: list[str]) -> dict[str, str]:
     """Ids of jobs by dataset."""
     query = select(jobs.c.dataset, jobs.c.id).where(jobs.c.dataset.in_(datasets))
-    return {dataset: job for dataset, job in connection.execute(query)}
+    return dict(connection.execute(query).tuples().all())
 
 
 def page(
@@ -61,7 +62,7 @@ def page(
         query = query.where(jobs.c.state == state)
     if after is not None:
         query = query.where(jobs.c.sequence > after)
-    return [_record(row) for row in connection.execute(query)]
+    return [_record(row) for row in connection.execute(query).mappings()]
 
 
 def current(connection: Connection, model: str) -> JobRecord | None:
@@ -73,14 +74,14 @@ def current(connection: Connection, model: str) -> JobRecord | None:
         .order_by(waits, jobs.c.sequence)
         .limit(1)
     )
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
 def count_by_state(connection: Connection) -> Mapping[str, int]:
     """How many jobs are in each state; states without jobs are there too."""
     query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
-    counted = {state: number for state, number in connection.execute(query)}
+    counted = dict(connection.execute(query).tuples().all())
     return {state.value: counted.get(state.value, 0) for state in JobState}
 
 
@@ -132,9 +133,10 @@ def retry(connection: Connection, seen: JobRecord, now: datetime) -> bool:
 
 
 def set_progress(connection: Connection, seen: JobRecord, progress: Progress) -> None:
-    """What the attempt says about itself."""
-    # By way of JSON text: a loss that is not a number becomes null, which every database can keep.
-    connection.execute(_as_seen(seen).values(progress=json.loads(progress.model_dump_json())))
+    """What the attempt says about itself: it gets on, so nothing else is to be said."""
+    connection.execute(
+        _as_seen(seen).values(progress=progress.model_dump(mode="json"), message=None)
+    )
 
 
 def set_message(connection: Connection, seen: JobRecord, message: str) -> None:
@@ -157,8 +159,8 @@ def _as_seen(seen: JobRecord) -> Update:
     )
 
 
-def _record(row: Row[tuple[object, ...]]) -> JobRecord:
-    values = dict(row._mapping)
+def _record(row: RowMapping) -> JobRecord:
+    values = dict(row)
     values["state"] = JobState(values["state"])
     if values["reason"] is not None:
         values["reason"] = FailureReason(values["reason"])

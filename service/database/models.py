@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import Connection, Row, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, insert, or_, select, update
 
 from service.database.rows import ModelRecord
 from service.database.tables import jobs, models, versions
@@ -26,14 +26,14 @@ def create(connection: Connection, name: str, spec: ModelSpec, now: datetime) ->
 
 def find(connection: Connection, name: str) -> ModelRecord | None:
     """The model of that name."""
-    row = connection.execute(select(models).where(models.c.name == name)).one_or_none()
+    row = connection.execute(select(models).where(models.c.name == name)).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
 def lock(connection: Connection, name: str) -> ModelRecord | None:
     """The model, and nobody else changes it before this transaction ends."""
     query = select(models).where(models.c.name == name).with_for_update()
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
@@ -42,7 +42,7 @@ def page(connection: Connection, after: str | None, limit: int) -> list[ModelRec
     query = select(models).order_by(models.c.name).limit(limit)
     if after is not None:
         query = query.where(models.c.name > after)
-    return [_record(row) for row in connection.execute(query)]
+    return [_record(row) for row in connection.execute(query).mappings()]
 
 
 def with_live_version(connection: Connection) -> list[str]:
@@ -99,7 +99,7 @@ def forget_mirrored(connection: Connection, name: str) -> None:
     connection.execute(update(models).where(models.c.name == name).values(mirrored_generation=0))
 
 
-def _record(row: Row[tuple[object, ...]]) -> ModelRecord:
-    values = dict(row._mapping)
+def _record(row: RowMapping) -> ModelRecord:
+    values = dict(row)
     values["spec"] = ModelSpec.model_validate(values["spec"])
     return ModelRecord(**values)

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from service.database.rows import PromotionRecord, VersionRecord
 from service.database.tables import promotions, versions
@@ -10,7 +10,7 @@ from workers.contract.version import VersionManifest
 
 
 def create(connection: Connection, manifest: VersionManifest, now: datetime) -> None:
-    """Insert a version whose files are not in place yet. Raises WriteConflict if its job has one."""
+    """Insert a version whose files are not in place yet. Raises WriteConflict: a job has one."""
     connection.execute(
         insert(versions).values(
             model=manifest.model,
@@ -27,7 +27,7 @@ def create(connection: Connection, manifest: VersionManifest, now: datetime) -> 
 def find(connection: Connection, model: str, number: int) -> VersionRecord | None:
     """One version."""
     query = select(versions).where(versions.c.model == model, versions.c.number == number)
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
@@ -36,7 +36,7 @@ def page(connection: Connection, model: str, after: int | None, limit: int) -> l
     query = select(versions).where(versions.c.model == model)
     if after is not None:
         query = query.where(versions.c.number > after)
-    rows = connection.execute(query.order_by(versions.c.number).limit(limit))
+    rows = connection.execute(query.order_by(versions.c.number).limit(limit)).mappings()
     return [_record(row) for row in rows]
 
 
@@ -48,7 +48,7 @@ def oldest_unstored(connection: Connection, model: str) -> VersionRecord | None:
         .order_by(versions.c.number)
         .limit(1)
     )
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
@@ -78,11 +78,11 @@ def promotion_page(
     query = select(promotions).where(promotions.c.model == model)
     if after is not None:
         query = query.where(promotions.c.generation > after)
-    rows = connection.execute(query.order_by(promotions.c.generation).limit(limit))
-    return [PromotionRecord(**row._mapping) for row in rows]
+    rows = connection.execute(query.order_by(promotions.c.generation).limit(limit)).mappings()
+    return [PromotionRecord(**row) for row in rows]
 
 
-def _record(row: Row[tuple[object, ...]]) -> VersionRecord:
-    values = dict(row._mapping)
+def _record(row: RowMapping) -> VersionRecord:
+    values = dict(row)
     values["manifest"] = VersionManifest.model_validate(values["manifest"])
     return VersionRecord(**values)

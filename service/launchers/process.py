@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.launchers.port import LaunchState, LaunchStatus, LauncherUnavailable
+from service.launchers.port import LauncherUnavailable, LaunchState, LaunchStatus
 
 _START_SECONDS = 20.0
 _GRACE_SECONDS = 10.0

@@ -15,9 +15,9 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from service.launchers.port import (
     LauncherRefused,
+    LauncherUnavailable,
     LaunchState,
     LaunchStatus,
-    LauncherUnavailable,
 )
 
 _SECONDS_PER_CALL = 30

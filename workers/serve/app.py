@@ -1,8 +1,6 @@
 """The Serve application: a RayService imports `build`, `__main__` calls `deploy`."""
 
-import json
-import urllib.request
-
+import httpx
 from ray import serve
 
 from workers.serve.deployment import EMBEDDER
@@ -29,7 +27,8 @@ def deploy(args: ServeArgs, host: str, port: int) -> str:
     HTTP options cannot be changed while it runs.
     """
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-    address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    # Compared, not bound: whoever listens everywhere can be asked on loopback.
+    address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104
     if not _is_running() or _identity_at(address) != args.identity:
         serve.run(build(args), name=APPLICATION, route_prefix="/")
     if _identity_at(address) != args.identity:
@@ -52,9 +51,11 @@ def _is_running() -> bool:
 def _identity_at(address: str) -> object:
     """Asked over HTTP: a driver's Serve handles fail under RAY_SERVE_THROUGHPUT_OPTIMIZED=1."""
     try:
-        with urllib.request.urlopen(f"{address}/healthz", timeout=_ANSWER_SECONDS) as response:
-            return json.load(response).get("application")
-    except (OSError, ValueError) as error:
+        # No proxy from the environment: the address is one of this machine's own.
+        with httpx.Client(timeout=_ANSWER_SECONDS, trust_env=False) as client:
+            body: dict[str, object] = client.get(f"{address}/healthz").raise_for_status().json()
+        return body.get("application")
+    except (httpx.HTTPError, ValueError) as error:
         raise RuntimeError(
             f"the application runs, but {address} does not answer as it should ({error}). If Serve "
             "was started on this cluster before with another address, use that one, or run "

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from workers.contract.errors import InvalidUri, ObjectExists, ObjectNotFound, StorageUnavailable
+from workers.storage.keys import checked_key, checked_prefix
 
 _TEMPORARY = ".tmp-"
 
@@ -25,15 +26,15 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         with _translated(key):
-            return self._path(key).read_bytes()
+            return self._existing(key).read_bytes()
 
     def download(self, key: str, path: Path) -> None:
         with _translated(key):
-            shutil.copyfile(self._path(key), path)
+            shutil.copyfile(self._existing(key), path)
 
     def size(self, key: str) -> int:
         with _translated(key):
-            return self._path(key).stat().st_size
+            return self._existing(key).stat().st_size
 
     def put(self, key: str, data: bytes) -> None:
         with self._temporary(key) as temporary:
@@ -56,36 +57,51 @@ class LocalStore:
 
     def copy(self, source: str, target: str) -> None:
         with _translated(source):
-            self.upload(self._path(source), target)
+            self.upload(self._existing(source), target)
 
     def keys(self, prefix: str) -> Iterator[str]:
-        found = []
-        for folder, _, files in os.walk(self._walk_root(prefix)):
-            for name in files:
-                key = (Path(folder) / name).relative_to(self.root).as_posix()
-                if key.startswith(prefix) and not name.startswith(_TEMPORARY):
-                    found.append(key)
+        parent = checked_prefix(prefix).rpartition("/")[0]
+        with _translated(prefix):
+            found = [key for key in self._files(self._folder(parent)) if key.startswith(prefix)]
         yield from sorted(found)
 
     def folders(self, prefix: str) -> list[str]:
-        folder = self._path(prefix.rstrip("/")) if prefix else self.root
-        if not folder.is_dir():
-            return []
-        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        folder = self._folder(checked_prefix(prefix).rstrip("/"))
+        with _translated(prefix):
+            entries = list(folder.iterdir()) if folder.is_dir() else []
+            return sorted(
+                entry.name for entry in entries if entry.is_dir() and any(self._files(entry))
+            )
 
     def delete(self, key: str) -> None:
         with _translated(key):
-            self._path(key).unlink(missing_ok=True)
+            path = self._path(key)
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
-        path = (self.root / key).resolve()
-        if not path.is_relative_to(self.root) or path == self.root:
+        path = (self.root / checked_key(key)).resolve()
+        if not path.is_relative_to(self.root):
             raise InvalidUri(f"{key!r} leaves the store {self.uri}")
         return path
 
-    def _walk_root(self, prefix: str) -> Path:
-        folder = prefix.rpartition("/")[0]
-        return self._path(folder) if folder else self.root
+    def _existing(self, key: str) -> Path:
+        path = self._path(key)
+        if not path.is_file():
+            raise ObjectNotFound(f"there is no object {key!r}")
+        return path
+
+    def _folder(self, key: str) -> Path:
+        return self._path(key) if key else self.root
+
+    def _files(self, folder: Path) -> Iterator[str]:
+        """Keys below a folder, in no order; none where there is no such folder."""
+        if not folder.is_dir():
+            return
+        for path, _, names in os.walk(folder, onerror=_fail):
+            for name in names:
+                if not name.startswith(_TEMPORARY):
+                    yield (Path(path) / name).relative_to(self.root).as_posix()
 
     @contextmanager
     def _temporary(self, key: str) -> Iterator[Path]:
@@ -105,6 +121,11 @@ def _write(path: Path, data: bytes) -> None:
     _flush(path)
 
 
+def _fail(error: OSError) -> None:
+    """A folder that cannot be read is no empty folder."""
+    raise error
+
+
 def _flush(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -115,7 +136,5 @@ def _translated(key: str) -> Iterator[None]:
     """The operating system's errors, in the port's words."""
     try:
         yield
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise ObjectNotFound(f"there is no object {key!r}") from error
     except OSError as error:
         raise StorageUnavailable(f"{key!r}: {error.strerror or error}") from error

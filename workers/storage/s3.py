@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from workers.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
+from workers.storage.keys import checked_key, checked_prefix
 
 _CONFIG = Config(
     retries={"mode": "standard", "max_attempts": 5}, connect_timeout=5, read_timeout=60
@@ -47,7 +49,7 @@ class S3Store:
 
     def download(self, key: str, path: Path) -> None:
         with _translated(key):
-            self._client.download_file(self.bucket, self.prefix + key, str(path))
+            self._client.download_file(self.bucket, self.prefix + checked_key(key), str(path))
 
     def size(self, key: str) -> int:
         with _translated(key):
@@ -63,21 +65,21 @@ class S3Store:
 
     def upload(self, path: Path, key: str) -> None:
         with _translated(key):
-            self._client.upload_file(str(path), self.bucket, self.prefix + key)
+            self._client.upload_file(str(path), self.bucket, self.prefix + checked_key(key))
 
     def copy(self, source: str, target: str) -> None:
         with _translated(source):
-            self._client.copy(self._at(source), self.bucket, self.prefix + target)
+            self._client.copy(self._at(source), self.bucket, self.prefix + checked_key(target))
 
     def keys(self, prefix: str) -> Iterator[str]:
-        for page in self._pages(prefix):
+        for page in self._pages(checked_prefix(prefix)):
             for entry in page.get("Contents", []):
                 yield entry["Key"].removeprefix(self.prefix)
 
     def folders(self, prefix: str) -> list[str]:
         found = [
             entry["Prefix"].removeprefix(self.prefix + prefix).rstrip("/")
-            for page in self._pages(prefix, Delimiter="/")
+            for page in self._pages(checked_prefix(prefix), Delimiter="/")
             for entry in page.get("CommonPrefixes", [])
         ]
         return sorted(found)
@@ -87,7 +89,7 @@ class S3Store:
             self._client.delete_object(**self._at(key))
 
     def _at(self, key: str) -> dict[str, str]:
-        return {"Bucket": self.bucket, "Key": self.prefix + key}
+        return {"Bucket": self.bucket, "Key": self.prefix + checked_key(key)}
 
     def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
         paginator = self._client.get_paginator("list_objects_v2")
@@ -109,5 +111,6 @@ def _translated(key: str) -> Iterator[None]:
         if code in _TAKEN:
             raise ObjectExists(f"{key!r} exists already") from error
         raise StorageUnavailable(f"{key!r}: {error}") from error
-    except BotoCoreError as error:
+    # OSError: the local file of a download or an upload, for instance on a full disk.
+    except (BotoCoreError, Boto3Error, OSError) as error:
         raise StorageUnavailable(f"{key!r}: {error}") from error

@@ -1,5 +1,7 @@
 """Addresses of object storage: file:///folder and s3://bucket/prefix."""
 
+import os
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -9,6 +11,7 @@ from workers.storage.port import ObjectStore
 from workers.storage.s3 import S3Store
 
 _ODD = set("\\\0\n\r\t?#")
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,63}")
 
 
 def open_store(uri: str) -> ObjectStore:
@@ -32,23 +35,39 @@ def check_allowed(uri: str, allowed_prefixes: tuple[str, ...]) -> None:
     """Raises InvalidUri unless `uri` lies under one of the prefixes, with no way to climb out."""
     _split(uri)
     for prefix in allowed_prefixes:
-        if uri.startswith(prefix.rstrip("/") + "/"):
+        if uri.startswith(prefix.rstrip("/") + "/") and _stays_inside(uri, prefix):
             return
     permitted = ", ".join(allowed_prefixes) or "none are configured"
     raise InvalidUri(f"{uri!r} is outside the allowed prefixes ({permitted})")
 
 
+def _stays_inside(uri: str, prefix: str) -> bool:
+    """A link in an allowed folder must not lead out of it; a bucket has no links."""
+    scheme, _, path = _split(uri)
+    if scheme != "file":
+        return True
+    # realpath and not resolve(), which fails on links that lead in a circle.
+    real = Path(os.path.realpath(path))
+    return real.is_relative_to(os.path.realpath(_split(prefix)[2]))
+
+
 def _split(uri: str) -> tuple[str, str, str]:
-    if _ODD & set(uri):
-        raise InvalidUri(f"{uri!r} has a character that addresses may not have")
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise InvalidUri(f"{uri!r} is not an address: {error}") from error
     path = unquote(parts.path) if parts.scheme == "file" else parts.path
+    # Also after decoding: %00 in an address would be a NUL in a path.
+    if _ODD & (set(uri) | set(path)):
+        raise InvalidUri(f"{uri!r} has a character that addresses may not have")
     if parts.scheme not in ("file", "s3"):
         raise InvalidUri(f"{uri!r}: the permitted schemes are file:// and s3://")
     if parts.scheme == "file" and (parts.netloc or not path.startswith("/")):
         raise InvalidUri(f"{uri!r}: write file:///absolute/path")
-    if parts.scheme == "s3" and not parts.netloc:
+    if parts.scheme == "s3" and not _BUCKET.fullmatch(parts.netloc):
         raise InvalidUri(f"{uri!r}: write s3://bucket/key")
     if any(part in (".", "..") for part in path.split("/")):
         raise InvalidUri(f"{uri!r} has '.' or '..' in its path")
+    if "" in path.strip("/").split("/")[1:] or path.startswith("//"):
+        raise InvalidUri(f"{uri!r} has an empty part ('//') in its path")
     return parts.scheme, parts.netloc, path

@@ -13,7 +13,7 @@ _ADVISORY_LOCK = 0x636D636C
 
 
 def upgrade(database: Database) -> None:
-    """Apply what is missing, in one transaction. Of two starting at once, one waits and finds it done."""
+    """Apply what is missing, in one transaction. Of two at once, one waits and finds it done."""
     with database.write() as connection:
         _lock(connection)
         config = Config()

@@ -1,0 +1,116 @@
+"""What routes ask for: the parts of the control plane, a page, a key."""
+
+import base64
+import binascii
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Header, Path, Query, Request
+
+from service.control.context import Context
+from service.control.reconcile import Reconciler
+from service.errors import FieldProblem, Unprocessable, UnsupportedMediaType
+from workers.contract.modality import NAME_PATTERN
+
+# The largest number that a column can hold.
+LARGEST_NUMBER = 2**31 - 1
+
+ModelPath = Annotated[str, Path(alias="model", pattern=NAME_PATTERN)]
+DatasetPath = Annotated[str, Path(alias="dataset", pattern=r"^ds-[0-9a-f]{12}$")]
+JobPath = Annotated[str, Path(alias="job", pattern=r"^job-[0-9a-f]{12}$")]
+VersionPath = Annotated[int, Path(alias="version", ge=1, le=LARGEST_NUMBER)]
+ModelQuery = Annotated[str | None, Query(alias="model", pattern=NAME_PATTERN)]
+Limit = Annotated[int, Query(ge=1, le=200, description="items of one page")]
+
+
+@dataclass(frozen=True)
+class RequestKey:
+    """An idempotency key, where it was used, and for which body."""
+
+    key: str
+    route: str
+    fingerprint: str
+
+
+def get_context(request: Request) -> Context:
+    """The parts that `create_app` wired."""
+    context: Context = request.app.state.context
+    return context
+
+
+def get_reconciler(request: Request) -> Reconciler:
+    """The reconciler of this process."""
+    reconciler: Reconciler = request.app.state.reconciler
+    return reconciler
+
+
+async def require_json(request: Request) -> None:
+    """A body must say that it is JSON: the server does not guess."""
+    if not await request.body():
+        return
+    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if declared != "application/json":
+        message = f"the Content-Type is {declared or 'missing'}, permitted: application/json"
+        raise UnsupportedMediaType(message)
+
+
+async def get_request_key(
+    request: Request,
+    key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            pattern=r"^[\x21-\x7e]{1,255}$",
+            description="the same key with the same body is answered the same, and done once",
+        ),
+    ] = None,
+) -> RequestKey | None:
+    """The key that came with the request, if one did."""
+    if key is None:
+        return None
+    fingerprint = hashlib.sha256(await request.body()).hexdigest()
+    return RequestKey(key, f"{request.method} {request.url.path}", fingerprint)
+
+
+def get_text_cursor(cursor: Annotated[str | None, Query()] = None) -> str | None:
+    """Where a page of names goes on."""
+    return None if cursor is None else _decoded(cursor)
+
+
+def get_number_cursor(cursor: Annotated[str | None, Query()] = None) -> int | None:
+    """Where a page of numbered things goes on."""
+    if cursor is None:
+        return None
+    text = _decoded(cursor)
+    if not (text.isascii() and text.isdigit()) or int(text[:20]) > LARGEST_NUMBER:
+        raise _foreign_cursor(cursor)
+    return int(text)
+
+
+def encode_cursor(position: str | int) -> str:
+    """Opaque, so that nobody builds on what is inside."""
+    return base64.urlsafe_b64encode(str(position).encode()).decode().rstrip("=")
+
+
+def _decoded(cursor: str) -> str:
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        text = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
+    except (ValueError, binascii.Error) as error:
+        raise _foreign_cursor(cursor) from error
+    if "\0" in text:
+        raise _foreign_cursor(cursor)
+    return text
+
+
+def _foreign_cursor(cursor: str) -> Unprocessable:
+    message = "give the next_cursor of an earlier page, unchanged"
+    return Unprocessable("unknown cursor", FieldProblem("cursor", message, cursor))
+
+
+ContextDep = Annotated[Context, Depends(get_context)]
+ReconcilerDep = Annotated[Reconciler, Depends(get_reconciler)]
+RequestKeyDep = Annotated[RequestKey | None, Depends(get_request_key)]
+TextCursor = Annotated[str | None, Depends(get_text_cursor)]
+NumberCursor = Annotated[int | None, Depends(get_number_cursor)]

@@ -1,0 +1,197 @@
+"""Every error as problem+json (RFC 9457), from ONE table."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from service.errors import (
+    BodyTooLarge,
+    Conflict,
+    DatabaseUnavailable,
+    FieldProblem,
+    NotFound,
+    Refused,
+    ServiceError,
+    Unprocessable,
+    UnsupportedMediaType,
+    WriteConflict,
+)
+from workers.contract.errors import StorageUnavailable
+from workers.contract.modality import MODALITY_PATTERN, NAME_PATTERN
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of problem: the status and the end of its type."""
+
+    status: int
+    slug: str
+    title: str
+
+
+INVALID = Kind(422, "invalid-request", "The request has values that are not permitted")
+MALFORMED = Kind(400, "malformed-body", "The body is not JSON")
+INTERNAL = Kind(500, "internal-error", "The service made a mistake")
+
+KINDS: dict[type[Exception], Kind] = {
+    NotFound: Kind(404, "not-found", "There is no such thing"),
+    Conflict: Kind(409, "conflict", "It contradicts what is there"),
+    WriteConflict: Kind(409, "conflict", "It contradicts what is there"),
+    Unprocessable: INVALID,
+    UnsupportedMediaType: Kind(415, "unsupported-media-type", "The body must be JSON"),
+    BodyTooLarge: Kind(413, "body-too-large", "The body is too large"),
+    DatabaseUnavailable: Kind(503, "database-unavailable", "The database does not answer"),
+    StorageUnavailable: Kind(503, "storage-unavailable", "Object storage does not answer"),
+}
+
+# What the framework raises by itself.
+FRAMEWORK: dict[int, Kind] = {
+    400: MALFORMED,
+    404: Kind(404, "not-found", "There is no such address"),
+    405: Kind(405, "method-not-allowed", "This address has no such method"),
+}
+
+_PATTERNS = {
+    NAME_PATTERN: "lower-case letters, digits and inner hyphens, 1 to 48 characters",
+    MODALITY_PATTERN: "a lower-case letter, then lower-case letters, digits and underscores, "
+    "32 characters at most",
+    r"^[0-9a-f]{64}$": "64 lower-case hexadecimal digits",
+}
+_LONGEST_VALUE = 200
+_UNAVAILABLE = 503
+_BARE = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]*$")
+
+
+class ProblemField(BaseModel):
+    """What is wrong with one field."""
+
+    field: str = Field(examples=["shards[0].uri"])
+    message: str
+    value: str | int | float | bool | None = None
+
+
+class Problem(BaseModel):
+    """An error in the form of RFC 9457."""
+
+    type: str = Field(examples=["urn:cmcl:problem:not-found"])
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="path of the request")
+    errors: list[ProblemField] = []
+
+
+class ProblemResponse(JSONResponse):
+    """ASCII only: a request may quote half a surrogate pair, which UTF-8 could not carry back."""
+
+    media_type = "application/problem+json"
+
+    def render(self, content: object) -> bytes:
+        """The body."""
+        return json.dumps(content, allow_nan=False).encode("ascii")
+
+
+def problem(
+    kind: Kind,
+    detail: str,
+    path: str,
+    fields: tuple[FieldProblem, ...] = (),
+    headers: Mapping[str, str] | None = None,
+) -> ProblemResponse:
+    """The response for a problem of that kind."""
+    body = Problem(
+        type=f"urn:cmcl:problem:{kind.slug}",
+        title=kind.title,
+        status=kind.status,
+        detail=detail,
+        instance=path,
+        errors=[
+            ProblemField(field=field.field, message=field.message, value=_quotable(field.value))
+            for field in fields
+        ],
+    )
+    return ProblemResponse(body.model_dump(), kind.status, headers=headers)
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Everything the API can raise becomes a problem."""
+    for error in KINDS:
+        app.add_exception_handler(error, _ours)
+    app.add_exception_handler(ServiceError, _ours)
+    app.exception_handler(RequestValidationError)(_invalid)
+    app.exception_handler(HTTPException)(_framework)
+
+
+async def _ours(request: Request, error: Exception) -> ProblemResponse:
+    kind = next((KINDS[cls] for cls in type(error).__mro__ if cls in KINDS), INTERNAL)
+    fields = error.fields if isinstance(error, Refused) else ()
+    headers = {"Retry-After": "1"} if kind.status == _UNAVAILABLE else None
+    return problem(kind, str(error), request.url.path, fields, headers)
+
+
+async def _framework(request: Request, error: HTTPException) -> ProblemResponse:
+    kind = FRAMEWORK.get(error.status_code)
+    if kind is None:
+        kind = Kind(error.status_code, "http-error", "The request failed")
+    return problem(kind, str(error.detail), request.url.path, headers=error.headers)
+
+
+async def _invalid(request: Request, error: RequestValidationError) -> ProblemResponse:
+    found = error.errors()
+    if found and found[0]["type"] == "json_invalid":
+        reason = found[0].get("ctx", {}).get("error", "")
+        return problem(MALFORMED, f"the body is not JSON: {reason}", request.url.path)
+    fields = tuple(_field_problem(item) for item in found)
+    detail = "; ".join(f"{field.field}: {field.message}" for field in fields[:3])
+    return problem(INVALID, detail, request.url.path, fields)
+
+
+def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
+    """One of pydantic's errors, which come as untyped dictionaries."""
+    location = tuple(error["loc"])
+    value = None if error["type"] == "missing" else error.get("input")
+    return FieldProblem(_path(location[1:]) or str(location[0]), _words(error), value)
+
+
+def _words(error: Mapping[str, object]) -> str:
+    """The validator's message, or better words where it quotes a regular expression."""
+    context = error.get("ctx")
+    if error["type"] == "string_pattern_mismatch" and isinstance(context, dict):
+        permitted = _PATTERNS.get(str(context.get("pattern")))
+        if permitted:
+            return f"permitted: {permitted}"
+    if error["type"] == "extra_forbidden":
+        return "there is no such field"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _path(location: tuple[object, ...]) -> str:
+    """("shards", 0, "uri") becomes shards[0].uri."""
+    path = ""
+    for part in location:
+        if isinstance(part, str) and _BARE.match(part):
+            path += f".{part}" if path else part
+        else:
+            path += f"[{part!r}]"
+    return path
+
+
+def _quotable(value: object) -> str | int | float | bool | None:
+    """A value that JSON can carry back, and no more of it than a reader needs."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, int) and abs(value) < 2**53:
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"

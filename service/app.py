@@ -1,0 +1,121 @@
+"""The one place where the parts of the control plane are wired together."""
+
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import Depends, FastAPI
+
+from service.api import datasets, jobs, models, operations
+from service.api.dependencies import require_json
+from service.api.middleware.body_limit import BodyLimit
+from service.api.middleware.request_log import RequestLog
+from service.api.openapi import PROBLEMS, describe_problems, operation_id
+from service.api.problems import add_problem_handlers
+from service.clock import Clock, utc_now
+from service.control.context import Context
+from service.control.reconcile import Reconciler
+from service.control.validate import Validations
+from service.database import jobs as job_queries
+from service.database.engine import Database, open_database
+from service.database.migrations import upgrade
+from service.launchers.port import Launcher
+from service.launchers.process import ProcessLauncher
+from service.metrics import Metrics
+from service.settings import Settings
+from workers.storage.port import ObjectStore
+from workers.storage.uris import open_store
+
+# Where processes of this machine are found again after a restart.
+_PROCESSES = Path(".cmcl") / "processes"
+# Validation reads whole shards; two at a time leave room for everything else.
+_VALIDATIONS_AT_ONCE = 2
+_STOP_SECONDS = 10.0
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What tests replace; None means the real thing, as the settings say."""
+
+    store: ObjectStore | None = None
+    launcher: Launcher | None = None
+    executor: Executor | None = None
+    clock: Clock = utc_now
+
+
+def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
+    """The control plane. Its reconciler runs from the start of the server to its end."""
+    context = create_context(settings, parts or Parts())
+    reconciler = Reconciler(context)
+    app = FastAPI(
+        title="cmcl control plane",
+        version=version("cmcl"),
+        lifespan=_lifespan(context, reconciler),
+        generate_unique_id_function=operation_id,
+        dependencies=[Depends(require_json)],
+        responses=PROBLEMS,
+    )
+    app.state.context = context
+    app.state.reconciler = reconciler
+    for module in (models, datasets, jobs, operations):
+        app.include_router(module.router)
+    add_problem_handlers(app)
+    describe_problems(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestLog, metrics=context.metrics)
+    return app
+
+
+def create_context(settings: Settings, parts: Parts) -> Context:
+    """The parts, with the newest form of the tables in place."""
+    database = open_database(settings.database_url)
+    upgrade(database)
+    metrics = Metrics()
+    metrics.watch_jobs(lambda: _count_jobs(database))
+    return Context(
+        settings=settings,
+        database=database,
+        store=parts.store or open_store(settings.store_uri),
+        launcher=parts.launcher or _launcher(settings),
+        validations=Validations(parts.executor or ThreadPoolExecutor(_VALIDATIONS_AT_ONCE)),
+        metrics=metrics,
+        clock=parts.clock,
+    )
+
+
+def _launcher(settings: Settings) -> Launcher:
+    if settings.launcher == "process":
+        return ProcessLauncher(_PROCESSES)
+    # Ray takes more than a second to import; who runs processes, and most tests, need none of it.
+    from service.launchers.ray_job import RayJobLauncher
+
+    return RayJobLauncher(settings.ray_address)
+
+
+def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        stop = threading.Event()
+        # A daemon: a call that hangs must not keep the process from ending. Nothing is lost.
+        thread = threading.Thread(
+            target=reconciler.run, args=[stop], name="reconciler", daemon=True
+        )
+        thread.start()
+        yield
+        stop.set()
+        thread.join(_STOP_SECONDS)
+        context.validations.close()
+        context.database.close()
+
+    return lifespan
+
+
+def _count_jobs(database: Database) -> Mapping[str, int]:
+    with database.read() as connection:
+        return job_queries.count_by_state(connection)

@@ -1,0 +1,159 @@
+"""A whole control plane in a folder: real database, real store, real API; the launcher is a fake."""
+
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from service.app import Parts, create_app
+from service.control.context import Context
+from service.control.reconcile import Reconciler
+from service.database import datasets, jobs, models, versions
+from service.database.rows import DatasetRecord, JobRecord, ModelRecord, VersionRecord
+from service.settings import Settings
+from service.states import TERMINAL, JobState
+from tests.fakes.app_client import AppClient
+from tests.fakes.clock import ScriptedClock
+from tests.fakes.executor import InlineExecutor
+from tests.fakes.feature_shards import feature_table, write_shard
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.launcher import FakeLauncher
+from tests.fakes.mortal import Lifeline, MortalDatabase, MortalLauncher, MortalStore
+from tests.fakes.trainer import train
+from workers.storage.local import LocalStore
+
+SPEC = {
+    "width": 8,
+    "modalities": {"image": 4, "text": 3, "audio": 4},
+    "training": {"batch_size": 8},
+}
+
+
+class ControlPlane:
+    """Made again on the same folder, it is the same control plane after a restart."""
+
+    def __init__(
+        self,
+        folder: Path,
+        launcher: FakeLauncher | None = None,
+        clock: ScriptedClock | None = None,
+        executor: Executor | None = None,
+        database_url: str | None = None,
+    ) -> None:
+        self.folder = folder
+        self.shards = folder / "shards"
+        self.store = FlakyStore(LocalStore(folder / "store"))
+        self.launcher = launcher or FakeLauncher()
+        self.clock = clock or ScriptedClock()
+        settings = Settings(
+            database_url=database_url or f"sqlite:///{folder / 'cmcl.db'}",
+            store_uri=self.store.uri,
+            allowed_prefixes=(self.shards.resolve().as_uri(),),
+            worker_command="python -m workers.train --without-ray",
+        )
+        parts = Parts(self.store, self.launcher, executor or InlineExecutor(), self.clock)
+        self.app = create_app(settings, parts)
+        self.context: Context = self.app.state.context
+        self.reconciler: Reconciler = self.app.state.reconciler
+        self.client = AppClient(self.app)
+
+    def close(self) -> None:
+        """Give the database back."""
+        self.context.database.close()
+
+    def create_model(self, name: str = "scenes", **changes: object) -> None:
+        """A model with small features."""
+        response = self.client.post("/v1/models", json={"name": name, **SPEC, **changes})
+        assert response.status_code == 201, response.text
+
+    def shard(self, name: str, table: pa.Table | None = None) -> dict[str, str]:
+        """A shard in the permitted folder, as a request names it."""
+        table = feature_table(16, prefix=name) if table is None else table
+        return {"uri": write_shard(self.shards / f"{name}.parquet", table).uri}
+
+    def dataset_body(
+        self, name: str, model: str = "scenes", **changes: object
+    ) -> dict[str, object]:
+        """The body of a POST for a dataset with one good shard."""
+        return {
+            "model": model,
+            "name": name,
+            "pair": {"first": "image", "second": "text"},
+            "shards": [self.shard(f"{model}-{name}")],
+            **changes,
+        }
+
+    def post_dataset(self, name: str = "one", model: str = "scenes", **changes: object) -> str:
+        """Post a good dataset; the id of its job."""
+        body = self.dataset_body(name, model, **changes)
+        response = self.client.post("/v1/datasets", json=body)
+        assert response.status_code == 202, response.text
+        job: str = response.json()["job"]["id"]
+        return job
+
+    def tick(self, times: int = 1) -> None:
+        """Rounds of the reconciler, with a second between them."""
+        for _ in range(times):
+            self.reconciler.tick()
+            self.clock.advance(1)
+
+    def tick_to(self, job: str, state: JobState) -> JobRecord:
+        """Rounds until the job is in that state."""
+        for _ in range(20):
+            if self.job(job).state == state:
+                return self.job(job)
+            self.tick()
+        raise AssertionError(f"{job} did not come to {state}: {self.job(job)}")
+
+    def run_to_end(self, job: str, drift: float = 0.1) -> JobRecord:
+        """Train whatever is submitted until the job is final, and its version stored and mirrored."""
+        for _ in range(40):
+            found = self.job(job)
+            if found.state in TERMINAL:
+                self.tick(3)
+                return found
+            if found.state == JobState.RUNNING and not self.has_candidate(found):
+                train(self.store, job, found.attempt, drift)
+            self.tick()
+        raise AssertionError(f"{job} did not end: {self.job(job)}")
+
+    def has_candidate(self, job: JobRecord) -> bool:
+        """Whether the present attempt has left one."""
+        return any(self.store.keys(f"runs/{job.id}/a{job.attempt}/candidate/manifest.json"))
+
+    def job(self, job: str) -> JobRecord:
+        """The row."""
+        with self.context.database.read() as connection:
+            found = jobs.find(connection, job)
+        assert found is not None
+        return found
+
+    def dataset_of(self, job: str) -> DatasetRecord:
+        """The row of the job's dataset."""
+        with self.context.database.read() as connection:
+            found = datasets.find(connection, self.job(job).dataset)
+        assert found is not None
+        return found
+
+    def model(self, name: str = "scenes") -> ModelRecord:
+        """The row."""
+        with self.context.database.read() as connection:
+            found = models.find(connection, name)
+        assert found is not None
+        return found
+
+    def versions(self, model: str = "scenes") -> list[VersionRecord]:
+        """The rows."""
+        with self.context.database.read() as connection:
+            return versions.page(connection, model, None, 100)
+
+    def mortal_reconciler(self, lifeline: Lifeline) -> Reconciler:
+        """A reconciler of another process, which dies when the lifeline says so."""
+        mortal = replace(
+            self.context,
+            database=MortalDatabase(self.context.database, lifeline),
+            store=MortalStore(self.store, lifeline),
+            launcher=MortalLauncher(self.launcher, lifeline),
+        )
+        return Reconciler(mortal)

@@ -1,0 +1,29 @@
+"""An executor without threads: work is done when it is handed in."""
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class InlineExecutor(Executor):
+    """Runs at once. A simulated death goes through to the caller, as a real one would."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """The finished future."""
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 (an executor passes on whatever it was)
+            future.set_exception(error)
+        return future
+
+
+class IdleExecutor(Executor):
+    """Takes work and never does it: a validation that takes for ever."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """A future that nobody fulfils."""
+        return Future()

@@ -1,0 +1,31 @@
+"""Real Parquet shards, with room for whatever can be wrong with one."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workers.contract.dataset import ShardRef
+
+
+def feature_table(
+    rows: int,
+    widths: tuple[int, int] = (4, 3),
+    prefix: str = "row",
+    seed: int = 0,
+) -> pa.Table:
+    """Random finite features under unique ids."""
+    generator = np.random.default_rng(seed)
+    columns: dict[str, pa.Array] = {"id": pa.array([f"{prefix}-{row}" for row in range(rows)])}
+    for name, width in zip(("feature_a", "feature_b"), widths, strict=True):
+        values = generator.normal(size=rows * width).astype(np.float32)
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
+    return pa.table(columns)
+
+
+def write_shard(path: Path, table: pa.Table) -> ShardRef:
+    """Write the table; its reference has no digest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+    return ShardRef(uri=path.resolve().as_uri())

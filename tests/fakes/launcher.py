@@ -1,0 +1,61 @@
+"""A launcher that runs nothing: the test says what becomes of each submission."""
+
+from collections.abc import Sequence
+
+from service.launchers.port import (
+    LauncherRefused,
+    LauncherUnavailable,
+    LaunchState,
+    LaunchStatus,
+)
+
+
+class FakeLauncher:
+    """Keeps submissions in memory. It outlives control planes, as a cluster does."""
+
+    def __init__(self) -> None:
+        self.commands: dict[str, list[str]] = {}
+        self.stopped: list[str] = []
+        self.is_down = False
+        self.refuses = False
+        # A stop is a request: the attempt may take its time to end.
+        self.stops_at_once = True
+        self._statuses: dict[str, LaunchStatus] = {}
+
+    def submit(self, submission_id: str, command: Sequence[str]) -> None:
+        """See the port."""
+        self._answer()
+        if submission_id in self.commands:
+            return
+        if self.refuses:
+            raise LauncherRefused("no room (on purpose)")
+        self.commands[submission_id] = list(command)
+        self._statuses[submission_id] = LaunchStatus(LaunchState.RUNNING)
+
+    def status(self, submission_id: str) -> LaunchStatus:
+        """See the port."""
+        self._answer()
+        return self._statuses.get(submission_id, LaunchStatus(LaunchState.UNKNOWN))
+
+    def stop(self, submission_id: str) -> None:
+        """See the port."""
+        self._answer()
+        self.stopped.append(submission_id)
+        if self.stops_at_once and not self.status(submission_id).has_ended:
+            self.end(submission_id, LaunchState.STOPPED)
+
+    def end(self, submission_id: str, state: LaunchState, message: str = "") -> None:
+        """What became of it."""
+        self._statuses[submission_id] = LaunchStatus(state, message)
+
+    def forget(self, submission_id: str) -> None:
+        """As a cluster that lost its table of jobs."""
+        del self._statuses[submission_id]
+
+    def running(self) -> list[str]:
+        """Ids of what runs."""
+        return [name for name, status in self._statuses.items() if not status.has_ended]
+
+    def _answer(self) -> None:
+        if self.is_down:
+            raise LauncherUnavailable("nobody answers (on purpose)")

@@ -1,0 +1,84 @@
+"""What a training job leaves in object storage, without any training.
+
+It reads the attempt's spec.json and the parent's manifest from the store, as the real one does.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from workers.contract.job import JobSpec, Phase, Progress
+from workers.contract.version import (
+    Drift,
+    LearnedDataset,
+    VersionManifest,
+    VersionReport,
+)
+from workers.storage import layout
+from workers.storage.port import ObjectStore
+from workers.storage.versions import entry_for, read_version, write_candidate
+
+
+def train(
+    store: ObjectStore,
+    job: str,
+    attempt: int,
+    drift: float = 0.1,
+    changes: Mapping[str, object] | None = None,
+) -> VersionManifest:
+    """Write a complete candidate; `changes` make its manifest tell something else."""
+    spec = JobSpec.model_validate_json(store.read(layout.run_spec(job, attempt)))
+    earlier = _ledger(store, spec)
+    files = {name: f"{job} {attempt} {name}".encode() for name in layout.VERSION_FILES}
+    moments = f"{job} {attempt} moments".encode()
+    manifest = VersionManifest(
+        model=spec.model,
+        version=spec.version,
+        parent=spec.parent,
+        job=job,
+        attempt=attempt,
+        dataset=spec.dataset.dataset,
+        spec=spec.spec,
+        code_version="test",
+        created_at=datetime.now(UTC),
+        files={name: entry_for(data) for name, data in files.items()},
+        learned=(*earlier, _line(spec, moments)),
+        report=VersionReport(
+            final_loss=1.0,
+            updates=3,
+            ranks=1,
+            drift={
+                line.dataset: Drift(since_learned=drift, against_parent=drift) for line in earlier
+            },
+        ),
+    ).model_copy(update=dict(changes or {}))
+    write_candidate(store, manifest, {**files, layout.MOMENTS: moments})
+    return manifest
+
+
+def report_progress(
+    store: ObjectStore, job: str, attempt: int, phase: Phase, updates_done: int = 0
+) -> Progress:
+    """Overwrite the attempt's progress."""
+    progress = Progress(
+        phase=phase, updates_done=updates_done, updates_total=10, at=datetime.now(UTC)
+    )
+    store.put(layout.run_progress(job, attempt), progress.model_dump_json().encode())
+    return progress
+
+
+def _ledger(store: ObjectStore, spec: JobSpec) -> tuple[LearnedDataset, ...]:
+    if spec.parent is None:
+        return ()
+    return read_version(store, spec.model, spec.parent).learned
+
+
+def _line(spec: JobSpec, moments: bytes) -> LearnedDataset:
+    return LearnedDataset(
+        dataset=spec.dataset.dataset,
+        name=spec.dataset.name,
+        pair=spec.dataset.pair,
+        rows=spec.dataset.rows,
+        version=spec.version,
+        moments=entry_for(moments),
+        shard_digests=tuple(shard.sha256 for shard in spec.dataset.shards),
+    )

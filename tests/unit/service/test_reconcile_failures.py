@@ -1,0 +1,257 @@
+"""What can go wrong with an attempt, and what becomes of its job."""
+
+from pathlib import Path
+
+import pytest
+
+from service.launchers.port import LaunchState
+from service.states import FailureReason, JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.executor import IdleExecutor
+from tests.fakes.trainer import report_progress, train
+from workers.storage import layout
+
+
+@pytest.mark.parametrize("state", [LaunchState.FAILED, LaunchState.SUCCEEDED, LaunchState.STOPPED])
+def test_an_end_without_candidate_is_a_lost_attempt(
+    plane: ControlPlane, state: LaunchState
+) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.launcher.end(f"{job}-a1", state, "out of memory")
+    plane.tick()
+    assert plane.job(job).state == JobState.QUEUED
+    assert "out of memory" in (plane.job(job).message or "")
+    assert plane.tick_to(job, JobState.RUNNING).attempt == 2
+
+
+def test_a_job_that_the_cluster_forgot_is_lost(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.launcher.forget(f"{job}-a1")
+    plane.tick()
+    assert plane.job(job).state == JobState.QUEUED
+
+
+def test_a_failed_launch_with_candidate_is_adopted(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    train(plane.store, job, 1)
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "the head restarted")
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+    assert plane.versions()[0].attempt == 1
+
+
+def test_a_candidate_is_adopted_while_ray_is_down(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.launcher.is_down = True
+    train(plane.store, job, 1)
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+
+
+def test_a_late_candidate_of_a_lost_attempt_is_ignored(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED)
+    plane.tick_to(job, JobState.QUEUED)
+    train(plane.store, job, 1)
+    plane.run_to_end(job)
+    (version,) = plane.versions()
+    assert version.attempt == 2
+
+
+def test_three_lost_attempts_are_enough(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    for attempt in (1, 2, 3):
+        plane.tick_to(job, JobState.RUNNING)
+        plane.launcher.end(f"{job}-a{attempt}", LaunchState.FAILED, "no space left")
+        plane.tick()
+    found = plane.job(job)
+    assert (found.state, found.reason) == (JobState.FAILED, FailureReason.ATTEMPTS_EXHAUSTED)
+    assert "no space left" in (found.message or "")
+
+
+def test_a_failed_job_frees_the_way_for_the_next(plane: ControlPlane) -> None:
+    first, second = plane.post_dataset("one"), plane.post_dataset("two")
+    for attempt in (1, 2, 3):
+        plane.tick_to(first, JobState.RUNNING)
+        plane.launcher.end(f"{first}-a{attempt}", LaunchState.FAILED)
+        plane.tick()
+    plane.run_to_end(second)
+    assert [(version.number, version.job) for version in plane.versions()] == [(1, second)]
+
+
+def test_no_progress_in_time_fails_the_job(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.clock.advance(601)
+    plane.tick(2)
+    assert plane.job(job).reason == FailureReason.START_DEADLINE
+    assert plane.launcher.running() == []
+
+
+def test_progress_keeps_the_start_deadline_away(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    report_progress(plane.store, job, 1, "starting")
+    plane.clock.advance(601)
+    plane.tick(2)
+    assert plane.job(job).state == JobState.RUNNING
+
+
+def test_an_attempt_that_never_ends_is_stopped(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    report_progress(plane.store, job, 1, "training")
+    plane.clock.advance(86401)
+    plane.tick(2)
+    assert plane.job(job).reason == FailureReason.RUN_DEADLINE
+
+
+def test_a_job_is_not_over_before_its_attempt_is(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.launcher.stops_at_once = False
+    plane.clock.advance(601)
+    plane.tick(3)
+    assert plane.job(job).state == JobState.RUNNING
+    plane.launcher.end(f"{job}-a1", LaunchState.STOPPED)
+    plane.tick()
+    assert plane.job(job).state == JobState.FAILED
+
+
+def test_a_cluster_that_is_down_is_waited_for(plane: ControlPlane) -> None:
+    plane.launcher.is_down = True
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.SUBMITTING)
+    plane.clock.advance(10_000)
+    plane.tick(3)
+    assert plane.job(job).state == JobState.SUBMITTING
+    assert "waiting" in (plane.job(job).message or "")
+    plane.launcher.is_down = False
+    plane.clock.advance(30)
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+    assert plane.job(job).message is None
+
+
+def test_a_cluster_that_keeps_refusing_fails_the_job(plane: ControlPlane) -> None:
+    plane.launcher.refuses = True
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.SUBMITTING)
+    plane.tick()
+    assert plane.job(job).state == JobState.SUBMITTING
+    plane.clock.advance(601)
+    plane.tick()
+    assert plane.job(job).reason == FailureReason.LAUNCHER_REFUSED
+
+
+def test_trouble_in_one_model_stays_there(plane: ControlPlane) -> None:
+    plane.create_model("sounds")
+    broken, sound = plane.post_dataset(), plane.post_dataset(model="sounds")
+    plane.tick_to(broken, JobState.RUNNING)
+    train(plane.store, broken, 1)
+    plane.tick_to(broken, JobState.PUBLISHED)
+    # Its candidate vanished before it was stored: nothing can be done for this model.
+    for key in list(plane.store.keys(f"runs/{broken}/")):
+        plane.store.delete(key)
+    assert plane.run_to_end(sound).state == JobState.PUBLISHED
+    assert plane.versions("scenes")[0].stored_at is None
+
+
+def test_a_model_in_trouble_is_asked_less_and_less(plane: ControlPlane) -> None:
+    plane.launcher.is_down = True
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.SUBMITTING)
+    plane.tick(100)
+    errors = plane.context.metrics.registry.get_sample_value(
+        "cmcl_service_reconcile_errors_total", {"error": "LauncherUnavailable"}
+    )
+    assert errors is not None
+    assert 5 < errors < 15
+
+
+@pytest.mark.parametrize("missing", [layout.HEADS, layout.MOMENTS])
+def test_a_candidate_with_a_missing_file_is_refused(plane: ControlPlane, missing: str) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    train(plane.store, job, 1)
+    plane.store.delete(layout.run_file(job, 1, missing))
+    plane.tick(2)
+    assert plane.job(job).reason == FailureReason.INVALID_CANDIDATE
+    assert missing in (plane.job(job).message or "")
+    assert plane.versions() == []
+
+
+def test_a_candidate_with_changed_bytes_is_refused(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    train(plane.store, job, 1)
+    plane.store.put(layout.run_file(job, 1, layout.HEADS), b"other bytes")
+    plane.tick(2)
+    assert plane.job(job).reason == FailureReason.INVALID_CANDIDATE
+
+
+def test_a_manifest_that_cannot_be_read_is_refused(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.store.put(layout.run_file(job, 1, layout.MANIFEST), b"{}")
+    plane.tick(2)
+    assert plane.job(job).reason == FailureReason.INVALID_CANDIDATE
+
+
+def test_too_much_drift_rejects_the_candidate(plane: ControlPlane) -> None:
+    plane.run_to_end(plane.post_dataset("one"))
+    job = plane.post_dataset("two")
+    found = plane.run_to_end(job, drift=0.9)
+    assert (found.state, found.reason) == (JobState.REJECTED, FailureReason.DRIFT_TOO_LARGE)
+    assert "'one'" in (found.message or "")
+    assert "0.9" in (found.message or "")
+    assert "0.5" in (found.message or "")
+    assert plane.model().live_version == 1
+
+
+def test_a_stale_parent_sends_the_job_back(plane: ControlPlane) -> None:
+    plane.run_to_end(plane.post_dataset("one"))
+    job = plane.post_dataset("two")
+    plane.tick_to(job, JobState.RUNNING)
+    train(plane.store, job, 1)
+    plane.tick_to(job, JobState.GATING)
+    with plane.context.database.write() as connection:
+        connection.exec_driver_sql("UPDATE models SET head = 5")
+    plane.tick()
+    assert plane.job(job).state == JobState.QUEUED
+    assert len(plane.versions()) == 1
+
+
+def test_validation_in_progress_can_be_cancelled(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, executor=IdleExecutor())
+    plane.create_model()
+    job = plane.post_dataset()
+    plane.tick(5)
+    assert plane.job(job).state == JobState.VALIDATING
+    response = plane.client.post(f"/v1/jobs/{job}/cancel")
+    plane.tick()
+    assert response.status_code == 202
+    assert plane.job(job).state == JobState.CANCELLED
+    plane.close()
+
+
+def test_shards_that_stay_unreadable_fail_the_job(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.store.broken = "datasets/"
+    plane.tick_to(job, JobState.VALIDATING)
+    plane.tick(3)
+    assert plane.job(job).state == JobState.VALIDATING
+    plane.clock.advance(601)
+    plane.tick()
+    assert plane.job(job).reason == FailureReason.STORAGE_UNAVAILABLE
+
+
+def test_a_short_outage_of_the_store_is_survived(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.store.broken = ""
+    plane.tick(3)
+    assert plane.job(job).state == JobState.VALIDATING
+    plane.store.broken = None
+    assert plane.run_to_end(job).state == JobState.PUBLISHED

@@ -1,0 +1,55 @@
+"""The table of states."""
+
+import itertools
+
+import pytest
+
+from service.control.reconcile import STEPS
+from service.states import (
+    CANCELLABLE,
+    IN_FLIGHT,
+    LEGAL_MOVES,
+    TERMINAL,
+    IllegalMove,
+    JobState,
+    check_move,
+)
+
+PAIRS = list(itertools.product(JobState, JobState))
+
+
+def test_every_state_has_a_line_in_the_table() -> None:
+    assert set(LEGAL_MOVES) == set(JobState)
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_only_listed_moves_are_legal(source: JobState, target: JobState) -> None:
+    if target in LEGAL_MOVES[source]:
+        check_move(source, target)
+    else:
+        with pytest.raises(IllegalMove, match=f"{source} -> {target}"):
+            check_move(source, target)
+
+
+def test_final_states_are_left_by_retry_alone() -> None:
+    left = {(state, target) for state in TERMINAL for target in LEGAL_MOVES[state]}
+    assert left == {(JobState.FAILED, JobState.QUEUED)}
+
+
+def test_each_unfinished_state_has_a_step() -> None:
+    assert set(STEPS) == set(JobState) - TERMINAL
+
+
+def test_in_flight_is_neither_waiting_nor_final() -> None:
+    assert IN_FLIGHT == set(JobState) - TERMINAL - {JobState.QUEUED}
+
+
+def test_whatever_can_be_cancelled_may_move_there() -> None:
+    assert {s for s in JobState if JobState.CANCELLED in LEGAL_MOVES[s]} == CANCELLABLE
+
+
+def test_every_state_can_be_reached() -> None:
+    reached = {JobState.QUEUED}
+    for _ in JobState:
+        reached |= {target for state in reached for target in LEGAL_MOVES[state]}
+    assert reached == set(JobState)
