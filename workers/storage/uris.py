@@ -68,6 +68,6 @@ def _split(uri: str) -> tuple[str, str, str]:
         raise InvalidUri(f"{uri!r}: write s3://bucket/key")
     if any(part in (".", "..") for part in path.split("/")):
         raise InvalidUri(f"{uri!r} has '.' or '..' in its path")
-    if "" in path.strip("/").split("/")[1:] or path.startswith("//"):
+    if "//" in path:
         raise InvalidUri(f"{uri!r} has an empty part ('//') in its path")
     return parts.scheme, parts.netloc, path
