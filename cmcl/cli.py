@@ -82,12 +82,12 @@ def demo(
 ) -> None:
     """Learn a small real stream end to end, with and without protection, under queries."""
     # Here, because matplotlib is an extra that the other commands do without.
-    from cmcl.demo.run import DemoFailed, DemoOptions, run_demo
+    from cmcl.demo.run import DemoError, DemoOptions, run_demo
 
     options = DemoOptions(stream, folder, ranks, queries_per_second)
     try:
         raise typer.Exit(run_demo(options, console))
-    except (DemoFailed, FileNotFoundError) as error:
+    except (DemoError, FileNotFoundError) as error:
         errors.print(f"[red]error[/red]: {error}", highlight=False)
         raise typer.Exit(1) from error
 

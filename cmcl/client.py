@@ -168,17 +168,25 @@ class Client:
             response = client.request(method, path, **options)
         except httpx.HTTPError as error:
             raise CmclError(f"{client.base_url} does not answer: {error}") from error
-        if response.is_success:
-            answer: Json = response.json()
-            return answer
-        raise CmclError(_explain(response), response.status_code)
+        answer = _json_object(response)
+        if answer is None or not response.is_success:
+            raise CmclError(_explain(response), response.status_code)
+        return answer
+
+
+def _json_object(response: httpx.Response) -> Json | None:
+    """None where it is something else, such as a proxy's page."""
+    try:
+        body = response.json()
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def _explain(response: httpx.Response) -> str:
     """The server's own words: problem+json of the service, or the error shape of the endpoint."""
-    try:
-        body = response.json()
-    except ValueError:
+    body = _json_object(response)
+    if body is None:
         return f"HTTP {response.status_code}: {response.text[:200]}"
     if isinstance(body.get("error"), dict):
         return str(body["error"]["message"])

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +24,15 @@ _HOST = "127.0.0.1"
 _READY_SECONDS = 120.0
 _STOP_SECONDS = 15.0
 
-_QUIET_RAY = {
+_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
-    "RAY_DEDUP_LOGS": "0",
+    # Serve behind HAProxy: eight times the requests of its own proxy on this path (docs/log.md).
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 
 
@@ -44,11 +48,13 @@ class Ports:
     embeddings: int
     ray: int
     dashboard: int
+    proxy_metrics: int
+    proxy_stats: int
 
     @classmethod
     def free(cls, service: int = 0, embeddings: int = 0) -> "Ports":
         """Free ports; those that are given are checked instead. Raises StackError if taken."""
-        sockets = [_bound(port) for port in (service, embeddings, 0, 0)]
+        sockets = [_bound(port) for port in (service, embeddings, 0, 0, 0, 0)]
         numbers = [held.getsockname()[1] for held in sockets]
         for held in sockets:
             held.close()
@@ -69,6 +75,8 @@ class LocalStack:
     def __post_init__(self) -> None:
         self.folder = self.folder.resolve()
         self._token = secrets.token_hex(16)
+        # Short, because the path of a Unix socket may have 107 characters at most.
+        self._sockets = tempfile.TemporaryDirectory(prefix="cmcl-")
 
     @property
     def service_url(self) -> str:
@@ -177,7 +185,8 @@ class LocalStack:
         programs = str(Path(sys.executable).parent)
         return {
             **os.environ,
-            **_QUIET_RAY,
+            **_RAY,
+            **self._proxy_environment(),
             "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._token,
@@ -190,6 +199,19 @@ class LocalStack:
             "CMCL_HOST": _HOST,
             "CMCL_PORT": str(self.ports.service),
             **self.extra_environment,
+        }
+
+    def _proxy_environment(self) -> dict[str, str]:
+        """HAProxy's ports and files; its defaults are fixed, so two stacks would collide."""
+        folder = self._sockets.name
+        return {
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(self.ports.proxy_metrics),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(self.ports.proxy_stats),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
         }
 
     def _spawn(self, name: str, command: list[str]) -> None:

@@ -14,7 +14,7 @@ from service.api import datasets, jobs, models, operations
 from service.api.dependencies import require_json
 from service.api.middleware.body_limit import BodyLimit
 from service.api.middleware.request_log import RequestLog
-from service.api.openapi import PROBLEMS, describe_problems, operation_id
+from service.api.openapi import PROBLEMS, DescribedApp, operation_id
 from service.api.problems import add_problem_handlers
 from service.clock import Clock, utc_now
 from service.control.context import Context
@@ -53,7 +53,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     """The control plane. Its reconciler runs from the start of the server to its end."""
     context = create_context(settings, parts or Parts())
     reconciler = Reconciler(context)
-    app = FastAPI(
+    app = DescribedApp(
         title="cmcl control plane",
         version=version("cmcl"),
         lifespan=_lifespan(context, reconciler),
@@ -66,7 +66,6 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     for module in (models, datasets, jobs, operations):
         app.include_router(module.router)
     add_problem_handlers(app)
-    describe_problems(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestLog, metrics=context.metrics)
     return app

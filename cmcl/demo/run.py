@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,9 @@ from cmcl.demo.tables import comparison_table, version_table
 from cmcl.progress import watch_with_bar
 from cmcl.stack import LocalStack, Ports
 from workers.contract.model import ModelSpec
+from workers.contract.version import VersionManifest
 
-PROTECTED, UNPROTECTED = "demo", "demo-unprotected"
+MODEL = "demo"
 _SWAP_SECONDS = 30.0
 
 
@@ -32,7 +35,7 @@ class DemoOptions:
     queries_per_second: float = 200.0
 
 
-class DemoFailed(Exception):
+class DemoError(Exception):
     """A job did not end in a version; the message says which and why."""
 
 
@@ -49,10 +52,11 @@ def run_demo(options: DemoOptions, console: Console) -> int:
         console.print(f"control plane {stack.service_url}, embeddings {stack.embeddings_url}")
         load = _query_load(stack, stream, options.queries_per_second)
         to_live = _learn_protected(client, stream, load, console)
-        _learn_unprotected(client, stream, console)
         queries = load.stop()
-        protected, unprotected = _figures(client, PROTECTED), _figures(client, UNPROTECTED)
-        bound = _spec(stream, "nullspace").protection.max_drift
+        versions = [client.version(MODEL, number + 1) for number in range(len(to_live))]
+    protected = stream_figures(versions)
+    unprotected = stream_figures(_without_protection(stack, versions[-1], console))
+    bound = versions[-1].spec.protection.max_drift
     picture = options.folder / "forgetting.png"
     draw_forgetting(protected, unprotected, picture)
     console.print(version_table(protected, to_live))
@@ -64,46 +68,36 @@ def run_demo(options: DemoOptions, console: Console) -> int:
 
 
 def _query_load(stack: LocalStack, stream: Stream, rate: float) -> QueryLoad:
-    return QueryLoad("127.0.0.1", stack.ports.embeddings, PROTECTED, stream.probe_rows(4), rate)
-
-
-def _spec(stream: Stream, method: str) -> ModelSpec:
-    return ModelSpec.model_validate({"modalities": stream.modalities, "method": method})
+    return QueryLoad("127.0.0.1", stack.ports.embeddings, MODEL, stream.probe_rows(4), rate)
 
 
 def _learn_protected(
     client: Client, stream: Stream, load: QueryLoad, console: Console
 ) -> list[float]:
     """Post the datasets one after another; seconds from each POST to its first answered query."""
-    client.create_model(PROTECTED, _spec(stream, "nullspace"))
+    client.create_model(MODEL, ModelSpec(modalities=stream.modalities))
     seconds = []
     for version, dataset in enumerate(stream.datasets, start=1):
         posted = time.monotonic()
-        _learn(client, PROTECTED, dataset, console)
+        _learn(client, dataset, console)
         if version == 1:
             _wait_until_live(client, stream)
             load.start()
         answered = load.wait_for(version, _SWAP_SECONDS)
         if answered is None:
-            raise DemoFailed(f"version {version} did not answer within {_SWAP_SECONDS:g} s")
+            raise DemoError(f"version {version} did not answer within {_SWAP_SECONDS:g} s")
         seconds.append(round(answered - posted, 2))
     return seconds
 
 
-def _learn_unprotected(client: Client, stream: Stream, console: Console) -> None:
-    client.create_model(UNPROTECTED, _spec(stream, "vanilla"))
-    for dataset in stream.datasets:
-        _learn(client, UNPROTECTED, dataset, console)
-
-
-def _learn(client: Client, model: str, dataset: StreamDataset, console: Console) -> None:
+def _learn(client: Client, dataset: StreamDataset, console: Console) -> None:
     accepted = client.add_dataset(
-        model, dataset.name, dataset.pair, dataset.shards, dataset.evaluation_shards
+        MODEL, dataset.name, dataset.pair, dataset.shards, dataset.evaluation_shards
     )
-    title = f"{model:<16} {dataset.name:<12} {dataset.pair!s:<12}"
+    title = f"{dataset.name:<12} {dataset.pair!s:<12}"
     job = watch_with_bar(client, accepted["job"]["id"], title, console)
     if job["state"] != "published":
-        raise DemoFailed(f"{dataset.name} ended as {job['state']}: {job['message']}")
+        raise DemoError(f"{dataset.name} ended as {job['state']}: {job['message']}")
 
 
 def _wait_until_live(client: Client, stream: Stream) -> None:
@@ -112,7 +106,7 @@ def _wait_until_live(client: Client, stream: Stream) -> None:
     deadline = time.monotonic() + _SWAP_SECONDS
     while True:
         try:
-            client.embed(PROTECTED, modality, rows)
+            client.embed(MODEL, modality, rows)
             return
         except CmclError:
             if time.monotonic() > deadline:
@@ -120,9 +114,24 @@ def _wait_until_live(client: Client, stream: Stream) -> None:
             time.sleep(0.05)
 
 
-def _figures(client: Client, model: str) -> StreamFigures:
-    numbers = sorted(version["version"] for version in client.versions(model))
-    return stream_figures([client.version(model, number) for number in numbers])
+def _without_protection(
+    stack: LocalStack, last: VersionManifest, console: Console
+) -> list[VersionManifest]:
+    """The same chain of datasets with the method `vanilla`, in one process without Ray."""
+    command = [
+        *(sys.executable, "-m", "workers.train.rerun", "--method", "vanilla"),
+        *("--store", stack.store_uri, "--model", MODEL, "--version", str(last.version)),
+        *("--into", (stack.folder / "unprotected").as_uri()),
+    ]
+    versions = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            versions.append(VersionManifest.model_validate_json(line))
+            name = versions[-1].learned[-1].name
+            console.print(f"without protection: {name} learned ({len(versions)})")
+    if process.returncode:
+        raise DemoError(f"{' '.join(command)} ended with {process.returncode}")
+    return versions
 
 
 def _print_queries(console: Console, queries: QueryReport) -> None:

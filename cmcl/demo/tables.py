@@ -8,9 +8,9 @@ from cmcl.demo.figures import StreamFigures, backward_transfer
 def version_table(figures: StreamFigures, seconds_to_live: list[float]) -> Table:
     """Per version: what it learned, what every earlier dataset lost, and how long it took."""
     table = Table(title="What each version learned, and what the earlier datasets lost")
-    for heading in ("version", "dataset"):
-        table.add_column(heading)
-    for heading in ("R@1", "R@10", "BWT R@1", "BWT R@10", "largest drift", "POST to live"):
+    table.add_column("#")
+    table.add_column("dataset", no_wrap=True)
+    for heading in ("R@1", "R@10", "BWT R@1", "BWT R@10", "drift", "to live"):
         table.add_column(heading, justify="right")
     for index, name in enumerate(figures.names):
         table.add_row(

@@ -1,5 +1,7 @@
 """The description of the API, true to what is sent: errors are problem+json."""
 
+from typing import Any
+
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
@@ -18,12 +20,19 @@ def operation_id(route: APIRoute) -> str:
     return route.name
 
 
-def describe_problems(app: FastAPI) -> None:
-    """FastAPI assumes application/json for every model; put the media type that is really sent."""
-    schema = app.openapi()
-    for path in schema["paths"].values():
-        for operation in path.values():
-            for response in operation["responses"].values():
-                content = response.get("content", {})
-                if content.get("application/json", {}).get("schema") == _REFERENCE:
-                    content[ProblemResponse.media_type] = content.pop("application/json")
+class DescribedApp(FastAPI):
+    """FastAPI assumes application/json for every model; this names the media type really sent."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The description; made when it is first asked for, because it takes a while."""
+        schema = super().openapi()
+        for path in schema["paths"].values():
+            for operation in path.values():
+                for response in operation["responses"].values():
+                    _name_media_type(response.get("content", {}))
+        return schema
+
+
+def _name_media_type(content: dict[str, Any]) -> None:
+    if content.get("application/json", {}).get("schema") == _REFERENCE:
+        content[ProblemResponse.media_type] = content.pop("application/json")

@@ -44,7 +44,7 @@ def of_dataset(connection: Connection, dataset: str) -> JobRecord:
 def of_datasets(connection: Connection, datasets: list[str]) -> dict[str, str]:
     """Ids of jobs by dataset."""
     query = select(jobs.c.dataset, jobs.c.id).where(jobs.c.dataset.in_(datasets))
-    return dict(connection.execute(query).tuples().all())
+    return dict(connection.execute(query).all())
 
 
 def page(
@@ -81,7 +81,7 @@ def current(connection: Connection, model: str) -> JobRecord | None:
 def count_by_state(connection: Connection) -> Mapping[str, int]:
     """How many jobs are in each state; states without jobs are there too."""
     query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
-    counted = dict(connection.execute(query).tuples().all())
+    counted: dict[str, int] = dict(connection.execute(query).all())
     return {state.value: counted.get(state.value, 0) for state in JobState}
 
 

@@ -1,6 +1,8 @@
 """Requests to an app in this process: no socket, no thread of its own."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 from fastapi import FastAPI
@@ -10,6 +12,7 @@ class AppClient:
     """Synchronous, like the tests that use it."""
 
     def __init__(self, app: FastAPI) -> None:
+        self._app = app
         self._transport = httpx.ASGITransport(app)
 
     def get(self, path: str, **options: object) -> httpx.Response:
@@ -32,3 +35,14 @@ class AppClient:
         client = httpx.AsyncClient(transport=self._transport, base_url="http://service")
         async with client:
             return await client.request(method, path, **options)  # type: ignore[arg-type]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """From the start of the server to its end, as uvicorn would do it."""
+        with asyncio.Runner() as runner:
+            lifespan = self._app.router.lifespan_context(self._app)
+            runner.run(lifespan.__aenter__())
+            try:
+                yield
+            finally:
+                runner.run(lifespan.__aexit__(None, None, None))

@@ -39,21 +39,22 @@ class ControlPlane:
         launcher: FakeLauncher | None = None,
         clock: ScriptedClock | None = None,
         executor: Executor | None = None,
-        database_url: str | None = None,
+        **settings: object,
     ) -> None:
         self.folder = folder
         self.shards = folder / "shards"
         self.store = FlakyStore(LocalStore(folder / "store"))
         self.launcher = launcher or FakeLauncher()
         self.clock = clock or ScriptedClock()
-        settings = Settings(
-            database_url=database_url or f"sqlite:///{folder / 'cmcl.db'}",
-            store_uri=self.store.uri,
-            allowed_prefixes=(self.shards.resolve().as_uri(),),
-            worker_command="python -m workers.train --without-ray",
-        )
+        values = {
+            "database_url": f"sqlite:///{folder / 'cmcl.db'}",
+            "store_uri": self.store.uri,
+            "allowed_prefixes": (self.shards.resolve().as_uri(),),
+            "worker_command": "python -m workers.train --without-ray",
+            **settings,
+        }
         parts = Parts(self.store, self.launcher, executor or InlineExecutor(), self.clock)
-        self.app = create_app(settings, parts)
+        self.app = create_app(Settings.model_validate(values), parts)
         self.context: Context = self.app.state.context
         self.reconciler: Reconciler = self.app.state.reconciler
         self.client = AppClient(self.app)

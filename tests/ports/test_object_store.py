@@ -160,10 +160,10 @@ def test_delete_is_idempotent(store: ObjectStore) -> None:
 
 def test_keys_come_in_lexical_order_whatever_the_order_of_folders(store: ObjectStore) -> None:
     # "-" and "." sort before "/", so a walk folder by folder would get this wrong.
-    expected = ["B", "a", "a-b/x", "a.b", "a/b/10", "a/b/9", "a0", "ä"]
-    for key in reversed([key for key in expected if key != "a"]):
+    expected = ["B", "a-b/x", "a.b", "a/b/10", "a/b/9", "a0", "ä"]
+    for key in reversed(expected):
         store.put(key, b"")
-    assert list(store.keys("")) == [key for key in expected if key != "a"]
+    assert list(store.keys("")) == expected
 
 
 def test_a_prefix_is_the_beginning_of_a_key_and_not_a_folder(store: ObjectStore) -> None:

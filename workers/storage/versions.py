@@ -49,8 +49,10 @@ def read_version(store: ObjectStore, model: str, version: int) -> VersionManifes
 
 
 def read_version_file(store: ObjectStore, manifest: VersionManifest, name: str) -> bytes:
-    """One verified file of a published version. Raises ObjectNotFound, DigestMismatch."""
+    """One verified file. Raises ObjectNotFound, DigestMismatch; InvalidVersion if it has no such."""
     key = layout.version_file(manifest.model, manifest.version, name)
+    if name not in manifest.files:
+        raise InvalidVersion(f"the manifest of version {manifest.version} names no {name}")
     return read_verified(store, key, manifest.files[name])
 
 

@@ -1,4 +1,7 @@
-"""Brings a database to the newest form of the tables; run each time the service starts."""
+"""Brings a database to the newest form of the tables; run each time the service starts.
+
+Forward only: what a newer service wrote, an older one cannot know; going back means a backup.
+"""
 
 from pathlib import Path
 

@@ -50,7 +50,7 @@ def test_cancelling_twice_is_cancelling_once(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     _bring_to(plane, job, JobState.RUNNING)
     answers = [plane.client.post(f"/v1/jobs/{job}/cancel") for _ in range(2)]
-    plane.tick()
+    plane.tick(2)
     answers.append(plane.client.post(f"/v1/jobs/{job}/cancel"))
     assert [answer.status_code for answer in answers] == [202, 202, 202]
     assert answers[2].json()["state"] == "cancelled"
@@ -102,6 +102,7 @@ def test_retry_gives_new_attempts_and_new_numbers(plane: ControlPlane) -> None:
     assert (response.json()["state"], response.json()["reason"]) == ("queued", None)
     plane.tick_to(job, JobState.RUNNING)
     plane.launcher.end(f"{job}-a4", LaunchState.FAILED)
+    plane.tick()
     assert plane.run_to_end(job).state == JobState.PUBLISHED
     assert plane.versions()[0].attempt == 5
 

@@ -41,7 +41,7 @@ def test_each_unfinished_state_has_a_step() -> None:
 
 
 def test_in_flight_is_neither_waiting_nor_final() -> None:
-    assert IN_FLIGHT == set(JobState) - TERMINAL - {JobState.QUEUED}
+    assert set(JobState) - TERMINAL - {JobState.QUEUED} == IN_FLIGHT
 
 
 def test_whatever_can_be_cancelled_may_move_there() -> None:

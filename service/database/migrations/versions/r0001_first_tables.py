@@ -110,16 +110,3 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("model", "number", name=op.f("pk_versions")),
         sa.UniqueConstraint("job", name=op.f("uq_versions_job")),
     )
-
-
-def downgrade() -> None:
-    """Drop every table."""
-    for table in (
-        "versions",
-        "promotions",
-        "jobs",
-        "datasets",
-        "models",
-        "idempotency",
-    ):
-        op.drop_table(table)

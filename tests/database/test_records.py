@@ -1,0 +1,225 @@
+"""The promises that the control plane builds on, on both databases."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from service.control.intake import NewDataset, accept_dataset, create_model
+from service.database import jobs, models
+from service.database.engine import Database, open_database
+from service.database.rows import JobRecord
+from service.errors import DatabaseUnavailable, WriteConflict
+from service.states import IllegalMove, JobState
+from workers.contract.job import Progress
+from workers.contract.model import ModelSpec
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+SPEC = ModelSpec(modalities={"image": 4, "text": 3})
+
+
+@pytest.fixture
+def model(database: Database) -> Database:
+    """With the model `scenes`."""
+    with database.write() as connection:
+        models.create(connection, "scenes", SPEC, NOW)
+    return database
+
+
+def _post(database: Database, shard: str = "x") -> JobRecord:
+    body = {
+        "model": "scenes",
+        "name": "one",
+        "pair": {"first": "image", "second": "text"},
+        "shards": [{"uri": f"s3://bucket/{shard}"}],
+    }
+    request = NewDataset.model_validate(body)
+    accepted = database.settle(
+        lambda connection: accept_dataset(connection, request, ("s3://bucket",), NOW)
+    )
+    return accepted.job
+
+
+def _job(database: Database, seen: JobRecord) -> JobRecord:
+    with database.read() as connection:
+        found = jobs.find(connection, seen.id)
+    assert found is not None
+    return found
+
+
+def test_moments_come_back_in_utc(database: Database) -> None:
+    local = NOW.astimezone(timezone(timedelta(hours=9)))
+    with database.write() as connection:
+        models.create(connection, "scenes", SPEC, local)
+    with database.read() as connection:
+        found = models.find(connection, "scenes")
+    assert found is not None
+    assert (found.created_at, found.created_at.utcoffset()) == (NOW, timedelta(0))
+
+
+def test_a_moment_without_zone_is_refused(database: Database) -> None:
+    naive = NOW.replace(tzinfo=None)
+    with pytest.raises(Exception, match="without a time zone"), database.write() as connection:
+        models.create(connection, "scenes", SPEC, naive)
+
+
+def test_a_specification_comes_back_as_it_was(model: Database) -> None:
+    with model.read() as connection:
+        found = models.find(connection, "scenes")
+    assert found is not None
+    assert found.spec == SPEC
+
+
+def test_a_move_needs_the_state_it_believes_in(model: Database) -> None:
+    seen = _post(model)
+    for expected in (True, False):
+        with model.write() as connection:
+            assert jobs.start_validating(connection, seen, NOW) is expected
+
+
+def test_a_move_needs_the_attempt_it_believes_in(model: Database) -> None:
+    seen = _post(model)
+    with model.write() as connection:
+        jobs.start_validating(connection, seen, NOW)
+    validating = _job(model, seen)
+    with model.write() as connection:
+        jobs.move(connection, validating, JobState.SUBMITTING, NOW, attempt=2)
+    submitting = _job(model, seen)
+    stale = JobRecord(**{**vars(submitting), "attempt": 1})
+    with model.write() as connection:
+        assert not jobs.move(connection, stale, JobState.RUNNING, NOW)
+        assert jobs.move(connection, submitting, JobState.RUNNING, NOW)
+
+
+def test_a_cancel_stops_what_was_decided_before_it(model: Database) -> None:
+    seen = _post(model)
+    with model.write() as connection:
+        jobs.start_validating(connection, seen, NOW)
+    validating = _job(model, seen)
+    with model.write() as connection:
+        assert jobs.request_cancel(connection, validating)
+        assert not jobs.move(connection, validating, JobState.SUBMITTING, NOW, attempt=1)
+
+
+def test_an_illegal_move_is_a_mistake(model: Database) -> None:
+    seen = _post(model)
+    with pytest.raises(IllegalMove), model.write() as connection:
+        jobs.move(connection, seen, JobState.PUBLISHED, NOW)
+
+
+def test_a_second_job_of_a_model_does_not_begin(model: Database) -> None:
+    first, second = _post(model, "x"), _post(model, "y")
+    with model.write() as connection:
+        assert jobs.start_validating(connection, second, NOW)
+        assert not jobs.start_validating(connection, first, NOW)
+        current = jobs.current(connection, "scenes")
+    assert current is not None
+    assert current.id == second.id
+
+
+def test_of_many_movers_one_wins(model: Database) -> None:
+    seen = _post(model)
+    ready = Barrier(4)
+
+    def claim(_: int) -> bool:
+        ready.wait()
+        with model.write() as connection:
+            return jobs.start_validating(connection, seen, NOW)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sorted(threads.map(claim, range(4))) == [False, False, False, True]
+
+
+def test_of_many_heads_one_is_next(model: Database) -> None:
+    ready = Barrier(4)
+
+    def publish(_: int) -> bool:
+        ready.wait()
+        with model.write() as connection:
+            return models.advance_head(connection, "scenes", None, 1)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sorted(threads.map(publish, range(4))) == [False, False, False, True]
+
+
+def test_the_same_dataset_at_once_is_one_job(model: Database) -> None:
+    ready = Barrier(4)
+
+    def post(_: int) -> str:
+        ready.wait()
+        return _post(model).id
+
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(post, range(4)))) == 1
+
+
+def test_the_same_model_at_once_is_one_model(database: Database) -> None:
+    ready = Barrier(4)
+
+    def post(_: int) -> bool:
+        ready.wait()
+        return database.settle(
+            lambda connection: create_model(connection, "scenes", SPEC, NOW).is_new
+        )
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sorted(threads.map(post, range(4))) == [False, False, False, True]
+
+
+def test_progress_is_kept_and_null_is_null(model: Database) -> None:
+    seen = _post(model)
+    assert seen.progress is None
+    progress = Progress(phase="training", updates_done=3, updates_total=9, at=NOW)
+    with model.write() as connection:
+        jobs.set_progress(connection, seen, progress)
+    assert _job(model, seen).progress == progress
+    with model.read() as connection:
+        query = "SELECT count(*) FROM datasets WHERE manifest IS NULL"
+        assert connection.exec_driver_sql(query).scalar_one() == 1
+
+
+def test_every_state_is_counted(model: Database) -> None:
+    _post(model)
+    with model.read() as connection:
+        counted = jobs.count_by_state(connection)
+    assert set(counted) == {state.value for state in JobState}
+    assert sum(counted.values()) == counted["queued"] == 1
+
+
+def test_a_reader_does_not_wait_for_a_writer(model: Database) -> None:
+    with model.write() as writer:
+        models.forget_mirrored(writer, "scenes")
+        with model.read() as reader:
+            assert models.find(reader, "scenes") is not None
+
+
+def test_an_error_undoes_the_whole_transaction(database: Database) -> None:
+    def create_twice() -> None:
+        with database.write() as connection:
+            models.create(connection, "scenes", SPEC, NOW)
+            models.create(connection, "scenes", SPEC, NOW)
+
+    with pytest.raises(WriteConflict):
+        create_twice()
+    with database.read() as connection:
+        assert models.find(connection, "scenes") is None
+
+
+def test_a_database_that_is_not_there_says_so() -> None:
+    database = open_database("postgresql://nobody@127.0.0.1:1/x")
+    with pytest.raises(DatabaseUnavailable), database.read():
+        pass
+    database.close()
+
+
+def test_sqlite_flushes_every_commit(tmp_path: Path) -> None:
+    database = open_database(f"sqlite:///{tmp_path / 'new' / 'cmcl.db'}")
+    with database.read() as connection:
+        pragmas = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
+    assert pragmas == ["wal", 2, 1]
+    database.close()

@@ -1,0 +1,95 @@
+"""The figures of the demo, on matrices that can be worked out by hand."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from cmcl.demo.figures import backward_transfer, stream_figures
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec
+from workers.contract.version import (
+    Drift,
+    FileEntry,
+    LearnedDataset,
+    Recall,
+    VersionManifest,
+    VersionReport,
+)
+
+DIGEST = "0" * 64
+AT_1 = [[0.8], [0.6, 0.5], [0.7, 0.3, 0.9]]
+DRIFT = [[], [0.1], [0.05, 0.2]]
+
+
+def learned(number: int) -> LearnedDataset:
+    return LearnedDataset(
+        dataset=f"d-{number}",
+        name=f"data {number}",
+        pair=ModalityPair(first="image", second="text"),
+        rows=10,
+        version=number + 1,
+        moments=FileEntry(sha256=DIGEST, bytes=1),
+        shard_digests=(DIGEST,),
+    )
+
+
+def version(index: int) -> VersionManifest:
+    return VersionManifest(
+        model="scenes",
+        version=index + 1,
+        parent=index or None,
+        job=f"j-{index}",
+        attempt=1,
+        dataset=f"d-{index}",
+        spec=ModelSpec(modalities={"image": 4, "text": 3}),
+        code_version="test",
+        created_at=datetime(2026, 11, 24, tzinfo=UTC),
+        files={},
+        learned=tuple(learned(number) for number in range(index + 1)),
+        report=VersionReport(
+            final_loss=0.5,
+            updates=1,
+            ranks=1,
+            drift={
+                f"d-{old}": Drift(since_learned=value, against_parent=9.0)
+                for old, value in enumerate(DRIFT[index])
+            },
+            evaluation={
+                f"d-{old}": Recall(rows=10, at_1=value, at_10=value / 2)
+                for old, value in enumerate(AT_1[index])
+            },
+        ),
+    )
+
+
+def test_backward_transfer_is_the_mean_change_since_each_dataset_was_learned() -> None:
+    # (0.7 - 0.8 + 0.3 - 0.5) / 2
+    assert backward_transfer(AT_1) == pytest.approx(-0.15)
+
+
+def test_there_is_no_backward_transfer_before_the_second_dataset() -> None:
+    assert backward_transfer([[0.8]]) == 0.0
+
+
+def test_the_matrix_has_a_row_for_each_version_and_a_column_for_each_dataset_so_far() -> None:
+    figures = stream_figures([version(index) for index in range(3)])
+    assert figures.names == ["data 0", "data 1", "data 2"]
+    assert figures.at_1 == AT_1
+    assert figures.at_10 == [[value / 2 for value in row] for row in AT_1]
+    assert figures.drift == DRIFT
+    assert figures.max_drift == 0.2
+
+
+def test_the_summary_is_about_the_last_version() -> None:
+    figures = stream_figures([version(index) for index in range(3)])
+    assert figures.summary() == {
+        "recall_at_1": 0.6333,
+        "recall_at_10": 0.3167,
+        "bwt_recall_at_1": -0.15,
+        "bwt_recall_at_10": -0.075,
+    }
+
+
+def test_the_first_dataset_alone_cannot_have_been_forgotten() -> None:
+    figures = stream_figures([version(0)])
+    assert figures.max_drift == figures.summary()["bwt_recall_at_1"] == 0.0

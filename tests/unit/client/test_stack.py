@@ -1,0 +1,112 @@
+"""The local stack, as far as it starts nothing large."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cmcl.stack import LocalStack, Ports, StackError
+from service.settings import Settings
+
+# Prints the id of a child that would run for a minute, and waits for it.
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> LocalStack:
+    return LocalStack(tmp_path, Ports(8000, 8001, 8002, 8003), ranks=3, allowed_prefixes=("a", "b"))
+
+
+@pytest.fixture
+def parent(stack: LocalStack) -> Iterator[subprocess.Popen[bytes]]:
+    """A part of the stack that has a child of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, start_new_session=True
+    )
+    stack.processes["part"] = process
+    yield process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.stdout:
+        process.stdout.close()
+
+
+def test_free_ports_differ_and_can_be_bound() -> None:
+    ports = Ports.free()
+    numbers = {ports.service, ports.embeddings, ports.ray, ports.dashboard}
+    assert len(numbers) == 4
+    for number in numbers:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", number))
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        with pytest.raises(StackError, match=f"port {port} is in use; choose another one"):
+            Ports.free(service=port)
+
+
+def test_the_service_understands_the_environment_that_the_stack_makes(
+    stack: LocalStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in stack._environment().items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert settings.store_uri == stack.store_uri
+    assert settings.allowed_prefixes == ("a", "b")
+    assert settings.ray_address == stack.dashboard_url
+    assert (settings.ranks, settings.port) == (3, 8000)
+    assert settings.database_url == f"sqlite:///{stack.folder}/cmcl.db"
+
+
+def test_every_variable_that_the_stack_sets_is_a_setting(stack: LocalStack) -> None:
+    ours = {name for name in stack._environment() if name.startswith("CMCL_")} - set(os.environ)
+    known = {f"CMCL_{field.upper()}" for field in Settings.model_fields}
+    assert ours <= known
+
+
+def test_two_stacks_do_not_share_a_token(tmp_path: Path) -> None:
+    first, second = (LocalStack(tmp_path, Ports(1, 2, 3, 4))._environment() for _ in range(2))
+    assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
+
+
+def test_stopping_takes_the_children_of_a_part_with_it(
+    stack: LocalStack, parent: subprocess.Popen[bytes]
+) -> None:
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    stack.stop()
+    assert parent.returncode == -signal.SIGTERM
+    assert stack.processes == {}
+    assert has_ended(child)
+
+
+def test_a_part_that_ended_by_itself_is_noticed(
+    stack: LocalStack, parent: subprocess.Popen[bytes]
+) -> None:
+    assert stack.ended() == []
+    os.killpg(parent.pid, signal.SIGKILL)
+    parent.wait()
+    assert stack.ended() == ["part"]
+
+
+def has_ended(pid: int) -> bool:
+    """Gone, or dead and not yet collected by whoever adopted it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True

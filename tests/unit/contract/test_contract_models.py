@@ -1,0 +1,211 @@
+"""Every contract model: bounds, unknown fields refused by name, the same after a trip through JSON."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from workers.contract.dataset import DatasetManifest, Shard, ShardRef
+from workers.contract.job import JobSpec, Progress, submission_id
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from workers.contract.version import (
+    Drift,
+    FileEntry,
+    LearnedDataset,
+    LivePointer,
+    Protection,
+    Recall,
+    VersionManifest,
+    VersionReport,
+)
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+DIGEST = "0123456789abcdef" * 4
+PAIR = ModalityPair(first="image", second="text")
+SPEC = ModelSpec(modalities={"image": 1024, "text": 768})
+SHARD = Shard(uri="s3://bucket/a.parquet", sha256=DIGEST, bytes=100, rows=10)
+DATASET = DatasetManifest(dataset="d-1", model="scenes", name="first", pair=PAIR, shards=(SHARD,))
+LEARNED = LearnedDataset(
+    dataset="d-1",
+    name="first",
+    pair=PAIR,
+    rows=10,
+    version=1,
+    moments=FileEntry(sha256=DIGEST, bytes=9),
+    shard_digests=(DIGEST,),
+)
+REPORT = VersionReport(
+    final_loss=0.25,
+    updates=10,
+    ranks=2,
+    seconds={"training": 1.5},
+    protection={
+        "image": Protection(
+            input_rank=3, input_width=1024, output_rank=2, output_width=256, blocked_share=0.5
+        )
+    },
+    drift={"d-0": Drift(since_learned=0.1, against_parent=0.05)},
+    evaluation={"d-1": Recall(rows=10, at_1=0.5, at_10=1.0)},
+)
+MODELS: list[BaseModel] = [
+    ShardRef(uri="s3://bucket/a.parquet"),
+    SHARD,
+    DATASET,
+    SPEC,
+    JobSpec(
+        job="j-1", attempt=1, model="scenes", version=1, parent=None, spec=SPEC, dataset=DATASET
+    ),
+    Progress(phase="training", updates_done=3, updates_total=10, loss=0.5, at=NOW),
+    VersionManifest(
+        model="scenes",
+        version=1,
+        job="j-1",
+        attempt=1,
+        dataset="d-1",
+        spec=SPEC,
+        code_version="0.1.0",
+        created_at=NOW,
+        files={"heads.safetensors": FileEntry(sha256=DIGEST, bytes=1)},
+        learned=(LEARNED,),
+        report=REPORT,
+    ),
+    LivePointer(generation=1, version=1),
+]
+# Read by other releases than the one that wrote them, so these two may learn new words.
+TOLERANT = (Progress, LivePointer)
+STRICT = [model for model in MODELS if not isinstance(model, TOLERANT)]
+
+
+def name_of(value: object) -> str:
+    return type(value).__name__ if isinstance(value, BaseModel) else repr(value)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=name_of)
+def test_a_trip_through_json_changes_nothing(model: BaseModel) -> None:
+    assert type(model).model_validate_json(model.model_dump_json()) == model
+
+
+@pytest.mark.parametrize("model", STRICT, ids=name_of)
+def test_an_unknown_field_is_refused_by_name(model: BaseModel) -> None:
+    with pytest.raises(ValidationError, match="epoochs"):
+        type(model).model_validate({**model.model_dump(), "epoochs": 3})
+
+
+@pytest.mark.parametrize("kind", [TrainingSpec, ProtectionSpec])
+def test_an_unknown_field_deep_inside_a_spec_is_refused_by_name(kind: type[BaseModel]) -> None:
+    field = "training" if kind is TrainingSpec else "protection"
+    with pytest.raises(ValidationError, match=rf"{field}\.learning_rat"):
+        ModelSpec.model_validate(
+            {"modalities": {"image": 4, "text": 3}, field: {"learning_rat": 1}}
+        )
+
+
+@pytest.mark.parametrize("kind", TOLERANT)
+def test_what_other_releases_write_may_have_more_fields(kind: type[BaseModel]) -> None:
+    (model,) = (model for model in MODELS if isinstance(model, kind))
+    assert kind.model_validate({**model.model_dump(), "new": 1}) == model
+
+
+@pytest.mark.parametrize("model", MODELS, ids=name_of)
+def test_nothing_can_be_changed_afterwards(model: BaseModel) -> None:
+    field = next(iter(type(model).model_fields))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(model, field, getattr(model, field))
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True),
+        st.integers(1, 16384),
+        min_size=2,
+        max_size=6,
+    ),
+    st.integers(2, 8192),
+    st.floats(0, 1, exclude_min=True),
+    st.integers(0, 2**31 - 1),
+)
+@settings(max_examples=50)
+def test_a_spec_within_its_bounds_survives_json_to_the_last_bit(
+    modalities: dict[str, int], width: int, kept_energy: float, seed: int
+) -> None:
+    if width * sum(modalities.values()) > 2**30:
+        return
+    spec = ModelSpec(
+        width=width,
+        modalities=modalities,
+        protection=ProtectionSpec(kept_energy=kept_energy),
+        seed=seed,
+    )
+    assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def refused(field: str, value: object) -> None:
+    body: dict[str, object] = {"modalities": {"image": 4, "text": 3}}
+    group, _, name = field.rpartition(".")
+    body |= {group: {name: value}} if group else {name: value}
+    with pytest.raises(ValidationError) as caught:
+        ModelSpec.model_validate(body)
+    assert caught.value.errors()[0]["loc"][: field.count(".") + 1] == tuple(field.split("."))
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    {
+        "width": [0, 1, 8193, "wide", None, 1.5],
+        "seed": [-1, 2**31],
+        "method": ["", "Nullspace", "paper", None],
+        "modalities": [
+            {},
+            {"image": 4},
+            {"image": 0, "text": 3},
+            {"image": 16385, "text": 3},
+            {"Image": 4, "text": 3},
+            {f"m{number}": 1 for number in range(65)},
+            ["image", "text"],
+        ],
+        "training.epochs": [0, 1001],
+        "training.batch_size": [1, 65537],
+        "training.learning_rate": [0, -1, 1.1, float("nan"), float("inf")],
+        "training.weight_decay": [-0.1, 1.1, float("nan")],
+        "training.temperature": [0, 101, float("nan")],
+        "protection.kept_energy": [0, 1.01, float("nan")],
+        "protection.max_drift": [0, -1, float("inf"), float("nan")],
+    }.items(),
+)
+def test_a_value_out_of_bounds_is_refused_under_its_field(field: str, values: list[object]) -> None:
+    for value in values:
+        refused(field, value)
+
+
+def test_the_size_of_all_heads_together_is_bounded() -> None:
+    largest = {f"m{number}": 16384 for number in range(8)}
+    assert ModelSpec(width=8192, modalities=largest).width == 8192
+    with pytest.raises(ValidationError, match=f"{2**30 + 8192} entries.*maximum is {2**30}"):
+        ModelSpec(width=8192, modalities={**largest, "one": 1})
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "G" * 64, "A" * 64, f"{'0' * 64}\n"])
+def test_a_digest_is_64_hexadecimal_digits(digest: str) -> None:
+    with pytest.raises(ValidationError):
+        ShardRef(uri="s3://bucket/a", sha256=digest)
+
+
+@pytest.mark.parametrize("uri", ["", "s3://bucket/" + "x" * 1024])
+def test_an_address_is_neither_empty_nor_endless(uri: str) -> None:
+    with pytest.raises(ValidationError):
+        ShardRef(uri=uri)
+
+
+def test_a_dataset_has_shards_and_as_many_rows_as_these() -> None:
+    two = DATASET.model_copy(update={"shards": (SHARD, SHARD)})
+    assert (DATASET.rows, two.rows) == (10, 20)
+    with pytest.raises(ValidationError, match="shards"):
+        DatasetManifest.model_validate({**DATASET.model_dump(), "shards": ()})
+
+
+def test_every_attempt_has_an_id_of_its_own_at_ray() -> None:
+    ids = {submission_id(job, attempt) for job in ("j-1", "j-11") for attempt in (1, 11)}
+    assert ids == {"j-1-a1", "j-1-a11", "j-11-a1", "j-11-a11"}

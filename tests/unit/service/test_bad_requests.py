@@ -1,0 +1,241 @@
+"""Every bad input that can be seen without opening a shard: clear words, and no trace."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.fakes.control_plane import SPEC, ControlPlane
+
+
+def _assert_problem(response: httpx.Response, status: int) -> dict[str, str]:
+    """A problem document; field and message by field."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body["status"] == status
+    assert body["type"].startswith("urn:cmcl:problem:")
+    assert body["instance"] == response.request.url.path
+    return {error["field"]: error["message"] for error in body["errors"]}
+
+
+def _assert_no_trace(plane: ControlPlane) -> None:
+    assert plane.client.get("/v1/datasets").json()["items"] == []
+    assert plane.client.get("/v1/jobs").json()["items"] == []
+
+
+@pytest.mark.parametrize("name", ["Scenes", "a b", "../up", "", "-a", "a-", "x" * 49, "ä", "a\0b"])
+def test_a_model_name_with_odd_characters_is_refused(plane: ControlPlane, name: str) -> None:
+    errors = _assert_problem(plane.client.post("/v1/models", json={**SPEC, "name": name}), 422)
+    assert "lower-case letters, digits and inner hyphens" in errors["name"]
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("modalities", {"modalities": {"image": 4}}),
+        ("modalities.image", {"modalities": {"image": 0, "text": 3}}),
+        ("modalities['Big Image']['[key]']", {"modalities": {"Big Image": 4, "text": 3}}),
+        ("width", {"width": "wide"}),
+        ("width", {"width": 1}),
+        ("method", {"method": "magic"}),
+        ("training.batch_size", {"training": {"batch_size": 1}}),
+        ("protection.kept_energy", {"protection": {"kept_energy": 1.5}}),
+        ("colour", {"colour": "blue"}),
+        ("body", {"width": 8192, "modalities": {"a": 16384, "b": 16384, "c": 16384, "d": 16384, "e": 16384, "f": 16384, "g": 16384, "h": 16384, "i": 16384}}),
+    ],
+)  # fmt: skip
+def test_a_bad_model_names_its_field(
+    plane: ControlPlane, field: str, changes: dict[str, object]
+) -> None:
+    body = {**SPEC, "name": "new", **changes}
+    assert field in _assert_problem(plane.client.post("/v1/models", json=body), 422)
+
+
+def test_a_model_cannot_change_its_specification(plane: ControlPlane) -> None:
+    body = {**SPEC, "name": "scenes", "width": 16}
+    errors = _assert_problem(plane.client.post("/v1/models", json=body), 409)
+    assert errors == {"width": "it is 8"}
+
+
+@pytest.mark.parametrize(
+    ("field", "words", "changes"),
+    [
+        ("pair", "two different", {"pair": {"first": "image", "second": "image"}}),
+        ("pair.second", "permitted: audio, image, text", {"pair": {"first": "image", "second": "smell"}}),
+        ("pair.first", "lower-case letter", {"pair": {"first": "Image", "second": "text"}}),
+        ("name", "lower-case letters", {"name": "One!"}),
+        ("shards", "at least 1", {"shards": []}),
+        ("shards[0].uri", "outside the allowed prefixes", {"shards": [{"uri": "file:///etc/passwd"}]}),
+        ("shards[0].uri", "schemes", {"shards": [{"uri": "https://elsewhere/x"}]}),
+        ("shards[0].uri", "not an address", {"shards": [{"uri": "s3://[/x"}]}),
+        ("shards[0].sha256", "64 lower-case hexadecimal", {"shards": [{"uri": "s3://b/x", "sha256": "abc"}]}),
+        ("shards[0].size", "no such field", {"shards": [{"uri": "s3://b/x", "size": 3}]}),
+        ("evaluation_shards[0].uri", "outside", {"evaluation_shards": [{"uri": "file:///x/y"}]}),
+        ("rows", "no such field", {"rows": 12}),
+    ],
+)  # fmt: skip
+def test_a_bad_dataset_names_its_field(
+    plane: ControlPlane, field: str, words: str, changes: dict[str, object]
+) -> None:
+    body = {**plane.dataset_body("one"), **changes}
+    errors = _assert_problem(plane.client.post("/v1/datasets", json=body), 422)
+    assert words in errors[field]
+    _assert_no_trace(plane)
+
+
+@pytest.mark.parametrize("climb", ["..", "%2e%2e", "a%00b", "%5C"])
+def test_an_address_cannot_climb_out(plane: ControlPlane, climb: str) -> None:
+    uri = f"{plane.shards.as_uri()}/{climb}/secret.parquet"
+    body = plane.dataset_body("one", shards=[{"uri": uri}])
+    assert "shards[0].uri" in _assert_problem(plane.client.post("/v1/datasets", json=body), 422)
+
+
+def test_an_address_named_twice_is_refused(plane: ControlPlane) -> None:
+    shard = plane.shard("same")
+    body = plane.dataset_body("one", shards=[shard], evaluation_shards=[shard])
+    errors = _assert_problem(plane.client.post("/v1/datasets", json=body), 422)
+    assert "named twice" in errors["evaluation_shards[0].uri"]
+
+
+def test_an_unknown_model_is_named(plane: ControlPlane) -> None:
+    body = plane.dataset_body("one", model="nobody")
+    errors = _assert_problem(plane.client.post("/v1/datasets", json=body), 404)
+    assert "'nobody'" in errors["model"]
+    _assert_no_trace(plane)
+
+
+@pytest.mark.parametrize("route", ["/v1/models", "/v1/datasets"])
+@pytest.mark.parametrize("body", [b"{", b"", b"\xff\xfe", b"[" * 100_000, b"nope"])
+def test_a_body_that_is_no_json_is_refused(plane: ControlPlane, route: str, body: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    response = plane.client.post(route, content=body, headers=headers)
+    _assert_problem(response, 400 if body else 422)
+
+
+@pytest.mark.parametrize("body", ["[]", "null", "3", '"text"', "{}"])
+def test_json_that_is_no_dataset_is_refused(plane: ControlPlane, body: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    _assert_problem(plane.client.post("/v1/datasets", content=body, headers=headers), 422)
+
+
+@pytest.mark.parametrize("text", ['{"name": NaN}', '{"name": "\\ud800"}', '{"\\ud800": 1e999}'])
+def test_odd_values_are_quoted_without_harm(plane: ControlPlane, text: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    _assert_problem(plane.client.post("/v1/models", content=text, headers=headers), 422)
+
+
+@pytest.mark.parametrize("declared", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_must_say_that_it_is_json(plane: ControlPlane, declared: str | None) -> None:
+    headers = {"Content-Type": declared} if declared else {}
+    body = json.dumps({"name": "new", **SPEC}).encode()
+    _assert_problem(plane.client.post("/v1/models", content=body, headers=headers), 415)
+
+
+def test_json_with_a_charset_is_json(plane: ControlPlane) -> None:
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    body = json.dumps({"name": "new", **SPEC}).encode()
+    assert plane.client.post("/v1/models", content=body, headers=headers).status_code == 201
+
+
+@pytest.mark.parametrize("route", ["/v1/models", "/v1/datasets", "/v1/jobs/job-0123456789ab/retry"])
+def test_a_body_that_is_too_large_is_refused(plane: ControlPlane, route: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    response = plane.client.post(route, content=b" " * (1024 * 1024 + 1), headers=headers)
+    _assert_problem(response, 413)
+
+
+class _Endless(httpx.AsyncByteStream):
+    """A body that never ends, and never said how long it would be."""
+
+    def __init__(self) -> None:
+        self.chunks = 0
+
+    async def __aiter__(self):  # type: ignore[no-untyped-def]
+        while True:
+            self.chunks += 1
+            yield b" " * 65536
+
+
+def test_a_body_without_a_length_is_cut_off(plane: ControlPlane) -> None:
+    body = _Endless()
+    headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}
+    response = plane.client.post("/v1/models", content=body, headers=headers)
+    _assert_problem(response, 413)
+    assert body.chunks < 20
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/nobody",
+        "/v1/models/nobody/versions",
+        "/v1/models/nobody/live",
+        "/v1/models/nobody/promotions",
+        "/v1/models/scenes/versions/1",
+        "/v1/datasets/ds-0123456789ab",
+        "/v1/jobs/job-0123456789ab",
+        "/v2/models",
+    ],
+)
+def test_what_is_not_there_is_not_found(plane: ControlPlane, path: str) -> None:
+    _assert_problem(plane.client.get(path), 404)
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/models/Scenes", "model"),
+        ("/v1/models/scenes/versions/0", "version"),
+        ("/v1/models/scenes/versions/99999999999999999999", "version"),
+        ("/v1/models/scenes/versions/one", "version"),
+        ("/v1/datasets/1", "dataset"),
+        ("/v1/jobs/job-%00", "job"),
+        ("/v1/jobs?state=sleeping", "state"),
+        ("/v1/jobs?model=A", "model"),
+        ("/v1/jobs?limit=0", "limit"),
+        ("/v1/jobs?limit=201", "limit"),
+        ("/v1/jobs?cursor=nonsense", "cursor"),
+        ("/v1/jobs?cursor=-1", "cursor"),
+        ("/v1/jobs?cursor=OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5", "cursor"),
+        ("/v1/models?cursor=%C3%A4", "cursor"),
+    ],
+)
+def test_a_bad_address_names_its_part(plane: ControlPlane, path: str, field: str) -> None:
+    assert field in _assert_problem(plane.client.get(path), 422)
+
+
+def test_a_method_that_is_not_there_is_refused(plane: ControlPlane) -> None:
+    response = plane.client.request("DELETE", "/v1/models")
+    _assert_problem(response, 405)
+    assert response.headers["allow"]
+
+
+@pytest.mark.parametrize("version", [0, 2**31, -1, "one", None, 1.5])
+def test_a_live_version_must_be_a_number(plane: ControlPlane, version: object) -> None:
+    response = plane.client.put("/v1/models/scenes/live", json={"version": version})
+    assert "version" in _assert_problem(response, 422)
+
+
+@pytest.mark.parametrize("key", ["", "a b", "x" * 256, "ä"])
+def test_a_bad_idempotency_key_is_refused(plane: ControlPlane, key: str) -> None:
+    headers = {b"Idempotency-Key": key.encode()}
+    response = plane.client.post("/v1/models", json={"name": "new", **SPEC}, headers=headers)
+    assert "Idempotency-Key" in _assert_problem(response, 422)
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[ControlPlane]:
+    """A control plane whose operator has permitted no prefix."""
+    plane = ControlPlane(tmp_path, allowed_prefixes=())
+    plane.create_model()
+    yield plane
+    plane.close()
+
+
+def test_without_prefixes_no_dataset_is_accepted(closed: ControlPlane) -> None:
+    response = closed.client.post("/v1/datasets", json=closed.dataset_body("one"))
+    errors = _assert_problem(response, 422)
+    assert "none are configured" in errors["shards[0].uri"]

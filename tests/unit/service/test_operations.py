@@ -1,0 +1,185 @@
+"""Probes, metrics, request ids, logs, settings, the description of the API."""
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.app import Parts, create_app
+from service.control.reconcile import Reconciler
+from service.logs import JsonLines, log_config
+from service.settings import Settings
+from tests.fakes.app_client import AppClient
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.mortal import Lifeline
+
+
+def test_a_healthy_process_is_ready(plane: ControlPlane) -> None:
+    response = plane.client.get("/readyz")
+    assert response.status_code == 200
+    assert set(response.json()["checks"].values()) == {"ok"}
+
+
+def test_without_its_store_it_is_alive_and_not_ready(plane: ControlPlane) -> None:
+    plane.store.broken = ""
+    response = plane.client.get("/readyz")
+    assert response.status_code == 503
+    assert "broken" in response.json()["checks"]["store"]
+    assert plane.client.get("/healthz").status_code == 200
+
+
+def test_a_reconciler_that_stands_still_is_noticed(plane: ControlPlane) -> None:
+    plane.clock.advance(121)
+    response = plane.client.get("/readyz")
+    assert response.status_code == 503
+    assert "no round" in response.json()["checks"]["reconciler"]
+    plane.tick()
+    assert plane.client.get("/readyz").status_code == 200
+
+
+def test_metrics_count_jobs_and_requests(plane: ControlPlane) -> None:
+    plane.run_to_end(plane.post_dataset("one"))
+    plane.post_dataset("two")
+    plane.client.get("/v1/jobs/job-0123456789ab")
+    text = plane.client.get("/metrics").text
+    for line in (
+        'cmcl_service_jobs{state="published"} 1.0',
+        'cmcl_service_jobs{state="queued"} 1.0',
+        'cmcl_service_jobs_finished_total{reason="",state="published"} 1.0',
+        "cmcl_service_attempts_total 1.0",
+        'cmcl_service_http_request_seconds_count{method="GET",route="/v1/jobs/{job}",status="404"}',
+    ):
+        assert line in text
+
+
+def test_two_apps_do_not_share_their_metrics(plane: ControlPlane, tmp_path: Path) -> None:
+    plane.tick(3)
+    other = ControlPlane(tmp_path / "other")
+    assert "cmcl_service_reconcile_ticks_total 0.0" in other.client.get("/metrics").text
+    other.close()
+
+
+def test_a_request_keeps_its_id(plane: ControlPlane) -> None:
+    response = plane.client.get("/v1/models", headers={"X-Request-ID": "abc-1"})
+    assert response.headers["x-request-id"] == "abc-1"
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, 'say "hi"'])
+def test_an_odd_request_id_is_replaced(plane: ControlPlane, given: str) -> None:
+    response = plane.client.get("/v1/nowhere", headers={"X-Request-ID": given})
+    assert len(response.headers["x-request-id"]) == 32
+
+
+def test_a_mistake_of_ours_is_a_problem_and_logged(
+    plane: ControlPlane, caplog: pytest.LogCaptureFixture
+) -> None:
+    with plane.context.database.write() as connection:
+        connection.exec_driver_sql("UPDATE models SET spec = '{}'")
+    response = plane.client.get("/v1/models/scenes", headers={"X-Request-ID": "abc-2"})
+    assert response.status_code == 500
+    assert "abc-2" in response.json()["detail"]
+    assert "Traceback" in caplog.text
+
+
+def test_a_log_line_is_one_json_object() -> None:
+    record = logging.LogRecord("service", logging.INFO, "", 1, "done %d", (3,), None)
+    record.job = "job-1"
+    line = json.loads(JsonLines().format(record))
+    assert (line["message"], line["job"], line["level"]) == ("done 3", "job-1", "info")
+
+
+def test_the_log_configuration_can_be_applied() -> None:
+    code = (
+        "import logging.config; from service.logs import log_config;"
+        "logging.config.dictConfig(log_config('debug'));"
+        "logging.getLogger('service.x').debug('hello', extra={'job': 'job-1'})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert json.loads(done.stderr)["job"] == "job-1"
+    assert log_config("info")["disable_existing_loggers"] is False
+
+
+def test_the_app_needs_neither_torch_nor_ray() -> None:
+    code = "import sys, service.app; print({'torch', 'ray'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMCL_RANKS", "4")
+    monkeypatch.setenv("CMCL_ALLOWED_PREFIXES", "s3://a/x, s3://b,")
+    settings = Settings()
+    assert (settings.ranks, settings.allowed_prefixes) == (4, ("s3://a/x", "s3://b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("RANKS", "0"), ("LAUNCHER", "slurm"), ("PORT", "70000"), ("WORKER_COMMAND", " ")],
+)
+def test_a_bad_setting_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"CMCL_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        Settings()
+
+
+def test_operation_ids_are_function_names(plane: ControlPlane) -> None:
+    schema = plane.app.openapi()
+    names = [
+        operation["operationId"] for path in schema["paths"].values() for operation in path.values()
+    ]
+    assert len(names) == len(set(names))
+    assert {"post_model", "post_dataset", "read_job", "cancel_job", "put_live"} <= set(names)
+
+
+def test_errors_are_described_as_problems(plane: ControlPlane) -> None:
+    responses = plane.app.openapi()["paths"]["/v1/datasets"]["post"]["responses"]
+    for status in ("4XX", "422", "5XX"):
+        assert list(responses[status]["content"]) == ["application/problem+json"]
+    assert list(responses["202"]["content"]) == ["application/json"]
+
+
+def test_the_reconciler_outlives_a_failed_round(plane: ControlPlane) -> None:
+    """Run for real in a thread, with a lifeline that only counts."""
+    lifeline, stop = Lifeline(), threading.Event()
+    reconciler: Reconciler = plane.mortal_reconciler(lifeline)
+    with plane.context.database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE models RENAME TO hidden")
+    thread = threading.Thread(target=reconciler.run, args=[stop])
+    thread.start()
+    errors = plane.context.metrics.registry
+    for _ in range(200):
+        name, labels = "cmcl_service_reconcile_errors_total", {"error": "DatabaseUnavailable"}
+        if (errors.get_sample_value(name, labels) or 0) >= 2:
+            break
+        stop.wait(0.05)
+    assert thread.is_alive()
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_the_lifespan_runs_the_reconciler(tmp_path: Path) -> None:
+    settings = Settings(
+        database_url=f"sqlite:///{tmp_path / 'cmcl.db'}",
+        store_uri=(tmp_path / "store").as_uri(),
+        launcher="process",
+        reconcile_seconds=0.01,
+    )
+    app = create_app(settings, Parts())
+    with AppClient(app).running():
+        names = [thread.name for thread in threading.enumerate()]
+        assert "reconciler" in names
+    assert "reconciler" not in [thread.name for thread in threading.enumerate()]

@@ -1,0 +1,42 @@
+"""A candidate of a training job, without training: files of a few bytes and a true manifest."""
+
+from datetime import UTC, datetime
+
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec
+from workers.contract.version import LearnedDataset, VersionManifest, VersionReport
+from workers.storage import layout
+from workers.storage.versions import entry_for
+
+FILES = {
+    layout.HEADS: b"all heads",
+    layout.MEMORY: b"all moments",
+    layout.SELFTEST: b"a few rows",
+    layout.MOMENTS: b"moments of this dataset",
+}
+
+
+def manifest_of(files: dict[str, bytes], attempt: int = 1) -> VersionManifest:
+    """Version 1 of model `scenes`, made by `job-1` from `data-1`."""
+    learned = LearnedDataset(
+        dataset="data-1",
+        name="first",
+        pair=ModalityPair(first="image", second="text"),
+        rows=10,
+        version=1,
+        moments=entry_for(files[layout.MOMENTS]),
+        shard_digests=(entry_for(b"shard").sha256,),
+    )
+    return VersionManifest(
+        model="scenes",
+        version=1,
+        job="job-1",
+        attempt=attempt,
+        dataset="data-1",
+        spec=ModelSpec(modalities={"image": 4, "text": 3}),
+        code_version="test",
+        created_at=datetime(2026, 11, 24, tzinfo=UTC),
+        files={name: entry_for(data) for name, data in files.items() if name != layout.MOMENTS},
+        learned=(learned,),
+        report=VersionReport(final_loss=0.5, updates=1, ranks=1),
+    )

@@ -1,0 +1,68 @@
+"""`python -m workers.train.rerun`: the same datasets once more, with another method, without Ray.
+
+For comparing: it reads a model's lineage from the store, trains the same chain of datasets with one
+rank in this process, and leaves the chain in a store of its own. The training shards must still be
+where they were. One rank gives what many give (tests/ranks).
+"""
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+
+from workers.contract.dataset import DatasetManifest
+from workers.contract.job import JobSpec
+from workers.contract.model import ModelSpec
+from workers.contract.version import VersionManifest
+from workers.storage import layout
+from workers.storage.port import ObjectStore
+from workers.storage.uris import open_store
+from workers.storage.versions import publish_files, read_candidate, read_version
+from workers.train.job import train_dataset
+
+
+def rerun(
+    source: ObjectStore, model: str, version: int, method: str, target: ObjectStore
+) -> Iterator[VersionManifest]:
+    """Train what `model@version` has learned again; yields each new version's manifest."""
+    lineage = read_version(source, model, version)
+    spec = ModelSpec.model_validate({**lineage.spec.model_dump(), "method": method})
+    for number, learned in enumerate(lineage.learned, start=1):
+        manifest = source.read(layout.dataset_manifest(learned.dataset))
+        target.put(layout.dataset_manifest(learned.dataset), manifest)
+        job = JobSpec(
+            job=f"rerun-{number}",
+            attempt=1,
+            model=model,
+            version=number,
+            parent=number - 1 or None,
+            spec=spec,
+            dataset=DatasetManifest.model_validate_json(manifest),
+        )
+        yield _train(target, job)
+
+
+def _train(store: ObjectStore, job: JobSpec) -> VersionManifest:
+    store.put(layout.run_spec(job.job, job.attempt), job.model_dump_json().encode())
+    train_dataset(store.uri, job.job, job.attempt, torch.device("cpu"))
+    candidate = read_candidate(store, job.job, job.attempt)
+    publish_files(store, candidate)
+    return candidate
+
+
+def main() -> None:
+    """Print one manifest a line."""
+    parser = argparse.ArgumentParser(prog="python -m workers.train.rerun", description=__doc__)
+    parser.add_argument("--store", required=True, help="where the model is")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--version", type=int, required=True, help="last version of the chain")
+    parser.add_argument("--method", required=True)
+    parser.add_argument("--into", required=True, help="URI of an empty store for the new chain")
+    options = parser.parse_args()
+    source, target = open_store(options.store), open_store(options.into)
+    for manifest in rerun(source, options.model, options.version, options.method, target):
+        print(manifest.model_dump_json(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
