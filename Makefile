@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-SOURCES := cmcl service workers benchmarks tests examples
+SOURCES := cmcl service workers tests examples
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: help setup demo test check format up lock clean
+.PHONY: help setup demo test check format docs up lock clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ check: setup  ## format, lint, types, import contracts, spelling
 format: setup  ## format the code and mend what can be mended
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
+
+docs: setup  ## write the settings table and the OpenAPI document anew
+	$(BIN)/python -m tests.architecture.generated
 
 # All locks come from one resolution, in a folder of its own: uv.lock holds addresses and is not kept.
 LOCK := cd $(CURDIR)/.cmcl/lock && $(CURDIR)/$(BIN)/uv export --quiet --no-header --no-emit-project --format requirements.txt

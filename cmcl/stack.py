@@ -22,7 +22,7 @@ import httpx
 _HOST = "127.0.0.1"
 # Slow machines import torch and Ray for half a minute.
 _READY_SECONDS = 120.0
-_STOP_SECONDS = 15.0
+_STOP_SECONDS = 5.0
 
 _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -146,6 +146,8 @@ class LocalStack:
                 *(sys.executable, "-m", "workers.serve", "--store", self.store_uri),
                 *("--host", _HOST, "--port", str(self.ports.embeddings)),
             ],
+            # For this part alone: Ray's job client would follow it instead of CMCL_RAY_ADDRESS.
+            RAY_ADDRESS=f"{_HOST}:{self.ports.ray}",
         )
 
     def wait_for_service(self) -> None:
@@ -172,6 +174,7 @@ class LocalStack:
             _signal_group(process, signal.SIGKILL)
             process.wait()
         self.processes.clear()
+        self._sockets.cleanup()
 
     def ended(self) -> list[str]:
         """Names of parts that are no longer running."""
@@ -190,7 +193,6 @@ class LocalStack:
             "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._token,
-            "RAY_ADDRESS": f"{_HOST}:{self.ports.ray}",
             "CMCL_DATABASE_URL": f"sqlite:///{self.folder / 'cmcl.db'}",
             "CMCL_STORE_URI": self.store_uri,
             "CMCL_ALLOWED_PREFIXES": ",".join(self.allowed_prefixes),
@@ -214,14 +216,14 @@ class LocalStack:
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
         }
 
-    def _spawn(self, name: str, command: list[str]) -> None:
+    def _spawn(self, name: str, command: list[str], **environment: str) -> None:
         with self.log(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=self._environment(),
+                env={**self._environment(), **environment},
                 start_new_session=True,
             )
 

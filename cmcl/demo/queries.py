@@ -49,7 +49,8 @@ class QueryLoad:
             for row in rows
         ]
         self.report = QueryReport()
-        self._known: dict[tuple[int, int], list[float]] = {}
+        # The first answer of each version to each query; every later one must equal it.
+        self.answers: dict[tuple[int, int], list[float]] = {}
         self._numbers = count()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -114,7 +115,7 @@ class QueryLoad:
             self.report.sent += 1
             self.report.latencies.append(now - began)
             self.report.first_seen.setdefault(version, now)
-            known = self._known.setdefault((version, query), vector)
+            known = self.answers.setdefault((version, query), vector)
         if max(abs(a - b) for a, b in zip(known, vector, strict=True)) > _TOLERANCE:
             with self._lock:
                 self.report.failures.append(f"version {version} answered query {query} in two ways")

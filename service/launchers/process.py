@@ -1,7 +1,7 @@
 """Attempts as processes of this machine, for trying things out without a Ray cluster.
 
-Each command has a supervisor in a session of its own, so it outlives the control plane, and a
-restarted control plane finds it again through the files in its folder.
+Each command has a supervisor that detaches itself, so it outlives the control plane, and a restarted
+control plane finds it again through the files in its folder.
 """
 
 import fcntl
@@ -25,7 +25,6 @@ class ProcessLauncher:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._supervisors: dict[str, subprocess.Popen[bytes]] = {}
 
     def submit(self, submission_id: str, command: Sequence[str]) -> None:
         """See the port."""
@@ -34,14 +33,12 @@ class ProcessLauncher:
             return
         folder.mkdir(parents=True, exist_ok=True)
         supervisor = [sys.executable, "-m", "service.launchers.supervise", str(folder)]
-        self._supervisors[submission_id] = subprocess.Popen(
-            [*supervisor, *command], start_new_session=True, stdin=subprocess.DEVNULL
-        )
+        # It detaches itself and answers at once: whoever restarts is nobody's parent either.
+        subprocess.run([*supervisor, *command], stdin=subprocess.DEVNULL, check=True)
         self._await_start(folder)
 
     def status(self, submission_id: str) -> LaunchStatus:
         """See the port."""
-        self._reap(submission_id)
         folder = self._root / submission_id
         if not (folder / "pid").exists():
             return LaunchStatus(LaunchState.UNKNOWN, "no such process was started here")
@@ -67,12 +64,6 @@ class ProcessLauncher:
             if time.monotonic() > deadline:
                 raise LauncherUnavailable(f"no process appeared within {_START_SECONDS:.0f} s")
             time.sleep(0.01)
-
-    def _reap(self, submission_id: str) -> None:
-        """A child that nobody waits for stays in the process table."""
-        supervisor = self._supervisors.get(submission_id)
-        if supervisor is not None and supervisor.poll() is not None:
-            del self._supervisors[submission_id]
 
 
 def _is_running(folder: Path) -> bool:

@@ -31,6 +31,7 @@ _STATES = {
 # Nothing is reserved for the driver: it waits while the ranks work, and any share of a CPU would
 # keep the last rank from fitting on a cluster with exactly as many CPUs as ranks.
 _DRIVER_CPUS = 0
+_LONGEST_MESSAGE = 2000
 
 
 class _Client(JobSubmissionClient):
@@ -69,7 +70,7 @@ class RayJobLauncher:
             job = self._find(submission_id)
         if job is None:
             return LaunchStatus(LaunchState.UNKNOWN, "Ray does not know this job")
-        return LaunchStatus(_STATES[job.status], job.message or "")
+        return LaunchStatus(_STATES[job.status], _shortened(job.message or ""))
 
     def stop(self, submission_id: str) -> None:
         """See the port."""
@@ -103,3 +104,11 @@ class RayJobLauncher:
             yield
         except (requests.RequestException, ConnectionError, RuntimeError, RayError) as error:
             raise LauncherUnavailable(f"Ray at {self._address}: {error}") from error
+
+
+def _shortened(message: str) -> str:
+    """Ray adds the end of the log: the first line says what happened, the last ones say why."""
+    if len(message) <= _LONGEST_MESSAGE:
+        return message
+    first, _, rest = message.partition("\n")
+    return f"{first[:_LONGEST_MESSAGE]}\n…{rest[-_LONGEST_MESSAGE:]}"

@@ -13,6 +13,13 @@ import sys
 from pathlib import Path
 
 
+def detach() -> None:
+    """Go on in a child with a session of its own, and let the parent end."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+
+
 def supervise(folder: Path, command: list[str]) -> int:
     """Run the command unless another supervisor has it already; its exit code."""
     with (folder / "lock").open("w") as lock:
@@ -48,4 +55,5 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
+    detach()
     sys.exit(supervise(Path(sys.argv[1]), sys.argv[2:]))

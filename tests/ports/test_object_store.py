@@ -108,10 +108,13 @@ def test_while_objects_are_written_only_whole_ones_are_listed(
     store: ObjectStore, tmp_path: Path
 ) -> None:
     (tmp_path / "uploaded").write_bytes(b"x" * 1_000_000)
+
+    def write() -> None:
+        for number in range(8):
+            store.upload(tmp_path / "uploaded", f"a/{number}")
+
     with ThreadPoolExecutor(1) as pool:
-        writer = pool.submit(
-            lambda: [store.upload(tmp_path / "uploaded", f"a/{number}") for number in range(8)]
-        )
+        writer = pool.submit(write)
         listings = [set(store.keys(""))]
         while not writer.done():
             listings.append(set(store.keys("")))

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import boto3
 import pytest
 from botocore.config import Config
 
 from workers.contract.errors import InvalidUri, ObjectNotFound, StorageUnavailable
-from workers.storage import s3
 from workers.storage.local import LocalStore
 from workers.storage.port import ObjectStore
 from workers.storage.s3 import S3Store
@@ -52,7 +52,7 @@ def test_no_method_answers_when_the_endpoint_is_down(
     monkeypatch.setenv("AWS_ENDPOINT_URL", closed_port)
     # One attempt each, so that ten refusals do not take a minute.
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    client = s3.boto3.client("s3", config=Config(retries={"total_max_attempts": 1}))
+    client = boto3.client("s3", config=Config(retries={"total_max_attempts": 1}))
     (tmp_path / "file").write_bytes(b"x")
     for use in uses(S3Store("bucket", client=client), tmp_path / "file"):
         with refused("connect"):

@@ -18,14 +18,14 @@ class ServeArgs(Frozen):
     """Arguments of the application; the same in every replica."""
 
     store: Uri = Field(description="root of the object storage, file:// or s3://")
-    replicas: int = Field(default=1, ge=1, le=1000)
+    replicas: int = Field(default=1, ge=1, le=1000, description="processes that answer")
     num_cpus: float = Field(default=1, ge=0, le=256, description="Ray CPUs that a replica books")
     poll_seconds: Annotated[float, Field(gt=0, le=60)] | None = Field(
         default=None, description="between two looks at live.json; by default by kind of store"
     )
     max_rows: int = Field(default=4096, ge=1, description="in one request")
     max_rows_in_flight: int = Field(default=8192, ge=1, description="in one replica, before 429")
-    max_body_bytes: int = Field(default=64 << 20, ge=1024)
+    max_body_bytes: int = Field(default=64 << 20, ge=1024, description="largest request body")
     min_version_wait_seconds: float = Field(
         default=2, ge=0, le=60, description="how long x-min-model-version waits, before 503"
     )

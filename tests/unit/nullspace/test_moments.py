@@ -1,5 +1,7 @@
 """Moments are sums: whatever the order, the grouping or the weights, they are exact."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,7 +31,7 @@ def test_moments_do_not_depend_on_how_rows_are_split(cuts: list[int], seed: int)
     bounds = [0, *sorted(cuts), 40]
     parts = [
         pair_moments(first[start:stop], second[start:stop])
-        for start, stop in zip(bounds, bounds[1:], strict=False)
+        for start, stop in pairwise(bounds)
     ]
     total = parts[0]
     for part in parts[1:]:
@@ -66,6 +68,6 @@ def test_float32_rows_lose_less_than_a_millionth() -> None:
 
 
 def test_sides_of_unequal_length_are_refused() -> None:
+    first, second = rows(7)
     with pytest.raises(ValueError, match="40 first rows but 39 second rows"):
-        first, second = rows(7)
         pair_moments(first, second[:39])

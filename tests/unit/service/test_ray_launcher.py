@@ -3,6 +3,7 @@
 import pytest
 import requests
 from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus
 
 from service.launchers.port import LauncherRefused, LauncherUnavailable, LaunchState
 from service.launchers.ray_job import RayJobLauncher
@@ -88,3 +89,14 @@ def test_ray_that_answers_and_does_not_take_it_refuses(
 
 def test_drivers_that_nobody_submitted_are_not_ours(launcher: RayJobLauncher) -> None:
     assert launcher.status("None").state == LaunchState.UNKNOWN
+
+
+def test_a_long_message_keeps_its_first_and_last_lines(
+    ray: FakeRayJobs, launcher: RayJobLauncher
+) -> None:
+    launcher.submit("job-1-a1", COMMAND)
+    ray.end("job-1-a1", JobStatus.FAILED, "exit code 1\n" + "noise\n" * 4000 + "out of memory")
+    message = launcher.status("job-1-a1").message
+    assert message.startswith("exit code 1\n")
+    assert message.endswith("out of memory")
+    assert len(message) < 5000

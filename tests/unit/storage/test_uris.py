@@ -19,7 +19,7 @@ ALLOWED = ("s3://bucket/captures", "file:///data/captures/")
         "s3://bucket/captures/2026-11/a b+c.parquet",
         "s3://bucket/captures/100%.parquet",
         "file:///data/captures/a.parquet",
-        "file:///data/captures/deep/donn%C3%A9es.parquet",
+        "file:///data/captures/deep/%C3%A9t%C3%A9.parquet",
     ],
 )
 def test_what_lies_under_an_allowed_prefix_is_allowed(uri: str) -> None:

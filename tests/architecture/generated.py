@@ -1,0 +1,98 @@
+"""Documents that are made from the code: `python -m tests.architecture.generated` writes them."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from service.app import create_app
+from service.settings import Settings
+from tests.architecture.repository import ROOT
+from workers.serve.settings import ServeArgs
+
+Schema = dict[str, Any]
+
+_HEAD = """# Settings
+
+Generated from the code by `make docs`; edit the descriptions there.
+
+## Control plane
+
+`python -m service` reads the environment, once, when it starts (`service/settings.py`).
+
+{service}
+## Embeddings
+
+Options of `python -m workers.serve` and arguments of the Serve application
+(`workers/serve/settings.py`).
+
+{serve}"""
+
+_BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+
+
+def settings_document() -> str:
+    """`docs/settings.md`."""
+    return _HEAD.format(
+        service=_table("variable", Settings, lambda field: f"CMCL_{field.upper()}"),
+        serve=_table("argument", ServeArgs, str),
+    )
+
+
+def openapi_document() -> str:
+    """`docs/openapi.json`: what the control plane answers under /openapi.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(
+            database_url=f"sqlite:///{folder}/cmcl.db",
+            store_uri=(Path(folder) / "store").as_uri(),
+            launcher="process",
+        )
+        app = create_app(settings)
+        document = app.openapi()
+        app.state.context.validations.close()
+        app.state.context.database.close()
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+GENERATED = {"docs/settings.md": settings_document, "docs/openapi.json": openapi_document}
+
+
+def main() -> None:
+    """Write them all."""
+    for name, document in GENERATED.items():
+        (ROOT / name).write_text(document())
+
+
+def _table(head: str, model: type[BaseModel], named: Callable[[str], str]) -> str:
+    schema = model.model_json_schema()
+    rows = [
+        f"| `{named(field)}` | {_default(field, value, schema)} | {_permitted(value)} "
+        f"| {value.get('description', '')} |"
+        for field, value in schema["properties"].items()
+    ]
+    return "\n".join(
+        [f"| {head} | default | permitted | meaning |", "|---|---|---|---|", *rows, ""]
+    )
+
+
+def _default(field: str, value: Schema, schema: Schema) -> str:
+    if field in schema.get("required", []):
+        return "required"
+    default = value.get("default")
+    return f"`{default}`" if default not in (None, "", []) else "-"
+
+
+def _permitted(value: Schema) -> str:
+    parts = [part for part in value.get("anyOf", [value]) if part.get("type") != "null"]
+    (kind,) = parts
+    if "enum" in kind:
+        return ", ".join(f"`{option}`" for option in kind["enum"])
+    bounds = [f"{sign} {kind[name]}" for name, sign in _BOUNDS if name in kind]
+    return ", ".join([str(kind["type"]), *bounds])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Documents made from the code are those that the code makes now."""
+
+import pytest
+
+from service.settings import Settings
+from tests.architecture.generated import GENERATED, settings_document
+from tests.architecture.repository import ROOT
+from workers.serve.settings import ServeArgs
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_it_is_up_to_date(name: str) -> None:
+    assert (ROOT / name).read_text() == GENERATED[name](), "run `make docs`"
+
+
+def test_every_setting_says_what_it_means() -> None:
+    for model in (Settings, ServeArgs):
+        assert [name for name, field in model.model_fields.items() if not field.description] == []
+
+
+def test_the_table_has_every_variable_of_the_control_plane() -> None:
+    document = settings_document()
+    for field in Settings.model_fields:
+        assert f"| `CMCL_{field.upper()}` |" in document

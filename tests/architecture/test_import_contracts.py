@@ -1,0 +1,89 @@
+"""Who may import whom: kept by the code, and a violation would be seen."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.repository import ROOT
+
+LINTER = Path(sys.executable).parent / "lint-imports"
+
+# One violation of each contract: contract, importing module, what it must not import.
+PLANTED = [
+    ("the control plane is layered", "service.states", "service.database.tables"),
+    ("the data plane is layered", "workers.model.heads", "workers.train.loop"),
+    (
+        "workers never import the service, and nobody imports the client",
+        "workers.storage.local",
+        "service.states",
+    ),
+    (
+        "the service knows of the workers only what a job is told and where things lie",
+        "service.app",
+        "torch",
+    ),
+    ("the client knows the contract alone", "cmcl.client", "workers.storage.uris"),
+    (
+        "the maths knows tensors and nothing of ours",
+        "workers.nullspace.moments",
+        "workers.contract.modality",
+    ),
+    ("contract and storage know neither torch nor Ray", "workers.contract.job", "ray"),
+    (
+        "model and methods know neither Ray nor HTTP nor buckets",
+        "workers.methods.vanilla",
+        "boto3",
+    ),
+]
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The linter on the packages of one folder, wherever else they may be installed."""
+    return subprocess.run(
+        [str(LINTER), "--no-cache", "--no-logo"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "1000"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the linter says of a copy in which every contract is violated once."""
+    copy = tmp_path_factory.mktemp("planted")
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    for package in ("cmcl", "service", "workers"):
+        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("*.pyc"))
+    for _, importer, imported in PLANTED:
+        path = copy / f"{importer.replace('.', '/')}.py"
+        path.write_text(f"{path.read_text()}\nimport {imported}\n")
+    result = lint(copy)
+    assert result.returncode == 1, result.stderr
+    return result.stdout
+
+
+def test_all_import_contracts_are_kept() -> None:
+    result = lint(ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(("contract", "importer", "imported"), PLANTED)
+def test_a_planted_violation_is_caught_and_named(
+    report: str, contract: str, importer: str, imported: str
+) -> None:
+    assert f"{contract} BROKEN" in report
+    assert re.search(rf"{re.escape(importer)} -> {re.escape(imported)} \(l\.\d+\)", report)
+
+
+def test_every_contract_has_a_planted_violation() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = {contract["name"] for contract in settings["tool"]["importlinter"]["contracts"]}
+    assert contracts == {contract for contract, _, _ in PLANTED}

@@ -1,0 +1,23 @@
+"""Processes that need no torch load none: seconds at start-up, gigabytes in an image."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.architecture.repository import ROOT
+
+HEAVY = ("torch", "ray.train", "ray.serve", "matplotlib")
+PROGRAM = "import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+
+
+@pytest.mark.parametrize("module", ["service.app", "service.__main__", "cmcl.cli"])
+def test_importing_it_loads_neither_torch_nor_training_nor_serving(module: str) -> None:
+    program = PROGRAM.format(module=module)
+    answer = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    loaded = set(json.loads(answer.stdout))
+    assert module in loaded
+    assert not loaded.intersection(HEAVY)

@@ -1,0 +1,38 @@
+"""One local stack for the whole session: starting Ray costs more than all that is done with it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cmcl.client import Client
+from cmcl.stack import LocalStack, Ports
+from workers.storage.port import ObjectStore
+from workers.storage.uris import open_store
+
+EXAMPLE_STREAM = Path(__file__).parent.parent / "examples" / "stream"
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """Ray, control plane and embeddings endpoint, started as `cmcl up` starts them."""
+    folder = tmp_path_factory.mktemp("stack")
+    prefixes = (EXAMPLE_STREAM.as_uri(), tmp_path_factory.getbasetemp().as_uri())
+    with LocalStack(folder, Ports.free(), ranks=2, allowed_prefixes=prefixes) as running:
+        yield running
+
+
+@pytest.fixture
+def client(stack: LocalStack) -> Iterator[Client]:
+    with Client(stack.service_url, stack.embeddings_url) as client:
+        yield client
+
+
+@pytest.fixture
+def store(stack: LocalStack) -> ObjectStore:
+    return open_store(stack.store_uri)
+
+
+@pytest.fixture
+def serve_url(stack: LocalStack) -> str:
+    return stack.embeddings_url

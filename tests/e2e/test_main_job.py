@@ -1,0 +1,174 @@
+"""The whole main job on the real example stream, with crashes, under queries.
+
+The tests of this module go through one stream in order: each is one more dataset of the same model.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from cmcl.client import Client, CmclError, Json
+from cmcl.demo.queries import QueryLoad
+from cmcl.demo.stream import Stream, StreamDataset, read_stream
+from cmcl.stack import LocalStack
+from tests.conftest import EXAMPLE_STREAM
+from workers.contract.model import ModelSpec, TrainingSpec
+from workers.model.artifact import load_heads
+from workers.model.features import prepare
+from workers.model.heads import ModalityHeads
+from workers.storage import layout
+from workers.storage.port import ObjectStore
+from workers.storage.uris import open_store
+from workers.storage.versions import read_version, read_version_file
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+MODEL = "e2e"
+# Long enough that a process can be killed while it trains.
+PATIENT = TrainingSpec(epochs=120, learning_rate=1e-4)
+
+
+@pytest.fixture(scope="module")
+def stream() -> Stream:
+    return read_stream(EXAMPLE_STREAM)
+
+
+@pytest.fixture(scope="module")
+def load(stack: LocalStack, stream: Stream) -> Iterator[QueryLoad]:
+    """200 queries a second, from the first version to the end of the module."""
+    load = QueryLoad("127.0.0.1", stack.ports.embeddings, MODEL, stream.probe_rows(2), rate=200)
+    yield load
+    load.stop()
+
+
+def post(client: Client, model: str, dataset: StreamDataset) -> str:
+    accepted = client.add_dataset(
+        model, dataset.name, dataset.pair, dataset.shards, dataset.evaluation_shards
+    )
+    return str(accepted["job"]["id"])
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def is_training(client: Client, job: str) -> bool:
+    progress: Json = client.job(job)["progress"] or {}
+    return progress.get("phase") == "training" and progress["updates_done"] > 0
+
+
+def heads_of(store: ObjectStore, version: int, model: str = MODEL) -> ModalityHeads:
+    manifest = read_version(store, model, version)
+    return load_heads(read_version_file(store, manifest, layout.HEADS), manifest.spec)
+
+
+def test_first_dataset_becomes_the_first_version(
+    client: Client, stream: Stream, load: QueryLoad, stack: LocalStack
+) -> None:
+    client.create_model(MODEL, ModelSpec(modalities=stream.modalities))
+    ended = client.watch(post(client, MODEL, stream.datasets[0]), timeout=120)
+    assert (ended["state"], ended["version"], ended["attempt"]) == ("published", 1, 1)
+    manifest = client.version(MODEL, 1)
+    assert manifest.report.ranks == 2
+    assert manifest.report.evaluation[manifest.dataset].at_1 > 0.8
+    features = stream.probe_rows(1)["image"]
+    wait_until(lambda: answers(client, features))
+    load.start()
+
+
+def answers(client: Client, features: list[list[float]]) -> bool:
+    try:
+        return client.embed(MODEL, "image", features).version == 1
+    except CmclError:
+        return False
+
+
+def test_two_ranks_on_ray_make_the_version_of_one_process(
+    stack: LocalStack, store: ObjectStore, tmp_path: Path
+) -> None:
+    command = [
+        *(sys.executable, "-m", "workers.train.rerun", "--method", "nullspace"),
+        *("--store", stack.store_uri, "--model", MODEL, "--version", "1"),
+        *("--into", tmp_path.as_uri()),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    alone = heads_of(open_store(tmp_path.as_uri()), 1)
+    for modality, weight in heads_of(store, 1).weights.items():
+        torch.testing.assert_close(weight, alone.weights[modality], rtol=0, atol=1e-5)
+
+
+def test_killed_control_plane_adopts_its_job_and_publishes_once(
+    client: Client, stack: LocalStack, stream: Stream
+) -> None:
+    client.create_model("adopted", ModelSpec(modalities=stream.modalities, training=PATIENT))
+    job = post(client, "adopted", stream.datasets[1])
+    wait_until(lambda: is_training(client, job))
+    stack.kill("service")
+    with pytest.raises(CmclError, match="does not answer"):
+        client.job(job)
+    stack.start_service()
+    stack.wait_for_service()
+    ended = client.watch(job, timeout=120)
+    assert (ended["state"], ended["attempt"]) == ("published", 1)
+    assert [version["version"] for version in client.versions("adopted")] == [1]
+
+
+def test_killed_rank_still_gives_exactly_one_version(
+    client: Client, stack: LocalStack, stream: Stream
+) -> None:
+    client.create_model("survivor", ModelSpec(modalities=stream.modalities, training=PATIENT))
+    job = post(client, "survivor", stream.datasets[1])
+    wait_until(lambda: is_training(client, job))
+    os.kill(rank_processes(stack)[-1], signal.SIGKILL)
+    ended = client.watch(job, timeout=200)
+    assert ended["state"] == "published"
+    assert [version["version"] for version in client.versions("survivor")] == [1]
+    assert client.version("survivor", 1).report.ranks == 2
+
+
+def rank_processes(stack: LocalStack) -> list[int]:
+    """Process numbers of the ranks that train on this stack's Ray."""
+    children = psutil.Process(stack.processes["ray"].pid).children(recursive=True)
+    found = [child.pid for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+    assert found, [child.cmdline() for child in children]
+    return found
+
+
+def test_second_version_protects_the_first_and_queries_never_fail(
+    client: Client, stream: Stream, load: QueryLoad, store: ObjectStore
+) -> None:
+    ended = client.watch(post(client, MODEL, stream.datasets[2]), timeout=120)
+    assert ended["state"] == "published"
+    assert load.wait_for(2, timeout=20) is not None
+    manifest = client.version(MODEL, 2)
+    drift = next(iter(manifest.report.drift.values()))
+    assert 0 < drift.since_learned < manifest.spec.protection.max_drift
+    client.promote(MODEL, 1, "to see that a roll back is a swap like any other")
+    wait_until(lambda: client.embed(MODEL, "image", stream.probe_rows(1)["image"]).version == 1)
+    report = load.stop()
+    assert report.failures == []
+    assert report.sent > 1000
+    assert set(report.first_seen) == {1, 2}
+    assert_answers_are_truthful(load, stream, store)
+
+
+def assert_answers_are_truthful(load: QueryLoad, stream: Stream, store: ObjectStore) -> None:
+    """Each answer equals the named version's heads applied to the features."""
+    probes = [(modality, row) for modality, rows in stream.probe_rows(2).items() for row in rows]
+    heads = {version: heads_of(store, version) for version in (1, 2)}
+    assert len(load.answers) == 2 * len(probes)
+    for (version, query), vector in load.answers.items():
+        modality, row = probes[query]
+        expected = heads[version].embed(modality, prepare(torch.tensor([row])))[0]
+        torch.testing.assert_close(torch.tensor(vector), expected, rtol=0, atol=1e-5)
