@@ -44,5 +44,6 @@ def _draw(axis: Axes, change: np.ndarray, names: list[str], limit: float) -> Axe
     axis.set_xlabel("held-out rows of")
     for (after, dataset), value in np.ndenumerate(change):
         if not np.isnan(value):
-            axis.text(dataset, after, f"{value:+.1f}", ha="center", va="center", fontsize=9)
+            ink = "white" if abs(value) > 0.6 * limit else "black"
+            axis.text(dataset, after, f"{value:+.1f}", ha="center", va="center", color=ink)
     return image

@@ -30,8 +30,7 @@ def test_moments_do_not_depend_on_how_rows_are_split(cuts: list[int], seed: int)
     first, second = rows(seed)
     bounds = [0, *sorted(cuts), 40]
     parts = [
-        pair_moments(first[start:stop], second[start:stop])
-        for start, stop in pairwise(bounds)
+        pair_moments(first[start:stop], second[start:stop]) for start, stop in pairwise(bounds)
     ]
     total = parts[0]
     for part in parts[1:]:
