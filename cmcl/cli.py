@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cmcl.client import DEFAULT_EMBEDDINGS_URL, DEFAULT_SERVICE_URL, Client, CmclError
@@ -40,8 +41,16 @@ def main() -> None:
     try:
         app()
     except (CmclError, StackError, ValidationError) as error:
-        errors.print(f"[red]error[/red]: {error}", highlight=False)
+        errors.print(f"[red]error[/red]: {_in_words(error)}", highlight=False)
         raise SystemExit(1) from error
+
+
+def _in_words(error: Exception) -> str:
+    """One line; of pydantic's report, what a user can act on."""
+    if not isinstance(error, ValidationError):
+        return escape(str(error))
+    parts = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
+    return escape("; ".join(f"{where}: {what}" if where else what for where, what in parts))
 
 
 @app.command()
@@ -121,11 +130,10 @@ def list_models(url: ServiceUrl = DEFAULT_SERVICE_URL) -> None:
         models = client.models()
     table = Table("model", "head", "live", "method", "width", "modalities")
     for model in models:
-        spec = model["spec"]
-        widths = ", ".join(f"{name} {width}" for name, width in spec["modalities"].items())
+        widths = ", ".join(f"{name} {width}" for name, width in model["modalities"].items())
         table.add_row(
-            *(model["name"], str(model["head"]), str(model["live_version"] or "-")),
-            *(spec["method"], str(spec["width"]), widths),
+            *(model["name"], str(model["head_version"] or "-"), str(model["live_version"] or "-")),
+            *(model["method"], str(model["width"]), widths),
         )
     console.print(table)
 

@@ -191,7 +191,10 @@ def _explain(response: httpx.Response) -> str:
     if isinstance(body.get("error"), dict):
         return str(body["error"]["message"])
     parts = [str(body.get("detail") or body.get("title") or f"HTTP {response.status_code}")]
-    parts += [f"{error['field']}: {error['message']}" for error in body.get("errors", [])]
+    for error in body.get("errors", []):
+        # The detail often is the message of the only error.
+        if error["message"] not in parts[0]:
+            parts.append(f"{error['field']}: {error['message']}")
     return "; ".join(parts)
 
 

@@ -1,0 +1,114 @@
+"""The README's commands, as a stranger types them, against the running stack."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cmcl.demo.stream import read_stream
+from cmcl.stack import LocalStack
+from tests.conftest import EXAMPLE_STREAM
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+
+class CommandLine:
+    """`cmcl` in a process of its own, told where the stack is by its environment variables."""
+
+    def __init__(self, stack: LocalStack) -> None:
+        self._environment = {
+            "CMCL_URL": stack.service_url,
+            "CMCL_EMBEDDINGS_URL": stack.embeddings_url,
+            "COLUMNS": "200",
+        }
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        program = str(Path(sys.executable).parent / "cmcl")
+        ended = subprocess.run(
+            [program, *arguments],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        return ended.stdout if code == 0 else ended.stderr
+
+
+@pytest.fixture(scope="module")
+def cmcl(stack: LocalStack) -> CommandLine:
+    return CommandLine(stack)
+
+
+@pytest.fixture(scope="module")
+def published(cmcl: CommandLine) -> str:
+    """A model with one version, made on the command line alone."""
+    stream = read_stream(EXAMPLE_STREAM)
+    widths = [f"--modality={name}={width}" for name, width in stream.modalities.items()]
+    cmcl("model", "create", "shapes", *widths)
+    fashion = stream.datasets[0]
+    answer = cmcl(
+        *("dataset", "add", "shapes", "fashion", "--pair", "image,text", "--watch"),
+        *("--shard", str(fashion.train), "--evaluation", str(fashion.evaluation)),
+    )
+    assert "published as version 1" in answer
+    return "shapes"
+
+
+def test_model_is_listed_with_its_live_version(cmcl: CommandLine, published: str) -> None:
+    assert re.search(r"shapes\s+│ 1\s+│ 1\s+│ nullspace │ 256", cmcl("model", "list"))
+
+
+def test_versions_tell_what_was_learned(cmcl: CommandLine, published: str) -> None:
+    assert re.search(r"│ 1\s+│ fashion │ image,text │ \d\d\.\d", cmcl("versions", published))
+
+
+def test_embedding_comes_with_its_version(
+    cmcl: CommandLine, published: str, tmp_path: Path
+) -> None:
+    feature = tmp_path / "feature.json"
+    feature.write_text(json.dumps([0.5] * 384))
+    live = json.loads(cmcl("embed", published, "text", str(feature)))
+    exact = json.loads(cmcl("embed", f"{published}@1", "text", str(feature)))
+    assert live == exact
+    assert live["version"] == 1
+    assert len(live["embeddings"][0]) == 256
+
+
+def test_roll_back_names_the_new_generation(cmcl: CommandLine, published: str) -> None:
+    assert "version 1 answers (generation" in cmcl("rollback", published, "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("versions", "no-such-model"), "there is no model 'no-such-model'"),
+        (("rollback", "shapes", "7"), "has no version 7"),
+        (("job", "watch", "job-000000000000"), "there is no job"),
+        (("model", "create", "odd name", "--modality=a=1", "--modality=b=2"), "name"),
+        (("model", "create", "narrow", "--modality=image"), "write NAME=WIDTH"),
+        (
+            ("dataset", "add", "shapes", "x", "--pair", "image,image", "--shard", "x.parquet"),
+            "two different modalities, got 'image' twice",
+        ),
+        (
+            ("dataset", "add", "shapes", "x", "--pair", "image,text", "--shard", "/etc/hosts"),
+            "outside the allowed prefixes",
+        ),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(
+    cmcl: CommandLine, published: str, arguments: tuple[str, ...], message: str
+) -> None:
+    answer = cmcl(*arguments, code=1)
+    assert answer.startswith("error: ")
+    assert message in answer.replace("\n", " ")
+    assert "Traceback" not in answer
+
+
+def test_server_that_is_not_there_is_named(cmcl: CommandLine) -> None:
+    assert "does not answer" in cmcl("model", "list", "--url", "http://127.0.0.1:9", code=1)
