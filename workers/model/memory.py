@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 
-import torch
-
 from workers.contract.modality import ModalityPair
 from workers.model.heads import ModalityHeads
 from workers.nullspace.moments import PairMoments, SecondMoment
@@ -26,13 +24,6 @@ class Memory:
         key, moments = _ordered(pair, moments)
         known = self.by_pair.get(key)
         return Memory({**self.by_pair, key: known + moments if known else moments})
-
-    def without_dataset(self, pair: ModalityPair, moments: PairMoments) -> "Memory":
-        """This memory with one dataset's protection taken back. It is not unlearning."""
-        key, moments = _ordered(pair, moments)
-        rest = self.by_pair[key] - moments
-        kept = {other: known for other, known in self.by_pair.items() if other != key}
-        return Memory({**kept, key: rest} if rest.count > 0 else kept)
 
     def inputs_of(self, modality: str) -> SecondMoment | None:
         """Summed second moment of all features that this head has learned from."""
@@ -66,16 +57,3 @@ def _ordered(pair: ModalityPair, moments: PairMoments) -> tuple[tuple[str, str],
 
 def _total(moments: list[SecondMoment]) -> SecondMoment | None:
     return reduce(add, moments) if moments else None
-
-
-def empty_moments(width_I: int, width_J: int) -> PairMoments:
-    """The neutral element of addition."""
-
-    def zeros(rows: int, columns: int) -> torch.Tensor:
-        return torch.zeros(rows, columns, dtype=torch.float64)
-
-    return PairMoments(
-        SecondMoment(0, zeros(width_I, width_I)),
-        SecondMoment(0, zeros(width_J, width_J)),
-        zeros(width_I, width_J),
-    )

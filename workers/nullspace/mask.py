@@ -22,9 +22,3 @@ def rectangular_mask(outputs: EigenBasis, inputs: EigenBasis, kept_energy: float
     free_EI = torch.ones(outputs.width, inputs.width, dtype=torch.bool)
     free_EI[: outputs.rank_at(kept_energy), : inputs.rank_at(kept_energy)] = False
     return free_EI
-
-
-def interference(change_EI: Tensor, outputs: EigenBasis, inputs: EigenBasis) -> float:
-    """Σ r_i s_j M_ij²: what a change `change_EI` (in eigen-coordinates) does to old scores."""
-    weight_EI = outputs.values_I[:, None] * inputs.values_I[None, :]
-    return float((weight_EI * change_EI.double().square()).sum())

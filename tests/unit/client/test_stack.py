@@ -59,8 +59,14 @@ def test_a_port_that_is_taken_is_named() -> None:
         held.bind(("127.0.0.1", 0))
         held.listen()
         port = held.getsockname()[1]
-        with pytest.raises(StackError, match=f"port {port} is in use; choose another one"):
+        with pytest.raises(StackError, match=rf"port {port} cannot be used \(.* in use\)"):
             Ports.free(service=port)
+
+
+def test_one_port_is_not_enough_for_two_endpoints() -> None:
+    port = Ports.free().service
+    with pytest.raises(StackError, match=f"port {port} is given twice"):
+        Ports.free(port, port)
 
 
 def test_the_service_understands_the_environment_that_the_stack_makes(

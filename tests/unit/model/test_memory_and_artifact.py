@@ -60,12 +60,6 @@ def test_modality_without_datasets_has_nothing_to_protect() -> None:
     assert memory.partners_of("depth", HEADS) is None
 
 
-def test_removing_a_dataset_takes_its_protection_back() -> None:
-    memory = two_datasets()
-    rest = memory.without_dataset(DEPTH_IMAGE, pair_moments(*rows(DEPTH_IMAGE, 1)))
-    assert list(rest.by_pair) == [("image", "text")]
-
-
 def test_memory_survives_a_round_trip() -> None:
     memory = two_datasets()
     again = artifact.load_memory(artifact.save_memory(memory))

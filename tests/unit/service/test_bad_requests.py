@@ -200,6 +200,8 @@ def test_what_is_not_there_is_not_found(plane: ControlPlane, path: str) -> None:
         ("/v1/jobs?cursor=nonsense", "cursor"),
         ("/v1/jobs?cursor=-1", "cursor"),
         ("/v1/jobs?cursor=OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5", "cursor"),
+        ("/v1/jobs?cursor=" + "MDAw" * 20 + "OTk5" * 20, "cursor"),
+        ("/v1/jobs?cursor=" + "MDAw" * 2000, "cursor"),
         ("/v1/models?cursor=%C3%A4", "cursor"),
     ],
 )
