@@ -56,8 +56,10 @@ def _in_words(error: Exception) -> str:
 @app.command()
 def up(
     folder: Annotated[Path, typer.Option(help="database, store and logs")] = Path(".cmcl/up"),
-    port: Annotated[int, typer.Option(help="of the control plane")] = 8000,
-    embeddings_port: Annotated[int, typer.Option(help="of the query endpoint")] = 8001,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="of the control plane")] = 8000,
+    embeddings_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="of the query endpoint")
+    ] = 8001,
     ranks: Annotated[int, typer.Option(min=1, help="processes that train a dataset")] = 2,
     allow: Annotated[
         list[str] | None, typer.Option(help="URI prefix that datasets may come from; repeatable")
@@ -97,7 +99,7 @@ def demo(
     try:
         raise typer.Exit(run_demo(options, console))
     except (DemoError, FileNotFoundError) as error:
-        errors.print(f"[red]error[/red]: {error}", highlight=False)
+        errors.print(f"[red]error[/red]: {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from error
 
 
@@ -205,8 +207,7 @@ def embed(
     embeddings_url: EmbeddingsUrl = DEFAULT_EMBEDDINGS_URL,
 ) -> None:
     """Embed features; prints one JSON document."""
-    rows = json.loads(features.read_text(encoding="utf-8"))
-    rows = rows if rows and isinstance(rows[0], list) else [rows]
+    rows = _features(features)
     with Client(embeddings_url=embeddings_url) as client:
         answer = client.embed(model, modality, rows)
     print(json.dumps({"version": answer.version, "embeddings": answer.vectors}))
@@ -234,9 +235,22 @@ def _watch(client: Client, job: str) -> None:
 
 def _modality_width(text: str) -> tuple[str, int]:
     name, _, width = text.partition("=")
-    if not width.isdigit():
+    if not width.isdecimal():
         raise CmclError(f"--modality {text!r}: write NAME=WIDTH, for example image=1280")
     return name, int(width)
+
+
+def _features(path: Path) -> list[list[float]]:
+    """One feature, or a list of features, as a list; what is in them is for the endpoint to judge."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CmclError(f"{path} cannot be read as JSON: {error}") from error
+    if isinstance(rows, list) and not any(isinstance(row, list) for row in rows):
+        rows = [rows]
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise CmclError(f"{path}: write one feature (a list of numbers) or a list of features")
+    return rows
 
 
 def _uri(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -101,7 +102,7 @@ class Client:
 
     def job(self, job: str) -> Json:
         """One job with its progress."""
-        return self._ask(self._service, "GET", f"/v1/jobs/{job}")
+        return self._ask(self._service, "GET", f"/v1/jobs/{_segment(job)}")
 
     def jobs(self, model: str) -> list[Json]:
         """All jobs of a model."""
@@ -109,7 +110,7 @@ class Client:
 
     def cancel(self, job: str) -> Json:
         """Ask for a job to be cancelled."""
-        return self._ask(self._service, "POST", f"/v1/jobs/{job}/cancel")
+        return self._ask(self._service, "POST", f"/v1/jobs/{_segment(job)}/cancel")
 
     def watch(
         self,
@@ -130,18 +131,18 @@ class Client:
 
     def versions(self, model: str) -> list[Json]:
         """All versions of a model."""
-        return list(self._items(f"/v1/models/{model}/versions", {}))
+        return list(self._items(f"/v1/models/{_segment(model)}/versions", {}))
 
     def version(self, model: str, number: int) -> VersionManifest:
         """The whole manifest of a version: certificate, evaluation, lineage."""
-        path = f"/v1/models/{model}/versions/{number}"
+        path = f"/v1/models/{_segment(model)}/versions/{number}"
         answer = self._ask(self._service, "GET", path)
         return VersionManifest.model_validate(answer["manifest"])
 
     def promote(self, model: str, version: int, reason: str = "") -> Json:
         """Make a version the live one: promote or roll back."""
         body: Json = {"version": version, **({"reason": reason} if reason else {})}
-        return self._ask(self._service, "PUT", f"/v1/models/{model}/live", json=body)
+        return self._ask(self._service, "PUT", f"/v1/models/{_segment(model)}/live", json=body)
 
     def embed(self, model: str, modality: str, features: Sequence[Sequence[float]]) -> Embeddings:
         """Embed features with the live version, or with `name@version`."""
@@ -168,10 +169,18 @@ class Client:
             response = client.request(method, path, **options)
         except httpx.HTTPError as error:
             raise CmclError(f"{client.base_url} does not answer: {error}") from error
+        except ValueError as error:
+            # NaN and infinity, which JSON does not have.
+            raise CmclError(f"the request cannot be written as JSON: {error}") from error
         answer = _json_object(response)
         if answer is None or not response.is_success:
             raise CmclError(_explain(response), response.status_code)
         return answer
+
+
+def _segment(name: str) -> str:
+    """A name as one part of a path: what is odd about it is for the server to say."""
+    return quote(name, safe="")
 
 
 def _json_object(response: httpx.Response) -> Json | None:

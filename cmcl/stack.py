@@ -54,6 +54,8 @@ class Ports:
     @classmethod
     def free(cls, service: int = 0, embeddings: int = 0) -> "Ports":
         """Free ports; those that are given are checked instead. Raises StackError if taken."""
+        if service and service == embeddings:
+            raise StackError(f"port {service} is given twice; the two endpoints need one each")
         sockets = [_bound(port) for port in (service, embeddings, 0, 0, 0, 0)]
         numbers = [held.getsockname()[1] for held in sockets]
         for held in sockets:
@@ -249,7 +251,9 @@ def _bound(port: int) -> socket.socket:
         held.bind((_HOST, port))
     except OSError as error:
         held.close()
-        raise StackError(f"port {port} is in use; choose another one") from error
+        raise StackError(
+            f"port {port} cannot be used ({error.strerror}); choose another one"
+        ) from error
     return held
 
 

@@ -107,16 +107,21 @@ class QueryLoad:
         if status != 200:
             self._failed(f"HTTP {status}: {body[:200].decode(errors='replace')}")
             return
-        answer = json.loads(body)
-        version = int(answer["model"].rpartition("@")[2])
-        vector = answer["data"][0]["embedding"]
+        try:
+            answer = json.loads(body)
+            version = int(answer["model"].rpartition("@")[2])
+            vector = [float(value) for value in answer["data"][0]["embedding"]]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            # If that ended the thread, nobody would count the queries that it no longer asks.
+            self._failed(f"not the promised form: {body[:200].decode(errors='replace')}")
+            return
         now = time.monotonic()
         with self._lock:
             self.report.sent += 1
             self.report.latencies.append(now - began)
             self.report.first_seen.setdefault(version, now)
             known = self.answers.setdefault((version, query), vector)
-        if max(abs(a - b) for a, b in zip(known, vector, strict=True)) > _TOLERANCE:
+        if not _agree(known, vector):
             with self._lock:
                 self.report.failures.append(f"version {version} answered query {query} in two ways")
 
@@ -124,3 +129,10 @@ class QueryLoad:
         with self._lock:
             self.report.sent += 1
             self.report.failures.append(why)
+
+
+def _agree(known: list[float], vector: list[float]) -> bool:
+    """Whether two answers are one, as far as rounding goes; nothing agrees with a NaN."""
+    if not vector or len(known) != len(vector):
+        return False
+    return all(abs(a - b) <= _TOLERANCE for a, b in zip(known, vector, strict=True))

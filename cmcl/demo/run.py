@@ -22,6 +22,8 @@ from workers.contract.model import ModelSpec
 from workers.contract.version import VersionManifest
 
 MODEL = "demo"
+# Says that a folder is the demo's own, to be emptied without asking.
+_MARK = ".cmcl-demo"
 _SWAP_SECONDS = 30.0
 
 
@@ -36,14 +38,13 @@ class DemoOptions:
 
 
 class DemoError(Exception):
-    """A job did not end in a version; the message says which and why."""
+    """The demo cannot go on: a job without a version, or a folder with other things in it."""
 
 
 def run_demo(options: DemoOptions, console: Console) -> int:
     """Run all of it; answers the exit code."""
     stream = read_stream(options.stream)
-    shutil.rmtree(options.folder, ignore_errors=True)
-    options.folder.mkdir(parents=True)
+    _empty(options.folder)
     console.print(f"starting Ray, the control plane and the endpoint in {options.folder} ...")
     stack = LocalStack(
         options.folder, Ports.free(), options.ranks, allowed_prefixes=(stream.folder.as_uri(),)
@@ -65,6 +66,16 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     console.print(f"forgetting matrix: {picture}")
     print(json.dumps(_document(protected, unprotected, queries, to_live)), flush=True)
     return 0 if not queries.failures and protected.max_drift <= bound else 1
+
+
+def _empty(folder: Path) -> None:
+    """Remove what an earlier demo left. Raises DemoError where the folder holds anything else."""
+    if folder.exists():
+        if not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARK).exists()):
+            raise DemoError(f"{folder} was not made by an earlier demo; it would be emptied")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / _MARK).touch()
 
 
 def _query_load(stack: LocalStack, stream: Stream, rate: float) -> QueryLoad:

@@ -83,7 +83,10 @@ def get_number_cursor(cursor: Annotated[str | None, Query()] = None) -> int | No
     if cursor is None:
         return None
     text = _decoded(cursor)
-    if not (text.isascii() and text.isdigit()) or int(text[:20]) > LARGEST_NUMBER:
+    # By its length first: Python refuses to convert thousands of digits, and so do columns.
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_NUMBER))):
+        raise _foreign_cursor(cursor)
+    if int(text) > LARGEST_NUMBER:
         raise _foreign_cursor(cursor)
     return int(text)
 

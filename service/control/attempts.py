@@ -41,8 +41,9 @@ def validate(context: Context, job: JobRecord, model: ModelRecord) -> None:
             raise
         outcomes.fail(context, job, FailureReason.STORAGE_UNAVAILABLE, str(error))
     except WorkerError as error:
-        purge(context.store, job.dataset)
-        outcomes.quarantine(context, job, str(error))
+        # Only who moved the job may clean up: another control plane may have got on with it.
+        if outcomes.quarantine(context, job, str(error)):
+            purge(context.store, job.dataset)
     else:
         if manifest is not None:
             _assign_attempt(context, job, manifest)

@@ -21,8 +21,8 @@ def cancelled(context: Context, job: JobRecord) -> None:
     _end(context, job, JobState.CANCELLED, None, None)
 
 
-def quarantine(context: Context, job: JobRecord, message: str) -> None:
-    """The rows cannot be used: fail, and let the dataset say so."""
+def quarantine(context: Context, job: JobRecord, message: str) -> bool:
+    """The rows cannot be used: fail, and let the dataset say so. Whether it was this call's doing."""
     now = context.clock()
     with context.database.write() as connection:
         reason = FailureReason.INVALID_DATASET
@@ -32,6 +32,7 @@ def quarantine(context: Context, job: JobRecord, message: str) -> None:
             datasets.quarantine(connection, job.dataset, message)
     if moved:
         _count(context, JobState.FAILED, reason)
+    return moved
 
 
 def lose_attempt(context: Context, job: JobRecord, why: str) -> None:

@@ -16,7 +16,7 @@ from service.control import attempts, promote, publish
 from service.control.context import Context
 from service.database import jobs, models, versions
 from service.database.rows import JobRecord, ModelRecord
-from service.errors import DatabaseUnavailable
+from service.errors import DatabaseError, DatabaseUnavailable
 from service.launchers.port import LauncherError
 from service.states import JobState
 from workers.contract.errors import StorageUnavailable
@@ -130,6 +130,13 @@ class Reconciler:
                 STEPS[job.state](self._context, job, model)
         except (LauncherError, StorageUnavailable) as error:
             self._tell_user(job, f"waiting: {error}")
+            raise
+        except DatabaseError:
+            raise
+        except Exception as error:
+            # Whoever waits for the job should not have to read our log to see that it is stuck.
+            kind = type(error).__name__
+            self._tell_user(job, f"waiting: the service made a mistake ({kind}); see its log")
             raise
 
     def _tell_user(self, job: JobRecord, message: str) -> None:

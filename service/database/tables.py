@@ -52,6 +52,17 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class Words(TypeDecorator[str]):
+    """What others said about themselves. PostgreSQL takes no NUL, and the end of a log may have one."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Into the database."""
+        return value if value is None else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def _json(name: str, *, nullable: bool) -> Column[object]:
     return Column(name, JSON(none_as_null=True), nullable=nullable)
 
@@ -84,7 +95,7 @@ datasets = Table(
     _json("request", nullable=False),
     # Null once its job ended without a version, so that the same dataset can be posted again.
     Column("fingerprint", String(64), nullable=True),
-    Column("quarantine_reason", Text, nullable=True),
+    Column("quarantine_reason", Words, nullable=True),
     _json("manifest", nullable=True),
     Column("created_at", UtcDateTime, nullable=False),
     UniqueConstraint("model", "fingerprint"),
@@ -99,7 +110,7 @@ jobs = Table(
     Column("dataset", String(32), ForeignKey("datasets.id"), nullable=False, unique=True),
     Column("state", String(16), nullable=False),
     Column("reason", String(32), nullable=True),
-    Column("message", Text, nullable=True),
+    Column("message", Words, nullable=True),
     # The fence: every move names the attempt that it believes in.
     Column("attempt", Integer, nullable=False),
     # Attempts that were used up before a user's retry gave the job new ones.

@@ -223,3 +223,10 @@ def test_sqlite_flushes_every_commit(tmp_path: Path) -> None:
         ]
     assert pragmas == ["wal", 2, 1]
     database.close()
+
+
+def test_a_log_that_holds_a_nul_can_be_quoted(model: Database) -> None:
+    job = _post(model)
+    with model.write() as connection:
+        jobs.set_message(connection, job, "exit code 1: \0x")
+    assert _job(model, job).message == "exit code 1: \N{REPLACEMENT CHARACTER}x"

@@ -4,6 +4,7 @@ Whole objects only: bytes go to a temporary file in the same folder, are flushed
 renamed (overwrite) or hard-linked (create: the link fails if the name is taken).
 """
 
+import errno
 import os
 import shutil
 import uuid
@@ -137,4 +138,7 @@ def _translated(key: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            # No retry makes it shorter; as an outage it would hold up whoever waits for it.
+            raise InvalidUri(f"{key[:60]!r}... is too long a name for this store") from error
         raise StorageUnavailable(f"{key!r}: {error.strerror or error}") from error

@@ -4,6 +4,7 @@ Credentials, region and endpoint come from boto3's own chain (AWS_ENDPOINT_URL, 
 identity of a service account, ...): there is nothing to configure here.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from workers.storage.keys import checked_key, checked_prefix
 _CONFIG = Config(
     retries={"mode": "standard", "max_attempts": 5}, connect_timeout=5, read_timeout=60
 )
+# boto3's default session is not made for several threads; the clients that it gives are.
+_MAKING_A_CLIENT = threading.Lock()
 _NOT_FOUND = {"404", "NoSuchKey", "NotFound"}
 _TAKEN = {"409", "412", "PreconditionFailed", "ConditionalRequestConflict"}
 
@@ -31,7 +34,7 @@ class S3Store:
         self.bucket = bucket
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.uri = f"s3://{bucket}/{self.prefix}".rstrip("/")
-        self._client = client or boto3.client("s3", config=_CONFIG)
+        self._client = client or _new_client()
 
     @property
     def endpoint_url(self) -> str:
@@ -97,6 +100,11 @@ class S3Store:
             yield from paginator.paginate(
                 Bucket=self.bucket, Prefix=self.prefix + prefix, **options
             )
+
+
+def _new_client() -> Any:
+    with _MAKING_A_CLIENT:
+        return boto3.client("s3", config=_CONFIG)
 
 
 @contextmanager

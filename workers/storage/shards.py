@@ -20,6 +20,10 @@ from workers.storage.versions import sha256_of_file
 FEATURES = ("feature_a", "feature_b")
 _ROWS_AT_ONCE = 8192
 _UNREADABLE = (pa.ArrowException, OSError, ValueError)
+# Rows are brought to unit length in float32, where squares underflow and overflow: outside of
+# these lengths a row would silently lose its direction. The query endpoint has the same bounds.
+_SHORTEST = 1e-12
+_LONGEST = 1e18
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,11 @@ class ShardChecker:
         self._check_columns(file.schema_arrow, uri)
         first_row = 0
         try:
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["id", *FEATURES]):
+            columns = _known_columns(file.schema_arrow)
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
                 self._check_ids(batch.column("id"), first_row, uri)
+                if "label" in columns:
+                    _check_labels(batch.column("label"), first_row, uri)
                 for column in FEATURES:
                     _check_values(batch.column(column), column, first_row, uri)
                 first_row += batch.num_rows
@@ -83,8 +90,11 @@ class ShardChecker:
 
     def _check_columns(self, schema: pa.Schema, uri: str) -> None:
         for column in ("id", *FEATURES):
-            if schema.get_field_index(column) < 0:
+            if column not in schema.names:
                 raise InvalidDataset(f"{uri}: column {column!r} is missing; found {schema.names}")
+        for column in _known_columns(schema):
+            if schema.names.count(column) > 1:
+                raise InvalidDataset(f"{uri}: column {column!r} is there more than once")
         if not _is_text(schema.field("id").type):
             raise InvalidDataset(f"{uri}: column 'id' must be text, is {schema.field('id').type}")
         if "label" in schema.names and not _is_text(schema.field("label").type):
@@ -109,8 +119,8 @@ class ShardChecker:
 
 
 def read_rows(paths: list[Path]) -> Rows:
-    """All rows of verified shards as float32."""
-    tables = [pq.read_table(path, columns=None) for path in paths]
+    """All rows of verified shards as float32. Columns that are the user's own stay unread."""
+    tables = [pq.read_table(path, columns=_known_columns(pq.read_schema(path))) for path in paths]
     first_BI, second_BI = (
         np.concatenate([_to_numpy(table.column(column)) for table in tables]) for column in FEATURES
     )
@@ -132,6 +142,10 @@ def _open(path: Path, uri: str) -> pq.ParquetFile:
         raise InvalidDataset(f"{uri}: it cannot be read as Parquet: {error}") from error
 
 
+def _known_columns(schema: pa.Schema) -> list[str]:
+    return [name for name in ("id", "label", *FEATURES) if name in schema.names]
+
+
 def _is_text(type_: pa.DataType) -> bool:
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
 
@@ -148,6 +162,16 @@ def _check_feature_type(type_: pa.DataType, column: str, width: int, uri: str) -
         )
 
 
+def _check_labels(labels: pa.Array, first_row: int, uri: str) -> None:
+    """They are read here, so that a damaged one is found now and not by the training job."""
+    for offset, value in enumerate(labels.to_pylist()):
+        if value is None:
+            raise InvalidDataset(
+                f"{uri}: row {first_row + offset} has no label; "
+                "fill the column 'label', or leave it out"
+            )
+
+
 def _check_values(features: pa.Array, column: str, first_row: int, uri: str) -> None:
     if features.null_count or features.flatten().null_count:
         raise InvalidDataset(f"{uri}: column {column!r} has missing values")
@@ -156,10 +180,16 @@ def _check_values(features: pa.Array, column: str, first_row: int, uri: str) -> 
     if not finite_B.all():
         row = first_row + int(np.argmin(finite_B))
         raise InvalidDataset(f"{uri}: column {column!r} has NaN or infinity in row {row}")
-    zero_B = ~values_BI.any(axis=1)
-    if zero_B.any():
-        row = first_row + int(np.argmax(zero_B))
-        raise InvalidDataset(f"{uri}: column {column!r} is all zeros in row {row}")
+    length_B = np.linalg.norm(values_BI.astype(np.float64), axis=1)
+    fits_B = (length_B >= _SHORTEST) & (length_B <= _LONGEST)
+    if not fits_B.all():
+        index = int(np.argmin(fits_B))
+        length = float(length_B[index])
+        found = f"has length {length:.3g}" if length else "is all zeros"
+        raise InvalidDataset(
+            f"{uri}: column {column!r} {found} in row {first_row + index}; "
+            f"permitted are lengths from {_SHORTEST:g} to {_LONGEST:g}"
+        )
 
 
 def _to_numpy(features: pa.Array | pa.ChunkedArray) -> np.ndarray:

@@ -24,21 +24,26 @@ def open_store(uri: str) -> ObjectStore:
 
 def locate(uri: str) -> tuple[ObjectStore, str]:
     """The store and the key of the one object at `uri`. Raises InvalidUri."""
+    _must_name_an_object(uri)
     folder, _, name = uri.rpartition("/")
-    if not name:
-        raise InvalidUri(f"{uri!r} names a folder, not an object")
     _split(uri)
     return open_store(folder), unquote(name) if uri.startswith("file:") else name
 
 
 def check_allowed(uri: str, allowed_prefixes: tuple[str, ...]) -> None:
-    """Raises InvalidUri unless `uri` lies under one of the prefixes, with no way to climb out."""
+    """Raises InvalidUri unless the object `uri` lies under one of the prefixes, with no way out."""
     _split(uri)
+    _must_name_an_object(uri)
     for prefix in allowed_prefixes:
         if uri.startswith(prefix.rstrip("/") + "/") and _stays_inside(uri, prefix):
             return
     permitted = ", ".join(allowed_prefixes) or "none are configured"
     raise InvalidUri(f"{uri!r} is outside the allowed prefixes ({permitted})")
+
+
+def _must_name_an_object(uri: str) -> None:
+    if uri.endswith("/"):
+        raise InvalidUri(f"{uri!r} names a folder, not an object")
 
 
 def _stays_inside(uri: str, prefix: str) -> bool:

@@ -157,6 +157,18 @@ def test_an_answer_that_is_no_json_is_an_error_of_ours(server: RestServer, clien
     assert caught.value.status == 200
 
 
+def test_an_odd_name_stays_one_part_of_the_path(server: RestServer, client: Client) -> None:
+    server.always((404, {"detail": "no"}))
+    with pytest.raises(CmclError):
+        client.promote("../up?a#b", 1)
+    assert server.asked[0].path == "/v1/models/..%2Fup%3Fa%23b/live"
+
+
+def test_what_json_does_not_have_is_refused_in_words(client: Client) -> None:
+    with pytest.raises(CmclError, match="cannot be written as JSON"):
+        client.embed("scenes", "image", [[1.0, float("nan")]])
+
+
 def test_a_server_that_does_not_answer_is_named() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from service.control import outcomes
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table
@@ -122,3 +123,12 @@ def test_a_bad_dataset_does_not_hold_up_the_next(plane: ControlPlane) -> None:
     second = plane.post_dataset("two")
     assert plane.run_to_end(second).state == JobState.PUBLISHED
     assert [version.number for version in plane.versions()] == [1]
+
+
+def test_a_latecomer_cannot_quarantine_what_another_got_on_with(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    seen = plane.tick_to(job, JobState.VALIDATING)
+    plane.tick_to(job, JobState.RUNNING)
+    assert not outcomes.quarantine(plane.context, seen, "the shard is gone by now")
+    assert plane.job(job).state == JobState.RUNNING
+    assert plane.dataset_of(job).quarantine_reason is None

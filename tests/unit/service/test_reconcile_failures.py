@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
+from service.database import tables
 from service.launchers.port import LaunchState
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
@@ -157,6 +159,16 @@ def test_trouble_in_one_model_stays_there(plane: ControlPlane) -> None:
         plane.store.delete(key)
     assert plane.run_to_end(sound).state == JobState.PUBLISHED
     assert plane.versions("scenes")[0].stored_at is None
+
+
+def test_a_job_says_that_a_mistake_of_ours_holds_it_up(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.SUBMITTING)
+    with plane.context.database.write() as connection:
+        connection.execute(update(tables.datasets).values(manifest=None))
+    plane.tick(3)
+    assert plane.job(job).state == JobState.SUBMITTING
+    assert "the service made a mistake (RuntimeError)" in (plane.job(job).message or "")
 
 
 def test_a_model_in_trouble_is_asked_less_and_less(plane: ControlPlane) -> None:

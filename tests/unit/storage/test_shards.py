@@ -1,5 +1,6 @@
 """Right shards are read as they are; from wrong ones the user learns file, column and row."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -237,6 +238,44 @@ def test_a_feature_of_zeros_has_no_direction_and_is_refused(path: Path, zero: fl
         check(with_value(paired(), "feature_a", 3, [zero] * WIDTHS[0]), path)
 
 
+@pytest.mark.parametrize(("value", "length"), [(1e30, "2e+30"), (1e-30, "2e-30")])
+def test_a_feature_that_float32_cannot_bring_to_unit_length_is_refused(
+    path: Path, value: float, length: str
+) -> None:
+    with pytest.raises(
+        InvalidDataset, match=re.escape(f"'feature_a' has length {length} in row 3")
+    ):
+        check(with_value(paired(), "feature_a", 3, [value] * WIDTHS[0]), path)
+
+
+@pytest.mark.parametrize("column", ["id", "label", "feature_b"])
+def test_a_column_that_is_there_twice_is_refused(path: Path, column: str) -> None:
+    table = paired()
+    with pytest.raises(InvalidDataset, match=f"'{column}' is there more than once"):
+        check(table.append_column(column, table.column(column)), path)
+
+
+def test_columns_of_the_users_own_are_never_read(path: Path) -> None:
+    table = paired()
+    for _ in range(2):
+        table = table.append_column("note", pa.array(range(10)))
+    check(table, path)
+    assert len(read_rows([path])) == 10
+
+
+def test_a_row_without_a_label_is_refused(path: Path) -> None:
+    labels = pa.array([None if row == 6 else "cat" for row in range(10)])
+    with pytest.raises(InvalidDataset, match="row 6 has no label"):
+        check(with_column(paired(), "label", labels), path)
+
+
+def test_a_label_that_is_not_text_inside_is_found_before_training(path: Path) -> None:
+    offsets = pa.py_buffer(np.arange(11, dtype=np.int32))
+    broken = pa.StringArray.from_buffers(10, offsets, pa.py_buffer(b"\xff" * 10))
+    with pytest.raises(InvalidDataset, match="cannot be read as Parquet"):
+        check(with_column(paired(), "label", broken), path)
+
+
 @pytest.mark.parametrize("value", [None, [1.0, None, 2.0]])
 def test_missing_values_are_refused(path: Path, value: list[float | None] | None) -> None:
     with pytest.raises(InvalidDataset, match="'feature_b' has missing values"):
@@ -274,3 +313,8 @@ def test_the_last_row_of_a_file_is_checked_too(path: Path) -> None:
     table = with_value(paired(rows=8193), "feature_b", 8192, [0.0] * WIDTHS[1])
     with pytest.raises(InvalidDataset, match="all zeros in row 8192"):
         check(table, path)
+
+
+def test_a_name_that_no_file_can_have_is_wrong_and_not_an_outage(tmp_path: Path) -> None:
+    with pytest.raises(InvalidUri, match="too long a name"):
+        fetch(ref(tmp_path / ("x" * 300)), tmp_path / "fetched")

@@ -149,3 +149,9 @@ def test_a_store_may_be_a_bucket_or_a_prefix_of_one(uri: str) -> None:
 def test_a_store_on_disk_has_the_address_it_was_opened_with(tmp_path: Path) -> None:
     uri = (tmp_path / "a b").as_uri()
     assert open_store(uri).uri == uri
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/data/", "file:///data/"])
+def test_a_folder_is_no_shard(uri: str) -> None:
+    with pytest.raises(InvalidUri, match="names a folder"):
+        check_allowed(uri, ("s3://bucket", "file:///data"))

@@ -1,0 +1,57 @@
+"""The demo's querying client counts whatever is not the answer that was promised."""
+
+import json
+import time
+
+import pytest
+
+from cmcl.demo.queries import QueryLoad
+
+
+@pytest.fixture
+def load() -> QueryLoad:
+    return QueryLoad("127.0.0.1", 9, "scenes", {"image": [[1.0, 2.0]]}, rate=100)
+
+
+def body(*values: float, model: str = "scenes@1") -> bytes:
+    return json.dumps({"model": model, "data": [{"embedding": list(values)}]}).encode()
+
+
+def test_an_answer_that_comes_again_is_no_failure(load: QueryLoad) -> None:
+    for _ in range(2):
+        load._check(0, 200, body(0.6, 0.8), 0.0)
+    load._check(0, 200, body(0.8, 0.6, model="scenes@2"), 0.0)
+    assert (load.report.sent, load.report.failures) == (3, [])
+    assert sorted(load.report.first_seen) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>",
+        b"[]",
+        b"{}",
+        b'{"model": "scenes@1", "data": []}',
+        b'{"model": "scenes@1", "data": [{"embedding": null}]}',
+        body(1.0, model="scenes"),
+        body(),
+        body(float("nan"), 1.0),
+    ],
+)
+def test_an_answer_of_another_form_is_a_failure(load: QueryLoad, answer: bytes) -> None:
+    load._check(0, 200, answer, 0.0)
+    assert (load.report.sent, len(load.report.failures)) == (1, 1)
+
+
+@pytest.mark.parametrize("other", [body(0.8, 0.6), body(0.6), body(0.6, float("nan"))])
+def test_a_version_that_answers_in_two_ways_is_a_failure(load: QueryLoad, other: bytes) -> None:
+    load._check(0, 200, body(0.6, 0.8), 0.0)
+    load._check(0, 200, other, 0.0)
+    assert load.report.failures == ["version 1 answered query 0 in two ways"]
+
+
+def test_a_server_that_is_not_there_is_a_failure_each_time(load: QueryLoad) -> None:
+    load.start()
+    time.sleep(0.1)
+    report = load.stop()
+    assert report.sent == len(report.failures) >= 2
