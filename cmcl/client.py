@@ -119,15 +119,28 @@ class Client:
         timeout: float = 3600.0,
         poll_seconds: float = 0.2,
     ) -> Json:
-        """Follow a job to its end; raises CmclError when `timeout` seconds are over."""
+        """Follow a job to its end; raises CmclError when `timeout` seconds are over.
+
+        A control plane that restarts meanwhile is waited for: the job goes on without it.
+        """
         deadline = time.monotonic() + timeout
+        now: Json | None = self.job(job)
         while time.monotonic() < deadline:
-            now = self.job(job)
-            on_change(now)
-            if now["state"] in FINAL_STATES:
-                return now
+            if now is not None:
+                on_change(now)
+                if now["state"] in FINAL_STATES:
+                    return now
             time.sleep(poll_seconds)
+            now = self._job_unless_away(job)
         raise CmclError(f"job {job} did not end within {timeout:g} seconds")
+
+    def _job_unless_away(self, job: str) -> Json | None:
+        try:
+            return self.job(job)
+        except CmclError as error:
+            if error.status:
+                raise
+            return None
 
     def versions(self, model: str) -> list[Json]:
         """All versions of a model."""

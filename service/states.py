@@ -35,6 +35,7 @@ class FailureReason(StrEnum):
     START_DEADLINE = "start_deadline"  # the attempt never reported progress
     RUN_DEADLINE = "run_deadline"  # the attempt did not end in time
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"  # each permitted attempt ended without a candidate
+    TRAINING_FAILED = "training_failed"  # the attempt says that another one would fail alike
     INVALID_CANDIDATE = "invalid_candidate"  # the candidate is damaged, or answers another question
     DRIFT_TOO_LARGE = "drift_too_large"  # an earlier dataset's scores moved beyond the bound
 

@@ -18,7 +18,7 @@ from service.launchers.port import LauncherRefused, LaunchState
 from service.states import FailureReason, JobState
 from workers.contract.dataset import DatasetManifest
 from workers.contract.errors import ObjectNotFound, StorageUnavailable, WorkerError
-from workers.contract.job import JobSpec, Progress, submission_id
+from workers.contract.job import Failure, JobSpec, Progress, submission_id
 from workers.storage import layout
 
 logger = logging.getLogger(__name__)
@@ -79,12 +79,15 @@ def watch(context: Context, job: JobRecord, _: ModelRecord) -> None:
     progress = _record_progress(context, job)
     status = context.launcher.status(submission_id(job.id, job.attempt))
     overdue = _missed_deadline(context, job, progress)
+    failure = _read_failure(context, job)
     if not status.has_ended:
-        if overdue is not None:
+        if overdue is not None or failure is not None:
             context.launcher.stop(submission_id(job.id, job.attempt))
     elif _has_candidate(context, job):
         # It finished between the first look and the launcher's answer.
         _to_gating(context, job)
+    elif failure is not None:
+        _end_with(context, job, failure)
     elif overdue is not None and status.state == LaunchState.STOPPED:
         # Another attempt would wait, or run, just as long: that is for the user to decide.
         outcomes.fail(context, job, overdue, _deadline_words(context, overdue))
@@ -206,6 +209,26 @@ def _read_progress(context: Context, job: JobRecord) -> Progress | None:
         # Progress is for the eye only; a job must not die of it.
         logger.warning("%s cannot be read: %s", key, error, extra={"job": job.id})
         return job.progress
+
+
+def _read_failure(context: Context, job: JobRecord) -> Failure | None:
+    """What the attempt left where it knew that another one would fail alike."""
+    key = layout.run_failure(job.id, job.attempt)
+    try:
+        return Failure.model_validate_json(context.store.read(key))
+    except ObjectNotFound:
+        return None
+    except ValidationError as error:
+        # An attempt that cannot even say why it failed is one more lost attempt.
+        logger.warning("%s cannot be read: %s", key, error, extra={"job": job.id})
+        return None
+
+
+def _end_with(context: Context, job: JobRecord, failure: Failure) -> None:
+    if failure.reason == "invalid_dataset":
+        outcomes.quarantine(context, job, failure.message)
+    else:
+        outcomes.fail(context, job, FailureReason.TRAINING_FAILED, failure.message)
 
 
 def _missed_deadline(

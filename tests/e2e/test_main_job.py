@@ -131,8 +131,12 @@ def test_killed_rank_still_gives_exactly_one_version(
     job = post(client, "survivor", stream.datasets[1])
     wait_until(lambda: is_training(client, job))
     os.kill(rank_processes(stack)[-1], signal.SIGKILL)
-    ended = client.watch(job, timeout=200)
+    seen: list[int] = []
+    ended = client.watch(
+        job, lambda now: seen.append((now["progress"] or {}).get("updates_done", 0)), timeout=200
+    )
     assert ended["state"] == "published"
+    assert seen != sorted(seen), "the ranks began again"
     assert [version["version"] for version in client.versions("survivor")] == [1]
     assert client.version("survivor", 1).report.ranks == 2
 

@@ -2,6 +2,7 @@
 
 WorkerError                     anything we raise on purpose
 ├── InvalidDataset              the user's rows cannot be used; a retry cannot help
+├── TrainingDiverged            the loss or a head is no longer finite; a retry cannot help
 ├── InvalidVersion              a stored version is incomplete or damaged
 └── StorageError                object storage
     ├── ObjectNotFound          nothing under that key
@@ -20,6 +21,10 @@ class WorkerError(Exception):
 
 class InvalidDataset(WorkerError):
     """The user's rows cannot be used. The message names file, column or row, and what is permitted."""
+
+
+class TrainingDiverged(WorkerError):
+    """The loss or a head is no longer finite. The message says what to change."""
 
 
 class InvalidVersion(WorkerError):

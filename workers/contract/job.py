@@ -40,6 +40,13 @@ class Progress(BaseModel):
     at: datetime
 
 
+class Failure(Frozen):
+    """`runs/<job>/a<attempt>/failure.json`: left where another attempt would fail alike."""
+
+    reason: Literal["invalid_dataset", "training_failed"]
+    message: str
+
+
 def submission_id(job: str, attempt: int) -> str:
     """The id under which Ray knows an attempt."""
     return f"{job}-a{attempt}"

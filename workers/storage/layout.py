@@ -3,7 +3,7 @@
 datasets/<dataset>/manifest.json            verified shards
                    evaluation-<i>.parquet   held-out rows, copied in
                    moments.safetensors      written when its version is published
-runs/<job>/a<attempt>/spec.json, progress.json, and the candidate; may be swept
+runs/<job>/a<attempt>/spec.json, progress.json, failure.json, candidate/...; may be swept
 models/<model>/versions/<n>/...             a published version; manifest.json LAST
 models/<model>/live.json                    which version answers
 """
@@ -40,6 +40,10 @@ def run_spec(job: str, attempt: int) -> str:
 
 def run_progress(job: str, attempt: int) -> str:
     return f"{run_prefix(job, attempt)}/progress.json"
+
+
+def run_failure(job: str, attempt: int) -> str:
+    return f"{run_prefix(job, attempt)}/failure.json"
 
 
 def run_file(job: str, attempt: int, name: str) -> str:

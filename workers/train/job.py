@@ -5,13 +5,19 @@ rank alone writes. With one process and no process group it is the same code.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 
 import torch
 
-from workers.contract.errors import ObjectExists, ObjectNotFound
+from workers.contract.errors import (
+    InvalidDataset,
+    ObjectExists,
+    ObjectNotFound,
+    TrainingDiverged,
+)
 from workers.contract.job import JobSpec
 from workers.contract.version import LearnedDataset, Protection, VersionManifest, VersionReport
 from workers.methods.port import UpdateSpace
@@ -26,15 +32,26 @@ from workers.train.data import TrainingRows, training_rows
 from workers.train.distributed import World, broadcast, share_of, sum_moments, world
 from workers.train.lineage import Parent, certify, evaluate, read_parent
 from workers.train.loop import PairTask, Trained, train_pair
-from workers.train.report import Reporter
+from workers.train.report import Reporter, leave_failure
 
 
 def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) -> None:
-    """Make the candidate of one attempt; one that is already complete is left as it is."""
-    store, here = open_store(store_uri), world()
+    """Make the candidate of one attempt; one that is already complete is left as it is.
+
+    Raises WorkerError, and leaves failure.json where another attempt would fail alike.
+    """
+    store = open_store(store_uri)
     spec = JobSpec.model_validate_json(store.read(layout.run_spec(job, attempt)))
     if _is_complete(store, spec):
         return
+    try:
+        _train(store, spec, world(), device)
+    except (InvalidDataset, TrainingDiverged) as error:
+        leave_failure(store, spec, error)
+        raise
+
+
+def _train(store: ObjectStore, spec: JobSpec, here: World, device: torch.device) -> None:
     reporter = Reporter(store, spec, here)
 
     reporter.enter("reading")
@@ -49,6 +66,7 @@ def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) 
     reporter.enter("training")
     task = PairTask(parent.heads, spec.dataset.pair, spaces, spec.spec.training, _seed(spec))
     trained = train_pair(task, rows, here, device, reporter.update_done)
+    _check_finite(trained, spec)
     if not here.leads:
         return
 
@@ -77,6 +95,19 @@ def _is_complete(store: ObjectStore, spec: JobSpec) -> bool:
     except ObjectNotFound:
         return False
     return True
+
+
+def _check_finite(trained: Trained, spec: JobSpec) -> None:
+    """Raises TrainingDiverged: heads that are not finite must not become a version."""
+    heads = (trained.heads.weights[modality] for modality in spec.dataset.pair.modalities)
+    if math.isfinite(trained.final_loss) and all(bool(head.isfinite().all()) for head in heads):
+        return
+    training = spec.spec.training
+    raise TrainingDiverged(
+        f"the training diverged: the loss is {trained.final_loss} after {trained.updates} updates; "
+        f"try a smaller training.learning_rate (now {training.learning_rate:g}) or a larger "
+        f"training.temperature (now {training.temperature:g})"
+    )
 
 
 def _local_moments(rows: TrainingRows, here: World) -> PairMoments:

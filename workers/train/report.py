@@ -3,9 +3,9 @@
 import time
 from datetime import UTC, datetime
 
-from workers.contract.errors import StorageUnavailable
-from workers.contract.job import JobSpec, Phase, Progress
-from workers.storage.layout import run_progress
+from workers.contract.errors import InvalidDataset, StorageUnavailable, WorkerError
+from workers.contract.job import Failure, JobSpec, Phase, Progress
+from workers.storage.layout import run_failure, run_progress
 from workers.storage.port import ObjectStore
 from workers.train.distributed import World
 from workers.train.loop import UpdateDone
@@ -74,3 +74,13 @@ class Reporter:
         except StorageUnavailable as error:
             # Progress is for people; a store that is slow to answer must not end the training.
             print(f"progress was not written: {error}", flush=True)
+
+
+def leave_failure(store: ObjectStore, spec: JobSpec, error: WorkerError) -> None:
+    """Tell the control plane, in the user's words, that another attempt would not help."""
+    failure = Failure(
+        reason="invalid_dataset" if isinstance(error, InvalidDataset) else "training_failed",
+        message=str(error),
+    )
+    key = run_failure(spec.job, spec.attempt)
+    store.put(key, failure.model_dump_json().encode())

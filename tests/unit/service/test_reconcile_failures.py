@@ -11,6 +11,7 @@ from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.executor import IdleExecutor
 from tests.fakes.trainer import report_progress, train
+from workers.contract.job import Failure
 from workers.storage import layout
 
 
@@ -267,3 +268,33 @@ def test_a_short_outage_of_the_store_is_survived(plane: ControlPlane) -> None:
     assert plane.job(job).state == JobState.VALIDATING
     plane.store.broken = None
     assert plane.run_to_end(job).state == JobState.PUBLISHED
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (Failure(reason="invalid_dataset", message="another digest"), "invalid_dataset"),
+        (Failure(reason="training_failed", message="diverged"), "training_failed"),
+    ],
+)
+def test_an_attempt_that_knows_better_is_not_repeated(
+    plane: ControlPlane, failure: Failure, reason: str
+) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.store.put(layout.run_failure(job, 1), failure.model_dump_json().encode())
+    plane.tick()
+    assert plane.job(job).state == JobState.RUNNING, "until it was stopped"
+    plane.tick()
+    ended = plane.job(job)
+    assert (ended.state, ended.reason, ended.attempt) == (JobState.FAILED, reason, 1)
+    assert ended.message == failure.message
+
+
+def test_a_failure_that_cannot_be_read_is_a_lost_attempt(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.store.put(layout.run_failure(job, 1), b"{")
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED)
+    plane.tick()
+    assert plane.job(job).state == JobState.QUEUED
