@@ -29,22 +29,27 @@ def supervise(folder: Path, command: list[str]) -> int:
             return 0
         if (folder / "pid").exists():
             return 0
+        # A stop goes to the whole group. This process must outlive it to record the exit code;
+        # unlike an ignored signal, a handler is not inherited by the command.
+        stops: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: stops.append(number))
         _write(folder / "pid", str(os.getpid()))
-        code = _run(folder, command)
+        code = _run(folder, command, stops)
         _write(folder / "exit", str(code))
         return code
 
 
-def _run(folder: Path, command: list[str]) -> int:
-    # A stop goes to the whole group. This process must outlive it to record the exit code; unlike
-    # an ignored signal, a handler is not inherited by the command.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+def _run(folder: Path, command: list[str], stops: list[int]) -> int:
     with (folder / "log").open("wb") as log:
         try:
-            return subprocess.call(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         except OSError as error:
             log.write(f"{command[0]}: {error.strerror}\n".encode())
             return 127
+        if stops:
+            # It came before the command had begun, so the command has not heard of it.
+            process.terminate()
+        return process.wait()
 
 
 def _write(path: Path, text: str) -> None:
