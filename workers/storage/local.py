@@ -113,6 +113,8 @@ class LocalStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield temporary
+                # The name as well, or a power cut could take back what was promised.
+                _flush(target.parent)
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -128,8 +130,12 @@ def _fail(error: OSError) -> None:
 
 
 def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """To the disk: a file's bytes, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

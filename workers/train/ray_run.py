@@ -26,7 +26,11 @@ def run_on_ray(store_uri: str, job: str, attempt: int, ranks: int, gpus_per_rank
     trainer = TorchTrainer(
         _train_on_rank,
         train_loop_config={"store_uri": store_uri, "job": job, "attempt": attempt},
-        torch_config=TorchConfig(timeout_s=_PEER_TIMEOUT_SECONDS),
+        torch_config=TorchConfig(
+            # Moments are summed in float64 on the host, also where gradients travel by NCCL.
+            backend="cpu:gloo,cuda:nccl" if gpus_per_rank else "gloo",
+            timeout_s=_PEER_TIMEOUT_SECONDS,
+        ),
         scaling_config=ScalingConfig(
             num_workers=ranks, use_gpu=gpus_per_rank > 0, resources_per_worker=resources
         ),
