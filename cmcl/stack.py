@@ -176,7 +176,18 @@ class LocalStack:
             _signal_group(process, signal.SIGKILL)
             process.wait()
         self.processes.clear()
+        self._end_proxy()
         self._sockets.cleanup()
+
+    def _end_proxy(self) -> None:
+        """HAProxy has a session of its own, so it can outlive the Ray that started it."""
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+                if self._sockets.name in command.split("\0", 1)[-1]:
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # It ended meanwhile, or is not ours.
 
     def ended(self) -> list[str]:
         """Names of parts that are no longer running."""
