@@ -24,11 +24,11 @@ def check_answers(
 def excess_drift(candidate: VersionManifest) -> str | None:
     """Which earlier datasets would be harmed, in the user's words; None if none is.
 
-    The `vanilla` method promises nothing, so nothing is held against it.
+    Where the spec has no bound (max_drift), nothing is held against the candidate.
     """
-    if candidate.spec.method == "vanilla":
+    bound = candidate.spec.drift_bound
+    if bound is None:
         return None
-    bound = candidate.spec.protection.max_drift
     names = {learned.dataset: learned.name for learned in candidate.learned}
     harmed = [
         f"{names[dataset]!r} ({dataset}) moved by {drift.since_learned:.4g}"
@@ -51,8 +51,6 @@ def _check_new_line(asked: JobSpec, line: LearnedDataset) -> None:
 
 def _check_certificate(earlier: tuple[LearnedDataset, ...], candidate: VersionManifest) -> None:
     """What has no certificate has not been shown to be safe."""
-    if candidate.spec.method == "vanilla":
-        return
     uncertified = [line.dataset for line in earlier if line.dataset not in candidate.report.drift]
     if uncertified:
         raise InvalidVersion(f"the candidate has no certificate for {', '.join(uncertified)}")

@@ -12,7 +12,13 @@ from workers.contract.version import (
     VersionManifest,
     VersionReport,
 )
-from workers.model.artifact import save_heads, save_memory, save_moments, save_selftest
+from workers.model.artifact import (
+    save_heads,
+    save_kept,
+    save_memory,
+    save_moments,
+    save_selftest,
+)
 from workers.model.features import prepare
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
@@ -57,6 +63,7 @@ def store_version(
     moments = _random_moments(spec, pair, version)
     files = {
         layout.HEADS: save_heads(heads),
+        layout.KEPT: save_kept({}),
         layout.SELFTEST: save_selftest(heads, spec),
         layout.MEMORY: save_memory(Memory().with_dataset(pair, moments)),
     }

@@ -11,14 +11,13 @@ import torch.multiprocessing as mp
 
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec, TrainingSpec
-from workers.methods.nullspace import NullSpace
 from workers.model.heads import initial_heads
 from workers.model.loss import positives, symmetric_info_nce, unit
 from workers.model.memory import Memory
+from workers.model.rows import PairedRows
 from workers.nullspace.moments import pair_moments
-from workers.train.data import TrainingRows
 from workers.train.distributed import World, gather_rows, share_of, sum_moments, world
-from workers.train.loop import PairTask, train_pair
+from workers.train.learn import Knowledge, Task, Watcher, learn
 
 ROWS, BATCH = 90, 26  # a batch that neither 3 nor 4 ranks divide, and rows that it does not divide
 PAIR = ModalityPair(first="image", second="text")
@@ -60,12 +59,17 @@ def everything(here: World) -> dict[str, object]:
 
 
 def _features(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit rows with the constant 1."""
+    first, second = _raw_features(seed)
+    ones = torch.ones(ROWS, 1)
+    return torch.cat([unit(first), ones], dim=1), torch.cat([unit(second), ones], dim=1)
+
+
+def _raw_features(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(ROWS, 6, generator=generator)
     first = shared @ torch.randn(6, 20, generator=generator)
-    second = shared @ torch.randn(6, 9, generator=generator)
-    ones = torch.ones(ROWS, 1)
-    return torch.cat([unit(first), ones], dim=1), torch.cat([unit(second), ones], dim=1)
+    return first, shared @ torch.randn(6, 9, generator=generator)
 
 
 def _moments(here: World) -> list[torch.Tensor]:
@@ -89,15 +93,15 @@ def _gradient(here: World) -> torch.Tensor:
 
 
 def _trained(here: World, memory: Memory) -> dict[str, torch.Tensor]:
-    heads = initial_heads(SPEC)
-    first, second = _features(2)
+    """A dataset with the default method: conditioning, mask, shares and replay included."""
+    first, second = _raw_features(2)
     keys = torch.arange(ROWS)
-    spaces = NullSpace(kept_energy=0.9).update_spaces(heads, memory, PAIR)
-    trained = train_pair(
-        PairTask(heads, PAIR, spaces, SPEC.training, seed=3),
-        TrainingRows(first, second, keys, keys // 2),
-        here,
-        torch.device("cpu"),
-        lambda _: None,
-    )
-    return {**trained.heads.weights, "loss": torch.tensor(trained.final_loss)}
+    task = Task(PAIR, PairedRows(first, second, keys, keys // 2), seed=3)
+    before = Knowledge(initial_heads(SPEC), memory)
+    learned = learn(SPEC, before, task, here, torch.device("cpu"), Watcher())
+    return {
+        **learned.knowledge.heads.weights,
+        "loss": torch.tensor(learned.trained.final_loss),
+        "moments": learned.moments.cross_IJ,
+        **{f"{name} map": it.map_FF for name, it in learned.knowledge.heads.conditioning.items()},
+    }

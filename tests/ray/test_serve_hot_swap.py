@@ -10,7 +10,6 @@ import torch
 from tests.fakes.versions import publish_version, random_heads
 from workers.contract.model import ModelSpec
 from workers.contract.version import LivePointer
-from workers.model.features import prepare
 from workers.storage.port import ObjectStore
 from workers.storage.versions import write_live
 
@@ -30,7 +29,7 @@ def assert_truthful(response: httpx.Response, features: torch.Tensor) -> int:
     """The answer is that of the version it names; gives that version."""
     assert response.status_code == 200, response.text
     version = int(response.headers["x-model-version"])
-    expected = random_heads(SPEC, seed=version).embed("image", prepare(features))
+    expected = random_heads(SPEC, seed=version).embed("image", features)
     got = torch.tensor([each["embedding"] for each in response.json()["data"]])
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     return version

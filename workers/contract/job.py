@@ -9,7 +9,9 @@ from workers.contract.dataset import DatasetManifest
 from workers.contract.modality import Frozen, ModelName
 from workers.contract.model import ModelSpec
 
-Phase = Literal["starting", "reading", "moments", "training", "certifying", "writing", "done"]
+Phase = Literal[
+    "starting", "reading", "moments", "training", "limiting", "certifying", "writing", "done"
+]
 
 
 class JobSpec(Frozen):

@@ -37,6 +37,10 @@ class ModalityPair(Frozen):
     def modalities(self) -> tuple[str, str]:
         return (self.first, self.second)
 
+    def swapped(self) -> "ModalityPair":
+        """The same two modalities, the other one first."""
+        return ModalityPair(first=self.second, second=self.first)
+
     @property
     def key(self) -> str:
         """The same for (a, b) and (b, a): which pair it is, whatever the order of the columns."""

@@ -16,28 +16,84 @@ class TrainingSpec(Frozen):
     batch_size: int = Field(
         default=128, ge=2, le=65536, description="rows in one global batch, over all ranks"
     )
+    optimizer: Literal["adamw", "sgd"] = Field(
+        default="adamw", description="sgd has a momentum of 0.9"
+    )
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     weight_decay: float = Field(
-        default=1e-2, ge=0, le=1, description="AdamW's decay, of the change and not of the head"
+        default=1e-2, ge=0, le=1, description="decay of the change, not of the head"
     )
     temperature: float = Field(default=0.07, gt=0, le=100, description="of InfoNCE")
+    learn_temperature: bool = Field(
+        default=False, description="let each dataset's training start there and learn its own"
+    )
+    unit_vectors: bool = Field(
+        default=True, description="whether InfoNCE sees embeddings at unit length"
+    )
+    averaged_share: float = Field(
+        default=0.5,
+        ge=0,
+        lt=1,
+        description="the heads are the mean over this last share of the updates; 0: the last one",
+    )
 
 
 class ProtectionSpec(Frozen):
-    """How much of the earlier datasets is protected."""
+    """How the method `nullspace` treats earlier datasets."""
 
-    kept_energy: float = Field(
-        default=0.95,
+    policy: Literal["improve", "preserve"] = Field(
+        default="improve",
+        description="improve: earlier datasets go on teaching through their moments, and their "
+        "scores move, for the better. preserve: their scores stay put, within max_drift",
+    )
+    kept_energy: float | None = Field(
+        default=None,
         gt=0,
         le=1,
-        description="share of the trace of the earlier moments whose directions are protected",
+        description="share of the energy of earlier scores whose entries are blocked; "
+        "by default 0.8 to improve and 0.95 to preserve",
     )
-    max_drift: float = Field(
-        default=0.5,
+    max_drift: float | None = Field(
+        default=None,
         gt=0,
-        description="largest relative drift of an earlier dataset's scores with which a version is "
-        "still published",
+        description="largest relative drift of an earlier dataset's scores, kept by shrinking the "
+        "change; by default unlimited to improve and 0.5 to preserve",
     )
+    replay_weight: float = Field(
+        default=1.0, ge=0, description="of the earlier datasets' own loss, under improve"
+    )
+    stable_index: bool = Field(
+        default=False,
+        description="also protect the span of the embeddings that were published, so that stored "
+        "vectors keep their scores against new queries",
+    )
+
+    @property
+    def energy(self) -> float:
+        """`kept_energy`, resolved."""
+        by_policy = {"improve": 0.8, "preserve": 0.95}
+        return by_policy[self.policy] if self.kept_energy is None else self.kept_energy
+
+    @property
+    def drift_bound(self) -> float | None:
+        """`max_drift`, resolved; None is unlimited."""
+        by_policy = {"improve": None, "preserve": 0.5}
+        return by_policy[self.policy] if self.max_drift is None else self.max_drift
+
+
+MethodName = Literal[
+    "nullspace",
+    "paper",
+    "vanilla",
+    "anchor",
+    "ewc",
+    "gem",
+    "der",
+    "derpp",
+    "co2l",
+    "cila",
+    "cflat",
+]
 
 
 class ModelSpec(Frozen):
@@ -49,10 +105,22 @@ class ModelSpec(Frozen):
 
     width: int = Field(default=256, ge=2, le=8192, description="width of the embeddings")
     modalities: dict[Modality, FeatureWidth] = Field(min_length=2, max_length=64)
-    method: Literal["nullspace", "vanilla"] = "nullspace"
+    method: MethodName = "nullspace"
+    conditioning: float = Field(
+        default=0.3,
+        gt=0,
+        le=1,
+        description="ridge of the whitening of each modality's features, relative to the largest "
+        "eigenvalue of their covariance",
+    )
     protection: ProtectionSpec = ProtectionSpec()
     training: TrainingSpec = TrainingSpec()
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @property
+    def drift_bound(self) -> float | None:
+        """What no earlier dataset may exceed; None where the method promises nothing."""
+        return self.protection.drift_bound if self.method == "nullspace" else None
 
     @model_validator(mode="after")
     def _size_is_bounded(self) -> Self:

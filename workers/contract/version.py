@@ -26,16 +26,47 @@ class Drift(Frozen):
     against_parent: float = Field(ge=0)
 
 
+class Quality(Frozen):
+    """How good an earlier dataset still is, from its moments alone.
+
+    The spectral contrastive loss of the whole dataset, scaled so that the version that learned it
+    has −1: lower is better, 0 is as good as scoring everything zero.
+    """
+
+    now: float
+    norm_change: dict[str, float] = Field(
+        description="by modality: relative change of the root mean square norm of the embeddings"
+    )
+
+
+class Shrinkage(Frozen):
+    """What keeping `max_drift` cost: the change was shrunk after training.
+
+    Entries were divided by 1 + `penalty` · (their relative energy), then all multiplied by `scale`.
+    """
+
+    penalty: float = Field(ge=0)
+    scale: float = Field(ge=0, le=1)
+    drift_before: float = Field(ge=0)
+    drift_after: float = Field(ge=0)
+    loss_before: float = Field(description="mean loss of the new rows as they were trained")
+    loss_after: float = Field(description="mean loss of the new rows as published")
+
+
 class Recall(Frozen):
     """Share of held-out queries whose partner is retrieved; both directions averaged.
 
-    `at_1` counts the same label or the same partner feature as a hit, `at_10` the same partner
-    feature (texts repeat, so the row number alone would be unfair).
+    A retrieved row is the partner if it has the same feature as the true partner, or if its own
+    partner has the same feature as the query: texts repeat, so the row number alone would be
+    unfair. At 1 the same label will do as well. `accuracy` is that of the nearest class, a class
+    being the mean of its embeddings on the other side; None where there are no labels.
     """
 
     rows: int = Field(ge=1)
     at_1: float = Field(ge=0, le=1)
+    at_5: float = Field(ge=0, le=1)
     at_10: float = Field(ge=0, le=1)
+    accuracy: float | None = Field(default=None, ge=0, le=1)
 
 
 class LearnedDataset(Frozen):
@@ -66,9 +97,14 @@ class VersionReport(Frozen):
     final_loss: float
     updates: int = Field(ge=0)
     ranks: int = Field(ge=1)
+    temperature: float | None = Field(default=None, description="at the end of the training")
     seconds: dict[str, float] = Field(default={}, description="where the time of the job went")
     protection: dict[str, Protection] = Field(default={}, description="by modality")
     drift: dict[str, Drift] = Field(default={}, description="by earlier dataset")
+    quality: dict[str, Quality] = Field(default={}, description="by earlier dataset")
+    shrinkage: Shrinkage | None = Field(
+        default=None, description="None: max_drift was kept without shrinking"
+    )
     evaluation: dict[str, Recall] = Field(
         default={}, description="by dataset that has evaluation shards, this one included"
     )

@@ -1,37 +1,88 @@
-"""The port for methods: what may move in each of the two heads that the next dataset trains.
+"""The port for methods: how earlier datasets shape the training of the next one.
 
-Shapes: E width of the embeddings, I width of what a head reads.
+Shapes: B rows of the global batch, N rows of the dataset, E width of the embeddings, I and J widths
+of what the two heads read.
+
+The loop (workers/train/loop.py) asks a method four questions, in this order:
+`update_spaces` (where may the heads move), `update_rule` (what one update does), the rule's
+`backward` and `after_update` for every batch, and `keep` (what the next dataset must know).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
 from workers.contract.modality import ModalityPair
+from workers.contract.model import TrainingSpec
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
-from workers.nullspace.subspace import EigenBasis
+from workers.model.pair import PairInEigenCoordinates
+from workers.model.rows import PairedRows
+from workers.nullspace.mask import UpdateSpace, everything_free
+
+# What a method keeps from dataset to dataset beside the moments, by name; part of the version.
+Kept = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class UpdateSpace:
-    """Where one head trains: M in  W = W₀ + V M Uᵀ, and which entries of M may move.
+class Lesson:
+    """What is known before a dataset is trained: what the parent version knows, and the task."""
 
-    `outputs` is V with its eigenvalues, `inputs` is U; `free_EI` is True where M may move.
+    heads: ModalityHeads
+    memory: Memory
+    kept: Kept
+    pair: ModalityPair
+    training: TrainingSpec
+    seed: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One global batch.
+
+    `loss` runs the pair on this batch and answers InfoNCE; under DDP it is this rank's share times
+    the number of ranks, so that the average over ranks is the loss. It may be called more than
+    once. The rows are those of the *whole* batch on every rank, in the input coordinates of the
+    update spaces: a term that is computed from them is alike on all ranks and is simply added.
     """
 
-    outputs: EigenBasis
-    inputs: EigenBasis
-    free_EI: Tensor
+    loss: Callable[[], Tensor]
+    rows: PairedRows
 
 
-class Method(Protocol):
-    """How earlier datasets shape the training of the next one."""
+class UpdateRule:
+    """What one update does. The default is the loss alone."""
 
-    def update_spaces(
-        self, heads: ModalityHeads, memory: Memory, pair: ModalityPair
-    ) -> Mapping[str, UpdateSpace]:
-        """The space of each of the pair's two modalities, from what the parent version knows."""
-        ...
+    def backward(self, batch: Batch) -> Tensor:
+        """Leave the gradient for the optimizer in the parameters; answer the loss of the batch."""
+        loss = batch.loss()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def after_update(self) -> None:
+        """The optimizer has moved the parameters."""
+
+
+class Method:
+    """How earlier datasets shape the training of the next one. The default: not at all."""
+
+    def update_spaces(self, lesson: Lesson) -> Mapping[str, UpdateSpace]:
+        """The space of each of the pair's two modalities."""
+        return {
+            modality: everything_free(*lesson.heads.weights[modality].shape)
+            for modality in lesson.pair.modalities
+        }
+
+    def update_rule(
+        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
+    ) -> UpdateRule:
+        """A rule for one dataset; `rows` are all its rows, in the coordinates of the spaces."""
+        return UpdateRule()
+
+    def keep(self, lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> Kept:
+        """All that is to be kept from now on, what was kept before included.
+
+        `rows` are all rows of the dataset, prepared, in the original coordinates.
+        """
+        return lesson.kept

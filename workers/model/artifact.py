@@ -1,4 +1,4 @@
-"""The files of a version, as safetensors bytes: heads, memory, moments, self-test.
+"""The files of a version, as safetensors bytes: heads, memory, what methods keep, self-test.
 
 Nothing here executes what it reads (no pickle); a damaged file raises InvalidVersion.
 """
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from workers.contract.errors import InvalidVersion
 from workers.contract.model import ModelSpec
-from workers.model.features import head_width, prepare
+from workers.model.features import head_width
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
+from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.moments import PairMoments, SecondMoment
 
 _SELFTEST_ROWS = 4
@@ -23,22 +24,36 @@ _SEPARATOR = "/"
 
 
 def save_heads(heads: ModalityHeads) -> bytes:
-    """All heads, not a delta: a version is whole by itself."""
-    return save({modality: weight.contiguous() for modality, weight in heads.weights.items()})
+    """All heads with their conditioning, not a delta: a version is whole by itself."""
+    tensors = {f"{name}/weight": weight for name, weight in heads.weights.items()}
+    for name, conditioning in heads.conditioning.items():
+        tensors |= {f"{name}/mean": conditioning.mean_F, f"{name}/map": conditioning.map_FF}
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()})
 
 
 def load_heads(data: bytes, spec: ModelSpec) -> ModalityHeads:
     """Heads as float32 with the shapes that the spec asks for, all finite. Raises InvalidVersion."""
-    weights = _load(data, "heads")
-    for modality, feature_width in spec.modalities.items():
-        expected = (spec.width, head_width(feature_width))
-        weight = weights.get(modality)
-        if weight is None or tuple(weight.shape) != expected:
-            found = "is missing" if weight is None else f"has shape {tuple(weight.shape)}"
-            raise InvalidVersion(f"head {modality!r} {found}, expected {expected}")
-        if not bool(torch.isfinite(weight).all()):
-            raise InvalidVersion(f"head {modality!r} has entries that are not finite")
-    return ModalityHeads({modality: weights[modality].float() for modality in spec.modalities})
+    tensors = _load(data, "heads")
+    weights, conditioning = {}, {}
+    for modality, width in spec.modalities.items():
+        shape = (spec.width, head_width(width))
+        weights[modality] = _tensor(tensors, f"{modality}/weight", shape)
+        if f"{modality}/map" in tensors or f"{modality}/mean" in tensors:
+            conditioning[modality] = Conditioning(
+                _tensor(tensors, f"{modality}/mean", (width,)),
+                _tensor(tensors, f"{modality}/map", (width, width)),
+            )
+    return ModalityHeads(weights, conditioning)
+
+
+def save_kept(kept: Mapping[str, Tensor]) -> bytes:
+    """What a method keeps from dataset to dataset beside the moments."""
+    return save({name: tensor.contiguous() for name, tensor in kept.items()})
+
+
+def load_kept(data: bytes) -> dict[str, Tensor]:
+    """What a method has kept. Raises InvalidVersion."""
+    return _load(data, "method's memory")
 
 
 def save_moments(moments: PairMoments) -> bytes:
@@ -57,19 +72,20 @@ def save_memory(memory: Memory) -> bytes:
     for (first, second), moments in memory.by_pair.items():
         prefix = f"{first}{_SEPARATOR}{second}{_SEPARATOR}"
         tensors |= {prefix + name: value for name, value in _moment_tensors(moments).items()}
+        tensors[f"{prefix}datasets"] = torch.tensor(memory.datasets[first, second])
     return save(tensors)
 
 
 def load_memory(data: bytes) -> Memory:
     """Moments of all pairs. Raises InvalidVersion."""
     tensors = _load(data, "memory")
-    pairs = sorted({tuple(name.split(_SEPARATOR)[:2]) for name in tensors})
-    return Memory(
-        {
-            (first, second): _moments_from(tensors, f"{first}{_SEPARATOR}{second}{_SEPARATOR}")
-            for first, second in pairs
-        }
-    )
+    pairs = sorted({(first, second) for first, second, _ in map(_split, tensors)})
+    moments, datasets = {}, {}
+    for first, second in pairs:
+        prefix = f"{first}{_SEPARATOR}{second}{_SEPARATOR}"
+        moments[first, second] = _moments_from(tensors, prefix)
+        datasets[first, second] = _number(tensors, f"{prefix}datasets")
+    return Memory(moments, datasets)
 
 
 def save_selftest(heads: ModalityHeads, spec: ModelSpec) -> bytes:
@@ -82,7 +98,7 @@ def save_selftest(heads: ModalityHeads, spec: ModelSpec) -> bytes:
     for modality, width in sorted(spec.modalities.items()):
         features_BF = torch.randn(_SELFTEST_ROWS, width, generator=generator)
         tensors[f"{modality}{_SEPARATOR}features"] = features_BF
-        tensors[f"{modality}{_SEPARATOR}embeddings"] = heads.embed(modality, prepare(features_BF))
+        tensors[f"{modality}{_SEPARATOR}embeddings"] = heads.embed(modality, features_BF)
     return save(tensors)
 
 
@@ -95,7 +111,7 @@ def run_selftest(data: bytes, heads: ModalityHeads, tolerance: float = 1e-4) -> 
             expected_BE = tensors[f"{modality}{_SEPARATOR}embeddings"]
         except KeyError as error:
             raise InvalidVersion(f"the self-test has no {error}") from error
-        gap = float((heads.embed(modality, prepare(features_BF)) - expected_BE).abs().max())
+        gap = float((heads.embed(modality, features_BF) - expected_BE).abs().max())
         if not gap <= tolerance:
             raise InvalidVersion(
                 f"self-test of head {modality!r}: embeddings are off by {gap:.2g}, "
@@ -113,8 +129,8 @@ def _moment_tensors(moments: PairMoments) -> dict[str, Tensor]:
 
 
 def _moments_from(tensors: Mapping[str, Tensor], prefix: str) -> PairMoments:
+    count = _number(tensors, f"{prefix}count")
     try:
-        count = int(tensors[f"{prefix}count"])
         return PairMoments(
             SecondMoment(count, tensors[f"{prefix}first"]),
             SecondMoment(count, tensors[f"{prefix}second"]),
@@ -122,6 +138,30 @@ def _moments_from(tensors: Mapping[str, Tensor], prefix: str) -> PairMoments:
         )
     except KeyError as error:
         raise InvalidVersion(f"the moments have no {error}") from error
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    try:
+        first, second, what = name.split(_SEPARATOR)
+    except ValueError as error:
+        raise InvalidVersion(f"the memory holds {name!r}, which is no name of a moment") from error
+    return first, second, what
+
+
+def _number(tensors: Mapping[str, Tensor], name: str) -> int:
+    if name not in tensors:
+        raise InvalidVersion(f"the moments have no {name!r}")
+    return int(tensors[name])
+
+
+def _tensor(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    tensor = tensors.get(name)
+    if tensor is None or tuple(tensor.shape) != shape:
+        found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
+        raise InvalidVersion(f"the heads' {name!r} {found}, expected {shape}")
+    if not bool(torch.isfinite(tensor).all()):
+        raise InvalidVersion(f"the heads' {name!r} has entries that are not finite")
+    return tensor.float()
 
 
 def _load(data: bytes, what: str) -> dict[str, Tensor]:

@@ -1,33 +1,51 @@
-"""The trainable part: one linear head per modality, from features to the shared space.
+"""One head per modality, from features to the shared space: conditioned once, then trained.
 
-Shapes: B rows, E width of the embeddings, I width of what a head reads (feature and constant 1).
+Shapes: B rows, F width of the raw feature, E width of the embeddings, I = F + 1 width of what a
+head reads (conditioned feature and constant 1).
 """
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from workers.contract.model import ModelSpec
-from workers.model.features import head_width
+from workers.model.features import head_width, prepare
+from workers.nullspace.conditioning import Conditioning
 
 
 @dataclass(frozen=True)
 class ModalityHeads:
-    """`weight_EI` of each modality, float32. Immutable: training makes a new one."""
+    """`weight_EI` of each modality, float32. Immutable: training makes a new one.
+
+    `conditioning` is what the first dataset of a modality fixed for ever; a modality that has had
+    none yet is brought to unit length only.
+    """
 
     weights: Mapping[str, Tensor]
+    conditioning: Mapping[str, Conditioning] = field(default_factory=dict)
 
-    def embed(self, modality: str, prepared_BI: Tensor) -> Tensor:
-        """Unit embeddings (B × E) of prepared features."""
-        embedding_BE = prepared_BI @ self.weights[modality].mT
-        return torch.nn.functional.normalize(embedding_BE, dim=1)
+    def prepare(self, modality: str, raw_BF: Tensor) -> Tensor:
+        """What the head reads (B × I)."""
+        return prepare(raw_BF, self.conditioning.get(modality))
+
+    def outputs(self, modality: str, raw_BF: Tensor) -> Tensor:
+        """What the head gives (B × E), before it is brought to unit length."""
+        return self.prepare(modality, raw_BF) @ self.weights[modality].mT
+
+    def embed(self, modality: str, raw_BF: Tensor) -> Tensor:
+        """Unit embeddings (B × E) of raw features."""
+        return torch.nn.functional.normalize(self.outputs(modality, raw_BF), dim=1)
 
     def replaced(self, changed: Mapping[str, Tensor]) -> "ModalityHeads":
-        """These heads with some of them exchanged."""
-        return ModalityHeads({**self.weights, **changed})
+        """These heads with some of the weights exchanged."""
+        return replace(self, weights={**self.weights, **changed})
+
+    def conditioned(self, new: Mapping[str, Conditioning]) -> "ModalityHeads":
+        """These heads for modalities whose first dataset has come."""
+        return replace(self, conditioning={**new, **self.conditioning})
 
 
 def initial_heads(spec: ModelSpec) -> ModalityHeads:

@@ -19,7 +19,7 @@ def positives(
 
 
 def info_nce(
-    queries_LE: Tensor, keys_BE: Tensor, positive_LB: Tensor, temperature: float
+    queries_LE: Tensor, keys_BE: Tensor, positive_LB: Tensor, temperature: Tensor | float
 ) -> Tensor:
     """Sum over local rows of the mean −log p(positive | query); rows of both are unit vectors.
 
@@ -36,7 +36,7 @@ def symmetric_info_nce(
     local: tuple[Tensor, Tensor],
     everywhere: tuple[Tensor, Tensor],
     positive_LB: Tensor,
-    temperature: float,
+    temperature: Tensor | float,
 ) -> Tensor:
     """Both directions averaged, divided by the rows of the *global* batch.
 

@@ -15,15 +15,43 @@ class Memory:
     """Moments pooled by pair, so that the cost of the next dataset does not grow with their number.
 
     Keys are pairs in lexical order; `PairMoments.first` belongs to the lexically first modality.
+    `datasets` counts how many are pooled under each.
     """
 
     by_pair: Mapping[tuple[str, str], PairMoments] = field(default_factory=dict)
+    datasets: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def with_dataset(self, pair: ModalityPair, moments: PairMoments) -> "Memory":
         """This memory and one more dataset."""
         key, moments = _ordered(pair, moments)
         known = self.by_pair.get(key)
-        return Memory({**self.by_pair, key: known + moments if known else moments})
+        return Memory(
+            {**self.by_pair, key: known + moments if known else moments},
+            {**self.datasets, key: self.datasets.get(key, 0) + 1},
+        )
+
+    def datasets_of(self, pair: ModalityPair) -> int:
+        """How many datasets of this very pair have been learned, in either order."""
+        return self.datasets.get(_key(pair), 0)
+
+    def has(self, pair: ModalityPair) -> bool:
+        """Whether this very pair has been learned before, in either order."""
+        return _key(pair) in self.by_pair
+
+    def touching(self, pair: ModalityPair) -> list[tuple[ModalityPair, PairMoments]]:
+        """All pairs that share a modality with `pair`, their shared one first.
+
+        `pair` itself, if it has been learned, comes as it is written.
+        """
+        found = []
+        for names, moments in self.by_pair.items():
+            shared = set(names) & set(pair.modalities)
+            known, turned = ModalityPair(first=names[0], second=names[1]), moments
+            if known.first != pair.first and (known.first not in shared or len(shared) == 2):
+                known, turned = known.swapped(), moments.swapped()
+            if shared:
+                found.append((known, turned))
+        return found
 
     def inputs_of(self, modality: str) -> SecondMoment | None:
         """Summed second moment of all features that this head has learned from."""
@@ -50,9 +78,14 @@ class Memory:
         return sides
 
 
+def _key(pair: ModalityPair) -> tuple[str, str]:
+    first, second = sorted(pair.modalities)
+    return first, second
+
+
 def _ordered(pair: ModalityPair, moments: PairMoments) -> tuple[tuple[str, str], PairMoments]:
-    first, second = pair.modalities
-    return ((first, second), moments) if first < second else ((second, first), moments.swapped())
+    key = _key(pair)
+    return key, moments if key == pair.modalities else moments.swapped()
 
 
 def _total(moments: list[SecondMoment]) -> SecondMoment | None:

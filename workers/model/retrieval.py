@@ -1,52 +1,86 @@
-"""Recall on held-out rows, aware of duplicates.
+"""Recall and class accuracy on held-out rows, aware of duplicates.
 
-Shapes: N rows, E width of the embeddings.
+Shapes: N rows, K = 10 best of them, C classes, E width of the embeddings.
 """
 
 from dataclasses import dataclass
+from statistics import fmean
 
+import torch
 from torch import Tensor
 
+from workers.contract.modality import ModalityPair
 from workers.contract.version import Recall
+from workers.model.heads import ModalityHeads
+from workers.model.loss import unit
+from workers.model.rows import PairedRows
 
 # Scores of this many queries against all rows are held at once.
 _QUERIES_AT_ONCE = 1024
+_BEST = 10
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out rows: prepared features, content keys of each side, and label numbers (or None)."""
+    """Held-out rows: raw features, content keys of each side, and class numbers (or None)."""
 
-    first_NI: Tensor
-    second_NJ: Tensor
-    first_keys_N: Tensor
-    second_keys_N: Tensor
+    rows: PairedRows
     labels_N: Tensor | None
 
     def __len__(self) -> int:
-        return len(self.first_NI)
+        return len(self.rows)
 
 
-def recall(first_NE: Tensor, second_NE: Tensor, rows: HeldOut) -> Recall:
-    """Recall at 1 and 10 of unit embeddings, both directions averaged."""
-    there_1, there_10 = _one_way(first_NE, second_NE, rows.second_keys_N, rows.labels_N)
-    back_1, back_10 = _one_way(second_NE, first_NE, rows.first_keys_N, rows.labels_N)
-    return Recall(rows=len(rows), at_1=(there_1 + back_1) / 2, at_10=(there_10 + back_10) / 2)
+def measure(heads: ModalityHeads, pair: ModalityPair, held_out: HeldOut) -> Recall:
+    """Recall of these heads, both directions averaged."""
+    first_NE = heads.embed(pair.first, held_out.rows.first_NI)
+    second_NE = heads.embed(pair.second, held_out.rows.second_NJ)
+    return recall(first_NE, second_NE, held_out)
 
 
-def _one_way(
-    queries_NE: Tensor, gallery_NE: Tensor, gallery_keys_N: Tensor, labels_N: Tensor | None
-) -> tuple[float, float]:
-    """A hit at 10 has the partner's own content; at 1 the same label will do as well."""
-    hits_1 = hits_10 = 0
-    for start in range(0, len(queries_NE), _QUERIES_AT_ONCE):
-        rows = slice(start, start + _QUERIES_AT_ONCE)
-        scores = queries_NE[rows] @ gallery_NE.mT
-        found = scores.topk(min(10, len(gallery_NE)), dim=1).indices
-        same = gallery_keys_N[found] == gallery_keys_N[rows, None]
-        best = same[:, 0]
-        if labels_N is not None:
-            best = best | (labels_N[found[:, 0]] == labels_N[rows])
-        hits_1 += int(best.sum())
-        hits_10 += int(same.any(dim=1).sum())
-    return hits_1 / len(queries_NE), hits_10 / len(queries_NE)
+def recall(first_NE: Tensor, second_NE: Tensor, held_out: HeldOut) -> Recall:
+    """Recall of unit embeddings, both directions averaged."""
+    ways = ((first_NE, second_NE), (second_NE, first_NE))
+    hits_NK = torch.cat([_hits(queries, gallery, held_out.rows) for queries, gallery in ways])
+    first_hit_N = hits_NK[:, 0]
+    accuracy = None
+    labels_N = held_out.labels_N
+    if labels_N is not None:
+        same_label_N = torch.cat([_same_label(*way, labels_N) for way in ways])
+        first_hit_N = first_hit_N | same_label_N
+        accuracy = fmean(_class_accuracy(*way, labels_N) for way in ways)
+    return Recall(
+        rows=len(held_out),
+        at_1=float(first_hit_N.double().mean()),
+        at_5=float(hits_NK[:, :5].any(dim=1).double().mean()),
+        at_10=float(hits_NK.any(dim=1).double().mean()),
+        accuracy=accuracy,
+    )
+
+
+def _hits(queries_NE: Tensor, gallery_NE: Tensor, rows: PairedRows) -> Tensor:
+    """Which of the ten best rows share an item with the query (bool, N × K)."""
+    best_NK = _best(queries_NE, gallery_NE)
+    first_N, second_N = rows.first_keys_N, rows.second_keys_N
+    return (first_N[best_NK] == first_N[:, None]) | (second_N[best_NK] == second_N[:, None])
+
+
+def _same_label(queries_NE: Tensor, gallery_NE: Tensor, labels_N: Tensor) -> Tensor:
+    """Whether the best row has the query's label (bool, N)."""
+    return labels_N[_best(queries_NE, gallery_NE)[:, 0]] == labels_N
+
+
+def _best(queries_NE: Tensor, gallery_NE: Tensor) -> Tensor:
+    """Row numbers of the ten best (N × K), best first."""
+    best = min(_BEST, len(gallery_NE))
+    starts = range(0, len(queries_NE), _QUERIES_AT_ONCE)
+    parts = (queries_NE[start : start + _QUERIES_AT_ONCE] for start in starts)
+    return torch.cat([(part @ gallery_NE.mT).topk(best, dim=1).indices for part in parts])
+
+
+def _class_accuracy(queries_NE: Tensor, gallery_NE: Tensor, labels_N: Tensor) -> float:
+    """Share of queries that lie nearest to the mean embedding of their own class."""
+    classes = int(labels_N.max()) + 1
+    sums_CE = gallery_NE.new_zeros(classes, gallery_NE.shape[1]).index_add(0, labels_N, gallery_NE)
+    nearest_N = (queries_NE @ unit(sums_CE).mT).argmax(dim=1)
+    return float((nearest_N == labels_N).double().mean())

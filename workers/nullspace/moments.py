@@ -64,6 +64,20 @@ class PairMoments:
     def count(self) -> int:
         return self.first.count
 
+    @property
+    def mean(self) -> "PairMoments":
+        """Per row: sums divided by the count, as if there had been one row."""
+        rows = max(self.count, 1)
+        first, second = (SecondMoment(1, side.sum_II / rows) for side in (self.first, self.second))
+        return PairMoments(first, second, self.cross_IJ / rows)
+
+    def cpu(self) -> "PairMoments":
+        """The same on the host, where moments are summed, decomposed and saved."""
+        first, second = (
+            SecondMoment(side.count, side.sum_II.cpu()) for side in (self.first, self.second)
+        )
+        return PairMoments(first, second, self.cross_IJ.cpu())
+
     def swapped(self) -> "PairMoments":
         """The same moments with the two sides exchanged."""
         return PairMoments(self.second, self.first, self.cross_IJ.mT.contiguous())

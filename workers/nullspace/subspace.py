@@ -25,18 +25,34 @@ class EigenBasis:
     def width(self) -> int:
         return len(self.values_I)
 
+    @property
+    def moment_II(self) -> Tensor:
+        """The matrix that was decomposed: V diag(values) Vᵀ."""
+        return (self.vectors_II * self.values_I) @ self.vectors_II.mT
+
     def rank_at(self, kept_energy: float) -> int:
         """Smallest number of leading directions that hold `kept_energy` of the trace (0 to 1).
 
         Relative to the trace and not to the largest eigenvalue: uncentred moments have one huge
         eigenvalue, the mean, and a cut relative to it would protect nothing else.
+        Raises ValueError if `kept_energy` is not between 0 and 1.
         """
+        if not 0 <= kept_energy <= 1:
+            raise ValueError(f"kept_energy is {kept_energy}; permitted are 0 to 1")
         total = self.values_I.sum()
-        if total <= 0:
+        if kept_energy == 0 or total <= 0:
             return 0
         missing_I = total - self.values_I.cumsum(0)
         enough = missing_I <= (1 - kept_energy) * total + _ZERO * total
         return int(enough.double().argmax()) + 1
+
+    def leading(self, kept_energy: float) -> Tensor:
+        """The directions that hold `kept_energy` of the trace (I × K)."""
+        return self.vectors_II[:, : self.rank_at(kept_energy)]
+
+    def trailing(self, kept_energy: float) -> Tensor:
+        """The other directions (I × (I − K))."""
+        return self.vectors_II[:, self.rank_at(kept_energy) :]
 
 
 def eigenbasis(moment: SecondMoment) -> EigenBasis:
@@ -44,13 +60,12 @@ def eigenbasis(moment: SecondMoment) -> EigenBasis:
 
     The basis of the null space is a continuous function of that space and not the arbitrary one
     that LAPACK happens to return, so that two machines that agree to rounding train alike.
+    Raises ValueError if the moment has values that are not finite.
     """
     sum_II = moment.sum_II.to("cpu", torch.float64)
-    values_I, vectors_II = torch.linalg.eigh((sum_II + sum_II.mT) / 2)
-    values_I, vectors_II = values_I.flip(0).clamp_min(0), vectors_II.flip(1)
-    rank = int((values_I > _ZERO * values_I[0]).sum())
-    complement_IK = _canonical_complement(vectors_II[:, :rank])
-    return EigenBasis(torch.cat([vectors_II[:, :rank], complement_IK], dim=1), values_I)
+    if not sum_II.isfinite().all():
+        raise ValueError(f"moment of {moment.count} rows has values that are not finite")
+    return _decompose(sum_II)
 
 
 def identity_basis(width: int) -> EigenBasis:
@@ -58,6 +73,18 @@ def identity_basis(width: int) -> EigenBasis:
     return EigenBasis(
         torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
     )
+
+
+def directions_within(moment_II: Tensor, basis_IK: Tensor) -> Tensor:
+    """The span of orthonormal columns, turned to the eigenvectors of a moment restricted to it.
+
+    By falling eigenvalue (I × K). What is rounding of zero beside the moment's trace counts as
+    zero: there the directions depend on the columns alone.
+    """
+    if basis_IK.shape[1] == 0:
+        return basis_IK
+    within_KK = basis_IK.mT @ moment_II @ basis_IK
+    return basis_IK @ _decompose(within_KK, float(moment_II.trace())).vectors_II
 
 
 def _canonical_complement(basis_IK: Tensor) -> Tensor:
@@ -68,3 +95,15 @@ def _canonical_complement(basis_IK: Tensor) -> Tensor:
     for _ in range(2):  # Once leaves rounding along the span; twice is enough (Kahan).
         probe = torch.linalg.qr(probe - basis_IK @ (basis_IK.mT @ probe)).Q
     return probe
+
+
+def _decompose(sum_II: Tensor, scale: float = 0.0) -> EigenBasis:
+    """Eigenvectors, with a canonical basis where eigenvalues are rounding of zero.
+
+    Rounding is measured against the largest eigenvalue or against `scale`, whichever is larger.
+    """
+    values_I, vectors_II = torch.linalg.eigh((sum_II + sum_II.mT) / 2)
+    values_I, vectors_II = values_I.flip(0).clamp_min(0), vectors_II.flip(1)
+    rank = int((values_I > _ZERO * max(float(values_I[0]), scale)).sum())
+    complement_IK = _canonical_complement(vectors_II[:, :rank])
+    return EigenBasis(torch.cat([vectors_II[:, :rank], complement_IK], dim=1), values_I)

@@ -11,11 +11,12 @@ models/<model>/live.json                    which version answers
 MANIFEST = "manifest.json"
 HEADS = "heads.safetensors"
 MEMORY = "memory.safetensors"
+KEPT = "kept.safetensors"
 SELFTEST = "selftest.safetensors"
 MOMENTS = "moments.safetensors"
 
 # What lies beside the manifest of a version; MOMENTS moves to the dataset instead.
-VERSION_FILES = (HEADS, MEMORY, SELFTEST)
+VERSION_FILES = (HEADS, MEMORY, KEPT, SELFTEST)
 
 
 def dataset_manifest(dataset: str) -> str:

@@ -1,11 +1,10 @@
 """From verified shards to tensors, and the order in which rows are seen.
 
-Shapes: N rows, B rows of a global batch, F and G raw widths, I and J prepared widths.
+Shapes: N rows, B rows of a global batch.
 """
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,61 +12,42 @@ import torch
 from torch import Tensor
 
 from workers.contract.dataset import DatasetManifest, Shard
-from workers.model.features import content_keys, prepare
+from workers.model.features import content_keys
 from workers.model.retrieval import HeldOut
+from workers.model.rows import PairedRows
 from workers.storage.shards import Rows, fetch, read_rows
 
 
-@dataclass(frozen=True)
-class TrainingRows:
-    """Prepared features of a dataset and the content keys of either side."""
-
-    first_NI: Tensor
-    second_NJ: Tensor
-    first_keys_N: Tensor
-    second_keys_N: Tensor
-
-    def __len__(self) -> int:
-        return len(self.first_NI)
-
-
-def training_rows(dataset: DatasetManifest) -> TrainingRows:
+def training_rows(dataset: DatasetManifest) -> PairedRows:
     """All training rows. Raises InvalidDataset if a shard is not what was verified at intake."""
-    return prepare_rows(_read(dataset.shards))
+    return paired_rows(_read(dataset.shards))
 
 
 def held_out_rows(dataset: DatasetManifest) -> HeldOut | None:
     """The evaluation rows, or None where the dataset has none."""
     if not dataset.evaluation_shards:
         return None
-    return prepare_held_out(_read(dataset.evaluation_shards))
+    return held_out(_read(dataset.evaluation_shards))
 
 
-def prepare_rows(rows: Rows) -> TrainingRows:
-    """Tensors that a head can read."""
+def paired_rows(rows: Rows) -> PairedRows:
+    """Raw features as tensors, with the content keys of either side."""
     first, second = rows.feature_a_BI, rows.feature_b_BI
-    return TrainingRows(
-        prepare(torch.from_numpy(first)),
-        prepare(torch.from_numpy(second)),
+    return PairedRows(
+        torch.from_numpy(first),
+        torch.from_numpy(second),
         content_keys(first),
         content_keys(second),
     )
 
 
-def prepare_held_out(rows: Rows) -> HeldOut:
-    """Tensors to measure recall on."""
-    prepared = prepare_rows(rows)
+def held_out(rows: Rows) -> HeldOut:
+    """Rows to measure recall on; classes are numbered in the order of their names."""
     labels = None
     if rows.label_B is not None:
         _, numbers = np.unique(rows.label_B.astype(str), return_inverse=True)
         labels = torch.from_numpy(numbers)
-    return HeldOut(
-        prepared.first_NI,
-        prepared.second_NJ,
-        prepared.first_keys_N,
-        prepared.second_keys_N,
-        labels,
-    )
+    return HeldOut(paired_rows(rows), labels)
 
 
 def global_batches(rows: int, batch_size: int, epochs: int, seed: int) -> Iterator[Tensor]:

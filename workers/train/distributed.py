@@ -72,16 +72,23 @@ class _GatherRows(torch.autograd.Function):
         return total_BE[ctx.own], None, None
 
 
-def sum_moments(local: PairMoments, here: World) -> PairMoments:
-    """Moments of all ranks' rows, equal to the bit on every rank (float64 sums)."""
+def sum_moment(local: SecondMoment, here: World) -> SecondMoment:
+    """The moment of all ranks' rows, equal to the bit on every rank (float64 sums)."""
     if here.size == 1:
         return local
-    count = torch.tensor([local.count], dtype=torch.int64, device=local.cross_IJ.device)
-    tensors = [local.first.sum_II, local.second.sum_II, local.cross_IJ, count]
-    for tensor in tensors:
+    count, sum_II = torch.tensor([local.count], dtype=torch.int64), local.sum_II.clone()
+    for tensor in (count, sum_II):
         dist.all_reduce(tensor)
-    rows = int(count)
-    return PairMoments(SecondMoment(rows, tensors[0]), SecondMoment(rows, tensors[1]), tensors[2])
+    return SecondMoment(int(count), sum_II)
+
+
+def sum_moments(local: PairMoments, here: World) -> PairMoments:
+    """The moments of all ranks' rows, both sides and crosswise."""
+    if here.size == 1:
+        return local
+    cross_IJ = local.cross_IJ.clone()
+    dist.all_reduce(cross_IJ)
+    return PairMoments(sum_moment(local.first, here), sum_moment(local.second, here), cross_IJ)
 
 
 def broadcast(tensors: Sequence[Tensor], here: World) -> None:

@@ -6,7 +6,6 @@ rank alone writes. With one process and no process group it is the same code.
 
 import hashlib
 import math
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 
@@ -19,19 +18,23 @@ from workers.contract.errors import (
     TrainingDiverged,
 )
 from workers.contract.job import JobSpec
-from workers.contract.version import LearnedDataset, Protection, VersionManifest, VersionReport
-from workers.methods.port import UpdateSpace
-from workers.methods.registry import method_for
-from workers.model.artifact import save_heads, save_memory, save_moments, save_selftest
-from workers.nullspace.moments import PairMoments, pair_moments
+from workers.contract.version import LearnedDataset, VersionManifest, VersionReport
+from workers.model.artifact import (
+    save_heads,
+    save_kept,
+    save_memory,
+    save_moments,
+    save_selftest,
+)
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
 from workers.storage.versions import entry_for, read_candidate, write_candidate
-from workers.train.data import TrainingRows, training_rows
-from workers.train.distributed import World, broadcast, share_of, sum_moments, world
-from workers.train.lineage import Parent, certify, evaluate, read_parent
-from workers.train.loop import PairTask, Trained, train_pair
+from workers.train.certify import drifts, protections, qualities
+from workers.train.data import training_rows
+from workers.train.distributed import World, world
+from workers.train.learn import Learned, Task, learn
+from workers.train.lineage import Parent, evaluate, read_earlier, read_parent
 from workers.train.report import Reporter, leave_failure
 
 
@@ -56,35 +59,31 @@ def _train(store: ObjectStore, spec: JobSpec, here: World, device: torch.device)
 
     reporter.enter("reading")
     parent = read_parent(store, spec)
-    rows = training_rows(spec.dataset)
+    earlier = read_earlier(store, spec, parent)
+    task = Task(spec.dataset.pair, training_rows(spec.dataset), _seed(spec), earlier)
 
-    reporter.enter("moments")
-    moments = sum_moments(_local_moments(rows, here), here)
-    spaces = method_for(spec.spec).update_spaces(parent.heads, parent.memory, spec.dataset.pair)
-    _agree(spaces, here)
-
-    reporter.enter("training")
-    task = PairTask(parent.heads, spec.dataset.pair, spaces, spec.spec.training, _seed(spec))
-    trained = train_pair(task, rows, here, device, reporter.update_done)
-    _check_finite(trained, spec)
+    learned = learn(spec.spec, parent.knowledge, task, here, device, reporter)
+    _check_finite(learned, spec)
     if not here.leads:
         return
 
     reporter.enter("certifying")
-    drift = certify(store, spec, parent, trained.heads)
-    evaluation = evaluate(store, spec, parent, trained.heads)
+    heads = learned.knowledge.heads
+    report = VersionReport(
+        final_loss=learned.trained.final_loss,
+        updates=learned.trained.updates,
+        temperature=learned.trained.temperature,
+        ranks=here.size,
+        protection=protections(spec.spec, learned.spaces),
+        drift=drifts(earlier, parent.knowledge.heads, heads),
+        quality=qualities(earlier, heads),
+        shrinkage=learned.shrinkage,
+        evaluation=evaluate(store, spec, parent, heads),
+        seconds=reporter.seconds,
+    )
 
     reporter.enter("writing")
-    report = VersionReport(
-        final_loss=trained.final_loss,
-        updates=trained.updates,
-        ranks=here.size,
-        seconds=reporter.seconds,
-        protection={modality: _protection(spec, space) for modality, space in spaces.items()},
-        drift=drift,
-        evaluation=evaluation,
-    )
-    _write(store, spec, parent, trained, moments, report)
+    _write(store, spec, parent, learned, report)
     reporter.enter("done")
 
 
@@ -97,9 +96,10 @@ def _is_complete(store: ObjectStore, spec: JobSpec) -> bool:
     return True
 
 
-def _check_finite(trained: Trained, spec: JobSpec) -> None:
+def _check_finite(learned: Learned, spec: JobSpec) -> None:
     """Raises TrainingDiverged: heads that are not finite must not become a version."""
-    heads = (trained.heads.weights[modality] for modality in spec.dataset.pair.modalities)
+    trained, weights = learned.trained, learned.knowledge.heads.weights
+    heads = (weights[modality] for modality in spec.dataset.pair.modalities)
     if math.isfinite(trained.final_loss) and all(bool(head.isfinite().all()) for head in heads):
         return
     training = spec.spec.training
@@ -110,53 +110,32 @@ def _check_finite(trained: Trained, spec: JobSpec) -> None:
     )
 
 
-def _local_moments(rows: TrainingRows, here: World) -> PairMoments:
-    own = share_of(len(rows), here)
-    return pair_moments(rows.first_NI[own], rows.second_NJ[own])
-
-
-def _agree(spaces: Mapping[str, UpdateSpace], here: World) -> None:
-    """All ranks train in the leading rank's coordinates: two CPUs may round an eigenvector apart."""
-    for space in spaces.values():
-        broadcast([space.outputs.vectors_II, space.inputs.vectors_II, space.free_EI], here)
-
-
 def _seed(spec: JobSpec) -> int:
     """The order of rows: another one for each version, the same for each attempt."""
     digest = hashlib.blake2b(f"{spec.spec.seed}/{spec.version}".encode(), digest_size=7)
     return int.from_bytes(digest.digest(), "big")
 
 
-def _protection(spec: JobSpec, space: UpdateSpace) -> Protection:
-    kept_energy = spec.spec.protection.kept_energy
-    return Protection(
-        input_rank=space.inputs.rank_at(kept_energy),
-        input_width=space.inputs.width,
-        output_rank=space.outputs.rank_at(kept_energy),
-        output_width=space.outputs.width,
-        blocked_share=1 - float(space.free_EI.double().mean()),
-    )
-
-
 def _write(
     store: ObjectStore,
     spec: JobSpec,
     parent: Parent,
-    trained: Trained,
-    moments: PairMoments,
+    learned: Learned,
     report: VersionReport,
 ) -> None:
-    moments_file = save_moments(moments)
+    moments_file = save_moments(learned.moments)
+    knowledge = learned.knowledge
     files = {
-        layout.HEADS: save_heads(trained.heads),
-        layout.MEMORY: save_memory(parent.memory.with_dataset(spec.dataset.pair, moments)),
-        layout.SELFTEST: save_selftest(trained.heads, spec.spec),
+        layout.HEADS: save_heads(knowledge.heads),
+        layout.MEMORY: save_memory(knowledge.memory),
+        layout.KEPT: save_kept(knowledge.kept),
+        layout.SELFTEST: save_selftest(knowledge.heads, spec.spec),
     }
-    learned = LearnedDataset(
+    line = LearnedDataset(
         dataset=spec.dataset.dataset,
         name=spec.dataset.name,
         pair=spec.dataset.pair,
-        rows=moments.count,
+        rows=learned.moments.count,
         version=spec.version,
         moments=entry_for(moments_file),
         shard_digests=tuple(shard.sha256 for shard in spec.dataset.shards),
@@ -172,7 +151,7 @@ def _write(
         code_version=installed_version("cmcl"),
         created_at=datetime.now(UTC),
         files={name: entry_for(data) for name, data in files.items()},
-        learned=(*parent.learned, learned),
+        learned=(*parent.learned, line),
         report=report,
     )
     try:

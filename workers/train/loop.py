@@ -4,31 +4,25 @@ Shapes: B rows of the global batch, L of them local, E width of the embeddings.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from workers.contract.modality import ModalityPair
-from workers.contract.model import TrainingSpec
-from workers.methods.port import UpdateSpace
+from workers.methods.port import Batch, Lesson, Method
 from workers.model.heads import ModalityHeads
-from workers.model.loss import positives, symmetric_info_nce
-from workers.train.data import TrainingRows, count_updates, global_batches
-from workers.train.distributed import World, gather_rows, share_of, sum_scalar
-from workers.train.optimizer import PairInEigenCoordinates, adamw, rotate, trained_weight
+from workers.model.pair import PairInEigenCoordinates, rotate, trained_weight
+from workers.model.rows import PairedRows
+from workers.nullspace.mask import UpdateSpace
+from workers.train.average import TailAverage
+from workers.train.data import count_updates, global_batches
+from workers.train.distributed import World, sum_scalar
+from workers.train.objective import GlobalLoss
+from workers.train.optimizer import optimizer_for
 
-
-@dataclass(frozen=True)
-class PairTask:
-    """What one dataset asks of two heads; the seed alone decides the order of rows."""
-
-    heads: ModalityHeads
-    pair: ModalityPair
-    spaces: Mapping[str, UpdateSpace]
-    spec: TrainingSpec
-    seed: int
+Spaces = Mapping[str, UpdateSpace]
 
 
 @dataclass(frozen=True)
@@ -42,85 +36,82 @@ class UpdateDone:
 
 @dataclass(frozen=True)
 class Trained:
-    """The heads after training and the loss of the last global batch."""
+    """What training gave: the change of each head in its update space, and the last batch's loss."""
 
-    heads: ModalityHeads
+    changes: tuple[Tensor, Tensor]
     final_loss: float
     updates: int
+    temperature: float
 
 
 def train_pair(
-    task: PairTask,
-    rows: TrainingRows,
+    method: Method,
+    lesson: Lesson,
+    spaces: Spaces,
+    rows: PairedRows,
     here: World,
-    device: torch.device,
     on_update: Callable[[UpdateDone], None],
 ) -> Trained:
-    """Train the two heads of the pair on `rows`; every rank ends with the same heads."""
-    module = _module(task).to(device)
-    wrapped = DistributedDataParallel(module) if here.size > 1 else module
-    optimizer = adamw(module, task.spec)
-    rotated = _rotated(task, rows, device)
-    total = count_updates(len(rows), task.spec.batch_size, task.spec.epochs)
+    """Train the two heads of the pair on `rows`, on their device; all ranks end with the same."""
+    spec, device = lesson.training, rows.first_NI.device
+    pair = _pair(lesson, spaces).to(device)
+    rotated = _rotated(lesson, spaces, rows)
+    rule = method.update_rule(lesson, pair, rotated)
+    objective = GlobalLoss(pair, spec, here).to(device)
+    wrapped = DistributedDataParallel(objective) if here.size > 1 else objective
+    optimizer = optimizer_for(objective, spec)
+    average = TailAverage(pair.changes, spec.averaged_share)
+    total = count_updates(len(rows), spec.batch_size, spec.epochs)
     loss = torch.zeros((), device=device)
-    batches = global_batches(len(rows), task.spec.batch_size, task.spec.epochs, task.seed)
-    for done, batch_B in enumerate(batches, start=1):
-        loss = _update(wrapped, optimizer, rotated, batch_B.to(device), task.spec.temperature, here)
+    batches = global_batches(len(rows), spec.batch_size, spec.epochs, lesson.seed)
+    for done, index_B in enumerate(batches, start=1):
+        batch = rotated.at(index_B.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss = rule.backward(Batch(partial(wrapped, batch), batch)) / here.size
+        optimizer.step()
+        rule.after_update()
+        average.after_update(done / total)
         on_update(UpdateDone(done, total, loss))
-    return Trained(_new_heads(task, module), sum_scalar(loss, here), total)
+    return Trained(average.values(), sum_scalar(loss, here), total, objective.temperature)
 
 
-def _module(task: PairTask) -> PairInEigenCoordinates:
+def new_heads(lesson: Lesson, spaces: Spaces, changes: tuple[Tensor, Tensor]) -> ModalityHeads:
+    """The parent's heads with these changes, in the original coordinates."""
+    weights = lesson.heads.weights
+    return lesson.heads.replaced(
+        {
+            modality: trained_weight(weights[modality], change, spaces[modality])
+            for modality, change in zip(lesson.pair.modalities, changes, strict=True)
+        }
+    )
+
+
+@torch.no_grad()
+def mean_loss(
+    lesson: Lesson, spaces: Spaces, rows: PairedRows, changes: tuple[Tensor, Tensor]
+) -> float:
+    """Mean loss of one pass over the rows with these changes."""
+    alone, spec = World(0, 1), lesson.training
+    pair = _pair(lesson, spaces).to(rows.first_NI.device)
+    for parameter, change_EI in zip(pair.changes, changes, strict=True):
+        parameter.copy_(change_EI)
+    objective = GlobalLoss(pair, spec, alone)
+    rotated = _rotated(lesson, spaces, rows)
+    batches = global_batches(len(rows), spec.batch_size, 1, lesson.seed)
+    losses = [float(objective(rotated.at(index_B))) for index_B in batches]
+    return sum(losses) / max(len(losses), 1)
+
+
+def _pair(lesson: Lesson, spaces: Spaces) -> PairInEigenCoordinates:
     first, second = (
-        (task.heads.weights[modality], task.spaces[modality]) for modality in task.pair.modalities
+        (lesson.heads.weights[modality], spaces[modality]) for modality in lesson.pair.modalities
     )
     return PairInEigenCoordinates(first, second)
 
 
-def _rotated(task: PairTask, rows: TrainingRows, device: torch.device) -> TrainingRows:
-    first, second = (task.spaces[modality] for modality in task.pair.modalities)
-    return TrainingRows(
-        rotate(rows.first_NI, first).to(device),
-        rotate(rows.second_NJ, second).to(device),
-        rows.first_keys_N.to(device),
-        rows.second_keys_N.to(device),
-    )
-
-
-def _update(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rows: TrainingRows,
-    batch_B: Tensor,
-    temperature: float,
-    here: World,
-) -> Tensor:
-    """One update on one global batch; answers this rank's part of the loss."""
-    local_L = batch_B[share_of(len(batch_B), here)]
-    first_LE, second_LE = module(rows.first_NI[local_L], rows.second_NJ[local_L])
-    everywhere = (
-        gather_rows(first_LE, len(batch_B), here),
-        gather_rows(second_LE, len(batch_B), here),
-    )
-    positive_LB = positives(
-        rows.first_keys_N[local_L],
-        rows.second_keys_N[local_L],
-        rows.first_keys_N[batch_B],
-        rows.second_keys_N[batch_B],
-    )
-    loss = symmetric_info_nce((first_LE, second_LE), everywhere, positive_LB, temperature)
-    optimizer.zero_grad(set_to_none=True)
-    # DDP divides the summed gradients by the number of ranks; the loss is already a share.
-    (loss * here.size).backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return loss.detach()
-
-
-def _new_heads(task: PairTask, module: PairInEigenCoordinates) -> ModalityHeads:
-    changes = (module.first.change_EI.detach(), module.second.change_EI.detach())
-    return task.heads.replaced(
-        {
-            modality: trained_weight(task.heads.weights[modality], change, task.spaces[modality])
-            for modality, change in zip(task.pair.modalities, changes, strict=True)
-        }
+def _rotated(lesson: Lesson, spaces: Spaces, rows: PairedRows) -> PairedRows:
+    """All rows in the input coordinates of the heads: once, so that no update has to."""
+    first, second = (spaces[modality] for modality in lesson.pair.modalities)
+    return replace(
+        rows, first_NI=rotate(rows.first_NI, first), second_NJ=rotate(rows.second_NJ, second)
     )

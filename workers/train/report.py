@@ -8,13 +8,14 @@ from workers.contract.job import Failure, JobSpec, Phase, Progress
 from workers.storage.layout import run_failure, run_progress
 from workers.storage.port import ObjectStore
 from workers.train.distributed import World
+from workers.train.learn import Watcher
 from workers.train.loop import UpdateDone
 
 # An object store charges for every write; people do not read faster than this.
 _SECONDS_BETWEEN_WRITES = 0.5
 
 
-class Reporter:
+class Reporter(Watcher):
     """Keeps the seconds of each phase; the leading rank also writes progress for all to see."""
 
     def __init__(self, store: ObjectStore, spec: JobSpec, here: World) -> None:

@@ -55,7 +55,7 @@ def version(index: int) -> VersionManifest:
                 for old, value in enumerate(DRIFT[index])
             },
             evaluation={
-                f"d-{old}": Recall(rows=10, at_1=value, at_10=value / 2)
+                f"d-{old}": Recall(rows=10, at_1=value, at_5=value / 2, at_10=value / 2)
                 for old, value in enumerate(AT_1[index])
             },
         ),

@@ -48,7 +48,7 @@ REPORT = VersionReport(
         )
     },
     drift={"d-0": Drift(since_learned=0.1, against_parent=0.05)},
-    evaluation={"d-1": Recall(rows=10, at_1=0.5, at_10=1.0)},
+    evaluation={"d-1": Recall(rows=10, at_1=0.5, at_5=0.75, at_10=1.0)},
 )
 MODELS: list[BaseModel] = [
     ShardRef(uri="s3://bucket/a.parquet"),
@@ -156,7 +156,7 @@ def refused(field: str, value: object) -> None:
     {
         "width": [0, 1, 8193, "wide", None, 1.5],
         "seed": [-1, 2**31],
-        "method": ["", "Nullspace", "paper", None],
+        "method": ["", "Nullspace", "joint", None],
         "modalities": [
             {},
             {"image": 4},

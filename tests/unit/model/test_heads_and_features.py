@@ -6,6 +6,7 @@ import torch
 from workers.contract.model import ModelSpec
 from workers.model.features import content_keys, prepare
 from workers.model.heads import initial_heads
+from workers.nullspace.conditioning import Conditioning
 
 SPEC = ModelSpec(width=16, modalities={"image": 16, "text": 9, "audio": 30})
 
@@ -41,6 +42,18 @@ def test_another_modality_does_not_change_the_start_of_the_others() -> None:
         )
 
 
+def test_conditioned_features_are_centred_mapped_and_of_unit_length() -> None:
+    conditioning = Conditioning(torch.tensor([0.6, 0.0]), torch.diag(torch.tensor([5.0, 2.0])))
+    prepared = prepare(torch.tensor([[3.0, 4.0]]), conditioning)
+    torch.testing.assert_close(prepared, torch.tensor([[0.0, 1.0, 1.0]]))
+
+
+def test_conditioning_of_the_first_dataset_is_never_replaced() -> None:
+    first, later = (Conditioning(torch.full((9,), x), torch.eye(9)) for x in (1.0, 2.0))
+    heads = initial_heads(SPEC).conditioned({"text": first}).conditioned({"text": later})
+    assert heads.conditioning == {"text": first}
+
+
 def test_embeddings_are_unit_vectors() -> None:
-    embeddings = initial_heads(SPEC).embed("audio", prepare(torch.randn(5, 30)))
+    embeddings = initial_heads(SPEC).embed("audio", torch.randn(5, 30))
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(5))

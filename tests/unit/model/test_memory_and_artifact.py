@@ -9,6 +9,7 @@ from workers.contract.model import ModelSpec
 from workers.model import artifact
 from workers.model.heads import initial_heads
 from workers.model.memory import Memory
+from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.moments import pair_moments
 
 SPEC = ModelSpec(width=4, modalities={"image": 6, "text": 3, "depth": 5})
@@ -64,7 +65,34 @@ def test_memory_survives_a_round_trip() -> None:
     memory = two_datasets()
     again = artifact.load_memory(artifact.save_memory(memory))
     assert artifact.save_memory(again) == artifact.save_memory(memory)
+    assert again.datasets_of(TEXT_IMAGE) == 1
     assert artifact.load_memory(artifact.save_memory(Memory())).by_pair == {}
+
+
+def test_pairs_that_share_a_modality_are_found_shared_one_first() -> None:
+    touching = two_datasets().touching(ModalityPair(first="text", second="depth"))
+    assert [str(pair) for pair, _ in touching] == ["text,image", "depth,image"]
+    for pair, moments in touching:
+        assert moments.cross_IJ.shape == tuple(WIDTHS[name] for name in pair.modalities)
+    same = two_datasets().touching(TEXT_IMAGE)
+    assert [str(pair) for pair, _ in same] == ["text,image", "image,depth"]
+
+
+def test_heads_keep_their_conditioning_in_the_file() -> None:
+    heads = HEADS.conditioned({"text": Conditioning(torch.ones(3), 2 * torch.eye(3))})
+    again = artifact.load_heads(artifact.save_heads(heads), SPEC)
+    assert torch.equal(again.conditioning["text"].map_FF, 2 * torch.eye(3))
+    assert set(again.conditioning) == {"text"}
+    artifact.run_selftest(artifact.save_selftest(heads, SPEC), again)
+    with pytest.raises(InvalidVersion, match="self-test of head 'text'"):
+        artifact.run_selftest(artifact.save_selftest(heads, SPEC), HEADS)
+
+
+def test_what_a_method_keeps_survives_a_round_trip() -> None:
+    kept = {"ewc/image/fisher": torch.rand(3, 4)}
+    again = artifact.load_kept(artifact.save_kept(kept))
+    assert torch.equal(again["ewc/image/fisher"], kept["ewc/image/fisher"])
+    assert artifact.load_kept(artifact.save_kept({})) == {}
 
 
 def test_moments_survive_a_round_trip() -> None:
@@ -90,7 +118,7 @@ def test_selftest_refuses_heads_of_another_version() -> None:
     [
         (lambda data: data[: len(data) // 2], "cannot be read"),
         (lambda data: b"", "cannot be read"),
-        (lambda data: data.replace(b'"text"', b'"tuxt"'), "head 'text' is missing"),
+        (lambda data: data.replace(b'"text/weight"', b'"tuxt/weight"'), "'text/weight' is missing"),
     ],
 )
 def test_damaged_heads_are_refused_in_words(damage, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -1,18 +1,22 @@
 """Recall counts what a person would count as found."""
 
+import pytest
 import torch
 
 from workers.model.loss import unit
 from workers.model.retrieval import HeldOut, recall
+from workers.model.rows import PairedRows
 
 
 def held_out(keys_first: list[int], keys_second: list[int], labels: list[int] | None) -> HeldOut:
     count = len(keys_first)
     return HeldOut(
-        torch.zeros(count, 1),
-        torch.zeros(count, 1),
-        torch.tensor(keys_first),
-        torch.tensor(keys_second),
+        PairedRows(
+            torch.zeros(count, 1),
+            torch.zeros(count, 1),
+            torch.tensor(keys_first),
+            torch.tensor(keys_second),
+        ),
         None if labels is None else torch.tensor(labels),
     )
 
@@ -32,12 +36,12 @@ def test_random_embeddings_retrieve_about_as_often_as_chance() -> None:
 
 
 def test_repeated_partner_counts_as_found() -> None:
-    """Two rows have the same text; either is the right answer to both images."""
+    """Two rows have the same text: either image answers it, and it answers either image."""
     images, texts = torch.eye(3), torch.eye(3)[[1, 0, 2]]
     by_row = recall(images, texts, held_out([0, 1, 2], [5, 6, 7], None))
     by_content = recall(images, texts, held_out([0, 1, 2], [5, 5, 7], None))
     assert by_row.at_1 == 1 / 3
-    assert by_content.at_1 == (1.0 + 1 / 3) / 2
+    assert by_content.at_1 == 1.0
 
 
 def test_same_label_counts_at_one_but_not_at_ten() -> None:
@@ -46,3 +50,20 @@ def test_same_label_counts_at_one_but_not_at_ten() -> None:
     found = recall(images, far, held_out(list(range(12)), list(range(12)), [0] * 12))
     assert found.at_1 == 1.0
     assert found.at_10 < 1.0
+
+
+def test_recall_at_five_lies_between_one_and_ten() -> None:
+    generator = torch.Generator().manual_seed(2)
+    first = unit(torch.randn(300, 16, generator=generator))
+    second = unit(first + 0.5 * torch.randn(300, 16, generator=generator))
+    found = recall(first, second, held_out(list(range(300)), list(range(300)), None))
+    assert found.at_1 < found.at_5 < found.at_10
+    assert found.accuracy is None
+
+
+def test_accuracy_is_that_of_the_nearest_class() -> None:
+    """Two classes; the third image lies with the texts of the other one."""
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    found = recall(images, texts, held_out([0, 1, 2], [3, 4, 5], [0, 1, 0]))
+    assert found.accuracy == pytest.approx((2 / 3 + 1) / 2)

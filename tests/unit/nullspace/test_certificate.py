@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from workers.nullspace.certificate import PairWeights, relative_drift
+from workers.nullspace.certificate import PairWeights, relative_drift, relative_norm_change
 from workers.nullspace.moments import pair_moments
 
 DOUBLE = torch.float64
@@ -70,3 +72,57 @@ def test_scores_that_came_from_nothing_drift_without_bound(
 ) -> None:
     nothing = PairWeights(torch.zeros(5, 9), torch.zeros(5, 7))
     assert relative_drift(pair_moments(*old_rows), nothing, random_weights(5)) == float("inf")
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_drift_is_exact_when_only_one_head_moved(
+    old_rows: tuple[torch.Tensor, torch.Tensor], size: float
+) -> None:
+    then, other = random_weights(6), random_weights(7)
+    for now in (
+        PairWeights(then.first_EI + size * other.first_EI, then.second_EJ),
+        PairWeights(then.first_EI, then.second_EJ + size * other.second_EJ),
+    ):
+        drift = relative_drift(pair_moments(*old_rows), then, now)
+        assert drift == pytest.approx(brute_force(old_rows, then, now), rel=1e-6)
+
+
+def test_drift_does_not_know_which_side_is_first(
+    old_rows: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    then, now = random_weights(8), random_weights(9)
+    swapped = relative_drift(
+        pair_moments(*old_rows).swapped(),
+        PairWeights(then.second_EJ, then.first_EI),
+        PairWeights(now.second_EJ, now.first_EI),
+    )
+    assert swapped == pytest.approx(relative_drift(pair_moments(*old_rows), then, now), rel=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.integers(1001, 2000))
+def test_norm_change_equals_brute_force_over_rows(one: int, other: int) -> None:
+    generator = torch.Generator().manual_seed(one)
+    rows_BI = torch.randn(60, 9, generator=generator, dtype=DOUBLE) + 0.5
+    then, now = random_weights(one).first_EI, random_weights(other).first_EI
+    moment = pair_moments(rows_BI, rows_BI).first
+    before, after = ((rows_BI @ head.mT).square().sum(1).mean().sqrt() for head in (then, now))
+    expected = float(after / before) - 1
+    assert relative_norm_change(moment, then, now) == pytest.approx(expected, abs=1e-6)
+
+
+def test_norm_change_of_scaled_heads_is_the_scale(
+    old_rows: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    moment, head = pair_moments(*old_rows).first, random_weights(10).first_EI
+    assert relative_norm_change(moment, head, head) == 0.0
+    assert relative_norm_change(moment, head, 1.25 * head) == pytest.approx(0.25)
+    assert relative_norm_change(moment, head, 0 * head) == -1.0
+
+
+def test_norms_that_came_from_nothing_change_without_bound(
+    old_rows: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    moment, head = pair_moments(*old_rows).first, random_weights(11).first_EI
+    assert relative_norm_change(moment, 0 * head, 0 * head) == 0.0
+    assert relative_norm_change(moment, 0 * head, head) == float("inf")

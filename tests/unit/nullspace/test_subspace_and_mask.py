@@ -1,14 +1,24 @@
 """Eigen-coordinates, kept energy and the elementwise mask."""
 
+import time
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.nullspace.mask import rectangular_mask
+from workers.nullspace.mask import (
+    MaskRule,
+    UpdateSpace,
+    everything_free,
+    product_mask,
+    rectangular_mask,
+)
 from workers.nullspace.moments import SecondMoment, sum_of_products
-from workers.nullspace.subspace import EigenBasis, eigenbasis, identity_basis
+from workers.nullspace.subspace import EigenBasis, directions_within, eigenbasis, identity_basis
 
 DOUBLE = torch.float64
+BOTH_RULES = pytest.mark.parametrize("rule", [rectangular_mask, product_mask])
 
 
 def random_moment(seed: int, count: int, width: int) -> SecondMoment:
@@ -55,14 +65,140 @@ def test_rank_does_not_depend_on_the_scale_of_features() -> None:
     assert eigenbasis(moment).rank_at(0.9) == eigenbasis(huge).rank_at(0.9)
 
 
-def test_nothing_is_protected_before_the_first_dataset() -> None:
+@BOTH_RULES
+def test_nothing_is_protected_before_the_first_dataset(rule: MaskRule) -> None:
     assert identity_basis(7).rank_at(0.95) == 0
-    assert rectangular_mask(identity_basis(3), identity_basis(7), 0.95).all()
+    assert rule(identity_basis(3), identity_basis(7), 0.95).all()
 
 
-def test_all_energy_of_full_rank_moments_blocks_everything() -> None:
+@BOTH_RULES
+def test_all_energy_of_full_rank_moments_blocks_everything(rule: MaskRule) -> None:
     outputs, inputs = eigenbasis(random_moment(5, 50, 4)), eigenbasis(random_moment(6, 50, 6))
-    assert not rectangular_mask(outputs, inputs, 1.0).any()
+    assert not rule(outputs, inputs, 1.0).any()
+
+
+@BOTH_RULES
+def test_all_energy_of_low_rank_moments_leaves_the_null_space_free(rule: MaskRule) -> None:
+    outputs, inputs = eigenbasis(random_moment(5, 2, 8)), eigenbasis(random_moment(6, 3, 9))
+    free_EI = rule(outputs, inputs, 1.0)
+    assert not free_EI[:2, :3].any()
+    assert free_EI[2:].all()
+    assert free_EI[:, 3:].all()
+
+
+@BOTH_RULES
+@pytest.mark.parametrize("kept", [-0.1, 1.1, float("nan")])
+def test_energy_to_keep_outside_its_range_is_refused(rule: MaskRule, kept: float) -> None:
+    basis = eigenbasis(random_moment(8, 50, 4))
+    with pytest.raises(ValueError, match=r"kept_energy is .*; permitted are 0 to 1"):
+        rule(basis, basis, kept)
+
+
+def spectrum(seed: int, width: int, rank: int, decades: float, levels: int) -> EigenBasis:
+    """Falling values over some decades and then zeros; on few levels many of them are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = (torch.rand(width, generator=generator, dtype=DOUBLE) * levels).round() / levels
+    values = 10 ** (-decades * steps.sort().values)
+    values[rank:] = 0
+    return EigenBasis(torch.eye(width, dtype=DOUBLE), values)
+
+
+SPECTRA = st.builds(
+    spectrum,
+    st.integers(0, 1000),
+    st.just(17),
+    st.integers(1, 17),
+    st.floats(0.0, 5.0),
+    st.sampled_from([1, 3, 1000]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SPECTRA, SPECTRA, st.floats(0.01, 1.0))
+def test_product_rule_blocks_the_largest_and_no_more_than_needed(
+    outputs: EigenBasis, inputs: EigenBasis, kept: float
+) -> None:
+    space = UpdateSpace(outputs, inputs, product_mask(outputs, inputs, kept))
+    total = space.energy_EI.sum()
+    blocked, free = space.energy_EI[~space.free_EI], space.energy_EI[space.free_EI]
+    assert free.sum() <= (1 - kept) * total + 1e-9 * total
+    assert len(blocked) > 0
+    assert len(free) == 0 or free.max() <= blocked.min()
+    assert free.sum() + blocked.min() > (1 - kept) * total - 1e-9 * total
+
+
+@settings(max_examples=100, deadline=None)
+@given(SPECTRA, SPECTRA, st.floats(0.01, 1.0))
+def test_product_rule_blocks_no_more_than_the_rectangle(
+    outputs: EigenBasis, inputs: EigenBasis, kept: float
+) -> None:
+    """For the same bound on the energy that is left free."""
+    rectangle = UpdateSpace(outputs, inputs, rectangular_mask(outputs, inputs, kept))
+    same = min(1.0, max(0.0, 1 - rectangle.free_energy - 1e-9))
+    product = UpdateSpace(outputs, inputs, product_mask(outputs, inputs, same))
+    assert product.blocked_share <= rectangle.blocked_share + 1e-12
+
+
+def test_product_rule_equals_sorting_all_energies() -> None:
+    outputs, inputs = eigenbasis(random_moment(9, 40, 30)), eigenbasis(random_moment(10, 80, 50))
+    energy_EI = torch.outer(outputs.values_I, inputs.values_I)
+    rising, order = energy_EI.flatten().sort()
+    for kept in (0.5, 0.8, 0.95, 0.999):
+        expected = torch.zeros(energy_EI.numel(), dtype=torch.bool)
+        expected[order] = rising.cumsum(0) <= (1 - kept) * energy_EI.sum()
+        assert torch.equal(product_mask(outputs, inputs, kept), expected.view_as(energy_EI))
+
+
+def test_product_rule_frees_equal_energies_while_they_fit() -> None:
+    """Whitened moments: all energies are equal, and a fifth of them is free."""
+    flat = EigenBasis(torch.eye(10, dtype=DOUBLE), torch.ones(10, dtype=DOUBLE))
+    free_EI = product_mask(flat, flat, 0.795)
+    assert free_EI.flatten().tolist() == [True] * 20 + [False] * 80
+
+
+def test_product_rule_is_quick_at_a_thousand_squared() -> None:
+    """Far from sorting a million products (0.1 s); the limit leaves room for a busy machine."""
+    outputs, inputs = (spectrum(seed, 1024, 1024, 5.0, 10**6) for seed in (11, 12))
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product_mask(outputs, inputs, 0.95)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.06
+
+
+def test_shares_of_a_space_are_those_of_its_entries() -> None:
+    outputs, inputs = spectrum(13, 2, 2, 0.0, 1), spectrum(14, 4, 2, 0.0, 1)
+    free_EI = torch.tensor([[False, True, True, True], [False, False, True, True]])
+    space = UpdateSpace(outputs, inputs, free_EI)
+    assert space.blocked_share == 3 / 8
+    assert space.free_energy == 1 / 4
+    free = everything_free(3, 5)
+    assert free.free_EI.shape == (3, 5)
+    assert (free.blocked_share, free.free_energy) == (0.0, 0.0)
+
+
+def test_leading_and_trailing_directions_are_all_directions() -> None:
+    basis = eigenbasis(random_moment(15, 30, 8))
+    both = torch.cat([basis.leading(0.9), basis.trailing(0.9)], dim=1)
+    assert torch.equal(both, basis.vectors_II)
+    torch.testing.assert_close(basis.moment_II, random_moment(15, 30, 8).sum_II)
+
+
+def test_directions_within_a_span_diagonalise_the_moment_there() -> None:
+    moment_II, basis = random_moment(16, 30, 8).sum_II, eigenbasis(random_moment(17, 30, 8))
+    span_IK = basis.vectors_II[:, 2:6]
+    turned_IK = directions_within(moment_II, span_IK)
+    within_KK = turned_IK.mT @ moment_II @ turned_IK
+    torch.testing.assert_close(within_KK, within_KK.diag().diag(), atol=1e-9, rtol=0)
+    assert (within_KK.diag().diff() <= 0).all()
+    torch.testing.assert_close(turned_IK @ turned_IK.mT, span_IK @ span_IK.mT)
+
+
+def test_a_moment_with_infinite_values_is_refused() -> None:
+    moment = SecondMoment(3, torch.full((2, 2), float("inf"), dtype=DOUBLE))
+    with pytest.raises(ValueError, match="moment of 3 rows has values that are not finite"):
+        eigenbasis(moment)
 
 
 def test_interference_is_elementwise_in_eigen_coordinates() -> None:

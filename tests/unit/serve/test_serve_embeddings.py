@@ -8,11 +8,10 @@ import torch
 
 from tests.fakes.versions import random_heads
 from tests.unit.serve.conftest import SPEC, Replica
-from workers.model.features import prepare
 
 
 def expected(version: int, modality: str, rows: list[list[float]]) -> torch.Tensor:
-    return random_heads(SPEC, seed=version).embed(modality, prepare(torch.tensor(rows)))
+    return random_heads(SPEC, seed=version).embed(modality, torch.tensor(rows))
 
 
 def random_rows(count: int, width: int) -> list[list[float]]:
@@ -68,7 +67,7 @@ def test_base64_holds_the_same_floats(serving: Replica) -> None:
 def test_without_normalize_the_head_speaks_itself(serving: Replica) -> None:
     rows = random_rows(3, 5)
     data = serving.embed(input=rows, normalize=False).json()["data"]
-    outputs = prepare(torch.tensor(rows)) @ random_heads(SPEC, seed=1).weights["image"].mT
+    outputs = random_heads(SPEC, seed=1).outputs("image", torch.tensor(rows))
     got = torch.tensor([each["embedding"] for each in data])
     torch.testing.assert_close(got, outputs, atol=1e-5, rtol=0)
     assert (got.norm(dim=1) - 1).abs().max() > 1e-3

@@ -14,7 +14,6 @@ import uvicorn
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
-from workers.model.features import prepare
 from workers.serve.settings import ServeArgs
 
 VERSIONS = 20
@@ -95,7 +94,7 @@ def test_no_request_fails_or_mixes_versions_in_swaps(store: FlakyStore) -> None:
 
 def check(rows: torch.Tensor, answers: list[Answers]) -> None:
     expected = {
-        version: random_heads(SPEC, seed=version).embed("image", prepare(rows))
+        version: random_heads(SPEC, seed=version).embed("image", rows)
         for version in range(1, VERSIONS + 1)
     }
     for each in answers:

@@ -74,14 +74,18 @@ def test_a_dataset_without_certificate_is_refused(asked: Asked) -> None:
         check_answers(spec, parent.learned, candidate.model_copy(update={"report": report}))
 
 
-def test_drift_at_the_bound_is_permitted(plane: ControlPlane) -> None:
+def test_drift_at_the_bound_is_permitted(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path)
+    plane.create_model(protection={"max_drift": 0.5})
     plane.run_to_end(plane.post_dataset("one"))
     assert plane.run_to_end(plane.post_dataset("two"), drift=0.5).state == JobState.PUBLISHED
+    plane.close()
 
 
-def test_vanilla_may_drift_as_far_as_it_likes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spec", [{"method": "vanilla"}, {"protection": {"policy": "improve"}}])
+def test_without_a_bound_scores_may_drift(tmp_path: Path, spec: dict[str, object]) -> None:
     plane = ControlPlane(tmp_path)
-    plane.create_model(method="vanilla")
+    plane.create_model(**spec)
     plane.run_to_end(plane.post_dataset("one"))
     assert plane.run_to_end(plane.post_dataset("two"), drift=7.0).state == JobState.PUBLISHED
     plane.close()

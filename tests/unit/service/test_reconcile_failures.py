@@ -213,7 +213,9 @@ def test_a_manifest_that_cannot_be_read_is_refused(plane: ControlPlane) -> None:
     assert plane.job(job).reason == FailureReason.INVALID_CANDIDATE
 
 
-def test_too_much_drift_rejects_the_candidate(plane: ControlPlane) -> None:
+def test_too_much_drift_rejects_the_candidate(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path)
+    plane.create_model(protection={"policy": "preserve"})
     plane.run_to_end(plane.post_dataset("one"))
     job = plane.post_dataset("two")
     found = plane.run_to_end(job, drift=0.9)
@@ -222,6 +224,7 @@ def test_too_much_drift_rejects_the_candidate(plane: ControlPlane) -> None:
     assert "0.9" in (found.message or "")
     assert "0.5" in (found.message or "")
     assert plane.model().live_version == 1
+    plane.close()
 
 
 def test_a_stale_parent_sends_the_job_back(plane: ControlPlane) -> None:

@@ -1,22 +1,29 @@
 """Training in eigen-coordinates: what is blocked never moves, and what is free learns."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import pytest
 import torch
 
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec, TrainingSpec
-from workers.methods.nullspace import NullSpace
+from workers.methods.nullspace import Preserve
+from workers.methods.port import Lesson, Method
 from workers.methods.vanilla import Vanilla
-from workers.model.heads import initial_heads
+from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.loss import unit
 from workers.model.memory import Memory
+from workers.model.pair import PairInEigenCoordinates, rotate
+from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights, relative_drift
 from workers.nullspace.moments import PairMoments, pair_moments
-from workers.train.data import TrainingRows, count_updates, global_batches
+from workers.train.data import count_updates, global_batches
 from workers.train.distributed import World
-from workers.train.loop import PairTask, Trained, UpdateDone, train_pair
-from workers.train.optimizer import PairInEigenCoordinates, adamw, rotate
+from workers.train.loop import Trained, UpdateDone, new_heads, train_pair
+from workers.train.objective import GlobalLoss
+from workers.train.optimizer import optimizer_for
 
 IMAGE_TEXT = ModalityPair(first="image", second="text")
 DEPTH_IMAGE = ModalityPair(first="depth", second="image")
@@ -39,18 +46,35 @@ def features(pair: ModalityPair, rank: int, seed: int, rows: int = 128) -> list[
     return [torch.cat([side, torch.ones(rows, 1)], dim=1) for side in sides]
 
 
+@dataclass(frozen=True)
+class Run:
+    """What training gave, and the heads that follow from it."""
+
+    heads: ModalityHeads
+    trained: Trained
+
+
+def lesson_on(pair: ModalityPair, memory: Memory, training: TrainingSpec = SPEC.training) -> Lesson:
+    return Lesson(initial_heads(SPEC), memory, {}, pair, training, seed=1)
+
+
 def train(
-    pair: ModalityPair, rows: list[torch.Tensor], memory: Memory, kept_energy: float | None
-) -> Trained:
-    heads = initial_heads(SPEC)
-    method = Vanilla() if kept_energy is None else NullSpace(kept_energy)
-    keys = torch.arange(len(rows[0]))
-    task = PairTask(heads, pair, method.update_spaces(heads, memory, pair), SPEC.training, seed=1)
-    data = TrainingRows(rows[0], rows[1], keys, keys)
-    return train_pair(task, data, ALONE, torch.device("cpu"), lambda _: None)
+    pair: ModalityPair,
+    rows: list[torch.Tensor],
+    memory: Memory,
+    kept_energy: float | None,
+    training: TrainingSpec = SPEC.training,
+    on_update: Callable[[UpdateDone], None] = lambda _: None,
+) -> Run:
+    method: Method = Vanilla() if kept_energy is None else Preserve(kept_energy)
+    lesson, keys = lesson_on(pair, memory, training), torch.arange(len(rows[0]))
+    spaces = method.update_spaces(lesson)
+    data = PairedRows(rows[0], rows[1], keys, keys)
+    trained = train_pair(method, lesson, spaces, data, ALONE, on_update)
+    return Run(new_heads(lesson, spaces, trained.changes), trained)
 
 
-def drift(moments: PairMoments, pair: ModalityPair, now: Trained) -> float:
+def drift(moments: PairMoments, pair: ModalityPair, now: Run) -> float:
     start = initial_heads(SPEC).weights
     first, second = pair.modalities
     return relative_drift(
@@ -69,23 +93,26 @@ def test_scores_of_a_low_rank_dataset_stay_put_while_the_next_is_learned() -> No
     assert drift(old, IMAGE_TEXT, protected) < 1e-5
     assert drift(old, IMAGE_TEXT, free) > 0.05
     chance = math.log(SPEC.training.batch_size)
-    assert protected.final_loss < 0.15 * chance
-    assert free.final_loss < 0.15 * chance
+    assert protected.trained.final_loss < 0.15 * chance
+    assert free.trained.final_loss < 0.15 * chance
 
 
-def test_blocked_entries_are_bit_equal_after_adamw_with_decay() -> None:
-    heads = initial_heads(SPEC)
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_blocked_entries_are_bit_equal_after_training(optimizer: str, decay: float) -> None:
     memory = Memory().with_dataset(IMAGE_TEXT, pair_moments(*features(IMAGE_TEXT, 5, seed=2)))
-    spaces = NullSpace(0.99).update_spaces(heads, memory, IMAGE_TEXT)
-    first, second = ((heads.weights[m], spaces[m]) for m in IMAGE_TEXT.modalities)
+    lesson = lesson_on(IMAGE_TEXT, memory)
+    spaces = Preserve(0.99).update_spaces(lesson)
+    first, second = ((lesson.heads.weights[m], spaces[m]) for m in IMAGE_TEXT.modalities)
     module = PairInEigenCoordinates(first, second)
-    optimizer = adamw(module, TrainingSpec(learning_rate=0.1, weight_decay=0.5))
+    spec = TrainingSpec(optimizer=optimizer, learning_rate=0.1, weight_decay=decay)
+    stepper = optimizer_for(GlobalLoss(module, spec, ALONE), spec)
     rows = features(IMAGE_TEXT, 9, seed=3)
     for _ in range(20):
         out = module(rotate(rows[0], spaces["image"]), rotate(rows[1], spaces["text"]))
-        optimizer.zero_grad()
+        stepper.zero_grad()
         (out[0] * out[1]).sum().backward()
-        optimizer.step()
+        stepper.step()
     for head, modality in ((module.first, "image"), (module.second, "text")):
         blocked = ~spaces[modality].free_EI
         assert blocked.any()
@@ -94,15 +121,16 @@ def test_blocked_entries_are_bit_equal_after_adamw_with_decay() -> None:
 
 
 def test_eigen_coordinates_change_no_embedding_before_training() -> None:
-    heads = initial_heads(SPEC)
     memory = Memory().with_dataset(IMAGE_TEXT, pair_moments(*features(IMAGE_TEXT, 5, seed=4)))
-    spaces = NullSpace(0.9).update_spaces(heads, memory, IMAGE_TEXT)
-    first, second = ((heads.weights[m], spaces[m]) for m in IMAGE_TEXT.modalities)
+    lesson = lesson_on(IMAGE_TEXT, memory)
+    spaces = Preserve(0.9).update_spaces(lesson)
+    weights = lesson.heads.weights
+    first, second = ((weights[m], spaces[m]) for m in IMAGE_TEXT.modalities)
     rows = features(IMAGE_TEXT, 9, seed=5)
     one, other = PairInEigenCoordinates(first, second)(
         rotate(rows[0], spaces["image"]), rotate(rows[1], spaces["text"])
     )
-    expected = heads.embed("image", rows[0]) @ heads.embed("text", rows[1]).mT
+    expected = (rows[0] @ weights["image"].mT) @ (rows[1] @ weights["text"].mT).mT
     torch.testing.assert_close(one @ other.mT, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -132,13 +160,32 @@ def test_every_row_is_seen_and_the_order_depends_on_the_seed_alone() -> None:
 
 
 def test_each_update_is_told_with_its_number() -> None:
-    rows = features(IMAGE_TEXT, 8, seed=8)
-    heads, keys = initial_heads(SPEC), torch.arange(128)
-    spaces = Vanilla().update_spaces(heads, Memory(), IMAGE_TEXT)
     told: list[UpdateDone] = []
-    task = PairTask(heads, IMAGE_TEXT, spaces, SPEC.training, seed=1)
-    data = TrainingRows(rows[0], rows[1], keys, keys)
-    train_pair(task, data, ALONE, torch.device("cpu"), told.append)
+    train(IMAGE_TEXT, features(IMAGE_TEXT, 8, seed=8), Memory(), None, on_update=told.append)
     assert [update.done for update in told] == list(range(1, 121))
     assert {update.total for update in told} == {120}
     assert told[-1].local_loss < told[0].local_loss
+
+
+def test_heads_are_the_mean_over_the_last_share_of_updates() -> None:
+    """One update more than one epoch of one batch: averaging both is half way between."""
+    rows = features(IMAGE_TEXT, 8, seed=9)
+
+    def after(epochs: int, share: float) -> torch.Tensor:
+        training = TrainingSpec(epochs=epochs, batch_size=128, averaged_share=share)
+        return train(IMAGE_TEXT, rows, Memory(), None, training).trained.changes[0]
+
+    mean = (after(1, 0.0) + after(2, 0.0)) / 2
+    torch.testing.assert_close(after(2, 0.9), mean)
+
+
+def test_learnt_temperature_moves_and_a_fixed_one_stays() -> None:
+    rows = features(IMAGE_TEXT, 8, seed=10)
+
+    def end(learn: bool) -> float:
+        changed = {"temperature": 0.5, "learn_temperature": learn}
+        training = SPEC.training.model_copy(update=changed)
+        return train(IMAGE_TEXT, rows, Memory(), None, training).trained.temperature
+
+    assert end(learn=False) == 0.5
+    assert 0.01 <= end(learn=True) < 0.45

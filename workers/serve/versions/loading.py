@@ -14,7 +14,6 @@ from workers.contract.errors import InvalidVersion, ObjectNotFound
 from workers.contract.model import ModelSpec
 from workers.contract.version import VersionManifest
 from workers.model.artifact import load_heads, run_selftest
-from workers.model.features import prepare
 from workers.model.heads import ModalityHeads
 from workers.storage import layout
 from workers.storage.port import ObjectStore
@@ -41,16 +40,13 @@ class ServedVersion:
     @torch.inference_mode()
     def embed(self, modality: str, raw_BF: Float32Array) -> Float32Array:
         """Unit embeddings (B × E)."""
-        embeddings: Float32Array = self.heads.embed(
-            modality, prepare(torch.from_numpy(raw_BF))
-        ).numpy()
+        embeddings: Float32Array = self.heads.embed(modality, torch.from_numpy(raw_BF)).numpy()
         return embeddings
 
     @torch.inference_mode()
     def project(self, modality: str, raw_BF: Float32Array) -> Float32Array:
         """What the head itself gives (B × E), before it is brought to unit length."""
-        prepared_BI = prepare(torch.from_numpy(raw_BF))
-        outputs: Float32Array = (prepared_BI @ self.heads.weights[modality].mT).numpy()
+        outputs: Float32Array = self.heads.outputs(modality, torch.from_numpy(raw_BF)).numpy()
         return outputs
 
 

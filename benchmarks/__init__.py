@@ -1,0 +1,1 @@
+"""Claims with numbers: each module states its question and ends with one line of JSON."""

@@ -1,0 +1,92 @@
+"""One stream through one method: the datasets in order, each learned from the one before.
+
+The code under test is the product's own (`workers.train.learn`), without store, service or Ray.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec
+from workers.contract.version import Recall
+from workers.model.retrieval import HeldOut, measure
+from workers.model.rows import PairedRows
+from workers.train.certify import Earlier, weights_of
+from workers.train.distributed import World
+from workers.train.learn import Knowledge, Learned, Task, Watcher, before_the_first, learn
+
+_ALONE = World(0, 1)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset of a stream: raw features to learn from and to be measured on."""
+
+    name: str
+    pair: ModalityPair
+    training: PairedRows
+    held_out: HeldOut
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave. `matrix[t][s]`: dataset s measured after version t + 1.
+
+    The diagonal is what was just learned, what lies right of it forward transfer. `untrained[s]`:
+    dataset s under the heads of the seed. `drifts[s]`: dataset s, all but the last, at the end
+    against the version that learned it. `seconds` are those of learning, without measuring.
+    """
+
+    untrained: list[Recall]
+    matrix: list[list[Recall]]
+    drifts: list[float]
+    seconds: float
+
+
+def run_chain(stream: Sequence[Dataset], spec: ModelSpec) -> Outcome:
+    """Learn the datasets in order and measure all of them after each.
+
+    Raises ArithmeticError if a training diverged.
+    """
+    knowledge, earlier = before_the_first(spec), tuple[Earlier, ...]()
+    untrained = _measure_all(knowledge, stream)
+    matrix, seconds = [], 0.0
+    for dataset in stream:
+        began = time.perf_counter()
+        learned = learn_one(spec, knowledge, dataset, earlier)
+        seconds += time.perf_counter() - began
+        _check(learned, dataset)
+        knowledge, earlier = learned.knowledge, (*earlier, _remember(dataset, learned))
+        matrix.append(_measure_all(knowledge, stream))
+    drifts = [one.drift(knowledge.heads) for one in earlier[:-1]]
+    return Outcome(untrained, matrix, drifts, seconds)
+
+
+def learn_one(
+    spec: ModelSpec, before: Knowledge, dataset: Dataset, earlier: tuple[Earlier, ...]
+) -> Learned:
+    """One dataset with the product's own code."""
+    task = Task(
+        dataset.pair, dataset.training, seed=spec.seed * 1000 + len(earlier), earlier=earlier
+    )
+    return learn(spec, before, task, _ALONE, torch.device("cpu"), Watcher())
+
+
+def _measure_all(knowledge: Knowledge, stream: Sequence[Dataset]) -> list[Recall]:
+    return [measure(knowledge.heads, one.pair, one.held_out) for one in stream]
+
+
+def _check(learned: Learned, dataset: Dataset) -> None:
+    heads = learned.knowledge.heads.weights.values()
+    finite = all(bool(weight_EI.isfinite().all()) for weight_EI in heads)
+    if not (finite and math.isfinite(learned.trained.final_loss)):
+        raise ArithmeticError(f"training on {dataset.name} diverged: its loss is not finite")
+
+
+def _remember(dataset: Dataset, learned: Learned) -> Earlier:
+    heads = learned.knowledge.heads
+    return Earlier(dataset.name, dataset.pair, learned.moments, weights_of(dataset.pair, heads))

@@ -1,0 +1,154 @@
+"""From matrices of recall to the figures of a method: all datasets count alike.
+
+T datasets; `matrix[t][s]` is dataset s after version t + 1, `untrained[s]` under the seed's heads.
+Recall, accuracy and their differences are shares (a loss of 1.2 points is −0.012).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from statistics import fmean, stdev
+
+from benchmarks.chain import Outcome
+from benchmarks.joint import JointOutcome
+from workers.contract.version import Recall
+
+# None: a dataset without labels has no accuracy.
+Row = Sequence[float | None]
+Matrix = list[list[float]]
+
+_VALUES: Mapping[str, Callable[[Recall], float | None]] = {
+    "recall_at_1": attrgetter("at_1"),
+    "recall_at_5": attrgetter("at_5"),
+    "recall_at_10": attrgetter("at_10"),
+    "accuracy": attrgetter("accuracy"),
+}
+# In the order of the report; a chain has all of them, joint training only the first ones.
+KINDS = ("", "bwt_", "learned_", "forward_")
+METRICS = (
+    *(kind + name for kind in KINDS for name in _VALUES),
+    *("max_drift", "mean_drift", "seconds"),
+)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation over the seeds; one seed has a deviation of 0."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is reported of one method.
+
+    `metrics` has every name of METRICS; None where nothing was there to be measured. `matrices`
+    are means over the seeds, by `recall_at_1` and `recall_at_10`; joint training has one row.
+    `epochs`: for joint training, the epochs at which each metric was best.
+    """
+
+    metrics: dict[str, Spread | None]
+    matrices: dict[str, Matrix]
+    epochs: dict[str, int] | None = None
+
+
+def chain_figures(outcomes: Sequence[Outcome]) -> Figures:
+    """Of a method that sees the datasets in turn; one outcome per seed."""
+    runs = [_of_one_chain(outcome) for outcome in outcomes]
+    metrics = {name: spread([run[name] for run in runs]) for name in METRICS}
+    matrices = {
+        name: _mean_matrix([values(name, outcome.matrix) for outcome in outcomes])
+        for name in ("recall_at_1", "recall_at_10")
+    }
+    return Figures(metrics, matrices)
+
+
+def joint_figures(outcomes: Sequence[JointOutcome]) -> Figures:
+    """Of joint training: each metric at the number of epochs that suits it best.
+
+    That is the most generous reading, chosen by the mean over the seeds on the test rows
+    themselves. `seconds` are those until the epochs of the best recall at 1.
+    """
+    metrics: dict[str, Spread | None] = dict.fromkeys(METRICS)
+    epochs = {}
+    for name in _VALUES:
+        by_epochs = {
+            epoch: spread([mean_of(values(name, [run.recalls[epoch]])[0]) for run in outcomes])
+            for epoch in outcomes[0].recalls
+        }
+        measured = {epoch: found for epoch, found in by_epochs.items() if found}
+        if measured:
+            epochs[name] = max(measured, key=lambda epoch: measured[epoch].mean)
+            metrics[name] = measured[epochs[name]]
+    metrics["seconds"] = spread([run.seconds[epochs["recall_at_1"]] for run in outcomes])
+    matrices = {
+        name: _mean_matrix([values(name, [run.recalls[epochs[name]]]) for run in outcomes])
+        for name in ("recall_at_1", "recall_at_10")
+    }
+    return Figures(metrics, matrices, epochs)
+
+
+def values(name: str, matrix: Sequence[Sequence[Recall]]) -> list[list[float | None]]:
+    """One figure of every recall: `recall_at_1`, `recall_at_5`, `recall_at_10` or `accuracy`."""
+    value = _VALUES[name]
+    return [[value(recall) for recall in row] for row in matrix]
+
+
+def backward_transfer(matrix: Sequence[Row]) -> float | None:
+    """Mean over all but the last dataset of (at the end − when learned) (arXiv 1706.08840)."""
+    learned = _diagonal(matrix)
+    return mean_of(_differences(matrix[-1][:-1], learned[:-1]))
+
+
+def forward_transfer(matrix: Sequence[Row], untrained: Row) -> float | None:
+    """Mean over all but the first of (just before it is learned − untrained) (same source)."""
+    before = [matrix[dataset - 1][dataset] for dataset in range(1, len(matrix))]
+    return mean_of(_differences(before, untrained[1:]))
+
+
+def mean_of(row: Row) -> float | None:
+    """Mean of what there is; None of nothing."""
+    there = [value for value in row if value is not None]
+    return fmean(there) if there else None
+
+
+def spread(runs: Row) -> Spread | None:
+    """Over the seeds; None where no seed has a value."""
+    there = [value for value in runs if value is not None]
+    if not there:
+        return None
+    return Spread(fmean(there), stdev(there) if len(there) > 1 else 0.0)
+
+
+def _of_one_chain(outcome: Outcome) -> dict[str, float | None]:
+    found: dict[str, float | None] = {
+        "max_drift": max(outcome.drifts, default=None),
+        "mean_drift": mean_of(outcome.drifts),
+        "seconds": outcome.seconds,
+    }
+    for name in _VALUES:
+        matrix, untrained = values(name, outcome.matrix), values(name, [outcome.untrained])[0]
+        found[name] = mean_of(matrix[-1])
+        found[f"bwt_{name}"] = backward_transfer(matrix)
+        found[f"learned_{name}"] = mean_of(_diagonal(matrix))
+        found[f"forward_{name}"] = forward_transfer(matrix, untrained)
+    return found
+
+
+def _diagonal(matrix: Sequence[Row]) -> Row:
+    return [row[place] for place, row in enumerate(matrix)]
+
+
+def _differences(later: Row, earlier: Row) -> Row:
+    """Where there are both: whether a dataset has labels does not depend on the version."""
+    pairs = zip(later, earlier, strict=True)
+    return [now - then for now, then in pairs if now is not None and then is not None]
+
+
+def _mean_matrix(matrices: Sequence[Sequence[Row]]) -> Matrix:
+    """Entry by entry over the seeds, of figures that every dataset has."""
+    seeds = [[[value or 0.0 for value in row] for row in matrix] for matrix in matrices]
+    return [
+        [fmean(entries) for entries in zip(*rows, strict=True)] for rows in zip(*seeds, strict=True)
+    ]

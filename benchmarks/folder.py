@@ -1,0 +1,225 @@
+"""A folder of paired features as a stream of datasets.
+
+Every file `NN_name_xy.train.parquet` has a `NN_name_xy.test.parquet`; x and y are the letters of
+the modalities of `feature_a` and `feature_b`, and letters are modality names as they stand.
+Whatever else lies in the folder is ignored. Columns: `feature_a`, `feature_b` (fixed-size or plain
+lists of float16, float32 or float64, one width per modality) and perhaps `label`.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from benchmarks.chain import Dataset
+from workers.contract.modality import ModalityPair
+from workers.storage.shards import FEATURES, Rows
+from workers.train.data import held_out, paired_rows
+
+_NAME = re.compile(r"(?P<name>.+_(?P<first>[a-z])(?P<second>[a-z]))\.(?P<part>train|test)\.parquet")
+_PARTS = ("train", "test")
+# The product's own bounds (workers/storage/shards.py): outside, float32 loses a row's direction.
+_SHORTEST, _LONGEST = 1e-12, 1e18
+
+
+class InvalidStream(ValueError):
+    """What makes a folder no stream: names the file, what was found and what is permitted."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Datasets in the order in which they are learned, the width of each modality, and remarks."""
+
+    name: str
+    datasets: tuple[Dataset, ...]
+    widths: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fewest_rows(self) -> int:
+        """Training rows of the smallest dataset."""
+        return min(len(dataset.training) for dataset in self.datasets)
+
+
+def read_stream(folder: Path, order: str = "forward") -> Stream:
+    """All datasets of the folder. Raises InvalidStream; nothing is repaired in silence."""
+    names = _dataset_names(folder)
+    datasets, notes, widths = list[Dataset](), list[str](), _Widths()
+    for name in arranged(names, order):
+        train, test = (_read(folder / f"{name}.{part}.parquet", widths) for part in _PARTS)
+        if len(train.rows) < 2:
+            raise InvalidStream(f"{train.path}: it has 1 row, at least 2 are needed to train")
+        pair = ModalityPair(first=name[-2], second=name[-1])
+        datasets.append(Dataset(name, pair, paired_rows(train.rows), held_out(test.rows)))
+        notes += test.notes
+    return Stream(folder.resolve().name, tuple(datasets), widths.by_modality, tuple(notes))
+
+
+def arranged(names: Sequence[str], order: str) -> list[str]:
+    """Names in an order: `forward` as given, `reversed`, or `shuffled:K` by the seed K.
+
+    Raises InvalidStream for any other.
+    """
+    if order == "forward":
+        return list(names)
+    if order == "reversed":
+        return list(names)[::-1]
+    kind, _, seed = order.partition(":")
+    if kind != "shuffled" or not seed.isdecimal():
+        raise InvalidStream(f"order {order!r}: it must be forward, reversed or shuffled:K")
+    return random.Random(int(seed)).sample(names, len(names))  # noqa: S311 (an order, no secret)
+
+
+def _dataset_names(folder: Path) -> list[str]:
+    """Names by number, then by letters: the order of the file names, 10 after 9."""
+    if not folder.is_dir():
+        raise InvalidStream(f"{folder}: there is no such folder")
+    parts: dict[str, set[str]] = {}
+    for path in folder.iterdir():
+        if path.name.endswith((".train.parquet", ".test.parquet")) and path.name[0] != ".":
+            name, part = _name_and_part(path)
+            parts.setdefault(name, set()).add(part)
+    if not parts:
+        raise InvalidStream(f"{folder}: it has no files NN_name_xy.train.parquet")
+    for name, found in parts.items():
+        for missing in set(_PARTS) - found:
+            raise InvalidStream(f"{folder / name}.{missing}.parquet is missing beside its pair")
+    return sorted(parts, key=_place)
+
+
+def _place(name: str) -> tuple[float, str]:
+    number = re.match(r"\d+", name)
+    return (float(number.group()) if number else float("inf"), name)
+
+
+def _name_and_part(path: Path) -> tuple[str, str]:
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise InvalidStream(
+            f"{path}: its name must be NN_name_xy.train.parquet or NN_name_xy.test.parquet, "
+            "x and y being lower-case letters, one for each modality"
+        )
+    if match["first"] == match["second"]:
+        raise InvalidStream(
+            f"{path}: both its letters are {match['first']!r}, a pair has two different modalities"
+        )
+    return match["name"], match["part"]
+
+
+class _Widths:
+    """The width of each modality, and the file that said so first."""
+
+    def __init__(self) -> None:
+        self.by_modality: dict[str, int] = {}
+        self._said_by: dict[str, Path] = {}
+
+    def agree(self, modality: str, width: int, path: Path, column: str) -> None:
+        known = self.by_modality.setdefault(modality, width)
+        first = self._said_by.setdefault(modality, path)
+        if width != known:
+            raise InvalidStream(
+                f"{path}: {column} has width {width}, but modality {modality!r} has width {known} "
+                f"in {first}; a modality has one width"
+            )
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    rows: Rows
+    notes: tuple[str, ...]
+
+
+def _read(path: Path, widths: _Widths) -> _File:
+    table = _table(path)
+    if table.num_rows == 0:
+        raise InvalidStream(f"{path}: it has no rows, at least 1 is needed")
+    letters = path.name.split(".")[-3][-2:]
+    features = []
+    for column, modality in zip(FEATURES, letters, strict=True):
+        values_NF = _features(table.column(column).combine_chunks(), f"{path}: {column}")
+        widths.agree(modality, values_NF.shape[1], path, column)
+        features.append(values_NF)
+    labels, notes = _labels(table, path)
+    return _File(path, Rows(features[0], features[1], labels), notes)
+
+
+def _table(path: Path) -> pa.Table:
+    try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        for column in FEATURES:
+            if column not in names:
+                raise InvalidStream(f"{path}: column {column!r} is missing, found {names}")
+        return file.read(columns=[name for name in (*FEATURES, "label") if name in names])
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidStream(f"{path}: it cannot be read as Parquet: {error}") from error
+
+
+def _features(lists: pa.Array, where: str) -> np.ndarray:
+    """Rows as float32 (N × F), all finite and with a direction."""
+    kind = lists.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not (is_list or pa.types.is_fixed_size_list(kind)) or not pa.types.is_floating(
+        kind.value_type
+    ):
+        raise InvalidStream(f"{where} must hold lists of float16, float32 or float64, is {kind}")
+    if lists.null_count or lists.flatten().null_count:
+        raise InvalidStream(f"{where} has missing values")
+    width = _width(lists, where)
+    values_NF = _as_float32(lists.flatten()).reshape(len(lists), width)
+    _check_values(values_NF, where)
+    return values_NF
+
+
+def _width(lists: pa.Array, where: str) -> int:
+    lengths_N = np.asarray(pc.list_value_length(lists))
+    width = int(lengths_N[0])
+    odd_N = np.flatnonzero(lengths_N != width)
+    if len(odd_N):
+        row = int(odd_N[0])
+        raise InvalidStream(
+            f"{where} has {width} values in row 0 and {lengths_N[row]} in row {row}"
+        )
+    if width == 0:
+        raise InvalidStream(f"{where} has width 0, at least 1 is needed")
+    return width
+
+
+def _as_float32(values: pa.Array) -> np.ndarray:
+    found: np.ndarray = values.to_numpy(zero_copy_only=False)
+    with np.errstate(over="ignore"):  # becomes infinite, which is found and said
+        return found.astype(np.float32)
+
+
+def _check_values(values_NF: np.ndarray, where: str) -> None:
+    finite_N = np.isfinite(values_NF).all(axis=1)
+    if not finite_N.all():
+        raise InvalidStream(f"{where} has NaN or infinity in row {int(np.argmin(finite_N))}")
+    length_N = np.linalg.norm(values_NF.astype(np.float64), axis=1)
+    fits_N = (length_N >= _SHORTEST) & (length_N <= _LONGEST)
+    if not fits_N.all():
+        row = int(np.argmin(fits_N))
+        raise InvalidStream(
+            f"{where} has length {length_N[row]:.3g} in row {row}; "
+            f"permitted are lengths from {_SHORTEST:g} to {_LONGEST:g}"
+        )
+
+
+def _labels(table: pa.Table, path: Path) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels as text; None unless every row has one, for a class of some rows measures nothing."""
+    if "label" not in table.column_names:
+        return None, ()
+    labels = table.column("label").to_pylist()
+    missing = sum(label is None or label == "" for label in labels)
+    if missing == 0:
+        return np.asarray([str(label) for label in labels], dtype=object), ()
+    if missing == len(labels):
+        return None, ()
+    return None, (f"{path}: {missing} of {len(labels)} rows have no label, so none is used",)

@@ -1,0 +1,139 @@
+"""Joint training: all datasets at once, an upper anchor for the methods that see them in turn.
+
+The same heads from the seed, the same conditioning (of each modality's first dataset in the order
+of the stream), loss and optimizer as the product's; the batches of all datasets, one dataset each,
+in random order. The last iterate is measured, after several numbers of epochs.
+Shapes: B rows of a batch, E width of the embeddings, I width of what a head reads.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.chain import Dataset
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec, TrainingSpec
+from workers.contract.version import Recall
+from workers.model.features import unit_rows, with_constant
+from workers.model.heads import ModalityHeads, initial_heads
+from workers.model.loss import symmetric_info_nce, unit
+from workers.model.retrieval import measure
+from workers.model.rows import PairedRows
+from workers.nullspace.conditioning import Conditioning, conditioning
+from workers.nullspace.moments import SecondMoment, sum_of_products
+from workers.train.learn import prepared_rows
+
+
+@dataclass(frozen=True)
+class JointOutcome:
+    """By number of epochs: recall on every dataset, and the seconds of training until then."""
+
+    recalls: dict[int, list[Recall]]
+    seconds: dict[int, float]
+
+
+def train_jointly(
+    stream: Sequence[Dataset], spec: ModelSpec, epochs: Sequence[int]
+) -> JointOutcome:
+    """One training up to the most epochs, measured after each number of them.
+
+    Raises ArithmeticError if the loss is not finite.
+    """
+    began, measuring = time.perf_counter(), 0.0
+    heads = conditioned_heads(stream, spec)
+    rows = [prepared_rows(heads, dataset.pair, dataset.training) for dataset in stream]
+    joint = _Joint([dataset.pair for dataset in stream], rows, heads, spec)
+    recalls, seconds = {}, {}
+    for epoch in range(1, max(epochs) + 1):
+        joint.train_epoch()
+        if epoch in epochs:
+            paused, now = time.perf_counter(), joint.heads()
+            seconds[epoch] = paused - began - measuring
+            recalls[epoch] = [measure(now, one.pair, one.held_out) for one in stream]
+            measuring += time.perf_counter() - paused
+    return JointOutcome(recalls, seconds)
+
+
+def conditioned_heads(stream: Sequence[Dataset], spec: ModelSpec) -> ModalityHeads:
+    """The seed's heads with every modality conditioned by its first dataset."""
+    maps: dict[str, Conditioning] = {}
+    for dataset in stream:
+        sides = (dataset.training.first_NI, dataset.training.second_NJ)
+        for modality, raw_NF in zip(dataset.pair.modalities, sides, strict=True):
+            if modality not in maps:
+                maps[modality] = _conditioning(raw_NF, spec.conditioning)
+    return initial_heads(spec).conditioned(maps)
+
+
+def _conditioning(raw_NF: Tensor, ridge: float) -> Conditioning:
+    with_one_NI = with_constant(unit_rows(raw_NF))
+    moment = SecondMoment(len(with_one_NI), sum_of_products(with_one_NI, with_one_NI))
+    return conditioning(moment, ridge)
+
+
+class _Joint:
+    """A joint training under way: the change of every head, and the order of the batches."""
+
+    def __init__(
+        self,
+        pairs: Sequence[ModalityPair],
+        rows: Sequence[PairedRows],
+        heads: ModalityHeads,
+        spec: ModelSpec,
+    ) -> None:
+        self._pairs, self._rows, self._start = pairs, rows, heads
+        self._training = spec.training
+        self._changes = {
+            modality: nn.Parameter(torch.zeros_like(weight_EI))
+            for modality, weight_EI in heads.weights.items()
+        }
+        self._optimizer = _optimizer(self._changes, spec.training)
+        self._random = torch.Generator().manual_seed(spec.seed)
+
+    def heads(self) -> ModalityHeads:
+        """As they are now."""
+        return self._start.replaced({name: self._weight(name).detach() for name in self._changes})
+
+    def train_epoch(self) -> None:
+        """One pass over all datasets."""
+        for dataset, index_B in self._batches():
+            self._optimizer.zero_grad(set_to_none=True)
+            loss = self._loss(self._pairs[dataset], self._rows[dataset].at(index_B))
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+        if not math.isfinite(float(loss.detach())):
+            raise ArithmeticError("joint training diverged: its loss is not finite")
+
+    def _loss(self, pair: ModalityPair, batch: PairedRows) -> Tensor:
+        both = (
+            self._embeddings(pair.first, batch.first_NI),
+            self._embeddings(pair.second, batch.second_NJ),
+        )
+        return symmetric_info_nce(both, both, batch.positives_in(batch), self._training.temperature)
+
+    def _embeddings(self, modality: str, prepared_BI: Tensor) -> Tensor:
+        return unit(prepared_BI @ self._weight(modality).mT)
+
+    def _weight(self, modality: str) -> Tensor:
+        return self._start.weights[modality] + self._changes[modality]
+
+    def _batches(self) -> Iterator[tuple[int, Tensor]]:
+        """Whole batches of every dataset, each freshly permuted, in random order."""
+        size, batches = self._training.batch_size, list[tuple[int, Tensor]]()
+        for dataset, rows in enumerate(self._rows):
+            order_N = torch.randperm(len(rows), generator=self._random)
+            starts = range(0, len(rows) - len(rows) % size, size)
+            batches += [(dataset, order_N[start : start + size]) for start in starts]
+        for place in torch.randperm(len(batches), generator=self._random).tolist():
+            yield batches[place]
+
+
+def _optimizer(changes: Mapping[str, nn.Parameter], spec: TrainingSpec) -> torch.optim.Optimizer:
+    """AdamW; the decay acts on the change of a head, as in the product."""
+    return torch.optim.AdamW(
+        list(changes.values()), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
+    )

@@ -1,0 +1,221 @@
+"""What a stream benchmark leaves behind: a JSON document, a table for people, a page in Markdown."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.figures import Figures, Spread
+from benchmarks.folder import Stream
+from benchmarks.runs import JOINT
+from workers.contract.model import ModelSpec
+
+_CPU_FILE, _MEMORY_FILE = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+_POINTS = 100
+_NARROWEST = 110
+# Columns of the two tables: heading and metric.
+FINAL: Mapping[str, str] = {
+    "R@1": "recall_at_1",
+    "R@5": "recall_at_5",
+    "R@10": "recall_at_10",
+    "accuracy": "accuracy",
+    "BWT R@1": "bwt_recall_at_1",
+    "BWT R@10": "bwt_recall_at_10",
+    "BWT acc.": "bwt_accuracy",
+}
+LEARNING: Mapping[str, str] = {
+    "learned R@1": "learned_recall_at_1",
+    "learned R@10": "learned_recall_at_10",
+    "forward R@1": "forward_recall_at_1",
+    "forward R@10": "forward_recall_at_10",
+    "max drift": "max_drift",
+    "mean drift": "mean_drift",
+    "seconds": "seconds",
+}
+_NOT_POINTS = {"max_drift", "mean_drift", "seconds"}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that gave nothing."""
+
+    method: str
+    seed: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is known at the end; `example` is the spec of one run, for what all share.
+
+    `chain_epochs` and `joint_epochs` are the epochs of a dataset and those joint training may take.
+    """
+
+    stream: Stream
+    order: str
+    seeds: int
+    example: ModelSpec
+    joint_epochs: tuple[int, ...]
+    methods: Mapping[str, Figures]
+    failures: Sequence[Failure]
+
+    @property
+    def stem(self) -> str:
+        """What the names of its files begin with."""
+        order = "" if self.order == "forward" else "-" + self.order.replace(":", "-")
+        return f"stream-{self.stream.name}-{self.example.width}{order}"
+
+    @property
+    def names(self) -> list[str]:
+        """Of the datasets, in the order in which they were learned."""
+        return [dataset.name for dataset in self.stream.datasets]
+
+
+def document(report: Report) -> dict[str, Any]:
+    """The JSON document; README.md says what each field means."""
+    return {
+        "stream": report.stream.name,
+        "width": report.example.width,
+        "seeds": report.seeds,
+        "methods": {name: _method(figures) for name, figures in report.methods.items()},
+        "order": report.order,
+        "datasets": report.names,
+        "modalities": report.stream.widths,
+        "configuration": configuration(report),
+        "machine": machine(),
+        "failures": [asdict(failure) for failure in report.failures],
+    }
+
+
+def _method(figures: Figures) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        name: asdict(value) if value else None for name, value in figures.metrics.items()
+    }
+    found["matrix"] = figures.matrices["recall_at_1"]
+    found["matrix_recall_at_10"] = figures.matrices["recall_at_10"]
+    if figures.epochs is not None:
+        found["epochs"] = figures.epochs
+    return found
+
+
+def configuration(report: Report) -> dict[str, Any]:
+    """What all runs had in common."""
+    spec = report.example
+    return {
+        **spec.training.model_dump(mode="json"),
+        "conditioning": spec.conditioning,
+        "joint_epochs": list(report.joint_epochs),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran, and on what."""
+    packages = ("cmcl", "torch", "numpy")
+    return {
+        "cpu": _field(_CPU_FILE, "model name") or platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(int((_field(_MEMORY_FILE, "MemTotal") or "0").split()[0]) / 2**20, 1),
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def _field(path: Path, name: str) -> str | None:
+    """The first value of that name in a file of /proc; None where there is none."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith(name))
+    return next(found, None)
+
+
+def print_tables(report: Report, console: Console) -> None:
+    """Two tables, both readable on 110 columns."""
+    # A pipe has no width; columns that were squeezed into 80 would be cut.
+    console.width = max(console.width, _NARROWEST)
+    title = f"{report.stream.name}, width {report.example.width}, {report.seeds} seeds"
+    for columns in (FINAL, LEARNING):
+        table = Table("method", title=title, box=None, title_justify="left")
+        for heading in columns:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, row in rows(report, columns):
+            table.add_row(name, *row)
+        console.print(table)
+        title = ""
+    for failure in report.failures:
+        console.print(f"failed: {failure.method}, seed {failure.seed}: {failure.error}")
+
+
+def rows(report: Report, columns: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Name and cells of each method, in points of percent but for drift and seconds."""
+    return [
+        (name, [cell(metric, figures.metrics[metric]) for metric in columns.values()])
+        for name, figures in report.methods.items()
+    ]
+
+
+def cell(metric: str, value: Spread | None) -> str:
+    """A figure with its deviation; a dash where there is none."""
+    if value is None:
+        return "–"
+    if metric == "seconds":
+        return f"{value.mean:.0f} ± {value.std:.0f}"
+    if metric in _NOT_POINTS:
+        return f"{value.mean:.2f} ± {value.std:.2f}"
+    sign = "+" if metric.startswith(("bwt", "forward")) else ""
+    return f"{value.mean * _POINTS:{sign}.1f} ± {value.std * _POINTS:.1f}"
+
+
+def markdown(report: Report, pictures: Sequence[Path]) -> str:
+    """The page: question, machine, configuration, result, pictures."""
+    title = f"# Stream {report.stream.name}, width {report.example.width}, {report.order}"
+    question = (
+        f"{len(report.names)} datasets are learned one after another. How well is each retrieved "
+        "at the end (R@1, R@5, R@10, class accuracy), how much was lost since it was learned (BWT)"
+        ", how well was it learned, and how far did its scores move (drift)?"
+    )
+    sections = [
+        f"{title}\n\n## Question\n{question}",
+        "## Machine\n" + _listed(machine()),
+        "## Configuration\n" + _listed(_described(report)),
+        "## Result\n" + _result(report),
+        "## Pictures\n" + "\n\n".join(f"![{path.stem}]({path.name})" for path in pictures),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _described(report: Report) -> dict[str, Any]:
+    return {
+        "datasets, in order": ", ".join(report.names),
+        "modalities and widths": ", ".join(f"{m} {w}" for m, w in report.stream.widths.items()),
+        "seeds": f"{report.seeds}, from 0; mean ± sample standard deviation",
+        **configuration(report),
+    }
+
+
+def _result(report: Report) -> str:
+    explained = (
+        "In points of percent, all datasets counting alike, but for drift (relative; at the end, "
+        "against the version that learned a dataset) and seconds (of learning, one thread)."
+    )
+    parts = [explained, _table(report, FINAL), _table(report, LEARNING)]
+    joint = report.methods.get(JOINT)
+    if joint and joint.epochs:
+        best = ", ".join(f"{metric} {epoch}" for metric, epoch in joint.epochs.items())
+        parts.append(f"Joint training, each metric at the epochs that suit it best: {best}.")
+    parts += [f"Failed: {one.method}, seed {one.seed}: {one.error}" for one in report.failures]
+    return "\n\n".join(parts)
+
+
+def _table(report: Report, columns: Mapping[str, str]) -> str:
+    lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(row) + " |" for name, row in rows(report, columns)]
+    return "\n".join(lines)
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items())

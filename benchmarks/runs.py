@@ -1,0 +1,136 @@
+"""Runs: one method with one seed each, spread over processes of one thread.
+
+A run that fails is reported and loses no other; where a process is killed (memory), the runs that
+it took along are made again, each in a process of its own.
+"""
+
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from benchmarks.chain import Outcome, run_chain
+from benchmarks.folder import Stream, read_stream
+from benchmarks.joint import JointOutcome, train_jointly
+from workers.contract.model import MethodName, ModelSpec
+
+JOINT = "joint"
+# Names of the benchmark that are a method of the product with another setting.
+_POLICIES: Mapping[str, Mapping[str, Any]] = {
+    "nullspace_preserve": {"method": "nullspace", "protection": {"policy": "preserve"}}
+}
+
+
+def known_methods() -> tuple[str, ...]:
+    """All that can be run: the product's methods, the second policy of its own, joint training."""
+    first, *others = get_args(MethodName)
+    return (first, *_POLICIES, *others, JOINT)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one seed. `joint_epochs` are those after which joint training is measured."""
+
+    method: str
+    spec: ModelSpec
+    joint_epochs: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.method}, seed {self.spec.seed}"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a run gave no outcome: in a line, and in full."""
+
+    words: str
+    trace: str
+
+
+Result = Outcome | JointOutcome | Failed
+
+
+def spec_of(method: str, model: Mapping[str, Any]) -> ModelSpec:
+    """The product's spec for a name of the benchmark; `model` has all other fields.
+
+    Joint training takes heads, conditioning and training from the spec, and no method.
+    """
+    chosen = _POLICIES.get(method, {} if method == JOINT else {"method": method})
+    return ModelSpec.model_validate({**model, **chosen})
+
+
+def perform(stream: Stream, run: Run) -> Result:
+    """One run, in this process."""
+    try:
+        if run.method == JOINT:
+            return train_jointly(stream.datasets, run.spec, run.joint_epochs)
+        return run_chain(stream.datasets, run.spec)
+    except Exception as error:  # noqa: BLE001 (whatever it was, the other runs go on)
+        return Failed(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def perform_all(
+    stream: Stream, source: tuple[Path, str], runs: Sequence[Run], jobs: int
+) -> Iterator[tuple[Run, Result]]:
+    """Results as they come. Other processes read the stream anew from `source`: folder, order."""
+    if jobs == 1:
+        with _one_thread():
+            yield from ((run, perform(stream, run)) for run in runs)
+        return
+    again = []
+    for run, future in _in_processes(source, runs, jobs):
+        if isinstance(future.exception(), BrokenProcessPool):
+            again.append(run)
+        else:
+            yield run, _result(future)
+    for run in again:
+        ((_, future),) = _in_processes(source, [run], 1)
+        yield run, _result(future)
+
+
+def _in_processes(
+    source: tuple[Path, str], runs: Sequence[Run], jobs: int
+) -> Iterator[tuple[Run, "Future[Result]"]]:
+    """Spawned, not forked: a fork inherits torch's threads in whatever state they are."""
+    pool = ProcessPoolExecutor(
+        min(jobs, len(runs)), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
+    with pool:
+        futures = {pool.submit(_perform_from, source, run): run for run in runs}
+        yield from ((futures[future], future) for future in as_completed(futures))
+
+
+def _result(future: "Future[Result]") -> Result:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    return Failed(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+
+
+def _perform_from(source: tuple[Path, str], run: Run) -> Result:
+    return perform(_read_once(source), run)
+
+
+@cache
+def _read_once(source: tuple[Path, str]) -> Stream:
+    """Once per process: its folder does not change while the benchmark runs."""
+    return read_stream(*source)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in the other processes, so that results are the same to the bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,219 @@
+"""How much does each method learn of a stream, and how much does it lose?
+
+`python -m benchmarks.stream DIR` learns the datasets of a folder in order with every method and
+reports what each retrieves at the end, what it lost since each dataset was learned, and how far
+scores moved. README.md beside this file says how to read the answer.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from benchmarks.chain import Outcome
+from benchmarks.figures import Figures, chain_figures, joint_figures
+from benchmarks.folder import InvalidStream, Stream, read_stream
+from benchmarks.joint import JointOutcome
+from benchmarks.pictures import draw_all
+from benchmarks.report import Failure, Report, document, markdown, print_tables
+from benchmarks.runs import Failed, Result, Run, known_methods, perform_all, spec_of
+from workers.contract.model import TrainingSpec
+
+_RESULTS = Path(".cmcl/benchmarks")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are answered in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"benchmarks.stream: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: all runs gave an outcome. 1: some failed, the others are reported. 2: cannot begin."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        stream = _stream(options)
+        runs = _runs(options, stream)
+        out: Path = options.out or _RESULTS / stream.name
+        out.mkdir(parents=True, exist_ok=True)
+    except ValidationError as error:
+        parser.error("; ".join(_in_words(detail) for detail in error.errors()))
+    except (InvalidStream, OSError) as error:
+        parser.error(str(error))
+    report = _report(options, stream, runs, _perform(options, stream, runs))
+    answer = json.dumps(document(report), allow_nan=False)
+    print_tables(report, Console())
+    _leave(report, out, answer)
+    if options.json:
+        print(answer, flush=True)
+    return 1 if report.failures else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m benchmarks.stream", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="NN_name_xy.{train,test}.parquet")
+    parser.add_argument("--methods", type=_methods, default=known_methods(), metavar="A,B,...")
+    parser.add_argument("--seeds", type=_count, default=3, help="how many, from 0 (default: 3)")
+    parser.add_argument("--width", type=int, default=256, help="of the embeddings (default: 256)")
+    parser.add_argument("--epochs", type=int, help="of all but joint (default: the product's)")
+    parser.add_argument(
+        "--joint-epochs",
+        type=_counts,
+        default=(5, 12, 20, 40),
+        metavar="A,B,...",
+        help="when joint training is measured (default: 5,12,20,40)",
+    )
+    parser.add_argument("--order", default="forward", help="forward, reversed or shuffled:K")
+    parser.add_argument("--conditioning", type=float, help="ridge (default: the product's)")
+    parser.add_argument("--name", help="of the stream in the results (default: the folder's)")
+    parser.add_argument("--out", type=Path, help=f"for the results (default: {_RESULTS}/NAME)")
+    parser.add_argument("--json", action="store_true", help="last line of stdout: one document")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--jobs", type=_count, default=cores, help="processes (default: cores)")
+    return parser
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    chosen = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in chosen:
+        if name not in known_methods():
+            known = ", ".join(known_methods())
+            raise argparse.ArgumentTypeError(f"unknown method {name!r}; known are {known}")
+    return chosen
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_count(part.strip()) for part in text.split(",")}))
+
+
+def _stream(options: argparse.Namespace) -> Stream:
+    stream = read_stream(options.folder, options.order)
+    for note in stream.notes:
+        _say(note)
+    if options.name is None:
+        return stream
+    if Path(options.name).name != options.name:
+        raise InvalidStream(f"name {options.name!r}: it becomes part of file names, and has no '/'")
+    return replace(stream, name=options.name)
+
+
+def _runs(options: argparse.Namespace, stream: Stream) -> list[Run]:
+    """Seed by seed, so that all methods are equally far when somebody looks."""
+    model: dict[str, Any] = {
+        "width": options.width,
+        "modalities": stream.widths,
+        "training": _training(options, stream),
+    }
+    if options.conditioning is not None:
+        model["conditioning"] = options.conditioning
+    return [
+        Run(method, spec_of(method, {**model, "seed": seed}), options.joint_epochs)
+        for seed in range(options.seeds)
+        for method in options.methods
+    ]
+
+
+def _training(options: argparse.Namespace, stream: Stream) -> dict[str, int]:
+    training = {} if options.epochs is None else {"epochs": options.epochs}
+    usual, fewest = TrainingSpec().batch_size, stream.fewest_rows
+    if fewest < usual:
+        _say(f"batches have {fewest} rows, not {usual}: the smallest dataset has no more")
+        training["batch_size"] = fewest
+    return training
+
+
+def _perform(
+    options: argparse.Namespace, stream: Stream, runs: Sequence[Run]
+) -> dict[tuple[str, int], Result]:
+    """All runs, told on stderr as they end; by method and seed."""
+    results: dict[tuple[str, int], Result] = {}
+    jobs = min(options.jobs, len(runs))
+    _say(f"{len(runs)} runs over {len(stream.datasets)} datasets, {jobs} at a time")
+    for run, result in perform_all(stream, (options.folder, options.order), runs, jobs):
+        results[run.method, run.spec.seed] = result
+        _say(f"[{len(results)}/{len(runs)}] {run}: {_ended(result)}")
+    return results
+
+
+def _ended(result: Result) -> str:
+    match result:
+        case Failed():
+            return f"failed: {result.words}\n{result.trace}"
+        case JointOutcome():
+            return f"{max(result.seconds.values()):.1f} s"
+        case Outcome():
+            return f"{result.seconds:.1f} s"
+
+
+def _report(
+    options: argparse.Namespace,
+    stream: Stream,
+    runs: Sequence[Run],
+    results: Mapping[tuple[str, int], Result],
+) -> Report:
+    """In the order in which things were asked for, however they ended."""
+    methods, failures = {}, []
+    for method in options.methods:
+        of_seeds = [results[method, seed] for seed in range(options.seeds)]
+        figures = _figures(of_seeds)
+        if figures is not None:
+            methods[method] = figures
+        failures += [
+            Failure(method, seed, one.words)
+            for seed, one in enumerate(of_seeds)
+            if isinstance(one, Failed)
+        ]
+    return Report(
+        stream,
+        options.order,
+        options.seeds,
+        runs[0].spec,
+        options.joint_epochs,
+        methods,
+        failures,
+    )
+
+
+def _figures(of_seeds: Sequence[Result]) -> Figures | None:
+    """Over the seeds that gave an outcome; None where none did."""
+    chains = [one for one in of_seeds if isinstance(one, Outcome)]
+    joint = [one for one in of_seeds if isinstance(one, JointOutcome)]
+    if chains:
+        return chain_figures(chains)
+    return joint_figures(joint) if joint else None
+
+
+def _leave(report: Report, out: Path, answer: str) -> None:
+    """JSON, pictures and page, in `out`."""
+    (out / f"{report.stem}.json").write_text(answer + "\n")
+    pictures = draw_all(report, out)
+    (out / f"{report.stem}.md").write_text(markdown(report, pictures))
+    _say(f"results are in {out}")
+
+
+def _in_words(detail: Mapping[str, Any]) -> str:
+    field = ".".join(str(part) for part in detail["loc"]) or "model"
+    return f"{field} is {detail['input']!r}: {detail['msg']}"
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

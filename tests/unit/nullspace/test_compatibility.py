@@ -1,0 +1,222 @@
+"""Old stored vectors against new queries: exact from moments, and as measured on rows."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.nullspace.certificate import PairWeights
+from workers.nullspace.compatibility import (
+    MixedScores,
+    compatibility,
+    measured_agreement,
+    published_outputs,
+)
+from workers.nullspace.mask import rectangular_mask
+from workers.nullspace.moments import SecondMoment, pair_moments, sum_of_products
+from workers.nullspace.subspace import eigenbasis
+
+DOUBLE = torch.float64
+WIDTH, FIRST, SECOND = 12, 9, 7
+
+
+def random(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
+
+
+def weights(seed: int) -> PairWeights:
+    return PairWeights(random(seed, WIDTH, FIRST), random(seed + 1, WIDTH, SECOND))
+
+
+def low_rank_rows(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """40 rows of rank 3 on either side."""
+    first = random(seed, 40, 3) @ random(seed + 1, 3, FIRST)
+    return first, random(seed + 2, 40, 3) @ random(seed + 3, 3, SECOND)
+
+
+def relative(now: torch.Tensor, then: torch.Tensor) -> float:
+    return float(((now - then).square().mean() / then.square().mean()).sqrt())
+
+
+def moment(rows_BI: torch.Tensor) -> SecondMoment:
+    return SecondMoment(len(rows_BI), sum_of_products(rows_BI, rows_BI))
+
+
+def free_change(seed: int, inputs: SecondMoment, outputs: SecondMoment) -> torch.Tensor:
+    """A random change of a head that the rectangular mask at full energy lets through."""
+    ins, outs = eigenbasis(inputs), eigenbasis(outputs)
+    change = random(seed, outs.width, ins.width) * rectangular_mask(outs, ins, 1.0)
+    return outs.vectors_II @ change @ ins.vectors_II.mT
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([1.0, 1e-3, 1e-6]))
+def test_report_equals_brute_force_over_all_rows(seed: int, size: float) -> None:
+    first, second = random(seed, 30, FIRST) + 0.5, random(seed + 1, 20, SECOND) - 0.5
+    first, second = first[:20], second[:20]
+    old, other = weights(seed + 2), weights(seed + 4)
+    new = PairWeights(old.first_EI + size * other.first_EI, old.second_EJ - size * other.second_EJ)
+    report = compatibility(pair_moments(first, second), old, new)
+    stored, queries = first @ old.first_EI.mT, second @ old.second_EJ.mT
+    stored_new, queries_new = first @ new.first_EI.mT, second @ new.second_EJ.mT
+    before, after = stored @ queries.mT, stored_new @ queries_new.mT
+    for found, scores in (
+        (report.first_stored, stored @ queries_new.mT),
+        (report.second_stored, stored_new @ queries.mT),
+    ):
+        assert found.against_old == pytest.approx(relative(scores, before), rel=1e-6)
+        assert found.against_new == pytest.approx(relative(scores, after), rel=1e-6)
+    assert report.both_new == pytest.approx(relative(after, before), rel=1e-6)
+    assert report.worst == max(report.first_stored.against_old, report.second_stored.against_old)
+
+
+def test_identical_versions_are_exactly_compatible() -> None:
+    report = compatibility(pair_moments(*low_rank_rows(0)), weights(4), weights(4))
+    assert report.first_stored == report.second_stored == MixedScores(0.0, 0.0)
+    assert report.both_new == 0.0
+    assert report.within(0)
+
+
+def test_one_moved_head_leaves_the_other_index_untouched() -> None:
+    old, other = weights(5), weights(7)
+    report = compatibility(
+        pair_moments(*low_rank_rows(9)), old, PairWeights(other.first_EI, old.second_EJ)
+    )
+    assert report.first_stored.against_old == 0.0
+    assert report.second_stored.against_old == report.both_new > 0.1
+
+
+def test_one_head_that_moved_where_it_may_keeps_all_scores() -> None:
+    (first, second), old = low_rank_rows(13), weights(17)
+    change = free_change(19, moment(second), moment(first).through(old.first_EI))
+    new = PairWeights(old.first_EI, old.second_EJ + change)
+    report = compatibility(pair_moments(first, second), old, new)
+    assert change.norm() > 1
+    assert report.worst < 1e-10
+    assert report.both_new < 1e-10
+    assert report.within(1e-9)
+
+
+def test_tolerance_decides_and_must_not_be_negative() -> None:
+    report = compatibility(pair_moments(*low_rank_rows(20)), weights(24), weights(26))
+    assert not report.within(report.worst * 0.99)
+    assert report.within(report.worst)
+    with pytest.raises(ValueError, match="tolerance is -1, it must be 0 or more"):
+        report.within(-1)
+
+
+def cross_and_own_scores(stored: PairWeights, queries: PairWeights) -> list[torch.Tensor]:
+    """Scores of the old rows of seed 30: stored side u or v × query side u or v."""
+    first, second = low_rank_rows(30)
+    index = (first @ stored.first_EI.mT, second @ stored.second_EJ.mT)
+    asked = (first @ queries.first_EI.mT, second @ queries.second_EJ.mT)
+    return [query @ rows.mT for rows in index for query in asked]
+
+
+def updated(now: PairWeights, published: list[PairWeights], seed: int) -> PairWeights:
+    """Move both heads as far as the masks with these published versions allow."""
+    first, second = (moment(rows) for rows in low_rank_rows(30))
+    # Partner moments under today's heads, as without `stable_index`; the other's for each head.
+    first_outputs = second.through(now.second_EJ)
+    second_outputs = first.through(now.first_EI)
+    for version in published:
+        spans = published_outputs(first, version.first_EI) + published_outputs(
+            second, version.second_EJ
+        )
+        first_outputs, second_outputs = first_outputs + spans, second_outputs + spans
+    return PairWeights(
+        now.first_EI + free_change(seed, first, first_outputs),
+        now.second_EJ + free_change(seed + 1, second, second_outputs),
+    )
+
+
+def test_published_spans_keep_all_four_kinds_of_scores() -> None:
+    old = weights(34)
+    new = updated(old, [old], seed=36)
+    kept = cross_and_own_scores(old, new)
+    for now, then in zip(kept, cross_and_own_scores(old, old), strict=True):
+        assert relative(now, then) < 1e-10
+    report = compatibility(pair_moments(*low_rank_rows(30)), old, new)
+    assert report.worst < 1e-10
+
+
+def test_without_published_spans_own_scores_move() -> None:
+    old = weights(34)
+    moved = cross_and_own_scores(old, updated(old, [], seed=36))
+    changes = [
+        relative(now, then) for now, then in zip(moved, cross_and_own_scores(old, old), strict=True)
+    ]
+    # Across the pair the partners' span suffices; within a modality it does not.
+    assert max(changes[1], changes[2]) < 1e-10
+    assert min(changes[0], changes[3]) > 1e-2
+
+
+def test_an_index_survives_two_updates_by_its_own_version() -> None:
+    one = weights(34)
+    two = updated(one, [one], seed=36)
+    three = updated(two, [one, two], seed=38)
+    for stored in (one, two):
+        kept = cross_and_own_scores(stored, three)
+        for now, then in zip(kept, cross_and_own_scores(stored, stored), strict=True):
+            assert relative(now, then) < 1e-9
+
+
+def test_spans_of_todays_heads_alone_lose_an_older_index() -> None:
+    one = weights(34)
+    two = updated(one, [one], seed=36)
+    three = updated(two, [two], seed=38)
+    changes = [
+        relative(now, then)
+        for now, then in zip(
+            cross_and_own_scores(one, three), cross_and_own_scores(one, one), strict=True
+        )
+    ]
+    assert max(changes) > 1e-6
+
+
+def brute_agreement(
+    stored: torch.Tensor, new: torch.Tensor, old: torch.Tensor
+) -> tuple[float, float]:
+    before, after = old @ stored.mT, new @ stored.mT
+    kept = [
+        len(set(b.topk(10).indices.tolist()) & set(a.topk(10).indices.tolist())) / 10
+        for b, a in zip(before, after, strict=True)
+    ]
+    return relative(after, before), sum(kept) / len(kept)
+
+
+def test_measured_agreement_equals_brute_force() -> None:
+    stored, old = random(50, 80, WIDTH), random(51, 1500, WIDTH)
+    new = old + 0.3 * random(52, 1500, WIDTH)
+    found = measured_agreement(stored, new, old)
+    expected = brute_agreement(stored, new, old)
+    assert 0.3 < expected[1] < 0.95
+    assert (found.relative_difference, found.top_10_overlap) == pytest.approx(expected, rel=1e-9)
+
+
+def test_unmoved_queries_agree_completely() -> None:
+    stored, old = random(53, 80, WIDTH).float(), random(54, 30, WIDTH).float()
+    found = measured_agreement(stored, old, old)
+    assert (found.relative_difference, found.top_10_overlap) == (0.0, 1.0)
+
+
+def test_equal_stored_vectors_stand_for_each_other() -> None:
+    stored = random(55, 4, WIDTH).repeat_interleave(20, dim=0)
+    old = random(56, 30, WIDTH)
+    found = measured_agreement(stored, old * (1 + 1e-9), old)
+    assert found.top_10_overlap == 1.0
+
+
+def test_fewer_than_ten_stored_vectors_are_all_found() -> None:
+    stored, old = random(57, 4, WIDTH), random(58, 3, WIDTH)
+    assert measured_agreement(stored, -old, old).top_10_overlap == 1.0
+
+
+def test_measuring_what_does_not_fit_is_refused() -> None:
+    rows = random(59, 5, WIDTH)
+    with pytest.raises(ValueError, match="do not fit"):
+        measured_agreement(rows, rows[:4], rows)
+    with pytest.raises(ValueError, match="0 stored vectors and 5 queries"):
+        measured_agreement(rows[:0], rows, rows)
+    with pytest.raises(ValueError, match="must be finite"):
+        measured_agreement(rows, rows * float("nan"), rows)

@@ -1,0 +1,181 @@
+"""Conditioning centres and mildly whitens by one dataset's moments, whatever that dataset is."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.nullspace.conditioning import Conditioning, conditioning
+from workers.nullspace.moments import SecondMoment, sum_of_products
+
+DOUBLE = torch.float64
+
+
+def cone(seed: int, count: int = 200, width: int = 8) -> torch.Tensor:
+    """Unit rows around a common direction, with a spread that differs by column."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.linspace(0.05, 1, width, dtype=DOUBLE)
+    rows = torch.randn(count, width, generator=generator, dtype=DOUBLE) * spread + 2
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def homogeneous_moment(unit_BF: torch.Tensor) -> SecondMoment:
+    rows = torch.cat([unit_BF, unit_BF.new_ones(len(unit_BF), 1)], dim=1)
+    return SecondMoment(len(rows), sum_of_products(rows, rows))
+
+
+def conditioned_by_itself(unit_BF: torch.Tensor, ridge: float = 0.3) -> torch.Tensor:
+    return conditioning(homogeneous_moment(unit_BF), ridge)(unit_BF)
+
+
+def covariance(rows_BF: torch.Tensor) -> torch.Tensor:
+    return torch.cov(rows_BF.mT.double(), correction=0)
+
+
+def assert_unit(rows_BF: torch.Tensor) -> None:
+    torch.testing.assert_close(
+        rows_BF.double().norm(dim=1), torch.ones(len(rows_BF), dtype=DOUBLE), atol=2e-3, rtol=0
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 500), st.floats(0.01, 1.0))
+def test_a_variance_comes_out_as_itself_over_itself_plus_floor(seed: int, ridge: float) -> None:
+    unit = cone(seed)
+    fitted = conditioning(homogeneous_moment(unit), ridge)
+    whitened = (unit - fitted.mean_F.double()) @ fitted.map_FF.double()
+    before = torch.linalg.eigvalsh(covariance(unit))
+    expected = before / (before + ridge * before.max())
+    after = torch.linalg.eigvalsh(covariance(whitened))
+    torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(whitened.mean(0), torch.zeros(8, dtype=DOUBLE), atol=1e-5, rtol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 500))
+def test_rotated_features_come_out_rotated(seed: int) -> None:
+    unit = cone(seed)
+    generator = torch.Generator().manual_seed(seed)
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=DOUBLE)).Q
+    torch.testing.assert_close(
+        conditioned_by_itself(unit @ turn), conditioned_by_itself(unit) @ turn, atol=2e-5, rtol=0
+    )
+
+
+def test_conditioned_rows_of_a_cone_point_everywhere() -> None:
+    unit = cone(1)
+    conditioned = conditioned_by_itself(unit)
+    assert (unit @ unit.mT).mean() > 0.7
+    assert (conditioned @ conditioned.mT).mean().abs() < 0.05
+    assert_unit(conditioned)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(4)))
+def test_order_of_shards_changes_nothing(order: list[int]) -> None:
+    shards = [homogeneous_moment(shard) for shard in cone(2).float().chunk(4)]
+    total = SecondMoment(0, torch.zeros(9, 9, dtype=DOUBLE))
+    for index in order:
+        total = total + shards[index]
+    one = conditioning(total, 0.1)
+    other = conditioning(homogeneous_moment(cone(2).float()), 0.1)
+    torch.testing.assert_close(one.map_FF, other.map_FF, atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(one.mean_F, other.mean_F, atol=1e-6, rtol=0)
+
+
+def test_the_same_moment_gives_the_same_bits() -> None:
+    moment = homogeneous_moment(cone(3))
+    one, other = conditioning(moment, 0.1), conditioning(moment, 0.1)
+    assert torch.equal(one.map_FF, other.map_FF)
+    assert torch.equal(one.map_FF, one.map_FF.mT)
+
+
+def test_fewer_rows_than_columns_give_finite_rows() -> None:
+    unit = cone(4, count=3)
+    conditioned = conditioned_by_itself(unit, ridge=0.01)
+    unseen = conditioning(homogeneous_moment(unit), 0.01)(cone(5))
+    assert_unit(conditioned)
+    assert_unit(unseen)
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_rows_without_spread_are_left_as_they_are(count: int) -> None:
+    unit = cone(6, count=1).float().expand(count, -1)
+    torch.testing.assert_close(conditioned_by_itself(unit), unit)
+
+
+def rounded(moment: SecondMoment, seed: int) -> SecondMoment:
+    """With the error that products in float32 leave in the features' block."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = 1e-7 * torch.randn(9, 9, dtype=DOUBLE, generator=generator)
+    noise[-1] = noise[:, -1] = 0
+    return SecondMoment(moment.count, moment.sum_II * (1 + noise))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_float32_rounding_of_equal_rows_is_no_spread(seed: int) -> None:
+    unit = cone(7, count=1).float().expand(2000, -1)
+    moment = rounded(homogeneous_moment(unit), seed)
+    torch.testing.assert_close(conditioning(moment, 0.1)(unit[:3]), unit[:3])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_cone_as_narrow_as_rounding_gives_no_nan(seed: int) -> None:
+    centre, spread = cone(7, count=1), cone(13) - cone(13).mean(0)
+    unit = torch.nn.functional.normalize(centre + 0.003 * spread[:, :1] * spread[:1], dim=1)
+    fitted = conditioning(rounded(homogeneous_moment(unit), seed), 1e-3)
+    assert not torch.equal(fitted.map_FF, torch.eye(8))
+    assert_unit(fitted(unit))
+
+
+def test_constant_columns_do_no_harm() -> None:
+    unit = cone(8)
+    unit = torch.nn.functional.normalize(torch.cat([unit, torch.zeros(200, 2)], dim=1), dim=1)
+    conditioned = conditioned_by_itself(unit)
+    torch.testing.assert_close(
+        conditioned[:, :8], conditioned_by_itself(cone(8)), atol=1e-5, rtol=0
+    )
+    assert (conditioned[:, 8:].abs() < 1e-6).all()
+
+
+def test_a_row_on_the_mean_has_no_direction() -> None:
+    fitted = conditioning(homogeneous_moment(cone(9)), 0.1)
+    for rows in (fitted.mean_F, fitted.mean_F * (1 + 1e-7), fitted.mean_F.double()):
+        assert torch.equal(fitted(rows[None]), torch.zeros_like(rows[None]))
+
+
+def test_one_column_is_left_with_its_sign() -> None:
+    one_sided, two_sided = torch.ones(5, 1), torch.tensor([[1.0], [1.0], [-1.0]])
+    torch.testing.assert_close(conditioned_by_itself(one_sided), one_sided)
+    torch.testing.assert_close(conditioned_by_itself(two_sided), two_sided)
+
+
+def test_huge_float16_features_do_not_overflow() -> None:
+    raw = (cone(10) * 60_000).half()
+    unit = torch.nn.functional.normalize(raw.float(), dim=1).half()
+    fitted = conditioning(homogeneous_moment(unit.float()), 0.01)
+    assert fitted(unit).dtype == torch.float16
+    assert_unit(fitted(unit))
+    assert_unit(fitted(raw))
+    torch.testing.assert_close(fitted(unit).float(), fitted(unit.float()), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("ridge", [0.0, -0.1, 1.1, float("nan")])
+def test_a_ridge_out_of_range_is_refused(ridge: float) -> None:
+    with pytest.raises(ValueError, match=r"ridge is .*, it must be above 0 and at most 1"):
+        conditioning(homogeneous_moment(cone(11)), ridge)
+
+
+def test_moments_that_cannot_condition_are_refused() -> None:
+    moment = homogeneous_moment(cone(12))
+    with pytest.raises(ValueError, match="0 rows"):
+        conditioning(SecondMoment(0, moment.sum_II * 0), 0.1)
+    with pytest.raises(ValueError, match="not finite"):
+        conditioning(SecondMoment(200, moment.sum_II * float("nan")), 0.1)
+    with pytest.raises(ValueError, match="the last column must be 1"):
+        conditioning(SecondMoment(200, moment.sum_II * 2), 0.1)
+
+
+def test_rows_of_another_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="rows of width 5, not 8"):
+        Conditioning(torch.zeros(8), torch.eye(8))(torch.ones(2, 5))

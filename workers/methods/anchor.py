@@ -1,0 +1,147 @@
+"""Moment anchor: the forgetting certificate of every earlier pair as a penalty, without old data.
+
+Shapes: E width of the embeddings, I width of what a head reads.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from workers.methods.port import Batch, Lesson, Method, UpdateRule
+from workers.model.heads import ModalityHeads
+from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
+from workers.model.rows import PairedRows
+from workers.nullspace.moments import PairMoments, SecondMoment
+
+
+@dataclass(frozen=True)
+class Anchor(Method):
+    """L + w Σ_s tr(C_a ΔG_s C_b ΔG_sᵀ) / tr(C_a G₀ C_b G₀ᵀ), the squared relative drifts.
+
+    For each earlier pair (a, b) that shares a head with the new one, ΔG is the change of
+    G = W_aᵀ W_b since the parent version, and C are the mean moments of the pair's rows, pooled
+    over its datasets, so that the cost of an update does not grow with their number.
+    shared/method.md, section 8; the trace is the certificate's (workers/nullspace/certificate.py).
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise ValueError(f"weight is {self.weight}; permitted are 0 and more")
+
+    def update_rule(
+        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
+    ) -> UpdateRule:
+        return _AnchorRule(self.weight, _anchors(lesson, pair))
+
+
+class _AnchorRule(UpdateRule):
+    def __init__(self, weight: float, anchors: "list[_OneMoves | _BothMove]") -> None:
+        self._weight, self._anchors = weight, anchors
+
+    def backward(self, batch: Batch) -> Tensor:
+        loss = batch.loss()
+        penalty = sum((anchor.squared_drift() for anchor in self._anchors), loss.new_zeros(()))
+        (loss + self._weight * penalty).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of an earlier pair: its mean moment C, its head W when training starts.
+
+    Of the head's change Δ only products of E × E are needed: Δ C Wᵀ and Δ C Δᵀ.
+    """
+
+    mean_II: Tensor
+    mean_then_IE: Tensor  # C Wᵀ
+    then_EE: Tensor  # W C Wᵀ
+    head: HeadInEigenCoordinates
+
+    @property
+    def mixed_EE(self) -> Tensor:
+        """Δ C Wᵀ."""
+        return self.head.change_EI @ self.mean_then_IE
+
+    @property
+    def moved_EE(self) -> Tensor:
+        """Δ C Δᵀ."""
+        return self.head.change_EI @ self.mean_II @ self.head.change_EI.mT
+
+
+@dataclass(frozen=True)
+class _OneMoves:
+    """An earlier pair with one head in the update: ΔG = Δ_aᵀ W_b."""
+
+    moves: _Side
+    still_EE: Tensor  # W_b C_b W_bᵀ, divided by the size of the scores
+
+    def squared_drift(self) -> Tensor:
+        return (self.moves.moved_EE * self.still_EE).sum()
+
+
+@dataclass(frozen=True)
+class _BothMove:
+    """The pair comes again: ΔG = Δ_aᵀ (W_b + Δ_b) + W_aᵀ Δ_b, squared term by term."""
+
+    first: _Side
+    second: _Side
+    size: float
+
+    def squared_drift(self) -> Tensor:
+        first_mixed_EE, first_moved_EE = self.first.mixed_EE, self.first.moved_EE
+        mixed_EE, moved_EE = self.second.mixed_EE, self.second.moved_EE
+        now_EE = self.second.then_EE + mixed_EE + mixed_EE.mT + moved_EE
+        square = (
+            (first_moved_EE * now_EE).sum()
+            + 2 * (first_mixed_EE * (mixed_EE + moved_EE).mT).sum()
+            + (self.first.then_EE * moved_EE).sum()
+        )
+        return square / self.size
+
+
+def _anchors(lesson: Lesson, pair: PairInEigenCoordinates) -> list[_OneMoves | _BothMove]:
+    """One for each earlier pair that shares a head with this one and has scores to keep."""
+    moving = dict(zip(lesson.pair.modalities, (pair.first, pair.second), strict=True))
+    found = [
+        _anchor(lesson.heads, key, moments, moving)
+        for key, moments in lesson.memory.by_pair.items()
+        if set(key) & moving.keys()
+    ]
+    return [anchor for anchor in found if anchor]
+
+
+def _anchor(
+    heads: ModalityHeads,
+    pair: tuple[str, str],
+    moments: PairMoments,
+    moving: Mapping[str, HeadInEigenCoordinates],
+) -> _OneMoves | _BothMove | None:
+    """None where all scores of the pair are zero: nothing can be forgotten relative to that."""
+    by_side = dict(zip(pair, (moments.first, moments.second), strict=True))
+    pushed = {side: by_side[side].through(heads.weights[side]).mean_II for side in pair}
+    size = float((pushed[pair[0]] * pushed[pair[1]]).sum())
+    if size <= 0:
+        return None
+    sides = [
+        _side(by_side[side], heads.weights[side], moving[side]) for side in pair if side in moving
+    ]
+    if len(sides) == 2:
+        return _BothMove(sides[0], sides[1], size)
+    still_EE = next(pushed[side] for side in pair if side not in moving) / size
+    return _OneMoves(sides[0], still_EE.to(sides[0].then_EE))
+
+
+def _side(moment: SecondMoment, weight_EI: Tensor, head: HeadInEigenCoordinates) -> _Side:
+    """In the precision and on the device of the head; products are formed in float64 before."""
+    mean_II, weight_EI = moment.mean_II, weight_EI.to(moment.sum_II)
+    mean_then_IE = mean_II @ weight_EI.mT
+    start_EI = head.start_EI
+    return _Side(
+        mean_II.to(start_EI),
+        mean_then_IE.to(start_EI),
+        (weight_EI @ mean_then_IE).to(start_EI),
+        head,
+    )

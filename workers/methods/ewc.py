@@ -1,0 +1,97 @@
+"""Online elastic weight consolidation: entries that mattered are pulled back to where they were.
+
+Shapes: E width of the embeddings, I width of what a head reads.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from workers.methods.port import Batch, Kept, Lesson, Method, UpdateRule
+from workers.methods.replay_memory import loss_on
+from workers.model.heads import ModalityHeads
+from workers.model.pair import PairInEigenCoordinates
+from workers.model.rows import PairedRows
+
+
+@dataclass(frozen=True)
+class EWC(Method):
+    """L + λ Σ F (W − W*)², then F ← γ F + mean over batches of (∂L/∂W)².
+
+    Online EWC (arXiv 1805.06370, section 3; arXiv 1612.00796) with the Fisher information of each
+    head from one pass over its dataset at the trained weights. W* are the weights that the
+    modality's last dataset left, which is where training starts: W − W* is the change M.
+
+    λ = `strength` · B / 2 for batches of B rows. A batch's gradient is a mean of B, so its square
+    underestimates the Fisher information of a row by that factor, and the Laplace approximation
+    of an equally large dataset has the ½: strength 1 is the formula's own scale.
+    """
+
+    strength: float = 1.0
+    decay: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not self.strength >= 0:
+            raise ValueError(f"strength is {self.strength}; permitted are 0 and more")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay is {self.decay}; permitted are 0 to 1")
+
+    def update_rule(
+        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
+    ) -> UpdateRule:
+        importances = [
+            (change_EI, lesson.kept[_name(modality)].to(change_EI))
+            for modality, change_EI in zip(lesson.pair.modalities, pair.changes, strict=True)
+            if _name(modality) in lesson.kept
+        ]
+        return _EWCRule(self.strength * lesson.training.batch_size / 2, importances)
+
+    def keep(self, lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> Kept:
+        kept = dict(lesson.kept)
+        for modality, new_EI in fisher(lesson, trained, rows).items():
+            old_EI = kept.get(_name(modality))
+            kept[_name(modality)] = new_EI if old_EI is None else self.decay * old_EI + new_EI
+        return kept
+
+
+class _EWCRule(UpdateRule):
+    def __init__(self, strength: float, importances: list[tuple[nn.Parameter, Tensor]]) -> None:
+        self._strength, self._importances = strength, importances
+
+    def backward(self, batch: Batch) -> Tensor:
+        loss = batch.loss()
+        penalty = sum(
+            ((fisher_EI * change_EI.square()).sum() for change_EI, fisher_EI in self._importances),
+            loss.new_zeros(()),
+        )
+        (loss + self._strength * penalty).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+
+def fisher(lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> dict[str, Tensor]:
+    """Mean of the squared gradients of the batches of one pass (E × I for either modality)."""
+    leaves = {
+        modality: trained.weights[modality].clone().requires_grad_()
+        for modality in lesson.pair.modalities
+    }
+    total = {modality: torch.zeros_like(leaf_EI) for modality, leaf_EI in leaves.items()}
+    batches = list(_batches(len(rows), lesson.training.batch_size, lesson.seed))
+    for index_B in batches:
+        loss = loss_on(leaves, lesson.pair, rows.at(index_B), lesson.training)
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        for modality, gradient_EI in zip(leaves, gradients, strict=True):
+            total[modality] += gradient_EI.square() / len(batches)
+    return total
+
+
+def _batches(rows: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Full batches in random order: rows may be sorted, and fewer negatives are another task."""
+    order_N = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    for start in range(0, max(rows - batch_size, 0) + 1, batch_size):
+        yield order_N[start : start + batch_size]
+
+
+def _name(modality: str) -> str:
+    return f"ewc/{modality}/fisher"

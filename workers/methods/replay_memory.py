@@ -1,0 +1,191 @@
+"""What replay methods share: the ledger of stored rows, draws from it, and the loss on such rows.
+
+Shapes: N stored rows of a dataset, B drawn rows, E width of the embeddings, I and J widths of what
+the two heads read.
+
+A memory is a sample of one dataset: prepared rows of both sides, their content keys, and the
+outputs W x of the heads that had just learned them. Memories are kept per dataset by the names
+`memory/<number>/<first modality>/<second modality>/<part>`, so a version holds all of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.contract.modality import ModalityPair
+from workers.contract.model import TrainingSpec
+from workers.methods.port import Kept, Lesson, Method
+from workers.model.heads import ModalityHeads
+from workers.model.loss import symmetric_info_nce, unit
+from workers.model.pair import PairInEigenCoordinates
+from workers.model.rows import PairedRows
+
+Weights = Mapping[str, Tensor]
+"""The head of each modality (E × I) at one moment."""
+
+_PREFIX = "memory/"
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows of one earlier dataset, and what its heads gave for them when they had learned it."""
+
+    pair: ModalityPair
+    rows: PairedRows
+    first_outputs_NE: Tensor
+    second_outputs_NE: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, index_B: Tensor) -> "StoredRows":
+        """Some of the rows."""
+        return StoredRows(
+            self.pair,
+            self.rows.at(index_B),
+            self.first_outputs_NE[index_B],
+            self.second_outputs_NE[index_B],
+        )
+
+    def to(self, device: torch.device) -> "StoredRows":
+        """On another device."""
+        return StoredRows(
+            self.pair,
+            self.rows.to(device),
+            self.first_outputs_NE.to(device),
+            self.second_outputs_NE.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class ReplayMethod(Method):
+    """A method that keeps `memory_rows` rows of every dataset, and trains in the original
+    coordinates, so that stored rows need no rotation."""
+
+    memory_rows: int = 300
+
+    def __post_init__(self) -> None:
+        if self.memory_rows < 1:
+            raise ValueError(f"memory_rows is {self.memory_rows}; permitted are 1 and more")
+
+    def keep(self, lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> Kept:
+        """What was kept before, and a sample of this dataset."""
+        sample = choose_rows(rows, self.memory_rows, lesson.seed)
+        return {**lesson.kept, **_named(lesson.kept, stored(sample, lesson.pair, trained.weights))}
+
+
+class MovingHeads:
+    """The heads of all modalities during an update: two of them move, the others are the parent's.
+
+    The parent's heads of the two are `before`, too.
+    """
+
+    def __init__(self, lesson: Lesson, pair: PairInEigenCoordinates) -> None:
+        start_EI = pair.first.start_EI
+        self._modalities, self._pair = lesson.pair.modalities, pair
+        self.before: Weights = {
+            modality: weight_EI.to(start_EI) for modality, weight_EI in lesson.heads.weights.items()
+        }
+
+    def now(self) -> Weights:
+        """The heads now; the gradient flows to those that move."""
+        moving = (self._pair.first.weight_EI, self._pair.second.weight_EI)
+        return {**self.before, **dict(zip(self._modalities, moving, strict=True))}
+
+
+class Draws:
+    """Batches of stored rows, by a generator that all ranks seed alike.
+
+    Each draw is a random sample without replacement from one memory, itself drawn uniformly.
+    """
+
+    def __init__(self, memories: Sequence[StoredRows], batch_size: int, seed: int) -> None:
+        self._memories, self._batch_size = memories, batch_size
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self) -> StoredRows:
+        """The next batch. Raises ValueError where there is no memory."""
+        if not self._memories:
+            raise ValueError("there is no memory to draw from")
+        number = int(torch.randint(len(self._memories), (), generator=self._generator))
+        memory = self._memories[number]
+        index_N = torch.randperm(len(memory), generator=self._generator)
+        return memory.at(index_N[: self._batch_size].to(memory.first_outputs_NE.device))
+
+
+def choose_rows(rows: PairedRows, most: int, seed: int) -> PairedRows:
+    """A random sample of at most `most` rows, on the CPU: a function of the seed and the rows."""
+    order_N = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return rows.to(torch.device("cpu")).at(order_N[:most])
+
+
+def stored(rows: PairedRows, pair: ModalityPair, weights: Weights) -> StoredRows:
+    """Rows with what these heads give for them."""
+    first_NE, second_NE = outputs(weights, pair, rows)
+    return StoredRows(pair, rows, first_NE, second_NE)
+
+
+def memories_in(kept: Kept) -> list[StoredRows]:
+    """All memories, in the order in which their datasets were learned."""
+    parts: dict[tuple[int, str, str], dict[str, Tensor]] = {}
+    for name, tensor in kept.items():
+        if name.startswith(_PREFIX):
+            number, first, second, part = name.removeprefix(_PREFIX).split("/")
+            parts.setdefault((int(number), first, second), {})[part] = tensor
+    return [
+        _restored(ModalityPair(first=first, second=second), parts[number, first, second])
+        for number, first, second in sorted(parts)
+    ]
+
+
+def memories_for(lesson: Lesson, device: torch.device) -> list[StoredRows]:
+    """The memories that this update can use, on its device: one of their modalities is trained."""
+    return [
+        memory.to(device)
+        for memory in memories_in(lesson.kept)
+        if set(memory.pair.modalities) & set(lesson.pair.modalities)
+    ]
+
+
+def outputs(weights: Weights, pair: ModalityPair, rows: PairedRows) -> tuple[Tensor, Tensor]:
+    """W x of both sides (N × E each)."""
+    return rows.first_NI @ weights[pair.first].mT, rows.second_NJ @ weights[pair.second].mT
+
+
+def embeddings(
+    weights: Weights, pair: ModalityPair, rows: PairedRows, training: TrainingSpec
+) -> tuple[Tensor, Tensor]:
+    """What the loss sees of both sides: outputs, at unit length unless the spec says otherwise."""
+    first_NE, second_NE = outputs(weights, pair, rows)
+    if not training.unit_vectors:
+        return first_NE, second_NE
+    return unit(first_NE), unit(second_NE)
+
+
+def loss_on(
+    weights: Weights, pair: ModalityPair, rows: PairedRows, training: TrainingSpec
+) -> Tensor:
+    """InfoNCE of these rows as one global batch, at the temperature of the spec."""
+    both = embeddings(weights, pair, rows, training)
+    return symmetric_info_nce(both, both, rows.positives_in(rows), training.temperature)
+
+
+def _named(kept: Kept, memory: StoredRows) -> Kept:
+    number = len(memories_in(kept))
+    prefix = f"{_PREFIX}{number:04d}/{memory.pair.first}/{memory.pair.second}/"
+    rows = memory.rows
+    return {
+        prefix + "first": rows.first_NI,
+        prefix + "second": rows.second_NJ,
+        prefix + "first_keys": rows.first_keys_N,
+        prefix + "second_keys": rows.second_keys_N,
+        prefix + "first_outputs": memory.first_outputs_NE,
+        prefix + "second_outputs": memory.second_outputs_NE,
+    }
+
+
+def _restored(pair: ModalityPair, parts: Mapping[str, Tensor]) -> StoredRows:
+    rows = PairedRows(parts["first"], parts["second"], parts["first_keys"], parts["second_keys"])
+    return StoredRows(pair, rows, parts["first_outputs"], parts["second_outputs"])

@@ -1,0 +1,117 @@
+"""Sampled replay: InfoNCE on rows that never were, drawn from an earlier pair's moments.
+
+Shapes: S sampled rows, B of them in a batch, E width of the embeddings, I and J widths of what
+two heads read.
+
+Mean, covariance and cross-covariance of a pair are in its pooled moments (the constant 1 of every
+row is the mean's column). Gaussian rows with these moments keep what moment replay's quadratic
+loss does not see: unit length and the temperature of the very loss that is trained. Rows are drawn
+once per dataset; an update takes a batch of one earlier pair at a time.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.contract.modality import ModalityPair
+from workers.methods.port import Lesson
+from workers.model.loss import symmetric_info_nce, unit
+from workers.model.pair import PairInEigenCoordinates, rotate
+from workers.nullspace.moments import PairMoments
+
+_ROWS = 2048
+# Shares of the mean variance that are added to all, the least that will do: the products behind
+# the moments are float32, and data may have no full rank.
+_JITTERS = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of the rows of a pair: rotated inputs of a head in training, or unit embeddings."""
+
+    head: int | None
+    rows: Tensor
+
+    def embeddings(self, pair: PairInEigenCoordinates, index_B: Tensor) -> Tensor:
+        rows = self.rows[index_B]
+        match self.head:
+            case 0:
+                return unit(pair.first(rows) @ pair.turn_EE.mT)
+            case 1:
+                return unit(pair.second(rows))
+            case _:
+                return rows
+
+
+class SampledReplay:
+    """Batches of sampled rows of the earlier pairs that share a modality with the one in training."""
+
+    def __init__(self, lesson: Lesson, pair: PairInEigenCoordinates) -> None:
+        self._lesson, self._pair, self._like_EI = lesson, pair, pair.second.start_EI
+        self._random = torch.Generator().manual_seed(lesson.seed)
+        touching = lesson.memory.touching(lesson.pair)
+        self._datasets = torch.tensor(
+            [float(lesson.memory.datasets_of(known)) for known, _ in touching]
+        )
+        self._known = [self._sampled(known, moments) for known, moments in touching]
+
+    def loss(self) -> Tensor:
+        """InfoNCE of a batch of one dataset's pair, drawn at random, times the number of datasets."""
+        if not self._known:
+            return self._like_EI.new_zeros(())
+        training = self._lesson.training
+        chosen = int(torch.multinomial(self._datasets, 1, generator=self._random))
+        index_B = torch.randint(_ROWS, (training.batch_size,), generator=self._random)
+        index_B = index_B.to(self._like_EI.device)
+        first_BE, second_BE = (side.embeddings(self._pair, index_B) for side in self._known[chosen])
+        both = (first_BE, second_BE)
+        same_BB = index_B[:, None] == index_B
+        loss = symmetric_info_nce(both, both, same_BB, training.temperature)
+        return loss * self._datasets.sum()
+
+    def _sampled(self, pair: ModalityPair, moments: PairMoments) -> tuple[_Side, _Side]:
+        rows_SK = gaussian_rows(moments, _ROWS, self._random)
+        width = moments.cross_IJ.shape[0]
+        first, second = pair.modalities
+        return self._side(first, rows_SK[:, :width]), self._side(second, rows_SK[:, width:])
+
+    def _side(self, modality: str, rows_SI: Tensor) -> _Side:
+        names = self._lesson.pair.modalities
+        if modality in names:
+            side = names.index(modality)
+            head = (self._pair.first, self._pair.second)[side]
+            return _Side(side, rotate(rows_SI, head.space).to(self._like_EI))
+        outputs_EE = self._pair.second.space.outputs.vectors_II
+        embeddings_SE = rows_SI @ self._lesson.heads.weights[modality].double().mT @ outputs_EE
+        return _Side(None, unit(embeddings_SE).to(self._like_EI))
+
+
+def gaussian_rows(moments: PairMoments, rows: int, random: torch.Generator) -> Tensor:
+    """Rows (S × (I + J), float64) of both sides with the mean and covariance of the moments.
+
+    The last column of either side is the constant 1 of homogeneous features.
+    """
+    mean = moments.mean
+    top = torch.cat([mean.first.sum_II, mean.cross_IJ], dim=1)
+    bottom = torch.cat([mean.cross_IJ.mT, mean.second.sum_II], dim=1)
+    second_KK = torch.cat([top, bottom])
+    mean_K = second_KK[:, -1]
+    root_KK = _root(second_KK - torch.outer(mean_K, mean_K))
+    noise_SK = torch.randn(rows, len(mean_K), generator=random, dtype=torch.float64)
+    rows_SK: Tensor = noise_SK @ root_KK.mT + mean_K
+    constants = [mean.cross_IJ.shape[0] - 1, len(mean_K) - 1]
+    rows_SK[:, constants] = 1.0
+    return rows_SK
+
+
+def _root(covariance_KK: Tensor) -> Tensor:
+    """L with L Lᵀ = the covariance and a little of everything: moments may have no full rank."""
+    mean_variance = covariance_KK.diagonal().mean().clamp_min(1e-12)
+    eye_KK = torch.eye(len(covariance_KK), dtype=covariance_KK.dtype)
+    for share in _JITTERS:
+        factor = torch.linalg.cholesky_ex(covariance_KK + share * mean_variance * eye_KK)
+        if not int(factor.info):
+            root_KK: Tensor = factor.L
+            return root_KK
+    raise ValueError("the moments of a pair are no moments: their covariance is not positive")

@@ -1,0 +1,88 @@
+"""The two heads of a pair in eigen-coordinates.
+
+Shapes: L rows, E width of the embeddings, I and J widths of what the two heads read.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from workers.nullspace.mask import UpdateSpace
+
+
+class PairInEigenCoordinates(nn.Module):
+    """W = W₀ + V M Uᵀ for both heads of a pair; trains M, starting at zero.
+
+    Gradients of blocked entries are zeroed before anything else sees them, so an elementwise
+    optimizer leaves those entries exactly at zero, and its weight decay acts on the change alone.
+    Masking is linear and comes before DDP's all-reduce: the same as masking after it.
+    Everything is in the precision of the weights that it is given.
+    """
+
+    def __init__(
+        self, first: tuple[Tensor, UpdateSpace], second: tuple[Tensor, UpdateSpace]
+    ) -> None:
+        super().__init__()
+        self.first, self.second = HeadInEigenCoordinates(*first), HeadInEigenCoordinates(*second)
+        turn_EE = second[1].outputs.vectors_II.mT @ first[1].outputs.vectors_II
+        self.register_buffer("turn_EE", turn_EE.to(first[0]))
+        self.turn_EE: Tensor
+
+    def forward(self, first_LI: Tensor, second_LJ: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of rotated rows, both in the output coordinates of the second head.
+
+        Scores are inner products and do not see a common rotation, so one turn is enough.
+        """
+        return self.first(first_LI) @ self.turn_EE.mT, self.second(second_LJ)
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Both heads as they are now: rotated inputs to the output coordinates of the second."""
+        return self.turn_EE @ self.first.weight_EI, self.second.weight_EI
+
+    @property
+    def changes(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """What is trained: M of the first and of the second head."""
+        return self.first.change_EI, self.second.change_EI
+
+
+class HeadInEigenCoordinates(nn.Module):
+    """One head: `start_EI` is Vᵀ W₀ U, `change_EI` is M."""
+
+    def __init__(self, weight_EI: Tensor, space: UpdateSpace) -> None:
+        super().__init__()
+        self.space = space
+        outputs_EE, inputs_II = space.outputs.vectors_II, space.inputs.vectors_II
+        start_EI = outputs_EE.mT @ weight_EI.double() @ inputs_II
+        self.register_buffer("start_EI", start_EI.to(weight_EI))
+        self.register_buffer("free_EI", space.free_EI.to(weight_EI))
+        self.start_EI: Tensor
+        self.free_EI: Tensor
+        self.change_EI = nn.Parameter(torch.zeros_like(self.start_EI))
+        self.change_EI.register_hook(self._block)  # type: ignore[no-untyped-call]
+
+    @property
+    def weight_EI(self) -> Tensor:
+        """The head now, in eigen-coordinates."""
+        return self.start_EI + self.change_EI
+
+    def forward(self, rotated_LI: Tensor) -> Tensor:
+        return rotated_LI @ self.weight_EI.mT
+
+    def add_gradient(self, gradient_EI: Tensor) -> None:
+        """Add a gradient that was not made by backward; blocked entries stay without one."""
+        blocked_EI = self._block(gradient_EI)
+        grad = self.change_EI.grad
+        self.change_EI.grad = blocked_EI if grad is None else grad.add_(blocked_EI)
+
+    def _block(self, gradient_EI: Tensor) -> Tensor:
+        return gradient_EI * self.free_EI
+
+
+def rotate(prepared_NI: Tensor, space: UpdateSpace) -> Tensor:
+    """Rows in the input coordinates of a head: once, before training, and never per update."""
+    return prepared_NI @ space.inputs.vectors_II.to(prepared_NI)
+
+
+def trained_weight(weight_EI: Tensor, change_EI: Tensor, space: UpdateSpace) -> Tensor:
+    """Back to the original coordinates: W₀ + V M Uᵀ, in the precision of W₀."""
+    turned_EI = space.outputs.vectors_II @ change_EI.cpu().double() @ space.inputs.vectors_II.mT
+    return (weight_EI.double() + turned_EI).to(weight_EI)

@@ -1,0 +1,147 @@
+"""Do vectors stored by one version and queries of another still score as they did?
+
+Shapes: N stored vectors, Q queries, E width of the embeddings, I and J widths of the two sides'
+features.
+Scores are inner products of embeddings W x, as in the certificate. Where unit vectors are
+stored, measure: `measured_agreement` takes whatever is stored.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.nullspace.certificate import PairWeights, relative_drift
+from workers.nullspace.moments import PairMoments, SecondMoment
+
+_TOP = 10
+_CHUNK_QUERIES = 1024
+# Equal stored vectors must tie, although a matrix product may round their scores apart.
+_TIE = 1e-6
+
+
+@dataclass(frozen=True)
+class MixedScores:
+    """Old stored vectors against new queries: relative root mean square change of all scores.
+
+    `against_old`: from the scores that the old version alone gave; `against_new`: from those that
+    re-indexing with the new version would give.
+    """
+
+    against_old: float
+    against_new: float
+
+
+@dataclass(frozen=True)
+class Compatibility:
+    """Two versions on one dataset. `both_new`: change of the scores after re-indexing."""
+
+    first_stored: MixedScores
+    second_stored: MixedScores
+    both_new: float
+
+    @property
+    def worst(self) -> float:
+        """The larger change that an index stored by the old version sees under new queries."""
+        return max(self.first_stored.against_old, self.second_stored.against_old)
+
+    def within(self, tolerance: float) -> bool:
+        """Whether an old index of either side serves new queries, up to `tolerance` (relative).
+
+        Raises ValueError if the tolerance is negative.
+        """
+        if tolerance < 0:
+            raise ValueError(f"tolerance is {tolerance}, it must be 0 or more")
+        return self.worst <= tolerance
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What held-out rows say.
+
+    `relative_difference`: root mean square change of all scores, relative to their size before;
+    `top_10_overlap`: share of the ten best stored vectors that are among the ten best as before.
+    """
+
+    relative_difference: float
+    top_10_overlap: float
+
+
+def compatibility(moments: PairMoments, old: PairWeights, new: PairWeights) -> Compatibility:
+    """All row combinations of a dataset, exactly and from its moments alone.
+
+    A vector of the first side stored by the old version meets a query of the second side by the
+    new one with G = W_u,oldᵀ W_v,new: the certificate of a version of which one head is old.
+    Exactly zero where nothing moved. Source: shared/method.md, section 5.
+    """
+    first_stored = PairWeights(old.first_EI, new.second_EJ)
+    second_stored = PairWeights(new.first_EI, old.second_EJ)
+    return Compatibility(
+        _mixed(moments, first_stored, old, new),
+        _mixed(moments, second_stored, old, new),
+        both_new=relative_drift(moments, old, new),
+    )
+
+
+def _mixed(
+    moments: PairMoments, mixed: PairWeights, old: PairWeights, new: PairWeights
+) -> MixedScores:
+    return MixedScores(relative_drift(moments, old, mixed), relative_drift(moments, new, mixed))
+
+
+def published_outputs(inputs: SecondMoment, weight_EI: Tensor) -> SecondMoment:
+    """What mode `stable_index` adds to the protected outputs (E × E) of a head: W S Wᵀ.
+
+    A mask knows the embeddings of the partners, and keeps scores across the pair. For the vectors
+    that a version *published* to keep their scores under all later queries, of their own modality
+    too, no later change may enter their span along old inputs: add this, for both modalities of
+    the pair, to the partner moments of both heads. `weight_EI` is the head of the version that
+    published, not today's; with vectors of several versions in use, add each version's.
+    """
+    return inputs.through(weight_EI)
+
+
+def measured_agreement(
+    stored_old_NE: Tensor, query_new_QE: Tensor, query_old_QE: Tensor
+) -> Agreement:
+    """Scores and ranking of the same queries before and after, on vectors stored before.
+
+    A retrieved vector counts as kept if it was among the ten best or tied with the tenth: equal
+    vectors stand for each other. Raises ValueError for shapes that do not fit, no rows, and
+    values that are not finite.
+    """
+    _check(stored_old_NE, query_new_QE, query_old_QE)
+    stored_NE = stored_old_NE.double()
+    change, size, kept = 0.0, 0.0, 0.0
+    for start in range(0, len(query_old_QE), _CHUNK_QUERIES):
+        rows = slice(start, start + _CHUNK_QUERIES)
+        old_QN = query_old_QE[rows].double() @ stored_NE.mT
+        new_QN = query_new_QE[rows].double() @ stored_NE.mT
+        change += float((new_QN - old_QN).square().sum())
+        size += float(old_QN.square().sum())
+        kept += float(_kept_share(old_QN, new_QN).sum())
+    return Agreement(_ratio(change, size), kept / len(query_old_QE))
+
+
+def _kept_share(old_QN: Tensor, new_QN: Tensor) -> Tensor:
+    top = min(_TOP, old_QN.shape[1])
+    threshold_Q1 = old_QN.topk(top, dim=1).values[:, -1:]
+    scale_Q1 = old_QN.abs().amax(dim=1, keepdim=True)
+    before_QK = old_QN.gather(1, new_QN.topk(top, dim=1).indices)
+    return (before_QK >= threshold_Q1 - _TIE * scale_Q1).double().mean(dim=1)
+
+
+def _ratio(change: float, size: float) -> float:
+    if size <= 0:
+        return 0.0 if change <= 0 else float("inf")
+    return float((change / size) ** 0.5)
+
+
+def _check(stored_NE: Tensor, new_QE: Tensor, old_QE: Tensor) -> None:
+    if new_QE.shape != old_QE.shape or stored_NE.shape[1:] != old_QE.shape[1:]:
+        shapes = [tuple(rows.shape) for rows in (stored_NE, new_QE, old_QE)]
+        raise ValueError(f"stored vectors, new and old queries of shapes {shapes} do not fit")
+    if 0 in (len(stored_NE), len(old_QE)):
+        raise ValueError(f"{len(stored_NE)} stored vectors and {len(old_QE)} queries: need 1 each")
+    if not all(torch.isfinite(rows).all() for rows in (stored_NE, new_QE, old_QE)):
+        raise ValueError("stored vectors and queries must be finite")

@@ -1,0 +1,94 @@
+"""Centre and mildly whiten a modality's features, by the moments of its first dataset, for ever.
+
+Shapes: B rows, F width of the raw feature.
+Encoders differ wildly: some sit in a narrow cone in which unrelated texts have cosine 0.9. The
+map is part of the version, since every moment and every head is of conditioned features.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.nullspace.moments import SecondMoment
+
+# Moments are products in float32: a spread below this share of a row's energy is their rounding.
+_NO_SPREAD = 1e-6
+# What float32 leaves of a row that lies on the mean: a direction made of it would be noise.
+_ON_THE_MEAN = 1e-6
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """x ← (x − μ) map, then unit length. `mean_F` and the symmetric `map_FF` are float32."""
+
+    mean_F: Tensor
+    map_FF: Tensor
+
+    @property
+    def width(self) -> int:
+        """Width of the raw feature."""
+        return len(self.mean_F)
+
+    def __call__(self, unit_BF: Tensor) -> Tensor:
+        """Conditioned rows (B × F) of unit length, in the type and on the device of `unit_BF`.
+
+        At least float32 within. A row on the mean has no direction: it becomes all zeros, of
+        which a head sees its bias alone, and never NaN. Raises ValueError at another width.
+        """
+        if unit_BF.shape[-1] != self.width:
+            raise ValueError(f"rows of width {unit_BF.shape[-1]}, not {self.width}")
+        rows_BF = unit_BF.to(torch.promote_types(unit_BF.dtype, torch.float32))
+        mean_F = self.mean_F.to(rows_BF)
+        centred_BF = rows_BF - mean_F
+        size_B1 = rows_BF.norm(dim=1, keepdim=True).clamp_min(mean_F.norm())
+        apart_B1 = centred_BF.norm(dim=1, keepdim=True) > _ON_THE_MEAN * size_B1
+        mapped_BF = torch.where(apart_B1, centred_BF @ self.map_FF.to(rows_BF), 0)
+        return torch.nn.functional.normalize(mapped_BF, dim=1).to(unit_BF.dtype)
+
+
+def conditioning(moment: SecondMoment, ridge: float) -> Conditioning:
+    """The map of unit raw features with a 1 appended, from their moment (F + 1 wide).
+
+    μ and C are their mean and covariance, the map is (C + e I)^-½ with e = ridge · λ_max: in the
+    first dataset a direction of variance λ comes out with λ / (λ + e). The symmetric root is
+    unique, so it does not depend on the eigenvectors that LAPACK happens to return, and it turns
+    with the features. Rows without spread (one row, or all rows equal) have no covariance to
+    whiten by, and centring would leave zeros: they get the identity and keep their mean.
+
+    Raises ValueError if the ridge is not in (0, 1], without rows, for values that are not finite
+    and if the last column is not the constant 1. Source: shared/method.md, section 1.
+    """
+    if not 0 < ridge <= 1:
+        raise ValueError(f"ridge is {ridge}, it must be above 0 and at most 1")
+    mean_F, covariance_FF, energy = _mean_and_covariance(moment)
+    if covariance_FF.trace() <= _NO_SPREAD * energy:
+        return _unconditioned(len(mean_F))
+    values_F, vectors_FF = torch.linalg.eigh(covariance_FF)
+    values_F = values_F.clamp_min(0)
+    root_F = (values_F + _floor(values_F, ridge)).rsqrt()
+    map_FF = (vectors_FF * root_F) @ vectors_FF.mT
+    return Conditioning(mean_F.float(), ((map_FF + map_FF.mT) / 2).float())
+
+
+def _floor(values_F: Tensor, ridge: float) -> Tensor:
+    """What is added to every variance: below it, whitening fades out."""
+    return ridge * values_F.max()
+
+
+def _mean_and_covariance(moment: SecondMoment) -> tuple[Tensor, Tensor, float]:
+    """Mean, covariance (float64, on the CPU) and mean square length of the rows."""
+    if moment.count < 1:
+        raise ValueError("features cannot be conditioned by a dataset of 0 rows")
+    mean_II = moment.mean_II.to("cpu", torch.float64)
+    if not mean_II.isfinite().all():
+        raise ValueError("the moment to condition by holds values that are not finite")
+    if abs(float(mean_II[-1, -1]) - 1) > 1e-3:
+        raise ValueError(f"the last column must be 1, its mean square is {mean_II[-1, -1]:.3g}")
+    mean_F, square_FF = mean_II[:-1, -1], mean_II[:-1, :-1]
+    covariance_FF = (square_FF + square_FF.mT) / 2 - torch.outer(mean_F, mean_F)
+    return mean_F, covariance_FF, float(square_FF.trace())
+
+
+def _unconditioned(width: int) -> Conditioning:
+    return Conditioning(torch.zeros(width), torch.eye(width))

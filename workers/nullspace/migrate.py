@@ -1,0 +1,127 @@
+"""Stored vectors of one version turned into those of another, without encoders.
+
+Shapes: B stored rows, E width of the embeddings, I width of what the head reads (the constant 1
+included, so that a bias is a column and everything here is linear).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.nullspace.moments import SecondMoment
+
+
+@dataclass(frozen=True)
+class Migration:
+    """z_new ≈ A z_old with A = `map_EE` (float64; new width × old width).
+
+    `rank`: directions of the old vectors that are used; `condition`: largest of their singular
+    values over the smallest, by which rounding of stored vectors may grow; `predicted_error`:
+    relative root mean square error of unnormalised embeddings over the rows of the moments;
+    `exact`: the old head loses nothing, so the map is right for every row, seen or not.
+    """
+
+    map_EE: Tensor
+    rank: int
+    condition: float
+    predicted_error: float
+    exact: bool
+
+    def apply(self, stored_BE: Tensor) -> Tensor:
+        """Migrate unnormalised embeddings W_old x: one product. Type as stored.
+
+        Raises ValueError at another width and for rows that are not finite.
+        """
+        return self._mapped(stored_BE).to(stored_BE.dtype)
+
+    def apply_unit(self, stored_BE: Tensor) -> Tensor:
+        """Migrate unit embeddings W_old x / |W_old x| to unit embeddings. Type as stored.
+
+        The map is linear, so a row's unknown length drops out of its direction: as right as
+        `apply`. `predicted_error` weighs rows by their lengths, so for unit rows it is a close
+        guide and not exact. A row without anything that A keeps becomes zeros. Raises ValueError
+        as `apply`.
+        """
+        return torch.nn.functional.normalize(self._mapped(stored_BE), dim=1).to(stored_BE.dtype)
+
+    def _mapped(self, stored_BE: Tensor) -> Tensor:
+        width = self.map_EE.shape[1]
+        if stored_BE.shape[-1] != width:
+            raise ValueError(f"stored vectors of width {stored_BE.shape[-1]}, not {width}")
+        if not stored_BE.isfinite().all():
+            raise ValueError("stored vectors must be finite")
+        return stored_BE.double() @ self.map_EE.to(stored_BE.device).mT
+
+
+def migration(inputs: SecondMoment, old_EI: Tensor, new_EI: Tensor) -> Migration:
+    """The map between two heads of a modality, and its error from the modality's input moment.
+
+    Where W_old has full column rank features can be read off, x = W_old⁺ z, and A = W_new W_old⁺
+    is exact. Else the least-squares map over the rows of the moments, (W_new S W_oldᵀ)
+    (W_old S W_oldᵀ)⁺, computed as W_new R (W_old R)⁺ with S = R Rᵀ: the condition is not squared.
+    The error √( tr(Δ S Δᵀ) / tr(W_new S W_newᵀ) ), Δ = W_new − A W_old, is that of A whatever was
+    cut off. Source: shared/method.md, section 5.
+
+    Raises ValueError if widths differ, without rows, for values that are not finite and if
+    nothing of the old vectors can be used (rank 0).
+    """
+    _check(inputs, old_EI, new_EI)
+    old_EI, new_EI = (weight_EI.to("cpu", torch.float64) for weight_EI in (old_EI, new_EI))
+    inverse_IE, rank, condition = _pseudo_inverse(old_EI)
+    exact = rank == old_EI.shape[1]
+    if not exact:
+        root_II = _root(inputs)
+        inverse_IE, rank, condition = _pseudo_inverse(old_EI @ root_II)
+        inverse_IE = root_II @ inverse_IE
+    if rank == 0:
+        raise ValueError("rank 0: the old version maps all of these features to zero")
+    map_EE = new_EI @ inverse_IE
+    return Migration(map_EE, rank, condition, _error(inputs, map_EE, old_EI, new_EI), exact)
+
+
+def _pseudo_inverse(matrix_EK: Tensor) -> tuple[Tensor, int, float]:
+    """Pseudo-inverse, numerical rank and condition of what is kept.
+
+    Heads are stored in float32: their rounding alone moves singular values by up to max(E, K)
+    units in the last place of the largest (the rule of numpy.linalg.matrix_rank), and whatever
+    lies below cannot be told from zero. Its inverse would be garbage, so it is cut off.
+    """
+    left_EK, values_K, right_KK = torch.linalg.svd(matrix_EK, full_matrices=False)
+    cut = max(matrix_EK.shape) * torch.finfo(torch.float32).eps * values_K[0]
+    rank = int((values_K > cut).sum())
+    if rank == 0:
+        return matrix_EK.mT * 0, 0, float("inf")
+    inverse_KE = (right_KK[:rank].mT / values_K[:rank]) @ left_EK[:, :rank].mT
+    return inverse_KE, rank, float(values_K[0] / values_K[rank - 1])
+
+
+def _root(inputs: SecondMoment) -> Tensor:
+    """R (I × I) with R Rᵀ = the mean moment."""
+    mean_II = inputs.mean_II.to("cpu", torch.float64)
+    values_I, vectors_II = torch.linalg.eigh((mean_II + mean_II.mT) / 2)
+    return vectors_II * values_I.clamp_min(0).sqrt()
+
+
+def _error(inputs: SecondMoment, map_EE: Tensor, old_EI: Tensor, new_EI: Tensor) -> float:
+    change = _energy(inputs, new_EI - map_EE @ old_EI)
+    size = _energy(inputs, new_EI)
+    if size <= 0:
+        return 0.0 if change <= 0 else float("inf")
+    return float((max(change, 0.0) / size) ** 0.5)
+
+
+def _energy(inputs: SecondMoment, weight_EI: Tensor) -> float:
+    """Mean square length of W x over the rows of the moment."""
+    mean_II = inputs.mean_II.to(weight_EI)
+    return float(((weight_EI @ mean_II) * weight_EI).sum())
+
+
+def _check(inputs: SecondMoment, old_EI: Tensor, new_EI: Tensor) -> None:
+    widths = [len(inputs.sum_II), old_EI.shape[1], new_EI.shape[1]]
+    if len(set(widths)) != 1:
+        raise ValueError(f"moment, old and new head read different widths: {widths}")
+    if inputs.count < 1:
+        raise ValueError("the moment to migrate by is of 0 rows")
+    if not all(torch.isfinite(values).all() for values in (inputs.sum_II, old_EI, new_EI)):
+        raise ValueError("moment, old and new head must be finite")

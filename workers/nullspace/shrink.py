@@ -1,0 +1,125 @@
+"""Bound, not hope: shrink what was trained until old scores have moved no more than permitted.
+
+Shapes: E width of the embeddings, I width of a side's features.
+
+Offending entries first: M_ij / (1 + μ r_i s_j), with r_i s_j relative to the largest so that μ has
+no scale. What is left when they are gone (entries without energy, and the second-order term of two
+moving heads) can only be scaled as a whole: t M, with t in [0, 1]. Both by bisection.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.nullspace.mask import UpdateSpace
+
+Changes = tuple[Tensor, Tensor]
+"""M of the two heads of a pair, each E × I in its own eigen-coordinates."""
+
+# Decades of μ: at the least nothing shrinks by more than a thousandth, at the most all is erased
+# but what has no energy beyond rounding.
+_LEAST_DECADES, _MOST_DECADES = -3.0, 12.0
+# μ to half a per cent within its fifteen decades, t to 1/8192.
+_HALVINGS = 13
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What enforcing a bound did: `penalty` μ, `scale` t, and the largest drift around it.
+
+    Untouched is μ = 0, t = 1. With t = 0 the heads are the parent's; only then may `drift_after`
+    exceed the bound, because the parent itself did.
+    """
+
+    penalty: float
+    scale: float
+    drift_before: float
+    drift_after: float
+
+
+def shrink_to_bound(
+    changes: Changes,
+    spaces: tuple[UpdateSpace, UpdateSpace],
+    drift_of: Callable[[Changes], float],
+    bound: float,
+) -> tuple[Changes, Shrunk]:
+    """The changes, shrunk no more than needed for `drift_of(changes)` ≤ `bound`, and how.
+
+    `drift_of` gives the largest relative drift for a pair of changes; it is asked at most 16
+    times. The result is always one that was measured to be inside. A drift that is not a number
+    counts as outside. Raises ValueError if `bound` is negative or not a number.
+    """
+    if not bound >= 0:
+        raise ValueError(f"bound on drift is {bound}; permitted are 0 and above")
+    before = drift_of(changes)
+    if before <= bound:
+        return changes, Shrunk(0.0, 1.0, before, before)
+    energies = (
+        _relative_energy(spaces[0], changes[0]),
+        _relative_energy(spaces[1], changes[1]),
+    )
+
+    def penalised(decades: float) -> Changes:
+        return _penalised(changes, energies, 10.0**decades)
+
+    most = drift_of(penalised(_MOST_DECADES))
+    if most <= bound:
+        search = _Search(penalised, drift_of, bound)
+        decades, after = search.between(_MOST_DECADES, _LEAST_DECADES, most)
+        return penalised(decades), Shrunk(10.0**decades, 1.0, before, after)
+    return _scaled_to_bound(penalised(_MOST_DECADES), drift_of, bound, before)
+
+
+def _scaled_to_bound(
+    changes: Changes, drift_of: Callable[[Changes], float], bound: float, before: float
+) -> tuple[Changes, Shrunk]:
+    """What the largest penalty left, scaled as a whole."""
+
+    def scaled(scale: float) -> Changes:
+        return changes[0] * scale, changes[1] * scale
+
+    still = (torch.zeros_like(changes[0]), torch.zeros_like(changes[1]))
+    least = drift_of(still)
+    if not least <= bound:
+        return still, Shrunk(10.0**_MOST_DECADES, 0.0, before, least)
+    scale, after = _Search(scaled, drift_of, bound).between(0.0, 1.0, least)
+    if scale == 0:
+        return still, Shrunk(10.0**_MOST_DECADES, 0.0, before, least)
+    return scaled(scale), Shrunk(10.0**_MOST_DECADES, scale, before, after)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Bisection for the last candidate inside the bound."""
+
+    candidate: Callable[[float], Changes]
+    drift_of: Callable[[Changes], float]
+    bound: float
+
+    def between(self, inside: float, outside: float, drift: float) -> tuple[float, float]:
+        """The inside end of the final bracket, and its drift (`drift` at the start)."""
+        for _ in range(_HALVINGS):
+            middle = (inside + outside) / 2
+            here = self.drift_of(self.candidate(middle))
+            if here <= self.bound:
+                inside, drift = middle, here
+            else:
+                outside = middle
+        return inside, drift
+
+
+def _penalised(changes: Changes, energies: tuple[Tensor, Tensor], penalty: float) -> Changes:
+    first, second = (
+        change_EI / (1 + penalty * energy_EI)
+        for change_EI, energy_EI in zip(changes, energies, strict=True)
+    )
+    return first, second
+
+
+def _relative_energy(space: UpdateSpace, like_EI: Tensor) -> Tensor:
+    """r_i s_j over its largest, 0 to 1; zeros where nothing is at stake."""
+    energy_EI = space.energy_EI.to(like_EI)
+    largest = float(energy_EI.max())
+    return energy_EI / largest if largest > 0 else energy_EI

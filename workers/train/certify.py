@@ -1,0 +1,129 @@
+"""What became of the earlier datasets: measured from their moments, and bounded where asked.
+
+Shapes: E width of the embeddings, I width of what a head reads.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec
+from workers.contract.version import Drift, Protection, Quality, Shrinkage
+from workers.methods.port import Lesson
+from workers.model.heads import ModalityHeads
+from workers.nullspace.certificate import PairWeights, relative_drift, relative_norm_change
+from workers.nullspace.mask import UpdateSpace
+from workers.nullspace.moments import PairMoments
+from workers.nullspace.replay import quality_loss
+from workers.nullspace.shrink import Shrunk, shrink_to_bound
+from workers.train.loop import new_heads
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A dataset of an earlier version: its own moments, and the heads that learned it."""
+
+    dataset: str
+    pair: ModalityPair
+    moments: PairMoments
+    then: PairWeights
+
+    def drift(self, now: ModalityHeads) -> float:
+        """Since the version that learned it."""
+        return relative_drift(self.moments, self.then, weights_of(self.pair, now))
+
+
+def weights_of(pair: ModalityPair, heads: ModalityHeads) -> PairWeights:
+    """The two heads of a pair."""
+    return PairWeights(heads.weights[pair.first], heads.weights[pair.second])
+
+
+@dataclass(frozen=True)
+class Limited:
+    """Changes that keep the bound; `shrunk` is None where none was asked for."""
+
+    changes: tuple[Tensor, Tensor]
+    shrunk: Shrunk | None = None
+
+
+def limit_drift(
+    spec: ModelSpec,
+    lesson: Lesson,
+    spaces: Mapping[str, UpdateSpace],
+    changes: tuple[Tensor, Tensor],
+    earlier: Sequence[Earlier],
+) -> Limited:
+    """Shrink the changes of both heads until no earlier dataset moved by more than permitted."""
+    bound = spec.drift_bound
+    touched = [one for one in earlier if set(one.pair.modalities) & set(lesson.pair.modalities)]
+    if bound is None or not touched:
+        return Limited(changes)
+
+    def largest_drift(candidate: tuple[Tensor, Tensor]) -> float:
+        heads = new_heads(lesson, spaces, candidate)
+        return max(one.drift(heads) for one in touched)
+
+    first, second = (spaces[modality] for modality in lesson.pair.modalities)
+    return Limited(*shrink_to_bound(changes, (first, second), largest_drift, bound))
+
+
+def drifts(
+    earlier: Sequence[Earlier], parent: ModalityHeads, now: ModalityHeads
+) -> dict[str, Drift]:
+    """Drift of every earlier dataset, since the version that learned it and since the parent."""
+    return {
+        one.dataset: Drift(
+            since_learned=one.drift(now),
+            against_parent=relative_drift(
+                one.moments, weights_of(one.pair, parent), weights_of(one.pair, now)
+            ),
+        )
+        for one in earlier
+    }
+
+
+def qualities(earlier: Sequence[Earlier], now: ModalityHeads) -> dict[str, Quality]:
+    """How good every earlier dataset still is, and how the norms of its embeddings changed."""
+    return {one.dataset: _quality(one, weights_of(one.pair, now)) for one in earlier}
+
+
+def _quality(one: Earlier, now: PairWeights) -> Quality:
+    first, second = one.pair.modalities
+    return Quality(
+        now=quality_loss(one.moments, one.then, now),
+        norm_change={
+            first: relative_norm_change(one.moments.first, one.then.first_EI, now.first_EI),
+            second: relative_norm_change(one.moments.second, one.then.second_EJ, now.second_EJ),
+        },
+    )
+
+
+def protections(spec: ModelSpec, spaces: Mapping[str, UpdateSpace]) -> dict[str, Protection]:
+    """How much of each head was closed."""
+    kept = spec.protection.energy
+    return {
+        modality: Protection(
+            input_rank=space.inputs.rank_at(kept),
+            input_width=space.inputs.width,
+            output_rank=space.outputs.rank_at(kept),
+            output_width=space.outputs.width,
+            blocked_share=space.blocked_share,
+        )
+        for modality, space in spaces.items()
+    }
+
+
+def shrinkage(
+    limited: Limited,
+    loss_of: Callable[[tuple[Tensor, Tensor]], float],
+    trained: tuple[Tensor, Tensor],
+) -> Shrinkage | None:
+    """What keeping the bound cost on the new rows; None where nothing had to be shrunk."""
+    shrunk = limited.shrunk
+    if shrunk is None or shrunk.drift_before == shrunk.drift_after:
+        return None
+    return Shrinkage(
+        **asdict(shrunk), loss_before=loss_of(trained), loss_after=loss_of(limited.changes)
+    )
