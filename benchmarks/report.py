@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.figures import Figures, Spread
@@ -52,10 +53,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known at the end; `example` is the spec of one run, for what all share.
-
-    `chain_epochs` and `joint_epochs` are the epochs of a dataset and those joint training may take.
-    """
+    """All that is known at the end; `example` is the spec of one run, for what all share."""
 
     stream: Stream
     order: str
@@ -137,17 +135,17 @@ def print_tables(report: Report, console: Console) -> None:
     """Two tables, both readable on 110 columns."""
     # A pipe has no width; columns that were squeezed into 80 would be cut.
     console.width = max(console.width, _NARROWEST)
-    title = f"{report.stream.name}, width {report.example.width}, {report.seeds} seeds"
+    title = f"{report.stream.name}, width {report.example.width}, seeds: {report.seeds}"
     for columns in (FINAL, LEARNING):
-        table = Table("method", title=title, box=None, title_justify="left")
+        table = Table("method", title=escape(title), box=None, title_justify="left")
         for heading in columns:
             table.add_column(heading, justify="right", no_wrap=True)
         for name, row in rows(report, columns):
             table.add_row(name, *row)
         console.print(table)
         title = ""
-    for failure in report.failures:
-        console.print(f"failed: {failure.method}, seed {failure.seed}: {failure.error}")
+    for remark in _remarks(report):
+        console.print(remark, soft_wrap=True, markup=False, highlight=False)
 
 
 def rows(report: Report, columns: Mapping[str, str]) -> list[tuple[str, list[str]]]:
@@ -202,13 +200,18 @@ def _result(report: Report) -> str:
         "In points of percent, all datasets counting alike, but for drift (relative; at the end, "
         "against the version that learned a dataset) and seconds (of learning, one thread)."
     )
-    parts = [explained, _table(report, FINAL), _table(report, LEARNING)]
-    joint = report.methods.get(JOINT)
+    tables = _table(report, FINAL), _table(report, LEARNING)
+    return "\n\n".join([explained, *tables, *_remarks(report)])
+
+
+def _remarks(report: Report) -> list[str]:
+    """What stands below the tables: when joint training was best, and which runs failed."""
+    joint, found = report.methods.get(JOINT), []
     if joint and joint.epochs:
         best = ", ".join(f"{metric} {epoch}" for metric, epoch in joint.epochs.items())
-        parts.append(f"Joint training, each metric at the epochs that suit it best: {best}.")
-    parts += [f"Failed: {one.method}, seed {one.seed}: {one.error}" for one in report.failures]
-    return "\n\n".join(parts)
+        found.append(f"Joint training, each metric at the epochs that suit it best: {best}.")
+    failed = (f"Failed: {one.method}, seed {one.seed}: {one.error}" for one in report.failures)
+    return [*found, *failed]
 
 
 def _table(report: Report, columns: Mapping[str, str]) -> str:

@@ -101,7 +101,7 @@ def _in_processes(
 ) -> Iterator[tuple[Run, "Future[Result]"]]:
     """Spawned, not forked: a fork inherits torch's threads in whatever state they are."""
     pool = ProcessPoolExecutor(
-        min(jobs, len(runs)), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+        min(jobs, len(runs)), get_context("spawn"), initializer=_prepare_process
     )
     with pool:
         futures = {pool.submit(_perform_from, source, run): run for run in runs}
@@ -113,6 +113,18 @@ def _result(future: "Future[Result]") -> Result:
     if error is None:
         return future.result()
     return Failed(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+
+
+def _prepare_process() -> None:
+    torch.set_num_threads(1)
+    _warm_up()
+
+
+def _warm_up() -> None:
+    """The first optimizer imports torch's compiler: seconds that are not those of the first run."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    torch.optim.AdamW([weight], fused=True).step()
 
 
 def _perform_from(source: tuple[Path, str], run: Run) -> Result:
@@ -130,6 +142,7 @@ def _one_thread() -> Iterator[None]:
     """As in the other processes, so that results are the same to the bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    _warm_up()
     try:
         yield
     finally:

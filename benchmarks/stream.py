@@ -207,8 +207,10 @@ def _leave(report: Report, out: Path, answer: str) -> None:
 
 
 def _in_words(detail: Mapping[str, Any]) -> str:
+    """What pydantic found wrong with a model, without the whole of a model as its input."""
     field = ".".join(str(part) for part in detail["loc"]) or "model"
-    return f"{field} is {detail['input']!r}: {detail['msg']}"
+    got = f", got {detail['input']}" if isinstance(detail["input"], int | float | str) else ""
+    return f"{field}: {detail['msg']}{got}"
 
 
 def _say(words: str) -> None:

@@ -2,6 +2,7 @@
 
 WorkerError                     anything we raise on purpose
 ├── InvalidDataset              the user's rows cannot be used; a retry cannot help
+├── NothingToLearn              no entry of the two heads may move; a retry cannot help
 ├── TrainingDiverged            the loss or a head is no longer finite; a retry cannot help
 ├── InvalidVersion              a stored version is incomplete or damaged
 └── StorageError                object storage
@@ -21,6 +22,10 @@ class WorkerError(Exception):
 
 class InvalidDataset(WorkerError):
     """The user's rows cannot be used. The message names file, column or row, and what is permitted."""
+
+
+class NothingToLearn(WorkerError):
+    """No entry of the two heads may move, or no batch can be filled. Says what to change."""
 
 
 class TrainingDiverged(WorkerError):

@@ -3,13 +3,12 @@
 Shapes: E width of the embeddings, I width of what a head reads.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from workers.contract.modality import ModalityPair
 from workers.methods.port import Batch, Lesson, Method, UpdateRule
-from workers.model.heads import ModalityHeads
 from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
 from workers.model.rows import PairedRows
 from workers.nullspace.moments import PairMoments, SecondMoment
@@ -20,8 +19,9 @@ class Anchor(Method):
     """L + w Σ_s tr(C_a ΔG_s C_b ΔG_sᵀ) / tr(C_a G₀ C_b G₀ᵀ), the squared relative drifts.
 
     For each earlier pair (a, b) that shares a head with the new one, ΔG is the change of
-    G = W_aᵀ W_b since the parent version, and C are the mean moments of the pair's rows, pooled
-    over its datasets, so that the cost of an update does not grow with their number.
+    G = W_aᵀ W_b since the parent version, and C are the mean moments of the pair's rows. Datasets
+    of one pair are pooled and count as often as they are, so that the cost of an update does not
+    grow with their number.
     shared/method.md, section 8; the trace is the certificate's (workers/nullspace/certificate.py).
     """
 
@@ -76,7 +76,7 @@ class _OneMoves:
     """An earlier pair with one head in the update: ΔG = Δ_aᵀ W_b."""
 
     moves: _Side
-    still_EE: Tensor  # W_b C_b W_bᵀ, divided by the size of the scores
+    still_EE: Tensor  # W_b C_b W_bᵀ, divided by the size
 
     def squared_drift(self) -> Tensor:
         return (self.moves.moved_EE * self.still_EE).sum()
@@ -88,7 +88,7 @@ class _BothMove:
 
     first: _Side
     second: _Side
-    size: float
+    size: float  # tr(C_a G₀ C_b G₀ᵀ), divided by the number of datasets that are pooled
 
     def squared_drift(self) -> Tensor:
         first_mixed_EE, first_moved_EE = self.first.mixed_EE, self.first.moved_EE
@@ -104,34 +104,32 @@ class _BothMove:
 
 def _anchors(lesson: Lesson, pair: PairInEigenCoordinates) -> list[_OneMoves | _BothMove]:
     """One for each earlier pair that shares a head with this one and has scores to keep."""
-    moving = dict(zip(lesson.pair.modalities, (pair.first, pair.second), strict=True))
     found = [
-        _anchor(lesson.heads, key, moments, moving)
-        for key, moments in lesson.memory.by_pair.items()
-        if set(key) & moving.keys()
+        _anchor(lesson, pair, known, moments)
+        for known, moments in lesson.memory.touching(lesson.pair)
     ]
     return [anchor for anchor in found if anchor]
 
 
 def _anchor(
-    heads: ModalityHeads,
-    pair: tuple[str, str],
-    moments: PairMoments,
-    moving: Mapping[str, HeadInEigenCoordinates],
+    lesson: Lesson, pair: PairInEigenCoordinates, known: ModalityPair, moments: PairMoments
 ) -> _OneMoves | _BothMove | None:
-    """None where all scores of the pair are zero: nothing can be forgotten relative to that."""
-    by_side = dict(zip(pair, (moments.first, moments.second), strict=True))
-    pushed = {side: by_side[side].through(heads.weights[side]).mean_II for side in pair}
-    size = float((pushed[pair[0]] * pushed[pair[1]]).sum())
+    """`known.first` is in training; `known.second` is, too, where the very pair comes again.
+
+    None where all scores of the pair are zero: nothing can be forgotten relative to that.
+    """
+    heads = dict(zip(lesson.pair.modalities, (pair.first, pair.second), strict=True))
+    first_EI, second_EJ = (lesson.heads.weights[name] for name in known.modalities)
+    first_EE = moments.first.through(first_EI).mean_II
+    second_EE = moments.second.through(second_EJ).mean_II
+    size = float((first_EE * second_EE).sum()) / max(lesson.memory.datasets_of(known), 1)
     if size <= 0:
         return None
-    sides = [
-        _side(by_side[side], heads.weights[side], moving[side]) for side in pair if side in moving
-    ]
-    if len(sides) == 2:
-        return _BothMove(sides[0], sides[1], size)
-    still_EE = next(pushed[side] for side in pair if side not in moving) / size
-    return _OneMoves(sides[0], still_EE.to(sides[0].then_EE))
+    first = _side(moments.first, first_EI, heads[known.first])
+    if known.second in heads:
+        second = _side(moments.second, second_EJ, heads[known.second])
+        return _BothMove(first, second, size)
+    return _OneMoves(first, (second_EE / size).to(first.then_EE))
 
 
 def _side(moment: SecondMoment, weight_EI: Tensor, head: HeadInEigenCoordinates) -> _Side:

@@ -3,14 +3,13 @@
 Shapes: E width of the embeddings, I width of what a head reads.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from workers.methods.port import Batch, Kept, Lesson, Method, UpdateRule
-from workers.methods.replay_memory import loss_on
+from workers.methods.replay_memory import full_batches, loss_on
 from workers.model.heads import ModalityHeads
 from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows
@@ -77,20 +76,13 @@ def fisher(lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> dict[str
         for modality in lesson.pair.modalities
     }
     total = {modality: torch.zeros_like(leaf_EI) for modality, leaf_EI in leaves.items()}
-    batches = list(_batches(len(rows), lesson.training.batch_size, lesson.seed))
+    batches = list(full_batches(len(rows), lesson.training.batch_size, lesson.seed))
     for index_B in batches:
         loss = loss_on(leaves, lesson.pair, rows.at(index_B), lesson.training)
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         for modality, gradient_EI in zip(leaves, gradients, strict=True):
             total[modality] += gradient_EI.square() / len(batches)
     return total
-
-
-def _batches(rows: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Full batches in random order: rows may be sorted, and fewer negatives are another task."""
-    order_N = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    for start in range(0, max(rows - batch_size, 0) + 1, batch_size):
-        yield order_N[start : start + batch_size]
 
 
 def _name(modality: str) -> str:

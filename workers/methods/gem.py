@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.contract.model import TrainingSpec
 from workers.methods.port import Batch, Lesson, UpdateRule
 from workers.methods.replay_memory import (
     MovingHeads,
@@ -80,7 +79,7 @@ class _GEMRule(UpdateRule):
 
     def _write(self, gradient_P: Tensor) -> None:
         sizes = [parameter.numel() for parameter in self._pair.changes]
-        for parameter, part in zip(self._pair.changes, gradient_P.split(sizes), strict=True):
+        for parameter, part in zip(self._pair.changes, torch.split(gradient_P, sizes), strict=True):
             parameter.grad = part.view_as(parameter)
 
 
@@ -115,10 +114,9 @@ def _nonnegative(gram_KK: Tensor, pull_K: Tensor) -> Tensor:
     """The s ≥ 0 that minimises ½ sᵀ gram s − pullᵀ s."""
     value_K = torch.zeros_like(pull_K)
     free_K = torch.zeros_like(pull_K, dtype=torch.bool)
-    tolerance = _TOLERANCE * float(pull_K.abs().max(initial=0.0)) if len(pull_K) else 0.0
     for _ in range(3 * len(pull_K)):  # SciPy's bound; in theory each set of free ones comes once.
         rise_K = (pull_K - gram_KK @ value_K).masked_fill(free_K, -torch.inf)
-        if float(rise_K.max()) <= tolerance:
+        if float(rise_K.max()) <= _TOLERANCE * float(pull_K.abs().max()):
             break
         free_K[rise_K.argmax()] = True
         value_K, free_K = _settle(gram_KK, pull_K, value_K, free_K)
@@ -128,18 +126,19 @@ def _nonnegative(gram_KK: Tensor, pull_K: Tensor) -> Tensor:
 def _settle(
     gram_KK: Tensor, pull_K: Tensor, value_K: Tensor, free_K: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Solve for the free coordinates; those that would become negative stop at zero, one by one."""
+    """Solve for the free coordinates; those that would fall below zero stop there, one by one."""
+    value_K, free_K = value_K.clone(), free_K.clone()
     while True:
         target_K = torch.zeros_like(value_K)
         inverse = torch.linalg.pinv(gram_KK[free_K][:, free_K], hermitian=True)
         target_K[free_K] = inverse @ pull_K[free_K]
-        negative_K = free_K & (target_K <= 0)
-        if not bool(negative_K.any()):
+        falling_K = free_K & (target_K <= 0)
+        if not bool(falling_K.any()):
             return target_K, free_K
-        room_K = value_K[negative_K] / (value_K[negative_K] - target_K[negative_K])
-        value_K = value_K + room_K.min().nan_to_num(0.0) * (target_K - value_K)
-        free_K = free_K & ~(negative_K & (value_K <= 0))
-        value_K = value_K.clamp_min(0) * free_K
+        room_K = (value_K / (value_K - target_K)).nan_to_num(0.0).where(falling_K, torch.inf)
+        stops = room_K.argmin()
+        value_K = (value_K + room_K[stops] * (target_K - value_K)).clamp_min(0)
+        value_K[stops], free_K[stops] = 0.0, False
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

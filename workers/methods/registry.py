@@ -1,16 +1,25 @@
 """From a model's spec to its method."""
 
-from workers.contract.model import ModelSpec
+from collections.abc import Callable, Mapping
+
+from workers.contract.model import MethodName, ModelSpec
+from workers.methods.anchor import Anchor
+from workers.methods.cflat import CFlat
+from workers.methods.cila import CILA
+from workers.methods.co2l import Co2L
+from workers.methods.der import DER
+from workers.methods.derpp import DERpp
+from workers.methods.ewc import EWC
+from workers.methods.gem import GEM
 from workers.methods.nullspace import Improve, Preserve
+from workers.methods.paper import Paper
 from workers.methods.port import Method
 from workers.methods.vanilla import Vanilla
 
 
 def method_for(spec: ModelSpec) -> Method:
     """The method that a model's spec names."""
-    if spec.method == "nullspace":
-        return _nullspace(spec)
-    return Vanilla()
+    return _METHODS[spec.method](spec)
 
 
 def _nullspace(spec: ModelSpec) -> Method:
@@ -19,3 +28,18 @@ def _nullspace(spec: ModelSpec) -> Method:
     if protection.policy == "preserve":
         return preserve
     return Improve(preserve.kept_energy, preserve.stable_index, protection.replay_weight)
+
+
+_METHODS: Mapping[MethodName, Callable[[ModelSpec], Method]] = {
+    "nullspace": _nullspace,
+    "paper": lambda _: Paper(),
+    "vanilla": lambda _: Vanilla(),
+    "anchor": lambda _: Anchor(),
+    "ewc": lambda _: EWC(),
+    "gem": lambda _: GEM(),
+    "der": lambda _: DER(),
+    "derpp": lambda _: DERpp(),
+    "co2l": lambda _: Co2L(),
+    "cila": lambda _: CILA(),
+    "cflat": lambda _: CFlat(),
+}

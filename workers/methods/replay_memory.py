@@ -8,7 +8,7 @@ outputs W x of the heads that had just learned them. Memories are kept per datas
 `memory/<number>/<first modality>/<second modality>/<part>`, so a version holds all of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -170,6 +170,17 @@ def loss_on(
     """InfoNCE of these rows as one global batch, at the temperature of the spec."""
     both = embeddings(weights, pair, rows, training)
     return symmetric_info_nce(both, both, rows.positives_in(rows), training.temperature)
+
+
+def full_batches(rows: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Row numbers of one pass in random order: rows may be sorted.
+
+    Without the rest that fills no batch, since fewer negatives would be another task; a dataset
+    that is smaller than a batch is one batch.
+    """
+    order_N = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    for start in range(0, max(rows - batch_size, 0) + 1, batch_size):
+        yield order_N[start : start + batch_size]
 
 
 def _named(kept: Kept, memory: StoredRows) -> Kept:

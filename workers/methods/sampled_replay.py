@@ -21,8 +21,9 @@ from workers.model.pair import PairInEigenCoordinates, rotate
 from workers.nullspace.moments import PairMoments
 
 _ROWS = 2048
-# Shares of the mean variance that are added to all, the least that will do: the products behind
-# the moments are float32, and data may have no full rank.
+# The products behind the moments are float32: this share of the mean square is their rounding.
+_ROUNDING = 1e-5
+# Shares of the mean variance that are added to all, the least that will do.
 _JITTERS = (1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -97,7 +98,8 @@ def gaussian_rows(moments: PairMoments, rows: int, random: torch.Generator) -> T
     bottom = torch.cat([mean.cross_IJ.mT, mean.second.sum_II], dim=1)
     second_KK = torch.cat([top, bottom])
     mean_K = second_KK[:, -1]
-    root_KK = _root(second_KK - torch.outer(mean_K, mean_K))
+    rounding = _ROUNDING * float(second_KK.diagonal().mean())
+    root_KK = _root(second_KK - torch.outer(mean_K, mean_K), rounding)
     noise_SK = torch.randn(rows, len(mean_K), generator=random, dtype=torch.float64)
     rows_SK: Tensor = noise_SK @ root_KK.mT + mean_K
     constants = [mean.cross_IJ.shape[0] - 1, len(mean_K) - 1]
@@ -105,12 +107,13 @@ def gaussian_rows(moments: PairMoments, rows: int, random: torch.Generator) -> T
     return rows_SK
 
 
-def _root(covariance_KK: Tensor) -> Tensor:
+def _root(covariance_KK: Tensor, rounding: float) -> Tensor:
     """L with L Lᵀ = the covariance and a little of everything: moments may have no full rank."""
-    mean_variance = covariance_KK.diagonal().mean().clamp_min(1e-12)
+    mean_variance = max(float(covariance_KK.diagonal().mean()), 0.0)
     eye_KK = torch.eye(len(covariance_KK), dtype=covariance_KK.dtype)
     for share in _JITTERS:
-        factor = torch.linalg.cholesky_ex(covariance_KK + share * mean_variance * eye_KK)
+        jitter = share * mean_variance + rounding
+        factor = torch.linalg.cholesky_ex(covariance_KK + jitter * eye_KK)
         if not int(factor.info):
             root_KK: Tensor = factor.L
             return root_KK

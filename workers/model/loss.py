@@ -18,15 +18,12 @@ def positives(
     return (first_keys_L[:, None] == first_keys_B) | (second_keys_L[:, None] == second_keys_B)
 
 
-def info_nce(
-    queries_LE: Tensor, keys_BE: Tensor, positive_LB: Tensor, temperature: Tensor | float
-) -> Tensor:
-    """Sum over local rows of the mean −log p(positive | query); rows of both are unit vectors.
+def info_nce(scores_LB: Tensor, positive_LB: Tensor) -> Tensor:
+    """Sum over local rows of the mean −log p(positive | row); scores are divided by temperature.
 
     With one positive a row this is InfoNCE (arXiv 1807.03748); with several, the outer form of
     supervised contrastive learning (arXiv 2004.11362, eq. 2).
     """
-    scores_LB = queries_LE @ keys_BE.mT / temperature
     log_share_LB = scores_LB.log_softmax(dim=1)
     target_LB = positive_LB / positive_LB.sum(dim=1, keepdim=True)
     return -(log_share_LB * target_LB).sum()
@@ -43,9 +40,12 @@ def symmetric_info_nce(
     Summed over ranks this is the loss of the whole batch in one process.
     """
     (first_LE, second_LE), (first_BE, second_BE) = local, everywhere
-    forward = info_nce(first_LE, second_BE, positive_LB, temperature)
-    backward = info_nce(second_LE, first_BE, positive_LB, temperature)
-    return (forward + backward) / (2 * len(first_BE))
+    forward_LB = first_LE / temperature @ second_BE.mT
+    # Alone, the local rows are the batch, and one product has the scores of both directions.
+    alone = first_LE is first_BE and second_LE is second_BE
+    backward_LB = forward_LB.mT if alone else second_LE / temperature @ first_BE.mT
+    total = info_nce(forward_LB, positive_LB) + info_nce(backward_LB, positive_LB)
+    return total / (2 * len(first_BE))
 
 
 def unit(embedding_BE: Tensor) -> Tensor:

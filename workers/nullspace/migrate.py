@@ -18,7 +18,8 @@ class Migration:
 
     `rank`: directions of the old vectors that are used; `condition`: largest of their singular
     values over the smallest, by which rounding of stored vectors may grow; `predicted_error`:
-    relative root mean square error of unnormalised embeddings over the rows of the moments;
+    relative root mean square error of unnormalised embeddings over the rows of the moments (of
+    other rows it is larger, as with every fit, unless the moments are of many more rows than E);
     `exact`: the old head loses nothing, so the map is right for every row, seen or not.
     """
 
@@ -100,7 +101,8 @@ def _root(inputs: SecondMoment) -> Tensor:
     """R (I × I) with R Rᵀ = the mean moment."""
     mean_II = inputs.mean_II.to("cpu", torch.float64)
     values_I, vectors_II = torch.linalg.eigh((mean_II + mean_II.mT) / 2)
-    return vectors_II * values_I.clamp_min(0).sqrt()
+    root_II: Tensor = vectors_II * values_I.clamp_min(0).sqrt()
+    return root_II
 
 
 def _error(inputs: SecondMoment, map_EE: Tensor, old_EI: Tensor, new_EI: Tensor) -> float:

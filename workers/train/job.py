@@ -13,6 +13,7 @@ import torch
 
 from workers.contract.errors import (
     InvalidDataset,
+    NothingToLearn,
     ObjectExists,
     ObjectNotFound,
     TrainingDiverged,
@@ -49,7 +50,7 @@ def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) 
         return
     try:
         _train(store, spec, world(), device)
-    except (InvalidDataset, TrainingDiverged) as error:
+    except (InvalidDataset, NothingToLearn, TrainingDiverged) as error:
         leave_failure(store, spec, error)
         raise
 

@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from workers.contract.errors import NothingToLearn
 from workers.contract.job import Phase
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
@@ -91,6 +92,7 @@ def learn(
     lesson = Lesson(heads, before.memory, before.kept, task.pair, spec.training, task.seed)
     spaces = method.update_spaces(lesson)
     _agree(spaces, here)
+    _check_that_something_can_be_learned(spec, spaces, len(rows))
 
     watcher.enter("training")
     trained = train_pair(method, lesson, spaces, rows, here, watcher.update_done)
@@ -131,6 +133,25 @@ def _conditioned(
 def _moments(rows: PairedRows, here: World) -> PairMoments:
     own = rows.at(share_of(len(rows), here))
     return pair_moments(own.first_NI, own.second_NJ).cpu()
+
+
+def _check_that_something_can_be_learned(
+    spec: ModelSpec, spaces: Mapping[str, UpdateSpace], rows: int
+) -> None:
+    """Raises NothingToLearn, rather than to make a version that is its parent."""
+    if rows < spec.training.batch_size:
+        raise NothingToLearn(
+            f"the dataset has {rows} rows and one batch takes {spec.training.batch_size}: use more "
+            "rows or a smaller training.batch_size"
+        )
+    if not any(bool(space.free_EI.any()) for space in spaces.values()):
+        blocked = sum(space.free_EI.numel() for space in spaces.values())
+        raise NothingToLearn(
+            f"nothing can be learned: all {blocked} entries of the heads "
+            f"{' and '.join(spaces)} (100 %) are blocked by what was learned before; use a larger "
+            f"width (now {spec.width}) or a smaller protection.kept_energy "
+            f"(now {spec.protection.energy:g}) in a new model"
+        )
 
 
 def _agree(spaces: Mapping[str, UpdateSpace], here: World) -> None:

@@ -56,6 +56,8 @@ def test_no_fall_gives_no_forecast(shares: list[float]) -> None:
 
 def test_a_share_that_ends_on_ten_percent_still_fits() -> None:
     assert datasets_left([0.4, 0.2]) == 1
+    # 0.6 of the rest each time, of which rounding makes a little less than one dataset.
+    assert datasets_left([0.1 / 0.6 / 0.6, 0.1 / 0.6]) == 1
     assert datasets_left([0.9, 0.3, 0.1]) == 0
 
 

@@ -79,7 +79,8 @@ def test_free_share_afterwards_is_that_of_the_mask_with_both() -> None:
 
 def test_the_first_dataset_of_a_modality_finds_everything_free() -> None:
     report = preflight(head(6, slice(0, 4), slice(0, 3)), None, rectangular_mask, 1.0)
-    assert (report.protected_share, report.moment_distance) == (0.0, None)
+    assert report.protected_share == 0.0
+    assert report.moment_distance is report.familiarity is None
     assert (report.learnable_share, report.free_share) == (1.0, 1.0)
     assert report.free_share_after == pytest.approx(1 - 5 * 3 / (13 * 6))
     assert report.advice == ()
@@ -107,9 +108,27 @@ def test_features_of_another_encoder_are_noticed() -> None:
     earlier = head(11, slice(0, 4), slice(0, 3))
     report = preflight(head(12, slice(6, 12)), earlier, rectangular_mask, 0.9)
     assert report.moment_distance == pytest.approx(1)
+    assert report.familiarity == 0
     assert any("same encoder" in sentence for sentence in report.advice)
     alike = preflight(head(13, slice(0, 4)), earlier, rectangular_mask, 0.9)
     assert not any("same encoder" in sentence for sentence in alike.advice)
+
+
+def test_random_directions_are_not_familiar_and_old_ones_are() -> None:
+    earlier = head(20, slice(0, 5))
+    rank = eigenbasis(earlier.inputs).rank_at(1.0)
+    reports = [
+        preflight(head(21, columns), earlier, rectangular_mask, 1.0)
+        for columns in (slice(0, 5), slice(0, 12), slice(5, 12))
+    ]
+    inside, anywhere, outside = (report.familiarity for report in reports)
+    assert inside == pytest.approx(1)
+    # 5 of 12 columns are what chance has, but for the constant that counts in the rank.
+    assert rank == 6
+    assert anywhere is not None
+    assert anywhere < 0.1
+    assert outside == 0
+    assert not any("same encoder" in sentence for sentence in reports[0].advice)
 
 
 @settings(max_examples=30, deadline=None)

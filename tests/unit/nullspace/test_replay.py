@@ -117,8 +117,9 @@ def test_quality_does_not_depend_on_the_scale_of_features(
 
 def test_float32_heads_are_certified_in_float64(moments: PairMoments, learned: PairWeights) -> None:
     single = PairWeights(learned.first_EI.float(), learned.second_EJ.float())
-    now = other_heads(8, single.double(), 1e-3)
-    exact = quality_loss(moments, single.double(), now)
+    near = other_heads(8, learned, 1e-3)
+    now = PairWeights(near.first_EI.float(), near.second_EJ.float())
+    exact = quality_loss(moments, single.double(), now.double())
     assert quality_loss(moments, single, now) == exact
 
 
@@ -131,6 +132,14 @@ def test_a_dataset_that_was_never_learned_has_no_quality_to_lose(
     for then in (nothing, apart):
         assert quality_loss(moments, then, learned) == 0.0
         assert quality_change(moments, then, learned) == 0.0
+
+
+def test_size_and_agreement_are_means_over_row_pairs(
+    rows: Rows, moments: PairMoments, learned: PairWeights
+) -> None:
+    size, agreement = size_and_agreement(moments, learned)
+    torch.testing.assert_close(size, scores(rows, learned).square().mean())
+    torch.testing.assert_close(agreement, scores(rows, learned).diag().mean())
 
 
 def test_terms_are_differentiable_in_both_heads(moments: PairMoments, learned: PairWeights) -> None:

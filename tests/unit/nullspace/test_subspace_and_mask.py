@@ -72,6 +72,13 @@ def test_nothing_is_protected_before_the_first_dataset(rule: MaskRule) -> None:
 
 
 @BOTH_RULES
+def test_keeping_no_energy_blocks_nothing(rule: MaskRule) -> None:
+    basis = eigenbasis(random_moment(18, 50, 4))
+    assert basis.rank_at(0.0) == 0
+    assert rule(basis, basis, 0.0).all()
+
+
+@BOTH_RULES
 def test_all_energy_of_full_rank_moments_blocks_everything(rule: MaskRule) -> None:
     outputs, inputs = eigenbasis(random_moment(5, 50, 4)), eigenbasis(random_moment(6, 50, 6))
     assert not rule(outputs, inputs, 1.0).any()

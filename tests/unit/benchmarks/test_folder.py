@@ -1,0 +1,185 @@
+"""A folder of files as a stream: what is read, in which order, and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from benchmarks.folder import InvalidStream, arranged, read_stream
+from tests.unit.benchmarks.tiny_stream import NAMES, WIDTHS, features, write_part, write_stream
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_stream(tmp_path / "tiny")
+
+
+def test_datasets_come_in_order_of_their_numbers(tmp_path: Path) -> None:
+    names = ("10_last_vt", "9_middle_at", "01_first_va")
+    stream = read_stream(write_stream(tmp_path / "s", names))
+    assert [one.name for one in stream.datasets] == ["01_first_va", "9_middle_at", "10_last_vt"]
+    assert [str(one.pair) for one in stream.datasets] == ["v,a", "a,t", "v,t"]
+    assert stream.widths == WIDTHS
+
+
+def test_reversed_order_is_the_order_turned_round(folder: Path) -> None:
+    stream = read_stream(folder, "reversed")
+    assert [one.name for one in stream.datasets] == list(NAMES)[::-1]
+
+
+def test_a_shuffled_order_is_fixed_by_its_seed() -> None:
+    names = [f"{number:02}_n_vt" for number in range(10)]
+    orders = [arranged(names, f"shuffled:{seed}") for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[2]) == names != orders[2]
+
+
+@pytest.mark.parametrize("order", ["backward", "shuffled", "shuffled:x", "shuffled:-1", ""])
+def test_an_unknown_order_is_refused_in_words(folder: Path, order: str) -> None:
+    with pytest.raises(InvalidStream, match="forward, reversed or shuffled:K"):
+        read_stream(folder, order)
+
+
+def test_other_files_in_the_folder_are_ignored(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{}")
+    (folder / "notes.parquet").write_text("no Parquet")
+    (folder / "._01_one_vt.train.parquet").write_text("left by a file manager")
+    assert len(read_stream(folder).datasets) == 3
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_every_type_and_kind_of_list_reads_alike(tmp_path: Path, dtype: type[np.floating]) -> None:
+    sides = [np.round(side * 8) / 8 for side in features("01_x_vt", 3)]  # exact in float16
+    for name, plain in (("01_x_vt", False), ("02_y_vt", True)):
+        for part in ("train", "test"):
+            path = tmp_path / f"{name}.{part}.parquet"
+            write_part(path, sides, dtype=dtype)
+            if plain:
+                _with_plain_lists(path)
+    fixed, plain_lists = read_stream(tmp_path).datasets
+    for one in (fixed, plain_lists):
+        assert one.training.first_NI.dtype == torch.float32
+        assert torch.equal(one.training.first_NI, torch.tensor(sides[0], dtype=torch.float32))
+        assert torch.equal(one.training.second_NJ, torch.tensor(sides[1], dtype=torch.float32))
+        assert torch.equal(one.training.first_keys_N, fixed.training.first_keys_N)
+
+
+@pytest.mark.parametrize("of_rows", [None, [None] * 64, [""] * 64])
+def test_a_dataset_without_labels_has_none(folder: Path, of_rows: list[str | None] | None) -> None:
+    write_part(folder / "02_two_at.test.parquet", features("02_two_at", 5), of_rows)
+    stream = read_stream(folder)
+    assert [one.held_out.labels_N is None for one in stream.datasets] == [False, True, False]
+    assert stream.notes == ()
+
+
+def test_labels_of_some_rows_are_left_out_and_said(folder: Path) -> None:
+    path = folder / "02_two_at.test.parquet"
+    write_part(path, features("02_two_at", 5), ["x", None] * 32)
+    stream = read_stream(folder)
+    assert stream.datasets[1].held_out.labels_N is None
+    assert stream.notes == (f"{path}: 32 of 64 rows have no label, so none is used",)
+
+
+def test_widths_that_differ_name_both_files_and_widths(folder: Path) -> None:
+    wide = np.ones((64, 9), np.float32)
+    write_part(folder / "02_two_at.train.parquet", (features("02_two_at", 1)[0], wide))
+    with pytest.raises(InvalidStream) as refused:
+        read_stream(folder)
+    for part in ("02_two_at.train", "01_one_vt.train", "width 9", "width 8", "modality 't'"):
+        assert part in str(refused.value)
+
+
+def _spoil(row: int, value: float) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        sides = features("02_two_at", 1)
+        sides[1][row] = value
+        write_part(folder / "02_two_at.train.parquet", sides)
+
+    return write
+
+
+def _rows(number: int, part: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        sides = [side[:number] for side in features("02_two_at", 1)]
+        write_part(folder / f"02_two_at.{part}.parquet", sides)
+
+    return write
+
+
+def _ragged(folder: Path) -> None:
+    lists = pa.array([[1.0, 2.0], [1.0]])
+    table = pa.table({"feature_a": lists, "feature_b": lists})
+    pq.write_table(table, folder / "02_two_at.train.parquet")
+
+
+def _text(folder: Path) -> None:
+    table = pa.table({"feature_a": ["x"], "feature_b": ["y"]})
+    pq.write_table(table, folder / "02_two_at.train.parquet")
+
+
+def _missing_value(folder: Path) -> None:
+    lists = pa.array([[1.0, 2.0], None])
+    table = pa.table({"feature_a": lists, "feature_b": lists})
+    pq.write_table(table, folder / "02_two_at.train.parquet")
+
+
+def _column(folder: Path) -> None:
+    pq.write_table(pa.table({"feature_a": [[1.0]]}), folder / "02_two_at.train.parquet")
+
+
+def _emptied(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (_emptied, "no files NN_name_xy.train.parquet"),
+        (lambda folder: (folder / "01_one_vt.test.parquet").unlink(), "01_one_vt.test.*missing"),
+        (lambda folder: (folder / "01_one_vt.train.parquet").unlink(), "01_one_vt.train.*missing"),
+        (lambda folder: (folder / "04_b_VT.train.parquet").touch(), "lower-case letters"),
+        (lambda folder: (folder / "04_b_vv.train.parquet").touch(), "two different modalities"),
+        (lambda folder: (folder / "01_one_vt.test.parquet").write_text("?"), "read as Parquet"),
+        (_spoil(7, np.nan), "02_two_at.train.parquet: feature_b has NaN or infinity in row 7"),
+        (_spoil(8, np.inf), "NaN or infinity in row 8"),
+        (_spoil(9, 0.0), "length 0 in row 9"),
+        (_rows(0, "train"), "no rows, at least 1"),
+        (_rows(0, "test"), "no rows, at least 1"),
+        (_rows(1, "train"), "1 row, at least 2"),
+        (_ragged, "2 values in row 0 and 1 in row 1"),
+        (_text, "lists of float16, float32 or float64, is string"),
+        (_missing_value, "missing values"),
+        (_column, "'feature_b' is missing"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said_in_words(
+    folder: Path, harm: Callable[[Path], object], words: str
+) -> None:
+    harm(folder)
+    with pytest.raises(InvalidStream, match=words):
+        read_stream(folder)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidStream, match="nowhere: there is no such folder"):
+        read_stream(tmp_path / "nowhere")
+
+
+def _with_plain_lists(path: Path) -> None:
+    table = pq.read_table(path)
+    for place, name in enumerate(table.column_names):
+        if name.startswith("feature"):
+            lists = table.column(name)
+            plain = pa.chunked_array([_plain(chunk) for chunk in lists.chunks])
+            table = table.set_column(place, name, plain)
+    pq.write_table(table, path)
+
+
+def _plain(lists: pa.FixedSizeListArray) -> pa.ListArray:
+    width = lists.type.list_size
+    return pa.ListArray.from_arrays(np.arange(len(lists) + 1) * width, lists.flatten())

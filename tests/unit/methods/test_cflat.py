@@ -1,0 +1,93 @@
+"""C-FLAT: four gradients at four points, and parameters that end exactly where they began."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.unit.methods.lessons import (
+    IMAGE_TEXT,
+    batch_of,
+    gradients_left_by,
+    lesson_on,
+    loss_by_loops,
+    pair_for,
+    random_rows,
+)
+from workers.methods.cflat import CFlat
+from workers.methods.port import Batch, Lesson
+from workers.model.rows import PairedRows
+
+NEW = random_rows(IMAGE_TEXT, seed=1)
+SHAPES = ((4, 7), (4, 5))
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def gradient_at(lesson: Lesson, point: Tensor) -> Tensor:
+    """Of the loss as a function of both changes in one vector."""
+    leaf = point.clone().requires_grad_()
+    image, text = leaf[:28].view(SHAPES[0]), leaf[28:].view(SHAPES[1])
+    weights = dict(lesson.heads.weights)
+    now = {**weights, "image": weights["image"] + image, "text": weights["text"] + text}
+    return torch.autograd.grad(loss_by_loops(now, IMAGE_TEXT, NEW, 0.2), leaf)[0]
+
+
+@pytest.mark.parametrize(("radius", "flatness"), [(0.2, 0.2), (0.05, 3.0)])
+def test_step_equals_the_formula_of_four_passes(radius: float, flatness: float) -> None:
+    method, lesson = CFlat(radius, flatness), lesson_on(IMAGE_TEXT)
+    pair = pair_for(method, lesson)
+    here = flat(list(pair.changes))
+    g0 = gradient_at(lesson, here)
+    g1 = gradient_at(lesson, here + radius * g0 / g0.norm())
+    h = g1 - g0
+    sharper = here + radius * h / h.norm()
+    g2 = gradient_at(lesson, sharper)
+    g3 = gradient_at(lesson, sharper + radius * g2 / g2.norm())
+    found = flat(gradients_left_by(method, lesson, pair, NEW))
+    torch.testing.assert_close(found, g1 + flatness * (g3 - g2))
+
+
+def test_parameters_come_back_bit_for_bit() -> None:
+    method, lesson = CFlat(), lesson_on(IMAGE_TEXT)
+    pair = pair_for(method, lesson)
+    before = [change.detach().clone() for change in pair.changes]
+    gradients_left_by(method, lesson, pair, NEW)
+    assert all(map(torch.equal, before, pair.changes))
+
+
+def test_answer_is_the_loss_where_the_update_starts() -> None:
+    method, lesson = CFlat(), lesson_on(IMAGE_TEXT)
+    pair = pair_for(method, lesson)
+    batch = batch_of(lesson, pair, NEW)
+    expected = batch.loss().detach()
+    assert torch.equal(method.update_rule(lesson, pair, NEW).backward(batch), expected)
+
+
+def test_loss_without_a_slope_leaves_no_gradient() -> None:
+    """All rows are the same item: nothing is to be told apart, and nothing is divided by zero."""
+    same = torch.zeros(len(NEW), dtype=torch.int64)
+    flat_rows = PairedRows(
+        NEW.first_NI[:1].expand(8, -1), NEW.second_NJ[:1].expand(8, -1), same, same
+    )
+    method, lesson = CFlat(), lesson_on(IMAGE_TEXT)
+    pair = pair_for(method, lesson)
+    found = flat(gradients_left_by(method, lesson, pair, flat_rows))
+    torch.testing.assert_close(found, torch.zeros_like(found), rtol=0, atol=1e-9)
+
+
+def test_constant_loss_is_survived() -> None:
+    method, lesson = CFlat(), lesson_on(IMAGE_TEXT)
+    pair = pair_for(method, lesson)
+    batch = Batch(lambda: sum(0.0 * change.sum() for change in pair.changes), NEW)  # type: ignore[arg-type,return-value]
+    method.update_rule(lesson, pair, NEW).backward(batch)
+    for change in pair.changes:
+        assert change.grad is not None
+        assert torch.equal(change.grad, torch.zeros_like(change))
+
+
+@pytest.mark.parametrize("settings", [{"radius": 0.0}, {"flatness": -0.1}])
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="permitted"):
+        CFlat(**settings)

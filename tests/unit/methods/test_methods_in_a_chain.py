@@ -1,0 +1,140 @@
+"""Every method through three datasets of the real loop: it learns, repeats, and keeps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec, TrainingSpec
+from workers.methods.anchor import Anchor
+from workers.methods.cflat import CFlat
+from workers.methods.cila import CILA
+from workers.methods.co2l import Co2L
+from workers.methods.der import DER
+from workers.methods.derpp import DERpp
+from workers.methods.ewc import EWC
+from workers.methods.gem import GEM
+from workers.methods.paper import Paper
+from workers.methods.port import Lesson, Method
+from workers.methods.replay_memory import loss_on, memories_in
+from workers.model.artifact import load_kept, save_kept
+from workers.model.features import prepare
+from workers.model.heads import initial_heads
+from workers.model.memory import Memory
+from workers.model.rows import PairedRows
+from workers.nullspace.moments import pair_moments
+from workers.train.distributed import World
+from workers.train.loop import new_heads, train_pair
+
+SPEC = ModelSpec(
+    width=8,
+    modalities={"image": 12, "text": 8, "audio": 10},
+    training=TrainingSpec(epochs=6, batch_size=16, learning_rate=1e-2, averaged_share=0.25),
+)
+STREAM = tuple(
+    ModalityPair(first=first, second=second)
+    for first, second in (("image", "text"), ("audio", "image"), ("text", "image"))
+)
+METHODS: dict[str, Method] = {
+    "anchor": Anchor(),
+    "ewc": EWC(),
+    "gem": GEM(memory_rows=20),
+    "der": DER(memory_rows=20),
+    "derpp": DERpp(memory_rows=20),
+    "co2l": Co2L(memory_rows=20),
+    "cila": CILA(memory_rows=20),
+    "cflat": CFlat(),
+    "paper": Paper(input_threshold=1e-3),
+}
+REPLAYS = {"gem", "der", "derpp", "co2l", "cila"}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Heads and what was kept at the end, and each dataset's loss before and after its training."""
+
+    weights: Mapping[str, Tensor]
+    kept: Mapping[str, Tensor]
+    losses: list[tuple[float, float]]
+
+
+def rows_of(pair: ModalityPair, seed: int, rows: int = 64) -> PairedRows:
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(rows, 5, generator=generator)
+    first, second = (
+        prepare(shared @ torch.randn(5, SPEC.modalities[name], generator=generator))
+        for name in pair.modalities
+    )
+    return PairedRows(first, second, torch.arange(rows), torch.arange(rows))
+
+
+def run(method: Method, seed: int = 0, training: TrainingSpec = SPEC.training) -> Chain:
+    """As `workers.train.learn` does it, with the files of a version between the datasets."""
+    heads, memory, kept, losses = initial_heads(SPEC), Memory(), dict[str, Tensor](), []
+    for number, pair in enumerate(STREAM):
+        rows = rows_of(pair, number)
+        lesson = Lesson(heads, memory, kept, pair, training, seed + number)
+        spaces = method.update_spaces(lesson)
+        trained = train_pair(method, lesson, spaces, rows, World(0, 1), lambda _: None)
+        heads = new_heads(lesson, spaces, trained.changes)
+        kept = load_kept(save_kept(method.keep(lesson, heads, rows)))
+        memory = memory.with_dataset(pair, pair_moments(rows.first_NI, rows.second_NJ))
+        before, after = (
+            float(loss_on(weights, pair, rows, training))
+            for weights in (lesson.heads.weights, heads.weights)
+        )
+        losses.append((before, after))
+    return Chain(heads.weights, kept, losses)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_dataset_is_learned_and_stays_finite(name: str) -> None:
+    chain = run(METHODS[name])
+    assert all(bool(weight.isfinite().all()) for weight in chain.weights.values())
+    assert all(after < 0.8 * before for before, after in chain.losses), chain.losses
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_same_seed_gives_the_same_bits(name: str) -> None:
+    one, same, other = (run(METHODS[name], seed) for seed in (0, 0, 7))
+    assert all(torch.equal(one.weights[key], same.weights[key]) for key in one.weights)
+    assert one.kept.keys() == same.kept.keys()
+    assert all(torch.equal(one.kept[key], same.kept[key]) for key in one.kept)
+    assert not torch.equal(one.weights["image"], other.weights["image"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_kept_comes_back_from_a_version(name: str) -> None:
+    """`run` passes it through the files; here it is seen that the right things are in them."""
+    kept = run(METHODS[name]).kept
+    assert len(memories_in(kept)) == (len(STREAM) if name in REPLAYS else 0)
+    assert ("ewc/audio/fisher" in kept) == (name == "ewc")
+    assert ("cila/contrast" in kept) == (name == "cila")
+    assert bool(kept) == (name in REPLAYS | {"ewc"})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_trains_otherwise_than_the_loss_alone(name: str) -> None:
+    found, alone = run(METHODS[name]).weights, run(Method()).weights
+    assert not torch.equal(found["image"], alone["image"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "change",
+    [{"optimizer": "sgd", "learning_rate": 0.02}, {"unit_vectors": False, "temperature": 1.0}],
+    ids=["sgd", "outputs of any length"],
+)
+def test_other_ways_of_training_stay_finite(name: str, change: dict[str, object]) -> None:
+    chain = run(METHODS[name], training=SPEC.training.model_copy(update=change))
+    assert all(bool(weight.isfinite().all()) for weight in chain.weights.values())
+
+
+def test_learnt_temperature_disturbs_no_method() -> None:
+    training = SPEC.training.model_copy(update={"learn_temperature": True})
+    for method in METHODS.values():
+        chain = run(method, training=training)
+        assert all(bool(weight.isfinite().all()) for weight in chain.weights.values())

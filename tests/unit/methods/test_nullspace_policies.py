@@ -1,0 +1,192 @@
+"""Moment replay, sampled replay and the two policies of the null space."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from workers.methods.moment_replay import MomentReplay
+from workers.methods.nullspace import Preserve
+from workers.methods.port import Lesson
+from workers.methods.registry import method_for
+from workers.methods.sampled_replay import gaussian_rows
+from workers.model.heads import ModalityHeads, initial_heads
+from workers.model.memory import Memory
+from workers.model.pair import PairInEigenCoordinates
+from workers.model.rows import PairedRows
+from workers.nullspace.certificate import PairWeights
+from workers.nullspace.moments import PairMoments, pair_moments
+from workers.nullspace.replay import quality_loss
+from workers.train.certify import Earlier, drifts, qualities, weights_of
+from workers.train.distributed import World
+from workers.train.learn import Knowledge, Learned, Task, Watcher, before_the_first, learn
+
+IMAGE_TEXT = ModalityPair(first="image", second="text")
+AUDIO_IMAGE = ModalityPair(first="audio", second="image")
+TEXT_AUDIO = ModalityPair(first="text", second="audio")
+TRAINING = TrainingSpec(epochs=6, batch_size=32, learning_rate=3e-3)
+SPEC = ModelSpec(width=12, modalities={"image": 20, "text": 9, "audio": 14}, training=TRAINING)
+
+
+def raw_rows(pair: ModalityPair, seed: int, rows: int = 256) -> PairedRows:
+    """Pairs that share a latent of rank 6, with some noise."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(rows, 6, generator=generator)
+    sides = []
+    for modality in pair.modalities:
+        mixing = torch.Generator().manual_seed(sum(map(ord, modality)))
+        width = SPEC.modalities[modality]
+        clean = shared @ torch.randn(6, width, generator=mixing)
+        sides.append(clean + 0.3 * torch.randn(rows, width, generator=generator) + 1.0)
+    keys = torch.arange(rows)
+    return PairedRows(sides[0], sides[1], keys, keys)
+
+
+def learn_one(
+    spec: ModelSpec, before: Knowledge, pair: ModalityPair, seed: int, *earlier: Earlier
+) -> Learned:
+    task = Task(pair, raw_rows(pair, seed), seed, earlier)
+    return learn(spec, before, task, World(0, 1), torch.device("cpu"), Watcher())
+
+
+def random_lesson(pair: ModalityPair, *datasets: ModalityPair) -> Lesson:
+    """Heads that have learned what their moments say, more or less: true pairs score higher."""
+    knowledge = before_the_first(SPEC)
+    for seed, dataset in enumerate(datasets):
+        knowledge = learn_one(SPEC, knowledge, dataset, seed).knowledge
+    double = {name: weight.double() for name, weight in knowledge.heads.weights.items()}
+    heads = ModalityHeads(double, knowledge.heads.conditioning)
+    return Lesson(heads, knowledge.memory, {}, pair, TRAINING, seed=0)
+
+
+def moved_pair(lesson: Lesson) -> PairInEigenCoordinates:
+    """The pair somewhere on its way, in float64."""
+    spaces = Preserve(0.8).update_spaces(lesson)
+    first, second = ((lesson.heads.weights[m], spaces[m]) for m in lesson.pair.modalities)
+    pair = PairInEigenCoordinates(first, second)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for change in pair.changes:
+            change.copy_(0.2 * torch.randn(change.shape, generator=generator, dtype=torch.float64))
+    return pair
+
+
+@pytest.mark.parametrize("pair", [IMAGE_TEXT, AUDIO_IMAGE, TEXT_AUDIO], ids=str)
+def test_gradient_of_moment_replay_is_that_of_the_quality_losses(pair: ModalityPair) -> None:
+    """Closed form against finite differences of the certificate, counted once per dataset."""
+    lesson = random_lesson(pair, IMAGE_TEXT, IMAGE_TEXT, AUDIO_IMAGE)
+    module = moved_pair(lesson)
+    MomentReplay(lesson, module).add_gradient(module, weight=0.7)
+
+    def total() -> float:
+        loss = 0.0
+        turned = module.second.space.outputs.vectors_II
+        now = dict(lesson.heads.weights)
+        for name, head, common in zip(
+            pair.modalities, (module.first, module.second), module.weights(), strict=True
+        ):
+            now[name] = turned @ common.detach() @ head.space.inputs.vectors_II.mT
+        for (first, second), moments in lesson.memory.by_pair.items():
+            key = ModalityPair(first=first, second=second)
+            parent = weights_of(key, lesson.heads)
+            current = PairWeights(now[first], now[second])
+            loss += lesson.memory.datasets_of(key) * quality_loss(moments, parent, current)
+        return 0.7 * loss
+
+    for head in (module.first, module.second):
+        row, column = (int(index) for index in head.free_EI.nonzero()[3])
+        step, data = 1e-5, head.change_EI.data
+        data[row, column] += step
+        above = total()
+        data[row, column] -= 2 * step
+        below = total()
+        data[row, column] += step
+        assert head.change_EI.grad is not None
+        expected = pytest.approx((above - below) / (2 * step), rel=1e-5, abs=1e-9)
+        assert float(head.change_EI.grad[row, column]) == expected
+        assert torch.equal(head.change_EI.grad * (1 - head.free_EI), torch.zeros_like(data))
+
+
+def test_sampled_rows_have_the_moments_that_they_are_drawn_from() -> None:
+    rows = raw_rows(IMAGE_TEXT, seed=4, rows=64)
+    ones = torch.ones(64, 1)
+    moments = pair_moments(
+        torch.cat([rows.first_NI, ones], dim=1), torch.cat([rows.second_NJ, ones], dim=1)
+    )
+    sampled = gaussian_rows(moments, 60_000, torch.Generator().manual_seed(0))
+    first, second = sampled[:, :21], sampled[:, 21:]
+    assert bool((first[:, -1] == 1).all())
+    assert bool((second[:, -1] == 1).all())
+    again, scale = pair_moments(first, second).mean, moments.mean.first.sum_II.abs().max()
+    for ours, theirs in (
+        (again.first.sum_II, moments.mean.first.sum_II),
+        (again.second.sum_II, moments.mean.second.sum_II),
+        (again.cross_IJ, moments.mean.cross_IJ),
+    ):
+        assert float((ours - theirs).abs().max() / scale) < 0.02
+
+
+def test_moments_of_rank_one_can_be_sampled() -> None:
+    first, second = torch.ones(5, 3), torch.ones(5, 2)
+    sampled = gaussian_rows(pair_moments(first, second), 10, torch.Generator())
+    torch.testing.assert_close(sampled, torch.ones(10, 5, dtype=torch.float64), atol=0.01, rtol=0)
+
+
+def test_what_are_no_moments_is_refused() -> None:
+    good = pair_moments(torch.rand(5, 3), torch.rand(5, 2))
+    bad = PairMoments(
+        dataclasses.replace(good.first, sum_II=-good.first.sum_II), good.second, good.cross_IJ
+    )
+    with pytest.raises(ValueError, match="covariance is not positive"):
+        gaussian_rows(bad, 10, torch.Generator())
+
+
+@pytest.fixture(scope="module")
+def policies() -> dict[str, tuple[ModalityHeads, ModalityHeads, Earlier]]:
+    """By policy: heads after the first and the second dataset, and the first's certificate data."""
+    found = {}
+    for policy in ("improve", "preserve"):
+        spec = SPEC.model_copy(update={"protection": ProtectionSpec(policy=policy, max_drift=0.2)})
+        one = learn_one(spec, before_the_first(spec), IMAGE_TEXT, 0)
+        heads = one.knowledge.heads
+        earlier = Earlier("one", IMAGE_TEXT, one.moments, weights_of(IMAGE_TEXT, heads))
+        two = learn_one(spec, one.knowledge, AUDIO_IMAGE, 1, earlier)
+        found[policy] = (heads, two.knowledge.heads, earlier)
+    return found
+
+
+def test_max_drift_is_kept_under_either_policy(policies) -> None:  # type: ignore[no-untyped-def]
+    for parent, now, earlier in policies.values():
+        drift = drifts([earlier], parent, now)["one"]
+        assert 0 < drift.since_learned <= 0.2
+        assert drift.since_learned == pytest.approx(drift.against_parent)
+
+
+def test_improve_keeps_earlier_datasets_better_than_preserve(policies) -> None:  # type: ignore[no-untyped-def]
+    quality = {
+        policy: qualities([earlier], now)["one"].now
+        for policy, (_, now, earlier) in policies.items()
+    }
+    assert quality["improve"] < -0.97
+    assert quality["improve"] < quality["preserve"]
+
+
+def test_stable_index_also_protects_what_was_published() -> None:
+    protection = ProtectionSpec(policy="preserve", kept_energy=0.9)
+    lesson = random_lesson(AUDIO_IMAGE, IMAGE_TEXT)
+    stable = protection.model_copy(update={"stable_index": True})
+    free = {
+        name: method_for(SPEC.model_copy(update={"protection": chosen}))
+        .update_spaces(lesson)["image"]
+        .outputs.rank_at(0.99)
+        for name, chosen in (("stable", stable), ("plain", protection))
+    }
+    assert free["stable"] >= free["plain"]
+
+
+def test_initial_heads_are_the_seed_alone() -> None:
+    assert before_the_first(SPEC).memory == Memory()
+    for name, weight in initial_heads(SPEC).weights.items():
+        assert torch.equal(before_the_first(SPEC).heads.weights[name], weight)

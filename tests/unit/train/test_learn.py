@@ -1,0 +1,162 @@
+"""Learning one dataset without a store: odd data is survived, and what cannot be learned is said."""
+
+import pytest
+import torch
+
+from workers.contract.errors import NothingToLearn
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from workers.model.retrieval import HeldOut, measure
+from workers.model.rows import PairedRows
+from workers.nullspace.certificate import PairWeights
+from workers.train.certify import Earlier, drifts, weights_of
+from workers.train.distributed import World
+from workers.train.learn import Knowledge, Learned, Task, Watcher, before_the_first, learn
+
+PAIR = ModalityPair(first="image", second="text")
+SPEC = ModelSpec(
+    width=8,
+    modalities={"image": 12, "text": 6},
+    training=TrainingSpec(epochs=8, batch_size=16, learning_rate=3e-3),
+)
+
+
+def spec_with(**protection: object) -> ModelSpec:
+    return SPEC.model_copy(update={"protection": ProtectionSpec.model_validate(protection)})
+
+
+def latent_rows(seed: int, rows: int = 64) -> PairedRows:
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(rows, 4, generator=generator)
+    sides = [
+        shared @ torch.randn(4, width, generator=generator)
+        + 0.1 * torch.randn(rows, width, generator=generator)
+        for width in SPEC.modalities.values()
+    ]
+    keys = torch.arange(rows)
+    return PairedRows(sides[0], sides[1], keys, keys)
+
+
+def learned_from(
+    rows: PairedRows, spec: ModelSpec = SPEC, before: Knowledge | None = None, *earlier: Earlier
+) -> Learned:
+    task = Task(PAIR, rows, seed=1, earlier=earlier)
+    return learn(
+        spec,
+        before or before_the_first(spec),
+        task,
+        World(0, 1),
+        torch.device("cpu"),
+        Watcher(),
+    )
+
+
+def as_rows(first: torch.Tensor, second: torch.Tensor) -> PairedRows:
+    keys = torch.arange(len(first))
+    return PairedRows(first, second, keys, keys)
+
+
+ROWS = latent_rows(0)
+ODD = {
+    "all rows equal": as_rows(torch.ones(32, 12), torch.ones(32, 6)),
+    "rank one": as_rows(
+        torch.linspace(1, 9, 32)[:, None] * torch.ones(12),
+        torch.linspace(1, 9, 32)[:, None] * torch.ones(6),
+    ),
+    "constant columns": as_rows(
+        torch.cat([ROWS.first_NI[:, :6], torch.full((64, 6), 3.0)], dim=1), ROWS.second_NJ
+    ),
+    "a column of zeros": as_rows(
+        torch.cat([ROWS.first_NI[:, :11], torch.zeros(64, 1)], dim=1), ROWS.second_NJ
+    ),
+    "huge norms in float16": as_rows((ROWS.first_NI * 4000).half(), (ROWS.second_NJ * 4000).half()),
+    "exactly one batch": ROWS.at(slice(0, 16)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_data_is_learned_twice_without_nan(name: str) -> None:
+    """The second time it meets its own moments, mask, shares and replay."""
+    first = learned_from(ODD[name])
+    again = learned_from(ODD[name], before=first.knowledge)
+    for weight in again.knowledge.heads.weights.values():
+        assert bool(weight.isfinite().all())
+    found = measure(again.knowledge.heads, PAIR, HeldOut(ODD[name], None))
+    assert found.at_1 >= 0
+
+
+def test_a_dataset_smaller_than_a_batch_is_refused_in_words() -> None:
+    with pytest.raises(NothingToLearn, match="5 rows and one batch takes 16"):
+        learned_from(ROWS.at(slice(0, 5)))
+
+
+def test_an_empty_dataset_is_refused_in_words() -> None:
+    with pytest.raises((NothingToLearn, ValueError), match="0 rows"):
+        learned_from(ROWS.at(slice(0, 0)))
+
+
+def test_a_space_that_is_full_says_what_to_do() -> None:
+    full = spec_with(policy="preserve", kept_energy=1.0).model_copy(update={"width": 6})
+    first = learned_from(latent_rows(1), full)
+    with pytest.raises(NothingToLearn, match=r"all \d+ entries .*100 %.*larger width.*kept_energy"):
+        learned_from(latent_rows(2), full, first.knowledge)
+
+
+def test_shrinking_keeps_the_bound_and_says_what_it_cost() -> None:
+    spec = spec_with(policy="preserve", kept_energy=0.3, max_drift=0.02)
+    first = learned_from(latent_rows(1), spec)
+    heads = first.knowledge.heads
+    earlier = Earlier("one", PAIR, first.moments, weights_of(PAIR, heads))
+    second = learned_from(latent_rows(2), spec, first.knowledge, earlier)
+    assert second.shrinkage is not None
+    assert second.shrinkage.drift_before > 0.02 >= second.shrinkage.drift_after
+    assert second.shrinkage.loss_after > second.shrinkage.loss_before
+    drift = drifts([earlier], heads, second.knowledge.heads)["one"]
+    assert drift.since_learned == pytest.approx(second.shrinkage.drift_after, rel=1e-4)
+
+
+def test_within_the_bound_nothing_is_shrunk() -> None:
+    spec = spec_with(policy="preserve", max_drift=50.0)
+    first = learned_from(latent_rows(1), spec)
+    earlier = Earlier("one", PAIR, first.moments, weights_of(PAIR, first.knowledge.heads))
+    assert learned_from(latent_rows(2), spec, first.knowledge, earlier).shrinkage is None
+
+
+def test_conditioning_is_that_of_the_first_dataset_for_ever() -> None:
+    first = learned_from(latent_rows(1)).knowledge
+    second = learned_from(latent_rows(2), before=first).knowledge
+    for modality in PAIR.modalities:
+        assert second.heads.conditioning[modality] is first.heads.conditioning[modality]
+
+
+def test_old_scores_stay_to_rounding_when_the_pair_comes_again() -> None:
+    """Exactly low-rank old data, everything protected, through the whole of learn()."""
+    spec = ModelSpec(
+        width=16,
+        modalities={"image": 30, "text": 24},
+        training=TrainingSpec(epochs=30, batch_size=32, learning_rate=3e-3),
+        protection=ProtectionSpec(policy="preserve", kept_energy=1.0, max_drift=1e6),
+    )
+    generator = torch.Generator().manual_seed(0)
+    mixing = [torch.randn(3, width, generator=generator) for width in (30, 24)]
+    new_mixing = [torch.randn(20, width, generator=generator) for width in (30, 24)]
+
+    def rows(mix: list[torch.Tensor], seed: int) -> PairedRows:
+        latent = torch.randn(64, len(mix[0]), generator=torch.Generator().manual_seed(seed))
+        return as_rows(latent @ mix[0], latent @ mix[1])
+
+    first = learned_from(rows(mixing, 1), spec)
+    then = weights_of(PAIR, first.knowledge.heads)
+    second = learned_from(rows(new_mixing, 2), spec, first.knowledge)
+    now = second.knowledge.heads
+    old = rows(mixing, 1)
+    features = [now.prepare("image", old.first_NI), now.prepare("text", old.second_NJ)]
+
+    def scores(weights: PairWeights) -> torch.Tensor:
+        return (features[0] @ weights.first_EI.mT) @ (features[1] @ weights.second_EJ.mT).mT
+
+    before, after = scores(then), scores(weights_of(PAIR, now))
+    assert float((after - before).norm() / before.norm()) < 1e-3
+    for modality in PAIR.modalities:
+        moved = now.weights[modality] - first.knowledge.heads.weights[modality]
+        assert float(moved.norm()) > 0.1

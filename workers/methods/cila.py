@@ -1,0 +1,58 @@
+"""CILA: Co2L whose weight of distillation follows from how earlier datasets went."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.methods.co2l import Co2L
+from workers.methods.port import Kept, Lesson
+from workers.methods.replay_memory import Draws, full_batches, loss_on, memories_for
+from workers.model.heads import ModalityHeads
+from workers.model.rows import PairedRows
+
+_CONTRAST, _DISTILLED = "cila/contrast", "cila/distillation"
+
+
+@dataclass(frozen=True)
+class CILA(Co2L):
+    """Co2L with λ_t = max(1, κ Σ_{j<t} L_dis(j) / Σ_{j<t} L_con(j)) (arXiv 2405.18756, section 5).
+
+    `distillation` is κ. L_con(j) and L_dis(j) are means over one pass of dataset j under the heads
+    that it left, and not over its training, so that they are a function of what is kept; a dataset
+    without an earlier one to distil adds nothing to L_dis.
+    """
+
+    def coefficient(self, lesson: Lesson) -> float:
+        contrast = float(lesson.kept.get(_CONTRAST, 0.0))
+        distilled = float(lesson.kept.get(_DISTILLED, 0.0))
+        return max(1.0, self.distillation * distilled / contrast) if contrast > 0 else 1.0
+
+    def keep(self, lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> Kept:
+        kept = dict(super().keep(lesson, trained, rows))
+        contrast, distilled = self.losses(lesson, trained, rows)
+        kept[_CONTRAST] = kept.get(_CONTRAST, torch.zeros_like(contrast)) + contrast
+        kept[_DISTILLED] = kept.get(_DISTILLED, torch.zeros_like(distilled)) + distilled
+        return kept
+
+    @torch.no_grad()
+    def losses(
+        self, lesson: Lesson, trained: ModalityHeads, rows: PairedRows
+    ) -> tuple[Tensor, Tensor]:
+        """L_con and L_dis of this dataset: means over the batches of one pass (float64)."""
+        batches = [
+            rows.at(index_B)
+            for index_B in full_batches(len(rows), lesson.training.batch_size, lesson.seed)
+        ]
+        memories = memories_for(lesson, rows.first_NI.device)
+        if not memories:
+            losses = [
+                loss_on(trained.weights, lesson.pair, batch, lesson.training) for batch in batches
+            ]
+            contrast = torch.stack(losses).double().mean()
+            return contrast, torch.zeros_like(contrast)
+        draws = Draws(memories, lesson.training.batch_size, lesson.seed)
+        objective, before = self.objective(lesson), lesson.heads.weights
+        terms = [objective.terms(before, trained.weights, batch, draws()) for batch in batches]
+        contrasts, distilled = zip(*terms, strict=True)
+        return torch.stack(contrasts).double().mean(), torch.stack(distilled).double().mean()

@@ -1,0 +1,69 @@
+"""Dark experience replay: what the heads gave for stored rows, they should go on giving.
+
+Shapes: B drawn rows, E width of the embeddings.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from workers.methods.port import Batch, Lesson, UpdateRule
+from workers.methods.replay_memory import (
+    Draws,
+    MovingHeads,
+    ReplayMethod,
+    StoredRows,
+    Weights,
+    memories_for,
+    outputs,
+)
+from workers.model.pair import PairInEigenCoordinates
+from workers.model.rows import PairedRows
+
+
+@dataclass(frozen=True)
+class DER(ReplayMethod):
+    """L + α · MSE(W x, z) on a draw from the memories; z are the outputs when x was learned.
+
+    arXiv 2004.07211, eq. 6. The draw is as large as a batch, or the whole memory if that is
+    smaller; the squared error is |W x − z|², its mean taken over rows, as in the paper: a mean
+    over entries would weaken it with the width.
+    """
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.alpha >= 0:
+            raise ValueError(f"alpha is {self.alpha}; permitted are 0 and more")
+
+    def update_rule(
+        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
+    ) -> UpdateRule:
+        memories = memories_for(lesson, pair.turn_EE.device)
+        if not memories:
+            return UpdateRule()
+        draws = Draws(memories, lesson.training.batch_size, lesson.seed)
+        return _DERRule(self.alpha, MovingHeads(lesson, pair), draws)
+
+
+class _DERRule(UpdateRule):
+    def __init__(self, alpha: float, heads: MovingHeads, draws: Draws) -> None:
+        self._alpha, self._heads, self._draws = alpha, heads, draws
+
+    def backward(self, batch: Batch) -> Tensor:
+        loss = batch.loss()
+        error = output_error(self._heads.now(), self._draws())
+        (loss + self._alpha * error).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+
+def output_error(weights: Weights, memory: StoredRows) -> Tensor:
+    """Mean over rows of |W x − z|², of both sides together.
+
+    A side whose head does not move adds a constant, if anything.
+    """
+    first_BE, second_BE = outputs(weights, memory.pair, memory.rows)
+    first_error = (first_BE - memory.first_outputs_NE).square().sum(dim=1).mean()
+    second_error = (second_BE - memory.second_outputs_NE).square().sum(dim=1).mean()
+    return first_error + second_error

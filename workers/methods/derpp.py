@@ -1,0 +1,55 @@
+"""Dark experience replay ++: DER, and the loss itself on a second draw."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from workers.contract.model import TrainingSpec
+from workers.methods.der import DER, output_error
+from workers.methods.port import Batch, Lesson, UpdateRule
+from workers.methods.replay_memory import Draws, MovingHeads, loss_on, memories_for
+from workers.model.pair import PairInEigenCoordinates
+from workers.model.rows import PairedRows
+
+
+@dataclass(frozen=True)
+class DERpp(DER):
+    """L + α · MSE(W x, z) on one draw + β · L on another (arXiv 2004.07211, eq. 7)."""
+
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta >= 0:
+            raise ValueError(f"beta is {self.beta}; permitted are 0 and more")
+
+    def update_rule(
+        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
+    ) -> UpdateRule:
+        memories = memories_for(lesson, pair.turn_EE.device)
+        if not memories:
+            return UpdateRule()
+        draws = Draws(memories, lesson.training.batch_size, lesson.seed)
+        return _DERppRule(
+            (self.alpha, self.beta), MovingHeads(lesson, pair), draws, lesson.training
+        )
+
+
+class _DERppRule(UpdateRule):
+    def __init__(
+        self,
+        alpha_beta: tuple[float, float],
+        heads: MovingHeads,
+        draws: Draws,
+        training: TrainingSpec,
+    ) -> None:
+        (self._alpha, self._beta), self._training = alpha_beta, training
+        self._heads, self._draws = heads, draws
+
+    def backward(self, batch: Batch) -> Tensor:
+        loss, weights = batch.loss(), self._heads.now()
+        error = output_error(weights, self._draws())
+        memory = self._draws()
+        replayed = loss_on(weights, memory.pair, memory.rows, self._training)
+        (loss + self._alpha * error + self._beta * replayed).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
