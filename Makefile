@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-SOURCES := cmcl service workers tests examples
+SOURCES := benchmarks cmcl service workers tests examples
 PYTEST ?= $(BIN)/python -m pytest
 
 .PHONY: help setup demo test check format docs up lock clean

@@ -109,6 +109,16 @@ def create_model(
     modality: Annotated[list[str], typer.Option(help="NAME=WIDTH of its features; repeatable")],
     width: Annotated[int, typer.Option(help="of the embeddings")] = 256,
     method: str = "nullspace",
+    policy: Annotated[
+        str, typer.Option(help="improve (earlier datasets go on teaching) or preserve")
+    ] = "improve",
+    max_drift: Annotated[
+        float | None, typer.Option(help="largest relative drift of earlier scores")
+    ] = None,
+    stable_index: Annotated[
+        bool, typer.Option("--stable-index", help="stored vectors keep their scores")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(help="passes over each dataset")] = None,
     seed: int = 0,
     url: ServiceUrl = DEFAULT_SERVICE_URL,
 ) -> None:
@@ -118,6 +128,12 @@ def create_model(
             "width": width,
             "modalities": dict(_modality_width(text) for text in modality),
             "method": method,
+            "protection": {
+                "policy": policy,
+                "max_drift": max_drift,
+                "stable_index": stable_index,
+            },
+            "training": {} if epochs is None else {"epochs": epochs},
             "seed": seed,
         }
     )
@@ -181,19 +197,25 @@ def cancel_job(job: str, url: ServiceUrl = DEFAULT_SERVICE_URL) -> None:
 
 @app.command()
 def versions(model: str, url: ServiceUrl = DEFAULT_SERVICE_URL) -> None:
-    """The versions of a model: what each learned and the largest drift of what came before."""
+    """The versions of a model: what each learned and what became of what came before.
+
+    Quality is -1 when a dataset was learned; lower is better, 0 is nothing left.
+    """
     with Client(url) as client:
         numbers = [entry["version"] for entry in client.versions(model)]
         manifests = [client.version(model, number) for number in sorted(numbers)]
-    table = Table("version", "dataset", "pair", "R@1", "R@10", "largest drift", "created")
+    table = Table(
+        *("version", "dataset", "pair", "R@1", "R@10", "largest drift", "worst quality", "created")
+    )
     for manifest in manifests:
         learned, report = manifest.learned[-1], manifest.report
         recall = report.evaluation.get(learned.dataset)
         drift = max((value.since_learned for value in report.drift.values()), default=0.0)
+        quality = max((value.now for value in report.quality.values()), default=-1.0)
         table.add_row(
             *(str(manifest.version), learned.name, str(learned.pair)),
             *(f"{100 * recall.at_1:.1f}" if recall else "-",),
-            *(f"{100 * recall.at_10:.1f}" if recall else "-", f"{drift:.3f}"),
+            *(f"{100 * recall.at_10:.1f}" if recall else "-", f"{drift:.3f}", f"{quality:.3f}"),
             f"{manifest.created_at:%Y-%m-%d %H:%M:%S}",
         )
     console.print(table)

@@ -1,0 +1,195 @@
+"""Stored vectors of one version turned into those of another, file to file, without encoders.
+
+Shapes: N stored vectors, E width of the embeddings.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from workers.contract.version import VersionManifest
+from workers.inspect.measured import MeasuredMigration, measured_migration
+from workers.inspect.versions import (
+    Unanswerable,
+    check_modality,
+    find_version,
+    heads_of,
+    held_out_of,
+    memory_of,
+)
+from workers.model.heads import ModalityHeads
+from workers.nullspace.migrate import Migration, migration
+from workers.storage.port import ObjectStore
+
+_ROWS_AT_ONCE = 65536
+
+
+@dataclass(frozen=True)
+class MigrationQuestion:
+    """What to migrate, and with how much error (relative, 0 to 1) it is still written."""
+
+    model: str
+    from_version: int
+    to_version: int
+    modality: str
+    most_error: float = 0.5
+
+
+@dataclass(frozen=True)
+class Migrated:
+    """What was written. `held_out`: by dataset of the modality that has held-out rows."""
+
+    model: str
+    from_version: int
+    to_version: int
+    modality: str
+    vectors: int
+    rank: int
+    width: int
+    condition: float
+    predicted_error: float
+    exact: bool
+    held_out: Mapping[str, MeasuredMigration]
+
+
+def migrate(store: ObjectStore, question: MigrationQuestion, source: Path, out: Path) -> Migrated:
+    """Migrate unit vectors (N × E, float32, .npy) with one product, then write them in one move.
+
+    The map is that of the modality's pooled input moment in the old version, whose datasets the
+    stored vectors are taken to resemble. Raises Unanswerable, WorkerError, OSError.
+    """
+    before, after = (
+        find_version(store, question.model, version)
+        for version in (question.from_version, question.to_version)
+    )
+    check_modality(before, question.modality)
+    heads = heads_of(store, before), heads_of(store, after)
+    found = _map(store, question, before, *heads)
+    stored_NE = read_vectors(source, before.spec.width)
+    _write(found, stored_NE, out)
+    return Migrated(
+        question.model,
+        question.from_version,
+        question.to_version,
+        question.modality,
+        vectors=len(stored_NE),
+        rank=found.rank,
+        width=before.spec.width,
+        condition=found.condition,
+        predicted_error=found.predicted_error,
+        exact=found.exact,
+        held_out=_measured(store, found, question.modality, before, heads),
+    )
+
+
+def _map(
+    store: ObjectStore,
+    question: MigrationQuestion,
+    before: VersionManifest,
+    old: ModalityHeads,
+    new: ModalityHeads,
+) -> Migration:
+    modality = question.modality
+    inputs = memory_of(store, before).inputs_of(modality)
+    if inputs is None:
+        raise Unanswerable(
+            f"version {before.version} has learned nothing of modality {modality!r}: there are no "
+            "moments to migrate its vectors by"
+        )
+    _check_same_conditioning(question, old, new)
+    try:
+        found = migration(inputs, old.weights[modality], new.weights[modality])
+    except ValueError as error:
+        raise Unanswerable(f"vectors of {modality!r} cannot be migrated: {error}") from error
+    _check_error(question, found)
+    return found
+
+
+def _check_same_conditioning(
+    question: MigrationQuestion, old: ModalityHeads, new: ModalityHeads
+) -> None:
+    """The moment is of features as the old version conditions them."""
+    then, now = (heads.conditioning.get(question.modality) for heads in (old, new))
+    alike = then is not None and now is not None
+    if then is None or now is None:
+        alike = then is now
+    elif not (torch.equal(then.mean_F, now.mean_F) and torch.equal(then.map_FF, now.map_FF)):
+        alike = False
+    if not alike:
+        raise Unanswerable(
+            f"versions {question.from_version} and {question.to_version} have conditioned "
+            f"{question.modality!r} by different first datasets: encode its items anew"
+        )
+
+
+def _check_error(question: MigrationQuestion, found: Migration) -> None:
+    if not found.predicted_error <= question.most_error:
+        raise Unanswerable(
+            f"migrated vectors of {question.modality!r} would have a relative error of "
+            f"{found.predicted_error:.2g} (rank {found.rank} of {len(found.map_EE)}, condition "
+            f"{found.condition:.2g}), more than --most-error {question.most_error:g}: "
+            "encode its items anew"
+        )
+
+
+def read_vectors(path: Path, width: int) -> np.ndarray:
+    """Rows of a .npy file, mapped and not read. Raises Unanswerable unless they are N × width."""
+    try:
+        stored_NE: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise Unanswerable(f"{path} cannot be read as .npy: {error}") from error
+    if not isinstance(stored_NE, np.ndarray) or stored_NE.ndim != 2 or stored_NE.shape[1] != width:
+        shape = getattr(stored_NE, "shape", "an archive")
+        raise Unanswerable(f"{path} has shape {shape}, it must be rows × {width}")
+    if stored_NE.dtype != np.float32:
+        raise Unanswerable(f"{path} holds {stored_NE.dtype}, it must be float32")
+    if len(stored_NE) == 0:
+        raise Unanswerable(f"{path} has no rows")
+    return stored_NE
+
+
+def _write(found: Migration, stored_NE: np.ndarray, out: Path) -> None:
+    """Beside its place first, so that nobody reads half a file and a failure leaves the old one."""
+    with tempfile.TemporaryDirectory(prefix=".cmcl-migrate-", dir=out.absolute().parent) as folder:
+        path = Path(folder) / "vectors.npy"
+        shape = (len(stored_NE), len(found.map_EE))
+        target_NE = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        for start in range(0, len(stored_NE), _ROWS_AT_ONCE):
+            rows_BE = torch.from_numpy(np.array(stored_NE[start : start + _ROWS_AT_ONCE]))
+            _check_rows(rows_BE, start)
+            target_NE[start : start + len(rows_BE)] = found.apply_unit(rows_BE).numpy()
+        target_NE.flush()
+        path.replace(out)
+
+
+def _check_rows(rows_BE: torch.Tensor, start: int) -> None:
+    odd_B = ~rows_BE.isfinite().all(dim=1)
+    if odd_B.any():
+        raise Unanswerable(f"row {start + int(odd_B.int().argmax())} has NaN or infinity")
+    zero_B = (rows_BE == 0).all(dim=1)
+    if zero_B.any():
+        row = start + int(zero_B.int().argmax())
+        raise Unanswerable(f"row {row} is all zeros: it has no direction")
+
+
+def _measured(
+    store: ObjectStore,
+    found: Migration,
+    modality: str,
+    before: VersionManifest,
+    heads: tuple[ModalityHeads, ModalityHeads],
+) -> dict[str, MeasuredMigration]:
+    results = {}
+    for learned in before.learned:
+        if modality not in learned.pair.modalities:
+            continue
+        held_out = held_out_of(store, learned)
+        if held_out is not None:
+            of_first = modality == learned.pair.first
+            raw_NF = held_out.rows.first_NI if of_first else held_out.rows.second_NJ
+            results[learned.dataset] = measured_migration(found, modality, *heads, raw_NF)
+    return results
