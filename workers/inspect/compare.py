@@ -47,9 +47,7 @@ def compare(store: ObjectStore, model: str, old: int, new: int) -> Comparison:
     return Comparison(model, old, new, datasets)
 
 
-def shared_datasets(
-    before: VersionManifest, after: VersionManifest
-) -> tuple[LearnedDataset, ...]:
+def shared_datasets(before: VersionManifest, after: VersionManifest) -> tuple[LearnedDataset, ...]:
     """What both learned from a common ancestor. Another branch has other conditioning."""
     known = set(after.learned)
     return tuple(learned for learned in before.learned if learned in known)

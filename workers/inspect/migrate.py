@@ -114,12 +114,11 @@ def _check_same_conditioning(
 ) -> None:
     """The moment is of features as the old version conditions them."""
     then, now = (heads.conditioning.get(question.modality) for heads in (old, new))
-    alike = then is not None and now is not None
-    if then is None or now is None:
-        alike = then is now
-    elif not (torch.equal(then.mean_F, now.mean_F) and torch.equal(then.map_FF, now.map_FF)):
-        alike = False
-    if not alike:
+    if (
+        then is None
+        or now is None
+        or not (torch.equal(then.mean_F, now.mean_F) and torch.equal(then.map_FF, now.map_FF))
+    ):
         raise Unanswerable(
             f"versions {question.from_version} and {question.to_version} have conditioned "
             f"{question.modality!r} by different first datasets: encode its items anew"

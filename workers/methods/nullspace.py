@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from workers.methods.moment_replay import MomentReplay
-from workers.methods.port import Batch, Lesson, Method, UpdateRule
+from workers.methods.port import Batch, Kept, Lesson, Method, UpdateRule
 from workers.methods.sampled_replay import SampledReplay
+from workers.methods.stable_index import published_spans, with_publication
+from workers.model.heads import ModalityHeads
 from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows
-from workers.nullspace.compatibility import published_outputs
 from workers.nullspace.mask import UpdateSpace, everything_free, product_mask
-from workers.nullspace.moments import SecondMoment
 from workers.nullspace.shares import disjoint_shares
 from workers.nullspace.subspace import eigenbasis
 
@@ -31,8 +31,8 @@ class Preserve(Method):
     """Block the entries whose input and output directions matter to earlier datasets.
 
     Inputs: all features the head has learned from. Outputs: the embeddings of all partners it
-    really had, under today's heads; with `stable_index` its own published embeddings as well.
-    `kept_energy` is the share of Σ r_i s_j that is blocked.
+    really had, under today's heads; with `stable_index` also all that both modalities have ever
+    published. `kept_energy` is the share of Σ r_i s_j that is blocked.
     """
 
     kept_energy: float
@@ -51,16 +51,13 @@ class Preserve(Method):
         partners = lesson.memory.partners_of(modality, lesson.heads)
         if learned is None or partners is None:
             return everything_free(*lesson.heads.weights[modality].shape)
-        outputs = eigenbasis(self._outputs(partners, learned, lesson.heads.weights[modality]))
+        published = published_spans(lesson) if self.stable_index else None
+        outputs = eigenbasis(partners + published if published else partners)
         inputs = eigenbasis(learned)
         return UpdateSpace(outputs, inputs, product_mask(outputs, inputs, self.kept_energy))
 
-    def _outputs(
-        self, partners: SecondMoment, learned: SecondMoment, weight_EI: Tensor
-    ) -> SecondMoment:
-        if not self.stable_index:
-            return partners
-        return partners + published_outputs(learned, weight_EI)
+    def keep(self, lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> Kept:
+        return with_publication(lesson, trained, rows) if self.stable_index else lesson.kept
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,8 @@ def _conditioned(
     own = share_of(len(raw), here)
     for modality, rows_NF in zip(pair.modalities, (raw.first_NI, raw.second_NJ), strict=True):
         if modality not in heads.conditioning:
-            with_one = with_constant(unit_rows(rows_NF[own]))
+            # Float64: rows that hardly differ have a covariance below the rounding of float32.
+            with_one = with_constant(unit_rows(rows_NF[own]).double())
             local = SecondMoment(len(with_one), sum_of_products(with_one, with_one).cpu())
             new[modality] = conditioning(sum_moment(local, here), spec.conditioning)
             broadcast([new[modality].mean_F, new[modality].map_FF], here)

@@ -88,11 +88,14 @@ def distillation_by_loops(
 
 
 def with_item_of_the_batch(memory: PairedRows, known: ModalityPair) -> PairedRows:
-    """The same image in the memory as in the batch: it must not stand against itself."""
+    """The same image in the memory as in the batch: it must not stand against itself.
+
+    Its text is that of another row, too, against which it must not stand either.
+    """
     index = known.modalities.index("image")
     sides = [memory.first_NI.clone(), memory.second_NJ.clone()]
     keys = [memory.first_keys_N.clone(), memory.second_keys_N.clone()]
-    sides[index][0], keys[index][0] = NEW.first_NI[2], NEW.first_keys_N[2]
+    sides[index][0], keys[index][0] = NEW.first_NI[-1], NEW.first_keys_N[-1]
     return PairedRows(sides[0], sides[1], keys[0], keys[1])
 
 
@@ -136,11 +139,12 @@ def test_cila_adds_up_both_losses_over_datasets() -> None:
     assert float(kept["cila/contrast"]) == pytest.approx(float(alone))
     assert float(kept["cila/distillation"]) == 0.0
 
+    kept = {**kept, "cila/distillation": torch.tensor(5.0, dtype=torch.float64)}
     lesson, now = lesson_on(IMAGE_TEXT, kept=kept), dict(random_heads(7).weights)
     kept = method.keep(lesson, random_heads(7), NEW)
     before = dict(lesson.heads.weights)
     contrast = alone + contrast_by_loops(now, AUDIO_IMAGE, old)
-    distilled = distillation_by_loops(before, now, AUDIO_IMAGE, old)
+    distilled = 5.0 + distillation_by_loops(before, now, AUDIO_IMAGE, old)
     assert float(kept["cila/contrast"]) == pytest.approx(float(contrast))
     assert float(kept["cila/distillation"]) == pytest.approx(float(distilled))
 

@@ -51,6 +51,22 @@ def learn_one(
     return learn(spec, before, task, World(0, 1), torch.device("cpu"), Watcher())
 
 
+def low_rank_rows(pair: ModalityPair, seed: int) -> PairedRows:
+    """Both sides of rank 2, so that much stays free."""
+    generator = torch.Generator().manual_seed(seed)
+    latent = torch.randn(128, 2, generator=generator)
+    first, second = (
+        latent @ torch.randn(2, SPEC.modalities[modality], generator=generator)
+        for modality in pair.modalities
+    )
+    keys = torch.arange(128)
+    return PairedRows(first, second, keys, keys)
+
+
+def learn_rows(spec: ModelSpec, before: Knowledge, pair: ModalityPair, rows: PairedRows) -> Learned:
+    return learn(spec, before, Task(pair, rows, 0), World(0, 1), torch.device("cpu"), Watcher())
+
+
 def random_lesson(pair: ModalityPair, *datasets: ModalityPair) -> Lesson:
     """Heads that have learned what their moments say, more or less: true pairs score higher."""
     knowledge = before_the_first(SPEC)
@@ -173,17 +189,26 @@ def test_improve_keeps_earlier_datasets_better_than_preserve(policies) -> None: 
     assert quality["improve"] < quality["preserve"]
 
 
-def test_stable_index_also_protects_what_was_published() -> None:
-    protection = ProtectionSpec(policy="preserve", kept_energy=0.9)
-    lesson = random_lesson(AUDIO_IMAGE, IMAGE_TEXT)
-    stable = protection.model_copy(update={"stable_index": True})
-    free = {
-        name: method_for(SPEC.model_copy(update={"protection": chosen}))
-        .update_spaces(lesson)["image"]
-        .outputs.rank_at(0.99)
-        for name, chosen in (("stable", stable), ("plain", protection))
-    }
-    assert free["stable"] >= free["plain"]
+@pytest.mark.parametrize(("stable", "permitted"), [(True, 1e-4), (False, None)])
+def test_a_stable_index_keeps_its_scores_over_two_updates(
+    stable: bool, permitted: float | None
+) -> None:
+    """Vectors of version 1, of low rank, against queries of version 3; both modalities moved."""
+    protection = ProtectionSpec(
+        policy="preserve", kept_energy=1.0, max_drift=1e6, stable_index=stable
+    )
+    spec = SPEC.model_copy(update={"width": 24, "protection": protection})
+    low = low_rank_rows(IMAGE_TEXT, seed=0)
+    one = learn_rows(spec, before_the_first(spec), IMAGE_TEXT, low)
+    two = learn_one(spec, one.knowledge, AUDIO_IMAGE, 1)
+    three = learn_one(spec, two.knowledge, TEXT_AUDIO, 2)
+    index, queries = (
+        learned.knowledge.heads.outputs("image", low.first_NI) for learned in (one, three)
+    )
+    before, after = index @ index.mT, queries @ index.mT
+    change = float((after - before).norm() / before.norm())
+    assert float((queries - index).norm()) > 0.01
+    assert change < permitted if permitted else change > 1e-3
 
 
 def test_initial_heads_are_the_seed_alone() -> None:
