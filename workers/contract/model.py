@@ -62,6 +62,11 @@ class ProtectionSpec(Frozen):
     replay_weight: float = Field(
         default=1.0, ge=0, description="of the earlier datasets' own loss, under improve"
     )
+    drift_penalty: float = Field(
+        default=30.0,
+        ge=0,
+        description="loss per unit of squared relative drift of earlier scores, under preserve",
+    )
     stable_index: bool = Field(
         default=False,
         description="also protect the span of the embeddings that were published, so that stored "

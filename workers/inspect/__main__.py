@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _question(
-    questions: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, words: str
+    questions: "argparse._SubParsersAction[_Parser]", name: str, words: str
 ) -> argparse.ArgumentParser:
     parser = questions.add_parser(name, help=words, description=words)
     parser.add_argument("--store", required=True, help="URI of the object store")

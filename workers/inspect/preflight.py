@@ -76,11 +76,12 @@ def dataset_outlook(
     for modality in pair.modalities:
         check_modality(manifest, modality)
     with tempfile.TemporaryDirectory(prefix="cmcl-preflight-") as folder:
-        paths = _fetched(shards, Path(folder))
+        paths = {Path(folder) / f"{index}.parquet": uri for index, uri in enumerate(shards)}
         refusals = tuple(_refused_at_intake(manifest.spec, pair, paths))
-        rows = _readable_rows(list(paths.values()))
+        rows = _readable_rows(list(paths))
     found = {} if rows is None else _findings(manifest.spec, pair, rows)
-    refusals += tuple(_refused_by_training(manifest.spec, found, refusals))
+    if rows is not None:
+        refusals += tuple(_refused_by_training(manifest.spec, len(rows)))
     advice = tuple(f"{name}: {words}" for name, one in found.items() for words in one.advice)
     outlook = DatasetOutlook(model, version, pair.modalities, refusals, found, {}, advice)
     if refusals or rows is None:
@@ -88,50 +89,50 @@ def dataset_outlook(
     return _with_heads(outlook, _heads(store, manifest, pair, rows), manifest.spec)
 
 
-def _fetched(shards: Sequence[str], folder: Path) -> dict[str, Path]:
-    """Each shard on this disk, by address. Raises InvalidDataset, StorageUnavailable."""
-    paths = {}
-    for index, uri in enumerate(dict.fromkeys(shards)):
-        paths[uri] = folder / f"{index}.parquet"
-        fetch(ShardRef(uri=uri), paths[uri])
-    return paths
-
-
 def _refused_at_intake(
-    spec: ModelSpec, pair: ModalityPair, paths: Mapping[str, Path]
+    spec: ModelSpec, pair: ModalityPair, paths: Mapping[Path, str]
 ) -> Iterator[str]:
-    """The service's own check; of each shard the first fault."""
+    """Download, and check as the service does; of each shard the first fault."""
     checker = ShardChecker((spec.modalities[pair.first], spec.modalities[pair.second]))
-    for uri, path in paths.items():
+    for path, uri in paths.items():
         try:
+            fetch(ShardRef(uri=uri), path)
             checker.check(path, uri)
         except InvalidDataset as error:
             yield str(error)
 
 
 def _readable_rows(paths: Sequence[Path]) -> PairedRows | None:
-    """All rows, whatever their values are; None where columns are not what they must be."""
-    if not all(_are_features(path) for path in paths):
+    """All rows, whatever their values are; None where files are not what they must be."""
+    try:
+        schemas = [pq.read_schema(path) for path in paths]
+        if not all(_are_alike(schemas, column) for column in FEATURES):
+            return None
+        if any(_has_gaps(path) for path in paths):
+            return None
+        return paired_rows(read_rows(list(paths)))
+    except (pa.ArrowException, OSError):
         return None
-    schemas = [pq.read_schema(path) for path in paths]
-    if any(len({schema.field(column).type for schema in schemas}) > 1 for column in FEATURES):
-        return None
-    return paired_rows(read_rows(list(paths)))
 
 
-def _are_features(path: Path) -> bool:
-    """Whether both columns are there once, as fixed-size lists of floats without gaps."""
-    schema = pq.read_schema(path)
-    for column in FEATURES:
-        kind = schema.field(column).type if schema.names.count(column) == 1 else None
-        if kind is None or not pa.types.is_fixed_size_list(kind):
-            return False
-        if kind.list_size == 0 or not pa.types.is_floating(kind.value_type):
-            return False
-        values = pq.read_table(path, columns=[column]).column(column)
-        if values.null_count or any(chunk.flatten().null_count for chunk in values.chunks):
-            return False
-    return True
+def _are_alike(schemas: Sequence[pa.Schema], column: str) -> bool:
+    """Whether every file has it once, as fixed-size lists of floats of one width."""
+    if any(schema.names.count(name) > 1 for schema in schemas for name in ("label", column)):
+        return False
+    if any(column not in schema.names for schema in schemas):
+        return False
+    first, *others = (schema.field(column).type for schema in schemas)
+    if not pa.types.is_fixed_size_list(first) or any(kind != first for kind in others):
+        return False
+    return bool(first.list_size > 0 and pa.types.is_floating(first.value_type))
+
+
+def _has_gaps(path: Path) -> bool:
+    """Whether rows or values are missing, or there are no rows at all."""
+    table = pq.read_table(path, columns=list(FEATURES))
+    chunks = [chunk for column in table.columns for chunk in column.chunks]
+    gaps = any(chunk.null_count or chunk.flatten().null_count for chunk in chunks)
+    return bool(gaps) or table.num_rows == 0
 
 
 def _findings(spec: ModelSpec, pair: ModalityPair, rows: PairedRows) -> dict[str, Findings]:
@@ -139,17 +140,12 @@ def _findings(spec: ModelSpec, pair: ModalityPair, rows: PairedRows) -> dict[str
     return {modality: check_rows(raw_BF, spec.modalities[modality]) for modality, raw_BF in sides}
 
 
-def _refused_by_training(
-    spec: ModelSpec, found: Mapping[str, Findings], already: Sequence[str]
-) -> Iterator[str]:
-    for modality, one in found.items():
-        if not one.usable and not already:
-            yield f"{modality}: {' '.join(one.advice)}"
-    rows = next((one.rows for one in found.values()), None)
-    if rows is not None and rows < spec.training.batch_size:
+def _refused_by_training(spec: ModelSpec, rows: int) -> Iterator[str]:
+    batch = spec.training.batch_size
+    if rows < batch:
         yield (
-            f"The dataset has {rows} rows and one batch takes {spec.training.batch_size}: use more "
-            "rows or a smaller training.batch_size in a new model."
+            f"The dataset has {rows} rows and one batch takes {batch}: use more rows, or a "
+            "smaller training.batch_size in a new model."
         )
 
 

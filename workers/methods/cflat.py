@@ -18,7 +18,7 @@ Changes = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class CFlat(Method):
-    """Step with g1 + λ (g3 − g2): sharpness of order zero and one (arXiv 2404.00986, alg. 1).
+    """Step with g1 + λ (g3 − g2): sharpness of order zero and one (arXiv 2404.00986).
 
     g0 at W; g1 at W + ρ g0/|g0|; h = g1 − g0; g2 at W + ρ h/|h|; g3 at that point + ρ g2/|g2|.
     Norms are of both heads together. Where the model learns a temperature, that gets the sum of the

@@ -16,12 +16,15 @@ _CONTRAST, _DISTILLED = "cila/contrast", "cila/distillation"
 
 @dataclass(frozen=True)
 class CILA(Co2L):
-    """Co2L with λ_t = max(1, κ Σ_{j<t} L_dis(j) / Σ_{j<t} L_con(j)) (arXiv 2405.18756, section 5).
+    """Co2L with λ_t = max(1, κ Σ_{j<t} L_dis(j) / Σ_{j<t} L_con(j)) (arXiv 2405.18756).
 
-    `distillation` is κ. L_con(j) and L_dis(j) are means over one pass of dataset j under the heads
-    that it left, and not over its training, so that they are a function of what is kept; a dataset
-    without an earlier one to distil adds nothing to L_dis.
+    `distillation` is κ, for which the formula has no value: at 1, λ became so large on a real
+    stream that it cost both what was old and what was new. L_con(j) and L_dis(j) are means over
+    one pass of dataset j under the heads that it left, and not over its training, so that they are
+    a function of what is kept; a dataset without an earlier one to distil adds nothing to L_dis.
     """
+
+    distillation: float = 0.3
 
     def coefficient(self, lesson: Lesson) -> float:
         contrast = float(lesson.kept.get(_CONTRAST, 0.0))

@@ -27,7 +27,7 @@ from workers.model.rows import PairedRows
 
 @dataclass(frozen=True)
 class Co2L(ReplayMethod):
-    """L_con + λ L_dis (arXiv 2106.14413, eqs. 2 and 5), for pairs of modalities.
+    """L_con + λ L_dis (arXiv 2106.14413), for pairs of modalities.
 
     *L_con*: InfoNCE of the batch, in which the drawn memory rows of a query's partner modality are
     further negatives, but never queries. *L_dis*: cross-entropy between the row-softmaxes of

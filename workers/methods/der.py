@@ -25,7 +25,7 @@ from workers.model.rows import PairedRows
 class DER(ReplayMethod):
     """L + α · MSE(W x, z) on a draw from the memories; z are the outputs when x was learned.
 
-    arXiv 2004.07211, eq. 6. The draw is as large as a batch, or the whole memory if that is
+    arXiv 2004.07211. The draw is as large as a batch, or the whole memory if that is
     smaller; the squared error is |W x − z|², its mean taken over rows, as in the paper: a mean
     over entries would weaken it with the width.
     """

@@ -14,7 +14,7 @@ from workers.model.rows import PairedRows
 
 @dataclass(frozen=True)
 class DERpp(DER):
-    """L + α · MSE(W x, z) on one draw + β · L on another (arXiv 2004.07211, eq. 7)."""
+    """L + α · MSE(W x, z) on one draw + β · L on another (arXiv 2004.07211)."""
 
     beta: float = 0.5
 

@@ -19,16 +19,17 @@ from workers.model.rows import PairedRows
 class EWC(Method):
     """L + λ Σ F (W − W*)², then F ← γ F + mean over batches of (∂L/∂W)².
 
-    Online EWC (arXiv 1805.06370, section 3; arXiv 1612.00796) with the Fisher information of each
+    Online EWC (arXiv 1805.06370, after 1612.00796) with the Fisher information of each
     head from one pass over its dataset at the trained weights. W* are the weights that the
     modality's last dataset left, which is where training starts: W − W* is the change M.
 
     λ = `strength` · B / 2 for batches of B rows. A batch's gradient is a mean of B, so its square
     underestimates the Fisher information of a row by that factor, and the Laplace approximation
-    of an equally large dataset has the ½: strength 1 is the formula's own scale.
+    of an equally large dataset has the ½: strength 1 is the formula's own scale. It forgets nearly
+    as much as the loss alone does; 100 was the best of 1, 10, 30, 100, 300 and 1000 on a real stream.
     """
 
-    strength: float = 1.0
+    strength: float = 100.0
     decay: float = 0.95
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Dual-sided null space (arXiv 2503.14963, made exact): blocked entries never move.
 
-Two policies. `preserve` is the mask alone: old scores stay put. `improve` adds moment replay in
+Two policies. `preserve` is the mask, and a price on what it leaves free: old scores stay put. `improve` adds moment replay in
 what the mask leaves free: old scores move, for the better.
 """
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from workers.methods.drift_penalty import PenalisedDrift
 from workers.methods.moment_replay import MomentReplay
 from workers.methods.port import Batch, Kept, Lesson, Method, UpdateRule
 from workers.methods.sampled_replay import SampledReplay
@@ -32,10 +33,12 @@ class Preserve(Method):
 
     Inputs: all features the head has learned from. Outputs: the embeddings of all partners it
     really had, under today's heads; with `stable_index` also all that both modalities have ever
-    published. `kept_energy` is the share of Σ r_i s_j that is blocked.
+    published. `kept_energy` is the share of Σ r_i s_j that is blocked; what is left free pays
+    `drift_penalty` for each unit of squared relative drift.
     """
 
     kept_energy: float
+    drift_penalty: float = 0.0
     stable_index: bool = False
 
     def update_spaces(self, lesson: Lesson) -> Mapping[str, UpdateSpace]:
@@ -55,6 +58,11 @@ class Preserve(Method):
         outputs = eigenbasis(partners + published if published else partners)
         inputs = eigenbasis(learned)
         return UpdateSpace(outputs, inputs, product_mask(outputs, inputs, self.kept_energy))
+
+    def update_rule(
+        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
+    ) -> UpdateRule:
+        return PenalisedDrift(pair, self.drift_penalty)
 
     def keep(self, lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> Kept:
         return with_publication(lesson, trained, rows) if self.stable_index else lesson.kept

@@ -31,9 +31,11 @@ class Paper(Method):
 
     P_in projects on the eigenvectors of the mean feature moment of the head's earlier datasets
     with an eigenvalue above `input_threshold`, P_out on those of the mean moment of their
-    partners' embeddings with one above `output_threshold` (section 4.2; both thresholds are
-    absolute, as published: 0.1 and 0, so P_out is full wherever the embeddings are). The bias
-    column is neither projected nor part of the moments, nor decayed. AdamW comes after the
+    partners' embeddings with one above `output_threshold`. Both are absolute, as published; there
+    they are 0.1 and 0. At 0, P_out is full wherever the embeddings are. 0.1 suits features with
+    norms of 10 and more: ours have unit length, the trace of their mean moment is 1, and 0.1 would
+    find next to no direction. The bias column is neither projected nor part of the moments, nor
+    decayed. AdamW comes after the
     projection and turns its result out of the permitted subspace; that, the free bias and the
     decay are why this method forgets what workers/methods/nullspace.py keeps.
 
@@ -47,7 +49,7 @@ class Paper(Method):
     With SGD, the decay of W towards 0 does not pass through the momentum.
     """
 
-    input_threshold: float = 0.1
+    input_threshold: float = 0.01
     output_threshold: float = 0.0
 
     def __post_init__(self) -> None:

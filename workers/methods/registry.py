@@ -24,10 +24,10 @@ def method_for(spec: ModelSpec) -> Method:
 
 def _nullspace(spec: ModelSpec) -> Method:
     protection = spec.protection
-    preserve = Preserve(protection.energy, protection.stable_index)
+    energy, stable_index = protection.energy, protection.stable_index
     if protection.policy == "preserve":
-        return preserve
-    return Improve(preserve.kept_energy, preserve.stable_index, protection.replay_weight)
+        return Preserve(energy, protection.drift_penalty, stable_index=stable_index)
+    return Improve(energy, replay_weight=protection.replay_weight, stable_index=stable_index)
 
 
 _METHODS: Mapping[MethodName, Callable[[ModelSpec], Method]] = {

@@ -87,14 +87,17 @@ def directions_within(moment_II: Tensor, basis_IK: Tensor) -> Tensor:
     return basis_IK @ _decompose(within_KK, float(moment_II.trace())).vectors_II
 
 
-def _canonical_complement(basis_IK: Tensor) -> Tensor:
-    """An orthonormal basis of what `basis_IK` leaves out, determined by that span alone."""
-    width, rank = basis_IK.shape
+def _canonical(basis_IK: Tensor) -> Tensor:
+    """Another orthonormal basis of the same span, determined by that span alone.
+
+    The QR decomposition of a fixed probe's projection onto the span, with a positive diagonal of
+    R, which makes it unique; taken within the span, where it is a K × K matrix.
+    """
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(width, width - rank, generator=generator, dtype=torch.float64)
-    for _ in range(2):  # Once leaves rounding along the span; twice is enough (Kahan).
-        probe = torch.linalg.qr(probe - basis_IK @ (basis_IK.mT @ probe)).Q
-    return probe
+    probe_IK = torch.randn(basis_IK.shape, generator=generator, dtype=torch.float64)
+    turn_KK, triangle_KK = torch.linalg.qr(basis_IK.mT @ probe_IK)
+    sign_K = torch.where(triangle_KK.diagonal() < 0, -1.0, 1.0)
+    return basis_IK @ (turn_KK * sign_K)
 
 
 def _decompose(sum_II: Tensor, scale: float = 0.0) -> EigenBasis:
@@ -105,5 +108,5 @@ def _decompose(sum_II: Tensor, scale: float = 0.0) -> EigenBasis:
     values_I, vectors_II = torch.linalg.eigh((sum_II + sum_II.mT) / 2)
     values_I, vectors_II = values_I.flip(0).clamp_min(0), vectors_II.flip(1)
     rank = int((values_I > _ZERO * max(float(values_I[0]), scale)).sum())
-    complement_IK = _canonical_complement(vectors_II[:, :rank])
-    return EigenBasis(torch.cat([vectors_II[:, :rank], complement_IK], dim=1), values_I)
+    vectors_II[:, rank:] = _canonical(vectors_II[:, rank:])
+    return EigenBasis(vectors_II, values_I)

@@ -170,7 +170,7 @@ def test_cila_steps_like_co2l_with_its_own_coefficient() -> None:
         return gradients_left_by(method, lesson, pair_for(method, lesson), NEW)
 
     lesson = lesson_on(IMAGE_TEXT, kept=kept)
-    found = step(CILA(memory_rows=SIZE), lesson)
+    found = step(CILA(memory_rows=SIZE, distillation=1.0), lesson)
     expected = step(Co2L(memory_rows=SIZE, distillation=2.5), replace(lesson))
     assert all(map(torch.equal, found, expected))
     assert math.isfinite(float(found[0].sum()))

@@ -7,16 +7,16 @@ import torch
 
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from workers.methods.drift_penalty import PenalisedDrift
 from workers.methods.moment_replay import MomentReplay
 from workers.methods.nullspace import Preserve
-from workers.methods.port import Lesson
-from workers.methods.registry import method_for
+from workers.methods.port import Batch, Lesson
 from workers.methods.sampled_replay import gaussian_rows
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
-from workers.model.pair import PairInEigenCoordinates
+from workers.model.pair import PairInEigenCoordinates, trained_weight
 from workers.model.rows import PairedRows
-from workers.nullspace.certificate import PairWeights
+from workers.nullspace.certificate import PairWeights, relative_drift
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.nullspace.replay import quality_loss
 from workers.train.certify import Earlier, drifts, qualities, weights_of
@@ -171,6 +171,31 @@ def policies() -> dict[str, tuple[ModalityHeads, ModalityHeads, Earlier]]:
         two = learn_one(spec, one.knowledge, AUDIO_IMAGE, 1, earlier)
         found[policy] = (heads, two.knowledge.heads, earlier)
     return found
+
+
+def test_penalty_is_the_gradient_of_the_squared_drift_of_one_head() -> None:
+    """Against the certificate: one old pair, of which only the image head moves."""
+    lesson = random_lesson(AUDIO_IMAGE, IMAGE_TEXT)
+    module = moved_pair(lesson)
+    rule = PenalisedDrift(module, weight=1.0)
+    start = module.second.change_EI.detach().clone()
+
+    def squared_drift(change: torch.Tensor) -> float:
+        space = module.second.space
+        moved = dict(lesson.heads.weights)
+        moved["image"] = trained_weight(moved["image"], change, space)
+        heads = ModalityHeads(moved, lesson.heads.conditioning)
+        [(pair, moments)] = lesson.memory.touching(IMAGE_TEXT)
+        return relative_drift(moments, weights_of(pair, lesson.heads), weights_of(pair, heads)) ** 2
+
+    rule.backward(Batch(lambda: 0 * module.second.change_EI.sum(), raw_rows(AUDIO_IMAGE, 0)))
+    gradient = module.second.change_EI.grad
+    assert gradient is not None
+    row, column = (int(index) for index in module.second.free_EI.nonzero()[0])
+    step = torch.zeros_like(start)
+    step[row, column] = 1e-4
+    slope = (squared_drift(start + step) - squared_drift(start - step)) / 2e-4
+    assert float(gradient[row, column]) == pytest.approx(slope, rel=1e-4)
 
 
 def test_max_drift_is_kept_under_either_policy(policies) -> None:  # type: ignore[no-untyped-def]

@@ -13,7 +13,7 @@ from workers.contract.version import LivePointer
 from workers.storage.versions import read_live, read_version
 
 # All contacts with database, store and launcher in the life of one job; a test below counts them.
-MOMENTS = 41
+MOMENTS = 43
 
 
 @pytest.mark.parametrize("dies_at", range(1, MOMENTS + 1))

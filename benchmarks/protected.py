@@ -1,0 +1,118 @@
+"""The product's side of the step benchmark: a lesson with something to protect, and its update.
+
+Shapes: B rows of a batch, N of a dataset, E width of the embeddings, I of what a head reads; E = I.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ProtectionSpec, TrainingSpec
+from workers.methods.nullspace import Preserve
+from workers.methods.port import Batch, Lesson, UpdateRule
+from workers.model.heads import ModalityHeads
+from workers.model.loss import unit
+from workers.model.memory import Memory
+from workers.model.pair import PairInEigenCoordinates, rotate
+from workers.model.rows import PairedRows
+from workers.nullspace.mask import UpdateSpace, product_mask
+from workers.nullspace.moments import SecondMoment, pair_moments
+from workers.nullspace.subspace import eigenbasis
+from workers.train.distributed import World
+from workers.train.objective import GlobalLoss
+from workers.train.optimizer import optimizer_for
+
+KEPT_ENERGY = ProtectionSpec().energy
+PAIR = ModalityPair(first="image", second="text")
+# Each side has learned with a partner of its own, so that both heads have something to keep.
+_BEFORE = ModalityPair(first="audio", second="image"), ModalityPair(first="depth", second="text")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A lesson with something to protect on both sides, its rows and the spaces of its heads."""
+
+    lesson: Lesson
+    rows: PairedRows
+    spaces: tuple[UpdateSpace, UpdateSpace]
+
+    @property
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Of the two heads (E × I)."""
+        first, second = (self.lesson.heads.weights[name] for name in PAIR.modalities)
+        return first, second
+
+    @property
+    def moments(self) -> list[tuple[SecondMoment, SecondMoment]]:
+        """(partners' embeddings, inputs) of all that each head has learned."""
+        memory, found = self.lesson.memory, []
+        for name in PAIR.modalities:
+            outputs, inputs = memory.partners_of(name, self.lesson.heads), memory.inputs_of(name)
+            assert outputs is not None
+            assert inputs is not None
+            found.append((outputs, inputs))
+        return found
+
+
+def random_setting(width: int, rows: int, seed: int = 0) -> Setting:
+    """Both modalities have learned before, with other partners; a function of the arguments."""
+    generator = torch.Generator().manual_seed(seed)
+    memory = Memory()
+    for pair in _BEFORE:
+        sides = (random_features(3 * width, width, generator) for _ in pair.modalities)
+        memory = memory.with_dataset(pair, pair_moments(*sides))
+    names = {name for pair in _BEFORE for name in pair.modalities}
+    heads = ModalityHeads({name: torch.eye(width) for name in sorted(names)})
+    lesson = Lesson(heads, memory, {}, PAIR, TrainingSpec(), seed)
+    spaces = Preserve(KEPT_ENERGY).update_spaces(lesson)
+    first, second = (random_features(rows, width, generator) for _ in PAIR.modalities)
+    paired = PairedRows(first, second, torch.arange(rows), torch.arange(rows))
+    return Setting(lesson, paired, (spaces[PAIR.first], spaces[PAIR.second]))
+
+
+def random_features(rows: int, width: int, generator: torch.Generator) -> Tensor:
+    """Unit rows (N × I) in random directions, the k-th of which has the variance 1 / k."""
+    turn_II = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
+    scale_I = torch.arange(1, width + 1).rsqrt()
+    return unit(torch.randn(rows, width, generator=generator) * scale_I @ turn_II.mT)
+
+
+class MaskedPair:
+    """The product's own update, as in workers/train/loop.py."""
+
+    def __init__(
+        self,
+        weights: tuple[Tensor, Tensor],
+        rows: PairedRows,
+        spec: TrainingSpec,
+        spaces: tuple[UpdateSpace, UpdateSpace],
+    ) -> None:
+        first, second = spaces
+        self.pair = PairInEigenCoordinates((weights[0], first), (weights[1], second))
+        self._rotated = replace(
+            rows, first_NI=rotate(rows.first_NI, first), second_NJ=rotate(rows.second_NJ, second)
+        )
+        self._objective = GlobalLoss(self.pair, spec, World(0, 1))
+        self._optimizer = optimizer_for(self._objective, spec)
+        self._rule = UpdateRule()
+
+    def update(self, index_B: Tensor) -> None:
+        """One update on these rows: forward, backward, optimizer."""
+        batch = self._rotated.at(index_B)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._rule.backward(Batch(partial(self._objective, batch), batch))
+        self._optimizer.step()
+        self._rule.after_update()
+
+
+def start_protected(
+    moments: Sequence[tuple[SecondMoment, SecondMoment]], rows: tuple[Tensor, Tensor]
+) -> None:
+    """What comes before the first update: the bases of both heads, their masks, their rows."""
+    for (outputs, inputs), rows_NI in zip(moments, rows, strict=True):
+        bases = eigenbasis(outputs), eigenbasis(inputs)
+        rotate(rows_NI, UpdateSpace(*bases, product_mask(*bases, KEPT_ENERGY)))

@@ -1,0 +1,314 @@
+"""What does protection cost at run time: per update, at the start of a dataset, for its moments?
+
+`python -m benchmarks.update` measures the product's masked update against plain training and
+against the published order (arXiv 2503.14963) in one process, by turns, so that whatever else the
+machine does meets all of them alike. Ratios are medians of the ratios of the single rounds.
+Data are random with a spectrum that falls as in real features; time does not depend on it.
+Shapes: B rows of a batch, N of a dataset, E width of the embeddings, I of what a head reads; E = I.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from benchmarks.protected import (
+    KEPT_ENERGY,
+    PAIR,
+    MaskedPair,
+    Setting,
+    random_setting,
+    start_protected,
+)
+from benchmarks.published import PlainPair, PublishedPair, projections, start_published
+from benchmarks.report import machine
+from workers.methods.nullspace import Preserve
+from workers.methods.port import Lesson
+from workers.model.memory import Memory
+from workers.nullspace.moments import pair_moments
+
+Seconds = Mapping[str, Sequence[float]]
+"""Of each task, round by round."""
+
+_RESULTS = Path(".cmcl/benchmarks")
+_VERSIONS = ("python", "cmcl", "torch", "numpy")
+_EARLIER = (1, 10, 100)
+_START_ROWS = 2000
+# Small batches are measured several at a time: about this many rows.
+_ROWS_AT_ONCE = 1024
+# Of a dataset whose moments are summed, per unit of width: 65,536 at 1024.
+_MOMENT_ROWS, _PRODUCT_ROWS = 64, 8
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are answered in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"benchmarks.update: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a table, leave the results in a folder."""
+    options = _parser().parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    answer = measured(options.width, options.batches, options.repeats)
+    page = markdown(answer)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / f"update-{options.width}"
+    stem.with_suffix(".json").write_text(json.dumps(answer) + "\n")
+    stem.with_suffix(".md").write_text(page)
+    print(page)
+    if options.json:
+        print(json.dumps(answer), flush=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m benchmarks.update", description=__doc__)
+    parser.add_argument("--width", type=_count, default=1024, help="E = I (default: 1024)")
+    parser.add_argument("--batches", type=_counts, default=(64, 256, 1024, 4096), metavar="A,B,...")
+    parser.add_argument("--threads", type=_count, help="(default: what torch takes)")
+    parser.add_argument("--repeats", type=_count, default=7, help="rounds after one of warm-up")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    parser.add_argument("--json", action="store_true", help="last line of stdout: one document")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_count(part.strip()) for part in text.split(",")}))
+
+
+def measured(width: int, batches: Sequence[int], repeats: int) -> dict[str, Any]:
+    """The whole document. Progress is told on stderr."""
+    setting = random_setting(width, max(*batches, _START_ROWS))
+    by_batch = {}
+    for batch in batches:
+        _say(f"updates at batch {batch}")
+        by_batch[str(batch)] = _updates(setting, batch, repeats)
+    _say("start of a dataset")
+    start = _start(setting, repeats)
+    _say("moments")
+    moments = _moments(width, repeats)
+    where = machine()
+    versions = {name: where.pop(name) for name in _VERSIONS}
+    return {
+        "batches": by_batch,
+        "start_ms": start,
+        "moments_gemm_share": moments["share"],
+        "moments": moments,
+        "width": width,
+        "repeats": repeats,
+        "blocked_shares": [round(space.blocked_share, 4) for space in setting.spaces],
+        "machine": {**where, "threads": torch.get_num_threads()},
+        "versions": versions,
+    }
+
+
+def _updates(setting: Setting, batch: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of one update of each kind, and their ratios."""
+    weights, rows, spec = setting.weights, setting.rows, setting.lesson.training
+    first, second = (projections(*both) for both in setting.moments)
+    pairs: dict[str, PlainPair | MaskedPair] = {
+        "vanilla": PlainPair(weights, rows, spec),
+        "masked": MaskedPair(weights, rows, spec, setting.spaces),
+        "published": PublishedPair(weights, rows, spec, (first, second)),
+    }
+    count = max(1, _ROWS_AT_ONCE // batch)
+    generator = torch.Generator().manual_seed(batch)
+    indices = [torch.randperm(len(rows), generator=generator)[:batch] for _ in range(count)]
+    seconds = by_turns(
+        {name: partial(_update_all, pair, indices) for name, pair in pairs.items()}, repeats
+    )
+    return {
+        **_times(seconds, count),
+        **_ratio("masked_to_vanilla", seconds["masked"], seconds["vanilla"]),
+        **_ratio("published_to_masked", seconds["published"], seconds["masked"]),
+    }
+
+
+def _update_all(pair: PlainPair | MaskedPair, indices: Sequence[Tensor]) -> None:
+    for index_B in indices:
+        pair.update(index_B)
+
+
+def _start(setting: Setting, repeats: int) -> dict[str, Any]:
+    """Milliseconds before the first update: of both heads, and by the number of earlier datasets.
+
+    Ours: eigenbases of outputs and inputs, the mask and the rotation of the rows. Published: two
+    SVDs and two dense projections a head. By earlier datasets of the very pair: all that the
+    product does then, the moments of today's embeddings and the disjoint shares included.
+    """
+    first_NI, second_NI = setting.rows.first_NI[:_START_ROWS], setting.rows.second_NJ[:_START_ROWS]
+    lessons = {str(count): _lesson_after(setting, count) for count in _EARLIER}
+    method = Preserve(KEPT_ENERGY)
+    seconds = by_turns(
+        {
+            "ours": partial(start_protected, setting.moments, (first_NI, second_NI)),
+            "published": partial(start_published, setting.moments),
+            **{count: partial(method.update_spaces, one) for count, one in lessons.items()},
+        },
+        repeats,
+    )
+    both = {name: seconds[name] for name in ("ours", "published")}
+    medians = {count: _milliseconds(seconds[count]) for count in lessons}
+    return {
+        **{name.removesuffix("_ms"): value for name, value in _times(both, 1).items()},
+        **_ratio("ratio", seconds["published"], seconds["ours"]),
+        "per earlier datasets": medians,
+    }
+
+
+def _lesson_after(setting: Setting, count: int) -> Lesson:
+    """The same lesson, after `count` datasets of the same pair."""
+    rows, memory = setting.rows, Memory()
+    moments = pair_moments(rows.first_NI, rows.second_NJ)
+    for _ in range(count):
+        memory = memory.with_dataset(PAIR, moments)
+    return replace(setting.lesson, memory=memory)
+
+
+def _moments(width: int, repeats: int) -> dict[str, float]:
+    """Rate of summing a dataset's moments, both sides and crosswise, beside that of one product."""
+    generator = torch.Generator().manual_seed(width)
+    count, few = _MOMENT_ROWS * width, _PRODUCT_ROWS * width
+    first, second = (torch.randn(count, width, generator=generator) for _ in range(2))
+    chunk = first[:few]
+    seconds = by_turns(
+        {"moments": partial(pair_moments, first, second), "product": lambda: chunk.mT @ chunk},
+        repeats,
+    )
+    operations = 2 * width * width
+    of_moments = [3 * count * operations / one for one in seconds["moments"]]
+    of_product = [few * operations / one for one in seconds["product"]]
+    shares = [ours / peer for ours, peer in zip(of_moments, of_product, strict=True)]
+    return {
+        "rows": count,
+        "gflops": round(statistics.median(of_moments) / 1e9, 1),
+        "gemm_gflops": round(statistics.median(of_product) / 1e9, 1),
+        "share": round(statistics.median(shares), 3),
+    }
+
+
+def by_turns(tasks: Mapping[str, Callable[[], object]], repeats: int) -> Seconds:
+    """Seconds of each task in each round. Every round runs all tasks; the first one is warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in range(repeats + 1):
+        for name, task in tasks.items():
+            began = time.perf_counter()
+            task()
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def _times(seconds: Seconds, count: int) -> dict[str, float]:
+    """Median and 95th percentile of one of `count` times, in milliseconds."""
+    medians = {f"{name}_ms": _milliseconds(found) / count for name, found in seconds.items()}
+    worst = {
+        f"{name}_p95_ms": 1000 * percentile_95(found) / count for name, found in seconds.items()
+    }
+    return {name: round(value, 3) for name, value in {**medians, **worst}.items()}
+
+
+def _milliseconds(found: Sequence[float]) -> float:
+    return round(1000 * statistics.median(found), 3)
+
+
+def percentile_95(found: Sequence[float]) -> float:
+    """Interpolated; of few values close to the largest."""
+    return float(torch.tensor(found, dtype=torch.float64).quantile(0.95))
+
+
+def _ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    """Median and 95th percentile of the ratios within each round."""
+    ratios = [one / other for one, other in zip(above, below, strict=True)]
+    return {
+        name: round(statistics.median(ratios), 3),
+        f"{name}_p95": round(percentile_95(ratios), 3),
+    }
+
+
+def markdown(answer: Mapping[str, Any]) -> str:
+    """The page: question, machine, configuration, result."""
+    question = (
+        "What does protection cost at run time: per update (forward, backward, optimizer), at the "
+        "start of a dataset, and for its moments? Beside plain training and the published order."
+    )
+    configuration = {
+        "width": f"E = I = {answer['width']}",
+        "rounds": f"{answer['repeats']} after one of warm-up; every round measures all by turns",
+        "figures": "medians; ratios are medians of the ratios within each round",
+        "blocked shares of the two heads": answer["blocked_shares"],
+    }
+    sections = [
+        f"# Updates at width {answer['width']}\n\n## Question\n{question}",
+        "## Machine\n" + _listed({**answer["machine"], **answer["versions"]}),
+        "## Configuration\n" + _listed(configuration),
+        "## Result\n" + _update_table(answer["batches"]),
+        _start_table(answer["start_ms"]),
+        _moments_line(answer["moments"]),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _update_table(batches: Mapping[str, Mapping[str, float]]) -> str:
+    kinds = ("vanilla", "masked", "published")
+    heading = ["batch", *(f"{kind} ms (p95)" for kind in kinds)]
+    heading += ["masked / vanilla", "published / masked"]
+    lines = [_row(heading), "|---" * len(heading) + "|"]
+    for batch, found in batches.items():
+        times = [f"{found[f'{kind}_ms']:.1f} ({found[f'{kind}_p95_ms']:.1f})" for kind in kinds]
+        ratios = [f"{found[name]:.2f}" for name in ("masked_to_vanilla", "published_to_masked")]
+        lines.append(_row([batch, *times, *ratios]))
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _start_table(start: Mapping[str, Any]) -> str:
+    earlier = ", ".join(
+        f"{count}: {found:.0f} ms" for count, found in start["per earlier datasets"].items()
+    )
+    return (
+        f"Start of a dataset: {start['ours']:.0f} ms (p95 {start['ours_p95']:.0f}), published "
+        f"{start['published']:.0f} ms (p95 {start['published_p95']:.0f}), ratio "
+        f"{start['ratio']:.2f}. All that the product does after earlier datasets of the very pair, "
+        f"by their number: {earlier}."
+    )
+
+
+def _moments_line(moments: Mapping[str, float]) -> str:
+    return (
+        f"Moments of {moments['rows']} rows: {moments['gflops']:.0f} GFLOP/s, one float32 product "
+        f"{moments['gemm_gflops']:.0f} GFLOP/s, share {moments['share']:.2f}."
+    )
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
