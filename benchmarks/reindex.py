@@ -8,10 +8,9 @@ Shapes: N held-out rows, E width of the embeddings.
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NoReturn
@@ -22,20 +21,23 @@ from torch import Tensor
 
 from benchmarks.chain import Dataset, learn_one
 from benchmarks.folder import InvalidStream, Stream, read_stream
-from benchmarks.report import machine
+from benchmarks.reindex_report import as_text, document, markdown
 from workers.contract.model import ModelSpec, TrainingSpec
 from workers.inspect.measured import (
+    Embedded,
     MeasuredMigration,
     MeasuredPair,
     embedded,
     measured_migration,
     measured_pair,
+    measured_scores,
 )
-from workers.inspect.show import aligned
 from workers.model.heads import ModalityHeads
 from workers.model.rows import PairedRows
+from workers.nullspace.certificate import PairWeights, relative_drift
 from workers.nullspace.compatibility import Compatibility, compatibility
 from workers.nullspace.migrate import Migration, migration
+from workers.nullspace.moments import PairMoments
 from workers.train.certify import Earlier, weights_of
 from workers.train.learn import Knowledge, before_the_first
 
@@ -46,32 +48,6 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
 }
 _RESULTS = Path(".cmcl/benchmarks")
 _BEST = 10
-# Columns of the table: heading and figure.
-COLUMNS: Mapping[str, str] = {
-    "drift": "drift_predicted",
-    "held-out": "drift_measured",
-    "mixed": "mixed_predicted",
-    "held-out ": "mixed_measured",
-    "unit": "mixed_unit",
-    "R@10 as it was": "recall_both_old",
-    "old index": "recall_old_index",
-    "migrated": "recall_migrated",
-    "anew": "recall_both_new",
-    "migration error": "migration_predicted",
-    "held-out  ": "migration_measured",
-    "cosine": "cosine_mean",
-    "1st perc.": "cosine_percentile_1",
-    "unmigrated": "cosine_unmigrated",
-}
-EXPLAINED = (
-    "For each dataset, the last version against the one that learned it; both sides averaged. "
-    "drift: change of all scores after re-indexing. mixed: vectors stored by the old version, "
-    "queries by the new one, against the scores before. Both relative (root mean square): as "
-    "moments predict, on held-out rows, and (unit) of unit vectors. R@10, in points of percent, "
-    "with queries by the new version: on the old index, on the migrated one, encoded anew. "
-    "migration error: relative, of unnormalised embeddings. cosine: of migrated unit vectors with "
-    "those encoded anew, its first percentile, and without migrating."
-)
 
 
 @dataclass(frozen=True)
@@ -84,30 +60,38 @@ class Learnt:
 
 
 @dataclass(frozen=True)
-class MigratedSide:
-    """One modality's map, from its pooled moment in the version that learned the dataset."""
+class Side:
+    """One modality of a dataset: queries of its own kind on old vectors, and its migration.
 
+    `own_predicted`, `own_measured`: change of the scores of its rows among themselves, stored by
+    the old version and queried by the new one. The map is that of its pooled moment in the version
+    that learned the dataset.
+    """
+
+    own_predicted: float
+    own_measured: float
     rank: int
     condition: float
     exact: bool
     predicted_error: float
+    error_on_rows: float
     measured: MeasuredMigration
 
 
 @dataclass(frozen=True)
 class Reindexed:
-    """One dataset at the end. `recall_at_10` by what is searched; `migrations` by modality."""
+    """One dataset at the end. `recall_at_10` by what is searched; `sides` by modality."""
 
     rows: int
     predicted: Compatibility
     measured: MeasuredPair
     recall_at_10: Mapping[str, float]
-    migrations: Mapping[str, MigratedSide]
+    sides: Mapping[str, Side]
 
     @property
     def figures(self) -> dict[str, float]:
         """What the table shows."""
-        sides = list(self.migrations.values())
+        sides = list(self.sides.values())
         measured = [side.measured for side in sides]
         return {
             "drift_predicted": self.predicted.both_new,
@@ -115,6 +99,8 @@ class Reindexed:
             "mixed_predicted": _mixed(self.predicted),
             "mixed_measured": _mixed(self.measured.scores),
             "mixed_unit": _mixed(self.measured.unit_scores),
+            "own_predicted": fmean(side.own_predicted for side in sides),
+            "own_measured": fmean(side.own_measured for side in sides),
             **{f"recall_{name}": value for name, value in self.recall_at_10.items()},
             "migration_predicted": fmean(side.predicted_error for side in sides),
             "migration_measured": fmean(one.error for one in measured),
@@ -148,11 +134,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, spec in specs.items():
         _say(f"learning {len(stream.datasets)} datasets with {name}")
         methods[name] = reindexed(learn_stream(stream.datasets, spec))
+    question = (__doc__ or "").partition("\n")[0]
     answer = document(stream, next(iter(specs.values())), methods)
-    print(_as_text(answer))
+    print(as_text(answer))
     stem = out / f"reindex-{stream.name}-{options.width}"
     stem.with_suffix(".json").write_text(json.dumps(answer, allow_nan=False) + "\n")
-    stem.with_suffix(".md").write_text(markdown(answer))
+    stem.with_suffix(".md").write_text(markdown(answer, question))
     _say(f"results are in {out}")
     if options.json:
         print(json.dumps(answer, allow_nan=False), flush=True)
@@ -207,26 +194,46 @@ def reindexed(learnt: Sequence[Learnt]) -> dict[str, Reindexed]:
 def _reindexed(one: Learnt, new: ModalityHeads) -> Reindexed:
     pair, rows, old = one.dataset.pair, one.dataset.held_out.rows, one.knowledge.heads
     remembered = one.remembered
-    maps = {
-        modality: _map(one.knowledge, modality, new) for modality in one.dataset.pair.modalities
-    }
-    sides = dict(zip(pair.modalities, (rows.first_NI, rows.second_NJ), strict=True))
+    maps = {modality: _map(one.knowledge, modality, new) for modality in pair.modalities}
     return Reindexed(
         rows=len(rows),
         predicted=compatibility(remembered.moments, remembered.then, weights_of(pair, new)),
         measured=measured_pair(embedded(old, pair, rows), embedded(new, pair, rows)),
         recall_at_10=_recalls(one, new, maps),
-        migrations={
-            modality: MigratedSide(
-                found.rank,
-                found.condition,
-                found.exact,
-                found.predicted_error,
-                measured_migration(found, modality, old, new, sides[modality]),
-            )
-            for modality, found in maps.items()
-        },
+        sides={modality: _side(one, modality, new, found) for modality, found in maps.items()},
     )
+
+
+def _side(one: Learnt, modality: str, new: ModalityHeads, found: Migration) -> Side:
+    old, raw_NF = one.knowledge.heads, _features(one.dataset)[modality]
+    old_EI, new_EI = old.weights[modality], new.weights[modality]
+    before_NE, after_NE = (heads.outputs(modality, raw_NF).double() for heads in (old, new))
+    measured = measured_scores(Embedded(before_NE, before_NE), Embedded(after_NE, after_NE))
+    return Side(
+        relative_drift(
+            _own_moments(one, modality), PairWeights(old_EI, old_EI), PairWeights(old_EI, new_EI)
+        ),
+        measured.first_stored.against_old,
+        found.rank,
+        found.condition,
+        found.exact,
+        found.predicted_error,
+        found.error_on_rows,
+        measured_migration(found, modality, old, new, raw_NF),
+    )
+
+
+def _own_moments(one: Learnt, modality: str) -> PairMoments:
+    """Of a modality's rows against themselves."""
+    moments = one.remembered.moments
+    own = moments.first if modality == one.dataset.pair.first else moments.second
+    return PairMoments(own, own, own.sum_II)
+
+
+def _features(dataset: Dataset) -> dict[str, Tensor]:
+    """Held-out raw features by modality."""
+    rows = dataset.held_out.rows
+    return dict(zip(dataset.pair.modalities, (rows.first_NI, rows.second_NJ), strict=True))
 
 
 def _map(then: Knowledge, modality: str, new: ModalityHeads) -> Migration:
@@ -239,7 +246,7 @@ def _map(then: Knowledge, modality: str, new: ModalityHeads) -> Migration:
 def _recalls(one: Learnt, new: ModalityHeads, maps: Mapping[str, Migration]) -> dict[str, float]:
     """By what is searched: queries are the new version's, but for `both_old`."""
     pair, rows, old = one.dataset.pair, one.dataset.held_out.rows, one.knowledge.heads
-    sides = dict(zip(pair.modalities, (rows.first_NI, rows.second_NJ), strict=True))
+    sides = _features(one.dataset)
     before = {modality: old.embed(modality, raw_NF) for modality, raw_NF in sides.items()}
     after = {modality: new.embed(modality, raw_NF) for modality, raw_NF in sides.items()}
     migrated = {modality: maps[modality].apply_unit(before[modality]) for modality in sides}
@@ -268,98 +275,6 @@ def recall_at_10(queries_NE: Tensor, index_NE: Tensor, rows: PairedRows) -> floa
 
 def _mixed(found: Compatibility) -> float:
     return fmean([found.first_stored.against_old, found.second_stored.against_old])
-
-
-def document(
-    stream: Stream, spec: ModelSpec, methods: Mapping[str, Mapping[str, Reindexed]]
-) -> dict[str, Any]:
-    """The JSON document: `datasets` in full, `figures` as in the table, `mean` over datasets."""
-    return {
-        "stream": stream.name,
-        "width": spec.width,
-        "seed": spec.seed,
-        "datasets": [dataset.name for dataset in stream.datasets],
-        "modalities": stream.widths,
-        "methods": {name: _method(found) for name, found in methods.items()},
-        "configuration": {
-            **spec.training.model_dump(mode="json"),
-            "conditioning": spec.conditioning,
-        },
-        "machine": machine(),
-    }
-
-
-def _method(found: Mapping[str, Reindexed]) -> dict[str, Any]:
-    figures = {dataset: one.figures for dataset, one in found.items()}
-    return {
-        "mean": {
-            name: _finite(fmean(one[name] for one in figures.values())) for name in COLUMNS.values()
-        },
-        "figures": {
-            dataset: {name: _finite(value) for name, value in one.items()}
-            for dataset, one in figures.items()
-        },
-        "datasets": {dataset: _finite(asdict(one)) for dataset, one in found.items()},
-    }
-
-
-def _finite(value: Any) -> Any:
-    """The same with null in place of infinity, for which JSON has no word."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _rows(method: Mapping[str, Any]) -> list[list[str]]:
-    """A line for each dataset and one for their mean."""
-    lines = {**method["figures"], "mean": method["mean"]}
-    return [
-        [dataset, *(_cell(name, figures[name]) for name in COLUMNS.values())]
-        for dataset, figures in lines.items()
-    ]
-
-
-def _cell(name: str, value: float | None) -> str:
-    if value is None:
-        return "∞"
-    return f"{value * 100:.1f}" if name.startswith("recall") else f"{value:.3f}"
-
-
-def _as_text(answer: Mapping[str, Any]) -> str:
-    parts = [EXPLAINED]
-    for name, method in answer["methods"].items():
-        parts += ["", name, *aligned([["dataset", *COLUMNS], *_rows(method)])]
-    return "\n".join(parts)
-
-
-def markdown(answer: Mapping[str, Any]) -> str:
-    """The page: question, machine, configuration, result."""
-    tables = "\n\n".join(
-        f"### {name}\n{_table(method)}" for name, method in answer["methods"].items()
-    )
-    described = {
-        "datasets, in order": ", ".join(answer["datasets"]),
-        "modalities and widths": ", ".join(f"{m} {w}" for m, w in answer["modalities"].items()),
-        "seed": answer["seed"],
-        **answer["configuration"],
-    }
-    question = (__doc__ or "").partition("\n")[0]
-    return (
-        f"# Re-indexing {answer['stream']}, width {answer['width']}\n\n## Question\n{question}\n\n"
-        f"## Machine\n{_listed(answer['machine'])}\n\n"
-        f"## Configuration\n{_listed(described)}\n\n## Result\n{EXPLAINED}\n\n{tables}\n"
-    )
-
-
-def _table(method: Mapping[str, Any]) -> str:
-    lines = ["| dataset | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in _rows(method))])
-
-
-def _listed(facts: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
 def _say(words: str) -> None:

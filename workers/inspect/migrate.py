@@ -41,7 +41,10 @@ class MigrationQuestion:
 
 @dataclass(frozen=True)
 class Migrated:
-    """What was written. `held_out`: by dataset of the modality that has held-out rows."""
+    """What was written; the map's figures are those of `nullspace.migrate.Migration`.
+
+    `held_out`: by dataset of the modality that has held-out rows.
+    """
 
     model: str
     from_version: int
@@ -52,6 +55,7 @@ class Migrated:
     width: int
     condition: float
     predicted_error: float
+    error_on_rows: float
     exact: bool
     held_out: Mapping[str, MeasuredMigration]
 
@@ -81,6 +85,7 @@ def migrate(store: ObjectStore, question: MigrationQuestion, source: Path, out: 
         width=before.spec.width,
         condition=found.condition,
         predicted_error=found.predicted_error,
+        error_on_rows=found.error_on_rows,
         exact=found.exact,
         held_out=_measured(store, found, question.modality, before, heads),
     )

@@ -202,6 +202,7 @@ def _migrated(answer: Migrated) -> Iterator[str]:
     yield f"condition        {answer.condition:.3g}"
     exactly = " (exact: the old head loses nothing)" if answer.exact else ""
     yield f"predicted error  {answer.predicted_error:.3g}{exactly}"
+    yield f"on learned rows  {answer.error_on_rows:.3g}"
     if not answer.held_out:
         yield "No dataset of this modality has held-out rows to measure it on."
         return

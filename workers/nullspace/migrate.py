@@ -11,6 +11,9 @@ from torch import Tensor
 
 from workers.nullspace.moments import SecondMoment
 
+# A spread below this share of the features' energy is rounding of none.
+_NO_SPREAD = 1e-9
+
 
 @dataclass(frozen=True)
 class Migration:
@@ -18,15 +21,17 @@ class Migration:
 
     `rank`: directions of the old vectors that are used; `condition`: largest of their singular
     values over the smallest, by which rounding of stored vectors may grow; `predicted_error`:
-    relative root mean square error of unnormalised embeddings over the rows of the moments (of
-    other rows it is larger, as with every fit, unless the moments are of many more rows than E);
-    `exact`: the old head loses nothing, so the map is right for every row, seen or not.
+    relative root mean square error of unnormalised embeddings to expect of rows like those of the
+    moment that were not among them; `error_on_rows`: the same over its very rows, exactly, and
+    the smaller the fewer they are; `exact`: the old head loses nothing, so the map is right for
+    every row, seen or not.
     """
 
     map_EE: Tensor
     rank: int
     condition: float
     predicted_error: float
+    error_on_rows: float
     exact: bool
 
     def apply(self, stored_BE: Tensor) -> Tensor:
@@ -59,10 +64,13 @@ def migration(inputs: SecondMoment, old_EI: Tensor, new_EI: Tensor) -> Migration
     """The map between two heads of a modality, and its error from the modality's input moment.
 
     Where W_old has full column rank features can be read off, x = W_old⁺ z, and A = W_new W_old⁺
-    is exact. Else the least-squares map over the rows of the moments, (W_new S W_oldᵀ)
-    (W_old S W_oldᵀ)⁺, computed as W_new R (W_old R)⁺ with S = R Rᵀ: the condition is not squared.
-    The error √( tr(Δ S Δᵀ) / tr(W_new S W_newᵀ) ), Δ = W_new − A W_old, is that of A whatever was
-    cut off. Source: shared/method.md, section 5.
+    is exact. Else the least-squares map (W_new S W_oldᵀ)(W_old S W_oldᵀ)⁺, computed as
+    W_new R (W_old R)⁺ with S = R Rᵀ: the condition is not squared. S is not the moment as it
+    stands, which knows its own rows alone: with fewer rows than E the map would lose whatever
+    other rows have outside their span, and claim an error of 0. It is what the moment says of
+    rows like its own, see `expected_moment`; so heads that are equal give the identity wherever
+    W_old has full row rank. The error √( tr(Δ S Δᵀ) / tr(W_new S W_newᵀ) ), Δ = W_new − A W_old,
+    is that of A whatever was cut off. Source: shared/method.md, section 5.
 
     Raises ValueError if widths differ, without rows, for values that are not finite and if
     nothing of the old vectors can be used (rank 0).
@@ -70,15 +78,56 @@ def migration(inputs: SecondMoment, old_EI: Tensor, new_EI: Tensor) -> Migration
     _check(inputs, old_EI, new_EI)
     old_EI, new_EI = (weight_EI.to("cpu", torch.float64) for weight_EI in (old_EI, new_EI))
     inverse_IE, rank, condition = _pseudo_inverse(old_EI)
-    exact = rank == old_EI.shape[1]
+    exact, expected = rank == old_EI.shape[1], expected_moment(inputs)
     if not exact:
-        root_II = _root(inputs)
+        root_II = _root(expected)
         inverse_IE, rank, condition = _pseudo_inverse(old_EI @ root_II)
         inverse_IE = root_II @ inverse_IE
     if rank == 0:
         raise ValueError("rank 0: the old version maps all of these features to zero")
     map_EE = new_EI @ inverse_IE
-    return Migration(map_EE, rank, condition, _error(inputs, map_EE, old_EI, new_EI), exact)
+    return Migration(
+        map_EE,
+        rank,
+        condition,
+        predicted_error=_error(expected, map_EE, old_EI, new_EI),
+        error_on_rows=_error(inputs, map_EE, old_EI, new_EI),
+        exact=exact,
+    )
+
+
+def expected_moment(inputs: SecondMoment) -> SecondMoment:
+    """The moment that rows like these are expected to have: theirs, drawn towards isotropy.
+
+    The covariance of the features (last column: the constant 1) is shrunk as C ← (1 − ρ) C +
+    ρ tr(C)/p · 1, with the ρ that is nearest to the true covariance of Gaussian rows given
+    nothing but C and their number: no setting, and without effect when rows are many. Rows without
+    spread say nothing about others: then all directions count alike. Source: Chen, Wiesel, Eldar
+    and Hero, "Shrinkage algorithms for MMSE covariance estimation" (2010), equation 23.
+    """
+    mean_II = inputs.mean_II.to("cpu", torch.float64)
+    features_FF, cross_F, constant = mean_II[:-1, :-1], mean_II[:-1, -1], mean_II[-1, -1]
+    centre_FF = torch.outer(cross_F, cross_F) / constant if constant > 0 else 0 * features_FF
+    covariance_FF, energy = features_FF - centre_FF, features_FF.trace()
+    spread = covariance_FF.trace()
+    share = _shrinkage(covariance_FF, inputs.count)
+    if spread <= _NO_SPREAD * energy:
+        spread, share = (energy if energy > 0 else constant), 1.0
+    even_FF = torch.eye(len(cross_F), dtype=torch.float64) * spread / max(len(cross_F), 1)
+    expected_II = mean_II.clone()
+    expected_II[:-1, :-1] = (1 - share) * covariance_FF + share * even_FF + centre_FF
+    return SecondMoment(1, expected_II)
+
+
+def _shrinkage(covariance_FF: Tensor, rows: int) -> float:
+    """ρ from 0 to 1."""
+    width = len(covariance_FF)
+    square, trace = float(covariance_FF.square().sum()), float(covariance_FF.trace())
+    uneven = square - trace**2 / max(width, 1)
+    if uneven <= 0:
+        return 1.0
+    share = ((1 - 2 / width) * square + trace**2) / ((rows + 1 - 2 / width) * uneven)
+    return min(share, 1.0)
 
 
 def _pseudo_inverse(matrix_EK: Tensor) -> tuple[Tensor, int, float]:

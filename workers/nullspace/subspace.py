@@ -97,7 +97,8 @@ def _canonical(basis_IK: Tensor) -> Tensor:
     probe_IK = torch.randn(basis_IK.shape, generator=generator, dtype=torch.float64)
     turn_KK, triangle_KK = torch.linalg.qr(basis_IK.mT @ probe_IK)
     sign_K = torch.where(triangle_KK.diagonal() < 0, -1.0, 1.0)
-    return basis_IK @ (turn_KK * sign_K)
+    canonical_IK: Tensor = basis_IK @ (turn_KK * sign_K)
+    return canonical_IK
 
 
 def _decompose(sum_II: Tensor, scale: float = 0.0) -> EigenBasis:

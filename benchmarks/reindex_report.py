@@ -1,0 +1,137 @@
+"""What the re-indexing benchmark leaves behind: a JSON document, a table, a page in Markdown."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.folder import Stream
+from benchmarks.report import machine
+from workers.contract.model import ModelSpec
+from workers.inspect.show import aligned
+
+if TYPE_CHECKING:
+    from benchmarks.reindex import Reindexed
+
+# Heading and figure of each column.
+COLUMNS = (
+    ("drift", "drift_predicted"),
+    ("held-out", "drift_measured"),
+    ("mixed", "mixed_predicted"),
+    ("held-out", "mixed_measured"),
+    ("unit", "mixed_unit"),
+    ("own kind", "own_predicted"),
+    ("held-out", "own_measured"),
+    ("R@10 then", "recall_both_old"),
+    ("old index", "recall_old_index"),
+    ("migrated", "recall_migrated"),
+    ("anew", "recall_both_new"),
+    ("error", "migration_predicted"),
+    ("held-out", "migration_measured"),
+    ("cosine", "cosine_mean"),
+    ("1st perc.", "cosine_percentile_1"),
+    ("unmigrated", "cosine_unmigrated"),
+)
+_HEADINGS = ["dataset", *(heading for heading, _ in COLUMNS)]
+EXPLAINED = (
+    "For each dataset, the last version against the one that learned it; both sides averaged. "
+    "Changes are relative (root mean square over all scores): as moments predict, then on held-out "
+    "rows. drift: after re-indexing. mixed: vectors stored by the old version, queries of the other "
+    "modality by the new one, against the scores before (unit: of unit vectors). own kind: queries "
+    "of the same modality instead. R@10, in points of percent: then, with the old version alone; "
+    "with queries by the new version on the old index, on the migrated one, and encoded anew. "
+    "error: of migrated unnormalised embeddings, relative. cosine: of migrated unit vectors with "
+    "those encoded anew, its first percentile, and without migrating."
+)
+
+
+def document(
+    stream: Stream, spec: ModelSpec, methods: Mapping[str, Mapping[str, "Reindexed"]]
+) -> dict[str, Any]:
+    """The JSON document: `datasets` in full, `figures` as in the table, `mean` over datasets."""
+    return {
+        "stream": stream.name,
+        "width": spec.width,
+        "seed": spec.seed,
+        "datasets": [dataset.name for dataset in stream.datasets],
+        "modalities": stream.widths,
+        "methods": {name: _method(found) for name, found in methods.items()},
+        "configuration": {
+            **spec.training.model_dump(mode="json"),
+            "conditioning": spec.conditioning,
+        },
+        "machine": machine(),
+    }
+
+
+def _method(found: Mapping[str, "Reindexed"]) -> dict[str, Any]:
+    figures = {dataset: one.figures for dataset, one in found.items()}
+    return {
+        "mean": {
+            name: _finite(fmean(one[name] for one in figures.values())) for _, name in COLUMNS
+        },
+        "figures": {
+            dataset: {name: _finite(value) for name, value in one.items()}
+            for dataset, one in figures.items()
+        },
+        "datasets": {dataset: _finite(asdict(one)) for dataset, one in found.items()},
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The same with null in place of infinity, for which JSON has no word."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _rows(method: Mapping[str, Any]) -> list[list[str]]:
+    """A line for each dataset and one for their mean."""
+    lines = {**method["figures"], "mean": method["mean"]}
+    return [
+        [dataset, *(_cell(name, figures[name]) for _, name in COLUMNS)]
+        for dataset, figures in lines.items()
+    ]
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "∞"
+    return f"{value * 100:.1f}" if name.startswith("recall") else f"{value:.3f}"
+
+
+def as_text(answer: Mapping[str, Any]) -> str:
+    parts = [EXPLAINED]
+    for name, method in answer["methods"].items():
+        parts += ["", name, *aligned([_HEADINGS, *_rows(method)])]
+    return "\n".join(parts)
+
+
+def markdown(answer: Mapping[str, Any], question: str) -> str:
+    """The page: question, machine, configuration, result."""
+    tables = "\n\n".join(
+        f"### {name}\n{_table(method)}" for name, method in answer["methods"].items()
+    )
+    described = {
+        "datasets, in order": ", ".join(answer["datasets"]),
+        "modalities and widths": ", ".join(f"{m} {w}" for m, w in answer["modalities"].items()),
+        "seed": answer["seed"],
+        **answer["configuration"],
+    }
+    return (
+        f"# Re-indexing {answer['stream']}, width {answer['width']}\n\n## Question\n{question}\n\n"
+        f"## Machine\n{_listed(answer['machine'])}\n\n"
+        f"## Configuration\n{_listed(described)}\n\n## Result\n{EXPLAINED}\n\n{tables}\n"
+    )
+
+
+def _table(method: Mapping[str, Any]) -> str:
+    lines = ["| " + " | ".join(_HEADINGS) + " |", "|---" * len(_HEADINGS) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in _rows(method))])
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
