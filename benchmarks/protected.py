@@ -21,7 +21,7 @@ from workers.model.pair import PairInEigenCoordinates, rotate
 from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace, product_mask
 from workers.nullspace.moments import SecondMoment, pair_moments
-from workers.nullspace.subspace import eigenbasis
+from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
 from workers.train.distributed import World
 from workers.train.objective import GlobalLoss
 from workers.train.optimizer import optimizer_for
@@ -109,10 +109,16 @@ class MaskedPair:
         self._rule.after_update()
 
 
+def sealed_bases(setting: Setting) -> list[EigenBasis]:
+    """The input bases of both heads, as the jobs before this one left them (methods/sealed.py)."""
+    return [eigenbasis(inputs) for _, inputs in setting.moments]
+
+
 def start_protected(
-    moments: Sequence[tuple[SecondMoment, SecondMoment]], rows: tuple[Tensor, Tensor]
+    outputs: Sequence[SecondMoment], inputs: Sequence[EigenBasis], rows: tuple[Tensor, Tensor]
 ) -> None:
-    """What comes before the first update: the bases of both heads, their masks, their rows."""
-    for (outputs, inputs), rows_NI in zip(moments, rows, strict=True):
-        bases = eigenbasis(outputs), eigenbasis(inputs)
-        rotate(rows_NI, UpdateSpace(*bases, product_mask(*bases, KEPT_ENERGY)))
+    """What comes before the first update: the basis of the outputs, the masks, the rows."""
+    common = common_eigenbasis(outputs)
+    for basis, rows_NI in zip(inputs, rows, strict=True):
+        free_EI = product_mask(common, basis, KEPT_ENERGY)
+        rotate(rows_NI, UpdateSpace(common, basis, free_EI))

@@ -80,8 +80,7 @@ class MomentReplay:
         gradients = (torch.zeros_like(weights[0]), torch.zeros_like(weights[1]))
         for term in self._terms:
             term.add_to(gradients, weights)
-        pair.first.add_gradient(pair.turn_EE.mT @ gradients[0] * (2 * weight))
-        pair.second.add_gradient(gradients[1] * (2 * weight))
+        pair.add_gradients(2 * weight * gradients[0], 2 * weight * gradients[1])
 
 
 class _Turned:

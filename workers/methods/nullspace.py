@@ -13,13 +13,15 @@ from workers.methods.drift_penalty import PenalisedDrift
 from workers.methods.moment_replay import MomentReplay
 from workers.methods.port import Batch, Kept, Lesson, Method, UpdateRule
 from workers.methods.sampled_replay import SampledReplay
+from workers.methods.sealed import input_basis, with_sealed_bases
 from workers.methods.stable_index import published_spans, with_publication
 from workers.model.heads import ModalityHeads
 from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows
-from workers.nullspace.mask import UpdateSpace, everything_free, product_mask
+from workers.nullspace.mask import UpdateSpace, free_in, product_mask
+from workers.nullspace.moments import SecondMoment
 from workers.nullspace.shares import disjoint_shares
-from workers.nullspace.subspace import eigenbasis
+from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
 
 # A term that every k-th update carries k-fold costs a k-th and learns alike (docs/log.md).
 _MOMENTS_EVERY, _SAMPLED_EVERY = 4, 2
@@ -42,22 +44,40 @@ class Preserve(Method):
     stable_index: bool = False
 
     def update_spaces(self, lesson: Lesson) -> Mapping[str, UpdateSpace]:
-        spaces = {modality: self._space(lesson, modality) for modality in lesson.pair.modalities}
-        if not lesson.memory.has(lesson.pair):
-            return spaces
-        first, second = lesson.pair.modalities
-        shares = disjoint_shares(spaces[first], spaces[second], self.kept_energy, product_mask)
+        needs = {modality: self._need(lesson, modality) for modality in lesson.pair.modalities}
+        found = [need for need in needs.values() if need is not None]
+        if not found:
+            return super().update_spaces(lesson)
+        if lesson.memory.has(lesson.pair):
+            return self._in_shares(lesson, *found)
+        # With one output basis for both heads an update needs no turn from one to the other.
+        outputs = common_eigenbasis([need.outputs for need in found])
+        return {
+            modality: self._space(outputs, need)
+            if need
+            else free_in(outputs, lesson.heads.weights[modality].shape[1])
+            for modality, need in needs.items()
+        }
+
+    def _in_shares(self, lesson: Lesson, first: "_Need", second: "_Need") -> dict[str, UpdateSpace]:
+        """The pair comes again: what both heads may do to old inputs must not meet."""
+        own = [self._space(eigenbasis(need.outputs), need) for need in (first, second)]
+        shares = disjoint_shares(own[0], own[1], self.kept_energy, product_mask)
         return dict(zip(lesson.pair.modalities, shares, strict=True))
 
-    def _space(self, lesson: Lesson, modality: str) -> UpdateSpace:
+    def _space(self, outputs: EigenBasis, need: "_Need") -> UpdateSpace:
+        free_EI = product_mask(outputs, need.inputs, self.kept_energy)
+        return UpdateSpace(outputs, need.inputs, free_EI)
+
+    def _need(self, lesson: Lesson, modality: str) -> "_Need | None":
+        """None for a head that has learned nothing yet."""
         learned = lesson.memory.inputs_of(modality)
         partners = lesson.memory.partners_of(modality, lesson.heads)
         if learned is None or partners is None:
-            return everything_free(*lesson.heads.weights[modality].shape)
+            return None
         published = published_spans(lesson) if self.stable_index else None
-        outputs = eigenbasis(partners + published if published else partners)
-        inputs = eigenbasis(learned)
-        return UpdateSpace(outputs, inputs, product_mask(outputs, inputs, self.kept_energy))
+        outputs = partners + published if published else partners
+        return _Need(input_basis(lesson, modality, learned), outputs)
 
     def update_rule(
         self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
@@ -65,7 +85,16 @@ class Preserve(Method):
         return PenalisedDrift(pair, self.drift_penalty)
 
     def keep(self, lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> Kept:
-        return with_publication(lesson, trained, rows) if self.stable_index else lesson.kept
+        kept = with_sealed_bases(lesson, lesson.kept, rows)
+        return with_publication(lesson, kept, trained, rows) if self.stable_index else kept
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What earlier datasets need of a head: features it reads, directions it must not disturb."""
+
+    inputs: EigenBasis
+    outputs: SecondMoment
 
 
 @dataclass(frozen=True)

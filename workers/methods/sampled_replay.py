@@ -38,7 +38,7 @@ class _Side:
         rows = self.rows[index_B]
         match self.head:
             case 0:
-                return unit(pair.first(rows) @ pair.turn_EE.mT)
+                return unit(pair.first_outputs(rows))
             case 1:
                 return unit(pair.second(rows))
             case _:

@@ -34,10 +34,12 @@ class PairInEigenCoordinates(nn.Module):
         Scores are inner products and do not see a common rotation, so one turn is enough, and none
         where both heads have one basis: it costs half of what the heads do.
         """
-        first_LE, second_LE = self.first(first_LI), self.second(second_LJ)
-        if not self._one_basis:
-            first_LE = first_LE @ self.turn_EE.mT
-        return first_LE, second_LE
+        return self.first_outputs(first_LI), self.second(second_LJ)
+
+    def first_outputs(self, rotated_LI: Tensor) -> Tensor:
+        """Embeddings of rows of the first modality in the output coordinates of the second head."""
+        first_LE: Tensor = self.first(rotated_LI)
+        return first_LE if self._one_basis else first_LE @ self.turn_EE.mT
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """Both heads as they are now: rotated inputs to the output coordinates of the second."""
@@ -45,6 +47,12 @@ class PairInEigenCoordinates(nn.Module):
         if not self._one_basis:
             first_EI = self.turn_EE @ first_EI
         return first_EI, second_EI
+
+    def add_gradients(self, first_EI: Tensor, second_EJ: Tensor) -> None:
+        """Add gradients with respect to `weights()` to those of the changes."""
+        own_EI = first_EI if self._one_basis else self.turn_EE.mT @ first_EI
+        self.first.add_gradient(own_EI)
+        self.second.add_gradient(second_EJ)
 
     @property
     def changes(self) -> tuple[nn.Parameter, nn.Parameter]:

@@ -57,10 +57,15 @@ class UpdateSpace:
 
 def everything_free(width: int, head_width: int) -> UpdateSpace:
     """The space of a head from which nothing must be kept, in the original coordinates."""
+    return free_in(identity_basis(width), head_width)
+
+
+def free_in(outputs: EigenBasis, head_width: int) -> UpdateSpace:
+    """The space of a head from which nothing must be kept, in given output coordinates."""
     return UpdateSpace(
-        outputs=identity_basis(width),
+        outputs=outputs,
         inputs=identity_basis(head_width),
-        free_EI=torch.ones(width, head_width, dtype=torch.bool),
+        free_EI=torch.ones(outputs.width, head_width, dtype=torch.bool),
     )
 
 

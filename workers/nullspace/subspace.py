@@ -3,7 +3,10 @@
 Shapes: I width, K rank.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -68,6 +71,18 @@ def eigenbasis(moment: SecondMoment) -> EigenBasis:
     return _decompose(sum_II)
 
 
+def common_eigenbasis(moments: Sequence[SecondMoment]) -> EigenBasis:
+    """Eigenbasis of the sum of the moments, each brought to trace 1: one basis for all of them.
+
+    Up to its trace each moment is at most the sum, so the values bound its energy along every
+    change from above. Raises ValueError without moments.
+    """
+    scaled = [moment.sum_II / _trace_or_one(moment) for moment in moments]
+    if not scaled:
+        raise ValueError("no moments to have a basis in common")
+    return eigenbasis(SecondMoment(1, reduce(add, scaled)))
+
+
 def identity_basis(width: int) -> EigenBasis:
     """The coordinates of a space in which nothing is protected yet."""
     return EigenBasis(
@@ -85,6 +100,11 @@ def directions_within(moment_II: Tensor, basis_IK: Tensor) -> Tensor:
         return basis_IK
     within_KK = basis_IK.mT @ moment_II @ basis_IK
     return basis_IK @ _decompose(within_KK, float(moment_II.trace())).vectors_II
+
+
+def _trace_or_one(moment: SecondMoment) -> float:
+    trace = float(moment.sum_II.trace())
+    return trace if trace > 0 else 1.0
 
 
 def _canonical(basis_IK: Tensor) -> Tensor:
