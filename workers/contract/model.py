@@ -12,7 +12,7 @@ FeatureWidth = Annotated[int, Field(ge=1, le=16384)]
 class TrainingSpec(Frozen):
     """How each dataset is trained."""
 
-    epochs: int = Field(default=12, ge=1, le=1000, description="passes over the dataset")
+    epochs: int = Field(default=10, ge=1, le=1000, description="passes over the dataset")
     batch_size: int = Field(
         default=128, ge=2, le=65536, description="rows in one global batch, over all ranks"
     )

@@ -1,0 +1,206 @@
+"""The re-indexing benchmark on three datasets of 64 rows: its figures against brute force."""
+
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.folder import read_stream
+from benchmarks.reindex import POLICIES, Learnt, Reindexed, learn_stream, main, reindexed
+from benchmarks.reindex_report import COLUMNS
+from tests.unit.benchmarks.tiny_stream import NAMES, write_stream
+from workers.contract.model import ModelSpec
+from workers.model.retrieval import measure
+from workers.model.rows import PairedRows
+
+NARROW, ROOMY = 6, 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.stdout.splitlines()[-1])
+        return found
+
+
+def run(*arguments: str | Path) -> Answer:
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with redirect_stdout(stdout), redirect_stderr(stderr):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return Answer(status, stdout.getvalue(), stderr.getvalue())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_stream(tmp_path_factory.mktemp("streams") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def same_rows(folder: Path) -> Path:
+    """Held-out rows are the training rows: what moments say is then exact."""
+    copy = folder.parent / "same"
+    shutil.copytree(folder, copy)
+    for path in copy.glob("*.train.parquet"):
+        shutil.copy(path, path.with_name(path.name.replace("train", "test")))
+    return copy
+
+
+def learnt_from(folder: Path, width: int) -> list[Learnt]:
+    stream = read_stream(folder)
+    training = {"epochs": 6, "batch_size": 16, "learning_rate": 1e-2}
+    model = {"width": width, "modalities": stream.widths, "training": training}
+    return learn_stream(stream.datasets, ModelSpec.model_validate(model))
+
+
+@pytest.fixture(scope="module")
+def learnt(same_rows: Path) -> list[Learnt]:
+    return learnt_from(same_rows, NARROW)
+
+
+@pytest.fixture(scope="module")
+def found(learnt: list[Learnt]) -> dict[str, Reindexed]:
+    return reindexed(learnt)
+
+
+def test_on_the_rows_of_the_moments_predictions_are_exact(found: dict[str, Reindexed]) -> None:
+    assert list(found) == list(NAMES[:-1])
+    for one in found.values():
+        figures = one.figures
+        for name in ("drift", "mixed", "own"):
+            assert figures[f"{name}_predicted"] > 0.01
+            assert figures[f"{name}_measured"] == pytest.approx(
+                figures[f"{name}_predicted"], rel=1e-4
+            )
+    # The moment of the first dataset of a modality is of these rows alone.
+    for side in found[NAMES[0]].sides.values():
+        assert side.measured.error == pytest.approx(side.error_on_rows, rel=1e-4)
+        assert side.predicted_error > side.error_on_rows
+
+
+def test_predicted_drift_is_that_of_the_certificate(
+    learnt: list[Learnt], found: dict[str, Reindexed]
+) -> None:
+    for one in learnt[:-1]:
+        drift = one.remembered.drift(learnt[-1].knowledge.heads)
+        assert found[one.dataset.name].predicted.both_new == pytest.approx(drift)
+
+
+def test_recall_with_one_version_is_that_of_the_product(
+    learnt: list[Learnt], found: dict[str, Reindexed]
+) -> None:
+    for one in learnt[:-1]:
+        recalls = found[one.dataset.name].recall_at_10
+        for name, knowledge in (("both_old", one.knowledge), ("both_new", learnt[-1].knowledge)):
+            expected = measure(knowledge.heads, one.dataset.pair, one.dataset.held_out)
+            assert recalls[name] == pytest.approx(expected.at_10)
+
+
+def test_the_old_index_is_searched_with_new_queries(
+    learnt: list[Learnt], found: dict[str, Reindexed]
+) -> None:
+    now = learnt[-1].knowledge.heads
+    for one in learnt[:-1]:
+        rows, then, (first, second) = (
+            one.dataset.held_out.rows,
+            one.knowledge.heads,
+            (one.dataset.pair.modalities),
+        )
+        sides = ((first, rows.first_NI), (second, rows.second_NJ))
+        hits = sum(
+            _hits(now.embed(*query) @ then.embed(*stored).mT, rows)
+            for query, stored in (sides, sides[::-1])
+        )
+        expected = hits / (2 * len(rows))
+        assert found[one.dataset.name].recall_at_10["old_index"] == pytest.approx(expected)
+
+
+def _hits(scores_NN: torch.Tensor, rows: PairedRows) -> int:
+    """Queries with their partner, or one that looks like it, among the ten best; row by row."""
+    hits = 0
+    for row, best in enumerate(scores_NN.topk(10, dim=1).indices.tolist()):
+        firsts, seconds = rows.first_keys_N[best], rows.second_keys_N[best]
+        hits += bool(
+            ((firsts == rows.first_keys_N[row]) | (seconds == rows.second_keys_N[row])).any()
+        )
+    return hits
+
+
+def test_a_roomy_model_migrates_as_if_encoded_anew(folder: Path) -> None:
+    for one in reindexed(learnt_from(folder, ROOMY)).values():
+        assert all(side.exact for side in one.sides.values())
+        assert one.figures["cosine_percentile_1"] > 1 - 1e-5
+        assert one.figures["cosine_unmigrated"] < 0.999
+        assert one.recall_at_10["migrated"] == one.recall_at_10["both_new"]
+
+
+@pytest.fixture(scope="module")
+def answer(folder: Path) -> Answer:
+    return run(folder, "--width", "6", "--epochs", "2", "--json", "--out", folder.parent / "out")
+
+
+def test_the_last_line_has_every_policy_and_figure(answer: Answer) -> None:
+    document = answer.document
+    assert answer.status == 0
+    assert (document["stream"], document["width"], document["seed"]) == ("tiny", 6, 0)
+    assert document["configuration"]["batch_size"] == 64
+    assert list(document["methods"]) == list(POLICIES)
+    names = {name for _, name in COLUMNS}
+    for method in document["methods"].values():
+        assert list(method["figures"]) == list(method["datasets"]) == list(NAMES[:-1])
+        assert all(set(figures) == names for figures in method["figures"].values())
+        values = [figures["drift_predicted"] for figures in method["figures"].values()]
+        assert method["mean"]["drift_predicted"] == pytest.approx(sum(values) / len(values))
+    drifts = {method["mean"]["drift_predicted"] for method in document["methods"].values()}
+    assert len(drifts) == len(POLICIES)
+
+
+def test_results_lie_in_the_folder_that_was_named(answer: Answer, folder: Path) -> None:
+    out = folder.parent / "out"
+    assert json.loads((out / "reindex-tiny-6.json").read_text()) == answer.document
+    page = (out / "reindex-tiny-6.md").read_text()
+    for part in ("## Question\nMust stored", "## Machine", "## Configuration", "## Result"):
+        assert part in page
+    table = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(table) == len(POLICIES) * (1 + len(NAMES))
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_the_same_seed_gives_the_same_document(answer: Answer, folder: Path) -> None:
+    again = run(folder, "--width", "6", "--epochs", "2", "--json", "--out", folder.parent / "two")
+    assert again.document == answer.document
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "nowhere: there is no such folder"),
+        (["DIR", "--width", "1"], "width: Input should be greater"),
+        (["DIR", "--epochs", "0"], "epochs: Input should be"),
+        (["ONE"], "it has 1 dataset, nothing is learned after it"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(
+    folder: Path, tmp_path: Path, arguments: Sequence[str], words: str
+) -> None:
+    one = write_stream(tmp_path / "one", NAMES[:1])
+    places = {"DIR": str(folder), "ONE": str(one)}
+    answer = run(*(places.get(argument, argument) for argument in arguments))
+    assert (answer.status, answer.stdout) == (2, "")
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith("benchmarks.reindex: ")
+    assert words in line
