@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 SOURCES := benchmarks cmcl service workers tests examples
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: help setup demo test check format docs up lock clean
+.PHONY: help setup demo test check format bench docs up lock clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ check: setup  ## format, lint, types, import contracts, spelling
 format: setup  ## format the code and mend what can be mended
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
+
+bench: setup  ## run the benchmarks on the example stream, results in .cmcl/benchmarks
+	$(BIN)/python -m benchmarks.stream examples/stream --name example --seeds 3
+	$(BIN)/python -m benchmarks.update
 
 docs: setup  ## write the settings table and the OpenAPI document anew
 	$(BIN)/python -m tests.architecture.generated

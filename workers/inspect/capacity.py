@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from workers.contract.errors import InvalidVersion
 from workers.contract.version import LearnedDataset, VersionManifest
 from workers.inspect.protected import protected_moments, remark_on_method
-from workers.inspect.versions import find_version, heads_of, memory_of
+from workers.inspect.versions import find_version, heads_of, kept_of, memory_of
+from workers.methods.port import Lesson
+from workers.methods.sealed import input_basis
 from workers.nullspace.capacity import Capacity, capacity
 from workers.nullspace.mask import product_mask
-from workers.nullspace.moments import SecondMoment
 from workers.nullspace.subspace import EigenBasis, eigenbasis
 from workers.storage.port import ObjectStore
 
@@ -48,14 +49,17 @@ class ModelCapacity:
 def model_capacity(store: ObjectStore, model: str, version: int) -> ModelCapacity:
     """Measure every version of the lineage. The mask is the product rule at the kept energy.
 
+    It is what the next dataset would meet; with `stable_index`, one of the modality's latest pair.
     The forecast rests on the free shares after the modality's own datasets; other datasets turn
     its partners' heads, which moves its share a little. Raises Unanswerable, WorkerError.
     """
     manifest = find_version(store, model, version)
     measured: dict[str, list[_Head]] = {}
+    latest: dict[str, LearnedDataset] = {}
     for learned in manifest.learned:
+        latest |= dict.fromkeys(learned.pair.modalities, learned)
         then = find_version(store, model, learned.version)
-        for modality, head in _heads_in(store, then, learned, measured).items():
+        for modality, head in _heads_in(store, then, latest).items():
             measured.setdefault(modality, []).append(head)
     modalities = {modality: _summary(heads) for modality, heads in measured.items()}
     spec = manifest.spec
@@ -66,41 +70,40 @@ def model_capacity(store: ObjectStore, model: str, version: int) -> ModelCapacit
 
 @dataclass(frozen=True)
 class _Head:
-    """A head in one version, with the moment that `inputs` decomposes."""
+    """A head in one version."""
 
     share: FreeShare
     outputs: EigenBasis
     inputs: EigenBasis
-    moment: SecondMoment
     free_EI: Tensor
 
 
 def _heads_in(
-    store: ObjectStore,
-    manifest: VersionManifest,
-    learned: LearnedDataset,
-    earlier: Mapping[str, list[_Head]],
+    store: ObjectStore, manifest: VersionManifest, latest: Mapping[str, LearnedDataset]
 ) -> dict[str, _Head]:
+    """Each modality that has learned something, with the latest dataset that had it."""
     heads, memory = heads_of(store, manifest), memory_of(store, manifest)
-    found = {}
-    for modality in manifest.spec.modalities:
-        protected = protected_moments(manifest.spec, heads, memory, modality)
-        if protected is None:
-            continue
-        inputs = _inputs(protected.inputs, earlier.get(modality, []))
-        outputs = eigenbasis(protected.partners)
-        free_EI = product_mask(outputs, inputs, manifest.spec.protection.energy)
-        free_share = float(free_EI.double().mean())
-        share = FreeShare(manifest.version, free_share, modality in learned.pair.modalities)
-        found[modality] = _Head(share, outputs, inputs, protected.inputs, free_EI)
-    return found
+    kept = kept_of(store, manifest)
+    return {
+        modality: _measured(
+            manifest,
+            Lesson(heads, memory, kept, learned.pair, manifest.spec.training, manifest.spec.seed),
+            modality,
+            learned=learned.version == manifest.version,
+        )
+        for modality, learned in latest.items()
+    }
 
 
-def _inputs(moment: SecondMoment, earlier: list[_Head]) -> EigenBasis:
-    """Most versions learn other modalities: what did not change is not decomposed again."""
-    if earlier and torch.equal(earlier[-1].moment.sum_II, moment.sum_II):
-        return earlier[-1].inputs
-    return eigenbasis(moment)
+def _measured(manifest: VersionManifest, lesson: Lesson, modality: str, *, learned: bool) -> _Head:
+    protected = protected_moments(manifest.spec, lesson, modality)
+    if protected is None:
+        raise InvalidVersion(f"version {manifest.version} has no moments of {modality!r}")
+    inputs = input_basis(lesson, modality, protected.inputs)
+    outputs = eigenbasis(protected.partners)
+    free_EI = product_mask(outputs, inputs, manifest.spec.protection.energy)
+    share = FreeShare(manifest.version, float(free_EI.double().mean()), learned)
+    return _Head(share, outputs, inputs, free_EI)
 
 
 def _summary(heads: list[_Head]) -> ModalityCapacity:

@@ -37,8 +37,9 @@ from workers.train.learn import Knowledge, prepared_rows
 class HeadOutlook:
     """One modality: its moments against the earlier ones, and what this very job could move.
 
-    `open_share`: entries that the model's method would let this dataset move, 0 to 1. It is below
-    `moments.free_share` where a pair comes again, since its heads then share what is free.
+    `open_share`: entries that the model's method would let this dataset move, 0 to 1. It differs
+    from `moments.free_share`, which looks at one head alone, as the method looks at both: where a
+    pair comes again it is less, since its heads then share what is free.
     """
 
     moments: Preflight
@@ -164,7 +165,7 @@ def _heads(
         modality: HeadOutlook(
             preflight(
                 _new_moments(heads, pair, moments, modality),
-                protected_moments(spec, heads, knows.memory, modality),
+                protected_moments(spec, lesson, modality),
                 product_mask,
                 spec.protection.energy,
             ),

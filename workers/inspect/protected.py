@@ -4,26 +4,23 @@ Shapes: E width of the embeddings, I width of what the head reads.
 """
 
 from workers.contract.model import ModelSpec
-from workers.model.heads import ModalityHeads
-from workers.model.memory import Memory
-from workers.nullspace.compatibility import published_outputs
+from workers.methods.port import Lesson
+from workers.methods.stable_index import published_spans
 from workers.nullspace.preflight import HeadMoments
 
 
-def protected_moments(
-    spec: ModelSpec, heads: ModalityHeads, memory: Memory, modality: str
-) -> HeadMoments | None:
+def protected_moments(spec: ModelSpec, lesson: Lesson, modality: str) -> HeadMoments | None:
     """Inputs (I × I) and outputs (E × E) that the method `nullspace` protects; None: nothing yet.
 
-    Outputs are the embeddings of the partners under these heads, with `stable_index` the
-    modality's own as well (workers/methods/nullspace.py).
+    Outputs are the embeddings of the partners under today's heads; with `stable_index` also what
+    both modalities of the lesson's pair have published (workers/methods/nullspace.py).
     """
-    inputs, partners = memory.inputs_of(modality), memory.partners_of(modality, heads)
+    inputs = lesson.memory.inputs_of(modality)
+    partners = lesson.memory.partners_of(modality, lesson.heads)
     if inputs is None or partners is None:
         return None
-    if spec.protection.stable_index:
-        partners = partners + published_outputs(inputs, heads.weights[modality])
-    return HeadMoments(inputs, partners)
+    published = published_spans(lesson) if spec.protection.stable_index else None
+    return HeadMoments(inputs, partners + published if published else partners)
 
 
 def remark_on_method(spec: ModelSpec) -> tuple[str, ...]:

@@ -8,6 +8,9 @@ import torch
 from tests.unit.inspect.conftest import LOSSY, ROOMY, grow, spec_of
 from workers.inspect.capacity import ModelCapacity, model_capacity
 from workers.inspect.versions import Unanswerable, find_version, heads_of, memory_of
+from workers.nullspace.capacity import energy_ranks
+from workers.nullspace.mask import product_mask
+from workers.nullspace.subspace import eigenbasis
 from workers.storage.local import LocalStore
 from workers.storage.port import ObjectStore
 
@@ -74,19 +77,24 @@ def test_a_dataset_of_another_kind_raises_the_ranks(tmp_path: Path) -> None:
     assert second.history[0] == first.history[0]
 
 
-def test_a_stable_index_counts_what_was_published_too(tmp_path: Path) -> None:
-    closed = []
-    for name, index in (("stable", True), ("scores alone", False)):
-        folder = tmp_path / name
-        folder.mkdir()
-        other = LocalStore(folder / "store")
-        protection = {"policy": "preserve", "stable_index": index}
-        grow(other, folder, spec_of(ROOMY, protection=protection), ("one_vt", "two_at"))
-        one = model_capacity(other, "m", 2).modalities["t"]
-        met = find_version(other, "m", 2).report.protection["t"].blocked_share
-        assert one.history[0].free_share == pytest.approx(1 - met)
-        closed.append((met, one.now.blocked_share, one.now.outputs))
-    assert closed[0] != closed[1]
+def test_a_stable_index_counts_what_the_pair_has_published(tmp_path: Path) -> None:
+    other = LocalStore(tmp_path / "store")
+    protection = {"policy": "preserve", "stable_index": True}
+    grow(other, tmp_path, spec_of(ROOMY, protection=protection), ("one_vt",))
+    manifest = find_version(other, "m", 1)
+    memory, heads = memory_of(other, manifest), heads_of(other, manifest)
+    (moments,) = memory.by_pair.values()
+    # Of one dataset all is known: in the pair t, v both sides have published what they read.
+    own, partners = (
+        side.through(heads.weights[modality])
+        for side, modality in ((moments.first, "t"), (moments.second, "v"))
+    )
+    outputs = eigenbasis(partners + own + partners)
+    free_EI = product_mask(outputs, eigenbasis(moments.first), manifest.spec.protection.energy)
+    found = model_capacity(other, "m", 1).modalities["t"]
+    assert found.now.blocked_share == pytest.approx(1 - float(free_EI.double().mean()), abs=0.01)
+    assert found.now.outputs == energy_ranks(outputs)
+    assert found.now.outputs != energy_ranks(eigenbasis(partners))
 
 
 def test_a_method_without_masks_is_remarked_upon(tmp_path: Path) -> None:
