@@ -12,12 +12,13 @@ from workers.methods.moment_replay import MomentReplay
 from workers.methods.nullspace import Preserve
 from workers.methods.port import Batch, Lesson
 from workers.methods.sampled_replay import gaussian_rows
+from workers.methods.sealed import input_basis
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates, trained_weight
 from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights, relative_drift
-from workers.nullspace.moments import PairMoments, pair_moments
+from workers.nullspace.moments import PairMoments, SecondMoment, pair_moments
 from workers.nullspace.replay import quality_loss
 from workers.train.certify import Earlier, drifts, qualities, weights_of
 from workers.train.distributed import World
@@ -212,6 +213,26 @@ def test_improve_keeps_earlier_datasets_better_than_preserve(policies) -> None: 
     }
     assert quality["improve"] < -0.97
     assert quality["improve"] < quality["preserve"]
+
+
+def test_sealed_bases_are_those_of_the_memory() -> None:
+    """What the last dataset left is what would be decomposed now."""
+    one = learn_one(SPEC, before_the_first(SPEC), IMAGE_TEXT, 0).knowledge
+    two = learn_one(SPEC, one, AUDIO_IMAGE, 1).knowledge
+    for modality in SPEC.modalities:
+        inputs = two.memory.inputs_of(modality)
+        assert inputs is not None
+        lesson = Lesson(two.heads, two.memory, two.kept, IMAGE_TEXT, TRAINING, seed=0)
+        sealed = input_basis(lesson, modality, SecondMoment(0, torch.zeros_like(inputs.sum_II)))
+        moment = sealed.moment_II
+        torch.testing.assert_close(moment, inputs.sum_II, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_new_pairs_train_in_one_output_basis(again: bool) -> None:
+    lesson = random_lesson(IMAGE_TEXT if again else TEXT_AUDIO, IMAGE_TEXT, AUDIO_IMAGE)
+    first, second = Preserve(0.9).update_spaces(lesson).values()
+    assert torch.equal(first.outputs.vectors_II, second.outputs.vectors_II) is not again
 
 
 @pytest.mark.parametrize(("stable", "permitted"), [(True, 1e-4), (False, None)])
