@@ -16,10 +16,8 @@ from workers.contract.version import Recall
 from workers.model.retrieval import HeldOut, measure
 from workers.model.rows import PairedRows
 from workers.train.certify import Earlier, weights_of
-from workers.train.distributed import World
+from workers.train.distributed import ALONE
 from workers.train.learn import Knowledge, Learned, Task, Watcher, before_the_first, learn
-
-_ALONE = World(0, 1)
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def learn_one(
     task = Task(
         dataset.pair, dataset.training, seed=spec.seed * 1000 + len(earlier), earlier=earlier
     )
-    return learn(spec, before, task, _ALONE, torch.device("cpu"), Watcher())
+    return learn(spec, before, task, ALONE, torch.device("cpu"), Watcher())
 
 
 def _measure_all(knowledge: Knowledge, stream: Sequence[Dataset]) -> list[Recall]:

@@ -18,14 +18,11 @@ from benchmarks.chain import Dataset
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec, TrainingSpec
 from workers.contract.version import Recall
-from workers.model.features import unit_rows, with_constant
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.loss import symmetric_info_nce, unit
 from workers.model.retrieval import measure
 from workers.model.rows import PairedRows
-from workers.nullspace.conditioning import Conditioning, conditioning
-from workers.nullspace.moments import SecondMoment, sum_of_products
-from workers.train.learn import prepared_rows
+from workers.train.learn import conditioned, prepared_rows
 
 
 @dataclass(frozen=True)
@@ -60,19 +57,10 @@ def train_jointly(
 
 def conditioned_heads(stream: Sequence[Dataset], spec: ModelSpec) -> ModalityHeads:
     """The seed's heads with every modality conditioned by its first dataset."""
-    maps: dict[str, Conditioning] = {}
+    heads = initial_heads(spec)
     for dataset in stream:
-        sides = (dataset.training.first_NI, dataset.training.second_NJ)
-        for modality, raw_NF in zip(dataset.pair.modalities, sides, strict=True):
-            if modality not in maps:
-                maps[modality] = _conditioning(raw_NF, spec.conditioning)
-    return initial_heads(spec).conditioned(maps)
-
-
-def _conditioning(raw_NF: Tensor, ridge: float) -> Conditioning:
-    with_one_NI = with_constant(unit_rows(raw_NF))
-    moment = SecondMoment(len(with_one_NI), sum_of_products(with_one_NI, with_one_NI))
-    return conditioning(moment, ridge)
+        heads = conditioned(spec, heads, dataset.pair, dataset.training)
+    return heads
 
 
 class _Joint:

@@ -22,7 +22,7 @@ from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace, product_mask
 from workers.nullspace.moments import SecondMoment, pair_moments
 from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
-from workers.train.distributed import World
+from workers.train.distributed import ALONE
 from workers.train.objective import GlobalLoss
 from workers.train.optimizer import optimizer_for
 
@@ -96,7 +96,7 @@ class MaskedPair:
         self._rotated = replace(
             rows, first_NI=rotate(rows.first_NI, first), second_NJ=rotate(rows.second_NJ, second)
         )
-        self._objective = GlobalLoss(self.pair, spec, World(0, 1))
+        self._objective = GlobalLoss(self.pair, spec, ALONE)
         self._optimizer = optimizer_for(self._objective, spec)
         self._rule = UpdateRule()
 

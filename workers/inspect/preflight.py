@@ -20,17 +20,15 @@ from workers.inspect.protected import protected_moments, remark_on_method
 from workers.inspect.versions import check_modality, find_version, heads_of, kept_of, memory_of
 from workers.methods.port import Lesson
 from workers.methods.registry import method_for
-from workers.model.features import unit_rows, with_constant
 from workers.model.heads import ModalityHeads
 from workers.model.rows import PairedRows
-from workers.nullspace.conditioning import conditioning
 from workers.nullspace.mask import product_mask
-from workers.nullspace.moments import PairMoments, SecondMoment, pair_moments, sum_of_products
+from workers.nullspace.moments import PairMoments, pair_moments
 from workers.nullspace.preflight import Findings, HeadMoments, Preflight, check_rows, preflight
 from workers.storage.port import ObjectStore
 from workers.storage.shards import FEATURES, ShardChecker, fetch, read_rows
 from workers.train.data import paired_rows
-from workers.train.learn import Knowledge, prepared_rows
+from workers.train.learn import Knowledge, conditioned, prepared_rows
 
 
 @dataclass(frozen=True)
@@ -173,19 +171,6 @@ def _heads(
         )
         for modality in pair.modalities
     }
-
-
-def conditioned(
-    spec: ModelSpec, heads: ModalityHeads, pair: ModalityPair, raw: PairedRows
-) -> ModalityHeads:
-    """As the job would: a modality whose first dataset this is is conditioned by it."""
-    new = {}
-    for modality, raw_BF in zip(pair.modalities, (raw.first_NI, raw.second_NJ), strict=True):
-        if modality not in heads.conditioning:
-            rows_BI = with_constant(unit_rows(raw_BF))
-            moment = SecondMoment(len(rows_BI), sum_of_products(rows_BI, rows_BI))
-            new[modality] = conditioning(moment, spec.conditioning)
-    return heads.conditioned(new)
 
 
 def _new_moments(

@@ -27,10 +27,13 @@ class World:
         return self.rank == 0
 
 
+ALONE = World(0, 1)
+
+
 def world() -> World:
     """The process group that this process belongs to; a world of one where there is none."""
     if not dist.is_initialized():
-        return World(0, 1)
+        return ALONE
     return World(dist.get_rank(), dist.get_world_size())
 
 

@@ -25,7 +25,7 @@ from workers.nullspace.conditioning import conditioning
 from workers.nullspace.mask import UpdateSpace
 from workers.nullspace.moments import PairMoments, SecondMoment, pair_moments, sum_of_products
 from workers.train.certify import Earlier, limit_drift, shrinkage
-from workers.train.distributed import World, broadcast, share_of, sum_moment, sum_moments
+from workers.train.distributed import ALONE, World, broadcast, share_of, sum_moment, sum_moments
 from workers.train.loop import Trained, UpdateDone, mean_loss, new_heads, train_pair
 
 
@@ -86,7 +86,7 @@ def learn(
     method = method_for(spec)
     watcher.enter("moments")
     raw = task.rows.to(device)
-    heads = _conditioned(spec, before.heads, task.pair, raw, here)
+    heads = conditioned(spec, before.heads, task.pair, raw, here)
     rows = prepared_rows(heads, task.pair, raw)
     moments = sum_moments(_moments(rows, here), here)
     lesson = Lesson(heads, before.memory, before.kept, task.pair, spec.training, task.seed)
@@ -115,10 +115,14 @@ def prepared_rows(heads: ModalityHeads, pair: ModalityPair, raw: PairedRows) -> 
     )
 
 
-def _conditioned(
-    spec: ModelSpec, heads: ModalityHeads, pair: ModalityPair, raw: PairedRows, here: World
+def conditioned(
+    spec: ModelSpec,
+    heads: ModalityHeads,
+    pair: ModalityPair,
+    raw: PairedRows,
+    here: World = ALONE,
 ) -> ModalityHeads:
-    """Heads that also condition the modalities whose first dataset this is."""
+    """Heads that also condition the modalities whose first dataset this is (raw rows)."""
     new = {}
     own = share_of(len(raw), here)
     for modality, rows_NF in zip(pair.modalities, (raw.first_NI, raw.second_NJ), strict=True):

@@ -18,7 +18,7 @@ from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace
 from workers.train.average import TailAverage
 from workers.train.data import count_updates, global_batches
-from workers.train.distributed import World, sum_scalar
+from workers.train.distributed import ALONE, World, sum_scalar
 from workers.train.objective import GlobalLoss
 from workers.train.optimizer import optimizer_for
 
@@ -91,11 +91,11 @@ def mean_loss(
     lesson: Lesson, spaces: Spaces, rows: PairedRows, changes: tuple[Tensor, Tensor]
 ) -> float:
     """Mean loss of one pass over the rows with these changes."""
-    alone, spec = World(0, 1), lesson.training
+    spec = lesson.training
     pair = _pair(lesson, spaces).to(rows.first_NI.device)
     for parameter, change_EI in zip(pair.changes, changes, strict=True):
         parameter.copy_(change_EI)
-    objective = GlobalLoss(pair, spec, alone)
+    objective = GlobalLoss(pair, spec, ALONE)
     rotated = _rotated(lesson, spaces, rows)
     batches = global_batches(len(rows), spec.batch_size, 1, lesson.seed)
     losses = [float(objective(rotated.at(index_B))) for index_B in batches]
