@@ -26,7 +26,7 @@ from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
 # A term that every k-th update carries k-fold costs a k-th and learns alike (docs/log.md).
 _MOMENTS_EVERY, _SAMPLED_EVERY = 4, 2
 # Weight of sampled rows beside that of whole datasets.
-_SAMPLED_SHARE = 0.6
+_SAMPLED_SHARE = 0.3
 
 
 @dataclass(frozen=True)
