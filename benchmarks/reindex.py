@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from benchmarks.arguments import OneLineParser
 from benchmarks.chain import Dataset, learn_one
 from benchmarks.folder import InvalidStream, Stream, read_stream
 from benchmarks.reindex_report import as_text, document, markdown
@@ -110,13 +111,6 @@ class Reindexed:
         }
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes are answered in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"benchmarks.reindex: {message}\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Learn, measure, print a table, leave the results in a folder."""
     parser = _parser()
@@ -147,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m benchmarks.reindex", description=__doc__)
+    parser = OneLineParser(prog="python -m benchmarks.reindex", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="NN_name_xy.{train,test}.parquet")
     parser.add_argument("--width", type=int, default=256, help="of the embeddings (default: 256)")
     parser.add_argument("--epochs", type=int, help="(default: the product's)")

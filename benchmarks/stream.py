@@ -12,11 +12,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
 
+from benchmarks.arguments import OneLineParser, count, counts
 from benchmarks.chain import Outcome
 from benchmarks.figures import Figures, chain_figures, joint_figures
 from benchmarks.folder import InvalidStream, Stream, read_stream
@@ -27,13 +28,6 @@ from benchmarks.runs import Failed, Result, Run, known_methods, perform_all, spe
 from workers.contract.model import TrainingSpec
 
 _RESULTS = Path(".cmcl/benchmarks")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Mistakes are answered in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"benchmarks.stream: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,15 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m benchmarks.stream", description=__doc__)
+    parser = OneLineParser(prog="python -m benchmarks.stream", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="NN_name_xy.{train,test}.parquet")
     parser.add_argument("--methods", type=_methods, default=known_methods(), metavar="A,B,...")
-    parser.add_argument("--seeds", type=_count, default=3, help="how many, from 0 (default: 3)")
+    parser.add_argument("--seeds", type=count, default=3, help="how many, from 0 (default: 3)")
     parser.add_argument("--width", type=int, default=256, help="of the embeddings (default: 256)")
     parser.add_argument("--epochs", type=int, help="of all but joint (default: the product's)")
     parser.add_argument(
         "--joint-epochs",
-        type=_counts,
+        type=counts,
         default=(5, 12, 20, 40),
         metavar="A,B,...",
         help="when joint training is measured (default: 5,12,20,40)",
@@ -78,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help=f"for the results (default: {_RESULTS}/NAME)")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one document")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--jobs", type=_count, default=cores, help="processes (default: cores)")
+    parser.add_argument("--jobs", type=count, default=cores, help="processes (default: cores)")
     return parser
 
 
@@ -89,16 +83,6 @@ def _methods(text: str) -> tuple[str, ...]:
             known = ", ".join(known_methods())
             raise argparse.ArgumentTypeError(f"unknown method {name!r}; known are {known}")
     return chosen
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(sorted({_count(part.strip()) for part in text.split(",")}))
 
 
 def _stream(options: argparse.Namespace) -> Stream:

@@ -16,11 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.arguments import OneLineParser, count, counts
 from benchmarks.protected import (
     KEPT_ENERGY,
     PAIR,
@@ -50,13 +51,6 @@ _ROWS_AT_ONCE = 1024
 _MOMENT_ROWS, _PRODUCT_ROWS = 64, 8
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes are answered in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"benchmarks.update: {message}\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, leave the results in a folder."""
     options = _parser().parse_args(arguments)
@@ -75,24 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m benchmarks.update", description=__doc__)
-    parser.add_argument("--width", type=_count, default=1024, help="E = I (default: 1024)")
-    parser.add_argument("--batches", type=_counts, default=(64, 256, 1024, 4096), metavar="A,B,...")
-    parser.add_argument("--threads", type=_count, help="(default: what torch takes)")
-    parser.add_argument("--repeats", type=_count, default=7, help="rounds after one of warm-up")
+    parser = OneLineParser(prog="python -m benchmarks.update", description=__doc__)
+    parser.add_argument("--width", type=count, default=1024, help="E = I (default: 1024)")
+    parser.add_argument("--batches", type=counts, default=(64, 256, 1024, 4096), metavar="A,B,...")
+    parser.add_argument("--threads", type=count, help="(default: what torch takes)")
+    parser.add_argument("--repeats", type=count, default=7, help="rounds after one of warm-up")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one document")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(sorted({_count(part.strip()) for part in text.split(",")}))
 
 
 def measured(width: int, batches: Sequence[int], repeats: int) -> dict[str, Any]:
