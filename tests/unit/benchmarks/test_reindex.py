@@ -1,13 +1,9 @@
 """The re-indexing benchmark on three datasets of 64 rows: its figures against brute force."""
 
-import io
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +11,7 @@ import torch
 from benchmarks.folder import read_stream
 from benchmarks.reindex import POLICIES, Learnt, Reindexed, learn_stream, main, reindexed
 from benchmarks.reindex_report import COLUMNS
+from tests.unit.benchmarks.command import Answer, answer_of
 from tests.unit.benchmarks.tiny_stream import NAMES, write_stream
 from workers.contract.model import ModelSpec
 from workers.model.retrieval import measure
@@ -23,26 +20,8 @@ from workers.model.rows import PairedRows
 NARROW, ROOMY = 6, 16
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    stdout: str
-    stderr: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.stdout.splitlines()[-1])
-        return found
-
-
 def run(*arguments: str | Path) -> Answer:
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with redirect_stdout(stdout), redirect_stderr(stderr):
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            status = int(end.code or 0)
-    return Answer(status, stdout.getvalue(), stderr.getvalue())
+    return answer_of(main, *arguments)
 
 
 @pytest.fixture(scope="module")

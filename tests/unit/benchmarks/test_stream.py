@@ -1,10 +1,7 @@
 """The command as a user types it, on three datasets of 64 rows."""
 
-import io
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,6 +11,7 @@ import pytest
 from benchmarks.figures import METRICS
 from benchmarks.runs import known_methods
 from benchmarks.stream import main
+from tests.unit.benchmarks.command import Answer, answer_of
 from tests.unit.benchmarks.tiny_stream import NAMES, write_stream
 
 SMALL = ("--width", "8", "--epochs", "2", "--joint-epochs", "1,3", "--seeds", "2")
@@ -21,26 +19,8 @@ FEW = ("--methods", "nullspace,nullspace_preserve,vanilla,joint")
 MEASURED = ("recall_at_1", "recall_at_5", "recall_at_10", "accuracy")
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    stdout: str
-    stderr: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.stdout.splitlines()[-1])
-        return found
-
-
 def run(*arguments: str | Path) -> Answer:
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with redirect_stdout(stdout), redirect_stderr(stderr):
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            status = int(end.code or 0)
-    return Answer(status, stdout.getvalue(), stderr.getvalue())
+    return answer_of(main, *arguments)
 
 
 @pytest.fixture(scope="module")
