@@ -212,6 +212,7 @@ class LocalStack:
             "CMCL_RAY_ADDRESS": self.dashboard_url,
             "CMCL_RANKS": str(self.ranks),
             "CMCL_HOST": _HOST,
+            "CMCL_AUTH": "off",
             "CMCL_PORT": str(self.ports.service),
             **self.extra_environment,
         }

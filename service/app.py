@@ -1,5 +1,6 @@
 """The one place where the parts of the control plane are wired together."""
 
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -10,25 +11,30 @@ from pathlib import Path
 
 from fastapi import Depends, FastAPI
 
-from service.api import datasets, jobs, models, operations
+from service.api import datasets, jobs, keys, models, operations, versions
 from service.api.dependencies import require_json
+from service.api.middleware.authentication import Authentication
 from service.api.middleware.body_limit import BodyLimit
 from service.api.middleware.request_log import RequestLog
 from service.api.openapi import PROBLEMS, DescribedApp, operation_id
 from service.api.problems import add_problem_handlers
 from service.clock import Clock, utc_now
+from service.control.access.doorkeeper import Doorkeeper, TokenReader
 from service.control.context import Context
 from service.control.reconcile import Reconciler
 from service.control.validate import Validations
 from service.database import jobs as job_queries
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
+from service.errors import DatabaseError
 from service.launchers.port import Launcher
 from service.launchers.process import ProcessLauncher
 from service.metrics import Metrics
 from service.settings import Settings
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
+
+logger = logging.getLogger(__name__)
 
 # Where processes of this machine are found again after a restart.
 _PROCESSES = Path(".cmcl") / "processes"
@@ -63,10 +69,11 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     )
     app.state.context = context
     app.state.reconciler = reconciler
-    for module in (models, datasets, jobs, operations):
+    for module in (models, versions, datasets, jobs, keys, operations):
         app.include_router(module.router)
     add_problem_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Authentication, doorkeeper=context.doorkeeper)
     app.add_middleware(RequestLog, metrics=context.metrics)
     return app
 
@@ -80,12 +87,22 @@ def create_context(settings: Settings, parts: Parts) -> Context:
     return Context(
         settings=settings,
         database=database,
+        doorkeeper=Doorkeeper(settings, database, parts.clock, _tokens(settings)),
         store=parts.store or open_store(settings.store_uri),
         launcher=parts.launcher or _launcher(settings),
         validations=Validations(parts.executor or ThreadPoolExecutor(_VALIDATIONS_AT_ONCE)),
         metrics=metrics,
         clock=parts.clock,
     )
+
+
+def _tokens(settings: Settings) -> TokenReader | None:
+    if not settings.oidc_issuer or not settings.oidc_audience:
+        return None
+    # Cryptography takes a while to import; most have no issuer.
+    from service.control.access.tokens import Tokens
+
+    return Tokens(settings.oidc_issuer, settings.oidc_audience, settings.oidc_owner_claim)
 
 
 def _launcher(settings: Settings) -> Launcher:
@@ -100,6 +117,7 @@ def _launcher(settings: Settings) -> Launcher:
 def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        context.doorkeeper.warn_without_keys()
         stop = threading.Event()
         # A daemon: a call that hangs must not keep the process from ending. Nothing is lost.
         thread = threading.Thread(
@@ -109,12 +127,21 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
         yield
         stop.set()
         thread.join(_STOP_SECONDS)
+        _leave(reconciler)
         context.validations.close()
         context.database.close()
 
     return lifespan
 
 
+def _leave(reconciler: Reconciler) -> None:
+    """Without a database that answers, the leases run out by themselves."""
+    try:
+        reconciler.stop()
+    except DatabaseError as error:
+        logger.warning("leases were not given back: %s", error)
+
+
 def _count_jobs(database: Database) -> Mapping[str, int]:
     with database.read() as connection:
-        return job_queries.count_by_state(connection)
+        return job_queries.count_open(connection)

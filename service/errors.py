@@ -6,7 +6,12 @@
     │   ├── Conflict                it contradicts what is there already
     │   ├── Unprocessable           a field has a value that is not permitted
     │   ├── UnsupportedMediaType    the body is not declared as JSON
-    │   └── BodyTooLarge            the body has more bytes than permitted
+    │   ├── BodyTooLarge            the body has more bytes than permitted
+    │   ├── PreconditionFailed      it was changed since it was read (If-Match)
+    │   ├── Unauthorized            no key, or none that is valid
+    │   ├── Forbidden               the key does not permit it
+    │   └── TooManyRequests         more than the key's share
+    ├── IssuerUnavailable           who issues tokens did not answer; a retry can help
     └── DatabaseError
         ├── DatabaseUnavailable     the database did not answer; a retry can help
         └── WriteConflict           another transaction wrote the same unique value first
@@ -56,6 +61,30 @@ class UnsupportedMediaType(Refused):
 
 class BodyTooLarge(Refused):
     """The body has more bytes than permitted."""
+
+
+class PreconditionFailed(Refused):
+    """It was changed since the request's author read it (If-Match)."""
+
+
+class Unauthorized(Refused):
+    """There is no key, or it is unknown, expired or revoked: which of these is not told."""
+
+
+class Forbidden(Refused):
+    """The key is valid and does not permit this."""
+
+
+class TooManyRequests(Refused):
+    """More requests than the key's share; `retry_after` seconds help."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class IssuerUnavailable(ServiceError):
+    """Who issues tokens did not answer, so they cannot be checked; trying again can help."""
 
 
 class DatabaseError(ServiceError):

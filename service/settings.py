@@ -6,10 +6,13 @@ generated from here, and the Helm chart's environment is checked against it.
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_SHORTEST_KEY = 32
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -54,6 +57,14 @@ class Settings(BaseSettings):
     reconcile_seconds: float = Field(
         default=0.2, gt=0, description="pause between two looks at the unfinished jobs"
     )
+    lease_seconds: float = Field(
+        default=15,
+        gt=0,
+        description="how long a service that died still keeps others from its models",
+    )
+    queue_deadline_seconds: float = Field(
+        default=3600, gt=0, description="time for the cluster to start an attempt that it took"
+    )
     start_deadline_seconds: float = Field(
         default=600,
         gt=0,
@@ -62,13 +73,65 @@ class Settings(BaseSettings):
     run_deadline_seconds: float = Field(
         default=86400, gt=0, description="time for an attempt from its start to its candidate"
     )
+    heartbeat_deadline_seconds: float = Field(
+        default=300,
+        gt=0,
+        description="an attempt that is silent for so long counts as lost, and is repeated",
+    )
+    lost_attempt_grace_seconds: float = Field(
+        default=5,
+        ge=0,
+        description="from an attempt's reported end without a candidate to the next attempt",
+    )
     max_body_bytes: int = Field(default=1024 * 1024, ge=1, description="largest request body")
+    upload_bytes_max: int = Field(default=5 * 2**30, ge=1, description="largest uploaded file")
+    upload_part_bytes_max: int = Field(
+        default=64 * 2**20, ge=1, description="largest part of an uploaded file"
+    )
+    upload_expiry_hours: float = Field(
+        default=24, gt=0, description="an upload that is not finished by then is removed"
+    )
+    idempotency_hours: float = Field(
+        default=24, gt=0, description="how long the answer to an Idempotency-Key is remembered"
+    )
+    runs_kept_days: float = Field(
+        default=7, ge=0, description="how long what a job's attempts left is kept after its end"
+    )
+    rejected_kept_days: float = Field(
+        default=30, ge=0, description="the same of a rejected candidate, which can be approved"
+    )
+    events_kept_days: float = Field(default=90, gt=0, description="how long events can be read")
+    auth: Literal["on", "off"] = Field(
+        default="on",
+        description="whether requests need a key; off only where host is this machine's loopback",
+    )
+    admin_key: SecretStr | None = Field(
+        default=None,
+        description="a key that may do everything, for the first steps: 32 characters at least",
+    )
+    requests_per_minute_per_key: int = Field(
+        default=6000, ge=1, description="before 429; counted by each replica of the service"
+    )
+    oidc_issuer: str | None = Field(
+        default=None, description="issuer of bearer tokens that are accepted beside keys"
+    )
+    oidc_audience: str | None = Field(
+        default=None, description="what the tokens must be meant for; required with an issuer"
+    )
+    oidc_owner_claim: str = Field(
+        default="cmcl_owner", description="claim of a token that names the owner"
+    )
+    webhook_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="comma-separated addresses under which webhooks may lie; "
+        "without one, any https address of the public internet",
+    )
     worker_command: str = Field(
         default="python -m workers.train", description="what the launcher runs, without options"
     )
     log_level: LogLevel = Field(default="info", description="least severe level that is logged")
 
-    @field_validator("allowed_prefixes", mode="before")
+    @field_validator("allowed_prefixes", "webhook_prefixes", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
@@ -81,3 +144,27 @@ class Settings(BaseSettings):
         if not shlex.split(value):
             raise ValueError("it is empty; give a program, such as python -m workers.train")
         return value
+
+    @field_validator("admin_key")
+    @classmethod
+    def _must_be_hard_to_guess(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < _SHORTEST_KEY:
+            raise ValueError(f"it has fewer than {_SHORTEST_KEY} characters; make a random one")
+        return value
+
+    @model_validator(mode="after")
+    def _keys_are_asked_for_on_a_network(self) -> Self:
+        if self.auth == "off" and self.host not in _LOOPBACK:
+            raise ValueError(
+                f"auth is off and host is {self.host!r}: everybody on the network could do "
+                f"everything; set auth to on, or host to one of {', '.join(_LOOPBACK)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_have_an_audience(self) -> Self:
+        if self.oidc_issuer and not self.oidc_audience:
+            raise ValueError(
+                "oidc_audience is missing: tokens for other services would be accepted"
+            )
+        return self

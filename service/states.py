@@ -1,9 +1,11 @@
 """The life of a job: its states, the legal moves between them, and the reasons for failure.
 
 queued ──> validating ──> submitting ──> running ──> gating ──> published
-  ^            │               │            │           ├─────> rejected
-  │            │               │            │           └─────> failed
-  │            ├───────────────┴────────────┴─────────────────> failed, cancelled
+  ^            │               │            │         │  ^ ├───> rejected ──┐
+  │            │               │            │         v  │ └───> failed     │ approved by hand
+  │            │               │            │        held │                 │
+  │            │               │            │         │   └─────────────────┘
+  │            ├───────────────┴────────────┴─────────┴────────> failed, cancelled
   ├── an attempt was lost ──────────────────┘           │
   ├── its parent is no longer the newest version ───────┘
   └── retry, by a user ─────────────────────────────────────── failed
@@ -20,8 +22,9 @@ class JobState(StrEnum):
     SUBMITTING = "submitting"  # its attempt has a number and is being handed to the launcher
     RUNNING = "running"  # the launcher has accepted the attempt
     GATING = "gating"  # its candidate is complete and is being judged
+    HELD = "held"  # its candidate passed, and waits for somebody's approval
     PUBLISHED = "published"  # its candidate is a version of the model
-    REJECTED = "rejected"  # its candidate would have harmed an earlier dataset
+    REJECTED = "rejected"  # its candidate fell short of the policy; it is kept for a while
     FAILED = "failed"  # no candidate; a user can retry
     CANCELLED = "cancelled"  # a user stopped it
 
@@ -32,12 +35,19 @@ class FailureReason(StrEnum):
     INVALID_DATASET = "invalid_dataset"  # the rows cannot be used; the dataset is quarantined
     STORAGE_UNAVAILABLE = "storage_unavailable"  # the shards could not be read in time
     LAUNCHER_REFUSED = "launcher_refused"  # the cluster answered, and did not take the attempt
+    QUEUE_DEADLINE = "queue_deadline"  # the cluster took the attempt and never started it
     START_DEADLINE = "start_deadline"  # the attempt never reported progress
     RUN_DEADLINE = "run_deadline"  # the attempt did not end in time
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"  # each permitted attempt ended without a candidate
     TRAINING_FAILED = "training_failed"  # the attempt says that another one would fail alike
     INVALID_CANDIDATE = "invalid_candidate"  # the candidate is damaged, or answers another question
     DRIFT_TOO_LARGE = "drift_too_large"  # an earlier dataset's scores moved beyond the bound
+    FORGETTING_TOO_LARGE = (
+        "forgetting_too_large"  # earlier datasets lost more recall than permitted
+    )
+    GAIN_TOO_SMALL = "gain_too_small"  # the new dataset gained less recall than asked for
+    NOT_MEASURED = "not_measured"  # the policy asks for a figure that the candidate does not have
+    REJECTED_BY_HAND = "rejected_by_hand"  # somebody looked at it and said no
 
 
 LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
@@ -48,23 +58,45 @@ LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
         {JobState.GATING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}
     ),
     JobState.GATING: frozenset(
-        {JobState.PUBLISHED, JobState.REJECTED, JobState.FAILED, JobState.QUEUED}
+        {
+            JobState.PUBLISHED,
+            JobState.HELD,
+            JobState.REJECTED,
+            JobState.FAILED,
+            JobState.QUEUED,
+        }
     ),
+    JobState.HELD: frozenset({JobState.GATING, JobState.REJECTED, JobState.CANCELLED}),
     JobState.PUBLISHED: frozenset(),
-    JobState.REJECTED: frozenset(),
+    JobState.REJECTED: frozenset({JobState.GATING}),
     JobState.FAILED: frozenset({JobState.QUEUED}),
     JobState.CANCELLED: frozenset(),
 }
 
-# Nothing happens to these by itself. A user's retry takes a failed job out again.
+# Nothing happens to these by itself. A user's retry takes a failed job out again, and an approval
+# by hand a rejected one.
 TERMINAL = frozenset({JobState.PUBLISHED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED})
 
 # One at a time per model: version t+1 grows from version t.
-IN_FLIGHT = frozenset({JobState.VALIDATING, JobState.SUBMITTING, JobState.RUNNING, JobState.GATING})
+IN_FLIGHT = frozenset(
+    {
+        JobState.VALIDATING,
+        JobState.SUBMITTING,
+        JobState.RUNNING,
+        JobState.GATING,
+        JobState.HELD,
+    }
+)
 
 # While judging, the outcome is a matter of milliseconds: there is nothing left to stop.
 CANCELLABLE = frozenset(
-    {JobState.QUEUED, JobState.VALIDATING, JobState.SUBMITTING, JobState.RUNNING}
+    {
+        JobState.QUEUED,
+        JobState.VALIDATING,
+        JobState.SUBMITTING,
+        JobState.RUNNING,
+        JobState.HELD,
+    }
 )
 
 

@@ -25,13 +25,13 @@ def answer(
     before: list[AnswerRecord] = []
 
     def once(connection: Connection) -> AnswerRecord:
-        known = answers.find(connection, key.key, key.route)
+        known = answers.find(connection, key.owner, key.key, key.route)
         if known is not None:
             _check_same_body(key, known)
             before.append(known)
             return known
         fresh = effect(connection)
-        answers.remember(connection, key.key, key.route, fresh, context.clock())
+        answers.remember(connection, key.owner, key.key, key.route, fresh, context.clock())
         return fresh
 
     response = _response(context.database.settle(once))

@@ -4,6 +4,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from sqlalchemy import Connection
 
+from service.api.access import Reader, Writer
 from service.api.answers import answer, record
 from service.api.dependencies import (
     ContextDep,
@@ -15,46 +16,118 @@ from service.api.dependencies import (
     encode_cursor,
 )
 from service.api.schemas import AcceptedDataset, DatasetSummary, DatasetView, JobView, Page
-from service.control.intake import NewDataset, accept_dataset, get_dataset
+from service.control import remove
+from service.control.context import Context
+from service.control.intake import (
+    Accepted,
+    Intake,
+    NewDataset,
+    NewShards,
+    accept_dataset,
+    add_shards,
+    seal_dataset,
+)
+from service.control.lookup import get_dataset
 from service.database import datasets, jobs
 from service.database.rows import AnswerRecord
+from service.principal import Principal
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 
 @router.post("", status_code=202, response_model=AcceptedDataset)
-def post_dataset(body: NewDataset, context: ContextDep, key: RequestKeyDep) -> JSONResponse:
-    """Accept a dataset; a job learns it. The same shards again answer 200 and the same job."""
+def post_dataset(
+    body: NewDataset, principal: Writer, context: ContextDep, key: RequestKeyDep
+) -> JSONResponse:
+    """Accept a dataset; a job learns it. The same shards again answer 200 and the same job.
+
+    With `sealed: false` it stays open for more shards (201), and its job begins once it is sealed.
+    """
 
     def effect(connection: Connection) -> AnswerRecord:
-        allowed = context.settings.allowed_prefixes
-        accepted = accept_dataset(connection, body, allowed, context.clock())
-        view = AcceptedDataset(
-            dataset=DatasetSummary.of(accepted.dataset, accepted.job.id),
-            job=JobView.of(accepted.job),
-        )
-        status = 202 if accepted.is_new else 200
-        return record(key, status, view, f"/v1/jobs/{accepted.job.id}")
+        accepted = accept_dataset(connection, body, _intake(context, principal))
+        status = (202 if accepted.job else 201) if accepted.is_new else 200
+        return record(key, status, _view(accepted), _location(accepted))
 
     return answer(context, key, effect)
 
 
 @router.get("")
 def list_datasets(
-    context: ContextDep, cursor: NumberCursor, model: ModelQuery = None, limit: Limit = 50
+    principal: Reader,
+    context: ContextDep,
+    cursor: NumberCursor,
+    model: ModelQuery = None,
+    limit: Limit = 50,
 ) -> Page[DatasetSummary]:
     """Datasets in the order of their arrival."""
     with context.database.read() as connection:
-        found = datasets.page(connection, model, cursor, limit + 1)
+        found = datasets.page(connection, principal.owner, model, cursor, limit + 1)
         job_of = jobs.of_datasets(connection, [dataset.id for dataset in found])
     following = encode_cursor(found[limit - 1].sequence) if len(found) > limit else None
-    views = [DatasetSummary.of(dataset, job_of[dataset.id]) for dataset in found[:limit]]
+    views = [DatasetSummary.of(dataset, job_of.get(dataset.id)) for dataset in found[:limit]]
     return Page(items=views, next_cursor=following)
 
 
 @router.get("/{dataset}")
-def read_dataset(dataset: DatasetPath, context: ContextDep) -> DatasetView:
+def read_dataset(dataset: DatasetPath, principal: Reader, context: ContextDep) -> DatasetView:
     """One dataset with its shards."""
     with context.database.read() as connection:
-        found = get_dataset(connection, dataset)
-        return DatasetView.of(found, jobs.of_dataset(connection, dataset).id)
+        found = get_dataset(connection, dataset, principal)
+        job = jobs.of_dataset(connection, dataset)
+    return DatasetView.of(found, job.id if job else None)
+
+
+@router.post("/{dataset}/shards", response_model=DatasetView)
+def append_shards(
+    dataset: DatasetPath,
+    body: NewShards,
+    principal: Writer,
+    context: ContextDep,
+    key: RequestKeyDep,
+) -> JSONResponse:
+    """Add shards to an open dataset. 409 once it is sealed."""
+
+    def effect(connection: Connection) -> AnswerRecord:
+        grown = add_shards(connection, dataset, body, _intake(context, principal))
+        return record(key, 200, DatasetView.of(grown, None))
+
+    return answer(context, key, effect)
+
+
+@router.post("/{dataset}/seal", status_code=202, response_model=AcceptedDataset)
+def post_seal(
+    dataset: DatasetPath, principal: Writer, context: ContextDep, key: RequestKeyDep
+) -> JSONResponse:
+    """No more shards: its job begins. Sealing again answers 200 and the same job."""
+
+    def effect(connection: Connection) -> AnswerRecord:
+        sealed = seal_dataset(connection, dataset, _intake(context, principal))
+        status = 202 if sealed.is_new else 200
+        return record(key, status, _view(sealed), _location(sealed))
+
+    return answer(context, key, effect)
+
+
+@router.delete("/{dataset}", status_code=204)
+def delete_dataset(dataset: DatasetPath, principal: Writer, context: ContextDep) -> None:
+    """Remove a dataset that is open, or whose job ended without a version. 409 otherwise."""
+    with context.database.write() as connection:
+        remove.delete_dataset(connection, dataset, principal, context.clock())
+
+
+def _intake(context: Context, principal: Principal) -> Intake:
+    return Intake(principal, context.settings.allowed_prefixes, context.clock())
+
+
+def _view(accepted: Accepted) -> AcceptedDataset:
+    job = accepted.job
+    return AcceptedDataset(
+        dataset=DatasetSummary.of(accepted.dataset, job.id if job else None),
+        job=JobView.of(job) if job else None,
+    )
+
+
+def _location(accepted: Accepted) -> str:
+    job = accepted.job
+    return f"/v1/jobs/{job.id}" if job else f"/v1/datasets/{accepted.dataset.id}"

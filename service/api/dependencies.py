@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request
 
+from service.api.access import Anybody
 from service.control.context import Context
 from service.control.reconcile import Reconciler
 from service.errors import FieldProblem, Unprocessable, UnsupportedMediaType
@@ -28,6 +29,7 @@ Limit = Annotated[int, Query(ge=1, le=200, description="items of one page")]
 class RequestKey:
     """An idempotency key, where it was used, and for which body."""
 
+    owner: str
     key: str
     route: str
     fingerprint: str
@@ -57,6 +59,7 @@ async def require_json(request: Request) -> None:
 
 async def get_request_key(
     request: Request,
+    principal: Anybody,
     key: Annotated[
         str | None,
         Header(
@@ -70,7 +73,7 @@ async def get_request_key(
     if key is None:
         return None
     fingerprint = hashlib.sha256(await request.body()).hexdigest()
-    return RequestKey(key, f"{request.method} {request.url.path}", fingerprint)
+    return RequestKey(principal.owns_as, key, f"{request.method} {request.url.path}", fingerprint)
 
 
 def get_text_cursor(cursor: Annotated[str | None, Query()] = None) -> str | None:

@@ -1,11 +1,13 @@
-"""Jobs: watched, cancelled, tried again."""
+"""Jobs: watched, cancelled, tried again, approved."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 from sqlalchemy import Connection
 
+from service.api.access import Reader, Trainer
 from service.api.answers import answer, record
 from service.api.dependencies import (
     ContextDep,
@@ -13,21 +15,27 @@ from service.api.dependencies import (
     Limit,
     ModelQuery,
     NumberCursor,
+    RequestKey,
     RequestKeyDep,
     encode_cursor,
 )
-from service.api.schemas import JobView, Page
+from service.api.schemas import JobView, Page, Reason
 from service.control import interventions
-from service.control.intake import get_job
+from service.control.context import Context
+from service.control.interventions import Word
+from service.control.lookup import get_job
 from service.database import jobs
-from service.database.rows import AnswerRecord
+from service.database.rows import AnswerRecord, JobRecord
 from service.states import JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
+Intervention = Callable[[Connection, str, Word], JobRecord]
+
 
 @router.get("")
 def list_jobs(
+    principal: Reader,
     context: ContextDep,
     cursor: NumberCursor,
     model: ModelQuery = None,
@@ -35,36 +43,64 @@ def list_jobs(
     limit: Limit = 50,
 ) -> Page[JobView]:
     """Jobs in the order of their arrival."""
+    where = {"owner": principal.owner, "model": model, "state": state}
     with context.database.read() as connection:
-        found = jobs.page(connection, model, state, cursor, limit + 1)
+        found = jobs.page(connection, where, cursor, limit + 1)
     following = encode_cursor(found[limit - 1].sequence) if len(found) > limit else None
     return Page(items=[JobView.of(job) for job in found[:limit]], next_cursor=following)
 
 
 @router.get("/{job}")
-def read_job(job: JobPath, context: ContextDep) -> JobView:
+def read_job(job: JobPath, principal: Reader, context: ContextDep) -> JobView:
     """One job with its progress."""
     with context.database.read() as connection:
-        return JobView.of(get_job(connection, job))
+        return JobView.of(get_job(connection, job, principal))
 
 
 @router.post("/{job}/cancel", status_code=202, response_model=JobView)
-def cancel_job(job: JobPath, context: ContextDep, key: RequestKeyDep) -> JSONResponse:
+def cancel_job(
+    job: JobPath, principal: Trainer, context: ContextDep, key: RequestKeyDep
+) -> JSONResponse:
     """Ask for a job to be stopped. 409 once its candidate is being judged, or it has ended."""
-
-    def effect(connection: Connection) -> AnswerRecord:
-        cancelled = interventions.cancel(connection, job, context.clock())
-        return record(key, 202, JobView.of(cancelled), f"/v1/jobs/{job}")
-
-    return answer(context, key, effect)
+    word = Word(principal, context.clock())
+    return _intervene(context, key, job, word, interventions.cancel)
 
 
 @router.post("/{job}/retry", status_code=202, response_model=JobView)
-def retry_job(job: JobPath, context: ContextDep, key: RequestKeyDep) -> JSONResponse:
+def retry_job(
+    job: JobPath, principal: Trainer, context: ContextDep, key: RequestKeyDep
+) -> JSONResponse:
     """Give a failed job new attempts."""
+    word = Word(principal, context.clock())
+    return _intervene(context, key, job, word, interventions.retry)
 
+
+@router.post("/{job}/approve", status_code=202, response_model=JobView)
+def approve_job(
+    job: JobPath, body: Reason, principal: Trainer, context: ContextDep, key: RequestKeyDep
+) -> JSONResponse:
+    """Publish a candidate that is held for approval, or that was rejected by the policy.
+
+    A rejected one can be approved while its parent is the newest version and it is still kept.
+    """
+    word = Word(principal, context.clock(), body.reason)
+    return _intervene(context, key, job, word, interventions.approve)
+
+
+@router.post("/{job}/reject", status_code=202, response_model=JobView)
+def reject_job(
+    job: JobPath, body: Reason, principal: Trainer, context: ContextDep, key: RequestKeyDep
+) -> JSONResponse:
+    """Say no to a candidate that is held for approval."""
+    word = Word(principal, context.clock(), body.reason)
+    return _intervene(context, key, job, word, interventions.reject)
+
+
+def _intervene(
+    context: Context, key: RequestKey | None, job: str, word: Word, intervention: Intervention
+) -> JSONResponse:
     def effect(connection: Connection) -> AnswerRecord:
-        queued = interventions.retry(connection, job, context.clock())
-        return record(key, 202, JobView.of(queued), f"/v1/jobs/{job}")
+        changed = intervention(connection, job, word)
+        return record(key, 202, JobView.of(changed), f"/v1/jobs/{job}")
 
     return answer(context, key, effect)

@@ -1,45 +1,40 @@
-"""Models and the version that answers for them."""
+"""Models: made, branched, deleted, and what a candidate must show."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy import Connection
 
+from service.api.access import Admin, Reader, Trainer, Writer
 from service.api.answers import answer, record
 from service.api.dependencies import (
     ContextDep,
     Limit,
     ModelPath,
-    NumberCursor,
     RequestKeyDep,
     TextCursor,
-    VersionPath,
     encode_cursor,
 )
-from service.api.schemas import (
-    LiveChoice,
-    LiveView,
-    ModelView,
-    NewModel,
-    Page,
-    PromotionView,
-    VersionSummary,
-    VersionView,
-)
-from service.control.intake import create_model, get_model
-from service.control.promote import choose
-from service.database import models, versions
+from service.api.etags import SeenRevision, etag
+from service.api.schemas import ModelView, NewBranch, NewModel, Page
+from service.control import branch, remove
+from service.control.intake import create_model
+from service.control.lookup import get_model
+from service.control.policy import set_policy
+from service.database import models
 from service.database.rows import AnswerRecord
-from service.errors import NotFound
+from workers.contract.policy import GatePolicy
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.post("", status_code=201, response_model=ModelView)
-def post_model(body: NewModel, context: ContextDep, key: RequestKeyDep) -> JSONResponse:
+def post_model(
+    body: NewModel, principal: Writer, context: ContextDep, key: RequestKeyDep
+) -> JSONResponse:
     """Create a model. The same name with the same specification answers 200 and the same model."""
 
     def effect(connection: Connection) -> AnswerRecord:
-        created = create_model(connection, body.name, body.spec, context.clock())
+        created = create_model(connection, body.name, body.spec, principal, context.clock())
         status = 201 if created.is_new else 200
         return record(key, status, ModelView.of(created.model), f"/v1/models/{body.name}")
 
@@ -47,73 +42,77 @@ def post_model(body: NewModel, context: ContextDep, key: RequestKeyDep) -> JSONR
 
 
 @router.get("")
-def list_models(context: ContextDep, cursor: TextCursor, limit: Limit = 50) -> Page[ModelView]:
+def list_models(
+    principal: Reader, context: ContextDep, cursor: TextCursor, limit: Limit = 50
+) -> Page[ModelView]:
     """All models, by name."""
     with context.database.read() as connection:
-        found = models.page(connection, cursor, limit + 1)
+        found = models.page(connection, principal.owner, cursor, limit + 1)
     following = encode_cursor(found[limit - 1].name) if len(found) > limit else None
     views = [ModelView.of(model) for model in found[:limit]]
     return Page(items=views, next_cursor=following)
 
 
 @router.get("/{model}")
-def read_model(model: ModelPath, context: ContextDep) -> ModelView:
+def read_model(model: ModelPath, principal: Reader, context: ContextDep) -> ModelView:
     """One model."""
     with context.database.read() as connection:
-        return ModelView.of(get_model(connection, model))
+        return ModelView.of(get_model(connection, model, principal))
 
 
-@router.get("/{model}/versions")
-def list_versions(
-    model: ModelPath, context: ContextDep, cursor: NumberCursor, limit: Limit = 50
-) -> Page[VersionSummary]:
-    """Versions of a model, the first one first."""
-    with context.database.read() as connection:
-        get_model(connection, model)
-        found = versions.page(connection, model, cursor, limit + 1)
-    following = encode_cursor(found[limit - 1].number) if len(found) > limit else None
-    views = [VersionSummary.of(version) for version in found[:limit]]
-    return Page(items=views, next_cursor=following)
+@router.delete("/{model}", status_code=204)
+def delete_model(model: ModelPath, principal: Admin, context: ContextDep) -> None:
+    """Remove a model with all its versions. 409 while a job of it has not ended.
 
-
-@router.get("/{model}/versions/{version}")
-def read_version(model: ModelPath, version: VersionPath, context: ContextDep) -> VersionView:
-    """One version with its manifest: files, ledger, certificate, evaluation."""
-    with context.database.read() as connection:
-        get_model(connection, model)
-        found = versions.find(connection, model, version)
-    if found is None:
-        raise NotFound(f"model {model!r} has no version {version}")
-    return VersionView.of(found)
-
-
-@router.get("/{model}/live")
-def read_live(model: ModelPath, context: ContextDep) -> LiveView:
-    """The version that answers."""
-    with context.database.read() as connection:
-        found = get_model(connection, model)
-    if found.live_version is None:
-        raise NotFound(f"model {model!r} has no version yet, so none answers")
-    return LiveView(version=found.live_version, generation=found.live_generation)
-
-
-@router.put("/{model}/live")
-def put_live(model: ModelPath, body: LiveChoice, context: ContextDep) -> LiveView:
-    """Promote a version, or roll back to one. It answers once the replicas have followed."""
-    reason = body.reason or "chosen by a user"
+    Its name is not given again; its files are removed some time later.
+    """
     with context.database.write() as connection:
-        pointer = choose(connection, model, body.version, reason, context.clock())
-    return LiveView(version=pointer.version, generation=pointer.generation)
+        remove.delete_model(connection, model, principal, context.clock())
 
 
-@router.get("/{model}/promotions")
-def list_promotions(
-    model: ModelPath, context: ContextDep, cursor: NumberCursor, limit: Limit = 50
-) -> Page[PromotionView]:
-    """Each change of the version that answers, the first one first."""
+@router.post("/{model}/branch", status_code=201, response_model=ModelView)
+def post_branch(
+    model: ModelPath,
+    body: NewBranch,
+    principal: Writer,
+    context: ContextDep,
+    key: RequestKeyDep,
+) -> JSONResponse:
+    """Make a new model that has the versions of this one up to `version`, and goes its own way.
+
+    It answers queries as soon as the files of its versions are copied.
+    """
+
+    def effect(connection: Connection) -> AnswerRecord:
+        point = branch.BranchPoint(model, body.version)
+        made = branch.branch(connection, body.name, point, principal, context.clock())
+        return record(key, 201, ModelView.of(made), f"/v1/models/{body.name}")
+
+    return answer(context, key, effect)
+
+
+@router.get("/{model}/policy")
+def read_policy(
+    model: ModelPath, principal: Reader, context: ContextDep, response: Response
+) -> GatePolicy:
+    """What a candidate of this model must show before it is published."""
     with context.database.read() as connection:
-        get_model(connection, model)
-        found = versions.promotion_page(connection, model, cursor, limit + 1)
-    following = encode_cursor(found[limit - 1].generation) if len(found) > limit else None
-    views = [PromotionView.of(promotion) for promotion in found[:limit]]
-    return Page(items=views, next_cursor=following)
+        found = get_model(connection, model, principal)
+    response.headers.update(etag(found.policy_revision))
+    return found.policy
+
+
+@router.put("/{model}/policy")
+def put_policy(
+    model: ModelPath,
+    body: GatePolicy,
+    principal: Trainer,
+    context: ContextDep,
+    response: Response,
+    seen: SeenRevision,
+) -> GatePolicy:
+    """Set what a candidate must show; it holds for every candidate that is not judged yet."""
+    with context.database.write() as connection:
+        changed = set_policy(connection, model, body, principal, context.clock(), seen)
+    response.headers.update(etag(changed.policy_revision))
+    return changed.policy

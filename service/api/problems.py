@@ -18,9 +18,14 @@ from service.errors import (
     Conflict,
     DatabaseUnavailable,
     FieldProblem,
+    Forbidden,
+    IssuerUnavailable,
     NotFound,
+    PreconditionFailed,
     Refused,
     ServiceError,
+    TooManyRequests,
+    Unauthorized,
     Unprocessable,
     UnsupportedMediaType,
     WriteConflict,
@@ -49,6 +54,11 @@ KINDS: dict[type[Exception], Kind] = {
     Unprocessable: INVALID,
     UnsupportedMediaType: Kind(415, "unsupported-media-type", "The body must be JSON"),
     BodyTooLarge: Kind(413, "body-too-large", "The body is too large"),
+    PreconditionFailed: Kind(412, "precondition-failed", "It was changed since it was read"),
+    Unauthorized: Kind(401, "unauthorized", "A valid key is needed"),
+    Forbidden: Kind(403, "forbidden", "The key does not permit this"),
+    TooManyRequests: Kind(429, "too-many-requests", "Too many requests"),
+    IssuerUnavailable: Kind(503, "issuer-unavailable", "The issuer of tokens does not answer"),
     DatabaseUnavailable: Kind(503, "database-unavailable", "The database does not answer"),
     StorageUnavailable: Kind(503, "storage-unavailable", "Object storage does not answer"),
 }
@@ -132,10 +142,22 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 
 async def _ours(request: Request, error: Exception) -> ProblemResponse:
+    return refusal(error, request.url.path)
+
+
+def refusal(error: Exception, path: str) -> ProblemResponse:
+    """The response for anything of KINDS that was raised."""
     kind = next((KINDS[cls] for cls in type(error).__mro__ if cls in KINDS), INTERNAL)
     fields = error.fields if isinstance(error, Refused) else ()
-    headers = {"Retry-After": "1"} if kind.status == _UNAVAILABLE else None
-    return problem(kind, str(error), request.url.path, fields, headers)
+    return problem(kind, str(error), path, fields, _headers(kind, error))
+
+
+def _headers(kind: Kind, error: Exception) -> dict[str, str] | None:
+    if isinstance(error, TooManyRequests):
+        return {"Retry-After": str(error.retry_after)}
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": 'Bearer realm="cmcl"'}
+    return {"Retry-After": "1"} if kind.status == _UNAVAILABLE else None
 
 
 async def _framework(request: Request, error: HTTPException) -> ProblemResponse:

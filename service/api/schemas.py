@@ -1,9 +1,9 @@
 """What the API answers. What it is asked stands with the contract and with `control.intake`."""
 
 from datetime import datetime
-from typing import Generic, Self, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.dependencies import LARGEST_NUMBER
 from service.control.intake import NewDataset
@@ -19,7 +19,16 @@ from workers.contract.dataset import DatasetManifest, ShardRef
 from workers.contract.job import Progress
 from workers.contract.modality import Frozen, ModalityPair, ModelName
 from workers.contract.model import ModelSpec
-from workers.contract.version import VersionManifest
+from workers.contract.version import (
+    Drift,
+    HeadCapacity,
+    LearnedDataset,
+    Protection,
+    Quality,
+    Recall,
+    Shrinkage,
+    VersionManifest,
+)
 
 Item = TypeVar("Item", bound=BaseModel)
 
@@ -42,19 +51,44 @@ class NewModel(ModelSpec):
         return ModelSpec.model_validate(self.model_dump(exclude={"name"}))
 
 
+class BranchOrigin(BaseModel):
+    """Which version of which model a branch starts from."""
+
+    model: str
+    version: int
+
+
+class NewBranch(Frozen):
+    """A branch as it is posted."""
+
+    name: ModelName
+    version: int = Field(ge=1, le=LARGEST_NUMBER, description="to start from")
+
+
+class Reason(Frozen):
+    """Why, for the history."""
+
+    reason: str = Field(default="", max_length=500, pattern=r"^[^\x00]*$")
+
+
 class ModelView(NewModel):
     """A model: what was posted, and where it stands."""
 
+    owner: str
     head_version: int | None = Field(description="newest version")
     live_version: int | None = Field(description="version that answers")
     live_generation: int = Field(description="grows with each promotion; 0 before the first")
+    branched_from: BranchOrigin | None
     created_at: datetime
 
     @classmethod
     def of(cls, model: ModelRecord) -> Self:
         """The view of a record."""
+        origin = model.branched_from
         return cls(
             name=model.name,
+            owner=model.owner,
+            branched_from=BranchOrigin(**vars(origin)) if origin else None,
             **{field: getattr(model.spec, field) for field in ModelSpec.model_fields},
             head_version=model.head or None,
             live_version=model.live_version,
@@ -70,13 +104,14 @@ class DatasetSummary(BaseModel):
     model: str
     name: str
     pair: ModalityPair
-    job: str
+    job: str | None = Field(description="none while the dataset is open")
     rows: int | None = Field(description="rows to train on; known once it was verified")
     quarantine_reason: str | None = Field(description="why its rows cannot be used")
     created_at: datetime
+    sealed_at: datetime | None = Field(description="none while shards can be added")
 
     @classmethod
-    def of(cls, dataset: DatasetRecord, job: str) -> Self:
+    def of(cls, dataset: DatasetRecord, job: str | None) -> Self:
         """The view of a record."""
         return cls(
             id=dataset.id,
@@ -87,6 +122,7 @@ class DatasetSummary(BaseModel):
             rows=dataset.manifest.rows if dataset.manifest else None,
             quarantine_reason=dataset.quarantine_reason,
             created_at=dataset.created_at,
+            sealed_at=dataset.sealed_at,
         )
 
 
@@ -95,18 +131,31 @@ class DatasetView(DatasetSummary):
 
     shards: tuple[ShardRef, ...]
     evaluation_shards: tuple[ShardRef, ...]
+    evaluation_share: float | None
     manifest: DatasetManifest | None = Field(description="with digests and rows of each shard")
 
     @classmethod
-    def of(cls, dataset: DatasetRecord, job: str) -> Self:
+    def of(cls, dataset: DatasetRecord, job: str | None) -> Self:
         """The view of a record."""
         request = NewDataset.model_validate(dataset.request)
         return cls(
             **DatasetSummary.of(dataset, job).model_dump(),
             shards=request.shards,
             evaluation_shards=request.evaluation_shards,
+            evaluation_share=request.evaluation_share,
             manifest=dataset.manifest,
         )
+
+
+class ApprovalView(BaseModel):
+    """What a person said about a candidate."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    decision: Literal["approved", "rejected"]
+    actor: str
+    reason: str
+    at: datetime
 
 
 class JobView(BaseModel):
@@ -120,6 +169,7 @@ class JobView(BaseModel):
     message: str | None = Field(description="the reason in words, or what it waits for")
     attempt: int = Field(description="number of the newest attempt; 0 before the first")
     progress: Progress | None
+    approval: ApprovalView | None = Field(description="what a person said about its candidate")
     parent_version: int | None = Field(description="version that it starts from")
     version: int | None = Field(description="version that it makes")
     cancel_requested: bool
@@ -131,14 +181,15 @@ class JobView(BaseModel):
     @classmethod
     def of(cls, job: JobRecord) -> Self:
         """The view of a record."""
-        return cls(**{field: getattr(job, field) for field in cls.model_fields})
+        values = {field: getattr(job, field) for field in cls.model_fields}
+        return cls.model_validate(values)
 
 
 class AcceptedDataset(BaseModel):
-    """A dataset and the job that learns it."""
+    """A dataset and the job that learns it; an open one has none yet."""
 
     dataset: DatasetSummary
-    job: JobView
+    job: JobView | None
 
 
 class VersionSummary(BaseModel):
@@ -147,12 +198,14 @@ class VersionSummary(BaseModel):
     model: str
     version: int
     parent: int | None
-    job: str
+    job: str | None = Field(description="none for one that a branch has from its source")
     attempt: int
     dataset: str
     dataset_name: str
+    copied_from: str | None = Field(description="model whose version of this number it is")
     created_at: datetime
     stored_at: datetime | None = Field(description="when its files were in place")
+    retired_at: datetime | None = Field(description="when it was taken out of use")
 
     @classmethod
     def of(cls, version: VersionRecord) -> Self:
@@ -165,33 +218,66 @@ class VersionSummary(BaseModel):
             attempt=version.attempt,
             dataset=version.manifest.dataset,
             dataset_name=version.manifest.learned[-1].name,
+            copied_from=version.copied_from,
             created_at=version.created_at,
             stored_at=version.stored_at,
+            retired_at=version.retired_at,
         )
+
+
+class Certificate(BaseModel):
+    """What this version did to the datasets before it, by dataset."""
+
+    drift: dict[str, Drift]
+    quality: dict[str, Quality]
+    protection: dict[str, Protection] = Field(description="by modality: what was closed to it")
+    shrinkage: Shrinkage | None
+
+
+class EvaluationRow(BaseModel):
+    """One version: its recall on every dataset up to it that has held-out rows."""
+
+    version: int
+    learned: str = Field(description="dataset that it learned")
+    recall: dict[str, Recall] = Field(description="by dataset")
 
 
 class VersionView(VersionSummary):
     """A published version with everything that is known about it."""
 
+    certificate: Certificate
+    evaluation_matrix: list[EvaluationRow] = Field(
+        description="versions up to this one: down a column, what became of a dataset"
+    )
+    capacity: dict[str, HeadCapacity] = Field(description="by modality: what is left to learn with")
+    lineage: tuple[LearnedDataset, ...] = Field(
+        description="what it has learned, with the digests of all shards"
+    )
     manifest: VersionManifest
 
     @classmethod
-    def of(cls, version: VersionRecord) -> Self:
-        """The view of a record."""
-        summary = VersionSummary.of(version).model_dump()
-        return cls(**summary, manifest=version.manifest)
+    def whole(
+        cls, version: VersionRecord, evaluations: list[tuple[int, str, dict[str, Recall]]]
+    ) -> Self:
+        """The view of a record, and of the evaluations of the versions up to it."""
+        report = version.manifest.report
+        return cls(
+            **VersionSummary.of(version).model_dump(),
+            certificate=Certificate.model_validate(report, from_attributes=True),
+            evaluation_matrix=[
+                EvaluationRow(version=number, learned=learned, recall=recall)
+                for number, learned, recall in evaluations
+            ],
+            capacity=report.capacity,
+            lineage=version.manifest.learned,
+            manifest=version.manifest,
+        )
 
 
-class LiveChoice(Frozen):
-    """Which version shall answer."""
+class LiveChoice(Reason):
+    """Which version shall answer, and why."""
 
     version: int = Field(ge=1, le=LARGEST_NUMBER)
-    reason: str = Field(
-        default="",
-        max_length=500,
-        pattern=r"^[^\x00]*$",
-        description="for the history of promotions",
-    )
 
 
 class LiveView(BaseModel):
@@ -207,8 +293,9 @@ class PromotionView(BaseModel):
     generation: int
     version: int
     previous: int | None
+    kind: Literal["published", "promoted", "rolled_back"]
     reason: str
-    actor: str = Field(description="`user`, or `reconciler` for a new version")
+    actor: str = Field(description="name of the key, or `reconciler` for a new version")
     created_at: datetime
 
     @classmethod

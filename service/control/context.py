@@ -1,8 +1,10 @@
 """What every decision may use; made once, in `service.app`."""
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from service.clock import Clock
+from service.control.access.doorkeeper import Doorkeeper
 from service.control.validate import Validations
 from service.database.engine import Database
 from service.launchers.port import Launcher
@@ -17,8 +19,14 @@ class Context:
 
     settings: Settings
     database: Database
+    doorkeeper: Doorkeeper
     store: ObjectStore
     launcher: Launcher
     validations: Validations
     metrics: Metrics
     clock: Clock
+
+
+def is_past(context: Context, since: datetime, seconds: float) -> bool:
+    """Whether more than so many seconds have gone by since that moment."""
+    return context.clock() - since > timedelta(seconds=seconds)

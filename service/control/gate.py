@@ -1,7 +1,11 @@
 """Is a candidate an answer to what was asked, and is it safe to publish? Pure decisions."""
 
+from dataclasses import dataclass
+
+from service.states import FailureReason
 from workers.contract.errors import InvalidVersion
 from workers.contract.job import JobSpec
+from workers.contract.policy import GatePolicy
 from workers.contract.version import LearnedDataset, VersionManifest
 
 
@@ -21,12 +25,49 @@ def check_answers(
     _check_certificate(earlier, candidate)
 
 
-def excess_drift(candidate: VersionManifest) -> str | None:
-    """Which earlier datasets would be harmed, in the user's words; None if none is.
+@dataclass(frozen=True)
+class Shortfall:
+    """Where a candidate falls short of its model's policy."""
 
-    Where the spec has no bound (max_drift), nothing is held against the candidate.
+    reason: FailureReason
+    message: str
+
+
+def judge(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:
+    """What speaks against publishing, the weightiest first; None if nothing does."""
+    for rule in (_excess_drift, _excess_forgetting, _missing_gain):
+        shortfall = rule(policy, candidate)
+        if shortfall is not None:
+            return shortfall
+    return None
+
+
+def backward_transfer(candidate: VersionManifest) -> float | None:
+    """Mean change of R@1 of the earlier datasets since each was learned; None without held-out rows.
+
+    The BWT of Lopez-Paz & Ranzato, "Gradient Episodic Memory" (NeurIPS 2017), in recall.
     """
-    bound = candidate.spec.drift_bound
+    now = candidate.report.evaluation
+    changes = [
+        now[line.dataset].at_1 - line.recall.at_1
+        for line in candidate.learned[:-1]
+        if line.recall is not None and line.dataset in now
+    ]
+    return sum(changes) / len(changes) if changes else None
+
+
+def gain(candidate: VersionManifest) -> float | None:
+    """R@1 of the new dataset above the parent's; None without held-out rows."""
+    after, before = (
+        candidate.report.evaluation.get(candidate.dataset),
+        candidate.report.recall_before,
+    )
+    return None if after is None or before is None else after.at_1 - before.at_1
+
+
+def _excess_drift(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:
+    """By the policy's bound, or else by the specification's own."""
+    bound = policy.max_drift if policy.max_drift is not None else candidate.spec.drift_bound
     if bound is None:
         return None
     names = {learned.dataset: learned.name for learned in candidate.learned}
@@ -37,7 +78,41 @@ def excess_drift(candidate: VersionManifest) -> str | None:
     ]
     if not harmed:
         return None
-    return f"scores of earlier datasets: {', '.join(harmed)}; permitted (max_drift): {bound:g}"
+    message = f"scores of earlier datasets: {', '.join(harmed)}; permitted (max_drift): {bound:g}"
+    return Shortfall(FailureReason.DRIFT_TOO_LARGE, message)
+
+
+def _excess_forgetting(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:
+    floor = policy.min_backward_transfer
+    if floor is None or len(candidate.learned) == 1:
+        return None
+    change = backward_transfer(candidate)
+    if change is None:
+        message = "min_backward_transfer is set, and no earlier dataset has held-out rows"
+        return Shortfall(FailureReason.NOT_MEASURED, message)
+    if change >= floor:
+        return None
+    message = (
+        f"R@1 of the earlier datasets changed by {change:+.4f} on average since they were learned; "
+        f"permitted (min_backward_transfer): {floor:+.4f} or more"
+    )
+    return Shortfall(FailureReason.FORGETTING_TOO_LARGE, message)
+
+
+def _missing_gain(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:
+    if policy.min_gain is None:
+        return None
+    found = gain(candidate)
+    if found is None:
+        message = "min_gain is set, and the dataset has no held-out rows"
+        return Shortfall(FailureReason.NOT_MEASURED, message)
+    if found >= policy.min_gain:
+        return None
+    message = (
+        f"R@1 of the new dataset rose by {found:+.4f} over the parent; "
+        f"asked for (min_gain): {policy.min_gain:+.4f} or more"
+    )
+    return Shortfall(FailureReason.GAIN_TOO_SMALL, message)
 
 
 def _check_new_line(asked: JobSpec, line: LearnedDataset) -> None:

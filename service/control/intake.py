@@ -9,31 +9,55 @@ from datetime import datetime
 from pydantic import Field
 from sqlalchemy import Connection
 
+from service.control.lookup import get_dataset, get_model
 from service.database import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
-from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
+from service.errors import Conflict, FieldProblem, Unprocessable
+from service.principal import Principal
 from workers.contract.dataset import ShardRef
 from workers.contract.errors import InvalidUri
 from workers.contract.modality import Frozen, ModalityPair, ModelName
 from workers.contract.model import ModelSpec
 from workers.storage.uris import check_allowed
 
+_MOST_SHARDS = 10_000
+Shards = tuple[ShardRef, ...]
 
-class NewDataset(Frozen):
+
+class NewShards(Frozen):
+    """Shards that an open dataset shall have as well."""
+
+    shards: Shards = Field(default=(), max_length=_MOST_SHARDS)
+    evaluation_shards: Shards = Field(
+        default=(), max_length=_MOST_SHARDS, description="held out: measured on, never trained on"
+    )
+
+
+class NewDataset(NewShards):
     """A dataset as it is posted; kept word for word, so that its job can be tried again."""
 
     model: ModelName
     name: ModelName = Field(description="for people; need not be unique")
     pair: ModalityPair
-    shards: tuple[ShardRef, ...] = Field(min_length=1, max_length=10_000)
-    evaluation_shards: tuple[ShardRef, ...] = Field(
-        default=(), max_length=10_000, description="held out: measured on, never trained on"
+    evaluation_share: float | None = Field(
+        default=None,
+        gt=0,
+        le=0.5,
+        description="share of the rows in `shards` that is held out, chosen by their ids: the same "
+        "rows whatever the order, also after more shards were added",
+    )
+    sealed: bool = Field(
+        default=True,
+        description="false: leave it open for more shards; its job begins once it is sealed",
     )
 
     @property
     def fingerprint(self) -> str:
         """The same for the same rows of the same model, whatever the dataset is called."""
-        content = self.model_dump(mode="json", exclude={"name"})
+        content = self.model_dump(mode="json", exclude={"name", "sealed"})
+        if self.evaluation_share is None:
+            # As it was before shares existed: what was posted then is still recognized.
+            del content["evaluation_share"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -47,19 +71,31 @@ class Created:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A dataset with its job, and whether this request made them."""
+    """A dataset with its job, and whether this request made them. An open one has no job yet."""
 
     dataset: DatasetRecord
-    job: JobRecord
+    job: JobRecord | None
     is_new: bool
 
 
-def create_model(connection: Connection, name: str, spec: ModelSpec, now: datetime) -> Created:
-    """The model of that name. Raises Conflict if it exists with another specification."""
+@dataclass(frozen=True)
+class Intake:
+    """Who posts, from where shards may come, and what time it is."""
+
+    principal: Principal
+    allowed: tuple[str, ...]
+    now: datetime
+
+
+def create_model(
+    connection: Connection, name: str, spec: ModelSpec, principal: Principal, now: datetime
+) -> Created:
+    """The model of that name. Raises Conflict if it exists otherwise, or is somebody else's."""
     existing = models.find(connection, name)
     if existing is None:
-        models.create(connection, name, spec, now)
-        return Created(get_model(connection, name), is_new=True)
+        models.create(connection, name, principal.owns_as, spec, now)
+        return Created(get_model(connection, name, principal), is_new=True)
+    check_name_is_ours(existing, principal)
     if existing.spec != spec:
         raise Conflict(
             f"model {name!r} exists with another specification; a model's specification is fixed",
@@ -68,66 +104,107 @@ def create_model(connection: Connection, name: str, spec: ModelSpec, now: dateti
     return Created(existing, is_new=False)
 
 
-def accept_dataset(
-    connection: Connection, request: NewDataset, allowed: tuple[str, ...], now: datetime
-) -> Accepted:
-    """Write the dataset and its job; the same dataset again answers the same job.
+def check_name_is_ours(existing: ModelRecord, principal: Principal) -> None:
+    """Names are one space for all owners, because object storage has one folder per name."""
+    if existing.deleted_at is not None or not principal.sees(existing.owner):
+        message = f"the name {existing.name!r} is taken; choose another one"
+        raise Conflict(message, FieldProblem("name", message, existing.name))
+
+
+def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) -> Accepted:
+    """Write the dataset and, if it is sealed, its job; the same dataset again answers the same job.
 
     Raises NotFound for the model, Unprocessable for what can be seen without opening a shard.
     """
-    model = get_model(connection, request.model)
-    _check_modalities(model, request.pair)
-    _check_addresses(request, allowed)
+    model = get_model(connection, request.model, intake.principal)
+    check_modalities(model, request.pair)
+    check_addresses(request, intake.allowed)
+    if request.sealed:
+        _check_has_shards(request)
+        same = datasets.find_same(connection, request.model, request.fingerprint)
+        if same is not None:
+            return Accepted(same, jobs.of_dataset(connection, same.id), is_new=False)
+    dataset = f"ds-{random_id()}"
+    document = request.model_dump(mode="json")
+    datasets.create(connection, dataset, model.owner, document, request.pair, intake.now)
+    if request.sealed:
+        return _sealed(connection, dataset, request, intake)
+    return Accepted(get_dataset(connection, dataset, intake.principal), None, is_new=True)
+
+
+def add_shards(
+    connection: Connection, dataset: str, added: NewShards, intake: Intake
+) -> DatasetRecord:
+    """Append shards to an open dataset. Raises NotFound, Conflict once sealed, Unprocessable."""
+    request = _open_request(connection, dataset, intake)
+    if not added.shards and not added.evaluation_shards:
+        raise Unprocessable("there is nothing to add: give shards, evaluation_shards, or both")
+    grown = request.model_copy(
+        update={
+            "shards": request.shards + added.shards,
+            "evaluation_shards": request.evaluation_shards + added.evaluation_shards,
+        }
+    )
+    _check_number(grown)
+    check_addresses(grown, intake.allowed)
+    datasets.set_request(connection, dataset, grown.model_dump(mode="json"))
+    return get_dataset(connection, dataset, intake.principal)
+
+
+def seal_dataset(connection: Connection, dataset: str, intake: Intake) -> Accepted:
+    """No more shards: its job begins. Sealing twice answers the same job.
+
+    Raises NotFound; Unprocessable without shards; Conflict if the model has the same dataset.
+    """
+    found = get_dataset(connection, dataset, intake.principal)
+    if found.sealed_at is not None:
+        return Accepted(found, jobs.of_dataset(connection, dataset), is_new=False)
+    request = _open_request(connection, dataset, intake)
+    _check_has_shards(request)
     same = datasets.find_same(connection, request.model, request.fingerprint)
     if same is not None:
-        return Accepted(same, jobs.of_dataset(connection, same.id), is_new=False)
-    return _write(connection, request, now)
+        raise Conflict(f"the same shards were posted as {same.id}; delete this one")
+    return _sealed(connection, dataset, request, intake)
 
 
-def get_model(connection: Connection, name: str) -> ModelRecord:
-    """The model of that name. Raises NotFound."""
-    model = models.find(connection, name)
-    if model is None:
-        message = f"there is no model {name!r}"
-        raise NotFound(message, FieldProblem("model", message, name))
-    return model
-
-
-def get_dataset(connection: Connection, dataset: str) -> DatasetRecord:
-    """The dataset of that id. Raises NotFound."""
-    found = datasets.find(connection, dataset)
-    if found is None:
-        raise NotFound(f"there is no dataset {dataset!r}")
-    return found
-
-
-def get_job(connection: Connection, job: str) -> JobRecord:
-    """The job of that id. Raises NotFound."""
-    found = jobs.find(connection, job)
-    if found is None:
-        raise NotFound(f"there is no job {job!r}")
-    return found
-
-
-def _write(connection: Connection, request: NewDataset, now: datetime) -> Accepted:
-    dataset, job = f"ds-{_random()}", f"job-{_random()}"
-    datasets.create(
-        connection,
-        dataset,
-        request.model_dump(mode="json"),
-        request.pair,
-        request.fingerprint,
-        now,
-    )
-    jobs.create(connection, job, request.model, dataset, now)
-    return Accepted(get_dataset(connection, dataset), get_job(connection, job), is_new=True)
-
-
-def _random() -> str:
+def random_id() -> str:
+    """Twelve hexadecimal digits: the part of an id behind its prefix."""
     return uuid.uuid4().hex[:12]
 
 
-def _check_modalities(model: ModelRecord, pair: ModalityPair) -> None:
+def _open_request(connection: Connection, dataset: str, intake: Intake) -> NewDataset:
+    """What an open dataset is so far; it is locked until the transaction ends."""
+    datasets.lock(connection, dataset)
+    found = get_dataset(connection, dataset, intake.principal)
+    if found.sealed_at is not None:
+        raise Conflict(f"dataset {dataset} is sealed: no shard can be added any more")
+    return NewDataset.model_validate(found.request)
+
+
+def _sealed(connection: Connection, dataset: str, request: NewDataset, intake: Intake) -> Accepted:
+    datasets.seal(connection, dataset, request.fingerprint, intake.now)
+    found = get_dataset(connection, dataset, intake.principal)
+    job = f"job-{random_id()}"
+    jobs.create(connection, job, found, intake.now)
+    return Accepted(found, jobs.of_dataset(connection, dataset), is_new=True)
+
+
+def _check_has_shards(request: NewDataset) -> None:
+    if not request.shards:
+        message = "it is empty: at least 1 shard is needed (or sealed: false, to add some later)"
+        raise Unprocessable("a dataset without shards", FieldProblem("shards", message))
+
+
+def _check_number(request: NewDataset) -> None:
+    for field in ("shards", "evaluation_shards"):
+        number = len(getattr(request, field))
+        if number > _MOST_SHARDS:
+            message = f"it would have {number} shards, permitted are {_MOST_SHARDS}"
+            raise Unprocessable(message, FieldProblem(field, message, number))
+
+
+def check_modalities(model: ModelRecord, pair: ModalityPair) -> None:
+    """Raises Unprocessable for a modality that the model does not declare."""
     permitted = ", ".join(sorted(model.spec.modalities))
     problems = [
         FieldProblem(
@@ -142,8 +219,11 @@ def _check_modalities(model: ModelRecord, pair: ModalityPair) -> None:
         raise Unprocessable("unknown modality", *problems)
 
 
-def _check_addresses(request: NewDataset, allowed: tuple[str, ...]) -> None:
-    """Both lists together: a held-out shard that is trained on would measure nothing."""
+def check_addresses(request: NewShards, allowed: tuple[str, ...]) -> None:
+    """Both lists together: a held-out shard that is trained on would measure nothing.
+
+    Raises Unprocessable.
+    """
     problems: list[FieldProblem] = []
     seen: set[str] = set()
     for field, refs in (

@@ -1,49 +1,121 @@
-"""What users do to jobs: cancel and retry."""
+"""What users do to jobs: cancel, retry, approve and reject."""
 
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from sqlalchemy import Connection
 
-from service.control.intake import NewDataset, get_dataset, get_job
-from service.database import datasets, jobs
-from service.database.rows import JobRecord
+from service.control.intake import NewDataset
+from service.control.lookup import get_dataset, get_job, get_model
+from service.database import datasets, jobs, models
+from service.database.rows import Approval, JobRecord
 from service.errors import Conflict
-from service.states import CANCELLABLE, JobState
+from service.principal import Principal
+from service.states import CANCELLABLE, FailureReason, JobState
 
 
-def cancel(connection: Connection, job_id: str, now: datetime) -> JobRecord:
-    """Cancel a waiting job at once; ask the reconciler to stop one that is in flight.
+@dataclass(frozen=True)
+class Word:
+    """Who says something about a job, when, and why."""
+
+    principal: Principal
+    now: datetime
+    reason: str = ""
+
+
+def cancel(connection: Connection, job_id: str, word: Word) -> JobRecord:
+    """Cancel a job that waits at once; ask the reconciler to stop one that is under way.
 
     Raises NotFound, and Conflict if it is too late.
     """
-    job = get_job(connection, job_id)
+    job = get_job(connection, job_id, word.principal)
     if job.state == JobState.CANCELLED or job.cancel_requested:
         return job
     if job.state not in CANCELLABLE:
         raise Conflict(f"job {job.id} is {job.state}: it is too late to cancel it")
-    if not _stop(connection, job, now):
-        raise Conflict(f"job {job.id} moved on at this very moment; look at it and try again")
-    return get_job(connection, job_id)
+    if not _stop(connection, job, word.now):
+        raise _moved_on(job)
+    return get_job(connection, job_id, word.principal)
 
 
-def retry(connection: Connection, job_id: str, now: datetime) -> JobRecord:
+def retry(connection: Connection, job_id: str, word: Word) -> JobRecord:
     """Queue a failed job again with new attempts. Raises NotFound and Conflict."""
-    job = get_job(connection, job_id)
+    job = get_job(connection, job_id, word.principal)
     if job.state != JobState.FAILED:
         raise Conflict(f"job {job.id} is {job.state}; only a failed job can be tried again")
-    dataset = get_dataset(connection, job.dataset)
-    fingerprint = NewDataset.model_validate(dataset.request).fingerprint
-    same = datasets.find_same(connection, dataset.model, fingerprint)
-    if same is not None:
-        raise Conflict(f"the same dataset was posted again meanwhile: {same.id}")
-    datasets.reclaim(connection, dataset.id, fingerprint)
-    if not jobs.retry(connection, job, now):
-        raise Conflict(f"job {job.id} moved on at this very moment; look at it and try again")
-    return get_job(connection, job_id)
+    _reclaim(connection, job, word.principal)
+    if not jobs.retry(connection, job, word.now):
+        raise _moved_on(job)
+    return get_job(connection, job_id, word.principal)
+
+
+def approve(connection: Connection, job_id: str, word: Word) -> JobRecord:
+    """Publish a candidate that is held, or one that was rejected while nothing followed it.
+
+    Raises NotFound, and Conflict if the candidate is not there any more, or its parent is not the
+    newest version any more.
+    """
+    job = get_job(connection, job_id, word.principal)
+    if job.state not in (JobState.HELD, JobState.REJECTED):
+        raise Conflict(f"job {job.id} is {job.state}; only a held or rejected one can be approved")
+    if job.state == JobState.REJECTED:
+        _check_can_follow(connection, job, word.principal)
+        _reclaim(connection, job, word.principal)
+    approval = _approval("approved", word)
+    if not jobs.approve(connection, job, approval, word.now):
+        raise _moved_on(job)
+    return get_job(connection, job_id, word.principal)
+
+
+def reject(connection: Connection, job_id: str, word: Word) -> JobRecord:
+    """Say no to a candidate that is held. Raises NotFound and Conflict."""
+    job = get_job(connection, job_id, word.principal)
+    if job.state != JobState.HELD:
+        raise Conflict(f"job {job.id} is {job.state}; only a held one can be rejected")
+    message = f"{word.principal.name}: {word.reason or 'no reason was given'}"
+    reason = FailureReason.REJECTED_BY_HAND
+    if not jobs.finish(connection, job, JobState.REJECTED, word.now, reason, message):
+        raise _moved_on(job)
+    datasets.release(connection, job.dataset)
+    return get_job(connection, job_id, word.principal)
 
 
 def _stop(connection: Connection, job: JobRecord, now: datetime) -> bool:
-    if job.state != JobState.QUEUED:
-        return jobs.request_cancel(connection, job)
+    """What waits, for its turn or for somebody's word, has nothing that runs anywhere."""
+    if job.state not in (JobState.QUEUED, JobState.HELD):
+        return jobs.request_cancel(connection, job, now)
     datasets.release(connection, job.dataset)
     return jobs.finish(connection, job, JobState.CANCELLED, now)
+
+
+def _reclaim(connection: Connection, job: JobRecord, principal: Principal) -> None:
+    dataset = get_dataset(connection, job.dataset, principal)
+    fingerprint = NewDataset.model_validate(dataset.request).fingerprint
+    same = datasets.find_same(connection, dataset.model, fingerprint)
+    if same is not None and same.id != dataset.id:
+        raise Conflict(f"the same dataset was posted again meanwhile: {same.id}")
+    datasets.reclaim(connection, dataset.id, fingerprint)
+
+
+def _check_can_follow(connection: Connection, job: JobRecord, principal: Principal) -> None:
+    # Locked, so that no other job of the model begins at this very moment.
+    models.lock(connection, job.model)
+    head = get_model(connection, job.model, principal).head
+    if head != (job.parent_version or 0):
+        raise Conflict(
+            f"job {job.id} grew from version {job.parent_version}, the newest is {head} now; "
+            "post the dataset again to learn it from there"
+        )
+    if job.swept_at is not None:
+        raise Conflict(f"the candidate of job {job.id} was removed; post the dataset again")
+    if jobs.is_any_in_flight(connection, job.model):
+        raise Conflict(f"another job of {job.model!r} is under way, from the same version")
+
+
+def _approval(decision: Literal["approved", "rejected"], word: Word) -> Approval:
+    return Approval(decision, word.principal.name, word.reason, word.now)
+
+
+def _moved_on(job: JobRecord) -> Conflict:
+    return Conflict(f"job {job.id} moved on at this very moment; look at it and try again")

@@ -12,8 +12,15 @@ def fail(context: Context, job: JobRecord, reason: FailureReason, message: str) 
 
 
 def reject(context: Context, job: JobRecord, reason: FailureReason, message: str) -> None:
-    """The candidate is sound, and would do harm."""
+    """The candidate is sound and falls short. It is kept for a while: it can be approved by hand."""
     _end(context, job, JobState.REJECTED, reason, message)
+
+
+def hold(context: Context, job: JobRecord) -> None:
+    """The candidate passed, and its model wants somebody's word before it is published."""
+    message = "waits for approval (manual_approval)"
+    with context.database.write() as connection:
+        jobs.move(connection, job, JobState.HELD, context.clock(), message=message)
 
 
 def cancelled(context: Context, job: JobRecord) -> None:

@@ -2,56 +2,71 @@
 
 A new version always becomes the live one, also when a user had rolled back before: the dataset was
 posted to be answered with. Who wants to keep an older version rolls back again; the history tells.
+
+Each promotion knows the one that it returns to. A roll back goes there, and returns from then on to
+where that one returned: rolling back twice goes back twice, and never forth again.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection
 
 from service.control.context import Context
-from service.control.intake import get_model
-from service.database import models, versions
-from service.database.rows import ModelRecord, PromotionRecord
-from service.errors import Conflict, FieldProblem, NotFound
+from service.control.lookup import get_model, get_version
+from service.database import events, models, versions
+from service.database.rows import Happening, ModelRecord, PromotionKind, PromotionRecord
+from service.errors import Conflict, PreconditionFailed
+from service.principal import RECONCILER, Principal
 from workers.contract.errors import InvalidVersion
 from workers.contract.version import LivePointer
 from workers.storage.versions import read_live, write_live
 
-RECONCILER = "reconciler"
-USER = "user"
+
+@dataclass(frozen=True)
+class Wish:
+    """Who wants another version to answer, why, and which generation they had seen (if they say)."""
+
+    principal: Principal
+    reason: str
+    now: datetime
+    seen_generation: int | None = None
 
 
-def choose(
-    connection: Connection, model: str, version: int, reason: str, now: datetime
-) -> LivePointer:
-    """A user promotes or rolls back. Raises NotFound, and Conflict before its files are in place.
+def choose(connection: Connection, model: str, version: int, wish: Wish) -> LivePointer:
+    """A user promotes a version. Raises NotFound, PreconditionFailed, and Conflict if it cannot.
 
     Choosing the version that answers already changes nothing.
     """
-    current = get_model(connection, model)
-    found = versions.find(connection, model, version)
-    if found is None:
-        message = f"model {model!r} has no version {version}; permitted: {_range(current)}"
-        raise NotFound(message, FieldProblem("version", message, version))
-    if found.stored_at is None:
-        raise Conflict(f"version {version} of {model!r} is still being stored; try again shortly")
+    current = _as_seen(connection, model, wish)
+    _check_can_answer(connection, model, version, wish.principal)
     if current.live_version == version:
         return LivePointer(generation=current.live_generation, version=version)
-    return move_live(connection, model, version, reason, USER, now)
+    return _move_live(connection, current, version, "promoted", wish)
 
 
-def move_live(
-    connection: Connection, name: str, version: int, reason: str, actor: str, now: datetime
-) -> LivePointer:
-    """Let the version answer, under the next generation, and remember why."""
-    model = models.lock(connection, name)
-    if model is None:
-        raise NotFound(f"there is no model {name!r}")
-    generation = model.live_generation + 1
-    promotion = PromotionRecord(name, generation, version, model.live_version, reason, actor, now)
-    versions.add_promotion(connection, promotion)
-    models.set_live(connection, name, version, generation)
-    return LivePointer(generation=generation, version=version)
+def roll_back(connection: Connection, model: str, wish: Wish) -> LivePointer:
+    """Back to the version that was promoted before the one that answers.
+
+    Raises NotFound, PreconditionFailed, and Conflict where there is none.
+    """
+    current = _as_seen(connection, model, wish)
+    now = versions.promotion(connection, model, current.live_generation)
+    if now is None or now.returns_to is None:
+        raise Conflict(f"model {model!r} has no earlier promotion to return to")
+    then = versions.promotion(connection, model, now.returns_to)
+    if then is None:
+        raise RuntimeError(f"model {model!r} has no promotion {now.returns_to}")
+    _check_can_answer(connection, model, then.version, wish.principal)
+    return _move_live(connection, current, then.version, "rolled_back", wish, then.returns_to)
+
+
+def promote_published(connection: Connection, model: str, version: int, now: datetime) -> None:
+    """A new version answers as soon as its files are in place."""
+    current = models.lock(connection, model)
+    if current is not None:
+        wish = Wish(RECONCILER, "published", now)
+        _move_live(connection, current, version, "published", wish)
 
 
 def mirror(context: Context, model: ModelRecord) -> None:
@@ -63,7 +78,7 @@ def mirror(context: Context, model: ModelRecord) -> None:
     with context.database.write() as connection:
         if models.set_mirrored(connection, model.name, pointer.generation):
             return
-        now = get_model(connection, model.name)
+        now = get_model(connection, model.name, RECONCILER)
         if now.live_generation != pointer.generation:
             # Somebody mirrored a later generation meanwhile, and this write may have come after.
             models.forget_mirrored(connection, model.name)
@@ -80,5 +95,56 @@ def recheck_mirror(context: Context, model: ModelRecord) -> None:
             models.forget_mirrored(connection, model.name)
 
 
-def _range(model: ModelRecord) -> str:
-    return f"1 to {model.head}" if model.head else "none yet"
+def _as_seen(connection: Connection, model: str, wish: Wish) -> ModelRecord:
+    """The model, locked, if it still is as the wish has seen it."""
+    models.lock(connection, model)
+    current = get_model(connection, model, wish.principal)
+    if wish.seen_generation is not None and wish.seen_generation != current.live_generation:
+        raise PreconditionFailed(
+            f"generation {current.live_generation} of {model!r} answers (version "
+            f"{current.live_version}), not generation {wish.seen_generation}; read it again"
+        )
+    return current
+
+
+def _check_can_answer(
+    connection: Connection, model: str, version: int, principal: Principal
+) -> None:
+    found = get_version(connection, model, version, principal)
+    if found.stored_at is None:
+        raise Conflict(f"version {version} of {model!r} is still being stored; try again shortly")
+    if found.retired_at is not None:
+        raise Conflict(f"version {version} of {model!r} was retired and cannot answer any more")
+
+
+def _move_live(
+    connection: Connection,
+    model: ModelRecord,
+    version: int,
+    kind: PromotionKind,
+    wish: Wish,
+    returns_to: int | None = None,
+) -> LivePointer:
+    """Let the version answer, under the next generation, and remember who wanted it and why."""
+    generation = model.live_generation + 1
+    if kind != "rolled_back":
+        returns_to = model.live_generation or None
+    promotion = PromotionRecord(
+        model=model.name,
+        generation=generation,
+        version=version,
+        previous=model.live_version,
+        kind=kind,
+        returns_to=returns_to,
+        reason=wish.reason,
+        actor=wish.principal.name,
+        created_at=wish.now,
+    )
+    versions.add_promotion(connection, promotion)
+    models.set_live(connection, model.name, version, generation)
+    told = {"generation": generation, "reason": wish.reason, "actor": wish.principal.name}
+    happening = Happening(
+        kind=f"version.{kind}", owner=model.owner, model=model.name, version=version, data=told
+    )
+    events.tell(connection, happening, wish.now)
+    return LivePointer(generation=generation, version=version)

@@ -1,15 +1,19 @@
 """From a complete candidate to a stored version: judge, publish, store."""
 
-from service.control import outcomes, promote
+from service.control import gate, outcomes, promote
 from service.control.attempts import job_spec
 from service.control.context import Context
-from service.control.gate import check_answers, excess_drift
 from service.database import jobs, models, versions
 from service.database.rows import JobRecord, ModelRecord, VersionRecord
 from service.states import FailureReason, JobState
 from workers.contract.errors import WorkerError
 from workers.contract.version import LearnedDataset, VersionManifest
-from workers.storage.versions import check_candidate, publish_files, read_candidate
+from workers.storage.versions import (
+    check_candidate,
+    copy_version,
+    publish_files,
+    read_candidate,
+)
 
 
 class _LostRace(Exception):
@@ -17,7 +21,7 @@ class _LostRace(Exception):
 
 
 def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
-    """gating -> published, rejected or failed."""
+    """gating -> published, held, rejected or failed. Somebody's approval overrules the policy."""
     try:
         candidate = _sound_candidate(context, job, model)
     except WorkerError as error:
@@ -25,10 +29,33 @@ def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
             raise
         outcomes.fail(context, job, FailureReason.INVALID_CANDIDATE, str(error))
         return
-    harm = excess_drift(candidate)
-    if harm is not None:
-        outcomes.reject(context, job, FailureReason.DRIFT_TOO_LARGE, harm)
-        return
+    approved = job.approval is not None and job.approval.decision == "approved"
+    shortfall = None if approved else gate.judge(model.policy, candidate)
+    if shortfall is not None:
+        outcomes.reject(context, job, shortfall.reason, shortfall.message)
+    elif model.policy.manual_approval and not approved:
+        outcomes.hold(context, job)
+    else:
+        _publish_unless_late(context, job, candidate)
+
+
+def store_version(context: Context, version: VersionRecord) -> None:
+    """Put the files of a published version in place, then let it answer."""
+    if version.copied_from is None:
+        publish_files(context.store, version.manifest)
+    else:
+        copy_version(context.store, version.copied_from, version.manifest)
+    now = context.clock()
+    with context.database.write() as connection:
+        if not versions.set_stored(connection, version.model, version.number, now):
+            return
+        promote.promote_published(connection, version.model, version.number, now)
+        job = None if version.job is None else jobs.find(connection, version.job)
+    if job is not None:
+        context.metrics.post_to_live.observe((now - job.created_at).total_seconds())
+
+
+def _publish_unless_late(context: Context, job: JobRecord, candidate: VersionManifest) -> None:
     try:
         _publish(context, job, candidate)
     except _LostRace:
@@ -36,24 +63,9 @@ def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
         return
 
 
-def store_version(context: Context, version: VersionRecord) -> None:
-    """Put the files of a published version in place, then let it answer."""
-    publish_files(context.store, version.manifest)
-    now = context.clock()
-    with context.database.write() as connection:
-        if not versions.set_stored(connection, version.model, version.number, now):
-            return
-        promote.move_live(
-            connection, version.model, version.number, "published", promote.RECONCILER, now
-        )
-        job = jobs.find(connection, version.job)
-    if job is not None:
-        context.metrics.post_to_live.observe((now - job.created_at).total_seconds())
-
-
 def _sound_candidate(context: Context, job: JobRecord, model: ModelRecord) -> VersionManifest:
     candidate = read_candidate(context.store, job.id, job.attempt)
-    check_answers(job_spec(context, job, model), _ledger(context, job), candidate)
+    gate.check_answers(job_spec(context, job, model), _ledger(context, job), candidate)
     check_candidate(context.store, candidate)
     return candidate
 
@@ -77,7 +89,7 @@ def _publish(context: Context, job: JobRecord, candidate: VersionManifest) -> No
             # The model has a newer version than the parent, so this candidate would undo it.
             # The dataset is sound: it is learned again, from the newer version.
             message = f"version {candidate.version} exists already; learning from it"
-            jobs.move(connection, job, JobState.QUEUED, now, message=message)
+            jobs.move(connection, job, JobState.QUEUED, now, message=message, approval=None)
             return
         versions.create(connection, candidate, now)
         if not jobs.finish(connection, job, JobState.PUBLISHED, now):

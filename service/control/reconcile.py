@@ -7,13 +7,17 @@ Truth, in this order: committed row > complete candidate in object storage > the
 """
 
 import logging
+import os
+import socket
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from service.control import attempts, promote, publish
 from service.control.context import Context
+from service.control.watch import watch
 from service.database import jobs, models, versions
 from service.database.rows import JobRecord, ModelRecord
 from service.errors import DatabaseError, DatabaseUnavailable
@@ -29,8 +33,10 @@ STEPS: dict[JobState, Step] = {
     JobState.QUEUED: attempts.begin,
     JobState.VALIDATING: attempts.validate,
     JobState.SUBMITTING: attempts.submit,
-    JobState.RUNNING: attempts.watch,
+    JobState.RUNNING: watch,
     JobState.GATING: publish.judge,
+    # What is held waits for a person.
+    JobState.HELD: lambda _context, _job, _model: None,
 }
 
 _OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable)
@@ -48,10 +54,16 @@ class _Pause:
 
 
 class Reconciler:
-    """Carries all jobs on, one small step at a time."""
+    """Carries jobs on, one small step at a time.
+
+    Several services share the models by leases: whoever holds a model's lease looks after it, and
+    the lease of one that died runs out. Leases save work and quarrels. That two which believe in
+    the same lease do no harm is what the fence is for.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._name = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._pauses: dict[str, _Pause] = {}
         self._unchecked: set[str] | None = None
         self._last_tick = context.clock()
@@ -64,6 +76,11 @@ class Reconciler:
             except Exception as error:  # noqa: BLE001
                 # Listing the models failed. If that ended the thread, no job would ever get on.
                 self._report(error, "a round of the reconciler failed", {})
+
+    def stop(self) -> None:
+        """Leave the models to others at once."""
+        with self._context.database.write() as connection:
+            models.release(connection, self._name)
 
     def is_healthy(self) -> bool:
         """Whether rounds come to an end."""
@@ -78,10 +95,24 @@ class Reconciler:
         self._last_tick = self._context.clock()
 
     def _names(self) -> list[str]:
+        """The models that are ours to look after in this round."""
+        self._lease()
+        now = self._context.clock()
         with self._context.database.read() as connection:
             if self._unchecked is None:
                 self._unchecked = set(models.with_live_version(connection))
-            return sorted({*models.with_work(connection), *self._unchecked})
+            return sorted({*models.leased(connection, self._name, now), *self._unchecked})
+
+    def _lease(self) -> None:
+        """Claim what nobody has; renew ours at half time, so that most rounds write nothing."""
+        now = self._context.clock()
+        whole = timedelta(seconds=self._context.settings.lease_seconds)
+        renew_before = now + whole / 2
+        with self._context.database.read() as connection:
+            if not models.claimable(connection, self._name, now, renew_before):
+                return
+        with self._context.database.write() as connection:
+            models.claim(connection, self._name, now, renew_before, now + whole)
 
     def _attend(self, name: str) -> None:
         """One model's turn; its errors stay its own."""
@@ -103,7 +134,7 @@ class Reconciler:
             model = models.find(connection, name)
             unstored = versions.oldest_unstored(connection, name)
             job = jobs.current(connection, name)
-        if model is None:
+        if model is None or model.deleted_at is not None or model.lease_owner != self._name:
             return
         if model.mirrored_generation < model.live_generation:
             promote.mirror(self._context, model)

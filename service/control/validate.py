@@ -1,7 +1,8 @@
 """Reading every shard of a dataset before anything is trained on it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,10 +10,15 @@ from service.control.intake import NewDataset
 from service.database.rows import DatasetRecord
 from workers.contract.dataset import DatasetManifest, Shard, ShardRef
 from workers.contract.errors import InvalidDataset, InvalidVersion, ObjectNotFound
+from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
 from workers.storage import layout
+from workers.storage.formats.user_file import Side
+from workers.storage.intake import Address, DatasetIntake, Split
 from workers.storage.port import ObjectStore
-from workers.storage.shards import ShardChecker, fetch
+from workers.storage.shards import FEATURES
+
+Shards = tuple[Shard, ...]
 
 
 class Validations:
@@ -46,31 +52,84 @@ class Validations:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def verify(store: ObjectStore, dataset: DatasetRecord, spec: ModelSpec) -> DatasetManifest:
-    """Check all shards, copy the held-out ones into our store, write the manifest last.
+def as_written(uri: str) -> str:
+    """A resolver where every address is the user's own."""
+    return uri
 
+
+def verify(
+    store: ObjectStore,
+    dataset: DatasetRecord,
+    spec: ModelSpec,
+    allowed: tuple[str, ...],
+    resolve: Callable[[str], str] = as_written,
+) -> DatasetManifest:
+    """Check all shards, bring what is not the user's own into our store, write the manifest last.
+
+    `allowed`: prefixes of users' addresses, looked at again as they are read. `resolve`: where an
+    address that is not one of those lies in our store, such as that of an upload.
     Raises InvalidDataset, InvalidUri, StorageUnavailable.
     """
     request = NewDataset.model_validate(dataset.request)
-    checker = _checker(request, spec)
+    sides = _sides(request.pair, spec)
     with TemporaryDirectory(prefix="cmcl-validate-") as folder:
-        path = Path(folder) / "shard.parquet"
-        shards = [_checked(ref, checker, path) for ref in request.shards]
-        _check_rows(shards, spec)
-        evaluation_shards = [
-            _copied(_checked(ref, checker, path), path, store, dataset.id, index)
-            for index, ref in enumerate(request.evaluation_shards)
-        ]
+        files = DatasetIntake(store, dataset.id, sides, Path(folder))
+        taking = _Taking(files, request, allowed, resolve)
+        training, held_out = taking.training()
+        evaluation = (*taking.evaluation(), *held_out)
+    _check_rows(training, spec, request)
+    if request.evaluation_share is not None:
+        _check_held_out(training, held_out, request.evaluation_share)
     manifest = DatasetManifest(
         dataset=dataset.id,
         model=request.model,
         name=request.name,
         pair=request.pair,
-        shards=tuple(shards),
-        evaluation_shards=tuple(evaluation_shards),
+        shards=training,
+        evaluation_shards=evaluation,
     )
     store.put(layout.dataset_manifest(dataset.id), manifest.model_dump_json().encode())
     return manifest
+
+
+@dataclass(frozen=True)
+class _Taking:
+    """The shards of one request, taken in by their order."""
+
+    files: DatasetIntake
+    request: NewDataset
+    allowed: tuple[str, ...]
+    resolve: Callable[[str], str]
+
+    def training(self) -> tuple[Shards, Shards]:
+        """Shards to train on, and those of the rows that a share holds out."""
+        share = self.request.evaluation_share
+        if share is None:
+            return tuple(self._whole()), ()
+        halves = list(self._split(share))
+        return (
+            tuple(half.training for half in halves if half.training is not None),
+            tuple(half.evaluation for half in halves if half.evaluation is not None),
+        )
+
+    def evaluation(self) -> Iterator[Shard]:
+        """Shards that the user held out."""
+        for index, ref in enumerate(self.request.evaluation_shards):
+            yield self.files.evaluation_shard(ref, self._address(ref), index)
+
+    def _whole(self) -> Iterator[Shard]:
+        for index, ref in enumerate(self.request.shards):
+            yield self.files.training_shard(ref, self._address(ref), index)
+
+    def _split(self, share: float) -> Iterator[Split]:
+        """Named evaluation shards have the first numbers."""
+        named = len(self.request.evaluation_shards)
+        for index, ref in enumerate(self.request.shards):
+            yield self.files.split_shard(ref, self._address(ref), share, (index, named + index))
+
+    def _address(self, ref: ShardRef) -> Address:
+        place = self.resolve(ref.uri)
+        return Address(place, self.allowed if place == ref.uri else None)
 
 
 def read_manifest(store: ObjectStore, dataset: str) -> DatasetManifest | None:
@@ -92,28 +151,36 @@ def purge(store: ObjectStore, dataset: str) -> None:
         store.delete(key)
 
 
-def _checker(request: NewDataset, spec: ModelSpec) -> ShardChecker:
-    """One for all shards: a held-out row that is trained on as well would measure nothing."""
-    pair = request.pair
-    return ShardChecker((spec.modalities[pair.first], spec.modalities[pair.second]))
+def purge_training(store: ObjectStore, dataset: str) -> None:
+    """Remove training rows that were written for one dataset, once nobody will learn them again."""
+    for key in list(store.keys(layout.training_shards(dataset))):
+        store.delete(key)
 
 
-def _checked(ref: ShardRef, checker: ShardChecker, path: Path) -> Shard:
-    shard = fetch(ref, path)
-    checker.check(path, ref.uri)
-    return shard
+def _sides(pair: ModalityPair, spec: ModelSpec) -> tuple[Side, Side]:
+    first, second = (
+        Side(column, modality, spec.modalities[modality])
+        for column, modality in zip(FEATURES, pair.modalities, strict=True)
+    )
+    return first, second
 
 
-def _check_rows(shards: list[Shard], spec: ModelSpec) -> None:
+def _check_rows(shards: Shards, spec: ModelSpec, request: NewDataset) -> None:
     rows, needed = sum(shard.rows for shard in shards), spec.training.batch_size
     if rows < needed:
+        left = "" if request.evaluation_share is None else " left to train on"
         raise InvalidDataset(
-            f"the training shards have {rows} rows together; "
+            f"the training shards have {rows} rows together{left}; "
             f"one batch takes {needed} (training.batch_size), so at least that many are needed"
         )
 
 
-def _copied(shard: Shard, path: Path, store: ObjectStore, dataset: str, index: int) -> Shard:
-    key = layout.evaluation_shard(dataset, index)
-    store.upload(path, key)
-    return shard.model_copy(update={"uri": f"{store.uri}/{key}"})
+def _check_held_out(training: Shards, held_out: Shards, share: float) -> None:
+    """Rows with an equal feature_a stay together, so few different ones can miss the share by far."""
+    kept, rest = (sum(shard.rows for shard in shards) for shards in (held_out, training))
+    if not kept or kept > (1 + share) / 2 * (kept + rest):
+        raise InvalidDataset(
+            f"evaluation_share {share:g} holds out {kept} of {kept + rest} rows: rows are chosen by "
+            "their feature_a, which has too few different values for this share; "
+            "ask for another share or name evaluation_shards"
+        )

@@ -13,23 +13,51 @@ from workers.contract.modality import ModalityPair
 def create(
     connection: Connection,
     dataset: str,
+    owner: str,
     request: dict[str, object],
     pair: ModalityPair,
-    fingerprint: str,
     now: datetime,
 ) -> None:
-    """Insert a dataset. Raises WriteConflict if the model has it already."""
+    """Insert an open dataset: without a job, and shards can still be added."""
     connection.execute(
         insert(datasets).values(
             id=dataset,
+            owner=owner,
             model=request["model"],
             name=request["name"],
             pair_first=pair.first,
             pair_second=pair.second,
             request=request,
-            fingerprint=fingerprint,
             created_at=now,
         )
+    )
+
+
+def lock(connection: Connection, dataset: str) -> DatasetRecord | None:
+    """The dataset, and nobody else changes it before this transaction ends."""
+    query = select(datasets).where(datasets.c.id == dataset).with_for_update()
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else _record(row)
+
+
+def set_request(connection: Connection, dataset: str, request: dict[str, object]) -> None:
+    """Shards were added; call it with the dataset locked and open."""
+    connection.execute(update(datasets).where(datasets.c.id == dataset).values(request=request))
+
+
+def seal(connection: Connection, dataset: str, fingerprint: str, now: datetime) -> None:
+    """No shard is added any more. Raises WriteConflict if the model has the same already."""
+    connection.execute(
+        update(datasets)
+        .where(datasets.c.id == dataset)
+        .values(fingerprint=fingerprint, sealed_at=now)
+    )
+
+
+def set_deleted(connection: Connection, dataset: str, now: datetime) -> None:
+    """It is gone for everybody."""
+    connection.execute(
+        update(datasets).where(datasets.c.id == dataset).values(deleted_at=now, fingerprint=None)
     )
 
 
@@ -51,15 +79,22 @@ def find_same(connection: Connection, model: str, fingerprint: str) -> DatasetRe
 
 
 def page(
-    connection: Connection, model: str | None, after: int | None, limit: int
+    connection: Connection,
+    owner: str | None,
+    model: str | None,
+    after: int | None,
+    limit: int,
 ) -> list[DatasetRecord]:
-    """Datasets in the order of their arrival, behind `after`."""
-    query = select(datasets).order_by(datasets.c.sequence).limit(limit)
+    """Datasets in the order of their arrival, behind `after`; without those that were deleted."""
+    query = select(datasets).where(datasets.c.deleted_at.is_(None))
+    if owner is not None:
+        query = query.where(datasets.c.owner == owner)
     if model is not None:
         query = query.where(datasets.c.model == model)
     if after is not None:
         query = query.where(datasets.c.sequence > after)
-    return [_record(row) for row in connection.execute(query).mappings()]
+    rows = connection.execute(query.order_by(datasets.c.sequence).limit(limit)).mappings()
+    return [_record(row) for row in rows]
 
 
 def set_manifest(connection: Connection, manifest: DatasetManifest) -> None:

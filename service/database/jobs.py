@@ -1,24 +1,36 @@
 """Queries about jobs. Every move is a compare-and-set against the job as it was seen."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, Update, case, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, Update, func, insert, select, update
 
-from service.database.rows import JobRecord
+from service.database import events
+from service.database.rows import Approval, DatasetRecord, Happening, JobRecord
 from service.database.tables import jobs
-from service.states import IN_FLIGHT, TERMINAL, FailureReason, JobState, check_move
+from service.states import IN_FLIGHT, FailureReason, JobState, check_move
 from workers.contract.job import Progress
 
+# What is known about the present attempt; nothing, before it began.
+_NO_ATTEMPT: Mapping[str, None] = {
+    "progress": None,
+    "launched_at": None,
+    "heard_at": None,
+    "ended_at": None,
+}
 
-def create(connection: Connection, job: str, model: str, dataset: str, now: datetime) -> None:
+
+def create(connection: Connection, job: str, dataset: DatasetRecord, now: datetime) -> None:
     """Insert a job that waits for its turn."""
     connection.execute(
         insert(jobs).values(
             id=job,
-            model=model,
-            dataset=dataset,
+            owner=dataset.owner,
+            model=dataset.model,
+            dataset=dataset.id,
             state=JobState.QUEUED,
+            revision=0,
             attempt=0,
             attempts_before_retry=0,
             cancel_requested=False,
@@ -26,6 +38,10 @@ def create(connection: Connection, job: str, model: str, dataset: str, now: date
             state_changed_at=now,
         )
     )
+    queued = Happening(
+        kind="job.queued", owner=dataset.owner, model=dataset.model, dataset=dataset.id, job=job
+    )
+    events.tell(connection, queued, now)
 
 
 def find(connection: Connection, job: str) -> JobRecord | None:
@@ -34,11 +50,11 @@ def find(connection: Connection, job: str) -> JobRecord | None:
     return None if row is None else _record(row)
 
 
-def of_dataset(connection: Connection, dataset: str) -> JobRecord:
-    """The one job of a dataset."""
-    return _record(
-        connection.execute(select(jobs).where(jobs.c.dataset == dataset)).mappings().one()
-    )
+def of_dataset(connection: Connection, dataset: str) -> JobRecord | None:
+    """The one job of a dataset; None while it is open."""
+    query = select(jobs).where(jobs.c.dataset == dataset)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else _record(row)
 
 
 def of_datasets(connection: Connection, datasets: list[str]) -> dict[str, str]:
@@ -49,40 +65,74 @@ def of_datasets(connection: Connection, datasets: list[str]) -> dict[str, str]:
 
 def page(
     connection: Connection,
-    model: str | None,
-    state: JobState | None,
+    where: Mapping[str, str | None],
     after: int | None,
     limit: int,
 ) -> list[JobRecord]:
-    """Jobs in the order of their arrival, behind `after`."""
+    """Jobs in the order of their arrival, behind `after`.
+
+    `where` has values for columns (owner, model, state); None does not restrict.
+    """
     query = select(jobs).order_by(jobs.c.sequence).limit(limit)
-    if model is not None:
-        query = query.where(jobs.c.model == model)
-    if state is not None:
-        query = query.where(jobs.c.state == state)
+    for column, value in where.items():
+        if value is not None:
+            query = query.where(jobs.c[column] == value)
     if after is not None:
         query = query.where(jobs.c.sequence > after)
     return [_record(row) for row in connection.execute(query).mappings()]
 
 
 def current(connection: Connection, model: str) -> JobRecord | None:
-    """The job to look after: the one in flight, or else the oldest that waits."""
-    waits = case((jobs.c.state == JobState.QUEUED, 1), else_=0)
+    """The job to look after: the one in flight, or else the oldest that waits.
+
+    Two short looks into an index, so that ten thousand that wait cost no more than one.
+    """
+    for states in (IN_FLIGHT, (JobState.QUEUED,)):
+        query = (
+            select(jobs)
+            .where(jobs.c.model == model, jobs.c.state.in_(states))
+            .order_by(jobs.c.state, jobs.c.sequence)
+            .limit(1)
+        )
+        row = connection.execute(query).mappings().one_or_none()
+        if row is not None:
+            return _record(row)
+    return None
+
+
+def has_open(connection: Connection, model: str) -> bool:
+    """Whether any job of the model has not ended."""
+    query = select(jobs.c.id).where(jobs.c.model == model, jobs.c.finished_at.is_(None)).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def is_any_in_flight(connection: Connection, model: str) -> bool:
+    """Whether a job of the model is between its turn and its end."""
+    query = select(jobs.c.id).where(jobs.c.model == model, jobs.c.state.in_(IN_FLIGHT)).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def count_open(connection: Connection) -> Mapping[str, int]:
+    """How many jobs are in each state that is not final; states without jobs are there too."""
     query = (
-        select(jobs)
-        .where(jobs.c.model == model, jobs.c.state.not_in(TERMINAL))
-        .order_by(waits, jobs.c.sequence)
-        .limit(1)
+        select(jobs.c.state, func.count())
+        .where(jobs.c.finished_at.is_(None))
+        .group_by(jobs.c.state)
     )
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _record(row)
-
-
-def count_by_state(connection: Connection) -> Mapping[str, int]:
-    """How many jobs are in each state; states without jobs are there too."""
-    query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
     counted: dict[str, int] = dict(connection.execute(query).all())
-    return {state.value: counted.get(state.value, 0) for state in JobState}
+    open_states = (JobState.QUEUED, *sorted(IN_FLIGHT))
+    return {state.value: counted.get(state.value, 0) for state in open_states}
+
+
+def oldest_queued(connection: Connection) -> datetime | None:
+    """Since when the job that has waited longest has been there."""
+    query = (
+        select(func.min(jobs.c.created_at))
+        .where(jobs.c.finished_at.is_(None))
+        .where(jobs.c.state == JobState.QUEUED)
+    )
+    found: datetime | None = connection.execute(query).scalar()
+    return found
 
 
 def move(
@@ -90,8 +140,7 @@ def move(
 ) -> bool:
     """Move the job if it still is as it was seen. False means that somebody else was faster."""
     check_move(seen.state, target)
-    statement = _as_seen(seen).values(state=target, state_changed_at=now, **changes)
-    return connection.execute(statement).rowcount == 1
+    return _moved(connection, seen, _as_seen(seen), target, now, changes)
 
 
 def start_validating(connection: Connection, seen: JobRecord, now: datetime) -> bool:
@@ -100,8 +149,25 @@ def start_validating(connection: Connection, seen: JobRecord, now: datetime) -> 
     other = jobs.alias()
     in_flight = select(other.c.id).where(other.c.model == seen.model, other.c.state.in_(IN_FLIGHT))
     statement = _as_seen(seen).where(~in_flight.exists())
-    changed = statement.values(state=JobState.VALIDATING, state_changed_at=now)
-    return connection.execute(changed).rowcount == 1
+    return _moved(connection, seen, statement, JobState.VALIDATING, now, {})
+
+
+def start_attempt(
+    connection: Connection, seen: JobRecord, parent: int | None, submission_id: str, now: datetime
+) -> bool:
+    """Give it the next attempt, on top of version `parent`: before the launcher hears of it."""
+    return move(
+        connection,
+        seen,
+        JobState.SUBMITTING,
+        now,
+        attempt=seen.attempt + 1,
+        submission_id=submission_id,
+        parent_version=parent,
+        version=(parent or 0) + 1,
+        message=None,
+        **_NO_ATTEMPT,
+    )
 
 
 def finish(
@@ -125,18 +191,46 @@ def retry(connection: Connection, seen: JobRecord, now: datetime) -> bool:
         now,
         reason=None,
         message=None,
-        progress=None,
         cancel_requested=False,
         attempts_before_retry=seen.attempt,
+        finished_at=None,
+        swept_at=None,
+        **_NO_ATTEMPT,
+    )
+
+
+def approve(connection: Connection, seen: JobRecord, approval: Approval, now: datetime) -> bool:
+    """Let a candidate that was held or rejected be judged again, with somebody's word for it."""
+    kept = {**asdict(approval), "at": approval.at.isoformat()}
+    return move(
+        connection,
+        seen,
+        JobState.GATING,
+        now,
+        approval=kept,
+        reason=None,
+        message=None,
         finished_at=None,
     )
 
 
-def set_progress(connection: Connection, seen: JobRecord, progress: Progress) -> None:
+def set_progress(
+    connection: Connection, seen: JobRecord, progress: Progress, now: datetime
+) -> None:
     """What the attempt says about itself: it gets on, so nothing else is to be said."""
     connection.execute(
-        _as_seen(seen).values(progress=progress.model_dump(mode="json"), message=None)
+        _as_seen(seen).values(progress=progress.model_dump(mode="json"), heard_at=now, message=None)
     )
+
+
+def set_launched(connection: Connection, seen: JobRecord, now: datetime) -> None:
+    """The launcher says that the attempt runs. What was taken for its end was none."""
+    connection.execute(_as_seen(seen).values(launched_at=seen.launched_at or now, ended_at=None))
+
+
+def set_ended(connection: Connection, seen: JobRecord, now: datetime) -> None:
+    """The launcher says that the attempt has ended."""
+    connection.execute(_as_seen(seen).values(ended_at=now))
 
 
 def set_message(connection: Connection, seen: JobRecord, message: str) -> None:
@@ -144,19 +238,75 @@ def set_message(connection: Connection, seen: JobRecord, message: str) -> None:
     connection.execute(_as_seen(seen).values(message=message))
 
 
-def request_cancel(connection: Connection, seen: JobRecord) -> bool:
-    """Ask the reconciler to stop it. False if it has moved on meanwhile."""
-    return connection.execute(_as_seen(seen).values(cancel_requested=True)).rowcount == 1
+def request_cancel(connection: Connection, seen: JobRecord, now: datetime) -> bool:
+    """Ask the reconciler to stop it. False if it has moved on meanwhile.
+
+    It counts like a move: what was decided before it must not happen after it.
+    """
+    statement = _as_seen(seen).values(cancel_requested=True, revision=seen.revision + 1)
+    asked = connection.execute(statement).rowcount == 1
+    if asked:
+        _tell(connection, seen, "job.cancel_requested", now, {})
+    return asked
+
+
+def unswept(connection: Connection, ended_before: datetime, limit: int) -> list[JobRecord]:
+    """Jobs that ended before that moment, whose attempts' objects are still there."""
+    query = (
+        select(jobs)
+        .where(
+            jobs.c.finished_at.is_not(None),
+            jobs.c.swept_at.is_(None),
+            jobs.c.finished_at < ended_before,
+        )
+        .order_by(jobs.c.finished_at)
+        .limit(limit)
+    )
+    return [_record(row) for row in connection.execute(query).mappings()]
+
+
+def set_swept(connection: Connection, seen: JobRecord, now: datetime) -> bool:
+    """What its attempts left is gone. False if it has moved on meanwhile."""
+    return connection.execute(_as_seen(seen).values(swept_at=now)).rowcount == 1
 
 
 def _as_seen(seen: JobRecord) -> Update:
-    """The fence. A cancel counts too: what was decided before it must not happen after it."""
-    return update(jobs).where(
-        jobs.c.id == seen.id,
-        jobs.c.state == seen.state,
-        jobs.c.attempt == seen.attempt,
-        jobs.c.cancel_requested.is_(seen.cancel_requested),
+    """The fence: nobody has moved it since it was read."""
+    return update(jobs).where(jobs.c.id == seen.id, jobs.c.revision == seen.revision)
+
+
+def _moved(
+    connection: Connection,
+    seen: JobRecord,
+    statement: Update,
+    target: JobState,
+    now: datetime,
+    changes: Mapping[str, object],
+) -> bool:
+    changed = statement.values(
+        state=target, state_changed_at=now, revision=seen.revision + 1, **changes
     )
+    if connection.execute(changed).rowcount != 1:
+        return False
+    told = {name: changes[name] for name in ("reason", "message") if changes.get(name)}
+    told |= {"from": seen.state, "attempt": changes.get("attempt", seen.attempt)}
+    # Another service's clock may be behind that of the one which made the move before.
+    told["after_seconds"] = max(0.0, (now - seen.state_changed_at).total_seconds())
+    _tell(connection, seen, f"job.{target}", now, told)
+    return True
+
+
+def _tell(
+    connection: Connection,
+    job: JobRecord,
+    kind: str,
+    now: datetime,
+    data: Mapping[str, object],
+) -> None:
+    happening = Happening(
+        kind=kind, owner=job.owner, model=job.model, dataset=job.dataset, job=job.id, data=data
+    )
+    events.tell(connection, happening, now)
 
 
 def _record(row: RowMapping) -> JobRecord:
@@ -166,4 +316,7 @@ def _record(row: RowMapping) -> JobRecord:
         values["reason"] = FailureReason(values["reason"])
     if values["progress"] is not None:
         values["progress"] = Progress.model_validate(values["progress"])
+    if values["approval"] is not None:
+        approval = values["approval"]
+        values["approval"] = Approval(**{**approval, "at": datetime.fromisoformat(approval["at"])})
     return JobRecord(**values)

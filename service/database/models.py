@@ -1,31 +1,46 @@
 """Queries about models."""
 
+from dataclasses import asdict
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, or_, select, update
 
-from service.database.rows import ModelRecord
+from service.database.rows import BranchPoint, ModelRecord
 from service.database.tables import jobs, models, versions
-from service.states import TERMINAL
 from workers.contract.model import ModelSpec
+from workers.contract.policy import GatePolicy
 
 
-def create(connection: Connection, name: str, spec: ModelSpec, now: datetime) -> None:
-    """Insert a model without versions. Raises WriteConflict if the name is taken."""
+def create(
+    connection: Connection,
+    name: str,
+    owner: str,
+    spec: ModelSpec,
+    now: datetime,
+    branch: BranchPoint | None = None,
+) -> None:
+    """Insert a model without versions. Raises WriteConflict if the name is taken.
+
+    A branch has the versions of its source from the start; they are inserted by the caller.
+    """
     connection.execute(
         insert(models).values(
             name=name,
+            owner=owner,
             spec=spec.model_dump(mode="json"),
-            head=0,
+            policy=GatePolicy().model_dump(mode="json"),
+            policy_revision=1,
+            head=branch.version if branch else 0,
             live_generation=0,
             mirrored_generation=0,
+            branched_from=asdict(branch) if branch else None,
             created_at=now,
         )
     )
 
 
 def find(connection: Connection, name: str) -> ModelRecord | None:
-    """The model of that name."""
+    """The model of that name, also a deleted one: its name is not given again."""
     row = connection.execute(select(models).where(models.c.name == name)).mappings().one_or_none()
     return None if row is None else _record(row)
 
@@ -37,12 +52,16 @@ def lock(connection: Connection, name: str) -> ModelRecord | None:
     return None if row is None else _record(row)
 
 
-def page(connection: Connection, after: str | None, limit: int) -> list[ModelRecord]:
-    """Models in the order of their names, behind `after`."""
-    query = select(models).order_by(models.c.name).limit(limit)
+def page(
+    connection: Connection, owner: str | None, after: str | None, limit: int
+) -> list[ModelRecord]:
+    """Models in the order of their names, behind `after`; without those that were deleted."""
+    query = select(models).where(models.c.deleted_at.is_(None)).order_by(models.c.name)
+    if owner is not None:
+        query = query.where(models.c.owner == owner)
     if after is not None:
         query = query.where(models.c.name > after)
-    return [_record(row) for row in connection.execute(query).mappings()]
+    return [_record(row) for row in connection.execute(query.limit(limit)).mappings()]
 
 
 def with_live_version(connection: Connection) -> list[str]:
@@ -51,18 +70,47 @@ def with_live_version(connection: Connection) -> list[str]:
     return list(connection.scalars(query))
 
 
-def with_work(connection: Connection) -> list[str]:
-    """Names of models that have an unfinished job, a version to store or a pointer to mirror."""
-    unfinished = select(jobs.c.model).where(jobs.c.state.not_in(TERMINAL))
-    unstored = select(versions.c.model).where(versions.c.stored_at.is_(None))
+def claimable(connection: Connection, service: str, now: datetime, renew_before: datetime) -> bool:
+    """Whether `claim` would find anything: a look that writes nothing."""
+    query = select(models.c.name).where(_has_work(), _is_free(service, now, renew_before))
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def claim(
+    connection: Connection, service: str, now: datetime, renew_before: datetime, until: datetime
+) -> None:
+    """Lease models that have work and that nobody looks after, and renew what is ours.
+
+    Of several services that claim at once, each passes over what another has locked.
+    """
+    free = (
+        select(models.c.name)
+        .where(_has_work(), _is_free(service, now, renew_before))
+        .with_for_update(skip_locked=True)
+    )
+    names = list(connection.scalars(free))
+    connection.execute(
+        update(models)
+        .where(models.c.name.in_(names))
+        .values(lease_owner=service, lease_until=until)
+    )
+
+
+def leased(connection: Connection, service: str, now: datetime) -> list[str]:
+    """Names of models with work that this service looks after."""
     query = select(models.c.name).where(
-        or_(
-            models.c.mirrored_generation < models.c.live_generation,
-            models.c.name.in_(unfinished),
-            models.c.name.in_(unstored),
-        )
+        _has_work(), models.c.lease_owner == service, models.c.lease_until > now
     )
     return list(connection.scalars(query.order_by(models.c.name)))
+
+
+def release(connection: Connection, service: str) -> None:
+    """Leave all models to others."""
+    connection.execute(
+        update(models)
+        .where(models.c.lease_owner == service)
+        .values(lease_owner=None, lease_until=None)
+    )
 
 
 def advance_head(connection: Connection, name: str, parent: int | None, version: int) -> bool:
@@ -99,7 +147,50 @@ def forget_mirrored(connection: Connection, name: str) -> None:
     connection.execute(update(models).where(models.c.name == name).values(mirrored_generation=0))
 
 
+def set_policy(connection: Connection, name: str, policy: GatePolicy, seen_revision: int) -> bool:
+    """Compare-and-set on the revision. Whether it was set."""
+    statement = (
+        update(models)
+        .where(models.c.name == name, models.c.policy_revision == seen_revision)
+        .values(policy=policy.model_dump(mode="json"), policy_revision=seen_revision + 1)
+    )
+    return connection.execute(statement).rowcount == 1
+
+
+def set_deleted(connection: Connection, name: str, now: datetime) -> None:
+    """It is gone for everybody; its name is not given again."""
+    connection.execute(update(models).where(models.c.name == name).values(deleted_at=now))
+
+
+def _has_work() -> ColumnElement[bool]:
+    """An unfinished job, a version to store or a pointer to mirror.
+
+    Each is a look into an index of the few rows that matter: the finished ones cost nothing.
+    """
+    unfinished = select(jobs.c.id).where(
+        jobs.c.model == models.c.name, jobs.c.finished_at.is_(None)
+    )
+    unstored = select(versions.c.number).where(
+        versions.c.model == models.c.name, versions.c.stored_at.is_(None)
+    )
+    unmirrored = models.c.mirrored_generation < models.c.live_generation
+    return and_(
+        models.c.deleted_at.is_(None), or_(unmirrored, unfinished.exists(), unstored.exists())
+    )
+
+
+def _is_free(service: str, now: datetime, renew_before: datetime) -> ColumnElement[bool]:
+    return or_(
+        models.c.lease_until.is_(None),
+        models.c.lease_until <= now,
+        and_(models.c.lease_owner == service, models.c.lease_until <= renew_before),
+    )
+
+
 def _record(row: RowMapping) -> ModelRecord:
     values = dict(row)
     values["spec"] = ModelSpec.model_validate(values["spec"])
+    values["policy"] = GatePolicy.model_validate(values["policy"])
+    if values["branched_from"] is not None:
+        values["branched_from"] = BranchPoint(**values["branched_from"])
     return ModelRecord(**values)

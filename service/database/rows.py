@@ -1,14 +1,37 @@
 """What a query answers: one frozen record per table, already in the contract's types."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from service.states import FailureReason, JobState
 from workers.contract.dataset import DatasetManifest
 from workers.contract.job import Progress
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
-from workers.contract.version import VersionManifest
+from workers.contract.policy import GatePolicy
+from workers.contract.version import Recall, VersionManifest
+
+PromotionKind = Literal["published", "promoted", "rolled_back"]
+
+
+@dataclass(frozen=True)
+class BranchPoint:
+    """The version of another model that a branch starts from."""
+
+    model: str
+    version: int
+
+
+@dataclass(frozen=True)
+class Approval:
+    """What somebody said about a candidate."""
+
+    decision: Literal["approved", "rejected"]
+    actor: str
+    reason: str
+    at: datetime
 
 
 @dataclass(frozen=True)
@@ -16,20 +39,32 @@ class ModelRecord:
     """A model: `head` is its newest version, 0 before the first."""
 
     name: str
+    owner: str
     spec: ModelSpec
+    policy: GatePolicy
+    policy_revision: int
     head: int
     live_version: int | None
     live_generation: int
     mirrored_generation: int
+    lease_owner: str | None
+    lease_until: datetime | None
+    branched_from: BranchPoint | None
     created_at: datetime
+    deleted_at: datetime | None
+    swept_at: datetime | None
 
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """A dataset as it was posted, and its manifest once it was verified."""
+    """A dataset as it was posted, and its manifest once it was verified.
+
+    While it is not sealed, shards can be added, and it has no job.
+    """
 
     sequence: int
     id: str
+    owner: str
     model: str
     name: str
     pair: ModalityPair
@@ -38,6 +73,9 @@ class DatasetRecord:
     quarantine_reason: str | None
     manifest: DatasetManifest | None
     created_at: datetime
+    sealed_at: datetime | None
+    deleted_at: datetime | None
+    swept_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -46,36 +84,46 @@ class JobRecord:
 
     sequence: int
     id: str
+    owner: str
     model: str
     dataset: str
     state: JobState
     reason: FailureReason | None
     message: str | None
+    revision: int
     attempt: int
     attempts_before_retry: int
     submission_id: str | None
     parent_version: int | None
     version: int | None
     progress: Progress | None
+    approval: Approval | None
     cancel_requested: bool
     created_at: datetime
     state_changed_at: datetime
     started_at: datetime | None
+    launched_at: datetime | None
+    heard_at: datetime | None
+    ended_at: datetime | None
     finished_at: datetime | None
+    swept_at: datetime | None
 
 
 @dataclass(frozen=True)
 class VersionRecord:
-    """A published version; it can answer once it is stored."""
+    """A published version; it can answer once it is stored. One that a branch copied has no job."""
 
     model: str
     number: int
-    job: str
+    job: str | None
     attempt: int
     parent: int | None
     manifest: VersionManifest
+    evaluation: dict[str, Recall]
+    copied_from: str | None
     created_at: datetime
     stored_at: datetime | None
+    retired_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -86,8 +134,31 @@ class PromotionRecord:
     generation: int
     version: int
     previous: int | None
+    kind: PromotionKind
+    returns_to: int | None
     reason: str
     actor: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Happening:
+    """Something that happens, told in the transaction in which it happens."""
+
+    kind: str
+    owner: str
+    model: str
+    dataset: str | None = None
+    job: str | None = None
+    version: int | None = None
+    data: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventRecord(Happening):
+    """Something that happened."""
+
+    sequence: int
     created_at: datetime
 
 

@@ -6,19 +6,39 @@ from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from service.database.rows import PromotionRecord, VersionRecord
 from service.database.tables import promotions, versions
-from workers.contract.version import VersionManifest
+from workers.contract.version import Recall, VersionManifest
 
 
 def create(connection: Connection, manifest: VersionManifest, now: datetime) -> None:
     """Insert a version whose files are not in place yet. Raises WriteConflict: a job has one."""
+    _insert(connection, manifest, now, job=manifest.job)
+
+
+def create_copy(
+    connection: Connection, manifest: VersionManifest, source: str, now: datetime
+) -> None:
+    """Insert a version of a branch, whose files are to be copied from the model `source`."""
+    _insert(connection, manifest, now, copied_from=source)
+
+
+def _insert(
+    connection: Connection,
+    manifest: VersionManifest,
+    now: datetime,
+    job: str | None = None,
+    copied_from: str | None = None,
+) -> None:
+    document = manifest.model_dump(mode="json")
     connection.execute(
         insert(versions).values(
             model=manifest.model,
             number=manifest.version,
-            job=manifest.job,
+            job=job,
             attempt=manifest.attempt,
             parent=manifest.parent,
-            manifest=manifest.model_dump(mode="json"),
+            manifest=document,
+            evaluation=document["report"]["evaluation"],
+            copied_from=copied_from,
             created_at=now,
         )
     )
@@ -66,6 +86,40 @@ def set_stored(connection: Connection, model: str, number: int, now: datetime) -
     return connection.execute(statement).rowcount == 1
 
 
+def set_retired(connection: Connection, model: str, number: int, now: datetime) -> None:
+    """It does not answer any more."""
+    connection.execute(
+        update(versions)
+        .where(versions.c.model == model, versions.c.number == number)
+        .values(retired_at=now)
+    )
+
+
+def evaluations(
+    connection: Connection, model: str, up_to: int
+) -> list[tuple[int, str, dict[str, Recall]]]:
+    """Number, dataset and recalls of each version up to that one, without its manifest."""
+    dataset = versions.c.manifest["dataset"].as_string()
+    query = (
+        select(versions.c.number, dataset, versions.c.evaluation)
+        .where(versions.c.model == model, versions.c.number <= up_to)
+        .order_by(versions.c.number)
+    )
+    return [
+        (number, learned, _recalls(evaluation))
+        for number, learned, evaluation in connection.execute(query).all()
+    ]
+
+
+def promotion(connection: Connection, model: str, generation: int) -> PromotionRecord | None:
+    """One change of the version that answers."""
+    query = select(promotions).where(
+        promotions.c.model == model, promotions.c.generation == generation
+    )
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else PromotionRecord(**row)
+
+
 def add_promotion(connection: Connection, promotion: PromotionRecord) -> None:
     """Remember who moved the live version, when and why."""
     connection.execute(insert(promotions).values(**vars(promotion)))
@@ -85,4 +139,9 @@ def promotion_page(
 def _record(row: RowMapping) -> VersionRecord:
     values = dict(row)
     values["manifest"] = VersionManifest.model_validate(values["manifest"])
+    values["evaluation"] = _recalls(values["evaluation"])
     return VersionRecord(**values)
+
+
+def _recalls(evaluation: dict[str, object]) -> dict[str, Recall]:
+    return {dataset: Recall.model_validate(recall) for dataset, recall in evaluation.items()}

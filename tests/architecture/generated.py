@@ -49,6 +49,7 @@ def openapi_document() -> str:
             database_url=f"sqlite:///{folder}/cmcl.db",
             store_uri=(Path(folder) / "store").as_uri(),
             launcher="process",
+            auth="off",
         )
         app = create_app(settings)
         document = app.openapi()

@@ -1,18 +1,20 @@
 """The promises that the control plane builds on, on both databases."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from threading import Barrier
 
 import pytest
 
-from service.control.intake import NewDataset, accept_dataset, create_model
+from service.control.intake import Intake, NewDataset, accept_dataset, create_model
 from service.database import jobs, models
 from service.database.engine import Database, open_database
 from service.database.rows import JobRecord
 from service.errors import DatabaseUnavailable, WriteConflict
-from service.states import IllegalMove, JobState
+from service.principal import LOCAL
+from service.states import TERMINAL, IllegalMove, JobState
 from workers.contract.job import Progress
 from workers.contract.model import ModelSpec
 
@@ -24,7 +26,7 @@ SPEC = ModelSpec(modalities={"image": 4, "text": 3})
 def model(database: Database) -> Database:
     """With the model `scenes`."""
     with database.write() as connection:
-        models.create(connection, "scenes", SPEC, NOW)
+        models.create(connection, "scenes", "default", SPEC, NOW)
     return database
 
 
@@ -36,9 +38,9 @@ def _post(database: Database, shard: str = "x") -> JobRecord:
         "shards": [{"uri": f"s3://bucket/{shard}"}],
     }
     request = NewDataset.model_validate(body)
-    accepted = database.settle(
-        lambda connection: accept_dataset(connection, request, ("s3://bucket",), NOW)
-    )
+    intake = Intake(LOCAL, ("s3://bucket",), NOW)
+    accepted = database.settle(lambda connection: accept_dataset(connection, request, intake))
+    assert accepted.job is not None
     return accepted.job
 
 
@@ -52,7 +54,7 @@ def _job(database: Database, seen: JobRecord) -> JobRecord:
 def test_moments_come_back_in_utc(database: Database) -> None:
     local = NOW.astimezone(timezone(timedelta(hours=9)))
     with database.write() as connection:
-        models.create(connection, "scenes", SPEC, local)
+        models.create(connection, "scenes", "default", SPEC, local)
     with database.read() as connection:
         found = models.find(connection, "scenes")
     assert found is not None
@@ -62,7 +64,7 @@ def test_moments_come_back_in_utc(database: Database) -> None:
 def test_a_moment_without_zone_is_refused(database: Database) -> None:
     naive = NOW.replace(tzinfo=None)
     with pytest.raises(Exception, match="without a time zone"), database.write() as connection:
-        models.create(connection, "scenes", SPEC, naive)
+        models.create(connection, "scenes", "default", SPEC, naive)
 
 
 def test_a_specification_comes_back_as_it_was(model: Database) -> None:
@@ -79,15 +81,15 @@ def test_a_move_needs_the_state_it_believes_in(model: Database) -> None:
             assert jobs.start_validating(connection, seen, NOW) is expected
 
 
-def test_a_move_needs_the_attempt_it_believes_in(model: Database) -> None:
+def test_a_move_needs_the_revision_it_believes_in(model: Database) -> None:
     seen = _post(model)
     with model.write() as connection:
         jobs.start_validating(connection, seen, NOW)
     validating = _job(model, seen)
     with model.write() as connection:
-        jobs.move(connection, validating, JobState.SUBMITTING, NOW, attempt=2)
+        jobs.start_attempt(connection, validating, None, "job-a1", NOW)
     submitting = _job(model, seen)
-    stale = JobRecord(**{**vars(submitting), "attempt": 1})
+    stale = replace(submitting, revision=validating.revision)
     with model.write() as connection:
         assert not jobs.move(connection, stale, JobState.RUNNING, NOW)
         assert jobs.move(connection, submitting, JobState.RUNNING, NOW)
@@ -99,7 +101,7 @@ def test_a_cancel_stops_what_was_decided_before_it(model: Database) -> None:
         jobs.start_validating(connection, seen, NOW)
     validating = _job(model, seen)
     with model.write() as connection:
-        assert jobs.request_cancel(connection, validating)
+        assert jobs.request_cancel(connection, validating, NOW)
         assert not jobs.move(connection, validating, JobState.SUBMITTING, NOW, attempt=1)
 
 
@@ -161,7 +163,7 @@ def test_the_same_model_at_once_is_one_model(database: Database) -> None:
     def post(_: int) -> bool:
         ready.wait()
         return database.settle(
-            lambda connection: create_model(connection, "scenes", SPEC, NOW).is_new
+            lambda connection: create_model(connection, "scenes", SPEC, LOCAL, NOW).is_new
         )
 
     with ThreadPoolExecutor(4) as threads:
@@ -173,18 +175,19 @@ def test_progress_is_kept_and_null_is_null(model: Database) -> None:
     assert seen.progress is None
     progress = Progress(phase="training", updates_done=3, updates_total=9, at=NOW)
     with model.write() as connection:
-        jobs.set_progress(connection, seen, progress)
+        jobs.set_progress(connection, seen, progress, NOW)
     assert _job(model, seen).progress == progress
     with model.read() as connection:
         query = "SELECT count(*) FROM datasets WHERE manifest IS NULL"
         assert connection.exec_driver_sql(query).scalar_one() == 1
 
 
-def test_every_state_is_counted(model: Database) -> None:
-    _post(model)
+def test_every_open_state_is_counted(model: Database) -> None:
+    seen = _post(model)
     with model.read() as connection:
-        counted = jobs.count_by_state(connection)
-    assert set(counted) == {state.value for state in JobState}
+        counted = jobs.count_open(connection)
+        assert jobs.oldest_queued(connection) == seen.created_at
+    assert set(counted) == {state.value for state in set(JobState) - TERMINAL}
     assert sum(counted.values()) == counted["queued"] == 1
 
 
@@ -198,8 +201,8 @@ def test_a_reader_does_not_wait_for_a_writer(model: Database) -> None:
 def test_an_error_undoes_the_whole_transaction(database: Database) -> None:
     def create_twice() -> None:
         with database.write() as connection:
-            models.create(connection, "scenes", SPEC, NOW)
-            models.create(connection, "scenes", SPEC, NOW)
+            models.create(connection, "scenes", "default", SPEC, NOW)
+            models.create(connection, "scenes", "default", SPEC, NOW)
 
     with pytest.raises(WriteConflict):
         create_twice()

@@ -51,6 +51,10 @@ class ControlPlane:
             "store_uri": self.store.uri,
             "allowed_prefixes": (self.shards.resolve().as_uri(),),
             "worker_command": "python -m workers.train --without-ray",
+            "auth": "off",
+            # A tick takes a second: whoever comes next finds the models free.
+            "lease_seconds": 1,
+            "lost_attempt_grace_seconds": 0,
             **settings,
         }
         parts = Parts(self.store, self.launcher, executor or InlineExecutor(), self.clock)

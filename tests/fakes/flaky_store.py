@@ -1,10 +1,10 @@
 """A store that can be told not to answer for a while."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from workers.contract.errors import StorageUnavailable
-from workers.storage.port import ObjectStore
+from workers.storage.port import ObjectStore, PresignedPut
 
 
 class FlakyStore:
@@ -19,6 +19,10 @@ class FlakyStore:
     def read(self, key: str) -> bytes:
         self._pass(key)
         return self._store.read(key)
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        self._pass(key)
+        return self._store.stream(key)
 
     def download(self, key: str, path: Path) -> None:
         self._pass(key)
@@ -44,6 +48,17 @@ class FlakyStore:
         self._pass(source)
         self._pass(target)
         self._store.copy(source, target)
+
+    def compose(self, parts: Sequence[str], target: str) -> None:
+        for key in (*parts, target):
+            self._pass(key)
+        self._store.compose(parts, target)
+
+    def presign_put(
+        self, key: str, sha256_hex: str, size: int, seconds: int
+    ) -> PresignedPut | None:
+        self._pass(key)
+        return self._store.presign_put(key, sha256_hex, size, seconds)
 
     def keys(self, prefix: str) -> Iterator[str]:
         self._pass(prefix)

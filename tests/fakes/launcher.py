@@ -18,6 +18,8 @@ class FakeLauncher:
         self.stopped: list[str] = []
         self.is_down = False
         self.refuses = False
+        # A cluster that is full takes a command and starts it later.
+        self.starts_at_once = True
         # A stop is a request: the attempt may take its time to end.
         self.stops_at_once = True
         self._statuses: dict[str, LaunchStatus] = {}
@@ -30,7 +32,8 @@ class FakeLauncher:
         if self.refuses:
             raise LauncherRefused("no room (on purpose)")
         self.commands[submission_id] = list(command)
-        self._statuses[submission_id] = LaunchStatus(LaunchState.RUNNING)
+        state = LaunchState.RUNNING if self.starts_at_once else LaunchState.PENDING
+        self._statuses[submission_id] = LaunchStatus(state)
 
     def status(self, submission_id: str) -> LaunchStatus:
         """See the port."""

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from service.database.engine import Database
 from service.launchers.port import Launcher, LaunchStatus
-from workers.storage.port import ObjectStore
+from workers.storage.port import ObjectStore, PresignedPut
 
 T = TypeVar("T")
 
@@ -87,6 +87,9 @@ class MortalStore:
     def read(self, key: str) -> bytes:
         return self._store.read(key)
 
+    def stream(self, key: str) -> Iterator[bytes]:
+        return self._store.stream(key)
+
     def download(self, key: str, path: Path) -> None:
         self._store.download(key, path)
 
@@ -104,6 +107,14 @@ class MortalStore:
 
     def copy(self, source: str, target: str) -> None:
         self._lifeline.around(lambda: self._store.copy(source, target))
+
+    def compose(self, parts: Sequence[str], target: str) -> None:
+        self._lifeline.around(lambda: self._store.compose(parts, target))
+
+    def presign_put(
+        self, key: str, sha256_hex: str, size: int, seconds: int
+    ) -> PresignedPut | None:
+        return self._store.presign_put(key, sha256_hex, size, seconds)
 
     def keys(self, prefix: str) -> Iterator[str]:
         return self._store.keys(prefix)

@@ -24,6 +24,8 @@ def train(
     attempt: int,
     drift: float = 0.1,
     changes: Mapping[str, object] | None = None,
+    *,
+    write: bool = True,
 ) -> VersionManifest:
     """Write a complete candidate; `changes` make its manifest tell something else."""
     spec = JobSpec.model_validate_json(store.read(layout.run_spec(job, attempt)))
@@ -51,7 +53,8 @@ def train(
             },
         ),
     ).model_copy(update=dict(changes or {}))
-    write_candidate(store, manifest, {**files, layout.MOMENTS: moments})
+    if write:
+        write_candidate(store, manifest, {**files, layout.MOMENTS: moments})
     return manifest
 
 

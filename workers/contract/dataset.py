@@ -1,35 +1,51 @@
 """A dataset of paired features: what the user posts, and its manifest once it was verified."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
 from workers.contract.modality import Frozen, ModalityPair, ModelName, Sha256
 
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+FileFormat = Literal["parquet", "arrow", "npz", "safetensors", "hdf5"]
 
 
 class ShardRef(Frozen):
-    """One Parquet file as the user names it. The digest is optional, and checked when given."""
+    """One file of rows as the user names it. The digest is optional, and checked when given."""
 
     uri: Uri = Field(examples=["s3://captures/2026-11/pairs-000.parquet"])
     sha256: Sha256 | None = None
 
 
+class SourceFile(Frozen):
+    """The file that a shard was made from, as it was when it was read."""
+
+    uri: Uri = Field(description="as the user named it")
+    sha256: Sha256
+    bytes: int = Field(ge=1)
+    format: FileFormat
+
+
 class Shard(Frozen):
-    """One Parquet file after it was read and verified."""
+    """One Parquet file after it was read and verified.
+
+    `source`: where it was converted or split; None where it is the user's own file.
+    """
 
     uri: Uri
     sha256: Sha256
     bytes: int = Field(ge=1)
     rows: int = Field(ge=1)
+    source: SourceFile | None = None
 
 
 class DatasetManifest(Frozen):
     """A verified dataset: immutable, written to `datasets/<dataset>/manifest.json`.
 
-    Training shards stay where the user put them and are never copied. Evaluation shards are held
-    out: they are copied beside this manifest, because later versions are measured on them.
+    Training shards that are Parquet already stay where the user put them; what had to be converted,
+    or split by `evaluation_share`, lies beside this manifest until the dataset was learned.
+    Evaluation shards are held out: they are copied beside this manifest, because later versions
+    are measured on them.
     """
 
     dataset: str

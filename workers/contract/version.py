@@ -79,6 +79,9 @@ class LearnedDataset(Frozen):
     version: int = Field(ge=1)
     moments: FileEntry
     shard_digests: tuple[Sha256, ...]
+    recall: Recall | None = Field(
+        default=None, description="on its held-out rows, in the version that learned it"
+    )
 
 
 class Protection(Frozen):
@@ -89,6 +92,16 @@ class Protection(Frozen):
     output_rank: int = Field(ge=0, description="protected directions of the embeddings")
     output_width: int = Field(ge=1)
     blocked_share: float = Field(ge=0, le=1, description="share of entries that could not move")
+
+
+class HeadCapacity(Frozen):
+    """How full one head is for the next dataset, at the spec's kept energy."""
+
+    free_share: float = Field(ge=0, le=1, description="share of entries that may still move")
+    input_rank: int = Field(ge=0, description="directions of the features that hold 95 % of energy")
+    input_width: int = Field(ge=1)
+    output_rank: int = Field(ge=0, description="the same of the partners' embeddings")
+    output_width: int = Field(ge=1)
 
 
 class VersionReport(Frozen):
@@ -102,6 +115,12 @@ class VersionReport(Frozen):
     protection: dict[str, Protection] = Field(default={}, description="by modality")
     drift: dict[str, Drift] = Field(default={}, description="by earlier dataset")
     quality: dict[str, Quality] = Field(default={}, description="by earlier dataset")
+    capacity: dict[str, HeadCapacity] = Field(default={}, description="by modality learned so far")
+    recall_before: Recall | None = Field(
+        default=None,
+        description="of the parent on the new dataset's held-out rows; a modality that was new "
+        "starts from the seed",
+    )
     shrinkage: Shrinkage | None = Field(
         default=None, description="None: max_drift was kept without shrinking"
     )

@@ -2,6 +2,9 @@
 
 Prints a table, with --json one JSON document. Status 0: answered; 2: it cannot be answered, and one
 line on stderr says why; 3 (preflight): the dataset would be refused.
+
+The service asks for pre-flights as well: it names keys of the store for what is long (the shards)
+and for the answer.
 """
 
 import argparse
@@ -14,12 +17,15 @@ from pydantic import ValidationError
 
 from workers.contract.errors import WorkerError
 from workers.contract.modality import ModalityPair
+from workers.contract.preflight import AskedShard
 from workers.inspect.capacity import model_capacity
 from workers.inspect.compare import compare
+from workers.inspect.delivery import asked_shards, leave_error, leave_outlook
 from workers.inspect.migrate import MigrationQuestion, migrate
 from workers.inspect.preflight import DatasetOutlook, dataset_outlook
 from workers.inspect.show import Answer, as_json, as_text
 from workers.inspect.versions import Unanswerable
+from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
 
 _CANNOT, _REFUSED = 2, 3
@@ -51,7 +57,7 @@ def _answer(options: argparse.Namespace) -> Answer:
         case "capacity":
             return model_capacity(store, model, options.version)
         case "preflight":
-            return dataset_outlook(store, model, options.version, options.pair, options.shards)
+            return _outlook(store, options)
         case "compare":
             return compare(store, model, options.old, options.new)
         case _:
@@ -59,6 +65,32 @@ def _answer(options: argparse.Namespace) -> Answer:
                 model, options.old, options.new, options.modality, options.most_error
             )
             return migrate(store, question, options.vectors, options.out)
+
+
+def _outlook(store: ObjectStore, options: argparse.Namespace) -> DatasetOutlook:
+    """To the caller, and into the store if somebody waits for it there."""
+    try:
+        shards, allowed = _shards(store, options)
+        outlook = dataset_outlook(
+            store, options.model, options.version, options.pair, shards, allowed
+        )
+    except (Unanswerable, WorkerError, OSError) as error:
+        if options.into is not None:
+            leave_error(store, options.into, error)
+        raise
+    if options.into is not None:
+        leave_outlook(store, options.into, outlook)
+    return outlook
+
+
+def _shards(
+    store: ObjectStore, options: argparse.Namespace
+) -> tuple[tuple[AskedShard, ...], tuple[str, ...] | None]:
+    """Whoever types addresses may read them; whoever asks by the service, what it permits."""
+    if options.shards_in is None:
+        return tuple(AskedShard(uri=uri) for uri in options.shards), None
+    asked = asked_shards(store, options.shards_in)
+    return asked.shards, asked.allowed_prefixes
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,7 +120,10 @@ def _capacity(parser: argparse.ArgumentParser) -> None:
 def _preflight(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", type=_number, required=True)
     parser.add_argument("--pair", type=_pair, required=True, metavar="A,B")
-    parser.add_argument("--shards", nargs="+", required=True, metavar="URI")
+    shards = parser.add_mutually_exclusive_group(required=True)
+    shards.add_argument("--shards", nargs="+", metavar="URI")
+    shards.add_argument("--shards-in", metavar="KEY", help="a document in the store names them")
+    parser.add_argument("--into", metavar="KEY", help="leave the answer in the store as well")
 
 
 def _compare(parser: argparse.ArgumentParser) -> None:

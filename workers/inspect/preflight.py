@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.contract.dataset import ShardRef
 from workers.contract.errors import InvalidDataset
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
+from workers.contract.preflight import AskedShard
 from workers.contract.version import VersionManifest
 from workers.inspect.protected import protected_moments, remark_on_method
 from workers.inspect.versions import check_modality, find_version, heads_of, kept_of, memory_of
@@ -25,8 +25,10 @@ from workers.model.rows import PairedRows
 from workers.nullspace.mask import product_mask
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.nullspace.preflight import Findings, HeadMoments, Preflight, check_rows, preflight
+from workers.storage.formats.user_file import Side
+from workers.storage.intake import Address, take
 from workers.storage.port import ObjectStore
-from workers.storage.shards import FEATURES, ShardChecker, fetch, read_rows
+from workers.storage.shards import FEATURES, ShardChecker, read_rows
 from workers.train.data import paired_rows
 from workers.train.learn import Knowledge, conditioned, prepared_rows
 
@@ -65,18 +67,24 @@ class DatasetOutlook:
 
 
 def dataset_outlook(
-    store: ObjectStore, model: str, version: int, pair: ModalityPair, shards: Sequence[str]
+    store: ObjectStore,
+    model: str,
+    version: int,
+    pair: ModalityPair,
+    shards: Sequence[AskedShard],
+    allowed: tuple[str, ...] | None = None,
 ) -> DatasetOutlook:
     """Look at training shards as if they were posted to a model whose head is `version`.
 
+    `allowed`: prefixes that users' own addresses must not leave; None: wherever they lie.
     Raises Unanswerable for what cannot be asked, WorkerError where store or shards do not answer.
     """
     manifest = find_version(store, model, version)
     for modality in pair.modalities:
         check_modality(manifest, modality)
     with tempfile.TemporaryDirectory(prefix="cmcl-preflight-") as folder:
-        paths = {Path(folder) / f"{index}.parquet": uri for index, uri in enumerate(shards)}
-        refusals = tuple(_refused_at_intake(manifest.spec, pair, paths))
+        paths = {Path(folder) / f"{index}.parquet": shard for index, shard in enumerate(shards)}
+        refusals = tuple(_refused_at_intake(manifest.spec, pair, paths, allowed))
         rows = _readable_rows(list(paths))
     found = {} if rows is None else _findings(manifest.spec, pair, rows)
     if rows is not None:
@@ -89,16 +97,29 @@ def dataset_outlook(
 
 
 def _refused_at_intake(
-    spec: ModelSpec, pair: ModalityPair, paths: Mapping[Path, str]
+    spec: ModelSpec,
+    pair: ModalityPair,
+    paths: Mapping[Path, AskedShard],
+    allowed: tuple[str, ...] | None,
 ) -> Iterator[str]:
-    """Download, and check as the service does; of each shard the first fault."""
-    checker = ShardChecker((spec.modalities[pair.first], spec.modalities[pair.second]))
-    for path, uri in paths.items():
+    """Bring each to its path and check it as the service does; of each shard the first fault."""
+    sides = _sides(spec, pair)
+    checker = ShardChecker((sides[0].width, sides[1].width))
+    for path, shard in paths.items():
+        address = Address(shard.address or shard.uri, None if shard.address else allowed)
         try:
-            fetch(ShardRef(uri=uri), path)
-            checker.check(path, uri)
+            take(shard, address, path, sides)
+            checker.check(path, shard.uri)
         except InvalidDataset as error:
             yield str(error)
+
+
+def _sides(spec: ModelSpec, pair: ModalityPair) -> tuple[Side, Side]:
+    first, second = (
+        Side(column, modality, spec.modalities[modality])
+        for column, modality in zip(FEATURES, pair.modalities, strict=True)
+    )
+    return first, second
 
 
 def _readable_rows(paths: Sequence[Path]) -> PairedRows | None:

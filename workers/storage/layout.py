@@ -1,11 +1,15 @@
 """The names of all keys: the only place that knows how the bucket is laid out.
 
 datasets/<dataset>/manifest.json            verified shards
+                   training-<i>.parquet     converted or split rows, until they were learned
                    evaluation-<i>.parquet   held-out rows, copied in
                    moments.safetensors      written when its version is published
 runs/<job>/a<attempt>/spec.json, progress.json, failure.json, candidate/...; may be swept
 models/<model>/versions/<n>/...             a published version; manifest.json LAST
 models/<model>/live.json                    which version answers
+uploads/<upload>/parts/<n>-<sha256>         parts that arrived, until the file is complete
+                 direct                     what a client put there by itself, through a signed link
+                 file-<n>                   the complete file, as the n-th attempt made it
 """
 
 MANIFEST = "manifest.json"
@@ -25,6 +29,15 @@ def dataset_manifest(dataset: str) -> str:
 
 def evaluation_shard(dataset: str, index: int) -> str:
     return f"datasets/{dataset}/evaluation-{index}.parquet"
+
+
+def training_shard(dataset: str, index: int) -> str:
+    return f"{training_shards(dataset)}{index}.parquet"
+
+
+def training_shards(dataset: str) -> str:
+    """What their keys begin with."""
+    return f"datasets/{dataset}/training-"
 
 
 def dataset_moments(dataset: str) -> str:
@@ -57,3 +70,19 @@ def version_file(model: str, version: int, name: str) -> str:
 
 def live_pointer(model: str) -> str:
     return f"models/{model}/live.json"
+
+
+def upload_prefix(upload: str) -> str:
+    return f"uploads/{upload}/"
+
+
+def upload_part(upload: str, number: int, sha256: str) -> str:
+    return f"uploads/{upload}/parts/{number}-{sha256}"
+
+
+def upload_direct(upload: str) -> str:
+    return f"uploads/{upload}/direct"
+
+
+def upload_file(upload: str, attempt: int) -> str:
+    return f"uploads/{upload}/file-{attempt}"

@@ -8,12 +8,14 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from workers.contract.errors import InvalidUri, ObjectExists, ObjectNotFound, StorageUnavailable
 from workers.storage.keys import checked_key, checked_prefix
+from workers.storage.port import CHUNK_BYTES
 
 _TEMPORARY = ".tmp-"
 
@@ -26,12 +28,16 @@ class LocalStore:
         self.uri = self.root.as_uri()
 
     def read(self, key: str) -> bytes:
+        with _translated(key), self._open(key) as file:
+            return file.read()
+
+    def stream(self, key: str) -> Iterator[bytes]:
         with _translated(key):
-            return self._existing(key).read_bytes()
+            return _chunks(self._open(key), key)
 
     def download(self, key: str, path: Path) -> None:
-        with _translated(key):
-            shutil.copyfile(self._existing(key), path)
+        with _translated(key), self._open(key) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target, CHUNK_BYTES)
 
     def size(self, key: str) -> int:
         with _translated(key):
@@ -57,8 +63,23 @@ class LocalStore:
             temporary.replace(self._path(key))
 
     def copy(self, source: str, target: str) -> None:
-        with _translated(source):
-            self.upload(self._existing(source), target)
+        self.compose([source], target)
+
+    def compose(self, parts: Sequence[str], target: str) -> None:
+        for part in parts:
+            # Before anything is written: a part that is missing costs nothing.
+            self.size(part)
+        with self._temporary(target) as temporary:
+            with temporary.open("wb") as file:
+                for part in parts:
+                    with self._open(part) as source:
+                        shutil.copyfileobj(source, file, CHUNK_BYTES)
+            _flush(temporary)
+            temporary.replace(self._path(target))
+
+    def presign_put(self, key: str, sha256_hex: str, size: int, seconds: int) -> None:
+        """A disk has no links."""
+        checked_key(key)
 
     def keys(self, prefix: str) -> Iterator[str]:
         parent = checked_prefix(prefix).rpartition("/")[0]
@@ -92,6 +113,15 @@ class LocalStore:
             raise ObjectNotFound(f"there is no object {key!r}")
         return path
 
+    def _open(self, key: str) -> BinaryIO:
+        """The object's file, opened step by step so that no link put in its way meanwhile is followed."""
+        with _translated(key):
+            parts = self._existing(key).relative_to(self.root).parts
+            try:
+                return os.fdopen(_open_beneath(self.root, parts), "rb")
+            except FileNotFoundError as error:
+                raise ObjectNotFound(f"there is no object {key!r}") from error
+
     def _folder(self, key: str) -> Path:
         return self._path(key) if key else self.root
 
@@ -117,6 +147,30 @@ class LocalStore:
                 _flush(target.parent)
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def _open_beneath(root: Path, parts: Sequence[str]) -> int:
+    """A descriptor of a file whose path below `root` has no links any more."""
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in parts[:-1]:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        return os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _chunks(file: BinaryIO, key: str) -> Iterator[bytes]:
+    """Everything in an open file, which is closed in the end."""
+    with _translated(key), file:
+        left = os.fstat(file.fileno()).st_size
+        while chunk := file.read(min(CHUNK_BYTES, left)):
+            left -= len(chunk)
+            yield chunk
+        if left:
+            raise StorageUnavailable(f"{key!r} ended {left} bytes before its promised length")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,8 +1,26 @@
 """The port for object storage. Two adapters: `local` (file://) and `s3` (s3://, any endpoint)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class PresignedPut:
+    """A request that somebody without credentials may send, once or again, until `expires_at`.
+
+    It must carry exactly `headers`, which are signed: length and SHA-256 of the body are among
+    them, so that the store refuses other bytes.
+    """
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    expires_at: datetime
 
 
 class ObjectStore(Protocol):
@@ -16,6 +34,14 @@ class ObjectStore(Protocol):
 
     def read(self, key: str) -> bytes:
         """All bytes of a small object. Raises ObjectNotFound."""
+        ...
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """The bytes of an object of any size, in chunks of at most CHUNK_BYTES.
+
+        Raises ObjectNotFound, at once and not with the first chunk. A body that breaks off, or ends
+        before its promised length, raises StorageUnavailable where it does.
+        """
         ...
 
     def download(self, key: str, path: Path) -> None:
@@ -40,6 +66,16 @@ class ObjectStore(Protocol):
 
     def copy(self, source: str, target: str) -> None:
         """Copy within the store, overwriting. Raises ObjectNotFound."""
+        ...
+
+    def compose(self, parts: Sequence[str], target: str) -> None:
+        """Write the parts' bytes, in their order, as one object, overwriting. Raises ObjectNotFound."""
+        ...
+
+    def presign_put(
+        self, key: str, sha256_hex: str, size: int, seconds: int
+    ) -> PresignedPut | None:
+        """A link to write these very bytes, for `seconds`; None where the store knows no links."""
         ...
 
     def keys(self, prefix: str) -> Iterator[str]:

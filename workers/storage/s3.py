@@ -4,9 +4,11 @@ Credentials, region and endpoint come from boto3's own chain (AWS_ENDPOINT_URL, 
 identity of a service account, ...): there is nothing to configure here.
 """
 
+import base64
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,21 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from workers.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
 from workers.storage.keys import checked_key, checked_prefix
+from workers.storage.multipart import Multipart
+from workers.storage.port import CHUNK_BYTES, PresignedPut
 
 _CONFIG = Config(
-    retries={"mode": "standard", "max_attempts": 5}, connect_timeout=5, read_timeout=60
+    retries={"mode": "standard", "max_attempts": 5},
+    connect_timeout=5,
+    read_timeout=60,
+    # Links are signed with version 2 otherwise, which leaves length and digest out.
+    signature_version="s3v4",
 )
 # boto3's default session is not made for several threads; the clients that it gives are.
 _MAKING_A_CLIENT = threading.Lock()
 _NOT_FOUND = {"404", "NoSuchKey", "NotFound"}
-_TAKEN = {"409", "412", "PreconditionFailed", "ConditionalRequestConflict"}
+_CONFLICT = {"409", "ConditionalRequestConflict"}
+_TAKEN = {"412", "PreconditionFailed"} | _CONFLICT
 
 
 class S3Store:
@@ -50,6 +59,10 @@ class S3Store:
             body: bytes = self._client.get_object(**self._at(key))["Body"].read()
             return body
 
+    def stream(self, key: str) -> Iterator[bytes]:
+        with _translated(key):
+            return _chunks(self._client.get_object(**self._at(key))["Body"], key)
+
     def download(self, key: str, path: Path) -> None:
         with _translated(key):
             self._client.download_file(self.bucket, self.prefix + checked_key(key), str(path))
@@ -64,7 +77,11 @@ class S3Store:
 
     def create(self, key: str, data: bytes) -> None:
         with _translated(key):
-            self._client.put_object(**self._at(key), Body=data, IfNoneMatch="*")
+            try:
+                self._client.put_object(**self._at(key), Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                if not (_was_unclear(error) and self._holds(key, data)):
+                    raise
 
     def upload(self, path: Path, key: str) -> None:
         with _translated(key):
@@ -73,6 +90,33 @@ class S3Store:
     def copy(self, source: str, target: str) -> None:
         with _translated(source):
             self._client.copy(self._at(source), self.bucket, self.prefix + checked_key(target))
+
+    def compose(self, parts: Sequence[str], target: str) -> None:
+        # S3 takes no part of no bytes.
+        sizes = {part: size for part in parts if (size := self.size(part))}
+        if not sizes:
+            self.put(target, b"")
+            return
+        with _translated(target), Multipart(self._client, self._at(target)) as upload:
+            filled = [part for part in parts if part in sizes]
+            if Multipart.can_copy([sizes[part] for part in filled]):
+                for part in filled:
+                    upload.copy(self._at(part))
+            else:
+                total = sum(sizes[part] for part in filled)
+                upload.send((chunk for part in filled for chunk in self.stream(part)), total)
+
+    def presign_put(self, key: str, sha256_hex: str, size: int, seconds: int) -> PresignedPut:
+        digest = base64.b64encode(bytes.fromhex(sha256_hex)).decode()
+        expires_at = datetime.now(UTC) + timedelta(seconds=seconds)
+        with _translated(key):
+            url = self._client.generate_presigned_url(
+                "put_object",
+                Params={**self._at(key), "ContentLength": size, "ChecksumSHA256": digest},
+                ExpiresIn=seconds,
+            )
+        headers = {"content-length": str(size), "x-amz-checksum-sha256": digest}
+        return PresignedPut("PUT", url, headers, expires_at)
 
     def keys(self, prefix: str) -> Iterator[str]:
         for page in self._pages(checked_prefix(prefix)):
@@ -91,6 +135,13 @@ class S3Store:
         with _translated(key):
             self._client.delete_object(**self._at(key))
 
+    def _holds(self, key: str, data: bytes) -> bool:
+        """Whether these very bytes are there: then our own request was the one that took the key."""
+        try:
+            return self.size(key) == len(data) and self.read(key) == data
+        except ObjectNotFound as error:
+            raise StorageUnavailable(f"{key!r} was being written by somebody else") from error
+
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + checked_key(key)}
 
@@ -105,6 +156,20 @@ class S3Store:
 def _new_client() -> Any:
     with _MAKING_A_CLIENT:
         return boto3.client("s3", config=_CONFIG)
+
+
+def _was_unclear(error: ClientError) -> bool:
+    """Whether the refusal may mean ourselves: a request was sent again, or several came at once."""
+    answer = error.response
+    resent = answer.get("ResponseMetadata", {}).get("RetryAttempts", 0) > 0
+    code = answer.get("Error", {}).get("Code")
+    return code in _CONFLICT or (resent and code in _TAKEN)
+
+
+def _chunks(body: Any, key: str) -> Iterator[bytes]:
+    """A body as it comes; the connection is given back in the end."""
+    with _translated(key), closing(body):
+        yield from body.iter_chunks(CHUNK_BYTES)
 
 
 @contextmanager

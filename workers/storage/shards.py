@@ -1,6 +1,7 @@
 """Feature shards: Parquet with `id`, optional `label`, and `feature_a`, `feature_b` as fixed-size lists.
 
-Everything that can be wrong with a user's file is found here, and said in the user's words.
+Everything that can be wrong with rows is found here, and said in the user's words. Files of other
+kinds are brought into this form by `formats`.
 """
 
 import hashlib
@@ -9,21 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workers.contract.dataset import Shard, ShardRef
 from workers.contract.errors import InvalidDataset, ObjectNotFound
-from workers.storage.uris import locate
+from workers.storage.formats import columns
+from workers.storage.formats.parquet import known_batches, open_parquet
+from workers.storage.uris import locate, locate_allowed
 from workers.storage.versions import sha256_of_file
 
-FEATURES = ("feature_a", "feature_b")
-_ROWS_AT_ONCE = 8192
-_UNREADABLE = (pa.ArrowException, OSError, ValueError)
+FEATURES = columns.FEATURES
 # Rows are brought to unit length in float32, where squares underflow and overflow: outside of
 # these lengths a row would silently lose its direction. The query endpoint has the same bounds.
 _SHORTEST = 1e-12
 _LONGEST = 1e18
+# Of each id, sixteen bytes of digest are held to find it again: about 6 GiB for so many rows.
+MOST_ROWS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,26 @@ class Rows:
 
 
 def fetch(ref: ShardRef | Shard, path: Path) -> Shard:
-    """Download one shard and check what was promised about its bytes.
+    """Download one shard in the internal form and check what was promised about its bytes.
 
     `rows` of the answer is what the file's footer says. Raises InvalidDataset if the file is
     missing, truncated or has another digest; StorageUnavailable if trying again can help.
     """
-    store, key = locate(ref.uri)
+    digest = download(ref, ref.uri, path)
+    return Shard(
+        uri=ref.uri, sha256=digest, bytes=path.stat().st_size, rows=count_rows(path, ref.uri)
+    )
+
+
+def download(
+    ref: ShardRef | Shard, address: str, path: Path, allowed: tuple[str, ...] | None = None
+) -> str:
+    """Download a user's file of any format from `address`; its SHA-256.
+
+    `ref.uri` is what messages name. `allowed`: prefixes that it must not leave, whatever links lie
+    in its way by now. Raises InvalidDataset, InvalidUri, StorageUnavailable.
+    """
+    store, key = locate(address) if allowed is None else locate_allowed(address, allowed)
     try:
         store.download(key, path)
     except ObjectNotFound as error:
@@ -55,10 +71,15 @@ def fetch(ref: ShardRef | Shard, path: Path) -> Shard:
     digest = sha256_of_file(path)
     if ref.sha256 is not None and digest != ref.sha256:
         raise InvalidDataset(f"{ref.uri}: its SHA-256 is {digest}, expected {ref.sha256}")
-    rows = _open(path, ref.uri).metadata.num_rows
+    return digest
+
+
+def count_rows(path: Path, uri: str) -> int:
+    """Rows of a shard by its footer. Raises InvalidDataset for none."""
+    rows: int = open_parquet(path, uri).metadata.num_rows
     if rows == 0:
-        raise InvalidDataset(f"{ref.uri}: it has no rows, at least 1 is needed")
-    return Shard(uri=ref.uri, sha256=digest, bytes=path.stat().st_size, rows=rows)
+        raise InvalidDataset(f"{uri}: it has no rows, at least 1 is needed")
+    return rows
 
 
 class ShardChecker:
@@ -73,39 +94,29 @@ class ShardChecker:
 
     def check(self, path: Path, uri: str) -> None:
         """Raises InvalidDataset that names file, column and row."""
-        file = _open(path, uri)
+        file = open_parquet(path, uri)
         self._check_columns(file.schema_arrow, uri)
         first_row = 0
-        try:
-            columns = _known_columns(file.schema_arrow)
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
-                self._check_ids(batch.column("id"), first_row, uri)
-                if "label" in columns:
-                    _check_labels(batch.column("label"), first_row, uri)
-                for column in FEATURES:
-                    _check_values(batch.column(column), column, first_row, uri)
-                first_row += batch.num_rows
-        except _UNREADABLE as error:
-            raise InvalidDataset(f"{uri}: it cannot be read as Parquet: {error}") from error
+        for batch in known_batches(file, path, uri):
+            self._check_batch(batch, first_row, uri)
+            first_row += batch.num_rows
+
+    def _check_batch(self, batch: pa.RecordBatch, first_row: int, uri: str) -> None:
+        self._check_ids(batch.column("id"), first_row, uri)
+        if "label" in batch.schema.names:
+            _check_labels(batch.column("label"), first_row, uri)
+        for column in FEATURES:
+            _check_values(batch.column(column), column, first_row, uri)
 
     def _check_columns(self, schema: pa.Schema, uri: str) -> None:
-        for column in ("id", *FEATURES):
-            if column not in schema.names:
-                raise InvalidDataset(f"{uri}: column {column!r} is missing; found {schema.names}")
-        for column in _known_columns(schema):
-            if schema.names.count(column) > 1:
-                raise InvalidDataset(f"{uri}: column {column!r} is there more than once")
-        if not _is_text(schema.field("id").type):
-            raise InvalidDataset(f"{uri}: column 'id' must be text, is {schema.field('id').type}")
-        if "label" in schema.names and not _is_text(schema.field("label").type):
-            raise InvalidDataset(
-                f"{uri}: column 'label' must be text, is {schema.field('label').type}"
-            )
+        columns.check_names(schema, uri)
         for column, width in self._widths.items():
             _check_feature_type(schema.field(column).type, column, width, uri)
 
     def _check_ids(self, ids: pa.Array, first_row: int, uri: str) -> None:
-        for offset, value in enumerate(ids.to_pylist()):
+        if len(self._seen) + len(ids) > MOST_ROWS:
+            raise InvalidDataset(f"{uri}: a dataset has at most {MOST_ROWS} rows; split it in two")
+        for offset, value in enumerate(columns.plain_text(ids, "id", uri).to_pylist()):
             if value is None:
                 raise InvalidDataset(f"{uri}: row {first_row + offset} has no id")
             # Sixteen bytes an id, however long the ids are.
@@ -120,9 +131,12 @@ class ShardChecker:
 
 def read_rows(paths: list[Path]) -> Rows:
     """All rows of verified shards as float32. Columns that are the user's own stay unread."""
-    tables = [pq.read_table(path, columns=_known_columns(pq.read_schema(path))) for path in paths]
+    tables = [
+        pq.read_table(path, columns=columns.known_columns(pq.read_schema(path))) for path in paths
+    ]
     first_BI, second_BI = (
-        np.concatenate([_to_numpy(table.column(column)) for table in tables]) for column in FEATURES
+        np.concatenate([columns.float32_rows(table.column(column)) for table in tables])
+        for column in FEATURES
     )
     return Rows(first_BI, second_BI, _labels(tables))
 
@@ -135,24 +149,8 @@ def _labels(tables: list[pa.Table]) -> np.ndarray | None:
     )
 
 
-def _open(path: Path, uri: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except _UNREADABLE as error:
-        raise InvalidDataset(f"{uri}: it cannot be read as Parquet: {error}") from error
-
-
-def _known_columns(schema: pa.Schema) -> list[str]:
-    return [name for name in ("id", "label", *FEATURES) if name in schema.names]
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
-
-
 def _check_feature_type(type_: pa.DataType, column: str, width: int, uri: str) -> None:
-    is_list = pa.types.is_fixed_size_list(type_)
-    if not is_list or type_.value_type not in (pa.float16(), pa.float32()):
+    if not columns.is_internal(type_):
         raise InvalidDataset(
             f"{uri}: column {column!r} must be a fixed-size list of float16 or float32, is {type_}"
         )
@@ -164,7 +162,7 @@ def _check_feature_type(type_: pa.DataType, column: str, width: int, uri: str) -
 
 def _check_labels(labels: pa.Array, first_row: int, uri: str) -> None:
     """They are read here, so that a damaged one is found now and not by the training job."""
-    for offset, value in enumerate(labels.to_pylist()):
+    for offset, value in enumerate(columns.plain_text(labels, "label", uri).to_pylist()):
         if value is None:
             raise InvalidDataset(
                 f"{uri}: row {first_row + offset} has no label; "
@@ -175,7 +173,7 @@ def _check_labels(labels: pa.Array, first_row: int, uri: str) -> None:
 def _check_values(features: pa.Array, column: str, first_row: int, uri: str) -> None:
     if features.null_count or features.flatten().null_count:
         raise InvalidDataset(f"{uri}: column {column!r} has missing values")
-    values_BI = _to_numpy(features)
+    values_BI = columns.float32_rows(features)
     finite_B = np.isfinite(values_BI).all(axis=1)
     if not finite_B.all():
         row = first_row + int(np.argmin(finite_B))
@@ -190,16 +188,3 @@ def _check_values(features: pa.Array, column: str, first_row: int, uri: str) -> 
             f"{uri}: column {column!r} {found} in row {first_row + index}; "
             f"permitted are lengths from {_SHORTEST:g} to {_LONGEST:g}"
         )
-
-
-def _to_numpy(features: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    if isinstance(features, pa.ChunkedArray):
-        features = features.combine_chunks()
-    values = features.flatten()
-    if values.type == pa.float16():
-        # Arrow hands float16 over as NumPy's own type; the cast is one pass.
-        flat = values.to_numpy(zero_copy_only=False).astype(np.float32)
-    else:
-        flat = pc.cast(values, pa.float32()).to_numpy(zero_copy_only=False)
-    values_BI: np.ndarray = flat.reshape(len(features), features.type.list_size)
-    return values_BI

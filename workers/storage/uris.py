@@ -30,13 +30,29 @@ def locate(uri: str) -> tuple[ObjectStore, str]:
     return open_store(folder), unquote(name) if uri.startswith("file:") else name
 
 
+def locate_allowed(uri: str, allowed_prefixes: tuple[str, ...]) -> tuple[ObjectStore, str]:
+    """The same, under one of the prefixes: the store's root is that prefix, and nothing leaves it.
+
+    What the store reads is judged when it is read: a link that was put in the way after the address
+    was accepted is not followed out of the prefix. Raises InvalidUri.
+    """
+    prefix = _allowing(uri, allowed_prefixes)
+    path, root = (_split(address)[2] for address in (uri, prefix))
+    return open_store(prefix), path.removeprefix(root.rstrip("/")).lstrip("/")
+
+
 def check_allowed(uri: str, allowed_prefixes: tuple[str, ...]) -> None:
     """Raises InvalidUri unless the object `uri` lies under one of the prefixes, with no way out."""
+    _allowing(uri, allowed_prefixes)
+
+
+def _allowing(uri: str, allowed_prefixes: tuple[str, ...]) -> str:
+    """The prefix under which `uri` lies."""
     _split(uri)
     _must_name_an_object(uri)
     for prefix in allowed_prefixes:
-        if uri.startswith(prefix.rstrip("/") + "/") and _stays_inside(uri, prefix):
-            return
+        if _lies_under(uri, prefix) and _stays_inside(uri, prefix):
+            return prefix
     permitted = ", ".join(allowed_prefixes) or "none are configured"
     raise InvalidUri(f"{uri!r} is outside the allowed prefixes ({permitted})")
 
@@ -44,6 +60,18 @@ def check_allowed(uri: str, allowed_prefixes: tuple[str, ...]) -> None:
 def _must_name_an_object(uri: str) -> None:
     if uri.endswith("/"):
         raise InvalidUri(f"{uri!r} names a folder, not an object")
+
+
+def _lies_under(uri: str, prefix: str) -> bool:
+    """On a disk, `%20` and a space are the same; in a bucket they are different names."""
+    if not uri.startswith(("file:", "s3:")):
+        return False  # "S3:", which S3's own tools do not take either
+    try:
+        folder = _split(prefix.rstrip("/") + "/")
+    except InvalidUri:
+        return False  # a prefix that is no address permits nothing
+    scheme, bucket, path = _split(uri)
+    return (scheme, bucket) == folder[:2] and path.startswith(folder[2])
 
 
 def _stays_inside(uri: str, prefix: str) -> bool:

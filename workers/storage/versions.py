@@ -89,6 +89,15 @@ def publish_files(store: ObjectStore, manifest: VersionManifest) -> None:
     store.copy(source(layout.MANIFEST), target(layout.MANIFEST))
 
 
+def copy_version(store: ObjectStore, source_model: str, manifest: VersionManifest) -> None:
+    """Copy a version of `source_model` to the model of the manifest, manifest last; repeatable."""
+    for name in manifest.files:
+        source = layout.version_file(source_model, manifest.version, name)
+        store.copy(source, layout.version_file(manifest.model, manifest.version, name))
+    key = layout.version_file(manifest.model, manifest.version, layout.MANIFEST)
+    store.put(key, manifest.model_dump_json().encode())
+
+
 def read_live(store: ObjectStore, model: str) -> LivePointer | None:
     """Which version answers; None before the first one. Raises InvalidVersion."""
     try:
@@ -115,7 +124,17 @@ def _parsed(parse: Callable[[bytes], T], data: bytes, key: str) -> T:
 
 
 def _verify(store: ObjectStore, key: str, entry: FileEntry) -> None:
+    """In constant memory. Raises InvalidVersion that names the file."""
+    digest, found = hashlib.sha256(), 0
     try:
-        read_verified(store, key, entry)
-    except (ObjectNotFound, DigestMismatch) as error:
-        raise InvalidVersion(str(error)) from error
+        for chunk in store.stream(key):
+            digest.update(chunk)
+            found += len(chunk)
+    except ObjectNotFound as error:
+        raise InvalidVersion(f"{store.uri}/{key} is missing, its manifest names it") from error
+    if found != entry.bytes:
+        raise InvalidVersion(
+            f"{store.uri}/{key} has {found} bytes, its manifest says {entry.bytes}"
+        )
+    if digest.hexdigest() != entry.sha256:
+        raise InvalidVersion(f"{store.uri}/{key} is not what its manifest promised (SHA-256)")

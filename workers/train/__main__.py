@@ -1,19 +1,46 @@
-"""`python -m workers.train`: run one attempt of one job. This is what the service asks Ray to start."""
+"""`python -m workers.train`: run one attempt of one job. This is what the service asks Ray to start.
+
+The ranks that learned the attempt before are asked first; where they cannot be had, the attempt
+gets ranks of its own. Imports are where they are needed: they are most of what this process does.
+"""
 
 import argparse
+import sys
 
 
 def main() -> None:
-    """Parse, run, done: an error ends the process with its traceback and a failed job."""
+    """Parse, run, done: an error ends the process with its words and a failed job."""
     arguments = _parser().parse_args()
     if arguments.without_ray:
-        import torch
+        _run_here(arguments)
+    elif arguments.cold or not _run_warm(arguments):
+        _run_cold(arguments)
 
-        from workers.train.job import train_dataset
 
-        train_dataset(arguments.store, arguments.job, arguments.attempt, torch.device("cpu"))
-        return
-    # Imported here because each of the two ways takes seconds to import and needs the other not.
+def _run_here(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from workers.train.job import train_dataset
+
+    train_dataset(arguments.store, arguments.job, arguments.attempt, torch.device("cpu"))
+
+
+def _run_warm(arguments: argparse.Namespace) -> bool:
+    """False where the attempt needs ranks of its own; exits where it failed."""
+    import ray
+
+    from workers.train.warm.client import learn_warm, setup_here
+    from workers.train.warm.desk import Attempt
+
+    ray.init(log_to_driver=False)
+    attempt = Attempt(arguments.store, arguments.job, arguments.attempt)
+    answer = learn_warm(attempt, setup_here(arguments.ranks, arguments.gpus_per_rank))
+    if answer is not None and answer.state == "failed":
+        sys.exit(answer.words)
+    return answer is not None
+
+
+def _run_cold(arguments: argparse.Namespace) -> None:
     from workers.train.ray_run import run_on_ray
 
     run_on_ray(
@@ -32,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--ranks", type=int, default=1, help="processes that share the batch")
     parser.add_argument("--gpus-per-rank", type=float, default=0.0)
+    parser.add_argument(
+        "--cold", action="store_true", help="train with ranks that are started for this attempt"
+    )
     parser.add_argument(
         "--without-ray", action="store_true", help="train in this process alone, with one rank"
     )

@@ -102,6 +102,19 @@ def broadcast(tensors: Sequence[Tensor], here: World) -> None:
         dist.broadcast(tensor, src=0)
 
 
+def agreed(mine: bool, here: World) -> bool:
+    """The leading rank's answer to a question that two ranks could answer apart."""
+    answer = torch.tensor([int(mine)])
+    broadcast([answer], here)
+    return bool(answer)
+
+
+def meet(here: World) -> None:
+    """Wait until every rank has come here."""
+    if here.size > 1:
+        dist.barrier()
+
+
 def sum_scalar(value: Tensor, here: World) -> float:
     """The sum over ranks of one number."""
     if here.size > 1:

@@ -33,7 +33,7 @@ from workers.storage.uris import open_store
 from workers.storage.versions import entry_for, read_candidate, write_candidate
 from workers.train.certify import drifts, protections, qualities
 from workers.train.data import training_rows
-from workers.train.distributed import World, world
+from workers.train.distributed import World, agreed, world
 from workers.train.learn import Learned, Task, learn
 from workers.train.lineage import Parent, evaluate, read_earlier, read_parent
 from workers.train.report import Reporter, leave_failure
@@ -46,10 +46,11 @@ def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) 
     """
     store = open_store(store_uri)
     spec = JobSpec.model_validate_json(store.read(layout.run_spec(job, attempt)))
-    if _is_complete(store, spec):
+    here = world()
+    if agreed(_is_complete(store, spec), here):
         return
     try:
-        _train(store, spec, world(), device)
+        _train(store, spec, here, device)
     except (InvalidDataset, NothingToLearn, TrainingDiverged) as error:
         leave_failure(store, spec, error)
         raise

@@ -2,11 +2,11 @@
 
 from alembic import context
 
-from service.database.tables import metadata
+from service.database.tables import models
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=metadata,
+    target_metadata=models.metadata,
     render_as_batch=True,
 )
 with context.begin_transaction():

@@ -86,7 +86,7 @@ def test_what_would_be_refused_ends_with_status_3(store: ObjectStore, tmp_path: 
     said = ask("preflight", store, "--version", "1", "--pair", "v,t", "--shards", bad.as_uri())
     assert (said.status, said.stderr) == (3, "")
     assert "It would be refused." in said.stdout
-    assert "cannot be read as Parquet" in said.stdout
+    assert "neither Parquet nor Arrow IPC" in said.stdout
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from tests.unit.benchmarks.tiny_stream import WIDTHS, features, labels, write_part
 from tests.unit.inspect.conftest import shard_file
 from workers.contract.modality import ModalityPair
+from workers.contract.preflight import AskedShard
 from workers.inspect.preflight import DatasetOutlook, dataset_outlook
 from workers.inspect.versions import Unanswerable, find_version, heads_of, moments_of
 from workers.nullspace.mask import product_mask
@@ -19,8 +20,12 @@ from workers.storage.port import ObjectStore
 VT = ModalityPair(first="v", second="t")
 
 
+def asked(path: Path) -> AskedShard:
+    return AskedShard(uri=path.as_uri())
+
+
 def outlook(store: ObjectStore, *paths: Path, version: int = 2) -> DatasetOutlook:
-    return dataset_outlook(store, "m", version, VT, [path.as_uri() for path in paths])
+    return dataset_outlook(store, "m", version, VT, [asked(path) for path in paths])
 
 
 def test_open_entries_are_those_that_the_job_then_had(store: ObjectStore, tmp_path: Path) -> None:
@@ -46,7 +51,7 @@ def test_moments_are_those_that_the_job_then_summed(store: ObjectStore, tmp_path
     sum_II = new.second.sum_II.numpy()
     inside = np.trace(basis_IK.T @ sum_II @ basis_IK) / np.trace(sum_II)
     pair = ModalityPair(first="a", second="t")
-    shard = shard_file(tmp_path, "two_at", 2).as_uri()
+    shard = asked(shard_file(tmp_path, "two_at", 2))
     found = dataset_outlook(store, "m", 1, pair, [shard])
     assert found.heads["t"].moments.protected_share == pytest.approx(inside, abs=1e-6)
     assert found.heads["a"].moments.familiarity is None
@@ -55,7 +60,7 @@ def test_moments_are_those_that_the_job_then_summed(store: ObjectStore, tmp_path
 def test_a_new_modality_is_conditioned_as_the_job_would(store: ObjectStore, tmp_path: Path) -> None:
     """Free entries afterwards are of this dataset alone, under its own conditioning."""
     pair = ModalityPair(first="a", second="t")
-    shard = shard_file(tmp_path, "two_at", 2).as_uri()
+    shard = asked(shard_file(tmp_path, "two_at", 2))
     found = dataset_outlook(store, "m", 1, pair, [shard]).heads["a"]
     before, after = find_version(store, "m", 1), find_version(store, "m", 2)
     summed = moments_of(store, after.learned[-1])
@@ -110,8 +115,8 @@ def broken(path: Path, case: str) -> Path:
         case "no Parquet":
             path.write_bytes(b"not Parquet")
             return path
-        case "double":
-            write_part(path, (first, second), dtype=np.float64)
+        case "integers":
+            write_part(path, (first, second), dtype=np.int32)
             return path
     write_part(path, (first, second), labels())
     return path
@@ -124,9 +129,9 @@ def broken(path: Path, case: str) -> Path:
         ("zeros", "'feature_b' is all zeros in row 6", "t", {"zero_rows": 1}),
         ("width", "has width 11, the model declares 12", "v", {"width": 11}),
         ("few rows", "has 9 rows and one batch takes 16", "v", {"rows": 9}),
-        ("double", "fixed-size list of float16 or float32", "v", {"rows": 64}),
+        ("integers", "'feature_a'", None, {}),
         ("no rows", "it has no rows", None, {}),
-        ("no Parquet", "cannot be read as Parquet", None, {}),
+        ("no Parquet", "neither Parquet nor Arrow IPC", None, {}),
     ],
 )
 def test_what_would_be_refused_is_refused_in_the_same_words(

@@ -15,3 +15,12 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
     plane.create_model()
     yield plane
     plane.close()
+
+
+@pytest.fixture
+def patient_plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    """One that gives a lost attempt five seconds to end."""
+    plane = ControlPlane(tmp_path, lost_attempt_grace_seconds=5)
+    plane.create_model()
+    yield plane
+    plane.close()

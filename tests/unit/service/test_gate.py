@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from service.control.gate import check_answers, excess_drift
+from service.control.gate import check_answers, judge
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from workers.contract.errors import InvalidVersion
 from workers.contract.job import JobSpec
 from workers.contract.model import ModelSpec
+from workers.contract.policy import GatePolicy
 from workers.contract.version import VersionManifest
 from workers.storage import layout
 
@@ -31,7 +32,7 @@ def asked(plane: ControlPlane) -> Asked:
 def test_a_truthful_candidate_passes(asked: Asked) -> None:
     spec, parent, candidate = asked
     check_answers(spec, parent.learned, candidate)
-    assert excess_drift(candidate) is None
+    assert judge(GatePolicy(), candidate) is None
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def test_a_failed_job_frees_the_way_for_the_next(plane: ControlPlane) -> None:
 def test_no_progress_in_time_fails_the_job(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
+    plane.tick()
     plane.clock.advance(601)
     plane.tick(2)
     assert plane.job(job).reason == FailureReason.START_DEADLINE
@@ -98,8 +99,11 @@ def test_progress_keeps_the_start_deadline_away(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     report_progress(plane.store, job, 1, "starting")
-    plane.clock.advance(601)
-    plane.tick(2)
+    plane.tick()
+    for second in range(3):
+        plane.clock.advance(250)
+        report_progress(plane.store, job, 1, "reading", second)
+        plane.tick()
     assert plane.job(job).state == JobState.RUNNING
 
 
@@ -107,6 +111,7 @@ def test_an_attempt_that_never_ends_is_stopped(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     report_progress(plane.store, job, 1, "training")
+    plane.tick()
     plane.clock.advance(86401)
     plane.tick(2)
     assert plane.job(job).reason == FailureReason.RUN_DEADLINE
@@ -116,6 +121,7 @@ def test_a_job_is_not_over_before_its_attempt_is(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
     plane.launcher.stops_at_once = False
+    plane.tick()
     plane.clock.advance(601)
     plane.tick(3)
     assert plane.job(job).state == JobState.RUNNING

@@ -31,9 +31,10 @@ def test_only_listed_moves_are_legal(source: JobState, target: JobState) -> None
             check_move(source, target)
 
 
-def test_final_states_are_left_by_retry_alone() -> None:
+def test_final_states_are_left_by_users_alone() -> None:
     left = {(state, target) for state in TERMINAL for target in LEGAL_MOVES[state]}
-    assert left == {(JobState.FAILED, JobState.QUEUED)}
+    retried, approved = (JobState.FAILED, JobState.QUEUED), (JobState.REJECTED, JobState.GATING)
+    assert left == {retried, approved}
 
 
 def test_each_unfinished_state_has_a_step() -> None:

@@ -1,0 +1,43 @@
+"""What the service answers, as the client hands it over. Fields that are new are kept, not refused."""
+
+from cmcl.types.access import ApiKey, NewApiKey, Whoami
+from cmcl.types.datasets import Accepted, Dataset, DatasetSummary
+from cmcl.types.embeddings import Embeddings
+from cmcl.types.jobs import FINAL_STATES, Approval, Event, Job, JobProgress
+from cmcl.types.models import BranchOrigin, Live, Model, Policy, Promotion
+from cmcl.types.preflights import Preflight
+from cmcl.types.uploads import Presigned, Upload, UploadPart, UploadProgress
+from cmcl.types.versions import Certificate, EvaluationRow, Version, VersionSummary
+from cmcl.types.webhooks import Delivery, NewWebhook, Webhook
+
+__all__ = [
+    "FINAL_STATES",
+    "Accepted",
+    "ApiKey",
+    "Approval",
+    "BranchOrigin",
+    "Certificate",
+    "Dataset",
+    "DatasetSummary",
+    "Delivery",
+    "Embeddings",
+    "EvaluationRow",
+    "Event",
+    "Job",
+    "JobProgress",
+    "Live",
+    "Model",
+    "NewApiKey",
+    "NewWebhook",
+    "Policy",
+    "Preflight",
+    "Presigned",
+    "Promotion",
+    "Upload",
+    "UploadPart",
+    "UploadProgress",
+    "Version",
+    "VersionSummary",
+    "Webhook",
+    "Whoami",
+]

@@ -1,0 +1,60 @@
+"""Nothing behind this layer is reached without a key, and no body is read for whoever has none."""
+
+from anyio import CapacityLimiter, to_thread
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.api.access import OPEN_PATHS
+from service.api.problems import refusal
+from service.control.access.doorkeeper import Caller, Doorkeeper
+from service.errors import ServiceError
+
+_SCHEME = "bearer"
+# An issuer of tokens that hangs may hold up so many threads, and none of the others.
+_THREADS_FOR_ISSUER = 4
+
+
+class Authentication:
+    """Puts the principal into the request's state; counts requests, and notes a key's use."""
+
+    def __init__(self, app: ASGIApp, doorkeeper: Doorkeeper) -> None:
+        self._app = app
+        self._doorkeeper = doorkeeper
+        self._issuer_threads = CapacityLimiter(_THREADS_FOR_ISSUER)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        try:
+            caller = await self._admit(scope)
+        except ServiceError as error:
+            await refusal(error, scope["path"])(scope, receive, send)
+            return
+        scope.setdefault("state", {})["principal"] = caller.principal
+        await self._app(scope, receive, send)
+        # Behind the answer, so that nobody waits for it.
+        if self._doorkeeper.is_use_due(caller):
+            await to_thread.run_sync(self._doorkeeper.write_use, caller)
+
+    async def _admit(self, scope: Scope) -> Caller:
+        shown = _bearer(scope)
+        caller = self._doorkeeper.recognize(shown)
+        if caller is None:
+            caller = await self._look_up(shown or "", scope)
+        self._doorkeeper.count(caller)
+        return caller
+
+    async def _look_up(self, shown: str, scope: Scope) -> Caller:
+        """In a thread: the database or the issuer is asked."""
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        limiter = self._issuer_threads if self._doorkeeper.asks_issuer(shown) else None
+        return await to_thread.run_sync(self._doorkeeper.look_up, shown, address, limiter=limiter)
+
+
+def _bearer(scope: Scope) -> str | None:
+    """What stands behind `Authorization: Bearer`; two such headers are none."""
+    given = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(given) != 1:
+        return None
+    scheme, _, shown = given[0].decode("latin-1").partition(" ")
+    return shown.strip() if scheme.lower() == _SCHEME and shown.strip() else None

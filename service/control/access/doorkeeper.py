@@ -1,0 +1,156 @@
+"""From what a request shows to the principal that it speaks for."""
+
+import hmac
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.clock import Clock
+from service.control.access.keys import OPERATOR, KeyText, parse, sha256
+from service.control.access.known import USE_STEP, KnownKeys
+from service.control.access.rates import Rates
+from service.database import keys
+from service.database.engine import Database
+from service.database.keys import KeyRecord
+from service.errors import DatabaseError, Unauthorized
+from service.principal import LOCAL, Principal
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_NEEDED = "a key is needed: send it as Authorization: Bearer cmcl_..."
+# The same words for everything: they must not tell whether a key exists.
+_NOT_VALID = "the key is not valid: mistyped, expired or revoked"
+# Longer ones are read by nobody: keys are short, and a token is some thousand characters.
+_LONGEST = 8192
+# Compared with where there is no row: time must not tell either.
+_NO_DIGEST = sha256("")
+
+
+class TokenReader(Protocol):
+    """Bearer tokens of somebody who knows the users."""
+
+    def read(self, token: str) -> Principal:
+        """Whom the token speaks for. Raises Unauthorized, Forbidden and IssuerUnavailable."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request, as whom its requests are counted, and the id of the key, if it is one."""
+
+    principal: Principal
+    counted_as: str
+    key: str | None = None
+
+
+_LOCAL = Caller(LOCAL, "")
+_OPERATOR = Caller(OPERATOR, "operator")
+
+
+class Doorkeeper:
+    """Decides who is let in. What may wait for others stands in `look_up` and `write_use` alone."""
+
+    def __init__(
+        self, settings: Settings, database: Database, clock: Clock, tokens: TokenReader | None
+    ) -> None:
+        self._is_open = settings.auth == "off"
+        admin = settings.admin_key
+        self._admin_digest = sha256(admin.get_secret_value()) if admin else None
+        self._database = database
+        self._clock = clock
+        self._tokens = tokens
+        self._known = KnownKeys(clock)
+        self._rates = Rates(settings.requests_per_minute_per_key)
+
+    def recognize(self, shown: str | None) -> Caller | None:
+        """Without waiting for anybody; None if it must be looked up. Raises Unauthorized."""
+        if self._is_open:
+            return _LOCAL
+        if shown is None:
+            raise Unauthorized(_NEEDED)
+        if self._is_admin_key(shown):
+            return _OPERATOR
+        key = parse(shown)
+        found = self._known.find(key) if key else None
+        return _of_key(found) if found else None
+
+    def asks_issuer(self, shown: str) -> bool:
+        """Whether looking it up may wait for the issuer of tokens."""
+        return self._tokens is not None and shown.count(".") == 2
+
+    def look_up(self, shown: str, address: str) -> Caller:
+        """Ask the database, or check the token.
+
+        Raises Unauthorized, Forbidden, TooManyRequests, DatabaseUnavailable, IssuerUnavailable.
+        """
+        key = parse(shown)
+        # Somebody else behind the same address must not lock out a key that has worked.
+        if key is None or not self._known.was_valid(key):
+            self._rates.check_address(address)
+        try:
+            return self._look_up_key(key) if key else self._read_token(shown)
+        except Unauthorized:
+            self._rates.count_failure(address)
+            raise
+
+    def count(self, caller: Caller) -> None:
+        """One more request of the caller. Raises TooManyRequests."""
+        if caller is not _LOCAL:
+            self._rates.count(caller.counted_as)
+
+    def is_use_due(self, caller: Caller) -> bool:
+        """Whether `write_use` has something to write; true once a minute."""
+        return caller.key is not None and self._known.is_use_due(caller.key)
+
+    def write_use(self, caller: Caller) -> None:
+        """Write that the key was used. A database that cannot, is no reason to refuse a request."""
+        if caller.key is None:
+            return
+        now = self._clock()
+        try:
+            with self._database.write() as connection:
+                keys.set_used(connection, caller.key, now, now - USE_STEP)
+        except DatabaseError as error:
+            logger.warning("the last use of %s was not written: %s", caller.key, error)
+
+    def forget(self, key: str) -> None:
+        """The key was revoked: ask the database before it is accepted again."""
+        self._known.forget(key)
+
+    def warn_without_keys(self) -> None:
+        """Say how to make the first key, where nobody could get in."""
+        if self._is_open or self._admin_digest or self._tokens:
+            return
+        with self._database.read() as connection:
+            if keys.has_any(connection):
+                return
+        logger.warning(
+            "there is no key yet, so every request will be refused; make the first one with "
+            "`python -m service keys create NAME --scopes admin,read,write,train`, "
+            "or set CMCL_ADMIN_KEY"
+        )
+
+    def _is_admin_key(self, shown: str) -> bool:
+        digest = self._admin_digest
+        return digest is not None and hmac.compare_digest(digest, sha256(shown))
+
+    def _look_up_key(self, key: KeyText) -> Caller:
+        with self._database.read() as connection:
+            record = keys.find(connection, key.id)
+        if not hmac.compare_digest(record.secret_sha256 if record else _NO_DIGEST, key.digest):
+            raise Unauthorized(_NOT_VALID)
+        if record is None or not record.is_valid(self._clock()):
+            self._known.forget(key.id)
+            raise Unauthorized(_NOT_VALID)
+        self._known.keep(record)
+        return _of_key(record)
+
+    def _read_token(self, shown: str) -> Caller:
+        if self._tokens is None or len(shown) > _LONGEST:
+            raise Unauthorized(_NOT_VALID)
+        principal = self._tokens.read(shown)
+        return Caller(principal, principal.name)
+
+
+def _of_key(record: KeyRecord) -> Caller:
+    return Caller(Principal(record.name, record.owner, record.scopes), record.id, record.id)

@@ -1,0 +1,62 @@
+"""How many requests a key may send, and how many wrong keys may come from one address.
+
+Counted in the memory of this process with a sliding window: the library's exact moving window keeps
+a list of all requests of the last minute, and never forgets an address that has sent one.
+"""
+
+import math
+import time
+from ipaddress import IPv6Address, ip_address, ip_network
+
+from limits import RateLimitItem, RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from service.errors import TooManyRequests
+
+FAILURES_PER_MINUTE = 60
+# What a provider gives to one customer; single addresses are free to choose in it.
+_IPV6_CUSTOMER = 64
+
+
+class Rates:
+    """Requests of the last minute. Raises TooManyRequests, which says when to come again."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._requests = RateLimitItemPerMinute(per_minute, namespace="requests")
+        self._failures = RateLimitItemPerMinute(FAILURES_PER_MINUTE, namespace="failures")
+
+    def count(self, caller: str) -> None:
+        """A request of a caller that we know."""
+        if not self._limiter.hit(self._requests, caller):
+            raise self._refusal(
+                self._requests, caller, f"more than {self._requests.amount} requests a minute"
+            )
+
+    def check_address(self, address: str) -> None:
+        """Whether another key may be tried from there."""
+        client = _client(address)
+        if not self._limiter.test(self._failures, client):
+            raise self._refusal(
+                self._failures, client, "too many requests with invalid keys from your address"
+            )
+
+    def count_failure(self, address: str) -> None:
+        """A key that was not valid came from there."""
+        self._limiter.hit(self._failures, _client(address))
+
+    def _refusal(self, limit: RateLimitItem, caller: str, message: str) -> TooManyRequests:
+        until = self._limiter.get_window_stats(limit, caller).reset_time
+        return TooManyRequests(message, max(1, math.ceil(until - time.time())))
+
+
+def _client(address: str) -> str:
+    """The address, or for IPv6 the network of it."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if not isinstance(parsed, IPv6Address):
+        return address
+    return str(ip_network((parsed, _IPV6_CUSTOMER), strict=False))

@@ -1,0 +1,82 @@
+"""What is still to be done, in figures: a few looks into indexes of what is unfinished.
+
+What has ended costs nothing here, however much it is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, and_, func, select
+
+from service.database.tables import jobs, models, promotions, versions
+from service.states import IN_FLIGHT, JobState
+
+_OPEN = (JobState.QUEUED, *sorted(IN_FLIGHT))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How many jobs are in a state, and since when the first of them; None without any."""
+
+    count: int = 0
+    since: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What waits for the control plane. Every state that is not final has its entry."""
+
+    jobs: Mapping[JobState, Standing]
+    unstored_since: datetime | None
+    unmirrored_since: datetime | None
+
+
+def read(connection: Connection) -> Backlog:
+    """Everything at once, in the caller's transaction."""
+    return Backlog(
+        jobs=_open_jobs(connection),
+        unstored_since=_unstored_since(connection),
+        unmirrored_since=_unmirrored_since(connection),
+    )
+
+
+def _open_jobs(connection: Connection) -> dict[JobState, Standing]:
+    query = (
+        select(jobs.c.state, func.count(), func.min(jobs.c.state_changed_at))
+        .where(jobs.c.finished_at.is_(None))
+        .group_by(jobs.c.state)
+    )
+    found = {
+        JobState(state): Standing(count, since)
+        for state, count, since in connection.execute(query).all()
+    }
+    return {state: found.get(state, Standing()) for state in _OPEN}
+
+
+def _unstored_since(connection: Connection) -> datetime | None:
+    """Since when a version is published whose files are not in place yet."""
+    query = (
+        select(func.min(versions.c.created_at))
+        .join(models, models.c.name == versions.c.model)
+        .where(versions.c.stored_at.is_(None), models.c.deleted_at.is_(None))
+    )
+    found: datetime | None = connection.execute(query).scalar()
+    return found
+
+
+def _unmirrored_since(connection: Connection) -> datetime | None:
+    """Since when a version should answer that live.json does not show."""
+    newest = and_(
+        promotions.c.model == models.c.name, promotions.c.generation == models.c.live_generation
+    )
+    query = (
+        select(func.min(promotions.c.created_at))
+        .join(models, newest)
+        .where(
+            models.c.mirrored_generation < models.c.live_generation,
+            models.c.deleted_at.is_(None),
+        )
+    )
+    found: datetime | None = connection.execute(query).scalar()
+    return found

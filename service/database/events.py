@@ -1,0 +1,126 @@
+"""Queries about events: what happened, told in the transaction in which it happened.
+
+Listeners go on behind the last event that they have seen, so events need an order in which none
+ever appears before one that was read already. The numbers of a PostgreSQL sequence are no such
+order: they are given out before the commit, and transaction 8 may be committed after transaction 9
+was read. So an event is told without a place in the order. `number` gives places, one transaction
+at a time (it holds the only row of `event_positions`), and only to events that are committed:
+whoever sees a position has seen all smaller ones. Transaction ids would do without this second
+step, but start again at another number where a database is restored from a dump, and a listener's
+place would mean nothing there.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
+
+from service.database import webhooks
+from service.database.rows import EventRecord, Happening
+from service.database.tables import event_positions, events, jobs
+
+# The option of a connection that holds a list for what its transaction tells (service.observe).
+LISTENER = "cmcl_listener"
+# Events that are numbered in one transaction.
+MOST_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class EventFilter:
+    """Which events somebody may see and wants; None, and no kinds, do not restrict."""
+
+    owner: str | None = None
+    model: str | None = None
+    job: str | None = None
+    kinds: frozenset[str] = frozenset()
+
+    def covers(self, event: EventRecord) -> bool:
+        """Whether it is one of them."""
+        return (
+            self.owner in (None, event.owner)
+            and self.model in (None, event.model)
+            and self.job in (None, event.job)
+            and (not self.kinds or event.kind in self.kinds)
+        )
+
+    def restrict(self, query: Select[Any]) -> Select[Any]:
+        """The query for these alone."""
+        for column in ("owner", "model", "job"):
+            value = getattr(self, column)
+            if value is not None:
+                query = query.where(events.c[column] == value)
+        return query.where(events.c.kind.in_(self.kinds)) if self.kinds else query
+
+
+def tell(connection: Connection, happening: Happening, now: datetime) -> None:
+    """Add an event, and what webhooks are to be told of it.
+
+    Whoever listens sees it once this transaction is committed.
+    """
+    connection.execute(insert(events).values(created_at=now, **vars(happening)))
+    webhooks.notify(connection, happening, now)
+    connection.get_execution_options().get(LISTENER, []).append(happening)
+
+
+def has_unnumbered(connection: Connection) -> bool:
+    """Whether `number` would find anything: a look that writes nothing."""
+    query = select(events.c.sequence).where(events.c.position.is_(None)).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def number(connection: Connection) -> int:
+    """Give the next places to committed events. How many; MOST_AT_ONCE means that there are more.
+
+    The lock comes first: the events are those that a statement sees which begins after it.
+    """
+    newest = connection.execute(select(event_positions.c.newest).with_for_update()).scalar_one()
+    waiting = (
+        select(events.c.sequence)
+        .where(events.c.position.is_(None))
+        .order_by(events.c.sequence)
+        .limit(MOST_AT_ONCE)
+    )
+    places = [
+        {"event": event, "place": place}
+        for place, event in enumerate(connection.scalars(waiting), start=newest + 1)
+    ]
+    if places:
+        statement = update(events).where(events.c.sequence == bindparam("event"))
+        connection.execute(statement.values(position=bindparam("place")), places)
+        connection.execute(update(event_positions).values(newest=newest + len(places)))
+    return len(places)
+
+
+def page(
+    connection: Connection, wanted: EventFilter, after: int | None, limit: int
+) -> list[EventRecord]:
+    """Numbered events in their order, behind `after`; `sequence` is their position."""
+    query = wanted.restrict(select(events).where(events.c.position > (after or 0)))
+    rows = connection.execute(query.order_by(events.c.position).limit(limit)).mappings()
+    return [_record(dict(row)) for row in rows]
+
+
+def newest(connection: Connection) -> int:
+    """Position of the newest numbered event; 0 before the first."""
+    found: int = connection.execute(select(event_positions.c.newest)).scalar_one()
+    return found
+
+
+def progress(connection: Connection, wanted: Iterable[str]) -> dict[str, dict[str, object]]:
+    """What the present attempts of these jobs say of themselves, by job; without silent ones."""
+    query = select(jobs.c.id, jobs.c.progress).where(
+        jobs.c.id.in_(list(wanted)), jobs.c.progress.is_not(None)
+    )
+    return dict(connection.execute(query).all())
+
+
+def forget_before(connection: Connection, moment: datetime, limit: int) -> int:
+    """Remove some events that are older than that; how many."""
+    old = select(events.c.sequence).where(events.c.created_at < moment).limit(limit)
+    return connection.execute(delete(events).where(events.c.sequence.in_(old))).rowcount
+
+
+def _record(row: dict[str, Any]) -> EventRecord:
+    return EventRecord(**{**row, "sequence": row.pop("position")})

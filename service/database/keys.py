@@ -1,0 +1,81 @@
+"""Queries about keys. Of a key's secret the table has the digest alone."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sqlalchemy import Connection, RowMapping, insert, or_, select, update
+
+from service.database.tables import api_keys
+from service.principal import Scope
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """A key: whose it is, what it permits, and when it was last used (to the minute)."""
+
+    id: str
+    owner: str
+    name: str
+    scopes: frozenset[Scope]
+    secret_sha256: str = field(repr=False)
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+    def is_valid(self, now: datetime) -> bool:
+        """Neither revoked nor expired."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+def create(connection: Connection, key: KeyRecord) -> None:
+    """Insert a key. Raises WriteConflict if its id is taken."""
+    values = {**vars(key), "scopes": sorted(key.scopes)}
+    connection.execute(insert(api_keys).values(**values))
+
+
+def find(connection: Connection, key: str) -> KeyRecord | None:
+    """The key of that id, also a revoked one."""
+    row = connection.execute(select(api_keys).where(api_keys.c.id == key)).mappings().one_or_none()
+    return None if row is None else _record(row)
+
+
+def page(
+    connection: Connection, owner: str | None, after: str | None, limit: int
+) -> list[KeyRecord]:
+    """Keys in the order of their ids, behind `after`; also those that are valid no more."""
+    query = select(api_keys).order_by(api_keys.c.id)
+    if owner is not None:
+        query = query.where(api_keys.c.owner == owner)
+    if after is not None:
+        query = query.where(api_keys.c.id > after)
+    return [_record(row) for row in connection.execute(query.limit(limit)).mappings()]
+
+
+def has_any(connection: Connection) -> bool:
+    """Whether a key was ever made."""
+    return connection.execute(select(api_keys.c.id).limit(1)).first() is not None
+
+
+def set_revoked(connection: Connection, key: str, now: datetime) -> None:
+    """It is valid no more; the moment of the first time stays."""
+    connection.execute(
+        update(api_keys)
+        .where(api_keys.c.id == key, api_keys.c.revoked_at.is_(None))
+        .values(revoked_at=now)
+    )
+
+
+def set_used(connection: Connection, key: str, now: datetime, unless_since: datetime) -> None:
+    """It was used now; nothing is written if another service has said so since that moment."""
+    is_old = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < unless_since)
+    connection.execute(
+        update(api_keys).where(api_keys.c.id == key, is_old).values(last_used_at=now)
+    )
+
+
+def _record(row: RowMapping) -> KeyRecord:
+    values = dict(row)
+    values["scopes"] = frozenset(Scope(scope) for scope in values["scopes"])
+    return KeyRecord(**values)

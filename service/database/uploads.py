@@ -1,0 +1,183 @@
+"""Queries about uploads, their parts, and the datasets that name them.
+
+An upload's `attempt` is the fence of completing it: whoever completes has the next number.
+"""
+
+from datetime import datetime
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from service.database.rows import NewUpload, PartRecord, UploadRecord, UploadState
+from service.database.tables import datasets, jobs, models, upload_parts, upload_uses, uploads
+from service.states import JobState
+
+_OPEN: UploadState = "open"
+_COMPLETING: UploadState = "completing"
+_COMPLETE: UploadState = "complete"
+_ABORTED: UploadState = "aborted"
+
+
+def create(
+    connection: Connection, upload: str, owner: str, new: NewUpload, now: datetime
+) -> None:
+    """Insert an upload that has no bytes yet."""
+    values = vars(new) | {"id": upload, "owner": owner, "state": _OPEN, "attempt": 0}
+    connection.execute(insert(uploads).values(created_at=now, **values))
+
+
+def find(connection: Connection, upload: str) -> UploadRecord | None:
+    """The upload of that id, also one that was given up."""
+    row = connection.execute(select(uploads).where(uploads.c.id == upload)).mappings().first()
+    return None if row is None else _record(row)
+
+
+def lock(connection: Connection, upload: str) -> UploadRecord | None:
+    """The upload, and nobody else changes it before this transaction ends."""
+    query = select(uploads).where(uploads.c.id == upload).with_for_update()
+    row = connection.execute(query).mappings().first()
+    return None if row is None else _record(row)
+
+
+def parts(connection: Connection, upload: str) -> list[PartRecord]:
+    """The parts that arrived, in their order."""
+    query = (
+        select(upload_parts.c.number, upload_parts.c.bytes, upload_parts.c.sha256)
+        .where(upload_parts.c.upload == upload)
+        .order_by(upload_parts.c.number)
+    )
+    return [PartRecord(**row) for row in connection.execute(query).mappings()]
+
+
+def bytes_beside(connection: Connection, upload: str, number: int) -> int:
+    """Bytes of all parts but that one."""
+    query = select(func.coalesce(func.sum(upload_parts.c.bytes), 0)).where(
+        upload_parts.c.upload == upload, upload_parts.c.number != number
+    )
+    return int(connection.execute(query).scalar_one())
+
+
+def put_part(connection: Connection, upload: str, part: PartRecord) -> PartRecord | None:
+    """Write a part's row, and the one that it replaces; call it with the upload locked."""
+    same = and_(upload_parts.c.upload == upload, upload_parts.c.number == part.number)
+    query = select(upload_parts.c.number, upload_parts.c.bytes, upload_parts.c.sha256).where(same)
+    before = connection.execute(query).mappings().first()
+    connection.execute(delete(upload_parts).where(same))
+    connection.execute(insert(upload_parts).values(upload=upload, **vars(part)))
+    return None if before is None else PartRecord(**before)
+
+
+def forget_part(connection: Connection, upload: str, part: PartRecord) -> None:
+    """Its object is lost: it has to be sent again."""
+    connection.execute(
+        delete(upload_parts).where(
+            upload_parts.c.upload == upload,
+            upload_parts.c.number == part.number,
+            upload_parts.c.sha256 == part.sha256,
+        )
+    )
+
+
+def claim(connection: Connection, seen: UploadRecord, until: datetime) -> None:
+    """The next attempt to complete it; call it with the upload locked."""
+    connection.execute(
+        update(uploads)
+        .where(uploads.c.id == seen.id)
+        .values(state=_COMPLETING, attempt=seen.attempt + 1, lease_until=until)
+    )
+
+
+def set_complete(connection: Connection, claimed: UploadRecord, sha256: str, now: datetime) -> bool:
+    """The attempt's file is whole. False if another attempt began meanwhile, or it was given up."""
+    statement = _as_claimed(claimed).values(
+        state=_COMPLETE, sha256=sha256, completed_at=now, lease_until=None
+    )
+    return connection.execute(statement).rowcount == 1
+
+
+def reopen(connection: Connection, claimed: UploadRecord) -> None:
+    """The attempt came to nothing: parts can be sent again."""
+    connection.execute(_as_claimed(claimed).values(state=_OPEN, lease_until=None))
+
+
+def abort(connection: Connection, upload: str) -> None:
+    """It is gone for everybody; its objects go later. Call it with the upload locked."""
+    connection.execute(
+        update(uploads).where(uploads.c.id == upload).values(state=_ABORTED, lease_until=None)
+    )
+
+
+def add_uses(connection: Connection, dataset: str, named: set[str]) -> None:
+    """The dataset names these uploads; call it with them locked."""
+    query = select(upload_uses.c.upload).where(upload_uses.c.dataset == dataset)
+    known = set(connection.scalars(query))
+    rows = [{"dataset": dataset, "upload": upload} for upload in sorted(named - known)]
+    if rows:
+        connection.execute(insert(upload_uses), rows)
+
+
+def is_needed(connection: Connection, upload: str) -> bool:
+    """Whether a dataset that names it may still be read."""
+    return connection.execute(select(_needed(upload))).scalar_one()
+
+
+def given_up(connection: Connection, limit: int) -> list[str]:
+    """Those whose objects can go."""
+    query = select(uploads.c.id).where(uploads.c.state == _ABORTED)
+    return list(connection.scalars(query.order_by(uploads.c.created_at).limit(limit)))
+
+
+def expired(connection: Connection, before: datetime, limit: int) -> list[str]:
+    """Those that were begun (or completed) before that moment and that nobody needs."""
+    begun = and_(uploads.c.state.in_((_OPEN, _COMPLETING)), uploads.c.created_at < before)
+    done = and_(uploads.c.state == _COMPLETE, uploads.c.completed_at < before)
+    query = (
+        select(uploads.c.id)
+        .where(uploads.c.created_at < before, or_(begun, done), ~_needed(uploads.c.id))
+        .order_by(uploads.c.created_at)
+        .limit(limit)
+    )
+    return list(connection.scalars(query))
+
+
+def remove(connection: Connection, upload: str) -> None:
+    """Forget one that was given up and whose objects are gone."""
+    for table, key in ((upload_parts, "upload"), (upload_uses, "upload"), (uploads, "id")):
+        connection.execute(delete(table).where(table.c[key] == upload))
+
+
+def _needed(upload: str | ColumnElement[str]) -> ColumnElement[bool]:
+    """A dataset that names it is there, was not given up, and has no version yet."""
+    learned = and_(jobs.c.dataset == datasets.c.id, jobs.c.state == JobState.PUBLISHED)
+    return exists().where(
+        upload_uses.c.upload == upload,
+        datasets.c.id == upload_uses.c.dataset,
+        datasets.c.deleted_at.is_(None),
+        datasets.c.swept_at.is_(None),
+        models.c.name == datasets.c.model,
+        models.c.deleted_at.is_(None),
+        ~exists().where(learned),
+    )
+
+
+def _as_claimed(claimed: UploadRecord) -> "Update":
+    return update(uploads).where(
+        uploads.c.id == claimed.id,
+        uploads.c.attempt == claimed.attempt,
+        uploads.c.state == _COMPLETING,
+    )
+
+
+def _record(row: RowMapping) -> UploadRecord:
+    return UploadRecord(**row)

@@ -1,0 +1,1 @@
+"""What can be seen from outside: measurements, lines in the log, traces. It decides nothing."""

@@ -1,0 +1,95 @@
+"""Times that an attempt may take, by the control plane's own clock."""
+
+from service.launchers.port import LaunchState
+from service.states import FailureReason, JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.trainer import report_progress, train
+
+
+def test_a_cluster_that_never_starts_it_fails_the_job(plane: ControlPlane) -> None:
+    plane.launcher.starts_at_once = False
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.clock.advance(3601)
+    plane.tick(2)
+    assert plane.job(job).reason == FailureReason.QUEUE_DEADLINE
+    assert plane.launcher.stopped == [f"{job}-a1"]
+
+
+def test_waiting_in_the_cluster_counts_against_no_other_time(plane: ControlPlane) -> None:
+    plane.launcher.starts_at_once = False
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.clock.advance(3500)
+    plane.tick()
+    plane.launcher.end(f"{job}-a1", LaunchState.RUNNING)
+    plane.tick()
+    plane.clock.advance(500)
+    plane.tick(2)
+    assert plane.job(job).state == JobState.RUNNING
+
+
+def test_a_silent_attempt_is_stopped_and_repeated(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    report_progress(plane.store, job, 1, "training")
+    plane.tick()
+    plane.clock.advance(301)
+    plane.tick(2)
+    found = plane.job(job)
+    assert plane.launcher.stopped[0] == f"{job}-a1"
+    assert found.state == JobState.QUEUED
+    assert "nothing was heard of it for 300 s" in (found.message or "")
+    plane.run_to_end(job)
+    assert plane.job(job).attempt == 2
+
+
+def test_each_sign_of_life_starts_the_silence_anew(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    for beat in range(5):
+        report_progress(plane.store, job, 1, "training", beat)
+        plane.tick()
+        plane.clock.advance(290)
+        plane.tick()
+    assert plane.job(job).state == JobState.RUNNING
+
+
+def test_a_lost_attempt_is_stopped_and_given_time_to_end(patient_plane: ControlPlane) -> None:
+    plane = patient_plane
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "node lost")
+    plane.tick()
+    assert plane.launcher.stopped == [f"{job}-a1"]
+    plane.tick(3)
+    assert plane.job(job).state == JobState.RUNNING
+    plane.tick(3)
+    assert plane.job(job).state != JobState.RUNNING
+
+
+def test_a_candidate_that_comes_after_a_false_failure_is_adopted(
+    patient_plane: ControlPlane,
+) -> None:
+    plane = patient_plane
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "the head was restarted")
+    plane.tick()
+    train(plane.store, job, 1)
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+    assert plane.job(job).attempt == 1
+
+
+def test_an_attempt_that_was_not_over_after_all_goes_on(patient_plane: ControlPlane) -> None:
+    plane = patient_plane
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.launcher.stops_at_once = False
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "the head was restarted")
+    plane.tick(2)
+    plane.launcher.end(f"{job}-a1", LaunchState.RUNNING)
+    plane.tick(2)
+    assert plane.job(job).ended_at is None
+    plane.tick(10)
+    assert plane.job(job).state == JobState.RUNNING

@@ -1,0 +1,167 @@
+"""What a candidate must show, and what people may say about it."""
+
+import pytest
+
+from service.states import FailureReason, JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.trainer import train
+from workers.contract.policy import GatePolicy
+from workers.contract.version import Recall, VersionManifest
+
+POLICY = "/v1/models/scenes/policy"
+
+
+def _recall(at_1: float) -> Recall:
+    return Recall(rows=10, at_1=at_1, at_5=at_1, at_10=at_1)
+
+
+def _set(plane: ControlPlane, **policy: object) -> None:
+    assert plane.client.put(POLICY, json=policy).status_code == 200
+
+
+def _measured(plane: ControlPlane, job: str, old: float, new: float, before: float) -> None:
+    """A candidate with recalls: of the first dataset, of the new one, and of the parent on it."""
+    plane.tick_to(job, JobState.RUNNING)
+    candidate = train(plane.store, job, plane.job(job).attempt, write=False)
+    evaluation = {candidate.learned[0].dataset: _recall(old), candidate.dataset: _recall(new)}
+    report = candidate.report.model_copy(
+        update={"evaluation": evaluation, "recall_before": _recall(before)}
+    )
+    first = candidate.learned[0].model_copy(update={"recall": _recall(0.8)})
+    _rewrite(plane, candidate, report=report, learned=(first, *candidate.learned[1:]))
+
+
+def _rewrite(plane: ControlPlane, candidate: VersionManifest, **changes: object) -> None:
+    train(plane.store, candidate.job, candidate.attempt, changes=changes)
+
+
+@pytest.fixture
+def grown(plane: ControlPlane) -> ControlPlane:
+    """With a version that has a recall of 0.8 on its own dataset."""
+    job = plane.post_dataset("one")
+    plane.tick_to(job, JobState.RUNNING)
+    candidate = train(plane.store, job, 1, write=False)
+    line = candidate.learned[0].model_copy(update={"recall": _recall(0.8)})
+    _rewrite(plane, candidate, learned=(line,))
+    plane.run_to_end(job)
+    return plane
+
+
+@pytest.mark.parametrize(
+    ("policy", "old", "new", "before", "reason"),
+    [
+        ({"min_backward_transfer": -0.05}, 0.7, 0.9, 0.1, FailureReason.FORGETTING_TOO_LARGE),
+        ({"min_backward_transfer": -0.15}, 0.7, 0.9, 0.1, None),
+        ({"min_gain": 0.5}, 0.8, 0.5, 0.1, FailureReason.GAIN_TOO_SMALL),
+        ({"min_gain": 0.3}, 0.8, 0.5, 0.1, None),
+        ({"max_drift": 0.05}, 0.8, 0.5, 0.1, FailureReason.DRIFT_TOO_LARGE),
+    ],
+)
+def test_the_policy_decides(
+    grown: ControlPlane,
+    policy: dict[str, float],
+    old: float,
+    new: float,
+    before: float,
+    reason: FailureReason | None,
+) -> None:
+    _set(grown, **policy)
+    job = grown.post_dataset("two")
+    _measured(grown, job, old, new, before)
+    ended = grown.run_to_end(job)
+    assert ended.reason == reason
+    assert ended.state == (JobState.REJECTED if reason else JobState.PUBLISHED)
+
+
+@pytest.mark.parametrize("policy", [{"min_backward_transfer": 0}, {"min_gain": 0}])
+def test_what_was_not_measured_was_not_shown(
+    grown: ControlPlane, policy: dict[str, float]
+) -> None:
+    _set(grown, **policy)
+    assert grown.run_to_end(grown.post_dataset("two")).reason == FailureReason.NOT_MEASURED
+
+
+def test_after_a_rejection_the_next_grows_from_the_newest_version(grown: ControlPlane) -> None:
+    _set(grown, max_drift=0.05)
+    rejected = grown.post_dataset("two")
+    assert grown.run_to_end(rejected).state == JobState.REJECTED
+    assert grown.has_candidate(grown.job(rejected))
+    _set(grown, max_drift=1)
+    assert grown.run_to_end(grown.post_dataset("three")).parent_version == 1
+    assert [version.number for version in grown.versions()] == [1, 2]
+
+
+def test_a_rejected_candidate_can_be_approved_by_hand(grown: ControlPlane) -> None:
+    _set(grown, max_drift=0.05)
+    job = grown.post_dataset("two")
+    grown.run_to_end(job)
+    body = {"reason": "the drift is in a test set"}
+    answer = grown.client.post(f"/v1/jobs/{job}/approve", json=body)
+    assert answer.status_code == 202, answer.text
+    ended = grown.run_to_end(job)
+    assert (ended.state, ended.version, ended.attempt) == (JobState.PUBLISHED, 2, 1)
+    assert ended.approval is not None
+    assert ended.approval.reason == body["reason"]
+
+
+def test_a_rejected_candidate_cannot_follow_a_newer_version(grown: ControlPlane) -> None:
+    _set(grown, max_drift=0.05)
+    job = grown.post_dataset("two")
+    grown.run_to_end(job)
+    _set(grown, max_drift=1)
+    grown.run_to_end(grown.post_dataset("three"))
+    answer = grown.client.post(f"/v1/jobs/{job}/approve", json={})
+    assert answer.status_code == 409
+    assert "the newest is 2 now" in answer.json()["detail"]
+
+
+def test_a_candidate_waits_for_approval(grown: ControlPlane) -> None:
+    _set(grown, manual_approval=True)
+    job = grown.post_dataset("two")
+    grown.tick_to(job, JobState.RUNNING)
+    train(grown.store, job, 1)
+    grown.tick_to(job, JobState.HELD)
+    waiting = grown.post_dataset("three")
+    grown.tick(5)
+    assert grown.job(job).state == JobState.HELD
+    assert grown.job(waiting).state == JobState.QUEUED
+    assert grown.client.post(f"/v1/jobs/{job}/approve", json={}).status_code == 202
+    assert grown.run_to_end(job).state == JobState.PUBLISHED
+
+
+def test_a_held_candidate_can_be_rejected(grown: ControlPlane) -> None:
+    _set(grown, manual_approval=True)
+    job = grown.post_dataset("two")
+    grown.tick_to(job, JobState.RUNNING)
+    train(grown.store, job, 1)
+    grown.tick_to(job, JobState.HELD)
+    answer = grown.client.post(f"/v1/jobs/{job}/reject", json={"reason": "wrong captions"})
+    assert answer.json()["state"] == "rejected"
+    assert answer.json()["message"] == "local: wrong captions"
+    assert grown.client.post(f"/v1/jobs/{job}/reject", json={}).status_code == 409
+
+
+def test_a_held_candidate_can_be_cancelled(grown: ControlPlane) -> None:
+    _set(grown, manual_approval=True)
+    job = grown.post_dataset("two")
+    grown.tick_to(job, JobState.RUNNING)
+    train(grown.store, job, 1)
+    grown.tick_to(job, JobState.HELD)
+    assert grown.client.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
+
+
+def test_a_policy_is_not_overwritten_unseen(plane: ControlPlane) -> None:
+    tag = plane.client.get(POLICY).headers["ETag"]
+    first = plane.client.put(POLICY, json={"max_drift": 1}, headers={"If-Match": tag})
+    assert first.status_code == 200
+    late = plane.client.put(POLICY, json={"max_drift": 2}, headers={"If-Match": tag})
+    assert late.status_code == 412
+    assert plane.model().policy == GatePolicy(max_drift=1)
+    assert plane.client.get(POLICY).headers["ETag"] == first.headers["ETag"] != tag
+
+
+@pytest.mark.parametrize("tag", ["3", "W/*", '"x"', "none"])
+def test_a_tag_that_is_none_is_refused(plane: ControlPlane, tag: str) -> None:
+    answer = plane.client.put(POLICY, json={}, headers={"If-Match": tag})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "If-Match"

@@ -1,0 +1,253 @@
+"""Parquet and Arrow: lists of other kinds are converted, traps are told by their names."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.unit.storage.feature_tables import WIDTHS, features, paired, with_column, with_value
+from tests.unit.storage.user_files import URI, features_of, opened, rows_of
+from workers.contract.errors import InvalidDataset
+from workers.storage.formats.parquet import LARGEST_FOOTER, must_be_converted
+from workers.storage.formats.user_file import HARMLESS_BYTES, check_expansion
+from workers.storage.shards import ShardChecker
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "theirs"
+
+
+def as_parquet(path: Path, table: pa.Table) -> pa.Table:
+    pq.write_table(table, path)
+    return rows_of(path)
+
+
+def as_arrow(path: Path, table: pa.Table, **options: object) -> pa.Table:
+    with pa.ipc.new_file(path, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table)
+    return rows_of(path)
+
+
+BOTH = pytest.mark.parametrize("write", [as_parquet, as_arrow])
+
+
+@BOTH
+@pytest.mark.parametrize("make_list", [pa.list_, pa.large_list])
+@pytest.mark.parametrize("number", [pa.float32(), pa.float64()], ids=str)
+def test_lists_of_one_length_become_fixed_size_lists(
+    path: Path, write: object, make_list: object, number: pa.DataType
+) -> None:
+    table = paired()
+    lists = table.column("feature_b").cast(make_list(number))
+    rows = write(path, with_column(table, "feature_b", lists))
+    assert rows.schema.field("feature_b").type == pa.list_(pa.float32(), WIDTHS[1])
+    assert np.array_equal(features_of(rows, "feature_b"), features_of(table, "feature_b"))
+
+
+@BOTH
+def test_lists_of_different_lengths_are_refused_with_their_row(path: Path, write: object) -> None:
+    lists = [[1.0, 2.0, 3.0]] * 10
+    lists[6] = [1.0, 2.0]
+    table = with_column(paired(), "feature_b", pa.array(lists, pa.list_(pa.float32())))
+    with pytest.raises(InvalidDataset, match="'feature_b' has 2 numbers in row 6, the model decl"):
+        write(path, table)
+
+
+@BOTH
+@pytest.mark.parametrize("value", [None, [1.0, None, 3.0]])
+def test_missing_values_inside_lists_are_refused(
+    path: Path, write: object, value: list[float | None] | None
+) -> None:
+    lists: list[list[float | None] | None] = [[1.0, 2.0, 3.0]] * 10
+    lists[6] = value
+    table = with_column(paired(), "feature_b", pa.array(lists, pa.list_(pa.float32())))
+    with pytest.raises(InvalidDataset, match="'feature_b' has missing values"):
+        write(path, table)
+        pq.write_table(rows_of(path), path)
+        ShardChecker(WIDTHS).check(path, URI)
+
+
+@BOTH
+def test_a_nested_null_behind_a_slice_is_found(path: Path, write: object) -> None:
+    table = with_value(paired(rows=30), "feature_a", 25, None).slice(5)
+    with pytest.raises(InvalidDataset, match="'feature_a' has missing values"):
+        write(path, table)
+
+
+def test_internal_parquet_need_not_be_converted(path: Path) -> None:
+    for kind in (pa.float16(), pa.float32()):
+        pq.write_table(paired(kind=kind), path)
+        assert not must_be_converted(path, URI)
+
+
+def test_parquet_as_pandas_writes_it_must_be_converted(path: Path) -> None:
+    table = paired()
+    lists = table.column("feature_a").cast(pa.list_(pa.float64()))
+    pq.write_table(with_column(table, "feature_a", lists), path)
+    assert must_be_converted(path, URI)
+
+
+@BOTH
+def test_ids_by_number_of_a_dictionary_are_text(path: Path, write: object) -> None:
+    table = paired()
+    for name in ("id", "label"):
+        table = with_column(table, name, table.column(name).combine_chunks().dictionary_encode())
+    rows = write(path, table)
+    assert rows.column("id").to_pylist() == paired().column("id").to_pylist()
+    assert rows.column("label").type == pa.string()
+
+
+def test_internal_parquet_with_a_dictionary_of_ids_is_checked_in_place(path: Path) -> None:
+    table = paired()
+    ids = table.column("id").combine_chunks().dictionary_encode()
+    pq.write_table(with_column(table, "id", ids), path)
+    assert not must_be_converted(path, URI)
+    ShardChecker(WIDTHS).check(path, URI)
+
+
+def test_a_dictionary_of_numbers_is_no_text(path: Path) -> None:
+    ids = pa.array(range(10)).dictionary_encode()
+    pq.write_table(with_column(paired(), "id", ids), path)
+    with pytest.raises(InvalidDataset, match="'id' must be text, is dictionary<values=int64"):
+        ShardChecker(WIDTHS).check(path, URI)
+
+
+@pytest.mark.parametrize("column", ["id", "label"])
+def test_a_text_that_would_be_unfolded_for_each_row_is_refused(path: Path, column: str) -> None:
+    texts = ["x" * 5000] * 10 if column == "label" else [f"{row}" * 5000 for row in range(10)]
+    pq.write_table(with_column(paired(), column, pa.array(texts)), path)
+    with pytest.raises(InvalidDataset, match=f"'{column}' has a text of 5000 bytes; at most 4096"):
+        ShardChecker(WIDTHS).check(path, URI)
+
+
+def test_a_footer_without_bound_is_not_parsed(path: Path) -> None:
+    footer = LARGEST_FOOTER + 1
+    with path.open("wb") as file:
+        file.write(b"PAR1")
+        file.truncate(footer + 100)
+        file.seek(footer + 92)
+        file.write(struct.pack("<I", footer) + b"PAR1")
+    with pytest.raises(InvalidDataset, match=f"its footer has {footer} bytes, at most"):
+        rows_of(path)
+
+
+def test_a_footer_that_lies_about_its_length_is_refused(path: Path) -> None:
+    pq.write_table(paired(), path)
+    path.write_bytes(path.read_bytes()[:-8] + struct.pack("<I", 1 << 31) + b"PAR1")
+    with pytest.raises(InvalidDataset, match="cannot be read as Parquet"):
+        rows_of(path)
+
+
+@pytest.mark.parametrize("plaintext_footer", [True, False])
+def test_encrypted_parquet_is_told_to_be_encrypted(path: Path, plaintext_footer: bool) -> None:
+    _write_encrypted(path, plaintext_footer)
+    with pytest.raises(InvalidDataset, match="encrypt"):
+        rows_of(path)
+
+
+def test_more_than_an_honest_file_can_hold_is_a_bomb(path: Path) -> None:
+    path.write_bytes(b"x" * 1000)
+    check_expansion(HARMLESS_BYTES, path, URI)
+    with pytest.raises(InvalidDataset, match="its 1000 bytes claim to unfold to 1073741825"):
+        check_expansion(HARMLESS_BYTES + 1, path, URI)
+
+
+def test_a_parquet_bomb_is_seen_in_its_footer(path: Path) -> None:
+    _write_constant(path, 40)
+    with pytest.raises(InvalidDataset, match="claim to unfold to"):
+        rows_of(path)
+
+
+def _write_constant(path: Path, groups: int) -> None:
+    """The same row again and again: wide, and next to nothing once it is compressed."""
+    width, rows = 4096, 1024
+    values = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(rows * width, np.float32)), width)
+    ids = pa.array(["x"] * rows)
+    table = pa.table({"id": ids, "feature_a": values, "feature_b": values})
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for _ in range(groups):
+            writer.write_table(table)
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_compressed_arrow_is_read(path: Path, compression: str) -> None:
+    table = paired(rows=300)
+    rows = as_arrow(path, table, compression=compression)
+    assert np.array_equal(features_of(rows, "feature_a"), features_of(table, "feature_a"))
+
+
+def test_an_arrow_bomb_is_seen_before_it_unfolds(path: Path) -> None:
+    values = features(50_000, 1024, pa.float32())
+    zeros = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(len(values) * 1024, "f4")), 1024)
+    table = pa.table({"id": ["x"] * len(zeros), "feature_a": zeros, "feature_b": zeros})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(path, table.schema, options=options) as writer:
+        for _ in range(3):
+            writer.write_table(table)
+    with pytest.raises(InvalidDataset, match="claim to unfold to 12"):
+        rows_of(path)
+
+
+def test_an_arrow_batch_that_lies_about_its_size_is_refused(path: Path) -> None:
+    table = paired(rows=300)
+    as_arrow(path, table, compression="zstd")
+    whole = path.read_bytes()
+    size = struct.pack("<q", 300 * WIDTHS[0] * 4)
+    assert whole.count(size) > 0
+    path.write_bytes(whole.replace(size, struct.pack("<q", 3 << 30)))
+    with pytest.raises(InvalidDataset, match="batches claims to unfold to 3"):
+        rows_of(path)
+
+
+def test_a_stream_cut_off_between_two_batches_is_refused(path: Path) -> None:
+    table = paired(rows=300)
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)
+    assert rows_of(path).num_rows == 300
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InvalidDataset, match="cut off: the mark at the end of Arrow IPC is miss"):
+        rows_of(path)
+
+
+def test_arrow_offsets_that_point_outside_are_refused(path: Path) -> None:
+    as_arrow(path, paired(rows=10))
+    whole = path.read_bytes()
+    offsets = np.arange(0, 60, 5, dtype=np.int32)[:11].tobytes()
+    ids = paired(rows=10).column("id").combine_chunks()
+    assert offsets in whole
+    assert len(ids) == 10
+    path.write_bytes(whole.replace(offsets, np.full(11, 2**30, np.int32).tobytes()))
+    with pytest.raises(InvalidDataset, match="cannot be read as Arrow IPC"):
+        rows_of(path)
+
+
+class _Keys:
+    """What a company's key service would do, for one test: the key is not even hidden."""
+
+
+def _write_encrypted(path: Path, plaintext_footer: bool) -> None:
+    import pyarrow.parquet.encryption as crypt
+
+    class Client(crypt.KmsClient):
+        def __init__(self, _config: object) -> None:
+            super().__init__()
+
+        def wrap_key(self, key_bytes: bytes, _master: str) -> bytes:
+            return key_bytes.hex().encode()
+
+        def unwrap_key(self, wrapped_key: bytes, _master: str) -> bytes:
+            return bytes.fromhex(wrapped_key.decode())
+
+    factory = crypt.CryptoFactory(Client)
+    plan = crypt.EncryptionConfiguration(
+        footer_key="master", column_keys={"master": ["id"]}, plaintext_footer=plaintext_footer
+    )
+    properties = factory.file_encryption_properties(crypt.KmsConnectionConfig(), plan)
+    table = paired()
+    with pq.ParquetWriter(path, table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+    assert opened(path).path.stat().st_size > 0

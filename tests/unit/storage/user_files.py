@@ -1,0 +1,104 @@
+"""The same few rows in every format that users may send."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import save_file
+
+from workers.storage.formats import hdf5
+from workers.storage.formats.registry import format_of
+from workers.storage.formats.user_file import Side, UserFile
+from workers.storage.versions import sha256_of_file
+
+URI = "s3://bucket/theirs"
+SIDES = (Side("feature_a", "image", 4), Side("feature_b", "text", 3))
+ROWS = 20
+Arrays = dict[str, np.ndarray]
+
+
+def arrays(rows: int = ROWS, kind: str = "float32") -> Arrays:
+    """Features of both sides, under the names of the columns."""
+    generator = np.random.default_rng(7)
+    return {side.column: generator.normal(size=(rows, side.width)).astype(kind) for side in SIDES}
+
+
+def table(values: Arrays) -> pa.Table:
+    """With ids, as Parquet and Arrow must have them."""
+    rows = len(values["feature_a"])
+    columns: dict[str, pa.Array] = {"id": pa.array([f"row-{row}" for row in range(rows)])}
+    for name, values_BI in values.items():
+        flat = pa.array(np.ascontiguousarray(values_BI).reshape(-1))
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, values_BI.shape[1])
+    return pa.table(columns)
+
+
+def write_parquet(path: Path, values: Arrays) -> None:
+    pq.write_table(table(values), path)
+
+
+def write_arrow_file(path: Path, values: Arrays) -> None:
+    rows = table(values)
+    with pa.ipc.new_file(path, rows.schema) as writer:
+        writer.write_table(rows)
+
+
+def write_arrow_stream(path: Path, values: Arrays) -> None:
+    rows = table(values)
+    with pa.ipc.new_stream(path, rows.schema) as writer:
+        writer.write_table(rows)
+
+
+def write_npz(path: Path, values: Arrays) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **values)
+
+
+def write_packed_npz(path: Path, values: Arrays) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, **values)
+
+
+def write_safetensors(path: Path, values: Arrays) -> None:
+    save_file(values, path)
+
+
+def write_hdf5(path: Path, values: Arrays) -> None:
+    with h5py.File(path, "w") as root:
+        for name, values_BI in values.items():
+            root.create_dataset(name, data=values_BI)
+
+
+WRITERS: dict[str, Callable[[Path, Arrays], None]] = {
+    "parquet": write_parquet,
+    "arrow file": write_arrow_file,
+    "arrow stream": write_arrow_stream,
+    "npz": write_npz,
+    "packed npz": write_packed_npz,
+    "safetensors": write_safetensors,
+    "hdf5": write_hdf5,
+}
+# Those that hold arrays under names.
+NAMED = ("npz", "packed npz", "safetensors", "hdf5")
+
+
+def opened(path: Path) -> UserFile:
+    """As it is after it was fetched."""
+    return UserFile(path, URI, sha256_of_file(path), SIDES)
+
+
+def rows_of(path: Path) -> pa.Table:
+    """All rows, in the internal form. HDF5 in this process: another one takes a while to start."""
+    file = opened(path)
+    format_ = format_of(file)
+    read = hdf5.read if format_.name == "hdf5" else format_.read
+    return pa.Table.from_batches(list(read(file)))
+
+
+def features_of(rows: pa.Table, column: str) -> np.ndarray:
+    """(rows, width), in the type that the column has."""
+    lists = rows.column(column).combine_chunks()
+    return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1)

@@ -1,0 +1,37 @@
+"""What a candidate must show before it becomes a version of its model: decided per model."""
+
+from pydantic import Field
+
+from workers.contract.modality import Frozen
+
+
+class GatePolicy(Frozen):
+    """Judged on the candidate's own report; a bound that is not set is not judged.
+
+    A candidate that falls short is rejected, with the reason, and the next dataset starts from the
+    newest version. Where a bound needs held-out rows and there are none, the candidate is rejected:
+    what was not measured was not shown.
+    """
+
+    max_drift: float | None = Field(
+        default=None,
+        gt=0,
+        description="largest relative drift of an earlier dataset's scores since it was learned; "
+        "by default the specification's own bound (protection.max_drift), where it has one",
+    )
+    min_backward_transfer: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="smallest mean change of R@1 of the earlier datasets since each was learned; "
+        "-0.02 permits a loss of two points",
+    )
+    min_gain: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="smallest gain in R@1 on the new dataset's held-out rows over the parent",
+    )
+    manual_approval: bool = Field(
+        default=False, description="hold each candidate that passes until somebody approves it"
+    )

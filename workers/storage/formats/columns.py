@@ -1,0 +1,148 @@
+"""The columns of the internal form, and other lists of numbers turned into them.
+
+Internal: `id` and `label` are text, `feature_a` and `feature_b` fixed-size lists of float16 or
+float32. float64 becomes float32; a number beyond float32's range becomes infinity, which the check
+of values refuses.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from workers.contract.errors import InvalidDataset
+from workers.storage.formats.user_file import Side, UserFile
+
+FEATURES = ("feature_a", "feature_b")
+ROWS_AT_ONCE = 8192
+# Ids and labels are for people and for joining, not for documents.
+LONGEST_TEXT = 4096
+_FLOATS = (pa.float16(), pa.float32(), pa.float64())
+
+
+def is_text(type_: pa.DataType) -> bool:
+    """Whether a column of that type holds text, each in full or by number of a dictionary."""
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
+
+
+def is_internal(type_: pa.DataType) -> bool:
+    """Whether features of that type are in the internal form."""
+    return bool(pa.types.is_fixed_size_list(type_)) and type_.value_type in _FLOATS[:2]
+
+
+def is_convertible(type_: pa.DataType) -> bool:
+    """Whether features of that type can be brought into the internal form."""
+    is_list = (
+        pa.types.is_list(type_)
+        or pa.types.is_large_list(type_)
+        or pa.types.is_fixed_size_list(type_)
+    )
+    return bool(is_list) and type_.value_type in _FLOATS
+
+
+def plain_text(texts: pa.Array, column: str, uri: str) -> pa.StringArray:
+    """Each row's text in full. Raises InvalidDataset if one is too long to be repeated."""
+    values = texts.dictionary if isinstance(texts, pa.DictionaryArray) else texts
+    longest = pc.max(pc.binary_length(values)).as_py() or 0
+    if longest > LONGEST_TEXT:
+        raise InvalidDataset(
+            f"{uri}: column {column!r} has a text of {longest} bytes; "
+            f"at most {LONGEST_TEXT} are permitted"
+        )
+    return texts.cast(pa.string())
+
+
+def internal_batch(batch: pa.RecordBatch, first_row: int, file: UserFile) -> pa.RecordBatch:
+    """A batch of the user's columns in the internal form. Raises InvalidDataset."""
+    columns = {"id": plain_text(batch.column("id"), "id", file.uri)}
+    if "label" in batch.schema.names:
+        columns["label"] = plain_text(batch.column("label"), "label", file.uri)
+    for side in file.sides:
+        columns[side.column] = _features(batch.column(side.column), side, first_row, file)
+    return pa.record_batch(columns)
+
+
+def slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The same rows, no more than ROWS_AT_ONCE together."""
+    for start in range(0, batch.num_rows, ROWS_AT_ONCE):
+        yield batch.slice(start, ROWS_AT_ONCE)
+
+
+def float32_rows(features: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Features in the internal form as (rows, width) of float32."""
+    if isinstance(features, pa.ChunkedArray):
+        features = features.combine_chunks()
+    values = features.flatten()
+    if values.type == pa.float16():
+        # Arrow hands float16 over as NumPy's own type; the cast is one pass.
+        flat = values.to_numpy(zero_copy_only=False).astype(np.float32)
+    else:
+        flat = pc.cast(values, pa.float32()).to_numpy(zero_copy_only=False)
+    values_BI: np.ndarray = flat.reshape(len(features), features.type.list_size)
+    return values_BI
+
+
+def feature_list(values_BI: np.ndarray) -> pa.FixedSizeListArray:
+    """Rows of numbers as features: float16 and float32 as they are, float64 as float32."""
+    native = values_BI.dtype.newbyteorder("=")
+    kind = np.float32 if native == np.float64 else native
+    with np.errstate(over="ignore"):
+        flat = np.ascontiguousarray(values_BI, dtype=kind).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), values_BI.shape[1])
+
+
+def check_columns(schema: pa.Schema, file: UserFile) -> None:
+    """A table's columns can be brought into the internal form. Raises InvalidDataset."""
+    check_names(schema, file.uri)
+    for side in file.sides:
+        type_ = schema.field(side.column).type
+        if not is_convertible(type_):
+            raise file.wrong(
+                f"column {side.column!r} must be a list of float16, float32 or float64, is {type_}"
+            )
+        if pa.types.is_fixed_size_list(type_):
+            file.check_width(side, type_.list_size, f"column {side.column!r}")
+
+
+def check_names(schema: pa.Schema, uri: str) -> None:
+    """Our columns are there once, and ids and labels are text. Raises InvalidDataset."""
+    for name in ("id", *FEATURES):
+        if name not in schema.names:
+            raise InvalidDataset(f"{uri}: column {name!r} is missing; found {schema.names}")
+    for name in known_columns(schema):
+        if schema.names.count(name) > 1:
+            raise InvalidDataset(f"{uri}: column {name!r} is there more than once")
+    for name in ("id", "label"):
+        if name in schema.names and not is_text(schema.field(name).type):
+            raise InvalidDataset(
+                f"{uri}: column {name!r} must be text, is {schema.field(name).type}"
+            )
+
+
+def known_columns(schema: pa.Schema) -> list[str]:
+    """Those of a table's columns that are ours; the others are the user's own."""
+    return [name for name in ("id", "label", *FEATURES) if name in schema.names]
+
+
+def _features(lists: pa.Array, side: Side, first_row: int, file: UserFile) -> pa.Array:
+    if lists.null_count:
+        raise file.wrong(f"column {side.column!r} has missing values")
+    if not pa.types.is_fixed_size_list(lists.type):
+        _check_lengths(pc.list_value_length(lists).to_numpy(), side, first_row, file)
+    values = lists.flatten()
+    if values.type == pa.float64():
+        values = values.cast(pa.float32())
+    return pa.FixedSizeListArray.from_arrays(values, side.width)
+
+
+def _check_lengths(lengths_B: np.ndarray, side: Side, first_row: int, file: UserFile) -> None:
+    wrong_B = lengths_B != side.width
+    if wrong_B.any():
+        row = int(np.argmax(wrong_B))
+        raise file.wrong(
+            f"column {side.column!r} has {lengths_B[row]} numbers in row {first_row + row}, "
+            f"the model declares {side.width} for {side.modality}"
+        )

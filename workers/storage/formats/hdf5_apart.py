@@ -1,0 +1,94 @@
+"""HDF5 read in a process of its own, with bounds on its memory and its time.
+
+The HDF5 library is the one reader here that is known to crash on crafted files. A control plane
+that fell over one would fall over it again after every restart. The child (`hdf5_child`) writes an
+Arrow stream to its standard output, and what is wrong with the file to its standard error.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from workers.contract.errors import StorageUnavailable
+from workers.storage.formats.user_file import UserFile
+
+# Exit statuses of the child; the last line of its standard error says why.
+WRONG, UNAVAILABLE = 3, 4
+AS_JSON = TypeAdapter(UserFile)
+_PACKAGES = Path(__file__).parents[3]
+_LONGEST_COMPLAINT = 4000
+# A crash, or the end of its time: another attempt at the same file would end alike.
+_FILE_S_FAULT = {
+    -number
+    for number in (
+        signal.SIGSEGV,
+        signal.SIGABRT,
+        signal.SIGBUS,
+        signal.SIGFPE,
+        signal.SIGILL,
+        signal.SIGXCPU,
+    )
+}
+
+
+def read(file: UserFile) -> Iterator[pa.RecordBatch]:
+    """Batches in the internal form. Raises InvalidDataset, StorageUnavailable."""
+    with tempfile.TemporaryFile() as complaints, _child(file, complaints) as child:
+        try:
+            broken = yield from _batches(child)
+            _judge(child.wait(), complaints, file)
+            if broken is not None:
+                raise StorageUnavailable(f"{file.uri}: its reader broke off: {broken}")
+        finally:
+            # Also where nobody wants the rest.
+            child.kill()
+
+
+def _child(file: UserFile, complaints: IO[bytes]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "workers.storage.formats.hdf5_child", AS_JSON.dump_json(file)],
+        cwd=_PACKAGES,
+        # No filter is loaded from a folder, whatever the file asks for.
+        env={**os.environ, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=complaints,
+        # Ctrl-C in a terminal ends the control plane; it says nothing about the file.
+        start_new_session=True,
+    )
+
+
+def _batches(
+    child: "subprocess.Popen[bytes]",
+) -> Generator[pa.RecordBatch, None, Exception | None]:
+    """What the child writes; answers in the end what was wrong with it as a stream, if anything was."""
+    try:
+        with pa.ipc.open_stream(child.stdout) as stream:
+            yield from stream
+    except pa.ArrowException as error:
+        broken: Exception = error
+        return broken
+    return None
+
+
+def _judge(status: int, complaints: IO[bytes], file: UserFile) -> None:
+    if status == 0:
+        return
+    complaints.seek(0)
+    lines = complaints.read()[-_LONGEST_COMPLAINT:].decode(errors="replace").strip().splitlines()
+    words = lines[-1] if lines else "it said nothing"
+    if status == WRONG:
+        raise file.wrong(words)
+    if status > 0 and status != UNAVAILABLE:
+        raise file.wrong(f"it cannot be read as HDF5: {words}")
+    if status in _FILE_S_FAULT:
+        raise file.wrong(f"it cannot be read as HDF5: the library ended by signal {-status}")
+    raise StorageUnavailable(f"{file.uri}: its reader ended with {status}: {words}")

@@ -1,0 +1,73 @@
+"""safetensors: tensors in one file, read from their place. bfloat16 becomes float32.
+
+There is no text in it: ids are made, a label is a whole number.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors import SafetensorError, safe_open
+
+from workers.storage.formats.arrays import NamedArray, read_arrays
+from workers.storage.formats.user_file import UserFile, reading
+
+LARGEST_HEADER = 1 << 20
+_KINDS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
+_KINDS |= {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
+_KINDS |= {"U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8"}
+
+
+def looks_like_it(first_bytes: bytes) -> bool:
+    """The format has no magic word: eight bytes say how long the JSON is that follows."""
+    return len(first_bytes) > 8 and first_bytes[8:9] == b"{"
+
+
+def read(file: UserFile) -> Iterator[pa.RecordBatch]:
+    """Batches in the internal form. Raises InvalidDataset."""
+    with reading(file.uri, "safetensors", SafetensorError, struct.error, ValueError):
+        header = _header(file)
+        # Its own reader judges the header: every byte belongs to one tensor and to one alone.
+        with safe_open(str(file.path), framework="np") as tensors:
+            names = list(tensors.keys())
+        entries = json.loads(header)
+        arrays = {name: _array(entries[name], 8 + len(header), file) for name in names}
+        yield from read_arrays(arrays, file)
+
+
+def _header(file: UserFile) -> bytes:
+    with file.path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > LARGEST_HEADER:
+            raise file.wrong(
+                f"its header has {length} bytes, at most {LARGEST_HEADER} are read; "
+                "put one tensor for each side into it, not one for each row"
+            )
+        return stream.read(length)
+
+
+def _array(entry: dict[str, Any], data_start: int, file: UserFile) -> NamedArray:
+    """A tensor at its place in the file: its reader cannot give bfloat16 without torch."""
+    kind, shape = entry["dtype"], tuple(entry["shape"])
+    if kind not in _KINDS or not shape:
+        return NamedArray(shape, np.dtype("V1"), kind, _never)
+    offset = data_start + entry["data_offsets"][0]
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        stored = np.memmap(file.path, _KINDS[kind], "r", offset, shape)[start:stop]
+        return _from_bfloat16(stored) if kind == "BF16" else np.array(stored)
+
+    dtype = np.dtype(np.float32) if kind == "BF16" else np.dtype(_KINDS[kind])
+    return NamedArray(shape, dtype, kind, rows)
+
+
+def _from_bfloat16(stored: np.ndarray) -> np.ndarray:
+    """The upper half of a float32; nothing is lost."""
+    return (stored.astype(np.uint32) << 16).view(np.float32)
+
+
+def _never(_start: int, _stop: int) -> np.ndarray:
+    raise TypeError("an array that is no column is not read")

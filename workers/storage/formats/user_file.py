@@ -1,0 +1,86 @@
+"""A user's file that is being read, and what may be wrong with any of them, in the user's words."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from workers.contract.errors import InvalidDataset, StorageUnavailable
+
+# A file that would unfold to more than both of these is a decompression bomb, not a file of
+# features: encoders' outputs hardly compress, and one picture with a few captions gives a factor of
+# a few.
+LARGEST_EXPANSION = 64
+HARMLESS_BYTES = 1 << 30
+# What the machine is to blame for, and no file.
+_OURS = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOENT,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ESTALE,
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a pair: its column, what the user calls it, and the width that the model declares."""
+
+    column: str
+    modality: str
+    width: int
+
+
+@dataclass(frozen=True)
+class UserFile:
+    """A local copy of a user's file.
+
+    `uri`: as the user named it. `sha256`: of the file. `sides`: of feature_a, then of feature_b.
+    """
+
+    path: Path
+    uri: str
+    sha256: str
+    sides: tuple[Side, Side]
+
+    def wrong(self, what: str) -> InvalidDataset:
+        """The error that says what is wrong with this file."""
+        return InvalidDataset(f"{self.uri}: {what}")
+
+    def check_width(self, side: Side, width: int, name: str) -> None:
+        """Raises InvalidDataset unless the model declares this width for that side."""
+        if width != side.width:
+            raise self.wrong(
+                f"{name} has width {width}, the model declares {side.width} for {side.modality}"
+            )
+
+
+def check_expansion(unfolded: int, path: Path, uri: str) -> None:
+    """Raises InvalidDataset if a file claims to hold more bytes than an honest one can."""
+    packed = path.stat().st_size
+    if unfolded > max(LARGEST_EXPANSION * packed, HARMLESS_BYTES):
+        raise InvalidDataset(
+            f"{uri}: its {packed} bytes claim to unfold to {unfolded}; "
+            f"more than {LARGEST_EXPANSION} times its size is not read"
+        )
+
+
+@contextmanager
+def reading(uri: str, kind: str, *errors: type[Exception]) -> Iterator[None]:
+    """A library's errors about a file's content become InvalidDataset; the disk's own do not."""
+    expected: tuple[type[Exception], ...] = (OSError, *errors)
+    try:
+        yield
+    except expected as error:
+        # Libraries say OSError for damaged content as well: without a number, or with EINVAL where
+        # a file sent them to a place before its beginning.
+        if isinstance(error, OSError) and error.errno in _OURS:
+            raise StorageUnavailable(f"{uri}: its local copy: {error.strerror}") from error
+        raise InvalidDataset(f"{uri}: it cannot be read as {kind}: {error}") from error

@@ -1,0 +1,155 @@
+"""From a file as a user has it to a shard that can be trained on: fetched, converted, checked, split.
+
+Parquet in the internal form stays where it is, unless rows of it are held out; everything else is
+written to our own store. Whatever is refused is named as the user named it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from workers.contract.dataset import Shard, ShardRef, SourceFile
+from workers.storage import layout
+from workers.storage.formats.parquet import known_batches, must_be_converted, open_parquet
+from workers.storage.formats.registry import PARQUET, format_of
+from workers.storage.formats.user_file import Side, UserFile
+from workers.storage.hold_out import held_out_rows
+from workers.storage.port import ObjectStore
+from workers.storage.shard_writer import ShardWriter, write_shard
+from workers.storage.shards import ShardChecker, count_rows, download
+from workers.storage.versions import sha256_of_file
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a file that the user named lies. `allowed`: prefixes it must not leave; None: it is ours."""
+
+    uri: str
+    allowed: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A user's file as Parquet in the internal form, at a local path; its values are not yet checked."""
+
+    source: SourceFile
+    converted: bool
+
+
+@dataclass(frozen=True)
+class Split:
+    """The two parts of a shard of which a share was held out; None for one without rows."""
+
+    training: Shard | None
+    evaluation: Shard | None
+
+
+def take(ref: ShardRef, address: Address, path: Path, sides: tuple[Side, Side]) -> Taken:
+    """Bring a file of any format to `path`, as Parquet in the internal form.
+
+    Raises InvalidDataset if it is missing, has another digest or cannot be read; InvalidUri if it
+    lies, by now, outside of what is allowed; StorageUnavailable if trying again can help.
+    """
+    digest = download(ref, address.uri, path, address.allowed)
+    file = UserFile(path, ref.uri, digest, sides)
+    format_ = format_of(file)
+    source = SourceFile(uri=ref.uri, sha256=digest, bytes=path.stat().st_size, format=format_.name)
+    if format_ is PARQUET and not must_be_converted(path, ref.uri):
+        count_rows(path, ref.uri)
+        return Taken(source, converted=False)
+    beside = path.with_name(f"{path.name}.converted")
+    if write_shard(beside, format_.read(file)) == 0:
+        raise file.wrong("it has no rows, at least 1 is needed")
+    beside.replace(path)
+    return Taken(source, converted=True)
+
+
+class DatasetIntake:
+    """Takes in the files of one dataset, one after another; `folder` is for local copies.
+
+    One checker for all of them: ids are unique over a dataset, held-out rows included.
+    """
+
+    def __init__(
+        self, store: ObjectStore, dataset: str, sides: tuple[Side, Side], folder: Path
+    ) -> None:
+        self._store = store
+        self._dataset = dataset
+        self._sides = sides
+        self._path = folder / "shard.parquet"
+        self._folder = folder
+        self._checker = ShardChecker((sides[0].width, sides[1].width))
+
+    def training_shard(self, ref: ShardRef, address: Address, index: int) -> Shard:
+        """A shard to train on: the user's own, or what became of it. Raises as `take` does."""
+        taken = self._checked(ref, address)
+        if not taken.converted:
+            return Shard(
+                uri=address.uri,
+                sha256=taken.source.sha256,
+                bytes=taken.source.bytes,
+                rows=count_rows(self._path, ref.uri),
+            )
+        return self._stored(self._path, layout.training_shard(self._dataset, index), taken.source)
+
+    def evaluation_shard(self, ref: ShardRef, address: Address, index: int) -> Shard:
+        """A held-out shard, copied into our store. Raises as `take` does."""
+        taken = self._checked(ref, address)
+        source = taken.source if taken.converted else None
+        return self._stored(self._path, layout.evaluation_shard(self._dataset, index), source)
+
+    def split_shard(
+        self, ref: ShardRef, address: Address, share: float, indices: tuple[int, int]
+    ) -> Split:
+        """A shard of which `share` is held out. `indices`: of its training and its evaluation shard."""
+        source = self._checked(ref, address).source
+        training, evaluation = (self._folder / name for name in ("training", "evaluation"))
+        _split(self._path, ref.uri, share, (training, evaluation))
+        keys = (
+            layout.training_shard(self._dataset, indices[0]),
+            layout.evaluation_shard(self._dataset, indices[1]),
+        )
+        return Split(
+            *(
+                self._stored(path, key, source) if path.exists() else None
+                for path, key in zip((training, evaluation), keys, strict=True)
+            )
+        )
+
+    def _checked(self, ref: ShardRef, address: Address) -> Taken:
+        taken = take(ref, address, self._path, self._sides)
+        self._checker.check(self._path, ref.uri)
+        return taken
+
+    def _stored(self, path: Path, key: str, source: SourceFile | None) -> Shard:
+        self._store.upload(path, key)
+        shard = Shard(
+            uri=f"{self._store.uri}/{key}",
+            sha256=sha256_of_file(path),
+            bytes=path.stat().st_size,
+            rows=count_rows(path, key),
+            source=source,
+        )
+        path.unlink()
+        return shard
+
+
+def _split(path: Path, uri: str, share: float, targets: tuple[Path, Path]) -> None:
+    """Each row of a shard into one of two; a target that gets no row is not there."""
+    with ShardWriter(targets[0]) as training, ShardWriter(targets[1]) as evaluation:
+        for batch in _plain_batches(path, uri):
+            held_out = pa.array(held_out_rows(batch.column("feature_a"), share))
+            evaluation.add(batch.filter(held_out))
+            training.add(batch.filter(pa.compute.invert(held_out)))
+
+
+def _plain_batches(path: Path, uri: str) -> Iterator[pa.RecordBatch]:
+    """Texts in full: dictionaries differ from batch to batch, a file's columns may not."""
+    for batch in known_batches(open_parquet(path, uri), path, uri):
+        columns = {
+            name: column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        }
+        yield pa.record_batch(columns)

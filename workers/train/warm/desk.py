@@ -1,0 +1,169 @@
+"""Where attempts stand in line for the one group of warm ranks. Knows no Ray; a clock is passed.
+
+Whoever wants an attempt asks for it again and again. One that nobody asks for any more is dropped,
+and a group that works on it is to be ended: a job that was killed says no goodbye.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+# Silence after which an attempt counts as given up. Its job asks every second or two.
+PATIENCE_SECONDS = 30.0
+# How often a group may die over one attempt and begin it again.
+RESTARTS = 2
+# Ranks are replaced after so many attempts, whatever they may have gathered in their memory.
+ATTEMPTS_PER_GROUP = 100
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Which attempt: the arguments of `train_dataset`, without the device."""
+
+    store_uri: str
+    job: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """An attempt that the ranks are to work on. Numbers only grow."""
+
+    number: int
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class Retire:
+    """The ranks have learned enough: let them be replaced."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of an attempt so far.
+
+    waiting    others are before it
+    working    it is the next or being worked on
+    done       its candidate is complete
+    failed     it has none, and `words` say why
+    elsewhere  this group has other code or another size; it makes room and takes nothing more
+    """
+
+    state: Literal["waiting", "working", "done", "failed", "elsewhere"]
+    words: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing more will be said of it."""
+        return self.state in ("done", "failed", "elsewhere")
+
+
+class Desk:
+    """One attempt in work, the others in line. All calls come from one thread."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._heard: dict[Attempt, float] = {}
+        self._line: list[Attempt] = []
+        self._outcomes: dict[Attempt, Answer] = {}
+        self._current: Assignment | None = None
+        self._number = self._first_of_group = 0
+        self._restarts = 0
+        self._words = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """Nobody waits, and nothing is worked on."""
+        self._drop_silent()
+        return self._current is None and not self._line
+
+    def ask(self, attempt: Attempt) -> Answer:
+        """Ask for an attempt, for the first time or again. A final answer is given once."""
+        self._heard[attempt] = self._clock()
+        if attempt in self._outcomes:
+            del self._heard[attempt]
+            return self._outcomes.pop(attempt)
+        if self._is_in_work(attempt):
+            return Answer("working")
+        if attempt not in self._line:
+            self._line.append(attempt)
+        self._drop_silent()
+        is_next = self._current is None and self._line[0] == attempt
+        return Answer("working" if is_next else "waiting")
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """Nobody wants it any more."""
+        self._heard.pop(attempt, None)
+        self._outcomes.pop(attempt, None)
+        self._drop_silent()
+
+    def group_started(self) -> None:
+        """New ranks are there; the ones before them, if any, have ended."""
+        self._first_of_group = self._number
+        if self._current is None:
+            return
+        if self.is_abandoned():
+            self._current = None
+            return
+        self._restarts += 1
+        if self._restarts > RESTARTS:
+            words = self._words or "its ranks were killed"
+            self._end(Answer("failed", f"the ranks died {self._restarts} times: {words}"))
+        else:
+            # The new group's first number is its own: what it is to do comes after it.
+            self._first_of_group -= 1
+
+    def next(self, after: int) -> Assignment | Retire | None:
+        """What a rank that has done number `after` is to do; None: nothing yet."""
+        is_worn = self._number - self._first_of_group >= ATTEMPTS_PER_GROUP
+        if self._current is None and not is_worn:
+            self._take()
+        if self._current is not None and self._current.number > after:
+            return self._current
+        return Retire() if is_worn else None
+
+    def finished(self, number: int) -> None:
+        """The candidate of that assignment is complete."""
+        if self._current is not None and self._current.number == number:
+            self._end(Answer("done"))
+
+    def refused(self, number: int, words: str) -> None:
+        """It would fail alike again."""
+        if self._current is not None and self._current.number == number:
+            self._end(Answer("failed", words))
+
+    def stumbled(self, number: int, words: str) -> None:
+        """A rank ended with an error that another go may not meet."""
+        if self._current is not None and self._current.number == number:
+            self._words = words
+
+    def is_abandoned(self) -> bool:
+        """Whether the ranks work on what nobody wants."""
+        return self._current is not None and self._is_silent(self._current.attempt)
+
+    def _take(self) -> None:
+        self._drop_silent()
+        if not self._line:
+            return
+        self._number += 1
+        self._restarts, self._words = 0, ""
+        self._current = Assignment(self._number, self._line.pop(0))
+
+    def _end(self, answer: Answer) -> None:
+        if self._current is not None and not self.is_abandoned():
+            self._outcomes[self._current.attempt] = answer
+        self._current = None
+
+    def _is_in_work(self, attempt: Attempt) -> bool:
+        return self._current is not None and self._current.attempt == attempt
+
+    def _drop_silent(self) -> None:
+        self._line = [attempt for attempt in self._line if not self._is_silent(attempt)]
+        for attempt in [each for each in self._outcomes if self._is_silent(each)]:
+            del self._outcomes[attempt]
+        for attempt in [each for each in self._heard if self._is_silent(each)]:
+            del self._heard[attempt]
+
+    def _is_silent(self, attempt: Attempt) -> bool:
+        heard = self._heard.get(attempt)
+        return heard is None or self._clock() - heard > PATIENCE_SECONDS
