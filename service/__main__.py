@@ -1,17 +1,51 @@
-"""`python -m service`: settings, app, server."""
+"""`python -m service`: settings, app, server. `python -m service keys`: its keys."""
 
+import argparse
 import logging.config
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
+from pydantic import ValidationError
 
 from service.app import create_app
+from service.errors import ServiceError
+from service.key_commands import add_commands
 from service.logs import log_config
 from service.settings import Settings
 
+_USAGE = 2
 
-def main() -> None:
-    """Serve until a signal ends it."""
-    settings = Settings()
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until a signal ends it, or do what is asked with keys. The exit status."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[Settings, argparse.Namespace], None] = options.run
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        print("\n".join(_complaints(error)), file=sys.stderr)
+        return _USAGE
+    try:
+        run(settings, options)
+    except ServiceError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="The control plane. Its settings are CMCL_* variables: see docs/settings.md.",
+    )
+    parser.set_defaults(run=_serve)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    add_commands(commands.add_parser("keys", help="make, list and revoke keys"))
+    return parser
+
+
+def _serve(settings: Settings, _: argparse.Namespace) -> None:
     config = log_config(settings.log_level)
     logging.config.dictConfig(config)
     uvicorn.run(
@@ -24,5 +58,14 @@ def main() -> None:
     )
 
 
+def _complaints(error: ValidationError) -> Iterator[str]:
+    """One line per problem, naming the variable. Values are not repeated: some are secrets."""
+    for problem in error.errors(include_input=False, include_context=False, include_url=False):
+        message = problem["msg"].removeprefix("Value error, ")
+        # What concerns several variables names them itself.
+        names = [f"CMCL_{str(part).upper()}" for part in problem["loc"][:1]]
+        yield ": ".join([*names, message])
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

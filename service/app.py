@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fastapi import Depends, FastAPI
 
-from service.api import datasets, jobs, keys, models, operations, versions
-from service.api.dependencies import require_json
+from service.api import datasets, jobs, keys, models, operations, preflights, versions
+from service.api.dependencies import require_body_type
 from service.api.middleware.authentication import Authentication
 from service.api.middleware.body_limit import BodyLimit
 from service.api.middleware.request_log import RequestLog
@@ -21,15 +21,21 @@ from service.api.problems import add_problem_handlers
 from service.clock import Clock, utc_now
 from service.control.access.doorkeeper import Doorkeeper, TokenReader
 from service.control.context import Context
+from service.control.preflights import PreflightRounds
 from service.control.reconcile import Reconciler
 from service.control.validate import Validations
-from service.database import jobs as job_queries
-from service.database.engine import Database, open_database
+from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.errors import DatabaseError
 from service.launchers.port import Launcher
 from service.launchers.process import ProcessLauncher
-from service.metrics import Metrics
+from service.observe.backlog import BacklogCollector
+from service.observe.database import MeteredDatabase
+from service.observe.figures import FiguresCollector
+from service.observe.happenings import Witness
+from service.observe.metered import MeteredLauncher, MeteredStore
+from service.observe.metrics import Metrics
+from service.observe.spans import Spans, open_spans
 from service.settings import Settings
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
@@ -53,6 +59,7 @@ class Parts:
     launcher: Launcher | None = None
     executor: Executor | None = None
     clock: Clock = utc_now
+    spans: Spans | None = None
 
 
 def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
@@ -64,32 +71,35 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
         version=version("cmcl"),
         lifespan=_lifespan(context, reconciler),
         generate_unique_id_function=operation_id,
-        dependencies=[Depends(require_json)],
+        dependencies=[Depends(require_body_type)],
         responses=PROBLEMS,
     )
     app.state.context = context
     app.state.reconciler = reconciler
-    for module in (models, versions, datasets, jobs, keys, operations):
+    context.metrics.round_age.set_function(reconciler.seconds_since_round)
+    for module in (models, versions, datasets, jobs, preflights, keys, operations):
         app.include_router(module.router)
     add_problem_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Authentication, doorkeeper=context.doorkeeper)
     app.add_middleware(RequestLog, metrics=context.metrics)
+    context.metrics.spans.instrument(app)
     return app
 
 
 def create_context(settings: Settings, parts: Parts) -> Context:
     """The parts, with the newest form of the tables in place."""
-    database = open_database(settings.database_url)
+    metrics = Metrics(parts.spans or open_spans())
+    database = MeteredDatabase(open_database(settings.database_url), metrics, Witness(metrics))
     upgrade(database)
-    metrics = Metrics()
-    metrics.watch_jobs(lambda: _count_jobs(database))
+    metrics.registry.register(BacklogCollector(database, parts.clock))
+    metrics.registry.register(FiguresCollector(database, parts.clock))
     return Context(
         settings=settings,
         database=database,
         doorkeeper=Doorkeeper(settings, database, parts.clock, _tokens(settings)),
-        store=parts.store or open_store(settings.store_uri),
-        launcher=parts.launcher or _launcher(settings),
+        store=MeteredStore(parts.store or open_store(settings.store_uri), metrics),
+        launcher=MeteredLauncher(parts.launcher or _launcher(settings), metrics),
         validations=Validations(parts.executor or ThreadPoolExecutor(_VALIDATIONS_AT_ONCE)),
         metrics=metrics,
         clock=parts.clock,
@@ -119,14 +129,18 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         context.doorkeeper.warn_without_keys()
         stop = threading.Event()
-        # A daemon: a call that hangs must not keep the process from ending. Nothing is lost.
-        thread = threading.Thread(
-            target=reconciler.run, args=[stop], name="reconciler", daemon=True
-        )
-        thread.start()
+        loops = {"reconciler": reconciler.run, "preflights": PreflightRounds(context).run}
+        # Daemons: a call that hangs must not keep the process from ending. Nothing is lost.
+        threads = [
+            threading.Thread(target=loop, args=[stop], name=name, daemon=True)
+            for name, loop in loops.items()
+        ]
+        for thread in threads:
+            thread.start()
         yield
         stop.set()
-        thread.join(_STOP_SECONDS)
+        for thread in threads:
+            thread.join(_STOP_SECONDS)
         _leave(reconciler)
         context.validations.close()
         context.database.close()
@@ -140,8 +154,3 @@ def _leave(reconciler: Reconciler) -> None:
         reconciler.stop()
     except DatabaseError as error:
         logger.warning("leases were not given back: %s", error)
-
-
-def _count_jobs(database: Database) -> Mapping[str, int]:
-    with database.read() as connection:
-        return job_queries.count_open(connection)

@@ -5,12 +5,14 @@
     │   ├── NotFound                no such model, dataset, job or version
     │   ├── Conflict                it contradicts what is there already
     │   ├── Unprocessable           a field has a value that is not permitted
-    │   ├── UnsupportedMediaType    the body is not declared as JSON
+    │   ├── UnsupportedMediaType    the body is not declared as what is needed
     │   ├── BodyTooLarge            the body has more bytes than permitted
+    │   ├── BodyCutOff              the connection ended before the body did
     │   ├── PreconditionFailed      it was changed since it was read (If-Match)
     │   ├── Unauthorized            no key, or none that is valid
     │   ├── Forbidden               the key does not permit it
     │   └── TooManyRequests         more than the key's share
+    ├── NoRoom                      this machine's disk is full; a retry can help later
     ├── IssuerUnavailable           who issues tokens did not answer; a retry can help
     └── DatabaseError
         ├── DatabaseUnavailable     the database did not answer; a retry can help
@@ -56,11 +58,15 @@ class Unprocessable(Refused):
 
 
 class UnsupportedMediaType(Refused):
-    """The body is not declared as JSON."""
+    """The body is not declared to be of the type that is needed."""
 
 
 class BodyTooLarge(Refused):
     """The body has more bytes than permitted."""
+
+
+class BodyCutOff(Refused):
+    """The connection ended before the body did; nothing was kept of it."""
 
 
 class PreconditionFailed(Refused):
@@ -85,6 +91,10 @@ class TooManyRequests(Refused):
 
 class IssuerUnavailable(ServiceError):
     """Who issues tokens did not answer, so they cannot be checked; trying again can help."""
+
+
+class NoRoom(ServiceError):
+    """This machine's disk is full; trying again can help once there is room."""
 
 
 class DatabaseError(ServiceError):

@@ -1,18 +1,67 @@
-"""Log lines as JSON, one object a line, with the ids that a line is about."""
+"""Log lines as JSON, one object a line, with the ids that a line is about and without secrets.
+
+Whatever a request or a name contains, a line stays one line: JSON escapes line ends, control
+characters and all that is not ASCII.
+"""
 
 import json
 import logging
+import re
+from collections.abc import Collection
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 # Given as `extra={...}`; every other attribute of a record is the logging module's own.
-FIELDS = ("model", "dataset", "job", "attempt", "version", "method", "path", "status", "seconds")
+FIELDS = (
+    *("model", "dataset", "job", "attempt", "version", "reason"),
+    *("upload", "webhook", "delivery", "preflight"),
+    *("method", "path", "status", "seconds"),
+)
+_HIDDEN = "[hidden]"
+# The id in front of a key's secret stays: it says which one to revoke.
+_SECRETS = [
+    (re.compile(r"(cmcl_[0-9a-f]{12}_)[A-Za-z0-9_-]{16,}"), rf"\1{_HIDDEN}"),
+    (re.compile(r"(whsec_)[A-Za-z0-9+/=_-]{8,}"), rf"\1{_HIDDEN}"),
+    (re.compile(r"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"), _HIDDEN),
+    (re.compile(r"(?i)\b(bearer|basic) +[A-Za-z0-9+/=._~-]{8,}"), rf"\1 {_HIDDEN}"),
+    (re.compile(r"(://[^/\s:@\"]{0,128}:)[^@/\s\"]{1,256}@"), rf"\1{_HIDDEN}@"),
+    (re.compile(r"(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"\\]+"), rf"\1{_HIDDEN}"),
+    (
+        re.compile(
+            r"(?i)((?:password|passwd|secret_access_key|admin_key|api_key)['\"\\]* ?[=:] ?['\"\\]*)"
+            r"[^\s'\",&\\]+"
+        ),
+        rf"\1{_HIDDEN}",
+    ),
+]
 
-request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+@dataclass
+class RequestNote:
+    """What every line says that is logged while a request is answered."""
+
+    id: str
+    trace: str | None = None
+    principal: str | None = None
+
+
+current_request: ContextVar[RequestNote | None] = ContextVar("current_request", default=None)
+
+
+def name_principal(name: str) -> None:
+    """Let the lines of the present request say whose it is: a name, never a key."""
+    note = current_request.get()
+    if note is not None:
+        note.principal = name
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object a line. `secrets` are texts that no line may contain, beside the usual ones."""
+
+    def __init__(self, secrets: Collection[str] = ()) -> None:
+        super().__init__()
+        self._secrets = [json.dumps(secret)[1:-1] for secret in secrets if secret]
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line; a traceback is a field of it."""
@@ -23,19 +72,33 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         line |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
-        if (current := request_id.get()) is not None:
-            line["request_id"] = current
+        line |= _of_request()
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return self._without_secrets(json.dumps(line, default=str))
+
+    def _without_secrets(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, _HIDDEN)
+        for pattern, instead in _SECRETS:
+            text = pattern.sub(instead, text)
+        return text
 
 
-def log_config(level: str) -> dict[str, object]:
+def _of_request() -> dict[str, object]:
+    note = current_request.get()
+    if note is None:
+        return {}
+    told = {"request_id": note.id, "trace_id": note.trace, "principal": note.principal}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def log_config(level: str, secrets: Collection[str] = ()) -> dict[str, object]:
     """For logging.config.dictConfig, and for uvicorn, which applies it itself."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"json": {"()": JsonLines}},
+        "formatters": {"json": {"()": JsonLines, "secrets": list(secrets)}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
         "root": {"level": "WARNING", "handlers": ["stderr"]},
         "loggers": {

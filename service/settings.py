@@ -156,8 +156,8 @@ class Settings(BaseSettings):
     def _keys_are_asked_for_on_a_network(self) -> Self:
         if self.auth == "off" and self.host not in _LOOPBACK:
             raise ValueError(
-                f"auth is off and host is {self.host!r}: everybody on the network could do "
-                f"everything; set auth to on, or host to one of {', '.join(_LOOPBACK)}"
+                f"CMCL_AUTH is off and CMCL_HOST is {self.host!r}: everybody on the network could "
+                f"do everything; set the first to on, or the other to one of {', '.join(_LOOPBACK)}"
             )
         return self
 
@@ -165,6 +165,6 @@ class Settings(BaseSettings):
     def _tokens_have_an_audience(self) -> Self:
         if self.oidc_issuer and not self.oidc_audience:
             raise ValueError(
-                "oidc_audience is missing: tokens for other services would be accepted"
+                "CMCL_OIDC_AUDIENCE is missing: tokens for other services would be accepted"
             )
         return self

@@ -1,6 +1,13 @@
-"""Answers to POSTs: done and remembered in one transaction, repeated for the same key."""
+"""Answers to POSTs: done once, remembered, and repeated for the same key.
+
+Most of them are one transaction: a second request with the same key waits for it, and gets its
+answer. Work that takes long, and reaches beyond the database, claims its key first: a second request
+is told meanwhile that the first is under way.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -9,8 +16,27 @@ from sqlalchemy import Connection
 from service.api.dependencies import RequestKey
 from service.control.context import Context
 from service.database import answers
-from service.database.rows import AnswerRecord
-from service.errors import FieldProblem, Unprocessable
+from service.database.answers import Place
+from service.database.rows import AnswerRecord, KeyClaim
+from service.errors import Conflict, FieldProblem, Unprocessable
+
+# A request that has been at it for so long has died, with its process.
+DEAD_AFTER = timedelta(minutes=15)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer, and whether it was given before."""
+
+    record: AnswerRecord
+    is_replay: bool = False
+
+    def response(self) -> JSONResponse:
+        """As it is sent."""
+        headers = {"Location": self.record.location} if self.record.location else {}
+        if self.is_replay:
+            headers["Idempotency-Replayed"] = "true"
+        return JSONResponse(self.record.body, self.record.status, headers=headers)
 
 
 def answer(
@@ -20,24 +46,50 @@ def answer(
 
     Refusals are not remembered: nothing was done, so asking again is harmless.
     """
+    return answered(context, key, effect).response()
+
+
+def answered(
+    context: Context, key: RequestKey | None, effect: Callable[[Connection], AnswerRecord]
+) -> Answered:
+    """The same, for an answer that gets something more before it is sent, and not remembered."""
     if key is None:
-        return _response(context.database.settle(effect))
-    before: list[AnswerRecord] = []
+        return Answered(context.database.settle(effect))
 
-    def once(connection: Connection) -> AnswerRecord:
-        known = answers.find(connection, key.owner, key.key, key.route)
+    def once(connection: Connection) -> Answered:
+        known = answers.find(connection, _place(key))
         if known is not None:
-            _check_same_body(key, known)
-            before.append(known)
-            return known
+            return _again(key, known)
         fresh = effect(connection)
-        answers.remember(connection, key.owner, key.key, key.route, fresh, context.clock())
-        return fresh
+        answers.remember(connection, _place(key), fresh, context.clock())
+        return Answered(fresh)
 
-    response = _response(context.database.settle(once))
-    if before:
-        response.headers["Idempotency-Replayed"] = "true"
-    return response
+    return context.database.settle(once)
+
+
+def answer_long(
+    context: Context, key: RequestKey | None, work: Callable[[], AnswerRecord]
+) -> JSONResponse:
+    """The same for work beyond one transaction. Raises Conflict while another request is at it.
+
+    `work` can be repeated: a process that dies leaves its claim, and after a while the next request
+    with the key takes it over.
+    """
+    if key is None:
+        return Answered(work()).response()
+    mine = KeyClaim(key.fingerprint, context.clock())
+    known = context.database.settle(lambda connection: _claim(connection, key, mine))
+    if known is not None:
+        return known.response()
+    try:
+        fresh = work()
+    except Exception:
+        with context.database.write() as connection:
+            answers.release(connection, _place(key), mine)
+        raise
+    with context.database.write() as connection:
+        answers.fulfil(connection, _place(key), mine, fresh)
+    return Answered(fresh).response()
 
 
 def record(
@@ -48,12 +100,32 @@ def record(
     return AnswerRecord(fingerprint, status, location, body.model_dump(mode="json"))
 
 
-def _check_same_body(key: RequestKey, known: AnswerRecord) -> None:
+def _claim(connection: Connection, key: RequestKey, mine: KeyClaim) -> Answered | None:
+    """The answer that is known; None once the key is claimed."""
+    known = answers.find(connection, _place(key))
+    if known is None:
+        answers.claim(connection, _place(key), mine)
+        return None
+    if isinstance(known, KeyClaim) and mine.created_at - known.created_at > DEAD_AFTER:
+        _check_same_body(key, known)
+        if answers.take_over(connection, _place(key), known, mine):
+            return None
+    return _again(key, known)
+
+
+def _again(key: RequestKey, known: AnswerRecord | KeyClaim) -> Answered:
+    _check_same_body(key, known)
+    if isinstance(known, KeyClaim):
+        message = "a request with this key is still being answered; ask again in a moment"
+        raise Conflict(message, FieldProblem("Idempotency-Key", message, key.key))
+    return Answered(known, is_replay=True)
+
+
+def _check_same_body(key: RequestKey, known: AnswerRecord | KeyClaim) -> None:
     if key.fingerprint != known.fingerprint:
         message = "this key was used with another body; a new request needs a new key"
         raise Unprocessable(message, FieldProblem("Idempotency-Key", message, key.key))
 
 
-def _response(known: AnswerRecord) -> JSONResponse:
-    headers = {"Location": known.location} if known.location else None
-    return JSONResponse(known.body, known.status, headers=headers)
+def _place(key: RequestKey) -> Place:
+    return (key.owner, key.key, key.route)

@@ -17,9 +17,14 @@ from workers.contract.modality import NAME_PATTERN
 # The largest number that a column can hold.
 LARGEST_NUMBER = 2**31 - 1
 
+_JSON = "application/json"
+# What a route declares in its description if it takes its body as it comes.
+BYTES = "application/octet-stream"
+
 ModelPath = Annotated[str, Path(alias="model", pattern=NAME_PATTERN)]
 DatasetPath = Annotated[str, Path(alias="dataset", pattern=r"^ds-[0-9a-f]{12}$")]
 JobPath = Annotated[str, Path(alias="job", pattern=r"^job-[0-9a-f]{12}$")]
+UploadPath = Annotated[str, Path(alias="upload", pattern=r"^up-[0-9a-f]{12}$")]
 VersionPath = Annotated[int, Path(alias="version", ge=1, le=LARGEST_NUMBER)]
 ModelQuery = Annotated[str | None, Query(alias="model", pattern=NAME_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=200, description="items of one page")]
@@ -47,13 +52,17 @@ def get_reconciler(request: Request) -> Reconciler:
     return reconciler
 
 
-async def require_json(request: Request) -> None:
-    """A body must say that it is JSON: the server does not guess."""
-    if not await request.body():
+async def require_body_type(request: Request) -> None:
+    """A body must say that it is what the route takes: the server does not guess.
+
+    Bytes are left to the route, which takes them as they come; JSON is small, and read whole here.
+    """
+    permitted = _permitted_type(request)
+    if permitted == _JSON and not await request.body():
         return
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if declared != "application/json":
-        message = f"the Content-Type is {declared or 'missing'}, permitted: application/json"
+    if declared != permitted:
+        message = f"the Content-Type is {declared or 'missing'}, permitted: {permitted}"
         raise UnsupportedMediaType(message)
 
 
@@ -74,6 +83,11 @@ async def get_request_key(
         return None
     fingerprint = hashlib.sha256(await request.body()).hexdigest()
     return RequestKey(principal.owns_as, key, f"{request.method} {request.url.path}", fingerprint)
+
+
+def _permitted_type(request: Request) -> str:
+    extra = getattr(request.scope.get("route"), "openapi_extra", None) or {}
+    return BYTES if BYTES in extra.get("requestBody", {}).get("content", {}) else _JSON
 
 
 def get_text_cursor(cursor: Annotated[str | None, Query()] = None) -> str | None:

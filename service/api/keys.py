@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
 from service.api.access import Admin, Anybody
-from service.api.answers import answer, record
+from service.api.answers import answered, record
 from service.api.dependencies import ContextDep, Limit, RequestKeyDep, TextCursor, encode_cursor
 from service.api.schemas import Page
 from service.control.access.keys import NewKey, create_key, get_key, mint, revoke_key
@@ -39,7 +39,7 @@ class KeyView(BaseModel):
     @classmethod
     def of(cls, key: KeyRecord) -> Self:
         """The view of a record."""
-        values = {field: getattr(key, field) for field in cls.model_fields}
+        values = {field: getattr(key, field) for field in KeyView.model_fields}
         return cls.model_validate({**values, "scopes": sorted(key.scopes)})
 
 
@@ -73,20 +73,18 @@ def post_key(
 ) -> JSONResponse:
     """Make a key. Its text is in this answer and nowhere else; keep it."""
     minted = mint()
-    views: list[CreatedKey] = []
 
     def effect(connection: Connection) -> AnswerRecord:
-        view = CreatedKey.of(create_key(connection, body, minted, principal, context.clock()))
-        views.append(view)
-        return record(key, 201, view, f"/v1/keys/{view.id}")
+        made = create_key(connection, body, minted, principal, context.clock())
+        return record(key, 201, CreatedKey.of(made), f"/v1/keys/{made.id}")
 
-    remembered = answer(context, key, effect)
-    if "Idempotency-Replayed" in remembered.headers:
-        return remembered
+    given = answered(context, key, effect)
+    if given.is_replay:
+        return given.response()
     # The text joins the answer here, behind what is kept for the Idempotency-Key.
-    shown = views[-1].model_copy(update={"key": minted.text})
-    headers = {"Location": remembered.headers["Location"], "Cache-Control": "no-store"}
-    return JSONResponse(shown.model_dump(mode="json"), 201, headers)
+    shown = {**given.record.body, "key": minted.text}
+    headers = {"Location": str(given.record.location), "Cache-Control": "no-store"}
+    return JSONResponse(shown, given.record.status, headers)
 
 
 @router.get("/v1/keys")

@@ -14,12 +14,14 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from service.errors import (
+    BodyCutOff,
     BodyTooLarge,
     Conflict,
     DatabaseUnavailable,
     FieldProblem,
     Forbidden,
     IssuerUnavailable,
+    NoRoom,
     NotFound,
     PreconditionFailed,
     Refused,
@@ -52,7 +54,8 @@ KINDS: dict[type[Exception], Kind] = {
     Conflict: Kind(409, "conflict", "It contradicts what is there"),
     WriteConflict: Kind(409, "conflict", "It contradicts what is there"),
     Unprocessable: INVALID,
-    UnsupportedMediaType: Kind(415, "unsupported-media-type", "The body must be JSON"),
+    UnsupportedMediaType: Kind(415, "unsupported-media-type", "The body is of another type"),
+    BodyCutOff: Kind(400, "body-cut-off", "The body ended too early"),
     BodyTooLarge: Kind(413, "body-too-large", "The body is too large"),
     PreconditionFailed: Kind(412, "precondition-failed", "It was changed since it was read"),
     Unauthorized: Kind(401, "unauthorized", "A valid key is needed"),
@@ -60,6 +63,7 @@ KINDS: dict[type[Exception], Kind] = {
     TooManyRequests: Kind(429, "too-many-requests", "Too many requests"),
     IssuerUnavailable: Kind(503, "issuer-unavailable", "The issuer of tokens does not answer"),
     DatabaseUnavailable: Kind(503, "database-unavailable", "The database does not answer"),
+    NoRoom: Kind(507, "no-room", "The service's disk is full"),
     StorageUnavailable: Kind(503, "storage-unavailable", "Object storage does not answer"),
 }
 

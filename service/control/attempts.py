@@ -60,11 +60,9 @@ def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
         return
     now = context.clock()
     with context.database.write() as connection:
-        moved = jobs.move(
+        jobs.move(
             connection, job, JobState.RUNNING, now, started_at=job.started_at or now, message=None
         )
-    if moved:
-        context.metrics.attempts.inc()
 
 
 def stop(context: Context, job: JobRecord) -> None:

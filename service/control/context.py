@@ -8,7 +8,7 @@ from service.control.access.doorkeeper import Doorkeeper
 from service.control.validate import Validations
 from service.database.engine import Database
 from service.launchers.port import Launcher
-from service.metrics import Metrics
+from service.observe.metrics import Metrics
 from service.settings import Settings
 from workers.storage.port import ObjectStore
 

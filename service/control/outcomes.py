@@ -37,8 +37,6 @@ def quarantine(context: Context, job: JobRecord, message: str) -> bool:
         if moved:
             datasets.release(connection, job.dataset)
             datasets.quarantine(connection, job.dataset, message)
-    if moved:
-        _count(context, JobState.FAILED, reason)
     return moved
 
 
@@ -66,9 +64,3 @@ def _end(
         moved = jobs.finish(connection, job, state, context.clock(), reason, message)
         if moved:
             datasets.release(connection, job.dataset)
-    if moved:
-        _count(context, state, reason)
-
-
-def _count(context: Context, state: JobState, reason: FailureReason | None) -> None:
-    context.metrics.jobs_finished.labels(state=state, reason=reason or "").inc()

@@ -12,7 +12,7 @@ on, and an attempt that was taken for lost may live: whoever comes late finds th
 import logging
 import shlex
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pydantic import Field, ValidationError
 from sqlalchemy import Connection
@@ -182,9 +182,7 @@ def _take_answer(context: Context, preflight: PreflightRecord) -> bool:
         return True
     outlook = answer.outlook
     told = {"refused": bool(outlook.refusals)}
-    _end(
-        context, preflight, PreflightState.DONE, told, result=outlook.model_dump(mode="json")
-    )
+    _end(context, preflight, PreflightState.DONE, told, result=outlook.model_dump(mode="json"))
     return True
 
 
@@ -233,7 +231,7 @@ def _end(
     context: Context,
     preflight: PreflightRecord,
     state: PreflightState,
-    told: dict[str, object],
+    told: Mapping[str, object],
     result: dict[str, object] | None = None,
     message: str | None = None,
 ) -> None:

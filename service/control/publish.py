@@ -51,6 +51,7 @@ def store_version(context: Context, version: VersionRecord) -> None:
             return
         promote.promote_published(connection, version.model, version.number, now)
         job = None if version.job is None else jobs.find(connection, version.job)
+    context.metrics.stages.labels("storing").observe((now - version.created_at).total_seconds())
     if job is not None:
         context.metrics.post_to_live.observe((now - job.created_at).total_seconds())
 
@@ -94,4 +95,3 @@ def _publish(context: Context, job: JobRecord, candidate: VersionManifest) -> No
         versions.create(connection, candidate, now)
         if not jobs.finish(connection, job, JobState.PUBLISHED, now):
             raise _LostRace
-    context.metrics.jobs_finished.labels(state=JobState.PUBLISHED, reason="").inc()

@@ -84,14 +84,17 @@ class Reconciler:
 
     def is_healthy(self) -> bool:
         """Whether rounds come to an end."""
-        age = self._context.clock() - self._last_tick
-        return age < timedelta(seconds=_HEALTHY_SECONDS)
+        return self.seconds_since_round() < _HEALTHY_SECONDS
+
+    def seconds_since_round(self) -> float:
+        """How long ago the last round came to an end."""
+        return (self._context.clock() - self._last_tick).total_seconds()
 
     def tick(self) -> None:
         """One round over all models that have work."""
-        for name in self._names():
-            self._attend(name)
-        self._context.metrics.ticks.inc()
+        with self._context.metrics.round():
+            for name in self._names():
+                self._attend(name)
         self._last_tick = self._context.clock()
 
     def _names(self) -> list[str]:
@@ -101,7 +104,9 @@ class Reconciler:
         with self._context.database.read() as connection:
             if self._unchecked is None:
                 self._unchecked = set(models.with_live_version(connection))
-            return sorted({*models.leased(connection, self._name, now), *self._unchecked})
+            leased = models.leased(connection, self._name, now)
+        self._context.metrics.leases_held.set(len(leased))
+        return sorted({*leased, *self._unchecked})
 
     def _lease(self) -> None:
         """Claim what nobody has; renew ours at half time, so that most rounds write nothing."""
@@ -137,9 +142,11 @@ class Reconciler:
         if model is None or model.deleted_at is not None or model.lease_owner != self._name:
             return
         if model.mirrored_generation < model.live_generation:
-            promote.mirror(self._context, model)
+            with self._context.metrics.step("mirror"):
+                promote.mirror(self._context, model)
         elif unstored is not None:
-            publish.store_version(self._context, unstored)
+            with self._context.metrics.step("store", unstored.job):
+                publish.store_version(self._context, unstored)
         elif job is not None:
             self._step(job, model)
 
@@ -156,9 +163,11 @@ class Reconciler:
     def _step(self, job: JobRecord, model: ModelRecord) -> None:
         try:
             if job.cancel_requested:
-                attempts.stop(self._context, job)
+                with self._context.metrics.step("stop"):
+                    attempts.stop(self._context, job)
             else:
-                STEPS[job.state](self._context, job, model)
+                with self._context.metrics.step(job.state, job.id):
+                    STEPS[job.state](self._context, job, model)
         except (LauncherError, StorageUnavailable) as error:
             self._tell_user(job, f"waiting: {error}")
             raise

@@ -123,4 +123,5 @@ def forget_before(connection: Connection, moment: datetime, limit: int) -> int:
 
 
 def _record(row: dict[str, Any]) -> EventRecord:
-    return EventRecord(**{**row, "sequence": row.pop("position")})
+    position = row.pop("position")
+    return EventRecord(**{**row, "sequence": position})

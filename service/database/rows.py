@@ -14,6 +14,7 @@ from workers.contract.policy import GatePolicy
 from workers.contract.version import Recall, VersionManifest
 
 PromotionKind = Literal["published", "promoted", "rolled_back"]
+UploadState = Literal["open", "completing", "complete", "aborted"]
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,38 @@ class EventRecord(Happening):
 
 
 @dataclass(frozen=True)
+class NewUpload:
+    """A file that is about to be sent: what is known of it before."""
+
+    filename: str
+    bytes: int
+    sha256: str | None
+    direct: bool
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """A part of a file, as it arrived."""
+
+    number: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class UploadRecord(NewUpload):
+    """A file that is being sent, or is complete: then `attempt` says which object it is."""
+
+    id: str
+    owner: str
+    state: UploadState
+    attempt: int
+    lease_until: datetime | None
+    created_at: datetime
+    completed_at: datetime | None
+
+
+@dataclass(frozen=True)
 class AnswerRecord:
     """What a request with an idempotency key was answered."""
 
@@ -170,3 +203,11 @@ class AnswerRecord:
     status: int
     location: str | None
     body: dict[str, object]
+
+
+@dataclass(frozen=True)
+class KeyClaim:
+    """An idempotency key whose request is being answered, since then."""
+
+    fingerprint: str
+    created_at: datetime

@@ -9,6 +9,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     RowMapping,
+    Update,
     and_,
     delete,
     exists,
@@ -171,7 +172,7 @@ def _needed(upload: str | ColumnElement[str]) -> ColumnElement[bool]:
     )
 
 
-def _as_claimed(claimed: UploadRecord) -> "Update":
+def _as_claimed(claimed: UploadRecord) -> Update:
     return update(uploads).where(
         uploads.c.id == claimed.id,
         uploads.c.attempt == claimed.attempt,

@@ -76,7 +76,9 @@ class BacklogCollector(Collector):
         """The families, without samples where the database does not answer."""
         found = self._kept.value()
         up = GaugeMetricFamily(
-            "cmcl_service_backlog_up", "1 if the database told what waits, 0 if it did not", found is not None
+            "cmcl_service_backlog_up",
+            "1 if the database told what waits, 0 if it did not",
+            found is not None,
         )
         return [up, *self._families(found)]
 

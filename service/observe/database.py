@@ -33,15 +33,15 @@ class MeteredDatabase(Database):
     def write(self) -> Iterator[Connection]:
         """See Database."""
         told: list[Happening] = []
-        with timed(self._metrics.transactions, "write", _OUTCOMES, _OTHER):
-            with super().write() as connection:
-                yield connection.execution_options(**{LISTENER: told})
+        measured = timed(self._metrics.transactions, "write", _OUTCOMES, _OTHER)
+        with measured, super().write() as connection:
+            yield connection.execution_options(**{LISTENER: told})
         for happening in told:
             self._hear(happening)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """See Database."""
-        with timed(self._metrics.transactions, "read", _OUTCOMES, _OTHER):
-            with super().read() as connection:
-                yield connection
+        measured = timed(self._metrics.transactions, "read", _OUTCOMES, _OTHER)
+        with measured, super().read() as connection:
+            yield connection

@@ -1,14 +1,21 @@
 """The migrations, on both databases."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect
 
+from service.database import answers, datasets, jobs, models, versions
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
+from service.database.rows import AnswerRecord
 from service.database.tables import metadata
+from service.states import JobState
+from tests.database.rows_of_r0001 import NOW, write_first_release
+from workers.contract.policy import GatePolicy
 
 
 def test_migrations_lead_to_the_tables(database: Database) -> None:
@@ -32,3 +39,51 @@ def test_two_may_start_at_once(database_url: str) -> None:
         assert set(metadata.tables) < set(inspect(connection).get_table_names())
     for database in both:
         database.close()
+
+
+@pytest.fixture
+def first_release(database_url: str) -> Iterator[Database]:
+    """A database that the first release has worked with, brought to the newest tables."""
+    database = open_database(database_url)
+    upgrade(database, "r0001")
+    with database.write() as connection:
+        write_first_release(connection)
+    upgrade(database)
+    yield database
+    database.close()
+
+
+def test_rows_of_the_first_release_are_all_there(first_release: Database) -> None:
+    with first_release.read() as connection:
+        model = models.find(connection, "scenes")
+        assert model is not None
+        assert (model.owner, model.head, model.policy) == ("default", 1, GatePolicy())
+        found = datasets.page(connection, "default", "scenes", None, 10)
+        assert [dataset.sealed_at for dataset in found] == [NOW, NOW]
+        known = answers.find(connection, ("default", "k", "POST /v1/models"))
+    assert isinstance(known, AnswerRecord)
+    assert known.body == {"name": "scenes"}
+
+
+def test_evaluations_are_read_out_of_old_manifests(first_release: Database) -> None:
+    with first_release.read() as connection:
+        ((number, dataset, recalls),) = versions.evaluations(connection, "scenes", 9)
+    assert (number, dataset) == (1, f"ds-{1:012}")
+    assert recalls[dataset].at_1 == 0.5
+
+
+def test_old_promotions_can_be_rolled_back(first_release: Database) -> None:
+    with first_release.read() as connection:
+        found = [versions.promotion(connection, "scenes", number) for number in (1, 2)]
+    told = [(each.kind, each.returns_to) for each in found if each is not None]
+    assert told == [("published", None), ("promoted", 1)]
+
+
+def test_a_job_under_way_goes_on_after_the_migration(first_release: Database) -> None:
+    with first_release.write() as connection:
+        job = jobs.current(connection, "scenes")
+        assert job is not None
+        assert jobs.move(connection, job, JobState.GATING, NOW)
+        moved = jobs.find(connection, job.id)
+    assert moved is not None
+    assert (moved.state, moved.revision) == (JobState.GATING, 1)

@@ -25,7 +25,9 @@ def leave_outlook(store: ObjectStore, key: str, outlook: DatasetOutlook) -> None
 
 def leave_error(store: ObjectStore, key: str, error: Exception) -> None:
     """Why there is no answer. A disk that is full here can have room on another machine."""
-    can_help = error.retry_can_help if isinstance(error, WorkerError) else isinstance(error, OSError)
+    can_help = (
+        error.retry_can_help if isinstance(error, WorkerError) else isinstance(error, OSError)
+    )
     _leave(store, key, PreflightAnswer(error=str(error), retry_can_help=can_help))
 
 

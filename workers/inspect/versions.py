@@ -53,7 +53,7 @@ def moments_of(store: ObjectStore, learned: LearnedDataset) -> PairMoments:
 def held_out_of(store: ObjectStore, learned: LearnedDataset) -> HeldOut | None:
     """The evaluation rows of a dataset, or None where it has none."""
     manifest = store.read(layout.dataset_manifest(learned.dataset))
-    return held_out_rows(DatasetManifest.model_validate_json(manifest))
+    return held_out_rows(DatasetManifest.model_validate_json(manifest).evaluation_shards)
 
 
 def check_modality(manifest: VersionManifest, modality: str) -> None:

@@ -10,15 +10,21 @@ from torch import Tensor
 
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
-from workers.contract.version import Drift, Protection, Quality, Shrinkage
+from workers.contract.version import Drift, HeadCapacity, Protection, Quality, Shrinkage
 from workers.methods.port import Lesson
+from workers.methods.sealed import input_basis
+from workers.methods.stable_index import published_spans
 from workers.model.heads import ModalityHeads
 from workers.nullspace.certificate import PairWeights, relative_drift, relative_norm_change
-from workers.nullspace.mask import UpdateSpace
+from workers.nullspace.mask import UpdateSpace, product_mask
 from workers.nullspace.moments import PairMoments
 from workers.nullspace.replay import quality_loss
 from workers.nullspace.shrink import Shrunk, shrink_to_bound
+from workers.nullspace.subspace import eigenbasis
 from workers.train.loop import new_heads
+
+# Ranks of a head's spectra are told at this share of the energy.
+_CAPACITY_ENERGY = 0.95
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,34 @@ def protections(spec: ModelSpec, spaces: Mapping[str, UpdateSpace]) -> dict[str,
         )
         for modality, space in spaces.items()
     }
+
+
+def capacities(spec: ModelSpec, lessons: Mapping[str, Lesson]) -> dict[str, HeadCapacity]:
+    """How full each head is for the next dataset, by what the method `nullspace` would block.
+
+    `lessons`: what is known now, by modality that has learned something, with the latest pair that
+    had it. The inputs' bases are sealed already where the method seals them.
+    """
+    found = {modality: _capacity(spec, one, modality) for modality, one in lessons.items()}
+    return {modality: measured for modality, measured in found.items() if measured is not None}
+
+
+def _capacity(spec: ModelSpec, lesson: Lesson, modality: str) -> HeadCapacity | None:
+    learned = lesson.memory.inputs_of(modality)
+    partners = lesson.memory.partners_of(modality, lesson.heads)
+    if learned is None or partners is None:
+        return None
+    published = published_spans(lesson) if spec.protection.stable_index else None
+    outputs = eigenbasis(partners + published if published else partners)
+    inputs = input_basis(lesson, modality, learned)
+    free_EI = product_mask(outputs, inputs, spec.protection.energy)
+    return HeadCapacity(
+        free_share=float(free_EI.double().mean()),
+        input_rank=inputs.rank_at(_CAPACITY_ENERGY),
+        input_width=inputs.width,
+        output_rank=outputs.rank_at(_CAPACITY_ENERGY),
+        output_width=outputs.width,
+    )
 
 
 def shrinkage(

@@ -23,11 +23,9 @@ def training_rows(dataset: DatasetManifest) -> PairedRows:
     return paired_rows(_read(dataset.shards))
 
 
-def held_out_rows(dataset: DatasetManifest) -> HeldOut | None:
-    """The evaluation rows, or None where the dataset has none."""
-    if not dataset.evaluation_shards:
-        return None
-    return held_out(_read(dataset.evaluation_shards))
+def held_out_rows(shards: Sequence[Shard]) -> HeldOut | None:
+    """The rows of evaluation shards, or None where there are none."""
+    return held_out(_read(shards)) if shards else None
 
 
 def paired_rows(rows: Rows) -> PairedRows:

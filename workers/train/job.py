@@ -6,6 +6,7 @@ rank alone writes. With one process and no process group it is the same code.
 
 import hashlib
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 
@@ -20,6 +21,7 @@ from workers.contract.errors import (
 )
 from workers.contract.job import JobSpec
 from workers.contract.version import LearnedDataset, VersionManifest, VersionReport
+from workers.methods.port import Lesson
 from workers.model.artifact import (
     save_heads,
     save_kept,
@@ -31,7 +33,7 @@ from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
 from workers.storage.versions import entry_for, read_candidate, write_candidate
-from workers.train.certify import drifts, protections, qualities
+from workers.train.certify import capacities, drifts, protections, qualities
 from workers.train.data import training_rows
 from workers.train.distributed import World, agreed, world
 from workers.train.learn import Learned, Task, learn
@@ -50,15 +52,16 @@ def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) 
     if agreed(_is_complete(store, spec), here):
         return
     try:
-        _train(store, spec, here, device)
+        with Reporter(store, spec, here) as reporter:
+            _train(store, spec, here, device, reporter)
     except (InvalidDataset, NothingToLearn, TrainingDiverged) as error:
         leave_failure(store, spec, error)
         raise
 
 
-def _train(store: ObjectStore, spec: JobSpec, here: World, device: torch.device) -> None:
-    reporter = Reporter(store, spec, here)
-
+def _train(
+    store: ObjectStore, spec: JobSpec, here: World, device: torch.device, reporter: Reporter
+) -> None:
     reporter.enter("reading")
     parent = read_parent(store, spec)
     earlier = read_earlier(store, spec, parent)
@@ -71,6 +74,7 @@ def _train(store: ObjectStore, spec: JobSpec, here: World, device: torch.device)
 
     reporter.enter("certifying")
     heads = learned.knowledge.heads
+    evaluation = evaluate(store, spec, parent, heads)
     report = VersionReport(
         final_loss=learned.trained.final_loss,
         updates=learned.trained.updates,
@@ -79,14 +83,29 @@ def _train(store: ObjectStore, spec: JobSpec, here: World, device: torch.device)
         protection=protections(spec.spec, learned.spaces),
         drift=drifts(earlier, parent.knowledge.heads, heads),
         quality=qualities(earlier, heads),
+        capacity=capacities(spec.spec, _next_lessons(spec, parent, learned)),
         shrinkage=learned.shrinkage,
-        evaluation=evaluate(store, spec, parent, heads),
+        recall_before=evaluation.before,
+        evaluation=evaluation.now,
         seconds=reporter.seconds,
     )
 
     reporter.enter("writing")
     _write(store, spec, parent, learned, report)
     reporter.enter("done")
+
+
+def _next_lessons(spec: JobSpec, parent: Parent, learned: Learned) -> Mapping[str, Lesson]:
+    """What the next dataset of each modality would start from, if its pair came again."""
+    pairs = [*(line.pair for line in parent.learned), spec.dataset.pair]
+    latest = {modality: pair for pair in pairs for modality in pair.modalities}
+    known = learned.knowledge
+    return {
+        modality: Lesson(
+            known.heads, known.memory, known.kept, pair, spec.spec.training, spec.spec.seed
+        )
+        for modality, pair in latest.items()
+    }
 
 
 def _is_complete(store: ObjectStore, spec: JobSpec) -> bool:
@@ -141,6 +160,7 @@ def _write(
         version=spec.version,
         moments=entry_for(moments_file),
         shard_digests=tuple(shard.sha256 for shard in spec.dataset.shards),
+        recall=report.evaluation.get(spec.dataset.dataset),
     )
     manifest = VersionManifest(
         model=spec.model,

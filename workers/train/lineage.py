@@ -1,13 +1,17 @@
 """What a job starts from: the parent version, and what every earlier dataset left."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from workers.contract.dataset import DatasetManifest
+from pydantic import BaseModel
+
+from workers.contract.dataset import Shard
 from workers.contract.job import JobSpec
+from workers.contract.modality import ModalityPair
 from workers.contract.version import LearnedDataset, Recall, VersionManifest
 from workers.model.artifact import load_heads, load_kept, load_memory, load_moments
 from workers.model.heads import ModalityHeads
-from workers.model.retrieval import measure
+from workers.model.retrieval import HeldOut, measure
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.versions import read_verified, read_version, read_version_file
@@ -39,20 +43,45 @@ def read_earlier(store: ObjectStore, job: JobSpec, parent: Parent) -> tuple[Earl
     return tuple(_earlier(store, job, learned) for learned in parent.learned)
 
 
-def evaluate(
-    store: ObjectStore, job: JobSpec, parent: Parent, now: ModalityHeads
-) -> dict[str, Recall]:
-    """Recall on the held-out rows of every dataset so far that has some, this one included."""
-    earlier = [
-        DatasetManifest.model_validate_json(store.read(layout.dataset_manifest(learned.dataset)))
-        for learned in parent.learned
-    ]
-    results: dict[str, Recall] = {}
-    for dataset in [*earlier, job.dataset]:
-        rows = held_out_rows(dataset)
+@dataclass(frozen=True)
+class Evaluation:
+    """Recall on held-out rows. `before`: of the parent, on the new dataset's; None without any."""
+
+    before: Recall | None
+    now: dict[str, Recall]
+
+
+def evaluate(store: ObjectStore, job: JobSpec, parent: Parent, now: ModalityHeads) -> Evaluation:
+    """Recall on the held-out rows of every dataset so far that has some, this one included.
+
+    The parent's head of a modality that is new starts from the seed and reads as it does now: the
+    conditioning is no part of what is learned.
+    """
+    results = {
+        dataset: measure(now, pair, rows) for dataset, pair, rows in _held_out(store, parent)
+    }
+    new = job.dataset
+    rows = held_out_rows(new.evaluation_shards)
+    if rows is None:
+        return Evaluation(None, results)
+    before = now.replaced(parent.knowledge.heads.weights)
+    results[new.dataset] = measure(now, new.pair, rows)
+    return Evaluation(measure(before, new.pair, rows), results)
+
+
+class _HeldOutPart(BaseModel):
+    """What an evaluation needs of a dataset's manifest; the rest may have been swept."""
+
+    evaluation_shards: tuple[Shard, ...] = ()
+
+
+def _held_out(store: ObjectStore, parent: Parent) -> Iterator[tuple[str, ModalityPair, HeldOut]]:
+    """Held-out rows of the earlier datasets; those that were deleted on purpose have none."""
+    for learned in parent.learned:
+        text = store.read(layout.dataset_manifest(learned.dataset))
+        rows = held_out_rows(_HeldOutPart.model_validate_json(text).evaluation_shards)
         if rows is not None:
-            results[dataset.dataset] = measure(now, dataset.pair, rows)
-    return results
+            yield learned.dataset, learned.pair, rows
 
 
 def _earlier(store: ObjectStore, job: JobSpec, learned: LearnedDataset) -> Earlier:

@@ -1,9 +1,12 @@
 """What a job tells while it runs (progress.json), and how long each phase took."""
 
+import threading
 import time
 from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
 
-from workers.contract.errors import InvalidDataset, StorageUnavailable, WorkerError
+from workers.contract.errors import InvalidDataset, WorkerError
 from workers.contract.job import Failure, JobSpec, Phase, Progress
 from workers.storage.layout import run_failure, run_progress
 from workers.storage.port import ObjectStore
@@ -13,17 +16,46 @@ from workers.train.loop import UpdateDone
 
 # An object store charges for every write; people do not read faster than this.
 _SECONDS_BETWEEN_WRITES = 0.5
+# A phase may take minutes; a progress that is older than some of these is that of a dead attempt.
+HEARTBEAT_SECONDS = 5.0
 
 
 class Reporter(Watcher):
-    """Keeps the seconds of each phase; the leading rank also writes progress for all to see."""
+    """Keeps the seconds of each phase; the leading rank also writes progress for all to see.
 
-    def __init__(self, store: ObjectStore, spec: JobSpec, here: World) -> None:
+    Within `with`, a thread writes it again where nothing else did for `heartbeat` seconds: whoever
+    reads it can tell a slow attempt from a dead one. It never raises into the training.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        spec: JobSpec,
+        here: World,
+        heartbeat: float = HEARTBEAT_SECONDS,
+    ) -> None:
         self._store, self._spec, self._here = store, spec, here
         self.seconds: dict[str, float] = {}
         self._phase: Phase = "starting"
         self._phase_began = self._last_write = time.monotonic()
         self._progress = self._snapshot()
+        self._heartbeat, self._ended, self._lock = heartbeat, threading.Event(), threading.Lock()
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._here.leads:
+            self._heart.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        if self._heart.is_alive():
+            self._heart.join()
 
     def enter(self, phase: Phase) -> None:
         """End the current phase and begin the next one."""
@@ -31,8 +63,7 @@ class Reporter(Watcher):
         spent = now - self._phase_began
         self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + round(spent, 3)
         self._phase, self._phase_began = phase, now
-        self._progress = self._progress.model_copy(update={"phase": phase, "at": datetime.now(UTC)})
-        self._write()
+        self._write(self._progress.model_copy(update={"phase": phase}))
 
     def update_done(self, update: UpdateDone) -> None:
         """Told after every update; writes now and then and after the last one."""
@@ -46,8 +77,7 @@ class Reporter(Watcher):
         # The loss of the whole batch would cost a collective: ranks draw alike, so scale ours up.
         loss = float(update.local_loss) * self._here.size
         rate = update.done * batch / max(now - self._phase_began, 1e-9)
-        self._progress = self._snapshot(update.done, update.total, loss, rate)
-        self._write()
+        self._write(self._snapshot(update.done, update.total, loss, rate))
 
     def _snapshot(
         self,
@@ -65,16 +95,30 @@ class Reporter(Watcher):
             at=datetime.now(UTC),
         )
 
-    def _write(self) -> None:
+    def _beat(self) -> None:
+        """Until the end: the same progress with the time of now, wherever it has become old."""
+        rest = self._heartbeat
+        while not self._ended.wait(rest):
+            age = time.monotonic() - self._last_write
+            if age >= self._heartbeat:
+                self._write(None)
+                age = 0.0
+            rest = self._heartbeat - age
+
+    def _write(self, progress: Progress | None) -> None:
+        """This progress; None: what was written last, with a fresh time."""
         if not self._here.leads:
             return
-        self._last_write = time.monotonic()
         key = run_progress(self._spec.job, self._spec.attempt)
-        try:
-            self._store.put(key, self._progress.model_dump_json().encode())
-        except StorageUnavailable as error:
-            # Progress is for people; a store that is slow to answer must not end the training.
-            print(f"progress was not written: {error}", flush=True)
+        with self._lock:
+            told = (progress or self._progress).model_copy(update={"at": datetime.now(UTC)})
+            self._progress, self._last_write = told, time.monotonic()
+            try:
+                self._store.put(key, told.model_dump_json().encode())
+            except Exception as error:  # noqa: BLE001
+                # Progress is for those who watch; whatever is wrong with it must not end the
+                # training, nor the thread that says that it goes on.
+                print(f"progress was not written: {error}", flush=True)
 
 
 def leave_failure(store: ObjectStore, spec: JobSpec, error: WorkerError) -> None:

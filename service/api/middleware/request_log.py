@@ -4,21 +4,34 @@ import logging
 import re
 import time
 import uuid
+from dataclasses import dataclass, field
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import INTERNAL, problem
-from service.logs import request_id
-from service.metrics import Metrics
+from service.logs import RequestNote, current_request
+from service.observe.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 _HEADER = "x-request-id"
 # What a client may call its request: nothing that could break a log line or a header.
-_ACCEPTABLE = re.compile(rb"^[A-Za-z0-9._:-]{1,128}$")
+_ACCEPTABLE = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 # Asked every few seconds by machines; their lines would bury the others.
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+# A client may send any word as its method, and each would be a time series of its own.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_LONGEST_PATH = 512
+
+
+@dataclass
+class _Answer:
+    """What has been sent so far. A stream goes on for long after its answer began."""
+
+    status: int = 500
+    began: float | None = None
+    started: float = field(default_factory=time.perf_counter)
 
 
 class RequestLog:
@@ -32,48 +45,62 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        name = _request_id(scope)
-        token = request_id.set(name)
-        started = time.perf_counter()
-        status = 500
-        answered = False
+        note = RequestNote(_request_id(scope), self._metrics.spans.trace_id())
+        token = current_request.set(note)
+        answer = _Answer()
+        with self._metrics.requests_in_progress.track_inprogress():
+            try:
+                await self._answer(scope, receive, _with_id(send, note.id, answer), answer)
+            finally:
+                self._record(scope, answer)
+                current_request.reset(token)
 
-        async def send_with_id(message: Message) -> None:
-            nonlocal status, answered
-            if message["type"] == "http.response.start":
-                status, answered = message["status"], True
-                MutableHeaders(scope=message)[_HEADER] = name
-            await send(message)
-
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, answer: _Answer) -> None:
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send)
         except Exception:
-            logger.exception("a request met a mistake of ours", extra={"path": scope["path"]})
-            if answered:
+            fields = {"path": _path(scope)}
+            logger.exception("a request met a mistake of ours", extra=fields)
+            if answer.began is not None:
                 raise
-            detail = f"it was logged under the request id {name}"
-            await problem(INTERNAL, detail, scope["path"])(scope, receive, send_with_id)
-        finally:
-            self._record(scope, status, time.perf_counter() - started)
-            request_id.reset(token)
+            note = current_request.get()
+            detail = f"it was logged under the request id {note.id if note else 'unknown'}"
+            await problem(INTERNAL, detail, scope["path"])(scope, receive, send)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        route = _route(scope)
-        self._metrics.requests.labels(scope["method"], route, str(status)).observe(seconds)
+    def _record(self, scope: Scope, answer: _Answer) -> None:
+        now = time.perf_counter()
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        waited = (answer.began or now) - answer.started
+        self._metrics.requests.labels(method, _route(scope), str(answer.status)).observe(waited)
         if scope["path"] not in _QUIET:
             fields = {
-                "method": scope["method"],
-                "path": scope["path"],
-                "status": status,
-                "seconds": round(seconds, 6),
+                "method": method,
+                "path": _path(scope),
+                "status": answer.status,
+                "seconds": round(now - answer.started, 6),
             }
-            logger.info("%s %s %d", scope["method"], scope["path"], status, extra=fields)
+            logger.info("%s %s %d", method, fields["path"], answer.status, extra=fields)
+
+
+def _with_id(send: Send, name: str, answer: _Answer) -> Send:
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            answer.status, answer.began = message["status"], time.perf_counter()
+            MutableHeaders(scope=message)[_HEADER] = name
+        await send(message)
+
+    return send_with_id
 
 
 def _request_id(scope: Scope) -> str:
     """The client's id, if it gave one that can be used."""
     given: bytes = dict(scope["headers"]).get(_HEADER.encode(), b"")
-    return given.decode() if _ACCEPTABLE.match(given) else uuid.uuid4().hex
+    return given.decode() if _ACCEPTABLE.fullmatch(given) else uuid.uuid4().hex
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path if len(path) <= _LONGEST_PATH else f"{path[:_LONGEST_PATH]}…"
 
 
 def _route(scope: Scope) -> str:

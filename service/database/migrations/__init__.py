@@ -15,14 +15,17 @@ from service.database.engine import Database
 _ADVISORY_LOCK = 0x636D636C
 
 
-def upgrade(database: Database) -> None:
-    """Apply what is missing, in one transaction. Of two at once, one waits and finds it done."""
+def upgrade(database: Database, revision: str = "head") -> None:
+    """Apply what is missing, in one transaction. Of two at once, one waits and finds it done.
+
+    A revision other than the newest is for whoever wants to see how an older database fares.
+    """
     with database.write() as connection:
         _lock(connection)
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
 
 
 def _lock(connection: Connection) -> None:

@@ -74,9 +74,7 @@ def test_the_policy_decides(
 
 
 @pytest.mark.parametrize("policy", [{"min_backward_transfer": 0}, {"min_gain": 0}])
-def test_what_was_not_measured_was_not_shown(
-    grown: ControlPlane, policy: dict[str, float]
-) -> None:
+def test_what_was_not_measured_was_not_shown(grown: ControlPlane, policy: dict[str, float]) -> None:
     _set(grown, **policy)
     assert grown.run_to_end(grown.post_dataset("two")).reason == FailureReason.NOT_MEASURED
 

@@ -1,6 +1,6 @@
 """Parquet: the internal form itself, or lists that can be brought into it.
 
-Bounds: a footer of 64 MiB; what the footer claims about features is held against the file's size.
+What the footer claims about features is held against the file's size (`parquet_footer`).
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,10 @@ from workers.storage.formats.columns import (
     is_text,
     known_columns,
 )
+from workers.storage.formats.parquet_footer import column_chunks
 from workers.storage.formats.user_file import UserFile, check_expansion, reading
 
-MAGIC = b"PAR1"
 ENCRYPTED = b"PARE"
-LARGEST_FOOTER = 64 << 20
 _ERRORS = (pa.ArrowException, ValueError)
 _WIDEST = 8  # bytes of the longest number that a column of features can hold
 
@@ -48,11 +47,9 @@ def must_be_converted(path: Path, uri: str) -> bool:
 
 def open_parquet(path: Path, uri: str) -> pq.ParquetFile:
     """The file with its footer read. Raises InvalidDataset."""
-    _check_footer(path, uri)
     with reading(uri, "Parquet", *_ERRORS):
-        parquet = pq.ParquetFile(path)
-    check_expansion(_claimed(parquet.metadata), path, uri)
-    return parquet
+        _check_footer(path, uri)
+        return pq.ParquetFile(path)
 
 
 def known_batches(parquet: pq.ParquetFile, path: Path, uri: str) -> Iterator[pa.RecordBatch]:
@@ -71,27 +68,10 @@ def known_batches(parquet: pq.ParquetFile, path: Path, uri: str) -> Iterator[pa.
 
 
 def _check_footer(path: Path, uri: str) -> None:
-    """The last eight bytes: how long the footer is, and the magic word."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - 8))
-        tail = file.read()
-    if tail[4:] == ENCRYPTED:
-        raise InvalidDataset(f"{uri}: it is encrypted Parquet; write it without encryption")
-    footer = int.from_bytes(tail[:4], "little")
-    if tail[4:] == MAGIC and LARGEST_FOOTER < footer < size:
-        raise InvalidDataset(
-            f"{uri}: its footer has {footer} bytes, at most {LARGEST_FOOTER} are read; "
-            "write fewer columns or larger row groups"
-        )
-
-
-def _claimed(metadata: pq.FileMetaData) -> int:
-    """Bytes of all features, if the footer is right."""
-    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
-    chunks = (group.column(index) for group in groups for index in range(group.num_columns))
-    return sum(
-        chunk.num_values * _WIDEST
-        for chunk in chunks
-        if chunk.path_in_schema.partition(".")[0] in FEATURES
-    )
+    """What the file claims to hold, before Arrow reads any of it. Raises InvalidDataset."""
+    claimed = 0
+    for chunk in column_chunks(path):
+        if chunk.is_encrypted:
+            raise InvalidDataset(f"{uri}: it is encrypted Parquet; write it without encryption")
+        claimed += chunk.values * _WIDEST if chunk.column in FEATURES else 0
+    check_expansion(claimed, path, uri)

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from workers.contract.dataset import FileFormat
-from workers.storage.formats import arrow, hdf5_apart, npz, parquet, safetensors_file
+from workers.storage.formats import (
+    arrow,
+    hdf5_apart,
+    npz,
+    parquet,
+    parquet_footer,
+    safetensors_file,
+)
 from workers.storage.formats.user_file import UserFile
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -28,7 +35,7 @@ SAFETENSORS = Format("safetensors", safetensors_file.read)
 HDF5 = Format("hdf5", hdf5_apart.read)
 
 _BY_MAGIC = {
-    parquet.MAGIC: PARQUET,
+    parquet_footer.MAGIC: PARQUET,
     arrow.FILE_MAGIC: ARROW,
     arrow.STREAM_MAGIC: ARROW,
     npz.MAGIC: NPZ,

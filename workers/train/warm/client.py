@@ -84,7 +84,7 @@ def _withdraw(resident: Any, attempt: Attempt) -> None:
 
 def _has_room(setup: Setup) -> bool:
     """Whether another group would fit beside the resident one."""
-    free = ray.available_resources()
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     fits = free.get("CPU", 0.0) >= setup.ranks
     return fits and free.get("GPU", 0.0) >= setup.ranks * setup.gpus_per_rank
 

@@ -1,0 +1,209 @@
+"""Events as they happen, for everybody who listens to this process.
+
+One look at the database serves all listeners: every quarter of a second while there are any, three
+short queries (is anything to be numbered, what is new, how far are the jobs that are watched), be
+there one listener or a thousand. What is found is handed out in memory. Only a listener that begins
+asks the database by itself, for what it has missed.
+
+A listener that does not keep up is let go of: it comes back and goes on where it was, which costs
+less than to remember everything for it.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from service.database import events
+from service.database.engine import Database
+from service.database.events import EventFilter
+from service.database.rows import EventRecord
+from service.errors import TooManyRequests
+from service.event_kinds import FINAL
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.25
+_PAGE = 200
+MOST_LISTENERS = 1000
+_RETRY_AFTER_SECONDS = 10
+# What one listener may be behind before it is let go of.
+_MOST_WAITING = 256
+# A stream ends after so long, and its listener comes back: so a key that was revoked is noticed,
+# and listeners spread over the services anew.
+LONGEST_STREAM_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job's present attempt is: not an event, only the newest one counts."""
+
+    job: str
+    values: Mapping[str, object]
+
+
+Item = EventRecord | Progress
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one look found."""
+
+    events: list[EventRecord]
+    progress: dict[str, dict[str, object]]
+
+
+def number_events(database: Database) -> None:
+    """Give every event that is committed its place; writes only if there is one without."""
+    with database.read() as connection:
+        if not events.has_unnumbered(connection):
+            return
+    numbered = events.MOST_AT_ONCE
+    while numbered == events.MOST_AT_ONCE:
+        with database.write() as connection:
+            numbered = events.number(connection)
+
+
+class _Listener:
+    """One listener's queue. None in it, or an overflow, is its end."""
+
+    def __init__(self, wanted: EventFilter) -> None:
+        self.wanted = wanted
+        self._items: asyncio.Queue[Item | None] = asyncio.Queue(_MOST_WAITING)
+        self._is_behind = False
+
+    def offer(self, item: Item | None) -> None:
+        """Without waiting: one that is slow must not hold up the others."""
+        try:
+            self._items.put_nowait(item)
+        except asyncio.QueueFull:
+            self._is_behind = True
+
+    async def next(self, until: float) -> Item | None:
+        """The next item; None when it is over: fallen behind, closed, or later than `until`."""
+        if self._is_behind:
+            return None
+        seconds = until - asyncio.get_running_loop().time()
+        try:
+            return await asyncio.wait_for(self._items.get(), max(seconds, 0.0))
+        except TimeoutError:
+            return None
+
+
+class Feed:
+    """The listeners of one process, and the task that looks for them while there are any."""
+
+    def __init__(self, database: Database, look_seconds: float = _LOOK_SECONDS) -> None:
+        self._database = database
+        self._look_seconds = look_seconds
+        self._listeners: set[_Listener] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
+        self._position = 0
+        self._progress: dict[str, dict[str, object]] = {}
+
+    def check_room(self) -> None:
+        """Raises TooManyRequests where there are as many listeners as one process takes."""
+        if len(self._listeners) >= MOST_LISTENERS:
+            message = f"{MOST_LISTENERS} listen already; ask for pages, or try again later"
+            raise TooManyRequests(message, _RETRY_AFTER_SECONDS)
+
+    async def follow(self, wanted: EventFilter, after: int) -> AsyncIterator[Item]:
+        """Events behind `after`: those that are there, then those that come."""
+        until = asyncio.get_running_loop().time() + LONGEST_STREAM_SECONDS
+        async with self._listen(wanted) as listener:
+            async for event in self._stored(wanted, after):
+                after = event.sequence
+                yield event
+            while (item := await listener.next(until)) is not None:
+                if isinstance(item, EventRecord) and item.sequence > after:
+                    after = item.sequence
+                    yield item
+
+    async def follow_job(self, job: str, after: int) -> AsyncIterator[Item]:
+        """A job's events and progress, to the event that ends it for now."""
+        wanted = EventFilter(job=job)
+        until = asyncio.get_running_loop().time() + LONGEST_STREAM_SECONDS
+        last: str | None = None
+        async with self._listen(wanted) as listener:
+            async for event in self._stored(wanted, after):
+                after, last = event.sequence, event.kind
+                yield event
+            while last not in FINAL:
+                item = await listener.next(until)
+                if item is None:
+                    return
+                if isinstance(item, EventRecord):
+                    if item.sequence <= after:
+                        continue
+                    after, last = item.sequence, item.kind
+                yield item
+
+    @asynccontextmanager
+    async def _listen(self, wanted: EventFilter) -> AsyncIterator[_Listener]:
+        """Listen from now on; what is read from the database after this leaves no gap."""
+        listener = _Listener(wanted)
+        self._listeners.add(listener)
+        try:
+            async with self._starting:
+                if self._task is None or self._task.done():
+                    self._position = await asyncio.to_thread(self._newest)
+                    self._progress = {}
+                    self._task = asyncio.create_task(self._run())
+            if wanted.job in self._progress:
+                listener.offer(Progress(wanted.job, self._progress[wanted.job]))
+            yield listener
+        finally:
+            self._listeners.discard(listener)
+
+    async def _stored(self, wanted: EventFilter, after: int) -> AsyncIterator[EventRecord]:
+        """What is in the database behind `after`."""
+        found = await asyncio.to_thread(self._page, wanted, after)
+        while found:
+            for event in found:
+                yield event
+            if len(found) < _PAGE:
+                return
+            found = await asyncio.to_thread(self._page, wanted, found[-1].sequence)
+
+    async def _run(self) -> None:
+        try:
+            while self._listeners:
+                await asyncio.sleep(self._look_seconds)
+                watched = {listener.wanted.job for listener in self._listeners}
+                seen = await asyncio.to_thread(self._look, watched - {None})
+                self._hand_out(seen)
+        except Exception:
+            # The listeners come back and are told then what is wrong; else they would wait for ever.
+            logger.exception("events cannot be read; the streams end")
+        finally:
+            for listener in self._listeners:
+                listener.offer(None)
+
+    def _look(self, watched: set[str]) -> _Seen:
+        number_events(self._database)
+        with self._database.read() as connection:
+            found = events.page(connection, EventFilter(), self._position, _PAGE)
+            progress = events.progress(connection, watched) if watched else {}
+        return _Seen(found, progress)
+
+    def _hand_out(self, seen: _Seen) -> None:
+        for event in seen.events:
+            self._position = event.sequence
+            for listener in self._listeners:
+                if listener.wanted.covers(event):
+                    listener.offer(event)
+        for listener in self._listeners:
+            values = seen.progress.get(listener.wanted.job or "")
+            if values is not None and values != self._progress.get(listener.wanted.job or ""):
+                listener.offer(Progress(listener.wanted.job or "", values))
+        self._progress = seen.progress
+
+    def _page(self, wanted: EventFilter, after: int) -> list[EventRecord]:
+        with self._database.read() as connection:
+            return events.page(connection, wanted, after, _PAGE)
+
+    def _newest(self) -> int:
+        with self._database.read() as connection:
+            return events.newest(connection)

@@ -1,0 +1,165 @@
+"""Delivers what is due, for as long as the service runs.
+
+At least once: a message is recorded as delivered after its receiver took it, so one that was taken
+just before the service died is sent again, under the same `webhook-id`. Not twice at the same time:
+a webhook's lease is held while it is sent to. And fair: each webhook has a lease, an order and a
+rest after a failure of its own, so a receiver that is down costs the others one place among
+`PLACES` for 15 seconds, every few minutes.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from service.clock import Clock
+from service.control.feed import number_events
+from service.control.webhooks.schedule import seconds_to_next, seconds_to_rest
+from service.control.webhooks.sender import ANSWER_SECONDS, Answer, Sender
+from service.database import webhooks
+from service.database.engine import Database
+from service.database.webhooks import Attempt, DeliveryRecord, WebhookRecord
+
+logger = logging.getLogger(__name__)
+
+# Webhooks that are sent to at the same time.
+PLACES = 16
+_ROUND_SECONDS = 0.5
+_AFTER_ERROR_SECONDS = 5.0
+# A lease outlasts a batch, whose last message may begin just before the batch's end.
+_BATCH_SECONDS = 20.0
+_LEASE_SECONDS = _BATCH_SECONDS + ANSWER_SECONDS + 25.0
+_STOP_SECONDS = 5.0
+# Shorter than the time over which one message is tried: the first that is given up ends it.
+_HOPELESS = timedelta(days=3)
+
+# What came of an attempt: "delivered", "failed" or "given_up".
+Observe = Callable[[str], None]
+
+
+class Deliverer:
+    """Sends messages from a thread of its own."""
+
+    def __init__(
+        self, database: Database, sender: Sender, clock: Clock, observe: Observe = lambda _: None
+    ) -> None:
+        self._database = database
+        self._sender = sender
+        self._clock = clock
+        self._observe = observe
+        self._name = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self._busy: set[asyncio.Task[None]] = set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Rounds until `stop` is set; what is being sent then has some seconds to end."""
+        asyncio.run(self._run(stop))
+
+    async def round(self) -> None:
+        """Send what is due now, and wait until it is sent."""
+        await self._begin()
+        await asyncio.gather(*self._busy)
+
+    async def _run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            pause = _ROUND_SECONDS
+            try:
+                # Also without listeners, so that the first one does not meet a year's events.
+                await asyncio.to_thread(number_events, self._database)
+                await self._begin()
+            except Exception:
+                # The database is away. If that ended the thread, nobody would be told any more.
+                logger.exception("webhooks are not being delivered")
+                pause = _AFTER_ERROR_SECONDS
+            await asyncio.to_thread(stop.wait, pause)
+        if self._busy:
+            await asyncio.wait(self._busy, timeout=_STOP_SECONDS)
+
+    async def _begin(self) -> None:
+        """Claim webhooks for the places that are free, and start to send."""
+        for webhook in await asyncio.to_thread(self._claim, PLACES - len(self._busy)):
+            task = asyncio.create_task(self._serve(webhook))
+            self._busy.add(task)
+            task.add_done_callback(self._busy.discard)
+
+    def _claim(self, places: int) -> list[WebhookRecord]:
+        now = self._clock()
+        if places <= 0:
+            return []
+        with self._database.read() as connection:
+            if not webhooks.is_any_due(connection, now):
+                return []
+        until = now + timedelta(seconds=_LEASE_SECONDS)
+        with self._database.write() as connection:
+            return webhooks.claim(connection, self._name, now, until, places)
+
+    async def _serve(self, webhook: WebhookRecord) -> None:
+        """One webhook's turn: message after message, until one fails or others should have it."""
+        began = time.monotonic()
+        try:
+            while time.monotonic() - began < _BATCH_SECONDS:
+                delivery = await asyncio.to_thread(self._next, webhook)
+                if delivery is None:
+                    break
+                answer = await self._sender.send(webhook, delivery, self._clock())
+                await asyncio.to_thread(self._record, webhook, delivery, answer)
+                if not answer.is_taken:
+                    break
+            await asyncio.to_thread(self._release, webhook)
+        except Exception:
+            # Whatever it is, the other webhooks are served; this one's lease runs out by itself.
+            logger.exception("a webhook was not served", extra={"webhook": webhook.id})
+
+    def _next(self, webhook: WebhookRecord) -> DeliveryRecord | None:
+        with self._database.read() as connection:
+            return webhooks.next_due(connection, webhook.id, self._clock())
+
+    def _release(self, webhook: WebhookRecord) -> None:
+        with self._database.write() as connection:
+            webhooks.release(connection, webhook.id, self._name, self._clock())
+
+    def _record(self, webhook: WebhookRecord, delivery: DeliveryRecord, answer: Answer) -> None:
+        now = self._clock()
+        with self._database.write() as connection:
+            if answer.is_taken:
+                webhooks.record_success(connection, delivery, Attempt(now, answer.status))
+                outcome = "delivered"
+            else:
+                attempt = _failed(delivery, answer, now)
+                if webhooks.record_failure(connection, delivery, attempt):
+                    _disable_if_hopeless(connection, webhook.id, answer, attempt)
+                outcome = "failed" if attempt.again_at else "given_up"
+        self._observe(outcome)
+
+
+def _failed(delivery: DeliveryRecord, answer: Answer, now: datetime) -> Attempt:
+    """What is to happen after an attempt that was not taken."""
+    wait = seconds_to_next(delivery.attempts + 1, answer.retry_after)
+    rest = seconds_to_rest(wait, answer.retry_after)
+    return Attempt(
+        at=now,
+        status=answer.status,
+        error=answer.error,
+        again_at=None if wait is None else now + timedelta(seconds=wait),
+        rests_until=now + timedelta(seconds=rest),
+    )
+
+
+def _disable_if_hopeless(
+    connection: Connection, webhook: str, answer: Answer, attempt: Attempt
+) -> None:
+    """The receiver said that it is gone, or nothing has reached it for days."""
+    if answer.is_gone:
+        reason = "it answered 410: the receiver wants no more messages"
+        webhooks.disable(connection, webhook, reason, attempt.at)
+        return
+    found = webhooks.find(connection, webhook)
+    since = found.failing_since if found else None
+    if attempt.again_at is None and since and attempt.at - since >= _HOPELESS:
+        reason = f"nothing was delivered since {since:%Y-%m-%d %H:%M} UTC; at last: {answer.error}"
+        webhooks.disable(connection, webhook, reason, attempt.at)

@@ -1,0 +1,318 @@
+"""Queries about webhooks, and about what is to be delivered to them.
+
+A delivery is written in the transaction of its event: none is lost, none is made up. It is sent by
+whoever holds the lease of its webhook, one delivery of a webhook at a time.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from service.database.rows import Happening
+from service.database.tables import deliveries, webhooks
+
+
+@dataclass(frozen=True)
+class WebhookRecord:
+    """Where somebody wants to be told of events, and how that goes."""
+
+    id: str
+    owner: str
+    url: str
+    secret: str
+    kinds: tuple[str, ...]
+    model: str | None
+    created_at: datetime
+    disabled_at: datetime | None
+    disabled_reason: str | None
+    failing_since: datetime | None
+    rests_until: datetime | None
+    lease_owner: str | None
+    lease_until: datetime | None
+
+    def __repr__(self) -> str:
+        """Without the secret and the address, which may hold one."""
+        return f"WebhookRecord({self.id!r})"
+
+
+@dataclass(frozen=True)
+class DeliveryRecord:
+    """One message to one webhook. Its id stays the same however often it is sent."""
+
+    sequence: int
+    id: str
+    webhook: str
+    payload: dict[str, object]
+    attempts: int
+    next_at: datetime
+    status: int | None
+    error: str | None
+    created_at: datetime
+    delivered_at: datetime | None
+    failed_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How one attempt at a delivery ended: an HTTP status, or why there is none."""
+
+    at: datetime
+    status: int | None = None
+    error: str | None = None
+    # When to try again, and until when to leave the whole webhook alone. None: never again.
+    again_at: datetime | None = None
+    rests_until: datetime | None = None
+
+
+def create(connection: Connection, webhook: WebhookRecord) -> None:
+    """Insert a webhook."""
+    connection.execute(insert(webhooks).values(**vars(webhook) | {"kinds": list(webhook.kinds)}))
+
+
+def find(connection: Connection, webhook: str) -> WebhookRecord | None:
+    """The webhook of that id."""
+    found = _read(connection, select(webhooks).where(webhooks.c.id == webhook))
+    return found[0] if found else None
+
+
+def page(
+    connection: Connection, owner: str | None, after: str | None, limit: int
+) -> list[WebhookRecord]:
+    """Webhooks in the order of their ids, behind `after`."""
+    query = select(webhooks).order_by(webhooks.c.id).limit(limit)
+    if owner is not None:
+        query = query.where(webhooks.c.owner == owner)
+    if after is not None:
+        query = query.where(webhooks.c.id > after)
+    return _read(connection, query)
+
+
+def count(connection: Connection, owner: str) -> int:
+    """How many webhooks the owner has."""
+    query = select(func.count()).select_from(webhooks).where(webhooks.c.owner == owner)
+    return connection.execute(query).scalar_one()
+
+
+def remove(connection: Connection, webhook: str) -> None:
+    """Delete it, with all of its deliveries.
+
+    It is locked first: a transaction that wants to tell it something waits, and then finds it gone.
+    """
+    connection.execute(select(webhooks.c.id).where(webhooks.c.id == webhook).with_for_update())
+    connection.execute(delete(deliveries).where(deliveries.c.webhook == webhook))
+    connection.execute(delete(webhooks).where(webhooks.c.id == webhook))
+
+
+def notify(connection: Connection, happening: Happening, now: datetime) -> None:
+    """Write a delivery for each webhook that wants to be told of it.
+
+    The webhooks are locked against removal only, so that nobody waits for anybody who tells.
+    """
+    query = (
+        select(webhooks)
+        .where(
+            webhooks.c.owner == happening.owner,
+            webhooks.c.disabled_at.is_(None),
+            or_(webhooks.c.model.is_(None), webhooks.c.model == happening.model),
+        )
+        .with_for_update(read=True, key_share=True)
+    )
+    for webhook in _read(connection, query):
+        if happening.kind in webhook.kinds:
+            add_delivery(connection, webhook.id, payload(happening, now), now)
+
+
+def payload(happening: Happening, now: datetime) -> dict[str, object]:
+    """The message, in the form that Standard Webhooks recommends."""
+    about = {name: getattr(happening, name) for name in ("model", "dataset", "job", "version")}
+    return {
+        "type": happening.kind,
+        "timestamp": now.isoformat(),
+        "data": {**about, "details": dict(happening.data)},
+    }
+
+
+def add_delivery(
+    connection: Connection, webhook: str, message: dict[str, object], now: datetime
+) -> str:
+    """Insert a delivery that is due at once; its id."""
+    delivery = f"dl-{uuid.uuid4().hex[:12]}"
+    connection.execute(
+        insert(deliveries).values(
+            id=delivery, webhook=webhook, payload=message, attempts=0, next_at=now, created_at=now
+        )
+    )
+    return delivery
+
+
+def find_delivery(connection: Connection, delivery: str) -> DeliveryRecord | None:
+    """The delivery of that id."""
+    query = select(deliveries).where(deliveries.c.id == delivery)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else DeliveryRecord(**row)
+
+
+def deliveries_page(
+    connection: Connection, webhook: str, before: int | None, limit: int
+) -> list[DeliveryRecord]:
+    """Deliveries of a webhook, the newest first, older than `before`."""
+    query = select(deliveries).where(deliveries.c.webhook == webhook)
+    if before is not None:
+        query = query.where(deliveries.c.sequence < before)
+    rows = connection.execute(query.order_by(deliveries.c.sequence.desc()).limit(limit)).mappings()
+    return [DeliveryRecord(**row) for row in rows]
+
+
+def is_any_due(connection: Connection, now: datetime) -> bool:
+    """Whether `claim` would find anything: a look that writes nothing."""
+    query = select(webhooks.c.id).where(_is_ready(now)).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def claim(
+    connection: Connection, sender: str, now: datetime, until: datetime, limit: int
+) -> list[WebhookRecord]:
+    """Lease webhooks that have something due; those that were served longest ago come first.
+
+    Of several senders that claim at once, each passes over what another has locked.
+    """
+    ready = (
+        select(webhooks.c.id)
+        .where(_is_ready(now))
+        .order_by(webhooks.c.lease_until.asc().nulls_first())
+        .limit(limit)
+        .with_for_update(skip_locked=True, key_share=True)
+    )
+    ids = list(connection.scalars(ready))
+    connection.execute(
+        update(webhooks).where(webhooks.c.id.in_(ids)).values(lease_owner=sender, lease_until=until)
+    )
+    return _read(connection, select(webhooks).where(webhooks.c.id.in_(ids)))
+
+
+def release(connection: Connection, webhook: str, sender: str, now: datetime) -> None:
+    """Give the lease back, if it still is this sender's."""
+    connection.execute(
+        update(webhooks)
+        .where(webhooks.c.id == webhook, webhooks.c.lease_owner == sender)
+        .values(lease_owner=None, lease_until=now)
+    )
+
+
+def next_due(connection: Connection, webhook: str, now: datetime) -> DeliveryRecord | None:
+    """The delivery of a webhook that has been due longest."""
+    query = (
+        select(deliveries)
+        .where(deliveries.c.webhook == webhook, _is_open(), deliveries.c.next_at <= now)
+        .order_by(deliveries.c.next_at, deliveries.c.sequence)
+        .limit(1)
+    )
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else DeliveryRecord(**row)
+
+
+def record_success(connection: Connection, seen: DeliveryRecord, attempt: Attempt) -> bool:
+    """It was taken. False if somebody else has recorded this attempt, or it is gone."""
+    changes = {"delivered_at": attempt.at, "error": None}
+    if not _record_attempt(connection, seen, attempt, changes):
+        return False
+    connection.execute(
+        update(webhooks)
+        .where(webhooks.c.id == seen.webhook, webhooks.c.failing_since.is_not(None))
+        .values(failing_since=None, rests_until=None)
+    )
+    return True
+
+
+def record_failure(connection: Connection, seen: DeliveryRecord, attempt: Attempt) -> bool:
+    """It was not taken. False if somebody else has recorded this attempt, or it is gone."""
+    if attempt.again_at is None:
+        changes = {"failed_at": attempt.at, "error": attempt.error}
+    else:
+        changes = {"next_at": attempt.again_at, "error": attempt.error}
+    if not _record_attempt(connection, seen, attempt, changes):
+        return False
+    connection.execute(
+        update(webhooks)
+        .where(webhooks.c.id == seen.webhook)
+        .values(
+            failing_since=func.coalesce(webhooks.c.failing_since, attempt.at),
+            rests_until=attempt.rests_until,
+        )
+    )
+    return True
+
+
+def disable(connection: Connection, webhook: str, reason: str, now: datetime) -> None:
+    """Send it nothing any more; what waits for it is given up."""
+    connection.execute(
+        update(webhooks)
+        .where(webhooks.c.id == webhook, webhooks.c.disabled_at.is_(None))
+        .values(disabled_at=now, disabled_reason=reason)
+    )
+    connection.execute(
+        update(deliveries)
+        .where(deliveries.c.webhook == webhook, _is_open())
+        .values(failed_at=now, error=_reason_or(reason))
+    )
+
+
+def forget_before(connection: Connection, moment: datetime, limit: int) -> int:
+    """Remove some deliveries that are older than that; how many."""
+    old = select(deliveries.c.sequence).where(deliveries.c.created_at < moment).limit(limit)
+    return connection.execute(delete(deliveries).where(deliveries.c.sequence.in_(old))).rowcount
+
+
+def _reason_or(reason: str) -> ColumnElement[str]:
+    """The error that is known already, or else why nobody tries any more."""
+    why = f"the webhook was disabled: {reason}"
+    return case((deliveries.c.error.is_(None), why), else_=deliveries.c.error)
+
+
+def _record_attempt(
+    connection: Connection, seen: DeliveryRecord, attempt: Attempt, changes: dict[str, object]
+) -> bool:
+    """The fence: of two that sent the same delivery, the first one to say so counts."""
+    statement = (
+        update(deliveries)
+        .where(deliveries.c.id == seen.id, deliveries.c.attempts == seen.attempts, _is_open())
+        .values(attempts=seen.attempts + 1, status=attempt.status, **changes)
+    )
+    return connection.execute(statement).rowcount == 1
+
+
+def _is_open() -> ColumnElement[bool]:
+    return and_(deliveries.c.delivered_at.is_(None), deliveries.c.failed_at.is_(None))
+
+
+def _is_ready(now: datetime) -> ColumnElement[bool]:
+    """Something is due, nobody sends to it, and it does not rest after a failure."""
+    due = select(deliveries.c.id).where(
+        deliveries.c.webhook == webhooks.c.id, _is_open(), deliveries.c.next_at <= now
+    )
+    return and_(
+        webhooks.c.disabled_at.is_(None),
+        or_(webhooks.c.rests_until.is_(None), webhooks.c.rests_until <= now),
+        or_(webhooks.c.lease_until.is_(None), webhooks.c.lease_until <= now),
+        due.exists(),
+    )
+
+
+def _read(connection: Connection, query: Select[tuple[object, ...]]) -> Sequence[WebhookRecord]:
+    rows = connection.execute(query).mappings()
+    return [WebhookRecord(**{**row, "kinds": tuple(row["kinds"])}) for row in rows]

@@ -1,0 +1,130 @@
+"""`python -m service keys ...`: the first keys, from a shell where the service runs."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from service.clock import utc_now
+from service.control.access.keys import OPERATOR, NewKey, create_key, mint, revoke_key
+from service.database import keys
+from service.database.engine import Database, open_database
+from service.database.keys import KeyRecord
+from service.database.migrations import upgrade
+from service.errors import Unprocessable
+from service.principal import Scope
+from service.settings import Settings
+
+T = TypeVar("T")
+
+_PAGE = 200
+_COLUMNS = ("id", "name", "owner", "scopes", "created", "expires", "last used", "state")
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """create, list and revoke; each sets `run`, which gets settings and options."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    create = commands.add_parser("create", help="make a key and print it, this once")
+    create.add_argument("name", help="for people, and for the history of what the key does")
+    create.add_argument(
+        "--scopes",
+        required=True,
+        type=_scopes,
+        metavar="A,B",
+        help=f"what it permits: {', '.join(Scope)}",
+    )
+    create.add_argument("--owner", help="whose things it sees and makes; default: default")
+    create.add_argument("--expires-in-days", type=int, metavar="N", help="default: never")
+    create.set_defaults(run=_create)
+    listing = commands.add_parser("list", help="all keys, without their secrets")
+    listing.set_defaults(run=_list)
+    revoke = commands.add_parser("revoke", help="take a key back")
+    revoke.add_argument("key", help="its id: key-...")
+    revoke.set_defaults(run=_revoke)
+
+
+def _scopes(text: str) -> tuple[Scope, ...]:
+    try:
+        return tuple(Scope(part.strip()) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; permitted: {', '.join(Scope)}") from error
+
+
+def _create(settings: Settings, options: argparse.Namespace) -> None:
+    """The key alone on standard output, so that a script can keep it."""
+    new = _new_key(options)
+    minted = mint()
+
+    def work(database: Database) -> KeyRecord:
+        with database.write() as connection:
+            return create_key(connection, new, minted, OPERATOR, utc_now())
+
+    made = _with_database(settings, work)
+    print(f"{made.id} of owner {made.owner!r}; it is not shown again:", file=sys.stderr)
+    print(minted.text)
+
+
+def _new_key(options: argparse.Namespace) -> NewKey:
+    try:
+        return NewKey(
+            name=options.name,
+            scopes=options.scopes,
+            owner=options.owner,
+            expires_in_days=options.expires_in_days,
+        )
+    except ValidationError as error:
+        problems = [f"{part['loc'][0]}: {part['msg']}" for part in error.errors()]
+        raise Unprocessable("\n".join(problems)) from error
+
+
+def _list(settings: Settings, _: argparse.Namespace) -> None:
+    found = _with_database(settings, _all)
+    now = utc_now()
+    rows = [_COLUMNS, *(_row(key, now) for key in found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _revoke(settings: Settings, options: argparse.Namespace) -> None:
+    def work(database: Database) -> None:
+        with database.write() as connection:
+            revoke_key(connection, options.key, OPERATOR, utc_now())
+
+    _with_database(settings, work)
+
+
+def _with_database(settings: Settings, work: Callable[[Database], T]) -> T:
+    """The service need not have run before: the tables are made."""
+    database = open_database(settings.database_url)
+    try:
+        upgrade(database)
+        return work(database)
+    finally:
+        database.close()
+
+
+def _all(database: Database) -> list[KeyRecord]:
+    found: list[KeyRecord] = []
+    with database.read() as connection:
+        while True:
+            page = keys.page(connection, None, found[-1].id if found else None, _PAGE)
+            found += page
+            if len(page) < _PAGE:
+                return found
+
+
+def _row(key: KeyRecord, now: datetime) -> tuple[str, ...]:
+    state = "valid" if key.is_valid(now) else "revoked" if key.revoked_at else "expired"
+    return (
+        *(key.id, key.name, key.owner, ",".join(sorted(key.scopes))),
+        *(_day(key.created_at), _day(key.expires_at), _day(key.last_used_at), state),
+    )
+
+
+def _day(moment: datetime | None) -> str:
+    return moment.strftime("%Y-%m-%d") if moment else "-"

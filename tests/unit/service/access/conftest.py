@@ -1,0 +1,23 @@
+"""A control plane that asks for keys."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.access.holder import ADMIN_KEY, Holder
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[ControlPlane]:
+    """With the operator's key."""
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
+    yield plane
+    plane.close()
+
+
+@pytest.fixture
+def operator(guarded: ControlPlane) -> Holder:
+    """Whoever holds the operator's key."""
+    return Holder(guarded, ADMIN_KEY)

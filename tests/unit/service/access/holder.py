@@ -1,0 +1,44 @@
+"""Somebody with a key, in front of a control plane that asks for one."""
+
+from collections.abc import Sequence
+
+import httpx
+
+from tests.fakes.app_client import AppClient
+from tests.fakes.control_plane import ControlPlane
+
+ADMIN_KEY = "operator-of-the-tests-0123456789abcdef"
+EVERY_SCOPE = ("admin", "embed", "read", "train", "write")
+
+
+class Holder(AppClient):
+    """Sends the key with each request; `plane.client` can be one."""
+
+    def __init__(self, plane: ControlPlane, key: str | None) -> None:
+        super().__init__(plane.app)
+        self.plane = plane
+        self.key = key
+
+    def request(self, method: str, path: str, **options: object) -> httpx.Response:
+        """Any method."""
+        if self.key is not None:
+            given = options.pop("headers", {})
+            assert isinstance(given, dict)
+            options["headers"] = {"Authorization": f"Bearer {self.key}", **given}
+        return super().request(method, path, **options)
+
+    def make_key(
+        self, name: str = "one", scopes: Sequence[str] = EVERY_SCOPE, **more: object
+    ) -> dict[str, str]:
+        """A new key, as the answer shows it."""
+        body = {"name": name, "scopes": list(scopes), **more}
+        response = self.post("/v1/keys", json=body)
+        assert response.status_code == 201, response.text
+        made: dict[str, str] = response.json()
+        return made
+
+    def holder(
+        self, name: str = "one", scopes: Sequence[str] = EVERY_SCOPE, **more: object
+    ) -> "Holder":
+        """Somebody with a new key."""
+        return Holder(self.plane, self.make_key(name, scopes, **more)["key"])

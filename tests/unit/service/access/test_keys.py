@@ -1,0 +1,199 @@
+"""Keys: made, shown once, taken back, and never more than whoever made them."""
+
+import re
+from datetime import timedelta
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from service.database import keys
+from service.database.keys import KeyRecord
+from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.access.holder import ADMIN_KEY, Holder
+
+NEW = {"name": "pipeline", "scopes": ["read", "write"]}
+
+
+def row(plane: ControlPlane, key: str) -> KeyRecord:
+    with plane.context.database.read() as connection:
+        found = keys.find(connection, key)
+    assert found is not None
+    return found
+
+
+def whole_database(plane: ControlPlane) -> str:
+    """Every value of every table."""
+    with plane.context.database.read() as connection:
+        tables = connection.scalars(text("SELECT name FROM sqlite_master WHERE type='table'"))
+        return "\n".join(
+            str(list(connection.execute(text(f"SELECT * FROM {name}")))) for name in list(tables)
+        )
+
+
+def problem(response: httpx.Response, status: int) -> str:
+    assert response.status_code == status, response.text
+    detail: str = response.json()["detail"]
+    return detail
+
+
+def test_a_key_says_whom_it_speaks_for(operator: Holder) -> None:
+    made = operator.make_key("pipeline", ["write", "read"], owner="lab")
+    assert re.fullmatch(r"cmcl_[0-9a-f]{12}_[A-Za-z0-9_-]{43}", made["key"])
+    assert made["id"] == f"key-{made['key'][5:17]}"
+    known = Holder(operator.plane, made["key"]).get("/v1/whoami").json()
+    assert known == {"name": "pipeline", "owner": "lab", "scopes": ["read", "write"]}
+    operators = operator.get("/v1/whoami").json()
+    assert (operators["name"], operators["owner"]) == ("operator", None)
+
+
+def test_its_secret_is_in_no_table(operator: Holder) -> None:
+    response = operator.post("/v1/keys", json=NEW, headers={"Idempotency-Key": "a"})
+    secret = response.json()["key"].rpartition("_")[2]
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["location"] == f"/v1/keys/{response.json()['id']}"
+    assert secret not in whole_database(operator.plane)
+    assert row(operator.plane, response.json()["id"]).secret_sha256 in whole_database(
+        operator.plane
+    )
+
+
+def test_a_repeated_request_makes_no_second_key_and_shows_none(operator: Holder) -> None:
+    headers = {"Idempotency-Key": "a"}
+    first = operator.post("/v1/keys", json=NEW, headers=headers).json()
+    again = operator.post("/v1/keys", json=NEW, headers=headers)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json() == {**first, "key": None}
+    assert len(operator.get("/v1/keys").json()["items"]) == 1
+
+
+def test_reading_keys_shows_no_secret(operator: Holder) -> None:
+    made = operator.make_key()
+    secret = made["key"].rpartition("_")[2]
+    for path in ("/v1/keys", f"/v1/keys/{made['id']}"):
+        response = operator.get(path)
+        assert response.status_code == 200
+        assert secret not in response.text
+        assert "sha256" not in response.text
+
+
+def test_pages_of_keys_hold_each_once(operator: Holder) -> None:
+    made = sorted(operator.make_key(f"k{number}")["id"] for number in range(5))
+    found, cursor = [], ""
+    while cursor is not None:
+        page = operator.get(f"/v1/keys?limit=2{cursor and f'&cursor={cursor}'}").json()
+        found += [key["id"] for key in page["items"]]
+        cursor = page["next_cursor"]
+    assert found == made
+
+
+def test_a_revoked_key_is_refused_and_revoking_twice_is_once(operator: Holder) -> None:
+    made = operator.make_key()
+    holder = Holder(operator.plane, made["key"])
+    assert holder.get("/v1/models").status_code == 200
+    for _ in range(2):
+        assert operator.request("DELETE", f"/v1/keys/{made['id']}").status_code == 204
+        assert problem(holder.get("/v1/models"), 401)
+        operator.plane.clock.advance(1)
+    assert row(operator.plane, made["id"]).revoked_at != operator.plane.clock()
+
+
+def test_unknown_revoked_and_expired_keys_meet_the_same_words(operator: Holder) -> None:
+    plane = operator.plane
+    revoked, expired = operator.make_key(), operator.make_key(expires_in_days=1)
+    operator.request("DELETE", f"/v1/keys/{revoked['id']}")
+    plane.clock.advance(24 * 3600)
+    wrong_secret = operator.make_key()["key"][:-3] + "AAA"
+    unknown = f"cmcl_{'0' * 12}_{'A' * 43}"
+    words = {
+        Holder(plane, key).get("/v1/models").text
+        for key in (revoked["key"], expired["key"], wrong_secret, unknown, "nonsense", "a.b.c")
+    }
+    assert len(words) == 1
+
+
+def test_a_key_is_valid_until_the_moment_it_expires(operator: Holder) -> None:
+    holder = operator.holder(expires_in_days=1)
+    operator.plane.clock.advance(24 * 3600 - 1)
+    assert holder.get("/v1/models").status_code == 200
+    operator.plane.clock.advance(1)
+    assert problem(holder.get("/v1/models"), 401)
+
+
+def test_a_key_that_another_service_revoked_ends_within_seconds(operator: Holder) -> None:
+    made = operator.make_key()
+    holder = Holder(operator.plane, made["key"])
+    assert holder.get("/v1/models").status_code == 200
+    with operator.plane.context.database.write() as connection:
+        keys.set_revoked(connection, made["id"], operator.plane.clock())
+    operator.plane.clock.advance(6)
+    assert problem(holder.get("/v1/models"), 401)
+
+
+def test_no_key_gives_a_scope_that_it_lacks(operator: Holder) -> None:
+    holder = operator.holder(scopes=["admin", "read"])
+    response = holder.post("/v1/keys", json={"name": "x", "scopes": ["read", "train"]})
+    assert "cannot give scopes" in problem(response, 403)
+    (error,) = response.json()["errors"]
+    assert (error["field"], error["value"]) == ("scopes[1]", "train")
+    assert holder.make_key("x", ["read"])["owner"] == "default"
+
+
+def test_only_the_operator_makes_keys_for_other_owners(operator: Holder) -> None:
+    holder = operator.holder(owner="lab")
+    assert holder.make_key("x")["owner"] == "lab"
+    assert holder.make_key("y", owner="lab")["owner"] == "lab"
+    response = holder.post("/v1/keys", json={**NEW, "owner": "others"})
+    assert "'lab'" in problem(response, 403)
+    assert operator.make_key("z", owner="others")["owner"] == "others"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"name": "operator"}, "name"),
+        ({"name": "reconciler"}, "name"),
+        ({"name": "Ünï"}, "name"),
+        ({"name": "a" * 49}, "name"),
+        ({"scopes": []}, "scopes"),
+        ({"scopes": ["root"]}, "scopes[0]"),
+        ({"scopes": "read"}, "scopes"),
+        ({"owner": "a b"}, "owner"),
+        ({"expires_in_days": 0}, "expires_in_days"),
+        ({"secret": "mine"}, "secret"),
+    ],
+)
+def test_a_key_that_cannot_be_is_refused_by_its_field(
+    operator: Holder, change: dict[str, object], field: str
+) -> None:
+    response = operator.post("/v1/keys", json={**NEW, **change})
+    problem(response, 422)
+    assert [error["field"] for error in response.json()["errors"]] == [field]
+
+
+def test_last_use_is_written_at_most_once_a_minute(operator: Holder) -> None:
+    made = operator.make_key()
+    holder = Holder(operator.plane, made["key"])
+    clock = operator.plane.clock
+    assert row(operator.plane, made["id"]).last_used_at is None
+    written = []
+    for _ in range(8):
+        holder.get("/v1/models")
+        written.append(row(operator.plane, made["id"]).last_used_at)
+        clock.advance(10)
+    begin = clock.now - timedelta(seconds=80)
+    assert written == [begin] * 6 + [begin + timedelta(minutes=1)] * 2
+
+
+def test_the_history_names_the_key(operator: Holder) -> None:
+    plane = operator.plane
+    plane.client = operator.holder("nightly")
+    plane.create_model()
+    plane.run_to_end(plane.post_dataset())
+    response = plane.client.put(
+        "/v1/models/scenes/live", json={"version": 1, "reason": "because"}
+    )
+    assert response.status_code == 200, response.text
+    history = plane.client.get("/v1/models/scenes/promotions").json()["items"]
+    assert history[-1]["actor"] in ("nightly", "reconciler")
+    assert ADMIN_KEY not in whole_database(plane)

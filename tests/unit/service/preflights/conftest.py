@@ -1,0 +1,81 @@
+"""A control plane whose model has one version, and the rounds that carry pre-flights on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.control.preflights import PreflightRounds
+from service.database import preflights
+from service.database.preflights import PreflightRecord, PreflightState
+from tests.fakes.control_plane import ControlPlane
+from workers.contract.preflight import Outlook, PreflightAnswer
+
+OUTLOOK = Outlook(
+    version=1,
+    pair=("image", "text"),
+    refusals=(),
+    findings={},
+    heads={},
+    advice=("text: nothing is odd",),
+)
+
+
+@dataclass
+class Asking:
+    """What the tests do with pre-flights; the plane's own clock, launcher and store."""
+
+    plane: ControlPlane
+    rounds: PreflightRounds
+
+    def body(self, name: str = "new", **changes: Any) -> dict[str, Any]:
+        pair = {"first": "image", "second": "text"}
+        return {"pair": pair, "shards": [self.plane.shard(name)], **changes}
+
+    def post(self, model: str = "scenes", name: str = "new") -> str:
+        path = f"/v1/models/{model}/preflight"
+        response = self.plane.client.post(path, json=self.body(name))
+        assert response.status_code == 202, response.text
+        asked: str = response.json()["id"]
+        return asked
+
+    def view(self, preflight: str) -> dict[str, Any]:
+        response = self.plane.client.get(f"/v1/preflights/{preflight}")
+        assert response.status_code == 200, response.text
+        found: dict[str, Any] = response.json()
+        return found
+
+    def row(self, preflight: str) -> PreflightRecord:
+        with self.plane.context.database.read() as connection:
+            found = preflights.find(connection, preflight)
+        assert found is not None
+        return found
+
+    def tick(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.rounds.tick()
+            self.plane.clock.advance(1)
+
+    def tick_to(self, preflight: str, state: PreflightState) -> PreflightRecord:
+        for _ in range(10):
+            if self.row(preflight).state == state:
+                return self.row(preflight)
+            self.tick()
+        raise AssertionError(f"{preflight} did not come to {state}: {self.row(preflight)}")
+
+    def leave(self, preflight: str, attempt: int = 1, **answer: Any) -> None:
+        """What the worker leaves: an outlook, unless it is told otherwise."""
+        told = PreflightAnswer(**(answer or {"outlook": OUTLOOK}))
+        key = f"runs/{preflight}/a{attempt}/answer.json"
+        self.plane.store.put(key, told.model_dump_json().encode())
+
+
+@pytest.fixture
+def asking(tmp_path: Path) -> Iterator[Asking]:
+    plane = ControlPlane(tmp_path)
+    plane.create_model()
+    plane.run_to_end(plane.post_dataset())
+    yield Asking(plane, PreflightRounds(plane.context))
+    plane.close()

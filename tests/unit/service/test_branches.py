@@ -1,0 +1,136 @@
+"""New models from old versions, and what can be deleted."""
+
+import pytest
+
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from workers.contract.version import LivePointer
+from workers.storage import layout
+from workers.storage.versions import read_live, read_version, read_version_file
+
+
+@pytest.fixture
+def three(plane: ControlPlane) -> ControlPlane:
+    """With three versions of `scenes`."""
+    for name in ("one", "two", "three"):
+        plane.run_to_end(plane.post_dataset(name))
+    return plane
+
+
+def _branch(plane: ControlPlane, version: int = 2, name: str = "fork") -> int:
+    body = {"name": name, "version": version}
+    return plane.client.post("/v1/models/scenes/branch", json=body).status_code
+
+
+def test_a_branch_has_every_version_up_to_its_point(three: ControlPlane) -> None:
+    assert _branch(three) == 201
+    three.tick(5)
+    assert [version.number for version in three.versions("fork")] == [1, 2]
+    for number in (1, 2):
+        manifest = read_version(three.store, "fork", number)
+        source = read_version(three.store, "scenes", number)
+        assert manifest == source.model_copy(update={"model": "fork"})
+        for name in manifest.files:
+            assert read_version_file(three.store, manifest, name) == read_version_file(
+                three.store, source, name
+            )
+    pointer = read_live(three.store, "fork")
+    assert pointer is not None
+    assert pointer.version == 2
+
+
+def test_a_branch_and_its_source_go_their_own_ways(three: ControlPlane) -> None:
+    _branch(three)
+    three.tick(5)
+    ended = three.run_to_end(three.post_dataset("four", "fork"))
+    assert (ended.state, ended.parent_version, ended.version) == (JobState.PUBLISHED, 2, 3)
+    names = [line.name for line in three.versions("fork")[-1].manifest.learned]
+    assert names == ["one", "two", "four"]
+    assert three.model().head == 3
+
+
+def test_the_same_branch_again_is_the_same_model(three: ControlPlane) -> None:
+    assert (_branch(three), _branch(three)) == (201, 201)
+    assert _branch(three, version=1) == 409
+    assert _branch(three, name="scenes") == 409
+    assert len(three.client.get("/v1/models").json()["items"]) == 2
+
+
+def test_a_branch_needs_a_version_that_is_there(three: ControlPlane) -> None:
+    assert _branch(three, version=4) == 404
+    assert three.client.get("/v1/models/fork").status_code == 404
+
+
+def test_roll_back_returns_to_what_was_promoted_before(three: ControlPlane) -> None:
+    live = three.client.put("/v1/models/scenes/live", json={"version": 1}).json()["version"]
+    found = [live]
+    for _ in range(3):
+        answer = three.client.post("/v1/models/scenes/rollback", json={"reason": "worse"})
+        found.append(answer.json()["version"])
+    # One was promoted over three, which had been published over two, over one.
+    assert found == [1, 3, 2, 1]
+    assert three.client.post("/v1/models/scenes/rollback", json={}).status_code == 409
+    three.tick(2)
+    assert read_live(three.store, "scenes") == LivePointer(generation=7, version=1)
+
+
+def test_the_history_tells_promotion_from_roll_back(three: ControlPlane) -> None:
+    three.client.post("/v1/models/scenes/rollback", json={"reason": "worse on emoji"})
+    last = three.client.get("/v1/models/scenes/promotions").json()["items"][-1]
+    assert (last["kind"], last["version"], last["previous"]) == ("rolled_back", 2, 3)
+    assert (last["reason"], last["actor"]) == ("worse on emoji", "local")
+
+
+def test_live_is_not_moved_unseen(three: ControlPlane) -> None:
+    tag = three.client.get("/v1/models/scenes/live").headers["ETag"]
+    for path, body in (("live", {"version": 1}), ("rollback", {})):
+        method = "PUT" if path == "live" else "POST"
+        first = three.client.request(
+            method, f"/v1/models/scenes/{path}", json=body, headers={"If-Match": '"1"'}
+        )
+        assert first.status_code == 412
+    moved = three.client.put(
+        "/v1/models/scenes/live", json={"version": 1}, headers={"If-Match": tag}
+    )
+    assert moved.status_code == 200
+    assert moved.headers["ETag"] != tag
+
+
+def test_a_retired_version_answers_no_more(three: ControlPlane) -> None:
+    assert three.client.request("DELETE", "/v1/models/scenes/versions/1").status_code == 204
+    assert three.client.put("/v1/models/scenes/live", json={"version": 1}).status_code == 409
+    assert three.client.get("/v1/models/scenes/versions/1").json()["retired_at"] is not None
+    # What later versions are measured against stays.
+    assert three.store.size(layout.version_file("scenes", 1, layout.HEADS)) > 0
+    assert three.run_to_end(three.post_dataset("four")).state == JobState.PUBLISHED
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_newest_and_live_versions_cannot_be_retired(three: ControlPlane, version: int) -> None:
+    three.client.put("/v1/models/scenes/live", json={"version": 2})
+    path = f"/v1/models/scenes/versions/{version}"
+    assert three.client.request("DELETE", path).status_code == 409
+
+
+def test_a_deleted_model_is_not_there(three: ControlPlane) -> None:
+    waiting = three.post_dataset("four")
+    assert three.client.request("DELETE", "/v1/models/scenes").status_code == 409
+    three.client.post(f"/v1/jobs/{waiting}/cancel")
+    assert three.client.request("DELETE", "/v1/models/scenes").status_code == 204
+    assert three.client.get("/v1/models/scenes").status_code == 404
+    assert three.client.get("/v1/models").json()["items"] == []
+    assert three.client.post("/v1/datasets", json=three.dataset_body("five")).status_code == 404
+
+
+def test_the_name_of_a_deleted_model_is_not_given_again(three: ControlPlane) -> None:
+    three.client.request("DELETE", "/v1/models/scenes")
+    body = {"name": "scenes", "modalities": {"image": 4, "text": 3}}
+    assert three.client.post("/v1/models", json=body).status_code == 409
+
+
+def test_a_version_tells_all_that_is_known_about_it(three: ControlPlane) -> None:
+    view = three.client.get("/v1/models/scenes/versions/2").json()
+    assert [row["version"] for row in view["evaluation_matrix"]] == [1, 2]
+    assert [line["name"] for line in view["lineage"]] == ["one", "two"]
+    assert all(len(digest) == 64 for line in view["lineage"] for digest in line["shard_digests"])
+    assert set(view["certificate"]["drift"]) == {view["lineage"][0]["dataset"]}
