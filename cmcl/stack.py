@@ -152,6 +152,15 @@ class LocalStack:
             RAY_ADDRESS=f"{_HOST}:{self.ports.ray}",
         )
 
+    def start_driver(self, command: list[str]) -> subprocess.Popen[bytes]:
+        """A process that uses this stack's Ray, as Ray starts the driver of a job.
+
+        It is the caller's to wait for; its output goes to the log `driver`.
+        """
+        name = "driver"
+        self._spawn(name, command, RAY_ADDRESS=f"{_HOST}:{self.ports.ray}")
+        return self.processes.pop(name)
+
     def wait_for_service(self) -> None:
         """Until the control plane is ready. Raises StackError."""
         self._wait("service", f"{self.service_url}/readyz")

@@ -11,7 +11,18 @@ from pathlib import Path
 
 from fastapi import Depends, FastAPI
 
-from service.api import datasets, jobs, keys, models, operations, preflights, versions
+from service.api import (
+    datasets,
+    events,
+    jobs,
+    keys,
+    models,
+    operations,
+    preflights,
+    uploads,
+    versions,
+    webhooks,
+)
 from service.api.dependencies import require_body_type
 from service.api.middleware.authentication import Authentication
 from service.api.middleware.body_limit import BodyLimit
@@ -21,9 +32,12 @@ from service.api.problems import add_problem_handlers
 from service.clock import Clock, utc_now
 from service.control.access.doorkeeper import Doorkeeper, TokenReader
 from service.control.context import Context
+from service.control.feed import Feed
 from service.control.preflights import PreflightRounds
 from service.control.reconcile import Reconciler
 from service.control.validate import Validations
+from service.control.webhooks.deliverer import Deliverer
+from service.control.webhooks.sender import Sender
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.errors import DatabaseError
@@ -47,6 +61,20 @@ _PROCESSES = Path(".cmcl") / "processes"
 # Validation reads whole shards; two at a time leave room for everything else.
 _VALIDATIONS_AT_ONCE = 2
 _STOP_SECONDS = 10.0
+
+# In the order in which the description of the API shows them.
+_ROUTES = (
+    models,
+    versions,
+    uploads,
+    datasets,
+    jobs,
+    events,
+    preflights,
+    webhooks,
+    keys,
+    operations,
+)
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -76,11 +104,16 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     )
     app.state.context = context
     app.state.reconciler = reconciler
+    app.state.feed = Feed(context.database)
     context.metrics.round_age.set_function(reconciler.seconds_since_round)
-    for module in (models, versions, datasets, jobs, preflights, keys, operations):
+    for module in _ROUTES:
         app.include_router(module.router)
     add_problem_handlers(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_body_bytes,
+        max_part_bytes=settings.upload_part_bytes_max,
+    )
     app.add_middleware(Authentication, doorkeeper=context.doorkeeper)
     app.add_middleware(RequestLog, metrics=context.metrics)
     context.metrics.spans.instrument(app)
@@ -129,7 +162,11 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         context.doorkeeper.warn_without_keys()
         stop = threading.Event()
-        loops = {"reconciler": reconciler.run, "preflights": PreflightRounds(context).run}
+        loops = {
+            "reconciler": reconciler.run,
+            "preflights": PreflightRounds(context).run,
+            "webhooks": _deliverer(context).run,
+        }
         # Daemons: a call that hangs must not keep the process from ending. Nothing is lost.
         threads = [
             threading.Thread(target=loop, args=[stop], name=name, daemon=True)
@@ -146,6 +183,14 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
         context.database.close()
 
     return lifespan
+
+
+def _deliverer(context: Context) -> Deliverer:
+    count = context.metrics.webhook_deliveries
+    sender = Sender(context.settings.webhook_prefixes)
+    return Deliverer(
+        context.database, sender, context.clock, lambda outcome: count.labels(outcome).inc()
+    )
 
 
 def _leave(reconciler: Reconciler) -> None:

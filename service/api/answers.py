@@ -6,7 +6,7 @@ is told meanwhile that the first is under way.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from fastapi.responses import JSONResponse
@@ -30,6 +30,10 @@ class Answered:
 
     record: AnswerRecord
     is_replay: bool = False
+
+    def with_more(self, **more: object) -> "Answered":
+        """With something that is told and not kept."""
+        return replace(self, record=replace(self.record, body={**self.record.body, **more}))
 
     def response(self) -> JSONResponse:
         """As it is sent."""

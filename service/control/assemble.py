@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import pairwise
 
 from sqlalchemy import Connection
 
@@ -74,6 +73,7 @@ def complete(context: Context, upload: str, principal: Principal) -> UploadRecor
     try:
         digest = _write_file(context, work)
     except Exception:
+        _remove(context.store, [work.target])
         with context.database.write() as connection:
             uploads.reopen(connection, work.upload)
         raise
@@ -81,7 +81,7 @@ def complete(context: Context, upload: str, principal: Principal) -> UploadRecor
         if not uploads.set_complete(connection, work.upload, digest, context.clock()):
             raise Conflict(f"upload {upload} moved on meanwhile; look at it and try again")
         done = existing(uploads.find(connection, upload), upload)
-    _remove_sources(context.store, work)
+    _remove(context.store, [source.key for source in work.sources])
     return done
 
 
@@ -166,10 +166,8 @@ def _check_digests(context: Context, work: _Work, found: _Digests) -> None:
     pairs = zip(work.sources, found.pieces, strict=True)
     bad = [source.part for source, digest in pairs if digest != source.part.sha256]
     if bad and not work.upload.direct:
-        context.store.delete(work.target)
         raise _to_be_sent_again(context, work, bad, "damaged")
     if work.upload.sha256 not in (None, found.whole):
-        context.store.delete(work.target)
         message = f"the SHA-256 is {found.whole}, announced was {work.upload.sha256}"
         again = "send the file again" if work.upload.direct else "send the parts that differ again"
         raise Conflict(f"{message}; {again}", FieldProblem("sha256", message, found.whole))
@@ -188,16 +186,18 @@ def _to_be_sent_again(
 def _digests(chunks: Iterable[bytes], sizes: Sequence[int]) -> _Digests:
     """Of everything, and of the pieces of these sizes, in one pass."""
     whole, pieces = hashlib.sha256(), [hashlib.sha256() for _ in sizes]
-    ends = [sum(sizes[:count]) for count in range(len(sizes) + 1)]
-    at = 0
+    total, index, left = 0, 0, sizes[0]
     for chunk in chunks:
         whole.update(chunk)
-        view = memoryview(chunk)
-        for piece, (start, end) in zip(pieces, pairwise(ends), strict=True):
-            if start < at + len(chunk) and at < end:
-                piece.update(view[max(0, start - at) : end - at])
-        at += len(chunk)
-    return _Digests(whole.hexdigest(), [piece.hexdigest() for piece in pieces], at)
+        total += len(chunk)
+        rest = memoryview(chunk)
+        while rest and index < len(sizes):
+            pieces[index].update(rest[:left])
+            rest, left = rest[left:], left - len(rest[:left])
+            if left == 0:
+                index += 1
+                left = sizes[index] if index < len(sizes) else 0
+    return _Digests(whole.hexdigest(), [piece.hexdigest() for piece in pieces], total)
 
 
 def _is_there(store: ObjectStore, key: str) -> bool:
@@ -208,13 +208,13 @@ def _is_there(store: ObjectStore, key: str) -> bool:
     return True
 
 
-def _remove_sources(store: ObjectStore, work: _Work) -> None:
-    """The file is there; what is left of this goes with the upload."""
+def _remove(store: ObjectStore, keys: Sequence[str]) -> None:
+    """What is not needed any more; if the store does not answer, it goes with the whole upload."""
     try:
-        for source in work.sources:
-            store.delete(source.key)
+        for key in keys:
+            store.delete(key)
     except StorageUnavailable as error:
-        logger.warning("parts of %s stay for now: %s", work.upload.id, error)
+        logger.warning("objects of an upload stay for now: %s", error)
 
 
 def _listed(numbers: Sequence[int]) -> str:

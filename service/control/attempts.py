@@ -4,9 +4,11 @@ Each step looks at what is there and does one thing. It may be cut off anywhere 
 """
 
 import shlex
+from functools import partial
 
 from service.control import outcomes
 from service.control.context import Context, is_past
+from service.control.uploads import resolve
 from service.control.validate import purge, read_manifest, verify
 from service.database import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
@@ -111,7 +113,13 @@ def _manifest(
         return written
     return context.validations.outcome(
         dataset.id,
-        lambda: verify(context.store, dataset, model.spec, context.settings.allowed_prefixes),
+        lambda: verify(
+            context.store,
+            dataset,
+            model.spec,
+            context.settings.allowed_prefixes,
+            partial(resolve, context),
+        ),
     )
 
 

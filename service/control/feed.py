@@ -11,7 +11,7 @@ less than to remember everything for it.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -109,7 +109,16 @@ class Feed:
             message = f"{MOST_LISTENERS} listen already; ask for pages, or try again later"
             raise TooManyRequests(message, _RETRY_AFTER_SECONDS)
 
-    async def follow(self, wanted: EventFilter, after: int) -> AsyncIterator[Item]:
+    async def start(self, after: int | None) -> int:
+        """Where a stream begins: behind `after`, or else behind what is there now.
+
+        A position beyond the newest one comes from a database that has lost events (a backup was
+        played back): waiting for it to come again would skip all events until then.
+        """
+        newest = await asyncio.to_thread(self._newest)
+        return newest if after is None else min(after, newest)
+
+    async def follow(self, wanted: EventFilter, after: int) -> AsyncGenerator[Item, None]:
         """Events behind `after`: those that are there, then those that come."""
         until = asyncio.get_running_loop().time() + LONGEST_STREAM_SECONDS
         async with self._listen(wanted) as listener:
@@ -121,7 +130,7 @@ class Feed:
                     after = item.sequence
                     yield item
 
-    async def follow_job(self, job: str, after: int) -> AsyncIterator[Item]:
+    async def follow_job(self, job: str, after: int) -> AsyncGenerator[Item, None]:
         """A job's events and progress, to the event that ends it for now."""
         wanted = EventFilter(job=job)
         until = asyncio.get_running_loop().time() + LONGEST_STREAM_SECONDS
@@ -171,8 +180,8 @@ class Feed:
         try:
             while self._listeners:
                 await asyncio.sleep(self._look_seconds)
-                watched = {listener.wanted.job for listener in self._listeners}
-                seen = await asyncio.to_thread(self._look, watched - {None})
+                watched = {each.wanted.job for each in self._listeners if each.wanted.job}
+                seen = await asyncio.to_thread(self._look, watched)
                 self._hand_out(seen)
         except Exception:
             # The listeners come back and are told then what is wrong; else they would wait for ever.
@@ -195,9 +204,9 @@ class Feed:
                 if listener.wanted.covers(event):
                     listener.offer(event)
         for listener in self._listeners:
-            values = seen.progress.get(listener.wanted.job or "")
-            if values is not None and values != self._progress.get(listener.wanted.job or ""):
-                listener.offer(Progress(listener.wanted.job or "", values))
+            job = listener.wanted.job or ""
+            if job in seen.progress and seen.progress[job] != self._progress.get(job):
+                listener.offer(Progress(job, seen.progress[job]))
         self._progress = seen.progress
 
     def _page(self, wanted: EventFilter, after: int) -> list[EventRecord]:
@@ -205,5 +214,6 @@ class Feed:
             return events.page(connection, wanted, after, _PAGE)
 
     def _newest(self) -> int:
+        number_events(self._database)
         with self._database.read() as connection:
             return events.newest(connection)

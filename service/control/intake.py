@@ -3,6 +3,7 @@
 import hashlib
 import json
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,6 +11,7 @@ from pydantic import Field
 from sqlalchemy import Connection
 
 from service.control.lookup import get_dataset, get_model
+from service.control.upload_uris import SCHEME, note_uses, problem_of
 from service.database import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
 from service.errors import Conflict, FieldProblem, Unprocessable
@@ -118,15 +120,16 @@ def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) 
     """
     model = get_model(connection, request.model, intake.principal)
     check_modalities(model, request.pair)
-    check_addresses(request, intake.allowed)
     if request.sealed:
         _check_has_shards(request)
         same = datasets.find_same(connection, request.model, request.fingerprint)
         if same is not None:
             return Accepted(same, jobs.of_dataset(connection, same.id), is_new=False)
+    _check_addresses(connection, request, intake)
     dataset = f"ds-{random_id()}"
     document = request.model_dump(mode="json")
     datasets.create(connection, dataset, model.owner, document, request.pair, intake.now)
+    _note_uploads(connection, dataset, request)
     if request.sealed:
         return _sealed(connection, dataset, request, intake)
     return Accepted(get_dataset(connection, dataset, intake.principal), None, is_new=True)
@@ -146,7 +149,8 @@ def add_shards(
         }
     )
     _check_number(grown)
-    check_addresses(grown, intake.allowed)
+    _check_addresses(connection, grown, intake)
+    _note_uploads(connection, dataset, added)
     datasets.set_request(connection, dataset, grown.model_dump(mode="json"))
     return get_dataset(connection, dataset, intake.principal)
 
@@ -219,11 +223,29 @@ def check_modalities(model: ModelRecord, pair: ModalityPair) -> None:
         raise Unprocessable("unknown modality", *problems)
 
 
-def check_addresses(request: NewShards, allowed: tuple[str, ...]) -> None:
-    """Both lists together: a held-out shard that is trained on would measure nothing.
+def _note_uploads(connection: Connection, dataset: str, added: NewShards) -> None:
+    named = (ref.uri for ref in (*added.shards, *added.evaluation_shards))
+    note_uses(connection, dataset, named)
 
-    Raises Unprocessable.
-    """
+
+def _check_addresses(connection: Connection, request: NewShards, intake: Intake) -> None:
+    """Where a dataset's shards may lie: at allowed addresses, and among the poster's uploads."""
+
+    def judge(uri: str) -> str | None:
+        if uri.startswith(SCHEME):
+            return problem_of(connection, uri, intake.principal)
+        return _address_problem(uri, intake.allowed)
+
+    _check_each(request, judge)
+
+
+def check_addresses(request: NewShards, allowed: tuple[str, ...]) -> None:
+    """Raises Unprocessable for addresses outside of the allowed prefixes."""
+    _check_each(request, lambda uri: _address_problem(uri, allowed))
+
+
+def _check_each(request: NewShards, judge: Callable[[str], str | None]) -> None:
+    """Both lists together: a held-out shard that is trained on would measure nothing."""
     problems: list[FieldProblem] = []
     seen: set[str] = set()
     for field, refs in (
@@ -231,7 +253,7 @@ def check_addresses(request: NewShards, allowed: tuple[str, ...]) -> None:
         ("evaluation_shards", request.evaluation_shards),
     ):
         for index, ref in enumerate(refs):
-            problem = _address_problem(ref.uri, allowed, seen)
+            problem = f"{ref.uri!r} is named twice" if ref.uri in seen else judge(ref.uri)
             if problem:
                 problems.append(FieldProblem(f"{field}[{index}].uri", problem, ref.uri))
             seen.add(ref.uri)
@@ -239,9 +261,7 @@ def check_addresses(request: NewShards, allowed: tuple[str, ...]) -> None:
         raise Unprocessable("an address cannot be used", *problems)
 
 
-def _address_problem(uri: str, allowed: tuple[str, ...], seen: set[str]) -> str | None:
-    if uri in seen:
-        return f"{uri!r} is named twice"
+def _address_problem(uri: str, allowed: tuple[str, ...]) -> str | None:
     try:
         check_allowed(uri, allowed)
     except InvalidUri as error:

@@ -5,7 +5,6 @@ name, so two that send the same part at once cannot mix what they sent.
 """
 
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import AfterValidator, Field
 from sqlalchemy import Connection
 
 from service.control.context import Context
+from service.control.upload_uris import named_by
 from service.database import uploads
 from service.database.rows import NewUpload, PartRecord, UploadRecord
 from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
@@ -26,7 +26,6 @@ from workers.storage import layout
 from workers.storage.multipart import LARGEST_PART
 from workers.storage.port import PresignedPut
 
-SCHEME = "upload:"
 _LONGEST_FILENAME = 128
 # Both are part of how some languages are written.
 _JOINERS = "\u200c\u200d"
@@ -140,14 +139,16 @@ def abort(context: Context, upload: str, principal: Principal) -> None:
         uploads.abort(connection, upload)
 
 
-def presign(context: Context, upload: UploadRecord) -> PresignedPut | None:
-    """A link to send the file to, for a while; None for one that comes in parts, or is there."""
-    if not upload.direct or upload.sha256 is None or upload.state != "open":
+def link(context: Context, upload: str) -> PresignedPut | None:
+    """Where to send the file, for a while; None for one that comes in parts, or is complete."""
+    with context.database.read() as connection:
+        found = uploads.find(connection, upload)
+    if found is None or not found.direct or found.sha256 is None or found.state != "open":
         return None
-    left = (expires_at(context.settings, upload) - context.clock()).total_seconds()
+    left = (expires_at(context.settings, found) - context.clock()).total_seconds()
     seconds = max(1, int(min(_LINK_SECONDS, left)))
-    key = layout.upload_direct(upload.id)
-    return context.store.presign_put(key, upload.sha256, upload.bytes, seconds)
+    key = layout.upload_direct(upload)
+    return context.store.presign_put(key, found.sha256, found.bytes, seconds)
 
 
 def expires_at(settings: Settings, upload: UploadRecord) -> datetime:
@@ -177,37 +178,24 @@ def existing(upload: UploadRecord | None, name: str) -> UploadRecord:
     return upload
 
 
-def problem_of_name(connection: Connection, uri: str, principal: Principal) -> str | None:
-    """Why a dataset cannot name that upload; None if it can. It is locked from then on."""
-    name = uri.removeprefix(SCHEME)
-    found = uploads.lock(connection, name)
-    if found is None or found.state == "aborted" or not principal.sees(found.owner):
-        return f"there is no upload {name!r}"
-    if found.state != "complete":
-        return f"upload {name!r} is {found.state}; complete it first"
-    return None
-
-
-def note_uses(connection: Connection, dataset: str, uris: Iterable[str]) -> None:
-    """Remember which uploads a dataset names, so that they are kept."""
-    named = {uri.removeprefix(SCHEME) for uri in uris if uri.startswith(SCHEME)}
-    if named:
-        uploads.add_uses(connection, dataset, named)
-
-
 def resolve(context: Context, uri: str) -> str:
     """Where the file of an upload lies; any other address as it is. Raises InvalidDataset."""
-    if not uri.startswith(SCHEME):
+    name = named_by(uri)
+    if name is None:
         return uri
     with context.database.read() as connection:
-        found = uploads.find(connection, uri.removeprefix(SCHEME))
+        found = uploads.find(connection, name)
     if found is None or found.state != "complete":
         raise InvalidDataset(f"{uri}: the upload is not there any more; send the file again")
     return f"{context.store.uri}/{layout.upload_file(found.id, found.attempt)}"
 
 
 def _check_size(request: UploadRequest, settings: Settings) -> None:
-    most = min(settings.upload_bytes_max, LARGEST_PART) if request.direct else settings.upload_bytes_max
+    most = (
+        min(settings.upload_bytes_max, LARGEST_PART)
+        if request.direct
+        else settings.upload_bytes_max
+    )
     if request.bytes > most:
         message = f"permitted: 1 to {most}; split larger data into several shards"
         raise Unprocessable("the file is too large", FieldProblem("bytes", message, request.bytes))

@@ -27,9 +27,7 @@ def find(connection: Connection, place: Place) -> AnswerRecord | KeyClaim | None
 
 def remember(connection: Connection, place: Place, answer: AnswerRecord, now: datetime) -> None:
     """Keep an answer. Raises WriteConflict if the key got another one meanwhile."""
-    connection.execute(
-        insert(answers).values(**_columns(place), created_at=now, **vars(answer))
-    )
+    connection.execute(insert(answers).values(**_columns(place), created_at=now, **vars(answer)))
 
 
 def claim(connection: Connection, place: Place, mine: KeyClaim) -> None:

@@ -69,7 +69,7 @@ def set_revoked(connection: Connection, key: str, now: datetime) -> None:
 
 def set_used(connection: Connection, key: str, now: datetime, unless_since: datetime) -> None:
     """It was used now; nothing is written if another service has said so since that moment."""
-    is_old = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < unless_since)
+    is_old = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at <= unless_since)
     connection.execute(
         update(api_keys).where(api_keys.c.id == key, is_old).values(last_used_at=now)
     )

@@ -30,9 +30,7 @@ _COMPLETE: UploadState = "complete"
 _ABORTED: UploadState = "aborted"
 
 
-def create(
-    connection: Connection, upload: str, owner: str, new: NewUpload, now: datetime
-) -> None:
+def create(connection: Connection, upload: str, owner: str, new: NewUpload, now: datetime) -> None:
     """Insert an upload that has no bytes yet."""
     values = vars(new) | {"id": upload, "owner": owner, "state": _OPEN, "attempt": 0}
     connection.execute(insert(uploads).values(created_at=now, **values))
@@ -47,6 +45,13 @@ def find(connection: Connection, upload: str) -> UploadRecord | None:
 def lock(connection: Connection, upload: str) -> UploadRecord | None:
     """The upload, and nobody else changes it before this transaction ends."""
     query = select(uploads).where(uploads.c.id == upload).with_for_update()
+    row = connection.execute(query).mappings().first()
+    return None if row is None else _record(row)
+
+
+def hold(connection: Connection, upload: str) -> UploadRecord | None:
+    """The upload, and nobody gives it up before this transaction ends; others may hold it too."""
+    query = select(uploads).where(uploads.c.id == upload).with_for_update(read=True)
     row = connection.execute(query).mappings().first()
     return None if row is None else _record(row)
 
@@ -120,7 +125,7 @@ def abort(connection: Connection, upload: str) -> None:
 
 
 def add_uses(connection: Connection, dataset: str, named: set[str]) -> None:
-    """The dataset names these uploads; call it with them locked."""
+    """The dataset names these uploads; call it with them held."""
     query = select(upload_uses.c.upload).where(upload_uses.c.dataset == dataset)
     known = set(connection.scalars(query))
     rows = [{"dataset": dataset, "upload": upload} for upload in sorted(named - known)]

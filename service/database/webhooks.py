@@ -5,7 +5,7 @@ whoever holds the lease of its webhook, one delivery of a webhook at a time.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -38,12 +38,12 @@ class WebhookRecord:
     kinds: tuple[str, ...]
     model: str | None
     created_at: datetime
-    disabled_at: datetime | None
-    disabled_reason: str | None
-    failing_since: datetime | None
-    rests_until: datetime | None
-    lease_owner: str | None
-    lease_until: datetime | None
+    disabled_at: datetime | None = None
+    disabled_reason: str | None = None
+    failing_since: datetime | None = None
+    rests_until: datetime | None = None
+    lease_owner: str | None = None
+    lease_until: datetime | None = None
 
     def __repr__(self) -> str:
         """Without the secret and the address, which may hold one."""
@@ -241,11 +241,8 @@ def record_success(connection: Connection, seen: DeliveryRecord, attempt: Attemp
 
 def record_failure(connection: Connection, seen: DeliveryRecord, attempt: Attempt) -> bool:
     """It was not taken. False if somebody else has recorded this attempt, or it is gone."""
-    if attempt.again_at is None:
-        changes = {"failed_at": attempt.at, "error": attempt.error}
-    else:
-        changes = {"next_at": attempt.again_at, "error": attempt.error}
-    if not _record_attempt(connection, seen, attempt, changes):
+    then = {"next_at": attempt.again_at} if attempt.again_at else {"failed_at": attempt.at}
+    if not _record_attempt(connection, seen, attempt, {**then, "error": attempt.error}):
         return False
     connection.execute(
         update(webhooks)
@@ -285,7 +282,7 @@ def _reason_or(reason: str) -> ColumnElement[str]:
 
 
 def _record_attempt(
-    connection: Connection, seen: DeliveryRecord, attempt: Attempt, changes: dict[str, object]
+    connection: Connection, seen: DeliveryRecord, attempt: Attempt, changes: Mapping[str, object]
 ) -> bool:
     """The fence: of two that sent the same delivery, the first one to say so counts."""
     statement = (
@@ -313,6 +310,6 @@ def _is_ready(now: datetime) -> ColumnElement[bool]:
     )
 
 
-def _read(connection: Connection, query: Select[tuple[object, ...]]) -> Sequence[WebhookRecord]:
+def _read(connection: Connection, query: Select[tuple[object, ...]]) -> list[WebhookRecord]:
     rows = connection.execute(query).mappings()
     return [WebhookRecord(**{**row, "kinds": tuple(row["kinds"])}) for row in rows]

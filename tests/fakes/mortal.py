@@ -1,14 +1,21 @@
-"""A process that dies at its k-th contact with the outside world, before or after it took effect."""
+"""A process that can die, or hear an error, at each contact with the outside world.
+
+What becomes of a contact is its fate's business: `Lifeline` counts and strikes once; the fault tests
+have another one, which lets two processes go on by turns.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection
 
 from service.database.engine import Database
-from service.launchers.port import Launcher, LaunchStatus
+from service.errors import DatabaseUnavailable
+from service.launchers.port import Launcher, LauncherUnavailable, LaunchStatus
+from workers.contract.errors import StorageUnavailable
 from workers.storage.port import ObjectStore, PresignedPut
 
 T = TypeVar("T")
@@ -18,109 +25,185 @@ class Death(BaseException):
     """Not an Exception: nothing in the control plane may catch it and go on."""
 
 
+@dataclass(frozen=True)
+class Contact:
+    """One call. `error`: what it raises where the other side does not answer."""
+
+    port: str
+    method: str
+    about: str
+    error: type[Exception]
+    has_effect: bool = True
+
+
+class Fate(Protocol):
+    """Each may raise Death, or the contact's error."""
+
+    def before(self, contact: Contact) -> None:
+        """Nothing was done yet."""
+        ...
+
+    def inside(self, contact: Contact) -> None:
+        """Of transactions: everything was done, and nothing is committed."""
+        ...
+
+    def after(self, contact: Contact) -> None:
+        """It was done, and nobody has heard of it yet."""
+        ...
+
+
+def around(fate: Fate, contact: Contact, work: Callable[[], T]) -> T:
+    """A call that may be the last: not done, or done and never heard of."""
+    fate.before(contact)
+    answer = work()
+    fate.after(contact)
+    return answer
+
+
 class Lifeline:
-    """Counts the moments at which the process could have died, and ends it at one of them."""
+    """Counts the moments around contacts that have an effect, and strikes at one of them.
 
-    def __init__(self, dies_at: int | None = None) -> None:
+    With `deadly` the process dies there; without, it is told that nobody answered, which is false
+    where the effect took place: a lost reply.
+    """
+
+    def __init__(self, strikes_at: int | None = None, *, deadly: bool = True) -> None:
         self.moments = 0
-        self._dies_at = dies_at
+        self.struck: str | None = None
+        self._strikes_at = strikes_at
+        self._deadly = deadly
 
-    def moment(self) -> None:
-        """Die here, if it is time."""
+    def before(self, contact: Contact) -> None:
+        """See Fate."""
+        self._moment("before", contact)
+
+    def inside(self, contact: Contact) -> None:
+        """See Fate."""
+        self._moment("inside", contact)
+
+    def after(self, contact: Contact) -> None:
+        """See Fate."""
+        self._moment("after", contact)
+
+    def _moment(self, when: str, contact: Contact) -> None:
+        if not contact.has_effect:
+            return
         self.moments += 1
-        if self.moments == self._dies_at:
-            raise Death(f"at moment {self.moments} (on purpose)")
-
-    def around(self, work: Callable[[], T]) -> T:
-        """A call that may be the last: not done, or done and never heard of."""
-        self.moment()
-        answer = work()
-        self.moment()
-        return answer
+        if self.moments != self._strikes_at:
+            return
+        self.struck = f"{when} {contact.port}.{contact.method}"
+        words = f"{self.struck} {contact.about}, moment {self.moments} (on purpose)"
+        raise (Death if self._deadly else contact.error)(words)
 
 
 class MortalDatabase(Database):
-    """Dies before a transaction, before its commit, or after it."""
+    """Strikes before a transaction, before its commit, or after it."""
 
-    def __init__(self, database: Database, lifeline: Lifeline) -> None:
+    def __init__(self, database: Database, fate: Fate) -> None:
         super().__init__(database.engine)
-        self._lifeline = lifeline
+        self._fate = fate
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """See Database."""
-        self._lifeline.moment()
+        contact = Contact("database", "write", "", DatabaseUnavailable)
+        self._fate.before(contact)
         with super().write() as connection:
             yield connection
-            self._lifeline.moment()
-        self._lifeline.moment()
+            self._fate.inside(contact)
+        self._fate.after(contact)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """See Database."""
+        self._fate.before(Contact("database", "read", "", DatabaseUnavailable, has_effect=False))
+        with super().read() as connection:
+            yield connection
 
 
 class MortalLauncher:
     """A launcher that is called by a dying process; it lives on itself."""
 
-    def __init__(self, launcher: Launcher, lifeline: Lifeline) -> None:
+    def __init__(self, launcher: Launcher, fate: Fate) -> None:
         self._launcher = launcher
-        self._lifeline = lifeline
+        self._fate = fate
 
     def submit(self, submission_id: str, command: Sequence[str]) -> None:
         """See the port."""
-        self._lifeline.around(lambda: self._launcher.submit(submission_id, command))
+        self._around("submit", submission_id, lambda: self._launcher.submit(submission_id, command))
 
     def status(self, submission_id: str) -> LaunchStatus:
         """See the port."""
-        return self._lifeline.around(lambda: self._launcher.status(submission_id))
+        return self._around("status", submission_id, lambda: self._launcher.status(submission_id))
 
     def stop(self, submission_id: str) -> None:
         """See the port."""
-        self._lifeline.around(lambda: self._launcher.stop(submission_id))
+        self._around("stop", submission_id, lambda: self._launcher.stop(submission_id))
+
+    def _around(self, method: str, submission_id: str, work: Callable[[], T]) -> T:
+        contact = Contact("launcher", method, submission_id, LauncherUnavailable)
+        return around(self._fate, contact, work)
 
 
 class MortalStore:
     """A store that is called by a dying process; what was written stays."""
 
-    def __init__(self, store: ObjectStore, lifeline: Lifeline) -> None:
+    def __init__(self, store: ObjectStore, fate: Fate) -> None:
         self.uri = store.uri
         self._store = store
-        self._lifeline = lifeline
+        self._fate = fate
 
     def read(self, key: str) -> bytes:
+        self._look("read", key)
         return self._store.read(key)
 
     def stream(self, key: str) -> Iterator[bytes]:
+        self._look("stream", key)
         return self._store.stream(key)
 
     def download(self, key: str, path: Path) -> None:
+        self._look("download", key)
         self._store.download(key, path)
 
     def size(self, key: str) -> int:
+        self._look("size", key)
         return self._store.size(key)
 
     def put(self, key: str, data: bytes) -> None:
-        self._lifeline.around(lambda: self._store.put(key, data))
+        self._around("put", key, lambda: self._store.put(key, data))
 
     def create(self, key: str, data: bytes) -> None:
-        self._lifeline.around(lambda: self._store.create(key, data))
+        self._around("create", key, lambda: self._store.create(key, data))
 
     def upload(self, path: Path, key: str) -> None:
-        self._lifeline.around(lambda: self._store.upload(path, key))
+        self._around("upload", key, lambda: self._store.upload(path, key))
 
     def copy(self, source: str, target: str) -> None:
-        self._lifeline.around(lambda: self._store.copy(source, target))
+        self._around("copy", target, lambda: self._store.copy(source, target))
 
     def compose(self, parts: Sequence[str], target: str) -> None:
-        self._lifeline.around(lambda: self._store.compose(parts, target))
+        self._around("compose", target, lambda: self._store.compose(parts, target))
 
     def presign_put(
         self, key: str, sha256_hex: str, size: int, seconds: int
     ) -> PresignedPut | None:
+        self._look("presign_put", key)
         return self._store.presign_put(key, sha256_hex, size, seconds)
 
     def keys(self, prefix: str) -> Iterator[str]:
+        self._look("keys", prefix)
         return self._store.keys(prefix)
 
     def folders(self, prefix: str) -> list[str]:
+        self._look("folders", prefix)
         return self._store.folders(prefix)
 
     def delete(self, key: str) -> None:
-        self._lifeline.around(lambda: self._store.delete(key))
+        self._around("delete", key, lambda: self._store.delete(key))
+
+    def _look(self, method: str, key: str) -> None:
+        contact = Contact("store", method, key, StorageUnavailable, has_effect=False)
+        self._fate.before(contact)
+
+    def _around(self, method: str, key: str, work: Callable[[], None]) -> None:
+        around(self._fate, Contact("store", method, key, StorageUnavailable), work)

@@ -138,6 +138,9 @@ def test_what_is_not_there_is_not_found(store: ObjectStore, tmp_path: Path, key:
         lambda: store.size(key),
         lambda: store.download(key, tmp_path / "target"),
         lambda: store.copy(key, "target"),
+        # At once, not with the first chunk.
+        lambda: store.stream(key),
+        lambda: store.compose(["object", key], "target"),
     ):
         with pytest.raises(ObjectNotFound, match=key):
             use()
@@ -209,6 +212,10 @@ def test_no_method_takes_a_key_that_climbs_or_is_odd(
         lambda: store.upload(tmp_path / "file", key),
         lambda: store.copy("good", key),
         lambda: store.copy(key, "target"),
+        lambda: store.stream(key),
+        lambda: store.compose(["good"], key),
+        lambda: store.compose([key], "target"),
+        lambda: store.presign_put(key, "0" * 64, 1, 60),
         lambda: store.delete(key),
     ):
         with pytest.raises(InvalidUri):

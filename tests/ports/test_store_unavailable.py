@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from botocore.config import Config
 
 from workers.contract.errors import InvalidUri, ObjectNotFound, StorageUnavailable
-from workers.storage.local import LocalStore
+from workers.storage.local import LocalStore, _open_beneath
 from workers.storage.port import ObjectStore
 from workers.storage.s3 import S3Store
 
@@ -26,6 +28,8 @@ def uses(store: ObjectStore, file: Path) -> list[Callable[[], object]]:
         lambda: store.create("a/b", b""),
         lambda: store.upload(file, "a/b"),
         lambda: store.copy("a/b", "c"),
+        lambda: b"".join(store.stream("a/b")),
+        lambda: store.compose(["a/b", "a/b"], "c"),
         lambda: list(store.keys("")),
         lambda: store.folders(""),
         lambda: store.delete("a/b"),
@@ -85,6 +89,70 @@ def test_a_folder_that_cannot_be_made_takes_nothing(tmp_path: Path) -> None:
         store.upload(tmp_path / "file", "a/b")
 
 
+def test_a_full_disk_takes_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    # A limit on the size of files is the full disk that any user can have.
+    program = f"""
+import resource, signal
+from pathlib import Path
+from workers.contract.errors import StorageUnavailable
+from workers.storage.local import LocalStore, _open_beneath
+store = LocalStore(Path({str(tmp_path)!r}))
+store.put("kept", b"x" * 1000)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+Path({str(tmp_path)!r}, "source").write_bytes(b"y" * 5000)
+for use in (
+    lambda: store.put("kept", b"y" * 6000),
+    lambda: store.create("new", b"y" * 6000),
+    lambda: store.compose(["source", "source"], "kept"),
+):
+    try:
+        use()
+    except StorageUnavailable as error:
+        print(error)
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert answer.stdout.count("File too large") == 3
+    store = LocalStore(tmp_path)
+    assert store.read("kept") == b"x" * 1000
+    assert list(store.keys("")) == ["kept", "source"]
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a disk of one page")
+def test_no_space_left_takes_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path, "64k"):
+        store = LocalStore(tmp_path)
+        store.put("kept", b"x" * 1000)
+        for use in (
+            lambda: store.put("kept", b"y" * 100_000),
+            lambda: store.create("new", b"y" * 100_000),
+            lambda: store.compose(["kept"] * 100, "kept"),
+        ):
+            with refused("No space left on device"):
+                use()
+        assert store.read("kept") == b"x" * 1000
+        assert list(store.keys("")) == ["kept"]
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A disk of its own, in memory. Skips the test where a container may not mount one."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
+        check=False,
+        capture_output=True,
+    )
+    if mounted.returncode:
+        pytest.skip("this container may not mount a disk; a limit on files is tested as well")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
 def test_a_folder_without_permission_takes_and_lists_nothing(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
@@ -129,6 +197,20 @@ def test_links_inside_a_folder_do_not_lead_out_of_it(tmp_path: Path) -> None:
         with pytest.raises(InvalidUri, match="leaves the store"):
             store.put(key, b"")
     assert (tmp_path / "secret").read_bytes() == b"secret"
+
+
+def test_a_link_put_in_the_way_while_reading_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_bytes(b"secret")
+    store = LocalStore(tmp_path / "store")
+    store.put("day/key", b"x")
+    (store.root / "day").rename(tmp_path / "away")
+    (store.root / "day").symlink_to(tmp_path / "secret")
+    # What `_path` had found before the link came.
+    with pytest.raises(OSError, match="day"):
+        _open_beneath(store.root, ("day", "key"))
+    with pytest.raises(InvalidUri, match="leaves the store"):
+        store.stream("day/key")
 
 
 def test_temporary_files_of_a_writer_that_died_are_never_listed(tmp_path: Path) -> None:

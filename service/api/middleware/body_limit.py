@@ -1,46 +1,76 @@
 """Bodies that are too large are refused before anything parses them."""
 
+import re
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import KINDS, problem
 from service.errors import BodyTooLarge
 
+# The one kind of body that may be too large for memory: bytes of a file, taken as they come.
+_PART = re.compile(r"^/v1/uploads/[^/]+/parts/[^/]+$")
+
 
 class BodyLimit:
     """Refuses by Content-Length at once, and a body without one as soon as it is too long.
 
-    Bodies are small here, so a permitted one is collected and handed on in one piece.
+    Bodies are small here, so a permitted one is collected and handed on in one piece. Parts of files
+    are not: they are handed on as they come, and counted.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_part_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_part_bytes = max_part_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+        elif scope["method"] == "PUT" and _PART.match(scope["path"]):
+            await self._hand_on(scope, receive, send)
+        else:
+            await self._hand_on_whole(scope, receive, send)
+
+    async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = self._max_part_bytes
+        if _declared(scope) > limit:
+            await _refuse(scope, receive, send, limit)
             return
-        body = None if self._declares_too_much(scope) else await self._collect(receive)
+        await self._app(scope, _counted(receive, limit), send)
+
+    async def _hand_on_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = self._max_bytes
+        body = None if _declared(scope) > limit else await _collect(receive, limit)
         if body is None:
-            detail = f"the body may have at most {self._max_bytes} bytes"
-            await problem(KINDS[BodyTooLarge], detail, scope["path"])(scope, receive, send)
+            await _refuse(scope, receive, send, limit)
             return
         await self._app(scope, _replay(body, receive), send)
 
-    def _declares_too_much(self, scope: Scope) -> bool:
-        declared = dict(scope["headers"]).get(b"content-length", b"")
-        return declared.isdigit() and int(declared) > self._max_bytes
 
-    async def _collect(self, receive: Receive) -> bytes | None:
-        """The whole body; None if it is too large."""
-        body = bytearray()
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if len(body) > self._max_bytes:
-                return None
-            if not message.get("more_body", False):
-                return bytes(body)
+def _declared(scope: Scope) -> int:
+    """What Content-Length says; 0 where it says nothing."""
+    declared: bytes = dict(scope["headers"]).get(b"content-length", b"")
+    return int(declared) if declared.isdigit() else 0
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+    await problem(KINDS[BodyTooLarge], _words(limit), scope["path"])(scope, receive, send)
+
+
+def _words(limit: int) -> str:
+    return f"the body may have at most {limit} bytes"
+
+
+async def _collect(receive: Receive, limit: int) -> bytes | None:
+    """The whole body; None if it is too large."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > limit:
+            return None
+        if not message.get("more_body", False):
+            return bytes(body)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -51,3 +81,18 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return pending.pop() if pending else await receive()
 
     return receive_again
+
+
+def _counted(receive: Receive, limit: int) -> Receive:
+    """The body as it comes. Raises BodyTooLarge, to whoever reads it, where it is too long."""
+    total = 0
+
+    async def receive_counted() -> Message:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > limit:
+            raise BodyTooLarge(_words(limit))
+        return message
+
+    return receive_counted

@@ -111,8 +111,9 @@ class Tokens:
 
 
 def _is_weaker(address: str, issuer: str) -> bool:
-    """Keys that came without TLS would be anybody's."""
-    return issuer.startswith("https://") and not address.startswith("https://")
+    """Keys that came without TLS would be anybody's; plain HTTP is for an issuer that has no other."""
+    permitted = ("https://",) if issuer.startswith("https://") else ("https://", "http://")
+    return not address.startswith(permitted)
 
 
 def _scopes(claims: dict[str, Any]) -> frozenset[Scope]:

@@ -39,7 +39,7 @@ _STOP_SECONDS = 5.0
 # Shorter than the time over which one message is tried: the first that is given up ends it.
 _HOPELESS = timedelta(days=3)
 
-# What came of an attempt: "delivered", "failed" or "given_up".
+# What came of an attempt: "delivered", "retried" or "failed".
 Observe = Callable[[str], None]
 
 
@@ -133,7 +133,7 @@ class Deliverer:
                 attempt = _failed(delivery, answer, now)
                 if webhooks.record_failure(connection, delivery, attempt):
                     _disable_if_hopeless(connection, webhook.id, answer, attempt)
-                outcome = "failed" if attempt.again_at else "given_up"
+                outcome = "retried" if attempt.again_at else "failed"
         self._observe(outcome)
 
 

@@ -30,7 +30,7 @@ def serve_attempts(device: torch.device) -> None:
     meet(here)
     done = 0
     while True:
-        found: Assignment | Retire | None = ray.get(resident.next.remote(done))
+        found: Any = ray.get(resident.next.remote(done))
         if isinstance(found, Retire):
             return
         if isinstance(found, Assignment):

@@ -1,0 +1,138 @@
+"""What does a round of the reconciler cost when many jobs wait and many more have ended?
+
+Rows are written directly; the rounds are the product's own. If any of its queries looked at history,
+the round with a hundred thousand finished jobs would show it beside the one with none.
+"""
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import insert
+
+from benchmarks.control.databases import spread
+from service.app import Parts, create_context
+from service.control.context import Context
+from service.control.reconcile import Reconciler
+from service.database import models
+from service.database.engine import Database
+from service.database.tables import datasets, jobs
+from service.launchers.port import LaunchState, LaunchStatus
+from service.settings import Settings
+from service.states import JobState
+from workers.contract.model import ModelSpec
+
+_SPEC = ModelSpec(modalities={"image": 4, "text": 3})
+_FEW = 10
+_CHUNK = 5_000
+_ROUNDS = 50
+
+
+class _BusyCluster:
+    """A launcher with which everything runs and nothing ends."""
+
+    def submit(self, submission_id: str, command: object) -> None:
+        """See the port."""
+
+    def status(self, submission_id: str) -> LaunchStatus:
+        """See the port."""
+        return LaunchStatus(LaunchState.RUNNING)
+
+    def stop(self, submission_id: str) -> None:
+        """See the port."""
+
+
+def measure_backlog(url: str, folder: Path, queued: int, finished: int) -> dict[str, Any]:
+    """Milliseconds of a round and of a scrape: with little, with a queue, with history as well."""
+    context = _context(url, folder)
+    # One job is in flight, so that the others wait for it.
+    _write_jobs(context.database, range(1), JobState.RUNNING)
+    _write_jobs(context.database, range(_FEW), JobState.QUEUED)
+    figures: dict[str, Any] = {"few": _round(context)}
+    _write_jobs(context.database, range(_FEW, queued), JobState.QUEUED)
+    figures["queue"] = _round(context)
+    _write_jobs(context.database, range(finished), JobState.PUBLISHED)
+    figures["queue and history"] = _round(context)
+    context.database.close()
+    few, all_of_it = figures["few"], figures["queue and history"]
+    return {
+        **figures,
+        "queued": queued,
+        "finished": finished,
+        "round_ratio": round(all_of_it["round"]["p50_ms"] / few["round"]["p50_ms"], 2),
+        "scrape_ratio": round(all_of_it["scrape"]["p50_ms"] / few["scrape"]["p50_ms"], 2),
+    }
+
+
+def _context(url: str, folder: Path) -> Context:
+    settings = Settings(database_url=url, store_uri=(folder / "store").as_uri(), auth="off")
+    parts = Parts(launcher=_BusyCluster(), executor=ThreadPoolExecutor(1))
+    context = create_context(settings, parts)
+    with context.database.write() as connection:
+        models.create(connection, "backlog", "default", _SPEC, datetime.now(UTC))
+    return context
+
+
+def _round(context: Context) -> dict[str, Mapping[str, float]]:
+    reconciler = Reconciler(context)
+    reconciler.tick()
+    rounds = [_seconds(reconciler.tick) for _ in range(_ROUNDS)]
+    scrapes = [_seconds(lambda: list(context.metrics.registry.collect())) for _ in range(_ROUNDS)]
+    reconciler.stop()
+    return {"round": spread(rounds), "scrape": spread(scrapes)}
+
+
+def _seconds(work: Any) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _write_jobs(database: Database, numbers: range, state: JobState) -> None:
+    for start in range(0, len(numbers), _CHUNK):
+        some = numbers[start : start + _CHUNK]
+        with database.write() as connection:
+            connection.execute(insert(datasets), [_dataset(state, number) for number in some])
+            connection.execute(insert(jobs), [_job(state, number) for number in some])
+    if database.engine.dialect.name == "postgresql":
+        with database.engine.connect() as connection:
+            connection.exec_driver_sql("ANALYZE")
+
+
+def _dataset(state: JobState, number: int) -> dict[str, object]:
+    now = datetime.now(UTC)
+    return {
+        "id": f"ds-{state}-{number}",
+        "owner": "default",
+        "model": "backlog",
+        "name": "one",
+        "pair_first": "image",
+        "pair_second": "text",
+        "request": {"shards": [{"uri": f"s3://captures/{number}"}]},
+        "fingerprint": f"{state}-{number}",
+        "created_at": now,
+        "sealed_at": now,
+    }
+
+
+def _job(state: JobState, number: int) -> dict[str, object]:
+    now = datetime.now(UTC)
+    has_ended = state == JobState.PUBLISHED
+    return {
+        "id": f"job-{state}-{number}",
+        "owner": "default",
+        "model": "backlog",
+        "dataset": f"ds-{state}-{number}",
+        "state": state,
+        "revision": 0,
+        "attempt": 0 if state == JobState.QUEUED else 1,
+        "attempts_before_retry": 0,
+        "cancel_requested": False,
+        "created_at": now,
+        "state_changed_at": now,
+        "finished_at": now - timedelta(days=1) if has_ended else None,
+        "swept_at": now if has_ended else None,
+    }

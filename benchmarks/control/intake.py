@@ -1,0 +1,145 @@
+"""How many datasets a second are accepted, over HTTP and by the database alone?
+
+The limit beside it, in the same run: the same rows written by the same function without HTTP, one
+transaction a dataset, each flushed to the disk. What HTTP costs on top is the ratio.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.control.databases import spread
+from cmcl.stack import Ports
+from service.control.intake import Intake, NewDataset, accept_dataset, create_model
+from service.database.engine import open_database
+from service.database.migrations import upgrade
+from service.principal import LOCAL
+from workers.contract.model import ModelSpec
+
+_SPEC = ModelSpec(modalities={"image": 1280, "text": 384})
+_PREFIX = "s3://captures"
+_READY_SECONDS = 60.0
+
+
+def measure_intake(url: str, folder: Path, seconds: float, clients: int) -> dict[str, Any]:
+    """Both rates, the latencies over HTTP, and the ratio."""
+    alone = _without_http(url, seconds)
+    with _service(url, folder) as address:
+        over_http = _over_http(address, seconds, clients)
+    return {
+        **over_http,
+        "database_alone_per_second": alone,
+        "share_of_database_alone": round(over_http["per_second"] / alone, 3),
+    }
+
+
+def _body(name: str) -> dict[str, Any]:
+    return {
+        "model": "intake",
+        "name": "one",
+        "pair": {"first": "image", "second": "text"},
+        "shards": [{"uri": f"{_PREFIX}/{name}.parquet"}],
+    }
+
+
+def _without_http(url: str, seconds: float) -> float:
+    database = open_database(url)
+    upgrade(database)
+    intake = Intake(LOCAL, (_PREFIX,), datetime.now(UTC))
+    with database.write() as connection:
+        create_model(connection, "intake", _SPEC, LOCAL, intake.now)
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        request = NewDataset.model_validate(_body(f"alone-{done}"))
+        with database.write() as connection:
+            accept_dataset(connection, request, intake)
+        done += 1
+    rate = done / (time.perf_counter() - began)
+    database.close()
+    return round(rate, 1)
+
+
+@contextmanager
+def _service(url: str, folder: Path) -> Iterator[str]:
+    """A control plane whose cluster does not answer: everything that is posted waits."""
+    port = Ports.free().service
+    environment = {
+        **os.environ,
+        "CMCL_DATABASE_URL": url,
+        "CMCL_STORE_URI": (folder / "store").as_uri(),
+        "CMCL_ALLOWED_PREFIXES": _PREFIX,
+        "CMCL_RAY_ADDRESS": "http://127.0.0.1:9",
+        "CMCL_PORT": str(port),
+        "CMCL_AUTH": "off",
+        "CMCL_LOG_LEVEL": "warning",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "none",
+        "AWS_SECRET_ACCESS_KEY": "none",
+        "AWS_DEFAULT_REGION": "none",
+    }
+    with (folder / "service.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"], env=environment, stdout=log, stderr=log
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _await(address)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _await(address: str) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            httpx.get(f"{address}/healthz", timeout=1)
+            return
+        except httpx.HTTPError:
+            time.sleep(0.1)
+    raise RuntimeError(f"the service at {address} did not come up")
+
+
+def _over_http(address: str, seconds: float, clients: int) -> dict[str, Any]:
+    stop = time.monotonic() + seconds
+    found: list[list[float]] = [[] for _ in range(clients)]
+    threads = [
+        threading.Thread(target=_post_until, args=(address, stop, number, found[number]))
+        for number in range(clients)
+    ]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken = time.perf_counter() - began
+    latencies = [each for one in found for each in one]
+    figures: Mapping[str, float] = spread(latencies)
+    return {
+        "clients": clients,
+        "accepted": len(latencies),
+        "per_second": round(len(latencies) / taken, 1),
+        **figures,
+    }
+
+
+def _post_until(address: str, stop: float, number: int, found: list[float]) -> None:
+    with httpx.Client(base_url=address, timeout=30) as client:
+        count = 0
+        while time.monotonic() < stop:
+            headers = {"Idempotency-Key": f"{number}-{count}"}
+            began = time.perf_counter()
+            answer = client.post("/v1/datasets", json=_body(f"{number}-{count}"), headers=headers)
+            found.append(time.perf_counter() - began)
+            answer.raise_for_status()
+            count += 1

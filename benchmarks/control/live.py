@@ -1,0 +1,84 @@
+"""Where do the seconds go between a dataset's POST and the first answer of its version?
+
+Each dataset of the example stream goes through the whole local system; the times of the moves are
+the control plane's own events, those within the attempt its report.
+"""
+
+import time
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+
+from cmcl.client import Client, CmclError
+from cmcl.demo.stream import Stream, read_stream
+from cmcl.stack import LocalStack, Ports
+from workers.contract.model import ModelSpec
+
+_MODEL = "live"
+# The attempt's own phases that are learning and not the system: what any trainer would do.
+_LEARNING = ("training",)
+
+
+def measure_live(stream_folder: Path, folder: Path) -> dict[str, Any]:
+    """Seconds of each part, by dataset and as medians. The first dataset finds Ray cold."""
+    stream = read_stream(stream_folder)
+    stack = LocalStack(folder, Ports.free(), ranks=2, allowed_prefixes=(stream.folder.as_uri(),))
+    with stack, Client(stack.service_url, stack.embeddings_url) as client:
+        client.create_model(_MODEL, ModelSpec(modalities=stream.modalities))
+        found = [_one(client, stack, stream, number) for number in range(len(stream.datasets))]
+    warm = found[1:]
+    return {
+        "datasets": found,
+        "median_total": round(median(one["total"] for one in warm), 2),
+        "median_updates": round(median(one["updates"] for one in warm), 2),
+        "median_own_share": round(median(one["own_share"] for one in warm), 2),
+        "first_own_share": found[0]["own_share"],
+    }
+
+
+def _one(client: Client, stack: LocalStack, stream: Stream, number: int) -> dict[str, Any]:
+    dataset = stream.datasets[number]
+    posted = time.time()
+    accepted = client.add_dataset(
+        _MODEL, dataset.name, dataset.pair, dataset.shards, dataset.evaluation_shards
+    )
+    job = str(accepted["job"]["id"])
+    client.watch(job, poll_seconds=0.05)
+    modality = dataset.pair.first
+    row = stream.probe_rows(1)[modality]
+    _await_version(client, modality, row, number + 1)
+    total = time.time() - posted
+    report = client.version(_MODEL, number + 1).report
+    updates = sum(report.seconds.get(phase, 0.0) for phase in _LEARNING)
+    return {
+        "dataset": dataset.name,
+        "total": round(total, 2),
+        "updates": round(updates, 2),
+        "own_share": round(total - updates, 2),
+        "moves": _moves(stack, job, posted),
+        "attempt": report.seconds,
+    }
+
+
+def _await_version(client: Client, modality: str, row: list[list[float]], version: int) -> None:
+    """Until the embeddings endpoint answers from it."""
+    while True:
+        try:
+            if client.embed(_MODEL, modality, row).version >= version:
+                return
+        except CmclError:
+            pass  # No version answers yet: that is what is waited for.
+        time.sleep(0.02)
+
+
+def _moves(stack: LocalStack, job: str, posted: float) -> dict[str, float]:
+    """Seconds after the POST at which the job came into each state."""
+    page = httpx.get(f"{stack.service_url}/v1/events", params={"limit": 200}).json()
+    return {
+        event["kind"]: round(datetime.fromisoformat(event["created_at"]).timestamp() - posted, 2)
+        for event in page["items"]
+        if event.get("job") == job
+    }

@@ -1,0 +1,102 @@
+"""The page of `benchmarks.control_plane`, in Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_INTAKE = (
+    "Datasets posted by several clients at once, each with an Idempotency-Key, every answer after a "
+    "commit that is on the disk. *database alone*: the same rows by the same function in one process "
+    "without HTTP, one transaction each: the limit."
+)
+_BACKLOG = (
+    "Median milliseconds of a round of the reconciler (one job runs, the others wait) and of a scrape "
+    "of /metrics: with ten jobs waiting, with the queue, and with the history as well. The ratio is "
+    "the last against the first."
+)
+_LIVE = (
+    "Seconds from POST to the first answer of the version, on the local system with two ranks. "
+    "*updates*: the training loop itself. *own share*: everything else. The first dataset finds the "
+    "cluster cold."
+)
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """Headings, what is measured, tables."""
+    parts = [
+        "# The control plane",
+        f"Machine: {_words(document['machine'])}.",
+        "## Taking datasets in",
+        _INTAKE,
+        _table(
+            (
+                "database",
+                "accepted / s",
+                "p50 ms",
+                "p95 ms",
+                "p99 ms",
+                "database alone / s",
+                "share",
+            ),
+            [_intake(name, found) for name, found in document["intake"].items()],
+        ),
+        "## Many jobs",
+        _BACKLOG,
+        _table(
+            ("database", "", "few", "queue", "queue and history", "ratio"),
+            [row for name, found in document["backlog"].items() for row in _backlog(name, found)],
+        ),
+    ]
+    if "live" in document:
+        parts += ["## From POST to live", _LIVE, _live(document["live"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _intake(name: str, found: Mapping[str, Any]) -> list[str]:
+    keys = ("per_second", "p50_ms", "p95_ms", "p99_ms")
+    alone, share = found["database_alone_per_second"], found["share_of_database_alone"]
+    return [name, *(f"{found[key]:g}" for key in keys), f"{alone:g}", f"{share:.2f}"]
+
+
+def _backlog(name: str, found: Mapping[str, Any]) -> list[list[str]]:
+    stages = ("few", "queue", "queue and history")
+    return [
+        [
+            f"{name} ({found['queued']:,} wait, {found['finished']:,} ended)",
+            what,
+            *(f"{found[stage][what]['p50_ms']:.2f}" for stage in stages),
+            f"{found[f'{what}_ratio']:.2f}",
+        ]
+        for what in ("round", "scrape")
+    ]
+
+
+def _live(found: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            one["dataset"],
+            *(f"{one[key]:.1f}" for key in ("total", "updates", "own_share")),
+            ", ".join(f"{kind.removeprefix('job.')} {at:.1f}" for kind, at in one["moves"].items()),
+            ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in one["attempt"].items()),
+        ]
+        for one in found["datasets"]
+    ]
+    medians = ("median_total", "median_updates", "median_own_share")
+    rows.append(["median without the first", *(f"{found[key]:.1f}" for key in medians), "", ""])
+    head = (
+        "dataset",
+        "total",
+        "updates",
+        "own share",
+        "moves, seconds after POST",
+        "in the attempt",
+    )
+    return _table(head, rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _words(machine: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in machine.items())

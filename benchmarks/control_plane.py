@@ -1,0 +1,78 @@
+"""What does the control plane cost: to take a dataset in, to keep many of them, to make one live?
+
+`python -m benchmarks.control_plane` measures on SQLite and on PostgreSQL (a server of its own), and
+runs the whole local system on examples/stream. Each figure stands beside a limit of the same run.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arguments import OneLineParser, count
+from benchmarks.control.backlog import measure_backlog
+from benchmarks.control.databases import NAMES, fresh_database
+from benchmarks.control.intake import measure_intake
+from benchmarks.control.live import measure_live
+from benchmarks.control.page import markdown
+from benchmarks.report import machine
+
+_RESULTS = Path(".cmcl/benchmarks")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the page, leave both forms in a folder."""
+    options = _parser().parse_args(arguments)
+    document = measured(options)
+    page = markdown(document)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / "control-plane"
+    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
+    stem.with_suffix(".md").write_text(page)
+    print(page)
+    print(json.dumps(document), flush=True)
+    return 0
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """The whole document. Progress is told on stderr."""
+    document: dict[str, Any] = {"intake": {}, "backlog": {}, "machine": machine()}
+    for name in NAMES:
+        _say(f"intake on {name}")
+        with tempfile.TemporaryDirectory() as folder, fresh_database(name, Path(folder)) as url:
+            document["intake"][name] = measure_intake(
+                url, Path(folder), options.seconds, options.clients
+            )
+        _say(f"backlog on {name}")
+        with tempfile.TemporaryDirectory() as folder, fresh_database(name, Path(folder)) as url:
+            document["backlog"][name] = measure_backlog(
+                url, Path(folder), options.queued, options.finished
+            )
+    if not options.without_ray:
+        _say("from POST to live on the local system")
+        with tempfile.TemporaryDirectory() as folder:
+            document["live"] = measure_live(options.stream, Path(folder))
+    return document
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="python -m benchmarks.control_plane", description=__doc__)
+    parser.add_argument("--seconds", type=count, default=15, help="of posting (default: 15)")
+    parser.add_argument("--clients", type=count, default=4, help="that post at once (default: 4)")
+    parser.add_argument("--queued", type=count, default=10_000, help="jobs that wait")
+    parser.add_argument("--finished", type=count, default=100_000, help="jobs that have ended")
+    parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
+    parser.add_argument("--without-ray", action="store_true", help="leave POST to live out")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    return parser
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

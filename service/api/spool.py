@@ -1,0 +1,110 @@
+"""Bodies that are too large for memory: to a file on this machine as they come, with their digest."""
+
+import base64
+import binascii
+import errno
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import IO
+
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from service.errors import BodyCutOff, FieldProblem, NoRoom, Unprocessable
+
+# What is written at once: small enough to be held many times, large enough to be worth a thread.
+_BLOCK_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*(?=,|;|$)")
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """A body in a file, which is gone once the request is over."""
+
+    path: Path
+    bytes: int
+    sha256: str
+
+
+class Spool:
+    """Takes a body in pieces of any size. Raises NoRoom on a full disk."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._waiting = bytearray()
+        self.bytes = 0
+
+    async def add(self, data: bytes) -> None:
+        """The next bytes."""
+        self._waiting += data
+        if len(self._waiting) >= _BLOCK_BYTES:
+            await self._write()
+
+    async def finish(self) -> str:
+        """Everything is in the file: the digest of it."""
+        await self._write()
+        return self._digest.hexdigest()
+
+    async def _write(self) -> None:
+        block, self._waiting = bytes(self._waiting), bytearray()
+        await run_in_threadpool(self._write_block, block)
+
+    def _write_block(self, block: bytes) -> None:
+        self._digest.update(block)
+        self.bytes += len(block)
+        try:
+            self._file.write(block)
+            self._file.flush()
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise NoRoom("the disk of the service is full; try again later") from error
+
+
+@asynccontextmanager
+async def spooled(request: Request) -> AsyncIterator[Spooled]:
+    """The request's body in a file. Raises BodyCutOff, BodyTooLarge, NoRoom, Unprocessable."""
+    with NamedTemporaryFile(prefix="cmcl-upload-") as file:
+        spool = Spool(file)
+        try:
+            async for piece in request.stream():
+                await spool.add(piece)
+        except ClientDisconnect as error:
+            raise BodyCutOff("the connection ended before the body did") from error
+        digest = await spool.finish()
+        _check_promises(request, spool.bytes, digest)
+        yield Spooled(Path(file.name), spool.bytes, digest)
+
+
+def _check_promises(request: Request, size: int, digest: str) -> None:
+    """What the headers said of the body."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) != size:
+        raise BodyCutOff(f"{size} bytes arrived, the Content-Length is {declared}")
+    promised = _promised_digest(request.headers.get("content-digest"))
+    if promised is not None and promised != digest:
+        message = f"the body's SHA-256 is {digest}, Content-Digest says {promised}; send it again"
+        raise Unprocessable(message, FieldProblem("Content-Digest", message, digest))
+
+
+def _promised_digest(header: str | None) -> str | None:
+    """The SHA-256 in a Content-Digest (RFC 9530); other algorithms are passed over, as it says."""
+    if header is None or "sha-256" not in header.lower():
+        return None
+    found = _SHA256.search(header)
+    try:
+        digest = base64.b64decode(found.group(1), validate=True) if found else b""
+    except binascii.Error:
+        digest = b""
+    if len(digest) != hashlib.sha256().digest_size:
+        message = "write sha-256=:BASE64:, for example from `openssl dgst -sha256 -binary | base64`"
+        raise Unprocessable(message, FieldProblem("Content-Digest", message, header))
+    return digest.hex()

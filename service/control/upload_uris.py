@@ -1,0 +1,42 @@
+"""How a dataset names an upload: `upload:up-<12 hex>` in the place of an address."""
+
+import re
+from collections.abc import Iterable
+
+from sqlalchemy import Connection
+
+from service.database import uploads
+from service.database.rows import UploadRecord
+from service.principal import Principal
+
+SCHEME = "upload:"
+_URI = re.compile(r"^upload:(up-[0-9a-f]{12})\Z")
+
+
+def uri_of(upload: UploadRecord) -> str | None:
+    """What a dataset can name; None before the upload is complete."""
+    return f"{SCHEME}{upload.id}" if upload.state == "complete" else None
+
+
+def named_by(uri: str) -> str | None:
+    """The upload that is meant; None for any other address."""
+    found = _URI.match(uri)
+    return found.group(1) if found else None
+
+
+def problem_of(connection: Connection, uri: str, principal: Principal) -> str | None:
+    """Why a dataset cannot name that upload; None if it can. It is kept until this transaction ends."""
+    name = named_by(uri)
+    found = uploads.hold(connection, name) if name else None
+    if found is None or found.state == "aborted" or not principal.sees(found.owner):
+        return f"there is no upload {uri.removeprefix(SCHEME)!r}"
+    if found.state != "complete":
+        return f"upload {found.id} is {found.state}; complete it first"
+    return None
+
+
+def note_uses(connection: Connection, dataset: str, uris: Iterable[str]) -> None:
+    """Remember which uploads a dataset names: while it may still be read, they are kept."""
+    named = {upload for upload in map(named_by, uris) if upload}
+    if named:
+        uploads.add_uses(connection, dataset, named)

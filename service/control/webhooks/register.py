@@ -1,0 +1,120 @@
+"""Webhooks as users make, look at, try and remove them."""
+
+import base64
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field
+from sqlalchemy import Connection
+
+from service.control.intake import random_id
+from service.control.lookup import get_model
+from service.control.webhooks.addresses import LONGEST_URL, AddressRefused, check_url
+from service.database import webhooks
+from service.database.rows import Happening
+from service.database.webhooks import DeliveryRecord, WebhookRecord
+from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
+from service.event_kinds import WORTH_A_MESSAGE, EventKind
+from service.principal import Principal
+from workers.contract.modality import Frozen, ModelName
+
+MOST_WEBHOOKS = 100
+_SECRET_BYTES = 32
+
+
+class NewWebhook(Frozen):
+    """A webhook as it is posted."""
+
+    url: Annotated[str, Field(max_length=LONGEST_URL)] = Field(
+        description="https address that messages are posted to",
+        examples=["https://example.com/hooks/cmcl"],
+    )
+    kinds: tuple[EventKind, ...] = Field(
+        default=WORTH_A_MESSAGE,
+        min_length=1,
+        max_length=len(EventKind),
+        description="kinds of events to be told of",
+    )
+    model: ModelName | None = Field(
+        default=None, description="of this model alone; without it, of all that the key sees"
+    )
+
+
+@dataclass(frozen=True)
+class Registrar:
+    """Who asks, under which prefixes webhooks may lie, and what time it is."""
+
+    principal: Principal
+    prefixes: tuple[str, ...]
+    now: datetime
+
+
+def new_secret() -> str:
+    """Of Standard Webhooks' form: 32 random bytes."""
+    return f"whsec_{base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode('ascii')}"
+
+
+def create_webhook(
+    connection: Connection, request: NewWebhook, secret: str, registrar: Registrar
+) -> WebhookRecord:
+    """A new webhook, whose messages are signed with the secret.
+
+    Raises Unprocessable for an address that is not permitted, NotFound for the model, Conflict
+    where the owner has too many.
+    """
+    owner = registrar.principal.owns_as
+    if request.model is not None:
+        owner = get_model(connection, request.model, registrar.principal).owner
+    if webhooks.count(connection, owner) >= MOST_WEBHOOKS:
+        raise Conflict(f"there are {MOST_WEBHOOKS} webhooks, which is the most; delete one")
+    webhook = WebhookRecord(
+        id=f"wh-{random_id()}",
+        owner=owner,
+        url=_checked(request.url, registrar.prefixes),
+        secret=secret,
+        kinds=tuple(sorted(set(request.kinds))),
+        model=request.model,
+        created_at=registrar.now,
+    )
+    webhooks.create(connection, webhook)
+    return webhook
+
+
+def get_webhook(connection: Connection, webhook: str, principal: Principal) -> WebhookRecord:
+    """The webhook of that id. Raises NotFound."""
+    found = webhooks.find(connection, webhook)
+    if found is None or not principal.sees(found.owner):
+        raise NotFound(f"there is no webhook {webhook!r}")
+    return found
+
+
+def delete_webhook(connection: Connection, webhook: str, principal: Principal) -> None:
+    """It is told nothing any more, also not what waits for it. Raises NotFound."""
+    get_webhook(connection, webhook, principal)
+    webhooks.remove(connection, webhook)
+
+
+def try_webhook(connection: Connection, webhook: str, registrar: Registrar) -> DeliveryRecord:
+    """Send it a message of kind `webhook.test`. Raises NotFound, Conflict if it is disabled."""
+    found = get_webhook(connection, webhook, registrar.principal)
+    if found.disabled_at is not None:
+        raise Conflict(f"the webhook is disabled: {found.disabled_reason}; make a new one")
+    told = {"webhook": found.id, "actor": registrar.principal.name}
+    happening = Happening(
+        kind=EventKind.WEBHOOK_TEST, owner=found.owner, model=found.model or "", data=told
+    )
+    message = webhooks.payload(happening, registrar.now)
+    made = webhooks.add_delivery(connection, found.id, message, registrar.now)
+    delivery = webhooks.find_delivery(connection, made)
+    if delivery is None:
+        raise RuntimeError(f"delivery {made} was inserted and is not there")
+    return delivery
+
+
+def _checked(url: str, prefixes: tuple[str, ...]) -> str:
+    try:
+        return str(check_url(url, prefixes))
+    except AddressRefused as error:
+        raise Unprocessable(str(error), FieldProblem("url", str(error))) from error

@@ -1,0 +1,159 @@
+"""A bucket that is slow, refuses, breaks off or lies: said as what it is, and never believed."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from tests.fakes.faulty_bucket import (
+    Fault,
+    FaultyBucket,
+    half_a_body,
+    lost_answer,
+    no_answer,
+    other_bytes,
+    slow_down,
+)
+from workers.contract.dataset import ShardRef
+from workers.contract.errors import DigestMismatch, InvalidDataset, ObjectExists, StorageUnavailable
+from workers.storage.port import CHUNK_BYTES
+from workers.storage.s3 import S3Store
+from workers.storage.shards import fetch
+from workers.storage.versions import entry_for, read_verified
+
+LARGE = bytes(range(256)) * 12_000
+
+
+@pytest.fixture
+def bucket(s3_environment: str) -> Iterator[FaultyBucket]:
+    with FaultyBucket(s3_environment).running() as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def store(bucket: FaultyBucket, tmp_path: Path) -> S3Store:
+    return opened(bucket, tmp_path.name, attempts=2)
+
+
+@pytest.fixture
+def impatient(bucket: FaultyBucket, tmp_path: Path) -> S3Store:
+    """As after the last of many attempts, without the waiting between them."""
+    return opened(bucket, tmp_path.name, attempts=1)
+
+
+def opened(bucket: FaultyBucket, prefix: str, attempts: int) -> S3Store:
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=2,
+        read_timeout=0.3,
+    )
+    client = boto3.client("s3", endpoint_url=bucket.url, config=config)
+    return S3Store("contract-suite", prefix, client)
+
+
+def test_a_create_whose_answer_was_lost_is_ours(bucket: FaultyBucket, store: S3Store) -> None:
+    bucket.order("PUT", lost_answer)
+    store.create("head", b"ours")
+    assert sum(request.startswith("PUT") for request in bucket.requests) == 2
+    assert store.read("head") == b"ours"
+
+
+def test_a_create_that_was_resent_may_still_have_lost(bucket: FaultyBucket, store: S3Store) -> None:
+    store.put("head", b"theirs")
+    bucket.order("PUT", slow_down)
+    with pytest.raises(ObjectExists, match="head"):
+        store.create("head", b"ours")
+    assert store.read("head") == b"theirs"
+
+
+def test_the_same_bytes_by_somebody_else_are_taken(store: S3Store) -> None:
+    store.create("head", b"equal")
+    with pytest.raises(ObjectExists):
+        store.create("head", b"equal")
+
+
+@pytest.mark.parametrize("fault", [slow_down, lost_answer, no_answer])
+def test_one_fault_is_waited_out(bucket: FaultyBucket, store: S3Store, fault: Fault) -> None:
+    store.put("key", b"x")
+    bucket.order("GET", fault)
+    assert store.read("key") == b"x"
+
+
+@pytest.mark.parametrize("fault", [slow_down, lost_answer, no_answer])
+@pytest.mark.parametrize("use", ["read", "stream", "put", "create"])
+def test_a_fault_that_stays_is_an_outage(
+    bucket: FaultyBucket, impatient: S3Store, use: str, fault: Fault
+) -> None:
+    calls: dict[str, Callable[[], object]] = {
+        "read": lambda: impatient.read("key"),
+        "stream": lambda: b"".join(impatient.stream("key")),
+        "put": lambda: impatient.put("key", b""),
+        "create": lambda: impatient.create("key", b""),
+    }
+    bucket.order("GET", fault)
+    bucket.order("PUT", fault)
+    with pytest.raises(StorageUnavailable) as caught:
+        calls[use]()
+    assert caught.value.retry_can_help
+
+
+def test_a_body_that_breaks_off_is_an_outage(bucket: FaultyBucket, store: S3Store) -> None:
+    store.put("key", LARGE)
+    for read in (lambda: store.read("key"), lambda: b"".join(store.stream("key"))):
+        bucket.order("GET", half_a_body)
+        with pytest.raises(StorageUnavailable, match="key"):
+            read()
+
+
+def test_what_came_before_a_break_is_right(bucket: FaultyBucket, store: S3Store) -> None:
+    store.put("key", LARGE)
+    found = b"".join(kept_until_the_break(bucket, store))
+    assert len(found) >= CHUNK_BYTES
+    assert LARGE.startswith(found)
+
+
+def kept_until_the_break(bucket: FaultyBucket, store: S3Store) -> Iterator[bytes]:
+    """The chunks of a body of which only half comes."""
+    bucket.order("GET", half_a_body)
+    with contextlib.suppress(StorageUnavailable):
+        yield from store.stream("key")
+
+
+def test_other_bytes_than_promised_are_never_a_shard(
+    bucket: FaultyBucket, store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+    store.put("shard", LARGE)
+    ref = ShardRef(uri=f"{store.uri}/shard", sha256=entry_for(LARGE).sha256)
+    bucket.order("GET", other_bytes)
+    with pytest.raises(InvalidDataset, match=f"expected {entry_for(LARGE).sha256}"):
+        fetch(ref, tmp_path / "shard")
+
+
+def test_a_verified_read_does_not_believe_the_bucket(bucket: FaultyBucket, store: S3Store) -> None:
+    store.put("file", LARGE)
+    bucket.order("GET", other_bytes)
+    with pytest.raises(DigestMismatch, match="not what its manifest promised"):
+        read_verified(store, "file", entry_for(LARGE))
+
+
+def test_a_composition_that_failed_leaves_nothing(bucket: FaultyBucket, store: S3Store) -> None:
+    store.put("part", LARGE)
+    bucket.order("GET", half_a_body)
+    with pytest.raises(StorageUnavailable):
+        store.compose(["part", "part"], "whole")
+    assert list(store.keys("whole")) == []
+    client = boto3.client("s3", endpoint_url=bucket.server)
+    assert "Uploads" not in client.list_multipart_uploads(Bucket="contract-suite")
+
+
+def test_a_composition_is_complete_or_absent(bucket: FaultyBucket, store: S3Store) -> None:
+    store.put("part", b"x")
+    bucket.order("POST", slow_down, slow_down)
+    with pytest.raises(StorageUnavailable):
+        store.compose(["part"], "whole")
+    store.compose(["part"], "whole")
+    assert store.read("whole") == b"x"

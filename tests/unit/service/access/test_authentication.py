@@ -1,0 +1,206 @@
+"""Who is let in, what is open to everybody, and how often one may ask."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.types import Message
+
+from service.api.access import OPEN_PATHS
+from service.control.access.keys import parse
+from service.control.access.rates import FAILURES_PER_MINUTE
+from service.logs import JsonLines
+from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.access.holder import ADMIN_KEY, Holder
+
+UNKNOWN = f"cmcl_{'0' * 12}_{'A' * 43}"
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+    """Everything that is logged, as it would be printed."""
+    written: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            written.append(JsonLines().format(record))
+
+    handler = Collect()
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger().addHandler(handler)
+    yield written
+    logging.getLogger().removeHandler(handler)
+
+
+@pytest.mark.parametrize("path", sorted(OPEN_PATHS - {"/docs/oauth2-redirect"}))
+def test_open_addresses_need_no_key(guarded: ControlPlane, path: str) -> None:
+    assert guarded.client.get(path).status_code in (200, 503)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/models", "/v1/whoami", "/nowhere", "/", "/healthz/", "//healthz"),
+        *("/v1/../healthz/x", "/metrics/../v1/models", "/v1/models?path=/healthz"),
+    ],
+)
+def test_everything_else_needs_one(guarded: ControlPlane, path: str) -> None:
+    response = guarded.client.get(path)
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == 'Bearer realm="cmcl"'
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "x-request-id" in response.headers
+    assert "Authorization: Bearer" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("", "Bearer", "Bearer ", ADMIN_KEY, f"Basic {ADMIN_KEY}", f"Bearer {ADMIN_KEY} x"),
+        *(f"Bearer {ADMIN_KEY[:-1]}", f"Bearer {ADMIN_KEY}x", f"Bearer {UNKNOWN}"),
+        *("Bearer \xe4\xf6", f"Bearer {'x' * 20_000}", f"Bearer {'x.' * 9000}"),
+    ],
+)
+def test_a_header_that_is_not_quite_right_lets_nobody_in(
+    guarded: ControlPlane, header: str
+) -> None:
+    headers = {"Authorization": header.encode("latin-1")}
+    assert guarded.client.get("/v1/models", headers=headers).status_code == 401
+
+
+def test_two_keys_at_once_are_none(guarded: ControlPlane) -> None:
+    headers = [("Authorization", f"Bearer {ADMIN_KEY}")] * 2
+    assert guarded.client.get("/v1/models", headers=headers).status_code == 401
+
+
+def test_the_scheme_is_read_in_any_case(guarded: ControlPlane) -> None:
+    headers = {"Authorization": f"bearer {ADMIN_KEY}"}
+    assert guarded.client.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_a_key_in_the_address_is_no_key(operator: Holder) -> None:
+    key = operator.make_key()["key"]
+    for query in (f"?key={key}", f"?access_token={key}", f"?Authorization=Bearer%20{key}"):
+        assert operator.plane.client.get(f"/v1/models{query}").status_code == 401
+
+
+def test_the_body_of_a_stranger_is_not_read(guarded: ControlPlane) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        raise AssertionError("the body was asked for")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        **{"type": "http", "method": "POST", "path": "/v1/models", "raw_path": b"/v1/models"},
+        **{"query_string": b"", "headers": [], "client": ("192.0.2.1", 1), "scheme": "http"},
+    }
+    asyncio.run(guarded.app(scope, receive, send))
+    assert sent[0]["status"] == 401
+
+
+def test_no_secret_is_logged_or_answered(operator: Holder, lines: list[str]) -> None:
+    key = operator.make_key(scopes=["read"])["key"]
+    parsed = parse(key)
+    assert parsed is not None
+    answers = []
+    for shown in (key, f"{key[:-1]}!", ADMIN_KEY, f"{ADMIN_KEY}x", "a.b." + parsed.secret):
+        holder = Holder(operator.plane, shown)
+        body = {"name": "BAD NAME", "scopes": ["none"]}
+        for path in ("/v1/keys", f"/v1/models?key={key}", "/v1/models/none/live", "/nowhere"):
+            answers += [holder.get(path).text, holder.post(path, json=body).text]
+    everything = "\n".join([*answers, *lines, repr(parsed), repr(operator.plane.context)])
+    assert "invalid-request" in everything
+    assert len(lines) >= len(answers)
+    for secret in (parsed.secret, parsed.secret[:-1], ADMIN_KEY):
+        assert secret not in everything
+
+
+def test_a_mistake_of_ours_logs_no_secret(operator: Holder, lines: list[str]) -> None:
+    key = operator.make_key()["key"]
+    # A row that cannot be read is a mistake of ours in the middle of a route.
+    with operator.plane.context.database.write() as connection:
+        connection.exec_driver_sql("UPDATE api_keys SET scopes = '[\"gone\"]'")
+    operator.plane.clock.advance(60)
+    response = Holder(operator.plane, key).get("/v1/models")
+    assert response.status_code == 500
+    assert any("traceback" in line for line in lines)
+    secret = key.rpartition("_")[2]
+    assert secret not in "\n".join([response.text, *lines])
+
+
+def test_guessing_is_slowed_and_known_keys_still_work(operator: Holder) -> None:
+    known, unused = operator.holder(), operator.holder()
+    assert known.get("/v1/models").status_code == 200
+    guesser = Holder(operator.plane, UNKNOWN)
+    statuses = [guesser.get("/v1/models").status_code for _ in range(2 * FAILURES_PER_MINUTE + 2)]
+    assert statuses[0] == 401
+    assert statuses[-1] == 429
+    assert statuses.count(401) <= 2 * FAILURES_PER_MINUTE
+    # One that was never seen could be a guess.
+    refused = unused.get("/v1/models")
+    assert refused.status_code == 429
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    operator.plane.clock.advance(3600)
+    assert known.get("/v1/models").status_code == 200
+    assert operator.get("/v1/models").status_code == 200
+
+
+def test_each_key_has_its_own_share_of_requests(tmp_path: Path) -> None:
+    plane = ControlPlane(
+        tmp_path, auth="on", admin_key=ADMIN_KEY, requests_per_minute_per_key=5
+    )
+    operator = Holder(plane, ADMIN_KEY)
+    one, other = operator.holder(), operator.holder()
+    answers = [one.get("/v1/models") for _ in range(11)]
+    assert [answer.status_code for answer in answers[:5]] == [200] * 5
+    refused = answers[-1]
+    assert refused.status_code == 429
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.json()["type"] == "urn:cmcl:problem:too-many-requests"
+    assert other.get("/v1/models").status_code == 200
+    assert plane.client.get("/healthz").status_code == 200
+    plane.close()
+
+
+def test_a_database_that_takes_no_use_refuses_nobody(operator: Holder, lines: list[str]) -> None:
+    made = operator.make_key()
+    database = operator.plane.context.database
+    with database.write() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER full BEFORE UPDATE ON api_keys "
+            "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+        )
+    assert Holder(operator.plane, made["key"]).get("/v1/models").status_code == 200
+    assert any(f"last use of {made['id']} was not written" in line for line in lines)
+
+
+def test_without_keys_asked_for_everybody_is_local(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path)
+    for key in (None, UNKNOWN):
+        known = Holder(plane, key).get("/v1/whoami").json()
+        assert (known["name"], known["owner"]) == ("local", None)
+    plane.close()
+
+
+def starts(plane: ControlPlane, caplog: pytest.LogCaptureFixture) -> str:
+    caplog.clear()
+    with plane.client.running():
+        pass
+    return caplog.text
+
+
+def test_a_service_that_lets_nobody_in_says_how_to_make_a_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hint = "python -m service keys create"
+    assert hint in starts(ControlPlane(tmp_path, auth="on"), caplog)
+    assert hint not in starts(ControlPlane(tmp_path, auth="off"), caplog)
+    operated = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
+    assert hint not in starts(operated, caplog)
+    Holder(operated, ADMIN_KEY).make_key()
+    assert hint not in starts(ControlPlane(tmp_path, auth="on"), caplog)

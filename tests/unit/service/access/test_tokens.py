@@ -1,0 +1,258 @@
+"""Bearer tokens of an issuer: real keys and a real server, and what must not be believed."""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Iterator
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from service.control.access.tokens import Tokens
+from service.errors import Forbidden, IssuerUnavailable, Unauthorized
+from service.principal import Principal, Scope
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.issuer import AUDIENCE, FakeIssuer, rsa_key
+from tests.unit.service.access.holder import Holder
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[FakeIssuer]:
+    with FakeIssuer() as issuer:
+        issuer.keys["second"] = ec.generate_private_key(ec.SECP256R1())
+        issuer.publish()
+        yield issuer
+
+
+@pytest.fixture(scope="module")
+def tokens(issuer: FakeIssuer) -> Tokens:
+    return reader(issuer)
+
+
+def reader(issuer: FakeIssuer) -> Tokens:
+    return Tokens(issuer.url, AUDIENCE, "cmcl_owner")
+
+
+def part(document: dict[str, object]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(document).encode()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize("key", ["first", "second"])
+def test_a_token_speaks_for_its_owner_with_its_scopes(
+    issuer: FakeIssuer, tokens: Tokens, key: str
+) -> None:
+    expected = Principal("oidc:somebody", "lab", frozenset({Scope.READ, Scope.WRITE}))
+    assert tokens.read(issuer.token(key)) == expected
+
+
+@pytest.mark.parametrize(
+    ("claims", "scopes"),
+    [
+        ({"scope": None, "scp": ["cmcl:train", 7, "cmcl:unknown"]}, {Scope.TRAIN}),
+        ({"scope": "cmcl:read", "scp": "cmcl:admin"}, {Scope.READ, Scope.ADMIN}),
+        ({"scope": "read write cmcl:"}, set()),
+        ({"scope": 5, "scp": {"cmcl:read": 1}}, set()),
+        ({"scope": None}, set()),
+    ],
+)
+def test_scopes_are_those_with_our_prefix(
+    issuer: FakeIssuer, tokens: Tokens, claims: dict[str, object], scopes: set[Scope]
+) -> None:
+    assert tokens.read(issuer.token(**claims)).scopes == scopes
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"aud": "another-service"},
+        {"aud": None},
+        {"iss": "https://issuer.example.org"},
+        {"iss": None},
+        {"sub": None},
+        {"exp": None},
+        {"exp": int(time.time()) - 3600},
+        {"nbf": int(time.time()) + 3600},
+        {"exp": "tomorrow"},
+    ],
+    ids=str,
+)
+def test_a_token_that_is_not_for_us_or_not_for_now_is_refused(
+    issuer: FakeIssuer, tokens: Tokens, claims: dict[str, object]
+) -> None:
+    with pytest.raises(Unauthorized):
+        tokens.read(issuer.token(**claims))
+
+
+@pytest.mark.parametrize(("seconds", "is_accepted"), [(30, True), (90, False)])
+def test_clocks_may_differ_by_a_minute(
+    issuer: FakeIssuer, tokens: Tokens, seconds: int, is_accepted: bool
+) -> None:
+    now = int(time.time())
+    for claims in ({"exp": now - seconds}, {"nbf": now + seconds}):
+        token = issuer.token(**claims)
+        if is_accepted:
+            assert tokens.read(token).owner == "lab"
+        else:
+            with pytest.raises(Unauthorized):
+                tokens.read(token)
+
+
+def test_a_token_without_a_signature_is_refused(issuer: FakeIssuer, tokens: Tokens) -> None:
+    claims = part(issuer.claims())
+    header, payload, signature = issuer.token().split(".")
+    for token in (
+        *(f"{part({'alg': name, 'kid': 'first'})}.{claims}." for name in ("none", "None", "")),
+        *(f"{header}.{payload}.", f"{header}.{claims}.{signature[:-4]}AAAA", "a.b.c", ".."),
+        f"{part({'kid': 'first'})}.{claims}.{signature}",
+    ):
+        with pytest.raises(Unauthorized):
+            tokens.read(token)
+
+
+def test_the_public_key_is_no_shared_secret(issuer: FakeIssuer, tokens: Tokens) -> None:
+    key = issuer.keys["first"].public_key()
+    encodings = [
+        key.public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo)
+        for encoding in (serialization.Encoding.PEM, serialization.Encoding.DER)
+    ]
+    for secret in encodings:
+        for name in ("HS256", "RS256"):
+            signed = f"{part({'alg': name, 'kid': 'first'})}.{part(issuer.claims())}"
+            digest = hmac.new(secret, signed.encode(), hashlib.sha256).digest()
+            signature = base64.urlsafe_b64encode(digest).decode().rstrip("=")
+            with pytest.raises(Unauthorized):
+                tokens.read(f"{signed}.{signature}")
+
+
+def test_a_key_that_the_token_brings_along_is_not_used(issuer: FakeIssuer, tokens: Tokens) -> None:
+    stranger = rsa_key()
+    own = dict(jwt.algorithms.RSAAlgorithm.to_jwk(stranger.public_key(), as_dict=True))
+    for header in ({"kid": "first"}, {"kid": "first", "jwk": own}, {"jku": issuer.url}, {}):
+        token = jwt.encode(issuer.claims(), stranger, "RS256", headers=header)
+        with pytest.raises(Unauthorized):
+            tokens.read(token)
+
+
+@pytest.mark.parametrize("owner", [None, "", 7, ["lab"], "x" * 65, "a\nb"])
+def test_a_token_without_an_owner_is_forbidden(
+    issuer: FakeIssuer, tokens: Tokens, owner: object
+) -> None:
+    with pytest.raises(Forbidden, match="'cmcl_owner'"):
+        tokens.read(issuer.token(cmcl_owner=owner))
+
+
+def test_a_subject_cannot_pass_for_another_actor(issuer: FakeIssuer, tokens: Tokens) -> None:
+    names = {tokens.read(issuer.token(sub=name)).name for name in ("operator", "a\nb", "x" * 300)}
+    assert names == {"oidc:operator", "oidc:a?b", f"oidc:{'x' * 100}"}
+
+
+def test_the_keys_are_fetched_once_for_many_tokens(issuer: FakeIssuer) -> None:
+    tokens = reader(issuer)
+    issuer.asked.clear()
+    for _ in range(5):
+        tokens.read(issuer.token())
+    for _ in range(5):
+        unknown = jwt.encode(issuer.claims(), rsa_key_of(issuer), "RS256", headers={"kid": "x"})
+        with pytest.raises(Unauthorized):
+            tokens.read(unknown)
+    assert issuer.asked == ["/.well-known/openid-configuration", "/keys"]
+
+
+def rsa_key_of(issuer: FakeIssuer) -> rsa.RSAPrivateKey:
+    key = issuer.keys["first"]
+    assert isinstance(key, rsa.RSAPrivateKey)
+    return key
+
+
+def test_an_issuer_that_is_down_says_nothing_about_a_token() -> None:
+    with FakeIssuer() as issuer:
+        token = issuer.token()
+    tokens = reader(issuer)
+    for _ in range(2):
+        with pytest.raises(IssuerUnavailable, match="did not answer"):
+            tokens.read(token)
+
+
+def test_an_issuer_that_is_down_is_not_asked_all_the_time() -> None:
+    with FakeIssuer() as issuer:
+        tokens, documents = reader(issuer), dict(issuer.documents)
+        issuer.documents.clear()
+        for _ in range(5):
+            with pytest.raises(IssuerUnavailable):
+                tokens.read(issuer.token())
+        assert len(issuer.asked) == 1
+        issuer.documents.update(documents)
+        assert reader(issuer).read(issuer.token()).owner == "lab"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/.well-known/openid-configuration", b"not json"),
+        ("/.well-known/openid-configuration", b"[]"),
+        ("/.well-known/openid-configuration", b'{"issuer": "https://else.example.org"}'),
+        ("/.well-known/openid-configuration", b'{"issuer": "x", "jwks_uri": "http://127.0.0.1"}'),
+        ("/keys", b"not json"),
+        ("/keys", b'{"keys": []}'),
+    ],
+)
+def test_an_issuer_that_answers_nonsense_counts_as_down(path: str, body: bytes) -> None:
+    with FakeIssuer() as issuer:
+        issuer.documents[path] = body
+        with pytest.raises(IssuerUnavailable):
+            reader(issuer).read(issuer.token())
+
+
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1/keys", "file:///etc/passwd", "keys", ""])
+def test_keys_are_fetched_over_http_alone(address: str) -> None:
+    with FakeIssuer() as issuer:
+        document = {"issuer": issuer.url, "jwks_uri": address}
+        issuer.documents["/.well-known/openid-configuration"] = json.dumps(document).encode()
+        with pytest.raises(IssuerUnavailable):
+            reader(issuer).read(issuer.token())
+
+
+def test_tokens_and_keys_are_accepted_side_by_side(
+    guarded: ControlPlane, issuer: FakeIssuer
+) -> None:
+    plane = ControlPlane(
+        guarded.folder,
+        **{"auth": "on", "oidc_issuer": issuer.url, "oidc_audience": AUDIENCE},
+    )
+    token = issuer.token()
+    known = Holder(plane, token).get("/v1/whoami").json()
+    assert known == {"name": "oidc:somebody", "owner": "lab", "scopes": ["read", "write"]}
+    plane.client = Holder(plane, token)
+    plane.create_model()
+    assert plane.model().owner == "lab"
+    assert Holder(plane, token).get("/v1/keys").status_code == 403
+    answers = {
+        name: Holder(plane, shown).get("/v1/models").status_code
+        for name, shown in {
+            "expired": issuer.token(exp=int(time.time()) - 3600),
+            "ownerless": issuer.token(cmcl_owner=None),
+            "key": "cmcl_" + "0" * 12 + "_" + "A" * 43,
+        }.items()
+    }
+    assert answers == {"expired": 401, "ownerless": 403, "key": 401}
+    # Where no issuer is configured, a token is a wrong key.
+    assert Holder(guarded, token).get("/v1/models").status_code == 401
+    plane.close()
+
+
+def test_an_issuer_that_is_down_is_503_with_a_hint(guarded: ControlPlane) -> None:
+    with FakeIssuer() as issuer:
+        token = issuer.token()
+    plane = ControlPlane(
+        guarded.folder,
+        **{"auth": "on", "oidc_issuer": issuer.url, "oidc_audience": AUDIENCE},
+    )
+    response = Holder(plane, token).get("/v1/models")
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.json()["type"] == "urn:cmcl:problem:issuer-unavailable"
+    plane.close()

@@ -1,0 +1,28 @@
+"""Reading what a stream told."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Told:
+    """One message of a stream."""
+
+    event: str
+    id: str
+    data: str
+
+
+def parse(text: str) -> list[Told]:
+    """The messages of a stream that has ended; without comments."""
+    blocks = [block for block in text.replace("\r\n", "\n").split("\n\n") if "data:" in block]
+    return [_message(block) for block in blocks]
+
+
+def kinds(text: str) -> list[str]:
+    """The kinds of its events, without progress."""
+    return [told.event for told in parse(text) if told.id]
+
+
+def _message(block: str) -> Told:
+    fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+    return Told(fields["event"], fields.get("id", ""), fields["data"])

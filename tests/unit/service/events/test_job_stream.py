@@ -1,0 +1,110 @@
+"""The events of one job as a stream: whole, in order, and to an end."""
+
+import json
+
+import httpx
+import pytest
+
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.events.streams import kinds, parse
+
+WHOLE_LIFE = [
+    "job.queued",
+    "job.validating",
+    "job.submitting",
+    "job.running",
+    "job.gating",
+    "job.published",
+]
+
+
+def _stream(plane: ControlPlane, job: str, **options: object) -> httpx.Response:
+    return plane.client.get(f"/v1/jobs/{job}/events", **options)
+
+
+def test_a_finished_job_tells_its_whole_life_and_ends(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.run_to_end(job)
+    response = _stream(plane, job)
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-store"
+    assert "retry: 2000" in response.text
+    told = parse(response.text)
+    assert [message.event for message in told] == WHOLE_LIFE
+    for message in told:
+        view = json.loads(message.data)
+        assert (str(view["id"]), view["kind"], view["job"]) == (message.id, message.event, job)
+    assert json.loads(told[-1].data)["details"]["from"] == "gating"
+
+
+def test_a_stream_tells_nothing_of_another_job(plane: ControlPlane) -> None:
+    first, second = plane.post_dataset("one"), plane.post_dataset("two")
+    plane.run_to_end(first)
+    plane.run_to_end(second)
+    for job in (first, second):
+        told = parse(_stream(plane, job).text)
+        assert {json.loads(message.data)["job"] for message in told} == {job}
+        assert [message.event for message in told] == WHOLE_LIFE
+
+
+@pytest.mark.parametrize("seen", range(len(WHOLE_LIFE) - 1))
+def test_it_goes_on_behind_the_last_event_seen(plane: ControlPlane, seen: int) -> None:
+    job = plane.post_dataset()
+    plane.run_to_end(job)
+    last = parse(_stream(plane, job).text)[seen].id
+    by_header = _stream(plane, job, headers={"Last-Event-ID": last}, params={"after": 0})
+    by_address = _stream(plane, job, params={"after": last})
+    assert kinds(by_header.text) == kinds(by_address.text) == WHOLE_LIFE[seen + 1 :]
+
+
+def test_who_has_seen_the_end_is_told_not_to_come_back(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.client.post(f"/v1/jobs/{job}/cancel")
+    plane.tick(2)
+    last = parse(_stream(plane, job).text)[-1]
+    assert last.event == "job.cancelled"
+    response = _stream(plane, job, headers={"Last-Event-ID": last.id})
+    assert (response.status_code, response.content) == (204, b"")
+
+
+def test_a_position_that_does_not_exist_yet_ends_too(plane: ControlPlane) -> None:
+    """After a backup was played back, positions that clients have seen are gone."""
+    job = plane.post_dataset()
+    plane.client.post(f"/v1/jobs/{job}/cancel")
+    plane.tick(2)
+    assert _stream(plane, job, params={"after": 10**9}).status_code == 204
+
+
+def test_an_earlier_end_does_not_end_the_stream(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.launcher.refuses = True
+    plane.tick_to(job, JobState.FAILED)
+    plane.launcher.refuses = False
+    assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
+    plane.run_to_end(job)
+    told = kinds(_stream(plane, job).text)
+    assert told.index("job.failed") < told.index("job.published") == len(told) - 1
+
+
+@pytest.mark.parametrize("given", ["abc", "-1", "1.5", "9" * 20, "9" * 400, "１"])
+def test_a_foreign_event_id_is_refused_by_name(plane: ControlPlane, given: str) -> None:
+    job = plane.post_dataset()
+    headers = {"Last-Event-ID": given.encode()}
+    response = _stream(plane, job, headers=headers)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == "Last-Event-ID"
+
+
+@pytest.mark.parametrize("after", ["-1", "x", str(2**63)])
+def test_a_foreign_position_is_refused_by_name(plane: ControlPlane, after: str) -> None:
+    response = _stream(plane, plane.post_dataset(), params={"after": after})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == "after"
+
+
+def test_a_job_that_does_not_exist_is_a_problem(plane: ControlPlane) -> None:
+    response = _stream(plane, "job-0123456789ab")
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"

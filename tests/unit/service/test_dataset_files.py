@@ -1,0 +1,161 @@
+"""What becomes of a dataset's files between its POST and its version, whatever their format."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from service.control.validate import purge_training, verify
+from service.database.rows import DatasetRecord
+from service.states import FailureReason, JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.feature_shards import feature_table, write_shard
+from workers.contract.dataset import DatasetManifest, Shard
+from workers.contract.errors import InvalidDataset, InvalidUri
+from workers.storage import layout
+
+
+def manifest_of(plane: ControlPlane, job: str) -> DatasetManifest:
+    plane.tick_to(job, JobState.RUNNING)
+    manifest = plane.dataset_of(job).manifest
+    assert manifest is not None
+    return manifest
+
+
+def npz_shard(plane: ControlPlane, name: str, rows: int = 64) -> dict[str, str]:
+    generator = np.random.default_rng(len(name))
+    path = plane.shards / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        np.savez(
+            file, image=generator.normal(size=(rows, 4)), text=generator.normal(size=(rows, 3))
+        )
+    return {"uri": path.resolve().as_uri()}
+
+
+def ids_of(plane: ControlPlane, shards: tuple[Shard, ...]) -> set[str]:
+    found: set[str] = set()
+    for shard in shards:
+        data = plane.store.read(shard.uri.removeprefix(f"{plane.store.uri}/"))
+        found |= set(pq.read_table(io.BytesIO(data)).column("id").to_pylist())
+    return found
+
+
+def test_an_npz_dataset_becomes_a_version(plane: ControlPlane) -> None:
+    job = plane.post_dataset(shards=[npz_shard(plane, "a.npz")])
+    manifest = manifest_of(plane, job)
+    assert [shard.uri for shard in manifest.shards] == [
+        f"{plane.store.uri}/{layout.training_shard(manifest.dataset, 0)}"
+    ]
+    source = manifest.shards[0].source
+    assert source is not None
+    assert (source.format, source.uri.endswith("a.npz")) == ("npz", True)
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+
+
+def test_a_share_is_held_out_and_never_trained_on(plane: ControlPlane) -> None:
+    shards = [plane.shard(name, feature_table(60, prefix=name, seed=7)) for name in ("a",)]
+    shards.append(npz_shard(plane, "b.npz"))
+    job = plane.post_dataset(shards=shards, evaluation_share=0.25)
+    manifest = manifest_of(plane, job)
+    learned, kept = (ids_of(plane, part) for part in (manifest.shards, manifest.evaluation_shards))
+    assert not learned & kept
+    assert len(learned) + len(kept) == 124
+    assert len(kept) == sum(shard.rows for shard in manifest.evaluation_shards) > 10
+    assert all(shard.source is not None for shard in manifest.shards)
+
+
+def test_named_and_shared_held_out_rows_have_their_own_files(plane: ControlPlane) -> None:
+    job = plane.post_dataset(
+        shards=[plane.shard("a", feature_table(60, prefix="a", seed=7))],
+        evaluation_shards=[plane.shard("held", feature_table(5, prefix="held", seed=8))],
+        evaluation_share=0.25,
+    )
+    manifest = manifest_of(plane, job)
+    assert [Path(shard.uri).name for shard in manifest.evaluation_shards] == [
+        "evaluation-0.parquet",
+        "evaluation-1.parquet",
+    ]
+    assert manifest.evaluation_shards[0].rows == 5
+
+
+def test_a_share_that_leaves_no_batch_is_refused(plane: ControlPlane) -> None:
+    job = plane.post_dataset(
+        shards=[plane.shard("a", feature_table(9, seed=5))], evaluation_share=0.5
+    )
+    found = plane.run_to_end(job)
+    assert found.reason == FailureReason.INVALID_DATASET
+    assert "rows together left to train on; one batch takes 8" in (found.message or "")
+    assert list(plane.store.keys("datasets/")) == []
+
+
+def test_a_share_of_too_few_different_values_is_refused(plane: ControlPlane) -> None:
+    table = feature_table(60)
+    same = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(240, np.float32)), 4)
+    job = plane.post_dataset(
+        shards=[plane.shard("a", table.set_column(1, "feature_a", same))], evaluation_share=0.1
+    )
+    message = plane.run_to_end(job).message or ""
+    assert "evaluation_share 0.1 holds out 0 of 60 rows" in message
+    assert "name evaluation_shards" in message
+
+
+def test_converted_training_rows_can_be_removed(plane: ControlPlane) -> None:
+    job = plane.post_dataset(shards=[npz_shard(plane, "a.npz")], evaluation_share=0.2)
+    manifest = manifest_of(plane, job)
+    purge_training(plane.store, manifest.dataset)
+    purge_training(plane.store, manifest.dataset)
+    prefix = f"datasets/{manifest.dataset}/"
+    assert [key.removeprefix(prefix) for key in plane.store.keys(prefix)] == [
+        "evaluation-0.parquet",
+        "manifest.json",
+    ]
+
+
+def dataset_of(plane: ControlPlane, uri: str) -> DatasetRecord:
+    """A dataset's row as it was posted, with another address in it."""
+    job = plane.post_dataset()
+    row = plane.dataset_of(job)
+    request = {**row.request, "shards": [{"uri": uri, "sha256": None}]}
+    return DatasetRecord(**{**vars(row), "request": request})
+
+
+def test_an_upload_lies_where_the_resolver_says(plane: ControlPlane, tmp_path: Path) -> None:
+    write_shard(tmp_path / "elsewhere", feature_table(16))
+    uploaded = "upload:up-0123456789ab"
+    place = (tmp_path / "elsewhere").as_uri()
+    row = dataset_of(plane, uploaded)
+    manifest = verify(plane.store, row, plane.model().spec, (), {uploaded: place}.__getitem__)
+    assert [shard.uri for shard in manifest.shards] == [place]
+
+
+def test_a_bad_upload_is_called_by_its_own_name(plane: ControlPlane, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(b"nothing of ours")
+    uploaded = "upload:up-0123456789ab"
+    place = (tmp_path / "elsewhere").as_uri()
+    row = dataset_of(plane, uploaded)
+    with pytest.raises(InvalidDataset) as caught:
+        verify(plane.store, row, plane.model().spec, (), {uploaded: place}.__getitem__)
+    assert str(caught.value).startswith(f"{uploaded}: by its first bytes it is neither")
+
+
+def test_a_user_s_address_is_looked_at_again(plane: ControlPlane, tmp_path: Path) -> None:
+    write_shard(tmp_path / "elsewhere", feature_table(16))
+    row = dataset_of(plane, (tmp_path / "elsewhere").as_uri())
+    with pytest.raises(InvalidUri, match="outside the allowed prefixes"):
+        verify(plane.store, row, plane.model().spec, plane.context.settings.allowed_prefixes)
+
+
+def test_a_link_swapped_in_after_the_post_is_not_followed(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    shard = plane.shard("day/one")
+    job = plane.post_dataset(shards=[shard])
+    (plane.shards / "day").rename(tmp_path / "outside")
+    (plane.shards / "day").symlink_to(tmp_path / "outside")
+    found = plane.run_to_end(job)
+    assert (found.state, found.reason) == (JobState.FAILED, FailureReason.INVALID_DATASET)
+    assert "outside the allowed prefixes" in (found.message or "")
