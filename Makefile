@@ -51,7 +51,7 @@ LOCK := cd $(CURDIR)/.cmcl/lock && $(CURDIR)/$(BIN)/uv export --quiet --no-heade
 lock: setup  ## write all locks anew (hashes, no addresses)
 	rm -rf .cmcl/lock && mkdir -p .cmcl/lock && cp pyproject.toml README.md LICENSE .cmcl/lock
 	$(LOCK) --all-extras --all-groups --output-file $(CURDIR)/requirements.lock >/dev/null
-	$(LOCK) --no-dev --extra service --output-file $(CURDIR)/deploy/requirements/service.lock >/dev/null
+	$(LOCK) --no-dev --extra service --extra tracing --output-file $(CURDIR)/deploy/requirements/service.lock >/dev/null
 	$(LOCK) --no-dev --extra workers --output-file $(CURDIR)/deploy/requirements/worker.lock >/dev/null
 	echo 'hatchling>=1.27' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header \
 		--no-annotate --python-version 3.11 --output-file deploy/requirements/build.lock -

@@ -118,7 +118,7 @@ class LocalStack:
         (self.folder / "store").mkdir(exist_ok=True)
         self.start_ray()
         self.start_service()
-        self._wait("ray", f"{self.dashboard_url}/api/version")
+        self.wait_for_ray()
         self.start_embeddings()
         self._wait("service", f"{self.service_url}/readyz")
         self._wait("embeddings", f"{self.embeddings_url}/readyz")
@@ -160,6 +160,10 @@ class LocalStack:
         name = "driver"
         self._spawn(name, command, RAY_ADDRESS=f"{_HOST}:{self.ports.ray}")
         return self.processes.pop(name)
+
+    def wait_for_ray(self) -> None:
+        """Until jobs can be submitted. Raises StackError."""
+        self._wait("ray", f"{self.dashboard_url}/api/version")
 
     def wait_for_service(self) -> None:
         """Until the control plane is ready. Raises StackError."""

@@ -1,23 +1,16 @@
-"""The description of the API, true to what is sent: errors are problem+json, keys are needed."""
+"""The description of the API, true to what is sent: errors are problem+json."""
 
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from service.api.access import OPEN_PATHS, scopes_of
 from service.api.problems import Problem, ProblemResponse
 
 PROBLEMS: dict[int | str, dict[str, object]] = {
     "4XX": {"model": Problem, "description": "The request was refused; the problem says why"},
     422: {"model": Problem, "description": "Values that are not permitted"},
     "5XX": {"model": Problem, "description": "The service could not answer"},
-}
-_BEARER = {
-    "type": "http",
-    "scheme": "bearer",
-    "description": "A key, `cmcl_...`, or a token of the configured issuer. Behind `bearer` each "
-    "operation names the scope that the key must have",
 }
 _REFERENCE = {"$ref": f"#/components/schemas/{Problem.__name__}"}
 
@@ -37,16 +30,7 @@ class DescribedApp(FastAPI):
             for operation in path.values():
                 for response in operation["responses"].values():
                     _name_media_type(response.get("content", {}))
-        self._declare_access(schema)
         return schema
-
-    def _declare_access(self, schema: dict[str, Any]) -> None:
-        schema["components"]["securitySchemes"] = {"bearer": _BEARER}
-        for route in self.routes:
-            if isinstance(route, APIRoute) and route.path not in OPEN_PATHS:
-                for method in route.methods or ():
-                    operation = schema["paths"][route.path_format][method.lower()]
-                    operation["security"] = [{"bearer": [str(scope) for scope in scopes_of(route)]}]
 
 
 def _name_media_type(content: dict[str, Any]) -> None:

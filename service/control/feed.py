@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.25
 _PAGE = 200
-MOST_LISTENERS = 1000
+_MOST_LISTENERS = 1000
 _RETRY_AFTER_SECONDS = 10
 # What one listener may be behind before it is let go of.
 _MOST_WAITING = 256
 # A stream ends after so long, and its listener comes back: so a key that was revoked is noticed,
 # and listeners spread over the services anew.
-LONGEST_STREAM_SECONDS = 900.0
+_LONGEST_STREAM_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,17 @@ class _Listener:
 class Feed:
     """The listeners of one process, and the task that looks for them while there are any."""
 
-    def __init__(self, database: Database, look_seconds: float = _LOOK_SECONDS) -> None:
+    def __init__(
+        self,
+        database: Database,
+        look_seconds: float = _LOOK_SECONDS,
+        longest_seconds: float = _LONGEST_STREAM_SECONDS,
+        most_listeners: int = _MOST_LISTENERS,
+    ) -> None:
         self._database = database
         self._look_seconds = look_seconds
+        self._longest_seconds = longest_seconds
+        self._most_listeners = most_listeners
         self._listeners: set[_Listener] = set()
         self._task: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
@@ -105,8 +113,8 @@ class Feed:
 
     def check_room(self) -> None:
         """Raises TooManyRequests where there are as many listeners as one process takes."""
-        if len(self._listeners) >= MOST_LISTENERS:
-            message = f"{MOST_LISTENERS} listen already; ask for pages, or try again later"
+        if len(self._listeners) >= self._most_listeners:
+            message = f"{self._most_listeners} listen already; ask for pages, or try again later"
             raise TooManyRequests(message, _RETRY_AFTER_SECONDS)
 
     async def start(self, after: int | None) -> int:
@@ -120,7 +128,7 @@ class Feed:
 
     async def follow(self, wanted: EventFilter, after: int) -> AsyncGenerator[Item, None]:
         """Events behind `after`: those that are there, then those that come."""
-        until = asyncio.get_running_loop().time() + LONGEST_STREAM_SECONDS
+        until = asyncio.get_running_loop().time() + self._longest_seconds
         async with self._listen(wanted) as listener:
             async for event in self._stored(wanted, after):
                 after = event.sequence
@@ -133,7 +141,7 @@ class Feed:
     async def follow_job(self, job: str, after: int) -> AsyncGenerator[Item, None]:
         """A job's events and progress, to the event that ends it for now."""
         wanted = EventFilter(job=job)
-        until = asyncio.get_running_loop().time() + LONGEST_STREAM_SECONDS
+        until = asyncio.get_running_loop().time() + self._longest_seconds
         last: str | None = None
         async with self._listen(wanted) as listener:
             async for event in self._stored(wanted, after):

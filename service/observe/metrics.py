@@ -10,7 +10,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
 from service.observe.spans import NoSpans, Spans
 from service.states import FailureReason, JobState
@@ -34,6 +42,8 @@ class Metrics:
     """Every metric of the control plane that this process counts by itself."""
 
     def __init__(self, spans: Spans | None = None) -> None:
+        # When each series began: nobody asks for it, and it doubles what is sent.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.spans: Spans = spans or NoSpans()
         ProcessCollector(registry=self.registry)

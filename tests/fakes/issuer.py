@@ -59,8 +59,13 @@ class FakeIssuer:
         """Those of a good token; None leaves one out."""
         now = int(time.time())
         claims = {
-            **{"iss": self.url, "aud": AUDIENCE, "sub": "somebody", "iat": now, "exp": now + 300},
-            **{"scope": "openid cmcl:read cmcl:write", "cmcl_owner": "lab"},
+            "iss": self.url,
+            "aud": AUDIENCE,
+            "sub": "somebody",
+            "iat": now,
+            "exp": now + 300,
+            "scope": "openid cmcl:read cmcl:write",
+            "cmcl_owner": "lab",
             **changes,
         }
         return {name: value for name, value in claims.items() if value is not None}
@@ -84,7 +89,7 @@ class FakeIssuer:
                 self.end_headers()
                 self.wfile.write(body or b"")
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, *args: object) -> None:
                 """Nothing."""
 
         return Handler

@@ -96,8 +96,14 @@ def test_the_body_of_a_stranger_is_not_read(guarded: ControlPlane) -> None:
         sent.append(message)
 
     scope = {
-        **{"type": "http", "method": "POST", "path": "/v1/models", "raw_path": b"/v1/models"},
-        **{"query_string": b"", "headers": [], "client": ("192.0.2.1", 1), "scheme": "http"},
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/models",
+        "raw_path": b"/v1/models",
+        "query_string": b"",
+        "headers": [],
+        "client": ("192.0.2.1", 1),
+        "scheme": "http",
     }
     asyncio.run(guarded.app(scope, receive, send))
     assert sent[0]["status"] == 401
@@ -151,9 +157,7 @@ def test_guessing_is_slowed_and_known_keys_still_work(operator: Holder) -> None:
 
 
 def test_each_key_has_its_own_share_of_requests(tmp_path: Path) -> None:
-    plane = ControlPlane(
-        tmp_path, auth="on", admin_key=ADMIN_KEY, requests_per_minute_per_key=5
-    )
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, requests_per_minute_per_key=5)
     operator = Holder(plane, ADMIN_KEY)
     one, other = operator.holder(), operator.holder()
     answers = [one.get("/v1/models") for _ in range(11)]

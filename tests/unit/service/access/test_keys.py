@@ -190,9 +190,7 @@ def test_the_history_names_the_key(operator: Holder) -> None:
     plane.client = operator.holder("nightly")
     plane.create_model()
     plane.run_to_end(plane.post_dataset())
-    response = plane.client.put(
-        "/v1/models/scenes/live", json={"version": 1, "reason": "because"}
-    )
+    response = plane.client.put("/v1/models/scenes/live", json={"version": 1, "reason": "because"})
     assert response.status_code == 200, response.text
     history = plane.client.get("/v1/models/scenes/promotions").json()["items"]
     assert history[-1]["actor"] in ("nightly", "reconciler")

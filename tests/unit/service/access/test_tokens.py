@@ -221,7 +221,9 @@ def test_tokens_and_keys_are_accepted_side_by_side(
 ) -> None:
     plane = ControlPlane(
         guarded.folder,
-        **{"auth": "on", "oidc_issuer": issuer.url, "oidc_audience": AUDIENCE},
+        auth="on",
+        oidc_issuer=issuer.url,
+        oidc_audience=AUDIENCE,
     )
     token = issuer.token()
     known = Holder(plane, token).get("/v1/whoami").json()
@@ -249,7 +251,9 @@ def test_an_issuer_that_is_down_is_503_with_a_hint(guarded: ControlPlane) -> Non
         token = issuer.token()
     plane = ControlPlane(
         guarded.folder,
-        **{"auth": "on", "oidc_issuer": issuer.url, "oidc_audience": AUDIENCE},
+        auth="on",
+        oidc_issuer=issuer.url,
+        oidc_audience=AUDIENCE,
     )
     response = Holder(plane, token).get("/v1/models")
     assert response.status_code == 503

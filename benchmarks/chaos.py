@@ -1,0 +1,193 @@
+"""Does the chain come out whole when everything dies now and then?
+
+`python -m benchmarks.chaos` runs the whole local system, posts ten datasets of one model at once and
+kills -9 the service, the Ray head, a rank and a driver by turns, at random moments. At the end there
+must be ten versions in one chain, each dataset in exactly one, every file whole, the last one live.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arguments import OneLineParser, count
+from benchmarks.control.halves import halves
+from benchmarks.control.killer import KINDS, Killer
+from benchmarks.report import machine
+from cmcl.client import Client, CmclError
+from cmcl.demo.stream import read_stream
+from cmcl.stack import LocalStack, Ports
+from workers.contract.model import ModelSpec
+from workers.storage import layout
+from workers.storage.port import ObjectStore
+from workers.storage.uris import open_store
+from workers.storage.versions import read_live, read_version, read_version_file
+
+_RESULTS = Path(".cmcl/benchmarks")
+_MODEL = "chaos"
+_FINAL = frozenset({"published", "rejected", "failed", "cancelled"})
+# Deadlines that suit a job of some seconds, so that what is lost is noticed soon.
+_PATIENCE = {
+    "CMCL_MAX_ATTEMPTS": "20",
+    "CMCL_LEASE_SECONDS": "3",
+    "CMCL_START_DEADLINE_SECONDS": "90",
+    "CMCL_HEARTBEAT_DEADLINE_SECONDS": "30",
+    "CMCL_LOST_ATTEMPT_GRACE_SECONDS": "2",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; status 1 if anything was lost."""
+    options = _parser().parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="cmcl-chaos-") as folder:
+        document = run(options, Path(folder))
+    page = _markdown(document)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / "chaos"
+    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
+    stem.with_suffix(".md").write_text(page)
+    print(page)
+    print(json.dumps(document), flush=True)
+    return 1 if document["lost"] or document["faults"] else 0
+
+
+def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Post, kill, wait for the end, look at everything."""
+    stream = read_stream(options.stream)
+    datasets = halves(stream, folder / "shards")[: options.datasets]
+    stack = LocalStack(
+        folder / "stack",
+        Ports.free(),
+        ranks=2,
+        allowed_prefixes=(folder.resolve().as_uri(),),
+        extra_environment=_PATIENCE,
+    )
+    with stack, Client(stack.service_url, stack.embeddings_url) as client:
+        client.create_model(_MODEL, ModelSpec(modalities=stream.modalities))
+        for dataset in datasets:
+            client.add_dataset(
+                _MODEL, dataset.name, dataset.pair, dataset.shards, dataset.evaluation_shards
+            )
+        killer = Killer(stack, KINDS, options.pause, lambda: _looks(client), options.seed)
+        killer.start()
+        began = time.monotonic()
+        jobs = _await_end(client, options.minutes * 60)
+        killer.stop()
+        seconds = round(time.monotonic() - began, 1)
+        faults = _faults(open_store(stack.store_uri), jobs)
+    published = [job for job in jobs if job["state"] == "published"]
+    return {
+        "datasets": len(datasets),
+        "versions": len(published),
+        "lost": len(datasets) - len(published),
+        "faults": faults,
+        "kills": dict(Counter(kill.kind for kill in killer.kills)),
+        "log": [asdict(kill) for kill in killer.kills],
+        "attempts": {job["id"]: job["attempt"] for job in jobs},
+        "seconds": seconds,
+        "seed": options.seed,
+        "machine": machine(),
+    }
+
+
+def _jobs(client: Client) -> list[dict[str, Any]] | None:
+    """None while the service is away."""
+    try:
+        return [dict(job) for job in client.jobs(_MODEL)]
+    except CmclError:
+        return None
+
+
+def _looks(client: Client) -> str:
+    jobs = _jobs(client)
+    if jobs is None:
+        return "the service is away"
+    return ", ".join(
+        f"{number} {state}" for state, number in Counter(job["state"] for job in jobs).items()
+    )
+
+
+def _await_end(client: Client, seconds: float) -> list[dict[str, Any]]:
+    deadline = time.monotonic() + seconds
+    while True:
+        jobs = _jobs(client)
+        if jobs is not None and all(job["state"] in _FINAL for job in jobs):
+            return jobs
+        if time.monotonic() > deadline:
+            raise SystemExit(f"not all jobs ended within {seconds:g} s: {_looks(client)}")
+        time.sleep(0.5)
+
+
+def _faults(store: ObjectStore, jobs: Sequence[dict[str, Any]]) -> list[str]:
+    """What is not as it must be; empty if the chain is whole."""
+    faults: list[str] = []
+    learned: list[str] = []
+    for number, job in enumerate(sorted(jobs, key=lambda each: each["version"] or 0), start=1):
+        manifest = read_version(store, _MODEL, number)
+        learned.append(manifest.dataset)
+        if manifest.parent != (number - 1 or None):
+            faults.append(f"version {number} has the parent {manifest.parent}")
+        if (manifest.job, manifest.attempt) != (job["id"], job["attempt"]):
+            faults.append(f"version {number} is of {manifest.job}, not of {job['id']}")
+        if [line.dataset for line in manifest.learned] != learned:
+            faults.append(f"the ledger of version {number} is not that of its parent and one more")
+        for name in layout.VERSION_FILES:
+            read_version_file(store, manifest, name)  # Raises where a digest is wrong.
+    if len(set(learned)) != len(jobs):
+        faults.append("a dataset was learned twice")
+    live = read_live(store, _MODEL)
+    if live is None or live.version != len(jobs):
+        faults.append(f"live is {live}")
+    return faults
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="python -m benchmarks.chaos", description=__doc__)
+    parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
+    parser.add_argument("--datasets", type=count, default=10, help="(default: 10, the most)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--pause",
+        type=float,
+        nargs=2,
+        default=(4.0, 14.0),
+        metavar=("SHORTEST", "LONGEST"),
+        help="seconds between kills (default: 4 14)",
+    )
+    parser.add_argument("--minutes", type=float, default=20, help="before it counts as stuck")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    return parser
+
+
+def _markdown(document: dict[str, Any]) -> str:
+    kills = ", ".join(f"{kind} {number}" for kind, number in document["kills"].items())
+    attempts = sum(document["attempts"].values())
+    summary = (
+        f"{document['datasets']} datasets of one model on the whole local system (two ranks), "
+        f"{len(document['log'])} kills -9 in {document['seconds']:g} s: {kills}. "
+        f"**{document['versions']} versions, lost: {document['lost']}**, "
+        f"{attempts} attempts; faults found in the chain: {document['faults'] or 'none'}."
+    )
+    lines = [
+        "# Chaos",
+        "",
+        summary,
+        "",
+        "| second | killed | process | what the jobs were at |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {kill['at']} | {kill['kind']} | {kill['process']} | {kill['jobs']} |"
+        for kill in document["log"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

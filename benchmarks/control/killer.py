@@ -1,0 +1,128 @@
+"""Kills parts of a running local system at random moments, and starts again what nobody else would."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import psutil
+
+from cmcl.stack import LocalStack
+
+# By words in the command line; the leading process of each part is the stack's own child.
+_RANK = "RayTrainWorker"
+_DRIVER = "workers.train"
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill -9: when (seconds since the start), of what, and what the jobs were at."""
+
+    at: float
+    kind: str
+    process: int
+    jobs: str
+
+
+@dataclass
+class Killer:
+    """Kills each kind of process in turn, at moments drawn from `seed`.
+
+    `pause` is the shortest and the longest time between two kills in seconds; `look` says in a few
+    words what the jobs are at, for the log.
+    """
+
+    stack: LocalStack
+    kinds: tuple[str, ...]
+    pause: tuple[float, float]
+    look: Callable[[], str]
+    seed: int = 0
+    kills: list[Kill] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)  # noqa: S311 (moments, no secrets)
+        self._stop = threading.Event()
+        self._began = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="killer", daemon=True)
+
+    def start(self) -> None:
+        """Begin after the first pause."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No more kills. Raises what went wrong while killing."""
+        self._stop.set()
+        self._thread.join()
+        if self.error is not None:
+            raise self.error
+
+    def _run(self) -> None:
+        try:
+            turn = 0
+            while not self._stop.wait(self._random.uniform(*self.pause)):
+                turn += self._kill(self.kinds[turn % len(self.kinds)])
+        except BaseException as error:  # noqa: BLE001
+            # Told to whoever stops us: a thread has nobody else to tell.
+            self.error = error
+
+    def _kill(self, kind: str) -> bool:
+        """Whether there was one to kill: ranks and drivers exist only while something is trained."""
+        jobs = self.look()
+        process = _KINDS[kind](self.stack)
+        if process is None:
+            return False
+        kill = Kill(round(time.monotonic() - self._began, 1), kind, process, jobs)
+        self.kills.append(kill)
+        print(f"{kill.at:7.1f} s  kill -9 {kind} {process}  ({jobs})", flush=True)
+        return True
+
+
+def _kill_service(stack: LocalStack) -> int | None:
+    process = stack.processes["service"].pid
+    stack.kill("service")
+    stack.start_service()
+    return process
+
+
+def _kill_head(stack: LocalStack) -> int | None:
+    """All of Ray on this machine, and with it the endpoint; an operator's supervisor restarts both."""
+    process = stack.processes["ray"].pid
+    stack.kill("ray")
+    stack.kill("embeddings")
+    stack.start_ray()
+    stack.wait_for_ray()
+    stack.start_embeddings()
+    return process
+
+
+def _kill_rank(stack: LocalStack) -> int | None:
+    return _kill_one(stack, _RANK)
+
+
+def _kill_driver(stack: LocalStack) -> int | None:
+    return _kill_one(stack, _DRIVER)
+
+
+def _kill_one(stack: LocalStack, words: str) -> int | None:
+    for child in psutil.Process(stack.processes["ray"].pid).children(recursive=True):
+        try:
+            if words in " ".join(child.cmdline()):
+                process = int(child.pid)
+                os.kill(process, signal.SIGKILL)
+                return process
+        except (psutil.NoSuchProcess, psutil.ZombieProcess, ProcessLookupError):
+            continue  # It ended by itself meanwhile.
+    return None
+
+
+_KINDS: dict[str, Callable[[LocalStack], int | None]] = {
+    "service": _kill_service,
+    "Ray head": _kill_head,
+    "rank": _kill_rank,
+    "driver": _kill_driver,
+}
+KINDS = tuple(_KINDS)

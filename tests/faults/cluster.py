@@ -1,0 +1,62 @@
+"""A cluster whose word and whose processes are two things, as they are after a failover.
+
+What the head says of a submission stands in `FakeLauncher`; what truly runs stands in `alive`.
+"""
+
+from collections.abc import Sequence
+
+from service.launchers.port import LaunchState
+from tests.fakes.launcher import FakeLauncher
+
+
+class Cluster(FakeLauncher):
+    """It takes submissions, and starts them when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: list[str] = []
+        self.ever: list[str] = []
+        self.stubborn: set[str] = set()
+
+    def submit(self, submission_id: str, command: Sequence[str]) -> None:
+        """See the port. One that the head has forgotten runs a second time."""
+        is_known = submission_id in self.commands
+        super().submit(submission_id, command)
+        if is_known:
+            return
+        self.end(submission_id, LaunchState.PENDING)
+        self.ever.append(submission_id)
+        if submission_id not in self.alive:
+            self.alive.append(submission_id)
+
+    def stop(self, submission_id: str) -> None:
+        """See the port. A stubborn process outlives what the head says of it."""
+        super().stop(submission_id)
+        if submission_id in self.commands and submission_id not in self.stubborn:
+            self.vanish(submission_id)
+
+    def vanish(self, submission_id: str) -> None:
+        """The process is gone; the head has not noticed."""
+        if submission_id in self.alive:
+            self.alive.remove(submission_id)
+
+    def die(self, submission_id: str, state: LaunchState, message: str = "") -> None:
+        """The process is gone, and the head says how, if it still knows of it."""
+        self.vanish(submission_id)
+        self.claim(submission_id, state, message)
+
+    def claim(self, submission_id: str, state: LaunchState, message: str = "") -> None:
+        """The head says so; the process does what it does."""
+        if submission_id in self.commands:
+            self.end(submission_id, state, message)
+
+    def restart_head(self) -> None:
+        """Its table is lost; what runs goes on."""
+        for submission_id in list(self.commands):
+            self.forget(submission_id)
+        self.commands.clear()
+
+    def heal(self) -> None:
+        """From now on it is up, takes everything, and stops what it is told to."""
+        self.is_down = self.refuses = False
+        self.stubborn.clear()

@@ -1,0 +1,193 @@
+"""Lives of a dataset: what users and the cluster do in each, whatever the control plane does.
+
+They react to what they see after each round, so they are the same life also when a replica dies in
+the middle of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.database import models
+from service.database.rows import JobRecord
+from service.launchers.port import LaunchState
+from service.states import TERMINAL, JobState
+from tests.faults.world import BAD, MODEL, World
+from workers.contract.policy import GatePolicy
+
+Act = Callable[[World], None]
+
+
+@dataclass(frozen=True)
+class Life:
+    """`ends`: the states in which its jobs may end, in the order of their arrival."""
+
+    name: str
+    begin: Act
+    react: Act
+    ends: tuple[frozenset[JobState], ...]
+
+
+def is_quiet(world: World) -> bool:
+    """Whether nothing is left to do."""
+    with world.database.read() as connection:
+        is_at_work = any(
+            record.mirrored_generation < record.live_generation or record.live_version is None
+            for record in models.page(connection, None, None, 10)
+            if record.head
+        )
+    return not is_at_work and all(job.state in TERMINAL for job in world.jobs())
+
+
+def _one(world: World) -> None:
+    world.post("good-0")
+
+
+def _two(world: World) -> None:
+    world.post("good-0")
+    world.post("good-1")
+
+
+def _serve(world: World) -> None:
+    """Whatever was submitted starts, and ends well."""
+    for attempt in list(world.cluster.alive):
+        _get_on(world, attempt)
+
+
+def _get_on(world: World, attempt: str) -> None:
+    if world.cluster.status(attempt).state == LaunchState.PENDING:
+        world.start(attempt)
+    else:
+        world.complete(attempt, LaunchState.SUCCEEDED)
+
+
+def _serve_but_first(trouble: Callable[[World, str], None]) -> Act:
+    """The first attempt meets trouble once it runs."""
+
+    def react(world: World) -> None:
+        for attempt in list(world.cluster.alive):
+            is_running = world.cluster.status(attempt).state == LaunchState.RUNNING
+            if attempt == world.cluster.ever[0] and is_running and world.once("trouble"):
+                trouble(world, attempt)
+            else:
+                _get_on(world, attempt)
+
+    return react
+
+
+def _lost(world: World, attempt: str) -> None:
+    world.cluster.die(attempt, LaunchState.FAILED, "killed")
+
+
+def _false_word(world: World, attempt: str) -> None:
+    """The head is mistaken: the candidate comes after all."""
+    world.cluster.claim(attempt, LaunchState.FAILED, "the head restarted")
+
+
+def _forgotten(world: World, attempt: str) -> None:
+    world.cluster.restart_head()
+    world.cluster.vanish(attempt)
+
+
+def _half(world: World, attempt: str) -> None:
+    world.leave_half(attempt)
+
+
+def _retried(world: World) -> None:
+    _serve_but_first(lambda world, attempt: world.give_up(attempt))(world)
+    for job in _in(world, JobState.FAILED):
+        world.retry(job.id)
+
+
+def _with_policy(policy: GatePolicy) -> Act:
+    def begin(world: World) -> None:
+        world.set_policy(policy)
+        _one(world)
+
+    return begin
+
+
+def _said(word: Callable[[World, str], bool], state: JobState) -> Act:
+    """Somebody says it once about a job that is in that state."""
+
+    def react(world: World) -> None:
+        _serve(world)
+        for job in _in(world, state):
+            if world.once(f"said of {job.id}"):
+                word(world, job.id)
+
+    return react
+
+
+def _branched(world: World) -> None:
+    _serve(world)
+    if is_quiet(world) and world.once("branch"):
+        assert world.branch("branched", 1)
+
+
+def _rolled_back(world: World) -> None:
+    _serve(world)
+    if is_quiet(world) and world.once("roll back"):
+        assert world.roll_back()
+
+
+def _in(world: World, state: JobState) -> list[JobRecord]:
+    return [job for job in world.jobs() if job.state == state]
+
+
+def _bad(world: World) -> None:
+    world.post(BAD)
+    world.post("good-0")
+
+
+PUBLISHED, FAILED = frozenset({JobState.PUBLISHED}), frozenset({JobState.FAILED})
+REJECTED, CANCELLED = frozenset({JobState.REJECTED}), frozenset({JobState.CANCELLED})
+HELD_FIRST = _with_policy(GatePolicy(manual_approval=True))
+# Without held-out rows the gain is not measured, so the candidate is rejected.
+REJECTED_FIRST = _with_policy(GatePolicy(min_gain=0.5))
+
+LIVES = (
+    Life("two datasets", _two, _serve, (PUBLISHED, PUBLISHED)),
+    Life("bad rows", _bad, _serve, (FAILED, PUBLISHED)),
+    Life("attempt lost", _one, _serve_but_first(_lost), (PUBLISHED,)),
+    Life("attempt lost while it wrote", _one, _serve_but_first(_half), (PUBLISHED,)),
+    Life("failed by a false word", _one, _serve_but_first(_false_word), (PUBLISHED,)),
+    Life("head restarted", _one, _serve_but_first(_forgotten), (PUBLISHED,)),
+    Life("retried", _one, _retried, (PUBLISHED,)),
+    Life("held, approved", HELD_FIRST, _said(World.approve, JobState.HELD), (PUBLISHED,)),
+    Life("held, rejected", HELD_FIRST, _said(World.reject, JobState.HELD), (REJECTED,)),
+    Life(
+        "rejected, approved",
+        REJECTED_FIRST,
+        _said(World.approve, JobState.REJECTED),
+        (PUBLISHED,),
+    ),
+    Life("branched", _one, _branched, (PUBLISHED,)),
+    Life("rolled back", _two, _rolled_back, (PUBLISHED, PUBLISHED)),
+    *(
+        Life(
+            f"cancelled while {state}",
+            HELD_FIRST if state == JobState.HELD else _one,
+            _said(World.cancel, state),
+            (CANCELLED,),
+        )
+        for state in (
+            JobState.VALIDATING,
+            JobState.SUBMITTING,
+            JobState.RUNNING,
+            JobState.HELD,
+        )
+    ),
+)
+
+
+def check_end(world: World, life: Life) -> None:
+    """As this life must end, whatever happened on the way."""
+    ended = [job.state for job in world.jobs()]
+    for state, permitted in zip(ended, life.ends, strict=True):
+        assert state in permitted, f"{life.name}: {ended}"
+    with world.database.read() as connection:
+        model = models.find(connection, MODEL)
+    assert model is not None
+    assert model.head == ended.count(JobState.PUBLISHED)
+    if life.name == "rolled back":
+        assert (model.live_version, model.live_generation) == (1, 3)

@@ -1,0 +1,244 @@
+"""The world around the replicas of a control plane: database, store, cluster, clock and users.
+
+Made from a template, because to migrate a database takes longer than the life of a job.
+"""
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+from sqlalchemy import Connection
+
+from service.control import branch, interventions, promote
+from service.control.context import Context
+from service.control.intake import Intake, NewDataset, accept_dataset
+from service.control.interventions import Word
+from service.control.policy import set_policy
+from service.control.promote import Wish
+from service.control.validate import Validations
+from service.database import jobs
+from service.database.engine import Database, open_database
+from service.database.rows import BranchPoint, JobRecord
+from service.errors import Refused
+from service.launchers.port import LaunchState
+from service.principal import LOCAL
+from tests.fakes.clock import ScriptedClock
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.executor import InlineExecutor
+from tests.fakes.feature_shards import feature_table
+from tests.fakes.trainer import report_progress, train
+from tests.faults.cluster import Cluster
+from workers.contract.errors import ObjectExists
+from workers.contract.job import Failure
+from workers.contract.policy import GatePolicy
+from workers.storage import layout
+from workers.storage.local import LocalStore
+
+MODEL = "scenes"
+GOOD_SHARDS = 6
+BAD = "bad"
+# Short, so that a story of some hundred seconds meets each of them.
+DEADLINES = {
+    "lease_seconds": 4,
+    "queue_deadline_seconds": 60,
+    "start_deadline_seconds": 40,
+    "run_deadline_seconds": 300,
+    "heartbeat_deadline_seconds": 20,
+    "lost_attempt_grace_seconds": 2,
+}
+_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A control plane with one model and nothing else, and shards to post."""
+
+    context: Context
+    database: Path
+    shards: dict[str, dict[str, str]]
+
+
+def make_template(folder: Path) -> Template:
+    """Migrated once; each world copies the file."""
+    plane = ControlPlane(folder, **DEADLINES)
+    plane.create_model(MODEL)
+    shards = {f"good-{number}": plane.shard(f"good-{number}") for number in range(GOOD_SHARDS)}
+    shards[BAD] = plane.shard(BAD, _with_a_hole(feature_table(16, prefix=BAD)))
+    plane.close()
+    return Template(plane.context, folder / "cmcl.db", shards)
+
+
+def _with_a_hole(table: pa.Table) -> pa.Table:
+    column = table.column("feature_a").combine_chunks()
+    values = np.array(column.flatten(), dtype=np.float32)
+    values[5] = np.nan
+    width = column.type.list_size
+    broken = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
+    return table.set_column(table.schema.get_field_index("feature_a"), "feature_a", broken)
+
+
+@contextmanager
+def fresh_folder() -> Iterator[Path]:
+    """In memory where there is such a disk: what is flushed thousands of times stays quick."""
+    with TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+class World:
+    """One story. `woken`: jobs that a user took out of a final state since the last look."""
+
+    def __init__(self, template: Template, folder: Path, database_url: str | None = None) -> None:
+        if database_url is None:
+            shutil.copyfile(template.database, folder / "cmcl.db")
+            database_url = f"sqlite:///{folder / 'cmcl.db'}"
+        self.database_url = database_url
+        self.template = template
+        self.store = LocalStore(folder / "store")
+        self.cluster = Cluster()
+        self.clock = ScriptedClock()
+        self.woken: set[str] = set()
+        self.bad_jobs: set[str] = set()
+        self.database = open_database(database_url)
+        self.settings = template.context.settings
+        self._names = itertools.count(1)
+        self._once: set[str] = set()
+
+    def once(self, what: str) -> bool:
+        """Whether it is asked for the first time."""
+        is_first = what not in self._once
+        self._once.add(what)
+        return is_first
+
+    def close(self) -> None:
+        """Give the database back."""
+        self.database.close()
+
+    def context(self, database: Database) -> Context:
+        """The parts of one more replica, which has nothing in memory."""
+        return replace(
+            self.template.context,
+            database=database,
+            store=self.store,
+            launcher=self.cluster,
+            validations=Validations(InlineExecutor()),
+            clock=self.clock,
+        )
+
+    # What users do. None or False: it was refused, in words.
+
+    def post(self, shard: str) -> str | None:
+        """A dataset with that one shard; its job, also where the dataset was there already."""
+        request = NewDataset.model_validate(
+            {
+                "model": MODEL,
+                "name": f"data-{next(self._names)}",
+                "pair": {"first": "image", "second": "text"},
+                "shards": [self.template.shards[shard]],
+            }
+        )
+        intake = Intake(LOCAL, self.settings.allowed_prefixes, self.clock())
+        accepted = self.database.settle(lambda c: accept_dataset(c, request, intake))
+        if accepted.job is not None and shard == BAD:
+            self.bad_jobs.add(accepted.job.id)
+        return accepted.job.id if accepted.job else None
+
+    def cancel(self, job: str) -> bool:
+        return self._may(lambda c: interventions.cancel(c, job, self._word()))
+
+    def retry(self, job: str) -> bool:
+        return self._wake(job, lambda c: interventions.retry(c, job, self._word()))
+
+    def approve(self, job: str) -> bool:
+        return self._wake(job, lambda c: interventions.approve(c, job, self._word()))
+
+    def reject(self, job: str) -> bool:
+        return self._may(lambda c: interventions.reject(c, job, self._word()))
+
+    def promote(self, version: int) -> bool:
+        return self._may(lambda c: promote.choose(c, MODEL, version, self._wish()))
+
+    def roll_back(self) -> bool:
+        return self._may(lambda c: promote.roll_back(c, MODEL, self._wish()))
+
+    def set_policy(self, policy: GatePolicy) -> bool:
+        return self._may(lambda c: set_policy(c, MODEL, policy, LOCAL, self.clock(), None))
+
+    def branch(self, name: str, version: int) -> bool:
+        point = BranchPoint(MODEL, version)
+        return self._may(lambda c: branch.branch(c, name, point, LOCAL, self.clock()))
+
+    # What happens on the cluster.
+
+    def start(self, attempt: str) -> None:
+        """It runs, and says so."""
+        self.cluster.claim(attempt, LaunchState.RUNNING)
+        report_progress(self.store, *_parts(attempt), "starting")
+
+    def progress(self, attempt: str, updates: int) -> None:
+        """It gets on."""
+        report_progress(self.store, *_parts(attempt), "training", updates)
+
+    def complete(self, attempt: str, says: LaunchState, drift: float = 0.1) -> None:
+        """It leaves its candidate and ends; `says` is what becomes known of it."""
+        try:
+            train(self.store, *_parts(attempt), drift)
+        except ObjectExists:
+            # A second process of the same attempt, after the head had forgotten the first one.
+            pass
+        self.cluster.die(attempt, says)
+
+    def give_up(self, attempt: str) -> None:
+        """It leaves word that another attempt would fail alike."""
+        failure = Failure(reason="training_failed", message="diverged")
+        key = layout.run_failure(*_parts(attempt))
+        self.store.put(key, failure.model_dump_json().encode())
+        self.cluster.die(attempt, LaunchState.FAILED)
+
+    def leave_half(self, attempt: str) -> None:
+        """It dies while it writes: some files, and no manifest."""
+        self.store.put(layout.run_file(*_parts(attempt), layout.HEADS), b"half of it")
+        self.cluster.die(attempt, LaunchState.FAILED, "killed")
+
+    def jobs(self) -> list[JobRecord]:
+        """All of them, in the order of their arrival."""
+        with self.database.read() as connection:
+            return jobs.page(connection, {}, None, 1000)
+
+    def job(self, job: str) -> JobRecord:
+        """One of them."""
+        with self.database.read() as connection:
+            found = jobs.find(connection, job)
+        assert found is not None
+        return found
+
+    def _may(self, work: Callable[[Connection], object]) -> bool:
+        try:
+            with self.database.write() as connection:
+                work(connection)
+        except Refused:
+            return False
+        return True
+
+    def _wake(self, job: str, work: Callable[[Connection], object]) -> bool:
+        done = self._may(work)
+        if done:
+            self.woken.add(job)
+        return done
+
+    def _word(self) -> Word:
+        return Word(LOCAL, self.clock(), "on purpose")
+
+    def _wish(self) -> Wish:
+        return Wish(LOCAL, "on purpose", self.clock())
+
+
+def _parts(attempt: str) -> tuple[str, int]:
+    """Job and number of a submission id."""
+    job, _, number = attempt.rpartition("-a")
+    return job, int(number)

@@ -1,0 +1,180 @@
+"""Many listeners, one look: what it costs, and what becomes of those who do not keep up."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
+
+import pytest
+from sqlalchemy import Connection, event
+
+from service.control.feed import Feed, Item
+from service.database import events
+from service.database.events import EventFilter
+from service.database.rows import EventRecord, Happening
+from service.errors import TooManyRequests
+from tests.fakes.control_plane import ControlPlane
+
+EVERYTHING = EventFilter()
+
+
+@contextmanager
+def _counted(plane: ControlPlane) -> Iterator[list[str]]:
+    """Statements that reach the database."""
+    statements: list[str] = []
+
+    def note(_connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    engine = plane.context.database.engine
+    event.listen(engine, "before_cursor_execute", note)
+    yield statements
+    event.remove(engine, "before_cursor_execute", note)
+
+
+def _tell(plane: ControlPlane, number: int = 1) -> None:
+    with plane.context.database.write() as connection:
+        for _ in range(number):
+            happening = Happening(kind="model.policy", owner="default", model="scenes")
+            events.tell(connection, happening, plane.clock())
+
+
+async def _until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not is_so():
+            await asyncio.sleep(0.01)
+
+
+def test_a_hundred_listeners_cost_what_one_does(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick(3)
+
+    async def cost(listeners: int) -> float:
+        """Statements for each look, while the listeners have nothing to hear."""
+        feed, heard = Feed(plane.context.database, look_seconds=0.01), []
+
+        async def listen() -> None:
+            async with aclosing(feed.follow_job(job, 0)) as items:
+                async for item in items:
+                    heard.append(item)
+
+        tasks = [asyncio.create_task(listen()) for _ in range(listeners)]
+        await _until(lambda: len(heard) == 4 * listeners)
+        with _counted(plane) as statements:
+            await _until(lambda: len(statements) >= 40)
+        looks = sum("position IS NULL" in statement for statement in statements)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return len(statements) / looks
+
+    one, hundred = asyncio.run(cost(1)), asyncio.run(cost(100))
+    assert one == pytest.approx(hundred, rel=0.1)
+    assert hundred < 6
+
+
+def test_nobody_looks_where_nobody_listens(plane: ControlPlane) -> None:
+    async def listen_and_leave() -> list[str]:
+        feed = Feed(plane.context.database, look_seconds=0.01)
+        async with aclosing(feed.follow(EVERYTHING, 0)) as items:
+            waiting = asyncio.create_task(anext(items))
+            await asyncio.sleep(0.1)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        with _counted(plane) as statements:
+            await asyncio.sleep(0.1)
+        return statements
+
+    assert asyncio.run(listen_and_leave()) == []
+
+
+def test_nothing_is_lost_between_what_was_and_what_comes(plane: ControlPlane) -> None:
+    """Events that are told at the very moment at which somebody begins to listen."""
+
+    async def heard_by_each() -> list[list[int]]:
+        feed = Feed(plane.context.database, look_seconds=0.01)
+
+        async def listen() -> list[int]:
+            positions: list[int] = []
+            async with aclosing(feed.follow(EVERYTHING, 0)) as items:
+                async for item in items:
+                    assert isinstance(item, EventRecord)
+                    positions.append(item.sequence)
+                    if len(positions) == 60:
+                        break
+            return positions
+
+        tasks = []
+        for _ in range(20):
+            tasks.append(asyncio.create_task(listen()))
+            await asyncio.to_thread(_tell, plane, 3)
+        async with asyncio.timeout(20):
+            return await asyncio.gather(*tasks)
+
+    for positions in asyncio.run(heard_by_each()):
+        assert positions == list(range(1, 61))
+
+
+def test_a_listener_that_falls_behind_is_let_go_of(plane: ControlPlane) -> None:
+    async def listen() -> tuple[int, int]:
+        feed = Feed(plane.context.database, look_seconds=0.01)
+        slow, quick = feed.follow(EVERYTHING, 0), feed.follow(EVERYTHING, 0)
+        heard: list[Item] = []
+
+        async def hear() -> None:
+            async for item in quick:
+                heard.append(item)
+
+        await asyncio.to_thread(_tell, plane)
+        await anext(slow)
+        task = asyncio.create_task(hear())
+        await asyncio.to_thread(_tell, plane, 600)
+        await _until(lambda: len(heard) == 601)
+        rest = [item async for item in slow]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return len(rest), len(heard)
+
+    behind, all_of_them = asyncio.run(listen())
+    assert behind < 600
+    assert all_of_them == 601
+
+
+def test_streams_end_where_the_database_fails(plane: ControlPlane) -> None:
+    async def listen() -> list[Item]:
+        feed = Feed(plane.context.database, look_seconds=0.01)
+        items = feed.follow(EVERYTHING, 0)
+        await asyncio.to_thread(_tell, plane)
+        heard = [await anext(items)]
+        with plane.context.database.write() as connection:
+            connection.exec_driver_sql("ALTER TABLE events RENAME TO hidden")
+        async with asyncio.timeout(20):
+            return heard + [item async for item in items]
+
+    assert len(asyncio.run(listen())) == 1
+
+
+def test_a_stream_has_an_end(plane: ControlPlane) -> None:
+    async def listen() -> list[Item]:
+        feed = Feed(plane.context.database, longest_seconds=0.1)
+        async with asyncio.timeout(20):
+            return [item async for item in feed.follow(EVERYTHING, 0)]
+
+    assert asyncio.run(listen()) == []
+
+
+def test_more_listeners_than_there_is_room_for_are_refused(plane: ControlPlane) -> None:
+    async def listen() -> None:
+        feed = Feed(plane.context.database, most_listeners=2)
+        streams = [feed.follow(EVERYTHING, 0) for _ in range(2)]
+        await asyncio.to_thread(_tell, plane)
+        for stream in streams:
+            feed.check_room()
+            await anext(stream)
+        with pytest.raises(TooManyRequests, match="2 listen already"):
+            feed.check_room()
+        for stream in streams:
+            await stream.aclose()
+        feed.check_room()
+
+    asyncio.run(listen())

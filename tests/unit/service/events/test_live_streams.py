@@ -1,0 +1,136 @@
+"""Streams while things happen, over real sockets."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+from httpx_sse import EventSource, ServerSentEvent
+
+from service.database import jobs
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.served_app import served
+from workers.contract.job import Progress
+
+STREAM = {"Accept": "text/event-stream"}
+
+
+@contextmanager
+def _listening(url: str, path: str, **headers: str) -> Iterator[Iterator[ServerSentEvent]]:
+    with (
+        httpx.Client(base_url=url, timeout=20) as client,
+        client.stream("GET", path, headers={**STREAM, **headers}) as response,
+    ):
+        assert response.status_code == 200
+        yield EventSource(response).iter_sse()
+
+
+def _report(plane: ControlPlane, job: str, updates: int) -> None:
+    progress = Progress(
+        phase="training", updates_done=updates, updates_total=9, at=datetime.now(UTC)
+    )
+    with plane.context.database.write() as connection:
+        jobs.set_progress(connection, plane.job(job), progress, plane.clock())
+
+
+def test_a_job_is_followed_with_its_progress_to_its_end(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as told:
+        assert next(told).event == "job.queued"
+        plane.tick_to(job, JobState.RUNNING)
+        assert [next(told).event for _ in range(3)] == [
+            "job.validating",
+            "job.submitting",
+            "job.running",
+        ]
+        for updates in (1, 2):
+            _report(plane, job, updates)
+            progress = next(told)
+            assert (progress.event, json.loads(progress.data)["updates_done"]) == (
+                "progress",
+                updates,
+            )
+        last_event = progress.id
+        plane.run_to_end(job)
+        rest = [event for event in told if event.event != "progress"]
+    assert last_event.isdigit(), "a client remembers the id of the event before"
+    assert [event.event for event in rest] == ["job.gating", "job.published"]
+
+
+def test_who_comes_late_is_told_the_newest_progress(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    _report(plane, job, 7)
+    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as told:
+        progress = next(event for event in told if event.event == "progress")
+    assert json.loads(progress.data)["updates_done"] == 7
+
+
+def test_everything_is_told_from_now_on(plane: ControlPlane) -> None:
+    plane.post_dataset("earlier")
+    with served(plane.app) as url, _listening(url, "/v1/events") as told:
+        job = plane.post_dataset("later")
+        assert json.loads(next(told).data)["job"] == job
+
+
+def test_everything_can_be_told_from_the_first_event_on(plane: ControlPlane) -> None:
+    job = plane.post_dataset("earlier")
+    with served(plane.app) as url, _listening(url, "/v1/events?after=0") as told:
+        assert json.loads(next(told).data)["job"] == job
+
+
+def test_a_stream_can_be_narrowed(plane: ControlPlane) -> None:
+    plane.create_model("sounds")
+    path = "/v1/events?model=sounds&kind=job.queued"
+    with served(plane.app) as url, _listening(url, path) as told:
+        plane.post_dataset()
+        other = plane.post_dataset(model="sounds")
+        plane.tick(2)
+        last = plane.post_dataset("two", model="sounds")
+        assert [json.loads(next(told).data)["job"] for _ in range(2)] == [other, last]
+
+
+def test_what_another_service_does_is_told_too(plane: ControlPlane) -> None:
+    other = ControlPlane(plane.folder, plane.launcher, plane.clock)
+    with served(plane.app) as url, _listening(url, "/v1/events") as told:
+        job = other.post_dataset()
+        assert json.loads(next(told).data)["job"] == job
+    other.close()
+
+
+def test_a_restarted_service_goes_on_where_the_client_was(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as told:
+        seen = [next(told) for _ in range(2)]
+    again = ControlPlane(plane.folder, plane.launcher, plane.clock)
+    with (
+        served(again.app) as url,
+        _listening(url, f"/v1/jobs/{job}/events", **{"Last-Event-ID": seen[-1].id}) as told,
+    ):
+        seen += [next(told) for _ in range(2)]
+        again.run_to_end(job)
+        seen += [event for event in told if event.event != "progress"]
+    assert [event.event for event in seen] == [
+        "job.queued",
+        "job.validating",
+        "job.submitting",
+        "job.running",
+        "job.gating",
+        "job.published",
+    ]
+    again.close()
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "text/html, text/event-stream;q=0.9"])
+def test_a_stream_is_what_whoever_accepts_one_gets(plane: ControlPlane, accept: str) -> None:
+    with (
+        served(plane.app) as url,
+        httpx.stream("GET", f"{url}/v1/events", headers={"Accept": accept}) as response,
+    ):
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-accel-buffering"] == "no"
+        assert next(response.iter_lines()) == "retry: 2000"

@@ -1,0 +1,123 @@
+"""What the database knows: cheap to ask for, and never in the way of the other metrics."""
+
+from datetime import timedelta
+
+import pytest
+
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.trainer import train
+from tests.unit.service.observe.samples import shown
+from workers.contract.version import HeadCapacity
+
+
+def free(share: float) -> HeadCapacity:
+    return HeadCapacity(
+        free_share=share, input_rank=1, input_width=4, output_rank=1, output_width=8
+    )
+
+
+def test_jobs_and_their_ages_are_shown_by_state(plane: ControlPlane) -> None:
+    job = plane.post_dataset("one")
+    plane.tick_to(job, JobState.RUNNING)
+    plane.post_dataset("two")
+    plane.clock.advance(100)
+    assert shown(plane, "jobs", state="queued") == 1
+    assert shown(plane, "jobs", state="running") == 1
+    assert shown(plane, "jobs", state="gating") == 0
+    assert shown(plane, "oldest_job_seconds", state="queued") == 100
+    assert shown(plane, "oldest_job_seconds", state="gating") == 0
+    assert shown(plane, "backlog_up") == 1
+
+
+def test_the_database_is_asked_once_in_some_seconds(plane: ControlPlane) -> None:
+    assert shown(plane, "jobs", state="queued") == 0
+    asked = shown(plane, "database_seconds_count", kind="read", outcome="ok")
+    plane.post_dataset()
+    after_post = shown(plane, "database_seconds_count", kind="read", outcome="ok")
+    for _ in range(5):
+        plane.client.get("/metrics")
+    assert shown(plane, "jobs", state="queued") == 0
+    assert shown(plane, "database_seconds_count", kind="read", outcome="ok") == after_post
+    assert asked is not None
+    plane.clock.advance(5)
+    assert shown(plane, "jobs", state="queued") == 1
+
+
+def test_a_clock_that_goes_back_does_not_freeze_the_figures(plane: ControlPlane) -> None:
+    assert shown(plane, "jobs", state="queued") == 0
+    plane.post_dataset()
+    plane.clock.now -= timedelta(hours=1)
+    assert shown(plane, "jobs", state="queued") == 1
+    assert shown(plane, "oldest_job_seconds", state="queued") == 0
+
+
+def test_without_a_database_the_rest_is_still_shown(
+    plane: ControlPlane, caplog: pytest.LogCaptureFixture
+) -> None:
+    with plane.context.database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE jobs RENAME TO hidden")
+    text = plane.client.get("/metrics").text
+    assert "cmcl_service_backlog_up 0.0" in text
+    assert "cmcl_service_jobs{" not in text
+    assert "cmcl_service_reconcile_round_age_seconds" in text
+    assert "cannot be shown" in caplog.text
+
+
+def test_a_version_that_is_not_in_place_is_seen(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    train(plane.store, job, 1)
+    plane.tick_to(job, JobState.GATING)
+    plane.store.broken = "models/scenes/versions"
+    plane.tick_to(job, JobState.PUBLISHED)
+    plane.clock.advance(299)
+    assert shown(plane, "oldest_unstored_version_seconds") == 300
+    plane.store.broken = "live.json"
+    plane.clock.advance(30)
+    plane.tick(2)
+    plane.clock.advance(60)
+    assert shown(plane, "oldest_unstored_version_seconds") == 0
+    assert shown(plane, "oldest_unmirrored_promotion_seconds") == 62
+    plane.store.broken = None
+    plane.clock.advance(60)
+    plane.tick()
+    assert shown(plane, "oldest_unmirrored_promotion_seconds") == 0
+
+
+def test_the_newest_version_of_each_model_has_its_figures(plane: ControlPlane) -> None:
+    plane.run_to_end(plane.post_dataset("one"))
+    job = plane.post_dataset("two")
+    plane.tick_to(job, JobState.RUNNING)
+    manifest = train(plane.store, job, 1, 0.02)
+    report = manifest.report.model_copy(update={"capacity": {"image": free(0.4)}})
+    train(plane.store, job, 1, changes={"report": report})
+    plane.run_to_end(job)
+    plane.clock.advance(60)
+    assert shown(plane, "model_version", model="scenes") == 2
+    assert shown(plane, "model_live_version", model="scenes") == 2
+    assert shown(plane, "model_drift", model="scenes") == 0.02
+    assert shown(plane, "model_free_share", model="scenes", modality="image") == 0.4
+    assert shown(plane, "model_drift_permitted", model="scenes") is None
+    headers = {"If-Match": '"1"'}
+    plane.client.put("/v1/models/scenes/policy", json={"max_drift": 0.1}, headers=headers)
+    plane.clock.advance(60)
+    assert shown(plane, "model_drift_permitted", model="scenes") == 0.1
+
+
+def test_a_model_without_a_version_has_no_figures(plane: ControlPlane) -> None:
+    plane.create_model("empty")
+    assert shown(plane, "model_version", model="empty") is None
+
+
+def test_a_manifest_is_read_once(plane: ControlPlane) -> None:
+    plane.run_to_end(plane.post_dataset("one"))
+    reads = []
+    for _ in range(3):
+        plane.clock.advance(61)
+        before = shown(plane, "database_seconds_count", kind="read", outcome="ok") or 0
+        plane.client.get("/metrics")
+        after = shown(plane, "database_seconds_count", kind="read", outcome="ok") or 0
+        reads.append(after - before)
+    # Backlog, models and one manifest; then without the manifest.
+    assert reads == [3, 2, 2]
