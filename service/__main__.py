@@ -5,13 +5,11 @@ import logging.config
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-import uvicorn
 from pydantic import ValidationError
 
-from service.app import create_app
 from service.errors import ServiceError
 from service.key_commands import add_commands
-from service.logs import log_config
+from service.logs import log_config, secret_texts
 from service.settings import Settings
 
 _USAGE = 2
@@ -46,7 +44,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(settings: Settings, _: argparse.Namespace) -> None:
-    config = log_config(settings.log_level)
+    # They take seconds to import: wrong settings, and keys, need not wait for them.
+    import uvicorn
+
+    from service.app import create_app
+
+    config = log_config(settings.log_level, secret_texts(settings))
     logging.config.dictConfig(config)
     uvicorn.run(
         create_app(settings),

@@ -11,6 +11,9 @@ from collections.abc import Collection
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from urllib.parse import unquote, urlsplit
+
+from service.settings import Settings
 
 # Given as `extra={...}`; every other attribute of a record is the logging module's own.
 FIELDS = (
@@ -19,6 +22,7 @@ FIELDS = (
     *("method", "path", "status", "seconds"),
 )
 _HIDDEN = "[hidden]"
+_SHORTEST_SECRET = 8
 # The id in front of a key's secret stays: it says which one to revoke.
 _SECRETS = [
     (re.compile(r"(cmcl_[0-9a-f]{12}_)[A-Za-z0-9_-]{16,}"), rf"\1{_HIDDEN}"),
@@ -91,6 +95,17 @@ def _of_request() -> dict[str, object]:
         return {}
     told = {"request_id": note.id, "trace_id": note.trace, "principal": note.principal}
     return {name: value for name, value in told.items() if value is not None}
+
+
+def secret_texts(settings: Settings) -> list[str]:
+    """What the settings know and no line may contain: the operator's key, the database's password.
+
+    A short password is a word that lines are full of; in an address it is hidden anyway.
+    """
+    found = [unquote(urlsplit(settings.database_url).password or "")]
+    if settings.admin_key is not None:
+        found.append(settings.admin_key.get_secret_value())
+    return [text for text in found if len(text) >= _SHORTEST_SECRET]
 
 
 def log_config(level: str, secrets: Collection[str] = ()) -> dict[str, object]:

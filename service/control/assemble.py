@@ -111,7 +111,7 @@ def _sources(connection: Connection, upload: UploadRecord) -> tuple[_Source, ...
 def _check_numbers(parts: Sequence[PartRecord]) -> None:
     """1, 2, 3 and so on."""
     there = [part.number for part in parts]
-    missing = sorted(set(range(1, max(there, default=1) + 1)) - set(there))
+    missing = sorted(set(range(1, max(there, default=0) + 1)) - set(there))
     if missing:
         message = f"missing: {_listed(missing)}"
         raise Conflict("some parts have not arrived", FieldProblem("parts", message))

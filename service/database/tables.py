@@ -188,7 +188,6 @@ events = Table(
     Index(None, "owner", "position"),
     Index(None, "model", "position"),
     Index(None, "job", "position"),
-    index_of_some("ix_events_unnumbered", column("position").is_(None), "sequence"),
 )
 
 # One row. Whoever numbers events holds it; it only grows, also when old events are removed.

@@ -69,28 +69,40 @@ def test_probes_ask_the_health_routes(release: Release) -> None:
     }
 
 
-def test_chart_sets_every_setting_and_no_other(release: Release) -> None:
+def test_chart_sets_every_setting_and_no_other(trial: Release, production: Release) -> None:
     known = {f"CMCL_{field.upper()}" for field in Settings.model_fields}
-    assert set(release.settings()) == known
+    assert set(production.settings()) == known
+    # Empty, they would be an issuer without a name.
+    assert known - set(trial.settings()) == {"CMCL_OIDC_ISSUER", "CMCL_OIDC_AUDIENCE"}
+
+
+def _set_environment(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the pod has it, with something in the Secrets that it needs."""
+    secrets = {"CMCL_DATABASE_URL": "postgresql://from-secret", "CMCL_ADMIN_KEY": "k" * 32}
+    for name, value in release.settings().items():
+        if isinstance(value, str):
+            monkeypatch.setenv(name, value)
+        elif not value["secretKeyRef"].get("optional"):
+            monkeypatch.setenv(name, secrets[name])
 
 
 def test_settings_arrive_as_the_values_say(
     production: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in production.settings().items():
-        monkeypatch.setenv(name, value if isinstance(value, str) else "postgresql://from-secret")
+    _set_environment(production, monkeypatch)
     settings = Settings()
     assert settings.allowed_prefixes == ("s3://captures/2026", "s3://captures-eu")
     assert settings.max_body_bytes == 4194304
     assert (settings.ranks, settings.gpus_per_rank) == (5, 1)
     assert settings.store_uri == "s3://cmcl-production/store"
     assert settings.ray_address == "http://demo-cmcl-training-head-svc:8265"
+    assert (settings.auth, settings.oidc_issuer) == ("on", "https://login.example.org")
+    assert settings.admin_key is not None
 
 
 def test_chart_and_service_have_the_same_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     differ_on_purpose = {"database_url", "store_uri", "ray_address", "host"}
-    for name, value in render({}).settings().items():
-        monkeypatch.setenv(name, value)
+    _set_environment(render({}), monkeypatch)
     rendered = Settings().model_dump(exclude=differ_on_purpose)
     defaults = {name: Settings.model_fields[name].default for name in rendered}
     assert rendered == defaults
@@ -126,6 +138,26 @@ def test_the_database_url_stays_in_its_secret(production: Release) -> None:
     expected = {"secretKeyRef": {"name": "cmcl-database", "key": "url"}}
     assert production.settings()["CMCL_DATABASE_URL"] == expected
     assert "CMCL_DATABASE_URL" not in production.one("ConfigMap", "demo-cmcl")["data"]
+
+
+def test_the_operators_key_comes_from_a_secret_alone(trial: Release, production: Release) -> None:
+    named = {"name": "cmcl-admin-key", "key": "admin-key", "optional": False}
+    assert production.settings()["CMCL_ADMIN_KEY"] == {"secretKeyRef": named}
+    if_there_is_one = {"name": "demo-cmcl-admin", "key": "admin-key", "optional": True}
+    assert trial.settings()["CMCL_ADMIN_KEY"] == {"secretKeyRef": if_there_is_one}
+    for release in (trial, production):
+        assert release.of_kind("Secret") == []
+        assert "CMCL_ADMIN_KEY" not in release.one("ConfigMap", "demo-cmcl")["data"]
+
+
+def test_a_key_is_always_asked_for(release: Release) -> None:
+    assert release.settings()["CMCL_AUTH"] == "on"
+    assert "exec deployment/demo-cmcl -- python -m service keys create" in release.notes
+
+
+def test_tokens_for_any_audience_are_refused() -> None:
+    with pytest.raises(helm_python.HelmRenderError, match=r"access\.oidc\.audience is missing"):
+        render({"access": {"oidc": {"issuer": "https://login.example.org"}}})
 
 
 def test_kubernetes_adds_no_variables_of_its_own(release: Release) -> None:

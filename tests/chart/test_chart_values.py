@@ -20,6 +20,8 @@ EXAMPLES = sorted(path.stem for path in (CHART / "ci").glob("*.yaml"))
 OTHERS: dict[str, Any] = {
     "imagePullSecrets": [{"name": "other"}],
     "allowedPrefixes": ["s3://other"],
+    "webhookPrefixes": ["https://other.example.org"],
+    "issuer": "https://other.example.org",
     "tolerations": [{"key": "other", "operator": "Exists"}],
     "resources": {"limits": {"memory": "9Gi"}},
     "uri": "s3://other/store",
@@ -154,6 +156,8 @@ def test_every_value_is_explained() -> None:
         ({"service": {"allowedPrefixes": ["s3://a,s3://b"]}}, r"'/service/allowedPrefixes/0'"),
         ({"store": {"uri": "ftp://host/x"}}, r"'/store/uri': 'ftp://host/x' does not match"),
         ({"store": {"uri": "file:///a%20b"}}, r"'/store/uri': 'file:///a%20b' does not match"),
+        ({"access": {"oidc": {"issuer": "http://x"}}}, r"'/access/oidc/issuer': 'http://x' does"),
+        ({"service": {"webhookPrefixes": ["file:///x"]}}, r"'/service/webhookPrefixes/0'"),
         ({"service": {"reconcileSeconds": 0}}, r"'/service/reconcileSeconds': exclusiveMinimum"),
     ],
     ids=lambda part: json.dumps(part) if isinstance(part, dict) else "",

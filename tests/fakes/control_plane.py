@@ -11,6 +11,7 @@ from service.control.context import Context
 from service.control.reconcile import Reconciler
 from service.database import datasets, jobs, models, versions
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord, VersionRecord
+from service.observe.spans import Spans
 from service.settings import Settings
 from service.states import TERMINAL, JobState
 from tests.fakes.app_client import AppClient
@@ -39,6 +40,7 @@ class ControlPlane:
         launcher: FakeLauncher | None = None,
         clock: ScriptedClock | None = None,
         executor: Executor | None = None,
+        spans: Spans | None = None,
         **settings: object,
     ) -> None:
         self.folder = folder
@@ -57,7 +59,7 @@ class ControlPlane:
             "lost_attempt_grace_seconds": 0,
             **settings,
         }
-        parts = Parts(self.store, self.launcher, executor or InlineExecutor(), self.clock)
+        parts = Parts(self.store, self.launcher, executor or InlineExecutor(), self.clock, spans)
         self.app = create_app(Settings.model_validate(values), parts)
         self.context: Context = self.app.state.context
         self.reconciler: Reconciler = self.app.state.reconciler

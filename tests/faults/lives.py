@@ -7,7 +7,7 @@ the middle of it.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from service.database import models
+from service.database import models, versions
 from service.database.rows import JobRecord
 from service.launchers.port import LaunchState
 from service.states import TERMINAL, JobState
@@ -30,12 +30,12 @@ class Life:
 def is_quiet(world: World) -> bool:
     """Whether nothing is left to do."""
     with world.database.read() as connection:
-        is_at_work = any(
-            record.mirrored_generation < record.live_generation or record.live_version is None
-            for record in models.page(connection, None, None, 10)
-            if record.head
-        )
-    return not is_at_work and all(job.state in TERMINAL for job in world.jobs())
+        for model in models.page(connection, None, None, 10):
+            if model.mirrored_generation < model.live_generation:
+                return False
+            if versions.oldest_unstored(connection, model.name) is not None:
+                return False
+    return all(job.state in TERMINAL for job in world.jobs())
 
 
 def _one(world: World) -> None:

@@ -32,7 +32,7 @@ def _run_warm(arguments: argparse.Namespace) -> bool:
     from workers.train.warm.client import learn_warm, setup_here
     from workers.train.warm.desk import Attempt
 
-    ray.init(log_to_driver=False)
+    ray.init()
     attempt = Attempt(arguments.store, arguments.job, arguments.attempt)
     answer = learn_warm(attempt, setup_here(arguments.ranks, arguments.gpus_per_rank))
     if answer is not None and answer.state == "failed":

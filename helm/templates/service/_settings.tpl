@@ -16,9 +16,31 @@ CMCL_HOST: {{ .Values.service.host | quote }}
 CMCL_PORT: {{ .Values.service.port | int64 | quote }}
 CMCL_MAX_ATTEMPTS: {{ .Values.service.maxAttempts | int64 | quote }}
 CMCL_RECONCILE_SECONDS: {{ .Values.service.reconcileSeconds | quote }}
+CMCL_LEASE_SECONDS: {{ .Values.service.leaseSeconds | quote }}
+CMCL_QUEUE_DEADLINE_SECONDS: {{ .Values.service.queueDeadlineSeconds | int64 | quote }}
 CMCL_START_DEADLINE_SECONDS: {{ .Values.service.startDeadlineSeconds | int64 | quote }}
 CMCL_RUN_DEADLINE_SECONDS: {{ .Values.service.runDeadlineSeconds | int64 | quote }}
+CMCL_HEARTBEAT_DEADLINE_SECONDS: {{ .Values.service.heartbeatDeadlineSeconds | quote }}
+CMCL_LOST_ATTEMPT_GRACE_SECONDS: {{ .Values.service.lostAttemptGraceSeconds | quote }}
 CMCL_MAX_BODY_BYTES: {{ .Values.service.maxBodyBytes | int64 | quote }}
+CMCL_UPLOAD_BYTES_MAX: {{ .Values.service.uploadBytesMax | int64 | quote }}
+CMCL_UPLOAD_PART_BYTES_MAX: {{ .Values.service.uploadPartBytesMax | int64 | quote }}
+CMCL_UPLOAD_EXPIRY_HOURS: {{ .Values.service.uploadExpiryHours | quote }}
+CMCL_IDEMPOTENCY_HOURS: {{ .Values.service.idempotencyHours | quote }}
+CMCL_RUNS_KEPT_DAYS: {{ .Values.service.runsKeptDays | quote }}
+CMCL_REJECTED_KEPT_DAYS: {{ .Values.service.rejectedKeptDays | quote }}
+CMCL_EVENTS_KEPT_DAYS: {{ .Values.service.eventsKeptDays | quote }}
+CMCL_WEBHOOK_PREFIXES: {{ join "," .Values.service.webhookPrefixes | quote }}
+# Whoever reaches the pod's port could do everything otherwise.
+CMCL_AUTH: "on"
+CMCL_REQUESTS_PER_MINUTE_PER_KEY: {{ .Values.access.requestsPerMinute | int64 | quote }}
+{{- with .Values.access.oidc }}
+CMCL_OIDC_OWNER_CLAIM: {{ .ownerClaim | quote }}
+{{- if .issuer }}
+CMCL_OIDC_ISSUER: {{ .issuer | quote }}
+CMCL_OIDC_AUDIENCE: {{ required "access.oidc.audience is missing: tokens for other services would be accepted" .audience | quote }}
+{{- end }}
+{{- end }}
 CMCL_LOG_LEVEL: {{ .Values.service.logLevel | quote }}
 {{- end -}}
 
@@ -35,6 +57,12 @@ CMCL_LOG_LEVEL: {{ .Values.service.logLevel | quote }}
       name: {{ . }}
       key: {{ $.Values.database.secretKey }}
 {{- end }}
+- name: CMCL_ADMIN_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ default (printf "%s-admin" (include "cmcl.fullname" .)) .Values.access.adminSecret }}
+      key: {{ .Values.access.adminSecretKey }}
+      optional: {{ not .Values.access.adminSecret }}
 # Ray's client sends the token of the training cluster only when told so.
 - name: RAY_AUTH_MODE
   value: token

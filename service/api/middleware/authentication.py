@@ -7,6 +7,7 @@ from service.api.access import OPEN_PATHS
 from service.api.problems import refusal
 from service.control.access.doorkeeper import Caller, Doorkeeper
 from service.errors import ServiceError
+from service.logs import name_principal
 
 _SCHEME = "bearer"
 # An issuer of tokens that hangs may hold up so many threads, and none of the others.
@@ -31,6 +32,7 @@ class Authentication:
             await refusal(error, scope["path"])(scope, receive, send)
             return
         scope.setdefault("state", {})["principal"] = caller.principal
+        name_principal(caller.principal.name)
         await self._app(scope, receive, send)
         # Behind the answer, so that nobody waits for it.
         if self._doorkeeper.is_use_due(caller):

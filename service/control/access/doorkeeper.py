@@ -136,11 +136,12 @@ class Doorkeeper:
 
     def _look_up_key(self, key: KeyText) -> Caller:
         with self._database.read() as connection:
-            record = keys.find(connection, key.id)
-        if not hmac.compare_digest(record.secret_sha256 if record else _NO_DIGEST, key.digest):
-            raise Unauthorized(_NOT_VALID)
+            digest = keys.digest_of(connection, key.id) or _NO_DIGEST
+            is_same = hmac.compare_digest(digest, key.digest)
+            record = keys.find(connection, key.id) if is_same else None
         if record is None or not record.is_valid(self._clock()):
-            self._known.forget(key.id)
+            if record is not None:
+                self._known.forget(key.id)
             raise Unauthorized(_NOT_VALID)
         self._known.keep(record)
         return _of_key(record)

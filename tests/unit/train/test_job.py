@@ -12,6 +12,8 @@ from workers.contract.dataset import DatasetManifest, Shard, ShardRef
 from workers.contract.errors import InvalidDataset, ObjectNotFound, TrainingDiverged
 from workers.contract.job import Failure, JobSpec, Progress
 from workers.contract.model import ModelSpec, TrainingSpec
+from workers.contract.version import VersionManifest
+from workers.inspect.capacity import model_capacity
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.shards import fetch
@@ -65,21 +67,77 @@ def run(store: LocalStore, job: JobSpec) -> None:
     train_dataset(store.uri, job.job, 1, torch.device("cpu"))
 
 
+def learn_two(store: LocalStore, folder: Path) -> list[VersionManifest]:
+    """Versions 1 and 2 of the example stream, published."""
+    versions = []
+    for version, dataset in enumerate(STREAM.datasets[:2], start=1):
+        run(store, prepare_job(store, folder, dataset, version))
+        versions.append(read_candidate(store, f"job-{version}", 1))
+        publish_files(store, versions[-1])
+    return versions
+
+
 def test_two_datasets_become_a_chain_with_certificate_and_recall(
     store: LocalStore, tmp_path: Path
 ) -> None:
-    for version, dataset in enumerate(STREAM.datasets[:2], start=1):
-        run(store, prepare_job(store, tmp_path, dataset, version))
-        candidate = read_candidate(store, f"job-{version}", 1)
+    for version in learn_two(store, tmp_path):
+        candidate = version
         check_candidate(store, candidate)
-        publish_files(store, candidate)
     assert [learned.name for learned in candidate.learned] == ["fashion", "parts-1"]
     assert set(candidate.report.evaluation) == {"ds-1", "ds-2"}
     assert candidate.report.drift["ds-1"].since_learned > 0
     assert candidate.report.protection["text"].blocked_share > 0
+    assert candidate.learned[-1].recall == candidate.report.evaluation["ds-2"]
     progress = Progress.model_validate_json(store.read(layout.run_progress("job-2", 1)))
     assert progress.phase == "done"
     assert progress.updates_done == progress.updates_total > 0
+
+
+def test_report_tells_what_was_gained_and_what_room_is_left(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    first, second = (version.report for version in learn_two(store, tmp_path))
+    for version, report in enumerate((first, second), start=1):
+        assert report.recall_before is not None
+        assert report.recall_before.at_1 < report.evaluation[f"ds-{version}"].at_1
+    assert set(first.capacity) == {"image", "text"}
+    assert set(second.capacity) == {"image", "text", "depth"}
+    assert second.capacity["text"].free_share < first.capacity["text"].free_share < 1
+    assert second.capacity["text"].input_width == STREAM.modalities["text"] + 1
+
+
+def test_capacity_in_the_report_is_that_of_the_question(store: LocalStore, tmp_path: Path) -> None:
+    second = learn_two(store, tmp_path)[-1]
+    asked = model_capacity(store, "m", 2).modalities
+    for modality, told in second.report.capacity.items():
+        now = asked[modality].now
+        assert told.free_share == pytest.approx(1 - now.blocked_share)
+        assert (told.input_rank, told.output_rank) == (now.inputs.at_95, now.outputs.at_95)
+
+
+def test_held_out_rows_that_were_deleted_on_purpose_are_not_measured(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    run(store, prepare_job(store, tmp_path, STREAM.datasets[0]))
+    publish_files(store, read_candidate(store, "job-1", 1))
+    manifest = DatasetManifest.model_validate_json(store.read(layout.dataset_manifest("ds-1")))
+    swept = manifest.model_copy(update={"evaluation_shards": ()})
+    store.put(layout.dataset_manifest("ds-1"), swept.model_dump_json().encode())
+    run(store, prepare_job(store, tmp_path, STREAM.datasets[1], version=2))
+    candidate = read_candidate(store, "job-2", 1)
+    assert set(candidate.report.evaluation) == {"ds-2"}
+    assert candidate.learned[0].recall is not None, "what it was then is still known"
+
+
+def test_dataset_without_held_out_rows_has_no_recall(store: LocalStore, tmp_path: Path) -> None:
+    job = prepare_job(store, tmp_path, STREAM.datasets[0])
+    bare = job.model_copy(
+        update={"dataset": job.dataset.model_copy(update={"evaluation_shards": ()})}
+    )
+    store.put(layout.run_spec(job.job, 1), bare.model_dump_json().encode())
+    run(store, bare)
+    candidate = read_candidate(store, "job-1", 1)
+    assert (candidate.report.recall_before, candidate.learned[0].recall) == (None, None)
 
 
 def test_complete_candidate_is_left_as_it_is(store: LocalStore, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import workers
@@ -28,7 +28,7 @@ def learn_warm(attempt: Attempt, setup: Setup) -> Answer | None:
     try:
         resident = _resident(attempt, setup)
         answer = _wait(resident, attempt, setup)
-    except (RayActorError, RayTaskError) as error:
+    except RayError as error:
         print(f"the resident ranks cannot be used: {error}", flush=True)
         return None
     finally:

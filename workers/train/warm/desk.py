@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 # Silence after which an attempt counts as given up. Its job asks every second or two.
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 20.0
 # How often a group may die over one attempt and begin it again.
 RESTARTS = 2
 # Ranks are replaced after so many attempts, whatever they may have gathered in their memory.
@@ -98,20 +98,11 @@ class Desk:
         self._drop_silent()
 
     def group_started(self) -> None:
-        """New ranks are there; the ones before them, if any, have ended."""
-        self._first_of_group = self._number
-        if self._current is None:
-            return
-        if self.is_abandoned():
-            self._current = None
-            return
-        self._restarts += 1
-        if self._restarts > RESTARTS:
-            words = self._words or "its ranks were killed"
-            self._end(Answer("failed", f"the ranks died {self._restarts} times: {words}"))
-        else:
-            # The new group's first number is its own: what it is to do comes after it.
-            self._first_of_group -= 1
+        """New ranks are there, and the ones before them have ended; they begin again."""
+        if self._current is not None:
+            self._count_restart()
+        in_work = self._current is not None
+        self._first_of_group = self._number - in_work
 
     def next(self, after: int) -> Assignment | Retire | None:
         """What a rank that has done number `after` is to do; None: nothing yet."""
@@ -140,6 +131,14 @@ class Desk:
     def is_abandoned(self) -> bool:
         """Whether the ranks work on what nobody wants."""
         return self._current is not None and self._is_silent(self._current.attempt)
+
+    def _count_restart(self) -> None:
+        self._restarts += 1
+        if self.is_abandoned():
+            self._current = None
+        elif self._restarts > RESTARTS:
+            words = self._words or "its ranks were killed"
+            self._end(Answer("failed", f"the ranks died {self._restarts} times: {words}"))
 
     def _take(self) -> None:
         self._drop_silent()

@@ -8,7 +8,6 @@ down_revision = "r0002"
 branch_labels = None
 depends_on = None
 
-_UNNUMBERED = sa.text("position IS NULL")
 _DUE = sa.text("delivered_at IS NULL AND failed_at IS NULL")
 _OPEN = sa.text("finished_at IS NULL")
 
@@ -71,13 +70,6 @@ def _events() -> None:
     op.create_index("ix_events_job_position", "events", ["job", "position"])
     op.create_index("ix_events_model_position", "events", ["model", "position"])
     op.create_index("ix_events_owner_position", "events", ["owner", "position"])
-    op.create_index(
-        "ix_events_unnumbered",
-        "events",
-        ["sequence"],
-        sqlite_where=_UNNUMBERED,
-        postgresql_where=_UNNUMBERED,
-    )
 
 
 def _event_positions() -> None:

@@ -82,3 +82,9 @@ LISTS = [
     for route, wanted in ROUTES.items()
     if route.startswith("GET") and "{" not in route and wanted.scope
 ]
+# A stream of events would go on until its job ends, and that has ended.
+READABLE = [
+    route
+    for route in ABOUT_ONE_THING
+    if route.startswith("GET") and route != "GET /v1/jobs/{job}/events"
+]

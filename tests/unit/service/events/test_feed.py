@@ -1,7 +1,7 @@
 """Many listeners, one look: what it costs, and what becomes of those who do not keep up."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 
 import pytest
@@ -38,6 +38,12 @@ def _tell(plane: ControlPlane, number: int = 1) -> None:
             events.tell(connection, happening, plane.clock())
 
 
+async def _hear(items: AsyncIterator[Item], heard: list[Item]) -> None:
+    """Item by item, so that others see how far it is."""
+    async for item in items:
+        heard += [item]
+
+
 async def _until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not is_so():
@@ -54,8 +60,7 @@ def test_a_hundred_listeners_cost_what_one_does(plane: ControlPlane) -> None:
 
         async def listen() -> None:
             async with aclosing(feed.follow_job(job, 0)) as items:
-                async for item in items:
-                    heard.append(item)
+                await _hear(items, heard)
 
         tasks = [asyncio.create_task(listen()) for _ in range(listeners)]
         await _until(lambda: len(heard) == 4 * listeners)
@@ -121,13 +126,9 @@ def test_a_listener_that_falls_behind_is_let_go_of(plane: ControlPlane) -> None:
         slow, quick = feed.follow(EVERYTHING, 0), feed.follow(EVERYTHING, 0)
         heard: list[Item] = []
 
-        async def hear() -> None:
-            async for item in quick:
-                heard.append(item)
-
         await asyncio.to_thread(_tell, plane)
         await anext(slow)
-        task = asyncio.create_task(hear())
+        task = asyncio.create_task(_hear(quick, heard))
         await asyncio.to_thread(_tell, plane, 600)
         await _until(lambda: len(heard) == 601)
         rest = [item async for item in slow]

@@ -25,7 +25,8 @@ def _listening(url: str, path: str, **headers: str) -> Iterator[Iterator[ServerS
         client.stream("GET", path, headers={**STREAM, **headers}) as response,
     ):
         assert response.status_code == 200
-        yield EventSource(response).iter_sse()
+        # The library makes something of blocks without data, too: of heartbeats, for example.
+        yield (told for told in EventSource(response).iter_sse() if told.data)
 
 
 def _report(plane: ControlPlane, job: str, updates: int) -> None:

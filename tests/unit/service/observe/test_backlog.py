@@ -1,14 +1,19 @@
 """What the database knows: cheap to ask for, and never in the way of the other metrics."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 
+from service.errors import DatabaseUnavailable
+from service.observe.backlog import Kept
 from service.states import JobState
+from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.service.observe.samples import shown
-from workers.contract.version import HeadCapacity
+from workers.contract.version import Drift, HeadCapacity, VersionReport
 
 
 def free(share: float) -> HeadCapacity:
@@ -30,18 +35,42 @@ def test_jobs_and_their_ages_are_shown_by_state(plane: ControlPlane) -> None:
     assert shown(plane, "backlog_up") == 1
 
 
-def test_the_database_is_asked_once_in_some_seconds(plane: ControlPlane) -> None:
-    assert shown(plane, "jobs", state="queued") == 0
-    asked = shown(plane, "database_seconds_count", kind="read", outcome="ok")
-    plane.post_dataset()
-    after_post = shown(plane, "database_seconds_count", kind="read", outcome="ok")
-    for _ in range(5):
-        plane.client.get("/metrics")
-    assert shown(plane, "jobs", state="queued") == 0
-    assert shown(plane, "database_seconds_count", kind="read", outcome="ok") == after_post
-    assert asked is not None
-    plane.clock.advance(5)
-    assert shown(plane, "jobs", state="queued") == 1
+def test_the_database_is_asked_once_in_some_seconds() -> None:
+    clock, asked = ScriptedClock(), []
+    kept = Kept(lambda: asked.append(1) or len(asked), 5, clock)
+    assert [kept.value() for _ in range(3)] == [1, 1, 1]
+    clock.advance(4.9)
+    assert kept.value() == 1
+    clock.advance(0.1)
+    assert kept.value() == 2
+
+
+def test_a_database_that_does_not_answer_is_not_asked_more_often() -> None:
+    clock, asked = ScriptedClock(), []
+
+    def fail() -> int:
+        asked.append(1)
+        raise DatabaseUnavailable("on purpose")
+
+    kept = Kept(fail, 5, clock)
+    assert [kept.value() for _ in range(3)] == [None] * 3
+    assert len(asked) == 1
+
+
+def test_many_scrapes_at_once_ask_the_database_once() -> None:
+    asked, is_reading = [], threading.Event()
+
+    def read() -> int:
+        asked.append(1)
+        is_reading.wait(5)
+        return 7
+
+    kept = Kept(read, 5, ScriptedClock())
+    with ThreadPoolExecutor(8) as threads:
+        values = [threads.submit(kept.value) for _ in range(8)]
+        is_reading.set()
+        assert [value.result() for value in values] == [7] * 8
+    assert len(asked) == 1
 
 
 def test_a_clock_that_goes_back_does_not_freeze_the_figures(plane: ControlPlane) -> None:
@@ -86,11 +115,16 @@ def test_a_version_that_is_not_in_place_is_seen(plane: ControlPlane) -> None:
 
 
 def test_the_newest_version_of_each_model_has_its_figures(plane: ControlPlane) -> None:
-    plane.run_to_end(plane.post_dataset("one"))
+    plane.run_to_end(first := plane.post_dataset("one"))
     job = plane.post_dataset("two")
     plane.tick_to(job, JobState.RUNNING)
-    manifest = train(plane.store, job, 1, 0.02)
-    report = manifest.report.model_copy(update={"capacity": {"image": free(0.4)}})
+    report = VersionReport(
+        final_loss=1,
+        updates=3,
+        ranks=1,
+        drift={plane.dataset_of(first).id: Drift(since_learned=0.02, against_parent=0.02)},
+        capacity={"image": free(0.4)},
+    )
     train(plane.store, job, 1, changes={"report": report})
     plane.run_to_end(job)
     plane.clock.advance(60)

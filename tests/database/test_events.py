@@ -1,0 +1,263 @@
+"""Events and deliveries, on both databases: none skipped, none invented, none sent twice at once."""
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from threading import Barrier, Thread
+
+import pytest
+from sqlalchemy import Connection, func, select
+
+from service.control.feed import number_events
+from service.database import events, webhooks
+from service.database.engine import Database, open_database
+from service.database.events import EventFilter
+from service.database.rows import Happening
+from service.database.tables import deliveries
+from service.database.tables import events as event_table
+from service.database.webhooks import Attempt, WebhookRecord
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+LATER = NOW + timedelta(seconds=60)
+EVERYTHING = EventFilter()
+
+on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
+def _tell(connection: Connection, model: str) -> None:
+    events.tell(connection, Happening(kind="model.policy", owner="default", model=model), NOW)
+
+
+def _told(database: Database, after: int = 0) -> list[tuple[int, str]]:
+    """What a listener sees that asks now."""
+    number_events(database)
+    with database.read() as connection:
+        found = events.page(connection, EVERYTHING, after, 1000)
+    return [(event.sequence, event.model) for event in found]
+
+
+def _webhook(database: Database, name: str = "wh-1") -> WebhookRecord:
+    webhook = WebhookRecord(
+        name, "default", "https://example.com", "whsec_MDEyMzQ1", ("model.policy",), None, NOW
+    )
+    with database.write() as connection:
+        webhooks.create(connection, webhook)
+    return webhook
+
+
+def _number_of_deliveries(database: Database) -> int:
+    with database.read() as connection:
+        return connection.execute(select(func.count()).select_from(deliveries)).scalar_one()
+
+
+@contextmanager
+def _open_transaction(database: Database) -> Iterator[Connection]:
+    """One that is committed at the end of the block, from a pool connection of its own."""
+    with database.engine.begin() as connection:
+        yield connection
+
+
+@on_postgresql
+def test_an_event_that_is_committed_late_is_not_skipped(database: Database) -> None:
+    """The first transaction takes the lower number of the sequence, and is committed second."""
+    with _open_transaction(database) as slow:
+        _tell(slow, "slow")
+        with _open_transaction(database) as quick:
+            _tell(quick, "quick")
+        with database.read() as connection:
+            query = select(event_table.c.sequence)
+            assert list(connection.scalars(query)) == [2], "the order of numbers was to be wrong"
+        seen = _told(database)
+        assert seen == [(1, "quick")]
+    assert _told(database, after=seen[-1][0]) == [(2, "slow")]
+
+
+@on_postgresql
+def test_numbering_does_not_wait_for_open_transactions(database: Database) -> None:
+    with ExitStack() as stack:
+        for number in range(3):
+            _tell(stack.enter_context(_open_transaction(database)), f"open-{number}")
+        with _open_transaction(database) as connection:
+            _tell(connection, "done")
+        assert _told(database) == [(1, "done")]
+    assert len(_told(database, after=1)) == 3
+
+
+def test_many_who_tell_and_number_give_each_event_one_place(database: Database) -> None:
+    """A listener beside them sees positions without a gap, in every look."""
+    barrier, stop, looks = Barrier(5), [], []
+
+    def tell(name: str) -> None:
+        barrier.wait()
+        for _ in range(25):
+            with database.write() as connection:
+                _tell(connection, name)
+            number_events(database)
+
+    def listen() -> None:
+        position = 0
+        barrier.wait()
+        while not stop or looks[-1]:
+            found = [place for place, _ in _told(database, position)]
+            looks.append(found)
+            position = found[-1] if found else position
+
+    listener = Thread(target=listen)
+    listener.start()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(tell, ["a", "b", "c", "d"]))
+    stop.append(True)
+    listener.join()
+    assert [place for found in looks for place in found] == list(range(1, 101))
+
+
+def test_more_events_than_one_transaction_numbers_are_numbered(database: Database) -> None:
+    with database.write() as connection:
+        for number in range(events.MOST_AT_ONCE + 5):
+            _tell(connection, f"m{number}")
+    number_events(database)
+    with database.read() as connection:
+        assert events.newest(connection) == events.MOST_AT_ONCE + 5
+        (last,) = events.page(connection, EVERYTHING, events.MOST_AT_ONCE + 4, 10)
+    assert last.model == f"m{events.MOST_AT_ONCE + 4}"
+
+
+def test_a_place_is_never_given_twice(database: Database) -> None:
+    """Also not after the events that had it were removed."""
+    for expected in (1, 2, 3):
+        with database.write() as connection:
+            _tell(connection, "scenes")
+        assert _told(database) == [(expected, "scenes")]
+        with database.write() as connection:
+            assert events.forget_before(connection, LATER, 10) == 1
+
+
+def test_what_is_rolled_back_is_neither_told_nor_delivered(database: Database) -> None:
+    _webhook(database)
+    with database.write() as connection:
+        _tell(connection, "scenes")
+        connection.rollback()
+    assert _told(database) == []
+    assert _number_of_deliveries(database) == 0
+
+
+def test_an_event_comes_with_a_delivery_for_each_webhook_that_wants_it(database: Database) -> None:
+    _webhook(database, "wh-1")
+    _webhook(database, "wh-2")
+    with database.write() as connection:
+        for kind, owner in (("model.policy", "default"), ("model.policy", "other"), ("x", "other")):
+            events.tell(connection, Happening(kind=kind, owner=owner, model="scenes"), NOW)
+    assert _number_of_deliveries(database) == 2
+
+
+def test_a_webhook_is_claimed_by_one_of_many(database: Database, database_url: str) -> None:
+    for number in range(20):
+        _webhook(database, f"wh-{number:02}")
+    with database.write() as connection:
+        _tell(connection, "scenes")
+    replicas = [open_database(database_url) for _ in range(4)]
+    barrier = Barrier(4)
+
+    def claim(number: int) -> list[str]:
+        barrier.wait()
+        claimed: list[str] = []
+        for _ in range(20):
+            with replicas[number].write() as connection:
+                found = webhooks.claim(connection, f"replica-{number}", NOW, LATER, 3)
+            claimed += [webhook.id for webhook in found]
+        return claimed
+
+    with ThreadPoolExecutor(4) as threads:
+        claims = list(threads.map(claim, range(4)))
+    assert sorted(itertools.chain(*claims)) == [f"wh-{number:02}" for number in range(20)]
+    for replica in replicas:
+        replica.close()
+
+
+@on_postgresql
+def test_claiming_passes_over_what_another_has_locked(database: Database) -> None:
+    for name in ("wh-1", "wh-2"):
+        _webhook(database, name)
+    with database.write() as connection:
+        _tell(connection, "scenes")
+    with _open_transaction(database) as first, _open_transaction(database) as second:
+        (one,) = webhooks.claim(first, "first", NOW, LATER, 1)
+        (two,) = webhooks.claim(second, "second", NOW, LATER, 5)
+    assert {one.id, two.id} == {"wh-1", "wh-2"}
+
+
+@on_postgresql
+def test_whoever_tells_waits_neither_for_senders_nor_for_tellers(database: Database) -> None:
+    _webhook(database)
+    with database.write() as connection:
+        _tell(connection, "scenes")
+    with _open_transaction(database) as first, _open_transaction(database) as second:
+        webhooks.claim(first, "sender", NOW, LATER, 5)
+        for connection in (first, second):
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
+            _tell(connection, "scenes")
+    assert _number_of_deliveries(database) == 3
+
+
+@on_postgresql
+def test_removing_a_webhook_waits_for_those_who_tell_it_something(database: Database) -> None:
+    webhook = _webhook(database)
+
+    def remove() -> None:
+        with database.write() as connection:
+            webhooks.remove(connection, webhook.id)
+
+    with ThreadPoolExecutor(1) as thread:
+        with _open_transaction(database) as connection:
+            _tell(connection, "scenes")
+            removal = thread.submit(remove)
+            with pytest.raises(TimeoutError):
+                removal.result(0.2)
+        removal.result(10)
+    assert _number_of_deliveries(database) == 0
+
+
+def test_of_two_that_sent_the_same_delivery_one_records_it(database: Database) -> None:
+    webhook = _webhook(database)
+    with database.write() as connection:
+        _tell(connection, "scenes")
+        seen = webhooks.next_due(connection, webhook.id, NOW)
+    assert seen is not None
+    with database.write() as connection:
+        assert webhooks.record_success(connection, seen, Attempt(NOW, 204))
+        assert not webhooks.record_success(connection, seen, Attempt(LATER, 204))
+        failed = Attempt(LATER, 500, "it answered 500", LATER, LATER)
+        assert not webhooks.record_failure(connection, seen, failed)
+        found = webhooks.find_delivery(connection, seen.id)
+    assert found is not None
+    assert (found.attempts, found.status, found.delivered_at) == (1, 204, NOW)
+
+
+def test_a_webhook_that_is_gone_is_told_nothing_more(database: Database) -> None:
+    webhook = _webhook(database)
+    with database.write() as connection:
+        _tell(connection, "scenes")
+        webhooks.disable(connection, webhook.id, "it answered 410", NOW)
+        _tell(connection, "scenes")
+        assert not webhooks.is_any_due(connection, LATER)
+        (given_up,) = webhooks.deliveries_page(connection, webhook.id, None, 10)
+    assert given_up.failed_at == NOW
+    assert given_up.error == "the webhook was disabled: it answered 410"
+
+
+def test_looking_for_new_events_reads_an_index_and_no_history(database: Database) -> None:
+    explain = "EXPLAIN QUERY PLAN" if database.engine.dialect.name == "sqlite" else "EXPLAIN"
+    with database.write() as connection:
+        for number in range(300):
+            _tell(connection, f"m{number}")
+        events.number(connection)
+    with database.write() as connection:
+        connection.exec_driver_sql("ANALYZE")
+        for condition in ("position IS NULL", "position > 290"):
+            query = f"{explain} SELECT sequence FROM events WHERE {condition} LIMIT 5"
+            plan = str(connection.exec_driver_sql(query).all()).lower()
+            assert "index" in plan
+            assert "scan events" not in plan
+            assert "seq scan" not in plan

@@ -1,0 +1,63 @@
+"""Sending a file through the API, as a client does it."""
+
+import base64
+import hashlib
+from typing import Any
+
+from tests.fakes.control_plane import ControlPlane
+
+BYTES = {"Content-Type": "application/octet-stream"}
+MIB = 1 << 20
+
+
+def digest_header(data: bytes) -> dict[str, str]:
+    """Content-Digest of RFC 9530."""
+    digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    return {"Content-Digest": f"sha-256=:{digest}:"}
+
+
+def pattern(size: int, seed: int = 0) -> bytes:
+    """Bytes in which each kibibyte is another one."""
+    blocks = (hashlib.sha256(f"{seed} {at}".encode()).digest() * 32 for at in range(size // 1024))
+    return b"".join(blocks) + b"\0" * (size % 1024)
+
+
+def announce(plane: ControlPlane, size: int, **more: object) -> str:
+    """The id of a new upload."""
+    body = {"filename": "pairs.parquet", "bytes": size, **more}
+    response = plane.client.post("/v1/uploads", json=body)
+    assert response.status_code == 201, response.text
+    upload: str = response.json()["id"]
+    return upload
+
+
+def send(plane: ControlPlane, upload: str, number: int, data: bytes) -> dict[str, Any]:
+    """Send one part; the answer."""
+    response = plane.client.put(
+        f"/v1/uploads/{upload}/parts/{number}", content=data, headers=BYTES | digest_header(data)
+    )
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def complete(plane: ControlPlane, upload: str) -> dict[str, Any]:
+    """Complete it; the answer."""
+    response = plane.client.post(f"/v1/uploads/{upload}/complete")
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def upload_whole(plane: ControlPlane, data: bytes) -> str:
+    """Everything at once; what a dataset can name."""
+    upload = announce(plane, len(data))
+    send(plane, upload, 1, data)
+    uri: str = complete(plane, upload)["uri"]
+    return uri
+
+
+def stored_keys(plane: ControlPlane, upload: str) -> list[str]:
+    """What lies in object storage of it, without the folder."""
+    prefix = f"uploads/{upload}/"
+    return [key.removeprefix(prefix) for key in plane.store.keys(prefix)]

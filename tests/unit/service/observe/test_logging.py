@@ -1,0 +1,184 @@
+"""Lines of the log: one object each whatever a request contains, with ids and without secrets."""
+
+import ast
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+from service.logs import FIELDS, JsonLines, RequestNote, current_request, secret_texts
+from service.settings import Settings
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+
+SERVICE = Path(__file__).parents[4] / "service"
+# Line ends of several kinds, a terminal's escape sequences, a forged line, half a surrogate pair.
+NASTY = 'x\n{"level": "error"}\r\u2028\u0085\x1b[31mred\x07\x00\ud800'
+KEY = "cmcl_0123456789ab_" + "S" * 43
+
+
+def line(message: str, secrets: tuple[str, ...] = (), **fields: object) -> str:
+    record = logging.LogRecord("service.x", logging.INFO, "", 1, message, (), None)
+    vars(record).update(fields)
+    return JsonLines(secrets).format(record)
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    return [json.loads(JsonLines().format(record)) for record in caplog.records]
+
+
+@pytest.fixture
+def heard(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Everything that the service says, as it would stand in the log."""
+    caplog.set_level(logging.INFO, logger="service")
+    return caplog
+
+
+def test_nothing_breaks_a_line_or_colours_a_terminal() -> None:
+    text = line(NASTY, model=NASTY, path=NASTY)
+    assert re.fullmatch(r"[\x20-\x7e]+", text)
+    assert json.loads(text)["model"] == NASTY
+
+
+def test_a_traceback_stays_in_its_line() -> None:
+    try:
+        raise ValueError(NASTY)
+    except ValueError as error:
+        record = logging.LogRecord("service", logging.ERROR, "", 1, "x", (), None)
+        record.exc_info = (type(error), error, error.__traceback__)
+    text = JsonLines().format(record)
+    assert re.fullmatch(r"[\x20-\x7e]+", text)
+    assert "ValueError" in json.loads(text)["traceback"]
+
+
+def test_names_and_headers_of_requests_forge_no_line(
+    plane: ControlPlane, heard: pytest.LogCaptureFixture
+) -> None:
+    headers = {"X-Request-ID": "a\x1b[31m", "User-Agent": 'x" {"level":"error"}'}
+    plane.client.get('/v1/models/a%0A%7B"level":"error"%7D%1B%5B31m', headers=headers)
+    plane.client.post("/v1/models", json={"name": "a\n{}"}, headers=headers)
+    written = [JsonLines().format(record) for record in heard.records]
+    assert len(written) == 2
+    assert all(re.fullmatch(r"[\x20-\x7e]+", text) for text in written)
+    assert {json.loads(text)["level"] for text in written} == {"info"}
+
+
+def test_an_endless_path_is_cut(plane: ControlPlane, heard: pytest.LogCaptureFixture) -> None:
+    plane.client.get(f"/v1/models/{'a' * 5000}")
+    assert len(str(lines(heard)[-1]["path"])) < 600
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        (f"Authorization: Bearer {KEY}", "S" * 43),
+        (f"GET /v1/keys/{KEY}", "S" * 43),
+        ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+        ("token eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl", "c2lnbmF0dXJl"),
+        ("Basic dXNlcjpwYXNzd29yZA==", "dXNlcjpwYXNzd29yZA"),
+        ("postgresql://cmcl:hunter22@db/cmcl refused", "hunter22"),
+        ("https://s3/x?X-Amz-Signature=abc123&X-Amz-Date=1", "abc123"),
+        ("https://s3/x?X-Amz-Credential=AKIA%2F2026&y", "AKIA%2F2026"),
+        ("connection failed: password='hunter22'", "hunter22"),
+        ("AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI", "wJalrXUtnFEMI"),
+        ("the operator's own words are here", "the operator's own words"),
+    ],
+)
+def test_a_secret_is_hidden_wherever_it_stands(text: str, secret: str) -> None:
+    own = ("the operator's own words",)
+    assert secret in text
+    for written in (line(text, own), line("x", own, path=text), line("x", own, reason={"a": text})):
+        assert secret not in written
+        assert "[hidden]" in json.dumps(json.loads(written))
+
+
+def test_the_id_of_a_key_stays_readable() -> None:
+    assert "cmcl_0123456789ab_[hidden]" in line(KEY)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model scenes does not get on: https://objects.example.org:9000/bucket/key",
+        "job-0123456789ab: running (it was submitting)",
+        "s3://bucket/prefix@2026/x",
+    ],
+)
+def test_ordinary_lines_stay_as_they_are(text: str) -> None:
+    assert json.loads(line(text))["message"] == text
+
+
+def test_the_secrets_of_the_settings_are_known() -> None:
+    key = "k" * 32
+    settings = Settings(database_url="postgresql://a:p%40ssword@db/x", admin_key=key)
+    assert secret_texts(settings) == ["p@ssword", key]
+    assert secret_texts(Settings(database_url="postgresql://a:cmcl@db/x")) == []
+
+
+def test_each_move_is_logged_once_with_its_ids(
+    plane: ControlPlane, heard: pytest.LogCaptureFixture
+) -> None:
+    job = plane.post_dataset()
+    plane.run_to_end(job)
+    moves = [entry for entry in lines(heard) if str(entry["message"]).startswith("job.")]
+    states = [str(entry["message"]).partition(":")[0].removeprefix("job.") for entry in moves]
+    assert states == ["queued", "validating", "submitting", "running", "gating", "published"]
+    dataset = plane.dataset_of(job).id
+    for entry in moves:
+        assert (entry["job"], entry["dataset"], entry["model"]) == (job, dataset, "scenes")
+        assert entry["level"] == "info"
+    assert moves[3]["attempt"] == 1
+    told = [entry for entry in lines(heard) if str(entry["message"]).startswith("version.")]
+    assert [entry["version"] for entry in told] == [1]
+
+
+def test_a_users_move_names_the_request_and_its_author(
+    plane: ControlPlane, heard: pytest.LogCaptureFixture
+) -> None:
+    job = plane.post_dataset()
+    # As the server has it: a request is one task, and its threads see what it knows.
+    heard.clear()
+    handler = _Written()
+    logging.getLogger("service").addHandler(handler)
+    plane.client.post(f"/v1/jobs/{job}/cancel", headers={"X-Request-ID": "abc-7"})
+    logging.getLogger("service").removeHandler(handler)
+    assert plane.job(job).state == JobState.CANCELLED
+    assert len(handler.lines) == 2
+    for entry in handler.lines:
+        assert (entry["request_id"], entry["principal"]) == ("abc-7", "local")
+
+
+def test_outside_of_requests_a_line_names_none() -> None:
+    assert "request_id" not in json.loads(line("x"))
+    token = current_request.set(RequestNote("abc"))
+    assert json.loads(line("x"))["request_id"] == "abc"
+    current_request.reset(token)
+
+
+def test_every_field_that_is_given_is_written() -> None:
+    """A field that the formatter does not know would vanish without a word."""
+    given = {
+        key.value
+        for path in SERVICE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.keyword)
+        and node.arg == "extra"
+        and isinstance(node.value, ast.Dict)
+        for key in node.value.keys
+        if isinstance(key, ast.Constant)
+    }
+    assert {"job", "model"} <= given
+    assert given <= set(FIELDS)
+
+
+class _Written(logging.Handler):
+    """Formats where the line is logged, as the server's handler does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[dict[str, object]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(json.loads(JsonLines().format(record)))

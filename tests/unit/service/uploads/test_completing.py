@@ -1,0 +1,156 @@
+"""Completing: what is missing or wrong is said, whoever dies is followed, and nobody waits for ever."""
+
+from dataclasses import replace
+
+import pytest
+
+from service.control import assemble
+from service.principal import LOCAL
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.mortal import Death, Lifeline, MortalDatabase, MortalStore
+from tests.fakes.uploads import MIB, announce, complete, pattern, send, stored_keys
+
+
+def refused(plane: ControlPlane, upload: str) -> tuple[str, str]:
+    """Field and message of the refusal."""
+    response = plane.client.post(f"/v1/uploads/{upload}/complete")
+    assert response.status_code == 409, response.text
+    (problem,) = response.json()["errors"]
+    return problem["field"], problem["message"]
+
+
+def test_missing_parts_are_named(plane: ControlPlane) -> None:
+    upload = announce(plane, 9)
+    send(plane, upload, 2, b"abc")
+    send(plane, upload, 4, b"abc")
+    assert refused(plane, upload) == ("parts", "missing: part 1, 3")
+
+
+def test_too_few_bytes_are_refused(plane: ControlPlane) -> None:
+    upload = announce(plane, 9)
+    assert refused(plane, upload)[0] == "bytes"
+    send(plane, upload, 1, b"abc")
+    assert "3 bytes, the file was announced with 9" in refused(plane, upload)[1]
+
+
+def test_small_parts_come_last(plane: ControlPlane) -> None:
+    upload = announce(plane, 6)
+    send(plane, upload, 1, b"abc")
+    send(plane, upload, 2, b"def")
+    field, message = refused(plane, upload)
+    assert field == "parts"
+    assert message.endswith("smaller: part 1")
+
+
+def test_another_file_than_announced_is_refused(plane: ControlPlane) -> None:
+    upload = announce(plane, 3, sha256="0" * 64)
+    send(plane, upload, 1, b"abc")
+    assert refused(plane, upload)[0] == "sha256"
+    seen = plane.client.get(f"/v1/uploads/{upload}").json()
+    assert (seen["state"], len(seen["parts"])) == ("open", 1)
+    assert len(stored_keys(plane, upload)) == 1
+
+
+@pytest.mark.parametrize("damage", ["lost", "damaged"])
+def test_a_part_that_the_store_spoiled_is_sent_again(plane: ControlPlane, damage: str) -> None:
+    data = pattern(5 * MIB + 3)
+    upload = announce(plane, len(data))
+    send(plane, upload, 1, data[: 5 * MIB])
+    send(plane, upload, 2, data[5 * MIB :])
+    (key,) = plane.store.keys(f"uploads/{upload}/parts/2-")
+    if damage == "lost":
+        plane.store.delete(key)
+    else:
+        plane.store.put(key, b"xyz")
+    assert refused(plane, upload) == ("parts", f"{damage} in object storage, send again: part 2")
+    assert [part["number"] for part in _parts(plane, upload)] == [1]
+    send(plane, upload, 2, data[5 * MIB :])
+    complete(plane, upload)
+
+
+def test_an_outage_gives_the_upload_back(plane: ControlPlane) -> None:
+    upload = announce(plane, 3)
+    send(plane, upload, 1, b"abc")
+    plane.store.broken = "file-"
+    assert plane.client.post(f"/v1/uploads/{upload}/complete").status_code == 503
+    plane.store.broken = None
+    assert complete(plane, upload)["state"] == "complete"
+
+
+def test_while_one_is_at_it_others_are_told_so(plane: ControlPlane) -> None:
+    upload = announce(plane, 3)
+    send(plane, upload, 1, b"abc")
+    _die_while_completing(plane, upload, dies_at=4)
+    path = f"/v1/uploads/{upload}"
+    assert plane.client.get(path).json()["state"] == "completing"
+    again = plane.client.post(f"{path}/complete")
+    assert (again.status_code, "being completed" in again.json()["detail"]) == (409, True)
+    part = plane.client.put(
+        f"{path}/parts/1", content=b"abd", headers={"Content-Type": "application/octet-stream"}
+    )
+    assert part.status_code == 409
+
+
+# Claim, write the file, say so, remove a part; a test below counts them.
+MOMENTS = 10
+
+
+@pytest.mark.parametrize("dies_at", range(1, MOMENTS + 1))
+def test_a_death_at_any_moment_can_be_followed(plane: ControlPlane, dies_at: int) -> None:
+    upload = announce(plane, 3)
+    send(plane, upload, 1, b"abc")
+    _die_while_completing(plane, upload, dies_at)
+    plane.clock.advance(assemble.CLAIM.total_seconds() + 1)
+    uri = complete(plane, upload)["uri"]
+    assert uri == f"upload:{upload}"
+    with plane.context.database.read() as connection:
+        attempt = assemble.uploads.find(connection, upload)
+    assert attempt is not None
+    assert plane.store.read(f"uploads/{upload}/file-{attempt.attempt}") == b"abc"
+
+
+def test_every_moment_of_completing_was_tried(plane: ControlPlane) -> None:
+    upload = announce(plane, 3)
+    send(plane, upload, 1, b"abc")
+    lifeline = Lifeline()
+    _complete_with(plane, upload, lifeline)
+    assert lifeline.moments == MOMENTS
+
+
+def test_who_was_taken_for_dead_changes_nothing(plane: ControlPlane) -> None:
+    """The slow one has claimed; while it writes, its claim runs out and another one completes."""
+    upload = announce(plane, 3)
+    send(plane, upload, 1, b"abc")
+
+    class SlowStore(MortalStore):
+        def compose(self, parts: object, target: str) -> None:
+            plane.clock.advance(assemble.CLAIM.total_seconds() + 1)
+            complete(plane, upload)
+            plane.store.put(target, b"late")
+
+    slow = replace(plane.context, store=SlowStore(plane.store, Lifeline()))
+    with pytest.raises(Exception, match="late|moved on|not 3"):
+        assemble.complete(slow, upload, LOCAL)
+    seen = plane.client.get(f"/v1/uploads/{upload}").json()
+    assert seen["state"] == "complete"
+    assert stored_keys(plane, upload) == ["file-2"]
+    assert plane.store.read(f"uploads/{upload}/file-2") == b"abc"
+
+
+def _die_while_completing(plane: ControlPlane, upload: str, dies_at: int) -> None:
+    with pytest.raises(Death):
+        _complete_with(plane, upload, Lifeline(dies_at))
+
+
+def _complete_with(plane: ControlPlane, upload: str, lifeline: Lifeline) -> None:
+    mortal = replace(
+        plane.context,
+        database=MortalDatabase(plane.context.database, lifeline),
+        store=MortalStore(plane.store, lifeline),
+    )
+    assemble.complete(mortal, upload, LOCAL)
+
+
+def _parts(plane: ControlPlane, upload: str) -> list[dict[str, object]]:
+    parts: list[dict[str, object]] = plane.client.get(f"/v1/uploads/{upload}").json()["parts"]
+    return parts

@@ -1,0 +1,109 @@
+"""Progress: told at changes, told again when nothing changes, and never in the way of training."""
+
+import threading
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.fakes.flaky_store import FlakyStore
+from workers.contract.dataset import DatasetManifest, Shard
+from workers.contract.job import JobSpec, Progress
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec
+from workers.storage import layout
+from workers.storage.local import LocalStore
+from workers.train.distributed import ALONE, World
+from workers.train.loop import UpdateDone
+from workers.train.report import Reporter
+
+SHARD = Shard(uri="file:///x.parquet", sha256="0" * 64, bytes=1, rows=1)
+SPEC = JobSpec(
+    job="job-1",
+    attempt=1,
+    model="m",
+    version=1,
+    parent=None,
+    spec=ModelSpec(width=4, modalities={"image": 3, "text": 2}),
+    dataset=DatasetManifest(
+        dataset="ds-1",
+        model="m",
+        name="one",
+        pair=ModalityPair(first="image", second="text"),
+        shards=(SHARD,),
+    ),
+)
+KEY = layout.run_progress("job-1", 1)
+SECONDS = 10.0
+
+
+class NotedStore(FlakyStore):
+    """Tells when something was written, or was to be."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(LocalStore(root))
+        self.written = threading.Semaphore(0)
+
+    def put(self, key: str, data: bytes) -> None:
+        try:
+            super().put(key, data)
+        finally:
+            self.written.release()
+
+    def wait_for_writes(self, count: int) -> None:
+        for _ in range(count):
+            assert self.written.acquire(timeout=SECONDS), "nothing was written"
+
+    def progress(self) -> Progress:
+        return Progress.model_validate_json(self.read(KEY))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> NotedStore:
+    return NotedStore(tmp_path)
+
+
+def test_heart_beats_while_nothing_changes(store: NotedStore) -> None:
+    seen: list[datetime] = []
+    with Reporter(store, SPEC, ALONE, heartbeat=0.01) as reporter:
+        reporter.enter("training")
+        reporter.update_done(UpdateDone(8, 8, torch.tensor(0.5)))
+        for _ in range(3):
+            store.wait_for_writes(1)
+            seen.append(store.progress().at)
+        store.wait_for_writes(2)
+        told = store.progress()
+    assert len(set(seen)) > 1
+    assert (told.phase, told.updates_done, told.loss) == ("training", 8, 0.5)
+
+
+def test_heart_stops_with_the_job(store: NotedStore) -> None:
+    with Reporter(store, SPEC, ALONE, heartbeat=0.01) as reporter:
+        reporter.enter("done")
+        store.wait_for_writes(2)
+    assert [each for each in threading.enumerate() if each.name == "heartbeat"] == []
+    assert store.progress().phase == "done"
+
+
+def test_heart_stops_when_the_job_fails(store: NotedStore) -> None:
+    with pytest.raises(ZeroDivisionError), Reporter(store, SPEC, ALONE, heartbeat=0.01):
+        store.wait_for_writes(1)
+        raise ZeroDivisionError
+    assert [each for each in threading.enumerate() if each.name == "heartbeat"] == []
+
+
+def test_store_that_is_down_ends_neither_training_nor_heart(store: NotedStore) -> None:
+    store.broken = "progress"
+    with Reporter(store, SPEC, ALONE, heartbeat=0.01) as reporter:
+        reporter.enter("training")
+        store.wait_for_writes(3)
+        store.broken = None
+        store.wait_for_writes(2)
+    assert store.progress().phase == "training"
+
+
+def test_ranks_that_do_not_lead_write_nothing(store: NotedStore) -> None:
+    with Reporter(store, SPEC, World(1, 2), heartbeat=0.001) as reporter:
+        reporter.enter("training")
+    assert store.calls == []
