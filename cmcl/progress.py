@@ -1,12 +1,15 @@
 """A job's progress as a bar in the terminal."""
 
+from typing import Any
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cmcl.client import Client, Json
+from cmcl.client import Client
+from cmcl.types import Job
 
 
-def watch_with_bar(client: Client, job: str, title: str, console: Console) -> Json:
+def watch_with_bar(client: Client, job: str, title: str, console: Console) -> Job:
     """Follow a job to its end under a live bar; answers the ended job."""
     with Progress(
         TextColumn("{task.description}"),
@@ -19,15 +22,16 @@ def watch_with_bar(client: Client, job: str, title: str, console: Console) -> Js
         return client.watch(job, lambda now: progress.update(line, **bar_fields(now)))
 
 
-def bar_fields(job: Json) -> Json:
+def bar_fields(job: Job) -> dict[str, Any]:
     """How the bar shows a job: fields of rich's `Progress.update`."""
-    now = job.get("progress") or {}
-    words = [job["state"]]
-    if job["state"] == "running" and now.get("phase"):
-        words.append(now["phase"])
-    if now.get("loss") is not None:
-        words.append(f"loss {now['loss']:.3f}")
-    total = now.get("updates_total") or None
+    now = job.progress
+    words = [job.state]
+    if job.state == "running" and now:
+        words.append(now.phase)
+    if now and now.loss is not None:
+        words.append(f"loss {now.loss:.3f}")
+    total = (now.updates_total or None) if now else None
+    done = now.updates_done if now else 0
     # The bar of an ended job is full, also where no update was seen in passing.
-    done = (total or 0) if job["state"] == "published" else now.get("updates_done", 0)
-    return {"total": total, "completed": done, "state": " ".join(words)}
+    completed = (total or 0) if job.state == "published" else done
+    return {"total": total, "completed": completed, "state": " ".join(words)}

@@ -35,6 +35,7 @@ from service.control.context import Context
 from service.control.feed import Feed
 from service.control.preflights import PreflightRounds
 from service.control.reconcile import Reconciler
+from service.control.sweep.sweeper import Sweeper
 from service.control.validate import Validations
 from service.control.webhooks.deliverer import Deliverer
 from service.control.webhooks.sender import Sender
@@ -101,6 +102,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
         generate_unique_id_function=operation_id,
         dependencies=[Depends(require_body_type)],
         responses=PROBLEMS,
+        telemetry=context.metrics.spans.of_requests(),
     )
     app.state.context = context
     app.state.reconciler = reconciler
@@ -116,7 +118,6 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     )
     app.add_middleware(Authentication, doorkeeper=context.doorkeeper)
     app.add_middleware(RequestLog, metrics=context.metrics)
-    context.metrics.spans.instrument(app)
     return app
 
 
@@ -166,6 +167,7 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
             "reconciler": reconciler.run,
             "preflights": PreflightRounds(context).run,
             "webhooks": _deliverer(context).run,
+            "sweeper": Sweeper(context).run,
         }
         # Daemons: a call that hangs must not keep the process from ending. Nothing is lost.
         threads = [

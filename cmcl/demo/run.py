@@ -54,7 +54,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
         load = _query_load(stack, stream, options.queries_per_second)
         to_live = _learn_protected(client, stream, load, console)
         queries = load.stop()
-        versions = [client.version(MODEL, number + 1) for number in range(len(to_live))]
+        versions = [client.version(MODEL, number + 1).manifest for number in range(len(to_live))]
     protected = stream_figures(versions)
     unprotected = stream_figures(_without_protection(stack, versions[-1], console))
     bound = versions[-1].spec.drift_bound
@@ -107,9 +107,9 @@ def _learn(client: Client, dataset: StreamDataset, console: Console) -> None:
         MODEL, dataset.name, dataset.pair, dataset.shards, dataset.evaluation_shards
     )
     title = f"{dataset.name:<12} {dataset.pair!s:<12}"
-    job = watch_with_bar(client, accepted["job"]["id"], title, console)
-    if job["state"] != "published":
-        raise DemoError(f"{dataset.name} ended as {job['state']}: {job['message']}")
+    job = watch_with_bar(client, accepted.job.id, title, console)
+    if job.state != "published":
+        raise DemoError(f"{dataset.name} ended as {job.state}: {job.message}")
 
 
 def _wait_until_live(client: Client, stream: Stream) -> None:

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from pydantic import Field, SecretStr, field_serializer
+from pydantic import SecretStr, field_serializer
 
 from cmcl.types.answer import Answer
 
@@ -24,11 +24,10 @@ class ApiKey(Answer):
 class NewApiKey(ApiKey):
     """A key as it was made: the only time that its secret is told.
 
-    The key is hidden wherever the object is printed; `key.get_secret_value()` gives it. It is None
-    where the service was asked a second time and does not tell it again.
+    It is hidden wherever the object is printed; `key.get_secret_value()` gives it.
     """
 
-    key: SecretStr | None = Field(default=None)
+    key: SecretStr | None = None
 
     @field_serializer("key", when_used="json")
     def _told_in_json(self, value: SecretStr | None) -> str | None:

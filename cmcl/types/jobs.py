@@ -65,5 +65,5 @@ class Event(Answer):
     dataset: str | None = None
     job: str | None = None
     version: int | None = None
-    data: dict[str, Any] = {}
+    details: dict[str, Any] = Field(default_factory=dict)
     created_at: datetime | None = None

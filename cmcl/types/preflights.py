@@ -1,9 +1,10 @@
 """What a dataset would meet before it is posted."""
 
 from datetime import datetime
-from typing import Any
 
 from cmcl.types.answer import Answer
+from workers.contract.modality import ModalityPair
+from workers.contract.preflight import Outlook
 
 
 class Preflight(Answer):
@@ -12,8 +13,10 @@ class Preflight(Answer):
     id: str
     model: str
     version: int
+    pair: ModalityPair
     state: str
-    result: dict[str, Any] | None = None
+    attempt: int = 0
+    outlook: Outlook | None = None
     message: str | None = None
     created_at: datetime
     started_at: datetime | None = None

@@ -33,10 +33,13 @@ class Upload(Answer):
     filename: str
     bytes: int
     sha256: str | None = None
-    state: str = Field(description="open, complete or aborted")
-    parts: list[UploadPart] = []
+    state: str = Field(description="open, completing or complete")
+    parts: list[UploadPart] = Field(default_factory=list)
+    part_bytes_min: int = 1
+    part_bytes_max: int = 16 * 2**20
     uri: str | None = None
     presigned: Presigned | None = None
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True)

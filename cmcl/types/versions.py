@@ -14,6 +14,7 @@ from workers.contract.version import (
     Recall,
     Shrinkage,
     VersionManifest,
+    VersionReport,
 )
 
 
@@ -58,3 +59,8 @@ class Version(VersionSummary):
     capacity: dict[str, HeadCapacity] = Field(description="by modality: what is left to learn with")
     lineage: tuple[LearnedDataset, ...]
     manifest: VersionManifest
+
+    @property
+    def report(self) -> VersionReport:
+        """What its training job found out."""
+        return self.manifest.report

@@ -1,8 +1,9 @@
 """Webhooks and their deliveries."""
 
 from datetime import datetime
+from typing import Any
 
-from pydantic import SecretStr, field_serializer
+from pydantic import Field, SecretStr, field_serializer
 
 from cmcl.types.answer import Answer
 
@@ -15,6 +16,7 @@ class Webhook(Answer):
     kinds: list[str]
     model: str | None = None
     created_at: datetime
+    failing_since: datetime | None = None
     disabled_at: datetime | None = None
     disabled_reason: str | None = None
 
@@ -22,8 +24,7 @@ class Webhook(Answer):
 class NewWebhook(Webhook):
     """A webhook as it was made: the only time that the secret of its signatures is told.
 
-    Hidden wherever the object is printed; `secret.get_secret_value()` gives it. It is None where
-    the service was asked a second time.
+    Hidden wherever the object is printed; `secret.get_secret_value()` gives it.
     """
 
     secret: SecretStr | None = None
@@ -38,6 +39,8 @@ class Delivery(Answer):
     """One message to a webhook, and what became of it."""
 
     id: str
+    webhook: str
+    payload: dict[str, Any] = Field(default_factory=dict)
     attempts: int
     next_at: datetime | None = None
     status: int | None = None

@@ -44,6 +44,10 @@ def retry(connection: Connection, job_id: str, word: Word) -> JobRecord:
     job = get_job(connection, job_id, word.principal)
     if job.state != JobState.FAILED:
         raise Conflict(f"job {job.id} is {job.state}; only a failed job can be tried again")
+    # A deleted model has no jobs any more, and what was removed cannot be learned from.
+    get_model(connection, job.model, word.principal)
+    if job.swept_at is not None:
+        raise Conflict(f"what job {job.id} had read was removed; post the dataset again")
     _reclaim(connection, job, word.principal)
     if not jobs.retry(connection, job, word.now):
         raise _moved_on(job)
@@ -90,6 +94,8 @@ def _stop(connection: Connection, job: JobRecord, now: datetime) -> bool:
 
 
 def _reclaim(connection: Connection, job: JobRecord, principal: Principal) -> None:
+    # Locked, so that nobody deletes it at this very moment.
+    datasets.lock(connection, job.dataset)
     dataset = get_dataset(connection, job.dataset, principal)
     fingerprint = NewDataset.model_validate(dataset.request).fingerprint
     same = datasets.find_same(connection, dataset.model, fingerprint)

@@ -250,26 +250,6 @@ def request_cancel(connection: Connection, seen: JobRecord, now: datetime) -> bo
     return asked
 
 
-def unswept(connection: Connection, ended_before: datetime, limit: int) -> list[JobRecord]:
-    """Jobs that ended before that moment, whose attempts' objects are still there."""
-    query = (
-        select(jobs)
-        .where(
-            jobs.c.finished_at.is_not(None),
-            jobs.c.swept_at.is_(None),
-            jobs.c.finished_at < ended_before,
-        )
-        .order_by(jobs.c.finished_at)
-        .limit(limit)
-    )
-    return [_record(row) for row in connection.execute(query).mappings()]
-
-
-def set_swept(connection: Connection, seen: JobRecord, now: datetime) -> bool:
-    """What its attempts left is gone. False if it has moved on meanwhile."""
-    return connection.execute(_as_seen(seen).values(swept_at=now)).rowcount == 1
-
-
 def _as_seen(seen: JobRecord) -> Update:
     """The fence: nobody has moved it since it was read."""
     return update(jobs).where(jobs.c.id == seen.id, jobs.c.revision == seen.revision)

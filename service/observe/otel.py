@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import (
@@ -33,7 +32,7 @@ from opentelemetry.trace import (
 from service.observe.spans import Attributes
 
 _JOB = "cmcl.job"
-_NOT_TRACED = "healthz,readyz,metrics"
+_NOT_TRACED = frozenset({"/healthz", "/readyz", "/metrics"})
 _NANOSECONDS = 1_000_000_000
 _SERVICE = Resource({SERVICE_NAME: "cmcl-service"})
 
@@ -62,14 +61,15 @@ class OpenTelemetrySpans:
         self.provider.add_span_processor(processor)
         self._tracer = self.provider.get_tracer("cmcl.service")
 
-    def instrument(self, app: FastAPI) -> None:
+    def of_requests(self) -> TelemetryConfig:
         """See Spans."""
-        FastAPIInstrumentor.instrument_app(
-            app,
-            tracer_provider=self.provider,
-            excluded_urls=_NOT_TRACED,
-            exclude_spans=["receive", "send"],
-        )
+        return {
+            "tracer_provider": self.provider,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "exclude": lambda scope: scope.get("path") in _NOT_TRACED,
+        }
 
     def trace_id(self) -> str | None:
         """See Spans."""

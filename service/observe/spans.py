@@ -1,4 +1,4 @@
-"""Traces, where somebody collects them; otherwise nothing of OpenTelemetry is even imported.
+"""Traces, where somebody collects them; otherwise OpenTelemetry's machinery is not even imported.
 
 A job has a trace of its own. Its id is made from the job's id, so that every service that carries
 the job on adds to the same trace, and nothing has to be remembered.
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 
 Attributes = Mapping[str, str | int | float]
 
@@ -17,8 +17,8 @@ Attributes = Mapping[str, str | int | float]
 class Spans(Protocol):
     """What is traced."""
 
-    def instrument(self, app: FastAPI) -> None:
-        """A span for each request, except for what machines ask every few seconds."""
+    def of_requests(self) -> TelemetryConfig:
+        """What FastAPI is told: a span for each request, but not for what machines ask all day."""
         ...
 
     def trace_id(self) -> str | None:
@@ -45,8 +45,9 @@ class Spans(Protocol):
 class NoSpans:
     """Nobody collects traces."""
 
-    def instrument(self, app: FastAPI) -> None:
+    def of_requests(self) -> TelemetryConfig:
         """See Spans."""
+        return {"tracing": False, "metrics": False, "logs": False}
 
     def trace_id(self) -> str | None:
         """See Spans."""
@@ -82,7 +83,7 @@ def open_spans(environment: Mapping[str, str] = os.environ) -> Spans:
     """As OTEL_* say. Raises ValueError for an exporter that we do not have."""
     if not is_asked_for(environment):
         return NoSpans()
-    # Half a second to import, which who collects no traces should not wait for.
+    # It takes a while to import, which who collects no traces should not wait for.
     from service.observe.otel import OpenTelemetrySpans, exporter_named
 
     return OpenTelemetrySpans(exporter_named(environment.get("OTEL_TRACES_EXPORTER", "otlp")))

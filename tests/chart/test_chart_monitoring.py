@@ -1,10 +1,12 @@
 """What Prometheus is told."""
 
-from tests.chart.release import Release
+import helm_python
+
+from tests.chart.release import ROOT, Release
 
 
 def test_monitoring_is_off_unless_asked_for(trial: Release) -> None:
-    assert trial.of_kind("ServiceMonitor") == []
+    assert trial.of_kind("ServiceMonitor", "PrometheusRule") == []
 
 
 def test_monitor_finds_the_service_and_its_port(production: Release) -> None:
@@ -17,8 +19,19 @@ def test_monitor_finds_the_service_and_its_port(production: Release) -> None:
     assert (endpoint["path"], endpoint["interval"]) == ("/metrics", "15s")
 
 
-def test_prometheus_can_select_the_monitor(production: Release) -> None:
-    assert (
-        production.one("ServiceMonitor", "demo-cmcl")["metadata"]["labels"]["release"]
-        == "prometheus"
-    )
+def test_prometheus_can_select_monitor_and_rules(production: Release) -> None:
+    for item in production.of_kind("ServiceMonitor", "PrometheusRule"):
+        assert item["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_the_rules_are_those_that_promtool_tests(production: Release) -> None:
+    rules = (ROOT / "deploy" / "prometheus" / "rules.yaml").read_text()
+    assert "{{ $labels.job }}" in rules
+    spec = production.one("PrometheusRule", "demo-cmcl")["spec"]
+    assert spec == helm_python.values_from_yaml(rules)
+
+
+def test_the_rules_stand_in_one_place_only() -> None:
+    link = ROOT / "helm" / "files" / "rules.yaml"
+    assert link.is_symlink()
+    assert link.resolve() == ROOT / "deploy" / "prometheus" / "rules.yaml"

@@ -52,8 +52,8 @@ def published(cmcl: CommandLine) -> str:
     cmcl("model", "create", "shapes", *widths)
     fashion = stream.datasets[0]
     answer = cmcl(
-        *("dataset", "add", "shapes", "fashion", "--pair", "image,text", "--watch"),
-        *("--shard", str(fashion.train), "--evaluation", str(fashion.evaluation)),
+        *("dataset", "add", str(fashion.train), "--evaluation", str(fashion.evaluation)),
+        *("--model", "shapes", "--name", "fashion", "--pair", "image,text", "--watch"),
     )
     assert "published as version 1" in answer
     return "shapes"
@@ -63,8 +63,21 @@ def test_model_is_listed_with_its_live_version(cmcl: CommandLine, published: str
     assert re.search(r"shapes\s+│ 1\s+│ 1\s+│ nullspace │ 256", cmcl("model", "list"))
 
 
-def test_versions_tell_what_was_learned(cmcl: CommandLine, published: str) -> None:
-    assert re.search(r"│ 1\s+│ fashion │ image,text │ \d\d\.\d", cmcl("versions", published))
+def test_version_tells_what_was_learned_and_what_is_left(cmcl: CommandLine, published: str) -> None:
+    assert re.search(r"│ 1\s+│ fashion", cmcl("version", "list", published))
+    page = cmcl("version", "show", published, "1")
+    assert re.search(r"│ 1\s+│ fashion │ \d\d\.\d", page)
+    assert re.search(r"│ image\s+│ █*░* \d+ %", page)
+
+
+def test_version_as_json_is_one_document(cmcl: CommandLine, published: str) -> None:
+    version = json.loads(cmcl("version", "show", published, "1", "--json"))
+    assert version["manifest"]["report"]["ranks"] == 2
+
+
+def test_a_file_is_uploaded_and_has_an_address(cmcl: CommandLine, published: str) -> None:
+    uploaded = json.loads(cmcl("upload", str(EXAMPLE_STREAM / "stream.json"), "--json"))
+    assert re.fullmatch(r"upload:up-[0-9a-f]{12}", uploaded["uri"])
 
 
 def test_embedding_comes_with_its_version(
@@ -79,24 +92,28 @@ def test_embedding_comes_with_its_version(
     assert len(live["embeddings"][0]) == 256
 
 
-def test_roll_back_names_the_new_generation(cmcl: CommandLine, published: str) -> None:
-    assert "version 1 answers (generation" in cmcl("rollback", published, "1")
+def test_promoting_names_the_new_generation(cmcl: CommandLine, published: str) -> None:
+    assert "version 1 answers (generation" in cmcl("promote", published, "1", "--reason", "why not")
+    assert re.search(r"│ 1\s+│ 1\s+│ -\s+│ published", cmcl("history", published))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("versions", "no-such-model"), "there is no model 'no-such-model'"),
-        (("rollback", "shapes", "7"), "has no version 7"),
+        (("version", "list", "no-such-model"), "there is no model 'no-such-model'"),
+        (("promote", "shapes", "7"), "has no version 7"),
+        (("rollback", "shapes"), "shapes"),
         (("job", "watch", "job-000000000000"), "there is no job"),
         (("model", "create", "odd name", "--modality=a=1", "--modality=b=2"), "name"),
-        (("model", "create", "narrow", "--modality=image"), "write NAME=WIDTH"),
         (
-            ("dataset", "add", "shapes", "x", "--pair", "image,image", "--shard", "x.parquet"),
+            ("dataset", "add", "README.md", "--model", "shapes", "--pair", "image,image"),
             "two different modalities, got 'image' twice",
         ),
         (
-            ("dataset", "add", "shapes", "x", "--pair", "image,text", "--shard", "/etc/hosts"),
+            (
+                *("dataset", "add", "/etc/hosts", "--upload=never"),
+                *("--model", "shapes", "--pair", "image,text"),
+            ),
             "outside the allowed prefixes",
         ),
     ],
@@ -111,4 +128,4 @@ def test_mistakes_are_answered_in_one_line(
 
 
 def test_server_that_is_not_there_is_named(cmcl: CommandLine) -> None:
-    assert "does not answer" in cmcl("model", "list", "--url", "http://127.0.0.1:9", code=1)
+    assert "does not answer" in cmcl("model", "list", "--url", "http://127.0.0.1:9", code=4)

@@ -1,6 +1,6 @@
 """What must be true after every step of every story, and what in the end."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +22,7 @@ class Witness:
     def __init__(self, world: World) -> None:
         self.looks = 0
         self.steps_back = 0
+        self.ends: Counter[str] = Counter()
         self._world = world
         self._jobs: dict[str, Row] = {}
         self._manifests: dict[tuple[str, int], object] = {}
@@ -51,6 +52,7 @@ class Witness:
         self.look()
         for job in self._rows(tables.jobs, tables.jobs.c.sequence):
             assert job["state"] in TERMINAL, f"stuck: {job['id']} {job['state']} {job['message']}"
+            self.ends[job["reason"] or job["state"]] += 1
         for version in self._rows(tables.versions, tables.versions.c.number):
             assert version["stored_at"] is not None, f"never stored: {version['number']}"
         for model in self._rows(tables.models, tables.models.c.name):

@@ -23,6 +23,10 @@ MOMENTS = "moments.safetensors"
 VERSION_FILES = (HEADS, MEMORY, KEPT, SELFTEST)
 
 
+def dataset_prefix(dataset: str) -> str:
+    return f"datasets/{dataset}/"
+
+
 def dataset_manifest(dataset: str) -> str:
     return f"datasets/{dataset}/{MANIFEST}"
 
@@ -44,6 +48,11 @@ def dataset_moments(dataset: str) -> str:
     return f"datasets/{dataset}/{MOMENTS}"
 
 
+def runs_prefix(job: str) -> str:
+    """All attempts of a job, or what a pre-flight left."""
+    return f"runs/{job}/"
+
+
 def run_prefix(job: str, attempt: int) -> str:
     return f"runs/{job}/a{attempt}"
 
@@ -62,6 +71,10 @@ def run_failure(job: str, attempt: int) -> str:
 
 def run_file(job: str, attempt: int, name: str) -> str:
     return f"{run_prefix(job, attempt)}/candidate/{name}"
+
+
+def model_prefix(model: str) -> str:
+    return f"models/{model}/"
 
 
 def version_file(model: str, version: int, name: str) -> str:

@@ -2,33 +2,37 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
-Answer = tuple[int, Any]
+Answer = tuple[int, Any] | tuple[int, Any, Mapping[str, str]]
 
 
 @dataclass
 class Asked:
-    """One request as it arrived."""
+    """One request as it arrived; a body that is JSON is parsed."""
 
     method: str
     path: str
     body: Any
+    headers: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass
 class RestServer:
-    """`answer` is called for every request; a text is sent as it is, anything else as JSON."""
+    """`answer` is called for every request; a text is sent as it is, anything else as JSON.
 
-    answer: Callable[[Asked], Answer] = lambda _: (404, {"title": "Not Found"})
+    None instead of an answer hangs up.
+    """
+
+    answer: Callable[[Asked], Answer | None] = lambda _: (404, {"title": "Not Found"})
     asked: list[Asked] = field(default_factory=list)
     url: str = ""
 
-    def always(self, *answers: Answer) -> None:
+    def always(self, *answers: Answer | None) -> None:
         """One answer after another, the last one for ever."""
         left = list(answers)
         self.answer = lambda _: left.pop(0) if len(left) > 1 else left[0]
@@ -59,17 +63,28 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
-        body = json.loads(self.rfile.read(length)) if length else None
-        asked = Asked(self.command, self.path, body)
+        data = self.rfile.read(length)
+        is_json = self.headers.get("Content-Type") == "application/json"
+        body = json.loads(data) if is_json else data or None
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        asked = Asked(self.command, self.path, body, headers)
         self.recorder.asked.append(asked)
-        status, answer = self.recorder.answer(asked)
+        prepared = self.recorder.answer(asked)
+        if prepared is None:
+            self.close_connection = True
+            return
+        self._send(*prepared)
+
+    def _send(self, status: int, answer: Any, headers: Mapping[str, str] | None = None) -> None:
         data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
 
-    do_POST = do_PUT = do_GET
+    do_POST = do_PUT = do_DELETE = do_GET
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         """Nothing: pytest shows what matters."""

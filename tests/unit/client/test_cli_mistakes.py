@@ -1,39 +1,171 @@
-"""Mistakes on the command line that no server has to see: each gets an answer in words."""
+"""Mistakes on the command line: each gets an exit code, one line, and never a traceback."""
 
+import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
-from cmcl.cli import app
-from cmcl.client import CmclError
+from cmcl.cli import main
 from cmcl.demo.run import DemoError, DemoOptions, run_demo
+from cmcl.terminal.exits import Exit, ended, in_words
 from tests.conftest import EXAMPLE_STREAM
+from tests.unit.client.rest_server import RestServer
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
 
 
 @pytest.mark.parametrize("text", ["not json", "5", '{"a": 1}', "[[1.0], 2.0]", "\udcff", None])
-def test_a_file_that_holds_no_features_is_named(tmp_path: Path, text: str | None) -> None:
+def test_a_file_that_holds_no_features_is_named(
+    tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "features.json"
     if text is not None:
         path.write_bytes(text.encode(errors="surrogateescape"))
-    ended = CliRunner().invoke(app, ["embed", "scenes", "image", str(path)])
-    assert isinstance(ended.exception, CmclError)
-    assert str(path) in str(ended.exception)
+    assert main(["embed", "scenes", "image", str(path)]) == Exit.REFUSED
+    assert str(path) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["image", "image=", "image=wide", "image=\u00b2", "image=-1"])
-def test_a_modality_without_a_width_is_named(text: str) -> None:
-    ended = CliRunner().invoke(app, ["model", "create", "scenes", "--modality", text])
-    assert isinstance(ended.exception, CmclError)
-    assert "write NAME=WIDTH" in str(ended.exception)
+def test_a_modality_without_a_width_is_named(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model", "create", "scenes", "--modality", text]) == Exit.USAGE
+    assert "write NAME=WIDTH" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])
-def test_a_port_that_cannot_be_is_refused(port: str) -> None:
-    ended = CliRunner().invoke(app, ["up", f"--port={port}"])
-    assert ended.exit_code == 2
-    assert "--port" in ended.output
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["up", "--port=0"], "--port"),
+        (["up", "--port=65536"], "--port"),
+        (["up", "--port=http"], "--port"),
+        (["bogus"], "bogus"),
+        (["model", "show"], "MODEL"),
+        (["version", "show", "scenes", "zero"], "VERSION"),
+        (["version", "show", "scenes", "0"], "VERSION"),
+        (["dataset", "add", "x", "--model=m", "--pair=image"], "write FIRST,SECOND"),
+        (["dataset", "add", "x", "--model=m", "--pair=a,b", "--upload=maybe"], "maybe"),
+        (
+            ["dataset", "add", "x", "--model=m", "--pair=a,b", "--evaluation-share=0.7"],
+            "--evaluation-share",
+        ),
+        (["dataset", "add", "s3://b/---.parquet", "--model=m", "--pair=a,b"], "say --name"),
+        (["model", "policy", "m", "--unset", "mood"], "permitted are max-drift"),
+    ],
+)
+def test_what_cannot_be_understood_is_a_mistake_of_usage(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == Exit.USAGE
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model", "create", "m", "--modality=a=1"], "modalities: "),
+        (["model", "create", "m", "--modality=a=1", "--modality=b=1", "--method=x"], "method: "),
+        (["dataset", "add", "x", "--model=m", "--pair=image,image"], "two different modalities"),
+        (["dataset", "add", "no/such", "--model=m", "--pair=a,b"], "there is no file or folder"),
+        (["upload", "no/such"], "cannot be read: No such file"),
+        (["model", "list", "--url=ftp://x"], "is no address"),
+    ],
+)
+def test_what_can_be_seen_to_be_wrong_is_refused_in_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == Exit.REFUSED
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+def test_a_server_that_is_not_there_has_an_exit_code_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{held.getsockname()[1]}"
+        assert main(["model", "list", "--url", url]) == Exit.UNREACHABLE
+    assert capsys.readouterr().err.startswith(f"error: {url} does not answer: ")
+
+
+def test_a_refusal_by_the_server_is_told_in_its_words(
+    server: RestServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.always((409, {"detail": "a job of it is running [red]"}))
+    assert main(["model", "delete", "m", "--yes", "--url", server.url]) == Exit.REFUSED
+    assert capsys.readouterr().err == "error: a job of it is running [red]\n"
+
+
+def test_a_mistake_of_the_server_can_be_looked_up(
+    server: RestServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.always((500, {"detail": "it was logged"}, {"X-Request-ID": "r-9"}))
+    assert main(["model", "list", "--url", server.url]) == Exit.REFUSED
+    assert capsys.readouterr().err == "error: it was logged (request r-9)\n"
+
+
+def test_a_mistake_of_ours_shows_no_traceback_unless_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> None:
+        raise KeyError("oh")
+
+    assert ended(run) == Exit.REFUSED
+    assert capsys.readouterr().err == (
+        "error: a mistake in cmcl, please report it: KeyError('oh') (CMCL_DEBUG=1 shows where)\n"
+    )
+    monkeypatch.setenv("CMCL_DEBUG", "1")
+    ended(run)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_has_the_exit_code_of_shells() -> None:
+    def run() -> None:
+        raise KeyboardInterrupt
+
+    assert ended(run) == Exit.INTERRUPTED == 130
+
+
+def test_exit_codes_of_system_exits_are_passed_on() -> None:
+    def run(code: object) -> None:
+        raise SystemExit(code)
+
+    assert ended(lambda: run(2)) == 2
+    assert ended(lambda: run(None)) == 0
+    assert ended(lambda: run("words")) == 1
+    assert in_words(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"
+
+
+def test_no_is_an_answer(server: RestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda _="": "n")
+    assert main(["model", "delete", "m", "--url", server.url]) == Exit.REFUSED
+    assert server.asked == []
+
+
+def test_output_that_nobody_reads_ends_the_command_quietly(server: RestServer) -> None:
+    program = f"import sys; from cmcl.cli import main; sys.exit(main({['model', 'list']!r}))"
+    items = [{"id": n} for n in range(3)]
+    server.always((200, {"items": items, "next_cursor": None}))
+    shell = f"{sys.executable} -c '{program.replace(chr(39), chr(34))}' | true"
+    done = subprocess.run(
+        shell,
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"CMCL_URL": server.url, "PATH": "/usr/bin:/bin"},
+    )
+    assert "Traceback" not in done.stderr
 
 
 def test_the_demo_empties_no_folder_but_its_own(tmp_path: Path) -> None:
@@ -42,3 +174,15 @@ def test_the_demo_empties_no_folder_but_its_own(tmp_path: Path) -> None:
     with pytest.raises(DemoError, match="was not made by an earlier demo"):
         run_demo(DemoOptions(EXAMPLE_STREAM, tmp_path), Console(quiet=True))
     assert letter.read_text() == "dear"
+
+
+def test_importing_the_client_loads_nothing_large_and_nothing_for_terminals() -> None:
+    program = "import json, sys, cmcl; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    loaded = set(json.loads(done.stdout))
+    assert "cmcl.client" in loaded
+    # Not rich: httpx loads it for a command line of its own.
+    heavy = {"torch", "ray", "numpy", "pyarrow", "boto3", "typer", "fastapi", "service"}
+    assert loaded.isdisjoint(heavy)

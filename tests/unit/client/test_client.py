@@ -1,36 +1,50 @@
-"""The client: what it sends, and whose words its errors are in."""
+"""The client on the wire: what it sends, and whose words its errors are in."""
 
 import base64
 import socket
 import struct
-from collections.abc import Iterator
 
 import pytest
 
-from cmcl.client import FINAL_STATES, Client, CmclError, Json
+from cmcl import Client, CmclError
+from cmcl.client import FINAL_STATES, Unreachable
 from service.states import TERMINAL
-from tests.unit.client.rest_server import Asked, RestServer, running
+from tests.unit.client.either import connected
+from tests.unit.client.rest_server import RestServer
 from workers.contract.dataset import ShardRef
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
 
-
-@pytest.fixture
-def server() -> Iterator[RestServer]:
-    with running() as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: RestServer) -> Iterator[Client]:
-    with Client(server.url, server.url, timeout=5) as client:
-        yield client
+PAIR = ModalityPair(first="image", second="text")
+MODEL = {
+    "name": "scenes",
+    "width": 8,
+    "modalities": {"image": 4},
+    "method": "nullspace",
+    "conditioning": 0.3,
+    "protection": {},
+    "training": {},
+    "seed": 0,
+    "head_version": None,
+    "live_version": None,
+    "live_generation": 0,
+    "created_at": "2026-11-24T00:00:00Z",
+}
+JOB = {
+    "id": "job-1",
+    "model": "scenes",
+    "dataset": "ds-1",
+    "state": "running",
+    "attempt": 1,
+    "created_at": "2026-11-24T00:00:00Z",
+    "state_changed_at": "2026-11-24T00:00:00Z",
+}
 
 
 def test_a_model_is_posted_with_every_value_resolved(server: RestServer, client: Client) -> None:
     spec = ModelSpec(width=8, modalities={"image": 4, "text": 3})
-    server.always((201, {"name": "scenes"}))
-    assert client.create_model("scenes", spec) == {"name": "scenes"}
+    server.always((201, MODEL))
+    assert client.create_model("scenes", spec).name == "scenes"
     (asked,) = server.asked
     assert (asked.method, asked.path) == ("POST", "/v1/models")
     assert asked.body.pop("name") == "scenes"
@@ -40,25 +54,17 @@ def test_a_model_is_posted_with_every_value_resolved(server: RestServer, client:
 def test_a_dataset_is_posted_without_digests_that_nobody_gave(
     server: RestServer, client: Client
 ) -> None:
-    server.always((202, {}))
+    server.always((409, {}))
     shards = [ShardRef(uri="s3://bucket/a"), ShardRef(uri="s3://bucket/b", sha256="0" * 64)]
-    client.add_dataset("scenes", "first", ModalityPair(first="image", second="text"), shards)
-    assert server.asked == [
-        Asked(
-            "POST",
-            "/v1/datasets",
-            {
-                "model": "scenes",
-                "name": "first",
-                "pair": {"first": "image", "second": "text"},
-                "shards": [
-                    {"uri": "s3://bucket/a"},
-                    {"uri": "s3://bucket/b", "sha256": "0" * 64},
-                ],
-                "evaluation_shards": [],
-            },
-        )
-    ]
+    with pytest.raises(CmclError):
+        client.add_dataset("scenes", "first", PAIR, shards)
+    assert server.asked[0].body == {
+        "model": "scenes",
+        "name": "first",
+        "pair": {"first": "image", "second": "text"},
+        "shards": [{"uri": "s3://bucket/a"}, {"uri": "s3://bucket/b", "sha256": "0" * 64}],
+        "evaluation_shards": [],
+    }
 
 
 def test_embeddings_are_the_floats_that_were_sent_and_name_their_version(
@@ -74,46 +80,64 @@ def test_embeddings_are_the_floats_that_were_sent_and_name_their_version(
     assert server.asked[0].body["input"] == [[1.0, 2.0], [3.0, 4.0]]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"model": "scenes", "data": []},
+        {"model": 1, "data": []},
+        {"model": "a@1", "data": [{"embedding": "?"}]},
+        {"model": "a@1", "data": [{"embedding": "AAA="}]},
+    ],
+)
+def test_embeddings_of_another_form_are_an_error_of_ours(
+    server: RestServer, client: Client, answer: object
+) -> None:
+    server.always((200, answer))
+    with pytest.raises(CmclError, match="a form that this client does not know"):
+        client.embed("scenes", "image", [[1.0]])
+
+
 def test_a_list_is_read_to_its_last_page(server: RestServer, client: Client) -> None:
+    pages = [[{**JOB, "id": f"job-{n}"} for n in numbers] for numbers in ([1, 2], [3])]
     server.always(
-        (200, {"items": [{"id": 1}, {"id": 2}], "next_cursor": "a+b/c="}),
-        (200, {"items": [{"id": 3}], "next_cursor": None}),
+        (200, {"items": pages[0], "next_cursor": "a+b/c="}),
+        (200, {"items": pages[1], "next_cursor": None}),
     )
-    assert [item["id"] for item in client.jobs("scenes")] == [1, 2, 3]
+    assert [job.id for job in client.jobs("scenes")] == ["job-1", "job-2", "job-3"]
     assert [asked.path for asked in server.asked] == [
         "/v1/jobs?model=scenes",
         "/v1/jobs?model=scenes&cursor=a%2Bb%2Fc%3D",
     ]
 
 
-def test_rolling_back_says_why_if_there_is_a_reason(server: RestServer, client: Client) -> None:
-    server.always((200, {}))
+def test_promoting_says_why_and_since_when_if_told(server: RestServer, client: Client) -> None:
+    server.always((200, {"version": 1, "generation": 2}))
     client.promote("scenes", 3)
-    client.promote("scenes", 2, "worse on birds")
-    assert [(asked.method, asked.path) for asked in server.asked] == [
-        ("PUT", "/v1/models/scenes/live")
-    ] * 2
+    client.promote("scenes", 2, "worse on birds", if_generation=7)
     assert [asked.body for asked in server.asked] == [
         {"version": 3},
         {"version": 2, "reason": "worse on birds"},
     ]
+    assert [asked.headers.get("if-match") for asked in server.asked] == [None, '"7"']
 
 
-def test_watching_ends_with_the_job_and_tells_every_look(
+def test_fields_that_are_new_are_kept(server: RestServer, client: Client) -> None:
+    server.always((200, {**JOB, "mood": "good", "progress": {"phase": "dreaming", "depth": 3}}))
+    job = client.job("job-1")
+    assert (job["mood"], job["state"], job.model_dump()["mood"]) == ("good", "running", "good")
+    assert job.progress is not None
+    assert (job.progress.phase, job.progress.get("depth")) == ("dreaming", 3)
+    assert job.get("no such field", 5) == 5
+
+
+def test_an_answer_without_what_is_needed_is_told_in_words(
     server: RestServer, client: Client
 ) -> None:
-    states = ["queued", "running", "published"]
-    server.always(*((200, {"state": state}) for state in states))
-    seen: list[Json] = []
-    ended = client.watch("j-1", seen.append, timeout=5, poll_seconds=0.001)
-    assert ended == {"state": "published"}
-    assert [job["state"] for job in seen] == states
-
-
-def test_watching_gives_up_in_time(server: RestServer, client: Client) -> None:
-    server.always((200, {"state": "running"}))
-    with pytest.raises(CmclError, match=r"job j-1 did not end within 0\.02 seconds"):
-        client.watch("j-1", timeout=0.02, poll_seconds=0.001)
+    server.always((200, {"id": "job-1"}, {"x-request-id": "r-5"}))
+    with pytest.raises(CmclError, match=r"Job\.model: Field required; are both of the same") as e:
+        client.job("job-1")
+    assert e.value.request_id == "r-5"
 
 
 def test_the_client_stops_watching_in_just_the_states_that_the_service_calls_terminal() -> None:
@@ -138,6 +162,8 @@ def test_the_client_stops_watching_in_just_the_states_that_the_service_calls_ter
         ("", "HTTP 404: "),
         ('"only text"', 'HTTP 404: "only text"'),
         ("[1]", "HTTP 404: [1]"),
+        ({"errors": 5}, "HTTP 404"),
+        ({"errors": [5, {}]}, "HTTP 404"),
     ],
 )
 def test_a_refusal_is_told_in_the_words_of_whoever_refused(
@@ -150,6 +176,22 @@ def test_a_refusal_is_told_in_the_words_of_whoever_refused(
     assert caught.value.status == 404
 
 
+def test_an_error_has_type_fields_and_request_id(server: RestServer, client: Client) -> None:
+    problem = {
+        "type": "urn:cmcl:problem:invalid-request",
+        "detail": "no",
+        "errors": [{"field": "shards[0].uri", "message": "outside", "value": "file:///x"}],
+    }
+    server.always((422, problem, {"X-Request-ID": "r-7"}))
+    with pytest.raises(CmclError) as caught:
+        client.job("j-1")
+    assert caught.value.type == "urn:cmcl:problem:invalid-request"
+    assert [(each.field, each.value) for each in caught.value.fields] == [
+        ("shards[0].uri", "file:///x")
+    ]
+    assert caught.value.request_id == "r-7"
+
+
 def test_an_answer_that_is_no_json_is_an_error_of_ours(server: RestServer, client: Client) -> None:
     server.always((200, "<html>a login page</html>"))
     with pytest.raises(CmclError, match="login page") as caught:
@@ -157,11 +199,22 @@ def test_an_answer_that_is_no_json_is_an_error_of_ours(server: RestServer, clien
     assert caught.value.status == 200
 
 
-def test_an_odd_name_stays_one_part_of_the_path(server: RestServer, client: Client) -> None:
-    server.always((404, {"detail": "no"}))
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("../up?a#b", "..%2Fup%3Fa%23b"), ("..", "%2E%2E"), (".", "%2E"), ("ä b", "%C3%A4%20b")],
+)
+def test_an_odd_name_stays_one_part_of_the_path(
+    server: RestServer, client: Client, name: str, path: str
+) -> None:
     with pytest.raises(CmclError):
-        client.promote("../up?a#b", 1)
-    assert server.asked[0].path == "/v1/models/..%2Fup%3Fa%23b/live"
+        client.promote(name, 1)
+    assert server.asked[0].path == f"/v1/models/{path}/live"
+
+
+def test_an_empty_name_is_never_sent(server: RestServer, client: Client) -> None:
+    with pytest.raises(CmclError, match="a name is empty"):
+        client.delete_model("")
+    assert server.asked == []
 
 
 def test_what_json_does_not_have_is_refused_in_words(client: Client) -> None:
@@ -169,10 +222,18 @@ def test_what_json_does_not_have_is_refused_in_words(client: Client) -> None:
         client.embed("scenes", "image", [[1.0, float("nan")]])
 
 
-def test_a_server_that_does_not_answer_is_named() -> None:
+def test_a_server_that_does_not_answer_is_named(kind: str) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{held.getsockname()[1]}"
-        with Client(url, timeout=1) as client, pytest.raises(CmclError, match=url) as caught:
-            client.models()
+        host = f"127.0.0.1:{held.getsockname()[1]}"
+        url = f"http://anna:secret@{host}"
+        with connected(kind, url) as client, pytest.raises(Unreachable, match=host) as caught:
+            list(client.models())
     assert caught.value.status == 0
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host", "http://", "http://[::1"])
+def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
+    with pytest.raises(CmclError, match="is no address"):
+        Client(url)

@@ -165,11 +165,11 @@ def test_the_footer_is_read_as_arrow_reads_it(path: Path) -> None:
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     expected = [
-        (group.column(index).path_in_schema.split(".")[0], group.column(index).num_values)
+        (column.path_in_schema.split(".")[0], column.num_values, column.total_uncompressed_size)
         for group in groups
-        for index in range(group.num_columns)
+        for column in (group.column(index) for index in range(group.num_columns))
     ]
-    found = [(chunk.column, chunk.values) for chunk in column_chunks(path)]
+    found = [(chunk.column, chunk.values, chunk.page_bytes) for chunk in column_chunks(path)]
     assert found == expected
     assert len(found) == 16
 

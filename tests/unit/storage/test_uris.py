@@ -7,7 +7,7 @@ import pytest
 from workers.contract.errors import InvalidUri
 from workers.storage.local import LocalStore
 from workers.storage.s3 import S3Store
-from workers.storage.uris import check_allowed, locate, open_store
+from workers.storage.uris import check_allowed, locate, locate_allowed, open_store
 
 ALLOWED = ("s3://bucket/captures", "file:///data/captures/")
 
@@ -155,3 +155,70 @@ def test_a_store_on_disk_has_the_address_it_was_opened_with(tmp_path: Path) -> N
 def test_a_folder_is_no_shard(uri: str) -> None:
     with pytest.raises(InvalidUri, match="names a folder"):
         check_allowed(uri, ("s3://bucket", "file:///data"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "prefix"),
+    [
+        ("file:///data/my%20pairs/a", "file:///data/my pairs"),
+        ("file:///data/my pairs/a", "file:///data/my%20pairs/"),
+        ("file:///d%61ta/a", "file:///data"),
+        ("file:///data/%C3%A9/a", "file:///data/é"),
+        ("s3://bucket/my%20pairs/a", "s3://bucket/my%20pairs"),
+        ("file:///data/a", "file:///"),
+        ("s3://bucket/a", "s3://bucket"),
+    ],
+)
+def test_addresses_on_a_disk_are_compared_as_they_are_read(uri: str, prefix: str) -> None:
+    check_allowed(uri, (prefix,))
+
+
+@pytest.mark.parametrize(
+    ("uri", "prefix"),
+    [
+        # In a bucket, these are two names.
+        ("s3://bucket/my pairs/a", "s3://bucket/my%20pairs"),
+        ("file:///data%2Devil/a", "file:///data"),
+        ("file:///data/a", "s3://data"),
+        ("s3://bucket/a", "file:///bucket"),
+    ],
+)
+def test_no_way_of_writing_leads_out_of_a_prefix(uri: str, prefix: str) -> None:
+    with pytest.raises(InvalidUri, match="outside the allowed prefixes"):
+        check_allowed(uri, (prefix,))
+
+
+@pytest.mark.parametrize("prefix", ["", "data", "http://bucket", "s3://", "file:///a/../b"])
+def test_a_prefix_that_is_no_address_permits_nothing(prefix: str) -> None:
+    with pytest.raises(InvalidUri, match="outside the allowed prefixes"):
+        check_allowed("s3://bucket/a", (prefix,))
+    check_allowed("s3://bucket/a", (prefix, "s3://bucket"))
+
+
+def test_an_allowed_address_gives_its_prefix_and_the_rest(tmp_path: Path) -> None:
+    prefix = (tmp_path / "my data").as_uri()
+    store, key = locate_allowed(f"{prefix}/d%61y/a%20b", (prefix,))
+    assert (store.uri, key) == (prefix, "day/a b")
+
+
+def test_an_allowed_address_in_a_bucket_is_kept_word_for_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    store, key = locate_allowed("s3://bucket/a/b%20/c", ("s3://bucket/a/",))
+    assert (store.uri, key) == ("s3://bucket/a", "b%20/c")
+
+
+def test_a_link_that_came_between_finding_and_reading_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "allowed" / "day").mkdir(parents=True)
+    (tmp_path / "allowed" / "day" / "a").write_bytes(b"right")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "a").write_bytes(b"secret")
+    prefix = (tmp_path / "allowed").as_uri()
+    store, key = locate_allowed(f"{prefix}/day/a", (prefix,))
+    assert store.read(key) == b"right"
+    (tmp_path / "allowed" / "day").rename(tmp_path / "away")
+    (tmp_path / "allowed" / "day").symlink_to(tmp_path / "outside")
+    with pytest.raises(InvalidUri, match="leaves the store"):
+        store.download(key, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()

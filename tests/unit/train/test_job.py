@@ -1,5 +1,6 @@
 """The main path in one process: from a spec in the store to a complete candidate, or to words."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -77,12 +78,25 @@ def learn_two(store: LocalStore, folder: Path) -> list[VersionManifest]:
     return versions
 
 
-def test_two_datasets_become_a_chain_with_certificate_and_recall(
-    store: LocalStore, tmp_path: Path
-) -> None:
-    for version in learn_two(store, tmp_path):
-        candidate = version
-        check_candidate(store, candidate)
+@dataclass(frozen=True)
+class Chain:
+    """Two versions, and the store that has them."""
+
+    store: LocalStore
+    versions: list[VersionManifest]
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    folder = tmp_path_factory.mktemp("chain")
+    store = LocalStore(folder / "store")
+    return Chain(store, learn_two(store, folder))
+
+
+def test_two_datasets_become_a_chain_with_certificate_and_recall(chain: Chain) -> None:
+    store, candidate = chain.store, chain.versions[-1]
+    for version in chain.versions:
+        check_candidate(store, version)
     assert [learned.name for learned in candidate.learned] == ["fashion", "parts-1"]
     assert set(candidate.report.evaluation) == {"ds-1", "ds-2"}
     assert candidate.report.drift["ds-1"].since_learned > 0
@@ -93,10 +107,8 @@ def test_two_datasets_become_a_chain_with_certificate_and_recall(
     assert progress.updates_done == progress.updates_total > 0
 
 
-def test_report_tells_what_was_gained_and_what_room_is_left(
-    store: LocalStore, tmp_path: Path
-) -> None:
-    first, second = (version.report for version in learn_two(store, tmp_path))
+def test_report_tells_what_was_gained_and_what_room_is_left(chain: Chain) -> None:
+    first, second = (version.report for version in chain.versions)
     for version, report in enumerate((first, second), start=1):
         assert report.recall_before is not None
         assert report.recall_before.at_1 < report.evaluation[f"ds-{version}"].at_1
@@ -106,10 +118,9 @@ def test_report_tells_what_was_gained_and_what_room_is_left(
     assert second.capacity["text"].input_width == STREAM.modalities["text"] + 1
 
 
-def test_capacity_in_the_report_is_that_of_the_question(store: LocalStore, tmp_path: Path) -> None:
-    second = learn_two(store, tmp_path)[-1]
-    asked = model_capacity(store, "m", 2).modalities
-    for modality, told in second.report.capacity.items():
+def test_capacity_in_the_report_is_that_of_the_question(chain: Chain) -> None:
+    asked = model_capacity(chain.store, "m", 2).modalities
+    for modality, told in chain.versions[-1].report.capacity.items():
         now = asked[modality].now
         assert told.free_share == pytest.approx(1 - now.blocked_share)
         assert (told.input_rank, told.output_rank) == (now.inputs.at_95, now.outputs.at_95)

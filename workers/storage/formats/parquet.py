@@ -73,5 +73,8 @@ def _check_footer(path: Path, uri: str) -> None:
     for chunk in column_chunks(path):
         if chunk.is_encrypted:
             raise InvalidDataset(f"{uri}: it is encrypted Parquet; write it without encryption")
-        claimed += chunk.values * _WIDEST if chunk.column in FEATURES else 0
+        if chunk.column in FEATURES:
+            claimed += chunk.values * _WIDEST
+        elif chunk.column in ("id", "label"):
+            claimed += chunk.page_bytes
     check_expansion(claimed, path, uri)

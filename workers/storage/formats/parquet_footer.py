@@ -14,7 +14,8 @@ LARGEST_FOOTER = 32 << 20
 _DEEPEST = 32
 _FIXED_BYTES = {1: 0, 2: 0, 3: 1, 7: 8, 13: 16}
 _BYTE_LISTS = {1, 2, 3}
-_NUMBERS = {4, 5, 6}
+_LONG = 6
+_NUMBERS = {4, 5, _LONG}
 _BINARY, _LIST, _SET, _MAP, _STRUCT = 8, 9, 10, 11, 12
 
 
@@ -24,10 +25,14 @@ class BadFooter(ValueError):
 
 @dataclass(frozen=True)
 class ColumnChunk:
-    """`column`: its name at the top of the schema. `values`: numbers in it, nested ones counted one by one."""
+    """`column`: its name at the top of the schema. `values`: numbers in it, nested ones one by one.
+
+    `page_bytes`: of its pages once they are unfolded, still encoded.
+    """
 
     column: str
     values: int
+    page_bytes: int
     is_encrypted: bool
 
 
@@ -80,27 +85,27 @@ class _Compact:
 
     def _chunk(self) -> ColumnChunk:
         """ColumnChunk: meta_data (3), crypto_metadata (8)."""
-        column, values, is_encrypted = "", 0, False
+        column, numbers, is_encrypted = "", {5: 0, 6: 0}, False
         for field, kind in self._fields():
             if (field, kind) == (3, _STRUCT):
-                column, values = self._metadata()
+                column, numbers = self._metadata()
             else:
                 is_encrypted = is_encrypted or field in (8, 9)
                 self._skip(kind)
-        return ColumnChunk(column, values, is_encrypted)
+        return ColumnChunk(column, numbers[5], numbers[6], is_encrypted)
 
-    def _metadata(self) -> tuple[str, int]:
-        """ColumnMetaData: path_in_schema (3), num_values (5)."""
-        column, values = "", 0
+    def _metadata(self) -> tuple[str, dict[int, int]]:
+        """ColumnMetaData: path_in_schema (3), num_values (5), total_uncompressed_size (6)."""
+        column, numbers = "", {5: 0, 6: 0}
         for field, kind in self._fields():
             if (field, kind) == (3, _LIST):
                 parts = [self._binary() for _ in range(self._list_size())]
                 column = parts[0].decode() if parts else ""
-            elif (field, kind) == (5, 6):
-                values = self._zigzag()
+            elif field in numbers and kind == _LONG:
+                numbers[field] = self._zigzag()
             else:
                 self._skip(kind)
-        return column, values
+        return column, numbers
 
     def _fields(self) -> Iterator[tuple[int, int]]:
         """Number and kind of each field of a struct; whoever asks reads or skips its value."""

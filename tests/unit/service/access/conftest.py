@@ -9,6 +9,14 @@ from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.access.holder import ADMIN_KEY, Holder
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """The same for all tests of a file that are refused everything, and so leave nothing behind."""
+    plane = ControlPlane(tmp_path_factory.mktemp("untouched"), auth="on", admin_key=ADMIN_KEY)
+    yield plane
+    plane.close()
+
+
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[ControlPlane]:
     """With the operator's key."""

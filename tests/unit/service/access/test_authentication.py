@@ -35,8 +35,8 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("path", sorted(OPEN_PATHS - {"/docs/oauth2-redirect"}))
-def test_open_addresses_need_no_key(guarded: ControlPlane, path: str) -> None:
-    assert guarded.client.get(path).status_code in (200, 503)
+def test_open_addresses_need_no_key(untouched: ControlPlane, path: str) -> None:
+    assert untouched.client.get(path).status_code in (200, 503)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_open_addresses_need_no_key(guarded: ControlPlane, path: str) -> None:
         *("/v1/../healthz/x", "/metrics/../v1/models", "/v1/models?path=/healthz"),
     ],
 )
-def test_everything_else_needs_one(guarded: ControlPlane, path: str) -> None:
-    response = guarded.client.get(path)
+def test_everything_else_needs_one(untouched: ControlPlane, path: str) -> None:
+    response = untouched.client.get(path)
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == 'Bearer realm="cmcl"'
     assert response.headers["content-type"] == "application/problem+json"
@@ -64,20 +64,20 @@ def test_everything_else_needs_one(guarded: ControlPlane, path: str) -> None:
     ],
 )
 def test_a_header_that_is_not_quite_right_lets_nobody_in(
-    guarded: ControlPlane, header: str
+    untouched: ControlPlane, header: str
 ) -> None:
     headers = {"Authorization": header.encode("latin-1")}
-    assert guarded.client.get("/v1/models", headers=headers).status_code == 401
+    assert untouched.client.get("/v1/models", headers=headers).status_code == 401
 
 
-def test_two_keys_at_once_are_none(guarded: ControlPlane) -> None:
+def test_two_keys_at_once_are_none(untouched: ControlPlane) -> None:
     headers = [("Authorization", f"Bearer {ADMIN_KEY}")] * 2
-    assert guarded.client.get("/v1/models", headers=headers).status_code == 401
+    assert untouched.client.get("/v1/models", headers=headers).status_code == 401
 
 
-def test_the_scheme_is_read_in_any_case(guarded: ControlPlane) -> None:
+def test_the_scheme_is_read_in_any_case(untouched: ControlPlane) -> None:
     headers = {"Authorization": f"bearer {ADMIN_KEY}"}
-    assert guarded.client.get("/v1/models", headers=headers).status_code == 200
+    assert untouched.client.get("/v1/models", headers=headers).status_code == 200
 
 
 def test_a_key_in_the_address_is_no_key(operator: Holder) -> None:
@@ -86,7 +86,7 @@ def test_a_key_in_the_address_is_no_key(operator: Holder) -> None:
         assert operator.plane.client.get(f"/v1/models{query}").status_code == 401
 
 
-def test_the_body_of_a_stranger_is_not_read(guarded: ControlPlane) -> None:
+def test_the_body_of_a_stranger_is_not_read(untouched: ControlPlane) -> None:
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -105,7 +105,7 @@ def test_the_body_of_a_stranger_is_not_read(guarded: ControlPlane) -> None:
         "client": ("192.0.2.1", 1),
         "scheme": "http",
     }
-    asyncio.run(guarded.app(scope, receive, send))
+    asyncio.run(untouched.app(scope, receive, send))
     assert sent[0]["status"] == 401
 
 

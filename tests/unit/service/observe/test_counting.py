@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from service.control import interventions
 from service.control.interventions import Word
@@ -68,9 +69,13 @@ def test_a_lost_attempt_is_counted_also_the_last_one(tmp_path: Path) -> None:
 
 def test_what_was_rolled_back_is_not_counted(plane: ControlPlane) -> None:
     job = plane.post_dataset()
-    with pytest.raises(RuntimeError), plane.context.database.write() as connection:
+
+    def cancel_and_fail(connection: Connection) -> None:
         interventions.cancel(connection, job, Word(LOCAL, plane.clock()))
         raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError):
+        plane.context.database.settle(cancel_and_fail)
     assert plane.job(job).state == JobState.QUEUED
     assert shown(plane, FINISHED, state="cancelled", reason="") == 0
 

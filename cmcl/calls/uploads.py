@@ -1,0 +1,193 @@
+"""Files sent in parts. One that broke off, by a crash of ours or theirs, goes on where it stood.
+
+Nothing is kept on this side: the Idempotency-Key of an upload is made from the file's path, size
+and time of change, so the same file again is answered with the upload that was begun. Which parts
+have arrived is for the service to say; each is compared by its digest.
+"""
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from os import PathLike
+from pathlib import Path
+
+import httpx
+
+from cmcl.errors import CmclError
+from cmcl.flow.api import Api, read, segment
+from cmcl.flow.effects import Exchange, Flow, Pause, work
+from cmcl.types import Upload, UploadPart, UploadProgress
+
+_PART_BYTES = 16 * 2**20
+# As many as an object store takes.
+_MOST_PARTS = 10_000
+# Begun and lost again (expired, used, aborted) within a day.
+_MOST_BEGINNINGS = 50
+_USABLE = frozenset({"open", "completing", "complete"})
+# The service reads the whole file once more; a request that takes longer is looked after.
+_LOOK_SECONDS = 1.0
+_LONGEST_LOOK_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of the file; numbers begin at 1."""
+
+    number: int
+    start: int
+    size: int
+
+
+@dataclass
+class LocalFile:
+    """A file as it is read from its beginning to its end, once."""
+
+    path: Path
+    size: int
+    changed_ns: int
+    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256, repr=False)
+
+    @classmethod
+    def of(cls, path: Path) -> "LocalFile":
+        """Raises CmclError for one that cannot be sent."""
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise CmclError(f"{path} cannot be read: {error.strerror}") from error
+        if not path.is_file() or not found.st_size:
+            raise CmclError(
+                f"{path} cannot be sent: it is {'empty' if path.is_file() else 'no file'}"
+            )
+        return cls(path.resolve(), found.st_size, found.st_mtime_ns)
+
+    @property
+    def key(self) -> str:
+        """The same for the same file, as long as nobody writes to it."""
+        told = f"{self.path}\0{self.size}\0{self.changed_ns}"
+        return f"upload-{hashlib.sha256(told.encode('utf-8', 'surrogateescape')).hexdigest()}"
+
+    def parts(self, upload: Upload) -> Iterator[Part]:
+        """All of it, in parts of the permitted sizes."""
+        size = max(_PART_BYTES, upload.part_bytes_min, -(-self.size // _MOST_PARTS))
+        size = min(size, upload.part_bytes_max)
+        for index, start in enumerate(range(0, self.size, size)):
+            yield Part(index + 1, start, min(size, self.size - start))
+
+    def read(self, part: Part) -> bytes:
+        """One part; they are read in order, for the digest of the whole."""
+        with self.path.open("rb") as file:
+            file.seek(part.start)
+            data = file.read(part.size)
+        if len(data) != part.size or self.path.stat().st_mtime_ns != self.changed_ns:
+            raise CmclError(f"{self.path} was changed while it was being sent; send it again")
+        self.digest.update(data)
+        return data
+
+
+def upload(
+    api: Api,
+    path: str | PathLike[str],
+    on_progress: Callable[[UploadProgress], None] | None = None,
+) -> Flow[Upload]:
+    """Send a file; the answer's `uri` can stand in a dataset. The same file again is sent once."""
+    file = yield from _local(path)
+    begun = yield from _begin(api, file)
+    there = {part.number: part.sha256 for part in begun.parts}
+    for part in file.parts(begun):
+        yield from _send_part(api, begun, file, part, there.get(part.number))
+        if on_progress is not None:
+            on_progress(UploadProgress(file.path, part.start + part.size, file.size))
+    complete = begun if begun.state == "complete" else (yield from _complete(api, begun))
+    _check_digest(file, complete)
+    return complete
+
+
+def upload_state(api: Api, upload: str) -> Flow[Upload]:
+    """Where an upload stands, with the parts that have arrived."""
+    return api.get(Upload, _path(upload))
+
+
+def abort_upload(api: Api, upload: str) -> Flow[None]:
+    """Remove an upload with all that was sent."""
+    return api.delete(_path(upload))
+
+
+def _local(path: str | PathLike[str]) -> Flow[LocalFile]:
+    return work(partial(LocalFile.of, Path(path)))
+
+
+def _begin(api: Api, file: LocalFile) -> Flow[Upload]:
+    """The upload of this file that was begun before, where it still can be used; else a new one."""
+    body = {"filename": file.path.name, "bytes": file.size}
+    for beginning in range(_MOST_BEGINNINGS):
+        begun = yield from api.post(Upload, "/v1/uploads", body, f"{file.key}-{beginning}")
+        try:
+            now = yield from upload_state(api, begun.id)
+        except CmclError as error:
+            if error.status != httpx.codes.NOT_FOUND:
+                raise
+            continue
+        if now.state in _USABLE:
+            return now
+    return (yield from api.post(Upload, "/v1/uploads", body))
+
+
+def _complete(api: Api, upload: Upload) -> Flow[Upload]:
+    """Have the file made of its parts; somebody else may be at it, or our own lost request."""
+    try:
+        return (yield from api.post(Upload, f"{_path(upload.id)}/complete"))
+    except CmclError as error:
+        if error.status not in (httpx.codes.CONFLICT, 0):
+            raise
+        deadline = api.clock() + _LONGEST_LOOK_SECONDS
+        now = yield from upload_state(api, upload.id)
+        while now.state == "completing" and api.clock() < deadline:
+            yield Pause(_LOOK_SECONDS)
+            now = yield from upload_state(api, upload.id)
+        if now.state != "complete":
+            raise
+        return now
+
+
+def _send_part(
+    api: Api, upload: Upload, file: LocalFile, part: Part, digest_there: str | None
+) -> Flow[None]:
+    """Send a part, unless the same bytes have arrived already."""
+    data = yield from _read(file, part)
+    digest = hashlib.sha256(data)
+    if upload.state != "open" or digest.hexdigest() == digest_there:
+        return
+    told = base64.b64encode(digest.digest()).decode()
+    request = Exchange(
+        "PUT",
+        f"{_path(upload.id)}/parts/{part.number}",
+        headers={
+            "content-type": "application/octet-stream",
+            "content-digest": f"sha-256=:{told}:",
+        },
+        content=data,
+    )
+    arrived = read(UploadPart, (yield from api.send(request)))
+    if arrived.sha256 != digest.hexdigest():
+        raise CmclError(f"part {part.number} of {file.path} arrived damaged; send it again")
+
+
+def _read(file: LocalFile, part: Part) -> Flow[bytes]:
+    try:
+        return (yield from work(partial(file.read, part)))
+    except OSError as error:
+        raise CmclError(f"{file.path} cannot be read: {error.strerror}") from error
+
+
+def _check_digest(file: LocalFile, complete: Upload) -> None:
+    if complete.sha256 not in (None, file.digest.hexdigest()):
+        raise CmclError(
+            f"{file.path} was changed while it was being sent, or arrived damaged; abort upload "
+            f"{complete.id} and send it again"
+        )
+
+
+def _path(upload: str) -> str:
+    return f"/v1/uploads/{segment(upload)}"

@@ -1,0 +1,132 @@
+"""`cmcl job`: looked at, followed, cancelled, tried again, approved."""
+
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+
+from cmcl.client import Client
+from cmcl.terminal.console import Columns, fields, print_json, say, show, show_all, stdout
+from cmcl.terminal.following import follow
+from cmcl.terminal.options import DEFAULT_URL, AsJson, OfAnyModel, Reason, Url
+from cmcl.types import Event, Job
+
+app = typer.Typer(no_args_is_help=True, help="Jobs.")
+
+_COLUMNS: Columns[Job] = {
+    "job": lambda job: job.id,
+    "model": lambda job: job.model,
+    "dataset": lambda job: job.dataset,
+    "state": lambda job: job.state,
+    "attempt": lambda job: job.attempt,
+    "version": lambda job: job.version,
+    "created": lambda job: job.created_at,
+    "reason": lambda job: job.reason,
+}
+
+
+@app.command("list")
+def list_jobs(
+    model: OfAnyModel = None,
+    state: Annotated[str | None, typer.Option(help="in this state alone")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Jobs in the order of their arrival."""
+    with Client(url) as client:
+        show_all(client.jobs(model, state), as_json, _COLUMNS)
+
+
+@app.command("show")
+def show_job(job: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """One job: where it stands, and why."""
+    with Client(url) as client:
+        show(client.job(job), as_json, _view)
+
+
+@app.command("watch")
+def watch_job(job: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Follow a job to its end; exit code 3 unless it became a version."""
+    with Client(url) as client:
+        follow(client, job, as_json)
+
+
+@app.command("cancel")
+def cancel_job(job: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Ask for a job to be stopped."""
+    with Client(url) as client:
+        asked = client.cancel(job)
+    say(f"{job}: {asked.state}, cancellation asked for", asked, as_json)
+
+
+@app.command("retry")
+def retry_job(job: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Give a failed job new attempts."""
+    with Client(url) as client:
+        asked = client.retry(job)
+    say(f"{job}: {asked.state}", asked, as_json)
+
+
+@app.command("approve")
+def approve_job(
+    job: str, reason: Reason = "", url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Publish a candidate that is held, or that the policy rejected."""
+    with Client(url) as client:
+        asked = client.approve(job, reason)
+    say(f"{job}: {asked.state}, approved", asked, as_json)
+
+
+@app.command("reject")
+def reject_job(
+    job: str, reason: Reason = "", url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Say no to a candidate that is held."""
+    with Client(url) as client:
+        asked = client.reject(job, reason)
+    say(f"{job}: {asked.state}", asked, as_json)
+
+
+@app.command("events")
+def job_events(job: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """What happens to a job, from its beginning to its end, as it happens."""
+    with Client(url) as client:
+        for event in client.events(job):
+            if as_json:
+                print_json(event)
+            elif event.kind != "progress":
+                stdout().print(_line(event), soft_wrap=True, highlight=False, markup=False)
+
+
+def _line(event: Event) -> str:
+    when = f"{event.created_at.astimezone():%H:%M:%S}" if event.created_at else " " * 8
+    told = ", ".join(
+        f"{name} {value}" for name, value in event.details.items() if value is not None
+    )
+    return f"{when}  {event.kind:<18} {told}".rstrip()
+
+
+def _view(job: Job) -> RenderableType:
+    progress, approval = job.progress, job.approval
+    return fields(
+        {
+            "job": job.id,
+            "model": job.model,
+            "dataset": job.dataset,
+            "state": job.state,
+            "reason": job.reason,
+            "message": job.message,
+            "attempt": job.attempt,
+            "progress": f"{progress.phase} {progress.updates_done}/{progress.updates_total}"
+            if progress
+            else None,
+            "parent version": job.parent_version,
+            "version": job.version,
+            "approval": f"{approval.decision} by {approval.actor}: {approval.reason or '-'}"
+            if approval
+            else None,
+            "created": job.created_at,
+            "started": job.started_at,
+            "finished": job.finished_at,
+        }
+    )

@@ -1,0 +1,82 @@
+"""`cmcl up` and `cmcl demo`: the whole system on this machine."""
+
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cmcl.stack import LocalStack, Ports, StackError
+from cmcl.terminal.console import stderr, stdout
+from cmcl.terminal.exits import Refused
+from cmcl.terminal.options import AsJson
+
+
+def up(
+    folder: Annotated[Path, typer.Option(help="database, store and logs")] = Path(".cmcl/up"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="of the control plane")] = 8000,
+    embeddings_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="of the query endpoint")
+    ] = 8001,
+    ranks: Annotated[int, typer.Option(min=1, help="processes that train a dataset")] = 2,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="URI prefix that datasets may come from; repeatable")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole system on this machine until Ctrl-C."""
+    prefixes = tuple(allow) if allow else (Path.cwd().as_uri(),)
+    stack = LocalStack(folder, Ports.free(port, embeddings_port), ranks, prefixes)
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    stderr().print("starting (Ctrl-C stops) ...")
+    with stack:
+        _tell_addresses(stack, as_json)
+        while not stopped.wait(1.0):
+            for name in stack.ended():
+                raise StackError(f"{name} ended; see {stack.log(name)}")
+        stderr().print("stopping ...")
+
+
+def demo(
+    stream: Annotated[Path, typer.Option(help="folder with stream.json")] = Path("examples/stream"),
+    folder: Annotated[Path, typer.Option(help="emptied first")] = Path(".cmcl/demo"),
+    ranks: Annotated[int, typer.Option(min=1)] = 2,
+    queries_per_second: Annotated[float, typer.Option(min=1)] = 200.0,
+    as_json: AsJson = False,
+) -> None:
+    """Learn a small real stream end to end, with and without protection, under queries.
+
+    The last line on stdout is one JSON document; with --json, it is the only one.
+    """
+    # Here, because matplotlib is an extra that the other commands do without.
+    from cmcl.demo.run import DemoError, DemoOptions, run_demo
+
+    options = DemoOptions(stream, folder, ranks, queries_per_second)
+    console = Console(stderr=True) if as_json else Console()
+    try:
+        code = run_demo(options, console)
+    except (DemoError, FileNotFoundError) as error:
+        raise Refused(str(error)) from error
+    raise typer.Exit(code)
+
+
+def _tell_addresses(stack: LocalStack, as_json: bool) -> None:
+    addresses = {
+        "control plane": f"{stack.service_url}/docs",
+        "embeddings": f"{stack.embeddings_url}/v1/embeddings",
+        "Ray dashboard": stack.dashboard_url,
+        "store": stack.store_uri,
+        "datasets from": ", ".join(stack.allowed_prefixes),
+    }
+    if as_json:
+        urls = {"service_url": stack.service_url, "embeddings_url": stack.embeddings_url}
+        more = {"dashboard_url": stack.dashboard_url, "store_uri": stack.store_uri}
+        print(json.dumps({**urls, **more}), flush=True)
+        return
+    for name, address in addresses.items():
+        stdout().print(f"{name:<14} {address}", soft_wrap=True)

@@ -1,0 +1,194 @@
+"""`cmcl model`: made, branched, deleted, and what a candidate must show."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+
+from cmcl.client import Client
+from cmcl.terminal.console import Columns, fields, say, show, show_all
+from cmcl.terminal.options import DEFAULT_URL, AsJson, ModelName, Url, Yes
+from cmcl.types import Model, Policy
+from workers.contract.model import ModelSpec
+from workers.contract.policy import GatePolicy
+
+app = typer.Typer(no_args_is_help=True, help="Models.")
+
+
+def _widths(model: Model) -> str:
+    return ", ".join(f"{name} {width}" for name, width in model.modalities.items())
+
+
+_COLUMNS: Columns[Model] = {
+    "model": lambda model: model.name,
+    "head": lambda model: model.head_version,
+    "live": lambda model: model.live_version,
+    "method": lambda model: model.method,
+    "width": lambda model: model.width,
+    "modalities": _widths,
+}
+_BOUNDS = ("max-drift", "min-backward-transfer", "min-gain")
+
+
+@app.command("create")
+def create_model(  # noqa: PLR0913 - a model's specification
+    name: str,
+    modality: Annotated[list[str], typer.Option(help="NAME=WIDTH of its features; repeatable")],
+    *,
+    width: Annotated[int, typer.Option(help="of the embeddings")] = 256,
+    method: str = "nullspace",
+    policy: Annotated[
+        str, typer.Option(help="improve (earlier datasets go on teaching) or preserve")
+    ] = "improve",
+    max_drift: Annotated[
+        float | None, typer.Option(help="largest relative drift of earlier scores")
+    ] = None,
+    stable_index: Annotated[
+        bool, typer.Option("--stable-index", help="stored vectors keep their scores")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(help="passes over each dataset")] = None,
+    seed: int = 0,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Create a model."""
+    spec = ModelSpec.model_validate(
+        {
+            "width": width,
+            "modalities": dict(_modality_width(text) for text in modality),
+            "method": method,
+            "protection": {
+                "policy": policy,
+                "max_drift": max_drift,
+                "stable_index": stable_index,
+            },
+            "training": {} if epochs is None else {"epochs": epochs},
+            "seed": seed,
+        }
+    )
+    with Client(url) as client:
+        show(client.create_model(name, spec), as_json, _view)
+
+
+@app.command("list")
+def list_models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """All models with their newest and their live version."""
+    with Client(url) as client:
+        show_all(client.models(), as_json, _COLUMNS)
+
+
+@app.command("show")
+def show_model(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """One model with every value of its specification."""
+    with Client(url) as client:
+        show(client.model(model), as_json, _view)
+
+
+@app.command("branch")
+def branch_model(
+    model: Annotated[str, typer.Argument(help="to start from")],
+    version: Annotated[int, typer.Argument(min=1, help="its last version that is taken over")],
+    name: Annotated[str, typer.Argument(help="of the new model")],
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Make a new model that has the versions of another one up to VERSION."""
+    with Client(url) as client:
+        made = client.branch_model(model, version, name)
+    say(f"{made.name} goes on from version {version} of {model}", made, as_json)
+
+
+@app.command("delete")
+def delete_model(model: ModelName, url: Url = DEFAULT_URL, yes: Yes = False) -> None:
+    """Remove a model with all its versions."""
+    if not yes:
+        typer.confirm(f"remove model {model} with all its versions?", abort=True, err=True)
+    with Client(url) as client:
+        client.delete_model(model)
+
+
+@app.command("policy")
+def model_policy(  # noqa: PLR0913 - each bound is an option
+    model: ModelName,
+    *,
+    max_drift: Annotated[float | None, typer.Option(help="of earlier datasets' scores")] = None,
+    min_backward_transfer: Annotated[
+        float | None, typer.Option(help="of recall, e.g. -0.02 for two points")
+    ] = None,
+    min_gain: Annotated[float | None, typer.Option(help="of recall on the new dataset")] = None,
+    manual_approval: Annotated[
+        bool | None, typer.Option(help="hold candidates until somebody approves")
+    ] = None,
+    unset: Annotated[
+        list[str] | None, typer.Option(help=f"drop a bound: {', '.join(_BOUNDS)}; repeatable")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """What a candidate must show before it is published; options change it."""
+    given: dict[str, Any] = {
+        "max_drift": max_drift,
+        "min_backward_transfer": min_backward_transfer,
+        "min_gain": min_gain,
+        "manual_approval": manual_approval,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    changes.update(dict.fromkeys(map(_bound, unset or ()), None))
+    with Client(url) as client:
+        policy = client.policy(model)
+        if changes:
+            kept = policy.model_dump(include=set(GatePolicy.model_fields))
+            wanted = GatePolicy.model_validate({**kept, **changes})
+            policy = client.set_policy(model, wanted, policy.revision)
+    show(policy, as_json, _policy_view)
+
+
+def _view(model: Model) -> RenderableType:
+    origin = model.branched_from
+    return fields(
+        {
+            "model": model.name,
+            "owner": model.owner,
+            "newest version": model.head_version,
+            "live version": model.live_version,
+            "branched from": f"{origin.model}@{origin.version}" if origin else None,
+            "width": model.width,
+            "modalities": _widths(model),
+            "method": model.method,
+            "protection": _settings(model.protection),
+            "training": _settings(model.training),
+            "seed": model.seed,
+            "created": model.created_at,
+        }
+    )
+
+
+def _policy_view(policy: Policy) -> RenderableType:
+    return fields(
+        {
+            "max drift": policy.max_drift,
+            "min backward transfer": policy.min_backward_transfer,
+            "min gain": policy.min_gain,
+            "manual approval": "yes" if policy.manual_approval else "no",
+        }
+    )
+
+
+def _settings(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def _modality_width(text: str) -> tuple[str, int]:
+    name, _, width = text.partition("=")
+    if not (width.isascii() and width.isdecimal()):
+        raise typer.BadParameter(
+            f"{text!r}: write NAME=WIDTH, for example image=1280", param_hint="--modality"
+        )
+    return name, int(width)
+
+
+def _bound(text: str) -> str:
+    if text not in _BOUNDS:
+        words = f"{text!r}: permitted are {', '.join(_BOUNDS)}"
+        raise typer.BadParameter(words, param_hint="--unset")
+    return text.replace("-", "_")

@@ -1,0 +1,81 @@
+"""`cmcl webhook`: who is told of events."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from cmcl.client import Client
+from cmcl.terminal.console import Columns, fields, say, show, show_all
+from cmcl.terminal.options import DEFAULT_URL, AsJson, Url
+from cmcl.types import Delivery, NewWebhook, Webhook
+
+app = typer.Typer(no_args_is_help=True, help="Webhooks.")
+
+_COLUMNS: Columns[Webhook] = {
+    "webhook": lambda webhook: webhook.id,
+    "url": lambda webhook: webhook.url,
+    "kinds": lambda webhook: ", ".join(webhook.kinds or ()) or "all",
+    "model": lambda webhook: webhook.model,
+    "created": lambda webhook: webhook.created_at,
+    "failing since": lambda webhook: webhook.failing_since,
+    "disabled": lambda webhook: webhook.disabled_reason,
+}
+_DELIVERIES: Columns[Delivery] = {
+    "delivery": lambda delivery: delivery.id,
+    "attempts": lambda delivery: delivery.attempts,
+    "status": lambda delivery: delivery.status,
+    "delivered": lambda delivery: delivery.delivered_at,
+    "given up": lambda delivery: delivery.failed_at,
+    "next": lambda delivery: delivery.next_at,
+    "error": lambda delivery: delivery.error,
+}
+
+
+@app.command("add")
+def add_webhook(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="https://...")],
+    kind: Annotated[list[str] | None, typer.Option(help="of events; repeatable")] = None,
+    model: Annotated[str | None, typer.Option(help="of this model alone")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Have events sent to an address. The secret of their signatures is shown this once."""
+    with Client(url) as client:
+        show(client.create_webhook(address, kind or (), model), as_json, _view)
+
+
+@app.command("list")
+def list_webhooks(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """All webhooks."""
+    with Client(url) as client:
+        show_all(client.webhooks(), as_json, _COLUMNS)
+
+
+@app.command("delete")
+def delete_webhook(webhook: str, url: Url = DEFAULT_URL) -> None:
+    """Send no more to a webhook."""
+    with Client(url) as client:
+        client.delete_webhook(webhook)
+
+
+@app.command("test")
+def send_test(webhook: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Send it a message; `deliveries` shows what became of it."""
+    with Client(url) as client:
+        sent = client.test_webhook(webhook)
+    say(f"delivery {sent.id} is on its way", sent, as_json)
+
+
+@app.command("deliveries")
+def list_deliveries(webhook: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """What was sent to a webhook, and what became of each message."""
+    with Client(url) as client:
+        show_all(client.deliveries(webhook), as_json, _DELIVERIES)
+
+
+def _view(webhook: NewWebhook) -> RenderableType:
+    secret = webhook.secret.get_secret_value() if webhook.secret else None
+    text = fields({"webhook": webhook.id, "url": webhook.url, "secret": secret})
+    return Group(text, Text("keep the secret: it is not shown again", style="bold"))

@@ -1,0 +1,103 @@
+"""What can go wrong, in words.
+
+CmclError             the service refused, or something of ours cannot be sent
+├── Unreachable       nobody answered, also after several attempts
+└── TookTooLong       a job did not end in the time that was given to it
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """What is wrong with one field of a request."""
+
+    field: str
+    message: str
+    value: object = None
+
+
+class CmclError(Exception):
+    """The message is the server's own words where there are any.
+
+    status: of HTTP; 0 when there was no answer. type: the problem's, `urn:cmcl:problem:...`.
+    fields: what is wrong with each field. request_id: what to look for in the service's log.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 0,
+        type: str | None = None,  # noqa: A002 - RFC 9457 calls it so
+        fields: tuple[FieldError, ...] = (),
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = type
+        self.fields = fields
+        self.request_id = request_id
+
+
+class Unreachable(CmclError):
+    """No answer came. Whether the request was done is unknown."""
+
+
+class TookTooLong(CmclError):
+    """It goes on; only the waiting ended."""
+
+
+def refusal(response: httpx.Response) -> CmclError:
+    """The error that a response tells of: problem+json, the endpoint's form, or something else."""
+    body = json_object(response) or {}
+    told = body.get("errors")
+    entries = told if isinstance(told, list) else []
+    fields = tuple(_field(entry) for entry in entries if isinstance(entry, dict))
+    kind = body.get("type")
+    return CmclError(
+        _words(response, body, fields),
+        response.status_code,
+        kind if isinstance(kind, str) else None,
+        fields,
+        response.headers.get("x-request-id"),
+    )
+
+
+def secret_lost(what: str, identifier: str) -> CmclError:
+    """The answer with the secret never came, and the service does not tell it twice."""
+    return CmclError(
+        f"{what} {identifier} was made, but the answer that had its secret was lost on the way; "
+        f"remove {identifier} and make another one"
+    )
+
+
+def json_object(response: httpx.Response) -> Json | None:
+    """None where it is something else, such as a proxy's page."""
+    try:
+        body = response.json()
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _field(entry: Mapping[str, Any]) -> FieldError:
+    return FieldError(
+        str(entry.get("field", "")), str(entry.get("message", "")), entry.get("value")
+    )
+
+
+def _words(response: httpx.Response, body: Json, fields: tuple[FieldError, ...]) -> str:
+    if not body and json_object(response) is None:
+        return f"HTTP {response.status_code}: {response.text[:200]}"
+    if isinstance(body.get("error"), dict):
+        return str(body["error"].get("message"))
+    parts = [str(body.get("detail") or body.get("title") or f"HTTP {response.status_code}")]
+    # The detail often is the message of the only error.
+    parts += [f"{each.field}: {each.message}" for each in fields if each.message not in parts[0]]
+    return "; ".join(parts)

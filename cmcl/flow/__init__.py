@@ -1,0 +1,1 @@
+"""How calls are carried out: what they ask for as data, and the two loops that do it."""

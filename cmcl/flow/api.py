@@ -1,0 +1,198 @@
+"""How the service is asked: paths, bodies, keys of repetition, pages. Nothing here touches a network."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from cmcl.errors import CmclError, Json, Unreachable, json_object, refusal
+from cmcl.flow.effects import Exchange, Flow, Item, Items, Params, Pause, Side, exchange
+from cmcl.flow.retries import Retries
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+def _fresh_key() -> str:
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True)
+class Api:
+    """What every call is given. `is_near`: the service runs on this machine, and sees its files."""
+
+    retries: Retries = field(default_factory=Retries)
+    is_near: bool = True
+    new_key: Callable[[], str] = _fresh_key
+    clock: Callable[[], float] = time.monotonic
+
+    def get(self, kind: type[Answer], path: str) -> Flow[Answer]:
+        """One thing."""
+        response = yield from self.send(Exchange("GET", path))
+        return read(kind, response)
+
+    def post(
+        self,
+        kind: type[Answer],
+        path: str,
+        body: object = None,
+        key: str | None = None,
+        if_match: int | None = None,
+    ) -> Flow[Answer]:
+        """Do something; sent again under the same `key`, it is done once."""
+        repetition = {"idempotency-key": key or self.new_key()}
+        headers = {**repetition, **_content_type(body), **_condition(if_match)}
+        request = Exchange("POST", path, headers=headers, content=json_bytes(body))
+        response = yield from self.send(request)
+        return read(kind, response)
+
+    def put(
+        self, kind: type[Answer], path: str, body: object, if_match: int | None = None
+    ) -> Flow[tuple[Answer, httpx.Response]]:
+        """Overwrite. `if_match`: only what still has this revision."""
+        headers = {**_content_type(body), **_condition(if_match)}
+        request = Exchange("PUT", path, headers=headers, content=json_bytes(body))
+        response = yield from self.send(request)
+        return read(kind, response), response
+
+    def delete(self, path: str) -> Flow[None]:
+        """Remove. What is gone after an attempt whose answer was lost was removed by it."""
+        request = Exchange("DELETE", path)
+        response, attempts = yield from self._attempts(request)
+        if attempts > 1 and response.status_code == httpx.codes.NOT_FOUND:
+            return
+        if not response.is_success:
+            raise refusal(response)
+
+    def pages(self, kind: type[Answer], path: str, params: Params | None = None) -> Items[Answer]:
+        """All items of a list, a page at a time, as they are asked for."""
+        query = dict(params or {})
+        while True:
+            response = yield from self.send(Exchange("GET", path, params=query))
+            page = _object(response)
+            for item in page.get("items", ()):
+                yield Item(validated(kind, item, response))
+            if not page.get("next_cursor"):
+                return
+            query["cursor"] = page["next_cursor"]
+
+    def send(self, request: Exchange) -> Flow[httpx.Response]:
+        """Until there is a final answer; a refusal is raised."""
+        response, _ = yield from self._attempts(request)
+        if not response.is_success:
+            raise refusal(response)
+        return response
+
+    def _attempts(self, request: Exchange) -> Flow[tuple[httpx.Response, int]]:
+        """The final answer, and how often it was asked for."""
+        for attempt in range(1, self.retries.attempts + 1):
+            try:
+                response = yield from exchange(request)
+            except httpx.TransportError as error:
+                if attempt >= self.retries.attempts or not _repeatable(request, error):
+                    raise unreachable(request.side, error) from error
+                yield Pause(self.retries.pause(attempt))
+                continue
+            pause = self.retries.pause_after(response, attempt)
+            if pause is None or not _repeatable(request, response):
+                return response, attempt
+            yield Pause(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def given(**values: str | list[str] | None) -> Params:
+    """Parameters of a query; those that nobody gave are left out."""
+    return {name: value for name, value in values.items() if value}
+
+
+def segment(name: str) -> str:
+    """A name as one part of a path: what is odd about it is for the server to say."""
+    if not name:
+        raise CmclError("a name is empty")
+    # Dots alone would be taken for steps in a path, and never arrive.
+    return name.replace(".", "%2E") if set(name) == {"."} else quote(name, safe="")
+
+
+def posted_reason(reason: str) -> dict[str, str]:
+    """Why, for the history, where there is a reason."""
+    return {"reason": reason} if reason else {}
+
+
+def revision_of(response: httpx.Response) -> int | None:
+    """The number in the ETag."""
+    text = str(response.headers.get("etag", "")).strip('W/"')
+    return int(text) if text.isdecimal() else None
+
+
+def json_bytes(body: object) -> bytes | None:
+    """The body of a request; raises CmclError for what JSON does not have: NaN and infinity."""
+    if body is None:
+        return None
+    try:
+        return json.dumps(body, allow_nan=False).encode()
+    except ValueError as error:
+        raise CmclError(f"the request cannot be written as JSON: {error}") from error
+
+
+def read(kind: type[Answer], response: httpx.Response) -> Answer:
+    """The answer of a success; raises CmclError for one of another form."""
+    return validated(kind, _object(response), response)
+
+
+def validated(kind: type[Answer], value: object, response: httpx.Response) -> Answer:
+    """An object of the answer. Fields that this client does not know are kept."""
+    try:
+        return kind.model_validate(value, extra="allow")
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CmclError(
+            f"the answer of the service is not of the form that this client knows: "
+            f"{kind.__name__}.{where}: {first['msg']}; are both of the same version?",
+            response.status_code,
+            request_id=response.headers.get("x-request-id"),
+        ) from error
+
+
+def unreachable(side: Side, error: httpx.TransportError) -> Unreachable:
+    """In words, without what a URL may hold of secrets."""
+    url = _request_url(error)
+    where = f"{url.scheme}://{url.netloc.decode('ascii')}" if url else f"the {side}"
+    return Unreachable(f"{where} does not answer: {error or type(error).__name__}")
+
+
+def _request_url(error: httpx.TransportError) -> httpx.URL | None:
+    try:
+        return error.request.url
+    except RuntimeError:
+        return None
+
+
+def _object(response: httpx.Response) -> Json:
+    body = json_object(response)
+    if body is None:
+        raise refusal(response)
+    return body
+
+
+def _condition(revision: int | None) -> dict[str, str]:
+    """The condition that nothing was changed since."""
+    return {} if revision is None else {"if-match": f'"{revision}"'}
+
+
+def _content_type(body: object) -> dict[str, str]:
+    return {} if body is None else {"content-type": "application/json"}
+
+
+def _repeatable(request: Exchange, outcome: httpx.TransportError | httpx.Response) -> bool:
+    """A condition on what was read holds once: if the first request did arrive, the next fails."""
+    if isinstance(outcome, httpx.Response):
+        never_done = outcome.status_code == httpx.codes.TOO_MANY_REQUESTS
+    else:
+        never_done = isinstance(outcome, httpx.ConnectError | httpx.ConnectTimeout)
+    return never_done or "if-match" not in request.headers

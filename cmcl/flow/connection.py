@@ -1,0 +1,85 @@
+"""Where the service is and who asks: the arguments of both clients, checked."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import httpx
+
+from cmcl.errors import CmclError
+from cmcl.flow.effects import Exchange, Side
+
+DEFAULT_SERVICE_URL = "http://127.0.0.1:8000"
+DEFAULT_EMBEDDINGS_URL = "http://127.0.0.1:8001"
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+# Visible ASCII. Anything else could not stand in a header, and the error would quote it.
+_KEY = re.compile(r"[\x21-\x7e]+")
+
+HttpClient = TypeVar("HttpClient", httpx.Client, httpx.AsyncClient)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Two addresses and a key. `timeout` in seconds, of connecting and of each read and write."""
+
+    service_url: str
+    embeddings_url: str
+    key: str | None = field(repr=False)
+    timeout: float
+
+    @classmethod
+    def of(
+        cls, service_url: str, embeddings_url: str, key: str | None, timeout: float
+    ) -> "Connection":
+        """Checked; without a key, the one in CMCL_KEY. Raises CmclError."""
+        for url in (service_url, embeddings_url):
+            _check_url(url)
+        key = key if key is not None else os.environ.get("CMCL_KEY") or None
+        if key is not None and not _KEY.fullmatch(key):
+            raise CmclError("the key has characters that no key has, or is empty")
+        return cls(service_url, embeddings_url, key, timeout)
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the service runs on this machine."""
+        return httpx.URL(self.service_url).host in _LOOPBACK
+
+    @property
+    def service_host(self) -> str:
+        """The control plane's address without what a URL may hold of secrets."""
+        url = httpx.URL(self.service_url)
+        return f"{url.scheme}://{url.netloc.decode('ascii')}"
+
+    def open(self, make: Callable[..., HttpClient], transport: object) -> dict[Side, HttpClient]:
+        """An HTTP client per side. The key goes to our two sides alone."""
+        ours = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        bases = {Side.SERVICE: self.service_url, Side.EMBEDDINGS: self.embeddings_url}
+        clients = {
+            side: make(base_url=url, headers=ours, timeout=self.timeout, transport=transport)
+            for side, url in bases.items()
+        }
+        clients[Side.ELSEWHERE] = make(timeout=self.timeout)
+        return clients
+
+
+def options(request: Exchange) -> dict[str, object]:
+    """The arguments of httpx's `request` and `stream`."""
+    return {
+        "method": request.method,
+        "url": request.path,
+        "params": dict(request.params) or None,
+        "headers": dict(request.headers),
+        "content": request.content,
+    }
+
+
+def _check_url(url: str) -> None:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise CmclError(f"{url!r} is no address: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise CmclError(f"{url!r} is no address; write http://HOST:PORT or https://HOST")

@@ -1,0 +1,48 @@
+"""When to ask once more, and after how long."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+
+# Too many requests; a gateway without a backend; not ready.
+_ANOTHER_TIME = frozenset({429, 502, 503, 504})
+_CONFLICT = 409
+
+
+@dataclass(frozen=True)
+class Retries:
+    """How often one request is sent, and the pauses in between: they double, and vary by a half.
+
+    Asking again is safe: a POST carries an Idempotency-Key, made once per call, and whatever else
+    is sent again does the same when it is done twice. `attempts=1` sends everything once.
+    `longest_pause` (seconds) also bounds what the server may ask for by Retry-After.
+    """
+
+    attempts: int = 4
+    first_pause: float = 0.25
+    longest_pause: float = 30.0
+    jitter: Callable[[], float] = random.random
+
+    def pause(self, failed: int) -> float:
+        """Seconds to wait after so many failures in a row, the first of which is 1."""
+        longest = min(self.longest_pause, self.first_pause * 2.0 ** min(failed - 1, 30))
+        return longest * (0.5 + 0.5 * self.jitter())
+
+    def pause_after(self, response: httpx.Response, failed: int) -> float | None:
+        """Seconds until the request may succeed; None where asking again is of no use."""
+        asked = _retry_after(response)
+        status = response.status_code
+        # 409 with a time: the same request is being carried out just now.
+        if status not in _ANOTHER_TIME and not (status == _CONFLICT and asked is not None):
+            return None
+        if failed >= self.attempts or (asked or 0) > self.longest_pause:
+            return None
+        return max(self.pause(failed), asked or 0.0)
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """In seconds, as the service tells it; a date is left to our own pauses."""
+    text = str(response.headers.get("retry-after", ""))
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None

@@ -1,0 +1,1 @@
+"""What all commands share: options, what is printed and where, exit codes."""

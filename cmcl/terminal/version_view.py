@@ -1,0 +1,126 @@
+"""A version as a page: what became of each dataset, what its heads can still learn, where it is from."""
+
+from collections.abc import Mapping
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cmcl.terminal.console import Cell, as_text, fields
+from cmcl.types import EvaluationRow, Version
+from workers.contract.version import HeadCapacity, LearnedDataset
+
+_BAR = 20
+# Points of recall that count as a change: less is the noise of small held-out sets.
+_NOTICEABLE = 0.5
+
+
+def version_view(version: Version) -> RenderableType:
+    """All of it."""
+    names = {line.dataset: line.name for line in version.lineage}
+    return Group(
+        fields(_facts(version), f"{version.model}@{version.version}"),
+        matrix(version.evaluation_matrix, names),
+        certificate(version, names),
+        capacity(version.capacity),
+        lineage(version.lineage),
+    )
+
+
+def matrix(rows: list[EvaluationRow], names: Mapping[str, str]) -> RenderableType:
+    """R@1 in per cent; down a column, what became of a dataset: green as good as when learned."""
+    datasets = [dataset for dataset in names if any(dataset in row.recall for row in rows)]
+    if not datasets:
+        return Text("no held-out rows, so nothing was measured\n", style="dim")
+    table = Table("version", "learned", *(names[dataset] for dataset in datasets))
+    table.title, table.title_justify = "R@1 (points since learned)", "left"
+    learned: dict[str, float] = {}
+    for row in rows:
+        for dataset, recall in row.recall.items():
+            learned.setdefault(dataset, recall.at_1)
+        cells = [_recall_cell(row, dataset, learned) for dataset in datasets]
+        table.add_row(str(row.version), Text(names.get(row.learned, row.learned)), *cells)
+    return table
+
+
+def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
+    """How far the scores of earlier datasets moved, and how good they still are; from moments."""
+    drift, quality = version.certificate.drift, version.certificate.quality
+    if not drift and not quality:
+        return Text("the first version: there is nothing that it could have moved\n", style="dim")
+    table = Table(
+        "earlier dataset", "drift since learned", "against parent", "quality (-1: as then)"
+    )
+    table.title, table.title_justify = "certificate", "left"
+    for dataset in dict.fromkeys((*drift, *quality)):
+        moved, good = drift.get(dataset), quality.get(dataset)
+        values: tuple[Cell, ...] = (
+            moved.since_learned if moved else None,
+            moved.against_parent if moved else None,
+            good.now if good else None,
+        )
+        table.add_row(Text(names.get(dataset, dataset)), *map(as_text, values))
+    return table
+
+
+def capacity(heads: Mapping[str, HeadCapacity]) -> RenderableType:
+    """A bar per modality: how much of its head is free."""
+    if not heads:
+        return Text("")
+    table = Table("modality", "free to learn", "inputs", "outputs")
+    table.title, table.title_justify = "capacity", "left"
+    for modality, head in heads.items():
+        table.add_row(
+            Text(modality),
+            _bar(head.free_share),
+            f"{head.input_rank} of {head.input_width}",
+            f"{head.output_rank} of {head.output_width}",
+        )
+    return table
+
+
+def lineage(lines: tuple[LearnedDataset, ...]) -> RenderableType:
+    """What it has learned, and from which files."""
+    table = Table("version", "dataset", "pair", "rows", "shards (SHA-256)")
+    table.title, table.title_justify = "lineage", "left"
+    for line in lines:
+        digests = "\n".join(digest[:16] for digest in line.shard_digests)
+        name = Text(f"{line.name}\n{line.dataset}")
+        table.add_row(str(line.version), name, str(line.pair), str(line.rows), digests)
+    return table
+
+
+def _facts(version: Version) -> dict[str, Cell]:
+    report = version.manifest.report
+    return {
+        "parent": version.parent,
+        "dataset": f"{version.dataset_name} ({version.dataset})",
+        "job": f"{version.job}, attempt {version.attempt}" if version.job else None,
+        "copied from": version.copied_from,
+        "updates": f"{report.updates} on {report.ranks} ranks",
+        "created": version.created_at,
+        "stored": version.stored_at,
+        "retired": version.retired_at,
+    }
+
+
+def _recall_cell(row: EvaluationRow, dataset: str, learned: Mapping[str, float]) -> Text:
+    recall = row.recall.get(dataset)
+    if recall is None:
+        return Text("")
+    percent, change = 100 * recall.at_1, 100 * (recall.at_1 - learned[dataset])
+    if row.learned == dataset:
+        return Text(f"{percent:.1f}", style="bold")
+    return Text(f"{percent:.1f} ({change:+.1f})", style=_colour(change))
+
+
+def _colour(change: float) -> str:
+    if change >= -_NOTICEABLE:
+        return "green" if change >= _NOTICEABLE else ""
+    return "yellow" if change > -5 * _NOTICEABLE else "red"
+
+
+def _bar(share: float) -> Text:
+    full = round(_BAR * share)
+    bar = Text("█" * full, style="green" if share > 0.2 else "red")
+    return bar.append("░" * (_BAR - full), style="dim").append(f" {100 * share:.0f} %", style="")

@@ -1,0 +1,72 @@
+"""What ended jobs and deleted datasets leave behind.
+
+What may be asked for again (a failed job can be retried, a rejected one approved) is first given up in
+the database, with the fence, and then removed. What nobody can ask for is first removed.
+"""
+
+from datetime import timedelta
+
+from service.control.context import Context
+from service.control.sweep.purge import remove_all
+from service.database import sweeping
+from service.database.sweeping import EndedJob
+from service.states import JobState
+from workers.storage import layout
+
+_AT_ONCE = 100
+
+
+def sweep_jobs(context: Context) -> None:
+    """Attempts of jobs that ended long ago; with the dataset, where no version has learned it."""
+    now, settings = context.clock(), context.settings
+    with context.database.read() as connection:
+        ended = sweeping.ended_jobs(
+            connection,
+            now - timedelta(days=settings.runs_kept_days),
+            now - timedelta(days=settings.rejected_kept_days),
+            _AT_ONCE,
+        )
+    for job in ended:
+        if job.state == JobState.PUBLISHED:
+            _sweep_published(context, job)
+        else:
+            _sweep_unsuccessful(context, job)
+
+
+def sweep_learned_datasets(context: Context) -> None:
+    """Training rows in our store, once they were learned."""
+    with context.database.read() as connection:
+        found = sweeping.learned_datasets(connection, _AT_ONCE)
+    for dataset in found:
+        if remove_all(context.store, layout.training_shards(dataset)):
+            _give_up_dataset(context, dataset)
+
+
+def sweep_deleted_datasets(context: Context) -> None:
+    """All files of those that a user deleted."""
+    with context.database.read() as connection:
+        found = sweeping.deleted_datasets(connection, _AT_ONCE)
+    for dataset in found:
+        _give_up_dataset(context, dataset)
+        remove_all(context.store, layout.dataset_prefix(dataset))
+
+
+def _sweep_published(context: Context, job: EndedJob) -> None:
+    if remove_all(context.store, layout.runs_prefix(job.id)):
+        with context.database.write() as connection:
+            sweeping.give_up_job(connection, job, context.clock())
+
+
+def _sweep_unsuccessful(context: Context, job: EndedJob) -> None:
+    now = context.clock()
+    with context.database.write() as connection:
+        if not sweeping.give_up_job(connection, job, now):
+            return
+        sweeping.give_up_datasets(connection, [job.dataset], now)
+    remove_all(context.store, layout.runs_prefix(job.id))
+    remove_all(context.store, layout.dataset_prefix(job.dataset))
+
+
+def _give_up_dataset(context: Context, dataset: str) -> None:
+    with context.database.write() as connection:
+        sweeping.give_up_datasets(connection, [dataset], context.clock())

@@ -1,0 +1,118 @@
+"""Schemathesis over the whole API: whatever a client sends, no answer is a mistake of ours.
+
+Bounded for CI; CMCL_API_EXAMPLES makes it longer. The streams of events never end by themselves and
+have tests of their own.
+"""
+
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import Case, HookContext, Response
+from schemathesis.checks import not_a_server_error, positive_data_acceptance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tests.api.conftest import Served
+from tests.architecture.repository import ROOT
+
+_EXAMPLES = int(os.environ.get("CMCL_API_EXAMPLES", "12"))
+_CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+_STREAMS = "/events"
+_BOUNDED = settings(
+    max_examples=_EXAMPLES,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def _operations() -> list[tuple[str, str]]:
+    """Method and path of all of them, as the committed description has them."""
+    document = json.loads((ROOT / "docs" / "openapi.json").read_text())
+    return [
+        (method.upper(), path)
+        for path, item in document["paths"].items()
+        if not path.endswith(_STREAMS)
+        for method in item
+    ]
+
+
+@pytest.fixture(scope="module")
+def api(served: Served) -> schemathesis.BaseSchema:
+    """The description that the server itself gives; every other id is one that exists."""
+    schema = schemathesis.openapi.from_dict(served.plane.app.openapi())
+    schema.config.update(base_url=served.address)
+
+    def with_known_ids(_: HookContext, parameters: dict[str, object]) -> dict[str, object]:
+        return {
+            name: served.known[name] if name in served.known and _is_even(value) else value
+            for name, value in (parameters or {}).items()
+        }
+
+    schema.hooks.hook("map_path_parameters")(with_known_ids)
+    return schema.exclude(path_regex=f"{_STREAMS}$")
+
+
+def _is_even(value: object) -> bool:
+    """A coin that falls alike for the same value."""
+    return zlib.crc32(repr(value).encode()) % 2 == 0
+
+
+@pytest.fixture(scope="module")
+def answers() -> Iterator[Counter[int]]:
+    """How often each status was answered; shown with `-s`."""
+    counted: Counter[int] = Counter()
+    yield counted
+    print(f"\nanswers by status: {dict(sorted(counted.items()))}")
+
+
+@pytest.mark.parametrize(("method", "path"), _operations(), ids=" ".join)
+def test_no_request_meets_a_mistake_of_ours(
+    api: schemathesis.BaseSchema,
+    served: Served,
+    answers: Counter[int],
+    method: str,
+    path: str,
+) -> None:
+    @_BOUNDED
+    @given(case=api[path][method].as_strategy())
+    def ask(case: Case) -> None:
+        response = case.call_and_validate(checks=_CHECKS, headers=served.headers)
+        answers[response.status_code] += 1
+
+    ask()
+
+
+def test_no_sequence_of_requests_meets_a_mistake(
+    api: schemathesis.BaseSchema, served: Served
+) -> None:
+    """All of Schemathesis' checks: also that keys are asked for, and that deleted things are gone."""
+
+    class Machine(api.as_state_machine()):  # type: ignore[misc]
+        def get_call_kwargs(self, case: Case) -> dict[str, object]:
+            return {"headers": served.headers}
+
+        def validate_response(self, response: Response, case: Case, **_: object) -> None:
+            # What a schema cannot say is refused with 422: a cursor that is none, a modality that
+            # the model does not have.
+            case.validate_response(response, excluded_checks=[positive_data_acceptance])
+
+    Machine.run(settings=settings(_BOUNDED, stateful_step_count=8))

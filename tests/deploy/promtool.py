@@ -1,0 +1,73 @@
+"""Prometheus' own tool for checking rules: from PATH, or unpacked from Debian's package.
+
+No root is needed for that: the package is downloaded and unpacked into .cmcl/tools, once.
+"""
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.architecture.repository import ROOT
+
+_TOOLS = ROOT / ".cmcl" / "tools"
+# Its own package since Debian 13, a part of the other one before.
+_PACKAGES = ("promtool", "prometheus")
+_SECONDS = 90
+
+
+class NoPromtool(Exception):
+    """It is not here and cannot be had; says why."""
+
+
+def find_promtool() -> Path:
+    """The program. Raises NoPromtool."""
+    installed = shutil.which("promtool")
+    if installed:
+        return Path(installed)
+    kept = _TOOLS / "promtool"
+    if not kept.exists():
+        _fetch(kept)
+    return kept
+
+
+def run_promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What it says about the files that the arguments name. Raises NoPromtool."""
+    command = [str(find_promtool()), *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=_SECONDS, check=False
+    )
+
+
+def _fetch(target: Path) -> None:
+    if not shutil.which("apt-get") or not shutil.which("dpkg"):
+        raise NoPromtool("promtool is not on PATH, and there is no apt-get to get it with")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    complaints = []
+    for package in _PACKAGES:
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            complaint = _unpack(package, Path(folder))
+            found = Path(folder) / "usr" / "bin" / "promtool"
+            if found.exists():
+                found.replace(target)
+                return
+            complaints.append(f"{package}: {complaint or 'it is not in this package'}")
+    raise NoPromtool(f"promtool cannot be had: {'; '.join(complaints)}")
+
+
+def _unpack(package: str, folder: Path) -> str:
+    """Download and unpack; in words what went wrong, or nothing."""
+    try:
+        _run(["apt-get", "download", package], folder)
+        (archive,) = folder.glob("*.deb")
+        _run(["dpkg", "-x", archive.name, "."], folder)
+    except (subprocess.SubprocessError, OSError, ValueError) as error:
+        told = getattr(error, "stderr", None) or str(error)
+        return str(told).strip().splitlines()[-1]
+    return ""
+
+
+def _run(command: list[str], folder: Path) -> None:
+    subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, text=True, timeout=_SECONDS
+    )

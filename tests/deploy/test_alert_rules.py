@@ -1,0 +1,127 @@
+"""The alert rules: promtool accepts them, each fires and keeps quiet, and they name what we have."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import pytest
+
+from tests.architecture.repository import ROOT
+from tests.deploy.promtool import NoPromtool, run_promtool
+from tests.fakes.control_plane import ControlPlane
+
+FOLDER = ROOT / "deploy" / "prometheus"
+RULES = helm_python.values_from_yaml((FOLDER / "rules.yaml").read_text())
+TESTS = helm_python.values_from_yaml((FOLDER / "rules_test.yaml").read_text())
+ALERTS: list[dict[str, Any]] = [rule for group in RULES["groups"] for rule in group["rules"]]
+NAMES = [rule["alert"] for rule in ALERTS]
+GUIDE = (ROOT / "docs" / "observability.md").read_text()
+# name{matchers}, or a bare name
+SELECTOR = re.compile(r"\b(cmcl_\w+)\s*(?:\{([^}]*)\})?")
+# What Prometheus adds to every series.
+TARGET_LABELS = {"job", "instance"}
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """Every series' name with its labels, as a control plane that has done something shows them."""
+    plane = ControlPlane(tmp_path_factory.mktemp("plane"), launcher=None)
+    plane.create_model()
+    plane.run_to_end(plane.post_dataset())
+    families = list(plane.context.metrics.registry.collect())
+    plane.close()
+    return {
+        name: labels for family in families for name, labels in _series(family.type, family).items()
+    }
+
+
+def _series(kind: str, family: Any) -> dict[str, set[str]]:
+    labels = {label for sample in family.samples for label in sample.labels}
+    labels |= set(getattr(family, "_labelnames", ()))
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}.get(kind, ("",))
+    return {f"{family.name}{suffix}": labels for suffix in suffixes}
+
+
+def _selectors() -> list[tuple[str, str, str]]:
+    return [
+        (rule["alert"], name, matchers)
+        for rule in ALERTS
+        for name, matchers in SELECTOR.findall(rule["expr"])
+    ]
+
+
+@pytest.mark.parametrize(("alert", "name", "matchers"), _selectors())
+def test_an_alert_looks_at_series_that_we_show(
+    alert: str, name: str, matchers: str, shown: dict[str, set[str]]
+) -> None:
+    assert name in shown, f"{alert} looks at {name}, which nobody shows"
+    labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
+    # Gauges without any sample yet know their labels only from the documentation.
+    assert labels <= (shown[name] or labels) | TARGET_LABELS
+
+
+def test_a_name_that_nobody_shows_would_be_found(shown: dict[str, set[str]]) -> None:
+    ((name, matchers),) = SELECTOR.findall('sum(rate(cmcl_service_gone_total{state="x"}[5m]))')
+    assert (name, matchers) == ("cmcl_service_gone_total", 'state="x"')
+    assert name not in shown
+    assert shown["cmcl_service_jobs_finished_total"] == {"state", "reason"}
+
+
+def test_every_alert_has_a_name_of_its_own() -> None:
+    assert len(NAMES) == len(set(NAMES)) >= 15
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=NAMES)
+def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict[str, Any]) -> None:
+    assert rule["labels"]["severity"] in ("critical", "warning", "info")
+    assert set(rule["annotations"]) == {"summary", "description", "runbook"}
+    assert rule["annotations"]["runbook"] == f"docs/observability.md#{rule['alert'].lower()}"
+    assert f"\n### {rule['alert']}\n" in GUIDE
+    assert "for" in rule
+
+
+@pytest.mark.parametrize("alert", NAMES)
+def test_an_alert_was_shown_to_fire_and_to_keep_quiet(alert: str) -> None:
+    tests = [test for test in TESTS["tests"] if test["name"].partition(",")[0] == alert]
+    fires = [
+        sample
+        for test in tests
+        for expected in test["promql_expr_test"]
+        for sample in expected.get("exp_samples", [])
+        if f'alertname="{alert}"' in sample["labels"]
+    ]
+    assert fires
+    assert any('job="good"' in str(test["input_series"]) for test in tests)
+    assert not any('job="good"' in sample["labels"] for sample in fires)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "rules", "--lint=all", "--lint-fatal", "deploy/prometheus/rules.yaml"),
+        ("test", "rules", "deploy/prometheus/rules_test.yaml"),
+    ],
+    ids=["check", "test"],
+)
+def test_promtool_is_content(arguments: tuple[str, ...]) -> None:
+    try:
+        done = run_promtool(*arguments)
+    except NoPromtool as reason:
+        pytest.skip(str(reason))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SUCCESS" in done.stdout
+
+
+def test_promtool_would_see_an_alert_that_does_not_fire(tmp_path: Path) -> None:
+    rules = (FOLDER / "rules.yaml").read_text()
+    (tmp_path / "rules_test.yaml").write_text((FOLDER / "rules_test.yaml").read_text())
+    changed = rules.replace("cmcl_service_attempts_lost_total[1h])) > 2", "up[1h])) > 2")
+    assert changed != rules
+    (tmp_path / "rules.yaml").write_text(changed)
+    try:
+        done = run_promtool("test", "rules", str(tmp_path / "rules_test.yaml"))
+    except NoPromtool as reason:
+        pytest.skip(str(reason))
+    assert done.returncode != 0
+    assert "CmclAttemptsLost" in done.stdout + done.stderr

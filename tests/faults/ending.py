@@ -1,0 +1,48 @@
+"""The end of a story: the world is healthy again, and everything comes to an end by itself."""
+
+from collections.abc import Sequence
+
+from service.launchers.port import LaunchState
+from service.states import JobState
+from tests.faults.invariants import Witness
+from tests.faults.lives import is_quiet
+from tests.faults.replica import Replica
+from tests.faults.world import World
+
+_MOST_ROUNDS = 400
+# While nothing changes, time goes quicker: some deadline is what is being waited for.
+_STILL_ROUNDS = 4
+
+
+def come_to_an_end(world: World, replicas: Sequence[Replica], witness: Witness) -> None:
+    """Raises AssertionError that names what is stuck."""
+    world.cluster.heal()
+    for replica in replicas:
+        replica.restart()
+    before, still = None, 0
+    for _ in range(_MOST_ROUNDS):
+        for replica in replicas:
+            replica.round()
+        _get_on(world)
+        now = [(job.id, job.revision) for job in world.jobs()]
+        still = still + 1 if now == before else 0
+        before = now
+        world.clock.advance(15 if still > _STILL_ROUNDS else 1)
+        if is_quiet(world):
+            break
+    for replica in replicas:
+        replica.round()
+    witness.look_at_the_end()
+
+
+def _get_on(world: World) -> None:
+    """The cluster does what it is asked to, and people say yes."""
+    for attempt in list(world.cluster.alive):
+        state = world.cluster.status(attempt).state
+        if state == LaunchState.RUNNING:
+            world.complete(attempt, LaunchState.SUCCEEDED)
+        elif state == LaunchState.PENDING:
+            world.start(attempt)
+    for job in world.jobs():
+        if job.state == JobState.HELD:
+            world.approve(job.id)

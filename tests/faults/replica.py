@@ -1,0 +1,146 @@
+"""A replica that stands still before each contact with the outside world until it is told to go on.
+
+Its reconciler runs in a thread of its own, and never while the test runs: the baton is with one of
+the two. So what two replicas do to each other is what the test says, and happens again.
+"""
+
+import threading
+from collections import Counter
+from dataclasses import replace
+from datetime import datetime, timedelta
+from enum import Enum
+
+from service.control.reconcile import Reconciler
+from service.errors import DatabaseUnavailable
+from tests.fakes.mortal import Contact, Death, MortalDatabase, MortalLauncher, MortalStore
+from tests.faults.world import World, quick_database
+
+_HANGS_SECONDS = 60.0
+_ROUND = Contact("reconciler", "round", "", DatabaseUnavailable, has_effect=False)
+
+
+class Order(Enum):
+    """How a contact turns out."""
+
+    GO = "goes well"
+    FAIL = "is not done, and fails"
+    LOSE = "is done, and fails all the same"
+    DIE = "is the last thing, and not done"
+
+
+class Replica:
+    """One process of the service: killed and started again, with a clock that may be wrong."""
+
+    def __init__(self, world: World, name: str, skew_seconds: float, tally: Counter[str]) -> None:
+        self.name = name
+        self._world = world
+        self._skew = timedelta(seconds=skew_seconds)
+        self._tally = tally
+        self._start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def contact(self) -> Contact:
+        """What it is about to do."""
+        return self._contact
+
+    def go(self, order: Order = Order.GO) -> None:
+        """One contact further. Raises AssertionError for what a reconciler must not do."""
+        if not self.is_alive:
+            return
+        self._tally["contacts"] += 1
+        if order is not Order.GO:
+            self._tally[f"{order.name.lower()} {self._contact.port}.{self._contact.method}"] += 1
+        self._order = order
+        self._go.release()
+        assert self._stands.acquire(timeout=_HANGS_SECONDS), f"{self.name} hangs: {self._contact}"
+        if self._mistake is not None:
+            raise AssertionError(f"replica {self.name} ended by itself") from self._mistake
+
+    def round(self) -> None:
+        """To the end of a round."""
+        self.go()
+        while self.is_alive and self._contact is not _ROUND:
+            self.go()
+
+    def kill(self) -> None:
+        """At the contact before which it stands; nothing is left of it but what it has written."""
+        if not self.is_alive:
+            return
+        self.go(Order.DIE)
+        self._thread.join(_HANGS_SECONDS)
+        self._database.close()
+
+    def restart(self) -> None:
+        """Another process under the same name, with nothing in memory."""
+        if not self.is_alive:
+            self._start()
+
+    def before(self, contact: Contact) -> None:
+        """See Fate: stand still, in this replica's thread."""
+        # Whoever holds a transaction open meanwhile makes all others wait.
+        held = self._database.engine.pool.checkedout()  # type: ignore[attr-defined]
+        assert held == 0, f"inside of a transaction: {contact}"
+        self._stand_at(contact)
+        if self._order is Order.FAIL:
+            raise contact.error(f"{contact.about}: nobody answers (on purpose)")
+        self._loses = self._order is Order.LOSE and contact.has_effect
+
+    def inside(self, contact: Contact) -> None:
+        """See Fate. Nobody else could see a difference."""
+
+    def after(self, contact: Contact) -> None:
+        """See Fate."""
+        if self._loses:
+            self._loses = False
+            raise contact.error(f"{contact.about}: the reply was lost (on purpose)")
+
+    def _start(self) -> None:
+        self._contact, self._order, self._loses = _ROUND, Order.GO, False
+        self._mistake: BaseException | None = None
+        self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
+        self._database = quick_database(self._world.database_url)
+        context = self._world.context(self._database)
+        mortal = replace(
+            context,
+            database=MortalDatabase(self._database, self),
+            store=MortalStore(context.store, self),
+            launcher=MortalLauncher(context.launcher, self),
+            clock=self._clock,
+        )
+        self._reconciler = Reconciler(mortal)
+        self._thread = threading.Thread(target=self._live, name=self.name, daemon=True)
+        self._thread.start()
+        assert self._stands.acquire(timeout=_HANGS_SECONDS)
+
+    def _live(self) -> None:
+        try:
+            while True:
+                self._stand_at(_ROUND)
+                self._tick()
+        except Death:
+            pass
+        except BaseException as mistake:  # noqa: BLE001 (it is shown where the test can see it)
+            self._mistake = mistake
+        finally:
+            self._stands.release()
+
+    def _tick(self) -> None:
+        try:
+            self._reconciler.tick()
+        except DatabaseUnavailable:
+            # As the reconciler's own loop does: the round is over, the next one comes.
+            return
+
+    def _stand_at(self, contact: Contact) -> None:
+        self._contact = contact
+        self._stands.release()
+        self._go.acquire()
+        if self._order is Order.DIE:
+            raise Death(f"{self.name} before {contact.port}.{contact.method} (on purpose)")
+
+    def _clock(self) -> datetime:
+        return self._world.clock() + self._skew

@@ -1,0 +1,74 @@
+"""The key goes to our two sides, and nowhere else: no text that could be printed has it."""
+
+import traceback
+
+import httpx
+import pytest
+
+from cmcl import AsyncClient, Client, CmclError
+from cmcl.flow.blocking import Blocking
+from cmcl.flow.connection import Connection
+from cmcl.flow.effects import Exchange, Side, exchange
+from cmcl.types import NewApiKey, NewWebhook
+from tests.unit.client.either import connected
+from tests.unit.client.rest_server import RestServer
+
+KEY = "cmcl_0123456789ab_aSecretThatNobodyMaySee"
+
+
+def test_a_key_is_sent_as_a_bearer_and_given_beats_environment(
+    kind: str, server: RestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.always((200, {"name": "x", "scopes": []}))
+    monkeypatch.setenv("CMCL_KEY", "of-the-environment")
+    with connected(kind, server.url) as client:
+        client.whoami()
+    with connected(kind, server.url, key=KEY) as client:
+        client.whoami()
+    monkeypatch.setenv("CMCL_KEY", "")
+    with connected(kind, server.url) as client:
+        client.whoami()
+    sent = [asked.headers.get("authorization") for asked in server.asked]
+    assert sent == ["Bearer of-the-environment", f"Bearer {KEY}", None]
+
+
+def test_no_repr_and_no_error_has_the_key(kind: str, server: RestServer) -> None:
+    server.always((401, {"detail": "a valid key is needed"}))
+    with connected(kind, server.url, key=KEY) as client:
+        with pytest.raises(CmclError) as caught:
+            client.whoami()
+        texts = [repr(client), str(client), "".join(traceback.format_exception(caught.value))]
+    for shown in (Client(key=KEY), AsyncClient(key=KEY)):
+        texts += [repr(shown), repr(shown.api), repr(shown.loop)]
+    assert [text for text in texts if "aSecret" in text] == []
+
+
+@pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "umlaut-ä", "\x7f"])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_quoted(key: str) -> None:
+    with pytest.raises(CmclError) as caught:
+        Client(key=key)
+    assert str(caught.value) == "the key has characters that no key has, or is empty"
+
+
+def test_whoever_else_is_asked_gets_no_key(server: RestServer) -> None:
+    server.always((200, {}))
+    clients = Connection.of(server.url, server.url, KEY, 5).open(httpx.Client, None)
+    loop = Blocking(clients)
+    loop.run(exchange(Exchange("PUT", f"{server.url}/bucket", Side.ELSEWHERE)))
+    loop.close()
+    assert "authorization" not in server.asked[0].headers
+
+
+def test_secrets_in_answers_are_shown_only_when_asked_for() -> None:
+    at = "2026-11-24T00:00:00Z"
+    made = NewApiKey.model_validate(
+        {"id": "key-1", "name": "n", "scopes": [], "created_at": at, "key": KEY}
+    )
+    hook = NewWebhook.model_validate(
+        {"id": "wh-1", "url": "https://x", "kinds": [], "created_at": at, "secret": KEY}
+    )
+    assert "aSecret" not in f"{made!r} {made} {hook!r} {hook} {made.model_dump()}"
+    assert made.key is not None
+    assert made.key.get_secret_value() == KEY
+    assert KEY in made.model_dump_json()
+    assert KEY in hook.model_dump_json()

@@ -1,0 +1,134 @@
+"""Asking again: when, how often, under which key. Flows are driven by hand, so nothing waits."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import httpx
+import pytest
+
+from cmcl import Client, CmclError
+from cmcl.client import Unreachable
+from cmcl.flow.api import Api
+from cmcl.flow.effects import Exchange, Flow, Pause
+from cmcl.flow.retries import Retries
+from cmcl.types import Live
+from tests.unit.client.rest_server import RestServer
+
+LIVE = {"version": 1, "generation": 1}
+API = Api(Retries(attempts=4, first_pause=1.0, longest_pause=30.0, jitter=lambda: 1.0))
+
+
+def answer(status: int, **headers: str) -> httpx.Response:
+    return httpx.Response(status, json=LIVE if status == 200 else {}, headers=headers)
+
+
+class Driven:
+    """A flow with prepared outcomes of its exchanges: what it sent, and how long it paused."""
+
+    def __init__(self, flow: Flow[Any], outcomes: Iterable[httpx.Response | Exception]) -> None:
+        self.sent: list[Exchange] = []
+        self.paused: list[float] = []
+        self.result: Any = None
+        left = iter(outcomes)
+        effect = next(flow)
+        try:
+            while True:
+                effect = self._carry(flow, effect, left)
+        except StopIteration as end:
+            self.result = end.value
+
+    def _carry(self, flow: Flow[Any], effect: object, left: Any) -> Any:
+        if isinstance(effect, Pause):
+            self.paused.append(effect.seconds)
+            return flow.send(None)
+        assert isinstance(effect, Exchange)
+        self.sent.append(effect)
+        outcome = next(left)
+        return flow.throw(outcome) if isinstance(outcome, Exception) else flow.send(outcome)
+
+
+def post(**options: Any) -> Flow[Live]:
+    return API.post(Live, "/v1/x", {"a": 1}, **options)
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_what_may_succeed_later_is_asked_again_with_pauses_that_double(status: int) -> None:
+    driven = Driven(post(), [answer(status)] * 3 + [answer(200)])
+    assert driven.paused == [1.0, 2.0, 4.0]
+    assert driven.result == Live(**LIVE)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 412, 422, 500])
+def test_what_cannot_succeed_later_is_asked_once(status: int) -> None:
+    with pytest.raises(CmclError) as caught:
+        Driven(post(), [answer(status)])
+    assert caught.value.status == status
+
+
+def test_all_attempts_of_a_post_have_one_key_and_two_posts_two() -> None:
+    outcomes = [httpx.ReadError("lost"), answer(503), answer(200)]
+    first, second = Driven(post(), outcomes), Driven(post(), [answer(200)])
+    keys = [{sent.headers["idempotency-key"] for sent in driven.sent} for driven in (first, second)]
+    assert [len(used) for used in keys] == [1, 1]
+    assert keys[0] != keys[1]
+
+
+def test_the_server_s_own_pause_is_kept() -> None:
+    assert Driven(post(), [answer(429, **{"retry-after": "7"}), answer(200)]).paused == [7.0]
+
+
+def test_a_pause_that_is_too_long_is_an_error_at_once() -> None:
+    with pytest.raises(CmclError) as caught:
+        Driven(post(), [answer(429, **{"retry-after": "31"})])
+    assert caught.value.status == 429
+
+
+def test_a_request_that_is_just_carried_out_is_waited_for() -> None:
+    driven = Driven(post(), [answer(409, **{"retry-after": "2"}), answer(200)])
+    assert driven.paused == [2.0]
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError, httpx.ReadTimeout, httpx.RemoteProtocolError]
+)
+def test_silence_ends_after_the_last_attempt(error: type[httpx.TransportError]) -> None:
+    with pytest.raises(Unreachable, match="lost"):
+        Driven(post(), [error("lost")] * 4)
+
+
+def test_one_attempt_is_one_attempt() -> None:
+    once = Api(Retries(attempts=1))
+    with pytest.raises(CmclError):
+        Driven(once.get(Live, "/"), [answer(503)])
+    with pytest.raises(Unreachable):
+        Driven(once.get(Live, "/"), [httpx.ConnectError("no")])
+
+
+def test_a_condition_is_not_sent_again_where_the_first_may_have_been_done() -> None:
+    """It would be refused because of our own change, and look as if it were somebody else's."""
+    with pytest.raises(Unreachable):
+        Driven(post(if_match=3), [httpx.ReadError("lost")])
+    with pytest.raises(CmclError):
+        Driven(post(if_match=3), [answer(502)])
+    assert Driven(post(if_match=3), [httpx.ConnectError("no"), answer(200)]).result
+    assert Driven(post(if_match=3), [answer(429), answer(200)]).result
+
+
+def test_what_a_lost_answer_removed_is_gone() -> None:
+    lost = httpx.ReadError("lost")
+    assert Driven(API.delete("/v1/x"), [lost, answer(404)]).result is None
+    with pytest.raises(CmclError):
+        Driven(API.delete("/v1/x"), [answer(404)])
+
+
+def test_pauses_vary_and_never_grow_beyond_the_longest() -> None:
+    shortest = Retries(first_pause=1.0, longest_pause=5.0, jitter=lambda: 0.0)
+    longest = Retries(first_pause=1.0, longest_pause=5.0, jitter=lambda: 1.0)
+    assert [shortest.pause(n) for n in (1, 2, 3, 10, 5000)] == [0.5, 1.0, 2.0, 2.5, 2.5]
+    assert [longest.pause(n) for n in (1, 2, 3, 10, 5000)] == [1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+def test_a_server_that_hangs_up_is_asked_again(server: RestServer, client: Client) -> None:
+    server.always(None, (503, {}), (200, LIVE))
+    assert client.live("scenes").version == 1
+    assert len(server.asked) == 3

@@ -1,0 +1,299 @@
+"""The sweeper removes what nobody can ask for any more, and nothing before its time."""
+
+import pytest
+from sqlalchemy import func, select
+
+from service.control.sweep import leftovers
+from service.control.sweep.sweeper import Sweeper
+from service.database import leases
+from service.database.tables import answers, events, orphans, uploads
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.trainer import train
+from tests.fakes.uploads import announce, send, stored_keys, upload_whole
+from tests.unit.service.uploads.test_sending import parquet
+from workers.storage.versions import read_version
+
+DAY = 24 * 3600.0
+SHARE = {"evaluation_share": 0.3}
+
+
+def keys(plane: ControlPlane, prefix: str) -> list[str]:
+    return [key.removeprefix(prefix) for key in plane.store.keys(prefix)]
+
+
+def sweep(plane: ControlPlane) -> None:
+    Sweeper(plane.context).sweep()
+
+
+def fail(plane: ControlPlane, name: str = "one", **changes: object) -> str:
+    """A job that failed; its dataset is sound."""
+    job = plane.post_dataset(name, **changes)
+    for attempt in range(1, 4):
+        plane.tick_to(job, JobState.RUNNING)
+        plane.launcher.fail(f"{job}-a{attempt}", "killed")
+        plane.tick(8)
+    assert plane.job(job).state == JobState.FAILED
+    return job
+
+
+def reject(plane: ControlPlane) -> str:
+    """A job whose candidate somebody rejected, with a dataset before it."""
+    plane.run_to_end(plane.post_dataset("first"))
+    policy = {"max_drift": 0.05}
+    assert plane.client.put("/v1/models/scenes/policy", json=policy).status_code == 200
+    job = plane.post_dataset("second")
+    assert plane.run_to_end(job, drift=0.5).state == JobState.REJECTED
+    return job
+
+
+def learn_with_share(plane: ControlPlane) -> str:
+    job = plane.post_dataset("one", **SHARE)
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+    return job
+
+
+def test_training_rows_go_once_they_were_learned(plane: ControlPlane) -> None:
+    job = plane.post_dataset("one", **SHARE)
+    plane.tick_to(job, JobState.RUNNING)
+    folder = f"datasets/{plane.job(job).dataset}/"
+    sweep(plane)
+    assert "training-0.parquet" in keys(plane, folder)
+    plane.run_to_end(job)
+    sweep(plane)
+    assert keys(plane, folder) == ["evaluation-0.parquet", "manifest.json", "moments.safetensors"]
+
+
+def test_rows_of_a_version_that_is_not_stored_stay(plane: ControlPlane) -> None:
+    job = plane.post_dataset("one", **SHARE)
+    plane.tick_to(job, JobState.RUNNING)
+    train(plane.store, job, 1)
+    plane.store.broken = "models/"
+    plane.tick(5)
+    assert plane.job(job).state == JobState.PUBLISHED
+    plane.clock.advance(30 * DAY)
+    sweep(plane)
+    plane.store.broken = None
+    plane.clock.advance(60)
+    plane.tick(5)
+    assert read_version(plane.store, "scenes", 1).job == job
+
+
+def test_attempts_of_a_published_job_go_after_a_week(plane: ControlPlane) -> None:
+    job = learn_with_share(plane)
+    plane.clock.advance(6 * DAY)
+    sweep(plane)
+    assert keys(plane, f"runs/{job}/")
+    plane.clock.advance(1 * DAY)
+    sweep(plane)
+    assert keys(plane, f"runs/{job}/") == []
+    assert read_version(plane.store, "scenes", 1).job == job
+
+
+def test_a_failed_job_can_be_retried_for_a_week(plane: ControlPlane) -> None:
+    job = fail(plane, **SHARE)
+    plane.clock.advance(6 * DAY)
+    sweep(plane)
+    assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+
+
+def test_after_that_it_is_posted_again(plane: ControlPlane) -> None:
+    body = plane.dataset_body("one", **SHARE)
+    job = fail(plane, **body)
+    plane.clock.advance(7 * DAY + 60)
+    sweep(plane)
+    dataset = plane.job(job).dataset
+    assert keys(plane, f"runs/{job}/") == keys(plane, f"datasets/{dataset}/") == []
+    refusal = plane.client.post(f"/v1/jobs/{job}/retry")
+    assert (refusal.status_code, "post the dataset again" in refusal.json()["detail"]) == (409, True)
+    again = plane.client.post("/v1/datasets", json=body)
+    assert again.status_code == 202
+    assert plane.run_to_end(again.json()["job"]["id"]).state == JobState.PUBLISHED
+
+
+def test_a_rejected_candidate_is_kept_for_a_month(plane: ControlPlane) -> None:
+    job = reject(plane)
+    plane.clock.advance(29 * DAY)
+    sweep(plane)
+    approval = plane.client.post(f"/v1/jobs/{job}/approve", json={"reason": "looks good"})
+    assert approval.status_code == 202
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+
+
+def test_after_that_it_cannot_be_approved(plane: ControlPlane) -> None:
+    job = reject(plane)
+    plane.clock.advance(30 * DAY + 60)
+    sweep(plane)
+    approval = plane.client.post(f"/v1/jobs/{job}/approve", json={"reason": "looks good"})
+    assert approval.status_code == 409
+    assert keys(plane, f"runs/{job}/") == []
+
+
+def test_a_deleted_dataset_goes_at_once(plane: ControlPlane) -> None:
+    job = fail(plane)
+    dataset = plane.job(job).dataset
+    assert plane.client.request("DELETE", f"/v1/datasets/{dataset}").status_code == 204
+    sweep(plane)
+    assert keys(plane, f"datasets/{dataset}/") == []
+
+
+def test_uploads_go_once_they_were_learned(plane: ControlPlane) -> None:
+    unused, used = (upload_whole(plane, parquet(name)) for name in ("unused", "used"))
+    job = plane.post_dataset("one", shards=[{"uri": used}])
+    open_one = announce(plane, 3)
+    send(plane, open_one, 1, b"abc")
+    plane.clock.advance(DAY + 60)
+    sweep(plane)
+    gone = [uri.removeprefix("upload:") for uri in (unused, used)] + [open_one]
+    assert [bool(stored_keys(plane, upload)) for upload in gone] == [False, True, False]
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+    sweep(plane)
+    assert stored_keys(plane, gone[1]) == []
+    with plane.context.database.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(uploads)) == 0
+    # The row that named it is history, and still shows what was posted.
+    assert plane.client.get(f"/v1/datasets/{plane.job(job).dataset}").json()["shards"]
+
+
+def test_an_upload_that_a_failed_job_needs_stays(plane: ControlPlane) -> None:
+    uri = upload_whole(plane, parquet())
+    job = fail(plane, shards=[{"uri": uri}])
+    plane.clock.advance(6 * DAY)
+    sweep(plane)
+    assert plane.client.post(f"/v1/jobs/{job}/retry").status_code == 202
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+
+
+def test_one_that_was_given_up_goes_at_once(plane: ControlPlane) -> None:
+    upload = announce(plane, 3)
+    send(plane, upload, 1, b"abc")
+    plane.client.request("DELETE", f"/v1/uploads/{upload}")
+    sweep(plane)
+    assert stored_keys(plane, upload) == []
+
+
+def test_a_deleted_model_goes_with_its_datasets(plane: ControlPlane) -> None:
+    learn_with_share(plane)
+    fail(plane, "two")
+    assert plane.client.request("DELETE", "/v1/models/scenes").status_code == 204
+    sweep(plane)
+    assert keys(plane, "models/scenes/")
+    plane.clock.advance(3700)
+    sweep(plane)
+    assert keys(plane, "models/") == keys(plane, "datasets/") == []
+
+
+def test_what_a_branch_has_learned_outlives_its_source(plane: ControlPlane) -> None:
+    job = learn_with_share(plane)
+    dataset = plane.job(job).dataset
+    branch = {"name": "branch", "version": 1}
+    assert plane.client.post("/v1/models/scenes/branch", json=branch).status_code == 201
+    plane.client.request("DELETE", "/v1/models/scenes")
+    plane.clock.advance(2 * 3600)
+    sweep(plane)
+    # Not before the branch has its copies.
+    assert keys(plane, "models/scenes/")
+    plane.tick(4)
+    sweep(plane)
+    assert keys(plane, "models/scenes/") == []
+    assert read_version(plane.store, "branch", 1).dataset == dataset
+    assert len(keys(plane, f"datasets/{dataset}/")) == 3
+    plane.client.request("DELETE", "/v1/models/branch")
+    plane.clock.advance(2 * 3600)
+    sweep(plane)
+    assert keys(plane, "models/") == keys(plane, "datasets/") == []
+
+
+def test_old_answers_and_events_are_forgotten(plane: ControlPlane) -> None:
+    headers = {"Idempotency-Key": "key-1"}
+    body = plane.dataset_body("one")
+    plane.client.post("/v1/datasets", json=body, headers=headers)
+    plane.clock.advance(DAY + 60)
+    sweep(plane)
+    assert _count(plane, answers) == 0
+    assert _count(plane, events) > 0
+    plane.clock.advance(90 * DAY)
+    sweep(plane)
+    assert _count(plane, events) == 0
+
+
+def test_folders_that_no_row_knows_are_watched_for_a_day(plane: ControlPlane) -> None:
+    job = learn_with_share(plane)
+    strays = ["datasets/ds-000000000000/", "runs/job-000000000000/", "uploads/up-000000000000/"]
+    foreign = ["datasets/notes/", "runs/pf-x/", "models/unknown/", "elsewhere/ds-000000000000/"]
+    for folder in (*strays, *foreign):
+        plane.store.put(f"{folder}a1/x", b"x")
+    leftovers.sweep_leftovers(plane.context)
+    plane.clock.advance(DAY - 60)
+    leftovers.sweep_leftovers(plane.context)
+    assert all(keys(plane, folder) for folder in strays)
+    plane.clock.advance(60)
+    leftovers.sweep_leftovers(plane.context)
+    assert [keys(plane, folder) for folder in strays] == [[], [], []]
+    assert all(keys(plane, folder) for folder in foreign)
+    assert keys(plane, f"runs/{job}/")
+    leftovers.sweep_leftovers(plane.context)
+    assert _count(plane, orphans) == 0
+
+
+def test_what_was_written_after_it_was_given_up_goes(plane: ControlPlane) -> None:
+    job = learn_with_share(plane)
+    plane.clock.advance(8 * DAY)
+    sweep(plane)
+    plane.store.put(f"runs/{job}/a1/progress.json", b"a zombie")
+    leftovers.sweep_leftovers(plane.context)
+    assert keys(plane, f"runs/{job}/") == []
+
+
+def test_a_store_that_fails_holds_up_nothing_else(plane: ControlPlane) -> None:
+    one, two = (plane.post_dataset(name) for name in ("one", "two"))
+    for job in (one, two):
+        plane.run_to_end(job)
+    plane.clock.advance(8 * DAY)
+    plane.store.broken = f"runs/{one}"
+    sweep(plane)
+    assert keys(plane, f"runs/{two}/") == []
+    plane.store.broken = None
+    assert keys(plane, f"runs/{one}/")
+    sweep(plane)
+    assert keys(plane, f"runs/{one}/") == []
+
+
+def test_one_service_at_a_time_sweeps(plane: ControlPlane) -> None:
+    job = learn_with_share(plane)
+    plane.clock.advance(8 * DAY)
+    now = plane.clock()
+    with plane.context.database.write() as connection:
+        assert leases.claim(connection, "sweeper", "another one", now, plane.clock())
+        plane.clock.advance(-1)
+    sweep(plane)
+    assert keys(plane, f"runs/{job}/")
+    plane.clock.advance(2)
+    sweep(plane)
+    assert keys(plane, f"runs/{job}/") == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a mistake"), ValueError("another")])
+def test_a_duty_that_fails_holds_up_no_other(
+    plane: ControlPlane, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = learn_with_share(plane)
+    plane.clock.advance(8 * DAY)
+
+    class Broken:
+        def __getattr__(self, name: str) -> object:
+            raise error
+
+    sweeper = Sweeper(plane.context)
+    with plane.context.database.write() as connection:
+        connection.exec_driver_sql("UPDATE versions SET manifest = '{}'")
+        connection.exec_driver_sql("UPDATE models SET deleted_at = '2026-01-01 00:00:00'")
+    sweeper.sweep()
+    assert keys(plane, f"runs/{job}/") == []
+
+
+def _count(plane: ControlPlane, table: object) -> int:
+    with plane.context.database.read() as connection:
+        counted: int = connection.scalar(select(func.count()).select_from(table))
+    return counted

@@ -1,0 +1,91 @@
+"""A key whose request takes long: done once, told meanwhile, taken over after a death."""
+
+import pytest
+
+from service.api import answers
+from service.api.answers import answer_long, record
+from service.api.dependencies import RequestKey
+from service.api.schemas import Health
+from service.database.rows import AnswerRecord
+from service.errors import Conflict, Unprocessable
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.mortal import Death
+from tests.fakes.uploads import announce, send
+
+KEY = RequestKey("default", "key-1", "POST /v1/long", "0" * 64)
+
+
+class Work:
+    """Counts how often it was done."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.done = 0
+        self._error = error
+
+    def __call__(self) -> AnswerRecord:
+        if self._error is not None:
+            raise self._error
+        self.done += 1
+        return record(KEY, 200, Health(status=f"done {self.done} times"))
+
+
+def test_a_key_repeats_the_answer_of_long_work(plane: ControlPlane) -> None:
+    work = Work()
+    first = answer_long(plane.context, KEY, work)
+    again = answer_long(plane.context, KEY, work)
+    assert (first.body, work.done) == (again.body, 1)
+    assert "idempotency-replayed" not in first.headers
+    assert again.headers["idempotency-replayed"] == "true"
+
+
+def test_a_second_request_is_told_that_the_first_is_at_it(plane: ControlPlane) -> None:
+    second: list[str] = []
+
+    def work() -> AnswerRecord:
+        with pytest.raises(Conflict) as refused:
+            answer_long(plane.context, KEY, Work())
+        second.append(refused.value.fields[0].field)
+        return Work()()
+
+    answer_long(plane.context, KEY, work)
+    assert second == ["Idempotency-Key"]
+
+
+def test_a_key_of_refused_work_can_be_used_again(plane: ControlPlane) -> None:
+    with pytest.raises(Conflict):
+        answer_long(plane.context, KEY, Work(Conflict("not now")))
+    assert answer_long(plane.context, KEY, Work()).status_code == 200
+
+
+def test_a_dead_request_is_taken_over_after_a_while(plane: ControlPlane) -> None:
+    with pytest.raises(Death):
+        answer_long(plane.context, KEY, Work(Death()))
+    plane.clock.advance(answers.DEAD_AFTER.total_seconds())
+    with pytest.raises(Conflict):
+        answer_long(plane.context, KEY, Work())
+    plane.clock.advance(1)
+    other = RequestKey(KEY.owner, KEY.key, KEY.route, "1" * 64)
+    with pytest.raises(Unprocessable):
+        answer_long(plane.context, other, Work())
+    assert answer_long(plane.context, KEY, Work()).status_code == 200
+
+
+def test_whoever_was_taken_for_dead_does_not_answer_twice(plane: ControlPlane) -> None:
+    def slow() -> AnswerRecord:
+        plane.clock.advance(answers.DEAD_AFTER.total_seconds() + 1)
+        answer_long(plane.context, KEY, Work())
+        return record(KEY, 200, Health(status="late"))
+
+    answer_long(plane.context, KEY, slow)
+    assert b"done 1 times" in answer_long(plane.context, KEY, Work()).body
+
+
+def test_completing_with_a_key_is_repeated(plane: ControlPlane) -> None:
+    upload = announce(plane, 3)
+    path, headers = f"/v1/uploads/{upload}/complete", {"Idempotency-Key": "key-1"}
+    assert plane.client.post(path, headers=headers).status_code == 409
+    send(plane, upload, 1, b"abc")
+    first = plane.client.post(path, headers=headers)
+    again = plane.client.post(path, headers=headers)
+    assert (first.status_code, first.json()) == (200, again.json())
+    assert again.headers["idempotency-replayed"] == "true"

@@ -1,0 +1,54 @@
+"""What tests of deliveries do again and again."""
+
+import asyncio
+from typing import Any
+
+from service.control.webhooks.deliverer import Deliverer
+from service.control.webhooks.sender import Sender
+from service.database.engine import Database
+from tests.fakes.control_plane import ControlPlane
+
+
+class PostOffice:
+    """A control plane whose deliveries go out when the test says so."""
+
+    def __init__(self, plane: ControlPlane, answer_seconds: float = 15) -> None:
+        self.plane = plane
+        self.outcomes: list[str] = []
+        self.answer_seconds = answer_seconds
+
+    def deliverer(
+        self, database: Database | None = None, sender: Sender | None = None
+    ) -> Deliverer:
+        """One of this control plane's, or of another process."""
+        prefixes = self.plane.context.settings.webhook_prefixes
+        return Deliverer(
+            database or self.plane.context.database,
+            sender or Sender(prefixes, self.answer_seconds),
+            self.plane.clock,
+            self.outcomes.append,
+        )
+
+    def deliver(self) -> None:
+        """Send what is due now."""
+        asyncio.run(self.deliverer().round())
+
+    def make(self, url: str, **changes: object) -> dict[str, Any]:
+        """A new webhook, as the answer shows it."""
+        body = {"url": url, "kinds": ["job.queued"], **changes}
+        response = self.plane.client.post("/v1/webhooks", json=body)
+        assert response.status_code == 201, response.text
+        made: dict[str, Any] = response.json()
+        return made
+
+    def webhook(self, webhook: str) -> dict[str, Any]:
+        """As it is now."""
+        found: dict[str, Any] = self.plane.client.get(f"/v1/webhooks/{webhook}").json()
+        return found
+
+    def deliveries(self, webhook: str) -> list[dict[str, Any]]:
+        """The newest first."""
+        response = self.plane.client.get(f"/v1/webhooks/{webhook}/deliveries")
+        assert response.status_code == 200, response.text
+        items: list[dict[str, Any]] = response.json()["items"]
+        return items

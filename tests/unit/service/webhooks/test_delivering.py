@@ -1,0 +1,289 @@
+"""Messages reach real receivers: signed, again after a failure, fairly, and at least once."""
+
+import asyncio
+import json
+import socket
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
+
+from tests.fakes.mortal import Death, Lifeline, MortalDatabase
+from tests.fakes.receiver import Receiver, receiving
+from tests.unit.service.webhooks.post_office import PostOffice
+
+
+def _hour(hours: float) -> float:
+    return hours * 3600
+
+
+def test_a_message_says_what_happened_and_is_signed(office: PostOffice, receiver: Receiver) -> None:
+    office.plane.clock.now = datetime.now(UTC)
+    webhook = office.make(receiver.url)
+    job = office.plane.post_dataset()
+    office.deliver()
+    (message,) = receiver.received
+    told = Webhook(webhook["secret"]).verify(message.body, message.headers)
+    assert told["type"] == "job.queued"
+    assert (told["data"]["job"], told["data"]["model"]) == (job, "scenes")
+    assert message.headers["content-type"] == "application/json"
+    (delivery,) = office.deliveries(webhook["id"])
+    assert delivery["id"] == message.headers["webhook-id"]
+    assert (delivery["status"], delivery["attempts"], delivery["next_at"]) == (204, 1, None)
+    assert office.outcomes == ["delivered"]
+
+
+@pytest.mark.parametrize("fault", ["body", "secret", "old", "early", "id"])
+def test_a_forged_or_replayed_message_is_refused(
+    office: PostOffice, receiver: Receiver, fault: str
+) -> None:
+    """By the specification's own library, with what we send."""
+    seconds = {"old": -301, "early": 301}.get(fault, 0)
+    office.plane.clock.now = datetime.now(UTC) + timedelta(seconds=seconds)
+    webhook = office.make(receiver.url)
+    other = office.make(receiver.url, kinds=["job.failed"])
+    office.plane.post_dataset()
+    office.deliver()
+    (message,) = receiver.received
+    body = message.body.replace(b"scenes", b"scents") if fault == "body" else message.body
+    headers = {**message.headers, **({"webhook-id": "dl-x"} if fault == "id" else {})}
+    secret = other["secret"] if fault == "secret" else webhook["secret"]
+    with pytest.raises(WebhookVerificationError):
+        Webhook(secret).verify(body, headers)
+
+
+def test_only_what_was_asked_for_is_told(office: PostOffice, receiver: Receiver) -> None:
+    office.plane.create_model("sounds")
+    office.make(receiver.url, model="sounds", kinds=["job.queued", "job.cancelled"])
+    office.plane.post_dataset()
+    job = office.plane.post_dataset(model="sounds")
+    office.plane.client.post(f"/v1/jobs/{job}/cancel")
+    office.plane.tick(3)
+    office.deliver()
+    told = [json.loads(message.body) for message in receiver.received]
+    assert [message["type"] for message in told] == ["job.queued", "job.cancelled"]
+    assert {message["data"]["job"] for message in told} == {job}
+
+
+def test_a_whole_life_is_told_in_its_order(office: PostOffice, receiver: Receiver) -> None:
+    kinds = ["job.running", "job.published", "version.published", "version.rolled_back"]
+    office.make(receiver.url, kinds=kinds)
+    office.plane.run_to_end(office.plane.post_dataset("one"))
+    office.plane.run_to_end(office.plane.post_dataset("two"))
+    office.plane.client.post("/v1/models/scenes/rollback", json={"reason": "worse"})
+    office.deliver()
+    told = [json.loads(message.body)["type"] for message in receiver.received]
+    assert told == [*kinds[:3], *kinds]
+
+
+def test_it_is_tried_again_over_three_days_and_then_given_up(
+    office: PostOffice, receiver: Receiver
+) -> None:
+    receiver.answers = [500]
+    webhook = office.make(receiver.url)
+    office.plane.post_dataset()
+    began, attempts = office.plane.clock.now, []
+    while not attempts or office.deliveries(webhook["id"])[0]["next_at"]:
+        attempts.append((office.plane.clock.now - began).total_seconds())
+        office.deliver()
+        (delivery,) = office.deliveries(webhook["id"])
+        if delivery["next_at"]:
+            office.plane.clock.now = datetime.fromisoformat(delivery["next_at"]) - timedelta(
+                seconds=1
+            )
+            office.deliver()
+            assert len(receiver.received) == len(attempts), "a second too early"
+            office.plane.clock.advance(2)
+    waits = [later - earlier for earlier, later in zip(attempts, attempts[1:], strict=False)]
+    recommended = [5, 300, 1800, *map(_hour, (2, 5, 10, 14, 20, 24))]
+    assert len(waits) == len(recommended)
+    for wait, least in zip(waits, recommended, strict=True):
+        assert least <= wait <= least * 1.2 + 2
+    assert len({message.headers["webhook-id"] for message in receiver.received}) == 1
+    assert len({message.body for message in receiver.received}) == 1
+    assert delivery["error"] == "it answered 500"
+    assert office.outcomes == ["retried"] * 9 + ["failed"]
+    disabled = office.webhook(webhook["id"])
+    assert "nothing was delivered since 2026-11-24 12:00 UTC" in disabled["disabled_reason"]
+
+
+def test_one_bad_message_does_not_disable_a_webhook(office: PostOffice, receiver: Receiver) -> None:
+    """It is given up after three days; others were delivered meanwhile."""
+    webhook = office.make(receiver.url)
+    bad = office.plane.post_dataset("bad")
+    receiver.judge = lambda message: 500 if bad.encode() in message.body else 204
+    for number in range(10):
+        office.plane.post_dataset(f"good-{number}")
+        office.deliver()
+        office.plane.clock.advance(301)
+        office.deliver()
+        office.plane.clock.advance(_hour(29))
+    *good, given_up = office.deliveries(webhook["id"])
+    assert (given_up["attempts"], given_up["failed_at"] is None) == (10, False)
+    assert {delivery["status"] for delivery in good} == {204}
+    assert office.webhook(webhook["id"])["disabled_at"] is None
+
+
+def test_a_receiver_that_is_gone_is_left_alone(office: PostOffice, receiver: Receiver) -> None:
+    receiver.answers = [410]
+    webhook = office.make(receiver.url)
+    office.plane.post_dataset("one")
+    office.plane.post_dataset("two")
+    office.deliver()
+    office.plane.post_dataset("three")
+    office.plane.clock.advance(_hour(100))
+    office.deliver()
+    assert len(receiver.received) == 1
+    assert "410" in office.webhook(webhook["id"])["disabled_reason"]
+    assert {delivery["next_at"] for delivery in office.deliveries(webhook["id"])} == {None}
+    response = office.plane.client.post(f"/v1/webhooks/{webhook['id']}/test")
+    assert (response.status_code, "410" in response.json()["detail"]) == (409, True)
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_a_receiver_that_asks_for_time_gets_it(
+    office: PostOffice, receiver: Receiver, form: str
+) -> None:
+    moment = office.plane.clock.now + timedelta(seconds=900)
+    wanted = {"seconds": "900", "date": moment.strftime("%a, %d %b %Y %H:%M:%S GMT")}
+    receiver.answers, receiver.headers = [503, 204], {"Retry-After": wanted[form]}
+    office.make(receiver.url)
+    office.plane.post_dataset("one")
+    office.deliver()
+    office.plane.post_dataset("two")
+    office.plane.clock.advance(890)
+    office.deliver()
+    assert len(receiver.received) == 1, "also no other message"
+    office.plane.clock.advance(20)
+    office.deliver()
+    assert len(receiver.received) == 3
+
+
+@pytest.mark.parametrize("status", [301, 307])
+def test_a_redirect_is_not_followed(
+    office: PostOffice, receiver: Receiver, other_receiver: Receiver, status: int
+) -> None:
+    receiver.answers, receiver.headers = [status], {"Location": other_receiver.url}
+    webhook = office.make(receiver.url)
+    office.plane.post_dataset()
+    office.deliver()
+    assert other_receiver.received == []
+    (delivery,) = office.deliveries(webhook["id"])
+    assert delivery["error"] == f"it answered {status}; redirects are not followed"
+
+
+def _says_nothing(connection: socket.socket) -> None:
+    connection.recv(1)
+
+
+def _drips(connection: socket.socket) -> None:
+    """A byte now and then: no single read takes long."""
+    for byte in b"HTTP/1.1 204 No Content\r\n" * 100:
+        connection.sendall(bytes([byte]))
+        time.sleep(0.05)
+
+
+def _speaks_another_language(connection: socket.socket) -> None:
+    connection.sendall(b"220 mail.example ESMTP secret-banner\r\n")
+
+
+def _never_stops(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+    while True:
+        connection.sendall(b"x" * 65536)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "error"),
+    [
+        (_says_nothing, "no answer within 0.5 s"),
+        (_drips, "no answer within 0.5 s"),
+        (_speaks_another_language, "the connection broke, or the answer was not HTTP"),
+        (lambda connection: connection.close(), "the connection broke, or the answer was not HTTP"),
+    ],
+)
+def test_odd_receivers_are_failures_in_our_own_words(
+    office: PostOffice, receiver: Receiver, behaviour: object, error: str
+) -> None:
+    """What the other side said is not repeated: it could be a service of our own network."""
+    receiver.answers = [behaviour]  # type: ignore[list-item]
+    office.answer_seconds = 0.5
+    webhook = office.make(receiver.url)
+    office.plane.post_dataset()
+    began = time.monotonic()
+    office.deliver()
+    assert time.monotonic() - began < 5
+    (delivery,) = office.deliveries(webhook["id"])
+    assert (delivery["error"], delivery["status"]) == (error, None)
+
+
+def test_the_body_of_an_answer_is_not_read(office: PostOffice, receiver: Receiver) -> None:
+    receiver.answers = [_never_stops]
+    webhook = office.make(receiver.url)
+    office.plane.post_dataset()
+    office.deliver()
+    assert office.deliveries(webhook["id"])[0]["status"] == 200
+
+
+def test_a_port_where_nobody_listens_is_a_failure(office: PostOffice, closed_port: int) -> None:
+    webhook = office.make(f"http://127.0.0.1:{closed_port}")
+    office.plane.post_dataset()
+    office.deliver()
+    assert office.deliveries(webhook["id"])[0]["error"] == "no connection could be made"
+
+
+def test_a_dead_receiver_does_not_hold_up_the_others(
+    office: PostOffice, receiver: Receiver, other_receiver: Receiver
+) -> None:
+    receiver.answers = [_says_nothing]
+    office.answer_seconds = 1.0
+    dead = [office.make(f"{receiver.url}/{number}") for number in range(3)]
+    healthy = office.make(other_receiver.url)
+    for number in range(5):
+        office.plane.post_dataset(f"set-{number}")
+    began = time.monotonic()
+    office.deliver()
+    assert time.monotonic() - began < 2.9, "one message to each dead one, side by side"
+    assert {delivery["status"] for delivery in office.deliveries(healthy["id"])} == {204}
+    assert len(other_receiver.received) == 5
+    for webhook in dead:
+        tried = [delivery["attempts"] for delivery in office.deliveries(webhook["id"])]
+        assert sorted(tried) == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("moment", range(1, 11))
+def test_a_sender_that_dies_anywhere_leaves_nothing_undelivered(
+    office: PostOffice, receiver: Receiver, moment: int
+) -> None:
+    """Perhaps delivered twice, and then under the same id."""
+    webhook = office.make(receiver.url)
+    office.plane.post_dataset()
+    mortal = MortalDatabase(office.plane.context.database, Lifeline(dies_at=moment))
+    died = False
+    try:
+        asyncio.run(office.deliverer(mortal).round())
+    except Death:
+        died = True
+    assert died == (moment <= 9), "three transactions, three moments each"
+    office.plane.clock.advance(61)
+    office.deliver()
+    assert 1 <= len(receiver.received) <= 2
+    assert len({message.headers["webhook-id"] for message in receiver.received}) == 1
+    (delivery,) = office.deliveries(webhook["id"])
+    assert delivery["delivered_at"] is not None
+
+
+def test_two_services_do_not_send_to_a_webhook_at_once(
+    office: PostOffice, receiver: Receiver
+) -> None:
+    office.make(receiver.url)
+    for number in range(10):
+        office.plane.post_dataset(f"set-{number}")
+
+    async def both() -> None:
+        await asyncio.gather(office.deliverer().round(), office.deliverer().round())
+
+    asyncio.run(both())
+    ids = [message.headers["webhook-id"] for message in receiver.received]
+    assert len(ids) == len(set(ids)) == 10
