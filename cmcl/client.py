@@ -87,6 +87,7 @@ class UploadCalls:
     """Files."""
 
     upload = call(_uploads.upload)
+    upload_direct = call(_uploads.upload_direct)
     upload_state = call(_uploads.upload_state)
     abort_upload = call(_uploads.abort_upload)
 
@@ -112,6 +113,7 @@ class AccessCalls:
     whoami = call(_access.whoami)
     create_key = call(_access.create_key)
     keys = listing(_access.keys)
+    key = call(_access.key)
     revoke_key = call(_access.revoke_key)
     create_webhook = call(_webhooks.create_webhook)
     webhooks = listing(_webhooks.webhooks)

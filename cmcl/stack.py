@@ -29,6 +29,8 @@ _RAY = {
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    # Nobody takes this machine away; a process less for each group of ranks.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Serve behind HAProxy: eight times the requests of its own proxy on this path (docs/log.md).
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -77,6 +79,7 @@ class LocalStack:
     def __post_init__(self) -> None:
         self.folder = self.folder.resolve()
         self._token = secrets.token_hex(16)
+        self._ranks_starter: subprocess.Popen[bytes] | None = None
         # Short, because the path of a Unix socket may have 107 characters at most.
         self._sockets = tempfile.TemporaryDirectory(prefix="cmcl-")
 
@@ -122,6 +125,7 @@ class LocalStack:
         self.start_embeddings()
         self._wait("service", f"{self.service_url}/readyz")
         self._wait("embeddings", f"{self.embeddings_url}/readyz")
+        self.start_ranks()
 
     def start_ray(self) -> None:
         """A head node with the Jobs API; its CPUs are a count, not a reservation."""
@@ -152,6 +156,15 @@ class LocalStack:
             RAY_ADDRESS=f"{_HOST}:{self.ports.ray}",
         )
 
+    def start_ranks(self) -> None:
+        """The training ranks that stay; not waited for, the first attempt starts them otherwise."""
+        self._ranks_starter = self.start_driver(
+            [
+                *(sys.executable, "-m", "workers.train.warm", "--store", self.store_uri),
+                *("--ranks", str(self.ranks)),
+            ]
+        )
+
     def start_driver(self, command: list[str]) -> subprocess.Popen[bytes]:
         """A process that uses this stack's Ray, as Ray starts the driver of a job.
 
@@ -177,6 +190,9 @@ class LocalStack:
 
     def stop(self) -> None:
         """End all parts, the last started first."""
+        if self._ranks_starter is not None:
+            _signal_group(self._ranks_starter, signal.SIGKILL)
+            self._ranks_starter.wait()
         for process in reversed(self.processes.values()):
             _signal_group(process, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS

@@ -34,6 +34,11 @@ def keys(api: Api) -> Items[ApiKey]:
     return api.pages(ApiKey, "/v1/keys")
 
 
+def key(api: Api, key: str) -> Flow[ApiKey]:
+    """One key, by its id."""
+    return api.get(ApiKey, f"/v1/keys/{segment(key)}")
+
+
 def revoke_key(api: Api, key: str) -> Flow[None]:
     """Let a key open nothing any more. `key` is its id, never its secret."""
     return api.delete(f"/v1/keys/{segment(key)}")

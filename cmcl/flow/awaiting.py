@@ -21,6 +21,7 @@ from cmcl.flow.effects import (
     Listen,
     NextEvent,
     Pause,
+    SendFile,
     Side,
     Work,
     is_stream,
@@ -28,6 +29,8 @@ from cmcl.flow.effects import (
 from cmcl.flow.streams import BoundedAsyncBytes, bounded, patience
 
 T = TypeVar("T")
+
+_CHUNK_BYTES = 2**20
 
 
 class Awaiting:
@@ -67,6 +70,11 @@ async def _carry(line: "_Line", effect: Effect | Item[Any], carried: Carried[Any
         carried.error = error
 
 
+async def _chunks(file: anyio.AsyncFile[bytes]) -> AsyncIterator[bytes]:
+    while chunk := await file.read(_CHUNK_BYTES):
+        yield chunk
+
+
 class _Line:
     """The connections of one flow, and the one stream that it may listen to."""
 
@@ -79,6 +87,8 @@ class _Line:
         match effect:
             case Exchange():
                 return await self._clients[effect.side].request(**options(effect))  # type: ignore[arg-type]
+            case SendFile():
+                return await self._send(effect)
             case Listen():
                 return await self._listen(effect)
             case NextEvent():
@@ -90,6 +100,12 @@ class _Line:
             case Item():
                 raise AssertionError("only what is iterated has items")
         return None
+
+    async def _send(self, effect: SendFile) -> httpx.Response:
+        client = self._clients[effect.exchange.side]
+        async with await anyio.open_file(effect.path, "rb") as file:
+            content = _chunks(file)
+            return await client.request(**{**options(effect.exchange), "content": content})  # type: ignore[arg-type]
 
     async def _listen(self, listen: Listen) -> httpx.Response:
         await self.aclose()

@@ -19,6 +19,7 @@ from cmcl.flow.effects import (
     Listen,
     NextEvent,
     Pause,
+    SendFile,
     Side,
     Work,
     is_stream,
@@ -78,6 +79,8 @@ class _Line:
         match effect:
             case Exchange():
                 return self._clients[effect.side].request(**options(effect))  # type: ignore[arg-type]
+            case SendFile():
+                return self._send(effect)
             case Listen():
                 return self._listen(effect)
             case NextEvent():
@@ -89,6 +92,11 @@ class _Line:
             case Item():
                 raise AssertionError("only what is iterated has items")
         return None
+
+    def _send(self, effect: SendFile) -> httpx.Response:
+        client = self._clients[effect.exchange.side]
+        with effect.path.open("rb") as file:
+            return client.request(**{**options(effect.exchange), "content": file})  # type: ignore[arg-type]
 
     def _listen(self, listen: Listen) -> httpx.Response:
         self.close()

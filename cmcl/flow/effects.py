@@ -8,6 +8,7 @@ twice, and tests drive one by hand.
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -39,6 +40,14 @@ class Exchange:
     params: Params = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class SendFile:
+    """The same with a whole file as the body, which is never in memory as a whole."""
+
+    exchange: Exchange
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -82,12 +91,18 @@ class Item(Generic[T]):
     value: T
 
 
-Effect = Exchange | Listen | NextEvent | Pause | Work
+Effect = Exchange | SendFile | Listen | NextEvent | Pause | Work
 Flow = Generator[Effect, Any, T]
 Items = Generator[Effect | Item[T], Any, None]
 
 
 def exchange(request: Exchange) -> Flow[httpx.Response]:
+    """`yield`, with the type of the answer."""
+    response: httpx.Response = yield request
+    return response
+
+
+def send_file(request: SendFile) -> Flow[httpx.Response]:
     """`yield`, with the type of the answer."""
     response: httpx.Response = yield request
     return response

@@ -19,7 +19,7 @@ from service.api.dependencies import (
     RequestKeyDep,
     encode_cursor,
 )
-from service.api.schemas import JobView, Page, Reason
+from service.api.schemas import JobView, Page, ReasonBody
 from service.control import interventions
 from service.control.context import Context
 from service.control.interventions import Word
@@ -77,7 +77,7 @@ def retry_job(
 
 @router.post("/{job}/approve", status_code=202, response_model=JobView)
 def approve_job(
-    job: JobPath, body: Reason, principal: Trainer, context: ContextDep, key: RequestKeyDep
+    job: JobPath, body: ReasonBody, principal: Trainer, context: ContextDep, key: RequestKeyDep
 ) -> JSONResponse:
     """Publish a candidate that is held for approval, or that was rejected by the policy.
 
@@ -89,7 +89,7 @@ def approve_job(
 
 @router.post("/{job}/reject", status_code=202, response_model=JobView)
 def reject_job(
-    job: JobPath, body: Reason, principal: Trainer, context: ContextDep, key: RequestKeyDep
+    job: JobPath, body: ReasonBody, principal: Trainer, context: ContextDep, key: RequestKeyDep
 ) -> JSONResponse:
     """Say no to a candidate that is held for approval."""
     word = Word(principal, context.clock(), body.reason)

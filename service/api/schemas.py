@@ -1,8 +1,9 @@
 """What the API answers. What it is asked stands with the contract and with `control.intake`."""
 
 from datetime import datetime
-from typing import Generic, Literal, Self, TypeVar
+from typing import Annotated, Generic, Literal, Self, TypeVar
 
+from fastapi import Body
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.dependencies import LARGEST_NUMBER
@@ -69,6 +70,10 @@ class Reason(Frozen):
     """Why, for the history."""
 
     reason: str = Field(default="", max_length=500, pattern=r"^[^\x00]*$")
+
+
+# A request without a body gives no reason.
+ReasonBody = Annotated[Reason, Body(default_factory=Reason)]
 
 
 class ModelView(NewModel):

@@ -21,7 +21,7 @@ from service.api.schemas import (
     LiveView,
     Page,
     PromotionView,
-    Reason,
+    ReasonBody,
     VersionSummary,
     VersionView,
 )
@@ -108,7 +108,7 @@ def put_live(
 @router.post("/rollback", response_model=LiveView)
 def post_rollback(
     model: ModelPath,
-    body: Reason,
+    body: ReasonBody,
     principal: Trainer,
     context: ContextDep,
     key: RequestKeyDep,

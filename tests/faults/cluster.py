@@ -35,6 +35,11 @@ class Cluster(FakeLauncher):
         if submission_id in self.commands and submission_id not in self.stubborn:
             self.vanish(submission_id)
 
+    def word(self, submission_id: str) -> LaunchState:
+        """What the head says of it, whether it answers at the moment or not."""
+        status = self._statuses.get(submission_id)
+        return LaunchState.UNKNOWN if status is None else status.state
+
     def vanish(self, submission_id: str) -> None:
         """The process is gone; the head has not noticed."""
         if submission_id in self.alive:

@@ -38,7 +38,7 @@ def come_to_an_end(world: World, replicas: Sequence[Replica], witness: Witness) 
 def _get_on(world: World) -> None:
     """The cluster does what it is asked to, and people say yes."""
     for attempt in list(world.cluster.alive):
-        state = world.cluster.status(attempt).state
+        state = world.cluster.word(attempt)
         if state == LaunchState.RUNNING:
             world.complete(attempt, LaunchState.SUCCEEDED)
         elif state == LaunchState.PENDING:

@@ -22,6 +22,7 @@ class Witness:
     def __init__(self, world: World) -> None:
         self.looks = 0
         self.steps_back = 0
+        self.head = 0
         self.ends: Counter[str] = Counter()
         self._world = world
         self._jobs: dict[str, Row] = {}
@@ -46,6 +47,7 @@ class Witness:
             self._look_at_chain(model, chain)
             self._look_at_live(model, chain)
         self._look_at_datasets(jobs, versions)
+        self.head = max(model["head"] for model in models)
 
     def look_at_the_end(self) -> None:
         """In a healthy world everything has come to an end, and shows."""

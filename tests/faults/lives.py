@@ -58,7 +58,7 @@ def _serve(world: World) -> None:
 
 
 def _get_on(world: World, attempt: str) -> None:
-    if world.cluster.status(attempt).state == LaunchState.PENDING:
+    if world.cluster.word(attempt) == LaunchState.PENDING:
         world.start(attempt)
     else:
         world.complete(attempt, LaunchState.SUCCEEDED)
@@ -69,7 +69,7 @@ def _serve_but_first(trouble: Callable[[World, str], None]) -> Act:
 
     def react(world: World) -> None:
         for attempt in list(world.cluster.alive):
-            is_running = world.cluster.status(attempt).state == LaunchState.RUNNING
+            is_running = world.cluster.word(attempt) == LaunchState.RUNNING
             if attempt == world.cluster.ever[0] and is_running and world.once("trouble"):
                 trouble(world, attempt)
             else:

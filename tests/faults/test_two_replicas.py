@@ -25,7 +25,6 @@ from hypothesis.stateful import (
 )
 
 from service.launchers.port import LaunchState
-from service.states import JobState
 from tests.faults.ending import come_to_an_end
 from tests.faults.invariants import Witness
 from tests.faults.replica import Order, Replica
@@ -73,29 +72,36 @@ class TwoReplicas(RuleBasedStateMachine):
 
     # The replicas.
 
-    @rule(who=WHO, contacts=st.integers(1, 30))
+    @rule(who=WHO, contacts=st.integers(1, 40))
     def go_on(self, who: str, contacts: int) -> None:
+        """It may come to stand in the middle of a step, and see the world again much later."""
         for _ in range(contacts):
             self.replicas[who].go()
 
-    @rule(who=WHO, rounds=st.integers(1, 6))
+    @rule(who=WHO, rounds=st.integers(1, 8))
     def go_on_for_rounds(self, who: str, rounds: int) -> None:
         for _ in range(rounds):
             self.replicas[who].round()
+            self.world.clock.advance(1)
 
-    @rule(who=WHO, order=st.sampled_from([Order.FAIL, Order.LOSE]))
-    def hear_an_error(self, who: str, order: Order) -> None:
+    @rule(who=WHO, contacts=st.integers(0, 12), order=st.sampled_from([Order.FAIL, Order.LOSE]))
+    def hear_an_error(self, who: str, contacts: int, order: Order) -> None:
+        self.go_on(who, contacts)
         self.replicas[who].go(order)
 
-    @rule(who=WHO)
-    def kill(self, who: str) -> None:
+    @rule(who=WHO, contacts=st.integers(0, 12))
+    def kill(self, who: str, contacts: int) -> None:
+        """The other one is there all the time; this one comes again at once, or much later."""
+        self.go_on(who, contacts)
         self.replicas[who].kill()
 
-    @rule(who=WHO)
-    def restart(self, who: str) -> None:
-        self.replicas[who].restart()
+    @precondition(lambda self: any(not replica.is_alive for replica in self.replicas.values()))
+    @rule()
+    def restart(self) -> None:
+        for replica in self.replicas.values():
+            replica.restart()
 
-    @rule(seconds=st.sampled_from([1, 2, 5, 25, 45, 400]))
+    @rule(seconds=st.sampled_from([1, 3, 5, 8, 25, 45, 400]))
     def let_time_pass(self, seconds: float) -> None:
         self.world.clock.advance(seconds)
 
@@ -115,33 +121,38 @@ class TwoReplicas(RuleBasedStateMachine):
         if job is not None and getattr(self.world, word)(job.id):
             self.tally[word] += 1
 
-    @rule(version=st.integers(1, 3))
-    def promote(self, version: int) -> None:
-        self.tally["promote"] += self.world.promote(version)
-
-    @rule()
-    def roll_back(self) -> None:
-        self.tally["roll back"] += self.world.roll_back()
+    @precondition(lambda self: self.witness.head)
+    @rule(act=st.sampled_from(["promote", "roll back", "branch"]), version=st.integers(1, 3))
+    def move_live(self, act: str, version: int) -> None:
+        match act:
+            case "promote":
+                done = self.world.promote(version)
+            case "branch":
+                done = self.world.branch("branched", version)
+            case _:
+                done = self.world.roll_back()
+        self.tally[act] += done
 
     @rule(policy=st.sampled_from(POLICIES))
     def set_policy(self, policy: GatePolicy) -> None:
         self.world.set_policy(policy)
 
-    @rule(version=st.integers(1, 3))
-    def branch(self, version: int) -> None:
-        self.tally["branch"] += self.world.branch("branched", version)
-
     # The cluster.
 
     @precondition(lambda self: self.world.cluster.alive)
-    @rule(pick=PICK)
-    def start(self, pick: int) -> None:
-        self.world.start(self._attempt(pick))
+    @rule(pick=PICK, updates=st.integers(0, 9))
+    def get_on(self, pick: int, updates: int) -> None:
+        attempt = self._attempt(pick)
+        if self.world.cluster.word(attempt) == LaunchState.PENDING:
+            self.world.start(attempt)
+        else:
+            self.world.progress(attempt, updates)
 
     @precondition(lambda self: self.world.cluster.alive)
-    @rule(pick=PICK, updates=st.integers(0, 9))
-    def progress(self, pick: int, updates: int) -> None:
-        self.world.progress(self._attempt(pick), updates)
+    @rule()
+    def all_complete(self) -> None:
+        for attempt in list(self.world.cluster.alive):
+            self.world.complete(attempt, LaunchState.SUCCEEDED)
 
     @precondition(lambda self: self.world.cluster.alive)
     @rule(
@@ -176,6 +187,7 @@ class TwoReplicas(RuleBasedStateMachine):
     def outlive_a_stop(self, pick: int) -> None:
         self.world.cluster.stubborn.add(self._attempt(pick))
 
+    @precondition(lambda self: self.world.cluster.commands)
     @rule()
     def restart_head(self) -> None:
         self.tally["head restarted"] += 1
@@ -224,7 +236,7 @@ def _tell_stories(
     machine: type[TwoReplicas], examples: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.tally = Counter()
-    began = time.monotonic()
+    began, cpu = time.monotonic(), time.process_time()
     is_short = "CMCL_FAULT_EXAMPLES" not in os.environ
     run_state_machine_as_test(
         machine,
@@ -240,7 +252,7 @@ def _tell_stories(
         ),
     )
     with capsys.disabled():
-        print(f"\n  {time.monotonic() - began:.1f} s")
+        print(f"\n  {time.monotonic() - began:.1f} s, {time.process_time() - cpu:.1f} s of a CPU")
         for what, count in sorted(machine.tally.items()):
             print(f"    {what}: {count}")
     assert machine.tally["published"] > examples / 2, "the stories are too sad to tell anything"

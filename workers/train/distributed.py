@@ -3,15 +3,17 @@
 Shapes: B rows of the global batch, L of them local, E width of the embeddings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from workers.nullspace.moments import PairMoments, SecondMoment
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,15 @@ def agreed(mine: bool, here: World) -> bool:
     answer = torch.tensor([int(mine)])
     broadcast([answer], here)
     return bool(answer)
+
+
+def united(mine: Mapping[str, T], here: World) -> dict[str, T]:
+    """What the ranks found out, each about its own part; in the order of the keys."""
+    parts: list[Any] = [dict(mine)]
+    if here.size > 1:
+        parts *= here.size
+        dist.all_gather_object(parts, dict(mine))
+    return dict(sorted(item for part in parts for item in part.items()))
 
 
 def meet(here: World) -> None:

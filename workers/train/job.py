@@ -35,7 +35,7 @@ from workers.storage.uris import open_store
 from workers.storage.versions import entry_for, read_candidate, write_candidate
 from workers.train.certify import capacities, drifts, protections, qualities
 from workers.train.data import training_rows
-from workers.train.distributed import World, agreed, world
+from workers.train.distributed import World, agreed, united, world
 from workers.train.learn import Learned, Task, learn
 from workers.train.lineage import Parent, evaluate, read_earlier, read_parent
 from workers.train.report import Reporter, leave_failure
@@ -69,11 +69,16 @@ def _train(
 
     learned = learn(spec.spec, parent.knowledge, task, here, device, reporter)
     _check_finite(learned, spec)
-    if not here.leads:
-        return
 
     reporter.enter("certifying")
     heads = learned.knowledge.heads
+    # A share of the earlier datasets for each rank: their number grows without end.
+    share = earlier[here.rank :: here.size]
+    drift = united(drifts(share, parent.knowledge.heads, heads), here)
+    quality = united(qualities(share, heads), here)
+    if not here.leads:
+        return
+
     evaluation = evaluate(store, spec, parent, heads)
     report = VersionReport(
         final_loss=learned.trained.final_loss,
@@ -81,8 +86,8 @@ def _train(
         temperature=learned.trained.temperature,
         ranks=here.size,
         protection=protections(spec.spec, learned.spaces),
-        drift=drifts(earlier, parent.knowledge.heads, heads),
-        quality=qualities(earlier, heads),
+        drift=drift,
+        quality=quality,
         capacity=capacities(spec.spec, _next_lessons(spec, parent, learned)),
         shrinkage=learned.shrinkage,
         recall_before=evaluation.before,

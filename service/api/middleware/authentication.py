@@ -1,17 +1,20 @@
 """Nothing behind this layer is reached without a key, and no body is read for whoever has none."""
 
+from urllib.parse import urlsplit
+
 from anyio import CapacityLimiter, to_thread
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.access import OPEN_PATHS
 from service.api.problems import refusal
 from service.control.access.doorkeeper import Caller, Doorkeeper
-from service.errors import ServiceError
+from service.errors import Forbidden, ServiceError
 from service.logs import name_principal
 
 _SCHEME = "bearer"
 # An issuer of tokens that hangs may hold up so many threads, and none of the others.
 _THREADS_FOR_ISSUER = 4
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Authentication:
@@ -39,6 +42,8 @@ class Authentication:
             await to_thread.run_sync(self._doorkeeper.write_use, caller)
 
     async def _admit(self, scope: Scope) -> Caller:
+        if self._doorkeeper.is_open:
+            _check_origin(scope)
         shown = _bearer(scope)
         caller = self._doorkeeper.recognize(shown)
         if caller is None:
@@ -55,8 +60,22 @@ class Authentication:
 
 def _bearer(scope: Scope) -> str | None:
     """What stands behind `Authorization: Bearer`; two such headers are none."""
-    given = [value for name, value in scope["headers"] if name == b"authorization"]
+    given = _headers(scope, b"authorization")
     if len(given) != 1:
         return None
     scheme, _, shown = given[0].decode("latin-1").partition(" ")
     return shown.strip() if scheme.lower() == _SCHEME and shown.strip() else None
+
+
+def _check_origin(scope: Scope) -> None:
+    """Where no key is asked for, a browser on this machine must not do what some web page wants."""
+    for origin in _headers(scope, b"origin"):
+        if urlsplit(origin.decode("latin-1")).hostname not in _LOOPBACK:
+            raise Forbidden(
+                "pages of other machines are refused while no keys are asked for; "
+                "set CMCL_AUTH to on, and send a key"
+            )
+
+
+def _headers(scope: Scope, wanted: bytes) -> list[bytes]:
+    return [value for name, value in scope["headers"] if name == wanted]

@@ -53,7 +53,7 @@ class Doorkeeper:
     def __init__(
         self, settings: Settings, database: Database, clock: Clock, tokens: TokenReader | None
     ) -> None:
-        self._is_open = settings.auth == "off"
+        self.is_open = settings.auth == "off"
         admin = settings.admin_key
         self._admin_digest = sha256(admin.get_secret_value()) if admin else None
         self._database = database
@@ -64,7 +64,7 @@ class Doorkeeper:
 
     def recognize(self, shown: str | None) -> Caller | None:
         """Without waiting for anybody; None if it must be looked up. Raises Unauthorized."""
-        if self._is_open:
+        if self.is_open:
             return _LOCAL
         if shown is None:
             raise Unauthorized(_NEEDED)
@@ -119,7 +119,7 @@ class Doorkeeper:
 
     def warn_without_keys(self) -> None:
         """Say how to make the first key, where nobody could get in."""
-        if self._is_open or self._admin_digest or self._tokens:
+        if self.is_open or self._admin_digest or self._tokens:
             return
         with self._database.read() as connection:
             if keys.has_any(connection):

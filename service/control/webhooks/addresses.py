@@ -6,6 +6,7 @@ to a public address when it is looked up for the check, and to a private one a m
 """
 
 import ipaddress
+import re
 from collections.abc import Sequence
 
 import httpx
@@ -14,6 +15,9 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 LONGEST_URL = 1024
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_LARGEST_PORT = 65535
+# A name in ASCII, as it is looked up, or a number.
+_HOST = re.compile(rb"^[A-Za-z0-9._:-]+$")
 # IPv6 addresses that a gateway turns into the IPv4 address in their last four bytes.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # Written so, a path can leave a prefix after the check.
@@ -88,7 +92,8 @@ def _parsed(text: str) -> httpx.URL:
         url = httpx.URL(text)
     except (httpx.InvalidURL, ValueError) as error:
         raise AddressRefused("it is not an address such as https://example.com/hook") from error
-    if url.scheme not in _DEFAULT_PORTS or not url.host:
+    is_host = _HOST.match(url.raw_host) is not None
+    if url.scheme not in _DEFAULT_PORTS or not is_host or not 0 < port_of(url) <= _LARGEST_PORT:
         raise AddressRefused("it is not an address such as https://example.com/hook")
     if len(str(url)) > LONGEST_URL:
         raise AddressRefused(f"encoded, it has more than {LONGEST_URL} characters")

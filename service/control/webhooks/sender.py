@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -61,12 +62,13 @@ class Sender:
         prefixes: Sequence[str],
         seconds: float = ANSWER_SECONDS,
         resolve: Resolve = resolve_host,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._prefixes = prefixes
         self._seconds = seconds
         self._resolve = resolve
         # Made once: reading the certificates takes longer than a request.
-        self._tls = httpx.create_ssl_context()
+        self._tls = tls or httpx.create_ssl_context()
 
     async def send(self, webhook: WebhookRecord, delivery: DeliveryRecord, now: datetime) -> Answer:
         """What came of it; whatever goes wrong with the receiver is an answer, too."""
@@ -137,6 +139,15 @@ def _answer(response: httpx.Response, now: datetime) -> Answer:
 def _words(error: Exception) -> str:
     if isinstance(error, socket.gaierror):
         return "its host name was not found"
+    if isinstance(_cause(error), ssl.SSLError):
+        return "no trusted connection could be made"
     if isinstance(error, httpx.ConnectError | OSError):
         return "no connection could be made"
     return "the connection broke, or the answer was not HTTP"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the HTTP library's error was at first."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return error

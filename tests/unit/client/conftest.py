@@ -1,5 +1,6 @@
 """A control plane, a server with prepared answers, and both clients."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from tests.unit.client.either import KINDS, connected, in_process
 from tests.unit.client.rest_server import RestServer, running
 
 
+def copied(source: Path, target: Path) -> Path:
+    """A control plane's folder in another place."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    return target
+
+
 @pytest.fixture(autouse=True)
 def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in the environment of whoever runs the tests must not matter."""
@@ -18,9 +25,38 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(scope="session")
+def new_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a control plane that nobody has asked anything; tests take copies of it."""
+    folder = tmp_path_factory.mktemp("new-plane")
+    ControlPlane(folder).close()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published_folder(new_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a control plane whose model `scenes` has two versions."""
+    folder = copied(new_folder, tmp_path_factory.mktemp("published-plane"))
+    plane = ControlPlane(folder)
+    plane.create_model()
+    for name in ("one", "two"):
+        plane.run_to_end(plane.post_dataset(name))
+    plane.close()
+    return folder
+
+
 @pytest.fixture
-def plane(tmp_path: Path) -> Iterator[ControlPlane]:
-    plane = ControlPlane(tmp_path)
+def plane(new_folder: Path, tmp_path: Path) -> Iterator[ControlPlane]:
+    plane = ControlPlane(copied(new_folder, tmp_path))
+    yield plane
+    plane.close()
+
+
+@pytest.fixture
+def published_plane(published_folder: Path, tmp_path: Path) -> Iterator[ControlPlane]:
+    """Its model `scenes` has two versions."""
+    plane = ControlPlane(copied(published_folder, tmp_path))
+    plane.clock.advance(3600)
     yield plane
     plane.close()
 
@@ -40,6 +76,13 @@ def kind(request: pytest.FixtureRequest) -> str:
 def client(kind: str, server: RestServer) -> Iterator[Client]:
     """To the server with prepared answers."""
     with connected(kind, server.url) as client:
+        yield client
+
+
+@pytest.fixture
+def published(kind: str, published_plane: ControlPlane) -> Iterator[Client]:
+    """To the control plane whose model `scenes` has two versions."""
+    with in_process(kind, published_plane.app) as client:
         yield client
 
 

@@ -26,7 +26,11 @@ def _assert_no_trace(plane: ControlPlane) -> None:
     assert plane.client.get("/v1/jobs").json()["items"] == []
 
 
-@pytest.mark.parametrize("name", ["Scenes", "a b", "../up", "", "-a", "a-", "x" * 49, "ä", "a\0b"])
+_LOOK_ALIKES = ["sc\u0435nes", "scenes\u200b", "\uff53cenes", "scenes\u0301"]
+_ODD_NAMES = ["Scenes", "a b", "../up", "", "-a", "a-", "x" * 49, "ä", "a\0b", "a/b", "%2e%2e"]
+
+
+@pytest.mark.parametrize("name", [*_ODD_NAMES, *_LOOK_ALIKES])
 def test_a_model_name_with_odd_characters_is_refused(plane: ControlPlane, name: str) -> None:
     errors = _assert_problem(plane.client.post("/v1/models", json={**SPEC, "name": name}), 422)
     assert "lower-case letters, digits and inner hyphens" in errors["name"]
@@ -127,7 +131,17 @@ def test_odd_values_are_quoted_without_harm(plane: ControlPlane, text: str) -> N
     _assert_problem(plane.client.post("/v1/models", content=text, headers=headers), 422)
 
 
-@pytest.mark.parametrize("declared", [None, "text/plain", "application/x-www-form-urlencoded"])
+@pytest.mark.parametrize(
+    "declared",
+    [
+        None,
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+        "multipart/form-data; boundary=x",
+        "application/json-patch+json",
+    ],
+)
 def test_a_body_must_say_that_it_is_json(plane: ControlPlane, declared: str | None) -> None:
     headers = {"Content-Type": declared} if declared else {}
     body = json.dumps({"name": "new", **SPEC}).encode()
@@ -195,6 +209,9 @@ def test_what_is_not_there_is_not_found(plane: ControlPlane, path: str) -> None:
         ("/v1/jobs/job-%00", "job"),
         ("/v1/jobs?state=sleeping", "state"),
         ("/v1/jobs?model=A", "model"),
+        ("/v1/jobs?model='%20OR%201=1;--", "model"),
+        ("/v1/jobs?state=queued'%20OR%20'1'='1", "state"),
+        ("/v1/models/sc%D0%B5nes", "model"),
         ("/v1/jobs?limit=0", "limit"),
         ("/v1/jobs?limit=201", "limit"),
         ("/v1/jobs?cursor=nonsense", "cursor"),
@@ -241,3 +258,12 @@ def test_without_prefixes_no_dataset_is_accepted(closed: ControlPlane) -> None:
     response = closed.client.post("/v1/datasets", json=closed.dataset_body("one"))
     errors = _assert_problem(response, 422)
     assert "none are configured" in errors["shards[0].uri"]
+
+
+@pytest.mark.parametrize("depth", [1_000, 100_000])
+def test_json_of_great_depth_is_refused(plane: ControlPlane, depth: int) -> None:
+    text = '{"name": "new", "modalities": ' + "[" * depth + "]" * depth + "}"
+    headers = {"Content-Type": "application/json"}
+    response = plane.client.post("/v1/models", content=text, headers=headers)
+    assert response.status_code in (400, 422)
+    assert response.headers["content-type"] == "application/problem+json"

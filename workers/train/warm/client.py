@@ -26,7 +26,7 @@ def learn_warm(attempt: Attempt, setup: Setup) -> Answer | None:
     resident: Any = None
     answer: Answer | None = None
     try:
-        resident = _resident(attempt, setup)
+        resident = resident_here(attempt.store_uri, setup)
         answer = _wait(resident, attempt, setup)
     except RayError as error:
         print(f"the resident ranks cannot be used: {error}", flush=True)
@@ -43,17 +43,8 @@ def setup_here(ranks: int, gpus_per_rank: float) -> Setup:
     return Setup(_code(), ranks, gpus_per_rank)
 
 
-def _wait(resident: Any, attempt: Attempt, setup: Setup) -> Answer | None:
-    while True:
-        answer: Answer = ray.get(resident.ask.remote(attempt, setup))
-        if answer.is_final:
-            return answer
-        if answer.state == "waiting" and _has_room(setup):
-            return None
-
-
-def _resident(attempt: Attempt, setup: Setup) -> Any:
-    """The one of this cluster; started where there is none."""
+def resident_here(store_uri: str, setup: Setup) -> Any:
+    """The actor of this cluster; started where there is none, without waiting for its ranks."""
     try:
         return ray.get_actor(NAME, NAMESPACE)
     except ValueError:
@@ -70,8 +61,17 @@ def _resident(attempt: Attempt, setup: Setup) -> Any:
             # Drivers run on the head node, which outlives the others.
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
         )
-        .remote(setup, attempt.store_uri)
+        .remote(setup, store_uri)
     )
+
+
+def _wait(resident: Any, attempt: Attempt, setup: Setup) -> Answer | None:
+    while True:
+        answer: Answer = ray.get(resident.ask.remote(attempt, setup))
+        if answer.is_final:
+            return answer
+        if answer.state == "waiting" and _has_room(setup):
+            return None
 
 
 def _withdraw(resident: Any, attempt: Attempt) -> None:

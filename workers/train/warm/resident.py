@@ -59,6 +59,10 @@ class Resident:
             return first
         return await self._until(changed, _ASK_SECONDS) or first
 
+    async def is_there(self) -> bool:
+        """Answers as soon as the actor lives, which may be long before its ranks do."""
+        return True
+
     async def withdraw(self, attempt: Attempt) -> None:
         """Nobody wants it any more."""
         self._desk.withdraw(attempt)

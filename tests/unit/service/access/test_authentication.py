@@ -191,6 +191,21 @@ def test_without_keys_asked_for_everybody_is_local(tmp_path: Path) -> None:
     plane.close()
 
 
+def test_without_keys_no_web_page_of_elsewhere_gets_in(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path)
+    statuses = {
+        origin: plane.client.post(
+            "/v1/jobs/job-000000000000/cancel", headers={"Origin": origin}
+        ).status_code
+        for origin in (
+            *("http://127.0.0.1:8000", "http://localhost:3000", "http://[::1]:8000"),
+            *("https://example.com", "null", "http://127.0.0.1.example.com", "http://localhost@x"),
+        )
+    }
+    plane.close()
+    assert list(statuses.values()) == [404] * 3 + [403] * 4
+
+
 def starts(plane: ControlPlane, caplog: pytest.LogCaptureFixture) -> str:
     caplog.clear()
     with plane.client.running():

@@ -1,8 +1,14 @@
-"""Reading single values out of a registry."""
+"""Reading values out of a registry, and what a control plane shows that has done everything."""
+
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 
+from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.trainer import train
+from workers.contract.version import HeadCapacity, VersionReport
 
 
 def shown(plane: ControlPlane, name: str, **labels: str) -> float | None:
@@ -13,3 +19,35 @@ def shown(plane: ControlPlane, name: str, **labels: str) -> float | None:
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
     """The value of cmcl_service_<name> in a registry."""
     return registry.get_sample_value(f"cmcl_service_{name}", labels)
+
+
+def capacity(free_share: float) -> HeadCapacity:
+    """Of a head of which so much may still move."""
+    return HeadCapacity(
+        free_share=free_share, input_rank=1, input_width=4, output_rank=1, output_width=8
+    )
+
+
+def every_family(folder: Path) -> list[Metric]:
+    """All metrics, each with at least one sample: a job was published, a call has failed."""
+    plane = ControlPlane(folder)
+    plane.create_model()
+    headers = {"If-Match": '"1"'}
+    plane.client.put("/v1/models/scenes/policy", json={"max_drift": 0.1}, headers=headers)
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    report = VersionReport(final_loss=1, updates=1, ranks=1, capacity={"image": capacity(0.5)})
+    train(plane.store, job, 1, changes={"report": report})
+    plane.store.broken = "runs/"
+    plane.tick()
+    plane.store.broken = None
+    plane.clock.advance(60)
+    plane.run_to_end(job)
+    families = list(plane.context.metrics.registry.collect())
+    plane.close()
+    return families
+
+
+def labels_of(family: Metric) -> set[str]:
+    """The labels of its series, without the buckets of a histogram."""
+    return {label for sample in family.samples for label in sample.labels} - {"le"}

@@ -12,14 +12,8 @@ from service.states import JobState
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
-from tests.unit.service.observe.samples import shown
-from workers.contract.version import Drift, HeadCapacity, VersionReport
-
-
-def free(share: float) -> HeadCapacity:
-    return HeadCapacity(
-        free_share=share, input_rank=1, input_width=4, output_rank=1, output_width=8
-    )
+from tests.unit.service.observe.samples import capacity, shown
+from workers.contract.version import Drift, VersionReport
 
 
 def test_jobs_and_their_ages_are_shown_by_state(plane: ControlPlane) -> None:
@@ -123,7 +117,7 @@ def test_the_newest_version_of_each_model_has_its_figures(plane: ControlPlane) -
         updates=3,
         ranks=1,
         drift={plane.dataset_of(first).id: Drift(since_learned=0.02, against_parent=0.02)},
-        capacity={"image": free(0.4)},
+        capacity={"image": capacity(0.4)},
     )
     train(plane.store, job, 1, changes={"report": report})
     plane.run_to_end(job)

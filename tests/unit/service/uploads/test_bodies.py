@@ -119,7 +119,10 @@ def test_a_full_disk_is_said_and_leaves_nothing(
         monkeypatch.setattr(tempfile, "tempdir", str(disk))
         path = f"/v1/uploads/{upload}/parts/1"
         response = plane.client.put(path, content=pattern(3 * MIB), headers=BYTES)
-        assert (response.status_code, response.json()["title"]) == (507, "The service's disk is full")
+        assert (response.status_code, response.json()["title"]) == (
+            507,
+            "The service's disk is full",
+        )
         assert list(disk.iterdir()) == []
         small = plane.client.put(path, content=b"abc", headers=BYTES)
         assert small.status_code == 200

@@ -42,3 +42,11 @@ def office(
     plane.create_model()
     yield PostOffice(plane)
     plane.close()
+
+
+@pytest.fixture
+def plane_without_prefixes(tmp_path: Path) -> Iterator[ControlPlane]:
+    """Where any https address of the internet is permitted."""
+    plane = ControlPlane(tmp_path / "other")
+    yield plane
+    plane.close()

@@ -1,0 +1,260 @@
+"""Every call against the real control plane in this process, on both clients."""
+
+from pathlib import Path
+
+import pytest
+
+from cmcl import Client, CmclError
+from cmcl.client import Calls
+from cmcl.types import Job
+from service.control.preflights import PreflightRounds
+from service.states import JobState
+from tests.fakes.control_plane import SPEC, ControlPlane
+from tests.fakes.feature_shards import feature_table, write_shard
+from tests.fakes.trainer import train
+from workers.contract.model import ModelSpec
+from workers.contract.policy import GatePolicy
+from workers.contract.preflight import Outlook, PreflightAnswer
+
+PAIR = ("image", "text")
+SCENES = ModelSpec.model_validate(SPEC)
+
+# What asks which route. A route that is new here wants a call, or a reason to have none.
+ASKED_BY = {
+    "post_model": "create_model",
+    "list_models": "models",
+    "read_model": "model",
+    "delete_model": "delete_model",
+    "post_branch": "branch_model",
+    "read_policy": "policy",
+    "put_policy": "set_policy",
+    "list_versions": "versions",
+    "read_version": "version",
+    "retire_version": "retire_version",
+    "read_live": "live",
+    "put_live": "promote",
+    "post_rollback": "roll_back",
+    "list_promotions": "promotions",
+    "post_upload": "upload",
+    "read_upload": "upload_state",
+    "delete_upload": "abort_upload",
+    "put_part": "upload",
+    "complete_upload": "upload",
+    "presign_upload": "upload_direct",
+    "post_dataset": "add_dataset",
+    "list_datasets": "datasets",
+    "read_dataset": "dataset",
+    "delete_dataset": "delete_dataset",
+    "append_shards": "append_shards",
+    "post_seal": "seal_dataset",
+    "list_jobs": "jobs",
+    "read_job": "job",
+    "cancel_job": "cancel",
+    "retry_job": "retry",
+    "approve_job": "approve",
+    "reject_job": "reject",
+    "list_events": "all_events",
+    "follow_job": "events",
+    "post_preflight": "ask_preflight",
+    "read_preflight": "preflight",
+    "list_preflights": "preflights",
+    "post_webhook": "create_webhook",
+    "list_webhooks": "webhooks",
+    "read_webhook": "webhook",
+    "remove_webhook": "delete_webhook",
+    "list_deliveries": "deliveries",
+    "test_webhook": "test_webhook",
+    "whoami": "whoami",
+    "post_key": "create_key",
+    "list_keys": "keys",
+    "read_key": "key",
+    "delete_key": "revoke_key",
+}
+FOR_MACHINES = {"healthz", "readyz", "metrics"}
+
+
+def post(service: Client, plane: ControlPlane, name: str = "one") -> Job:
+    shard = plane.shard(name)["uri"]
+    return service.add_dataset("scenes", name, PAIR, [shard]).job
+
+
+def test_every_route_has_a_call_or_is_for_machines(plane: ControlPlane) -> None:
+    paths = plane.app.openapi()["paths"].values()
+    routes = {operation["operationId"] for path in paths for operation in path.values()}
+    assert routes - FOR_MACHINES == set(ASKED_BY)
+    assert [name for name in ASKED_BY.values() if not hasattr(Calls, name)] == []
+
+
+def test_models_are_made_listed_branched_and_deleted(
+    published: Client, published_plane: ControlPlane
+) -> None:
+    assert published.create_model("scenes", SCENES) == published.model("scenes")
+    branch = published.branch_model("scenes", 1, "branch")
+    assert branch.branched_from is not None
+    assert (branch.branched_from.model, branch.branched_from.version) == ("scenes", 1)
+    assert [model.name for model in published.models()] == ["branch", "scenes"]
+    published_plane.tick(3)
+    published.delete_model("branch")
+    assert [model.name for model in published.models()] == ["scenes"]
+
+
+def test_a_policy_is_changed_only_by_whoever_has_read_it(published: Client) -> None:
+    before = published.policy("scenes")
+    strict = GatePolicy(max_drift=0.2, manual_approval=True)
+    after = published.set_policy("scenes", strict, before.revision)
+    assert (after.max_drift, after.manual_approval) == (0.2, True)
+    assert published.policy("scenes") == after
+    with pytest.raises(CmclError) as caught:
+        published.set_policy("scenes", GatePolicy(), before.revision)
+    assert (caught.value.status, caught.value.type) == (412, "urn:cmcl:problem:precondition-failed")
+
+
+def test_versions_are_listed_and_told_whole(published: Client) -> None:
+    assert [version.version for version in published.versions("scenes")] == [1, 2]
+    second = published.version("scenes", 2)
+    assert [line.name for line in second.lineage] == ["one", "two"]
+    assert [row.version for row in second.evaluation_matrix] == [1, 2]
+    assert second.certificate.drift.keys() == {second.lineage[0].dataset}
+    assert second.report.updates == second.manifest.report.updates
+
+
+def test_the_live_version_is_promoted_and_rolled_back_with_its_history(published: Client) -> None:
+    live = published.live("scenes")
+    assert live.version == 2
+    moved = published.promote("scenes", 1, "worse on birds", live.generation)
+    with pytest.raises(CmclError) as caught:
+        published.promote("scenes", 2, if_generation=live.generation)
+    assert caught.value.status == 412
+    assert published.roll_back("scenes", "better after all", moved.generation).version == 2
+    history = list(published.promotions("scenes"))
+    assert [change.kind for change in history] == [
+        "published",
+        "published",
+        "promoted",
+        "rolled_back",
+    ]
+    assert [change.reason for change in history[2:]] == ["worse on birds", "better after all"]
+    published.retire_version("scenes", 1)
+    assert published.version("scenes", 1).retired_at is not None
+
+
+def test_a_dataset_becomes_a_job_and_the_same_again_the_same(
+    service: Client, plane: ControlPlane
+) -> None:
+    service.create_model("scenes", SCENES)
+    shard = plane.shard("one")["uri"]
+    first = service.add_dataset("scenes", "one", PAIR, [shard], evaluation_share=0.25)
+    again = service.add_dataset("scenes", "one", PAIR, [shard], evaluation_share=0.25)
+    assert first == again
+    assert [job.id for job in service.jobs("scenes", "queued")] == [first.job.id]
+    assert [dataset.id for dataset in service.datasets("scenes")] == [first.dataset.id]
+    found = service.dataset(first.dataset.id)
+    assert (found.shards[0].uri, found.evaluation_share) == (shard, 0.25)
+
+
+def test_an_open_dataset_grows_and_is_sealed_or_deleted(
+    service: Client, plane: ControlPlane
+) -> None:
+    service.create_model("scenes", SCENES)
+    opened = service.open_dataset("scenes", "many", PAIR)
+    assert (opened.job, opened.sealed_at) == (None, None)
+    grown = service.append_shards(opened.id, [plane.shard("a")["uri"], plane.shard("b")["uri"]])
+    assert len(grown.shards) == 2
+    sealed = service.seal_dataset(opened.id)
+    assert sealed.job.state == "queued"
+    assert service.seal_dataset(opened.id).job.id == sealed.job.id
+    other = service.open_dataset("scenes", "none", PAIR)
+    service.delete_dataset(other.id)
+    with pytest.raises(CmclError) as caught:
+        service.dataset(other.id)
+    assert caught.value.status == 404
+
+
+def test_jobs_are_cancelled_retried_approved_and_rejected(
+    published: Client, published_plane: ControlPlane
+) -> None:
+    assert published.cancel(post(published, published_plane, "three").id).state == "cancelled"
+    bad = write_shard(published_plane.shards / "bad.parquet", feature_table(16, widths=(5, 3)))
+    failed = published.add_dataset("scenes", "bad", PAIR, [bad]).job.id
+    assert published_plane.run_to_end(failed).state == JobState.FAILED
+    assert published.job(failed).reason == "invalid_dataset"
+    with pytest.raises(CmclError):
+        published.reject(failed)
+    write_shard(published_plane.shards / "bad.parquet", feature_table(16))
+    assert published.retry(failed).state == "queued"
+    published_plane.run_to_end(failed)
+    published.set_policy("scenes", GatePolicy(manual_approval=True))
+    for word, state in (("approve", JobState.PUBLISHED), ("reject", JobState.REJECTED)):
+        job = post(published, published_plane, word).id
+        running = published_plane.tick_to(job, JobState.RUNNING)
+        train(published_plane.store, job, running.attempt)
+        published_plane.tick_to(job, JobState.HELD)
+        getattr(published, word)(job, "because")
+        assert published_plane.run_to_end(job).state == state
+        approval = published.job(job).approval
+        assert approval is not None
+        assert approval.reason == "because"
+
+
+def test_events_are_told_from_the_first_to_the_last(published: Client) -> None:
+    told = list(published.all_events("scenes", ["version.published"]))
+    assert [event.version for event in told] == [1, 2]
+    jobs = list(published.jobs("scenes"))
+    kinds = [event.kind for event in published.events(jobs[0].id) if event.id]
+    assert (kinds[0], kinds[-1]) == ("job.queued", "job.published")
+
+
+def test_a_pre_flight_is_asked_and_answered(
+    published: Client, published_plane: ControlPlane
+) -> None:
+    asked = published.ask_preflight("scenes", PAIR, [published_plane.shard("new")["uri"]])
+    assert not asked.has_ended
+    rounds = PreflightRounds(published_plane.context)
+    for _ in range(2):
+        rounds.tick()
+        published_plane.clock.advance(1)
+    outlook = Outlook(version=2, pair=PAIR, refusals=(), findings={}, heads={}, advice=("ok",))
+    told = PreflightAnswer(outlook=outlook).model_dump_json()
+    published_plane.store.put(f"runs/{asked.id}/a1/answer.json", told.encode())
+    for _ in range(2):
+        rounds.tick()
+        published_plane.clock.advance(1)
+    answer = published.await_preflight(asked.id, timeout=5, poll_seconds=0.001)
+    assert answer.outlook == outlook
+    assert [each.id for each in published.preflights("scenes")] == [asked.id]
+
+
+def test_keys_are_made_shown_once_and_revoked(service: Client) -> None:
+    assert "admin" in service.whoami().scopes
+    made = service.create_key("robot", ["read", "train"], owner="robots", expires_in_days=3)
+    assert made.key is not None
+    assert made.key.get_secret_value().startswith("cmcl_")
+    service.revoke_key(made.id)
+    (found,) = service.keys()
+    assert found == service.key(made.id)
+    assert (found.owner, found.scopes, found.revoked_at is None) == (
+        "robots",
+        ["read", "train"],
+        False,
+    )
+
+
+def test_webhooks_are_made_tried_and_deleted(service: Client) -> None:
+    made = service.create_webhook("https://example.com/hook", ["job.failed"])
+    assert made.secret is not None
+    assert made.secret.get_secret_value().startswith("whsec_")
+    sent = service.test_webhook(made.id)
+    assert [delivery.id for delivery in service.deliveries(made.id)] == [sent.id]
+    assert [hook.kinds for hook in service.webhooks()] == [["job.failed"]]
+    assert service.webhook(made.id).url == "https://example.com/hook"
+    service.delete_webhook(made.id)
+    assert list(service.webhooks()) == []
+
+
+def test_refusals_name_the_field(service: Client, tmp_path: Path) -> None:
+    service.create_model("scenes", SCENES)
+    with pytest.raises(CmclError) as caught:
+        service.add_dataset("scenes", "one", ("image", "smell"), ["file:///x"])
+    assert caught.value.status == 422
+    assert caught.value.fields[0].field.startswith("pair")
+    assert caught.value.request_id

@@ -1,0 +1,225 @@
+"""The service is no way into its own network: what is checked, and what is connected to."""
+
+import asyncio
+import ipaddress
+import ssl
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from service.control.webhooks.addresses import AddressRefused, check_url, is_public, is_under
+from service.control.webhooks.sender import Answer, Sender
+from service.database.webhooks import DeliveryRecord, WebhookRecord
+from tests.fakes.receiver import Receiver, receiving
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "10.0.0.1",
+        "127.0.0.1",
+        "127.255.0.9",
+        "169.254.169.254",
+        "172.16.0.1",
+        "192.168.1.1",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "192.0.2.1",
+        "::",
+        "::1",
+        "fe80::1",
+        "fd00::1",
+        "ff02::1",
+        "2001:db8::1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::a00:1",
+        "2002:a00:1::",
+    ],
+)
+def test_addresses_of_inner_networks_are_not_public(address: str) -> None:
+    assert not is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"])
+def test_addresses_of_the_internet_are_public(address: str) -> None:
+    assert is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://example.com/hook", "https"),
+        ("ftp://example.com", "it is not an address"),
+        ("example.com/hook", "it is not an address"),
+        ("https://", "it is not an address"),
+        ("https:///hook", "it is not an address"),
+        ("", "it is not an address"),
+        ("https://exa mple.com", "it is not an address"),
+        ("https://example.com:99999", "it is not an address"),
+        ("https://example.com\n.evil.com", "it is not an address"),
+        ("https://user:secret@example.com", "a user name, a password"),
+        ("https://example.com/#part", "a # part"),
+        ("https://127.0.0.1/hook", "not an address of the public internet"),
+        ("https://[::1]/hook", "not an address of the public internet"),
+        ("https://example.com/" + "x" * 1024, "characters"),
+        ("javascript:alert(1)", "it is not an address"),
+        ("file:///etc/passwd", "it is not an address"),
+    ],
+)
+def test_a_bad_address_is_refused_in_words(url: str, words: str) -> None:
+    with pytest.raises(AddressRefused, match=words) as refused:
+        check_url(url, ())
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_inside"),
+    [
+        ("http://hooks.internal:9000/cmcl", True),
+        ("http://hooks.internal:9000/cmcl/one?x=1", True),
+        ("http://HOOKS.internal:9000/cmcl/", True),
+        ("http://hooks.internal:9000/cmclone", False),
+        ("http://hooks.internal:9000/cmcl/../admin", False),
+        ("http://hooks.internal:9000/cmcl/%2e%2e/admin", False),
+        ("http://hooks.internal:9000/cmcl/..%2fadmin", False),
+        ("http://hooks.internal:9000/cmcl\\..\\admin", False),
+        ("http://hooks.internal:90001/cmcl", False),
+        ("http://hooks.internal/cmcl", False),
+        ("https://hooks.internal:9000/cmcl", False),
+        ("http://hooks.internal.evil.com:9000/cmcl", False),
+        ("http://hooks.internal:9000.evil.com/cmcl", False),
+    ],
+)
+def test_a_prefix_ends_where_a_step_ends(url: str, is_inside: bool) -> None:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        assert not is_inside
+        return
+    assert is_under(parsed, httpx.URL("http://hooks.internal:9000/cmcl")) == is_inside
+
+
+def test_with_prefixes_nothing_else_is_permitted() -> None:
+    with pytest.raises(AddressRefused, match="permitted are addresses under: http://127"):
+        check_url("https://example.com", ("http://127.0.0.1:9000",))
+
+
+class Names:
+    """A name server with prepared answers, one after another."""
+
+    def __init__(self, *answers: Sequence[str]) -> None:
+        self.answers = list(answers)
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        return self.answers.pop(0)
+
+
+def _send(sender: Sender, url: str) -> Answer:
+    webhook = WebhookRecord("wh-1", "default", url, "whsec_MDEyMzQ1Njc4OQ==", (), None, NOW)
+    delivery = DeliveryRecord(1, "dl-1", "wh-1", {}, 0, NOW, None, None, NOW, None, None)
+    return asyncio.run(sender.send(webhook, delivery, NOW))
+
+
+@pytest.mark.parametrize(
+    "addresses", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["127.0.0.1", "8.8.8.8"], ["::1"]]
+)
+def test_a_name_that_leads_inside_is_not_connected_to(
+    receiver: Receiver, addresses: list[str]
+) -> None:
+    answer = _send(Sender((), resolve=Names(addresses)), f"https://example.com:{receiver.port}/")
+    assert answer.error == (
+        "the address is not permitted: its host does not lead to the public internet"
+    )
+    assert receiver.received == []
+
+
+@pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "localhost"])
+def test_other_spellings_of_loopback_are_recognized(receiver: Receiver, host: str) -> None:
+    """By the system's own way of looking names up, which is what a connection would use."""
+    answer = _send(Sender(()), f"https://{host}:{receiver.port}/")
+    assert answer.status is None
+    assert receiver.received == []
+
+
+def test_what_was_checked_is_what_is_connected_to(receiver: Receiver) -> None:
+    """The name is looked up once: a second answer, which would lead elsewhere, is never asked for."""
+    names = Names(["127.0.0.1"], ["203.0.113.1"])
+    url = f"http://hooks.example:{receiver.port}/x"
+    answer = _send(Sender((url,), resolve=names), url)
+    assert answer.status == 204
+    assert names.answers == [["203.0.113.1"]]
+    assert receiver.received[0].headers["host"] == f"hooks.example:{receiver.port}"
+    assert receiver.received[0].path == "/x"
+
+
+@pytest.mark.parametrize("name", ["hooks.example", "other.example"])
+def test_the_certificate_must_be_that_of_the_name(tmp_path: Path, name: str) -> None:
+    """Although the connection is made to a number."""
+    certificate, tls = _certificate(tmp_path, "hooks.example")
+    with receiving(tls) as receiver:
+        url = f"https://{name}:{receiver.port}/"
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        sender = Sender((url,), resolve=Names(["127.0.0.1"]), tls=trusting)
+        answer = _send(sender, url)
+    assert (answer.status == 204) == (name == "hooks.example")
+    assert answer.error == (
+        None if name == "hooks.example" else "no trusted connection could be made"
+    )
+
+
+def test_an_unknown_certificate_is_refused(tmp_path: Path) -> None:
+    _, tls = _certificate(tmp_path, "hooks.example")
+    with receiving(tls) as receiver:
+        url = f"https://hooks.example:{receiver.port}/"
+        answer = _send(Sender((url,), resolve=Names(["127.0.0.1"])), url)
+        assert receiver.received == []
+    assert answer.error == "no trusted connection could be made"
+
+
+def test_a_name_without_addresses_is_a_failure() -> None:
+    assert _send(Sender((), resolve=Names([])), "https://x.example").error == (
+        "its host has no address"
+    )
+    answer = _send(Sender(()), "https://no-such-host.invalid/")
+    assert answer.error == "its host name was not found"
+
+
+def _certificate(folder: Path, name: str) -> tuple[Path, ssl.SSLContext]:
+    """One that signs itself, and a server's context with it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    begin = datetime.now(UTC) - timedelta(days=1)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=9))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path, private = folder / "certificate.pem", folder / "key.pem"
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(path, private)
+    return path, tls

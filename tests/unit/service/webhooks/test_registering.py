@@ -1,0 +1,166 @@
+"""Webhooks over HTTP: made, shown without their secret, tried, removed."""
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from service.control.webhooks.register import MOST_WEBHOOKS
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.receiver import Receiver
+from tests.unit.service.access.holder import ADMIN_KEY, Holder
+from tests.unit.service.webhooks.post_office import PostOffice
+
+URL = "https://example.com/hook"
+
+
+def test_its_secret_is_shown_once(office: PostOffice, receiver: Receiver) -> None:
+    key = {"Idempotency-Key": "one"}
+    body = {"url": receiver.url}
+    first = office.plane.client.post("/v1/webhooks", json=body, headers=key)
+    again = office.plane.client.post("/v1/webhooks", json=body, headers=key)
+    secret = first.json()["secret"]
+    assert secret.startswith("whsec_")
+    assert len(base64.b64decode(secret.removeprefix("whsec_"))) == 32
+    assert first.headers["cache-control"] == "no-store"
+    assert first.headers["location"] == f"/v1/webhooks/{first.json()['id']}"
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json() == {**first.json(), "secret": None}
+    listed = office.plane.client.get("/v1/webhooks")
+    shown = office.plane.client.get(first.headers["location"])
+    assert secret not in listed.text + shown.text
+    assert [item["id"] for item in listed.json()["items"]] == [shown.json()["id"]]
+
+
+def test_its_secret_is_not_kept_with_the_answer(office: PostOffice, receiver: Receiver) -> None:
+    key = {"Idempotency-Key": "one"}
+    response = office.plane.client.post("/v1/webhooks", json={"url": receiver.url}, headers=key)
+    with office.plane.context.database.read() as connection:
+        kept = connection.exec_driver_sql("SELECT body FROM idempotency").all()
+    assert response.json()["id"] in str(kept)
+    assert response.json()["secret"] not in str(kept)
+
+
+def test_without_a_wish_it_is_told_what_one_would_act_upon(
+    office: PostOffice, receiver: Receiver
+) -> None:
+    made = office.plane.client.post("/v1/webhooks", json={"url": receiver.url}).json()
+    assert {"version.published", "job.failed", "job.rejected", "job.held"} <= set(made["kinds"])
+    assert "job.running" not in made["kinds"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"url": "http://192.168.0.1/hook"}, "url"),
+        ({"url": 7}, "url"),
+        ({"url": "https://example.com/" + "x" * 2000}, "url"),
+        ({"kinds": []}, "kinds"),
+        ({"kinds": ["job.exploded"]}, "kinds[0]"),
+        ({"model": "Not A Name"}, "model"),
+        ({"secret": "whsec_mine"}, "secret"),
+    ],
+)
+def test_a_bad_webhook_is_refused_by_field(
+    plane_without_prefixes: ControlPlane, changes: dict[str, object], field: str
+) -> None:
+    body = {"url": URL, **changes}
+    response = plane_without_prefixes.client.post("/v1/webhooks", json=body)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == field
+
+
+def test_a_webhook_of_an_unknown_model_is_refused(office: PostOffice, receiver: Receiver) -> None:
+    body = {"url": receiver.url, "model": "nowhere"}
+    assert office.plane.client.post("/v1/webhooks", json=body).status_code == 404
+
+
+def test_a_password_in_an_address_is_not_repeated(plane_without_prefixes: ControlPlane) -> None:
+    body = {"url": "https://user:hunter2@example.com/"}
+    response = plane_without_prefixes.client.post("/v1/webhooks", json=body)
+    assert response.status_code == 422
+    assert "hunter2" not in response.text
+
+
+def test_a_look_alike_name_is_shown_as_what_it_is(plane_without_prefixes: ControlPlane) -> None:
+    body = {"url": "https://ехample.com/hook"}
+    response = plane_without_prefixes.client.post("/v1/webhooks", json=body)
+    assert response.json()["url"] == "https://xn--ample-2of2g.com/hook"
+
+
+def test_one_owner_has_a_bounded_number(plane_without_prefixes: ControlPlane) -> None:
+    client = plane_without_prefixes.client
+    with plane_without_prefixes.context.database.write() as connection:
+        for number in range(MOST_WEBHOOKS):
+            connection.exec_driver_sql(
+                "INSERT INTO webhooks (id, owner, url, secret, kinds, created_at) "
+                f"VALUES ('wh-{number:012x}', 'default', 'x', 'x', '[]', '2026-11-24')"
+            )
+    response = client.post("/v1/webhooks", json={"url": URL})
+    assert (response.status_code, "delete one" in response.json()["detail"]) == (409, True)
+
+
+def test_a_test_message_reaches_the_receiver(office: PostOffice, receiver: Receiver) -> None:
+    webhook = office.make(receiver.url)
+    response = office.plane.client.post(f"/v1/webhooks/{webhook['id']}/test")
+    assert response.status_code == 202
+    assert response.json()["next_at"] is not None
+    office.deliver()
+    assert b'"type":"webhook.test"' in receiver.received[0].body
+    (delivery,) = office.deliveries(webhook["id"])
+    assert (delivery["id"], delivery["status"]) == (response.json()["id"], 204)
+
+
+def test_deliveries_come_in_pages_with_the_newest_first(
+    office: PostOffice, receiver: Receiver
+) -> None:
+    webhook = office.make(receiver.url)["id"]
+    jobs = [office.plane.post_dataset(f"set-{number}") for number in range(5)]
+    told, cursor = [], ""
+    while cursor is not None:
+        query = f"?limit=2&cursor={cursor}" if cursor else "?limit=2"
+        page = office.plane.client.get(f"/v1/webhooks/{webhook}/deliveries{query}").json()
+        told += [item["payload"]["data"]["job"] for item in page["items"]]
+        cursor = page["next_cursor"]
+    assert told == jobs[::-1]
+
+
+def test_a_deleted_webhook_is_told_nothing_more(office: PostOffice, receiver: Receiver) -> None:
+    webhook = office.make(receiver.url)["id"]
+    office.plane.post_dataset()
+    response = office.plane.client.request("DELETE", f"/v1/webhooks/{webhook}")
+    assert response.status_code == 204
+    office.plane.post_dataset("another")
+    office.deliver()
+    assert receiver.received == []
+    for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/deliveries"), ("POST", "/test")):
+        found = office.plane.client.request(method, f"/v1/webhooks/{webhook}{path}")
+        assert found.status_code == 404
+
+
+def test_another_owner_sees_and_hears_nothing_of_it(tmp_path: Path, receiver: Receiver) -> None:
+    prefixes = (f"http://127.0.0.1:{receiver.port}",)
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, webhook_prefixes=prefixes)
+    operator = Holder(plane, ADMIN_KEY)
+    red, blue = (operator.holder(owner, owner=owner) for owner in ("red", "blue"))
+    plane.client = red
+    office = PostOffice(plane)
+    webhook = office.make(receiver.url)["id"]
+    plane.client = blue
+    plane.create_model("blue")
+    plane.post_dataset(model="blue")
+    office.deliver()
+    assert receiver.received == []
+    assert blue.get("/v1/webhooks").json()["items"] == []
+    for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/deliveries"), ("POST", "/test")):
+        assert blue.request(method, f"/v1/webhooks/{webhook}{path}").status_code == 404
+    assert operator.get(f"/v1/webhooks/{webhook}").json()["id"] == webhook
+    plane.close()
+
+
+def test_webhooks_are_for_administrators(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
+    user = Holder(plane, ADMIN_KEY).holder("user", ("read", "write", "train"))
+    assert user.get("/v1/webhooks").status_code == 403
+    assert user.post("/v1/webhooks", json={"url": URL}).status_code == 403
+    plane.close()
