@@ -58,6 +58,8 @@ def _serve(settings: Settings, _: argparse.Namespace) -> None:
         log_config=config,
         access_log=False,
         server_header=False,
+        # A client that takes nothing any more would keep the process from ending for ever.
+        timeout_graceful_shutdown=10,
     )
 
 

@@ -106,7 +106,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     )
     app.state.context = context
     app.state.reconciler = reconciler
-    app.state.feed = Feed(context.database)
+    app.state.feed = Feed(context.database, is_stopping=events.is_server_stopping)
     context.metrics.round_age.set_function(reconciler.seconds_since_round)
     for module in _ROUTES:
         app.include_router(module.router)

@@ -46,7 +46,6 @@ _COLUMNS: Columns[DatasetSummary] = {
     "model": lambda dataset: dataset.model,
     "pair": lambda dataset: str(dataset.pair),
     "rows": lambda dataset: dataset.rows,
-    "job": lambda dataset: dataset.job,
     "state": _state,
     "created": lambda dataset: dataset.created_at,
 }

@@ -16,9 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="Jobs.")
 _COLUMNS: Columns[Job] = {
     "job": lambda job: job.id,
     "model": lambda job: job.model,
-    "dataset": lambda job: job.dataset,
     "state": lambda job: job.state,
-    "attempt": lambda job: job.attempt,
     "version": lambda job: job.version,
     "created": lambda job: job.created_at,
     "reason": lambda job: job.reason,

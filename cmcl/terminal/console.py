@@ -17,7 +17,7 @@ Cell = str | int | float | datetime | Text | None
 Columns = Mapping[str, Callable[[T], Cell]]
 
 # Where nobody looks at a terminal, no line has to be broken.
-_UNBOUNDED = 500
+_UNBOUNDED = 1000
 
 
 def stdout() -> Console:
@@ -72,7 +72,8 @@ def table(items: Sequence[T], columns: Columns[T], console: Console) -> Renderab
     drawn = Table(*columns)
     for item in items:
         drawn.add_row(*(as_text(value(item)) for value in columns.values()))
-    if Measurement.get(console, console.options, drawn).minimum <= console.width:
+    unbounded = console.options.update(max_width=_UNBOUNDED)
+    if Measurement.get(console, unbounded, drawn).minimum <= console.width:
         return drawn
     return Group(
         *(fields({title: value(item) for title, value in columns.items()}) for item in items)

@@ -30,6 +30,10 @@ ModelQuery = Annotated[str | None, Query(alias="model", pattern=NAME_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=200, description="items of one page")]
 
 
+# Keys of whoever sees everybody's things are no tenant's: an answer must not be repeated to one.
+_EVERYBODYS = "*"
+
+
 @dataclass(frozen=True)
 class RequestKey:
     """An idempotency key, where it was used, and for which body."""
@@ -82,7 +86,9 @@ async def get_request_key(
     if key is None:
         return None
     fingerprint = hashlib.sha256(await request.body()).hexdigest()
-    return RequestKey(principal.owns_as, key, f"{request.method} {request.url.path}", fingerprint)
+    return RequestKey(
+        principal.owner or _EVERYBODYS, key, f"{request.method} {request.url.path}", fingerprint
+    )
 
 
 def _permitted_type(request: Request) -> str:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import SendTimeoutError
+from sse_starlette.sse import AppStatus, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from service.api.access import Reader
@@ -46,6 +46,8 @@ _RECONNECT_MILLISECONDS = 2000
 _HEARTBEAT_SECONDS = 15
 # A client that takes nothing for so long is gone, or as good as.
 _SEND_SECONDS = 30.0
+# For a stream to end well when the server stops; then it is cut off.
+_GOODBYE_SECONDS = 1.0
 
 _STREAMED: dict[int | str, dict[str, object]] = {
     200: {
@@ -94,6 +96,11 @@ class Stream(EventSourceResponse):
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
             logger.info("a listener took nothing for %g s and was let go of", _SEND_SECONDS)
+
+
+def is_server_stopping() -> bool:
+    """Whether the server was told to end. It waits for its streams, so they must know."""
+    return AppStatus.should_exit
 
 
 def get_feed(request: Request) -> Feed:
@@ -194,7 +201,12 @@ def _is_over(context: Context, job: str, principal: Principal, after: int) -> bo
 
 
 def _stream(items: AsyncGenerator[Item, None]) -> Stream:
-    return Stream(_encoded(items), ping=_HEARTBEAT_SECONDS, send_timeout=_SEND_SECONDS)
+    return Stream(
+        _encoded(items),
+        ping=_HEARTBEAT_SECONDS,
+        send_timeout=_SEND_SECONDS,
+        shutdown_grace_period=_GOODBYE_SECONDS,
+    )
 
 
 async def _encoded(items: AsyncGenerator[Item, None]) -> AsyncGenerator[ServerSentEvent, None]:

@@ -11,7 +11,7 @@ less than to remember everything for it.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -100,11 +100,14 @@ class Feed:
         look_seconds: float = _LOOK_SECONDS,
         longest_seconds: float = _LONGEST_STREAM_SECONDS,
         most_listeners: int = _MOST_LISTENERS,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._database = database
         self._look_seconds = look_seconds
         self._longest_seconds = longest_seconds
         self._most_listeners = most_listeners
+        # Asked at every look: a server that waits for its streams must not wait long.
+        self._is_stopping = is_stopping
         self._listeners: set[_Listener] = set()
         self._task: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
@@ -186,7 +189,7 @@ class Feed:
 
     async def _run(self) -> None:
         try:
-            while self._listeners:
+            while self._listeners and not self._is_stopping():
                 await asyncio.sleep(self._look_seconds)
                 watched = {each.wanted.job for each in self._listeners if each.wanted.job}
                 seen = await asyncio.to_thread(self._look, watched)

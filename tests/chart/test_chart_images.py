@@ -13,7 +13,7 @@ from tests.chart.release import ROOT, Release
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 LOCKS = ROOT / "deploy" / "requirements"
 EXTRAS = {"service": "service", "worker": "workers"}
-TORCH_AND_ITS_LIBRARIES = re.compile(r"torch|triton|nvidia|cuda|safetensors")
+TORCH_AND_ITS_LIBRARIES = re.compile(r"torch|triton|nvidia|cuda")
 
 
 def _pins(lock: Path) -> set[str]:

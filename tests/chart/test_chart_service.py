@@ -30,7 +30,7 @@ def test_a_field_that_kubernetes_lacks_is_caught(trial: Release) -> None:
 
 
 def test_every_object_is_ours_to_know_or_checked(release: Release) -> None:
-    checked_elsewhere = {"RayCluster", "RayService", "ServiceMonitor"}
+    checked_elsewhere = {"RayCluster", "RayService", "ServiceMonitor", "PrometheusRule"}
     kinds = {item["kind"] for item in release.objects.values()}
     assert kinds <= {*CORE_KINDS, *checked_elsewhere}
 

@@ -1,6 +1,7 @@
-"""One migrated database for all stories, and a server of PostgreSQL for some of them."""
+"""One migrated database, and one folder, for all stories."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,3 +12,10 @@ from tests.faults.world import Template, fresh_folder, make_template
 def template() -> Iterator[Template]:
     with fresh_folder() as folder:
         yield make_template(folder)
+
+
+@pytest.fixture(scope="session")
+def stage() -> Iterator[Path]:
+    """Where stories play, one after another."""
+    with fresh_folder() as folder:
+        yield folder

@@ -23,7 +23,8 @@ def come_to_an_end(world: World, replicas: Sequence[Replica], witness: Witness) 
     for _ in range(_MOST_ROUNDS):
         for replica in replicas:
             replica.round()
-        _get_on(world)
+        serve(world)
+        _approve(world)
         now = [(job.id, job.revision) for job in world.jobs()]
         still = still + 1 if now == before else 0
         before = now
@@ -35,14 +36,17 @@ def come_to_an_end(world: World, replicas: Sequence[Replica], witness: Witness) 
     witness.look_at_the_end()
 
 
-def _get_on(world: World) -> None:
-    """The cluster does what it is asked to, and people say yes."""
+def serve(world: World) -> None:
+    """The cluster does what it is asked to."""
     for attempt in list(world.cluster.alive):
         state = world.cluster.word(attempt)
         if state == LaunchState.RUNNING:
             world.complete(attempt, LaunchState.SUCCEEDED)
         elif state == LaunchState.PENDING:
             world.start(attempt)
+
+
+def _approve(world: World) -> None:
     for job in world.jobs():
         if job.state == JobState.HELD:
             world.approve(job.id)

@@ -11,7 +11,7 @@ from service.states import IN_FLIGHT, TERMINAL, JobState, check_move
 from tests.faults.world import World
 from workers.contract.version import VersionManifest
 from workers.storage import layout
-from workers.storage.versions import read_live, read_version, read_version_file, read_verified
+from workers.storage.versions import read_live, read_verified, read_version, read_version_file
 
 Row = Mapping[str, Any]
 
@@ -25,6 +25,7 @@ class Witness:
         self.head = 0
         self.ends: Counter[str] = Counter()
         self._world = world
+        self.jobs: list[str] = []
         self._jobs: dict[str, Row] = {}
         self._manifests: dict[tuple[str, int], object] = {}
         self._parsed: dict[tuple[str, int], VersionManifest] = {}
@@ -77,6 +78,7 @@ class Witness:
         for model, several in in_flight.items():
             assert len(several) <= 1, f"{model} has two jobs in flight: {several}"
         self._jobs = {job["id"]: job for job in jobs}
+        self.jobs = list(self._jobs)
         self._world.woken.clear()
 
     def _compare(self, before: Row, job: Row) -> None:

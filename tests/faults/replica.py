@@ -13,9 +13,10 @@ from enum import Enum
 from service.control.reconcile import Reconciler
 from service.errors import DatabaseUnavailable
 from tests.fakes.mortal import Contact, Death, MortalDatabase, MortalLauncher, MortalStore
-from tests.faults.world import World, quick_database
+from tests.faults.world import World, database_of
 
 _HANGS_SECONDS = 60.0
+_SOON = 40
 _ROUND = Contact("reconciler", "round", "", DatabaseUnavailable, has_effect=False)
 
 
@@ -60,6 +61,15 @@ class Replica:
         if self._mistake is not None:
             raise AssertionError(f"replica {self.name} ended by itself") from self._mistake
 
+    def go_to_effect(self, number: int) -> None:
+        """Before that contact from here that changes something, if it comes soon."""
+        for _ in range(_SOON):
+            if self._contact.has_effect:
+                if number == 0:
+                    return
+                number -= 1
+            self.go()
+
     def round(self) -> None:
         """To the end of a round."""
         self.go()
@@ -68,11 +78,14 @@ class Replica:
 
     def kill(self) -> None:
         """At the contact before which it stands; nothing is left of it but what it has written."""
-        if not self.is_alive:
-            return
         self.go(Order.DIE)
         self._thread.join(_HANGS_SECONDS)
         self._database.close()
+
+    def end(self) -> None:
+        """The story is over: this death does not count."""
+        self._tally = Counter()
+        self.kill()
 
     def restart(self) -> None:
         """Another process under the same name, with nothing in memory."""
@@ -102,7 +115,7 @@ class Replica:
         self._contact, self._order, self._loses = _ROUND, Order.GO, False
         self._mistake: BaseException | None = None
         self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
-        self._database = quick_database(self._world.database_url)
+        self._database = database_of(self.name, self._world.database_url)
         context = self._world.context(self._database)
         mortal = replace(
             context,

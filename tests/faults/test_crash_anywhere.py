@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -21,35 +22,38 @@ from service.errors import DatabaseUnavailable
 from tests.fakes.mortal import Death, Lifeline, MortalDatabase, MortalLauncher, MortalStore
 from tests.faults.invariants import Witness
 from tests.faults.lives import LIVES, Life, check_end, is_quiet
-from tests.faults.world import Template, World, fresh_folder
+from tests.faults.world import Template, World
 
 _MOST_ROUNDS = 120
 # In the short run of every change, each so-many-th moment hears an error; deaths come at all.
 _STRIDE = 1 if "CMCL_FAULT_EXAMPLES" in os.environ else 5
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name)
 def test_a_death_at_any_moment_changes_no_end(
-    template: Template, life: Life, capsys: pytest.CaptureFixture[str]
+    template: Template, stage: Path, life: Life, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _report(capsys, life, "deaths", _strike(template, life, partial(Lifeline, deadly=True), 1))
+    fate = partial(Lifeline, deadly=True)
+    _report(capsys, life, "deaths", _strike(partial(World, template, stage), life, fate, 1))
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name)
 def test_an_error_at_any_moment_changes_no_end(
-    template: Template, life: Life, capsys: pytest.CaptureFixture[str]
+    template: Template, stage: Path, life: Life, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fate = partial(Lifeline, deadly=False)
-    _report(capsys, life, "errors", _strike(template, life, fate, _STRIDE))
+    _report(capsys, life, "errors", _strike(partial(World, template, stage), life, fate, _STRIDE))
 
 
 def _strike(
-    template: Template, life: Life, fate: Callable[[int], Lifeline], stride: int
+    new_world: Callable[[], World], life: Life, fate: Callable[[int], Lifeline], stride: int
 ) -> Iterator[str]:
     """What was struck, moment after moment; a life that nothing strikes any more is the last one."""
     for moment in itertools.count(1, stride):
         lifeline = fate(moment)
-        with fresh_folder() as folder, closing(World(template, folder)) as world:
+        with closing(new_world()) as world:
             try:
                 _live(world, life, lifeline)
             except AssertionError as error:

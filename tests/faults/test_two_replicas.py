@@ -8,9 +8,8 @@ end. CMCL_FAULT_EXAMPLES=1000 tells more stories, other ones each time.
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import ClassVar, TypeVar
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -25,50 +24,64 @@ from hypothesis.stateful import (
 )
 
 from service.launchers.port import LaunchState
-from tests.faults.ending import come_to_an_end
+from tests.faults.ending import come_to_an_end, serve
 from tests.faults.invariants import Witness
 from tests.faults.replica import Order, Replica
-from tests.faults.world import BAD, GOOD_SHARDS, Template, World, fresh_folder
+from tests.faults.world import BAD, GOOD_SHARDS, Template, World
 from workers.contract.policy import GatePolicy
-
-T = TypeVar("T")
 
 _EXAMPLES = int(os.environ.get("CMCL_FAULT_EXAMPLES", "40"))
 _STEPS = 60
 PICK = st.integers(0, 7)
 WHO = st.sampled_from(["a", "b"])
-POLICIES = (
-    GatePolicy(),
-    GatePolicy(manual_approval=True),
-    GatePolicy(max_drift=0.5),
-    GatePolicy(min_gain=0.5),
+PLAIN = GatePolicy()
+POLICY = st.sampled_from(
+    [
+        PLAIN,
+        PLAIN,
+        GatePolicy(manual_approval=True),
+        GatePolicy(max_drift=0.5),
+        GatePolicy(min_gain=0.5),
+    ]
 )
+TROUBLES = ("killed", "half written", "gave up", "vanished", "stubborn", "false word")
+SHARD = st.sampled_from([*(f"good-{number}" for number in range(GOOD_SHARDS)), BAD])
 
 
 class TwoReplicas(RuleBasedStateMachine):
     """The story so far. `template` and `database_url` are set by the test that runs it."""
 
     template: ClassVar[Template]
+    stage: ClassVar[Path]
     database_url: ClassVar[str | None] = None
     tally: ClassVar[Counter[str]] = Counter()
 
     def __init__(self) -> None:
         super().__init__()
-        self._open = ExitStack()
-        folder = self._open.enter_context(fresh_folder())
-        self.world = World(self.template, folder, self.database_url)
-        self._open.callback(self.world.close)
+        self.world = World(self.template, self.stage, self.database_url)
         self.witness = Witness(self.world)
         self.replicas: dict[str, Replica] = {}
 
-    @initialize(skew=st.sampled_from([0, 3, -3]), policy=st.sampled_from(POLICIES))
-    def begin(self, skew: float, policy: GatePolicy) -> None:
-        self.world.set_policy(policy)
+    @initialize(
+        skew=st.sampled_from([0, 3, -3]),
+        policy=POLICY,
+        shards=st.lists(SHARD, max_size=3),
+        rounds=st.integers(0, 12),
+    )
+    def begin(self, skew: float, policy: GatePolicy, shards: list[str], rounds: int) -> None:
+        """Something has happened already, and nothing went wrong."""
         self.replicas = {
             "a": Replica(self.world, "a", 0, self.tally),
             "b": Replica(self.world, "b", skew, self.tally),
         }
         self.world.post("good-0")
+        for _ in range(rounds):
+            self.replicas["a"].round()
+            serve(self.world)
+            self.world.clock.advance(1)
+        self.world.set_policy(policy)
+        for shard in shards:
+            self.world.post(shard)
 
     # The replicas.
 
@@ -84,15 +97,22 @@ class TwoReplicas(RuleBasedStateMachine):
             self.replicas[who].round()
             self.world.clock.advance(1)
 
-    @rule(who=WHO, contacts=st.integers(0, 12), order=st.sampled_from([Order.FAIL, Order.LOSE]))
-    def hear_an_error(self, who: str, contacts: int, order: Order) -> None:
-        self.go_on(who, contacts)
+    @rule(who=WHO, number=st.integers(0, 6))
+    def stall(self, who: str, number: int) -> None:
+        """Before a change: it believes what it has seen, and the world may go on meanwhile."""
+        self.replicas[who].go_to_effect(number)
+
+    @rule(who=WHO, number=st.integers(0, 6), order=st.sampled_from([Order.FAIL, Order.LOSE]))
+    def hear_an_error(self, who: str, number: int, order: Order) -> None:
+        self.replicas[who].go_to_effect(number)
         self.replicas[who].go(order)
 
-    @rule(who=WHO, contacts=st.integers(0, 12))
-    def kill(self, who: str, contacts: int) -> None:
-        """The other one is there all the time; this one comes again at once, or much later."""
-        self.go_on(who, contacts)
+    @rule(who=WHO, number=st.integers(0, 6), is_done=st.booleans())
+    def kill(self, who: str, number: int, is_done: bool) -> None:
+        """Before a change, or after it and before anything else."""
+        self.replicas[who].go_to_effect(number)
+        if is_done:
+            self.replicas[who].go()
         self.replicas[who].kill()
 
     @precondition(lambda self: any(not replica.is_alive for replica in self.replicas.values()))
@@ -107,35 +127,31 @@ class TwoReplicas(RuleBasedStateMachine):
 
     # The users.
 
-    @rule(number=st.integers(0, GOOD_SHARDS - 1))
-    def post(self, number: int) -> None:
-        self.world.post(f"good-{number}")
+    @rule(shard=SHARD)
+    def post(self, shard: str) -> None:
+        """Also one that was posted before, and rows that cannot be used."""
+        self.world.post(shard)
 
-    @rule()
-    def post_bad_rows(self) -> None:
-        self.world.post(BAD)
-
+    @precondition(lambda self: self.witness.jobs)
     @rule(pick=PICK, word=st.sampled_from(["cancel", "retry", "approve", "reject"]))
     def say(self, pick: int, word: str) -> None:
-        job = self._picked(self.world.jobs(), pick)
-        if job is not None and getattr(self.world, word)(job.id):
-            self.tally[word] += 1
+        job = self.witness.jobs[pick % len(self.witness.jobs)]
+        self.tally[word] += getattr(self.world, word)(job)
 
     @precondition(lambda self: self.witness.head)
-    @rule(act=st.sampled_from(["promote", "roll back", "branch"]), version=st.integers(1, 3))
-    def move_live(self, act: str, version: int) -> None:
+    @rule(act=st.sampled_from(["promote", "roll back", "branch", "policy"]), data=st.data())
+    def decide(self, act: str, data: st.DataObject) -> None:
+        versions = st.integers(1, self.witness.head)
         match act:
             case "promote":
-                done = self.world.promote(version)
+                done = self.world.promote(data.draw(versions))
             case "branch":
-                done = self.world.branch("branched", version)
+                done = self.world.branch("branched", data.draw(versions))
+            case "policy":
+                done = self.world.set_policy(data.draw(POLICY))
             case _:
                 done = self.world.roll_back()
         self.tally[act] += done
-
-    @rule(policy=st.sampled_from(POLICIES))
-    def set_policy(self, policy: GatePolicy) -> None:
-        self.world.set_policy(policy)
 
     # The cluster.
 
@@ -162,53 +178,55 @@ class TwoReplicas(RuleBasedStateMachine):
     )
     def complete(self, pick: int, says: LaunchState, drift: float) -> None:
         """Also of one that was taken for lost: a zombie's success."""
-        self.tally[f"complete, said to be {says}"] += 1
-        self.world.complete(self._attempt(pick), says, drift)
+        attempt = self._attempt(pick)
+        is_zombie = self.world.cluster.word(attempt) not in (
+            LaunchState.PENDING,
+            LaunchState.RUNNING,
+        )
+        self.tally["zombie completes" if is_zombie else f"complete, said to be {says}"] += 1
+        self.world.complete(attempt, says, drift)
 
     @precondition(lambda self: self.world.cluster.alive)
-    @rule(pick=PICK, how=st.sampled_from(["killed", "half", "gave up", "vanished", "false word"]))
+    @rule(pick=PICK, how=st.sampled_from(TROUBLES))
     def trouble(self, pick: int, how: str) -> None:
         attempt, cluster = self._attempt(pick), self.world.cluster
         self.tally[f"attempt {how}"] += 1
         match how:
             case "killed":
                 cluster.die(attempt, LaunchState.FAILED, "killed")
-            case "half":
+            case "half written":
                 self.world.leave_half(attempt)
             case "gave up":
                 self.world.give_up(attempt)
             case "vanished":
                 cluster.vanish(attempt)
+            case "stubborn":
+                cluster.stubborn.add(attempt)
             case _:
                 cluster.claim(attempt, LaunchState.FAILED, "the head restarted")
 
-    @precondition(lambda self: self.world.cluster.alive)
-    @rule(pick=PICK)
-    def outlive_a_stop(self, pick: int) -> None:
-        self.world.cluster.stubborn.add(self._attempt(pick))
-
     @precondition(lambda self: self.world.cluster.commands)
-    @rule()
-    def restart_head(self) -> None:
-        self.tally["head restarted"] += 1
-        self.world.cluster.restart_head()
-
-    @rule(what=st.sampled_from(["is_down", "refuses"]), on=st.booleans())
-    def switch(self, what: str, on: bool) -> None:
-        setattr(self.world.cluster, what, on)
+    @rule(what=st.sampled_from(["restart", "down", "refuses", "up"]))
+    def unrest(self, what: str) -> None:
+        self.tally[f"head: {what}"] += 1
+        cluster = self.world.cluster
+        if what == "restart":
+            cluster.restart_head()
+        cluster.is_down = what == "down"
+        cluster.refuses = what == "refuses"
 
     @invariant()
     def nothing_is_wrong(self) -> None:
         self.witness.look()
 
     def teardown(self) -> None:
-        with self._open:
-            try:
-                if self.replicas:
-                    come_to_an_end(self.world, list(self.replicas.values()), self.witness)
-            finally:
-                for replica in self.replicas.values():
-                    replica.kill()
+        try:
+            if self.replicas:
+                come_to_an_end(self.world, list(self.replicas.values()), self.witness)
+        finally:
+            for replica in self.replicas.values():
+                replica.end()
+            self.world.close()
         self._count()
 
     def _count(self) -> None:
@@ -221,14 +239,11 @@ class TwoReplicas(RuleBasedStateMachine):
         attempts = self.world.cluster.alive
         return attempts[pick % len(attempts)]
 
-    def _picked(self, several: Sequence[T], pick: int) -> T | None:
-        return several[pick % len(several)] if several else None
-
 
 def test_no_story_of_two_replicas_breaks_anything(
-    template: Template, capsys: pytest.CaptureFixture[str]
+    template: Template, stage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    TwoReplicas.template, TwoReplicas.database_url = template, None
+    TwoReplicas.template, TwoReplicas.stage, TwoReplicas.database_url = template, stage, None
     _tell_stories(TwoReplicas, _EXAMPLES, capsys)
 
 

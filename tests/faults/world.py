@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +54,6 @@ DEADLINES = {
     "lost_attempt_grace_seconds": 2,
 }
 _MEMORY = Path("/dev/shm")
-_STATEMENTS: dict[Any, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -92,19 +91,19 @@ def fresh_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def quick_database(url: str) -> Database:
-    """As the product opens it. Statements are compiled once for all worlds, not once for each."""
-    database = open_database(url)
-    return Database(database.engine.execution_options(compiled_cache=_STATEMENTS))
+@cache
+def database_of(process: str, url: str) -> Database:
+    """As that process opens it. Kept for all stories, because its compiled statements are as well."""
+    return open_database(url)
 
 
 class World:
-    """One story. `woken`: jobs that a user took out of a final state since the last look."""
+    """One story; what an earlier one left in the folder is removed. `woken`: jobs that a user took out of a final state since the last look."""
 
     def __init__(self, template: Template, folder: Path, database_url: str | None = None) -> None:
+        shutil.rmtree(folder / "store", ignore_errors=True)
         if database_url is None:
-            shutil.copyfile(template.database, folder / "cmcl.db")
-            database_url = f"sqlite:///{folder / 'cmcl.db'}"
+            database_url = _copied(template.database, folder)
         self.database_url = database_url
         self.template = template
         self.store = LocalStore(folder / "store")
@@ -112,7 +111,7 @@ class World:
         self.clock = ScriptedClock()
         self.woken: set[str] = set()
         self.bad_jobs: set[str] = set()
-        self.database = quick_database(database_url)
+        self.database = database_of("world", database_url)
         self.settings = template.context.settings
         self._names = itertools.count(1)
         self._once: set[str] = set()
@@ -248,6 +247,13 @@ class World:
 
     def _wish(self) -> Wish:
         return Wish(LOCAL, "on purpose", self.clock())
+
+
+def _copied(database: Path, folder: Path) -> str:
+    for left in folder.glob("cmcl.db*"):
+        left.unlink()
+    shutil.copyfile(database, folder / "cmcl.db")
+    return f"sqlite:///{folder / 'cmcl.db'}"
 
 
 def _parts(attempt: str) -> tuple[str, int]:

@@ -70,11 +70,18 @@ def _bearer(scope: Scope) -> str | None:
 def _check_origin(scope: Scope) -> None:
     """Where no key is asked for, a browser on this machine must not do what some web page wants."""
     for origin in _headers(scope, b"origin"):
-        if urlsplit(origin.decode("latin-1")).hostname not in _LOOPBACK:
+        if _host(origin.decode("latin-1")) not in _LOOPBACK:
             raise Forbidden(
                 "pages of other machines are refused while no keys are asked for; "
                 "set CMCL_AUTH to on, and send a key"
             )
+
+
+def _host(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).hostname
+    except ValueError:
+        return None
 
 
 def _headers(scope: Scope, wanted: bytes) -> list[bytes]:

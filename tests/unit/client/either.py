@@ -66,8 +66,10 @@ def connected(kind: str, url: str, **options: Any) -> Iterator[Client]:
 
 
 @contextmanager
-def in_process(kind: str, app: FastAPI, **options: Any) -> Iterator[Client]:
-    """A client of that kind to an app in this process."""
+def in_process(
+    kind: str, app: FastAPI, host: str = "127.0.0.1", **options: Any
+) -> Iterator[Client]:
+    """A client of that kind to an app in this process, which it takes for that host."""
     transport = BlockingAsgi(app) if kind == "blocking" else httpx.ASGITransport(app)
-    with connected(kind, "http://127.0.0.1", transport=transport, **options) as client:
+    with connected(kind, f"http://{host}", transport=transport, **options) as client:
         yield client

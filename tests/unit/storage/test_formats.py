@@ -20,6 +20,7 @@ from tests.unit.storage.user_files import (
     table,
 )
 from workers.contract.errors import InvalidDataset
+from workers.storage.formats.columns import ROWS_AT_ONCE
 from workers.storage.formats.registry import format_of
 from workers.storage.versions import sha256_of_file
 
@@ -220,10 +221,10 @@ def test_a_name_does_not_make_a_format(tmp_path: Path) -> None:
 
 
 def test_rows_come_in_batches_whatever_the_file_has(path: Path) -> None:
-    WRITERS["npz"](path, arrays(rows=20_000))
+    WRITERS["npz"](path, arrays(rows=2 * ROWS_AT_ONCE + 5))
     file = opened(path)
     sizes = [batch.num_rows for batch in format_of(file).read(file)]
-    assert sizes == [8192, 8192, 20_000 - 2 * 8192]
+    assert sizes == [ROWS_AT_ONCE, ROWS_AT_ONCE, 5]
 
 
 def test_the_table_of_the_tests_is_internal_itself() -> None:

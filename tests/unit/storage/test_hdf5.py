@@ -19,6 +19,7 @@ from tests.unit.storage.user_files import (
 )
 from workers.contract.errors import InvalidDataset, StorageUnavailable
 from workers.storage.formats import hdf5_apart
+from workers.storage.formats.columns import ROWS_AT_ONCE
 from workers.storage.formats.user_file import Side, UserFile
 
 # The encoders of the paper give each modality the same width.
@@ -177,10 +178,10 @@ def test_a_chunk_too_large_to_unfold_is_refused(path: Path) -> None:
 
 
 def test_a_reader_in_its_own_process_gives_the_same_rows(path: Path) -> None:
-    write_hdf5(path, arrays(rows=9000))
+    write_hdf5(path, arrays(rows=ROWS_AT_ONCE + 5))
     rows = rows_of(path)
     batches = list(hdf5_apart.read(opened(path)))
-    assert [batch.num_rows for batch in batches] == [8192, 808]
+    assert [batch.num_rows for batch in batches] == [ROWS_AT_ONCE, 5]
     assert [text for batch in batches for text in batch.column("id").to_pylist()] == rows.column(
         "id"
     ).to_pylist()
@@ -197,7 +198,7 @@ def test_a_damaged_file_is_judged_by_the_other_process(path: Path, kept: int) ->
 def test_whoever_stops_reading_ends_the_other_process(path: Path) -> None:
     write_hdf5(path, arrays(rows=200_000))
     batches = hdf5_apart.read(opened(path))
-    assert next(batches).num_rows == 8192
+    assert next(batches).num_rows == ROWS_AT_ONCE
     assert len(psutil.Process().children()) == 1
     del batches
     assert psutil.Process().children() == []

@@ -79,6 +79,12 @@ class Desk:
 
     def ask(self, attempt: Attempt) -> Answer:
         """Ask for an attempt, for the first time or again. A final answer is given once."""
+        for other in self._others_of_job(attempt):
+            # A job has a next attempt only if nobody wants the ones before it.
+            if other.attempt > attempt.attempt:
+                return Answer("failed", "a later attempt of this job has begun")
+            if other.attempt < attempt.attempt:
+                del self._heard[other]
         self._heard[attempt] = self._clock()
         if attempt in self._outcomes:
             del self._heard[attempt]
@@ -155,6 +161,10 @@ class Desk:
 
     def _is_in_work(self, attempt: Attempt) -> bool:
         return self._current is not None and self._current.attempt == attempt
+
+    def _others_of_job(self, attempt: Attempt) -> list[Attempt]:
+        job = (attempt.store_uri, attempt.job)
+        return [each for each in self._heard if (each.store_uri, each.job) == job]
 
     def _drop_silent(self) -> None:
         self._line = [attempt for attempt in self._line if not self._is_silent(attempt)]

@@ -200,10 +200,11 @@ def test_without_keys_no_web_page_of_elsewhere_gets_in(tmp_path: Path) -> None:
         for origin in (
             *("http://127.0.0.1:8000", "http://localhost:3000", "http://[::1]:8000"),
             *("https://example.com", "null", "http://127.0.0.1.example.com", "http://localhost@x"),
+            *("http://[", "x"),
         )
     }
     plane.close()
-    assert list(statuses.values()) == [404] * 3 + [403] * 4
+    assert list(statuses.values()) == [404] * 3 + [403] * 6
 
 
 def starts(plane: ControlPlane, caplog: pytest.LogCaptureFixture) -> str:

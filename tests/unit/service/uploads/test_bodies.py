@@ -24,9 +24,8 @@ from tests.fakes.uploads import BYTES, MIB, announce, complete, pattern, stored_
 DOCUMENT = Path(__file__).parents[4] / "docs" / "uploads.md"
 
 
-def spooled_files() -> set[str]:
-    folder = tempfile.gettempdir()
-    return {name for name in os.listdir(folder) if name.startswith("cmcl-upload-")}
+def spooled_files() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("cmcl-upload-*"))
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 9\r\n", "Transfer-Encoding: chunked\r\n"])

@@ -1,5 +1,7 @@
 """The line for the warm ranks: in order, one at a time, and nobody waits for the dead."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.fakes.clock import ScriptedClock
@@ -106,6 +108,18 @@ def test_withdrawn_attempt_is_abandoned_at_once(desk: Desk) -> None:
     desk.next(after=0)
     desk.withdraw(FIRST)
     assert desk.is_abandoned()
+
+
+def test_next_attempt_of_a_job_ends_the_one_before(desk: Desk) -> None:
+    for attempt in (FIRST, SECOND):
+        desk.ask(attempt)
+    desk.next(after=0)
+    again = replace(FIRST, attempt=2)
+    assert desk.ask(again).state == "waiting"
+    assert desk.ask(FIRST).state == "failed"
+    assert desk.is_abandoned()
+    desk.group_started()
+    assert desk.next(after=0) == Assignment(2, SECOND)
 
 
 def test_silent_attempts_leave_the_line(desk: Desk, clock: ScriptedClock) -> None:

@@ -1,0 +1,274 @@
+"""Every command against a real control plane: what it prints, for people and for programs."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from cmcl.cli import app, main
+from cmcl.terminal.exits import Exit
+from service.database import jobs
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.feature_shards import feature_table, write_shard
+from tests.fakes.served_app import served
+from tests.fakes.trainer import train
+
+WIDTHS = ["--modality=image=4", "--modality=text=3", "--width=8"]
+
+
+class Cmcl:
+    """`cmcl` in this process: its exit code is checked, its output answered."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        ended = main(list(arguments))
+        shown = self._capsys.readouterr()
+        assert ended == code, shown
+        assert "Traceback" not in shown.err
+        return shown.out if code == 0 else shown.err
+
+    def lines(self, *arguments: str) -> list[Any]:
+        """With --json: everything on stdout, as documents."""
+        return [json.loads(line) for line in self(*arguments, "--json").splitlines()]
+
+    def one(self, *arguments: str) -> Any:
+        """With --json: the one document on stdout."""
+        (document,) = self.lines(*arguments)
+        return document
+
+
+@pytest.fixture
+def plane(published_plane: ControlPlane) -> ControlPlane:
+    return published_plane
+
+
+@pytest.fixture
+def cmcl(
+    plane: ControlPlane, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Cmcl]:
+    with served(plane.app) as url:
+        monkeypatch.setenv("CMCL_URL", url)
+        monkeypatch.setenv("COLUMNS", "160")
+        yield Cmcl(capsys)
+
+
+def meanwhile(act: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=act)
+    thread.start()
+    return thread
+
+
+def train_next(plane: ControlPlane) -> threading.Thread:
+    """Somebody who trains whatever is posted next to its end."""
+    known = len(plane.versions())
+
+    def act() -> None:
+        for _ in range(500):
+            with plane.context.database.read() as connection:
+                found = jobs.page(
+                    connection, {"owner": None, "model": None, "state": None}, None, 99
+                )
+            if len(found) > known:
+                plane.run_to_end(found[-1].id)
+                return
+            threading.Event().wait(0.02)
+
+    return meanwhile(act)
+
+
+def test_models_are_made_shown_branched_and_deleted(cmcl: Cmcl) -> None:
+    assert "image 4, text 3" in cmcl("model", "create", "trees", *WIDTHS)
+    assert cmcl.one("model", "create", "trees", *WIDTHS)["width"] == 8
+    assert "branch" in cmcl("model", "branch", "scenes", "1", "branch")
+    assert [model["name"] for model in cmcl.lines("model", "list")] == ["branch", "scenes", "trees"]
+    table = cmcl("model", "list")
+    assert "│ scenes │ 2    │ 2    │ nullspace" in table
+    assert "branched from   scenes@1" in cmcl("model", "show", "branch")
+    cmcl("model", "delete", "trees", "--yes")
+    assert "trees" not in cmcl("model", "list")
+
+
+def test_a_policy_is_shown_changed_and_bounds_are_dropped(cmcl: Cmcl) -> None:
+    cmcl("model", "policy", "scenes", "--max-drift=0.3", "--min-gain=0.1", "--manual-approval")
+    changed = cmcl.one("model", "policy", "scenes", "--unset=min-gain", "--no-manual-approval")
+    assert (changed["max_drift"], changed["min_gain"]) == (0.3, None)
+    assert changed["manual_approval"] is False
+    assert "max drift              0.300" in cmcl("model", "policy", "scenes")
+
+
+def test_a_folder_is_added_and_watched_to_its_version(
+    cmcl: Cmcl, plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "My Birds_2"
+    for name in ("a", "b"):
+        write_shard(folder / f"{name}.parquet", feature_table(16, prefix=name))
+    monkeypatch.setenv("CMCL_MODEL", "scenes")
+    thread = train_next(plane)
+    out = cmcl("dataset", "add", str(folder), "--pair", "image,text", "--watch")
+    thread.join()
+    assert "published as version 3" in out
+    added = cmcl.lines("dataset", "list")[-1]
+    assert (added["name"], added["rows"]) == ("my-birds-2", 32)
+    assert "upload:up-" in cmcl("dataset", "show", added["id"])
+
+
+def test_watching_as_json_is_a_line_for_each_change(
+    cmcl: Cmcl, plane: ControlPlane, tmp_path: Path
+) -> None:
+    shard = plane.shard("three")["uri"]
+    thread = train_next(plane)
+    arguments = ("dataset", "add", shard, "--pair=image,text", "--model=scenes", "--watch")
+    accepted, *changes = cmcl.lines(*arguments)
+    thread.join()
+    assert accepted["dataset"]["name"] == "three"
+    assert {change["id"] for change in changes} == {accepted["job"]["id"]}
+    assert changes[-1]["state"] == "published"
+
+
+def test_a_job_that_ends_without_a_version_has_an_exit_code_of_its_own(
+    cmcl: Cmcl, plane: ControlPlane
+) -> None:
+    bad = write_shard(plane.shards / "bad.parquet", feature_table(16, widths=(5, 3))).uri
+    job = cmcl.one("dataset", "add", bad, "--pair=image,text", "--model=scenes")["job"]["id"]
+    plane.run_to_end(job)
+    words = cmcl("job", "watch", job, code=Exit.NO_VERSION)
+    assert words.startswith(f"error: job {job} ended as failed: ")
+    assert "quarantined" in cmcl("dataset", "list")
+    assert cmcl.one("job", "retry", job)["state"] == "queued"
+    assert cmcl.one("job", "cancel", job)["state"] == "cancelled"
+
+
+def test_an_open_dataset_is_grown_and_sealed(cmcl: Cmcl, plane: ControlPlane) -> None:
+    opened = cmcl.one("dataset", "open", "many", "--pair=image,text", "--model=scenes")["id"]
+    shard = plane.shard("more")["uri"]
+    assert "has 1 shards" in cmcl("dataset", "append", opened, shard)
+    assert "job job-" in cmcl("dataset", "seal", opened)
+    other = cmcl.one("dataset", "open", "none", "--pair=image,text", "--model=scenes")["id"]
+    cmcl("dataset", "delete", other)
+    assert other not in cmcl("dataset", "list", "--model=scenes")
+
+
+def test_jobs_are_listed_shown_and_told(cmcl: Cmcl) -> None:
+    first, second = cmcl.lines("job", "list", "--model=scenes", "--state=published")
+    assert first["version"] == 1
+    assert second["id"] in cmcl("job", "list")
+    assert "published" in cmcl("job", "show", first["id"])
+    assert "job.published" in cmcl("job", "events", first["id"])
+    kinds = [event["kind"] for event in cmcl.lines("job", "events", first["id"])]
+    assert (kinds[0], kinds[-1]) == ("job.queued", "job.published")
+
+
+def test_candidates_are_approved_and_rejected(cmcl: Cmcl, plane: ControlPlane) -> None:
+    cmcl("model", "policy", "scenes", "--manual-approval")
+    for word, said in (("approve", "approved"), ("reject", "rejected")):
+        job = plane.post_dataset(word)
+        attempt = plane.tick_to(job, JobState.RUNNING).attempt
+        train(plane.store, job, attempt)
+        plane.tick_to(job, JobState.HELD)
+        assert said in cmcl("job", word, job, "--reason", "because")
+        plane.run_to_end(job)
+    assert "because" in cmcl("job", "show", job)
+
+
+def test_a_version_is_a_page_with_all_that_is_known(cmcl: Cmcl) -> None:
+    assert "│ 2       │ two" in cmcl("version", "list", "scenes")
+    page = cmcl("version", "show", "scenes", "2")
+    for words in ("scenes@2", "certificate", "│ one", "lineage", "on 1 ranks"):
+        assert words in page
+    assert cmcl.one("version", "show", "scenes", "2")["manifest"]["version"] == 2
+
+
+def test_versions_are_promoted_rolled_back_and_retired(cmcl: Cmcl) -> None:
+    assert "version 1 answers (generation 3)" in cmcl("promote", "scenes", "1", "--reason=birds")
+    assert cmcl.one("rollback", "scenes")["version"] == 2
+    history = cmcl.lines("history", "scenes")
+    assert [change["kind"] for change in history[2:]] == ["promoted", "rolled_back"]
+    assert "birds" in cmcl("history", "scenes")
+    cmcl("version", "retire", "scenes", "1", "--yes")
+    assert "has no" not in cmcl("version", "list", "scenes")
+
+
+def test_files_are_uploaded_and_their_addresses_printed(cmcl: Cmcl, tmp_path: Path) -> None:
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).write_text(name)
+    files = [str(tmp_path / name) for name in ("a.bin", "b.bin")]
+    first, second = cmcl("upload", *files).splitlines()
+    assert first.startswith("upload:up-")
+    assert first.endswith("a.bin")
+    assert second.split()[0] == cmcl.lines("upload", *files)[1]["uri"]
+
+
+def test_keys_are_made_listed_and_revoked(cmcl: Cmcl) -> None:
+    assert "name    local" in cmcl("whoami")
+    made = cmcl("key", "create", "robot", "--scope=read,train", "--scope", "write")
+    assert "not shown again" in made
+    again = cmcl.one("key", "create", "other", "--scope=read")
+    assert again["key"].startswith("cmcl_")
+    names = {key["name"]: key for key in cmcl.lines("key", "list")}
+    assert names["robot"]["scopes"] == ["read", "train", "write"]
+    cmcl("key", "revoke", again["id"])
+    assert again["key"] not in cmcl("key", "list")
+
+
+def test_webhooks_are_added_tried_and_deleted(cmcl: Cmcl) -> None:
+    made = cmcl.one("webhook", "add", "https://example.com/x", "--kind=job.failed")
+    assert made["secret"].startswith("whsec_")
+    assert "on its way" in cmcl("webhook", "test", made["id"])
+    assert "dl-" in cmcl("webhook", "deliveries", made["id"])
+    listed = cmcl("webhook", "list")
+    assert "https://example.com/x" in listed
+    assert "whsec" not in listed
+    cmcl("webhook", "delete", made["id"])
+    assert cmcl("webhook", "list") == "none\n"
+
+
+def test_a_refused_pre_flight_is_refused_in_words(cmcl: Cmcl, plane: ControlPlane) -> None:
+    shard = plane.shard("new")["uri"]
+    words = cmcl("preflight", shard, "--pair=image,smell", "--model=scenes", code=Exit.REFUSED)
+    assert "smell" in words
+
+
+@pytest.mark.parametrize("width", ["20", "40", "80", "300"])
+def test_tables_survive_any_terminal(
+    cmcl: Cmcl, width: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    for arguments in (
+        ("model", "list"),
+        ("job", "list"),
+        ("dataset", "list"),
+        ("version", "list", "scenes"),
+        ("history", "scenes"),
+    ):
+        shown = cmcl(*arguments)
+        assert max(map(len, shown.splitlines())) <= int(width)
+    assert "…" not in cmcl("job", "list")
+
+
+def test_every_command_that_prints_has_json() -> None:
+    silent = {
+        *{("model", "delete"), ("dataset", "delete"), ("version", "retire")},
+        *{("key", "revoke"), ("webhook", "delete")},
+    }
+    without = set(commands_without("--json"))
+    assert without == silent
+
+
+def commands_without(option: str) -> Iterator[tuple[str, ...]]:
+    """Names of all commands that lack the option."""
+
+    def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from walk(inner, (*path, name))
+        has = any(option in parameter.opts for parameter in command.params)
+        if not hasattr(command, "commands") and not has:
+            yield path
+
+    yield from walk(typer.main.get_command(app), ())

@@ -1,0 +1,232 @@
+"""Events and watching: over streams that break, over restarts, and where there are no streams."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cmcl import Client, CmclError
+from cmcl.client import TookTooLong, Unreachable
+from cmcl.types import Job
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.served_app import served
+from tests.fakes.trainer import report_progress
+from tests.unit.client.either import connected
+from tests.unit.client.rest_server import Answer, Asked, RestServer
+
+AT = "2026-11-24T00:00:00Z"
+STREAM = {"Content-Type": "text/event-stream"}
+
+
+def job(state: str, **more: Any) -> dict[str, Any]:
+    told = {"id": "job-1", "model": "m", "dataset": "ds-1", "state": state, "attempt": 1}
+    return {**told, "created_at": AT, "state_changed_at": AT, **more}
+
+
+def event(number: int, kind: str, **details: Any) -> str:
+    told = {"id": number, "kind": kind, "model": "m", "job": "job-1", "details": details}
+    return f"id: {number}\nevent: {kind}\ndata: {json.dumps(told)}\n\n"
+
+
+def progress(updates: int) -> str:
+    told = {"phase": "training", "updates_done": updates, "updates_total": 9, "at": AT}
+    return f"event: progress\ndata: {json.dumps(told)}\n\n"
+
+
+class Streams:
+    """Prepared streams, one after another; a job whose state moves with each look."""
+
+    def __init__(self, streams: list[Answer | None], states: list[str]) -> None:
+        self._streams = iter(streams)
+        self._states = iter(states)
+        self._state = ""
+
+    def __call__(self, asked: Asked) -> Answer | None:
+        if asked.path.endswith("/events"):
+            return next(self._streams)
+        self._state = next(self._states, self._state)
+        return 200, job(self._state)
+
+
+def stream(*blocks: str) -> Answer:
+    return 200, "retry: 1\n\n: ping\n\n" + "".join(blocks), STREAM
+
+
+def test_a_stream_goes_on_behind_the_last_event_after_it_broke(
+    client: Client, server: RestServer
+) -> None:
+    server.answer = Streams(
+        [
+            stream(event(3, "job.queued"), event(7, "job.running"), progress(1), progress(2)),
+            None,
+            (503, {}),
+            stream(": nothing happened meanwhile\n\n"),
+            stream(event(9, "job.published")),
+        ],
+        [],
+    )
+    told = list(client.events("job-1"))
+    assert [(each.id, each.kind) for each in told] == [
+        (3, "job.queued"),
+        (7, "job.running"),
+        (None, "progress"),
+        (None, "progress"),
+        (9, "job.published"),
+    ]
+    assert [each.details.get("updates_done") for each in told[2:4]] == [1, 2]
+    seen = [asked.headers.get("last-event-id") for asked in server.asked]
+    assert seen == [None, "7", "7", "7", "7"]
+
+
+def test_an_end_in_the_past_is_not_the_end(client: Client, server: RestServer) -> None:
+    """A job that failed and was tried again has an end in the middle of its events."""
+    history = event(1, "job.failed") + event(2, "job.queued")
+    server.answer = Streams([stream(history), stream(event(3, "job.published"))], [])
+    kinds = [each.kind for each in client.events("job-1")]
+    assert kinds == ["job.failed", "job.queued", "job.published"]
+
+
+def test_a_service_that_says_it_is_over_is_believed(client: Client, server: RestServer) -> None:
+    server.answer = Streams([stream(event(1, "job.queued")), (204, "")], [])
+    assert [each.kind for each in client.events("job-1")] == ["job.queued"]
+
+
+def test_a_service_that_stays_away_is_given_up(client: Client, server: RestServer) -> None:
+    server.always(None)
+    with pytest.raises(Unreachable):
+        list(client.events("job-1", patience=0.02))
+
+
+def test_a_refusal_is_no_reason_to_try_again(client: Client, server: RestServer) -> None:
+    server.always((403, {"detail": "the scope 'read' is needed"}))
+    with pytest.raises(CmclError, match="scope 'read'"):
+        list(client.events("job-1"))
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("data", ["[1]", "5", '{"id": "x"}', '"text"'])
+def test_what_is_no_event_is_passed_over(client: Client, server: RestServer, data: str) -> None:
+    odd = f"id: 4\nevent: new.kind\ndata: {data}\n\n"
+    server.answer = Streams([stream(odd, event(5, "job.published"))], [])
+    assert [each.id for each in client.events("job-1")] == [5]
+
+
+def test_where_there_are_no_streams_the_job_is_looked_at(
+    client: Client, server: RestServer
+) -> None:
+    states = ["queued", "running", "running", "published"]
+    server.answer = Streams([(404, {"title": "There is no such address"})], states)
+    assert [each.kind for each in client.events("job-1")] == [
+        "job.queued",
+        "job.running",
+        "job.published",
+    ]
+
+
+def test_a_job_that_is_not_there_is_told_also_without_streams(
+    client: Client, server: RestServer
+) -> None:
+    server.always((404, {"detail": "there is no job 'job-1'"}))
+    with pytest.raises(CmclError, match="there is no job"):
+        list(client.events("job-1"))
+
+
+def test_watching_tells_every_change_once_and_ends_with_the_job(
+    client: Client, server: RestServer
+) -> None:
+    blocks = [event(1, "job.queued"), event(2, "job.running"), progress(1), progress(2)]
+    states = ["queued", "queued", "running", "published"]
+    server.answer = Streams([stream(*blocks, event(3, "job.published"))], states)
+    seen: list[Job] = []
+    ended = client.watch("job-1", seen.append, timeout=5)
+    assert ended.state == "published"
+    assert [each.state for each in seen] == ["queued", "running", "running", "running", "published"]
+    updates = [each.progress.updates_done if each.progress else None for each in seen]
+    assert updates == [None, None, 1, 2, None]
+
+
+def test_watching_goes_on_where_the_stream_ends_before_the_job(
+    client: Client, server: RestServer
+) -> None:
+    streams: list[Answer | None] = [(204, ""), (204, ""), stream(event(1, "job.published"))]
+    server.answer = Streams(streams, ["queued", "queued", "queued", "published"])
+    assert client.watch("job-1", timeout=5, poll_seconds=0.001).state == "published"
+
+
+@pytest.mark.parametrize("body", [None, ": ping\n\n", progress(1)])
+def test_watching_gives_up_in_time(client: Client, server: RestServer, body: str | None) -> None:
+    def answer(asked: Asked) -> Answer | None:
+        if asked.path.endswith("/events"):
+            return None if body is None else (200, body, STREAM)
+        return 200, job("running")
+
+    server.answer = answer
+    with pytest.raises(TookTooLong, match=r"job job-1 did not end within 0\.05 seconds"):
+        client.watch("job-1", timeout=0.05, poll_seconds=0.001)
+
+
+def test_a_job_that_has_ended_is_not_listened_to(client: Client, server: RestServer) -> None:
+    server.always((200, job("failed", reason="training_failed")))
+    assert client.watch("job-1").reason == "training_failed"
+    assert len(server.asked) == 1
+
+
+@pytest.fixture
+def url(plane: ControlPlane) -> Iterator[str]:
+    with served(plane.app) as url:
+        yield url
+
+
+def meanwhile(act: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=act)
+    thread.start()
+    return thread
+
+
+def test_a_real_job_is_watched_to_its_end(kind: str, plane: ControlPlane, url: str) -> None:
+    plane.create_model()
+    job = plane.post_dataset()
+    seen: list[Job] = []
+    running = threading.Event()
+
+    def live() -> None:
+        attempt = plane.tick_to(job, JobState.RUNNING).attempt
+        report_progress(plane.store, job, attempt, "training", 4)
+        plane.tick()
+        running.wait(5)
+        plane.run_to_end(job)
+
+    def on_change(now: Job) -> None:
+        seen.append(now)
+        if now.progress and now.progress.updates_done == 4:
+            running.set()
+
+    thread = meanwhile(live)
+    with connected(kind, url) as client:
+        ended = client.watch(job, on_change, timeout=20)
+    thread.join()
+    assert (ended.state, ended.version) == ("published", 1)
+    assert running.is_set()
+    assert seen[-1] == ended
+
+
+def test_a_silent_stream_does_not_outlast_the_time_of_watching(
+    kind: str, plane: ControlPlane, url: str
+) -> None:
+    plane.create_model()
+    job = plane.post_dataset()
+    with connected(kind, url) as client, pytest.raises(TookTooLong):
+        client.watch(job, timeout=0.3)
+
+
+def test_everything_is_followed_from_where_one_was(plane: ControlPlane, url: str) -> None:
+    plane.create_model()
+    plane.run_to_end(plane.post_dataset())
+    with connected("blocking", url) as client:
+        past = list(client.all_events())
+        following = client.follow_events(after=past[2].id)
+        assert [next(following) for _ in past[3:]] == past[3:]
+        del following

@@ -1,0 +1,277 @@
+"""Files on their way to the service: in parts, again after a crash, and never damaged."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from cmcl import Client, CmclError
+from cmcl.calls import uploads
+from cmcl.types import UploadProgress
+from tests.fakes.control_plane import SPEC, ControlPlane
+from tests.fakes.feature_shards import feature_table, write_shard
+from tests.unit.client.either import in_process
+from tests.unit.client.rest_server import Asked, RestServer
+from workers.contract.model import ModelSpec
+from workers.storage.multipart import SMALLEST_PART
+
+PAIR = ("image", "text")
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A file of three parts, where parts are as small as the service permits."""
+    path = tmp_path / "large.bin"
+    path.write_bytes(bytes(range(251)) * (2 * SMALLEST_PART // 251 + 100))
+    return path
+
+
+@pytest.fixture
+def small_parts(new_folder: Path, tmp_path: Path) -> ControlPlane:
+    """It takes parts of exactly the smallest size."""
+    return ControlPlane(tmp_path / "small", upload_part_bytes_max=SMALLEST_PART)
+
+
+class Dying:
+    """The app until it has got so many parts; from then on nobody answers."""
+
+    def __init__(self, app: FastAPI, parts: int) -> None:
+        self._app = app
+        self._left = parts
+        self.parts: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if "/parts/" in scope["path"]:
+            if not self._left:
+                raise httpx.ConnectError("dead (on purpose)")
+            self._left -= 1
+            self.parts.append(scope["path"].rpartition("/")[2])
+        await self._app(scope, receive, send)
+
+
+def test_a_file_arrives_in_parts_and_is_the_same(
+    kind: str, small_parts: ControlPlane, large: Path
+) -> None:
+    told: list[UploadProgress] = []
+    with in_process(kind, small_parts.app) as client:
+        sent = client.upload(large, told.append)
+        assert client.upload_state(sent.id).state == "complete"
+    assert sent.sha256 == hashlib.sha256(large.read_bytes()).hexdigest()
+    size = large.stat().st_size
+    assert [now.sent for now in told] == [SMALLEST_PART, 2 * SMALLEST_PART, size]
+    assert {(now.path, now.total) for now in told} == {(large, size)}
+    small_parts.close()
+
+
+def test_after_a_crash_only_what_is_missing_is_sent(
+    kind: str, small_parts: ControlPlane, large: Path
+) -> None:
+    dying = Dying(small_parts.app, parts=2)
+    with in_process(kind, dying) as client, pytest.raises(CmclError):  # type: ignore[arg-type]
+        client.upload(large)
+    living = Dying(small_parts.app, parts=9)
+    with in_process(kind, living) as client:  # type: ignore[arg-type]
+        sent = client.upload(large)
+    assert (dying.parts, living.parts) == (["1", "2"], ["3"])
+    assert sent.sha256 == hashlib.sha256(large.read_bytes()).hexdigest()
+    small_parts.close()
+
+
+def test_the_same_file_again_is_the_same_upload_until_it_changes(
+    service: Client, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"one")
+    first = service.upload(path)
+    assert service.upload(path).id == first.id
+    path.write_bytes(b"two")
+    second = service.upload(path)
+    assert second.id != first.id
+    assert second.sha256 == hashlib.sha256(b"two").hexdigest()
+
+
+def test_an_upload_that_is_gone_is_begun_anew(service: Client, tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"one")
+    first = service.upload(path)
+    service.abort_upload(first.id)
+    again = service.upload(path)
+    assert again.id != first.id
+    assert service.upload(path).id == again.id
+
+
+@pytest.mark.parametrize("content", [b"", None])
+def test_a_file_that_cannot_be_sent_is_named(
+    client: Client, server: RestServer, tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "a.bin"
+    if content is not None:
+        path.write_bytes(content)
+    for send in (client.upload, client.upload_direct):
+        with pytest.raises(CmclError, match=r"a\.bin cannot be"):
+            send(path)
+    with pytest.raises(CmclError, match="it is no file"):
+        client.upload(tmp_path)
+    assert server.asked == []
+
+
+def prepared(part_sha256: str, **complete: object) -> Callable[[Asked], tuple[int, object]]:
+    """A service that answers one part and the end in this way."""
+    upload = {"id": "up-1", "filename": "a", "bytes": 3, "state": "open"}
+
+    def answer(asked: Asked) -> tuple[int, object]:
+        if asked.method == "PUT":
+            return 200, {"number": 1, "bytes": 3, "sha256": part_sha256}
+        if asked.path.endswith("/complete"):
+            return 200, {**upload, "state": "complete", "uri": "upload:up-1", **complete}
+        return 200, upload
+
+    return answer
+
+
+def test_damage_on_the_way_is_noticed(client: Client, server: RestServer, tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"one")
+    server.answer = prepared("0" * 64)
+    with pytest.raises(CmclError, match="arrived damaged"):
+        client.upload(path)
+    right = hashlib.sha256(b"one").hexdigest()
+    server.answer = prepared(right, sha256="0" * 64)
+    with pytest.raises(CmclError, match="changed while it was being sent, or arrived damaged"):
+        client.upload(path)
+    server.answer = prepared(right, sha256=right)
+    assert client.upload(path).uri == "upload:up-1"
+    part = next(asked for asked in server.asked if asked.method == "PUT")
+    assert (part.body, part.headers["content-type"]) == (b"one", "application/octet-stream")
+    assert part.headers["content-digest"].startswith("sha-256=:")
+
+
+def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"one")
+    file = uploads.LocalFile.of(path)
+    path.write_bytes(b"longer")
+    with pytest.raises(CmclError, match="was changed while it was being sent"):
+        file.read(uploads.Part(1, 0, 3))
+
+
+def test_an_end_that_somebody_else_is_at_is_waited_for(
+    client: Client, server: RestServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "_LOOK_SECONDS", 0.001)
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"one")
+    states = iter(["open", "completing", "completing", "complete"])
+
+    def answer(asked: Asked) -> tuple[int, object]:
+        if asked.path.endswith("/complete"):
+            return 409, {"detail": "another request is at it"}
+        if asked.method == "PUT":
+            digest = hashlib.sha256(b"one").hexdigest()
+            return 200, {"number": 1, "bytes": 3, "sha256": digest}
+        state = next(states) if asked.method == "GET" else "open"
+        return 200, {"id": "up-1", "filename": "a", "bytes": 3, "state": state}
+
+    server.answer = answer
+    assert client.upload(path).state == "complete"
+
+
+def test_a_signed_address_gets_the_file_and_no_key(
+    client: Client, server: RestServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"one")
+    digest = hashlib.sha256(b"one").hexdigest()
+    upload = {"id": "up-1", "filename": "a.bin", "bytes": 3, "state": "open", "sha256": digest}
+    signed = {"method": "PUT", "url": f"{server.url}/bucket/a?signature=s", "headers": {"x-a": "1"}}
+    at = "2026-11-24T00:00:00Z"
+
+    def answer(asked: Asked) -> tuple[int, object]:
+        if asked.path.endswith("/complete"):
+            return 200, {**upload, "state": "complete", "uri": "upload:up-1"}
+        return 200, {**upload, "presigned": {**signed, "expires_at": at}}
+
+    server.answer = answer
+    assert client.upload_direct(path).uri == "upload:up-1"
+    begun, put, _ = server.asked
+    assert (begun.body["direct"], begun.body["sha256"]) == (True, digest)
+    assert (put.method, put.path, put.body) == ("PUT", "/bucket/a?signature=s", b"one")
+    assert put.headers["content-length"] == "3"
+    assert "transfer-encoding" not in put.headers
+    assert put.headers["x-a"] == "1"
+
+
+def test_local_shards_that_the_service_may_not_read_are_sent(
+    service: Client, plane: ControlPlane, tmp_path: Path
+) -> None:
+    service.create_model("scenes", ModelSpec.model_validate(SPEC))
+    folder = tmp_path / "mine"
+    for name in ("b", "a"):
+        write_shard(folder / f"{name}.parquet", feature_table(16, prefix=name))
+    (folder / "README.md").write_text("not a shard")
+    readable = plane.shard("theirs")["uri"]
+    accepted = service.add_dataset("scenes", "mixed", PAIR, [readable, folder])
+    uris = [shard.uri for shard in service.dataset(accepted.dataset.id).shards]
+    assert uris[0] == readable
+    assert [uri.startswith("upload:up-") for uri in uris] == [False, True, True]
+    again = service.add_dataset("scenes", "mixed", PAIR, [readable, folder])
+    assert again.job.id == accepted.job.id
+    assert plane.run_to_end(accepted.job.id).state == "published"
+
+
+def test_local_shards_stay_where_they_are_if_the_service_reads_them(
+    service: Client, plane: ControlPlane
+) -> None:
+    service.create_model("scenes", ModelSpec.model_validate(SPEC))
+    uri = plane.shard("near")["uri"]
+    path = Path(uri.removeprefix("file://"))
+    accepted = service.add_dataset("scenes", "near", PAIR, [path])
+    assert service.dataset(accepted.dataset.id).shards[0].uri == uri
+    sent = service.add_dataset("scenes", "sent", PAIR, [path], upload="always")
+    assert service.dataset(sent.dataset.id).shards[0].uri.startswith("upload:")
+
+
+def test_nothing_is_sent_where_that_was_forbidden(
+    service: Client, plane: ControlPlane, tmp_path: Path
+) -> None:
+    service.create_model("scenes", ModelSpec.model_validate(SPEC))
+    shard = tmp_path / "a.parquet"
+    write_shard(shard, feature_table(16))
+    with pytest.raises(CmclError, match="outside the allowed prefixes"):
+        service.add_dataset("scenes", "a", PAIR, [shard], upload="never")
+
+
+def test_an_address_that_is_refused_is_no_reason_to_send_files(
+    service: Client, plane: ControlPlane, tmp_path: Path
+) -> None:
+    service.create_model("scenes", ModelSpec.model_validate(SPEC))
+    shard = tmp_path / "a.parquet"
+    write_shard(shard, feature_table(16))
+    with pytest.raises(CmclError) as caught:
+        service.add_dataset("scenes", "a", PAIR, ["s3://elsewhere/b.parquet", shard])
+    assert caught.value.status == 422
+
+
+def test_a_service_elsewhere_is_sent_local_files_without_being_asked(
+    kind: str, plane: ControlPlane
+) -> None:
+    path = Path(plane.shard("near")["uri"].removeprefix("file://"))
+    plane.create_model()
+    with in_process(kind, plane.app, host="service.example") as client:
+        accepted = client.add_dataset("scenes", "near", PAIR, [path])
+        assert client.dataset(accepted.dataset.id).shards[0].uri.startswith("upload:")
+
+
+@pytest.mark.parametrize("made", [["a.txt"], [".a.parquet"], []])
+def test_a_folder_without_shards_is_refused_at_once(
+    client: Client, server: RestServer, tmp_path: Path, made: list[str]
+) -> None:
+    for name in made:
+        (tmp_path / name).write_text("x")
+    with pytest.raises(CmclError, match=r"has no file that ends in one of \.arrow, "):
+        client.add_dataset("scenes", "a", PAIR, [tmp_path])
+    assert server.asked == []

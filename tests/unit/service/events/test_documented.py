@@ -1,0 +1,86 @@
+"""docs/events.md says what happens, and its programs run."""
+
+import re
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.event_kinds import FINAL, MEANINGS, WORTH_A_MESSAGE, EventKind
+from service.states import TERMINAL, JobState
+from tests.architecture.repository import ROOT
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.receiver import receiving
+from tests.fakes.served_app import served
+from tests.unit.service.webhooks.post_office import PostOffice
+
+DOCUMENT = (ROOT / "docs" / "events.md").read_text()
+
+
+def _program(name: str) -> dict[str, Any]:
+    """What the one program that defines that function defines."""
+    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    (program,) = [block for block in blocks if f"def {name}(" in block]
+    defined: dict[str, Any] = {}
+    exec(program, defined)
+    return defined
+
+
+def test_the_table_has_every_kind_with_its_meaning() -> None:
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (.*) \| (yes)? ?\|$", DOCUMENT, re.MULTILINE)
+    assert [(kind, words) for kind, words, _ in rows] == list(MEANINGS.items())
+    assert {kind for kind, _, told in rows if told} == set(WORTH_A_MESSAGE)
+
+
+def test_every_state_of_a_job_has_a_kind() -> None:
+    assert {f"job.{state}" for state in JobState} <= set(EventKind)
+    assert {f"job.{state}" for state in TERMINAL} == FINAL
+
+
+def test_every_kind_that_the_code_tells_is_known() -> None:
+    told = set()
+    for path in (ROOT / "service").rglob("*.py"):
+        told |= set(re.findall(r"Happening\(\s*kind=\"([a-z_.]+)\"", path.read_text()))
+        told |= set(
+            re.findall(r"kind = \"((?:job|version|model|dataset)\.[a-z_]+)\"", path.read_text())
+        )
+    assert {"job.queued", "model.deleted"} <= told
+    assert told <= set(EventKind)
+
+
+def test_the_documented_listener_follows_a_job_to_its_end(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    follow = _program("follow")["follow"]
+    with served(plane.app) as url:
+        seen: list[str] = []
+        thread = threading.Thread(target=lambda: seen.extend(follow(url, job, "none")))
+        thread.start()
+        plane.run_to_end(job)
+        thread.join(30)
+    assert (seen[0], seen[-1], len(seen)) == ("job.queued", "job.published", 6)
+
+
+@pytest.mark.parametrize("fault", [None, "body", "secret", "time"])
+def test_the_documented_receiver_takes_our_messages_and_no_others(
+    tmp_path: Path, fault: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = _program("receive")
+    with receiving() as receiver:
+        plane = ControlPlane(tmp_path, webhook_prefixes=(f"http://127.0.0.1:{receiver.port}",))
+        plane.create_model()
+        plane.clock.now = datetime.now(UTC)
+        if fault == "time":
+            plane.clock.advance(-3600)
+        office = PostOffice(plane)
+        secret = office.make(receiver.url)["secret"]
+        plane.post_dataset()
+        office.deliver()
+        plane.close()
+    (message,) = receiver.received
+    body = message.body + b" " if fault == "body" else message.body
+    secret = "whsec_bm90LW91ci1zZWNyZXQ=" if fault == "secret" else secret
+    statuses = [program["receive"](secret, message.headers, body) for _ in range(2)]
+    assert statuses == ([204, 204] if fault is None else [400, 400])
+    assert capsys.readouterr().out.count("job.queued") == (fault is None), "handled once"

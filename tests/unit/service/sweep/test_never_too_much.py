@@ -1,0 +1,256 @@
+"""Whatever happened, in whatever order: no sweep takes anything that somebody can still ask for."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.control.sweep.leftovers import sweep_leftovers
+from service.control.sweep.sweeper import DUTIES
+from service.database import datasets, versions
+from service.launchers.port import LaunchState
+from service.states import TERMINAL, JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.trainer import train
+from tests.fakes.uploads import upload_whole
+from tests.unit.service.uploads.test_sending import parquet
+from workers.contract.errors import ObjectNotFound
+from workers.storage import layout
+from workers.storage.versions import read_verified, read_version, read_version_file
+
+# More of them for a longer search.
+EXAMPLES = int(os.environ.get("CMCL_FAULT_EXAMPLES", "12"))
+HOURS = (0.1, 2, 25, 8 * 24, 31 * 24)
+
+Event = tuple[str, int]
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            (
+                *("post", "upload", "learn", "learn", "fail", "reject", "cancel"),
+                *("branch", "delete_model", "delete_dataset", "retry", "approve", "wait", "wait"),
+            )
+        ),
+        st.integers(0, 4),
+    ),
+    min_size=4,
+    max_size=14,
+)
+
+
+class World:
+    """A control plane with some models, to which things happen."""
+
+    def __init__(self, folder: Path) -> None:
+        self.plane = ControlPlane(folder, max_attempts=1, lost_attempt_grace_seconds=0)
+        self.plane.create_model("scenes")
+        self.posted = 0
+
+    def happen(self, event: Event) -> None:
+        """One of EVENTS; the number says to which of several things."""
+        name, number = event
+        getattr(self, f"_{name}")(number)
+
+    def sweep(self) -> None:
+        """All duties, the rare ones too."""
+        for duty in (*DUTIES, sweep_leftovers):
+            duty(self.plane.context)
+
+    def models(self) -> list[str]:
+        """Names of those that are there."""
+        return [item["name"] for item in self.plane.client.get("/v1/models").json()["items"]]
+
+    def jobs(self, *states: JobState) -> list[str]:
+        """Ids of jobs in one of these states."""
+        items = self.plane.client.get("/v1/jobs?limit=200").json()["items"]
+        return [item["id"] for item in items if item["state"] in states]
+
+    def finish(self, job: str) -> None:
+        """Let the attempt of a job come to its end, as the cluster would."""
+        for _ in range(12):
+            found = self.plane.job(job)
+            if found.state in TERMINAL:
+                break
+            if found.state == JobState.RUNNING and not self.plane.has_candidate(found):
+                train(self.plane.store, job, found.attempt)
+            self.plane.tick()
+        self.plane.tick(3)
+
+    def _post(self, number: int, shards: list[dict[str, str]] | None = None) -> None:
+        models = self.models()
+        if not models:
+            return
+        self.posted += 1
+        more: dict[str, object] = {"evaluation_share": 0.3} if number % 2 else {}
+        if shards is not None:
+            more["shards"] = shards
+        model = models[number % len(models)]
+        self.plane.post_dataset(f"d{self.posted}", model, **more)
+
+    def _upload(self, number: int) -> None:
+        uri = upload_whole(self.plane, parquet(f"u{self.posted}"))
+        if number:
+            self._post(number, [{"uri": uri}])
+
+    def _learn(self, _: int) -> None:
+        for job in self._next():
+            self.finish(job)
+
+    def _fail(self, _: int) -> None:
+        for job in self._next():
+            found = self.plane.job(job)
+            for _ in range(6):
+                if found.state in TERMINAL:
+                    break
+                if found.state == JobState.RUNNING:
+                    attempt = f"{job}-a{found.attempt}"
+                    self.plane.launcher.end(attempt, LaunchState.FAILED, "killed")
+                self.plane.tick()
+                found = self.plane.job(job)
+
+    def _reject(self, number: int) -> None:
+        for model in self.models():
+            self._ask("PUT", f"/v1/models/{model}/policy", {"manual_approval": True})
+        self._learn(number)
+        for job in self.jobs(JobState.HELD):
+            self._ask("POST", f"/v1/jobs/{job}/reject", {"reason": "no"})
+        for model in self.models():
+            self._ask("PUT", f"/v1/models/{model}/policy", {})
+
+    def _cancel(self, _: int) -> None:
+        for job in self._next():
+            self._ask("POST", f"/v1/jobs/{job}/cancel")
+        self.plane.tick(3)
+
+    def _branch(self, number: int) -> None:
+        for model in self.models():
+            if self.plane.versions(model):
+                body = {"name": f"branch-{self.posted}-{number}", "version": 1}
+                self._ask("POST", f"/v1/models/{model}/branch", body)
+                break
+        self.plane.tick(number)
+
+    def _delete_model(self, number: int) -> None:
+        for model in self.models()[number : number + 1]:
+            self._ask("DELETE", f"/v1/models/{model}")
+
+    def _delete_dataset(self, number: int) -> None:
+        items = self.plane.client.get("/v1/datasets?limit=200").json()["items"]
+        for item in items[number : number + 1]:
+            self._ask("DELETE", f"/v1/datasets/{item['id']}")
+
+    def _retry(self, _: int) -> None:
+        for job in self.jobs(JobState.FAILED)[:1]:
+            self._ask("POST", f"/v1/jobs/{job}/retry")
+
+    def _approve(self, _: int) -> None:
+        for job in self.jobs(JobState.REJECTED)[:1]:
+            self._ask("POST", f"/v1/jobs/{job}/approve", {"reason": "yes"})
+
+    def _wait(self, number: int) -> None:
+        self.plane.clock.advance(timedelta(hours=HOURS[number]).total_seconds())
+
+    def _next(self) -> list[str]:
+        open_states = [state for state in JobState if state not in TERMINAL]
+        return self.jobs(*open_states)[:1]
+
+    def _ask(self, method: str, path: str, body: object = None) -> None:
+        """Whether it can be done is the API's business; it must only not break."""
+        assert self.plane.client.request(method, path, json=body).status_code < 500, path
+
+
+def check_versions(world: World) -> None:
+    """Every stored version of every model that is there, with what later ones need of it."""
+    store = world.plane.store
+    for model in world.models():
+        for version in world.plane.versions(model):
+            if version.stored_at is None:
+                continue
+            manifest = read_version(store, model, version.number)
+            for name in manifest.files:
+                read_version_file(store, manifest, name)
+            for line in manifest.learned:
+                read_verified(store, layout.dataset_moments(line.dataset), line.moments)
+                check_held_out(world, line.dataset)
+
+
+def check_held_out(world: World, dataset: str) -> None:
+    with world.plane.context.database.read() as connection:
+        found = datasets.find(connection, dataset)
+    assert found is not None
+    assert found.manifest is not None
+    assert world.plane.store.read(layout.dataset_manifest(dataset))
+    for shard in found.manifest.evaluation_shards:
+        key = shard.uri.removeprefix(f"{world.plane.store.uri}/")
+        assert world.plane.store.size(key) == shard.bytes
+
+
+def check_jobs_go_on(world: World) -> None:
+    """What runs comes to a version; what ended badly does so too, or says that it is too late."""
+    for job in asked_again(world):
+        world.finish(job)
+        found = world.plane.job(job)
+        assert found.state == JobState.PUBLISHED, found
+    check_versions(world)
+
+
+def asked_again(world: World) -> Iterator[str]:
+    """Jobs that are open, one after another, and then those that were taken up again."""
+    open_states = [state for state in JobState if state not in TERMINAL]
+    yield from world.jobs(*open_states)
+    for state, path in ((JobState.FAILED, "retry"), (JobState.REJECTED, "approve")):
+        for job in world.jobs(state):
+            answer = world.plane.client.post(f"/v1/jobs/{job}/{path}", json={"reason": ""})
+            assert answer.status_code in (202, 404, 409)
+            if answer.status_code == 202:
+                yield job
+
+
+def check_shards_are_there(world: World) -> None:
+    """Shards in our own store that a job still has to read."""
+    open_states = [state for state in JobState if state not in TERMINAL]
+    for job in world.jobs(*open_states):
+        manifest = world.plane.dataset_of(job).manifest
+        for shard in manifest.shards if manifest else ():
+            if shard.uri.startswith(world.plane.store.uri):
+                key = shard.uri.removeprefix(f"{world.plane.store.uri}/")
+                assert world.plane.store.size(key) == shard.bytes
+
+
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(EVENTS)
+def test_no_sweep_takes_what_is_still_needed(happenings: list[Event]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder))
+        for event in happenings:
+            world.happen(event)
+            world.sweep()
+            check_versions(world)
+            check_shards_are_there(world)
+        check_jobs_go_on(world)
+        world.plane.close()
+
+
+def test_versions_are_found_missing(tmp_path: Path) -> None:
+    """The check above can fail."""
+    world = World(tmp_path)
+    for event in (("post", 1), ("learn", 0)):
+        world.happen(event)
+    check_versions(world)
+    with world.plane.context.database.read() as connection:
+        version = versions.find(connection, "scenes", 1)
+    assert version is not None
+    world.plane.store.delete(layout.dataset_moments(version.manifest.dataset))
+    with pytest.raises(ObjectNotFound, match="moments"):
+        check_versions(world)
+    world.plane.close()
