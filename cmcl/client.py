@@ -5,7 +5,7 @@ both alike; what each does stands with its description, in `cmcl.calls`.
 """
 
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self, assert_type
 
 import httpx
 
@@ -208,3 +208,16 @@ class AsyncClient(Calls, AwaitingSide):
     async def aclose(self) -> None:
         """Give the connections back."""
         await self.loop.aclose()
+
+
+if TYPE_CHECKING:
+    # Checked with everything else: a result has its type, on both clients.
+    from collections.abc import AsyncIterator, Iterator
+
+    from cmcl.types import Job
+
+    async def _types(client: Client, awaited: AsyncClient) -> None:
+        assert_type(client.job(""), Job)
+        assert_type(await awaited.job(""), Job)
+        assert_type(client.jobs(), Iterator[Job])
+        assert_type(awaited.jobs(), AsyncIterator[Job])

@@ -3,8 +3,9 @@
 """
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from functools import wraps
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from functools import cached_property, wraps
+from inspect import Signature, signature
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, get_args, overload
 
 from cmcl.flow.api import Api
 from cmcl.flow.awaiting import Awaiting
@@ -29,12 +30,35 @@ class AwaitingSide:
     loop: Awaiting
 
 
-class call(Generic[P, T]):  # noqa: N801 - it stands where a method's name is given
-    """A method whose result is one thing."""
+class _Described(Generic[P, T]):
+    """What both kinds of methods have in common: a description, and how its method looks."""
 
-    def __init__(self, describe: Callable[Concatenate[Api, P], Flow[T]]) -> None:
+    def __init__(self, describe: Callable[Concatenate[Api, P], T]) -> None:
         self.describe = describe
         self.__doc__ = describe.__doc__
+
+    @cached_property
+    def _seen(self) -> Signature:
+        """What a caller sees: without the first argument, which the client gives."""
+        whole = signature(self.describe)
+        seen = list(whole.parameters.values())[1:]
+        return Signature(seen, return_annotation=self._result(whole.return_annotation))
+
+    def _result(self, described: object) -> object:
+        """Of the type of a generator, what is of interest to people."""
+        return get_args(described)[-1]
+
+    def _method(self, run: Callable[[T], Any], api: Api) -> Callable[..., Any]:
+        @wraps(self.describe)
+        def bound(*arguments: P.args, **named: P.kwargs) -> Any:
+            return run(self.describe(api, *arguments, **named))
+
+        bound.__signature__ = self._seen  # type: ignore[attr-defined]
+        return bound
+
+
+class call(_Described[P, Flow[T]], Generic[P, T]):  # noqa: N801 - it stands where a method's name is given
+    """A method whose result is one thing."""
 
     @overload
     def __get__(self, client: BlockingSide, kind: type) -> Callable[P, T]: ...
@@ -46,23 +70,16 @@ class call(Generic[P, T]):  # noqa: N801 - it stands where a method's name is gi
     def __get__(self, client: None, kind: type) -> Callable[Concatenate[Api, P], Flow[T]]: ...
 
     def __get__(self, client: BlockingSide | AwaitingSide | None, kind: type) -> Callable[..., Any]:
-        """The bound method; on the class itself, the description, which has signature and words."""
-        if client is None:
-            return self.describe
-
-        @wraps(self.describe)
-        def bound(*arguments: P.args, **named: P.kwargs) -> T | Coroutine[Any, Any, T]:
-            return client.loop.run(self.describe(client.api, *arguments, **named))
-
-        return bound
+        """The method; on the class itself, the description."""
+        return self._method(client.loop.run, client.api) if client else self.describe
 
 
-class listing(Generic[P, T]):  # noqa: N801 - it stands where a method's name is given
-    """A method whose result comes one by one."""
+class listing(_Described[P, Items[T]], Generic[P, T]):  # noqa: N801 - it stands where a method's name is given
+    """A method whose results come one by one."""
 
-    def __init__(self, describe: Callable[Concatenate[Api, P], Items[T]]) -> None:
-        self.describe = describe
-        self.__doc__ = describe.__doc__
+    def _result(self, described: object) -> object:
+        """Not the generator that gives them."""
+        return Signature.empty
 
     @overload
     def __get__(self, client: BlockingSide, kind: type) -> Callable[P, Iterator[T]]: ...
@@ -74,12 +91,5 @@ class listing(Generic[P, T]):  # noqa: N801 - it stands where a method's name is
     def __get__(self, client: None, kind: type) -> Callable[Concatenate[Api, P], Items[T]]: ...
 
     def __get__(self, client: BlockingSide | AwaitingSide | None, kind: type) -> Callable[..., Any]:
-        """The bound method; on the class itself, the description."""
-        if client is None:
-            return self.describe
-
-        @wraps(self.describe)
-        def bound(*arguments: P.args, **named: P.kwargs) -> Iterator[T] | AsyncIterator[T]:
-            return client.loop.iterate(self.describe(client.api, *arguments, **named))
-
-        return bound
+        """The method; on the class itself, the description."""
+        return self._method(client.loop.iterate, client.api) if client else self.describe

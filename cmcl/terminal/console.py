@@ -83,6 +83,8 @@ def table(items: Sequence[T], columns: Columns[T], console: Console) -> Renderab
 def fields(values: Mapping[str, Cell], title: str | None = None) -> RenderableType:
     """One thing as a list of its values."""
     grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     for name, value in values.items():
         grid.add_row(Text(name, style="bold"), as_text(value))
     lines: list[RenderableType] = [Text(title, style="bold underline")] if title else []

@@ -37,7 +37,8 @@ def follow(client: Client, job: str, as_json: bool) -> Job:
 
 
 def _with_bar(client: Client, job: str) -> Job:
-    return watch_with_bar(client, job, job, stderr())
+    console = stderr()
+    return watch_with_bar(client, job, job, console) if console.is_terminal else client.watch(job)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from workers.contract.version import HeadCapacity, LearnedDataset
 _BAR = 20
 # Points of recall that count as a change: less is the noise of small held-out sets.
 _NOTICEABLE = 0.5
+# Of a head; below it, few more datasets fit.
+_SCARCE = 0.2
 
 
 def version_view(version: Version) -> RenderableType:
@@ -122,5 +124,6 @@ def _colour(change: float) -> str:
 
 def _bar(share: float) -> Text:
     full = round(_BAR * share)
-    bar = Text("█" * full, style="green" if share > 0.2 else "red")
-    return bar.append("░" * (_BAR - full), style="dim").append(f" {100 * share:.0f} %", style="")
+    colour = "green" if share > _SCARCE else "red"
+    left = f" {100 * share:.0f} %"
+    return Text.assemble(("█" * full, colour), ("░" * (_BAR - full), "dim"), left)

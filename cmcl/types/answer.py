@@ -12,7 +12,8 @@ class Answer(BaseModel):
     attribute here yet.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    # Built when first needed: most programs ask for few of them.
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
     def __getitem__(self, name: str) -> Any:
         """Raises KeyError."""

@@ -19,6 +19,8 @@ from workers.contract.errors import StorageUnavailable, WorkerError
 from workers.contract.job import JobSpec, submission_id
 from workers.storage import layout
 
+_WITH_AN_ATTEMPT = (JobState.SUBMITTING, JobState.RUNNING, JobState.GATING, JobState.HELD)
+
 
 def begin(context: Context, job: JobRecord, _: ModelRecord) -> None:
     """queued -> validating, if no other job of the model is in flight."""
@@ -58,13 +60,25 @@ def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
         # A cluster that has only just started refuses for a while.
         if not is_past(context, job.state_changed_at, context.settings.start_deadline_seconds):
             raise
+        # An earlier call may have been heard all the same, and its answer lost.
+        context.launcher.stop(submission_id(job.id, job.attempt))
         outcomes.fail(context, job, FailureReason.LAUNCHER_REFUSED, str(error))
         return
     now = context.clock()
     with context.database.write() as connection:
-        jobs.move(
+        moved = jobs.move(
             connection, job, JobState.RUNNING, now, started_at=job.started_at or now, message=None
         )
+    if not moved:
+        _take_back_if_late(context, job)
+
+
+def _take_back_if_late(context: Context, job: JobRecord) -> None:
+    """The job moved on while the launcher was told: does it still want this attempt?"""
+    with context.database.read() as connection:
+        now = jobs.find(connection, job.id)
+    if now is None or now.attempt != job.attempt or now.state not in _WITH_AN_ATTEMPT:
+        context.launcher.stop(submission_id(job.id, job.attempt))
 
 
 def stop(context: Context, job: JobRecord) -> None:

@@ -45,7 +45,7 @@ class NewDataset(NewShards):
         default=None,
         gt=0,
         le=0.5,
-        description="share of the rows in `shards` that is held out, chosen by their ids: the same "
+        description="share of the rows in `shards` that is held out, chosen by their feature_a: the same "
         "rows whatever the order, also after more shards were added",
     )
     sealed: bool = Field(

@@ -65,7 +65,9 @@ class Reconciler:
         self._context = context
         self._name = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._pauses: dict[str, _Pause] = {}
-        self._unchecked: set[str] | None = None
+        # Models whose live.json may not be what the database believes it is.
+        self._unchecked: set[str] = set()
+        self._has_listed_live = False
         self._last_tick = context.clock()
 
     def run(self, stop: threading.Event) -> None:
@@ -102,8 +104,9 @@ class Reconciler:
         self._lease()
         now = self._context.clock()
         with self._context.database.read() as connection:
-            if self._unchecked is None:
-                self._unchecked = set(models.with_live_version(connection))
+            if not self._has_listed_live:
+                self._unchecked.update(models.with_live_version(connection))
+                self._has_listed_live = True
             leased = models.leased(connection, self._name, now)
         self._context.metrics.leases_held.set(len(leased))
         return sorted({*leased, *self._unchecked})
@@ -143,16 +146,22 @@ class Reconciler:
             return
         if model.mirrored_generation < model.live_generation:
             with self._context.metrics.step("mirror"):
-                promote.mirror(self._context, model)
+                self._mirror(model)
         elif unstored is not None:
             with self._context.metrics.step("store", unstored.job):
                 publish.store_version(self._context, unstored)
         elif job is not None:
             self._step(job, model)
 
+    def _mirror(self, model: ModelRecord) -> None:
+        """If this fails half-way, what was written may be older than what another one wrote."""
+        self._unchecked.add(model.name)
+        promote.mirror(self._context, model)
+        self._unchecked.discard(model.name)
+
     def _check_mirror(self, name: str) -> None:
         """Once per model after a start: another process may have died while it mirrored."""
-        if not self._unchecked or name not in self._unchecked:
+        if name not in self._unchecked:
             return
         with self._context.database.read() as connection:
             model = models.find(connection, name)

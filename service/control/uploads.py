@@ -127,6 +127,7 @@ def keep_part(
         before = uploads.put_part(connection, upload, part)
     if before is not None and before.sha256 != part.sha256:
         context.store.delete(layout.upload_part(upload, before.number, before.sha256))
+    context.metrics.upload_bytes.inc(part.bytes)
     return part
 
 

@@ -139,7 +139,9 @@ def notify(connection: Connection, happening: Happening, now: datetime) -> None:
 
 def payload(happening: Happening, now: datetime) -> dict[str, object]:
     """The message, in the form that Standard Webhooks recommends."""
-    about = {name: getattr(happening, name) for name in ("model", "dataset", "job", "version")}
+    about = {
+        name: getattr(happening, name) or None for name in ("model", "dataset", "job", "version")
+    }
     return {
         "type": happening.kind,
         "timestamp": now.isoformat(),

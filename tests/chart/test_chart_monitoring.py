@@ -35,3 +35,12 @@ def test_the_rules_stand_in_one_place_only() -> None:
     link = ROOT / "helm" / "files" / "rules.yaml"
     assert link.is_symlink()
     assert link.resolve() == ROOT / "deploy" / "prometheus" / "rules.yaml"
+
+
+def test_traces_are_made_only_where_they_are_collected(trial: Release, production: Release) -> None:
+    variable = "OTEL_EXPORTER_OTLP_ENDPOINT"
+    assert variable not in [entry["name"] for entry in trial.container("service")["env"]]
+    (entry,) = [
+        entry for entry in production.container("service")["env"] if entry["name"] == variable
+    ]
+    assert entry["value"] == "http://collector.example.org:4318"

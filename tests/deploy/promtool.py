@@ -31,11 +31,11 @@ def find_promtool() -> Path:
     return kept
 
 
-def run_promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """What it says about the files that the arguments name. Raises NoPromtool."""
+def run_promtool(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    """What it says about the files that the arguments name, or about a text. Raises NoPromtool."""
     command = [str(find_promtool()), *arguments]
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=_SECONDS, check=False
+        command, cwd=ROOT, input=text, capture_output=True, text=True, timeout=_SECONDS, check=False
     )
 
 

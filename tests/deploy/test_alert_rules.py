@@ -9,6 +9,7 @@ import pytest
 
 from tests.architecture.repository import ROOT
 from tests.deploy.promtool import NoPromtool, run_promtool
+from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.observe.samples import every_family, labels_of
 
 FOLDER = ROOT / "deploy" / "prometheus"
@@ -101,6 +102,18 @@ def test_promtool_is_content(arguments: tuple[str, ...]) -> None:
         pytest.skip(str(reason))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS" in done.stdout
+
+
+def test_promtool_has_nothing_against_our_metrics(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path)
+    plane.create_model()
+    text = plane.client.get("/metrics").text
+    plane.close()
+    try:
+        done = run_promtool("check", "metrics", text=text)
+    except NoPromtool as reason:
+        pytest.skip(str(reason))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_promtool_would_see_an_alert_that_does_not_fire(tmp_path: Path) -> None:

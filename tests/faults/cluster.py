@@ -4,7 +4,9 @@ What the head says of a submission stands in `FakeLauncher`; what truly runs sta
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 
+from service.clock import Clock
 from service.launchers.port import LaunchState
 from tests.fakes.launcher import FakeLauncher
 
@@ -12,8 +14,11 @@ from tests.fakes.launcher import FakeLauncher
 class Cluster(FakeLauncher):
     """It takes submissions, and starts them when the test says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         super().__init__()
+        self._clock = clock
+        # When each was told to stop for the first time.
+        self.told_to_stop: dict[str, datetime] = {}
         self.alive: list[str] = []
         self.ever: list[str] = []
         self.stubborn: set[str] = set()
@@ -32,6 +37,7 @@ class Cluster(FakeLauncher):
     def stop(self, submission_id: str) -> None:
         """See the port. A stubborn process outlives what the head says of it."""
         super().stop(submission_id)
+        self.told_to_stop.setdefault(submission_id, self._clock())
         if submission_id in self.commands and submission_id not in self.stubborn:
             self.vanish(submission_id)
 

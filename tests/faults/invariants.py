@@ -8,7 +8,8 @@ from sqlalchemy import Table, select
 
 from service.database import tables
 from service.states import IN_FLIGHT, TERMINAL, JobState, check_move
-from tests.faults.world import World
+from tests.faults.world import DEADLINES, SKEW_SECONDS, World
+from workers.contract.job import submission_id
 from workers.contract.version import VersionManifest
 from workers.storage import layout
 from workers.storage.versions import read_live, read_verified, read_version, read_version_file
@@ -120,6 +121,19 @@ class Witness:
                 check_move(JobState(source), JobState(target))
             assert states[-1] == job["state"], f"{job['id']}: {states} and {job['state']}"
             assert job["revision"] == len(events) - 1, f"{job['id']}: {states}"
+            for move in moves:
+                self._look_at_patience(job["id"], move)
+
+    def _look_at_patience(self, job: str, move: Row) -> None:
+        """Before it is repeated, an attempt was told to stop, and had time to do so."""
+        if move["kind"] != "job.queued" or move["data"].get("from") != JobState.RUNNING:
+            return
+        attempt = submission_id(job, move["data"]["attempt"])
+        told = self._world.cluster.told_to_stop.get(attempt)
+        assert told is not None, f"{attempt} was repeated, and never told to stop"
+        waited = (move["created_at"] - told).total_seconds()
+        patience = DEADLINES["lost_attempt_grace_seconds"] - SKEW_SECONDS
+        assert waited > patience, f"{attempt} was repeated after {waited} s"
 
     def _look_at_chain(self, model: Row, chain: Sequence[Row]) -> None:
         numbers = [version["number"] for version in chain]

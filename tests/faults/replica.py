@@ -68,6 +68,8 @@ class Replica:
                 if number == 0:
                     return
                 number -= 1
+            if self._contact is _ROUND:
+                self._world.clock.advance(1)
             self.go()
 
     def round(self) -> None:

@@ -27,7 +27,7 @@ from service.launchers.port import LaunchState
 from tests.faults.ending import come_to_an_end, serve
 from tests.faults.invariants import Witness
 from tests.faults.replica import Order, Replica
-from tests.faults.world import BAD, GOOD_SHARDS, Template, World
+from tests.faults.world import BAD, GOOD_SHARDS, SKEW_SECONDS, Template, World
 from workers.contract.policy import GatePolicy
 
 _EXAMPLES = int(os.environ.get("CMCL_FAULT_EXAMPLES", "40"))
@@ -63,7 +63,7 @@ class TwoReplicas(RuleBasedStateMachine):
         self.replicas: dict[str, Replica] = {}
 
     @initialize(
-        skew=st.sampled_from([0, 3, -3]),
+        skew=st.sampled_from([0, SKEW_SECONDS, -SKEW_SECONDS]),
         policy=POLICY,
         shards=st.lists(SHARD, max_size=3),
         rounds=st.integers(0, 12),
@@ -240,6 +240,7 @@ class TwoReplicas(RuleBasedStateMachine):
         return attempts[pick % len(attempts)]
 
 
+@pytest.mark.timeout(3600)
 def test_no_story_of_two_replicas_breaks_anything(
     template: Template, stage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

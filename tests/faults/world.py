@@ -51,8 +51,10 @@ DEADLINES = {
     "start_deadline_seconds": 40,
     "run_deadline_seconds": 300,
     "heartbeat_deadline_seconds": 20,
-    "lost_attempt_grace_seconds": 2,
+    "lost_attempt_grace_seconds": 6,
 }
+# By how much a replica's clock may be wrong.
+SKEW_SECONDS = 3
 _MEMORY = Path("/dev/shm")
 
 
@@ -107,8 +109,8 @@ class World:
         self.database_url = database_url
         self.template = template
         self.store = LocalStore(folder / "store")
-        self.cluster = Cluster()
         self.clock = ScriptedClock()
+        self.cluster = Cluster(self.clock)
         self.woken: set[str] = set()
         self.bad_jobs: set[str] = set()
         self.database = database_of("world", database_url)

@@ -27,12 +27,9 @@ def _run_here(arguments: argparse.Namespace) -> None:
 
 def _run_warm(arguments: argparse.Namespace) -> bool:
     """False where the attempt needs ranks of its own; exits where it failed."""
-    import ray
-
     from workers.train.warm.client import learn_warm, setup_here
     from workers.train.warm.desk import Attempt
 
-    ray.init()
     attempt = Attempt(arguments.store, arguments.job, arguments.attempt)
     answer = learn_warm(attempt, setup_here(arguments.ranks, arguments.gpus_per_rank))
     if answer is not None and answer.state == "failed":

@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 
 # Webhooks that are sent to at the same time.
 PLACES = 16
-_ROUND_SECONDS = 0.5
-_AFTER_ERROR_SECONDS = 5.0
+_PAUSE_SECONDS = 0.5
+# After an error, so many pauses.
+_PAUSES_AFTER_ERROR = 10
 # A lease outlasts a batch, whose last message may begin just before the batch's end.
 _BATCH_SECONDS = 20.0
 _LEASE_SECONDS = _BATCH_SECONDS + ANSWER_SECONDS + 25.0
@@ -47,12 +48,18 @@ class Deliverer:
     """Sends messages from a thread of its own."""
 
     def __init__(
-        self, database: Database, sender: Sender, clock: Clock, observe: Observe = lambda _: None
+        self,
+        database: Database,
+        sender: Sender,
+        clock: Clock,
+        observe: Observe = lambda _: None,
+        pause_seconds: float = _PAUSE_SECONDS,
     ) -> None:
         self._database = database
         self._sender = sender
         self._clock = clock
         self._observe = observe
+        self._pause_seconds = pause_seconds
         self._name = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._busy: set[asyncio.Task[None]] = set()
 
@@ -67,7 +74,7 @@ class Deliverer:
 
     async def _run(self, stop: threading.Event) -> None:
         while not stop.is_set():
-            pause = _ROUND_SECONDS
+            pause = self._pause_seconds
             try:
                 # Also without listeners, so that the first one does not meet a year's events.
                 await asyncio.to_thread(number_events, self._database)
@@ -75,7 +82,7 @@ class Deliverer:
             except Exception:
                 # The database is away. If that ended the thread, nobody would be told any more.
                 logger.exception("webhooks are not being delivered")
-                pause = _AFTER_ERROR_SECONDS
+                pause *= _PAUSES_AFTER_ERROR
             await asyncio.to_thread(stop.wait, pause)
         if self._busy:
             await asyncio.wait(self._busy, timeout=_STOP_SECONDS)

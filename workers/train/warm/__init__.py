@@ -4,4 +4,6 @@ desk.py        who is next, and what became of it: plain Python, tested without 
 resident.py    the Ray actor that has the desk, and keeps one Ray Train run going
 ranks.py       what each rank of that run does
 client.py      what the job of an attempt does: it asks, waits, and passes the outcome on
+wire.py        how these two speak
+start.py       how a job finds or starts the resident
 """

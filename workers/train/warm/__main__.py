@@ -2,9 +2,8 @@
 
 import argparse
 
-import ray
-
-from workers.train.warm.client import resident_here, setup_here
+from workers.train.warm.client import setup_here
+from workers.train.warm.start import open_resident
 
 
 def main() -> None:
@@ -14,9 +13,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--gpus-per-rank", type=float, default=0.0)
     arguments = parser.parse_args()
-    ray.init()
-    setup = setup_here(arguments.ranks, arguments.gpus_per_rank)
-    ray.get(resident_here(arguments.store, setup).is_there.remote())
+    open_resident(arguments.store, setup_here(arguments.ranks, arguments.gpus_per_rank))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
-"""What the job of an attempt does with the resident group. Imports Ray alone, to be quick."""
+"""What the job of an attempt does with the resident group. It imports Ray only where it must."""
 
 import hashlib
+import os
+import socket
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 import workers
 from workers.train.warm.desk import Answer, Attempt
-from workers.train.warm.resident import NAME, NAMESPACE, Resident, Setup
+from workers.train.warm.wire import Request, Setup, answer_from_line, socket_path
 
-_GOODBYE_SECONDS = 2.0
+# How often a job that stands in line looks whether the cluster has room for ranks of its own.
+_LOOK_SECONDS = 1.0
 # What the results may depend on beside our own code.
 _PACKAGES = ("cmcl", "torch", "ray", "numpy")
 
@@ -23,18 +22,14 @@ def learn_warm(attempt: Attempt, setup: Setup) -> Answer | None:
 
     That is so if the group died, is made of something else, or is busy while the cluster has room.
     """
-    resident: Any = None
-    answer: Answer | None = None
     try:
-        resident = resident_here(attempt.store_uri, setup)
-        answer = _wait(resident, attempt, setup)
-    except RayError as error:
+        connection = _connect() or _look_for_it(attempt, setup)
+        with connection:
+            connection.sendall(Request(attempt, setup).to_line())
+            answer = _wait(connection, setup)
+    except OSError as error:
         print(f"the resident ranks cannot be used: {error}", flush=True)
         return None
-    finally:
-        # Also when this process is told to end.
-        if resident is not None and (answer is None or not answer.is_final):
-            _withdraw(resident, attempt)
     return None if answer is None or answer.state == "elsewhere" else answer
 
 
@@ -43,50 +38,64 @@ def setup_here(ranks: int, gpus_per_rank: float) -> Setup:
     return Setup(_code(), ranks, gpus_per_rank)
 
 
-def resident_here(store_uri: str, setup: Setup) -> Any:
-    """The actor of this cluster; started where there is none, without waiting for its ranks."""
+def _connect() -> socket.socket | None:
+    """The resident of the cluster that Ray told this process of; None if none listens."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return None
     try:
-        return ray.get_actor(NAME, NAMESPACE)
-    except ValueError:
-        pass
-    here = ray.get_runtime_context().get_node_id()
-    return (
-        ray.remote(Resident)
-        .options(
-            name=NAME,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            # Drivers run on the head node, which outlives the others.
-            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
-        )
-        .remote(setup, store_uri)
-    )
+        return _connected(socket_path(address))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
 
 
-def _wait(resident: Any, attempt: Attempt, setup: Setup) -> Answer | None:
-    while True:
-        answer: Answer = ray.get(resident.ask.remote(attempt, setup))
-        if answer.is_final:
-            return answer
-        if answer.state == "waiting" and _has_room(setup):
-            return None
-
-
-def _withdraw(resident: Any, attempt: Attempt) -> None:
+def _connected(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
     try:
-        ray.get(resident.withdraw.remote(attempt), timeout=_GOODBYE_SECONDS)
-    except Exception as error:  # noqa: BLE001
-        # It notices by itself after some time; nothing may keep this process from ending.
-        print(f"the resident ranks were not told: {error}", flush=True)
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _look_for_it(attempt: Attempt, setup: Setup) -> socket.socket:
+    """Start the resident, or have it listen again. Raises OSError if that cannot be."""
+    from workers.train.warm.start import open_resident
+
+    return _connected(open_resident(attempt.store_uri, setup))
+
+
+def _wait(connection: socket.socket, setup: Setup) -> Answer | None:
+    """The final answer; None if the attempt need not wait. Raises OSError if the resident died."""
+    connection.settimeout(_LOOK_SECONDS)
+    answer, received = Answer("waiting"), b""
+    while not answer.is_final:
+        try:
+            received += _received(connection)
+        except TimeoutError:
+            if answer.state == "waiting" and _has_room(setup):
+                return None
+        *lines, received = received.split(b"\n")
+        for line in lines:
+            answer = answer_from_line(line)
+    return answer
+
+
+def _received(connection: socket.socket) -> bytes:
+    received = connection.recv(1 << 16)
+    if not received:
+        raise ConnectionError("they ended")
+    return received
 
 
 def _has_room(setup: Setup) -> bool:
     """Whether another group would fit beside the resident one."""
-    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    from workers.train.warm.start import free_resources
+
+    free: dict[str, Any] = free_resources()
     fits = free.get("CPU", 0.0) >= setup.ranks
-    return fits and free.get("GPU", 0.0) >= setup.ranks * setup.gpus_per_rank
+    return bool(fits and free.get("GPU", 0.0) >= setup.ranks * setup.gpus_per_rank)
 
 
 def _code() -> str:

@@ -1,15 +1,12 @@
-"""Where attempts stand in line for the one group of warm ranks. Knows no Ray; a clock is passed.
+"""Where attempts stand in line for the one group of warm ranks. Plain Python, all in one thread.
 
-Whoever wants an attempt asks for it again and again. One that nobody asks for any more is dropped,
-and a group that works on it is to be ended: a job that was killed says no goodbye.
+An attempt is wanted for as long as its job is there. When the job goes, for whatever reason, the
+attempt leaves the line, and a group that works on it is to be ended.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-# Silence after which an attempt counts as given up. Its job asks every second or two.
-PATIENCE_SECONDS = 20.0
 # How often a group may die over one attempt and begin it again.
 RESTARTS = 2
 # Ranks are replaced after so many attempts, whatever they may have gathered in their memory.
@@ -59,11 +56,10 @@ class Answer:
 
 
 class Desk:
-    """One attempt in work, the others in line. All calls come from one thread."""
+    """One attempt in work, the others in line."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._heard: dict[Attempt, float] = {}
+    def __init__(self) -> None:
+        self._wanted: set[Attempt] = set()
         self._line: list[Attempt] = []
         self._outcomes: dict[Attempt, Answer] = {}
         self._current: Assignment | None = None
@@ -74,34 +70,33 @@ class Desk:
     @property
     def is_empty(self) -> bool:
         """Nobody waits, and nothing is worked on."""
-        self._drop_silent()
         return self._current is None and not self._line
 
-    def ask(self, attempt: Attempt) -> Answer:
-        """Ask for an attempt, for the first time or again. A final answer is given once."""
-        for other in self._others_of_job(attempt):
-            # A job has a next attempt only if nobody wants the ones before it.
-            if other.attempt > attempt.attempt:
-                return Answer("failed", "a later attempt of this job has begun")
-            if other.attempt < attempt.attempt:
-                del self._heard[other]
-        self._heard[attempt] = self._clock()
-        if attempt in self._outcomes:
-            del self._heard[attempt]
-            return self._outcomes.pop(attempt)
-        if self._is_in_work(attempt):
-            return Answer("working")
-        if attempt not in self._line:
+    def join(self, attempt: Attempt) -> None:
+        """Its job has come. A job has a next attempt only if nobody wants the ones before it."""
+        others = [each for each in self._wanted if _job(each) == _job(attempt)]
+        for earlier in [each for each in others if each.attempt < attempt.attempt]:
+            self.leave(earlier)
+        self._wanted.add(attempt)
+        if any(each.attempt > attempt.attempt for each in others):
+            self._outcomes[attempt] = Answer("failed", "a later attempt of this job has begun")
+        elif not self._is_in_work(attempt) and attempt not in self._line:
             self._line.append(attempt)
-        self._drop_silent()
-        is_next = self._current is None and self._line[0] == attempt
-        return Answer("working" if is_next else "waiting")
 
-    def withdraw(self, attempt: Attempt) -> None:
-        """Nobody wants it any more."""
-        self._heard.pop(attempt, None)
+    def leave(self, attempt: Attempt) -> None:
+        """Its job has gone, with or without an answer."""
+        self._wanted.discard(attempt)
         self._outcomes.pop(attempt, None)
-        self._drop_silent()
+        self._line = [each for each in self._line if each != attempt]
+
+    def answer(self, attempt: Attempt) -> Answer:
+        """What became of an attempt that has joined; one that had to leave has failed."""
+        if attempt in self._outcomes:
+            return self._outcomes[attempt]
+        if attempt not in self._wanted:
+            return Answer("failed", "a later attempt of this job has begun")
+        is_next = self._current is None and self._line[:1] == [attempt]
+        return Answer("working" if is_next or self._is_in_work(attempt) else "waiting")
 
     def group_started(self) -> None:
         """New ranks are there, and the ones before them have ended; they begin again."""
@@ -136,7 +131,7 @@ class Desk:
 
     def is_abandoned(self) -> bool:
         """Whether the ranks work on what nobody wants."""
-        return self._current is not None and self._is_silent(self._current.attempt)
+        return self._current is not None and self._current.attempt not in self._wanted
 
     def _count_restart(self) -> None:
         self._restarts += 1
@@ -147,7 +142,6 @@ class Desk:
             self._end(Answer("failed", f"the ranks died {self._restarts} times: {words}"))
 
     def _take(self) -> None:
-        self._drop_silent()
         if not self._line:
             return
         self._number += 1
@@ -155,24 +149,13 @@ class Desk:
         self._current = Assignment(self._number, self._line.pop(0))
 
     def _end(self, answer: Answer) -> None:
-        if self._current is not None and not self.is_abandoned():
+        if self._current is not None and self._current.attempt in self._wanted:
             self._outcomes[self._current.attempt] = answer
         self._current = None
 
     def _is_in_work(self, attempt: Attempt) -> bool:
         return self._current is not None and self._current.attempt == attempt
 
-    def _others_of_job(self, attempt: Attempt) -> list[Attempt]:
-        job = (attempt.store_uri, attempt.job)
-        return [each for each in self._heard if (each.store_uri, each.job) == job]
 
-    def _drop_silent(self) -> None:
-        self._line = [attempt for attempt in self._line if not self._is_silent(attempt)]
-        for attempt in [each for each in self._outcomes if self._is_silent(each)]:
-            del self._outcomes[attempt]
-        for attempt in [each for each in self._heard if self._is_silent(each)]:
-            del self._heard[attempt]
-
-    def _is_silent(self, attempt: Attempt) -> bool:
-        heard = self._heard.get(attempt)
-        return heard is None or self._clock() - heard > PATIENCE_SECONDS
+def _job(attempt: Attempt) -> tuple[str, str]:
+    return attempt.store_uri, attempt.job

@@ -1,6 +1,7 @@
 """The actor that outlives single jobs: it has the desk, and keeps one Ray Train run going.
 
-When it dies, its ranks die with it, and whoever asked it trains without it.
+Jobs come to its socket, ranks call its methods. When it dies its ranks die with it, and whoever was
+waiting for it trains without it.
 """
 
 import asyncio
@@ -8,65 +9,43 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from os.path import samestat
+from pathlib import Path
+from typing import Any, TypeVar
 
-from workers.train.warm.desk import Answer, Assignment, Attempt, Desk, Retire
+import ray
+
+from workers.train.warm.desk import Answer, Assignment, Desk, Retire
+from workers.train.warm.wire import Request, Setup, answer_to_line, socket_path
 
 NAME, NAMESPACE = "cmcl-resident", "cmcl"
-# The longest that one call waits for news; callers ask again.
-_ASK_SECONDS = 1.0
+# The longest that a rank's call waits for news; it calls again.
 _RANK_SECONDS = 10.0
 _LEAVING_SECONDS = 0.2
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What a group of ranks is made of; another setup is another group."""
-
-    code: str
-    ranks: int
-    gpus_per_rank: float
-
-
 class Resident:
-    """A Ray actor. Its coroutines run in one thread, the Ray Train run has another."""
+    """A Ray actor. All that touches the desk runs in its one event loop."""
 
     def __init__(self, setup: Setup, store_uri: str) -> None:
         self._setup, self._store_uri = setup, store_uri
-        self._desk = Desk(time.monotonic)
+        self._desk = Desk()
         self._news = asyncio.Event()
         self._is_leaving = False
+        self._server: asyncio.Server | None = None
+        self._socket: os.stat_result | None = None
         threading.Thread(target=self._keep_group, daemon=True, name="group").start()
 
-    async def ask(self, attempt: Attempt, setup: Setup) -> Answer:
-        """What became of the attempt; answers within a second or so."""
-        if setup != self._setup:
-            self._is_leaving = True
-            self._leave_if_idle()
-            return Answer("elsewhere")
-        first = self._desk.ask(attempt)
-        if first.state == "working":
-            self._tell()
-
-        def changed() -> Answer | None:
-            now = self._desk.ask(attempt)
-            return None if now == first else now
-
-        if first.is_final:
-            return first
-        return await self._until(changed, _ASK_SECONDS) or first
-
-    async def is_there(self) -> bool:
-        """Answers as soon as the actor lives, which may be long before its ranks do."""
-        return True
-
-    async def withdraw(self, attempt: Attempt) -> None:
-        """Nobody wants it any more."""
-        self._desk.withdraw(attempt)
-        self._tell()
+    async def open(self) -> None:
+        """Listen, if it does not listen already. Called by every job that had to look for it."""
+        path = socket_path(ray.get_runtime_context().gcs_address)
+        if self._is_listening_at(path):
+            return
+        path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve_job, path)
+        self._socket = path.stat()
 
     async def group_started(self) -> None:
         """Told by the leading rank of a new group."""
@@ -75,7 +54,7 @@ class Resident:
 
     async def next(self, after: int) -> Assignment | Retire | None:
         """What a rank that has done number `after` is to do; None: ask again."""
-        return await self._until(lambda: self._desk.next(after), _RANK_SECONDS)
+        return await self._until(lambda: self._desk.next(after))
 
     async def finished(self, number: int) -> None:
         """Told by the leading rank."""
@@ -93,26 +72,79 @@ class Resident:
 
     async def is_abandoned(self) -> bool:
         """Whether the ranks work on what nobody wants; answers at once if so."""
-        return bool(await self._until(self._desk.is_abandoned, _RANK_SECONDS))
+        return bool(await self._until(self._desk.is_abandoned))
 
-    async def _until(self, look: Callable[[], T | None], seconds: float) -> T | None:
+    async def _serve_job(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One job, from its request to its answer or its end."""
+        gone = None
+        try:
+            request = Request.from_line(await reader.readline())
+            gone = asyncio.ensure_future(reader.read())
+            await self._answer(request, writer, gone)
+        except (ValueError, TypeError, KeyError) as error:
+            print(f"a job of other code is not served: {error!r}", flush=True)
+            self._make_room()
+        except ConnectionError:
+            pass  # The job has gone, which is known by now.
+        finally:
+            if gone is not None:
+                gone.cancel()
+            writer.close()
+
+    async def _answer(
+        self, request: Request, writer: asyncio.StreamWriter, gone: "asyncio.Future[bytes]"
+    ) -> None:
+        if request.setup != self._setup:
+            await _send(writer, Answer("elsewhere"))
+            self._make_room()
+            return
+        self._desk.join(request.attempt)
+        self._tell()
+        try:
+            await self._follow(request, writer, gone)
+        finally:
+            self._desk.leave(request.attempt)
+            self._tell()
+
+    async def _follow(
+        self, request: Request, writer: asyncio.StreamWriter, gone: "asyncio.Future[bytes]"
+    ) -> None:
+        """Tell every change until there is nothing more to tell, or nobody to tell it to."""
+        told: Answer | None = None
+        while not gone.done() and not (told and told.is_final):
+            answer = self._desk.answer(request.attempt)
+            if answer != told:
+                await _send(writer, answer)
+                told = answer
+                continue
+            news = asyncio.ensure_future(self._news.wait())
+            either: list[asyncio.Future[Any]] = [news, gone]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            news.cancel()
+
+    async def _until(self, look: Callable[[], T | None]) -> T | None:
         """What `look` finds, as soon as it finds anything; else None."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + _RANK_SECONDS
         while not (found := look()):
-            rest = deadline - time.monotonic()
-            if rest <= 0:
-                return None
             try:
-                # Silence is no news: somebody must look now and then.
-                await asyncio.wait_for(self._news.wait(), min(rest, _ASK_SECONDS))
+                await asyncio.wait_for(self._news.wait(), max(0.0, deadline - time.monotonic()))
             except TimeoutError:
-                pass
+                return None
         return found
 
     def _tell(self) -> None:
         """Wake everybody who waits for news."""
         self._news.set()
         self._news = asyncio.Event()
+        self._leave_if_idle()
+
+    def _is_listening_at(self, path: Path) -> bool:
+        """Not if somebody cleaned the folder, or made another socket there."""
+        return self._socket is not None and path.exists() and samestat(self._socket, path.stat())
+
+    def _make_room(self) -> None:
+        """Another group is wanted: serve those who are in line, and end."""
+        self._is_leaving = True
         self._leave_if_idle()
 
     def _leave_if_idle(self) -> None:
@@ -130,3 +162,8 @@ class Resident:
                 run_resident_group(self._store_uri, self._setup.ranks, self._setup.gpus_per_rank)
         finally:
             os._exit(1)
+
+
+async def _send(writer: asyncio.StreamWriter, answer: Answer) -> None:
+    writer.write(answer_to_line(answer))
+    await writer.drain()

@@ -13,6 +13,7 @@ from service.logs import FIELDS, JsonLines, RequestNote, current_request, secret
 from service.settings import Settings
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.observe.written import written_lines
 
 SERVICE = Path(__file__).parents[4] / "service"
 # Line ends of several kinds, a terminal's escape sequences, a forged line, half a surrogate pair.
@@ -144,16 +145,25 @@ def test_a_users_move_names_the_request_and_its_author(
     plane: ControlPlane, heard: pytest.LogCaptureFixture
 ) -> None:
     job = plane.post_dataset()
-    # As the server has it: a request is one task, and its threads see what it knows.
-    heard.clear()
-    handler = _Written()
-    logging.getLogger("service").addHandler(handler)
-    plane.client.post(f"/v1/jobs/{job}/cancel", headers={"X-Request-ID": "abc-7"})
-    logging.getLogger("service").removeHandler(handler)
+    with written_lines() as written:
+        plane.client.post(f"/v1/jobs/{job}/cancel", headers={"X-Request-ID": "abc-7"})
     assert plane.job(job).state == JobState.CANCELLED
-    assert len(handler.lines) == 2
-    for entry in handler.lines:
+    assert len(written) == 2
+    for entry in written:
         assert (entry["request_id"], entry["principal"]) == ("abc-7", "local")
+
+
+def test_a_line_names_the_principal_and_never_its_key(tmp_path: Path) -> None:
+    key = "operators-own-key-" + "x" * 20
+    plane = ControlPlane(tmp_path, auth="on", admin_key=key)
+    with written_lines() as written:
+        plane.client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+        plane.client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"})
+    plane.close()
+    assert [line.get("principal") for line in written] == ["operator", None]
+    assert [line["status"] for line in written] == [200, 401]
+    assert key not in str(written)
+    assert KEY not in str(written)
 
 
 def test_outside_of_requests_a_line_names_none() -> None:
@@ -177,14 +187,3 @@ def test_every_field_that_is_given_is_written() -> None:
     }
     assert "job" in given
     assert given <= set(FIELDS)
-
-
-class _Written(logging.Handler):
-    """Formats where the line is logged, as the server's handler does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[dict[str, object]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(json.loads(JsonLines().format(record)))

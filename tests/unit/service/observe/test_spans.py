@@ -1,10 +1,14 @@
 """Traces: nothing without an exporter; with one, a trace per job that every service adds to."""
 
 import hashlib
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Self
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -13,6 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from service.observe.otel import OpenTelemetrySpans, exporter_named
 from service.observe.spans import NoSpans, is_asked_for, open_spans
 from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.observe.written import written_lines
 
 
 class Traced:
@@ -170,3 +175,59 @@ def test_probes_are_not_traced(traced: Traced) -> None:
     for path in ("/healthz", "/readyz", "/metrics"):
         traced.plane.client.get(path)
     assert traced.finished() == []
+
+
+def test_lines_of_a_request_name_its_trace(traced: Traced) -> None:
+    with written_lines() as written:
+        traced.plane.client.get("/v1/models/scenes")
+    (line,) = written
+    (span,) = [found for found in traced.finished() if found.name == "GET /v1/models/{model}"]
+    assert line["trace_id"] == trace_of(span)
+
+
+def test_a_trace_that_a_client_began_goes_on(traced: Traced) -> None:
+    given = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{given}-b7ad6b7169203331-01"}
+    traced.plane.client.get("/v1/models/scenes", headers=headers)
+    assert given in {trace_of(span) for span in traced.finished()}
+
+
+def test_spans_are_sent_where_the_variable_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
+        spans = open_spans(os.environ)
+        assert isinstance(spans, OpenTelemetrySpans)
+        spans.posted("job-0123456789ab")
+        spans.provider.shutdown()
+    assert collector.paths == ["/v1/traces"]
+
+
+class Collector:
+    """An OTLP collector that takes everything and remembers where it was sent."""
+
+    def __init__(self) -> None:
+        paths: list[str] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                paths.append(self.path)
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Quiet."""
+
+        self.paths = paths
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.01])
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()

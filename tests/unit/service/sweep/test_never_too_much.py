@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from service.control.sweep.leftovers import sweep_leftovers
@@ -24,7 +24,7 @@ from workers.storage import layout
 from workers.storage.versions import read_verified, read_version, read_version_file
 
 # More of them for a longer search.
-EXAMPLES = int(os.environ.get("CMCL_FAULT_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("CMCL_FAULT_EXAMPLES", "5"))
 HOURS = (0.1, 2, 25, 8 * 24, 31 * 24)
 
 Event = tuple[str, int]
@@ -32,7 +32,7 @@ EVENTS = st.lists(
     st.tuples(
         st.sampled_from(
             (
-                *("post", "upload", "learn", "learn", "fail", "reject", "cancel"),
+                *("post", "upload", "step", "learn", "learn", "fail", "reject", "cancel"),
                 *("branch", "delete_model", "delete_dataset", "retry", "approve", "wait", "wait"),
             )
         ),
@@ -96,6 +96,9 @@ class World:
         uri = upload_whole(self.plane, parquet(f"u{self.posted}"))
         if number:
             self._post(number, [{"uri": uri}])
+
+    def _step(self, number: int) -> None:
+        self.plane.tick(number)
 
     def _learn(self, _: int) -> None:
         for job in self._next():
@@ -229,6 +232,13 @@ def check_shards_are_there(world: World) -> None:
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(EVENTS)
+@example([("post", 1), ("step", 4), ("wait", 4), ("learn", 0)])
+@example([("upload", 1), ("wait", 2), ("learn", 0)])
+@example([("upload", 1), ("fail", 0), ("wait", 2), ("retry", 0), ("learn", 0)])
+@example([("post", 1), ("fail", 0), ("wait", 3), ("retry", 0), ("learn", 0)])
+@example([("post", 1), ("reject", 0), ("wait", 3), ("approve", 0)])
+@example([("post", 1), ("learn", 0), ("branch", 0), ("delete_model", 1), ("wait", 1), ("step", 4)])
+@example([("post", 1), ("learn", 0), ("branch", 4), ("delete_model", 1), ("wait", 1), ("post", 0)])
 def test_no_sweep_takes_what_is_still_needed(happenings: list[Event]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))

@@ -17,16 +17,15 @@ class PostOffice:
         self.outcomes: list[str] = []
         self.answer_seconds = answer_seconds
 
-    def deliverer(
-        self, database: Database | None = None, sender: Sender | None = None
-    ) -> Deliverer:
+    def deliverer(self, database: Database | None = None, pause_seconds: float = 0.5) -> Deliverer:
         """One of this control plane's, or of another process."""
         prefixes = self.plane.context.settings.webhook_prefixes
         return Deliverer(
             database or self.plane.context.database,
-            sender or Sender(prefixes, self.answer_seconds),
+            Sender(prefixes, self.answer_seconds),
             self.plane.clock,
             self.outcomes.append,
+            pause_seconds,
         )
 
     def deliver(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import socket
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -288,3 +289,29 @@ def test_two_services_do_not_send_to_a_webhook_at_once(
     asyncio.run(both())
     ids = [message.headers["webhook-id"] for message in receiver.received]
     assert len(ids) == len(set(ids)) == 10
+
+
+def test_the_loop_outlives_an_outage_and_ends_when_told(
+    office: PostOffice, receiver: Receiver
+) -> None:
+    """Run for real, in a thread: without a database first, then with one."""
+    office.make(receiver.url)
+    office.plane.post_dataset()
+    database, stop = office.plane.context.database, threading.Event()
+    with database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE webhooks RENAME TO hidden")
+    deliverer = office.deliverer(pause_seconds=0.05)
+    thread = threading.Thread(target=deliverer.run, args=[stop])
+    thread.start()
+    time.sleep(0.3)
+    with database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE hidden RENAME TO webhooks")
+    for _ in range(200):
+        if receiver.received:
+            break
+        stop.wait(0.05)
+    assert thread.is_alive()
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert office.outcomes == ["delivered"]

@@ -1,0 +1,140 @@
+"""What waits, in figures: the same on both databases, whatever has ended."""
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import insert, update
+
+from service.database import backlog, models
+from service.database.backlog import Backlog, Standing
+from service.database.engine import Database
+from service.database.tables import datasets, jobs, promotions, versions
+from service.states import TERMINAL, JobState
+from workers.contract.model import ModelSpec
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+SPEC = ModelSpec(modalities={"image": 4, "text": 3})
+
+
+def minutes_ago(minutes: float) -> datetime:
+    return NOW - timedelta(minutes=minutes)
+
+
+def add_job(database: Database, name: str, state: JobState, since: datetime) -> None:
+    dataset = {
+        "id": f"ds-{name}",
+        "owner": "default",
+        "model": "scenes",
+        "name": name,
+        "pair_first": "image",
+        "pair_second": "text",
+        "request": {},
+        "created_at": since,
+    }
+    job = {
+        "id": f"job-{name}",
+        "owner": "default",
+        "model": "scenes",
+        "dataset": f"ds-{name}",
+        "state": state,
+        "revision": 0,
+        "attempt": 1,
+        "attempts_before_retry": 0,
+        "cancel_requested": False,
+        "created_at": since,
+        "state_changed_at": since,
+        "finished_at": since if state in TERMINAL else None,
+    }
+    with database.write() as connection:
+        connection.execute(insert(datasets).values(**dataset))
+        connection.execute(insert(jobs).values(**job))
+
+
+def add_model(database: Database, name: str = "scenes") -> None:
+    with database.write() as connection:
+        models.create(connection, name, "default", SPEC, NOW)
+
+
+def add_version(database: Database, model: str, number: int, created_at: datetime) -> None:
+    row = {
+        "model": model,
+        "number": number,
+        "attempt": 1,
+        "manifest": {},
+        "evaluation": {},
+        "created_at": created_at,
+    }
+    with database.write() as connection:
+        connection.execute(insert(versions).values(**row))
+
+
+def add_promotion(database: Database, model: str, generation: int, created_at: datetime) -> None:
+    row = {
+        "model": model,
+        "generation": generation,
+        "version": 1,
+        "kind": "published",
+        "reason": "published",
+        "actor": "reconciler",
+        "created_at": created_at,
+    }
+    with database.write() as connection:
+        connection.execute(insert(promotions).values(**row))
+        models.set_live(connection, model, 1, generation)
+
+
+def read(database: Database) -> Backlog:
+    with database.read() as connection:
+        return backlog.read(connection)
+
+
+def test_an_empty_database_has_no_backlog(database: Database) -> None:
+    found = read(database)
+    assert set(found.jobs) == set(JobState) - TERMINAL
+    assert set(found.jobs.values()) == {Standing()}
+    assert (found.unstored_since, found.unmirrored_since) == (None, None)
+
+
+def test_jobs_are_counted_by_state_with_the_oldest(database: Database) -> None:
+    add_model(database)
+    for name, state, age in (
+        ("a", JobState.QUEUED, 5),
+        ("b", JobState.QUEUED, 9),
+        ("c", JobState.GATING, 1),
+        ("d", JobState.PUBLISHED, 90),
+        ("e", JobState.FAILED, 91),
+    ):
+        add_job(database, name, state, minutes_ago(age))
+    found = read(database).jobs
+    assert found[JobState.QUEUED] == Standing(2, minutes_ago(9))
+    assert found[JobState.GATING] == Standing(1, minutes_ago(1))
+    assert found[JobState.RUNNING] == Standing()
+
+
+def test_the_oldest_version_that_is_not_in_place_counts(database: Database) -> None:
+    add_model(database)
+    for number, age in ((1, 30), (2, 20), (3, 10)):
+        add_version(database, "scenes", number, minutes_ago(age))
+    with database.write() as connection:
+        first = update(versions).where(versions.c.number == 1)
+        connection.execute(first.values(stored_at=NOW))
+    assert read(database).unstored_since == minutes_ago(20)
+
+
+def test_the_newest_promotion_of_a_model_counts(database: Database) -> None:
+    add_model(database)
+    add_promotion(database, "scenes", 1, minutes_ago(60))
+    add_promotion(database, "scenes", 2, minutes_ago(3))
+    assert read(database).unmirrored_since == minutes_ago(3)
+    with database.write() as connection:
+        models.set_mirrored(connection, "scenes", 2)
+    assert read(database).unmirrored_since is None
+
+
+def test_nobody_waits_for_a_deleted_model(database: Database) -> None:
+    add_model(database)
+    add_version(database, "scenes", 1, minutes_ago(30))
+    add_promotion(database, "scenes", 1, minutes_ago(30))
+    with database.write() as connection:
+        models.set_deleted(connection, "scenes", NOW)
+    found = read(database)
+    assert (found.unstored_since, found.unmirrored_since) == (None, None)

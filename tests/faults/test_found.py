@@ -1,0 +1,116 @@
+"""What the stories found, or reading them did: each mistake once more, by itself."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.states import JobState
+from tests.faults.ending import come_to_an_end, serve
+from tests.faults.invariants import Witness
+from tests.faults.replica import Order, Replica
+from tests.faults.world import Template, World
+from workers.storage.versions import read_live
+
+
+@pytest.fixture
+def world(template: Template, stage: Path) -> Iterator[World]:
+    world = World(template, stage)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def replicas(world: World) -> Iterator[list[Replica]]:
+    replicas = [Replica(world, name, 0, Counter()) for name in ("a", "b")]
+    yield replicas
+    for replica in replicas:
+        replica.end()
+
+
+def tell(world: World, replica: Replica, rounds: int = 14) -> None:
+    """A quiet time, in which that replica does everything."""
+    for _ in range(rounds):
+        replica.round()
+        serve(world)
+        world.clock.advance(1)
+
+
+def stand_before(replica: Replica, method: str, about: str) -> None:
+    """The replica goes on until it is about to do that."""
+    for _ in range(200):
+        if replica.contact.method == method and about in replica.contact.about:
+            return
+        replica.go()
+    raise AssertionError(f"{replica.name} never came to {method} {about}")
+
+
+def test_an_old_pointer_that_was_written_late_is_mended(
+    world: World, replicas: list[Replica]
+) -> None:
+    """A writes an old live.json over B's newer one, and cannot say so to the database."""
+    first, second = replicas
+    world.post("good-0")
+    world.post("good-1")
+    tell(world, first, 24)
+    assert world.promote(1)
+    stand_before(first, "put", "live.json")
+    world.clock.advance(6)
+    assert world.promote(2)
+    tell(world, second)
+    live = read_live(world.store, "scenes")
+    assert live is not None
+    assert live.generation == 4
+    first.go()
+    first.go(Order.FAIL)
+    come_to_an_end(world, replicas, Witness(world))
+
+
+def test_an_attempt_that_is_handed_over_too_late_is_stopped(
+    world: World, replicas: list[Replica]
+) -> None:
+    """A is about to submit; meanwhile the job is cancelled and B ends it."""
+    first, second = replicas
+    job = world.post("good-0")
+    assert job is not None
+    stand_before(first, "submit", job)
+    world.clock.advance(6)
+    assert world.cancel(job)
+    tell(world, second, 3)
+    assert world.job(job).state == JobState.CANCELLED
+    first.round()
+    assert world.cluster.ever == [f"{job}-a1"]
+    assert world.cluster.alive == []
+
+
+def test_two_that_submit_the_same_attempt_do_not_stop_it(
+    world: World, replicas: list[Replica]
+) -> None:
+    first, second = replicas
+    job = world.post("good-0")
+    assert job is not None
+    stand_before(first, "submit", job)
+    world.clock.advance(6)
+    second.round()
+    assert world.job(job).state == JobState.RUNNING
+    first.round()
+    assert world.cluster.alive == [f"{job}-a1"]
+
+
+def test_a_refusal_after_a_lost_reply_leaves_nothing_running(
+    world: World, replicas: list[Replica]
+) -> None:
+    """The cluster took the attempt, nobody heard of it, and then its head forgot it."""
+    replica, _ = replicas
+    job = world.post("good-0")
+    assert job is not None
+    stand_before(replica, "submit", job)
+    replica.go(Order.LOSE)
+    world.cluster.refuses = True
+    world.cluster.restart_head()
+    for _ in range(60):
+        replica.round()
+        world.clock.advance(1)
+    assert world.job(job).state == JobState.FAILED
+    assert world.cluster.stopped == [f"{job}-a1"]

@@ -1,0 +1,141 @@
+"""What is drawn for people, where a real control plane with a fake trainer has too little to show."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from rich.console import Console, RenderableType
+
+from cmcl.commands.preflights import _view as preflight_view
+from cmcl.terminal.console import Columns, as_text, fields, table
+from cmcl.terminal.options import name_of
+from cmcl.terminal.version_view import capacity, matrix
+from cmcl.types import EvaluationRow, Preflight
+from workers.contract.version import HeadCapacity, Recall
+
+AT = datetime(2026, 11, 24, tzinfo=UTC)
+
+
+def drawn(page: RenderableType, width: int = 100, colours: bool = False) -> str:
+    console = Console(width=width, color_system="truecolor" if colours else None, _environ={})
+    with console.capture() as capture:
+        console.print(page)
+    return capture.get()
+
+
+def row(version: int, learned: str, **at_1: float) -> EvaluationRow:
+    recall = {
+        name: Recall(rows=10, at_1=value, at_5=value, at_10=value) for name, value in at_1.items()
+    }
+    return EvaluationRow(version=version, learned=learned, recall=recall)
+
+
+ROWS = [row(1, "a", a=0.9), row(2, "b", a=0.88, b=0.5), row(3, "c", a=0.7, b=0.52)]
+NAMES = {"a": "birds", "b": "[bold]bees", "c": "cats"}
+
+
+def test_a_matrix_shows_what_became_of_each_dataset_since_it_was_learned() -> None:
+    text = drawn(matrix(ROWS, NAMES))
+    assert "│ 1       │ birds      │ 90.0         │             │" in text
+    assert "│ 2       │ [bold]bees │ 88.0 (-2.0)  │ 50.0        │" in text
+    assert "│ 3       │ cats       │ 70.0 (-20.0) │ 52.0 (+2.0) │" in text
+
+
+def test_a_matrix_is_green_where_it_gained_and_red_where_it_lost() -> None:
+    text = drawn(matrix(ROWS, NAMES), colours=True)
+    assert "\x1b[31m70.0 (-20.0)" in text
+    assert "\x1b[33m88.0 (-2.0)" in text
+    assert "\x1b[32m52.0 (+2.0)" in text
+
+
+def test_without_held_out_rows_there_is_no_matrix() -> None:
+    assert "nothing was measured" in drawn(matrix([row(1, "a")], NAMES))
+
+
+def test_capacity_is_a_bar() -> None:
+    head = HeadCapacity(free_share=0.25, input_rank=3, input_width=9, output_rank=2, output_width=8)
+    text = drawn(capacity({"image": head}))
+    assert f"{'█' * 5}{'░' * 15} 25 %" in text
+    assert "3 of 9" in text
+
+
+class Named(BaseModel):
+    """A row of a table."""
+
+    name: str
+    value: Any = None
+
+
+COLUMNS: Columns[Named] = {"name": lambda item: item.name, "value": lambda item: item.value}
+
+
+def test_a_table_is_a_list_of_values_where_the_terminal_is_narrow() -> None:
+    items = [Named(name="job-0123456789ab", value="published"), Named(name="job-2")]
+    wide, narrow = (drawn(table(items, COLUMNS, Console(width=width)), width) for width in (60, 20))
+    assert "│ job-0123456789ab │ published │" in wide
+    assert "│" not in narrow
+    assert "name   job-0123456789ab".replace(" ", "") in narrow.replace(" ", "").replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        ("", "-"),
+        (0, "0"),
+        (0.5, "0.500"),
+        ("[red]x[/red]", "[red]x[/red]"),
+        (AT, f"{AT.astimezone():%Y-%m-%d %H:%M:%S}"),
+    ],
+)
+def test_values_are_written_as_they_are(value: Any, text: str) -> None:
+    assert as_text(value).plain == text
+    assert text in drawn(fields({"it": value}))
+
+
+def test_a_pre_flight_shows_its_advice_and_what_is_left() -> None:
+    told: Mapping[str, Any] = {
+        "id": "pf-1",
+        "model": "m",
+        "version": 1,
+        "state": "done",
+        "created_at": AT,
+        "pair": {"first": "image", "second": "text"},
+        "outlook": {
+            "version": 1,
+            "pair": ["image", "text"],
+            "refusals": [],
+            "findings": {},
+            "heads": {"image": {"moments": HEAD, "open_share": 0.5}},
+            "advice": ["text: half of its rows are [the same]"],
+        },
+    }
+    text = drawn(preflight_view(Preflight.model_validate(told)))
+    assert "│ image    │ -    │ 0.400" in text
+    assert "• text: half of its rows are [the same]" in text
+
+
+HEAD = {
+    "protected_share": 0.1,
+    "familiarity": 0.2,
+    "moment_distance": 0.3,
+    "learnable_share": 0.6,
+    "free_share": 0.4,
+    "free_share_after": 0.3,
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("data/Birds of 2026.parquet", "birds-of-2026"),
+        ("s3://bucket/path/pairs_000.parquet", "pairs-000"),
+        ("file:///a/b.c.d", "b"),
+        ("x" * 80, "x" * 48),
+        ("x" * 47 + "-y", "x" * 47),
+    ],
+)
+def test_a_dataset_without_a_name_is_called_after_its_files(source: str, name: str) -> None:
+    assert name_of(source) == name

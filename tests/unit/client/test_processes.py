@@ -1,0 +1,149 @@
+"""The client's documents as they stand there, and the command as a process of its own."""
+
+import asyncio
+import inspect
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from cmcl import AsyncClient, Client
+from cmcl.cli import app
+from cmcl.client import Calls
+from cmcl.terminal.exits import Exit
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.feature_shards import feature_table, write_shard
+from tests.fakes.served_app import served
+from tests.unit.client.either import PROMPT
+
+PROGRAM = "import sys; from cmcl.cli import main; sys.exit(main())"
+PAGE = (Path(__file__).parents[3] / "docs" / "client.md").read_text()
+
+
+@pytest.fixture
+def url(published_plane: ControlPlane) -> Iterator[str]:
+    with served(published_plane.app) as url:
+        yield url
+
+
+def python_of_the_page() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_s_python_runs_as_it_stands(
+    published_plane: ControlPlane, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "fashion" / "a.parquet", feature_table(16, widths=(5, 3)))
+    monkeypatch.chdir(tmp_path)
+    blocking, awaited = (
+        text.replace("http://127.0.0.1:8000", url) for text in python_of_the_page()
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", blocking], stdout=subprocess.PIPE, text=True
+    )
+    while program.poll() is None:
+        published_plane.tick()
+        asyncio.run(asyncio.sleep(0.05))
+    told, _ = program.communicate()
+    assert program.returncode == 0
+    assert told.splitlines()[-1] == "job.failed", "its rows have another width"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", awaited], capture_output=True, text=True, check=False
+    )
+    assert "{'scenes': Policy(" in done.stdout, done.stderr
+
+
+def test_the_page_names_every_call_and_every_command() -> None:
+    calls = {name for name in dir(Calls) if not name.startswith("_")}
+    assert [name for name in sorted(calls) if f"`{name}`" not in PAGE] == []
+    root = typer.main.get_command(app)
+    names = {
+        inner
+        for name, command in root.commands.items()  # type: ignore[attr-defined]
+        for inner in getattr(command, "commands", {name: None})
+    }
+    assert [name for name in sorted(names) if f"`{name}`" not in PAGE] == []
+
+
+def test_the_page_names_every_exit_code() -> None:
+    table = PAGE[PAGE.index("| exit code |") :]
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == set(Exit)
+
+
+def test_ctrl_c_stops_watching_and_not_the_job(published_plane: ControlPlane, url: str) -> None:
+    job = published_plane.post_dataset("three")
+    watching = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "job", "watch", job, "--json"],
+        env={**os.environ, "CMCL_URL": url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stdout is not None
+    assert job in watching.stdout.readline()
+    watching.send_signal(signal.SIGINT)
+    _, errors = watching.communicate(timeout=20)
+    assert watching.returncode == Exit.INTERRUPTED
+    assert f"job {job} goes on" in errors
+    assert "Traceback" not in errors
+    assert published_plane.job(job).state == "queued"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_can_complete_commands(shell: str) -> None:
+    asked = {"_CMCL_COMPLETE": f"complete_{shell}", "COMP_WORDS": "cmcl da", "COMP_CWORD": "1"}
+    fish = {"_TYPER_COMPLETE_ARGS": "cmcl da", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, **asked, **fish},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "dataset" in done.stdout
+    assert "job" not in done.stdout.split()
+
+
+def test_many_questions_are_asked_at_once(url: str) -> None:
+    async def ask() -> list[int]:
+        async with AsyncClient(url, retries=PROMPT) as client:
+            found = await asyncio.gather(*(client.live("scenes") for _ in range(20)))
+        return [live.version for live in found]
+
+    assert asyncio.run(ask()) == [2] * 20
+
+
+def test_listening_can_be_given_up_at_any_time(published_plane: ControlPlane, url: str) -> None:
+    job = published_plane.post_dataset("three")
+
+    async def listen() -> str:
+        async with AsyncClient(url, retries=PROMPT) as client:
+            watching = asyncio.create_task(client.watch(job))
+            async for event in client.events(job):
+                await asyncio.sleep(0.1)
+                watching.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await watching
+                return event.kind
+        raise AssertionError("there was no event")
+
+    assert asyncio.run(listen()) == "job.queued"
+    with Client(url, retries=PROMPT) as client:
+        for event in client.events(job):
+            assert event.kind == "job.queued"
+            break
+        assert client.job(job).state == "queued"
+
+
+def test_help_tells_what_a_call_takes_and_does() -> None:
+    for client in (Client(), AsyncClient()):
+        named = list(inspect.signature(client.add_dataset).parameters)
+        assert named[:4] == ["model", "name", "pair", "shards"]
+        assert client.watch.__name__ == "watch"
+        assert "follow a job to its end" in (client.watch.__doc__ or "").lower()

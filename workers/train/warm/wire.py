@@ -1,0 +1,67 @@
+"""How the job of an attempt speaks with the resident: one line of JSON up, some lines down.
+
+A Unix socket, because Ray's own ways cost the job most of a second for imports, and because the
+kernel closes it when the job dies: that is how the resident knows. Both are on the head node.
+"""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from workers.train.warm.desk import Answer, Attempt
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a group of ranks is made of; another setup is another group."""
+
+    code: str
+    ranks: int
+    gpus_per_rank: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """The attempt that a job wants, and the group that it wants for it."""
+
+    attempt: Attempt
+    setup: Setup
+
+    def to_line(self) -> bytes:
+        """One line."""
+        return _line(self)
+
+    @classmethod
+    def from_line(cls, line: bytes) -> "Request":
+        """Raises ValueError, TypeError or KeyError for anything else."""
+        told = json.loads(line)
+        return cls(Attempt(**told["attempt"]), Setup(**told["setup"]))
+
+
+def answer_to_line(answer: Answer) -> bytes:
+    """One line."""
+    return _line(answer)
+
+
+def answer_from_line(line: bytes) -> Answer:
+    """Raises ValueError or TypeError for anything else."""
+    return Answer(**json.loads(line))
+
+
+def socket_path(ray_address: str) -> Path:
+    """The socket of the resident on the cluster at `host:port`, in a folder that is ours alone.
+
+    Raises PermissionError where somebody else made the folder.
+    """
+    folder = Path(tempfile.gettempdir()) / f"cmcl-ranks-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not ours alone; remove it")
+    return folder / f"{ray_address.rpartition(':')[2]}.sock"
+
+
+def _line(message: Request | Answer) -> bytes:
+    return json.dumps(asdict(message)).encode() + b"\n"
