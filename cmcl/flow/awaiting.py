@@ -70,7 +70,7 @@ async def _carry(line: "_Line", effect: Effect | Item[Any], carried: Carried[Any
         carried.error = error
 
 
-async def _chunks(file: anyio.AsyncFile[bytes]) -> AsyncIterator[bytes]:
+async def _chunks(file: "anyio.AsyncFile[bytes]") -> AsyncIterator[bytes]:
     while chunk := await file.read(_CHUNK_BYTES):
         yield chunk
 

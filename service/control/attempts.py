@@ -9,7 +9,7 @@ from functools import partial
 from service.control import outcomes
 from service.control.context import Context, is_past
 from service.control.uploads import resolve
-from service.control.validate import purge, read_manifest, verify
+from service.control.validate import read_manifest, verify
 from service.database import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
 from service.launchers.port import LauncherRefused
@@ -41,9 +41,9 @@ def validate(context: Context, job: JobRecord, model: ModelRecord) -> None:
             raise
         outcomes.fail(context, job, FailureReason.STORAGE_UNAVAILABLE, str(error))
     except WorkerError as error:
-        # Only who moved the job may clean up: another control plane may have got on with it.
-        if outcomes.quarantine(context, job, str(error)):
-            purge(context.store, job.dataset)
+        # What was written of it stays for the sweeper: the job may be tried again at any moment, and
+        # what is removed then would be missed.
+        outcomes.quarantine(context, job, str(error))
     else:
         if manifest is not None:
             _assign_attempt(context, job, manifest)

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from service.control.intake import NewDataset
 from service.database.rows import DatasetRecord
 from workers.contract.dataset import DatasetManifest, Shard, ShardRef
-from workers.contract.errors import InvalidDataset, InvalidVersion, ObjectNotFound
+from workers.contract.errors import InvalidDataset, InvalidVersion, ObjectExists, ObjectNotFound
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
 from workers.storage import layout
@@ -88,7 +88,16 @@ def verify(
         shards=training,
         evaluation_shards=evaluation,
     )
-    store.put(layout.dataset_manifest(dataset.id), manifest.model_dump_json().encode())
+    return _written_first(store, manifest)
+
+
+def _written_first(store: ObjectStore, manifest: DatasetManifest) -> DatasetManifest:
+    """The manifest that stands in the store: of two that validate at once, the first one's."""
+    key = layout.dataset_manifest(manifest.dataset)
+    try:
+        store.create(key, manifest.model_dump_json().encode())
+    except ObjectExists:
+        return read_manifest(store, manifest.dataset) or manifest
     return manifest
 
 
@@ -143,12 +152,6 @@ def read_manifest(store: ObjectStore, dataset: str) -> DatasetManifest | None:
         return DatasetManifest.model_validate_json(data)
     except ValueError as error:
         raise InvalidVersion(f"{key} cannot be read: {error}") from error
-
-
-def purge(store: ObjectStore, dataset: str) -> None:
-    """Remove what a dataset left in our store; the user's own shards are not ours to touch."""
-    for key in list(store.keys(f"datasets/{dataset}/")):
-        store.delete(key)
 
 
 def purge_training(store: ObjectStore, dataset: str) -> None:

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.database.conftest import postgres_url
+from tests.faults.postgres import Postgres
 from tests.faults.world import Template, fresh_folder, make_template
+
+__all__ = ["postgres_url"]
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +23,11 @@ def stage() -> Iterator[Path]:
     """Where stories play, one after another."""
     with fresh_folder() as folder:
         yield folder
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_url: str) -> Iterator[Postgres]:
+    with fresh_folder() as folder:
+        server = Postgres(postgres_url, folder)
+        yield server
+        server.close()

@@ -10,7 +10,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import Enum
 
+from sqlalchemy import select
+
 from service.control.reconcile import Reconciler
+from service.database.tables import models
 from service.errors import DatabaseUnavailable
 from tests.fakes.mortal import Contact, Death, MortalDatabase, MortalLauncher, MortalStore
 from tests.faults.world import World, database_of
@@ -47,6 +50,13 @@ class Replica:
     def contact(self) -> Contact:
         """What it is about to do."""
         return self._contact
+
+    @property
+    def leads(self) -> bool:
+        """Whether it has leased a model."""
+        query = select(models.c.name).where(models.c.lease_owner == self._reconciler._name)
+        with self._world.database.read() as connection:
+            return connection.execute(query).first() is not None
 
     def go(self, order: Order = Order.GO) -> None:
         """One contact further. Raises AssertionError for what a reconciler must not do."""

@@ -10,7 +10,8 @@ from service.states import JobState
 from tests.faults.ending import come_to_an_end, serve
 from tests.faults.invariants import Witness
 from tests.faults.replica import Order, Replica
-from tests.faults.world import Template, World
+from tests.faults.world import BAD, Template, World
+from workers.storage import layout
 from workers.storage.versions import read_live
 
 
@@ -114,3 +115,24 @@ def test_a_refusal_after_a_lost_reply_leaves_nothing_running(
         world.clock.advance(1)
     assert world.job(job).state == JobState.FAILED
     assert world.cluster.stopped == [f"{job}-a1"]
+
+
+def test_a_dataset_that_was_mended_keeps_its_files(world: World, replicas: list[Replica]) -> None:
+    """A has just found its rows bad; the user mends them and retries, and B learns them."""
+    first, second = replicas
+    job = world.post(BAD)
+    assert job is not None
+    while world.job(job).state != JobState.FAILED:
+        first.go()
+    path = world.template.shards[BAD]["uri"].removeprefix("file://")
+    bad_rows = Path(path).read_bytes()
+    Path(path).write_bytes(Path(path.replace(BAD, "good-0")).read_bytes())
+    world.clock.advance(6)
+    assert world.retry(job)
+    world.bad_jobs.clear()
+    tell(world, second)
+    Path(path).write_bytes(bad_rows)
+    first.round()
+    found = world.job(job)
+    assert found.state == JobState.PUBLISHED
+    assert world.store.read(layout.dataset_manifest(found.dataset))

@@ -67,9 +67,9 @@ class Template:
     shards: dict[str, dict[str, str]]
 
 
-def make_template(folder: Path) -> Template:
-    """Migrated once; each world copies the file."""
-    plane = ControlPlane(folder, **DEADLINES)
+def make_template(folder: Path, **settings: object) -> Template:
+    """Migrated once; each world copies it."""
+    plane = ControlPlane(folder, **DEADLINES, **settings)
     plane.create_model(MODEL)
     shards = {f"good-{number}": plane.shard(f"good-{number}") for number in range(GOOD_SHARDS)}
     shards[BAD] = plane.shard(BAD, _with_a_hole(feature_table(16, prefix=BAD)))

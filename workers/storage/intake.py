@@ -4,8 +4,9 @@ Parquet in the internal form stays where it is, unless rows of it are held out; 
 written to our own store. Whatever is refused is named as the user named it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -92,13 +93,17 @@ class DatasetIntake:
                 bytes=taken.source.bytes,
                 rows=count_rows(self._path, ref.uri),
             )
-        return self._stored(self._path, layout.training_shard(self._dataset, index), taken.source)
+        return self._stored(
+            self._path, partial(layout.training_shard, self._dataset, index), taken.source
+        )
 
     def evaluation_shard(self, ref: ShardRef, address: Address, index: int) -> Shard:
         """A held-out shard, copied into our store. Raises as `take` does."""
         taken = self._checked(ref, address)
         source = taken.source if taken.converted else None
-        return self._stored(self._path, layout.evaluation_shard(self._dataset, index), source)
+        return self._stored(
+            self._path, partial(layout.evaluation_shard, self._dataset, index), source
+        )
 
     def split_shard(
         self, ref: ShardRef, address: Address, share: float, indices: tuple[int, int]
@@ -108,8 +113,8 @@ class DatasetIntake:
         training, evaluation = (self._folder / name for name in ("training", "evaluation"))
         _split(self._path, ref.uri, share, (training, evaluation))
         keys = (
-            layout.training_shard(self._dataset, indices[0]),
-            layout.evaluation_shard(self._dataset, indices[1]),
+            partial(layout.training_shard, self._dataset, indices[0]),
+            partial(layout.evaluation_shard, self._dataset, indices[1]),
         )
         return Split(
             *(
@@ -123,11 +128,15 @@ class DatasetIntake:
         self._checker.check(self._path, ref.uri)
         return taken
 
-    def _stored(self, path: Path, key: str, source: SourceFile | None) -> Shard:
+    def _stored(
+        self, path: Path, key_for: Callable[[str], str], source: SourceFile | None
+    ) -> Shard:
+        digest = sha256_of_file(path)
+        key = key_for(digest)
         self._store.upload(path, key)
         shard = Shard(
             uri=f"{self._store.uri}/{key}",
-            sha256=sha256_of_file(path),
+            sha256=digest,
             bytes=path.stat().st_size,
             rows=count_rows(path, key),
             source=source,

@@ -1,8 +1,8 @@
 """The names of all keys: the only place that knows how the bucket is laid out.
 
 datasets/<dataset>/manifest.json            verified shards
-                   training-<i>.parquet     converted or split rows, until they were learned
-                   evaluation-<i>.parquet   held-out rows, copied in
+                   training-<i>-<digest>.parquet     converted or split rows, until they were learned
+                   evaluation-<i>-<digest>.parquet   held-out rows, copied in
                    moments.safetensors      written when its version is published
 runs/<job>/a<attempt>/spec.json, progress.json, failure.json, candidate/...; may be swept
 models/<model>/versions/<n>/...             a published version; manifest.json LAST
@@ -31,12 +31,14 @@ def dataset_manifest(dataset: str) -> str:
     return f"datasets/{dataset}/{MANIFEST}"
 
 
-def evaluation_shard(dataset: str, index: int) -> str:
-    return f"datasets/{dataset}/evaluation-{index}.parquet"
+def evaluation_shard(dataset: str, index: int, sha256: str) -> str:
+    """With a piece of its digest: who takes other bytes in at the same time writes beside it."""
+    return f"datasets/{dataset}/evaluation-{index}-{sha256[:12]}.parquet"
 
 
-def training_shard(dataset: str, index: int) -> str:
-    return f"{training_shards(dataset)}{index}.parquet"
+def training_shard(dataset: str, index: int, sha256: str) -> str:
+    """The same of a shard to train on."""
+    return f"{training_shards(dataset)}{index}-{sha256[:12]}.parquet"
 
 
 def training_shards(dataset: str) -> str:

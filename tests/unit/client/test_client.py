@@ -15,6 +15,7 @@ from workers.contract.dataset import ShardRef
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
 
+AT = "2026-11-24T00:00:00Z"
 PAIR = ModalityPair(first="image", second="text")
 MODEL = {
     "name": "scenes",
@@ -28,7 +29,7 @@ MODEL = {
     "head_version": None,
     "live_version": None,
     "live_generation": 0,
-    "created_at": "2026-11-24T00:00:00Z",
+    "created_at": AT,
 }
 JOB = {
     "id": "job-1",
@@ -36,8 +37,8 @@ JOB = {
     "dataset": "ds-1",
     "state": "running",
     "attempt": 1,
-    "created_at": "2026-11-24T00:00:00Z",
-    "state_changed_at": "2026-11-24T00:00:00Z",
+    "created_at": AT,
+    "state_changed_at": AT,
 }
 
 
@@ -129,6 +130,17 @@ def test_fields_that_are_new_are_kept(server: RestServer, client: Client) -> Non
     assert job.progress is not None
     assert (job.progress.phase, job.progress.get("depth")) == ("dreaming", 3)
     assert job.get("no such field", 5) == 5
+
+
+def test_fields_that_are_new_inside_of_others_do_no_harm(
+    server: RestServer, client: Client
+) -> None:
+    pair = {"first": "image", "second": "text", "smell": 1}
+    dataset = {"id": "ds-1", "model": "m", "name": "n", "pair": pair, "created_at": AT}
+    shards = [{"uri": "s3://b/a", "rows": 7}]
+    server.always((200, {**dataset, "shards": shards}))
+    found = client.dataset("ds-1")
+    assert (str(found.pair), found.shards[0].uri) == ("image,text", "s3://b/a")
 
 
 def test_an_answer_without_what_is_needed_is_told_in_words(

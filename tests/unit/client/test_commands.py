@@ -1,6 +1,8 @@
 """Every command against a real control plane: what it prints, for people and for programs."""
 
+import base64
 import json
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +13,16 @@ import typer.main
 
 from cmcl.cli import app, main
 from cmcl.terminal.exits import Exit
+from service.control.preflights import PreflightRounds
 from service.database import jobs
+from service.launchers.port import LaunchState
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.served_app import served
 from tests.fakes.trainer import train
+from tests.unit.client.rest_server import RestServer
+from workers.contract.preflight import Outlook, PreflightAnswer
 
 WIDTHS = ["--modality=image=4", "--modality=text=3", "--width=8"]
 
@@ -233,6 +239,58 @@ def test_a_refused_pre_flight_is_refused_in_words(cmcl: Cmcl, plane: ControlPlan
     shard = plane.shard("new")["uri"]
     words = cmcl("preflight", shard, "--pair=image,smell", "--model=scenes", code=Exit.REFUSED)
     assert "smell" in words
+
+
+def test_a_pre_flight_is_waited_for_and_a_refusal_is_an_exit_code(
+    cmcl: Cmcl, plane: ControlPlane
+) -> None:
+    shard, rounds = plane.shard("new")["uri"], PreflightRounds(plane.context)
+    for refusals, code in (((), Exit.DONE), (("too few rows",), Exit.REFUSED)):
+        told = Outlook(
+            version=2,
+            pair=("image", "text"),
+            refusals=refusals,
+            findings={},
+            heads={},
+            advice=("it is fine",),
+        )
+        thread = meanwhile(lambda told=told: answer_next(plane, rounds, told))
+        shown = cmcl("preflight", shard, "--pair=image,text", "--model=scenes", code=code)
+        thread.join()
+        assert ("it is fine" if code == Exit.DONE else "refused: too few rows") in shown
+
+
+def answer_next(plane: ControlPlane, rounds: PreflightRounds, outlook: Outlook) -> None:
+    """What a worker would leave for the pre-flight that is asked next."""
+    for _ in range(500):
+        rounds.tick()
+        for attempt in plane.launcher.running():
+            preflight, _, number = attempt.rpartition("-a")
+            if preflight.startswith("pf-"):
+                left = PreflightAnswer(outlook=outlook).model_dump_json().encode()
+                plane.store.put(f"runs/{preflight}/a{number}/answer.json", left)
+                plane.launcher.end(attempt, LaunchState.SUCCEEDED)
+                rounds.tick()
+                plane.clock.advance(2)
+                rounds.tick()
+                return
+        plane.clock.advance(1)
+        threading.Event().wait(0.02)
+
+
+def test_embeddings_are_one_document(
+    cmcl: Cmcl, server: RestServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMCL_EMBEDDINGS_URL", server.url)
+    vector = base64.b64encode(struct.pack("<2f", 0.5, -1.0)).decode()
+    server.always((200, {"model": "scenes@3", "data": [{"embedding": vector}]}))
+    features = tmp_path / "features.json"
+    features.write_text("[1, 2]")
+    assert json.loads(cmcl("embed", "scenes", "image", str(features))) == {
+        "version": 3,
+        "embeddings": [[0.5, -1.0]],
+    }
+    assert server.asked[0].body["input"] == [[1, 2]]
 
 
 @pytest.mark.parametrize("width", ["20", "40", "80", "300"])

@@ -1,6 +1,5 @@
 """Asking again: when, how often, under which key. Flows are driven by hand, so nothing waits."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import httpx
@@ -9,9 +8,10 @@ import pytest
 from cmcl import Client, CmclError
 from cmcl.client import Unreachable
 from cmcl.flow.api import Api
-from cmcl.flow.effects import Exchange, Flow, Pause
+from cmcl.flow.effects import Flow
 from cmcl.flow.retries import Retries
 from cmcl.types import Live
+from tests.unit.client.driven import Driven
 from tests.unit.client.rest_server import RestServer
 
 LIVE = {"version": 1, "generation": 1}
@@ -20,31 +20,6 @@ API = Api(Retries(attempts=4, first_pause=1.0, longest_pause=30.0, jitter=lambda
 
 def answer(status: int, **headers: str) -> httpx.Response:
     return httpx.Response(status, json=LIVE if status == 200 else {}, headers=headers)
-
-
-class Driven:
-    """A flow with prepared outcomes of its exchanges: what it sent, and how long it paused."""
-
-    def __init__(self, flow: Flow[Any], outcomes: Iterable[httpx.Response | Exception]) -> None:
-        self.sent: list[Exchange] = []
-        self.paused: list[float] = []
-        self.result: Any = None
-        left = iter(outcomes)
-        effect = next(flow)
-        try:
-            while True:
-                effect = self._carry(flow, effect, left)
-        except StopIteration as end:
-            self.result = end.value
-
-    def _carry(self, flow: Flow[Any], effect: object, left: Any) -> Any:
-        if isinstance(effect, Pause):
-            self.paused.append(effect.seconds)
-            return flow.send(None)
-        assert isinstance(effect, Exchange)
-        self.sent.append(effect)
-        outcome = next(left)
-        return flow.throw(outcome) if isinstance(outcome, Exception) else flow.send(outcome)
 
 
 def post(**options: Any) -> Flow[Live]:

@@ -11,15 +11,19 @@ from fastapi import FastAPI
 
 from cmcl import Client, CmclError
 from cmcl.calls import uploads
-from cmcl.types import UploadProgress
+from cmcl.flow.api import Api
+from cmcl.flow.retries import Retries
+from cmcl.types import Upload, UploadProgress
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
+from tests.unit.client.driven import Driven
 from tests.unit.client.either import in_process
 from tests.unit.client.rest_server import Asked, RestServer
 from workers.contract.model import ModelSpec
 from workers.storage.multipart import SMALLEST_PART
 
 PAIR = ("image", "text")
+ONCE = Api(Retries(attempts=1))
 
 
 @pytest.fixture
@@ -159,25 +163,25 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
         file.read(uploads.Part(1, 0, 3))
 
 
-def test_an_end_that_somebody_else_is_at_is_waited_for(
-    client: Client, server: RestServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(uploads, "_LOOK_SECONDS", 0.001)
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"one")
-    states = iter(["open", "completing", "completing", "complete"])
+@pytest.mark.parametrize("lost", [httpx.Response(409, json={}), httpx.ReadTimeout("too long")])
+def test_an_end_that_somebody_else_is_at_is_waited_for(lost: httpx.Response | Exception) -> None:
+    """Somebody else, or our own request whose answer was lost."""
+    states = [
+        httpx.Response(200, json={"id": "up-1", "filename": "a", "bytes": 3, "state": state})
+        for state in ("completing", "completing", "complete")
+    ]
+    begun = Upload(id="up-1", filename="a", bytes=3, state="open")
+    driven = Driven(uploads._complete(ONCE, begun), [lost, *states])
+    assert driven.result.state == "complete"
+    assert driven.paused == [1.0, 1.0]
 
-    def answer(asked: Asked) -> tuple[int, object]:
-        if asked.path.endswith("/complete"):
-            return 409, {"detail": "another request is at it"}
-        if asked.method == "PUT":
-            digest = hashlib.sha256(b"one").hexdigest()
-            return 200, {"number": 1, "bytes": 3, "sha256": digest}
-        state = next(states) if asked.method == "GET" else "open"
-        return 200, {"id": "up-1", "filename": "a", "bytes": 3, "state": state}
 
-    server.answer = answer
-    assert client.upload(path).state == "complete"
+def test_an_end_that_is_refused_is_not_waited_for() -> None:
+    refused = httpx.Response(409, json={"detail": "part 2 is missing"})
+    still = httpx.Response(200, json={"id": "up-1", "filename": "a", "bytes": 3, "state": "open"})
+    begun = Upload(id="up-1", filename="a", bytes=3, state="open")
+    with pytest.raises(CmclError, match="part 2 is missing"):
+        Driven(uploads._complete(ONCE, begun), [refused, still])
 
 
 def test_a_signed_address_gets_the_file_and_no_key(

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from tests.fakes.feature_shards import feature_table, write_shard
 from workers.contract.dataset import DatasetManifest, Shard
 from workers.contract.errors import InvalidDataset, InvalidUri
 from workers.storage import layout
+from workers.storage.versions import sha256_of_file
 
 
 def manifest_of(plane: ControlPlane, job: str) -> DatasetManifest:
@@ -75,10 +77,8 @@ def test_named_and_shared_held_out_rows_have_their_own_files(plane: ControlPlane
         evaluation_share=0.25,
     )
     manifest = manifest_of(plane, job)
-    assert [Path(shard.uri).name for shard in manifest.evaluation_shards] == [
-        "evaluation-0.parquet",
-        "evaluation-1.parquet",
-    ]
+    names = [Path(shard.uri).name.rsplit("-", 1)[0] for shard in manifest.evaluation_shards]
+    assert names == ["evaluation-0", "evaluation-1"]
     assert manifest.evaluation_shards[0].rows == 5
 
 
@@ -109,10 +109,8 @@ def test_converted_training_rows_can_be_removed(plane: ControlPlane) -> None:
     purge_training(plane.store, manifest.dataset)
     purge_training(plane.store, manifest.dataset)
     prefix = f"datasets/{manifest.dataset}/"
-    assert [key.removeprefix(prefix) for key in plane.store.keys(prefix)] == [
-        "evaluation-0.parquet",
-        "manifest.json",
-    ]
+    left = [Path(key).name for key in plane.store.keys(prefix)]
+    assert left == [Path(manifest.evaluation_shards[0].uri).name, "manifest.json"]
 
 
 def dataset_of(plane: ControlPlane, uri: str) -> DatasetRecord:
@@ -159,3 +157,14 @@ def test_a_link_swapped_in_after_the_post_is_not_followed(
     found = plane.run_to_end(job)
     assert (found.state, found.reason) == (JobState.FAILED, FailureReason.INVALID_DATASET)
     assert "outside the allowed prefixes" in (found.message or "")
+
+
+def test_of_two_validations_at_once_the_first_manifest_stands(plane: ControlPlane) -> None:
+    job = plane.post_dataset(evaluation_shards=[plane.shard("held")])
+    dataset, spec = plane.dataset_of(job), plane.model().spec
+    allowed = plane.context.settings.allowed_prefixes
+    first = verify(plane.store, dataset, spec, allowed)
+    plane.shard("held", feature_table(16, prefix="changed", seed=9))
+    assert verify(plane.store, dataset, spec, allowed) == first
+    kept = first.evaluation_shards[0]
+    assert sha256_of_file(Path(urlsplit(kept.uri).path)) == kept.sha256

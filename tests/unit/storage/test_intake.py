@@ -123,10 +123,12 @@ def test_a_held_out_file_is_copied_whatever_its_format(
     converted = intake.evaluation_shard(*named(theirs / "b"), 1)
     assert copied.source is None
     assert converted.source is not None
-    assert store.read("datasets/ds-1/evaluation-0.parquet") == (theirs / "a").read_bytes()
-    assert [shard.uri for shard in (copied, converted)] == [
-        f"{store.uri}/datasets/ds-1/evaluation-{index}.parquet" for index in (0, 1)
+    keys = [
+        f"datasets/ds-1/evaluation-{index}-{shard.sha256[:12]}.parquet"
+        for index, shard in enumerate((copied, converted))
     ]
+    assert store.read(keys[0]) == (theirs / "a").read_bytes()
+    assert [shard.uri for shard in (copied, converted)] == [f"{store.uri}/{key}" for key in keys]
 
 
 def test_no_row_is_lost_and_none_is_in_both_halves(

@@ -1,0 +1,100 @@
+"""What jobs and the resident say to each other, and where they meet."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workers.train.warm import client
+from workers.train.warm.desk import Answer, Attempt
+from workers.train.warm.wire import (
+    Request,
+    Setup,
+    answer_from_line,
+    answer_to_line,
+    socket_path,
+)
+
+ATTEMPT = Attempt("file:///store", "job-1", 2)
+SETUP = Setup("abc", 2, 0.0)
+WORDS = "line one\nline two: naïve"
+
+
+def test_messages_come_through_whole() -> None:
+    request = Request(ATTEMPT, SETUP)
+    assert Request.from_line(request.to_line()) == request
+    answer = Answer("failed", WORDS)
+    assert answer_to_line(answer).count(b"\n") == 1
+    assert answer_from_line(answer_to_line(answer)) == answer
+
+
+@pytest.mark.parametrize("line", [b"", b"[]\n", b"{}\n", b'{"attempt": {}, "setup": {}}\n'])
+def test_other_messages_are_refused(line: bytes) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        Request.from_line(line)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go, for this process alone."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_socket_lies_in_a_folder_of_ours_alone(folder: Path) -> None:
+    path = socket_path("10.0.0.1:6379")
+    assert path.name == "6379.sock"
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    path.parent.chmod(0o755)
+    with pytest.raises(PermissionError, match="not ours alone"):
+        socket_path("10.0.0.1:6379")
+
+
+@pytest.fixture
+def listener(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A resident's socket on the cluster that this process is told of."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(socket_path("127.0.0.1:6379")))
+        listening.listen()
+        yield listening
+
+
+def answer_with(listener: socket.socket, *lines: bytes) -> threading.Thread:
+    """Play the resident for one job: say these lines, and go."""
+
+    def play() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            assert Request.from_line(connection.recv(1 << 16)) == Request(ATTEMPT, SETUP)
+            for line in lines:
+                connection.sendall(line)
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    return thread
+
+
+def test_job_waits_for_the_final_answer(listener: socket.socket) -> None:
+    long = Answer("failed", WORDS * 20_000)
+    whole = answer_to_line(Answer("working")) + answer_to_line(long)
+    playing = answer_with(listener, whole[:10], whole[10:])
+    assert client.learn_warm(ATTEMPT, SETUP) == long
+    playing.join()
+
+
+@pytest.mark.parametrize("lines", [(), (answer_to_line(Answer("working")),)])
+def test_job_goes_on_alone_when_the_resident_dies(
+    listener: socket.socket, lines: tuple[bytes, ...]
+) -> None:
+    playing = answer_with(listener, *lines)
+    assert client.learn_warm(ATTEMPT, SETUP) is None
+    playing.join()
+
+
+def test_job_goes_on_alone_when_the_group_is_another(listener: socket.socket) -> None:
+    playing = answer_with(listener, answer_to_line(Answer("elsewhere")))
+    assert client.learn_warm(ATTEMPT, SETUP) is None
+    playing.join()
