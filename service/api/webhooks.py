@@ -153,7 +153,7 @@ def list_deliveries(
 
 
 @router.post("/{webhook}/test", status_code=202, response_model=DeliveryView)
-def test_webhook(
+def send_test_message(
     webhook: WebhookPath, principal: Admin, context: ContextDep, key: RequestKeyDep
 ) -> JSONResponse:
     """Send it a message of kind `webhook.test`. 409 if it is disabled."""

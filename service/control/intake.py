@@ -125,7 +125,7 @@ def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) 
         same = datasets.find_same(connection, request.model, request.fingerprint)
         if same is not None:
             return Accepted(same, jobs.of_dataset(connection, same.id), is_new=False)
-    _check_addresses(connection, request, intake)
+    check_addresses(connection, request, intake)
     dataset = f"ds-{random_id()}"
     document = request.model_dump(mode="json")
     datasets.create(connection, dataset, model.owner, document, request.pair, intake.now)
@@ -149,7 +149,7 @@ def add_shards(
         }
     )
     _check_number(grown)
-    _check_addresses(connection, grown, intake)
+    check_addresses(connection, grown, intake)
     _note_uploads(connection, dataset, added)
     datasets.set_request(connection, dataset, grown.model_dump(mode="json"))
     return get_dataset(connection, dataset, intake.principal)
@@ -228,8 +228,8 @@ def _note_uploads(connection: Connection, dataset: str, added: NewShards) -> Non
     note_uses(connection, dataset, named)
 
 
-def _check_addresses(connection: Connection, request: NewShards, intake: Intake) -> None:
-    """Where a dataset's shards may lie: at allowed addresses, and among the poster's uploads."""
+def check_addresses(connection: Connection, request: NewShards, intake: Intake) -> None:
+    """Shards may lie at allowed addresses, and among the poster's uploads. Raises Unprocessable."""
 
     def judge(uri: str) -> str | None:
         if uri.startswith(SCHEME):
@@ -237,11 +237,6 @@ def _check_addresses(connection: Connection, request: NewShards, intake: Intake)
         return _address_problem(uri, intake.allowed)
 
     _check_each(request, judge)
-
-
-def check_addresses(request: NewShards, allowed: tuple[str, ...]) -> None:
-    """Raises Unprocessable for addresses outside of the allowed prefixes."""
-    _check_each(request, lambda uri: _address_problem(uri, allowed))
 
 
 def _check_each(request: NewShards, judge: Callable[[str], str | None]) -> None:

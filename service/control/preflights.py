@@ -26,6 +26,7 @@ from service.control.intake import (
     random_id,
 )
 from service.control.lookup import get_model, get_version
+from service.control.uploads import resolve
 from service.database import events, preflights
 from service.database.preflights import NewRow, PreflightRecord, PreflightState
 from service.database.rows import Happening
@@ -33,7 +34,7 @@ from service.errors import Conflict, DatabaseUnavailable, NotFound
 from service.launchers.port import LauncherError, LauncherRefused, LaunchState, LaunchStatus
 from service.principal import Principal
 from workers.contract.dataset import ShardRef
-from workers.contract.errors import ObjectNotFound, StorageUnavailable
+from workers.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
 from workers.contract.job import submission_id
 from workers.contract.modality import Frozen, ModalityPair
 from workers.contract.preflight import AskedShard, AskedShards, PreflightAnswer
@@ -67,7 +68,7 @@ def ask(
     """
     current = get_model(connection, model, intake.principal)
     check_modalities(current, request.pair)
-    check_addresses(NewShards(shards=request.shards), intake.allowed)
+    check_addresses(connection, NewShards(shards=request.shards), intake)
     if current.head == 0:
         raise Conflict(
             f"model {model!r} has no version yet: there is nothing that a dataset could meet; "
@@ -126,7 +127,11 @@ class PreflightRounds:
 
 def submit(context: Context, preflight: PreflightRecord) -> None:
     """queued -> running. Its id is in the database already, so a repeat changes nothing."""
-    asked = _asked_shards(context, preflight)
+    try:
+        asked = _asked_shards(context, preflight)
+    except InvalidDataset as error:
+        _fail(context, preflight, str(error))
+        return
     context.store.put(_key(preflight, _ASKED), asked.model_dump_json().encode())
     try:
         context.launcher.submit(_submission(preflight), _command(context, preflight))
@@ -258,9 +263,18 @@ def _tell_user(context: Context, preflight: PreflightRecord, message: str) -> No
 
 
 def _asked_shards(context: Context, preflight: PreflightRecord) -> AskedShards:
+    """Raises InvalidDataset if an upload was removed meanwhile."""
     request = NewPreflight.model_validate(preflight.request)
-    shards = tuple(AskedShard(uri=ref.uri, sha256=ref.sha256) for ref in request.shards)
-    return AskedShards(shards=shards, allowed_prefixes=context.settings.allowed_prefixes)
+    return AskedShards(
+        shards=tuple(_asked_shard(context, ref) for ref in request.shards),
+        allowed_prefixes=context.settings.allowed_prefixes,
+    )
+
+
+def _asked_shard(context: Context, ref: ShardRef) -> AskedShard:
+    place = resolve(context, ref.uri)
+    address = None if place == ref.uri else place
+    return AskedShard(uri=ref.uri, sha256=ref.sha256, address=address)
 
 
 def _command(context: Context, preflight: PreflightRecord) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, Update, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, Update, insert, select, update
 
 from service.database import events
 from service.database.rows import Approval, DatasetRecord, Happening, JobRecord
@@ -110,29 +110,6 @@ def is_any_in_flight(connection: Connection, model: str) -> bool:
     """Whether a job of the model is between its turn and its end."""
     query = select(jobs.c.id).where(jobs.c.model == model, jobs.c.state.in_(IN_FLIGHT)).limit(1)
     return connection.execute(query).first() is not None
-
-
-def count_open(connection: Connection) -> Mapping[str, int]:
-    """How many jobs are in each state that is not final; states without jobs are there too."""
-    query = (
-        select(jobs.c.state, func.count())
-        .where(jobs.c.finished_at.is_(None))
-        .group_by(jobs.c.state)
-    )
-    counted: dict[str, int] = dict(connection.execute(query).all())
-    open_states = (JobState.QUEUED, *sorted(IN_FLIGHT))
-    return {state.value: counted.get(state.value, 0) for state in open_states}
-
-
-def oldest_queued(connection: Connection) -> datetime | None:
-    """Since when the job that has waited longest has been there."""
-    query = (
-        select(func.min(jobs.c.created_at))
-        .where(jobs.c.finished_at.is_(None))
-        .where(jobs.c.state == JobState.QUEUED)
-    )
-    found: datetime | None = connection.execute(query).scalar()
-    return found
 
 
 def move(

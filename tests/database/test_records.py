@@ -14,7 +14,7 @@ from service.database.engine import Database, open_database
 from service.database.rows import JobRecord
 from service.errors import DatabaseUnavailable, WriteConflict
 from service.principal import LOCAL
-from service.states import TERMINAL, IllegalMove, JobState
+from service.states import IllegalMove, JobState
 from workers.contract.job import Progress
 from workers.contract.model import ModelSpec
 
@@ -180,15 +180,6 @@ def test_progress_is_kept_and_null_is_null(model: Database) -> None:
     with model.read() as connection:
         query = "SELECT count(*) FROM datasets WHERE manifest IS NULL"
         assert connection.exec_driver_sql(query).scalar_one() == 1
-
-
-def test_every_open_state_is_counted(model: Database) -> None:
-    seen = _post(model)
-    with model.read() as connection:
-        counted = jobs.count_open(connection)
-        assert jobs.oldest_queued(connection) == seen.created_at
-    assert set(counted) == {state.value for state in set(JobState) - TERMINAL}
-    assert sum(counted.values()) == counted["queued"] == 1
 
 
 def test_a_reader_does_not_wait_for_a_writer(model: Database) -> None:

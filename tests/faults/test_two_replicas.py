@@ -43,6 +43,7 @@ POLICY = st.sampled_from(
     [
         PLAIN,
         PLAIN,
+        PLAIN,
         GatePolicy(manual_approval=True),
         GatePolicy(max_drift=0.5),
         GatePolicy(min_gain=0.5),

@@ -10,8 +10,10 @@ import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import httpx
 from standardwebhooks.webhooks import Webhook
@@ -24,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 # The specification asks for 15 to 30 seconds. All of it counts: name, connection, answer.
 ANSWER_SECONDS = 15.0
+
+# Looking up a name cannot be interrupted, and one that hangs must not take the threads of others.
+_LOOKUPS = ThreadPoolExecutor(32, thread_name_prefix="webhook lookup")
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
@@ -50,7 +55,8 @@ class Answer:
 async def resolve_host(host: str, port: int) -> Sequence[str]:
     """The addresses of a host, as the system finds them. Raises OSError."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await loop.run_in_executor(_LOOKUPS, look_up)
     return list(dict.fromkeys(str(address[0]) for _, _, _, _, address in found))
 
 

@@ -20,6 +20,7 @@ from tests.unit.storage.user_files import (
 )
 from workers.contract.dataset import Shard, ShardRef
 from workers.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
+from workers.storage import layout
 from workers.storage.intake import Address, DatasetIntake
 from workers.storage.local import LocalStore
 from workers.storage.shard_writer import ROWS_IN_A_GROUP, write_shard
@@ -93,7 +94,7 @@ def test_another_format_is_converted_into_our_store(
     values = arrays(rows=300, kind="float64")
     write_npz(theirs / "a", values)
     shard = intake.training_shard(*named(theirs / "a"), 3)
-    assert list(store.keys("")) == ["datasets/ds-1/training-3.parquet"]
+    assert list(store.keys("")) == [layout.training_shard("ds-1", 3, shard.sha256)]
     assert shard.source is not None
     assert shard.source.uri == (theirs / "a").as_uri()
     assert shard.source.format == "npz"

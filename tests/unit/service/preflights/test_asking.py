@@ -62,6 +62,7 @@ def test_a_model_without_versions_cannot_be_asked(tmp_path: Path) -> None:
     [
         ({"pair": {"first": "image", "second": "smell"}}, "pair.second", "no modality 'smell'"),
         ({"shards": [{"uri": "file:///etc/passwd"}]}, "shards[0].uri", "outside the allowed"),
+        ({"shards": [{"uri": "upload:up-000000000000"}]}, "shards[0].uri", "there is no upload"),
         ({"shards": []}, "shards", "at least 1"),
     ],
 )

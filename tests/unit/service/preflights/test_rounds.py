@@ -6,6 +6,7 @@ from service.control.preflights import PreflightRounds
 from service.database import preflights, tables
 from service.database.preflights import PreflightState
 from service.launchers.port import LaunchState
+from tests.fakes.uploads import announce, complete, send
 from tests.unit.service.preflights.conftest import Asking
 from workers.contract.preflight import AskedShards
 
@@ -171,3 +172,17 @@ def test_old_ones_are_found_and_forgotten(asking: Asking) -> None:
         assert old.id == asked
         preflights.forget(connection, old.id)
         assert [row.id for row in preflights.page(connection, "scenes", None, 10)] == [waiting]
+
+
+def test_an_upload_is_named_with_its_place(asking: Asking) -> None:
+    upload = announce(asking.plane, 3)
+    send(asking.plane, upload, 1, b"abc")
+    complete(asking.plane, upload)
+    uri = f"upload:{upload}"
+    body = asking.body(shards=[{"uri": uri}])
+    asked = asking.plane.client.post("/v1/models/scenes/preflight", json=body).json()["id"]
+    asking.tick_to(asked, RUNNING)
+    told = asking.plane.store.read(f"runs/{asked}/a1/asked.json")
+    (shard,) = AskedShards.model_validate_json(told).shards
+    assert shard.uri == uri
+    assert (shard.address or "").startswith(f"{asking.plane.store.uri}/uploads/{upload}/")
