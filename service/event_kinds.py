@@ -25,6 +25,8 @@ class EventKind(StrEnum):
     MODEL_POLICY = "model.policy"
     MODEL_DELETED = "model.deleted"
     DATASET_DELETED = "dataset.deleted"
+    PREFLIGHT_DONE = "preflight.done"
+    PREFLIGHT_FAILED = "preflight.failed"
     WEBHOOK_TEST = "webhook.test"
 
 
@@ -49,6 +51,8 @@ MEANINGS: dict[EventKind, str] = {
     EventKind.MODEL_POLICY: "somebody changed what a candidate must show",
     EventKind.MODEL_DELETED: "somebody deleted the model",
     EventKind.DATASET_DELETED: "somebody deleted the dataset",
+    EventKind.PREFLIGHT_DONE: "what a dataset would meet is known",
+    EventKind.PREFLIGHT_FAILED: "a pre-flight has no answer",
     EventKind.WEBHOOK_TEST: "somebody tries a webhook; goes to that webhook alone",
 }
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from pydantic import Field
 from sqlalchemy import Connection
 
-from service.control.lookup import get_dataset, get_model
+from service.control.lookup import get_dataset, get_model, hold_model
 from service.control.upload_uris import SCHEME, note_uses, problem_of
 from service.database import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
@@ -118,7 +118,7 @@ def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) 
 
     Raises NotFound for the model, Unprocessable for what can be seen without opening a shard.
     """
-    model = get_model(connection, request.model, intake.principal)
+    model = hold_model(connection, request.model, intake.principal)
     check_modalities(model, request.pair)
     if request.sealed:
         _check_has_shards(request)
@@ -163,6 +163,7 @@ def seal_dataset(connection: Connection, dataset: str, intake: Intake) -> Accept
     found = get_dataset(connection, dataset, intake.principal)
     if found.sealed_at is not None:
         return Accepted(found, jobs.of_dataset(connection, dataset), is_new=False)
+    hold_model(connection, found.model, intake.principal)
     request = _open_request(connection, dataset, intake)
     _check_has_shards(request)
     same = datasets.find_same(connection, request.model, request.fingerprint)

@@ -7,7 +7,7 @@ from typing import Literal
 from sqlalchemy import Connection
 
 from service.control.intake import NewDataset
-from service.control.lookup import get_dataset, get_job, get_model
+from service.control.lookup import get_dataset, get_job, get_model, hold_model
 from service.database import datasets, jobs, models
 from service.database.rows import Approval, JobRecord
 from service.errors import Conflict
@@ -45,7 +45,7 @@ def retry(connection: Connection, job_id: str, word: Word) -> JobRecord:
     if job.state != JobState.FAILED:
         raise Conflict(f"job {job.id} is {job.state}; only a failed job can be tried again")
     # A deleted model has no jobs any more, and what was removed cannot be learned from.
-    get_model(connection, job.model, word.principal)
+    hold_model(connection, job.model, word.principal)
     if job.swept_at is not None:
         raise Conflict(f"what job {job.id} had read was removed; post the dataset again")
     _reclaim(connection, job, word.principal)

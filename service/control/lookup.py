@@ -17,6 +17,15 @@ def get_model(connection: Connection, name: str, principal: Principal) -> ModelR
     return model
 
 
+def hold_model(connection: Connection, name: str, principal: Principal) -> ModelRecord:
+    """The same, and it is not deleted before this transaction ends: for whoever gives it a job.
+
+    Before any lock on one of its datasets or jobs: everybody takes them in this order.
+    """
+    models.hold(connection, name)
+    return get_model(connection, name, principal)
+
+
 def get_dataset(connection: Connection, dataset: str, principal: Principal) -> DatasetRecord:
     """The dataset of that id. Raises NotFound."""
     found = datasets.find(connection, dataset)

@@ -52,6 +52,12 @@ def lock(connection: Connection, name: str) -> ModelRecord | None:
     return None if row is None else _record(row)
 
 
+def hold(connection: Connection, name: str) -> None:
+    """Nobody locks the model, and so deletes it, before this transaction ends; many may hold it."""
+    query = select(models.c.name).where(models.c.name == name).with_for_update(read=True)
+    connection.execute(query)
+
+
 def page(
     connection: Connection, owner: str | None, after: str | None, limit: int
 ) -> list[ModelRecord]:

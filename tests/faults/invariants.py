@@ -26,7 +26,7 @@ class Witness:
         self.head = 0
         self.ends: Counter[str] = Counter()
         self._world = world
-        self.jobs: list[str] = []
+        self.states: dict[str, JobState] = {}
         self._jobs: dict[str, Row] = {}
         self._manifests: dict[tuple[str, int], object] = {}
         self._parsed: dict[tuple[str, int], VersionManifest] = {}
@@ -79,7 +79,7 @@ class Witness:
         for model, several in in_flight.items():
             assert len(several) <= 1, f"{model} has two jobs in flight: {several}"
         self._jobs = {job["id"]: job for job in jobs}
-        self.jobs = list(self._jobs)
+        self.states = {name: JobState(job["state"]) for name, job in self._jobs.items()}
         self._world.woken.clear()
 
     def _compare(self, before: Row, job: Row) -> None:

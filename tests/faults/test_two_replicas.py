@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 )
 
 from service.launchers.port import LaunchState
+from service.states import CANCELLABLE, JobState
 from tests.faults.ending import come_to_an_end, serve
 from tests.faults.invariants import Witness
 from tests.faults.postgres import Postgres
@@ -50,6 +51,12 @@ POLICY = st.sampled_from(
     ]
 )
 TROUBLES = ("killed", "half written", "gave up", "vanished", "stubborn", "false word")
+WORDS = {
+    "approve": {JobState.HELD, JobState.REJECTED},
+    "retry": {JobState.FAILED},
+    "reject": {JobState.HELD},
+    "cancel": CANCELLABLE,
+}
 SHARD = st.sampled_from([*(f"good-{number}" for number in range(GOOD_SHARDS)), BAD])
 
 
@@ -141,11 +148,19 @@ class TwoReplicas(RuleBasedStateMachine):
         """Also one that was posted before, and rows that cannot be used."""
         self.world.post(shard)
 
-    @precondition(lambda self: self.witness.jobs)
-    @rule(pick=PICK, word=st.sampled_from(["cancel", "retry", "approve", "reject"]))
-    def say(self, pick: int, word: str) -> None:
-        job = self.witness.jobs[pick % len(self.witness.jobs)]
-        self.tally[word] += getattr(self.world, word)(job)
+    @precondition(lambda self: self.witness.states)
+    @rule(what=PICK, pick=PICK)
+    def say(self, what: int, pick: int) -> None:
+        """Something that may be said of some job; also at a bad moment."""
+        of_word = {
+            word: [job for job, state in self.witness.states.items() if state in states]
+            for word, states in WORDS.items()
+        }
+        words = [word for word, jobs in of_word.items() if jobs]
+        if words:
+            word = words[what % len(words)]
+            jobs = of_word[word]
+            self.tally[word] += getattr(self.world, word)(jobs[pick % len(jobs)])
 
     @precondition(lambda self: self.witness.head)
     @rule(act=st.sampled_from(["promote", "roll back", "branch", "policy"]), data=st.data())

@@ -4,8 +4,8 @@ import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.problems import KINDS, problem
-from service.errors import BodyTooLarge
+from service.api.problems import KINDS, problem, refusal
+from service.errors import BodyCutOff, BodyTooLarge
 
 # The one kind of body that may be too large for memory: bytes of a file, taken as they come.
 _PART = re.compile(r"^/v1/uploads/[^/]+/parts/[^/]+$")
@@ -40,7 +40,12 @@ class BodyLimit:
 
     async def _hand_on_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = self._max_bytes
-        body = None if _declared(scope) > limit else await _collect(receive, limit)
+        try:
+            body = None if _declared(scope) > limit else await _collect(receive, limit)
+        except BodyCutOff as error:
+            # For the log alone: nobody is there any more.
+            await refusal(error, scope["path"])(scope, receive, send)
+            return
         if body is None:
             await _refuse(scope, receive, send, limit)
             return
@@ -62,10 +67,16 @@ def _words(limit: int) -> str:
 
 
 async def _collect(receive: Receive, limit: int) -> bytes | None:
-    """The whole body; None if it is too large."""
+    """The whole body; None if it is too large.
+
+    Raises BodyCutOff: what is left of a body must not be taken for one. An empty rest would be a
+    request without a reason, done and remembered for its Idempotency-Key.
+    """
     body = bytearray()
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BodyCutOff("the connection ended before the body did")
         body += message.get("body", b"")
         if len(body) > limit:
             return None

@@ -113,7 +113,7 @@ class Deliverer:
                 delivery = await asyncio.to_thread(self._next, webhook)
                 if delivery is None:
                     break
-                answer = await self._sender.send(webhook, delivery, self._clock())
+                answer = await self._send(webhook, delivery)
                 await asyncio.to_thread(self._record, webhook, delivery, answer)
                 if not answer.is_taken:
                     break
@@ -121,6 +121,15 @@ class Deliverer:
         except Exception:
             # Whatever it is, the other webhooks are served; this one's lease runs out by itself.
             logger.exception("a webhook was not served", extra={"webhook": webhook.id})
+
+    async def _send(self, webhook: WebhookRecord, delivery: DeliveryRecord) -> Answer:
+        try:
+            return await self._sender.send(webhook, delivery, self._clock())
+        except Exception:
+            # A message that we cannot send must not keep those behind it from being sent.
+            fields = {"webhook": webhook.id, "delivery": delivery.id}
+            logger.exception("a message could not be sent", extra=fields)
+            return Answer(error="the service made a mistake; its log says which")
 
     def _next(self, webhook: WebhookRecord) -> DeliveryRecord | None:
         with self._database.read() as connection:

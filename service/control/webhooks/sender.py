@@ -85,7 +85,7 @@ class Sender:
             return Answer(error=f"the address is not permitted: {error}")
         except TimeoutError:
             return Answer(error=f"no answer within {self._seconds:g} s")
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
             # The details are for the operator: they may tell of our network.
             fields = {"webhook": webhook.id, "delivery": delivery.id}
             logger.info("a webhook could not be reached: %r", error, extra=fields)
@@ -143,7 +143,8 @@ def _answer(response: httpx.Response, now: datetime) -> Answer:
 
 
 def _words(error: Exception) -> str:
-    if isinstance(error, socket.gaierror):
+    # A name with a part of more than 63 characters cannot even be asked for.
+    if isinstance(error, socket.gaierror | UnicodeError):
         return "its host name was not found"
     if isinstance(_cause(error), ssl.SSLError):
         return "no trusted connection could be made"

@@ -100,3 +100,11 @@ def test_a_failed_dataset_can_be_deleted_and_posted_again(plane: ControlPlane) -
     path = f"/v1/datasets/{plane.job(job).dataset}"
     assert plane.client.request("DELETE", path).status_code == 204
     assert plane.client.post("/v1/datasets", json=body).status_code == 202
+
+
+def test_a_dataset_of_a_deleted_model_cannot_be_sealed(plane: ControlPlane) -> None:
+    dataset = _open(plane)
+    _add(plane, dataset, shards=[plane.shard("a")])
+    assert plane.client.request("DELETE", "/v1/models/scenes").status_code == 204
+    assert plane.client.post(f"/v1/datasets/{dataset}/seal").status_code == 404
+    assert plane.client.get("/v1/jobs").json()["items"] == []

@@ -191,8 +191,9 @@ def test_a_name_without_addresses_is_a_failure() -> None:
     assert _send(Sender((), resolve=Names([])), "https://x.example").error == (
         "its host has no address"
     )
-    answer = _send(Sender(()), "https://no-such-host.invalid/")
-    assert answer.error == "its host name was not found"
+    for host in ("no-such-host.invalid", f"{'x' * 64}.example", "a..example"):
+        answer = _send(Sender(()), f"https://{host}/")
+        assert answer.error == "its host name was not found"
 
 
 def _certificate(folder: Path, name: str) -> tuple[Path, ssl.SSLContext]:

@@ -235,6 +235,22 @@ def test_a_port_where_nobody_listens_is_a_failure(office: PostOffice, closed_por
     assert office.deliveries(webhook["id"])[0]["error"] == "no connection could be made"
 
 
+def test_a_message_that_cannot_be_sent_does_not_hold_up_the_next(
+    office: PostOffice, receiver: Receiver
+) -> None:
+    """A mistake of ours counts as an attempt, too."""
+    webhook = office.make(receiver.url)
+    office.plane.post_dataset("one")
+    with office.plane.context.database.write() as connection:
+        connection.exec_driver_sql("UPDATE webhooks SET secret = 'whsec_'")
+    office.deliver()
+    (delivery,) = office.deliveries(webhook["id"])
+    assert (delivery["attempts"], delivery["error"]) == (
+        1,
+        "the service made a mistake; its log says which",
+    )
+
+
 def test_a_dead_receiver_does_not_hold_up_the_others(
     office: PostOffice, receiver: Receiver, other_receiver: Receiver
 ) -> None:
