@@ -53,6 +53,15 @@ class TookTooLong(CmclError):
     """It goes on; only the waiting ended."""
 
 
+# Too many requests; a gateway without a backend; not ready.
+PASSING = frozenset({429, 502, 503, 504})
+
+
+def may_pass(error: CmclError) -> bool:
+    """Whether the same may succeed later: nobody answered, or whoever did has no time now."""
+    return isinstance(error, Unreachable) or error.status in PASSING
+
+
 def refusal(response: httpx.Response) -> CmclError:
     """The error that a response tells of: problem+json, the endpoint's form, or something else."""
     body = json_object(response) or {}

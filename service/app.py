@@ -31,6 +31,7 @@ from service.api.openapi import PROBLEMS, DescribedApp, operation_id
 from service.api.problems import add_problem_handlers
 from service.clock import Clock, utc_now
 from service.control.access.doorkeeper import Doorkeeper, TokenReader
+from service.control.bell import Bell
 from service.control.context import Context
 from service.control.feed import Feed
 from service.control.preflights import PreflightRounds
@@ -42,6 +43,7 @@ from service.control.webhooks.sender import Sender
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.errors import DatabaseError
+from service.launchers.breaker import Breaker
 from service.launchers.port import Launcher
 from service.launchers.process import ProcessLauncher
 from service.observe.backlog import BacklogCollector
@@ -106,6 +108,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     )
     app.state.context = context
     app.state.reconciler = reconciler
+    app.state.probes = operations.Probes()
     app.state.feed = Feed(context.database, is_stopping=events.is_server_stopping)
     context.metrics.round_age.set_function(reconciler.seconds_since_round)
     for module in _ROUTES:
@@ -123,8 +126,9 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
 
 def create_context(settings: Settings, parts: Parts) -> Context:
     """The parts, with the newest form of the tables in place."""
-    metrics = Metrics(parts.spans or open_spans())
-    database = MeteredDatabase(open_database(settings.database_url), metrics, Witness(metrics))
+    metrics, bell = Metrics(parts.spans or open_spans()), Bell()
+    witness = Witness(metrics, bell.ring)
+    database = MeteredDatabase(open_database(settings.database_url), metrics, witness)
     upgrade(database)
     metrics.registry.register(BacklogCollector(database, parts.clock))
     metrics.registry.register(FiguresCollector(database, parts.clock))
@@ -133,8 +137,11 @@ def create_context(settings: Settings, parts: Parts) -> Context:
         database=database,
         doorkeeper=Doorkeeper(settings, database, parts.clock, _tokens(settings)),
         store=MeteredStore(parts.store or open_store(settings.store_uri), metrics),
-        launcher=MeteredLauncher(parts.launcher or _launcher(settings), metrics),
-        validations=Validations(parts.executor or ThreadPoolExecutor(_VALIDATIONS_AT_ONCE)),
+        launcher=Breaker(MeteredLauncher(parts.launcher or _launcher(settings), metrics)),
+        validations=Validations(
+            parts.executor or ThreadPoolExecutor(_VALIDATIONS_AT_ONCE), bell.ring
+        ),
+        bell=bell,
         metrics=metrics,
         clock=parts.clock,
     )

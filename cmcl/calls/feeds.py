@@ -11,7 +11,7 @@ import httpx
 from httpx_sse import ServerSentEvent
 from pydantic import ValidationError
 
-from cmcl.errors import CmclError, Unreachable, refusal
+from cmcl.errors import CmclError, may_pass, refusal
 from cmcl.flow.api import Api, segment, unreachable
 from cmcl.flow.effects import (
     Exchange,
@@ -31,6 +31,8 @@ PROGRESS = "progress"
 
 _NO_STREAM = frozenset({404, 405, 406, 501})
 _FOREVER = float("inf")
+# Whoever waits for a service to come back wants to know soon when it has.
+_MOST_DOUBLINGS = 5
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,31 @@ class Waiting:
     poll_seconds: float = 0.2
 
 
+class Silence:
+    """How long the service has been away: it restarts, or a proxy says so in its place."""
+
+    def __init__(self, api: Api, waiting: Waiting) -> None:
+        self._clock, self._patience = api.clock, waiting.patience
+        self._since: float | None = None
+
+    def check(self, error: CmclError) -> None:
+        """Raises `error` when there was no patience left for it."""
+        if self._since is None:
+            self._since = self._clock()
+        elif self._clock() - self._since >= self._patience:
+            raise error
+
+    def end(self) -> None:
+        """It has answered."""
+        self._since = None
+
+
 class NoStream(Exception):
     """The service has no events under this address."""
+
+
+class _Over(Exception):
+    """There is nothing more to come."""
 
 
 class Feed:
@@ -58,68 +83,73 @@ class Feed:
         self._last_id = ""
         self._is_connected = False
         self._failures = 0
-        self._silent_since: float | None = None
+        self._silence = Silence(api, waiting)
         self._ends_here = False
         self._reconnect_seconds = api.retries.pause(1)
 
     def next(self) -> Flow[Event | None]:
         """The next event; None at the end, or when the time is over.
 
-        Raises NoStream, Unreachable, and CmclError where the service refuses.
+        Raises NoStream, and CmclError where the service refuses, or stays away for too long.
         """
         while self._api.clock() < self._waiting.until:
             try:
-                if not self._is_connected and not (yield from self._connect()):
-                    return None
-                arrived = yield from next_event()
-            except httpx.TransportError as error:
+                arrived = yield from self._arrived()
+            except _Over:
+                return None
+            except CmclError as error:
                 yield from self._lose(error)
                 continue
-            if arrived is None:
-                self._is_connected = False
-                if self._ends_here:
-                    return None
-                yield Pause(self._reconnect_seconds)
-                continue
-            self._failures, self._silent_since = 0, None
-            event = self._event(arrived)
+            event = self._event(arrived) if arrived else None
             if event is not None:
                 return event
         return None
 
-    def _connect(self) -> Flow[bool]:
-        """False where the service says that there will be no more events."""
+    def _arrived(self) -> Flow[ServerSentEvent | None]:
+        """What comes next over the stream; None where it has ended, and may be opened again."""
+        try:
+            if not self._is_connected:
+                yield from self._connect()
+            arrived = yield from next_event()
+        except httpx.TransportError as error:
+            raise unreachable(Side.SERVICE, error) from error
+        if arrived is not None:
+            self._failures = 0
+            self._silence.end()
+            return arrived
+        self._is_connected = False
+        if self._ends_here:
+            raise _Over
+        yield Pause(self._reconnect_seconds)
+        return None
+
+    def _connect(self) -> Flow[None]:
+        """Raises _Over where the service says that there will be no more events."""
         headers = {"accept": "text/event-stream", "cache-control": "no-store"}
         if self._last_id:
             headers["last-event-id"] = self._last_id
         request = Exchange("GET", self._path, params=self._params, headers=headers)
-        while True:
-            response = yield from listen(Listen(request, self._waiting.until))
-            if response.status_code == httpx.codes.NO_CONTENT:
-                return False
-            if is_stream(response):
-                self._is_connected = True
-                return True
+        response = yield from listen(Listen(request, self._waiting.until))
+        if response.status_code == httpx.codes.NO_CONTENT:
+            raise _Over
+        self._is_connected = is_stream(response)
+        if not self._is_connected:
             if response.is_success or response.status_code in _NO_STREAM:
                 raise NoStream
-            self._failures += 1
-            pause = self._api.retries.pause_after(response, self._failures)
-            if pause is None:
-                raise refusal(response)
-            yield Pause(pause)
+            raise refusal(response)
 
-    def _lose(self, error: httpx.TransportError) -> Flow[None]:
-        """Wait before the next attempt. Raises Unreachable when it has been silent for too long."""
+    def _lose(self, error: CmclError) -> Flow[None]:
+        """Wait before the next attempt. Raises what will not pass, or has lasted for too long."""
+        if not may_pass(error):
+            raise error
         now = self._api.clock()
         if now >= self._waiting.until:
             return
         self._is_connected = False
         self._failures += 1
-        if self._silent_since is None:
-            self._silent_since = now
-        elif now - self._silent_since >= self._waiting.patience:
-            raise unreachable(Side.SERVICE, error) from error
-        yield Pause(min(self._api.retries.pause(self._failures), self._waiting.until - now))
+        self._silence.check(error)
+        pause = self._api.retries.pause(min(self._failures, _MOST_DOUBLINGS))
+        yield Pause(min(pause, self._waiting.until - now))
 
     def _event(self, arrived: ServerSentEvent) -> Event | None:
         """None for what has no data, and for data of a form that this client does not know."""
@@ -156,7 +186,7 @@ class Polls:
     def __init__(self, api: Api, job: str, waiting: Waiting) -> None:
         self._api, self._job, self._waiting = api, job, waiting
         self._seen: Job | None = None
-        self._silent_since: float | None = None
+        self._silence = Silence(api, waiting)
 
     def next(self) -> Flow[Event | None]:
         """See Feed."""
@@ -175,12 +205,12 @@ class Polls:
         """None while the service is away."""
         try:
             job = yield from self._api.get(Job, f"/v1/jobs/{segment(self._job)}")
-        except Unreachable:
-            self._silent_since = self._silent_since or self._api.clock()
-            if self._api.clock() - self._silent_since >= self._waiting.patience:
+        except CmclError as error:
+            if not may_pass(error):
                 raise
+            self._silence.check(error)
             return None
-        self._silent_since = None
+        self._silence.end()
         return job
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pydantic import ValidationError
 
 from cmcl.calls.feeds import PROGRESS, Feed, JobEvents, Waiting
-from cmcl.errors import TookTooLong, Unreachable
+from cmcl.errors import CmclError, TookTooLong, may_pass
 from cmcl.flow.api import Api, given, posted_reason, segment
 from cmcl.flow.effects import Flow, Item, Items, Pause
 from cmcl.types import Event, Job, JobProgress
@@ -116,7 +116,9 @@ def _after(api: Api, now: Job, event: Event | None) -> Flow[Job]:
             pass  # Told in a form of its own: the job itself will do.
     try:
         return (yield from api.get(Job, _path(now.id)))
-    except Unreachable:
+    except CmclError as error:
+        if not may_pass(error):
+            raise
         return now
 
 

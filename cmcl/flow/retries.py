@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import httpx
 
-# Too many requests; a gateway without a backend; not ready.
-_ANOTHER_TIME = frozenset({429, 502, 503, 504})
+from cmcl.errors import PASSING, CmclError
+
 _CONFLICT = 409
 
 
@@ -25,6 +25,11 @@ class Retries:
     longest_pause: float = 30.0
     jitter: Callable[[], float] = random.random
 
+    def __post_init__(self) -> None:
+        """Raises CmclError."""
+        if self.attempts < 1 or self.first_pause < 0 or self.longest_pause < 0:
+            raise CmclError(f"{self}: one attempt at least, and no pause below 0 seconds")
+
     def pause(self, failed: int) -> float:
         """Seconds to wait after so many failures in a row, the first of which is 1."""
         longest = min(self.longest_pause, self.first_pause * 2.0 ** min(failed - 1, 30))
@@ -35,7 +40,7 @@ class Retries:
         asked = _retry_after(response)
         status = response.status_code
         # 409 with a time: the same request is being carried out just now.
-        if status not in _ANOTHER_TIME and not (status == _CONFLICT and asked is not None):
+        if status not in PASSING and not (status == _CONFLICT and asked is not None):
             return None
         if failed >= self.attempts or (asked or 0) > self.longest_pause:
             return None

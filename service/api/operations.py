@@ -1,8 +1,10 @@
 """For the machinery around us: is the process alive, can it work, what does it measure."""
 
+import asyncio
 from collections.abc import Callable
 
-from fastapi import APIRouter
+from anyio import CapacityLimiter, fail_after, to_thread
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import text
@@ -15,19 +17,49 @@ from workers.contract.errors import StorageError
 
 router = APIRouter(tags=["operations"])
 
+# Probes come every few seconds, and what hangs can hang for minutes: it holds up so many threads of
+# its own, and none of those that answer requests.
+_THREADS = 2
+
+
+class Probes:
+    """Asks what must answer, for a few seconds at most: less than whoever probes is patient."""
+
+    def __init__(self, patience_seconds: float = 4.0) -> None:
+        self._patience_seconds = patience_seconds
+        self._threads: dict[str, CapacityLimiter] = {}
+
+    async def ask(self, name: str, question: Callable[[], None]) -> str:
+        """`ok`, or in words what is wrong: this is the report of it."""
+        threads = self._threads.setdefault(name, CapacityLimiter(_THREADS))
+        try:
+            with fail_after(self._patience_seconds):
+                await to_thread.run_sync(question, limiter=threads, abandon_on_cancel=True)
+        except TimeoutError:
+            return f"no answer within {self._patience_seconds:g} s"
+        except (DatabaseError, StorageError) as error:
+            return str(error)
+        return "ok"
+
 
 @router.get("/healthz")
-def healthz() -> Health:
+async def healthz() -> Health:
     """The process answers. Nothing else is asked, so that an outage elsewhere restarts nobody."""
+    # Not in a thread: they may all be waiting for whatever does not answer.
     return Health(status="ok")
 
 
 @router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
-def readyz(context: ContextDep, reconciler: ReconcilerDep) -> JSONResponse:
+async def readyz(context: ContextDep, reconciler: ReconcilerDep, request: Request) -> JSONResponse:
     """Database and object storage answer, and the reconciler gets round."""
+    probes: Probes = request.app.state.probes
+    database, store = await asyncio.gather(
+        probes.ask("database", lambda: _ask_database(context)),
+        probes.ask("store", lambda: _ask_store(context)),
+    )
     checks = {
-        "database": _checked(lambda: _ask_database(context)),
-        "store": _checked(lambda: context.store.folders("")),
+        "database": database,
+        "store": store,
         "reconciler": "ok" if reconciler.is_healthy() else "no round has ended for too long",
     }
     is_ready = set(checks.values()) == {"ok"}
@@ -47,10 +79,6 @@ def _ask_database(context: Context) -> None:
         connection.execute(text("SELECT 1"))
 
 
-def _checked(ask: Callable[[], object]) -> str:
-    """`ok`, or in words what is wrong: this is the report of it."""
-    try:
-        ask()
-    except (DatabaseError, StorageError) as error:
-        return str(error)
-    return "ok"
+def _ask_store(context: Context) -> None:
+    """Where nothing lies: looking through what is there takes longer the more there was."""
+    list(context.store.keys("probes/"))

@@ -25,8 +25,10 @@ from workers.storage.port import ObjectStore
 
 logger = logging.getLogger(__name__)
 
-# For writing and reading the largest file once; after a crash, the next one waits for so long.
+# For writing a file and reading it once, beside what its size takes; after a crash, the next one waits
+# for so long. Were it too short, each attempt would be overtaken by the next, and none would count.
 CLAIM = timedelta(minutes=5)
+_SLOWEST_BYTES_PER_SECOND = 8 << 20
 _NAMED_AT_MOST = 10
 
 
@@ -90,8 +92,9 @@ def _claim(connection: Connection, found: UploadRecord, context: Context) -> _Wo
     if found.lease_until is not None and found.lease_until > now:
         raise Conflict(f"upload {found.id} is being completed; ask again in a moment")
     sources = _sources(connection, found)
-    uploads.claim(connection, found, now + CLAIM)
-    claimed = replace(found, state="completing", attempt=found.attempt + 1, lease_until=now + CLAIM)
+    until = now + CLAIM + timedelta(seconds=found.bytes / _SLOWEST_BYTES_PER_SECOND)
+    uploads.claim(connection, found, until)
+    claimed = replace(found, state="completing", attempt=found.attempt + 1, lease_until=until)
     return _Work(claimed, sources)
 
 

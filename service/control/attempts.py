@@ -10,6 +10,7 @@ from service.control import outcomes
 from service.control.context import Context, is_past
 from service.control.uploads import resolve
 from service.control.validate import read_manifest, verify
+from service.control.watch import is_overdue
 from service.database import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
 from service.launchers.port import LauncherRefused
@@ -33,7 +34,7 @@ def begin(context: Context, job: JobRecord, _: ModelRecord) -> None:
 def validate(context: Context, job: JobRecord, model: ModelRecord) -> None:
     """validating -> submitting, or failed. Quick after a lost attempt: the manifest is there."""
     try:
-        manifest = _manifest(context, _dataset(context, job), model)
+        manifest = _manifest(context, job, model)
     except StorageUnavailable as error:
         # A bucket that does not exist looks like one that does not answer; one wrong address must
         # not hold up the model for ever.
@@ -82,12 +83,13 @@ def _take_back_if_late(context: Context, job: JobRecord) -> None:
 
 
 def stop(context: Context, job: JobRecord) -> None:
-    """A user cancelled: end the attempt, and once it has ended, the job."""
+    """A user cancelled: end the attempt, and once it has ended (or should have), the job."""
     if job.state in (JobState.SUBMITTING, JobState.RUNNING):
         attempt = submission_id(job.id, job.attempt)
         if not context.launcher.status(attempt).has_ended:
             context.launcher.stop(attempt)
-            return
+            if not is_overdue(context, job):
+                return
     context.validations.forget(job.dataset)
     outcomes.cancelled(context, job)
 
@@ -116,17 +118,20 @@ def _dataset(context: Context, job: JobRecord) -> DatasetRecord:
     return dataset
 
 
-def _manifest(
-    context: Context, dataset: DatasetRecord, model: ModelRecord
-) -> DatasetManifest | None:
+def _manifest(context: Context, job: JobRecord, model: ModelRecord) -> DatasetManifest | None:
     """Known, written by a process that died before it could say so, or to be made now."""
+    dataset = _dataset(context, job)
     if dataset.manifest is not None:
         return dataset.manifest
-    written = read_manifest(context.store, dataset.id)
-    if written is not None:
-        return written
+    # Not while it is being made: asked at each look, a store fails once in a while, and a dataset that
+    # takes long to read would be given up for it.
+    if not context.validations.is_under_way(dataset.id, job.revision):
+        written = read_manifest(context.store, dataset.id)
+        if written is not None:
+            return written
     return context.validations.outcome(
         dataset.id,
+        job.revision,
         lambda: verify(
             context.store,
             dataset,

@@ -36,18 +36,20 @@ def branch(
             raise Conflict(message, FieldProblem("name", message, name))
         return existing
     source = get_model(connection, point.model, principal)
-    _check_stored(get_version(connection, point.model, point.version, principal))
+    _check_can_start(get_version(connection, point.model, point.version, principal))
     models.create(connection, name, source.owner, source.spec, now, point)
     for version in _lineage(connection, point):
         manifest = version.manifest.model_copy(update={"model": name})
-        versions.create_copy(connection, manifest, point.model, now)
+        versions.create_copy(connection, manifest, version, now)
     told = {"from_model": point.model, "from_version": point.version, "actor": principal.name}
     happening = Happening(kind="model.branched", owner=source.owner, model=name, data=told)
     events.tell(connection, happening, now)
     return get_model(connection, name, principal)
 
 
-def _check_stored(version: VersionRecord) -> None:
+def _check_can_start(version: VersionRecord) -> None:
+    if version.retired_at is not None:
+        raise Conflict(f"version {version.number} of {version.model!r} was retired")
     if version.stored_at is None:
         message = f"version {version.number} of {version.model!r} is still being stored"
         raise Conflict(f"{message}; try again shortly")

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from service.clock import Clock
 from service.control.access.doorkeeper import Doorkeeper
+from service.control.bell import Bell
 from service.control.validate import Validations
 from service.database.engine import Database
 from service.launchers.port import Launcher
@@ -23,6 +24,7 @@ class Context:
     store: ObjectStore
     launcher: Launcher
     validations: Validations
+    bell: Bell
     metrics: Metrics
     clock: Clock
 

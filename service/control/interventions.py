@@ -89,8 +89,11 @@ def _stop(connection: Connection, job: JobRecord, now: datetime) -> bool:
     """What waits, for its turn or for somebody's word, has nothing that runs anywhere."""
     if job.state not in (JobState.QUEUED, JobState.HELD):
         return jobs.request_cancel(connection, job, now)
+    # The job before its dataset, as everybody who ends one: two at once must not wait for each other.
+    if not jobs.finish(connection, job, JobState.CANCELLED, now):
+        return False
     datasets.release(connection, job.dataset)
-    return jobs.finish(connection, job, JobState.CANCELLED, now)
+    return True
 
 
 def _reclaim(connection: Connection, job: JobRecord, principal: Principal) -> None:

@@ -15,7 +15,13 @@ from sqlalchemy import Connection
 from service.control.context import Context
 from service.control.lookup import get_model, get_version
 from service.database import events, models, versions
-from service.database.rows import Happening, ModelRecord, PromotionKind, PromotionRecord
+from service.database.rows import (
+    Happening,
+    ModelRecord,
+    PromotionKind,
+    PromotionRecord,
+    VersionRecord,
+)
 from service.errors import Conflict, PreconditionFailed
 from service.principal import RECONCILER, Principal
 from workers.contract.errors import InvalidVersion
@@ -39,10 +45,10 @@ def choose(connection: Connection, model: str, version: int, wish: Wish) -> Live
     Choosing the version that answers already changes nothing.
     """
     current = _as_seen(connection, model, wish)
-    _check_can_answer(connection, model, version, wish.principal)
+    found = _that_can_answer(connection, model, version, wish.principal)
     if current.live_version == version:
         return LivePointer(generation=current.live_generation, version=version)
-    return _move_live(connection, current, version, "promoted", wish)
+    return _move_live(connection, current, found, "promoted", wish)
 
 
 def roll_back(connection: Connection, model: str, wish: Wish) -> LivePointer:
@@ -57,13 +63,13 @@ def roll_back(connection: Connection, model: str, wish: Wish) -> LivePointer:
     then = versions.promotion(connection, model, now.returns_to)
     if then is None:
         raise RuntimeError(f"model {model!r} has no promotion {now.returns_to}")
-    _check_can_answer(connection, model, then.version, wish.principal)
-    return _move_live(connection, current, then.version, "rolled_back", wish, then.returns_to)
+    found = _that_can_answer(connection, model, then.version, wish.principal)
+    return _move_live(connection, current, found, "rolled_back", wish, then.returns_to)
 
 
-def promote_published(connection: Connection, model: str, version: int, now: datetime) -> None:
+def promote_published(connection: Connection, version: VersionRecord, now: datetime) -> None:
     """A new version answers as soon as its files are in place."""
-    current = models.lock(connection, model)
+    current = models.lock(connection, version.model)
     if current is not None:
         wish = Wish(RECONCILER, "published", now)
         _move_live(connection, current, version, "published", wish)
@@ -107,20 +113,21 @@ def _as_seen(connection: Connection, model: str, wish: Wish) -> ModelRecord:
     return current
 
 
-def _check_can_answer(
+def _that_can_answer(
     connection: Connection, model: str, version: int, principal: Principal
-) -> None:
+) -> VersionRecord:
     found = get_version(connection, model, version, principal)
     if found.stored_at is None:
         raise Conflict(f"version {version} of {model!r} is still being stored; try again shortly")
     if found.retired_at is not None:
         raise Conflict(f"version {version} of {model!r} was retired and cannot answer any more")
+    return found
 
 
 def _move_live(
     connection: Connection,
     model: ModelRecord,
-    version: int,
+    version: VersionRecord,
     kind: PromotionKind,
     wish: Wish,
     returns_to: int | None = None,
@@ -132,7 +139,7 @@ def _move_live(
     promotion = PromotionRecord(
         model=model.name,
         generation=generation,
-        version=version,
+        version=version.number,
         previous=model.live_version,
         kind=kind,
         returns_to=returns_to,
@@ -141,10 +148,21 @@ def _move_live(
         created_at=wish.now,
     )
     versions.add_promotion(connection, promotion)
-    models.set_live(connection, model.name, version, generation)
-    told = {"generation": generation, "reason": wish.reason, "actor": wish.principal.name}
+    models.set_live(connection, model.name, version.number, generation)
+    # Its job stands among the details: the life of that job had ended when it was published.
+    told = {
+        "generation": generation,
+        "reason": wish.reason,
+        "actor": wish.principal.name,
+        "job": version.job,
+    }
     happening = Happening(
-        kind=f"version.{kind}", owner=model.owner, model=model.name, version=version, data=told
+        kind=f"version.{kind}",
+        owner=model.owner,
+        model=model.name,
+        dataset=version.manifest.dataset,
+        version=version.number,
+        data=told,
     )
     events.tell(connection, happening, wish.now)
-    return LivePointer(generation=generation, version=version)
+    return LivePointer(generation=generation, version=version.number)

@@ -49,7 +49,8 @@ def store_version(context: Context, version: VersionRecord) -> None:
     with context.database.write() as connection:
         if not versions.set_stored(connection, version.model, version.number, now):
             return
-        promote.promote_published(connection, version.model, version.number, now)
+        if version.retired_at is None:
+            promote.promote_published(connection, version, now)
         job = None if version.job is None else jobs.find(connection, version.job)
     context.metrics.stages.labels("storing").observe((now - version.created_at).total_seconds())
     if job is not None:

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 
 from service.control import attempts, promote, publish
 from service.control.context import Context
@@ -41,6 +42,9 @@ STEPS: dict[JobState, Step] = {
 
 _OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable)
 _LONGEST_PAUSE_SECONDS = 30.0
+# However much happens, somebody else must get to the processor as well.
+_SHORTEST_PAUSE_SECONDS = 0.01
+_CHECKED_IN_A_ROUND = 50
 # Longer than any call to the launcher or a copy of a version should take.
 _HEALTHY_SECONDS = 120.0
 
@@ -71,8 +75,9 @@ class Reconciler:
         self._last_tick = context.clock()
 
     def run(self, stop: threading.Event) -> None:
-        """Rounds until `stop` is set."""
-        while not stop.wait(self._context.settings.reconcile_seconds):
+        """Rounds until `stop` is set: now and then, and soon after something has happened here."""
+        while not stop.wait(_SHORTEST_PAUSE_SECONDS):
+            self._context.bell.wait(self._context.settings.reconcile_seconds)
             try:
                 self.tick()
             except Exception as error:  # noqa: BLE001
@@ -109,7 +114,9 @@ class Reconciler:
                 self._has_listed_live = True
             leased = models.leased(connection, self._name, now)
         self._context.metrics.leases_held.set(len(leased))
-        return sorted({*leased, *self._unchecked})
+        # Some of them: after a start there may be thousands, and jobs must not wait for all.
+        unchecked = islice(self._unchecked, _CHECKED_IN_A_ROUND)
+        return sorted({*leased, *unchecked})
 
     def _lease(self) -> None:
         """Claim what nobody has; renew ours at half time, so that most rounds write nothing."""

@@ -1,5 +1,6 @@
 """Reading every shard of a dataset before anything is trained on it."""
 
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -9,7 +10,14 @@ from tempfile import TemporaryDirectory
 from service.control.intake import NewDataset
 from service.database.rows import DatasetRecord
 from workers.contract.dataset import DatasetManifest, Shard, ShardRef
-from workers.contract.errors import InvalidDataset, InvalidVersion, ObjectExists, ObjectNotFound
+from workers.contract.errors import (
+    InvalidDataset,
+    InvalidVersion,
+    ObjectExists,
+    ObjectNotFound,
+    StorageUnavailable,
+    WorkerError,
+)
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
 from workers.storage import layout
@@ -18,7 +26,17 @@ from workers.storage.intake import Address, DatasetIntake, Split
 from workers.storage.port import ObjectStore
 from workers.storage.shards import FEATURES
 
+logger = logging.getLogger(__name__)
+
 Shards = tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """One that was begun, and for which turn of its job."""
+
+    turn: int
+    future: Future[DatasetManifest]
 
 
 class Validations:
@@ -27,25 +45,51 @@ class Validations:
     Nothing is lost with it: a control plane that starts anew simply validates again.
     """
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, when_done: Callable[[], None]) -> None:
         self._executor = executor
-        self._running: dict[str, Future[DatasetManifest]] = {}
+        self._when_done = when_done
+        self._running: dict[str, _Validation] = {}
 
-    def outcome(self, dataset: str, work: Callable[[], DatasetManifest]) -> DatasetManifest | None:
-        """What `work` answered or raised; None while it is still at it. Asking starts it."""
-        future = self._running.get(dataset)
-        if future is None:
-            future = self._running[dataset] = self._executor.submit(work)
-        if not future.done():
+    def outcome(
+        self, dataset: str, turn: int, work: Callable[[], DatasetManifest]
+    ) -> DatasetManifest | None:
+        """What `work` answered or raised; None while it is still at it. Asking starts it.
+
+        `turn` is another number each time that the dataset's job is validated: what was found in an
+        earlier turn, which another service ended, says nothing about the files as they are now.
+        """
+        running = self._running.get(dataset)
+        if running is None or running.turn != turn:
+            self.forget(dataset)
+            running = self._running[dataset] = _Validation(turn, self._submit(work))
+        if not running.future.done():
             return None
         del self._running[dataset]
-        return future.result()
+        try:
+            return running.future.result()
+        except WorkerError:
+            raise
+        except Exception as error:
+            # A mistake of ours, or a full disk: to be tried again, and not for ever.
+            logger.exception("dataset %s could not be read", dataset, extra={"dataset": dataset})
+            words = f"the shards could not be read ({type(error).__name__}); the log says why"
+            raise StorageUnavailable(words) from error
+
+    def _submit(self, work: Callable[[], DatasetManifest]) -> Future[DatasetManifest]:
+        future = self._executor.submit(work)
+        future.add_done_callback(lambda _: self._when_done())
+        return future
+
+    def is_under_way(self, dataset: str, turn: int) -> bool:
+        """Whether it was begun here in this turn, and its outcome was not taken yet."""
+        running = self._running.get(dataset)
+        return running is not None and running.turn == turn
 
     def forget(self, dataset: str) -> None:
         """Nobody waits for it any more."""
-        future = self._running.pop(dataset, None)
-        if future is not None:
-            future.cancel()
+        running = self._running.pop(dataset, None)
+        if running is not None:
+            running.future.cancel()
 
     def close(self) -> None:
         """Start nothing any more, and do not wait for what runs."""

@@ -30,7 +30,12 @@ def watch(context: Context, job: JobRecord, _: ModelRecord) -> None:
         return
     job = _with_progress(context, job)
     status = context.launcher.status(submission_id(job.id, job.attempt))
+    if status.state == LaunchState.RUNNING and job.launched_at is None:
+        job = _launched(context, job)
     if status.has_ended:
+        _watch_ended(context, job, status)
+    elif is_overdue(context, job):
+        context.launcher.stop(submission_id(job.id, job.attempt))
         _watch_ended(context, job, status)
     else:
         _watch_alive(context, job, status)
@@ -38,11 +43,18 @@ def watch(context: Context, job: JobRecord, _: ModelRecord) -> None:
 
 def _watch_alive(context: Context, job: JobRecord, status: LaunchStatus) -> None:
     """Stop it where it says that it failed, or has taken too long; its end is seen later."""
-    if status.state == LaunchState.RUNNING and (job.launched_at is None or job.ended_at):
-        with context.database.write() as connection:
-            jobs.set_launched(connection, job, context.clock())
+    if status.state == LaunchState.RUNNING and job.ended_at is not None:
+        _launched(context, job)
     if _missed_deadline(context, job) is not None or _read_failure(context, job) is not None:
         context.launcher.stop(submission_id(job.id, job.attempt))
+
+
+def _launched(context: Context, job: JobRecord) -> JobRecord:
+    """The launcher says that it runs: from now on other times count."""
+    now = context.clock()
+    with context.database.write() as connection:
+        jobs.set_launched(connection, job, now)
+    return replace(job, launched_at=job.launched_at or now, ended_at=None)
 
 
 def _watch_ended(context: Context, job: JobRecord, status: LaunchStatus) -> None:
@@ -54,7 +66,7 @@ def _watch_ended(context: Context, job: JobRecord, status: LaunchStatus) -> None
     missed = _missed_deadline(context, job)
     if failure is not None:
         _end_with(context, job, failure)
-    elif missed not in (None, _SILENCE) and status.state == LaunchState.STOPPED:
+    elif missed not in (None, _SILENCE) and status.state in _STOPPED_BY_US:
         # Another attempt would wait, or run, just as long: that is for the user to decide.
         outcomes.fail(context, job, FailureReason(missed), _deadline_words(context, missed))
     elif _has_been_over_for_a_while(context, job):
@@ -134,18 +146,34 @@ def _end_with(context: Context, job: JobRecord, failure: Failure) -> None:
 _SILENCE = "silence"
 
 
-def _missed_deadline(context: Context, job: JobRecord) -> str | None:
-    """Which of our own times is over: all by our own clock, so a cluster's may be wrong."""
+# What the launcher says of an attempt that we have told to stop; or it goes on saying that it runs.
+_STOPPED_BY_US = (LaunchState.STOPPED, LaunchState.RUNNING, LaunchState.PENDING)
+
+
+def is_overdue(context: Context, job: JobRecord) -> bool:
+    """Whether it was told to stop for long enough: a launcher that still says it runs is wrong.
+
+    Were it right, the attempt could do no harm: it writes under its own prefix alone.
+    """
+    extra = context.settings.heartbeat_deadline_seconds
+    return _missed_deadline(context, job, extra) is not None
+
+
+def _missed_deadline(context: Context, job: JobRecord, extra: float = 0.0) -> str | None:
+    """Which of our own times is over, and so many seconds more.
+
+    All by our own clock, so a cluster's may be wrong.
+    """
     settings = context.settings
     if job.launched_at is None:
-        is_late = is_past(context, job.state_changed_at, settings.queue_deadline_seconds)
+        is_late = is_past(context, job.state_changed_at, settings.queue_deadline_seconds + extra)
         return FailureReason.QUEUE_DEADLINE if is_late else None
-    if is_past(context, job.launched_at, settings.run_deadline_seconds):
+    if is_past(context, job.launched_at, settings.run_deadline_seconds + extra):
         return FailureReason.RUN_DEADLINE
     if job.heard_at is None:
-        is_late = is_past(context, job.launched_at, settings.start_deadline_seconds)
+        is_late = is_past(context, job.launched_at, settings.start_deadline_seconds + extra)
         return FailureReason.START_DEADLINE if is_late else None
-    if is_past(context, job.heard_at, settings.heartbeat_deadline_seconds):
+    if is_past(context, job.heard_at, settings.heartbeat_deadline_seconds + extra):
         return _SILENCE
     return None
 

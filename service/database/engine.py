@@ -14,7 +14,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -26,6 +26,17 @@ _READER = "cmcl_reader"
 _BUSY_MILLISECONDS = 15_000
 _BETWEEN_TRIES_SECONDS = 0.01
 _CONFLICTS_BEFORE_GIVING_UP = 3
+# A service that vanished in the middle of a transaction keeps its locks for so long, and no longer.
+_IDLE_MILLISECONDS = 60_000
+# Without these, a server that vanished with its machine (no answer, no hang up) is waited for by the
+# system's own rules: two hours. Seconds, but for the last one: milliseconds without an acknowledgement.
+_PATIENCE = {
+    "connect_timeout": "10",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "4",
+    "tcp_user_timeout": "30000",
+}
 
 
 class Database:
@@ -70,10 +81,12 @@ def open_database(url: str) -> Database:
     """The database at `url`; for SQLite its folder is made if need be."""
     parsed = _with_driver(make_url(url))
     if parsed.get_backend_name() != "sqlite":
-        return Database(create_engine(parsed, pool_pre_ping=True))
+        engine = create_engine(_patient(parsed), pool_pre_ping=True, hide_parameters=True)
+        event.listen(engine, "connect", _configure_postgresql)
+        return Database(engine)
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed)
+    engine = create_engine(parsed, hide_parameters=True)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return Database(engine)
@@ -84,6 +97,21 @@ def _with_driver(url: URL) -> URL:
     if url.drivername in ("postgresql", "postgres"):
         return url.set(drivername="postgresql+psycopg")
     return url
+
+
+def _patient(url: URL) -> URL:
+    """What the address says of waiting itself holds."""
+    missing = {name: value for name, value in _PATIENCE.items() if name not in url.query}
+    return url.update_query_dict(missing)
+
+
+def _configure_postgresql(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    """As patient as with SQLite: whoever waits for a lock is told after some seconds."""
+    cursor = connection.cursor()
+    cursor.execute(f"SET lock_timeout = {_BUSY_MILLISECONDS}")
+    cursor.execute(f"SET idle_in_transaction_session_timeout = {_IDLE_MILLISECONDS}")
+    cursor.close()
+    connection.commit()
 
 
 def _configure_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
@@ -123,8 +151,13 @@ def _translated() -> Iterator[None]:
     except IntegrityError as error:
         raise WriteConflict(str(error.orig)) from error
     except (OperationalError, PoolTimeout) as error:
-        raise DatabaseUnavailable(f"the database did not answer: {error}") from error
+        raise DatabaseUnavailable(f"the database did not answer: {_words(error)}") from error
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
-        raise DatabaseUnavailable(f"the database hung up: {error}") from error
+        raise DatabaseUnavailable(f"the database hung up: {_words(error)}") from error
+
+
+def _words(error: SQLAlchemyError) -> str:
+    """The driver's own: users see them, so neither the statement nor its values may be in them."""
+    return str(error.orig if isinstance(error, DBAPIError) else error)

@@ -71,9 +71,9 @@ def page(
 
 
 def with_live_version(connection: Connection) -> list[str]:
-    """Names of models that have ever been promoted."""
-    query = select(models.c.name).where(models.c.live_generation > 0).order_by(models.c.name)
-    return list(connection.scalars(query))
+    """Names of models that have ever been promoted and were not deleted."""
+    query = select(models.c.name).where(models.c.live_generation > 0, models.c.deleted_at.is_(None))
+    return list(connection.scalars(query.order_by(models.c.name)))
 
 
 def claimable(connection: Connection, service: str, now: datetime, renew_before: datetime) -> bool:

@@ -15,10 +15,15 @@ def create(connection: Connection, manifest: VersionManifest, now: datetime) -> 
 
 
 def create_copy(
-    connection: Connection, manifest: VersionManifest, source: str, now: datetime
+    connection: Connection, manifest: VersionManifest, original: VersionRecord, now: datetime
 ) -> None:
-    """Insert a version of a branch, whose files are to be copied from the model `source`."""
-    _insert(connection, manifest, now, copied_from=source)
+    """Insert a version of a branch, whose files are to be copied from the original.
+
+    What was retired there cannot answer here either.
+    """
+    _insert(connection, manifest, now, copied_from=original.model)
+    if original.retired_at is not None:
+        set_retired(connection, manifest.model, manifest.version, original.retired_at)
 
 
 def _insert(

@@ -5,6 +5,7 @@ nothing is counted that was rolled back, and nothing that happened is missed.
 """
 
 import logging
+from collections.abc import Callable
 
 from service.database.rows import Happening
 from service.observe.metrics import Metrics
@@ -20,11 +21,13 @@ _ENDS = frozenset(TERMINAL)
 class Witness:
     """Hears of everything that this process did."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, wake: Callable[[], None]) -> None:
         self._metrics = metrics
+        self._wake = wake
 
     def __call__(self, happening: Happening) -> None:
-        """It was committed."""
+        """It was committed. What follows from it need not wait for the next round."""
+        self._wake()
         _log(happening)
         state = _STATES.get(happening.kind)
         if state is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from sqlalchemy import text
 
 from service.control.intake import Intake, NewDataset, accept_dataset, create_model
 from service.database import jobs, models
@@ -205,6 +206,33 @@ def test_a_database_that_is_not_there_says_so() -> None:
     database = open_database("postgresql://nobody@127.0.0.1:1/x")
     with pytest.raises(DatabaseUnavailable), database.read():
         pass
+    database.close()
+
+
+def test_an_outage_is_told_without_statement_and_values(database: Database) -> None:
+    statement = text("SELECT CAST(:secret AS INTEGER) FROM nowhere")
+    with pytest.raises(Exception, match="nowhere") as raised, database.write() as connection:
+        connection.execute(statement, {"secret": "whsec_0123456789"})
+    # What a log would show of it.
+    for error in (raised.value, raised.value.__cause__):
+        assert "whsec_" not in str(error)
+    if isinstance(raised.value, DatabaseUnavailable):
+        assert "SELECT" not in str(raised.value)
+
+
+def test_whoever_waits_for_a_lock_is_told_in_the_end(database: Database) -> None:
+    is_sqlite = database.engine.dialect.name == "sqlite"
+    asked = "PRAGMA busy_timeout" if is_sqlite else "SHOW lock_timeout"
+    with database.read() as connection:
+        assert connection.exec_driver_sql(asked).scalar_one() in (15_000, "15s")
+
+
+def test_a_server_that_vanished_is_not_waited_for_by_hours() -> None:
+    database = open_database("postgresql://nobody@127.0.0.1:1/x?connect_timeout=3")
+    _, given = database.engine.dialect.create_connect_args(database.engine.url)
+    assert given["connect_timeout"] == "3"
+    assert int(given["keepalives_idle"]) < 60
+    assert int(given["tcp_user_timeout"]) < 60_000
     database.close()
 
 

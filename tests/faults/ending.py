@@ -47,6 +47,7 @@ def serve(world: World) -> None:
 
 
 def _approve(world: World) -> None:
+    """People say yes to everything, also to what was rejected, and at any moment."""
     for job in world.jobs():
-        if job.state == JobState.HELD:
+        if job.state in (JobState.HELD, JobState.REJECTED):
             world.approve(job.id)

@@ -21,7 +21,7 @@ Act = Callable[[World], None]
 class Life:
     """`ends`: the states in which its jobs end, in the order of their arrival.
 
-    `is_told_apart`: whether it has come to what no other life has; from there on it is struck.
+    It is struck from where it `is_told_apart` from all others to where it `is_common` again.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Life:
     react: Act
     ends: tuple[JobState, ...]
     is_told_apart: Callable[[World], bool] = lambda _: True
+    is_common: Callable[[World], bool] = lambda _: False
 
 
 def is_quiet(world: World) -> bool:
@@ -92,10 +93,6 @@ def _forgotten(world: World, attempt: str) -> None:
     world.cluster.vanish(attempt)
 
 
-def _half(world: World, attempt: str) -> None:
-    world.leave_half(attempt)
-
-
 def _retried(world: World) -> None:
     _serve_but_first(lambda world, attempt: world.give_up(attempt))(world)
     for job in _in(world, JobState.FAILED):
@@ -150,13 +147,16 @@ def _is_judged(world: World) -> bool:
     return any(job.state in (JobState.GATING, *TERMINAL) for job in world.jobs())
 
 
+def _is_repeated(world: World) -> bool:
+    return any(job.attempt == 2 and job.state == JobState.RUNNING for job in world.jobs())
+
+
 PUBLISHED, REJECTED = JobState.PUBLISHED, JobState.REJECTED
 HELD_FIRST = _with_policy(GatePolicy(manual_approval=True))
 # Without held-out rows the gain is not measured, so the candidate is rejected.
 REJECTED_FIRST = _with_policy(GatePolicy(min_gain=0.5))
 TROUBLES = {
     "attempt lost": _lost,
-    "attempt lost while it wrote": _half,
     "failed by a false word": _false_word,
     "head restarted": _forgotten,
 }
@@ -173,11 +173,18 @@ SAID = {
 LIVES = (
     Life("two datasets", _two, _serve, (PUBLISHED, PUBLISHED)),
     Life("bad rows", _bad, _serve, (JobState.FAILED,)),
-    Life("retried", _one, _retried, (PUBLISHED,), _was("trouble")),
+    Life("retried", _one, _retried, (PUBLISHED,), _was("trouble"), _is_repeated),
     Life("branched", _one, _branched, (PUBLISHED,), _was("branch")),
     Life("rolled back", _two, _rolled_back, (PUBLISHED, PUBLISHED), _was("roll back")),
     *(
-        Life(name, _one, _serve_but_first(trouble), (PUBLISHED,), _was("trouble"))
+        Life(
+            name,
+            _one,
+            _serve_but_first(trouble),
+            (PUBLISHED,),
+            _was("trouble"),
+            _is_repeated,
+        )
         for name, trouble in TROUBLES.items()
     ),
     *(

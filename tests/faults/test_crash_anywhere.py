@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,26 +66,37 @@ def _strike(
 
 def _live(world: World, life: Life, lifeline: Lifeline) -> None:
     witness, context = Witness(world), world.context(world.database)
-    reconciler, is_common = Reconciler(context), True
+    turns = _turns(world, life, context, lifeline)
     life.begin(world)
     for _ in range(_MOST_ROUNDS):
-        if is_common and life.is_told_apart(world):
-            reconciler.stop()
-            reconciler, is_common = Reconciler(_mortal(context, lifeline)), False
         try:
-            reconciler.tick()
+            next(turns).tick()
         except DatabaseUnavailable:
             # As the reconciler's own loop does: the round is over, the next one comes.
             witness.look()
         except Death:
             witness.look()
-            reconciler = Reconciler(context)
-        world.clock.advance(1)
+            turns = itertools.repeat(Reconciler(context))
+        world.clock.advance(2)
         life.react(world)
         if is_quiet(world):
             break
     witness.look_at_the_end()
     check_end(world, life)
+
+
+def _turns(world: World, life: Life, context: Context, lifeline: Lifeline) -> Iterator[Reconciler]:
+    """Whose turn it is: while the life is like no other, that of the one which may be struck."""
+    for reconciler, is_over in (
+        (Reconciler(context), life.is_told_apart),
+        (Reconciler(_mortal(context, lifeline)), life.is_common),
+        (Reconciler(context), lambda _: False),
+    ):
+        while not is_over(world):
+            yield reconciler
+        with suppress(DatabaseUnavailable):
+            # Then its leases run out by themselves.
+            reconciler.stop()
 
 
 def _mortal(context: Context, lifeline: Lifeline) -> Context:

@@ -11,6 +11,7 @@ from tests.faults.ending import come_to_an_end, serve
 from tests.faults.invariants import Witness
 from tests.faults.replica import Order, Replica
 from tests.faults.world import BAD, Template, World
+from workers.contract.policy import GatePolicy
 from workers.storage import layout
 from workers.storage.versions import read_live
 
@@ -136,3 +137,60 @@ def test_a_dataset_that_was_mended_keeps_its_files(world: World, replicas: list[
     found = world.job(job)
     assert found.state == JobState.PUBLISHED
     assert world.store.read(layout.dataset_manifest(found.dataset))
+
+
+def test_a_job_that_was_looked_at_long_ago_begins_alone(
+    world: World, replicas: list[Replica]
+) -> None:
+    """A is about to begin the second job; meanwhile the first one is retried, and B begins it."""
+    first, second = replicas
+    retried, waiting = _one_that_failed(world, second), world.post("good-1")
+    assert waiting is not None
+    second.kill()
+    world.clock.advance(6)
+    _stand_before_its_move(first)
+    world.clock.advance(6)
+    assert world.retry(retried)
+    second.restart()
+    while world.job(retried).state != JobState.RUNNING:
+        second.round()
+    first.round()
+    assert world.job(waiting).state == JobState.QUEUED
+    come_to_an_end(world, replicas, Witness(world))
+
+
+def test_no_candidate_is_approved_beside_another_one(world: World, replicas: list[Replica]) -> None:
+    replica, _ = replicas
+    world.set_policy(GatePolicy(min_gain=0.5))
+    rejected = world.post("good-0")
+    assert rejected is not None
+    tell(world, replica)
+    assert world.job(rejected).state == JobState.REJECTED
+    world.set_policy(GatePolicy())
+    follower = world.post("good-1")
+    assert follower is not None
+    while world.job(follower).state != JobState.RUNNING:
+        replica.round()
+    assert not world.approve(rejected)
+    tell(world, replica)
+    assert world.job(follower).state == JobState.PUBLISHED
+    assert not world.approve(rejected)
+    Witness(world).look_at_the_end()
+
+
+def _one_that_failed(world: World, replica: Replica) -> str:
+    job = world.post("good-0")
+    assert job is not None
+    while not world.cluster.alive:
+        replica.round()
+    world.give_up(f"{job}-a1")
+    while world.job(job).state != JobState.FAILED:
+        replica.round()
+        world.clock.advance(1)
+    return job
+
+
+def _stand_before_its_move(replica: Replica) -> None:
+    """It has leased the model and looked at the job that waits, and is about to begin it."""
+    while not (replica.contact.method == "write" and replica.leads):
+        replica.go()

@@ -17,6 +17,7 @@ import pyarrow as pa
 from sqlalchemy import Connection
 
 from service.control import branch, interventions, promote
+from service.control.bell import Bell
 from service.control.context import Context
 from service.control.intake import Intake, NewDataset, accept_dataset
 from service.control.interventions import Word
@@ -46,7 +47,7 @@ GOOD_SHARDS = 6
 BAD = "bad"
 # Short, so that a story of some hundred seconds meets each of them.
 DEADLINES = {
-    "lease_seconds": 4,
+    "lease_seconds": 6,
     "queue_deadline_seconds": 60,
     "start_deadline_seconds": 40,
     "run_deadline_seconds": 300,
@@ -139,7 +140,8 @@ class World:
             database=database,
             store=self.store,
             launcher=self.cluster,
-            validations=Validations(InlineExecutor()),
+            validations=Validations(InlineExecutor(), lambda: None),
+            bell=Bell(),
             clock=self.clock,
         )
 

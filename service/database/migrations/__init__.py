@@ -31,4 +31,6 @@ def upgrade(database: Database, revision: str = "head") -> None:
 def _lock(connection: Connection) -> None:
     """SQLite's write transactions are one at a time anyway."""
     if connection.dialect.name == "postgresql":
+        # Another one's migration may take minutes.
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})

@@ -63,7 +63,7 @@ ASKED_BY = {
     "read_webhook": "webhook",
     "remove_webhook": "delete_webhook",
     "list_deliveries": "deliveries",
-    "test_webhook": "test_webhook",
+    "send_test_message": "test_webhook",
     "whoami": "whoami",
     "post_key": "create_key",
     "list_keys": "keys",

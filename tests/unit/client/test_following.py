@@ -100,6 +100,30 @@ def test_a_service_that_stays_away_is_given_up(client: Client, server: RestServe
         list(client.events("job-1", patience=0.02))
 
 
+@pytest.mark.parametrize("away", [None, (502, "<html>no backend"), (503, {"detail": "not now"})])
+def test_watching_outlasts_a_service_that_is_away(
+    client: Client, server: RestServer, away: Answer | None
+) -> None:
+    """It restarts, or a proxy stands before it and says so: longer than one request is retried."""
+    left = 25
+
+    def answer(asked: Asked) -> Answer | None:
+        nonlocal left
+        left -= 1
+        if left == 24 or left < 0:
+            return 200, job("running" if left == 24 else "published")
+        return away
+
+    server.answer = answer
+    assert client.watch("job-1", timeout=30).state == "published"
+
+
+def test_listening_to_a_service_that_is_not_ready_ends(client: Client, server: RestServer) -> None:
+    server.always((503, {"detail": "not now"}))
+    with pytest.raises(CmclError, match="not now"):
+        list(client.events("job-1", patience=0.02))
+
+
 def test_a_refusal_is_no_reason_to_try_again(client: Client, server: RestServer) -> None:
     server.always((403, {"detail": "the scope 'read' is needed"}))
     with pytest.raises(CmclError, match="scope 'read'"):

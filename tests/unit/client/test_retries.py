@@ -107,3 +107,9 @@ def test_a_server_that_hangs_up_is_asked_again(server: RestServer, client: Clien
     server.always(None, (503, {}), (200, LIVE))
     assert client.live("scenes").version == 1
     assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("wrong", [{"attempts": 0}, {"first_pause": -1}, {"longest_pause": -1}])
+def test_retries_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(CmclError, match="one attempt at least"):
+        Retries(**wrong)  # type: ignore[arg-type]

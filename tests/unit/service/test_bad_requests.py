@@ -1,13 +1,17 @@
 """Every bad input that can be seen without opening a shard: clear words, and no trace."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
+from tests.fakes.served_app import served
 
 
 def _assert_problem(response: httpx.Response, status: int) -> dict[str, str]:
@@ -267,3 +271,20 @@ def test_json_of_great_depth_is_refused(plane: ControlPlane, depth: int) -> None
     response = plane.client.post("/v1/models", content=text, headers=headers)
     assert response.status_code in (400, 422)
     assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_a_request_that_was_cut_off_is_not_done(plane: ControlPlane) -> None:
+    job = plane.post_dataset("one")
+    path, key = f"/v1/jobs/{job}/cancel", {"Idempotency-Key": "once"}
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nIdempotency-Key: once\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 20\r\n\r\n"
+    with served(plane.app) as url:
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port)) as connection:
+            connection.sendall(head.encode())
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(4096):
+                pass
+    assert plane.job(job).state == JobState.QUEUED
+    # Its key is free: whoever was cut off sends the whole of it again.
+    assert plane.client.post(path, json={"reason": ""}, headers=key).status_code == 202

@@ -61,6 +61,19 @@ def test_a_branch_needs_a_version_that_is_there(three: ControlPlane) -> None:
     assert three.client.get("/v1/models/fork").status_code == 404
 
 
+def test_what_was_retired_does_not_answer_in_a_branch(three: ControlPlane) -> None:
+    assert three.client.request("DELETE", "/v1/models/scenes/versions/1").status_code == 204
+    assert _branch(three, version=1) == 409
+    assert _branch(three, version=2) == 201
+    three.tick(5)
+    first, second = three.versions("fork")
+    assert first.retired_at is not None
+    assert second.stored_at is not None
+    history = three.client.get("/v1/models/fork/promotions").json()["items"]
+    assert [promotion["version"] for promotion in history] == [2]
+    assert three.client.put("/v1/models/fork/live", json={"version": 1}).status_code == 409
+
+
 def test_roll_back_returns_to_what_was_promoted_before(three: ControlPlane) -> None:
     live = three.client.put("/v1/models/scenes/live", json={"version": 1}).json()["version"]
     found = [live]

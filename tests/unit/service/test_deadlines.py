@@ -93,3 +93,45 @@ def test_an_attempt_that_was_not_over_after_all_goes_on(patient_plane: ControlPl
     assert plane.job(job).ended_at is None
     plane.tick(10)
     assert plane.job(job).state == JobState.RUNNING
+
+
+def test_an_attempt_that_a_cluster_never_lets_go_of_is_lost(plane: ControlPlane) -> None:
+    """The cluster says for ever that it runs; nobody hears of it, and no stop ends it."""
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    report_progress(plane.store, job, 1, "training")
+    plane.tick()
+    plane.launcher.stops_at_once = False
+    plane.clock.advance(301)
+    plane.tick(2)
+    assert plane.job(job).state == JobState.RUNNING
+    plane.clock.advance(300)
+    plane.tick(2)
+    assert plane.job(job).state == JobState.QUEUED
+    assert plane.run_to_end(job).attempt == 2
+
+
+def test_one_that_it_never_lets_go_of_can_be_cancelled(plane: ControlPlane) -> None:
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    report_progress(plane.store, job, 1, "training")
+    plane.tick()
+    plane.launcher.stops_at_once = False
+    assert plane.client.post(f"/v1/jobs/{job}/cancel").status_code == 202
+    plane.tick(3)
+    assert plane.job(job).state == JobState.RUNNING
+    plane.clock.advance(601)
+    plane.tick()
+    assert plane.job(job).state == JobState.CANCELLED
+
+
+def test_what_ran_while_nobody_looked_is_not_stopped(plane: ControlPlane) -> None:
+    """The service was away for longer than any attempt may wait for its start."""
+    plane.launcher.starts_at_once = False
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    plane.clock.advance(10_000)
+    plane.launcher.end(f"{job}-a1", LaunchState.RUNNING)
+    plane.tick(3)
+    assert plane.job(job).state == JobState.RUNNING
+    assert plane.launcher.stopped == []

@@ -5,18 +5,24 @@ import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from pydantic import ValidationError
 
+from service.api.operations import Probes
 from service.app import Parts, create_app
 from service.control.reconcile import Reconciler
 from service.logs import JsonLines, log_config
 from service.settings import Settings
 from tests.fakes.app_client import AppClient
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.mortal import Lifeline
+from tests.fakes.served_app import served
+from workers.storage.local import LocalStore
 
 
 def test_a_healthy_process_is_ready(plane: ControlPlane) -> None:
@@ -31,6 +37,33 @@ def test_without_its_store_it_is_alive_and_not_ready(plane: ControlPlane) -> Non
     assert response.status_code == 503
     assert "broken" in response.json()["checks"]["store"]
     assert plane.client.get("/healthz").status_code == 200
+
+
+class _HangingStore(FlakyStore):
+    """Does not answer before it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(LocalStore(folder))
+        self.answers = threading.Event()
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        self.answers.wait()
+        return super().keys(prefix)
+
+
+def test_a_store_that_hangs_holds_up_no_other_request(plane: ControlPlane) -> None:
+    store = _HangingStore(plane.folder / "hanging")
+    app = create_app(plane.context.settings, Parts(store=store, launcher=plane.launcher))
+    app.state.probes = Probes(patience_seconds=0.05)
+    try:
+        with served(app) as url, httpx.Client(base_url=url, timeout=20) as client:
+            # More than there are threads for requests.
+            for _ in range(50):
+                checks = client.get("/readyz").json()["checks"]
+                assert checks["store"] == "no answer within 0.05 s"
+            assert client.get("/v1/models").status_code == 200
+    finally:
+        store.answers.set()
 
 
 def test_a_reconciler_that_stands_still_is_noticed(plane: ControlPlane) -> None:

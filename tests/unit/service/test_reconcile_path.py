@@ -72,7 +72,7 @@ def test_the_worker_is_told_everything_by_its_spec(plane: ControlPlane) -> None:
     spec = JobSpec.model_validate_json(plane.store.read(layout.run_spec(job, 1)))
     assert (spec.version, spec.parent, spec.dataset.rows) == (1, None, 16)
     (held_out,) = spec.dataset.evaluation_shards
-    key = layout.evaluation_shard(spec.dataset.dataset, 0)
+    key = layout.evaluation_shard(spec.dataset.dataset, 0, held_out.sha256)
     assert held_out.uri == f"{plane.store.uri}/{key}"
     assert plane.store.size(key) == held_out.bytes
 

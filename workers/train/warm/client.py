@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import workers
 from workers.train.warm.desk import Answer, Attempt
 from workers.train.warm.wire import Request, Setup, answer_from_line, socket_path
 
-# How often a job that stands in line looks whether the cluster has room for ranks of its own.
+# A job that stands in line waits for as long as ranks of its own would take to start; then it looks
+# now and then whether the cluster has room for them.
+_PATIENCE_SECONDS = 20.0
 _LOOK_SECONDS = 1.0
 # What the results may depend on beside our own code.
 _PACKAGES = ("cmcl", "torch", "ray", "numpy")
@@ -70,11 +73,13 @@ def _wait(connection: socket.socket, setup: Setup) -> Answer | None:
     """The final answer; None if the attempt need not wait. Raises OSError if the resident died."""
     connection.settimeout(_LOOK_SECONDS)
     answer, received = Answer("waiting"), b""
+    patient_until = time.monotonic() + _PATIENCE_SECONDS
     while not answer.is_final:
         try:
             received += _received(connection)
         except TimeoutError:
-            if answer.state == "waiting" and _has_room(setup):
+            is_patient = answer.state != "waiting" or time.monotonic() < patient_until
+            if not is_patient and _has_room(setup):
                 return None
         *lines, received = received.split(b"\n")
         for line in lines:
