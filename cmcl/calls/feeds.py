@@ -85,6 +85,7 @@ class Feed:
         self._failures = 0
         self._silence = Silence(api, waiting)
         self._ends_here = False
+        self._asked_for_more = False
         self._reconnect_seconds = api.retries.pause(1)
 
     def next(self) -> Flow[Event | None]:
@@ -114,14 +115,20 @@ class Feed:
         except httpx.TransportError as error:
             raise unreachable(Side.SERVICE, error) from error
         if arrived is not None:
-            self._failures = 0
+            self._failures, self._asked_for_more = 0, False
             self._silence.end()
             return arrived
         self._is_connected = False
-        if self._ends_here:
-            raise _Over
-        yield Pause(self._reconnect_seconds)
+        yield from self._await_more()
         return None
+
+    def _await_more(self) -> Flow[None]:
+        """Before a stream that has ended is opened again: at once, once, where the job has ended."""
+        if not self._ends_here:
+            yield Pause(self._reconnect_seconds)
+        elif self._asked_for_more:
+            raise _Over
+        self._asked_for_more = True
 
     def _connect(self) -> Flow[None]:
         """Raises _Over where the service says that there will be no more events."""
@@ -159,7 +166,8 @@ class Feed:
         is_numbered = bool(arrived.id) and arrived.id != self._last_id
         self._last_id = arrived.id or self._last_id
         event = parse_event(arrived.event, arrived.data, arrived.id if is_numbered else None)
-        if event is not None and event.kind != PROGRESS:
+        # What becomes of its version is told behind a job's end.
+        if event is not None and event.kind.startswith("job."):
             self._ends_here = event.kind in FINAL_KINDS
         return event
 

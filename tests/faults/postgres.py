@@ -20,7 +20,7 @@ class Postgres:
 
     def fresh_database(self) -> str:
         """Its URL, always the same one. What an earlier story left in it is gone."""
-        self._run(f"DROP DATABASE IF EXISTS {_STORY}")
+        self._run(f"DROP DATABASE IF EXISTS {_STORY} WITH (FORCE)")
         self._run(f"CREATE DATABASE {_STORY} TEMPLATE {_TEMPLATE}")
         return self._url_of(_STORY)
 

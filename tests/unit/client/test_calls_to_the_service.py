@@ -200,7 +200,8 @@ def test_events_are_told_from_the_first_to_the_last(published: Client) -> None:
     assert [event.version for event in told] == [1, 2]
     jobs = list(published.jobs("scenes"))
     kinds = [event.kind for event in published.events(jobs[0].id) if event.id]
-    assert (kinds[0], kinds[-1]) == ("job.queued", "job.published")
+    assert kinds[0] == "job.queued"
+    assert "job.published" in kinds[-2:]
 
 
 def test_a_pre_flight_is_asked_and_answered(

@@ -168,7 +168,8 @@ def test_jobs_are_listed_shown_and_told(cmcl: Cmcl) -> None:
     assert "published" in cmcl("job", "show", first["id"])
     assert "job.published" in cmcl("job", "events", first["id"])
     kinds = [event["kind"] for event in cmcl.lines("job", "events", first["id"])]
-    assert (kinds[0], kinds[-1]) == ("job.queued", "job.published")
+    assert kinds[0] == "job.queued"
+    assert "job.published" in kinds
 
 
 def test_candidates_are_approved_and_rejected(cmcl: Cmcl, plane: ControlPlane) -> None:

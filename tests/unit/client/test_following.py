@@ -46,7 +46,7 @@ class Streams:
 
     def __call__(self, asked: Asked) -> Answer | None:
         if asked.path.endswith("/events"):
-            return next(self._streams)
+            return next(self._streams, (204, ""))
         self._state = next(self._states, self._state)
         return 200, job(self._state)
 
@@ -78,7 +78,17 @@ def test_a_stream_goes_on_behind_the_last_event_after_it_broke(
     ]
     assert [each.details.get("updates_done") for each in told[2:4]] == [1, 2]
     seen = [asked.headers.get("last-event-id") for asked in server.asked]
-    assert seen == [None, "7", "7", "7", "7"]
+    assert seen == [None, "7", "7", "7", "7", "9"]
+
+
+def test_what_becomes_of_the_version_is_told_behind_the_end_of_its_job(
+    client: Client, server: RestServer
+) -> None:
+    streams = [stream(event(1, "job.published")), stream(event(2, "version.published"))]
+    server.answer = Streams([*streams, stream()], [])
+    kinds = [each.kind for each in client.events("job-1")]
+    assert kinds == ["job.published", "version.published"]
+    assert len(server.asked) == 4
 
 
 def test_an_end_in_the_past_is_not_the_end(client: Client, server: RestServer) -> None:

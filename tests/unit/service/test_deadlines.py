@@ -106,7 +106,7 @@ def test_an_attempt_that_a_cluster_never_lets_go_of_is_lost(plane: ControlPlane)
     plane.tick(2)
     assert plane.job(job).state == JobState.RUNNING
     plane.clock.advance(300)
-    plane.tick(2)
+    plane.tick()
     assert plane.job(job).state == JobState.QUEUED
     assert plane.run_to_end(job).attempt == 2
 
