@@ -14,7 +14,7 @@ from cmcl.stack import LocalStack
 
 # By words in the command line; the leading process of each part is the stack's own child.
 _RANK = "RayTrainWorker"
-_DRIVER = "workers.train"
+_DRIVER = "-m workers.train --store"
 
 
 @dataclass(frozen=True)
