@@ -156,9 +156,9 @@ def _parser() -> argparse.ArgumentParser:
         "--pause",
         type=float,
         nargs=2,
-        default=(4.0, 14.0),
+        default=(8.0, 24.0),
         metavar=("SHORTEST", "LONGEST"),
-        help="seconds between kills (default: 4 14)",
+        help="seconds between kills (default: 8 24)",
     )
     parser.add_argument("--minutes", type=float, default=20, help="before it counts as stuck")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")

@@ -1,5 +1,7 @@
 """Versions of a model, and the one that answers."""
 
+import json
+
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy import Connection
@@ -122,7 +124,9 @@ def post_rollback(
         view = LiveView(version=pointer.version, generation=pointer.generation)
         return record(key, 200, view)
 
-    return answer(context, key, effect)
+    response = answer(context, key, effect)
+    response.headers.update(etag(json.loads(bytes(response.body))["generation"]))
+    return response
 
 
 @router.get("/promotions")

@@ -160,11 +160,13 @@ def seal_dataset(connection: Connection, dataset: str, intake: Intake) -> Accept
 
     Raises NotFound; Unprocessable without shards; Conflict if the model has the same dataset.
     """
+    model = get_dataset(connection, dataset, intake.principal).model
+    hold_model(connection, model, intake.principal)
+    datasets.lock(connection, dataset)
     found = get_dataset(connection, dataset, intake.principal)
     if found.sealed_at is not None:
         return Accepted(found, jobs.of_dataset(connection, dataset), is_new=False)
-    hold_model(connection, found.model, intake.principal)
-    request = _open_request(connection, dataset, intake)
+    request = NewDataset.model_validate(found.request)
     _check_has_shards(request)
     same = datasets.find_same(connection, request.model, request.fingerprint)
     if same is not None:

@@ -12,7 +12,7 @@ from service.database import datasets, jobs, models
 from service.database.rows import Approval, JobRecord
 from service.errors import Conflict
 from service.principal import Principal
-from service.states import CANCELLABLE, FailureReason, JobState
+from service.states import CANCELLABLE, JobState
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,7 @@ def reject(connection: Connection, job_id: str, word: Word) -> JobRecord:
     job = get_job(connection, job_id, word.principal)
     if job.state != JobState.HELD:
         raise Conflict(f"job {job.id} is {job.state}; only a held one can be rejected")
-    message = f"{word.principal.name}: {word.reason or 'no reason was given'}"
-    reason = FailureReason.REJECTED_BY_HAND
-    if not jobs.finish(connection, job, JobState.REJECTED, word.now, reason, message):
+    if not jobs.reject(connection, job, _approval("rejected", word), word.now):
         raise _moved_on(job)
     datasets.release(connection, job.dataset)
     return get_job(connection, job_id, word.principal)

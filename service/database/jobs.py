@@ -178,16 +178,29 @@ def retry(connection: Connection, seen: JobRecord, now: datetime) -> bool:
 
 def approve(connection: Connection, seen: JobRecord, approval: Approval, now: datetime) -> bool:
     """Let a candidate that was held or rejected be judged again, with somebody's word for it."""
-    kept = {**asdict(approval), "at": approval.at.isoformat()}
     return move(
         connection,
         seen,
         JobState.GATING,
         now,
-        approval=kept,
+        approval=_written(approval),
         reason=None,
         message=None,
         finished_at=None,
+    )
+
+
+def reject(connection: Connection, seen: JobRecord, approval: Approval, now: datetime) -> bool:
+    """Somebody said no to a candidate that was held."""
+    return move(
+        connection,
+        seen,
+        JobState.REJECTED,
+        now,
+        approval=_written(approval),
+        reason=FailureReason.REJECTED_BY_HAND,
+        message=f"{approval.actor}: {approval.reason or 'no reason was given'}",
+        finished_at=now,
     )
 
 
@@ -264,6 +277,10 @@ def _tell(
         kind=kind, owner=job.owner, model=job.model, dataset=job.dataset, job=job.id, data=data
     )
     events.tell(connection, happening, now)
+
+
+def _written(approval: Approval) -> dict[str, object]:
+    return {**asdict(approval), "at": approval.at.isoformat()}
 
 
 def _record(row: RowMapping) -> JobRecord:

@@ -54,7 +54,11 @@ def lock(connection: Connection, name: str) -> ModelRecord | None:
 
 def hold(connection: Connection, name: str) -> None:
     """Nobody locks the model, and so deletes it, before this transaction ends; many may hold it."""
-    query = select(models.c.name).where(models.c.name == name).with_for_update(read=True)
+    query = (
+        select(models.c.name)
+        .where(models.c.name == name)
+        .with_for_update(read=True, key_share=True)
+    )
     connection.execute(query)
 
 

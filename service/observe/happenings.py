@@ -21,13 +21,13 @@ _ENDS = frozenset(TERMINAL)
 class Witness:
     """Hears of everything that this process did."""
 
-    def __init__(self, metrics: Metrics, wake: Callable[[], None]) -> None:
+    def __init__(self, metrics: Metrics, wake: Callable[[str], None]) -> None:
         self._metrics = metrics
         self._wake = wake
 
     def __call__(self, happening: Happening) -> None:
         """It was committed. What follows from it need not wait for the next round."""
-        self._wake()
+        self._wake(happening.model)
         _log(happening)
         state = _STATES.get(happening.kind)
         if state is not None:

@@ -1,36 +1,43 @@
-"""PostgreSQL for stories: a migrated database that each of them gets a copy of."""
+"""PostgreSQL for stories: one database, which is as it was at first when a story begins."""
 
 from pathlib import Path
 
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import create_engine, insert, make_url, select
 
-from tests.faults.world import Template, make_template
+from service.database.engine import open_database
+from service.database.tables import metadata
+from tests.faults.world import make_template
 
-_TEMPLATE, _STORY = "faults_template", "faults_story"
+_STORY = "faults_story"
 
 
 class Postgres:
-    """Databases on a server of this session."""
+    """A database on a server of this session."""
 
     def __init__(self, server_url: str, folder: Path) -> None:
-        self._url = make_url(server_url).set(drivername="postgresql+psycopg")
-        self._admin = create_engine(self._url, isolation_level="AUTOCOMMIT")
-        self._run(f"CREATE DATABASE {_TEMPLATE}")
-        self.template: Template = make_template(folder, database_url=self._url_of(_TEMPLATE))
+        server = make_url(server_url).set(drivername="postgresql+psycopg")
+        admin = create_engine(server, isolation_level="AUTOCOMMIT")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {_STORY}")
+        admin.dispose()
+        self.url = server.set(database=_STORY).render_as_string(hide_password=False)
+        self.template = make_template(folder, database_url=self.url)
+        self._database = open_database(self.url)
+        with self._database.read() as connection:
+            rows = {
+                table: [dict(row) for row in connection.execute(select(table)).mappings()]
+                for table in metadata.sorted_tables
+            }
+        self._first = {table: found for table, found in rows.items() if found}
 
-    def fresh_database(self) -> str:
-        """Its URL, always the same one. What an earlier story left in it is gone."""
-        self._run(f"DROP DATABASE IF EXISTS {_STORY} WITH (FORCE)")
-        self._run(f"CREATE DATABASE {_STORY} TEMPLATE {_TEMPLATE}")
-        return self._url_of(_STORY)
+    def start_anew(self) -> None:
+        """What an earlier story left is gone."""
+        names = ", ".join(table.name for table in metadata.sorted_tables)
+        with self._database.write() as connection:
+            connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
+            for table, rows in self._first.items():
+                connection.execute(insert(table), rows)
 
     def close(self) -> None:
         """Hang up."""
-        self._admin.dispose()
-
-    def _url_of(self, name: str) -> str:
-        return self._url.set(database=name).render_as_string(hide_password=False)
-
-    def _run(self, statement: str) -> None:
-        with self._admin.connect() as connection:
-            connection.exec_driver_sql(statement)
+        self._database.close()

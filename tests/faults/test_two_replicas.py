@@ -284,7 +284,8 @@ def test_no_story_on_postgresql_breaks_anything(
     """Fewer of them: what is different is how transactions wait for each other."""
 
     def new_world() -> World:
-        return World(postgres.template, stage, postgres.fresh_database())
+        postgres.start_anew()
+        return World(postgres.template, stage, postgres.url)
 
     _tell_stories(new_world, max(5, _EXAMPLES // 8), capsys)
 

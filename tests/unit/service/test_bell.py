@@ -34,7 +34,7 @@ def test_a_posted_dataset_is_taken_up_at_once(rare: ControlPlane) -> None:
             break
         stop.wait(0.01)
     stop.set()
-    rare.context.bell.ring()
+    rare.context.bell.ring("scenes")
     thread.join(10)
     assert rare.job(job).state == JobState.RUNNING
     assert not thread.is_alive()
@@ -42,9 +42,19 @@ def test_a_posted_dataset_is_taken_up_at_once(rare: ControlPlane) -> None:
 
 def test_a_ring_before_the_wait_is_not_missed() -> None:
     bell = Bell()
-    bell.ring()
-    bell.wait(3600)
+    bell.ring("scenes")
+    bell.ring("sounds")
+    assert bell.wait(3600) == {"scenes", "sounds"}
+    assert bell.wait(0) == frozenset()
 
 
 def test_a_wait_ends_without_a_ring() -> None:
-    Bell().wait(0.01)
+    assert Bell().wait(0.01) == frozenset()
+
+
+def test_a_ring_for_one_model_looks_at_no_other(plane: ControlPlane) -> None:
+    plane.create_model("sounds")
+    quiet, rung = plane.post_dataset(), plane.post_dataset("two", "sounds")
+    plane.reconciler.tick(frozenset({"sounds"}))
+    assert plane.job(quiet).state == JobState.QUEUED
+    assert plane.job(rung).state == JobState.VALIDATING

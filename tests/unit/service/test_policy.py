@@ -136,6 +136,7 @@ def test_a_held_candidate_can_be_rejected(grown: ControlPlane) -> None:
     answer = grown.client.post(f"/v1/jobs/{job}/reject", json={"reason": "wrong captions"})
     assert answer.json()["state"] == "rejected"
     assert answer.json()["message"] == "local: wrong captions"
+    assert answer.json()["approval"]["decision"] == "rejected"
     assert grown.client.post(f"/v1/jobs/{job}/reject", json={}).status_code == 409
 
 
