@@ -87,7 +87,7 @@ def test_while_one_is_at_it_others_are_told_so(plane: ControlPlane) -> None:
     again = plane.client.post(f"{path}/complete")
     assert (again.status_code, "being completed" in again.json()["detail"]) == (409, True)
     part = plane.client.put(
-        f"{path}/parts/1", content=b"abd", headers={"Content-Type": "application/octet-stream"}
+        f"{path}/parts/1", content=b"xyz", headers={"Content-Type": "application/octet-stream"}
     )
     assert part.status_code == 409
 

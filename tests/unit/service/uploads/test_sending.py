@@ -60,7 +60,7 @@ def test_completing_again_is_the_same_answer(plane: ControlPlane) -> None:
 
 def test_a_part_sent_anew_takes_the_place_of_the_first(plane: ControlPlane) -> None:
     upload = announce(plane, 3)
-    send(plane, upload, 1, b"abd")
+    send(plane, upload, 1, b"xyz")
     send(plane, upload, 1, b"abc")
     assert len(stored_keys(plane, upload)) == 1
     complete(plane, upload)
@@ -103,7 +103,7 @@ def test_bad_rows_are_named_as_the_user_named_them(plane: ControlPlane) -> None:
         ({"sha256": "abc"}, "sha256"),
         ({"direct": True}, "sha256"),
         ({"direct": True, "sha256": "0" * 64}, "direct"),
-        ({"sise": 3}, "sise"),
+        ({"colour": 3}, "colour"),
     ],
 )
 def test_a_bad_announcement_names_its_field(
@@ -156,7 +156,7 @@ def test_a_part_with_another_digest_leaves_nothing(plane: ControlPlane, header: 
 
 def test_other_digests_are_passed_over(plane: ControlPlane) -> None:
     upload = announce(plane, 3)
-    digest = base64.b64encode(hashlib.sha512(b"abd").digest()).decode()
+    digest = base64.b64encode(hashlib.sha512(b"xyz").digest()).decode()
     both = f"sha-512=:{digest}:, {digest_header(b'abc')['Content-Digest']}"
     response = plane.client.put(
         f"/v1/uploads/{upload}/parts/1", content=b"abc", headers=BYTES | {"Content-Digest": both}
