@@ -55,6 +55,8 @@ def _serve(settings: Settings, _: argparse.Namespace) -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        # Also where uvicorn's own variable says something else: there is one place for settings.
+        forwarded_allow_ips=list(settings.trusted_proxies),
         log_config=config,
         access_log=False,
         server_header=False,

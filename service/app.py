@@ -3,12 +3,13 @@
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 
 from service.api import (
@@ -37,7 +38,9 @@ from service.control.feed import Feed
 from service.control.preflights import PreflightRounds
 from service.control.reconcile import Reconciler
 from service.control.sweep.sweeper import Sweeper
-from service.control.validate import Validations
+from service.control.validation.apart import Apart, share_of_memory
+from service.control.validation.threads import DaemonThreads
+from service.control.validation.validations import Validations
 from service.control.webhooks.deliverer import Deliverer
 from service.control.webhooks.sender import Sender
 from service.database.engine import open_database
@@ -61,8 +64,6 @@ logger = logging.getLogger(__name__)
 
 # Where processes of this machine are found again after a restart.
 _PROCESSES = Path(".cmcl") / "processes"
-# Validation reads whole shards; two at a time leave room for everything else.
-_VALIDATIONS_AT_ONCE = 2
 _STOP_SECONDS = 10.0
 
 # In the order in which the description of the API shows them.
@@ -84,7 +85,10 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True)
 class Parts:
-    """What tests replace; None means the real thing, as the settings say."""
+    """What tests replace; None means the real thing, as the settings say.
+
+    With an `executor`, datasets are validated within this process.
+    """
 
     store: ObjectStore | None = None
     launcher: Launcher | None = None
@@ -109,6 +113,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     app.state.context = context
     app.state.reconciler = reconciler
     app.state.probes = operations.Probes()
+    app.state.completions = CapacityLimiter(uploads.COMPLETED_AT_ONCE)
     app.state.feed = Feed(context.database, is_stopping=events.is_server_stopping)
     context.metrics.round_age.set_function(reconciler.seconds_since_round)
     for module in _ROUTES:
@@ -138,9 +143,7 @@ def create_context(settings: Settings, parts: Parts) -> Context:
         doorkeeper=Doorkeeper(settings, database, parts.clock, _tokens(settings)),
         store=MeteredStore(parts.store or open_store(settings.store_uri), metrics),
         launcher=Breaker(MeteredLauncher(parts.launcher or _launcher(settings), metrics)),
-        validations=Validations(
-            parts.executor or ThreadPoolExecutor(_VALIDATIONS_AT_ONCE), bell.ring
-        ),
+        validations=_validations(settings, parts, bell),
         bell=bell,
         metrics=metrics,
         clock=parts.clock,
@@ -154,6 +157,13 @@ def _tokens(settings: Settings) -> TokenReader | None:
     from service.control.access.tokens import Tokens
 
     return Tokens(settings.oidc_issuer, settings.oidc_audience, settings.oidc_owner_claim)
+
+
+def _validations(settings: Settings, parts: Parts, bell: Bell) -> Validations:
+    if parts.executor is not None:
+        return Validations(parts.executor, bell.ring)
+    apart = Apart(settings.validation_deadline_seconds, share_of_memory())
+    return Validations(DaemonThreads(), bell.ring, apart)
 
 
 def _launcher(settings: Settings) -> Launcher:

@@ -5,6 +5,7 @@ generated from here, and the Helm chart's environment is checked against it.
 """
 
 import shlex
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -50,6 +51,11 @@ class Settings(BaseSettings):
     ranks: int = Field(default=1, ge=1, description="training processes of one attempt")
     gpus_per_rank: float = Field(default=0, ge=0, description="GPUs that each rank asks for")
     host: str = Field(default="127.0.0.1", description="address to listen on")
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("127.0.0.1",),
+        description="comma-separated addresses or networks of reverse proxies, which are believed "
+        "whose requests they forward",
+    )
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on")
     max_attempts: int = Field(
         default=3, ge=1, description="attempts of a job before it counts as failed"
@@ -62,6 +68,9 @@ class Settings(BaseSettings):
         gt=0,
         description="how long a service that died still keeps others from its models",
     )
+    validation_deadline_seconds: float = Field(
+        default=3600, gt=0, description="time for reading the shards of one dataset"
+    )
     queue_deadline_seconds: float = Field(
         default=3600, gt=0, description="time for the cluster to start an attempt that it took"
     )
@@ -72,6 +81,9 @@ class Settings(BaseSettings):
     )
     run_deadline_seconds: float = Field(
         default=86400, gt=0, description="time for an attempt from its start to its candidate"
+    )
+    preflight_deadline_seconds: float = Field(
+        default=3600, gt=0, description="time for a pre-flight from its submission to its answer"
     )
     heartbeat_deadline_seconds: float = Field(
         default=300,
@@ -131,11 +143,23 @@ class Settings(BaseSettings):
     )
     log_level: LogLevel = Field(default="info", description="least severe level that is logged")
 
-    @field_validator("allowed_prefixes", "webhook_prefixes", mode="before")
+    @field_validator("allowed_prefixes", "webhook_prefixes", "trusted_proxies", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _must_be_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in value:
+            try:
+                ip_network(proxy)
+            except ValueError as error:
+                raise ValueError(
+                    f"{proxy!r} is neither an address nor a network, such as 10.0.3.7 or 10.0.3.0/24"
+                ) from error
         return value
 
     @field_validator("worker_command")

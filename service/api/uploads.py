@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Request
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Depends, Path, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
@@ -25,6 +26,17 @@ from workers.storage.multipart import MOST_PARTS, SMALLEST_PART
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
+# Completing reads whole files: it may hold up so many threads, and none of the others.
+COMPLETED_AT_ONCE = 4
+
+
+def get_completions(request: Request) -> CapacityLimiter:
+    """Those of this app; who waits for one of them takes no thread."""
+    limiter: CapacityLimiter = request.app.state.completions
+    return limiter
+
+
+CompletionsDep = Annotated[CapacityLimiter, Depends(get_completions)]
 PartPath = Annotated[int, Path(alias="number", ge=1, le=MOST_PARTS)]
 _RAW_BODY = {
     "requestBody": {
@@ -129,8 +141,12 @@ async def put_part(
 
 
 @router.post("/{upload}/complete", response_model=UploadView)
-def complete_upload(
-    upload: UploadPath, principal: Writer, context: ContextDep, key: RequestKeyDep
+async def complete_upload(
+    upload: UploadPath,
+    principal: Writer,
+    context: ContextDep,
+    key: RequestKeyDep,
+    completions: CompletionsDep,
 ) -> JSONResponse:
     """Make the file of its parts, and check all of it. Takes as long as reading the file.
 
@@ -142,7 +158,7 @@ def complete_upload(
         assemble.complete(context, upload, principal)
         return record(key, 200, UploadView.of(context, uploads.look(context, upload, principal)))
 
-    return answer_long(context, key, work)
+    return await to_thread.run_sync(answer_long, context, key, work, limiter=completions)
 
 
 @router.post("/{upload}/presign", response_model=UploadView)

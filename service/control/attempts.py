@@ -4,12 +4,14 @@ Each step looks at what is there and does one thing. It may be cut off anywhere 
 """
 
 import shlex
-from functools import partial
 
 from service.control import outcomes
 from service.control.context import Context, is_past
+from service.control.intake import NewDataset
 from service.control.uploads import resolve
-from service.control.validate import read_manifest, verify
+from service.control.validation.task import ValidationTask
+from service.control.validation.turns import Turn
+from service.control.validation.verify import read_manifest
 from service.control.watch import is_overdue
 from service.database import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
@@ -125,20 +127,27 @@ def _manifest(context: Context, job: JobRecord, model: ModelRecord) -> DatasetMa
         return dataset.manifest
     # Not while it is being made: asked at each look, a store fails once in a while, and a dataset that
     # takes long to read would be given up for it.
-    if not context.validations.is_under_way(dataset.id, job.revision):
+    turn = Turn(dataset.id, job.revision, dataset.owner)
+    if not context.validations.is_under_way(turn):
         written = read_manifest(context.store, dataset.id)
         if written is not None:
             return written
     return context.validations.outcome(
-        dataset.id,
-        job.revision,
-        lambda: verify(
-            context.store,
-            dataset,
-            model.spec,
-            context.settings.allowed_prefixes,
-            partial(resolve, context),
-        ),
+        turn, lambda read: read(context.store, _task(context, dataset, model))
+    )
+
+
+def _task(context: Context, dataset: DatasetRecord, model: ModelRecord) -> ValidationTask:
+    """Raises InvalidDataset if an upload was removed meanwhile."""
+    request = NewDataset.model_validate(dataset.request)
+    uris = {ref.uri for ref in (*request.shards, *request.evaluation_shards)}
+    places = {uri: place for uri in uris if (place := resolve(context, uri)) != uri}
+    return ValidationTask(
+        dataset=dataset.id,
+        **request.model_dump(exclude={"sealed"}),
+        spec=model.spec,
+        allowed=context.settings.allowed_prefixes,
+        places=places,
     )
 
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from service.clock import Clock
 from service.control.access.doorkeeper import Doorkeeper
 from service.control.bell import Bell
-from service.control.validate import Validations
+from service.control.validation.validations import Validations
 from service.database.engine import Database
 from service.launchers.port import Launcher
 from service.observe.metrics import Metrics

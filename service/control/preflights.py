@@ -45,8 +45,10 @@ logger = logging.getLogger(__name__)
 _MOST_SHARDS = 10_000
 # People wait for the answer, but not as for a page: the launcher is asked once in a while.
 _ROUND_SECONDS = 1.0
-# Of different models; each may keep a machine busy with reading.
-_AT_ONCE = 8
+# Of different models; those of one owner that hang hold up nobody else. Which of them run at the same
+# time is the cluster's business.
+_AT_ONCE = 64
+_OF_ONE_OWNER = 8
 _ATTEMPTS = 2
 _OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable)
 
@@ -110,7 +112,7 @@ class PreflightRounds:
     def tick(self) -> None:
         """One step of each that has its turn."""
         with self._context.database.read() as connection:
-            found = preflights.current(connection, _AT_ONCE)
+            found = preflights.current(connection, _AT_ONCE, _OF_ONE_OWNER)
         for preflight in found:
             self._attend(preflight)
 
@@ -202,7 +204,7 @@ def _take_error(context: Context, preflight: PreflightRecord, answer: PreflightA
 def _end_if_late(context: Context, preflight: PreflightRecord, status: LaunchStatus) -> None:
     """What is left of it may end when it likes: its answer is not looked at any more."""
     settings, is_pending = context.settings, status.state == LaunchState.PENDING
-    seconds = settings.queue_deadline_seconds if is_pending else settings.run_deadline_seconds
+    seconds = settings.queue_deadline_seconds if is_pending else settings.preflight_deadline_seconds
     if not _is_late(context, preflight, seconds):
         return
     context.launcher.stop(_submission(preflight))

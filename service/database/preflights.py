@@ -83,14 +83,24 @@ def page(
     return [_record(row) for row in rows]
 
 
-def current(connection: Connection, limit: int) -> list[PreflightRecord]:
-    """Of each model the oldest that is not finished, at most so many."""
+def current(connection: Connection, limit: int, of_one_owner: int) -> list[PreflightRecord]:
+    """Of each model the oldest that is not finished: at most so many, and so many of one owner.
+
+    Those that come later change nothing about who is among them.
+    """
     oldest = (
         select(func.min(preflights.c.sequence))
         .where(preflights.c.finished_at.is_(None))
         .group_by(preflights.c.model)
     )
-    query = select(preflights).where(preflights.c.sequence.in_(oldest))
+    place = func.row_number().over(partition_by=preflights.c.owner, order_by=preflights.c.sequence)
+    placed = (
+        select(preflights.c.sequence, place.label("place"))
+        .where(preflights.c.sequence.in_(oldest))
+        .subquery()
+    )
+    served = select(placed.c.sequence).where(placed.c.place <= of_one_owner)
+    query = select(preflights).where(preflights.c.sequence.in_(served))
     rows = connection.execute(query.order_by(preflights.c.sequence).limit(limit)).mappings()
     return [_record(row) for row in rows]
 

@@ -11,9 +11,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.clock import Clock
-from service.database import models, versions
+from service.database import versions
 from service.database.engine import Database
-from service.database.rows import ModelRecord
+from service.database.figures import Versioned, versioned
 from service.observe.backlog import Kept
 from workers.contract.version import VersionManifest
 
@@ -60,12 +60,12 @@ class FiguresCollector(Collector):
 
     def _read(self) -> dict[str, _Figures]:
         with self._database.read() as connection:
-            page = models.page(connection, None, None, _MOST_MODELS)
-        newest = {(model.name, model.head) for model in page if model.head}
+            found = versioned(connection, _MOST_MODELS)
+        newest = {(model.name, model.head) for model in found}
         self._known = {key: known for key, known in self._known.items() if key in newest}
         for name, head in sorted(newest - self._known.keys())[:_READ_AT_ONCE]:
             self._learn(name, head)
-        return {model.name: self._figures(model) for model in page if model.head}
+        return {model.name: self._figures(model) for model in found}
 
     def _learn(self, name: str, number: int) -> None:
         with self._database.read() as connection:
@@ -73,12 +73,12 @@ class FiguresCollector(Collector):
         if version is not None:
             self._known[name, number] = _of_version(version.manifest)
 
-    def _figures(self, model: ModelRecord) -> _Figures:
+    def _figures(self, model: Versioned) -> _Figures:
         known = self._known.get((model.name, model.head))
         permitted = model.policy.max_drift
         return _Figures(
             head=model.head,
-            live=model.live_version,
+            live=model.live,
             drift_permitted=model.spec.drift_bound if permitted is None else permitted,
             drift=known.drift if known else None,
             free_shares=known.free_shares if known else {},

@@ -180,3 +180,11 @@ def test_notes_name_objects_that_exist(release: Release) -> None:
     assert "service/demo-cmcl-serving-serve-svc" in release.notes
     assert "No dataset will be accepted" not in release.notes
     assert "No dataset will be accepted" in render({}).notes
+
+
+def test_proxies_are_trusted_only_where_they_are_named() -> None:
+    assert render({}).settings()["CMCL_TRUSTED_PROXIES"] == "127.0.0.1"
+    named = render({"service": {"trustedProxies": ["10.0.3.7", "fd00::/8"]}})
+    assert named.settings()["CMCL_TRUSTED_PROXIES"] == "10.0.3.7,fd00::/8"
+    with pytest.raises(helm_python.HelmValuesError, match="trustedProxies"):
+        render({"service": {"trustedProxies": ["*"]}})

@@ -20,6 +20,7 @@ EXAMPLES = sorted(path.stem for path in (CHART / "ci").glob("*.yaml"))
 OTHERS: dict[str, Any] = {
     "imagePullSecrets": [{"name": "other"}],
     "allowedPrefixes": ["s3://other"],
+    "trustedProxies": ["10.0.0.0/8"],
     "webhookPrefixes": ["https://other.example.org"],
     "issuer": "https://other.example.org",
     "tolerations": [{"key": "other", "operator": "Exists"}],

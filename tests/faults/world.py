@@ -23,7 +23,7 @@ from service.control.intake import Intake, NewDataset, accept_dataset
 from service.control.interventions import Word
 from service.control.policy import set_policy
 from service.control.promote import Wish
-from service.control.validate import Validations
+from service.control.validation.validations import Validations
 from service.database import jobs
 from service.database.engine import Database, open_database
 from service.database.rows import BranchPoint, JobRecord

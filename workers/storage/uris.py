@@ -8,7 +8,6 @@ from urllib.parse import unquote, urlsplit
 from workers.contract.errors import InvalidUri
 from workers.storage.local import LocalStore
 from workers.storage.port import ObjectStore
-from workers.storage.s3 import S3Store
 
 _ODD = set("\\\0\n\r\t?#")
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,63}")
@@ -19,6 +18,9 @@ def open_store(uri: str) -> ObjectStore:
     scheme, host, path = _split(uri)
     if scheme == "file":
         return LocalStore(Path(path))
+    # Half of what importing this module takes; who reads a disk needs none of it.
+    from workers.storage.s3 import S3Store
+
     return S3Store(host, path.strip("/"))
 
 

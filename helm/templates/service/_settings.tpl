@@ -13,13 +13,16 @@ CMCL_WORKER_COMMAND: {{ .Values.service.workerCommand | quote }}
 CMCL_RANKS: {{ .Values.training.ranks | int64 | quote }}
 CMCL_GPUS_PER_RANK: {{ .Values.training.gpusPerRank | quote }}
 CMCL_HOST: {{ .Values.service.host | quote }}
+CMCL_TRUSTED_PROXIES: {{ join "," .Values.service.trustedProxies | quote }}
 CMCL_PORT: {{ .Values.service.port | int64 | quote }}
 CMCL_MAX_ATTEMPTS: {{ .Values.service.maxAttempts | int64 | quote }}
 CMCL_RECONCILE_SECONDS: {{ .Values.service.reconcileSeconds | quote }}
 CMCL_LEASE_SECONDS: {{ .Values.service.leaseSeconds | quote }}
+CMCL_VALIDATION_DEADLINE_SECONDS: {{ .Values.service.validationDeadlineSeconds | int64 | quote }}
 CMCL_QUEUE_DEADLINE_SECONDS: {{ .Values.service.queueDeadlineSeconds | int64 | quote }}
 CMCL_START_DEADLINE_SECONDS: {{ .Values.service.startDeadlineSeconds | int64 | quote }}
 CMCL_RUN_DEADLINE_SECONDS: {{ .Values.service.runDeadlineSeconds | int64 | quote }}
+CMCL_PREFLIGHT_DEADLINE_SECONDS: {{ .Values.service.preflightDeadlineSeconds | int64 | quote }}
 CMCL_HEARTBEAT_DEADLINE_SECONDS: {{ .Values.service.heartbeatDeadlineSeconds | quote }}
 CMCL_LOST_ATTEMPT_GRACE_SECONDS: {{ .Values.service.lostAttemptGraceSeconds | quote }}
 CMCL_MAX_BODY_BYTES: {{ .Values.service.maxBodyBytes | int64 | quote }}

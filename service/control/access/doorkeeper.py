@@ -84,14 +84,22 @@ class Doorkeeper:
         Raises Unauthorized, Forbidden, TooManyRequests, DatabaseUnavailable, IssuerUnavailable.
         """
         key = parse(shown)
-        # Somebody else behind the same address must not lock out a key that has worked.
-        if key is None or not self._known.was_valid(key):
+        if not self._is_no_guess(shown, key):
             self._rates.check_address(address)
         try:
             return self._look_up_key(key) if key else self._read_token(shown)
         except Unauthorized:
+            self._rates.check_address(address)
             self._rates.count_failure(address)
             raise
+
+    def _is_no_guess(self, shown: str, key: KeyText | None) -> bool:
+        """Whether it is looked up whatever else came from its address.
+
+        Somebody else behind the same address must not lock out a key that has worked, nor a token:
+        nobody guesses a signature, and to check one asks neither database nor, mostly, the issuer.
+        """
+        return self._known.was_valid(key) if key else self.asks_issuer(shown)
 
     def count(self, caller: Caller) -> None:
         """One more request of the caller. Raises TooManyRequests."""

@@ -5,6 +5,7 @@ not answer, that is said (503): the tokens may be good, so they are not called i
 """
 
 import logging
+import re
 import threading
 import time
 from typing import Any
@@ -14,6 +15,7 @@ import jwt
 
 from service.errors import FieldProblem, Forbidden, IssuerUnavailable, Unauthorized
 from service.principal import Principal, Scope
+from workers.contract.modality import NAME_PATTERN
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,6 @@ _KEYS_KEPT_SECONDS = 600.0
 # An issuer that did not answer is left alone for so long: waiting for it would use up threads.
 _PAUSE_SECONDS = 10.0
 _SCOPE_PREFIX = "cmcl:"
-_LONGEST_OWNER = 64
 _LONGEST_NAME = 100
 
 # ValueError: the library lets through that the answer is no JSON.
@@ -101,11 +102,12 @@ class Tokens:
 
     def _owner(self, claims: dict[str, Any]) -> str:
         owner = claims.get(self._owner_claim)
-        if isinstance(owner, str) and 0 < len(owner) <= _LONGEST_OWNER and owner.isprintable():
+        # As of keys: no other owner could be named where one is asked for, and `*` is everybody.
+        if isinstance(owner, str) and re.fullmatch(NAME_PATTERN, owner):
             return owner
         message = (
             f"the token says not whose things it is for: it needs the claim {self._owner_claim!r} "
-            f"with 1 to {_LONGEST_OWNER} characters"
+            "with lower-case letters, digits and inner hyphens, 1 to 48 characters"
         )
         raise Forbidden(message, FieldProblem(self._owner_claim, message))
 

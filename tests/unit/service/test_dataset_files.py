@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from service.control.validate import purge_training, verify
-from service.database.rows import DatasetRecord
+from service.control.validation.task import ValidationTask
+from service.control.validation.verify import verify
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
-from workers.contract.dataset import DatasetManifest, Shard
+from workers.contract.dataset import DatasetManifest, Shard, ShardRef
 from workers.contract.errors import InvalidDataset, InvalidUri
+from workers.contract.modality import ModalityPair
 from workers.storage import layout
 from workers.storage.versions import sha256_of_file
 
@@ -103,48 +104,43 @@ def test_a_share_of_too_few_different_values_is_refused(plane: ControlPlane) -> 
     assert "name evaluation_shards" in message
 
 
-def test_converted_training_rows_can_be_removed(plane: ControlPlane) -> None:
-    job = plane.post_dataset(shards=[npz_shard(plane, "a.npz")], evaluation_share=0.2)
-    manifest = manifest_of(plane, job)
-    purge_training(plane.store, manifest.dataset)
-    purge_training(plane.store, manifest.dataset)
-    prefix = f"datasets/{manifest.dataset}/"
-    left = [Path(key).name for key in plane.store.keys(prefix)]
-    assert left == [Path(manifest.evaluation_shards[0].uri).name, "manifest.json"]
-
-
-def dataset_of(plane: ControlPlane, uri: str) -> DatasetRecord:
-    """A dataset's row as it was posted, with another address in it."""
+def task_of(plane: ControlPlane, uri: str, place: str | None = None) -> ValidationTask:
+    """A posted dataset's, with another address in it. `place`: where that lies in our store."""
     job = plane.post_dataset()
-    row = plane.dataset_of(job)
-    request = {**row.request, "shards": [{"uri": uri, "sha256": None}]}
-    return DatasetRecord(**{**vars(row), "request": request})
+    return ValidationTask(
+        dataset=plane.dataset_of(job).id,
+        model="scenes",
+        name="one",
+        pair=ModalityPair(first="image", second="text"),
+        shards=(ShardRef(uri=uri),),
+        spec=plane.model().spec,
+        allowed=plane.context.settings.allowed_prefixes,
+        places={} if place is None else {uri: place},
+    )
 
 
-def test_an_upload_lies_where_the_resolver_says(plane: ControlPlane, tmp_path: Path) -> None:
+def test_an_upload_lies_where_the_task_says(plane: ControlPlane, tmp_path: Path) -> None:
     write_shard(tmp_path / "elsewhere", feature_table(16))
-    uploaded = "upload:up-0123456789ab"
     place = (tmp_path / "elsewhere").as_uri()
-    row = dataset_of(plane, uploaded)
-    manifest = verify(plane.store, row, plane.model().spec, (), {uploaded: place}.__getitem__)
+    task = task_of(plane, "upload:up-0123456789ab", place)
+    manifest = verify(plane.store, task, tmp_path)
     assert [shard.uri for shard in manifest.shards] == [place]
 
 
 def test_a_bad_upload_is_called_by_its_own_name(plane: ControlPlane, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes(b"nothing of ours")
     uploaded = "upload:up-0123456789ab"
-    place = (tmp_path / "elsewhere").as_uri()
-    row = dataset_of(plane, uploaded)
+    task = task_of(plane, uploaded, (tmp_path / "elsewhere").as_uri())
     with pytest.raises(InvalidDataset) as caught:
-        verify(plane.store, row, plane.model().spec, (), {uploaded: place}.__getitem__)
+        verify(plane.store, task, tmp_path)
     assert str(caught.value).startswith(f"{uploaded}: by its first bytes it is neither")
 
 
 def test_a_user_s_address_is_looked_at_again(plane: ControlPlane, tmp_path: Path) -> None:
     write_shard(tmp_path / "elsewhere", feature_table(16))
-    row = dataset_of(plane, (tmp_path / "elsewhere").as_uri())
+    task = task_of(plane, (tmp_path / "elsewhere").as_uri())
     with pytest.raises(InvalidUri, match="outside the allowed prefixes"):
-        verify(plane.store, row, plane.model().spec, plane.context.settings.allowed_prefixes)
+        verify(plane.store, task, tmp_path)
 
 
 def test_a_link_swapped_in_after_the_post_is_not_followed(
@@ -159,12 +155,14 @@ def test_a_link_swapped_in_after_the_post_is_not_followed(
     assert "outside the allowed prefixes" in (found.message or "")
 
 
-def test_of_two_validations_at_once_the_first_manifest_stands(plane: ControlPlane) -> None:
-    job = plane.post_dataset(evaluation_shards=[plane.shard("held")])
-    dataset, spec = plane.dataset_of(job), plane.model().spec
-    allowed = plane.context.settings.allowed_prefixes
-    first = verify(plane.store, dataset, spec, allowed)
+def test_of_two_validations_at_once_the_first_manifest_stands(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    task = task_of(plane, plane.shard("one")["uri"])
+    held = ShardRef(uri=plane.shard("held")["uri"])
+    task = task.model_copy(update={"evaluation_shards": (held,)})
+    first = verify(plane.store, task, tmp_path)
     plane.shard("held", feature_table(16, prefix="changed", seed=9))
-    assert verify(plane.store, dataset, spec, allowed) == first
+    assert verify(plane.store, task, tmp_path) == first
     kept = first.evaluation_shards[0]
     assert sha256_of_file(Path(urlsplit(kept.uri).path)) == kept.sha256

@@ -153,13 +153,22 @@ def test_every_setting_is_described() -> None:
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CMCL_RANKS", "4")
     monkeypatch.setenv("CMCL_ALLOWED_PREFIXES", "s3://a/x, s3://b,")
+    monkeypatch.setenv("CMCL_TRUSTED_PROXIES", "10.0.3.7, fd00::/8")
     settings = Settings()
+    assert settings.trusted_proxies == ("10.0.3.7", "fd00::/8")
     assert (settings.ranks, settings.allowed_prefixes) == (4, ("s3://a/x", "s3://b"))
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("RANKS", "0"), ("LAUNCHER", "slurm"), ("PORT", "70000"), ("WORKER_COMMAND", " ")],
+    [
+        ("TRUSTED_PROXIES", "*"),
+        ("TRUSTED_PROXIES", "ingress"),
+        ("RANKS", "0"),
+        ("LAUNCHER", "slurm"),
+        ("PORT", "70000"),
+        ("WORKER_COMMAND", " "),
+    ],
 )
 def test_a_bad_setting_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"CMCL_{name}", value)

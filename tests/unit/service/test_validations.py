@@ -4,9 +4,13 @@ import errno
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
-from service.control.validate import Validations
+import pytest
+
+from service.control.validation.turns import Turn
+from service.control.validation.validations import Read, Validations
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.executor import InlineExecutor
 from workers.contract.dataset import DatasetManifest, Shard
 from workers.contract.errors import InvalidDataset
 from workers.contract.modality import ModalityPair
@@ -18,6 +22,16 @@ MANIFEST = DatasetManifest(
     pair=ModalityPair(first="image", second="text"),
     shards=(Shard(uri="s3://bucket/x", sha256="0" * 64, bytes=1, rows=1),),
 )
+
+
+def turn(number: int, dataset: str = "ds", owner: str = "lab") -> Turn:
+    """One of a dataset's turns."""
+    return Turn(dataset, number, owner)
+
+
+def known(_: Read) -> DatasetManifest:
+    """Work that reads nothing."""
+    return MANIFEST
 
 
 class _Held(Executor):
@@ -34,19 +48,19 @@ class _Held(Executor):
 def test_what_an_earlier_turn_found_is_not_believed() -> None:
     held = _Held()
     validations = Validations(held, lambda: None)
-    assert validations.outcome("ds", 1, lambda: MANIFEST) is None
+    assert validations.outcome(turn(1), known) is None
     # Another service took over and said the same; then the user mended the file and tried again.
     held.futures[0].set_exception(InvalidDataset("a row is broken"))
-    assert validations.outcome("ds", 4, lambda: MANIFEST) is None
+    assert validations.outcome(turn(4), known) is None
     held.futures[1].set_result(MANIFEST)
-    assert validations.outcome("ds", 4, lambda: MANIFEST) == MANIFEST
+    assert validations.outcome(turn(4), known) == MANIFEST
 
 
 def test_asking_again_in_the_same_turn_begins_nothing() -> None:
     held = _Held()
     validations = Validations(held, lambda: None)
     for _ in range(3):
-        assert validations.outcome("ds", 1, lambda: MANIFEST) is None
+        assert validations.outcome(turn(1), known) is None
     assert len(held.futures) == 1
 
 
@@ -82,3 +96,44 @@ def test_a_moment_without_store_ends_no_long_validation(tmp_path: Path) -> None:
     assert plane.job(job).state == JobState.VALIDATING
     assert len(held.futures) == 1
     plane.close()
+
+
+def test_one_owner_cannot_keep_the_others_waiting() -> None:
+    held = _Held()
+    validations = Validations(held, lambda: None)
+    for number in range(5):
+        assert validations.outcome(turn(1, f"ds-{number}", "greedy"), known) is None
+    assert len(held.futures) == 2
+    other = turn(1, "ds-other", "lab")
+    assert validations.outcome(other, known) is None
+    assert len(held.futures) == 3
+    held.futures[2].set_result(MANIFEST)
+    assert validations.outcome(other, known) == MANIFEST
+
+
+def test_the_next_begins_when_one_ends_or_is_forgotten() -> None:
+    held = _Held()
+    rung: list[None] = []
+    validations = Validations(held, lambda: rung.append(None))
+    for number in range(4):
+        validations.outcome(turn(1, f"ds-{number}"), known)
+    held.futures[0].set_result(MANIFEST)
+    assert (len(held.futures), len(rung)) == (3, 1)
+    validations.forget("ds-1")
+    assert len(held.futures) == 4
+    validations.close()
+    assert all(future.done() for future in held.futures)
+
+
+def test_a_death_while_reading_leaves_its_place_free() -> None:
+    class Death(BaseException):
+        """Of this process."""
+
+    def dies(_: Read) -> DatasetManifest:
+        raise Death
+
+    validations = Validations(InlineExecutor(), lambda: None)
+    for number in range(5):
+        with pytest.raises(Death):
+            validations.outcome(turn(number), dies)
+    assert validations.outcome(turn(9), known) == MANIFEST

@@ -197,11 +197,12 @@ def test_a_damaged_file_is_judged_by_the_other_process(path: Path, kept: int) ->
 
 def test_whoever_stops_reading_ends_the_other_process(path: Path) -> None:
     write_hdf5(path, arrays(rows=200_000))
+    before = set(psutil.Process().children())
     batches = hdf5_apart.read(opened(path))
     assert next(batches).num_rows == ROWS_AT_ONCE
-    assert len(psutil.Process().children()) == 1
+    assert len(set(psutil.Process().children()) - before) == 1
     del batches
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= before
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGXCPU])

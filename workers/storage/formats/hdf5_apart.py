@@ -24,6 +24,7 @@ from workers.storage.formats.user_file import UserFile
 WRONG, UNAVAILABLE = 3, 4
 AS_JSON = TypeAdapter(UserFile)
 _PACKAGES = Path(__file__).parents[3]
+_PROGRAM = "workers.storage.formats.hdf5_child"
 _LONGEST_COMPLAINT = 4000
 # A crash, or the end of its time: another attempt at the same file would end alike.
 _FILE_S_FAULT = {
@@ -54,7 +55,7 @@ def read(file: UserFile) -> Iterator[pa.RecordBatch]:
 
 def _child(file: UserFile, complaints: IO[bytes]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", "workers.storage.formats.hdf5_child", AS_JSON.dump_json(file)],
+        [sys.executable, "-m", _PROGRAM, AS_JSON.dump_json(file), str(os.getpid())],
         cwd=_PACKAGES,
         # No filter is loaded from a folder, whatever the file asks for.
         env={**os.environ, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1"},

@@ -1,12 +1,12 @@
-"""The process that reads one HDF5 file for `hdf5_apart`: `python -m ... JSON`, an Arrow stream out."""
+"""The process that reads one HDF5 file for `hdf5_apart`: `python -m ... JSON PARENT`, an Arrow stream out."""
 
-import resource
 import sys
 from collections.abc import Iterator
 
 import pyarrow as pa
 
 from workers.contract.errors import InvalidDataset, StorageUnavailable
+from workers.storage.bounds import bound, end_with
 from workers.storage.formats import hdf5
 from workers.storage.formats.hdf5_apart import AS_JSON, UNAVAILABLE, WRONG
 
@@ -23,7 +23,7 @@ def main(text: str) -> int:
         sys.stderr.write(str(error).removeprefix(f"{file.uri}: ").replace("\n", " "))
         return WRONG if isinstance(error, InvalidDataset) else UNAVAILABLE
     except MemoryError:
-        sys.stderr.write(f"reading it takes more than {MOST_MEMORY >> 30} GiB of memory")
+        sys.stderr.write("reading it takes more memory than one file may take")
         return WRONG
     return 0
 
@@ -38,12 +38,7 @@ def _write(batches: Iterator[pa.RecordBatch]) -> None:
             stream.write_batch(batch)
 
 
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 if __name__ == "__main__":
-    _limit()
+    end_with(int(sys.argv[2]))
+    bound(MOST_MEMORY, MOST_SECONDS)
     sys.exit(main(sys.argv[1]))

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from service.control.access.rates import FAILURES_PER_MINUTE
 from service.control.access.tokens import Tokens
 from service.errors import Forbidden, IssuerUnavailable, Unauthorized
 from service.principal import Principal, Scope
@@ -137,7 +138,9 @@ def test_a_key_that_the_token_brings_along_is_not_used(issuer: FakeIssuer, token
             tokens.read(token)
 
 
-@pytest.mark.parametrize("owner", [None, "", 7, ["lab"], "x" * 65, "a\nb"])
+@pytest.mark.parametrize(
+    "owner", [None, "", 7, ["lab"], "x" * 49, "a\nb", "lab\n", "*", "Lab", "läb", "a b", "-lab"]
+)
 def test_a_token_without_an_owner_is_forbidden(
     issuer: FakeIssuer, tokens: Tokens, owner: object
 ) -> None:
@@ -243,6 +246,22 @@ def test_tokens_and_keys_are_accepted_side_by_side(
     assert answers == {"expired": 401, "ownerless": 403, "key": 401}
     # Where no issuer is configured, a token is a wrong key.
     assert Holder(guarded, token).get("/v1/models").status_code == 401
+    plane.close()
+
+
+def test_a_valid_token_passes_behind_an_address_of_guessers(
+    guarded: ControlPlane, issuer: FakeIssuer
+) -> None:
+    plane = ControlPlane(guarded.folder, auth="on", oidc_issuer=issuer.url, oidc_audience=AUDIENCE)
+    forged = issuer.token()[:-8] + "AAAAAAAA"
+    guesses = [
+        Holder(plane, forged).get("/v1/models").status_code
+        for _ in range(2 * FAILURES_PER_MINUTE + 2)
+    ]
+    assert (guesses[0], guesses[-1]) == (401, 429)
+    # Also one that was never seen: who renews tokens every few minutes sends new ones all the time.
+    assert Holder(plane, issuer.token()).get("/v1/models").status_code == 200
+    assert Holder(plane, forged).get("/v1/models").status_code == 429
     plane.close()
 
 

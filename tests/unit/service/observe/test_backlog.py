@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from service.database import models
 from service.errors import DatabaseUnavailable
 from service.observe.backlog import Kept
 from service.states import JobState
@@ -136,6 +137,16 @@ def test_the_newest_version_of_each_model_has_its_figures(plane: ControlPlane) -
 def test_a_model_without_a_version_has_no_figures(plane: ControlPlane) -> None:
     plane.create_model("empty")
     assert shown(plane, "model_version", model="empty") is None
+
+
+def test_models_without_a_version_hide_no_others(plane: ControlPlane) -> None:
+    spec, now = plane.model().spec, plane.clock()
+    with plane.context.database.write() as connection:
+        for number in range(201):
+            models.create(connection, f"empty-{number:03}", "default", spec, now)
+    plane.run_to_end(plane.post_dataset("one"))
+    plane.clock.advance(60)
+    assert shown(plane, "model_version", model="scenes") == 1
 
 
 def test_a_manifest_is_read_once(plane: ControlPlane) -> None:

@@ -3,7 +3,7 @@
 from sqlalchemy import select
 
 from service.control.preflights import PreflightRounds
-from service.database import preflights, tables
+from service.database import models, preflights, tables
 from service.database.preflights import PreflightState
 from service.launchers.port import LaunchState
 from tests.fakes.uploads import announce, complete, send
@@ -93,9 +93,9 @@ def test_an_answer_that_cannot_be_read_fails(asking: Asking) -> None:
 def test_a_question_that_never_ends_is_stopped(asking: Asking) -> None:
     asked = asking.post()
     asking.tick_to(asked, RUNNING)
-    asking.plane.clock.advance(86401)
+    asking.plane.clock.advance(3601)
     found = asking.tick_to(asked, FAILED)
-    assert "had no answer within 86400 s" in (found.message or "")
+    assert "had no answer within 3600 s" in (found.message or "")
     assert asking.plane.launcher.stopped == [f"{asked}-a1"]
 
 
@@ -134,6 +134,22 @@ def test_trouble_with_one_holds_up_no_other(asking: Asking) -> None:
     asking.leave(sound)
     asking.tick_to(sound, DONE)
     assert asking.row(broken).state == PreflightState.QUEUED
+
+
+def test_one_owner_s_that_hang_hold_up_nobody_else(asking: Asking) -> None:
+    spec, now = asking.plane.model().spec, asking.plane.clock()
+    owners = ["greedy"] * 100 + ["lab"]
+    with asking.plane.context.database.write() as connection:
+        for number, owner in enumerate(owners):
+            model = f"{owner}-{number}"
+            models.create(connection, model, owner, spec, now)
+            row = preflights.NewRow(f"pf-{number:012}", owner, model, 1, asking.body())
+            preflights.create(connection, row, now)
+    asking.tick()
+    with asking.plane.context.database.read() as connection:
+        seen = preflights.current(connection, 200, 200)
+    running = [row.owner for row in seen if row.state == RUNNING]
+    assert running == ["greedy"] * 8 + ["lab"]
 
 
 def test_two_services_ask_once(asking: Asking) -> None:
