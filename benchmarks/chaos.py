@@ -92,6 +92,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "attempts": {job["id"]: job["attempt"] for job in jobs},
         "seconds": seconds,
         "seed": options.seed,
+        "pause": list(options.pause),
+        "settings": _PATIENCE,
         "machine": machine(),
     }
 
@@ -174,8 +176,12 @@ def _markdown(document: dict[str, Any]) -> str:
         f"**{document['versions']} versions, lost: {document['lost']}**, "
         f"{attempts} attempts; faults found in the chain: {document['faults'] or 'none'}."
     )
+    where = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
+    shortest, longest = document["pause"]
     lines = [
         "# Chaos",
+        "",
+        f"Machine: {where}. Seed {document['seed']}, {shortest:g} to {longest:g} s between kills.",
         "",
         summary,
         "",

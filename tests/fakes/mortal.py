@@ -100,7 +100,7 @@ class MortalDatabase(Database):
     """Strikes before a transaction, before its commit, or after it."""
 
     def __init__(self, database: Database, fate: Fate) -> None:
-        super().__init__(database.engine)
+        super().__init__(database.engine, database.turns)
         self._fate = fate
 
     @contextmanager
