@@ -12,7 +12,13 @@ from pathlib import Path
 from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 
-from service.api import (
+from service.api.dependencies import require_body_type
+from service.api.middleware.authentication import Authentication
+from service.api.middleware.body_limit import BodyLimit
+from service.api.middleware.request_log import RequestLog
+from service.api.openapi import PROBLEMS, DescribedApp, operation_id
+from service.api.problems import add_problem_handlers
+from service.api.routes import (
     datasets,
     events,
     jobs,
@@ -24,12 +30,6 @@ from service.api import (
     versions,
     webhooks,
 )
-from service.api.dependencies import require_body_type
-from service.api.middleware.authentication import Authentication
-from service.api.middleware.body_limit import BodyLimit
-from service.api.middleware.request_log import RequestLog
-from service.api.openapi import PROBLEMS, DescribedApp, operation_id
-from service.api.problems import add_problem_handlers
 from service.clock import Clock, utc_now
 from service.control.access.doorkeeper import Doorkeeper, TokenReader
 from service.control.bell import Bell

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from service.clock import utc_now
 from service.control.access.keys import OPERATOR, NewKey, create_key, mint, revoke_key
-from service.database import keys
 from service.database.engine import Database, open_database
-from service.database.keys import KeyRecord
 from service.database.migrations import upgrade
+from service.database.queries import keys
+from service.database.queries.keys import KeyRecord
 from service.errors import Unprocessable
 from service.principal import Scope
 from service.settings import Settings

@@ -17,8 +17,8 @@ from benchmarks.control.databases import spread
 from service.app import Parts, create_context
 from service.control.context import Context
 from service.control.reconcile import Reconciler
-from service.database import models
 from service.database.engine import Database
+from service.database.queries import models
 from service.database.tables import datasets, jobs
 from service.launchers.port import LaunchState, LaunchStatus
 from service.settings import Settings

@@ -19,7 +19,7 @@ import httpx
 
 from benchmarks.control.databases import spread
 from cmcl.stack import Ports
-from service.control.intake import Intake, NewDataset, accept_dataset, create_model
+from service.control.data.intake import Intake, NewDataset, accept_dataset, create_model
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.principal import LOCAL

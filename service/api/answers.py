@@ -15,8 +15,8 @@ from sqlalchemy import Connection
 
 from service.api.dependencies import RequestKey
 from service.control.context import Context
-from service.database import answers
-from service.database.answers import Place
+from service.database.queries import answers
+from service.database.queries.answers import Place
 from service.database.rows import AnswerRecord, KeyClaim
 from service.errors import Conflict, FieldProblem, Unprocessable
 

@@ -7,7 +7,7 @@ from fastapi import Body
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.dependencies import LARGEST_NUMBER
-from service.control.intake import NewDataset
+from service.control.data.intake import NewDataset
 from service.database.rows import (
     DatasetRecord,
     JobRecord,

@@ -15,9 +15,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from service.database import events
 from service.database.engine import Database
-from service.database.events import EventFilter
+from service.database.queries import events
+from service.database.queries.events import EventFilter
 from service.database.rows import EventRecord
 from service.errors import TooManyRequests
 from service.event_kinds import FINAL

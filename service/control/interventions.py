@@ -6,9 +6,9 @@ from typing import Literal
 
 from sqlalchemy import Connection
 
-from service.control.intake import NewDataset
+from service.control.data.intake import NewDataset
 from service.control.lookup import get_dataset, get_job, get_model, hold_model
-from service.database import datasets, jobs, models
+from service.database.queries import datasets, jobs, models
 from service.database.rows import Approval, JobRecord
 from service.errors import Conflict
 from service.principal import Principal

@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection
 
-from service.database import datasets, jobs, models, versions
+from service.database.queries import datasets, jobs, models, versions
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord, VersionRecord
 from service.errors import FieldProblem, NotFound
 from service.principal import Principal

@@ -18,17 +18,17 @@ from pydantic import Field, ValidationError
 from sqlalchemy import Connection
 
 from service.control.context import Context, is_past
-from service.control.intake import (
+from service.control.data.intake import (
     Intake,
     NewShards,
     check_addresses,
     check_modalities,
     random_id,
 )
+from service.control.data.uploads import resolve
 from service.control.lookup import get_model, get_version
-from service.control.uploads import resolve
-from service.database import events, preflights
-from service.database.preflights import NewRow, PreflightRecord, PreflightState
+from service.database.queries import events, preflights
+from service.database.queries.preflights import NewRow, PreflightRecord, PreflightState
 from service.database.rows import Happening
 from service.errors import Conflict, DatabaseUnavailable, NotFound
 from service.launchers.port import LauncherError, LauncherRefused, LaunchState, LaunchStatus

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 
-from service.control import attempts, promote, publish
 from service.control.bell import EVERYBODY
 from service.control.context import Context
-from service.control.watch import watch
-from service.database import jobs, models, versions
+from service.control.models import promote
+from service.control.steps import attempts, publish
+from service.control.steps.watch import watch
+from service.database.queries import jobs, models, versions
 from service.database.rows import JobRecord, ModelRecord
 from service.errors import DatabaseError, DatabaseUnavailable
 from service.launchers.port import LauncherError

@@ -175,7 +175,7 @@ events = Table(
     "events",
     metadata,
     Column("sequence", Counter, primary_key=True, autoincrement=True),
-    # Its place for listeners; null until it is numbered (`service.database.events.number`).
+    # Its place for listeners; null until it is numbered (`service.database.queries.events.number`).
     Column("position", BigInteger, nullable=True, unique=True),
     Column("owner", String(64), nullable=False),
     Column("kind", String(32), nullable=False),

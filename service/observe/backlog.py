@@ -14,9 +14,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.clock import Clock
-from service.database import backlog
-from service.database.backlog import Backlog
 from service.database.engine import Database
+from service.database.queries import backlog
+from service.database.queries.backlog import Backlog
 from service.errors import DatabaseError
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection
 
 from service.database.engine import Database
-from service.database.events import LISTENER
+from service.database.queries.events import LISTENER
 from service.database.rows import Happening
 from service.errors import DatabaseUnavailable, WriteConflict
 from service.observe.metrics import Metrics, timed

@@ -11,9 +11,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.clock import Clock
-from service.database import versions
 from service.database.engine import Database
-from service.database.figures import Versioned, versioned
+from service.database.queries import versions
+from service.database.queries.figures import Versioned, versioned
 from service.observe.backlog import Kept
 from workers.contract.version import VersionManifest
 

@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import insert, update
 
-from service.database import backlog, models
-from service.database.backlog import Backlog, Standing
 from service.database.engine import Database
+from service.database.queries import backlog, models
+from service.database.queries.backlog import Backlog, Standing
 from service.database.tables import datasets, jobs, promotions, versions
 from service.states import TERMINAL, JobState
 from workers.contract.model import ModelSpec

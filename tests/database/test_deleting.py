@@ -6,10 +6,10 @@ from threading import Event
 
 import pytest
 
-from service.control.intake import Intake, NewDataset, accept_dataset
-from service.control.remove import delete_model
-from service.database import models
+from service.control.data.intake import Intake, NewDataset, accept_dataset
+from service.control.models.remove import delete_model
 from service.database.engine import Database
+from service.database.queries import models
 from service.errors import Conflict
 from service.principal import LOCAL
 from workers.contract.model import ModelSpec

@@ -11,13 +11,13 @@ import pytest
 from sqlalchemy import Connection, func, select
 
 from service.control.feed import number_events
-from service.database import events, webhooks
 from service.database.engine import Database, open_database
-from service.database.events import EventFilter
+from service.database.queries import events, webhooks
+from service.database.queries.events import EventFilter
+from service.database.queries.webhooks import Attempt, WebhookRecord
 from service.database.rows import Happening
 from service.database.tables import deliveries
 from service.database.tables import events as event_table
-from service.database.webhooks import Attempt, WebhookRecord
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=60)

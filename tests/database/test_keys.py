@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.database import keys
 from service.database.engine import Database
-from service.database.keys import KeyRecord
+from service.database.queries import keys
+from service.database.queries.keys import KeyRecord
 from service.errors import WriteConflict
 from service.principal import Scope
 

@@ -7,8 +7,8 @@ from threading import Barrier
 
 import pytest
 
-from service.database import models
 from service.database.engine import Database
+from service.database.queries import models
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train

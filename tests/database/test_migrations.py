@@ -8,9 +8,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect
 
-from service.database import answers, datasets, jobs, models, versions
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
+from service.database.queries import answers, datasets, jobs, models, versions
 from service.database.rows import AnswerRecord
 from service.database.tables import metadata
 from service.states import JobState

@@ -9,9 +9,9 @@ from threading import Barrier
 import pytest
 from sqlalchemy import text
 
-from service.control.intake import Intake, NewDataset, accept_dataset, create_model
-from service.database import jobs, models
+from service.control.data.intake import Intake, NewDataset, accept_dataset, create_model
 from service.database.engine import Database, open_database
+from service.database.queries import jobs, models
 from service.database.rows import JobRecord
 from service.errors import DatabaseUnavailable, WriteConflict
 from service.principal import LOCAL

@@ -8,8 +8,8 @@ from sqlalchemy import delete
 
 from service.control.sweep.leftovers import sweep_leftovers
 from service.control.sweep.sweeper import DUTIES, Sweeper
-from service.database import answers, leases, sweeping, uploads
 from service.database.engine import Database
+from service.database.queries import answers, leases, sweeping, uploads
 from service.database.rows import AnswerRecord, NewUpload
 from service.database.tables import leases as lease_rows
 from service.states import JobState

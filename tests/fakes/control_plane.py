@@ -9,7 +9,7 @@ import pyarrow as pa
 from service.app import Parts, create_app
 from service.control.context import Context
 from service.control.reconcile import Reconciler
-from service.database import datasets, jobs, models, versions
+from service.database.queries import datasets, jobs, models, versions
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord, VersionRecord
 from service.observe.spans import Spans
 from service.settings import Settings

@@ -7,7 +7,7 @@ the middle of it.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from service.database import models, versions
+from service.database.queries import models, versions
 from service.database.rows import JobRecord
 from service.launchers.port import LaunchState
 from service.states import TERMINAL, JobState

@@ -16,16 +16,17 @@ import numpy as np
 import pyarrow as pa
 from sqlalchemy import Connection
 
-from service.control import branch, interventions, promote
+from service.control import interventions
 from service.control.bell import Bell
 from service.control.context import Context
-from service.control.intake import Intake, NewDataset, accept_dataset
+from service.control.data.intake import Intake, NewDataset, accept_dataset
 from service.control.interventions import Word
-from service.control.policy import set_policy
-from service.control.promote import Wish
+from service.control.models import branch, promote
+from service.control.models.policy import set_policy
+from service.control.models.promote import Wish
 from service.control.validation.validations import Validations
-from service.database import jobs
 from service.database.engine import Database, open_database
+from service.database.queries import jobs
 from service.database.rows import BranchPoint, JobRecord
 from service.errors import Refused
 from service.launchers.port import LaunchState

@@ -9,9 +9,9 @@ from service.clock import Clock
 from service.control.access.keys import OPERATOR, KeyText, parse, sha256
 from service.control.access.known import USE_STEP, KnownKeys
 from service.control.access.rates import Rates
-from service.database import keys
 from service.database.engine import Database
-from service.database.keys import KeyRecord
+from service.database.queries import keys
+from service.database.queries.keys import KeyRecord
 from service.errors import DatabaseError, Unauthorized
 from service.principal import LOCAL, Principal
 from service.settings import Settings

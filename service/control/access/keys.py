@@ -16,8 +16,8 @@ from typing import Annotated
 from pydantic import Field, StringConstraints, field_validator
 from sqlalchemy import Connection
 
-from service.database import keys
-from service.database.keys import KeyRecord
+from service.database.queries import keys
+from service.database.queries.keys import KeyRecord
 from service.errors import FieldProblem, Forbidden, NotFound
 from service.principal import EVERY_SCOPE, LOCAL, RECONCILER, Principal, Scope
 from workers.contract.modality import NAME_PATTERN, Frozen

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from service.clock import Clock
 from service.control.access.keys import KeyText
-from service.database.keys import KeyRecord
+from service.database.queries.keys import KeyRecord
 
 # A key that another service has revoked is accepted here for so long.
 TRUST = timedelta(seconds=5)

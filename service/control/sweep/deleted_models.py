@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from service.control.context import Context
 from service.control.sweep.purge import remove_all
-from service.database import sweeping
+from service.database.queries import sweeping
 from workers.storage import layout
 
 # Longer than any transaction that had seen the model before it was deleted.

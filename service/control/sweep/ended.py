@@ -8,8 +8,8 @@ from datetime import timedelta
 
 from service.control.context import Context
 from service.control.sweep.purge import remove_all
-from service.database import sweeping
-from service.database.sweeping import EndedJob
+from service.database.queries import sweeping
+from service.database.queries.sweeping import EndedJob
 from service.states import JobState
 from workers.storage import layout
 

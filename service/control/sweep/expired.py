@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 
 from service.control.context import Context
 from service.control.sweep.purge import remove_all
-from service.database import events, preflights, sweeping, uploads, webhooks
+from service.database.queries import events, preflights, sweeping, uploads, webhooks
 from workers.storage import layout
 
 _AT_ONCE = 100

@@ -13,8 +13,8 @@ from datetime import timedelta
 
 from service.control.context import Context
 from service.control.sweep.purge import remove_all
-from service.database import sweeping
-from service.database.sweeping import Kind
+from service.database.queries import sweeping
+from service.database.queries.sweeping import Kind
 from workers.contract.modality import NAME_PATTERN
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from service.control.context import Context
 from service.control.sweep import deleted_models, ended, expired, leftovers
-from service.database import leases
+from service.database.queries import leases
 from service.errors import DatabaseUnavailable
 from workers.contract.errors import StorageUnavailable
 

@@ -22,9 +22,9 @@ from service.clock import Clock
 from service.control.feed import number_events
 from service.control.webhooks.schedule import seconds_to_next, seconds_to_rest
 from service.control.webhooks.sender import ANSWER_SECONDS, Answer, Sender
-from service.database import webhooks
 from service.database.engine import Database
-from service.database.webhooks import Attempt, DeliveryRecord, WebhookRecord
+from service.database.queries import webhooks
+from service.database.queries.webhooks import Attempt, DeliveryRecord, WebhookRecord
 
 logger = logging.getLogger(__name__)
 

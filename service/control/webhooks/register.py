@@ -9,12 +9,12 @@ from typing import Annotated
 from pydantic import Field
 from sqlalchemy import Connection
 
-from service.control.intake import random_id
+from service.control.data.intake import random_id
 from service.control.lookup import get_model
 from service.control.webhooks.addresses import LONGEST_URL, AddressRefused, check_url
-from service.database import webhooks
+from service.database.queries import webhooks
+from service.database.queries.webhooks import DeliveryRecord, WebhookRecord
 from service.database.rows import Happening
-from service.database.webhooks import DeliveryRecord, WebhookRecord
 from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.event_kinds import WORTH_A_MESSAGE, EventKind
 from service.principal import Principal

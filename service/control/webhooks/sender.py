@@ -20,7 +20,7 @@ from standardwebhooks.webhooks import Webhook
 
 from service.control.webhooks.addresses import AddressRefused, check_public, check_url, port_of
 from service.control.webhooks.schedule import parse_retry_after
-from service.database.webhooks import DeliveryRecord, WebhookRecord
+from service.database.queries.webhooks import DeliveryRecord, WebhookRecord
 
 logger = logging.getLogger(__name__)
 

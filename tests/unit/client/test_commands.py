@@ -14,7 +14,7 @@ import typer.main
 from cmcl.cli import app, main
 from cmcl.terminal.exits import Exit
 from service.control.preflights import PreflightRounds
-from service.database import jobs
+from service.database.queries import jobs
 from service.launchers.port import LaunchState
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.control.gate import check_answers, judge
+from service.control.steps.gate import check_answers, judge
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train

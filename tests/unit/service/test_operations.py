@@ -12,7 +12,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from service.api.operations import Probes
+from service.api.routes.operations import Probes
 from service.app import Parts, create_app
 from service.control.reconcile import Reconciler
 from service.logs import JsonLines, log_config

@@ -7,8 +7,8 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from service.database import keys
-from service.database.keys import KeyRecord
+from service.database.queries import keys
+from service.database.queries.keys import KeyRecord
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.access.holder import ADMIN_KEY, Holder
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from service.control.access.keys import KeyText, mint
 from service.control.access.known import KnownKeys
-from service.database.keys import KeyRecord
+from service.database.queries.keys import KeyRecord
 from service.principal import Scope
 from tests.fakes.clock import ScriptedClock
 

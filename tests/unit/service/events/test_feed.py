@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import Connection, event
 
 from service.control.feed import Feed, Item
-from service.database import events
-from service.database.events import EventFilter
+from service.database.queries import events
+from service.database.queries.events import EventFilter
 from service.database.rows import EventRecord, Happening
 from service.errors import TooManyRequests
 from tests.fakes.control_plane import ControlPlane

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from httpx_sse import EventSource, ServerSentEvent
 
-from service.database import jobs
+from service.database.queries import jobs
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served

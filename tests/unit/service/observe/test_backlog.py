@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from service.database import models
+from service.database.queries import models
 from service.errors import DatabaseUnavailable
 from service.observe.backlog import Kept
 from service.states import JobState

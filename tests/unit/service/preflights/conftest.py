@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from service.control.preflights import PreflightRounds
-from service.database import preflights
-from service.database.preflights import PreflightRecord, PreflightState
+from service.database.queries import preflights
+from service.database.queries.preflights import PreflightRecord, PreflightState
 from tests.fakes.control_plane import ControlPlane
 from workers.contract.preflight import Outlook, PreflightAnswer
 

@@ -3,8 +3,9 @@
 from sqlalchemy import select
 
 from service.control.preflights import PreflightRounds
-from service.database import models, preflights, tables
-from service.database.preflights import PreflightState
+from service.database import tables
+from service.database.queries import models, preflights
+from service.database.queries.preflights import PreflightState
 from service.launchers.port import LaunchState
 from tests.fakes.uploads import announce, complete, send
 from tests.unit.service.preflights.conftest import Asking

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.control.sweep.leftovers import sweep_leftovers
 from service.control.sweep.sweeper import DUTIES
-from service.database import datasets, versions
+from service.database.queries import datasets, versions
 from service.launchers.port import LaunchState
 from service.states import TERMINAL, JobState
 from tests.fakes.control_plane import ControlPlane

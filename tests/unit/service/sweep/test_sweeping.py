@@ -6,7 +6,7 @@ from sqlalchemy import delete, func, select, update
 
 from service.control.sweep import leftovers
 from service.control.sweep.sweeper import Sweeper
-from service.database import leases
+from service.database.queries import leases
 from service.database.tables import answers, events, models, orphans, uploads
 from service.database.tables import leases as lease_rows
 from service.database.tables import versions as version_rows

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.control import assemble
+from service.control.data import assemble
 from service.principal import LOCAL
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.mortal import Death, Lifeline, MortalDatabase, MortalStore

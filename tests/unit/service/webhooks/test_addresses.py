@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from service.control.webhooks.addresses import AddressRefused, check_url, is_public, is_under
 from service.control.webhooks.sender import Answer, Sender
-from service.database.webhooks import DeliveryRecord, WebhookRecord
+from service.database.queries.webhooks import DeliveryRecord, WebhookRecord
 from tests.fakes.receiver import Receiver, receiving
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

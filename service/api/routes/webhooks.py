@@ -29,9 +29,9 @@ from service.control.webhooks.register import (
     new_secret,
     try_webhook,
 )
-from service.database import webhooks
+from service.database.queries import webhooks
+from service.database.queries.webhooks import DeliveryRecord, WebhookRecord
 from service.database.rows import AnswerRecord
-from service.database.webhooks import DeliveryRecord, WebhookRecord
 from service.principal import Principal
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])

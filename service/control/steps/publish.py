@@ -1,9 +1,10 @@
 """From a complete candidate to a stored version: judge, publish, store."""
 
-from service.control import gate, outcomes, promote
-from service.control.attempts import job_spec
 from service.control.context import Context
-from service.database import jobs, models, versions
+from service.control.models import promote
+from service.control.steps import gate, outcomes
+from service.control.steps.attempts import job_spec
+from service.database.queries import jobs, models, versions
 from service.database.rows import JobRecord, ModelRecord, VersionRecord
 from service.states import FailureReason, JobState
 from workers.contract.errors import WorkerError

@@ -16,11 +16,11 @@ from service.api.dependencies import (
 )
 from service.api.etags import SeenRevision, etag
 from service.api.schemas import ModelView, NewBranch, NewModel, Page
-from service.control import branch, remove
-from service.control.intake import create_model
+from service.control.data.intake import create_model
 from service.control.lookup import get_model
-from service.control.policy import set_policy
-from service.database import models
+from service.control.models import branch, remove
+from service.control.models.policy import set_policy
+from service.database.queries import models
 from service.database.rows import AnswerRecord
 from workers.contract.policy import GatePolicy
 

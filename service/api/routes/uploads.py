@@ -15,11 +15,11 @@ from service.api.access import Reader, Writer
 from service.api.answers import Answered, answer_long, answered, record
 from service.api.dependencies import BYTES, ContextDep, RequestKeyDep, UploadPath
 from service.api.spool import spooled
-from service.control import assemble, uploads
 from service.control.context import Context
-from service.control.intake import random_id
-from service.control.upload_uris import uri_of
-from service.control.uploads import ReceivedPart, Upload, UploadRequest
+from service.control.data import assemble, uploads
+from service.control.data.intake import random_id
+from service.control.data.upload_uris import uri_of
+from service.control.data.uploads import ReceivedPart, Upload, UploadRequest
 from service.database.rows import AnswerRecord, PartRecord
 from service.errors import Conflict, FieldProblem, Unprocessable
 from workers.storage.multipart import MOST_PARTS, SMALLEST_PART

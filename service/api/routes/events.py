@@ -27,8 +27,8 @@ from service.api.schemas import Page
 from service.control.context import Context
 from service.control.feed import Feed, Item, Progress, number_events
 from service.control.lookup import get_job
-from service.database import events
-from service.database.events import EventFilter
+from service.database.queries import events
+from service.database.queries.events import EventFilter
 from service.database.rows import EventRecord
 from service.errors import FieldProblem, Unprocessable
 from service.event_kinds import EventKind

@@ -24,7 +24,7 @@ from service.control import interventions
 from service.control.context import Context
 from service.control.interventions import Word
 from service.control.lookup import get_job
-from service.database import jobs
+from service.database.queries import jobs
 from service.database.rows import AnswerRecord, JobRecord
 from service.states import JobState
 

@@ -13,8 +13,8 @@ from service.api.answers import answered, record
 from service.api.dependencies import ContextDep, Limit, RequestKeyDep, TextCursor, encode_cursor
 from service.api.schemas import Page
 from service.control.access.keys import NewKey, create_key, get_key, mint, revoke_key
-from service.database import keys
-from service.database.keys import KeyRecord
+from service.database.queries import keys
+from service.database.queries.keys import KeyRecord
 from service.database.rows import AnswerRecord
 from service.principal import Scope
 

@@ -1,7 +1,7 @@
 """How a job ends without a version, and how an attempt is lost."""
 
 from service.control.context import Context
-from service.database import datasets, jobs
+from service.database.queries import datasets, jobs
 from service.database.rows import JobRecord
 from service.states import FailureReason, JobState
 

@@ -1,6 +1,6 @@
 """Files that users send: begun, sent in parts that can come again, given up, named by datasets.
 
-How parts become a file stands in `service.control.assemble`. A part's object has the digest in its
+How parts become a file stands in `service.control.data.assemble`. A part's object has the digest in its
 name, so two that send the same part at once cannot mix what they sent.
 """
 
@@ -14,8 +14,8 @@ from pydantic import AfterValidator, Field
 from sqlalchemy import Connection
 
 from service.control.context import Context
-from service.control.upload_uris import named_by
-from service.database import uploads
+from service.control.data.upload_uris import named_by
+from service.database.queries import uploads
 from service.database.rows import NewUpload, PartRecord, UploadRecord
 from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.principal import Principal

@@ -16,9 +16,8 @@ from service.api.dependencies import (
     encode_cursor,
 )
 from service.api.schemas import AcceptedDataset, DatasetSummary, DatasetView, JobView, Page
-from service.control import remove
 from service.control.context import Context
-from service.control.intake import (
+from service.control.data.intake import (
     Accepted,
     Intake,
     NewDataset,
@@ -28,7 +27,8 @@ from service.control.intake import (
     seal_dataset,
 )
 from service.control.lookup import get_dataset
-from service.database import datasets, jobs
+from service.control.models import remove
+from service.database.queries import datasets, jobs
 from service.database.rows import AnswerRecord
 from service.principal import Principal
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection
 
-from service.database import uploads
+from service.database.queries import uploads
 from service.database.rows import UploadRecord
 from service.principal import Principal
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from service.control.lookup import get_model
-from service.database import events, models
+from service.database.queries import events, models
 from service.database.rows import Happening, ModelRecord
 from service.errors import PreconditionFailed
 from service.principal import Principal

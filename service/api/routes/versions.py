@@ -27,10 +27,10 @@ from service.api.schemas import (
     VersionSummary,
     VersionView,
 )
-from service.control import remove
 from service.control.lookup import get_model, get_version
-from service.control.promote import Wish, choose, roll_back
-from service.database import versions
+from service.control.models import remove
+from service.control.models.promote import Wish, choose, roll_back
+from service.database.queries import versions
 from service.database.rows import AnswerRecord
 from service.errors import NotFound
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from service.control import outcomes
 from service.control.context import Context, is_past
-from service.database import jobs
+from service.control.steps import outcomes
+from service.database.queries import jobs
 from service.database.rows import JobRecord, ModelRecord
 from service.launchers.port import LaunchState, LaunchStatus
 from service.states import FailureReason, JobState

@@ -19,11 +19,11 @@ from service.api.dependencies import (
     encode_cursor,
 )
 from service.api.schemas import Page
-from service.control.intake import Intake
+from service.control.data.intake import Intake
 from service.control.lookup import get_model
 from service.control.preflights import NewPreflight, ask, get_preflight
-from service.database import preflights
-from service.database.preflights import PreflightRecord, PreflightState
+from service.database.queries import preflights
+from service.database.queries.preflights import PreflightRecord, PreflightState
 from service.database.rows import AnswerRecord
 from workers.contract.modality import ModalityPair
 from workers.contract.preflight import Outlook

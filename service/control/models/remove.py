@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from service.control.lookup import get_dataset, get_model, get_version
-from service.database import datasets, events, jobs, models, versions
+from service.database.queries import datasets, events, jobs, models, versions
 from service.database.rows import Happening
 from service.errors import Conflict
 from service.principal import Principal

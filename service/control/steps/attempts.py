@@ -5,15 +5,15 @@ Each step looks at what is there and does one thing. It may be cut off anywhere 
 
 import shlex
 
-from service.control import outcomes
 from service.control.context import Context, is_past
-from service.control.intake import NewDataset
-from service.control.uploads import resolve
+from service.control.data.intake import NewDataset
+from service.control.data.uploads import resolve
+from service.control.steps import outcomes
+from service.control.steps.watch import is_overdue
 from service.control.validation.task import ValidationTask
 from service.control.validation.turns import Turn
 from service.control.validation.verify import read_manifest
-from service.control.watch import is_overdue
-from service.database import datasets, jobs, models
+from service.database.queries import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
 from service.launchers.port import LauncherRefused
 from service.states import FailureReason, JobState

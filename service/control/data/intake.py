@@ -10,9 +10,9 @@ from datetime import datetime
 from pydantic import Field
 from sqlalchemy import Connection
 
+from service.control.data.upload_uris import SCHEME, note_uses, problem_of
 from service.control.lookup import get_dataset, get_model, hold_model
-from service.control.upload_uris import SCHEME, note_uses, problem_of
-from service.database import datasets, jobs, models
+from service.database.queries import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
 from service.errors import Conflict, FieldProblem, Unprocessable
 from service.principal import Principal

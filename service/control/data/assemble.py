@@ -13,8 +13,8 @@ from datetime import timedelta
 from sqlalchemy import Connection
 
 from service.control.context import Context
-from service.control.uploads import existing, visible
-from service.database import uploads
+from service.control.data.uploads import existing, visible
+from service.database.queries import uploads
 from service.database.rows import PartRecord, UploadRecord
 from service.errors import Conflict, FieldProblem
 from service.principal import Principal

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, Update, insert, select, update
 
-from service.database import events
+from service.database.queries import events
 from service.database.rows import Approval, DatasetRecord, Happening, JobRecord
 from service.database.tables import jobs
 from service.states import IN_FLIGHT, FailureReason, JobState, check_move

@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
-from service.database import webhooks
+from service.database.queries import webhooks
 from service.database.rows import EventRecord, Happening
 from service.database.tables import event_positions, events, jobs
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from service.control.context import Context
 from service.control.lookup import get_model, get_version
-from service.database import events, models, versions
+from service.database.queries import events, models, versions
 from service.database.rows import (
     Happening,
     ModelRecord,

@@ -1,0 +1,1 @@
+"""What is decided about models and their versions."""

@@ -1,0 +1,1 @@
+"""Every query as one function, one module a table or a purpose."""
