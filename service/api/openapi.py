@@ -1,4 +1,4 @@
-"""The description of the API, true to what is sent: errors are problem+json."""
+"""The description of the API, true to what is sent: each operation's errors, as problem+json."""
 
 from typing import Any
 
@@ -7,12 +7,31 @@ from fastapi.routing import APIRoute
 
 from service.api.problems import Problem, ProblemResponse
 
+# Every route can refuse values; the other errors of a route follow from what it takes.
 PROBLEMS: dict[int | str, dict[str, object]] = {
-    "4XX": {"model": Problem, "description": "The request was refused; the problem says why"},
     422: {"model": Problem, "description": "Values that are not permitted"},
-    "5XX": {"model": Problem, "description": "The service could not answer"},
 }
 _REFERENCE = {"$ref": f"#/components/schemas/{Problem.__name__}"}
+_ASSUMED = {"application/json": {"schema": _REFERENCE}}
+_WORDS = {
+    400: "The body is not JSON, or ended too early",
+    401: "A valid key is needed",
+    403: "The key does not permit this",
+    404: "There is no such thing, or none that the key may see",
+    409: "It contradicts what is there",
+    412: "It was changed since it was read",
+    413: "The body is too large",
+    415: "The body is of another type",
+    422: "Values that are not permitted",
+    429: "Too many requests; Retry-After says when to come back",
+    500: "The service made a mistake; its log has the request's id",
+    503: "Database or object storage do not answer; Retry-After says when to come back",
+    507: "There is no room left",
+}
+# What cannot be told from method, path and parameters: a thing that the body names, a full disk.
+_BY_OPERATION = {"post_dataset": {404}, "post_webhook": {404}, "put_part": {507}}
+
+Operation = dict[str, Any]
 
 
 def operation_id(route: APIRoute) -> str:
@@ -21,18 +40,42 @@ def operation_id(route: APIRoute) -> str:
 
 
 class DescribedApp(FastAPI):
-    """FastAPI assumes application/json for every model; this names the media type really sent."""
+    """FastAPI assumes application/json for every model; this names what is really sent."""
 
     def openapi(self) -> dict[str, Any]:
         """The description; made when it is first asked for, because it takes a while."""
         schema = super().openapi()
-        for path in schema["paths"].values():
-            for operation in path.values():
-                for response in operation["responses"].values():
-                    _name_media_type(response.get("content", {}))
+        schema["components"]["responses"] = {
+            f"Problem{status}": _response(words) for status, words in _WORDS.items()
+        }
+        for path, item in schema["paths"].items():
+            for method, operation in item.items():
+                _list_errors(operation["responses"], _errors(method, path, operation))
         return schema
 
 
-def _name_media_type(content: dict[str, Any]) -> None:
-    if content.get("application/json", {}).get("schema") == _REFERENCE:
-        content[ProblemResponse.media_type] = content.pop("application/json")
+def _list_errors(responses: dict[str, Any], statuses: set[int]) -> None:
+    """Add what the route does not describe itself, and correct the media type of what FastAPI did."""
+    for status in sorted(statuses):
+        known = responses.get(str(status))
+        if known is None or known.get("content") == _ASSUMED:
+            responses[str(status)] = {"$ref": f"#/components/responses/Problem{status}"}
+
+
+def _errors(method: str, path: str, operation: Operation) -> set[int]:
+    found = {422, 500, 503} | _BY_OPERATION.get(operation["operationId"], set())
+    if operation.get("security"):
+        found |= {401, 403, 429}
+    if "requestBody" in operation:
+        found |= {400, 413, 415}
+    if "{" in path:
+        found.add(404)
+    if method != "get":
+        found.add(409)
+    if any(each["name"] == "If-Match" for each in operation.get("parameters", [])):
+        found.add(412)
+    return found
+
+
+def _response(words: str) -> dict[str, Any]:
+    return {"description": words, "content": {ProblemResponse.media_type: {"schema": _REFERENCE}}}

@@ -44,6 +44,14 @@ class Page(BaseModel, Generic[Item]):
 class NewModel(ModelSpec):
     """A model as it is posted: its name beside its specification."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"name": "street-scenes", "modalities": {"image": 1280, "text": 384}, "width": 256}
+            ]
+        }
+    )
+
     name: ModelName
 
     @property

@@ -35,7 +35,20 @@ from service.principal import Principal
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 
-@router.post("", status_code=202, response_model=AcceptedDataset)
+_KNOWN: dict[int | str, dict[str, object]] = {
+    200: {"model": AcceptedDataset, "description": "It was there already"}
+}
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=AcceptedDataset,
+    responses={
+        **_KNOWN,
+        201: {"model": AcceptedDataset, "description": "It is open for more shards"},
+    },
+)
 def post_dataset(
     body: NewDataset, principal: Writer, context: ContextDep, key: RequestKeyDep
 ) -> JSONResponse:
@@ -95,7 +108,7 @@ def append_shards(
     return answer(context, key, effect)
 
 
-@router.post("/{dataset}/seal", status_code=202, response_model=AcceptedDataset)
+@router.post("/{dataset}/seal", status_code=202, response_model=AcceptedDataset, responses=_KNOWN)
 def post_seal(
     dataset: DatasetPath, principal: Writer, context: ContextDep, key: RequestKeyDep
 ) -> JSONResponse:

@@ -27,7 +27,12 @@ from workers.contract.policy import GatePolicy
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-@router.post("", status_code=201, response_model=ModelView)
+@router.post(
+    "",
+    status_code=201,
+    response_model=ModelView,
+    responses={200: {"model": ModelView, "description": "It was there already"}},
+)
 def post_model(
     body: NewModel, principal: Writer, context: ContextDep, key: RequestKeyDep
 ) -> JSONResponse:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from sqlalchemy import Connection
 
 from service.control.data.upload_uris import SCHEME, note_uses, problem_of
@@ -37,6 +37,20 @@ class NewShards(Frozen):
 
 class NewDataset(NewShards):
     """A dataset as it is posted; kept word for word, so that its job can be tried again."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "street-scenes",
+                    "name": "captions-2026-11",
+                    "pair": {"first": "image", "second": "text"},
+                    "shards": [{"uri": "s3://captures/2026-11/pairs-000.parquet"}],
+                    "evaluation_share": 0.1,
+                }
+            ]
+        }
+    )
 
     model: ModelName
     name: ModelName = Field(description="for people; need not be unique")
