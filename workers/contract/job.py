@@ -9,8 +9,17 @@ from workers.contract.dataset import DatasetManifest
 from workers.contract.modality import Frozen, ModelName
 from workers.contract.model import ModelSpec
 
+# `waiting`: for the ranks, which learn another attempt.
 Phase = Literal[
-    "starting", "reading", "moments", "training", "limiting", "certifying", "writing", "done"
+    "waiting",
+    "starting",
+    "reading",
+    "moments",
+    "training",
+    "limiting",
+    "certifying",
+    "writing",
+    "done",
 ]
 
 

@@ -4,11 +4,16 @@ import hashlib
 import os
 import socket
 import time
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import workers
+from workers.contract.errors import StorageUnavailable
+from workers.contract.job import Progress
+from workers.storage.layout import run_progress
+from workers.storage.uris import open_store
 from workers.train.warm.desk import Answer, Attempt
 from workers.train.warm.wire import Request, Setup, answer_from_line, socket_path
 
@@ -16,6 +21,8 @@ from workers.train.warm.wire import Request, Setup, answer_from_line, socket_pat
 # now and then whether the cluster has room for them.
 _PATIENCE_SECONDS = 20.0
 _LOOK_SECONDS = 1.0
+# An object store charges for every write, and a control plane is patient for minutes.
+_TELL_SECONDS = 5.0
 # What the results may depend on beside our own code.
 _PACKAGES = ("cmcl", "torch", "ray", "numpy")
 
@@ -29,7 +36,7 @@ def learn_warm(attempt: Attempt, setup: Setup) -> Answer | None:
         connection = _connect() or _look_for_it(attempt, setup)
         with connection:
             connection.sendall(Request(attempt, setup).to_line())
-            answer = _wait(connection, setup)
+            answer = _wait(connection, attempt, setup)
     except OSError as error:
         print(f"the resident ranks cannot be used: {error}", flush=True)
         return None
@@ -69,15 +76,19 @@ def _look_for_it(attempt: Attempt, setup: Setup) -> socket.socket:
     return _connected(open_resident(attempt.store_uri, setup))
 
 
-def _wait(connection: socket.socket, setup: Setup) -> Answer | None:
+def _wait(connection: socket.socket, attempt: Attempt, setup: Setup) -> Answer | None:
     """The final answer; None if the attempt need not wait. Raises OSError if the resident died."""
     connection.settimeout(_LOOK_SECONDS)
     answer, received = Answer("waiting"), b""
     patient_until = time.monotonic() + _PATIENCE_SECONDS
+    tell_at = 0.0
     while not answer.is_final:
         try:
             received += _received(connection)
         except TimeoutError:
+            if answer.state == "waiting" and time.monotonic() >= tell_at:
+                _tell_that_it_waits(attempt)
+                tell_at = time.monotonic() + _TELL_SECONDS
             is_patient = answer.state != "waiting" or time.monotonic() < patient_until
             if not is_patient and _has_room(setup):
                 return None
@@ -85,6 +96,16 @@ def _wait(connection: socket.socket, setup: Setup) -> Answer | None:
         for line in lines:
             answer = answer_from_line(line)
     return answer
+
+
+def _tell_that_it_waits(attempt: Attempt) -> None:
+    """The control plane takes an attempt that is silent for dead, and one in line is not."""
+    store = open_store(attempt.store_uri)
+    progress = Progress(phase="waiting", at=datetime.now(UTC))
+    try:
+        store.put(run_progress(attempt.job, attempt.attempt), progress.model_dump_json().encode())
+    except StorageUnavailable as error:
+        print(f"that it waits was not written: {error}", flush=True)
 
 
 def _received(connection: socket.socket) -> bytes:

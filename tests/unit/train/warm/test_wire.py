@@ -2,11 +2,14 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from workers.contract.job import Progress
+from workers.storage.layout import run_progress
 from workers.train.warm import client
 from workers.train.warm.desk import Answer, Attempt
 from workers.train.warm.wire import (
@@ -98,3 +101,27 @@ def test_job_goes_on_alone_when_the_group_is_another(listener: socket.socket) ->
     playing = answer_with(listener, answer_to_line(Answer("elsewhere")))
     assert client.learn_warm(ATTEMPT, SETUP) is None
     playing.join()
+
+
+def test_job_that_stands_in_line_is_heard_of(
+    listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_LOOK_SECONDS", 0.02)
+    attempt = Attempt((tmp_path / "store").as_uri(), "job-1", 2)
+    progress = tmp_path / "store" / run_progress("job-1", 2)
+    told: list[str] = []
+
+    def play() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            while not progress.exists():
+                time.sleep(0.01)
+            told.append(Progress.model_validate_json(progress.read_bytes()).phase)
+            connection.sendall(answer_to_line(Answer("done")))
+
+    playing = threading.Thread(target=play)
+    playing.start()
+    assert client.learn_warm(attempt, SETUP) == Answer("done")
+    playing.join()
+    assert told == ["waiting"]
