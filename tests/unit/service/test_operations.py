@@ -185,11 +185,31 @@ def test_operation_ids_are_function_names(plane: ControlPlane) -> None:
     assert {"post_model", "post_dataset", "read_job", "cancel_job", "put_live"} <= set(names)
 
 
-def test_errors_are_described_as_problems(plane: ControlPlane) -> None:
-    responses = plane.app.openapi()["paths"]["/v1/datasets"]["post"]["responses"]
-    for status in ("4XX", "422", "5XX"):
-        assert list(responses[status]["content"]) == ["application/problem+json"]
+def test_each_operation_lists_its_errors_as_problems(plane: ControlPlane) -> None:
+    schema = plane.app.openapi()
+    responses = schema["paths"]["/v1/datasets"]["post"]["responses"]
+    assert set(responses) >= {"400", "401", "403", "404", "409", "413", "415", "422", "429", "503"}
     assert list(responses["202"]["content"]) == ["application/json"]
+    for status, response in responses.items():
+        if int(status) >= 400:
+            name = response["$ref"].rpartition("/")[2]
+            described = schema["components"]["responses"][name]
+            assert list(described["content"]) == ["application/problem+json"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("get", "/v1/models/{model}", "404"),
+        ("put", "/v1/models/{model}/live", "412"),
+        ("put", "/v1/uploads/{upload}/parts/{number}", "507"),
+        ("post", "/v1/jobs/{job}/cancel", "409"),
+    ],
+)
+def test_an_operation_lists_what_only_it_answers(
+    plane: ControlPlane, method: str, path: str, status: str
+) -> None:
+    assert status in plane.app.openapi()["paths"][path][method]["responses"]
 
 
 def test_the_reconciler_outlives_a_failed_round(plane: ControlPlane) -> None:
