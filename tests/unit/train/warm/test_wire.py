@@ -103,10 +103,7 @@ def test_job_goes_on_alone_when_the_group_is_another(listener: socket.socket) ->
     playing.join()
 
 
-def test_job_that_stands_in_line_is_heard_of(
-    listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "_LOOK_SECONDS", 0.02)
+def test_job_that_stands_in_line_is_heard_of(listener: socket.socket, tmp_path: Path) -> None:
     attempt = Attempt((tmp_path / "store").as_uri(), "job-1", 2)
     progress = tmp_path / "store" / run_progress("job-1", 2)
     told: list[str] = []
