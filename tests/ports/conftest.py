@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
+from tests.fakes.s3_server import s3_server, use_bucket
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
 
@@ -15,22 +14,15 @@ BUCKET = "contract-suite"
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """moto's server: the one that knows conditional writes."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    """One server for the session."""
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture
 def s3_environment(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a user would set: boto3 finds everything by itself."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    """boto3 finds the bucket as a user would have it."""
+    use_bucket(s3_endpoint, BUCKET, monkeypatch)
     return s3_endpoint
 
 

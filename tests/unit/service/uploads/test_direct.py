@@ -4,14 +4,13 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 
-import boto3
 import httpx
 import pytest
-from moto.server import ThreadedMotoServer
 from sqlalchemy import select
 
 from service.database.tables import answers
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.s3_server import s3_server, use_bucket
 from tests.fakes.uploads import BYTES, announce, complete
 from workers.storage.uris import open_store
 
@@ -22,21 +21,14 @@ BUCKET = "direct-uploads"
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     """A bucket that takes whatever it is sent, like some that speak S3."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture
 def bucket(plane: ControlPlane, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> ControlPlane:
     """The control plane on a bucket."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    use_bucket(endpoint, BUCKET, monkeypatch)
     plane.context = replace(plane.context, store=open_store(f"s3://{BUCKET}"))
     plane.app.state.context = plane.context
     return plane
