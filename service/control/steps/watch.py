@@ -22,6 +22,9 @@ from workers.storage import layout
 
 logger = logging.getLogger(__name__)
 
+# Not a reason to fail by itself: the attempt is repeated.
+_SILENCE = "silence"
+
 
 def watch(context: Context, job: JobRecord, _: ModelRecord) -> None:
     """running -> gating as soon as the candidate is complete, whatever the launcher believes."""
@@ -140,10 +143,6 @@ def _end_with(context: Context, job: JobRecord, failure: Failure) -> None:
         outcomes.quarantine(context, job, failure.message)
     else:
         outcomes.fail(context, job, FailureReason.TRAINING_FAILED, failure.message)
-
-
-# Not a reason to fail by itself: the attempt is repeated.
-_SILENCE = "silence"
 
 
 # What the launcher says of an attempt that we have told to stop; or it goes on saying that it runs.
