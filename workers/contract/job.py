@@ -27,6 +27,8 @@ class JobSpec(Frozen):
     """Everything an attempt needs; written to `runs/<job>/a<attempt>/spec.json` before Ray is told.
 
     `parent` is the version to start from; None means the first version, grown from the seed.
+    `resume_from` is the key of the checkpoint, left by an earlier attempt, that this one goes on from;
+    None means from the beginning. Either way the same version comes of it.
     """
 
     job: str
@@ -36,18 +38,40 @@ class JobSpec(Frozen):
     parent: int | None
     spec: ModelSpec
     dataset: DatasetManifest
+    resume_from: str | None = None
 
 
 class Progress(BaseModel):
-    """`runs/<job>/a<attempt>/progress.json`: overwritten by rank 0 as the attempt goes on."""
+    """`runs/<job>/a<attempt>/progress.json`: overwritten by rank 0 as the attempt goes on.
+
+    Everything but the phase and the time is of the present phase, and absent where that has none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     phase: Phase
     updates_done: int = Field(default=0, ge=0)
     updates_total: int = Field(default=0, ge=0)
-    loss: float | None = None
-    rows_per_second: float | None = None
+    rows_done: int = Field(default=0, ge=0, description="rows read, over all ranks")
+    rows_total: int = Field(default=0, ge=0)
+    loss: float | None = Field(default=None, description="of the last batch")
+    rows_per_second: float | None = Field(default=None, description="over all ranks")
+    gradient_norm: float | None = Field(
+        default=None, description="of both heads together, before the mask"
+    )
+    removed_share: float | None = Field(
+        default=None, description="share of the gradient's square that the mask removed, 0 to 1"
+    )
+    drift: float | None = Field(
+        default=None,
+        description="first-order estimate of how far earlier scores have moved in this job, "
+        "relative to their size; the certificate of the finished version is exact",
+    )
+    eta_seconds: float | None = Field(default=None, description="until the phase is over")
+    ranks: int | None = Field(default=None, description="processes that share the batch")
+    resumed_at: int | None = Field(
+        default=None, description="updates that a checkpoint spared this run"
+    )
     at: datetime
 
 

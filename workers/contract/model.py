@@ -30,6 +30,11 @@ class TrainingSpec(Frozen):
     unit_vectors: bool = Field(
         default=True, description="whether InfoNCE sees embeddings at unit length"
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="of the matrix products of an update; heads and optimizer are float32 and "
+        "moments float64 either way. bfloat16 is for GPUs",
+    )
     averaged_share: float = Field(
         default=0.5,
         ge=0,

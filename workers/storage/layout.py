@@ -5,6 +5,7 @@ datasets/<dataset>/manifest.json            verified shards
                    evaluation-<i>-<digest>.parquet   held-out rows, copied in
                    moments.safetensors      written when its version is published
 runs/<job>/a<attempt>/spec.json, progress.json, failure.json, candidate/...; may be swept
+                      checkpoints/<updates>-<digest>.safetensors    the last two
 models/<model>/versions/<n>/...             a published version; manifest.json LAST
 models/<model>/live.json                    which version answers
 uploads/<upload>/parts/<n>-<sha256>         parts that arrived, until the file is complete
@@ -69,6 +70,16 @@ def run_progress(job: str, attempt: int) -> str:
 
 def run_failure(job: str, attempt: int) -> str:
     return f"{run_prefix(job, attempt)}/failure.json"
+
+
+def run_checkpoints(job: str, attempt: int) -> str:
+    """What the keys of an attempt's checkpoints begin with; in lexical order the newest is last."""
+    return f"{run_prefix(job, attempt)}/checkpoints/"
+
+
+def run_checkpoint(job: str, attempt: int, updates: int, sha256: str) -> str:
+    """With its digest, so that whoever reads it can tell whether it is whole."""
+    return f"{run_checkpoints(job, attempt)}{updates:012d}-{sha256}.safetensors"
 
 
 def run_file(job: str, attempt: int, name: str) -> str:
