@@ -5,10 +5,10 @@ STAMP := .venv/.installed
 SOURCES := benchmarks cmcl service workers tests examples
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: help setup demo test check format bench docs up lock clean
+.PHONY: help setup demo test check format bench bench-training docs up lock clean
 
 help:  ## show this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## install everything into .venv (quick when nothing changed)
 
@@ -43,6 +43,11 @@ bench: setup  ## run the benchmarks on the example stream, results in .cmcl/benc
 	$(BIN)/python -m benchmarks.stream examples/stream --name example --seeds 3
 	$(BIN)/python -m benchmarks.update
 
+bench-training: setup  ## measure training: its rate beside bare loops and the published one, its start, its scale
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --require-hashes -r benchmarks/requirements.lock
+	$(BIN)/python -m benchmarks.training_rate
+	$(BIN)/python -m benchmarks.scale
+
 docs: setup  ## write the settings table and the OpenAPI document anew
 	$(BIN)/python -m tests.architecture.generated
 
@@ -50,7 +55,8 @@ docs: setup  ## write the settings table and the OpenAPI document anew
 LOCK := cd $(CURDIR)/.cmcl/lock && $(CURDIR)/$(BIN)/uv export --quiet --no-header --no-emit-project --format requirements.txt
 lock: setup  ## write all locks anew (hashes, no addresses)
 	rm -rf .cmcl/lock && mkdir -p .cmcl/lock && cp pyproject.toml README.md LICENSE .cmcl/lock
-	$(LOCK) --all-extras --all-groups --output-file $(CURDIR)/requirements.lock >/dev/null
+	$(LOCK) --all-extras --all-groups --no-group bench --output-file $(CURDIR)/requirements.lock >/dev/null
+	$(LOCK) --only-group bench --output-file $(CURDIR)/benchmarks/requirements.lock >/dev/null
 	$(LOCK) --no-dev --extra service --extra tracing --output-file $(CURDIR)/deploy/requirements/service.lock >/dev/null
 	$(LOCK) --no-dev --extra workers --output-file $(CURDIR)/deploy/requirements/worker.lock >/dev/null
 	echo 'hatchling>=1.27' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header \

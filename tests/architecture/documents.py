@@ -10,7 +10,7 @@ _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _TREE_LINE = re.compile(r"(?P<indent> *)(?P<names>(?:[\w.-]+(?:/|\.\w+)(?:[\w./-]*)(?:\s+|$))+)")
-_MAKE = re.compile(r"\bmake ([a-z]+)")
+_MAKE = re.compile(r"\bmake ([a-z-]+)")
 
 
 def documents() -> list[Path]:
