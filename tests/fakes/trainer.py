@@ -69,6 +69,14 @@ def report_progress(
     return progress
 
 
+def leave_checkpoint(store: ObjectStore, job: str, attempt: int, updates: int) -> str:
+    """What an attempt has saved after so many updates; its key."""
+    data = f"{job} {attempt} after {updates}".encode()
+    key = layout.run_checkpoint(job, attempt, updates, entry_for(data).sha256)
+    store.put(key, data)
+    return key
+
+
 def _ledger(store: ObjectStore, spec: JobSpec) -> tuple[LearnedDataset, ...]:
     if spec.parent is None:
         return ()

@@ -9,6 +9,7 @@ from service.control.context import Context, is_past
 from service.control.data.intake import NewDataset
 from service.control.data.uploads import resolve
 from service.control.steps import outcomes
+from service.control.steps.resume import told_spec
 from service.control.steps.watch import is_overdue
 from service.control.validation.task import ValidationTask
 from service.control.validation.turns import Turn
@@ -54,7 +55,7 @@ def validate(context: Context, job: JobRecord, model: ModelRecord) -> None:
 
 def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
     """submitting -> running. Its id is in the database already, so a repeat changes nothing."""
-    spec = job_spec(context, job, model)
+    spec = told_spec(context.store, job_spec(context, job, model))
     key = layout.run_spec(job.id, job.attempt)
     context.store.put(key, spec.model_dump_json().encode())
     try:
@@ -97,7 +98,7 @@ def stop(context: Context, job: JobRecord) -> None:
 
 
 def job_spec(context: Context, job: JobRecord, model: ModelRecord) -> JobSpec:
-    """What the job's present attempt was asked to do."""
+    """What the job's present attempt was asked to do, wherever it began."""
     manifest = _dataset(context, job).manifest
     if manifest is None or job.version is None:
         raise RuntimeError(f"job {job.id} is {job.state} without a manifest or a version")

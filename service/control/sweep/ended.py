@@ -9,7 +9,7 @@ from datetime import timedelta
 from service.control.context import Context
 from service.control.sweep.purge import remove_all
 from service.database.queries import sweeping
-from service.database.queries.sweeping import EndedJob
+from service.database.queries.sweeping import EndedJob, Learned
 from service.states import JobState
 from workers.storage import layout
 
@@ -34,12 +34,23 @@ def sweep_jobs(context: Context) -> None:
 
 
 def sweep_learned_datasets(context: Context) -> None:
-    """Training rows in our store, once they were learned."""
+    """What only learning needed, once a version is stored: training rows in our store, checkpoints.
+
+    A checkpoint is larger than a version. While a job can still be carried on, its checkpoints stay.
+    """
     with context.database.read() as connection:
         found = sweeping.learned_datasets(connection, _AT_ONCE)
     for dataset in found:
-        if remove_all(context.store, layout.training_shards(dataset)):
-            _give_up_dataset(context, dataset)
+        # All of them, also where one cannot be removed now.
+        removed = [remove_all(context.store, prefix) for prefix in _needed_to_learn(dataset)]
+        if all(removed):
+            _give_up_dataset(context, dataset.id)
+
+
+def _needed_to_learn(dataset: Learned) -> list[str]:
+    attempts = range(1, dataset.attempts + 1)
+    checkpoints = (layout.run_checkpoints(dataset.job, attempt) for attempt in attempts)
+    return [layout.training_shards(dataset.id), *checkpoints]
 
 
 def sweep_deleted_datasets(context: Context) -> None:

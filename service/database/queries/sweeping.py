@@ -50,6 +50,15 @@ class EndedJob:
     state: JobState
 
 
+@dataclass(frozen=True)
+class Learned:
+    """A dataset, and the job that learned it at its `attempts`-th attempt."""
+
+    id: str
+    job: str
+    attempts: int
+
+
 def ended_jobs(
     connection: Connection, before: datetime, rejected_before: datetime, limit: int
 ) -> list[EndedJob]:
@@ -84,17 +93,26 @@ def give_up_job(connection: Connection, seen: EndedJob, now: datetime) -> bool:
     return connection.execute(statement).rowcount == 1
 
 
-def learned_datasets(connection: Connection, limit: int) -> list[str]:
-    """Those whose version is stored, and whose training rows are still there."""
+def learned_datasets(connection: Connection, limit: int) -> list[Learned]:
+    """Those whose version is stored, and of which what only learning needed is still there."""
     learned = and_(jobs.c.dataset == datasets.c.id, jobs.c.state == JobState.PUBLISHED)
-    return _unswept(connection, exists().where(learned, _is_stored()), limit)
+    query = (
+        select(datasets.c.id, jobs.c.id, jobs.c.attempt)
+        .join_from(datasets, jobs, learned)
+        .where(datasets.c.swept_at.is_(None), _is_stored())
+        .order_by(datasets.c.sequence)
+        .limit(limit)
+    )
+    return [Learned(*row) for row in connection.execute(query)]
 
 
 def deleted_datasets(connection: Connection, limit: int) -> list[str]:
     """Those that a user deleted, and whose files are still there."""
     running = and_(jobs.c.dataset == datasets.c.id, jobs.c.finished_at.is_(None))
-    is_idle = ~exists().where(running)
-    return _unswept(connection, and_(datasets.c.deleted_at.is_not(None), is_idle), limit)
+    query = select(datasets.c.id).where(
+        datasets.c.swept_at.is_(None), datasets.c.deleted_at.is_not(None), ~exists().where(running)
+    )
+    return list(connection.scalars(query.order_by(datasets.c.sequence).limit(limit)))
 
 
 def give_up_datasets(connection: Connection, names: Iterable[str], now: datetime) -> None:
@@ -185,11 +203,6 @@ def forget_answers(connection: Connection, before: datetime, limit: int) -> int:
     key = (answers.c.owner, answers.c.key, answers.c.route)
     old = select(*key).where(answers.c.created_at < before).limit(limit)
     return connection.execute(delete(answers).where(tuple_(*key).in_(old))).rowcount
-
-
-def _unswept(connection: Connection, condition: ColumnElement[bool], limit: int) -> list[str]:
-    query = select(datasets.c.id).where(datasets.c.swept_at.is_(None), condition)
-    return list(connection.scalars(query.order_by(datasets.c.sequence).limit(limit)))
 
 
 def _is_stored() -> ColumnElement[bool]:

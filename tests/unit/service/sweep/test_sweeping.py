@@ -13,7 +13,7 @@ from service.database.tables import versions as version_rows
 from service.launchers.port import LaunchState
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.trainer import train
+from tests.fakes.trainer import leave_checkpoint, train
 from tests.fakes.uploads import announce, send, stored_keys, upload_whole
 from tests.unit.service.uploads.test_sending import parquet
 from workers.storage.versions import read_version
@@ -85,6 +85,43 @@ def test_rows_of_a_version_that_is_not_stored_stay(plane: ControlPlane) -> None:
     plane.clock.advance(60)
     plane.tick(5)
     assert read_version(plane.store, "scenes", 1).job == job
+
+
+def test_checkpoints_stay_while_a_job_may_go_on_from_them(plane: ControlPlane) -> None:
+    job = plane.post_dataset("one")
+    saved = []
+    for attempt in range(1, 4):
+        plane.tick_to(job, JobState.RUNNING)
+        saved.append(leave_checkpoint(plane.store, job, attempt, 10))
+        plane.clock.advance(1)
+        sweep(plane)
+        assert keys(plane, saved[-1])
+        plane.launcher.end(f"{job}-a{attempt}", LaunchState.FAILED, "killed")
+        plane.tick(8)
+    assert plane.job(job).state == JobState.FAILED
+    plane.clock.advance(6 * DAY)
+    sweep(plane)
+    assert all(keys(plane, key) for key in saved)
+
+
+def test_checkpoints_go_once_the_version_is_stored(plane: ControlPlane) -> None:
+    """Of every attempt, and nothing else of them: the rest tells for a week what happened."""
+    job = plane.post_dataset("one")
+    plane.tick_to(job, JobState.RUNNING)
+    leave_checkpoint(plane.store, job, 1, 10)
+    plane.launcher.end(f"{job}-a1", LaunchState.FAILED, "killed")
+    plane.tick(3)
+    plane.tick_to(job, JobState.RUNNING)
+    leave_checkpoint(plane.store, job, 2, 20)
+    plane.run_to_end(job)
+    folder = f"runs/{job}/"
+    kept = [key for key in keys(plane, folder) if "checkpoints" not in key]
+    plane.store.broken = f"{folder}a1/checkpoints"
+    sweep(plane)
+    assert [key.partition("/")[0] for key in keys(plane, folder) if "checkpoints" in key] == ["a1"]
+    plane.store.broken = None
+    sweep(plane)
+    assert keys(plane, folder) == kept
 
 
 def test_attempts_of_a_published_job_go_after_a_week(plane: ControlPlane) -> None:
