@@ -6,15 +6,27 @@ gets ranks of its own. Imports are where they are needed: they are most of what 
 
 import argparse
 import sys
+from collections.abc import Sequence
+
+from workers.train.warm.arguments import add_ranks, settle_ranks
+from workers.train.warm.desk import PRIORITIES
 
 
 def main() -> None:
     """Parse, run, done: an error ends the process with its words and a failed job."""
-    arguments = _parser().parse_args()
+    arguments = parse()
     if arguments.without_ray:
         _run_here(arguments)
     elif arguments.cold or not _run_warm(arguments):
         _run_cold(arguments)
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What was asked for; ends the process with a word for what cannot be."""
+    parser = _parser()
+    arguments = parser.parse_args(words)
+    settle_ranks(parser, arguments)
+    return arguments
 
 
 def _run_here(arguments: argparse.Namespace) -> None:
@@ -29,24 +41,21 @@ def _run_warm(arguments: argparse.Namespace) -> bool:
     """False where the attempt needs ranks of its own; exits where it failed."""
     from workers.train.warm.client import learn_warm, setup_here
     from workers.train.warm.desk import Attempt
+    from workers.train.warm.wire import Request
 
     attempt = Attempt(arguments.store, arguments.job, arguments.attempt)
-    answer = learn_warm(attempt, setup_here(arguments.ranks, arguments.gpus_per_rank))
+    setup = setup_here(arguments.ranks, arguments.min_ranks, arguments.gpus_per_rank)
+    answer = learn_warm(Request(attempt, setup, arguments.priority))
     if answer is not None and answer.state == "failed":
         sys.exit(answer.words)
     return answer is not None
 
 
 def _run_cold(arguments: argparse.Namespace) -> None:
-    from workers.train.ray_run import run_on_ray
+    from workers.train.ray_run import Ranks, run_on_ray
 
-    run_on_ray(
-        arguments.store,
-        arguments.job,
-        arguments.attempt,
-        arguments.ranks,
-        arguments.gpus_per_rank,
-    )
+    ranks = Ranks(arguments.ranks, arguments.min_ranks, arguments.gpus_per_rank)
+    run_on_ray(arguments.store, arguments.job, arguments.attempt, ranks)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,8 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--store", required=True, help="URI of the object store")
     parser.add_argument("--job", required=True)
     parser.add_argument("--attempt", type=int, required=True)
-    parser.add_argument("--ranks", type=int, default=1, help="processes that share the batch")
-    parser.add_argument("--gpus-per-rank", type=float, default=0.0)
+    add_ranks(parser)
+    parser.add_argument(
+        "--priority", choices=PRIORITIES, default="normal", help="place in the line for warm ranks"
+    )
     parser.add_argument(
         "--cold", action="store_true", help="train with ranks that are started for this attempt"
     )

@@ -1,15 +1,19 @@
-"""Training as a Ray Train run: N ranks under DDP, restarted by Ray when one of them dies.
+"""Training as a Ray Train run: ranks that share the batch, restarted by Ray when one of them dies.
 
-Two kinds: a run for one attempt, and a resident one that learns one attempt after another.
+Two kinds: a run for one attempt, and a resident one that learns one attempt after another. Either
+may be elastic: when a node goes, it goes on with fewer ranks, and with more once there is room.
 """
 
+import os
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow.fs
+import ray.train
 import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -19,60 +23,92 @@ from workers.storage.layout import run_prefix
 from workers.storage.s3 import S3Store
 from workers.storage.uris import open_store
 from workers.train.job import train_dataset
+from workers.train.notice import listen_for_notice
+from workers.train.patience import Patience, patience_here
 from workers.train.warm.ranks import serve_attempts
 
-# A rank whose peer died waits this long for it before Ray restarts the group.
-_PEER_TIMEOUT_SECONDS = 60
+# Deaths that one run survives. Nodes that go with notice are not counted, nor are changes of size.
 _RESTARTS, _FOR_EVER = 2, -1
 # Where the resident run has the files that Ray Train asks for; they are small and stay few.
 _RESIDENT = "trainers"
 
 
-def run_on_ray(store_uri: str, job: str, attempt: int, ranks: int, gpus_per_rank: float) -> None:
+@dataclass(frozen=True)
+class Ranks:
+    """How many processes share the batch, and what each of them has.
+
+    Fewer than `most` are enough where there are not more, down to `fewest`. The global batch is the
+    same whatever their number, so the version is too, to 1e-5.
+    """
+
+    most: int
+    fewest: int
+    gpus_each: float
+
+    @property
+    def number(self) -> int | tuple[int, int]:
+        """As Ray Train wants it: a pair for a group that may change its size."""
+        return self.most if self.fewest == self.most else (self.fewest, self.most)
+
+
+def run_on_ray(store_uri: str, job: str, attempt: int, ranks: Ranks) -> None:
     """Run one attempt on the cluster that this process belongs to; raises what the ranks raised."""
     told = {"store_uri": store_uri, "job": job, "attempt": attempt}
     # One run name per attempt: Ray resumes silently under a name that it has seen.
     files = _files(store_uri, f"{run_prefix(job, attempt)}/ray", submission_id(job, attempt))
     run = RunConfig(failure_config=FailureConfig(max_failures=_RESTARTS), **files)
-    _trainer(_train_on_rank, told, run, ranks, gpus_per_rank).fit()
+    _trainer(_train_on_rank, told, run, ranks).fit()
 
 
-def run_resident_group(store_uri: str, ranks: int, gpus_per_rank: float) -> None:
+def run_resident_group(store_uri: str, ranks: Ranks) -> None:
     """Ranks that serve attempts until the desk retires them; raises where Ray gives up."""
     files = _files(store_uri, _RESIDENT, f"resident-{uuid.uuid4().hex[:12]}")
     run = RunConfig(failure_config=FailureConfig(max_failures=_FOR_EVER), **files)
-    _trainer(_serve_on_rank, {}, run, ranks, gpus_per_rank).fit()
+    _trainer(_serve_on_rank, {}, run, ranks).fit()
 
 
 def _trainer(
-    on_rank: Callable[[dict[str, Any]], None],
-    told: dict[str, Any],
-    run: RunConfig,
-    ranks: int,
-    gpus_per_rank: float,
+    on_rank: Callable[[dict[str, Any]], None], told: dict[str, Any], run: RunConfig, ranks: Ranks
 ) -> TorchTrainer:
-    resources = {"CPU": 1.0, "GPU": gpus_per_rank} if gpus_per_rank else {"CPU": 1.0}
+    patience = patience_here()
+    patience.set_for_ray_train()
     return TorchTrainer(
         on_rank,
         train_loop_config=told,
-        torch_config=TorchConfig(
-            # Moments are summed in float64 on the host, also where gradients travel by NCCL.
-            backend="cpu:gloo,cuda:nccl" if gpus_per_rank else "gloo",
-            timeout_s=_PEER_TIMEOUT_SECONDS,
-        ),
+        torch_config=_torch_config(ranks, patience),
         scaling_config=ScalingConfig(
-            num_workers=ranks, use_gpu=gpus_per_rank > 0, resources_per_worker=resources
+            num_workers=ranks.number,  # type: ignore[arg-type]  # typed as of before elasticity
+            use_gpu=ranks.gpus_each > 0,
+            resources_per_worker=_resources(ranks),
         ),
         run_config=run,
     )
 
 
+def _torch_config(ranks: Ranks, patience: Patience) -> TorchConfig:
+    # Moments are summed in float64 on the host, also where gradients travel by NCCL.
+    backend = "cpu:gloo,cuda:nccl" if ranks.gpus_each else "gloo"
+    return TorchConfig(backend=backend, timeout_s=round(patience.peer))
+
+
+def _resources(ranks: Ranks) -> dict[str, float]:
+    return {"CPU": 1.0, "GPU": ranks.gpus_each} if ranks.gpus_each else {"CPU": 1.0}
+
+
 def _train_on_rank(config: dict[str, Any]) -> None:
+    _listen()
     train_dataset(device=ray.train.torch.get_device(), **config)
 
 
 def _serve_on_rank(_: dict[str, Any]) -> None:
+    _listen()
     serve_attempts(ray.train.torch.get_device())
+
+
+def _listen() -> None:
+    """Hear of nodes that are about to go, unless Ray Train was told not to look for them."""
+    if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0":
+        listen_for_notice(ray.train.get_preemption_info)
 
 
 def _files(store_uri: str, prefix: str, name: str) -> dict[str, Any]:

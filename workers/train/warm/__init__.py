@@ -6,4 +6,5 @@ ranks.py       what each rank of that run does
 client.py      what the job of an attempt does: it asks, waits, and passes the outcome on
 wire.py        how these two speak
 start.py       how a job finds or starts the resident
+arguments.py   how large a group is to be, on the command line
 """

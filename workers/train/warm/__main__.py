@@ -2,6 +2,7 @@
 
 import argparse
 
+from workers.train.warm.arguments import add_ranks, settle_ranks
 from workers.train.warm.client import setup_here
 from workers.train.warm.start import open_resident
 
@@ -10,10 +11,11 @@ def main() -> None:
     """Ends as soon as they are starting; nothing is wrong if they are there already."""
     parser = argparse.ArgumentParser(prog="python -m workers.train.warm", description=__doc__)
     parser.add_argument("--store", required=True, help="URI of the object store")
-    parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--gpus-per-rank", type=float, default=0.0)
+    add_ranks(parser)
     arguments = parser.parse_args()
-    open_resident(arguments.store, setup_here(arguments.ranks, arguments.gpus_per_rank))
+    settle_ranks(parser, arguments)
+    setup = setup_here(arguments.ranks, arguments.min_ranks, arguments.gpus_per_rank)
+    open_resident(arguments.store, setup)
 
 
 if __name__ == "__main__":

@@ -27,25 +27,25 @@ _TELL_SECONDS = 5.0
 _PACKAGES = ("cmcl", "torch", "ray", "numpy")
 
 
-def learn_warm(attempt: Attempt, setup: Setup) -> Answer | None:
+def learn_warm(request: Request) -> Answer | None:
     """The final answer of the resident group; None where the attempt needs ranks of its own.
 
     That is so if the group died, is made of something else, or is busy while the cluster has room.
     """
     try:
-        connection = _connect() or _look_for_it(attempt, setup)
+        connection = _connect() or _look_for_it(request)
         with connection:
-            connection.sendall(Request(attempt, setup).to_line())
-            answer = _wait(connection, attempt, setup)
+            connection.sendall(request.to_line())
+            answer = _wait(connection, request)
     except OSError as error:
         print(f"the resident ranks cannot be used: {error}", flush=True)
         return None
     return None if answer is None or answer.state == "elsewhere" else answer
 
 
-def setup_here(ranks: int, gpus_per_rank: float) -> Setup:
+def setup_here(ranks: int, min_ranks: int, gpus_per_rank: float) -> Setup:
     """A group that runs the code that is installed here."""
-    return Setup(_code(), ranks, gpus_per_rank)
+    return Setup(_code(), ranks, min_ranks, gpus_per_rank)
 
 
 def _connect() -> socket.socket | None:
@@ -69,14 +69,14 @@ def _connected(path: Path) -> socket.socket:
     return connection
 
 
-def _look_for_it(attempt: Attempt, setup: Setup) -> socket.socket:
+def _look_for_it(request: Request) -> socket.socket:
     """Start the resident, or have it listen again. Raises OSError if that cannot be."""
     from workers.train.warm.start import open_resident
 
-    return _connected(open_resident(attempt.store_uri, setup))
+    return _connected(open_resident(request.attempt.store_uri, request.setup))
 
 
-def _wait(connection: socket.socket, attempt: Attempt, setup: Setup) -> Answer | None:
+def _wait(connection: socket.socket, request: Request) -> Answer | None:
     """The final answer; None if the attempt need not wait. Raises OSError if the resident died."""
     connection.settimeout(_LOOK_SECONDS)
     answer, received = Answer("waiting"), b""
@@ -87,10 +87,10 @@ def _wait(connection: socket.socket, attempt: Attempt, setup: Setup) -> Answer |
             received += _received(connection)
         except TimeoutError:
             if answer.state == "waiting" and time.monotonic() >= tell_at:
-                _tell_that_it_waits(attempt)
+                _tell_that_it_waits(request.attempt)
                 tell_at = time.monotonic() + _TELL_SECONDS
             is_patient = answer.state != "waiting" or time.monotonic() < patient_until
-            if not is_patient and _has_room(setup):
+            if not is_patient and _has_room(request.setup):
                 return None
         *lines, received = received.split(b"\n")
         for line in lines:
@@ -120,8 +120,8 @@ def _has_room(setup: Setup) -> bool:
     from workers.train.warm.start import free_resources
 
     free: dict[str, Any] = free_resources()
-    fits = free.get("CPU", 0.0) >= setup.ranks
-    return bool(fits and free.get("GPU", 0.0) >= setup.ranks * setup.gpus_per_rank)
+    fits = free.get("CPU", 0.0) >= setup.min_ranks
+    return bool(fits and free.get("GPU", 0.0) >= setup.min_ranks * setup.gpus_per_rank)
 
 
 def _code() -> str:

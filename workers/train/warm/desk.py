@@ -4,11 +4,20 @@ An attempt is wanted for as long as its job is there. When the job goes, for wha
 attempt leaves the line, and a group that works on it is to be ended.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+# Where an attempt stands in line. One that is in work is finished whatever comes: it would have to
+# go back to its last checkpoint, and the ranks to be started anew.
+Priority = Literal["low", "normal", "high"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 # How often a group may die over one attempt and begin it again.
 RESTARTS = 2
+# A group that worked so long before it died has come further, by its checkpoints. On nodes that
+# come and go a long attempt may lose many groups, and none of them is its fault.
+FORGIVEN_AFTER_SECONDS = 600.0
 # Ranks are replaced after so many attempts, whatever they may have gathered in their memory.
 ATTEMPTS_PER_GROUP = 100
 
@@ -28,6 +37,14 @@ class Assignment:
 
     number: int
     attempt: Attempt
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """An attempt in line, and how much it is wanted."""
+
+    attempt: Attempt
+    priority: Priority
 
 
 @dataclass(frozen=True)
@@ -56,15 +73,17 @@ class Answer:
 
 
 class Desk:
-    """One attempt in work, the others in line."""
+    """One attempt in work, the others in line: by priority, then in order of arrival."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._wanted: set[Attempt] = set()
-        self._line: list[Attempt] = []
+        self._line: list[_Waiting] = []
         self._outcomes: dict[Attempt, Answer] = {}
         self._current: Assignment | None = None
         self._number = self._first_of_group = 0
         self._restarts = 0
+        self._began = 0.0
         self._words = ""
 
     @property
@@ -72,7 +91,7 @@ class Desk:
         """Nobody waits, and nothing is worked on."""
         return self._current is None and not self._line
 
-    def join(self, attempt: Attempt) -> None:
+    def join(self, attempt: Attempt, priority: Priority = "normal") -> None:
         """Its job has come. A job has a next attempt only if nobody wants the ones before it."""
         others = [each for each in self._wanted if _job(each) == _job(attempt)]
         for earlier in [each for each in others if each.attempt < attempt.attempt]:
@@ -80,14 +99,16 @@ class Desk:
         self._wanted.add(attempt)
         if any(each.attempt > attempt.attempt for each in others):
             self._outcomes[attempt] = Answer("failed", "a later attempt of this job has begun")
-        elif not self._is_in_work(attempt) and attempt not in self._line:
-            self._line.append(attempt)
+        elif not self._is_in_work(attempt) and not self._is_in_line(attempt):
+            self._line.append(_Waiting(attempt, priority))
+            # It is a stable sort: among equals, who came first stays first.
+            self._line.sort(key=lambda each: -PRIORITIES.index(each.priority))
 
     def leave(self, attempt: Attempt) -> None:
         """Its job has gone, with or without an answer."""
         self._wanted.discard(attempt)
         self._outcomes.pop(attempt, None)
-        self._line = [each for each in self._line if each != attempt]
+        self._line = [each for each in self._line if each.attempt != attempt]
 
     def answer(self, attempt: Attempt) -> Answer:
         """What became of an attempt that has joined; one that had to leave has failed."""
@@ -95,7 +116,7 @@ class Desk:
             return self._outcomes[attempt]
         if attempt not in self._wanted:
             return Answer("failed", "a later attempt of this job has begun")
-        is_next = self._current is None and self._line[:1] == [attempt]
+        is_next = self._current is None and [each.attempt for each in self._line[:1]] == [attempt]
         return Answer("working" if is_next or self._is_in_work(attempt) else "waiting")
 
     def group_started(self) -> None:
@@ -134,7 +155,9 @@ class Desk:
         return self._current is not None and self._current.attempt not in self._wanted
 
     def _count_restart(self) -> None:
-        self._restarts += 1
+        if self._clock() - self._began >= FORGIVEN_AFTER_SECONDS:
+            self._restarts = 0
+        self._restarts, self._began = self._restarts + 1, self._clock()
         if self.is_abandoned():
             self._current = None
         elif self._restarts > RESTARTS:
@@ -145,8 +168,8 @@ class Desk:
         if not self._line:
             return
         self._number += 1
-        self._restarts, self._words = 0, ""
-        self._current = Assignment(self._number, self._line.pop(0))
+        self._restarts, self._began, self._words = 0, self._clock(), ""
+        self._current = Assignment(self._number, self._line.pop(0).attempt)
 
     def _end(self, answer: Answer) -> None:
         if self._current is not None and self._current.attempt in self._wanted:
@@ -155,6 +178,9 @@ class Desk:
 
     def _is_in_work(self, attempt: Attempt) -> bool:
         return self._current is not None and self._current.attempt == attempt
+
+    def _is_in_line(self, attempt: Attempt) -> bool:
+        return any(each.attempt == attempt for each in self._line)
 
 
 def _job(attempt: Attempt) -> tuple[str, str]:

@@ -98,7 +98,7 @@ class Resident:
             await _send(writer, Answer("elsewhere"))
             self._make_room()
             return
-        self._desk.join(request.attempt)
+        self._desk.join(request.attempt, request.priority)
         self._tell()
         try:
             await self._follow(request, writer, gone)
@@ -156,10 +156,12 @@ class Resident:
         """One group after another, until something is wrong: then this process ends."""
         try:
             # Torch and Ray Train take seconds to import; those who only ask need neither.
-            from workers.train.ray_run import run_resident_group
+            from workers.train.ray_run import Ranks, run_resident_group
 
+            made_of = self._setup
+            ranks = Ranks(made_of.ranks, made_of.min_ranks, made_of.gpus_per_rank)
             while True:
-                run_resident_group(self._store_uri, self._setup.ranks, self._setup.gpus_per_rank)
+                run_resident_group(self._store_uri, ranks)
         finally:
             os._exit(1)
 

@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from workers.train.warm.desk import Answer, Attempt
+from workers.train.warm.desk import PRIORITIES, Answer, Attempt, Priority
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,17 @@ class Setup:
 
     code: str
     ranks: int
+    min_ranks: int
     gpus_per_rank: float
 
 
 @dataclass(frozen=True)
 class Request:
-    """The attempt that a job wants, and the group that it wants for it."""
+    """The attempt that a job wants, the group that it wants for it, and how much it wants it."""
 
     attempt: Attempt
     setup: Setup
+    priority: Priority = "normal"
 
     def to_line(self) -> bytes:
         """One line."""
@@ -37,7 +39,10 @@ class Request:
     def from_line(cls, line: bytes) -> "Request":
         """Raises ValueError, TypeError or KeyError for anything else."""
         told = json.loads(line)
-        return cls(Attempt(**told["attempt"]), Setup(**told["setup"]))
+        priority = told["priority"]
+        if priority not in PRIORITIES:
+            raise ValueError(f"priority is {priority!r}; it must be one of {PRIORITIES}")
+        return cls(Attempt(**told["attempt"]), Setup(**told["setup"]), priority)
 
 
 def answer_to_line(answer: Answer) -> bytes:

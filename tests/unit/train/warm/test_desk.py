@@ -1,4 +1,4 @@
-"""The line for the warm ranks: in order, one at a time, and nobody waits for the dead."""
+"""The line for the warm ranks: by priority, one at a time, and nobody waits for the dead."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ import pytest
 
 from workers.train.warm.desk import (
     ATTEMPTS_PER_GROUP,
+    FORGIVEN_AFTER_SECONDS,
     RESTARTS,
     Assignment,
     Attempt,
@@ -38,6 +39,31 @@ def test_attempts_are_worked_on_in_order_of_arrival(desk: Desk) -> None:
     assert desk.answer(SECOND).state == "working"
     assert desk.next(after=1) == Assignment(2, SECOND)
     assert desk.answer(FIRST).state == "done"
+
+
+def test_line_is_ordered_by_priority_then_arrival(desk: Desk) -> None:
+    low, normal, high, later = (replace(FIRST, job=name) for name in ("l", "n", "h", "h-later"))
+    desk.join(FIRST)
+    desk.next(after=0)
+    desk.join(low, "low")
+    desk.join(normal)
+    desk.join(high, "high")
+    desk.join(later, "high")
+    assert desk.answer(FIRST).state == "working", "what is in work is finished"
+    learned = []
+    for number in range(1, 5):
+        desk.finished(number)
+        found = desk.next(after=number)
+        assert isinstance(found, Assignment)
+        learned.append(found.attempt)
+    assert learned == [high, later, normal, low]
+
+
+def test_next_in_line_is_told_that_it_is(desk: Desk) -> None:
+    desk.join(FIRST, "low")
+    assert desk.answer(FIRST).state == "working"
+    desk.join(SECOND, "high")
+    assert [desk.answer(each).state for each in (FIRST, SECOND)] == ["waiting", "working"]
 
 
 def test_every_rank_gets_the_same_assignment(desk: Desk) -> None:
@@ -92,6 +118,21 @@ def test_deaths_are_counted_for_each_attempt_anew(desk: Desk) -> None:
             desk.group_started()
         desk.finished(number)
         assert desk.answer(attempt).state == "done"
+
+
+def test_deaths_are_forgiven_to_groups_that_worked_for_long() -> None:
+    now = 0.0
+    desk = Desk(lambda: now)
+    join(desk, FIRST)
+    desk.next(after=0)
+    for _ in range(3 * RESTARTS):
+        now += FORGIVEN_AFTER_SECONDS
+        desk.group_started()
+        assert desk.answer(FIRST).state == "working"
+    for _ in range(RESTARTS):
+        now += 1
+        desk.group_started()
+    assert desk.answer(FIRST).state == "failed"
 
 
 def test_attempt_whose_job_has_gone_is_abandoned(desk: Desk) -> None:

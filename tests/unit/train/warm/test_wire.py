@@ -21,13 +21,13 @@ from workers.train.warm.wire import (
 )
 
 ATTEMPT = Attempt("file:///store", "job-1", 2)
-SETUP = Setup("abc", 2, 0.0)
+SETUP = Setup("abc", 2, 1, 0.0)
+REQUEST = Request(ATTEMPT, SETUP, "high")
 WORDS = "line one\nline two: naïve"
 
 
 def test_messages_come_through_whole() -> None:
-    request = Request(ATTEMPT, SETUP)
-    assert Request.from_line(request.to_line()) == request
+    assert Request.from_line(REQUEST.to_line()) == REQUEST
     answer = Answer("failed", WORDS)
     assert answer_to_line(answer).count(b"\n") == 1
     assert answer_from_line(answer_to_line(answer)) == answer
@@ -36,6 +36,12 @@ def test_messages_come_through_whole() -> None:
 @pytest.mark.parametrize("line", [b"", b"[]\n", b"{}\n", b'{"attempt": {}, "setup": {}}\n'])
 def test_other_messages_are_refused(line: bytes) -> None:
     with pytest.raises((ValueError, TypeError, KeyError)):
+        Request.from_line(line)
+
+
+def test_priority_that_there_is_not_is_refused() -> None:
+    line = REQUEST.to_line().replace(b'"high"', b'"highest"')
+    with pytest.raises(ValueError, match="priority is 'highest'; it must be one of"):
         Request.from_line(line)
 
 
@@ -71,7 +77,7 @@ def answer_with(listener: socket.socket, *lines: bytes) -> threading.Thread:
     def play() -> None:
         connection, _ = listener.accept()
         with connection:
-            assert Request.from_line(connection.recv(1 << 16)) == Request(ATTEMPT, SETUP)
+            assert Request.from_line(connection.recv(1 << 16)) == REQUEST
             for line in lines:
                 connection.sendall(line)
 
@@ -84,7 +90,7 @@ def test_job_waits_for_the_final_answer(listener: socket.socket) -> None:
     long = Answer("failed", WORDS * 20_000)
     whole = answer_to_line(Answer("working")) + answer_to_line(long)
     playing = answer_with(listener, whole[:10], whole[10:])
-    assert client.learn_warm(ATTEMPT, SETUP) == long
+    assert client.learn_warm(REQUEST) == long
     playing.join()
 
 
@@ -93,13 +99,13 @@ def test_job_goes_on_alone_when_the_resident_dies(
     listener: socket.socket, lines: tuple[bytes, ...]
 ) -> None:
     playing = answer_with(listener, *lines)
-    assert client.learn_warm(ATTEMPT, SETUP) is None
+    assert client.learn_warm(REQUEST) is None
     playing.join()
 
 
 def test_job_goes_on_alone_when_the_group_is_another(listener: socket.socket) -> None:
     playing = answer_with(listener, answer_to_line(Answer("elsewhere")))
-    assert client.learn_warm(ATTEMPT, SETUP) is None
+    assert client.learn_warm(REQUEST) is None
     playing.join()
 
 
@@ -119,6 +125,6 @@ def test_job_that_stands_in_line_is_heard_of(listener: socket.socket, tmp_path: 
 
     playing = threading.Thread(target=play)
     playing.start()
-    assert client.learn_warm(attempt, SETUP) == Answer("done")
+    assert client.learn_warm(Request(attempt, SETUP)) == Answer("done")
     playing.join()
     assert told == ["waiting"]

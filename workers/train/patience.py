@@ -1,0 +1,52 @@
+"""How long ranks and Ray Train wait before they give somebody up: all of it in one place."""
+
+import os
+from dataclasses import dataclass
+
+_PEER_SECONDS, _SHORTEST, _LONGEST = 60.0, 2.0, 3600.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """What is allowed to take how long.
+
+    `peer` ends a hang. Ranks wait this long for one of them in a collective, and Ray Train for the
+    answer of a rank's process: whichever notices first, the group is restarted. It must be longer
+    than what one rank may do while the others wait for it, such as reading on when a store comes
+    back after half a minute.
+    """
+
+    peer: float = _PEER_SECONDS
+
+    @property
+    def of_ray_train(self) -> dict[str, str]:
+        """Environment of the process that starts a run; Ray Train hands it on to its own."""
+        return {
+            "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{self.peer:g}",
+            # How soon a death is seen. Two seconds, the default, would be part of every restart.
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            # An elastic group asks for as many ranks as it has heard are possible, and that may be
+            # 20 s old: when a node has gone, this is what it waits before it asks for fewer.
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+        }
+
+    def set_for_ray_train(self) -> None:
+        """Where the environment says otherwise, it is right."""
+        for name, value in self.of_ray_train.items():
+            os.environ.setdefault(name, value)
+
+
+def patience_here() -> Patience:
+    """As the environment says. Raises ValueError for what is no time to wait."""
+    told = os.environ.get("CMCL_PEER_SECONDS", f"{_PEER_SECONDS:g}")
+    try:
+        seconds = float(told)
+    except ValueError:
+        seconds = float("nan")
+    if not _SHORTEST <= seconds <= _LONGEST:
+        raise ValueError(
+            f"CMCL_PEER_SECONDS is {told!r}; it must be a number of seconds from {_SHORTEST:g} "
+            f"to {_LONGEST:g}"
+        )
+    return Patience(seconds)
