@@ -83,6 +83,11 @@ def _lost(world: World, attempt: str) -> None:
     world.cluster.die(attempt, LaunchState.FAILED, "killed")
 
 
+def _lost_behind_checkpoint(world: World, attempt: str) -> None:
+    world.checkpoint(attempt, 900)
+    world.cluster.die(attempt, LaunchState.FAILED, "killed")
+
+
 def _false_word(world: World, attempt: str) -> None:
     """The head is mistaken: the candidate comes after all."""
     world.cluster.claim(attempt, LaunchState.FAILED, "the head restarted")
@@ -151,12 +156,14 @@ def _is_repeated(world: World) -> bool:
     return any(job.attempt == 2 and job.state == JobState.RUNNING for job in world.jobs())
 
 
+RESUMED = "attempt lost behind a checkpoint"
 PUBLISHED, REJECTED = JobState.PUBLISHED, JobState.REJECTED
 HELD_FIRST = _with_policy(GatePolicy(manual_approval=True))
 # Without held-out rows the gain is not measured, so the candidate is rejected.
 REJECTED_FIRST = _with_policy(GatePolicy(min_gain=0.5))
 TROUBLES = {
     "attempt lost": _lost,
+    RESUMED: _lost_behind_checkpoint,
     "failed by a false word": _false_word,
     "head restarted": _forgotten,
 }
@@ -210,3 +217,6 @@ def check_end(world: World, life: Life) -> None:
     assert model.head == ended.count(PUBLISHED)
     if life.name == "rolled back":
         assert (model.live_version, model.live_generation) == (1, 3)
+    if life.name == RESUMED:
+        (job,) = world.jobs()
+        assert (job.attempt, world.told(job).resume_from) == (2, world.checkpoints[0])

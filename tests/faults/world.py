@@ -35,10 +35,10 @@ from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.executor import InlineExecutor
 from tests.fakes.feature_shards import feature_table
-from tests.fakes.trainer import report_progress, train
+from tests.fakes.trainer import leave_checkpoint, report_progress, train
 from tests.faults.cluster import Cluster
 from workers.contract.errors import ObjectExists
-from workers.contract.job import Failure
+from workers.contract.job import Failure, JobSpec
 from workers.contract.policy import GatePolicy
 from workers.storage import layout
 from workers.storage.local import LocalStore
@@ -115,6 +115,7 @@ class World:
         self.cluster = Cluster(self.clock)
         self.woken: set[str] = set()
         self.bad_jobs: set[str] = set()
+        self.checkpoints: list[str] = []
         self.database = database_of("world", database_url)
         self.settings = template.context.settings
         self._names = itertools.count(1)
@@ -199,6 +200,14 @@ class World:
     def progress(self, attempt: str, updates: int) -> None:
         """It gets on."""
         report_progress(self.store, *_parts(attempt), "training", updates)
+
+    def checkpoint(self, attempt: str, updates: int) -> None:
+        """It saves what it has learned so far."""
+        self.checkpoints.append(leave_checkpoint(self.store, *_parts(attempt), updates))
+
+    def told(self, job: JobRecord) -> JobSpec:
+        """What the job's present attempt was told."""
+        return JobSpec.model_validate_json(self.store.read(layout.run_spec(job.id, job.attempt)))
 
     def complete(self, attempt: str, says: LaunchState, drift: float = 0.1) -> None:
         """It leaves its candidate and ends; `says` is what becomes known of it."""
