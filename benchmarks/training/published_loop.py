@@ -1,0 +1,116 @@
+"""The loop of the published training script (arXiv 2503.14963), with Hugging Face's Trainer.
+
+One step is one batch from a torch DataLoader; the gradient of each head is projected densely on
+both sides, then AdamW rescales it. What could be switched off is off: logging, saving, bars.
+Loss as published: one direction, temperature 1, no unit length. Needs `make bench-training`'s lock.
+Shapes: E width of the embeddings, I of a side.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks.training.bare import Sides
+
+_RATE, _DECAY = 1e-4, 1e-3
+_KEPT = 2
+
+
+class Pairs(Dataset[dict[str, Tensor]]):
+    """Pairs by number, as torch's DataLoader asks for them."""
+
+    def __init__(self, sides: Sides) -> None:
+        self._sides = sides
+
+    def __len__(self) -> int:
+        return len(self._sides)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"first": self._sides.first_NI[index], "second": self._sides.second_NJ[index]}
+
+
+class Heads(nn.Module):
+    """Two linear heads; answers the loss, as Trainer wants it."""
+
+    def __init__(self, width: int, sides: Sides) -> None:
+        super().__init__()
+        self.first = nn.Linear(sides.first_NI.shape[1], width)
+        self.second = nn.Linear(sides.second_NJ.shape[1], width)
+
+    def forward(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+        scores_BB = self.first(first) @ self.second(second).mT
+        return {"loss": cross_entropy(scores_BB, torch.arange(len(scores_BB)))}
+
+
+@dataclass
+class ProjectGradients(TrainerCallback):  # type: ignore[misc]
+    """After backward and clipping, before AdamW: G − P_out G P_in, of each head's weight.
+
+    What the projections hold does not change their time: they are random, and half full.
+    """
+
+    projectors: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+    at: list[float] = field(default_factory=list)
+
+    @torch.no_grad()
+    def on_pre_optimizer_step(self, *_: Any, model: Heads, **__: Any) -> None:
+        for head, (outputs_EE, inputs_II) in zip(
+            (model.first, model.second), self.projectors, strict=True
+        ):
+            gradient_EI = head.weight.grad
+            assert gradient_EI is not None
+            gradient_EI -= outputs_EE @ gradient_EI @ inputs_II
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """The time of each update."""
+        self.at.append(time.perf_counter())
+
+
+def published_loop(sides: Sides, width: int, batch: int, folder: Path) -> Callable[[int], float]:
+    """A function that makes so many updates and answers the seconds of one, the first left out."""
+    widths = (sides.first_NI.shape[1], sides.second_NJ.shape[1])
+    projectors = tuple((_projection(width), _projection(inputs)) for inputs in widths)
+    first, second = projectors
+
+    def run(updates: int) -> float:
+        projecting = ProjectGradients((first, second))
+        trainer = Trainer(
+            model=Heads(width, sides),
+            args=_arguments(batch, updates, folder),
+            train_dataset=Pairs(sides),
+            callbacks=[projecting],
+        )
+        trainer.train()
+        return (projecting.at[-1] - projecting.at[0]) / (len(projecting.at) - 1)
+
+    return run
+
+
+def _projection(width: int) -> Tensor:
+    turn_II: Tensor = torch.linalg.qr(torch.randn(width, width)).Q
+    half_IK = turn_II[:, : width // _KEPT]
+    return half_IK @ half_IK.mT
+
+
+def _arguments(batch: int, updates: int, folder: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch,
+        max_steps=updates,
+        learning_rate=_RATE,
+        weight_decay=_DECAY,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        report_to="none",
+        logging_strategy="no",
+        save_strategy="no",
+    )
