@@ -59,14 +59,34 @@ def train(
 
 
 def report_progress(
-    store: ObjectStore, job: str, attempt: int, phase: Phase, updates_done: int = 0
+    store: ObjectStore,
+    job: str,
+    attempt: int,
+    phase: Phase,
+    updates_done: int = 0,
+    figures: Mapping[str, float] | None = None,
 ) -> Progress:
-    """Overwrite the attempt's progress."""
+    """Overwrite the attempt's progress; `figures` are what else it tells of this phase."""
     progress = Progress(
         phase=phase, updates_done=updates_done, updates_total=10, at=datetime.now(UTC)
-    )
+    ).model_copy(update=dict(figures or {}))
     store.put(layout.run_progress(job, attempt), progress.model_dump_json().encode())
     return progress
+
+
+# All that an attempt can tell of a phase.
+FIGURES: Mapping[str, float] = {
+    "rows_done": 96,
+    "rows_total": 320,
+    "loss": 0.75,
+    "rows_per_second": 12345.6,
+    "gradient_norm": 1.5,
+    "removed_share": 0.375,
+    "drift": 0.03125,
+    "eta_seconds": 90.5,
+    "ranks": 4,
+    "resumed_at": 2,
+}
 
 
 def leave_checkpoint(store: ObjectStore, job: str, attempt: int, updates: int) -> str:

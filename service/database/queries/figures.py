@@ -1,10 +1,12 @@
-"""The one query behind the figures of models."""
+"""The queries behind the figures of models and of what is being trained."""
 
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, select
 
-from service.database.tables import models
+from service.database.tables import jobs, models
+from service.states import JobState
+from workers.contract.job import Progress
 from workers.contract.model import ModelSpec
 from workers.contract.policy import GatePolicy
 
@@ -20,6 +22,14 @@ class Versioned:
     policy: GatePolicy
 
 
+@dataclass(frozen=True)
+class Training:
+    """What the attempt told last that runs for a model: one at a time."""
+
+    model: str
+    progress: Progress
+
+
 def versioned(connection: Connection, limit: int) -> list[Versioned]:
     """The first models by name that have a version and were not deleted."""
     columns = models.c.name, models.c.head, models.c.live_version, models.c.spec, models.c.policy
@@ -31,3 +41,14 @@ def versioned(connection: Connection, limit: int) -> list[Versioned]:
         )
         for name, head, live, spec, policy in rows
     ]
+
+
+def training(connection: Connection, limit: int) -> list[Training]:
+    """The first models by name that have a running attempt which has told something."""
+    query = select(jobs.c.model, jobs.c.progress).where(
+        jobs.c.finished_at.is_(None),
+        jobs.c.state == JobState.RUNNING,
+        jobs.c.progress.is_not(None),
+    )
+    rows = connection.execute(query.order_by(jobs.c.model).limit(limit))
+    return [Training(model, Progress.model_validate(progress)) for model, progress in rows]

@@ -7,7 +7,7 @@ from prometheus_client.core import Metric
 
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
-from tests.fakes.trainer import train
+from tests.fakes.trainer import FIGURES, report_progress, train
 from workers.contract.version import HeadCapacity, VersionReport
 
 
@@ -28,8 +28,16 @@ def capacity(free_share: float) -> HeadCapacity:
     )
 
 
+def report_running(plane: ControlPlane, job: str) -> None:
+    """Let a job run and tell all that an attempt can tell, some seconds after the last scrape."""
+    attempt = plane.tick_to(job, JobState.RUNNING).attempt
+    report_progress(plane.store, job, attempt, "training", 3, FIGURES)
+    plane.tick()
+    plane.clock.advance(5)
+
+
 def every_family(folder: Path) -> list[Metric]:
-    """All metrics, each with at least one sample: a job was published, a call has failed."""
+    """All metrics, each with at least one sample: one job was published, another one runs."""
     plane = ControlPlane(folder)
     plane.create_model()
     headers = {"If-Match": '"1"'}
@@ -43,6 +51,7 @@ def every_family(folder: Path) -> list[Metric]:
     plane.store.broken = None
     plane.clock.advance(60)
     plane.run_to_end(job)
+    report_running(plane, plane.post_dataset("two"))
     families = list(plane.context.metrics.registry.collect())
     plane.close()
     return families
