@@ -6,10 +6,11 @@ import typer
 from rich.console import RenderableType
 
 from cmcl.client import Client
-from cmcl.terminal.console import Columns, fields, print_json, say, show, show_all, stdout
+from cmcl.progress import duration, figures
+from cmcl.terminal.console import Cell, Columns, fields, print_json, say, show, show_all, stdout
 from cmcl.terminal.following import follow
 from cmcl.terminal.options import DEFAULT_URL, AsJson, OfAnyModel, Reason, Url
-from cmcl.types import Event, Job
+from cmcl.types import Event, Job, JobProgress
 
 app = typer.Typer(no_args_is_help=True, help="Jobs.")
 
@@ -104,6 +105,13 @@ def _line(event: Event) -> str:
     return f"{when}  {event.kind:<18} {told}".rstrip()
 
 
+def _progress_cells(progress: JobProgress) -> dict[str, Cell]:
+    """What is told of the phase, and nothing of what is not."""
+    left = progress.eta_seconds
+    time_left: dict[str, Cell] = {} if left is None else {"time left": duration(left)}
+    return {"phase": progress.phase, **figures(progress), **time_left, "told": progress.at}
+
+
 def _view(job: Job) -> RenderableType:
     progress, approval = job.progress, job.approval
     return fields(
@@ -115,9 +123,7 @@ def _view(job: Job) -> RenderableType:
             "reason": job.reason,
             "message": job.message,
             "attempt": job.attempt,
-            "progress": f"{progress.phase} {progress.updates_done}/{progress.updates_total}"
-            if progress
-            else None,
+            **(_progress_cells(progress) if progress else {}),
             "parent version": job.parent_version,
             "version": job.version,
             "approval": f"{approval.decision} by {approval.actor}: {approval.reason or '-'}"

@@ -11,13 +11,31 @@ FINAL_STATES = frozenset({"published", "rejected", "failed", "cancelled"})
 
 
 class JobProgress(Answer):
-    """What the present attempt told last."""
+    """What the present attempt told last; a figure that its phase does not have is None, or 0."""
 
     phase: str
     updates_done: int = 0
     updates_total: int = 0
-    loss: float | None = None
-    rows_per_second: float | None = None
+    rows_done: int = Field(default=0, description="rows read, over all ranks")
+    rows_total: int = 0
+    loss: float | None = Field(default=None, description="of the last batch")
+    rows_per_second: float | None = Field(default=None, description="over all ranks")
+    gradient_norm: float | None = Field(
+        default=None, description="of both heads together, before protection"
+    )
+    removed_share: float | None = Field(
+        default=None, description="share of the gradient's square that protection removed, 0 to 1"
+    )
+    drift: float | None = Field(
+        default=None,
+        description="first-order estimate of how far earlier scores have moved in this job; "
+        "the certificate of the version is exact",
+    )
+    eta_seconds: float | None = Field(default=None, description="until the phase is over")
+    ranks: int | None = Field(default=None, description="processes that share the batch")
+    resumed_at: int | None = Field(
+        default=None, description="updates that a checkpoint spared this attempt"
+    )
     at: datetime | None = None
 
 

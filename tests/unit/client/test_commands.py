@@ -20,7 +20,7 @@ from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.served_app import served
-from tests.fakes.trainer import train
+from tests.fakes.trainer import FIGURES, report_progress, train
 from tests.unit.client.rest_server import RestServer
 from workers.contract.preflight import Outlook, PreflightAnswer
 
@@ -170,6 +170,20 @@ def test_jobs_are_listed_shown_and_told(cmcl: Cmcl) -> None:
     kinds = [event["kind"] for event in cmcl.lines("job", "events", first["id"])]
     assert kinds[0] == "job.queued"
     assert "job.published" in kinds
+
+
+def test_a_running_job_shows_how_it_gets_on(cmcl: Cmcl, plane: ControlPlane) -> None:
+    job = plane.post_dataset("three")
+    attempt = plane.tick_to(job, JobState.RUNNING).attempt
+    assert "drift" not in cmcl("job", "show", job)
+    told = report_progress(plane.store, job, attempt, "training", 3, FIGURES)
+    plane.tick()
+    page = dict(line.split(maxsplit=1) for line in cmcl("job", "show", job).splitlines() if line)
+    assert (page["phase"], page["updates"], page["rows"]) == ("training", "3 of 10", "96 of 320")
+    assert (page["loss"], page["removed"], page["ranks"]) == ("0.750", "38 %", "4")
+    assert page["time"].split() == ["left", "0:01:30"]
+    assert cmcl.one("job", "show", job)["progress"] == told.model_dump(mode="json")
+    plane.run_to_end(job)
 
 
 def test_candidates_are_approved_and_rejected(cmcl: Cmcl, plane: ControlPlane) -> None:

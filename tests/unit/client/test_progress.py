@@ -1,22 +1,57 @@
-"""How a job's progress is shown."""
+"""How a job's progress is shown: all that is told, and nothing of what is not."""
 
+import io
+import json
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from cmcl.progress import bar_fields
+from cmcl import Client
+from cmcl.progress import JobView, bar_fields, duration, figures, watch_with_bar, words
 from cmcl.types import Job, JobProgress
+from tests.unit.client.rest_server import Asked, RestServer
+from workers.contract.job import Progress
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)
-TRAINING = JobProgress(phase="training", updates_done=3, updates_total=10, loss=0.12345)
+# As a service tells it that knows no more.
+OLDER = JobProgress(phase="training", updates_done=3, updates_total=10, loss=0.12345)
+READING = JobProgress(
+    phase="moments", rows_done=1_200_000, rows_total=4_000_000, rows_per_second=183_224.2, ranks=4
+)
+TRAINING = JobProgress(
+    phase="training",
+    updates_done=960,
+    updates_total=2000,
+    loss=0.4123,
+    rows_per_second=12345.6,
+    gradient_norm=1.2345,
+    removed_share=0.375,
+    drift=0.03123,
+    eta_seconds=90.4,
+    ranks=4,
+    resumed_at=900,
+)
+WORDS = [
+    "updates 960 of 2,000",
+    "rows/s 12,346",
+    "loss 0.412",
+    "gradient 1.23",
+    "removed 38 %",
+    "drift 0.0312",
+    "ranks 4",
+    "resumed at update 900",
+]
 
 
-def job(state: str, progress: JobProgress | None = TRAINING) -> Job:
+def job(state: str, progress: JobProgress | None = OLDER, message: str | None = None) -> Job:
     return Job(
         id="job-1",
         model="m",
         dataset="ds-1",
         state=state,
+        message=message,
         attempt=1,
         created_at=AT,
         state_changed_at=AT,
@@ -24,32 +59,124 @@ def job(state: str, progress: JobProgress | None = TRAINING) -> Job:
     )
 
 
+def drawn(shown: Job, width: int) -> str:
+    """As a terminal of that width shows it."""
+    console = Console(file=io.StringIO(), width=width)
+    view = JobView("job-1")
+    view.show(shown)
+    console.print(view)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_every_field_that_the_service_tells_has_its_attribute() -> None:
+    assert set(JobProgress.model_fields) == set(Progress.model_fields)
+
+
 def test_a_job_that_has_told_nothing_yet_has_a_bar_without_an_end() -> None:
     shown = bar_fields(job("queued", None))
-    assert shown == {"total": None, "completed": 0, "state": "queued"}
+    assert shown == {"total": None, "completed": 0, "doing": "queued", "percent": "", "left": ""}
 
 
 def test_an_attempt_that_only_began_has_a_bar_without_an_end() -> None:
     shown = bar_fields(job("running", JobProgress(phase="starting")))
-    assert shown == {"total": None, "completed": 0, "state": "running starting"}
+    assert (shown["total"], shown["doing"], shown["percent"]) == (None, "starting", "")
 
 
-def test_a_running_job_shows_phase_updates_and_loss() -> None:
-    assert bar_fields(job("running")) == {
-        "total": 10,
-        "completed": 3,
-        "state": "running training loss 0.123",
+def test_a_running_job_shows_how_far_its_phase_is() -> None:
+    assert bar_fields(job("running", TRAINING)) == {
+        "total": 2000,
+        "completed": 960,
+        "doing": "training",
+        "percent": "48 %",
+        "left": "0:01:30 left",
     }
 
 
-@pytest.mark.parametrize("progress", [TRAINING, None])
+def test_a_phase_without_updates_is_measured_in_rows() -> None:
+    shown = bar_fields(job("running", READING))
+    assert (shown["total"], shown["completed"], shown["percent"]) == (4_000_000, 1_200_000, "30 %")
+
+
+@pytest.mark.parametrize("progress", [OLDER, JobProgress(phase="done"), None])
 def test_a_published_job_has_a_full_bar_also_where_no_update_was_seen(
     progress: JobProgress | None,
 ) -> None:
     shown = bar_fields(job("published", progress))
-    assert shown["completed"] == (shown["total"] or 0)
+    assert shown["completed"] == shown["total"] > 0
+    assert (shown["doing"], shown["percent"], shown["left"]) == ("published", "100 %", "")
 
 
 def test_a_failed_job_s_bar_stays_where_it_was() -> None:
-    shown = bar_fields(job("failed"))
-    assert (shown["completed"], shown["state"]) == (3, "failed loss 0.123")
+    shown = bar_fields(job("failed", TRAINING))
+    assert (shown["completed"], shown["doing"], shown["left"]) == (960, "failed", "")
+
+
+def test_all_that_is_told_stands_below_the_bar() -> None:
+    assert words(job("running", TRAINING)) == WORDS
+    assert words(job("running", READING)) == [
+        "rows 1,200,000 of 4,000,000",
+        "rows/s 183,224",
+        "ranks 4",
+    ]
+
+
+def test_what_an_older_service_does_not_tell_is_left_out() -> None:
+    assert words(job("running", OLDER)) == ["updates 3 of 10", "loss 0.123"]
+    assert figures(JobProgress(phase="starting")) == {}
+
+
+def test_a_figure_of_nothing_is_a_figure() -> None:
+    """Nothing was removed, nothing has moved: that is not the same as not told."""
+    told = JobProgress(phase="training", removed_share=0.0, drift=0.0, resumed_at=0)
+    assert figures(told) == {"removed": "0 %", "drift": "0", "resumed at update": "0"}
+
+
+@pytest.mark.parametrize("state", ["queued", "submitting"])
+def test_a_job_that_does_not_run_says_why(state: str) -> None:
+    assert words(job(state, None, "attempt 1 was lost")) == ["attempt 1 was lost"]
+    assert words(job(state, TRAINING)) == []
+
+
+def test_below_an_ended_job_stands_nothing() -> None:
+    """Whoever learns ten datasets sees ten lines."""
+    assert words(job("failed", TRAINING, "the loss is not a number")) == []
+    assert drawn(job("published", TRAINING), 100).count("\n") == 1
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_figure_is_torn_apart_or_cut_off(width: int) -> None:
+    shown = drawn(job("running", TRAINING), width)
+    assert [each for each in WORDS if each not in shown] == []
+    assert max(map(len, shown.splitlines())) <= min(width, 100)
+
+
+def test_brackets_in_a_message_are_no_markup() -> None:
+    assert "[red]" in drawn(job("queued", None, "the node [red] was lost"), 80)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.2, "0:00:00"), (90.4, "0:01:30"), (90_000, "1 day, 1:00:00")]
+)
+def test_a_time_is_shown_like_a_clock(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_a_watched_job_is_drawn_while_it_goes_on(client: Client, server: RestServer) -> None:
+    told = json.dumps(TRAINING.model_dump(mode="json", exclude={"at"}))
+    moved = json.dumps({"id": 1, "kind": "job.published", "job": "job-1"})
+    blocks = f"event: progress\ndata: {told}\n\nid: 1\nevent: job.published\ndata: {moved}\n\n"
+    states = iter(["running", "published"])
+
+    def answer(asked: Asked) -> Any:
+        if asked.path.endswith("/events"):
+            return 200, blocks, {"Content-Type": "text/event-stream"}
+        return 200, job(next(states), None).model_dump(mode="json")
+
+    server.answer = answer
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    assert watch_with_bar(client, "job-1", "job-1", console).state == "published"
+    shown = screen.getvalue()
+    assert all(each in shown for each in WORDS)
+    assert shown.rindex("published") > shown.rindex(WORDS[-1])
