@@ -69,9 +69,10 @@ def _complaints(error: ValidationError) -> Iterator[str]:
     """One line per problem, naming the variable. Values are not repeated: some are secrets."""
     for problem in error.errors(include_input=False, include_context=False, include_url=False):
         message = problem["msg"].removeprefix("Value error, ")
-        # What concerns several variables names them itself.
-        names = [f"CMCL_{str(part).upper()}" for part in problem["loc"][:1]]
-        yield ": ".join([*names, message])
+        # What concerns several variables names them itself; within one, the entry is named too.
+        variable, entries = problem["loc"][:1], problem["loc"][1:]
+        names = [f"CMCL_{str(part).upper()}" for part in variable]
+        yield ": ".join([*names, *map(str, entries), message])
 
 
 if __name__ == "__main__":

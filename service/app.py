@@ -47,6 +47,9 @@ from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.errors import DatabaseError
 from service.launchers.breaker import Breaker
+from service.launchers.driver import Driver
+from service.launchers.kuberay.pods import read_pod_templates
+from service.launchers.kuberay.resource import Site
 from service.launchers.port import Launcher
 from service.launchers.process import ProcessLauncher
 from service.observe.backlog import BacklogCollector
@@ -171,10 +174,42 @@ def _validations(settings: Settings, parts: Parts, bell: Bell) -> Validations:
 def _launcher(settings: Settings) -> Launcher:
     if settings.launcher == "process":
         return ProcessLauncher(_PROCESSES)
+    if settings.launcher == "kuberay":
+        return _kuberay_launcher(settings)
     # Ray takes more than a second to import; who runs processes, and most tests, need none of it.
     from service.launchers.ray_job import RayJobLauncher
 
-    return RayJobLauncher(settings.ray_address)
+    driver = Driver(
+        cpus=settings.driver_cpus,
+        memory_bytes=settings.driver_memory_bytes,
+        resources=settings.driver_resources,
+        node_labels=settings.driver_node_labels,
+        runtime_env=settings.runtime_env,
+    )
+    return RayJobLauncher(settings.ray_address, driver)
+
+
+def _kuberay_launcher(settings: Settings) -> Launcher:
+    # The same holds for the client of Kubernetes.
+    from service.launchers.kuberay.launcher import KubeRayLauncher
+
+    site = Site(
+        image=settings.kuberay_image,
+        # The images of the service and of the pods come from one lock.
+        ray_version=version("ray"),
+        namespace=settings.kuberay_namespace,
+        service_account=settings.kuberay_service_account,
+        queue=settings.kuberay_queue,
+        priority_classes=settings.kuberay_priority_classes,
+        pods=read_pod_templates(settings.kuberay_pod_template),
+        ranks_per_pod=settings.kuberay_ranks_per_pod,
+        gpu_resource=settings.kuberay_gpu_resource,
+        submission_mode=settings.kuberay_submission_mode,
+        kept_seconds=settings.kuberay_kept_seconds,
+        deadline_seconds=settings.start_deadline_seconds + settings.run_deadline_seconds,
+        runtime_env=settings.runtime_env,
+    )
+    return KubeRayLauncher(site)
 
 
 def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:

@@ -4,13 +4,19 @@ Every field is the environment variable CMCL_<FIELD>. The table of settings in t
 generated from here, and the Helm chart's environment is checked against it.
 """
 
+import json
 import shlex
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.launchers.kuberay.pods import read_pod_templates
+from service.launchers.labels import check_labels
+from service.launchers.runtime_env import check_runtime_env
+from workers.contract.policy import Priority
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _SHORTEST_KEY = 32
@@ -41,15 +47,74 @@ class Settings(BaseSettings):
         description="comma-separated addresses under which users' shards may lie; "
         "without one, no dataset is accepted",
     )
-    launcher: Literal["ray", "process"] = Field(
+    launcher: Literal["ray", "kuberay", "process"] = Field(
         default="ray",
-        description="how attempts run: as Ray jobs, or as processes on this machine",
+        description="how attempts run: as jobs of one Ray cluster, each as a RayJob of KubeRay with a "
+        "cluster of its own, or as processes on this machine",
     )
     ray_address: str = Field(
         default="http://127.0.0.1:8265", description="Ray's dashboard, where jobs are submitted"
     )
     ranks: int = Field(default=1, ge=1, description="training processes of one attempt")
+    min_ranks: int | None = Field(
+        default=None,
+        ge=1,
+        description="an attempt goes on with so few where there is no room for all; by default it "
+        "waits for all",
+    )
     gpus_per_rank: float = Field(default=0, ge=0, description="GPUs that each rank asks for")
+    runtime_env: Annotated[dict[str, Any], NoDecode] = Field(
+        default={}, description="Ray's runtime environment of attempts, as a JSON object"
+    )
+    job_labels: Annotated[dict[str, str], NoDecode] = Field(
+        default={}, description="labels of all attempts beside our own, as a JSON object of texts"
+    )
+    driver_cpus: float = Field(
+        default=0, ge=0, description="CPUs that the driver of a Ray job reserves"
+    )
+    driver_memory_bytes: int = Field(
+        default=0, ge=0, description="memory that the driver of a Ray job reserves"
+    )
+    driver_resources: Annotated[dict[str, float], NoDecode] = Field(
+        default={},
+        description="custom resources that the driver of a Ray job reserves, as a JSON object of "
+        "numbers",
+    )
+    driver_node_labels: Annotated[dict[str, str], NoDecode] = Field(
+        default={},
+        description="labels of the Ray nodes on which the driver of a Ray job may run, as a JSON "
+        "object of texts",
+    )
+    kuberay_namespace: str = Field(default="default", description="where RayJobs are made")
+    kuberay_image: str = Field(
+        default="", description="image of their pods; required with the launcher kuberay"
+    )
+    kuberay_service_account: str = Field(default="default", description="of their pods")
+    kuberay_queue: str = Field(
+        default="",
+        description="Kueue's LocalQueue in which they wait; without one they start at once",
+    )
+    kuberay_priority_classes: Annotated[dict[Priority, str], NoDecode] = Field(
+        default={},
+        description="Kueue's WorkloadPriorityClass by the model's priority, as a JSON object with "
+        "low, normal and high; those left out have none",
+    )
+    kuberay_ranks_per_pod: int = Field(default=1, ge=1, description="ranks that share a pod")
+    kuberay_gpu_resource: str = Field(
+        default="nvidia.com/gpu", description="under which name pods ask for GPUs"
+    )
+    kuberay_pod_template: Path | None = Field(
+        default=None,
+        description="YAML file with pod templates `head` and `workers`, laid over ours",
+    )
+    kuberay_submission_mode: Literal["HTTPMode", "K8sJobMode", "SidecarMode"] = Field(
+        default="HTTPMode", description="how KubeRay hands the command to Ray"
+    )
+    kuberay_kept_seconds: int = Field(
+        default=60,
+        ge=0,
+        description="how long the pods of an attempt outlive its end, for their logs",
+    )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("127.0.0.1",),
@@ -150,6 +215,46 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator(
+        "runtime_env",
+        "job_labels",
+        "driver_resources",
+        "driver_node_labels",
+        "kuberay_priority_classes",
+        mode="before",
+    )
+    @classmethod
+    def _read_json(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            read = json.loads(value) if value.strip() else {}
+        except ValueError as error:
+            raise ValueError(f"it is not JSON: {error}") from error
+        if not isinstance(read, dict):
+            raise ValueError('it is no JSON object, such as {"name": "value"}')  # noqa: TRY004
+        return read
+
+    @field_validator("runtime_env")
+    @classmethod
+    def _must_be_a_runtime_env(cls, value: dict[str, Any]) -> dict[str, Any]:
+        check_runtime_env(value)
+        return value
+
+    @field_validator("job_labels")
+    @classmethod
+    def _must_be_labels(cls, value: dict[str, str]) -> dict[str, str]:
+        check_labels(value)
+        return value
+
+    @field_validator("driver_resources")
+    @classmethod
+    def _must_be_amounts(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, amount in value.items():
+            if amount < 0:
+                raise ValueError(f"{name!r} is {amount:g}; it must be 0 or more")
+        return value
+
     @field_validator("trusted_proxies")
     @classmethod
     def _must_be_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -184,6 +289,38 @@ class Settings(BaseSettings):
                 f"do everything; set the first to on, or the other to one of {', '.join(_LOOPBACK)}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _there_are_enough_ranks(self) -> Self:
+        if self.fewest_ranks > self.ranks:
+            raise ValueError(
+                f"CMCL_MIN_RANKS is {self.min_ranks}; it must be from 1 to CMCL_RANKS, "
+                f"which is {self.ranks}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rayjobs_can_be_made(self) -> Self:
+        if self.launcher != "kuberay":
+            return self
+        if not self.kuberay_image:
+            raise ValueError("CMCL_KUBERAY_IMAGE is missing: the pods of RayJobs need an image")
+        for name in ("cpus", "memory_bytes", "resources", "node_labels"):
+            if getattr(self, f"driver_{name}"):
+                raise ValueError(
+                    f"CMCL_DRIVER_{name.upper()} is set, and a RayJob's driver has the head pod to "
+                    "itself: say in CMCL_KUBERAY_POD_TEMPLATE what that needs"
+                )
+        try:
+            read_pod_templates(self.kuberay_pod_template)
+        except ValueError as error:
+            raise ValueError(f"CMCL_KUBERAY_POD_TEMPLATE: {error}") from error
+        return self
+
+    @property
+    def fewest_ranks(self) -> int:
+        """`min_ranks`, resolved."""
+        return self.ranks if self.min_ranks is None else self.min_ranks
 
     @model_validator(mode="after")
     def _tokens_have_an_audience(self) -> Self:

@@ -20,7 +20,7 @@ from service.control.reconcile import Reconciler
 from service.database.engine import Database
 from service.database.queries import models
 from service.database.tables import datasets, jobs
-from service.launchers.port import LaunchState, LaunchStatus
+from service.launchers.port import LaunchState, LaunchStatus, Submission
 from service.settings import Settings
 from service.states import JobState
 from workers.contract.model import ModelSpec
@@ -48,7 +48,7 @@ class _Clock:
 class _BusyCluster:
     """A launcher with which everything runs and nothing ends."""
 
-    def submit(self, submission_id: str, command: object) -> None:
+    def submit(self, submission: Submission) -> None:
         """See the port."""
 
     def status(self, submission_id: str) -> LaunchStatus:

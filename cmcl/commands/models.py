@@ -119,6 +119,9 @@ def model_policy(  # noqa: PLR0913 - each bound is an option
     manual_approval: Annotated[
         bool | None, typer.Option(help="hold candidates until somebody approves")
     ] = None,
+    priority: Annotated[
+        str | None, typer.Option(help="of its datasets in the line for ranks: low, normal or high")
+    ] = None,
     unset: Annotated[
         list[str] | None, typer.Option(help=f"drop a bound: {', '.join(_BOUNDS)}; repeatable")
     ] = None,
@@ -131,6 +134,7 @@ def model_policy(  # noqa: PLR0913 - each bound is an option
         "min_backward_transfer": min_backward_transfer,
         "min_gain": min_gain,
         "manual_approval": manual_approval,
+        "priority": priority,
     }
     changes = {name: value for name, value in given.items() if value is not None}
     changes.update(dict.fromkeys(map(_bound, unset or ()), None))
@@ -170,6 +174,7 @@ def _policy_view(policy: Policy) -> RenderableType:
             "min backward transfer": policy.min_backward_transfer,
             "min gain": policy.min_gain,
             "manual approval": "yes" if policy.manual_approval else "no",
+            "priority": policy.priority,
         }
     )
 

@@ -35,12 +35,13 @@ class Model(Answer):
 
 
 class Policy(Answer):
-    """What a candidate must show before it is published. `revision` grows with each change."""
+    """What a candidate must show before it is published, and how soon it is trained. `revision` grows with each change."""
 
     max_drift: float | None = None
     min_backward_transfer: float | None = None
     min_gain: float | None = None
     manual_approval: bool = False
+    priority: str = Field(default="normal", description="low, normal or high")
     revision: int | None = None
 
 

@@ -27,11 +27,18 @@ from service.control.data.intake import (
 )
 from service.control.data.uploads import resolve
 from service.control.lookup import get_model, get_version
+from service.control.submission import labels
 from service.database.queries import events, preflights
 from service.database.queries.preflights import NewRow, PreflightRecord, PreflightState
 from service.database.rows import Happening
 from service.errors import Conflict, DatabaseUnavailable, NotFound
-from service.launchers.port import LauncherError, LauncherRefused, LaunchState, LaunchStatus
+from service.launchers.port import (
+    LauncherError,
+    LauncherRefused,
+    LaunchState,
+    LaunchStatus,
+    Submission,
+)
 from service.principal import Principal
 from workers.contract.dataset import ShardRef
 from workers.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
@@ -136,7 +143,7 @@ def submit(context: Context, preflight: PreflightRecord) -> None:
         return
     context.store.put(_key(preflight, _ASKED), asked.model_dump_json().encode())
     try:
-        context.launcher.submit(_submission(preflight), _command(context, preflight))
+        context.launcher.submit(_submission(context, preflight))
     except LauncherRefused as error:
         # A cluster that has only just started refuses for a while.
         if not _is_late(context, preflight, context.settings.start_deadline_seconds):
@@ -155,7 +162,7 @@ def watch(context: Context, preflight: PreflightRecord) -> None:
     """running -> done or failed as soon as there is an answer, whatever the launcher believes."""
     if _take_answer(context, preflight):
         return
-    status = context.launcher.status(_submission(preflight))
+    status = context.launcher.status(_submission_id(preflight))
     if not status.has_ended:
         _end_if_late(context, preflight, status)
     elif not _take_answer(context, preflight):
@@ -207,7 +214,7 @@ def _end_if_late(context: Context, preflight: PreflightRecord, status: LaunchSta
     seconds = settings.queue_deadline_seconds if is_pending else settings.preflight_deadline_seconds
     if not _is_late(context, preflight, seconds):
         return
-    context.launcher.stop(_submission(preflight))
+    context.launcher.stop(_submission_id(preflight))
     done = "did not start it" if is_pending else "had no answer"
     _fail(context, preflight, f"the cluster {done} within {seconds:g} s; it was stopped")
 
@@ -218,7 +225,7 @@ def _lose_attempt(context: Context, preflight: PreflightRecord, why: str) -> Non
         return
     message = f"attempt {preflight.attempt} was lost: {why}"
     following = preflight.attempt + 1
-    context.launcher.stop(_submission(preflight))
+    context.launcher.stop(_submission_id(preflight))
     with context.database.write() as connection:
         preflights.move(
             connection,
@@ -296,7 +303,17 @@ def _python(worker_command: str) -> list[str]:
     return words[: words.index("-m")] if "-m" in words[1:] else ["python"]
 
 
-def _submission(preflight: PreflightRecord) -> str:
+def _submission(context: Context, preflight: PreflightRecord) -> Submission:
+    """It computes in one process: no ranks beside it."""
+    about = {"preflight": preflight.id, "model": preflight.model, "owner": preflight.owner}
+    return Submission(
+        id=_submission_id(preflight),
+        command=_command(context, preflight),
+        labels=labels(context.settings, about),
+    )
+
+
+def _submission_id(preflight: PreflightRecord) -> str:
     return submission_id(preflight.id, preflight.attempt)
 
 

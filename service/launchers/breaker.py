@@ -6,10 +6,10 @@ else, such as storing and promoting versions that are complete, waiting for an h
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from service.launchers.port import Launcher, LauncherUnavailable, LaunchStatus
+from service.launchers.port import Launcher, LauncherUnavailable, LaunchStatus, Submission
 
 # A call that failed after so long was one that hung.
 _SLOW_SECONDS = 2.0
@@ -25,10 +25,10 @@ class Breaker:
         self._left_alone_until = float("-inf")
         self._why = ""
 
-    def submit(self, submission_id: str, command: Sequence[str]) -> None:
+    def submit(self, submission: Submission) -> None:
         """See the port."""
         with self._watched():
-            self._launcher.submit(submission_id, command)
+            self._launcher.submit(submission)
 
     def status(self, submission_id: str) -> LaunchStatus:
         """See the port."""

@@ -5,10 +5,12 @@ LauncherError
 └── LauncherRefused         it answered, and did not take the command
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
+
+from workers.contract.policy import Priority
 
 
 class LauncherError(Exception):
@@ -25,6 +27,24 @@ class LauncherRefused(LauncherError):
     It may do so for a while when it has only just started, so callers ask for some time before
     they give up.
     """
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A command under an id, with what a cluster may need to find room for it.
+
+    `ranks` are processes that the command starts on the cluster; 0 for one that works by itself.
+    Where there is no room for all, it goes on with `min_ranks`. `labels` are for people and for the
+    site's own accounting: no launcher acts on them.
+    """
+
+    id: str
+    command: Sequence[str]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    priority: Priority = "normal"
+    ranks: int = 0
+    min_ranks: int = 0
+    gpus_per_rank: float = 0
 
 
 class LaunchState(StrEnum):
@@ -54,8 +74,8 @@ class LaunchStatus:
 class Launcher(Protocol):
     """Every method may raise LauncherUnavailable."""
 
-    def submit(self, submission_id: str, command: Sequence[str]) -> None:
-        """Run the command under this id, at most once: an id that is known already is a success.
+    def submit(self, submission: Submission) -> None:
+        """Run its command, at most once: an id that is known already is a success.
 
         Raises LauncherRefused.
         """

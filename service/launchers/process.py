@@ -10,10 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from service.launchers.port import LauncherUnavailable, LaunchState, LaunchStatus
+from service.launchers.port import LauncherUnavailable, LaunchState, LaunchStatus, Submission
 
 _START_SECONDS = 20.0
 _GRACE_SECONDS = 10.0
@@ -26,15 +25,15 @@ class ProcessLauncher:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def submit(self, submission_id: str, command: Sequence[str]) -> None:
-        """See the port."""
-        folder = self._root / submission_id
+    def submit(self, submission: Submission) -> None:
+        """See the port. This machine has no queue and no labels: only the command counts."""
+        folder = self._root / submission.id
         if (folder / "pid").exists():
             return
         folder.mkdir(parents=True, exist_ok=True)
         supervisor = [sys.executable, "-m", "service.launchers.supervise", str(folder)]
         # It detaches itself and answers at once: whoever restarts is nobody's parent either.
-        subprocess.run([*supervisor, *command], stdin=subprocess.DEVNULL, check=True)
+        subprocess.run([*supervisor, *submission.command], stdin=subprocess.DEVNULL, check=True)
         self._await_start(folder)
 
     def status(self, submission_id: str) -> LaunchStatus:

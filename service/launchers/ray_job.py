@@ -5,7 +5,7 @@ need a token (RAY_AUTH_MODE, RAY_AUTH_TOKEN) is served by Ray's own client from 
 """
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +13,14 @@ import requests
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from service.launchers.driver import Driver
+from service.launchers.messages import shortened
 from service.launchers.port import (
     LauncherRefused,
     LauncherUnavailable,
     LaunchState,
     LaunchStatus,
+    Submission,
 )
 
 _SECONDS_PER_CALL = 30
@@ -28,10 +31,6 @@ _STATES = {
     JobStatus.FAILED: LaunchState.FAILED,
     JobStatus.STOPPED: LaunchState.STOPPED,
 }
-# Nothing is reserved for the driver: it waits while the ranks work, and any share of a CPU would
-# keep the last rank from fitting on a cluster with exactly as many CPUs as ranks.
-_DRIVER_CPUS = 0
-_LONGEST_MESSAGE = 2000
 
 
 class _Client(JobSubmissionClient):
@@ -42,27 +41,38 @@ class _Client(JobSubmissionClient):
 
 
 class RayJobLauncher:
-    """Launcher over Ray's Jobs API."""
+    """Launcher over Ray's Jobs API.
 
-    def __init__(self, address: str, connect: Callable[[str], Any] = _Client) -> None:
+    Ray knows no priorities between jobs: a submission's is a label, and what its command says of it
+    orders the line for ranks that stay.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        driver: Driver = Driver(),  # noqa: B008 - frozen
+        connect: Callable[[str], Any] = _Client,
+    ) -> None:
         self._address = address
+        self._driver = driver
         self._connect = connect
         self._client: Any = None
 
-    def submit(self, submission_id: str, command: Sequence[str]) -> None:
+    def submit(self, submission: Submission) -> None:
         """See the port."""
         with self._translated():
             try:
                 self._connected().submit_job(
-                    submission_id=submission_id,
-                    entrypoint=shlex.join(command),
-                    entrypoint_num_cpus=_DRIVER_CPUS,
+                    submission_id=submission.id,
+                    entrypoint=shlex.join(submission.command),
+                    metadata=dict(submission.labels),
+                    **_options(self._driver),
                 )
             except RuntimeError as error:
                 # Ray raises RuntimeError for an id that is taken and for everything else, and the
                 # text is no contract: whether the job is there is the question, so ask that.
-                if self._find(submission_id) is None:
-                    raise LauncherRefused(f"Ray did not take {submission_id}: {error}") from error
+                if self._find(submission.id) is None:
+                    raise LauncherRefused(f"Ray did not take {submission.id}: {error}") from error
 
     def status(self, submission_id: str) -> LaunchStatus:
         """See the port."""
@@ -70,7 +80,7 @@ class RayJobLauncher:
             job = self._find(submission_id)
         if job is None:
             return LaunchStatus(LaunchState.UNKNOWN, "Ray does not know this job")
-        return LaunchStatus(_STATES[job.status], _shortened(job.message or ""))
+        return LaunchStatus(_STATES[job.status], shortened(job.message or ""))
 
     def stop(self, submission_id: str) -> None:
         """See the port."""
@@ -106,9 +116,13 @@ class RayJobLauncher:
             raise LauncherUnavailable(f"Ray at {self._address}: {error}") from error
 
 
-def _shortened(message: str) -> str:
-    """Ray adds the end of the log: the first line says what happened, the last ones say why."""
-    if len(message) <= _LONGEST_MESSAGE:
-        return message
-    first, _, rest = message.partition("\n")
-    return f"{first[:_LONGEST_MESSAGE]}\n…{rest[-_LONGEST_MESSAGE:]}"
+def _options(driver: Driver) -> dict[str, Any]:
+    """What Ray is asked for the driver. An absent option and an empty one differ: any that is there
+    lets the driver leave the head."""
+    asked = {
+        "runtime_env": driver.runtime_env,
+        "entrypoint_memory": driver.memory_bytes,
+        "entrypoint_resources": driver.resources,
+        "entrypoint_label_selector": driver.node_labels,
+    }
+    return {"entrypoint_num_cpus": driver.cpus, **{name: it for name, it in asked.items() if it}}

@@ -9,7 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from service.launchers.port import Launcher, LauncherRefused, LauncherUnavailable, LaunchStatus
+from service.launchers.port import (
+    Launcher,
+    LauncherRefused,
+    LauncherUnavailable,
+    LaunchStatus,
+    Submission,
+)
 from service.observe.metrics import Metrics, outcome_of, timed
 from workers.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
 from workers.storage.port import ObjectStore, PresignedPut
@@ -35,10 +41,10 @@ class MeteredLauncher:
         self._launcher = launcher
         self._metrics = metrics
 
-    def submit(self, submission_id: str, command: Sequence[str]) -> None:
+    def submit(self, submission: Submission) -> None:
         """See the port."""
-        with self._call("submit", submission_id):
-            self._launcher.submit(submission_id, command)
+        with self._call("submit", submission.id):
+            self._launcher.submit(submission)
 
     def status(self, submission_id: str) -> LaunchStatus:
         """See the port."""

@@ -1,12 +1,11 @@
 """A launcher that runs nothing: the test says what becomes of each submission."""
 
-from collections.abc import Sequence
-
 from service.launchers.port import (
     LauncherRefused,
     LauncherUnavailable,
     LaunchState,
     LaunchStatus,
+    Submission,
 )
 
 
@@ -15,6 +14,7 @@ class FakeLauncher:
 
     def __init__(self) -> None:
         self.commands: dict[str, list[str]] = {}
+        self.submissions: dict[str, Submission] = {}
         self.stopped: list[str] = []
         self.is_down = False
         self.refuses = False
@@ -24,16 +24,17 @@ class FakeLauncher:
         self.stops_at_once = True
         self._statuses: dict[str, LaunchStatus] = {}
 
-    def submit(self, submission_id: str, command: Sequence[str]) -> None:
+    def submit(self, submission: Submission) -> None:
         """See the port."""
         self._answer()
-        if submission_id in self.commands:
+        if submission.id in self.commands:
             return
         if self.refuses:
             raise LauncherRefused("no room (on purpose)")
-        self.commands[submission_id] = list(command)
+        self.commands[submission.id] = list(submission.command)
+        self.submissions[submission.id] = submission
         state = LaunchState.RUNNING if self.starts_at_once else LaunchState.PENDING
-        self._statuses[submission_id] = LaunchStatus(state)
+        self._statuses[submission.id] = LaunchStatus(state)
 
     def status(self, submission_id: str) -> LaunchStatus:
         """See the port."""

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from service.database.engine import Database
 from service.errors import DatabaseUnavailable
-from service.launchers.port import Launcher, LauncherUnavailable, LaunchStatus
+from service.launchers.port import Launcher, LauncherUnavailable, LaunchStatus, Submission
 from workers.contract.errors import StorageUnavailable
 from workers.storage.port import ObjectStore, PresignedPut
 
@@ -128,9 +128,9 @@ class MortalLauncher:
         self._launcher = launcher
         self._fate = fate
 
-    def submit(self, submission_id: str, command: Sequence[str]) -> None:
+    def submit(self, submission: Submission) -> None:
         """See the port."""
-        self._around("submit", submission_id, lambda: self._launcher.submit(submission_id, command))
+        self._around("submit", submission.id, lambda: self._launcher.submit(submission))
 
     def status(self, submission_id: str) -> LaunchStatus:
         """See the port."""

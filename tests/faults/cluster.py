@@ -3,11 +3,10 @@
 What the head says of a submission stands in `FakeLauncher`; what truly runs stands in `alive`.
 """
 
-from collections.abc import Sequence
 from datetime import datetime
 
 from service.clock import Clock
-from service.launchers.port import LaunchState
+from service.launchers.port import LaunchState, Submission
 from tests.fakes.launcher import FakeLauncher
 
 
@@ -23,16 +22,16 @@ class Cluster(FakeLauncher):
         self.ever: list[str] = []
         self.stubborn: set[str] = set()
 
-    def submit(self, submission_id: str, command: Sequence[str]) -> None:
+    def submit(self, submission: Submission) -> None:
         """See the port. One that the head has forgotten runs a second time."""
-        is_known = submission_id in self.commands
-        super().submit(submission_id, command)
+        is_known = submission.id in self.commands
+        super().submit(submission)
         if is_known:
             return
-        self.end(submission_id, LaunchState.PENDING)
-        self.ever.append(submission_id)
-        if submission_id not in self.alive:
-            self.alive.append(submission_id)
+        self.end(submission.id, LaunchState.PENDING)
+        self.ever.append(submission.id)
+        if submission.id not in self.alive:
+            self.alive.append(submission.id)
 
     def stop(self, submission_id: str) -> None:
         """See the port. A stubborn process outlives what the head says of it."""

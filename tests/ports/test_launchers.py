@@ -1,4 +1,4 @@
-"""One suite for every launcher: the fake of the tests, processes, and Ray's Jobs API."""
+"""One suite for every launcher: the fake of the tests, processes, Ray's Jobs API, and KubeRay."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,9 +8,12 @@ from typing import Protocol
 import pytest
 from ray.job_submission import JobStatus
 
-from service.launchers.port import Launcher, LaunchState, LaunchStatus
+from service.launchers.kuberay.launcher import KubeRayLauncher
+from service.launchers.kuberay.resource import Site
+from service.launchers.port import Launcher, LaunchState, LaunchStatus, Submission
 from service.launchers.process import ProcessLauncher
 from service.launchers.ray_job import RayJobLauncher
+from tests.fakes.kubernetes_api import KubernetesApi, kubernetes_api
 from tests.fakes.launcher import FakeLauncher
 from tests.fakes.ray_jobs import FakeRayJobs
 
@@ -60,6 +63,21 @@ class RayRig:
         self.ray.end(name, status, f"exit code {code}" if code else "")
 
 
+class KubeRayRig:
+    """Around the adapter for KubeRay, with the API of Kubernetes over HTTP, and no queue."""
+
+    def __init__(self, api: KubernetesApi) -> None:
+        self.api = api
+        self.launcher = KubeRayLauncher(Site("an-image", "2.60.0"), api.connect)
+
+    def command(self, name: str) -> list[str]:
+        return ["sleep", name]
+
+    def end(self, name: str, code: int) -> None:
+        status, deployment = ("FAILED", "Failed") if code else ("SUCCEEDED", "Complete")
+        self.api.become(name, status, deployment, f"exit code {code}" if code else "")
+
+
 class ProcessRig:
     """Around real processes: each waits for a file and exits with the code that is in it."""
 
@@ -76,10 +94,17 @@ class ProcessRig:
         (self.folder / name).write_text(str(code))
 
 
-@pytest.fixture(params=["fake", "ray", "process"])
+@pytest.fixture
+def api() -> Iterator[KubernetesApi]:
+    with kubernetes_api() as served:
+        yield served
+
+
+@pytest.fixture(params=["fake", "ray", "kuberay", "process"])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     """Each launcher in turn; nothing of it runs on afterwards."""
     rigs: dict[str, Callable[[], Rig]] = {
+        "kuberay": lambda: KubeRayRig(request.getfixturevalue("api")),
         "fake": FakeRig,
         "ray": RayRig,
         "process": lambda: ProcessRig(tmp_path),
@@ -107,18 +132,18 @@ def test_stopping_an_unknown_id_is_no_error(rig: Rig) -> None:
 
 
 def test_what_was_submitted_has_not_ended(rig: Rig) -> None:
-    rig.launcher.submit("job-1-a1", rig.command("job-1-a1"))
+    rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     assert not rig.launcher.status("job-1-a1").has_ended
 
 
 def test_exit_code_zero_is_success(rig: Rig) -> None:
-    rig.launcher.submit("job-1-a1", rig.command("job-1-a1"))
+    rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     rig.end("job-1-a1", 0)
     assert _wait_until_ended(rig.launcher, "job-1-a1").state == LaunchState.SUCCEEDED
 
 
 def test_another_exit_code_is_failure_with_words(rig: Rig) -> None:
-    rig.launcher.submit("job-1-a1", rig.command("job-1-a1"))
+    rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     rig.end("job-1-a1", 3)
     status = _wait_until_ended(rig.launcher, "job-1-a1")
     assert status.state == LaunchState.FAILED
@@ -126,24 +151,24 @@ def test_another_exit_code_is_failure_with_words(rig: Rig) -> None:
 
 
 def test_a_stop_ends_it(rig: Rig) -> None:
-    rig.launcher.submit("job-1-a1", rig.command("job-1-a1"))
+    rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     rig.launcher.stop("job-1-a1")
     assert _wait_until_ended(rig.launcher, "job-1-a1").state == LaunchState.STOPPED
 
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_the_same_id_again_runs_nothing_anew(rig: Rig, ended: bool) -> None:
-    rig.launcher.submit("job-1-a1", rig.command("job-1-a1"))
+    rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     if ended:
         rig.end("job-1-a1", 3)
         _wait_until_ended(rig.launcher, "job-1-a1")
     before = rig.launcher.status("job-1-a1")
-    rig.launcher.submit("job-1-a1", rig.command("job-1-a1"))
+    rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     assert rig.launcher.status("job-1-a1") == before
 
 
 def test_stopping_what_has_ended_changes_nothing(rig: Rig) -> None:
-    rig.launcher.submit("job-1-a1", rig.command("job-1-a1"))
+    rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     rig.end("job-1-a1", 0)
     _wait_until_ended(rig.launcher, "job-1-a1")
     rig.launcher.stop("job-1-a1")

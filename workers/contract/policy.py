@@ -1,14 +1,20 @@
-"""What a candidate must show before it becomes a version of its model: decided per model."""
+"""What people decide about a model's datasets while it lives: how soon each is trained, and what a
+candidate must show before it becomes a version."""
+
+from typing import Literal
 
 from pydantic import Field
 
 from workers.contract.modality import Frozen
 
+Priority = Literal["low", "normal", "high"]
+
 
 class GatePolicy(Frozen):
     """Judged on the candidate's own report; a bound that is not set is not judged.
 
-    A candidate that falls short is rejected, with the reason, and the next dataset starts from the
+    `priority` is the one value that no candidate is judged by. It stands here because, as with the
+    bounds, what counts is its value when the next dataset has its turn. A candidate that falls short is rejected, with the reason, and the next dataset starts from the
     newest version. Where a bound needs held-out rows and there are none, the candidate is rejected:
     what was not measured was not shown.
     """
@@ -34,4 +40,9 @@ class GatePolicy(Frozen):
     )
     manual_approval: bool = Field(
         default=False, description="hold each candidate that passes until somebody approves it"
+    )
+    priority: Priority = Field(
+        default="normal",
+        description="place of the model's attempts in the line for ranks, and in the cluster's queue "
+        "where it has one; what runs already is not interrupted for it here",
     )

@@ -3,14 +3,13 @@
 Each step looks at what is there and does one thing. It may be cut off anywhere and run again.
 """
 
-import shlex
-
 from service.control.context import Context, is_past
 from service.control.data.intake import NewDataset
 from service.control.data.uploads import resolve
 from service.control.steps import outcomes
 from service.control.steps.resume import told_spec
 from service.control.steps.watch import is_overdue
+from service.control.submission import attempt_submission
 from service.control.validation.task import ValidationTask
 from service.control.validation.turns import Turn
 from service.control.validation.verify import read_manifest
@@ -59,7 +58,7 @@ def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
     key = layout.run_spec(job.id, job.attempt)
     context.store.put(key, spec.model_dump_json().encode())
     try:
-        context.launcher.submit(submission_id(job.id, job.attempt), _command(context, job))
+        context.launcher.submit(attempt_submission(context, job, model))
     except LauncherRefused as error:
         # A cluster that has only just started refuses for a while.
         if not is_past(context, job.state_changed_at, context.settings.start_deadline_seconds):
@@ -160,12 +159,3 @@ def _assign_attempt(context: Context, job: JobRecord, manifest: DatasetManifest)
         parent = model.head or None if model is not None else None
         if jobs.start_attempt(connection, job, parent, attempt, context.clock()):
             datasets.set_manifest(connection, manifest)
-
-
-def _command(context: Context, job: JobRecord) -> list[str]:
-    settings = context.settings
-    return [
-        *shlex.split(settings.worker_command),
-        *("--store", context.store.uri, "--job", job.id, "--attempt", str(job.attempt)),
-        *("--ranks", str(settings.ranks), "--gpus-per-rank", f"{settings.gpus_per_rank:g}"),
-    ]

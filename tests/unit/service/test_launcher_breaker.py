@@ -3,7 +3,7 @@
 import pytest
 
 from service.launchers.breaker import Breaker
-from service.launchers.port import LauncherUnavailable, LaunchState
+from service.launchers.port import LauncherUnavailable, LaunchState, Submission
 from tests.fakes.launcher import FakeLauncher
 
 
@@ -49,7 +49,7 @@ def test_a_cluster_that_hung_is_asked_again_later(hanging: _Hanging, breaker: Br
         breaker.stop("job-a1")
     hanging.is_down = False
     hanging.now += 16
-    breaker.submit("job-a1", ["true"])
+    breaker.submit(Submission("job-a1", ["true"]))
     assert breaker.status("job-a1").state == LaunchState.RUNNING
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from service.launchers.port import LaunchState, LaunchStatus
+from service.launchers.port import LaunchState, LaunchStatus, Submission
 from service.launchers.process import ProcessLauncher
 
 
@@ -23,8 +23,9 @@ def _start_in_another_process(folder: Path, command: list[str]) -> None:
     """A control plane that starts something and is gone."""
     code = (
         "import sys; from pathlib import Path;"
+        "from service.launchers.port import Submission;"
         "from service.launchers.process import ProcessLauncher;"
-        "ProcessLauncher(Path(sys.argv[1])).submit('job-1-a1', sys.argv[2:]);"
+        "ProcessLauncher(Path(sys.argv[1])).submit(Submission('job-1-a1', sys.argv[2:]));"
         "import os; os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(folder), *command], check=True, timeout=60)
@@ -46,7 +47,7 @@ def test_a_successor_learns_how_it_ended(tmp_path: Path) -> None:
 
 def test_a_killed_process_has_failed(tmp_path: Path) -> None:
     launcher = ProcessLauncher(tmp_path)
-    launcher.submit("job-1-a1", ["sleep", "60"])
+    launcher.submit(Submission("job-1-a1", ["sleep", "60"]))
     os.killpg(int((tmp_path / "job-1-a1" / "pid").read_text()), signal.SIGKILL)
     status = _ended(launcher, "job-1-a1")
     assert status == LaunchStatus(LaunchState.FAILED, "the process vanished without an exit code")
@@ -54,7 +55,7 @@ def test_a_killed_process_has_failed(tmp_path: Path) -> None:
 
 def test_who_ignores_the_request_is_killed(tmp_path: Path) -> None:
     launcher = ProcessLauncher(tmp_path)
-    launcher.submit("job-1-a1", ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
+    launcher.submit(Submission("job-1-a1", ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]))
     launcher.stop("job-1-a1")
     stopping = tmp_path / "job-1-a1" / "stopping"
     long_ago = time.time() - 60
@@ -65,5 +66,5 @@ def test_who_ignores_the_request_is_killed(tmp_path: Path) -> None:
 
 def test_a_program_that_is_not_there_says_so(tmp_path: Path) -> None:
     launcher = ProcessLauncher(tmp_path)
-    launcher.submit("job-1-a1", ["no-such-program"])
+    launcher.submit(Submission("job-1-a1", ["no-such-program"]))
     assert "no-such-program: No such file" in _ended(launcher, "job-1-a1").message

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from service.launchers.port import Launcher, LauncherRefused, LauncherUnavailable, LaunchState
+from service.launchers.port import (
+    Launcher,
+    LauncherRefused,
+    LauncherUnavailable,
+    LaunchState,
+    Submission,
+)
 from service.observe.metered import MeteredLauncher, MeteredStore
 from service.observe.metrics import Metrics
 from tests.fakes.flaky_store import FlakyStore
@@ -72,7 +78,7 @@ def test_every_method_of_the_store_is_measured(parts: MeteredParts, tmp_path: Pa
 
 
 def test_every_method_of_the_launcher_is_measured(parts: MeteredParts) -> None:
-    parts.launcher.submit("job-1-a1", ["true"])
+    parts.launcher.submit(Submission("job-1-a1", ["true"]))
     assert parts.launcher.status("job-1-a1").state == LaunchState.RUNNING
     parts.launcher.stop("job-1-a1")
     assert {name for name in methods(Launcher) if parts.launcher_calls(name) == 0} == set()
@@ -99,7 +105,7 @@ def test_errors_of_the_store_pass_through_by_their_kind(parts: MeteredParts) -> 
 def test_errors_of_the_launcher_pass_through_by_their_kind(parts: MeteredParts) -> None:
     parts.fake.refuses = True
     with pytest.raises(LauncherRefused):
-        parts.launcher.submit("job-1-a1", ["true"])
+        parts.launcher.submit(Submission("job-1-a1", ["true"]))
     parts.fake.is_down = True
     with pytest.raises(LauncherUnavailable):
         parts.launcher.status("job-1-a1")

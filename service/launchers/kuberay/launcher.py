@@ -1,0 +1,143 @@
+"""Attempts as RayJobs of KubeRay. The only file of the control plane that talks to Kubernetes.
+
+The client is made on first use, because that reads files which may appear later, and it reads the
+token of its service account anew while it runs.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from kubernetes.client import ApiClient, ApiException, Configuration, CustomObjectsApi
+from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
+from urllib3.exceptions import HTTPError
+
+from service.launchers.kuberay.resource import (
+    GROUP,
+    PLURAL,
+    VERSION,
+    Site,
+    ray_job,
+    resource_name,
+)
+from service.launchers.kuberay.state import launch_status, stopping
+from service.launchers.messages import shortened
+from service.launchers.port import (
+    LauncherRefused,
+    LauncherUnavailable,
+    LaunchState,
+    LaunchStatus,
+    Submission,
+)
+
+_SECONDS_TO_CONNECT = 5
+_SECONDS_PER_CALL = 30
+_NOT_FOUND, _CONFLICT = 404, 409
+# The server has understood it and does not take it: wrong fields, no right, no such kind, a quota.
+_REFUSALS = (400, 403, _NOT_FOUND, 422)
+# KubeRay and Kueue write into the same object while it is to be stopped.
+_LOOKS = 3
+_MERGE = "application/merge-patch+json"
+
+
+def connected() -> Any:
+    """The API of the cluster that this runs in, or else of the kubeconfig of whoever runs it."""
+    configuration = Configuration()
+    try:
+        load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except ConfigException:
+        load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    return CustomObjectsApi(ApiClient(configuration))
+
+
+class KubeRayLauncher:
+    """Launcher over the RayJobs of one namespace."""
+
+    def __init__(self, site: Site, connect: Callable[[], Any] = connected) -> None:
+        self._site = site
+        self._connect = connect
+        self._api: Any = None
+
+    def submit(self, submission: Submission) -> None:
+        """See the port. A name that is taken is this attempt, submitted before."""
+        with self._translated():
+            try:
+                self._call("create", body=ray_job(submission, self._site))
+            except ApiException as error:
+                if error.status in _REFUSALS:
+                    words = f"Kubernetes did not take {submission.id}: {_words(error)}"
+                    raise LauncherRefused(words) from error
+                if error.status != _CONFLICT:
+                    raise
+
+    def status(self, submission_id: str) -> LaunchStatus:
+        """See the port."""
+        with self._translated():
+            job = self._find(submission_id)
+        if job is None:
+            return LaunchStatus(LaunchState.UNKNOWN, "Kubernetes does not know this RayJob")
+        found = launch_status(job)
+        return LaunchStatus(found.state, shortened(found.message))
+
+    def stop(self, submission_id: str) -> None:
+        """See the port."""
+        with self._translated():
+            for _ in range(_LOOKS):
+                job = self._find(submission_id)
+                if job is None or launch_status(job).has_ended or self._end(job):
+                    return
+        raise LauncherUnavailable(f"{submission_id} changed at each of {_LOOKS} tries to stop it")
+
+    def _find(self, submission_id: str) -> Mapping[str, Any] | None:
+        try:
+            found: Mapping[str, Any] = self._call("get", name=resource_name(submission_id))
+        except ApiException as error:
+            if error.status != _NOT_FOUND:
+                raise
+            return None
+        return found
+
+    def _end(self, job: Mapping[str, Any]) -> bool:
+        """False if somebody else has written into it since it was looked at."""
+        name = job["metadata"]["name"]
+        try:
+            self._call("patch", name=name, body=stopping(job), _content_type=_MERGE)
+        except ApiException as error:
+            if error.status not in (_NOT_FOUND, _CONFLICT):
+                raise
+            return False
+        return True
+
+    def _call(self, verb: str, **arguments: Any) -> Any:
+        if self._api is None:
+            self._api = self._connect()
+        method = getattr(self._api, f"{verb}_namespaced_custom_object")
+        return method(
+            group=GROUP,
+            version=VERSION,
+            namespace=self._site.namespace,
+            plural=PLURAL,
+            _request_timeout=(_SECONDS_TO_CONNECT, _SECONDS_PER_CALL),
+            **arguments,
+        )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """The client's errors, in the port's words."""
+        try:
+            yield
+        except ApiException as error:
+            raise LauncherUnavailable(f"Kubernetes: {_words(error)}") from error
+        except (HTTPError, ConfigException, OSError) as error:
+            raise LauncherUnavailable(f"Kubernetes: {error}") from error
+
+
+def _words(error: ApiException) -> str:
+    """What the server says: its own message, if it is one of its own answers."""
+    try:
+        message: str = json.loads(error.body or "")["message"]
+    except (TypeError, ValueError, KeyError):
+        # A proxy before it has words of its own.
+        return f"{error.status} {error.reason}"
+    return message

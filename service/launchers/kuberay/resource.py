@@ -1,0 +1,124 @@
+"""The RayJob that an attempt is: https://docs.ray.io/en/latest/cluster/kubernetes/getting-started/rayjob-quick-start.html
+
+KubeRay repeats nothing (`backoffLimit: 0`): what happens after a loss is for the control plane to
+decide, which knows whether there is a candidate. Nothing scales by itself either, because Kueue
+refuses that: an elastic attempt asks for pods for all its ranks, and starts with what came.
+"""
+
+import hashlib
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.launchers.kuberay.pods import PodTemplates, pod_template
+from service.launchers.labels import legal_value
+from service.launchers.port import Submission
+from workers.contract.policy import Priority
+
+GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+_MANAGED_BY = {"app.kubernetes.io/managed-by": "cmcl"}
+# KubeRay appends six characters, and refuses a cluster's name beyond 53.
+_LONGEST_NAME = 47
+_DIGEST_LENGTH = 8
+_LARGEST_SECONDS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Site:
+    """What all RayJobs of a site have in common.
+
+    `deadline_seconds` are for the case that no control plane is there any more to end an attempt.
+    """
+
+    image: str
+    ray_version: str
+    namespace: str = "default"
+    service_account: str = "default"
+    queue: str = ""
+    priority_classes: Mapping[Priority, str] = field(default_factory=dict)
+    pods: PodTemplates = field(default_factory=PodTemplates)
+    ranks_per_pod: int = 1
+    gpu_resource: str = "nvidia.com/gpu"
+    submission_mode: str = "HTTPMode"
+    kept_seconds: int = 0
+    deadline_seconds: float = 86400
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+
+
+def resource_name(submission_id: str) -> str:
+    """The id as a DNS label that KubeRay takes; different ids have different names."""
+    name = re.sub(r"[^a-z0-9-]", "-", submission_id.lower()).strip("-")
+    if name == submission_id and name[:1].isalpha() and len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(submission_id.encode()).hexdigest()[:_DIGEST_LENGTH]
+    kept = f"x-{name}"[: _LONGEST_NAME - _DIGEST_LENGTH - 1].rstrip("-")
+    return f"{kept}-{digest}"
+
+
+def ray_job(submission: Submission, site: Site) -> dict[str, Any]:
+    """The resource to create."""
+    return {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "RayJob",
+        "metadata": {
+            "name": resource_name(submission.id),
+            "labels": _labels(submission, site),
+        },
+        "spec": {
+            "jobId": submission.id,
+            "entrypoint": shlex.join(submission.command),
+            "metadata": dict(submission.labels),
+            # JSON is YAML.
+            **({"runtimeEnvYAML": json.dumps(site.runtime_env)} if site.runtime_env else {}),
+            "submissionMode": site.submission_mode,
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": min(math.ceil(site.deadline_seconds), _LARGEST_SECONDS),
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": site.kept_seconds,
+            # Kueue lets it go when there is room.
+            "suspend": bool(site.queue),
+            "rayClusterSpec": _cluster(submission, site),
+        },
+    }
+
+
+def _labels(submission: Submission, site: Site) -> dict[str, str]:
+    labels = {name: legal_value(text) for name, text in submission.labels.items()}
+    if site.queue:
+        labels[QUEUE_LABEL] = site.queue
+        if priority_class := site.priority_classes.get(submission.priority):
+            labels[_PRIORITY_LABEL] = priority_class
+    return labels | _MANAGED_BY
+
+
+def _cluster(submission: Submission, site: Site) -> dict[str, Any]:
+    return {
+        "rayVersion": site.ray_version,
+        "authOptions": {"mode": "token"},
+        "headGroupSpec": {
+            # The driver asks for no CPU; ranks do, and so stay off the head.
+            "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104 - a pod
+            "template": pod_template(site.image, site.service_account, {}, site.pods.head),
+        },
+        "workerGroupSpecs": [_workers(submission, site)] if submission.ranks else [],
+    }
+
+
+def _workers(submission: Submission, site: Site) -> dict[str, Any]:
+    pods = math.ceil(submission.ranks / site.ranks_per_pod)
+    gpus = math.ceil(submission.gpus_per_rank * site.ranks_per_pod)
+    limits = {site.gpu_resource: gpus} if gpus else {}
+    return {
+        "groupName": "ranks",
+        "replicas": pods,
+        "minReplicas": math.ceil(submission.min_ranks / site.ranks_per_pod),
+        "maxReplicas": pods,
+        "rayStartParams": {"num-cpus": str(site.ranks_per_pod)},
+        "template": pod_template(site.image, site.service_account, limits, site.pods.workers),
+    }

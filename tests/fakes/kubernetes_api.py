@@ -1,0 +1,186 @@
+"""The API server of a Kubernetes that has RayJobs, over HTTP, with what KubeRay and Kueue do to them.
+
+Written after the API conventions (resourceVersion, Status objects, merge patches) and the sources of
+the two controllers: KubeRay looks at the deadline before all else; Kueue lets a suspended RayJob go,
+and permits another queue only while it waits.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, cast
+
+from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
+
+RAYJOBS = "/apis/ray.io/v1/namespaces/default/rayjobs"
+_QUEUE = "kueue.x-k8s.io/queue-name"
+_ENDED = ("Complete", "Failed")
+
+RayJob = dict[str, Any]
+
+
+class Refusal(Exception):
+    """An answer other than 2xx."""
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.reason = code, reason
+
+
+class KubernetesApi:
+    """RayJobs by name; the test says what becomes of each."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, RayJob] = {}
+        self.requests: list[str] = []
+        # Answered to everything while it is set.
+        self.refusal: Refusal | None = None
+        # So many patches find that a controller was quicker.
+        self.overtaken = 0
+        self.address = ""
+
+    def connect(self) -> CustomObjectsApi:
+        """A client of the real library."""
+        return CustomObjectsApi(ApiClient(Configuration(host=self.address)))
+
+    def become(self, name: str, status: str, deployment: str, message: str = "") -> None:
+        """KubeRay has seen the Ray job in one state, and is in another itself."""
+        said = {"jobStatus": status, "jobDeploymentStatus": deployment, "message": message}
+        self._write(self.jobs[name], status={key: text for key, text in said.items() if text})
+
+    def admit(self, name: str) -> None:
+        """Kueue has room for it."""
+        self.jobs[name]["spec"]["suspend"] = False
+        self.become(name, "", "Initializing")
+        self._obey_deadline(self.jobs[name])
+
+    def answer(self, method: str, path: str, body: RayJob | None) -> RayJob:
+        """What the server says. Raises Refusal."""
+        self.requests.append(f"{method} {path}")
+        if self.refusal is not None:
+            raise self.refusal
+        if not path.startswith(RAYJOBS):
+            raise Refusal(404, "NotFound", "the server could not find the requested resource")
+        if body is not None and method == "POST":
+            return self._create(body)
+        name = path.removeprefix(f"{RAYJOBS}/")
+        if name not in self.jobs:
+            raise Refusal(404, "NotFound", f'rayjobs.ray.io "{name}" not found')
+        return self._patch(self.jobs[name], body) if body is not None else self.jobs[name]
+
+    def _create(self, job: RayJob) -> RayJob:
+        name = job["metadata"]["name"]
+        if name in self.jobs:
+            raise Refusal(409, "AlreadyExists", f'rayjobs.ray.io "{name}" already exists')
+        self.jobs[name] = job
+        self._write(job, status={"jobDeploymentStatus": "Suspended"} if _waits(job) else {})
+        return job
+
+    def _patch(self, job: RayJob, change: RayJob) -> RayJob:
+        if self.overtaken:
+            self.overtaken -= 1
+            self._write(job)
+        metadata = change["metadata"]
+        if metadata["resourceVersion"] != job["metadata"]["resourceVersion"]:
+            raise Refusal(409, "Conflict", "the object has been modified")
+        if _QUEUE in metadata.get("labels", {}) and not _waits(job):
+            raise Refusal(403, "Forbidden", "queue-name: field is immutable")
+        self._write(job, **_merged(job, change))
+        self._obey_deadline(job)
+        return job
+
+    def _obey_deadline(self, job: RayJob) -> None:
+        """As KubeRay a moment later; what runs has been there for longer than a second."""
+        has_ended = job["status"].get("jobDeploymentStatus") in _ENDED
+        if job["spec"]["activeDeadlineSeconds"] == 1 and not (has_ended or _waits(job)):
+            self._write(
+                job,
+                status={
+                    **job["status"],
+                    "jobDeploymentStatus": "Failed",
+                    "reason": "DeadlineExceeded",
+                },
+            )
+
+    def _write(self, job: RayJob, **changes: Any) -> None:
+        job.update(changes)
+        version = int(job["metadata"].get("resourceVersion", "0")) + 1
+        job["metadata"]["resourceVersion"] = str(version)
+
+
+@contextmanager
+def kubernetes_api() -> Iterator[KubernetesApi]:
+    """It listens on the loopback until the end."""
+    api = KubernetesApi()
+    server = _Server(api)
+    api.address = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield api
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _waits(job: RayJob) -> bool:
+    return bool(job["spec"].get("suspend"))
+
+
+def _merged(old: RayJob, change: RayJob) -> RayJob:
+    """JSON merge patch, as far as it is needed here: nothing is removed."""
+    return {
+        **old,
+        **{
+            key: _merged(old.get(key, {}), value) if isinstance(value, dict) else value
+            for key, value in change.items()
+        },
+    }
+
+
+class _Server(ThreadingHTTPServer):
+    def __init__(self, api: KubernetesApi) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.api = api
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer(None)
+
+    def do_POST(self) -> None:
+        self._answer(self._body())
+
+    def do_PATCH(self) -> None:
+        if self.headers["Content-Type"] != "application/merge-patch+json":
+            self._send(415, {"kind": "Status", "message": "unsupported media type"})
+            return
+        self._answer(self._body())
+
+    def _body(self) -> RayJob:
+        body: RayJob = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        return body
+
+    def _answer(self, body: RayJob | None) -> None:
+        api = cast("_Server", self.server).api
+        try:
+            self._send(200, api.answer(self.command, self.path.partition("?")[0], body))
+        except Refusal as error:
+            status = {"kind": "Status", "status": "Failure", "code": error.code}
+            self._send(error.code, {**status, "reason": error.reason, "message": str(error)})
+
+    def _send(self, code: int, answer: RayJob) -> None:
+        data = json.dumps(answer).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+        """Nothing: the tests look at `requests`."""
