@@ -4,7 +4,7 @@ import re
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -15,6 +15,7 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import receiving
 from tests.fakes.served_app import served
 from tests.unit.service.webhooks.post_office import PostOffice
+from workers.contract.job import Phase, Progress
 
 DOCUMENT = (ROOT / "docs" / "events.md").read_text()
 
@@ -32,6 +33,15 @@ def test_the_table_has_every_kind_with_its_meaning() -> None:
     rows = re.findall(r"^\| `([a-z_.]+)` \| (.*) \| (yes)? ?\|$", DOCUMENT, re.MULTILINE)
     assert [(kind, words) for kind, words, _ in rows] == list(MEANINGS.items())
     assert {kind for kind, _, told in rows if told} == set(WORTH_A_MESSAGE)
+
+
+def test_every_field_of_progress_is_described_and_every_phase_named() -> None:
+    table = DOCUMENT.partition("### Progress")[2].partition("###")[0]
+    cells = re.findall(r"^\| (`[^|]*) \| (.*) \|$", table, re.MULTILINE)
+    fields = [name for cell, _ in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(fields) == sorted(Progress.model_fields)
+    (phases,) = [words for cell, words in cells if cell == "`phase`"]
+    assert re.findall(r"`(\w+)`", phases) == list(get_args(Phase))
 
 
 def test_every_state_of_a_job_has_a_kind() -> None:

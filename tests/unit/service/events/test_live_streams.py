@@ -13,6 +13,7 @@ from service.database.queries import jobs
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served
+from tests.fakes.trainer import FIGURES, report_progress
 from workers.contract.job import Progress
 
 STREAM = {"Accept": "text/event-stream"}
@@ -68,6 +69,19 @@ def test_who_comes_late_is_told_the_newest_progress(plane: ControlPlane) -> None
     with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as told:
         progress = next(event for event in told if event.event == "progress")
     assert json.loads(progress.data)["updates_done"] == 7
+
+
+def test_all_that_an_attempt_tells_is_told_on(plane: ControlPlane) -> None:
+    """In the stream as in the job itself."""
+    job = plane.post_dataset()
+    attempt = plane.tick_to(job, JobState.RUNNING).attempt
+    written = report_progress(plane.store, job, attempt, "training", 3, FIGURES)
+    plane.tick()
+    with served(plane.app) as url, _listening(url, f"/v1/jobs/{job}/events") as told:
+        progress = next(event for event in told if event.event == "progress")
+    assert json.loads(progress.data) == written.model_dump(mode="json")
+    assert plane.client.get(f"/v1/jobs/{job}").json()["progress"] == json.loads(progress.data)
+    assert None not in json.loads(progress.data).values()
 
 
 def test_everything_is_told_from_now_on(plane: ControlPlane) -> None:
