@@ -44,9 +44,13 @@ def versioned(connection: Connection, limit: int) -> list[Versioned]:
 
 
 def training(connection: Connection, limit: int) -> list[Training]:
-    """The first models by name that have a running attempt which has told something."""
+    """The first models by name that have a running attempt which has told something.
+
+    By model, into the index of each: whatever waits there is not looked at.
+    """
+    there = select(models.c.name).where(models.c.deleted_at.is_(None))
     query = select(jobs.c.model, jobs.c.progress).where(
-        jobs.c.finished_at.is_(None),
+        jobs.c.model.in_(there),
         jobs.c.state == JobState.RUNNING,
         jobs.c.progress.is_not(None),
     )
