@@ -109,6 +109,13 @@ def test_a_policy_is_shown_changed_and_bounds_are_dropped(cmcl: Cmcl) -> None:
     assert "max drift              0.300" in cmcl("model", "policy", "scenes")
 
 
+def test_a_model_is_given_priority_and_keeps_its_bounds(cmcl: Cmcl) -> None:
+    cmcl("model", "policy", "scenes", "--max-drift=0.3")
+    changed = cmcl.one("model", "policy", "scenes", "--priority=high")
+    assert (changed["priority"], changed["max_drift"]) == ("high", 0.3)
+    assert "priority               high" in cmcl("model", "policy", "scenes")
+
+
 def test_a_folder_is_added_and_watched_to_its_version(
     cmcl: Cmcl, plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,15 @@ from workers.contract.preflight import AskedShards
 RUNNING, DONE, FAILED = PreflightState.RUNNING, PreflightState.DONE, PreflightState.FAILED
 
 
+def test_it_asks_for_no_ranks_and_says_whose_it_is(asking: Asking) -> None:
+    asked = asking.post()
+    asking.tick_to(asked, RUNNING)
+    submission = asking.plane.launcher.submissions[f"{asked}-a1"]
+    assert submission.ranks == 0
+    about = {"preflight": asked, "model": "scenes", "owner": "default"}
+    assert submission.labels == {f"cmcl/{name}": text for name, text in about.items()}
+
+
 def test_the_worker_is_told_by_command_and_document(asking: Asking) -> None:
     asked = asking.post()
     asking.tick_to(asked, RUNNING)

@@ -1,0 +1,80 @@
+"""What the launcher hears of an attempt: its command, its labels, its priority."""
+
+from dataclasses import replace
+
+import pytest
+
+from service.control.submission import attempt_submission
+from service.database.queries import models
+from service.launchers.port import Submission
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.unit.service.submission.conftest import MakePlane
+
+POLICY = "/v1/models/scenes/policy"
+
+
+def _submitted(plane: ControlPlane) -> Submission:
+    """The first attempt of a new dataset."""
+    job = plane.post_dataset()
+    plane.tick_to(job, JobState.RUNNING)
+    return plane.launcher.submissions[f"{job}-a1"]
+
+
+def _options(submission: Submission) -> dict[str, str]:
+    words = list(submission.command)
+    return {word: words[at + 1] for at, word in enumerate(words[:-1]) if word.startswith("--")}
+
+
+def test_labels_say_whose_it_is(make_plane: MakePlane) -> None:
+    plane = make_plane(job_labels={"site/cost-centre": "r-and-d"})
+    submission = _submitted(plane)
+    job = submission.id.removesuffix("-a1")
+    assert submission.labels == {
+        "site/cost-centre": "r-and-d",
+        "cmcl/job": job,
+        "cmcl/attempt": "1",
+        "cmcl/model": "scenes",
+        "cmcl/dataset": plane.job(job).dataset,
+        "cmcl/owner": "default",
+        "cmcl/priority": "normal",
+    }
+
+
+@pytest.mark.parametrize("priority", ["low", "high"])
+def test_the_priority_is_that_of_the_models_policy(plane: ControlPlane, priority: str) -> None:
+    assert plane.client.put(POLICY, json={"priority": priority}).status_code == 200
+    submission = _submitted(plane)
+    assert submission.priority == submission.labels["cmcl/priority"] == priority
+    assert _options(submission)["--priority"] == priority
+
+
+def test_a_priority_that_there_is_not_is_refused_in_words(plane: ControlPlane) -> None:
+    answer = plane.client.put(POLICY, json={"priority": "urgent"})
+    assert answer.status_code == 422
+    assert "'low', 'normal' or 'high'" in answer.text
+
+
+def test_an_elastic_attempt_says_how_few_do(make_plane: MakePlane) -> None:
+    submission = _submitted(make_plane(ranks=4, min_ranks=2, gpus_per_rank=0.5))
+    assert (submission.ranks, submission.min_ranks, submission.gpus_per_rank) == (4, 2, 0.5)
+    assert _options(submission)["--min-ranks"] == "2"
+
+
+def test_a_fixed_one_needs_them_all(make_plane: MakePlane) -> None:
+    submission = _submitted(make_plane(ranks=4))
+    assert (submission.ranks, submission.min_ranks) == (4, 4)
+    assert "--min-ranks" not in submission.command
+
+
+@pytest.mark.parametrize(("launcher", "is_cold"), [("ray", False), ("kuberay", True)])
+def test_a_cluster_of_its_own_has_no_ranks_that_stay(
+    plane: ControlPlane, launcher: str, is_cold: bool
+) -> None:
+    job = plane.job(plane.post_dataset())
+    settings = plane.context.settings.model_copy(update={"launcher": launcher})
+    with plane.context.database.read() as connection:
+        model = models.find(connection, "scenes")
+    assert model is not None
+    submission = attempt_submission(replace(plane.context, settings=settings), job, model)
+    assert ("--cold" in submission.command) is is_cold

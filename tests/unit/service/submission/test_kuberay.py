@@ -1,0 +1,227 @@
+"""What becomes of a RayJob, and what the launcher makes of a Kubernetes that refuses or is away."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
+
+from service.launchers.kuberay.launcher import KubeRayLauncher, connected
+from service.launchers.kuberay.resource import QUEUE_LABEL, Site
+from service.launchers.port import (
+    LauncherRefused,
+    LauncherUnavailable,
+    LaunchState,
+    LaunchStatus,
+    Submission,
+)
+from tests.fakes.kubernetes_api import KubernetesApi, Refusal, kubernetes_api
+
+ID = "job-1-a1"
+SUBMISSION = Submission(ID, ["python", "-m", "workers.train"], ranks=2, min_ranks=2)
+QUEUED = Site("an-image", "2.60.0", queue="training")
+PENDING, RUNNING, STOPPED = LaunchState.PENDING, LaunchState.RUNNING, LaunchState.STOPPED
+
+
+@pytest.fixture
+def api() -> Iterator[KubernetesApi]:
+    with kubernetes_api() as served:
+        yield served
+
+
+@pytest.fixture
+def launcher(api: KubernetesApi) -> KubeRayLauncher:
+    """With a queue."""
+    return KubeRayLauncher(QUEUED, api.connect)
+
+
+def test_what_waits_in_its_queue_is_pending_and_says_so(launcher: KubeRayLauncher) -> None:
+    launcher.submit(SUBMISSION)
+    assert launcher.status(ID) == LaunchStatus(PENDING, "waits in the queue training")
+
+
+@pytest.mark.parametrize(
+    ("job", "deployment", "state"),
+    [
+        ("", "Initializing", PENDING),
+        ("PENDING", "Running", PENDING),
+        ("RUNNING", "Running", RUNNING),
+        # Its pods are still there.
+        ("SUCCEEDED", "Running", LaunchState.SUCCEEDED),
+        ("SUCCEEDED", "Complete", LaunchState.SUCCEEDED),
+        ("STOPPED", "Complete", STOPPED),
+        ("", "Complete", LaunchState.FAILED),
+        ("FAILED", "Failed", LaunchState.FAILED),
+        # Kubernetes lost the job's pods, or it never got that far.
+        ("RUNNING", "Failed", LaunchState.FAILED),
+        ("", "ValidationFailed", LaunchState.FAILED),
+        ("", "Retrying", PENDING),
+        # Of a KubeRay to come: it has not ended, as far as we know.
+        ("", "Dreaming", PENDING),
+    ],
+)
+def test_two_statuses_become_one_state(
+    api: KubernetesApi, launcher: KubeRayLauncher, job: str, deployment: str, state: LaunchState
+) -> None:
+    launcher.submit(SUBMISSION)
+    api.admit(ID)
+    api.become(ID, job, deployment)
+    assert launcher.status(ID).state == state
+
+
+def test_what_kueue_takes_back_waits_again(api: KubernetesApi, launcher: KubeRayLauncher) -> None:
+    launcher.submit(SUBMISSION)
+    api.admit(ID)
+    api.jobs[ID]["spec"]["suspend"] = True
+    api.become(ID, "RUNNING", "Suspending")
+    assert launcher.status(ID).state == RUNNING
+    api.become(ID, "", "Suspended")
+    assert launcher.status(ID).state == PENDING
+
+
+def test_a_failure_has_kuberays_words(api: KubernetesApi, launcher: KubeRayLauncher) -> None:
+    launcher.submit(SUBMISSION)
+    api.become(ID, "FAILED", "Failed", "exit code 1\n" + "noise\n" * 4000 + "out of memory")
+    message = launcher.status(ID).message
+    assert message.startswith("exit code 1\n")
+    assert message.endswith("out of memory")
+    assert len(message) < 5000
+
+
+def test_a_stop_ends_what_runs_and_its_name_stays_taken(
+    api: KubernetesApi, launcher: KubeRayLauncher
+) -> None:
+    launcher.submit(SUBMISSION)
+    api.admit(ID)
+    api.become(ID, "RUNNING", "Running")
+    launcher.stop(ID)
+    assert api.jobs[ID]["status"]["jobDeploymentStatus"] == "Failed"
+    # Otherwise the ranks would go on working for as long as their pods are kept.
+    assert api.jobs[ID]["spec"]["ttlSecondsAfterFinished"] == 0
+    launcher.submit(SUBMISSION)
+    assert launcher.status(ID) == LaunchStatus(STOPPED, "stopped on request")
+
+
+def test_what_is_stopped_in_its_queue_leaves_it(
+    api: KubernetesApi, launcher: KubeRayLauncher
+) -> None:
+    launcher.submit(SUBMISSION)
+    launcher.stop(ID)
+    assert launcher.status(ID).state == STOPPED
+    assert api.jobs[ID]["metadata"]["labels"][QUEUE_LABEL] != "training"
+
+
+def test_what_is_let_go_after_its_stop_never_runs(
+    api: KubernetesApi, launcher: KubeRayLauncher
+) -> None:
+    """Kueue may have decided before it saw the stop."""
+    launcher.submit(SUBMISSION)
+    launcher.stop(ID)
+    api.admit(ID)
+    assert api.jobs[ID]["status"]["jobDeploymentStatus"] == "Failed"
+    assert launcher.status(ID).state == STOPPED
+
+
+def test_a_success_that_came_before_the_stop_stays_one(
+    api: KubernetesApi, launcher: KubeRayLauncher
+) -> None:
+    launcher.submit(SUBMISSION)
+    api.admit(ID)
+    api.become(ID, "SUCCEEDED", "Complete")
+    before = api.jobs[ID]["metadata"]["resourceVersion"]
+    launcher.stop(ID)
+    assert launcher.status(ID).state == LaunchState.SUCCEEDED
+    assert api.jobs[ID]["metadata"]["resourceVersion"] == before
+
+
+def test_a_stop_that_was_overtaken_looks_again(
+    api: KubernetesApi, launcher: KubeRayLauncher
+) -> None:
+    launcher.submit(SUBMISSION)
+    api.overtaken = 2
+    launcher.stop(ID)
+    assert launcher.status(ID).state == STOPPED
+
+
+def test_a_stop_that_is_always_overtaken_is_worth_a_retry(
+    api: KubernetesApi, launcher: KubeRayLauncher
+) -> None:
+    launcher.submit(SUBMISSION)
+    api.overtaken = 3
+    with pytest.raises(LauncherUnavailable, match="job-1-a1 changed at each of 3 tries"):
+        launcher.stop(ID)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal(403, "Forbidden", "exceeded quota: gpus, requested: 8, limited: 4"),
+        Refusal(422, "Invalid", "spec.submissionMode: Invalid value"),
+        Refusal(404, "NotFound", "the server could not find the requested resource"),
+    ],
+    ids=lambda refusal: refusal.reason,
+)
+def test_a_refusal_has_the_servers_words(
+    api: KubernetesApi, launcher: KubeRayLauncher, refusal: Refusal
+) -> None:
+    api.refusal = refusal
+    with pytest.raises(LauncherRefused) as refused:
+        launcher.submit(SUBMISSION)
+    assert str(refused.value) == f"Kubernetes did not take {ID}: {refusal}"
+
+
+@pytest.mark.parametrize("code", [401, 429, 500, 503])
+def test_an_outage_is_worth_a_retry(
+    api: KubernetesApi, launcher: KubeRayLauncher, code: int
+) -> None:
+    api.refusal = Refusal(code, "Whatever", "not now (on purpose)")
+    for ask in (
+        lambda: launcher.submit(SUBMISSION),
+        lambda: launcher.status(ID),
+        lambda: launcher.stop(ID),
+    ):
+        with pytest.raises(LauncherUnavailable, match=r"not now \(on purpose\)"):
+            ask()
+
+
+def test_a_right_that_is_missing_is_no_end(api: KubernetesApi, launcher: KubeRayLauncher) -> None:
+    api.refusal = Refusal(403, "Forbidden", "cannot get resource rayjobs")
+    with pytest.raises(LauncherUnavailable, match="cannot get resource rayjobs"):
+        launcher.status(ID)
+
+
+def test_nobody_there_is_worth_a_retry() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+        def connect() -> Any:
+            return CustomObjectsApi(ApiClient(Configuration(host=address)))
+
+        with pytest.raises(LauncherUnavailable, match="Kubernetes: "):
+            KubeRayLauncher(QUEUED, connect).submit(SUBMISSION)
+
+
+def test_outside_of_a_cluster_the_kubeconfig_names_it(
+    api: KubernetesApi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    launcher = KubeRayLauncher(QUEUED, connected)
+    with pytest.raises(LauncherUnavailable, match="Invalid kube-config file"):
+        launcher.submit(SUBMISSION)
+    config = tmp_path / ".kube" / "config"
+    config.parent.mkdir()
+    config.write_text(
+        f"""
+apiVersion: v1
+kind: Config
+current-context: here
+contexts: [{{name: here, context: {{cluster: here, user: me}}}}]
+clusters: [{{name: here, cluster: {{server: "{api.address}"}}}}]
+users: [{{name: me, user: {{}}}}]
+"""
+    )
+    launcher.submit(SUBMISSION)
+    assert list(api.jobs) == [ID]

@@ -1,0 +1,138 @@
+"""Settings of submission: read from JSON, and refused in words when the service starts."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from ray.runtime_env import RuntimeEnv
+
+from service.launchers.kuberay.resource import resource_name
+from service.launchers.labels import legal_value
+from service.launchers.runtime_env import FIELDS
+from service.settings import Settings
+
+KUBERAY = {"CMCL_LAUNCHER": "kuberay", "CMCL_KUBERAY_IMAGE": "an-image"}
+
+
+def _settings(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return Settings()
+
+
+def test_objects_are_written_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = _settings(
+        monkeypatch,
+        CMCL_RUNTIME_ENV='{"env_vars": {"NCCL_DEBUG": "WARN"}, "pip": ["einops==0.8.1"]}',
+        CMCL_JOB_LABELS='{"example.org/team": "vision"}',
+        CMCL_DRIVER_RESOURCES='{"driver_slot": 0.5}',
+        CMCL_KUBERAY_PRIORITY_CLASSES='{"high": "urgent"}',
+    )
+    assert settings.runtime_env["env_vars"] == {"NCCL_DEBUG": "WARN"}
+    assert settings.job_labels == {"example.org/team": "vision"}
+    assert settings.driver_resources == {"driver_slot": 0.5}
+    assert settings.kuberay_priority_classes == {"high": "urgent"}
+
+
+def test_an_empty_text_is_an_empty_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _settings(monkeypatch, CMCL_RUNTIME_ENV="").runtime_env == {}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"CMCL_RUNTIME_ENV": "{pip"}, "it is not JSON: Expecting property name"),
+        ({"CMCL_RUNTIME_ENV": '["pip"]'}, "it is no JSON object, such as"),
+        (
+            {"CMCL_RUNTIME_ENV": '{"pips": []}'},
+            "it has the field 'pips'; permitted are working_dir",
+        ),
+        (
+            {"CMCL_RUNTIME_ENV": '{"env_vars": {"A": 1}}'},
+            "env_vars.A is 1; it must be a text, in quotes",
+        ),
+        ({"CMCL_RUNTIME_ENV": '{"env_vars": "A=1"}'}, "it must be an object of names and texts"),
+        (
+            {"CMCL_RUNTIME_ENV": '{"working_dir": "/srv/code"}'},
+            "working_dir has '/srv/code'; it must be an address that all nodes can read",
+        ),
+        ({"CMCL_RUNTIME_ENV": '{"py_modules": [3]}'}, "py_modules has 3; it must be an address"),
+        (
+            {"CMCL_JOB_LABELS": '{"cmcl/job": "x"}'},
+            "begins with 'cmcl/', which is kept for our own",
+        ),
+        ({"CMCL_JOB_LABELS": '{"a b": "x"}'}, "'a b' is no name of a label"),
+        ({"CMCL_JOB_LABELS": '{"A.B/c": "x"}'}, "'A.B/c' is no name of a label"),
+        ({"CMCL_JOB_LABELS": '{"team": "r & d"}'}, "the label 'team' has the value 'r & d'"),
+        ({"CMCL_DRIVER_RESOURCES": '{"slot": -1}'}, "'slot' is -1; it must be 0 or more"),
+        ({"CMCL_KUBERAY_PRIORITY_CLASSES": '{"top": "x"}'}, "'low', 'normal' or 'high'"),
+        (
+            {"CMCL_RANKS": "4", "CMCL_MIN_RANKS": "5"},
+            "CMCL_MIN_RANKS is 5; it must be from 1 to CMCL_RANKS, which is 4",
+        ),
+        ({"CMCL_LAUNCHER": "kuberay"}, "CMCL_KUBERAY_IMAGE is missing"),
+        (
+            {**KUBERAY, "CMCL_DRIVER_CPUS": "1"},
+            "CMCL_DRIVER_CPUS is set, and a RayJob's driver has the head pod to itself",
+        ),
+        (
+            {**KUBERAY, "CMCL_KUBERAY_POD_TEMPLATE": "/no/such/file"},
+            "CMCL_KUBERAY_POD_TEMPLATE: /no/such/file cannot be read: No such file",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        _settings(monkeypatch, **variables)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- head", "must be a map with head and workers"),
+        ("heads: {}", "has 'heads'; permitted are head and workers"),
+        ("head: {containers: []}", "head is no pod template: a map of metadata and spec"),
+        ("head: [", "is no YAML"),
+    ],
+)
+def test_a_pod_template_that_is_none_is_refused_when_the_service_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, words: str
+) -> None:
+    path = tmp_path / "pods.yaml"
+    path.write_text(text)
+    with pytest.raises(ValidationError, match=words):
+        _settings(monkeypatch, **KUBERAY, CMCL_KUBERAY_POD_TEMPLATE=str(path))
+
+
+def test_ray_knows_the_fields_that_are_permitted() -> None:
+    assert set(FIELDS) <= RuntimeEnv.known_fields
+
+
+@pytest.mark.parametrize(
+    ("submission", "name"),
+    [("job-0123456789ab-a1", "job-0123456789ab-a1"), ("pf-0a-a2", "pf-0a-a2")],
+)
+def test_our_ids_are_names_as_they_are(submission: str, name: str) -> None:
+    assert resource_name(submission) == name
+
+
+def test_any_id_has_a_name_of_its_own_that_kuberay_takes() -> None:
+    odd = ["Job-1", "job-1", "job_1", "7-a1", "x" * 47, "x" * 48, "x" * 49, "ä", "-"]
+    names = [resource_name(submission) for submission in odd]
+    assert len(set(names)) == len(odd)
+    for name in names:
+        assert len(name) <= 47
+        assert name[0].isalpha()
+        assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+        assert not name.endswith("-")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("team-a", "team-a"), ("a@b.org", "a_b.org"), ("x" * 70, "x" * 63), ("@", ""), ("", "")],
+)
+def test_an_owner_becomes_a_legal_value(text: str, value: str) -> None:
+    assert legal_value(text) == value
