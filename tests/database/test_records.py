@@ -12,6 +12,7 @@ from sqlalchemy import text
 from service.control.data.intake import Intake, NewDataset, accept_dataset, create_model
 from service.database.engine import Database, open_database
 from service.database.queries import jobs, models
+from service.database.queries.figures import Training, training
 from service.database.rows import JobRecord
 from service.errors import DatabaseUnavailable, WriteConflict
 from service.principal import LOCAL
@@ -181,6 +182,24 @@ def test_progress_is_kept_and_null_is_null(model: Database) -> None:
     with model.read() as connection:
         query = "SELECT count(*) FROM datasets WHERE manifest IS NULL"
         assert connection.exec_driver_sql(query).scalar_one() == 1
+
+
+def test_only_a_running_attempt_that_told_something_is_training(model: Database) -> None:
+    seen = _post(model)
+    progress = Progress(phase="training", loss=0.5, at=NOW)
+    told = []
+    for step in (
+        lambda c, job: jobs.start_validating(c, job, NOW),
+        lambda c, job: jobs.start_attempt(c, job, None, f"{job.id}-a1", NOW),
+        lambda c, job: jobs.move(c, job, JobState.RUNNING, NOW),
+        lambda c, job: jobs.set_progress(c, job, progress, NOW),
+        lambda c, job: jobs.move(c, job, JobState.GATING, NOW),
+    ):
+        with model.write() as connection:
+            step(connection, _job(model, seen))
+        with model.read() as connection:
+            told.append(training(connection, 200))
+    assert told == [[], [], [], [Training("scenes", progress)], []]
 
 
 def test_a_reader_does_not_wait_for_a_writer(model: Database) -> None:
