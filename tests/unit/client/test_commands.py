@@ -20,7 +20,7 @@ from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.served_app import served
-from tests.fakes.trainer import FIGURES, report_progress, train
+from tests.fakes.trainer import train
 from tests.unit.client.rest_server import RestServer
 from workers.contract.preflight import Outlook, PreflightAnswer
 
@@ -177,21 +177,6 @@ def test_jobs_are_listed_shown_and_told(cmcl: Cmcl) -> None:
     kinds = [event["kind"] for event in cmcl.lines("job", "events", first["id"])]
     assert kinds[0] == "job.queued"
     assert "job.published" in kinds
-
-
-def test_a_running_job_shows_how_it_gets_on(cmcl: Cmcl, plane: ControlPlane) -> None:
-    job = plane.post_dataset("three")
-    attempt = plane.tick_to(job, JobState.RUNNING).attempt
-    assert "drift" not in cmcl("job", "show", job)
-    written = report_progress(plane.store, job, attempt, "training", 3, FIGURES)
-    plane.tick()
-    page = [" ".join(line.split()) for line in cmcl("job", "show", job).splitlines()]
-    for told in ("phase training", "updates 3 of 10", "rows 96 of 320", "time left 0:01:30"):
-        assert told in page
-    for told in ("rows/s 12,346", "loss 0.750", "gradient 1.5", "removed 38 %", "drift 0.0312"):
-        assert told in page
-    assert cmcl.one("job", "show", job)["progress"] == written.model_dump(mode="json")
-    plane.run_to_end(job)
 
 
 def test_candidates_are_approved_and_rejected(cmcl: Cmcl, plane: ControlPlane) -> None:

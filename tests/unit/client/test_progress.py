@@ -9,7 +9,9 @@ import pytest
 from rich.console import Console
 
 from cmcl import Client
+from cmcl.cli import main
 from cmcl.progress import JobView, bar_fields, duration, figures, watch_with_bar, words
+from cmcl.terminal.exits import Exit
 from cmcl.types import Job, JobProgress
 from tests.unit.client.rest_server import Asked, RestServer
 from workers.contract.job import Progress
@@ -180,3 +182,14 @@ def test_a_watched_job_is_drawn_while_it_goes_on(client: Client, server: RestSer
     shown = screen.getvalue()
     assert all(each in shown for each in WORDS)
     assert shown.rindex("published") > shown.rindex(WORDS[-1])
+
+
+def test_a_job_s_page_says_how_it_gets_on(
+    server: RestServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for progress, rows in ((TRAINING, [*WORDS, "phase training", "time left 0:01:30"]), (None, [])):
+        server.always((200, job("running", progress).model_dump(mode="json")))
+        assert main(["job", "show", "job-1", "--url", server.url]) == Exit.DONE
+        page = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        assert [row for row in rows if row not in page] == []
+        assert ("phase" in " ".join(page)) == bool(rows), "nothing is shown of what is not told"
