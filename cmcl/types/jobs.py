@@ -21,7 +21,7 @@ class JobProgress(Answer):
     loss: float | None = Field(default=None, description="of the last batch")
     rows_per_second: float | None = Field(default=None, description="over all ranks")
     gradient_norm: float | None = Field(
-        default=None, description="of both heads together, before protection"
+        default=None, description="of both heads together, after protection removed its share"
     )
     removed_share: float | None = Field(
         default=None, description="share of the gradient's square that protection removed, 0 to 1"

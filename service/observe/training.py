@@ -45,7 +45,7 @@ _FIGURES = (
     ),
     _Figure(
         "gradient_norm",
-        "Norm of both heads' gradient before protection",
+        "Norm of what protection leaves of both heads' gradient",
         lambda now: now.gradient_norm,
     ),
     _Figure("drift", "First-order estimate of earlier scores' drift", lambda now: now.drift),
