@@ -47,11 +47,12 @@ capabilities:
 {{- end -}}
 
 {{/* The part of a pod's spec that is the same everywhere.
-     root; account: its service account; group: where users choose nodeSelector and tolerations. */}}
+     root; account: its service account; group: where users choose nodeSelector and tolerations;
+     token: whether it talks to Kubernetes. */}}
 {{- define "cmcl.podSpec" -}}
 serviceAccountName: {{ .account }}
-# Nobody here talks to Kubernetes; workload identity projects a token of its own.
-automountServiceAccountToken: false
+# Only who makes RayJobs talks to Kubernetes; workload identity projects a token of its own.
+automountServiceAccountToken: {{ default false .token }}
 # Kubernetes would set CMCL_PORT=tcp://... for a Service named cmcl, which is our own setting.
 enableServiceLinks: false
 securityContext: {{- include "cmcl.podSecurityContext" . | nindent 2 }}

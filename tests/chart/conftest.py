@@ -8,7 +8,7 @@ from tests.chart.release import Release, render, values_of
 @pytest.fixture(scope="session")
 def releases() -> dict[str, Release]:
     """The chart with every set of values that helm/ci has."""
-    return {example: render(values_of(example)) for example in ("trial", "production")}
+    return {example: render(values_of(example)) for example in ("trial", "production", "queued")}
 
 
 @pytest.fixture(params=["trial", "production"])
@@ -27,3 +27,9 @@ def trial(releases: dict[str, Release]) -> Release:
 def production(releases: dict[str, Release]) -> Release:
     """PostgreSQL, S3 with keys, GPUs, several replicas."""
     return releases["production"]
+
+
+@pytest.fixture
+def queued(releases: dict[str, Release]) -> Release:
+    """Each attempt a RayJob in a queue."""
+    return releases["queued"]

@@ -69,11 +69,18 @@ def test_probes_ask_the_health_routes(release: Release) -> None:
     }
 
 
-def test_chart_sets_every_setting_and_no_other(trial: Release, production: Release) -> None:
+def test_chart_sets_every_setting_and_no_other(
+    trial: Release, production: Release, queued: Release
+) -> None:
     known = {f"CMCL_{field.upper()}" for field in Settings.model_fields}
-    assert set(production.settings()) == known
+    assert set(production.settings()) | set(queued.settings()) == known
+    # Each launcher is told its own.
+    of_rayjobs = {name for name in known if name.startswith("CMCL_KUBERAY_")}
+    assert known - set(production.settings()) == {*of_rayjobs, "CMCL_MIN_RANKS"}
+    assert known - set(queued.settings()) == {"CMCL_RAY_ADDRESS"}
     # Empty, they would be an issuer without a name.
-    assert known - set(trial.settings()) == {"CMCL_OIDC_ISSUER", "CMCL_OIDC_AUDIENCE"}
+    unset = {"CMCL_OIDC_ISSUER", "CMCL_OIDC_AUDIENCE", "CMCL_MIN_RANKS"}
+    assert known - set(trial.settings()) == {*of_rayjobs, *unset}
 
 
 def _set_environment(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:

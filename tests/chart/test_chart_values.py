@@ -33,6 +33,9 @@ OTHERS: dict[str, Any] = {
     "accessMode": "ReadWriteMany",
     "pullPolicy": "Never",
     "logLevel": "debug",
+    "launcher": "kuberay",
+    "submissionMode": "K8sJobMode",
+    "customResources": {"other": 1},
     "version": "9.9.9",
     "gpuResource": "other.example.org/gpu",
     "interval": "9s",
@@ -40,7 +43,7 @@ OTHERS: dict[str, Any] = {
 }
 OTHER_TEXT, OTHER_MAP = "other", {"other": "x"}
 # Values that say something only together with others.
-CONTEXTS: list[dict[str, Any]] = [{}, values_of("production")]
+CONTEXTS: list[dict[str, Any]] = [{}, values_of("production"), values_of("queued")]
 
 
 def _leaves(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -152,6 +155,12 @@ def test_every_value_is_explained() -> None:
         ),
         ({"service": {"port": 0}}, r"'/service/port': minimum: got 0, want 1"),
         ({"training": {"ranks": 0}}, r"'/training/ranks': minimum: got 0, want 1"),
+        ({"training": {"launcher": "slurm"}}, r"'/training/launcher': value must be one of 'ray'"),
+        ({"training": {"rayJobs": {"queue": "A b"}}}, r"'/training/rayJobs/queue': 'A b' does not"),
+        (
+            {"training": {"driver": {"customResources": {"slot": -1}}}},
+            r"'/training/driver/customResources/slot': minimum: got -1, want 0",
+        ),
         ({"training": {"gpusPerRank": -1}}, r"'/training/gpusPerRank': minimum: got -1, want 0"),
         ({"service": {"logLevel": "loud"}}, r"'/service/logLevel': value must be one of 'debug'"),
         ({"service": {"allowedPrefixes": ["s3://a,s3://b"]}}, r"'/service/allowedPrefixes/0'"),

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, cast
 
 from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
@@ -44,6 +45,22 @@ class KubernetesApi:
     def connect(self) -> CustomObjectsApi:
         """A client of the real library."""
         return CustomObjectsApi(ApiClient(Configuration(host=self.address)))
+
+    def write_kubeconfig(self, home: Path) -> None:
+        """As `kubectl` would find it."""
+        folder = home / ".kube"
+        folder.mkdir()
+        context = {"name": "here", "context": {"cluster": "here", "user": "me"}}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "here",
+            "contexts": [context],
+            "clusters": [{"name": "here", "cluster": {"server": self.address}}],
+            "users": [{"name": "me", "user": {}}],
+        }
+        # JSON is YAML.
+        (folder / "config").write_text(json.dumps(config))
 
     def become(self, name: str, status: str, deployment: str, message: str = "") -> None:
         """KubeRay has seen the Ray job in one state, and is in another itself."""

@@ -12,6 +12,34 @@
 {{ divf .count .perPod | ceil | int }}
 {{- end -}}
 
+{{/* Pod templates of training: the same in the RayCluster for all and in the RayJob of one attempt. */}}
+{{- define "cmcl.trainingHead" -}}
+{{- $head := .Values.training.head -}}
+{{- include "cmcl.rayNode" (merge (dict "group" $head "resources" $head.resources "ports" (dict "gcs-server" 6379 "dashboard" 8265 "client" 10001)) (include "cmcl.trainingNode" . | fromYaml) (dict "root" .)) -}}
+{{- end -}}
+
+{{- define "cmcl.trainingWorkers" -}}
+{{- $training := .Values.training -}}
+{{- $resources := deepCopy $training.workers.resources -}}
+{{- if $training.gpusPerRank -}}
+{{- $gpus := mulf $training.gpusPerRank $training.ranksPerPod | ceil | int -}}
+{{- $resources = mergeOverwrite $resources (dict "limits" (dict $training.gpuResource $gpus)) -}}
+{{- end -}}
+{{- include "cmcl.rayNode" (merge (dict "group" $training.workers "resources" $resources "ports" dict) (include "cmcl.trainingNode" . | fromYaml) (dict "root" .)) -}}
+{{- end -}}
+
+{{- define "cmcl.trainingNode" -}}
+component: training
+extraEnv: {{- toYaml .Values.training.extraEnv | nindent 2 }}
+readinessPath: /api/healthz
+readinessPort: 52365
+{{- end -}}
+
+{{- define "cmcl.rayJobPods" -}}
+head: {{- include "cmcl.trainingHead" . | nindent 2 }}
+workers: {{- include "cmcl.trainingWorkers" . | nindent 2 }}
+{{- end -}}
+
 {{/* The pod template of one group of Ray nodes.
      root; component: training or serving; group: its values; extraEnv; resources; ports by name;
      readinessPath and readinessPort. */}}

@@ -6,12 +6,30 @@ CMCL_DATABASE_URL: sqlite:////var/lib/cmcl/database/cmcl.db
 {{- end }}
 CMCL_STORE_URI: {{ .Values.store.uri | quote }}
 CMCL_ALLOWED_PREFIXES: {{ join "," .Values.service.allowedPrefixes | quote }}
-# The other launcher would train inside this image, which has no torch.
-CMCL_LAUNCHER: ray
+# The launcher `process` would train inside this image, which has no torch.
+CMCL_LAUNCHER: {{ .Values.training.launcher }}
+{{- if include "cmcl.makesRayJobs" . }}
+{{- include "cmcl.rayJobSettings" . }}
+{{- else }}
 CMCL_RAY_ADDRESS: {{ include "cmcl.rayAddress" . | quote }}
+{{- end }}
 CMCL_WORKER_COMMAND: {{ .Values.service.workerCommand | quote }}
 CMCL_RANKS: {{ .Values.training.ranks | int64 | quote }}
+{{- if gt (int .Values.training.minRanks) (int .Values.training.ranks) }}
+{{- fail (printf "training.minRanks is %d; it must be at most training.ranks, which is %d" (int .Values.training.minRanks) (int .Values.training.ranks)) }}
+{{- end }}
+{{- with .Values.training.minRanks }}
+CMCL_MIN_RANKS: {{ . | int64 | quote }}
+{{- end }}
 CMCL_GPUS_PER_RANK: {{ .Values.training.gpusPerRank | quote }}
+CMCL_RUNTIME_ENV: {{ .Values.training.runtimeEnv | toJson | quote }}
+CMCL_JOB_LABELS: {{ .Values.training.jobLabels | toJson | quote }}
+{{- with .Values.training.driver }}
+CMCL_DRIVER_CPUS: {{ .cpus | quote }}
+CMCL_DRIVER_MEMORY_BYTES: {{ .memoryBytes | int64 | quote }}
+CMCL_DRIVER_RESOURCES: {{ .customResources | toJson | quote }}
+CMCL_DRIVER_NODE_LABELS: {{ .nodeLabels | toJson | quote }}
+{{- end }}
 CMCL_HOST: {{ .Values.service.host | quote }}
 CMCL_TRUSTED_PROXIES: {{ join "," .Values.service.trustedProxies | quote }}
 CMCL_PORT: {{ .Values.service.port | int64 | quote }}
@@ -47,6 +65,36 @@ CMCL_OIDC_AUDIENCE: {{ required "access.oidc.audience is missing: tokens for oth
 CMCL_LOG_LEVEL: {{ .Values.service.logLevel | quote }}
 {{- end -}}
 
+{{/* Non-empty when each attempt is a RayJob. */}}
+{{- define "cmcl.makesRayJobs" -}}
+{{- if eq .Values.training.launcher "kuberay" }}true{{ end -}}
+{{- end -}}
+
+{{- define "cmcl.rayJobSettings" -}}
+{{- $jobs := .Values.training.rayJobs }}
+{{- $classes := dict }}
+{{- range $priority, $class := $jobs.priorityClasses }}
+{{- if $class }}
+{{- $_ := set $classes $priority $class }}
+{{- end }}
+{{- end }}
+CMCL_KUBERAY_NAMESPACE: {{ .Release.Namespace | quote }}
+CMCL_KUBERAY_IMAGE: {{ include "cmcl.image" (dict "root" . "image" .Values.ray.image) | quote }}
+CMCL_KUBERAY_SERVICE_ACCOUNT: {{ include "cmcl.fullname" . }}-ray
+CMCL_KUBERAY_QUEUE: {{ $jobs.queue | quote }}
+CMCL_KUBERAY_PRIORITY_CLASSES: {{ $classes | toJson | quote }}
+CMCL_KUBERAY_RANKS_PER_POD: {{ .Values.training.ranksPerPod | int64 | quote }}
+CMCL_KUBERAY_GPU_RESOURCE: {{ .Values.training.gpuResource | quote }}
+CMCL_KUBERAY_POD_TEMPLATE: {{ include "cmcl.podsFolder" . }}/pods.yaml
+CMCL_KUBERAY_SUBMISSION_MODE: {{ $jobs.submissionMode }}
+CMCL_KUBERAY_KEPT_SECONDS: {{ $jobs.keptSeconds | int64 | quote }}
+{{- end -}}
+
+{{/* Where the service finds the pod templates of RayJobs. */}}
+{{- define "cmcl.podsFolder" -}}
+/etc/cmcl
+{{- end -}}
+
 {{- define "cmcl.rayAddress" -}}
 {{ default (printf "http://%s-head-svc:8265" (include "cmcl.trainingName" .)) .Values.service.rayAddress }}
 {{- end -}}
@@ -66,6 +114,7 @@ CMCL_LOG_LEVEL: {{ .Values.service.logLevel | quote }}
       name: {{ default (printf "%s-admin" (include "cmcl.fullname" .)) .Values.access.adminSecret }}
       key: {{ .Values.access.adminSecretKey }}
       optional: {{ not .Values.access.adminSecret }}
+{{- if not (include "cmcl.makesRayJobs" .) }}
 # Ray's client sends the token of the training cluster only when told so.
 - name: RAY_AUTH_MODE
   value: token
@@ -74,4 +123,5 @@ CMCL_LOG_LEVEL: {{ .Values.service.logLevel | quote }}
     secretKeyRef:
       name: {{ include "cmcl.trainingAuthSecret" . }}
       key: auth_token
+{{- end }}
 {{- end -}}

@@ -211,17 +211,6 @@ def test_outside_of_a_cluster_the_kubeconfig_names_it(
     launcher = KubeRayLauncher(QUEUED, connected)
     with pytest.raises(LauncherUnavailable, match="Invalid kube-config file"):
         launcher.submit(SUBMISSION)
-    config = tmp_path / ".kube" / "config"
-    config.parent.mkdir()
-    config.write_text(
-        f"""
-apiVersion: v1
-kind: Config
-current-context: here
-contexts: [{{name: here, context: {{cluster: here, user: me}}}}]
-clusters: [{{name: here, cluster: {{server: "{api.address}"}}}}]
-users: [{{name: me, user: {{}}}}]
-"""
-    )
+    api.write_kubeconfig(tmp_path)
     launcher.submit(SUBMISSION)
     assert list(api.jobs) == [ID]

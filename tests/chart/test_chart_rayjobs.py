@@ -1,0 +1,173 @@
+"""With the launcher kuberay: attempts are RayJobs, made by the service from what the chart gives it."""
+
+from pathlib import Path
+
+import helm_python
+import pytest
+
+from service.app import create_app
+from service.launchers.kuberay.pods import PodTemplates, read_pod_templates
+from service.launchers.kuberay.resource import Site, ray_job
+from service.launchers.port import Submission
+from service.settings import Settings
+from tests.chart.release import Object, Release, render, values_of
+from tests.chart.schemas import CRDS, complaints_of_kuberay, complaints_of_kubernetes
+from tests.chart.test_chart_security import violations
+from tests.fakes.kubernetes_api import kubernetes_api
+
+SUBMISSION = Submission(
+    "job-1-a1", ["true"], priority="high", ranks=8, min_ranks=4, gpus_per_rank=1
+)
+OURS = {"Role", "RoleBinding", "ConfigMap"}
+
+
+def _pods(release: Release, folder: Path) -> PodTemplates:
+    """As the service reads them."""
+    path = folder / "pods.yaml"
+    path.write_text(release.one("ConfigMap", "demo-cmcl-pods")["data"]["pods.yaml"])
+    return read_pod_templates(path)
+
+
+def _settings(release: Release, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """As the pod has them; the file lies elsewhere."""
+    _pods(release, folder)
+    for name, value in release.settings().items():
+        if isinstance(value, str):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CMCL_KUBERAY_POD_TEMPLATE", str(folder / "pods.yaml"))
+    monkeypatch.setenv("CMCL_DATABASE_URL", f"sqlite:///{folder}/cmcl.db")
+    monkeypatch.setenv("CMCL_STORE_URI", (folder / "store").as_uri())
+    return Settings()
+
+
+def _job(release: Release, folder: Path) -> Object:
+    site = Site("registry/worker:1", "2.60.0", pods=_pods(release, folder), ranks_per_pod=2)
+    return ray_job(SUBMISSION, site)
+
+
+def test_there_is_no_cluster_that_waits(queued: Release, production: Release) -> None:
+    assert queued.of_kind("RayCluster") == []
+    assert len(production.of_kind("RayCluster")) == 1
+    # Serving goes on as it did.
+    assert len(queued.of_kind("RayService")) == 1
+    names = [entry["name"] for entry in queued.container("service")["env"]]
+    assert "RAY_AUTH_TOKEN" not in names
+
+
+def test_kubernetes_knows_every_field_of_them(queued: Release) -> None:
+    items = queued.of_kind(*OURS, "Deployment")
+    assert {item["kind"] for item in items} == {*OURS, "Deployment"}
+    assert [words for item in items for words in complaints_of_kubernetes(item)] == []
+
+
+def test_the_service_may_do_with_rayjobs_what_it_does_and_no_more(queued: Release) -> None:
+    (rule,) = queued.one("Role", "demo-cmcl")["rules"]
+    assert rule == {
+        "apiGroups": ["ray.io"],
+        "resources": ["rayjobs"],
+        "verbs": ["create", "get", "patch"],
+    }
+    binding = queued.one("RoleBinding", "demo-cmcl")
+    account = queued.one("Deployment", "demo-cmcl")["spec"]["template"]["spec"][
+        "serviceAccountName"
+    ]
+    assert binding["roleRef"]["name"] == "demo-cmcl"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "test"}]
+
+
+def test_only_the_service_holds_a_token_and_only_for_that(
+    queued: Release, trial: Release, production: Release
+) -> None:
+    held = {
+        where: template["spec"]["automountServiceAccountToken"]
+        for where, template in queued.pod_templates().items()
+    }
+    assert [where for where, token in held.items() if token] == ["Deployment template"]
+    for release in (trial, production):
+        assert release.of_kind("Role", "RoleBinding") == []
+        assert not any("pods" in path for path in release.objects)
+
+
+def test_the_service_reads_the_pods_where_they_are_mounted(queued: Release) -> None:
+    spec = queued.one("Deployment", "demo-cmcl")["spec"]["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    (mount,) = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "pods"]
+    config_map = queued.one("ConfigMap", volumes["pods"]["configMap"]["name"])
+    (file,) = config_map["data"]
+    assert queued.settings()["CMCL_KUBERAY_POD_TEMPLATE"] == f"{mount['mountPath']}/{file}"
+
+
+def test_other_pods_restart_the_service(queued: Release) -> None:
+    values = values_of("queued")
+    values["training"]["workers"]["nodeSelector"] = {"example.org/gpu": "b200"}
+    changed = render(values)
+    before, after = (
+        release.one("Deployment", "demo-cmcl")["spec"]["template"]["metadata"]["annotations"]
+        for release in (queued, changed)
+    )
+    assert before["checksum/pods"] != after["checksum/pods"]
+    assert before["checksum/settings"] == after["checksum/settings"]
+
+
+def test_the_service_starts_with_what_it_is_given(
+    queued: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _settings(queued, tmp_path, monkeypatch)
+    assert (settings.ranks, settings.min_ranks, settings.kuberay_ranks_per_pod) == (8, 4, 2)
+    assert (settings.kuberay_queue, settings.kuberay_namespace) == ("training", "test")
+    assert settings.kuberay_priority_classes == {"low": "idle", "high": "urgent"}
+    assert settings.job_labels == {"example.org/cost-centre": "vision"}
+    assert settings.runtime_env == {"env_vars": {"NCCL_DEBUG": "WARN"}}
+
+
+def test_an_attempt_arrives_at_kubernetes_as_the_values_say(
+    queued: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _settings(queued, tmp_path, monkeypatch)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    app = create_app(settings.model_copy(update={"kuberay_namespace": "default"}))
+    with kubernetes_api() as api:
+        api.write_kubeconfig(tmp_path)
+        app.state.context.launcher.submit(SUBMISSION)
+    app.state.context.validations.close()
+    app.state.context.database.close()
+    job = api.jobs[SUBMISSION.id]
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "urgent"
+    assert job["spec"]["runtimeEnvYAML"] == '{"env_vars": {"NCCL_DEBUG": "WARN"}}'
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    assert container["image"] == "cmcl-worker:0.1.0"
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 2, "memory": "6Gi"}
+
+
+@pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's CRDs are not part of this repository")
+def test_kuberay_knows_every_field_of_an_attempt(queued: Release, tmp_path: Path) -> None:
+    assert complaints_of_kuberay(_job(queued, tmp_path)) == []
+
+
+def test_the_pods_of_an_attempt_are_those_of_the_cluster(queued: Release, tmp_path: Path) -> None:
+    values = values_of("queued")
+    values["training"]["launcher"] = "ray"
+    cluster = render(values).one("RayCluster", "demo-cmcl-training")["spec"]
+    attempt = _job(queued, tmp_path)["spec"]["rayClusterSpec"]
+    (of_cluster,), (of_attempt,) = cluster["workerGroupSpecs"], attempt["workerGroupSpecs"]
+    assert attempt["headGroupSpec"] == cluster["headGroupSpec"]
+    assert of_attempt["template"] == of_cluster["template"]
+    assert of_attempt["rayStartParams"] == of_cluster["rayStartParams"]
+    assert (of_attempt["replicas"], of_attempt["minReplicas"]) == (of_cluster["replicas"], 2)
+    assert attempt["authOptions"] == cluster["authOptions"]
+
+
+def test_the_pods_of_an_attempt_are_admitted_as_restricted(queued: Release, tmp_path: Path) -> None:
+    pods = _pods(queued, tmp_path)
+    for template in (pods.head, pods.workers):
+        assert violations(dict(template["spec"])) == []
+
+
+def test_more_ranks_at_least_than_at_most_are_refused() -> None:
+    with pytest.raises(
+        helm_python.HelmRenderError,
+        match=r"training\.minRanks is 5; it must be at most training\.ranks, which is 4",
+    ):
+        render({"training": {"ranks": 4, "minRanks": 5}})
