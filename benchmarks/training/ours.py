@@ -4,19 +4,21 @@ Shapes: N rows of a dataset, I and J widths of the two sides.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from benchmarks.training.bare import Sides
+from benchmarks.training.calm import Windows
 from workers.contract.job import Phase
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from workers.model.rows import PairedRows
-from workers.train.distributed import ALONE
-from workers.train.learn import Knowledge, Task, Watcher, before_the_first, learn
-from workers.train.loop import UpdateDone
+from workers.train.distributed import world
+from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn
+from workers.train.rows.held import HeldRows
+from workers.train.rows.port import TrainingRows
+from workers.train.run import Run, UpdateDone, Watcher
 
 PAIR = ModalityPair(first="image", second="text")
 # Each side has learned with a partner of its own, so that both heads have something to keep.
@@ -24,34 +26,31 @@ _BEFORE = ModalityPair(first="audio", second="image"), ModalityPair(first="depth
 # What is measured beside the mask alone, which makes the same products as its peers.
 POLICIES = {
     "mask": ProtectionSpec(policy="preserve", drift_penalty=0.0, max_drift=1e9),
-    "preserve": ProtectionSpec(policy="preserve", max_drift=1e9),
     "improve": ProtectionSpec(policy="improve"),
 }
 
 
 @dataclass
 class Clock(Watcher):
-    """When training began, and when each update was done."""
+    """Times each update of a training, from this share of its updates on.
 
-    began: float = 0.0
-    at: list[float] = field(default_factory=list)
+    `before_the_first`: seconds that training took before its first update, itself included.
+    """
+
+    windows: Windows
+    begin: float = 0.0
+    before_the_first: float = 0.0
+    _entered: float = 0.0
 
     def enter(self, phase: Phase) -> None:
         if phase == "training":
-            self.began = time.perf_counter()
+            self._entered = time.perf_counter()
 
     def update_done(self, update: UpdateDone) -> None:
-        self.at.append(time.perf_counter())
-
-    @property
-    def of_one(self) -> float:
-        """Seconds of one update, the first left out: it waits for what a dataset needs once."""
-        return (self.at[-1] - self.at[0]) / (len(self.at) - 1)
-
-    @property
-    def before_the_first(self) -> float:
-        """Seconds from the beginning of training until the first update is done, without itself."""
-        return self.at[0] - self.began - self.of_one
+        if update.done == 1:
+            self.before_the_first = time.perf_counter() - self._entered
+        if update.done > self.begin * update.total:
+            self.windows.tick()
 
 
 def spec_of(width: int, batch: int, epochs: int, policy: str) -> ModelSpec:
@@ -69,9 +68,8 @@ def learned_before(width: int) -> Knowledge:
     """What a model knows after two datasets, one for either head."""
     spec, known = spec_of(width, width, 1, "mask"), None
     for seed, pair in enumerate(_BEFORE, start=1):
-        task = Task(pair, _rows(random_sides(2 * width, width - 1, seed)), seed)
-        before = known or before_the_first(spec)
-        known = learn(spec, before, task, ALONE, torch.device("cpu"), Watcher()).knowledge
+        task = Task(pair, held(random_sides(2 * width, width - 1, seed)), seed)
+        known = learn(spec, known or before_the_first(spec), task).knowledge
     assert known is not None
     return known
 
@@ -84,20 +82,24 @@ def random_sides(rows: int, width: int, seed: int) -> Sides:
     return Sides(first, second)
 
 
-def our_loop(
-    known: Knowledge, sides: Sides, width: int, batch: int, policy: str
-) -> Callable[[int], Clock]:
-    """A function that makes so many passes over the rows and answers their times."""
+@dataclass(frozen=True)
+class OurLoop:
+    """A dataset to learn, as often as it is timed, by all ranks of the process group."""
 
-    def run(epochs: int) -> Clock:
-        clock, task = Clock(), Task(PAIR, _rows(sides), seed=7)
-        spec = spec_of(width, batch, epochs, policy)
-        learn(spec, known, task, ALONE, torch.device("cpu"), clock)
-        return clock
+    known: Knowledge
+    rows: TrainingRows
+    batch: int
+    policy: str
 
-    return run
+    def run(self, clock: Clock) -> Learned:
+        """One pass over the rows."""
+        width, _ = self.known.heads.weights[PAIR.first].shape
+        spec = spec_of(width, self.batch, 1, self.policy)
+        task = Task(PAIR, self.rows, seed=7)
+        return learn(spec, self.known, task, Run(world(), watcher=clock))
 
 
-def _rows(sides: Sides) -> PairedRows:
+def held(sides: Sides) -> HeldRows:
+    """All rows in memory, each item once."""
     keys_N = torch.arange(len(sides))
-    return PairedRows(sides.first_NI, sides.second_NJ, keys_N, keys_N)
+    return HeldRows(PairedRows(sides.first_NI, sides.second_NJ, keys_N, keys_N))

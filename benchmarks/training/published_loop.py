@@ -6,9 +6,7 @@ Loss as published: one direction, temperature 1, no unit length. Needs `make ben
 Shapes: E width of the embeddings, I of a side.
 """
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.training.bare import Sides
+from benchmarks.training.calm import Windows
 
 _RATE, _DECAY = 1e-4, 1e-3
 _KEPT = 2
@@ -58,7 +57,7 @@ class ProjectGradients(TrainerCallback):  # type: ignore[misc]
     """
 
     projectors: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-    at: list[float] = field(default_factory=list)
+    windows: Windows
 
     @torch.no_grad()
     def on_pre_optimizer_step(self, *_: Any, model: Heads, **__: Any) -> None:
@@ -70,28 +69,31 @@ class ProjectGradients(TrainerCallback):  # type: ignore[misc]
             gradient_EI -= outputs_EE @ gradient_EI @ inputs_II
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """The time of each update."""
-        self.at.append(time.perf_counter())
+        """An update is done."""
+        self.windows.tick()
 
 
-def published_loop(sides: Sides, width: int, batch: int, folder: Path) -> Callable[[int], float]:
-    """A function that makes so many updates and answers the seconds of one, the first left out."""
-    widths = (sides.first_NI.shape[1], sides.second_NJ.shape[1])
-    projectors = tuple((_projection(width), _projection(inputs)) for inputs in widths)
-    first, second = projectors
+@dataclass(frozen=True)
+class PublishedLoop:
+    """The same rows through Trainer; `folder` is what it wants to write to."""
 
-    def run(updates: int) -> float:
-        projecting = ProjectGradients((first, second))
+    sides: Sides
+    width: int
+    batch: int
+    folder: Path
+
+    def run(self, windows: Windows, updates: int) -> None:
+        """So many updates of a new pair of heads."""
+        widths = self.sides.first_NI.shape[1], self.sides.second_NJ.shape[1]
+        first, second = ((_projection(self.width), _projection(inputs)) for inputs in widths)
         trainer = Trainer(
-            model=Heads(width, sides),
-            args=_arguments(batch, updates, folder),
-            train_dataset=Pairs(sides),
-            callbacks=[projecting],
+            model=Heads(self.width, self.sides),
+            args=_arguments(self.batch, updates, self.folder),
+            train_dataset=Pairs(self.sides),
+            callbacks=[ProjectGradients((first, second), windows)],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
-        return (projecting.at[-1] - projecting.at[0]) / (len(projecting.at) - 1)
-
-    return run
 
 
 def _projection(width: int) -> Tensor:

@@ -1,0 +1,149 @@
+"""The constants of this machine, each measured by itself while all processes of a group do the same.
+
+Nothing here runs an update: products, passes and collectives are timed one by one.
+Shapes: L rows of a rank, B of a batch, E width of the embeddings, I of what a head reads.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.scaling.group import seconds_together
+from workers.model.loss import Everywhere, symmetric_info_nce, unit
+from workers.train.distributed import Gathering, World
+
+Points = dict[float, float]
+
+_DIMENSIONS = (32, 64, 128, 256, 512, 1024)
+_WIDE = 1024
+_SCORES = ((32, 128), (64, 256), (256, 256), (256, 1024), (1024, 1024))
+_THIN = 8
+_WIDTHS = (64, 256, 512, 1024)
+_ROWS = 8192
+_BYTES = (1 << 10, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 23)
+_FREE_SHARE = 0.5
+
+
+def constants_of_one() -> dict[str, Points]:
+    """What a process needs for itself; sizes as in `model.Rates`."""
+    curves: dict[str, Iterable[tuple[float, Callable[[], object]]]] = {
+        "rows product": ((size, _rows_product(size)) for size in _DIMENSIONS),
+        "inner product": ((size, _inner_product(size)) for size in _DIMENSIONS),
+        "scores, one direction": ((r * c, partial(_scores_alone, r)) for r, c in _SCORES if r == c),
+        "scores, two directions": ((r * c, partial(_scores_of_many, r, c)) for r, c in _SCORES),
+        "heads": ((2 * width * width, _heads(width)) for width in _WIDTHS),
+        "rows": ((rows * 2 * _WIDE, _rows(rows)) for rows in _DIMENSIONS),
+        "packing": ((2 * width * width * _FREE_SHARE, _packing(width)) for width in _WIDTHS),
+    }
+    return {name: _measured(tasks) for name, tasks in curves.items()}
+
+
+def constants_of_many(here: World) -> dict[str, Points]:
+    """Collectives, by the bytes that each rank gives."""
+    return {
+        "gather": _measured(((size, _gather(size, here)) for size in _BYTES)),
+        "reduce": _measured(((size, _reduce(size)) for size in _BYTES)),
+    }
+
+
+def _measured(tasks: Iterable[tuple[float, Callable[[], object]]]) -> dict[float, float]:
+    return {size: seconds_together(task) for size, task in tasks}
+
+
+def _random(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def _rows_product(rows: int) -> Callable[[], Tensor]:
+    left, right = _random(rows, _WIDE), _random(_WIDE, _WIDE)
+    return lambda: left @ right.mT
+
+
+def _inner_product(inner: int) -> Callable[[], Tensor]:
+    left, right = _random(inner, _WIDE), _random(inner, _WIDE)
+    return lambda: left.mT @ right
+
+
+def _scores_alone(rows: int) -> None:
+    """The loss and its gradient with embeddings so thin that the products cost next to nothing."""
+    local = _thin(rows)
+    loss = symmetric_info_nce(local, torch.eye(rows, dtype=torch.bool), 0.07)
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _scores_of_many(rows: int, columns: int) -> None:
+    """The same of one rank: what would come from others is a copy of its own."""
+
+    def repeated(local_LX: Tensor) -> Tensor:
+        return local_LX.repeat(columns // rows, 1)
+
+    local = _thin(rows)
+    first, second = (repeated(side.detach()) for side in local)
+    everywhere = Everywhere(first, second, repeated)
+    positive_LB = torch.eye(rows, columns, dtype=torch.bool)
+    loss = symmetric_info_nce(local, positive_LB, 0.07, everywhere)
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _thin(rows: int) -> tuple[Tensor, Tensor]:
+    first, second = (unit(_random(rows, _THIN)).requires_grad_() for _ in range(2))
+    return first, second
+
+
+def _heads(width: int) -> Callable[[], None]:
+    """W₀ + M, the mask, AdamW and the average, as workers/model/pair.py and workers/train have them."""
+    changes = [torch.nn.Parameter(torch.zeros(width, width)) for _ in range(2)]
+    starts, means = ([_random(width, width) for _ in changes] for _ in range(2))
+    free, slopes = ([_random(width, width) for _ in changes] for _ in range(2))
+    optimizer = torch.optim.AdamW(changes, lr=1e-3, fused=True)
+
+    def passes() -> None:
+        with torch.no_grad():
+            for change, start, mask, slope in zip(changes, starts, free, slopes, strict=True):
+                torch.add(start, change)
+                change.grad = slope * mask
+        optimizer.step()
+        with torch.no_grad():
+            for mean, change in zip(means, changes, strict=True):
+                mean.lerp_(change, 0.1)
+
+    return passes
+
+
+def _rows(rows: int) -> Callable[[], None]:
+    """Rows of both sides out of a dataset in memory; unit length forward and backward."""
+    sides = [_random(_ROWS, _WIDE) for _ in range(2)]
+    index = torch.randperm(_ROWS)[:rows]
+
+    def passes() -> None:
+        for side in sides:
+            chosen = side[index].requires_grad_()
+            unit(chosen).backward(chosen.detach())  # type: ignore[no-untyped-call]
+
+    return passes
+
+
+def _packing(width: int) -> Callable[[], None]:
+    """Free entries out of two gradients, and back."""
+    gradients = [_random(width * width) for _ in range(2)]
+    index = [(one > 0).nonzero().flatten() for one in gradients]
+
+    def passes() -> None:
+        packed = torch.cat([one[free] for one, free in zip(gradients, index, strict=True)]).div_(2)
+        parts = packed.split([len(free) for free in index])
+        for one, free, part in zip(gradients, index, parts, strict=True):
+            one[free] = part
+
+    return passes
+
+
+def _gather(size: int, here: World) -> Callable[[], Tensor]:
+    own = torch.zeros(size // 4, 1)
+    return lambda: Gathering(own, [len(own)] * here.size, here).wait()
+
+
+def _reduce(size: int) -> Callable[[], object]:
+    payload = torch.zeros(size // 4)
+    return lambda: torch.distributed.all_reduce(payload)

@@ -1,0 +1,83 @@
+"""Groups of processes on this machine that do the same at the same time, joined by gloo."""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from benchmarks.training.calm import WINDOW_SECONDS, Windows
+
+T = TypeVar("T")
+
+_TIMEOUT = timedelta(seconds=300)
+# Calm ones, of each constant; for so long they are waited for.
+_WINDOWS, _PATIENCE_SECONDS = 4, 8.0
+_MARGIN, _CLOCK = 1.2, 1e-7
+
+
+def in_group(task: Callable[[], T], size: int) -> list[T]:
+    """What each of `size` processes of one thread answers; `task` must be picklable.
+
+    A group of one has no process group, as a job on one rank has none.
+    """
+    with tempfile.TemporaryDirectory(prefix="cmcl-group-") as folder:
+        spawn(_one, args=(task, size, folder), nprocs=size)  # type: ignore[no-untyped-call]
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+def _one(rank: int, task: Callable[[], Any], size: int, folder: str) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    if size > 1:
+        rendezvous = f"file://{folder}/rendezvous"
+        dist.init_process_group(
+            "gloo", init_method=rendezvous, rank=rank, world_size=size, timeout=_TIMEOUT
+        )
+    torch.save(task(), Path(folder) / f"{rank}.pt")
+    if size > 1:
+        dist.destroy_process_group()
+
+
+def seconds_together(task: Callable[[], object]) -> float:
+    """Median seconds of `task` while all processes of the group do it at once."""
+    windows, until = Windows(_size(), _WINDOWS), time.perf_counter() + _PATIENCE_SECONDS
+    count = _of_a_window(task)
+    while _not_all(windows.is_enough or time.perf_counter() > until):
+        windows.tick()
+        for _ in range(count):
+            task()
+            windows.tick()
+        windows.pause()
+    return windows.timing().median
+
+
+def _of_a_window(task: Callable[[], object]) -> int:
+    """How often it is done in a window; alike in all processes, for it may be a collective."""
+    task()
+    began = time.perf_counter()
+    task()
+    seconds = time.perf_counter() - began
+    count = torch.tensor(math.ceil(_MARGIN * WINDOW_SECONDS / max(seconds, _CLOCK)))
+    if _size() > 1:
+        dist.all_reduce(count, op=dist.ReduceOp.MAX)
+    return int(count)
+
+
+def _not_all(mine: bool) -> bool:
+    """False once every process is content; waits for all of them."""
+    content = torch.tensor(int(mine))
+    if _size() > 1:
+        dist.all_reduce(content, op=dist.ReduceOp.MIN)
+    return not content
+
+
+def _size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1

@@ -1,0 +1,83 @@
+"""This machine as the model sees it: constants of the same run, and how ranks share its cores.
+
+With more ranks than cores the cores take turns: what one rank computes takes ranks / cores as long
+as with every core busy once. Collectives were measured with as many ranks as they are asked for, so
+their waiting for a core is in them; and as gloo needs a core of its own, nothing hides them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from benchmarks.scaling.constants import Points
+from benchmarks.scaling.curves import Curve
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`model.Rates` of `ranks` processes of one thread on `cores` cores.
+
+    `own`: constants measured with min(ranks, cores) processes at once; `shared`: collectives.
+    """
+
+    ranks: int
+    cores: int
+    own: Mapping[str, Curve]
+    shared: Mapping[str, Curve]
+    fixed_seconds: float
+    embedding_bytes: int = 4
+
+    @property
+    def turns(self) -> float:
+        """How much longer a rank takes because others have its core meanwhile."""
+        return max(1.0, self.ranks / self.cores)
+
+    def fixed(self, rest: float) -> float:
+        """The interpreter's time comes on top: the same thread computes."""
+        return self.fixed_seconds * self.turns
+
+    def product(self, rows: float, inner: float, columns: float) -> float:
+        """By the smallest side, and whether it is the inner one."""
+        least = min(rows, inner, columns)
+        curve = self.own["inner product" if least == inner < columns else "rows product"]
+        # The curve's other two sides.
+        of_curve = least * _OTHERS
+        return curve.at(least) * (rows * inner * columns / of_curve) * self.turns
+
+    def scores(self, entries: float, directions: int) -> float:
+        """See Rates."""
+        name = "one direction" if directions == 1 else "two directions"
+        return self.own[f"scores, {name}"].at(entries) * self.turns
+
+    def heads(self, entries: float) -> float:
+        """See Rates."""
+        return self.own["heads"].at(entries) * self.turns
+
+    def rows(self, entries: float) -> float:
+        """See Rates."""
+        return self.own["rows"].at(entries) * self.turns
+
+    def packing(self, entries: float) -> float:
+        """See Rates."""
+        return self.own["packing"].at(entries) * self.turns
+
+    def gather(self, bytes_each: float, ranks: int) -> float:
+        """See Rates."""
+        return self.shared["gather"].at(bytes_each)
+
+    def reduce(self, payload: float, ranks: int) -> float:
+        """See Rates."""
+        return self.shared["reduce"].at(payload)
+
+    def ahead(self, payload: float, rotation: float, rest: float) -> float:
+        """A thread reads and turns rows ahead; it is hidden where it finds a core of its own."""
+        read = self.own["read"].at(payload * self.ranks) / self.ranks
+        seconds = read * self.turns + rotation
+        return max(0.0, seconds - rest) if self.ranks < self.cores else seconds
+
+
+_OTHERS = 1024**2
+
+
+def curves(points: Mapping[str, Points]) -> dict[str, Curve]:
+    """Of each constant."""
+    return {name: Curve.through(found) for name, found in points.items()}

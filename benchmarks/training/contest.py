@@ -1,0 +1,107 @@
+"""Who is timed against whom: all loops on the same features, by turns, in one process."""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.training.bare import AutogradLoop, BareLoop, batches
+from benchmarks.training.calm import Timing, Windows
+from benchmarks.training.ours import (
+    Clock,
+    OurLoop,
+    held,
+    learned_before,
+    random_sides,
+)
+from benchmarks.training.published_loop import PublishedLoop
+from benchmarks.training.reading import readers, write_shards
+from workers.train.rows.streamed import StreamedRows
+
+Contestant = Callable[[Windows], None]
+
+# A round of Trainer's loop: it is the slowest by far.
+_PUBLISHED_UPDATES = 32
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Heads of `width` on both sides, so many rows, rounds after one of warm-up."""
+
+    width: int
+    rows: int
+    rounds: int
+
+    def loops(self, batch: int, threads: int) -> dict[str, Timing]:
+        """Seconds of one update of each loop."""
+        torch.set_num_threads(threads)
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cmcl-bench-")))
+            return self._by_turns({**self._peers(batch, folder), **self._ours(batch, folder)})
+
+    def reading(self, shards: int) -> dict[str, Timing]:
+        """Seconds of reading so many shards of `rows` rows once, by our reader and by pyarrow's."""
+        torch.set_num_threads(os.cpu_count() or 1)
+        with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
+            written = write_shards(Path(folder), shards, self.rows, self.width)
+            return self._by_turns(
+                {name: _each_is_one(read) for name, read in readers(written).items()}
+            )
+
+    def _by_turns(self, contestants: Mapping[str, Contestant]) -> dict[str, Timing]:
+        """Every round runs all of them; the first one is warm-up."""
+        windows = {name: Windows() for name in contestants}
+        for turn in range(self.rounds + 1):
+            for name, contestant in contestants.items():
+                contestant(windows[name] if turn else Windows())
+                windows[name].pause()
+        return {name: found.timing() for name, found in windows.items()}
+
+    def _peers(self, batch: int, folder: Path) -> dict[str, Contestant]:
+        """Their features have one number more: ours get the constant 1 appended."""
+        sides = random_sides(self.rows, self.width, seed=0)
+        published = PublishedLoop(sides, self.width, batch, folder)
+
+        def bare(loop: AutogradLoop) -> Contestant:
+            def run(windows: Windows) -> None:
+                for index_B in batches(self.rows, batch, self.rows // batch, seed=1):
+                    loop.update(index_B)
+                    windows.tick()
+
+            return run
+
+        return {
+            "bare": bare(BareLoop(sides, self.width)),
+            "autograd": bare(AutogradLoop(sides, self.width)),
+            "published": lambda windows: published.run(windows, _PUBLISHED_UPDATES),
+        }
+
+    def _ours(self, batch: int, folder: Path) -> dict[str, Contestant]:
+        known, width = learned_before(self.width), self.width - 1
+        streamed = write_shards(folder, 1, self.rows, width)
+        loops = {
+            "mask": OurLoop(known, held(random_sides(self.rows, width, seed=0)), batch, "mask"),
+            "mask, streamed": OurLoop(known, StreamedRows(streamed, (width, width)), batch, "mask"),
+            "improve": OurLoop(known, held(random_sides(self.rows, width, 0)), batch, "improve"),
+        }
+        return {name: _our(loop) for name, loop in loops.items()}
+
+
+def _our(loop: OurLoop) -> Contestant:
+    def run(windows: Windows) -> None:
+        loop.run(Clock(windows))
+
+    return run
+
+
+def _each_is_one(read: Callable[[], int]) -> Contestant:
+    def run(windows: Windows) -> None:
+        windows.tick()
+        read()
+        windows.tick()
+
+    return run

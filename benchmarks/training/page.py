@@ -1,0 +1,110 @@
+"""The page of `benchmarks.training_rate`, in Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_QUESTION = (
+    "How many rows a second does one rank learn, beside a bare loop with the same products and beside "
+    "the published training script's loop? How quickly does it read? How long does a job that finds "
+    "its ranks warm take to its first update?"
+)
+_LOOPS = """\
+- *bare*: two heads and their scores by hand, seven products, one exponential, fused AdamW; nothing
+  protected, one positive a row. *autograd*: the same without the handwork.
+- *published*: Hugging Face's Trainer, its DataLoader, dense projections of both gradients on both
+  sides, then AdamW; logging, saving and bars switched off; its loss has one direction.
+- *mask*: `workers.train.learn` on a model that learned two datasets before, rows in memory; *mask,
+  streamed*: rows from Parquet shards through the local disk; *improve*: the product's default, with
+  replay of the earlier datasets.
+
+All on the same features, by turns in one process. An update is forward, backward and optimizer, with
+the choice of its rows."""
+_CALM = (
+    "Others used the machine, too. Times are of windows of a quarter of a second and more in which "
+    "others used at most 5 % of the cores; where fewer than eight were so calm, of the eight calmest, "
+    "and the largest share of others among them is told."
+)
+_START = (
+    "Seconds from spec.json, which the control plane writes before it tells Ray, to the first update; "
+    "datasets of examples/stream on the whole local system. The first one finds ranks that have not "
+    "imported yet, and does not count."
+)
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """Question, machine, configuration, result."""
+    parts = [
+        "# The rate of training",
+        "## Question\n" + _QUESTION,
+        "## Machine\n" + _listed(document["machine"]),
+        "## Configuration\n" + _listed(document["configuration"]) + f"\n\n{_LOOPS}\n\n{_CALM}",
+        "## Result\n" + _goals(document["goals"]),
+        *(_loops(found) for found in document["loops"]),
+        _reading(document["reading"]),
+    ]
+    if document.get("start"):
+        parts.append(_start(document["start"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _goals(goals: Sequence[Mapping[str, Any]]) -> str:
+    rows = [[one["what"], f"{one['measured']:.2f}", str(one["goal"])] for one in goals]
+    return _table(("", "measured", "goal"), rows)
+
+
+def _loops(found: Mapping[str, Any]) -> str:
+    bare = found["loops"]["bare"]["mean"]
+    rows = [
+        [
+            name,
+            *(f"{1000 * one[key]:.2f}" for key in ("mean", "median", "p95")),
+            f"{found['batch'] / one['mean']:,.0f}",
+            f"{bare / one['mean']:.2f}",
+            _windows(one),
+        ]
+        for name, one in found["loops"].items()
+    ]
+    head = ("loop", "mean ms", "median", "p95", "rows / s", "rate / bare", "windows (calm), others")
+    title = f"Batch {found['batch']}, {found['threads']} thread(s)"
+    return f"### {title}\n{_table(head, rows)}"
+
+
+def _reading(found: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{one['median']:.2f}",
+            f"{found['bytes'] / one['median'] / 2**20:.0f}",
+            _windows(one),
+        ]
+        for name, one in found["readers"].items()
+    ]
+    head = ("reader", "median s", "MiB / s", "windows (calm), others")
+    words = (
+        f"{found['rows']:,} rows, {found['bytes'] / 2**20:.0f} MiB in {found['shards']} files, from the "
+        "page cache. Ours checks the SHA-256 of every file, which pyarrow does not."
+    )
+    return f"### Reading\n{words}\n\n{_table(head, rows)}"
+
+
+def _start(found: Mapping[str, Any]) -> str:
+    names = list(dict.fromkeys(name for one in found["datasets"] for name in one))
+    rows = [
+        [str(number), *(f"{one[name]:.2f}" if name in one else "–" for name in names)]
+        for number, one in enumerate(found["datasets"], start=1)
+    ]
+    words = f"{found['ranks']} rank(s). {_START}"
+    return f"### Start of a warm job\n{words}\n\n{_table(('dataset', *names), rows)}"
+
+
+def _windows(one: Mapping[str, Any]) -> str:
+    return f"{one['windows']} ({one['calm_windows']}), {one['others']:.0%}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items())

@@ -1,0 +1,62 @@
+"""Reading of shards: ours, with its check of every byte, beside pyarrow's own scan of the files."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from workers.contract.dataset import Shard
+from workers.storage.shard_writer import write_shard
+from workers.storage.shards import FEATURES
+from workers.train.rows.reader import read_rows
+
+_ROWS_AT_ONCE = 4096
+
+
+def write_shards(folder: Path, shards: int, rows: int, width: int) -> list[Shard]:
+    """Random float16 features of both sides, in the form in which the service keeps rows."""
+    random = np.random.default_rng(0)
+    found = []
+    for number in range(shards):
+        path = folder / f"{number}.parquet"
+        write_shard(path, _batches(random, number * rows, rows, width))
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = path.stat().st_size
+        found.append(Shard(uri=path.as_uri(), sha256=digest, bytes=size, rows=rows))
+    return found
+
+
+def _batches(
+    random: np.random.Generator, first: int, rows: int, width: int
+) -> Iterator[pa.RecordBatch]:
+    for start in range(0, rows, _ROWS_AT_ONCE):
+        count = min(_ROWS_AT_ONCE, rows - start)
+        ids = pa.array([str(first + start + row) for row in range(count)])
+        sides = [_features(random, count, width) for _ in FEATURES]
+        yield pa.RecordBatch.from_arrays([ids, *sides], names=["id", *FEATURES])
+
+
+def _features(random: np.random.Generator, rows: int, width: int) -> pa.FixedSizeListArray:
+    values = random.standard_normal(rows * width, dtype=np.float32).astype(np.float16)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values), width)
+
+
+def readers(shards: Sequence[Shard]) -> dict[str, Callable[[], int]]:
+    """Each reads every row of both features once and answers how many there were."""
+    return {"ours": partial(_ours, shards), "pyarrow": partial(_pyarrow, shards)}
+
+
+def _ours(shards: Sequence[Shard]) -> int:
+    return sum(len(rows) for rows in read_rows(shards, 0, sum(shard.rows for shard in shards)))
+
+
+def _pyarrow(shards: Sequence[Shard]) -> int:
+    """With as many threads as pyarrow likes, and its own read-ahead."""
+    files = [shard.uri.removeprefix("file://") for shard in shards]
+    scanner = ds.dataset(files, format="parquet").scanner(columns=list(FEATURES))
+    return sum(batch.num_rows for batch in scanner.to_batches())

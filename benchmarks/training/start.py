@@ -1,0 +1,89 @@
+"""How long a warm job takes from its submission to its first update, on the whole local system.
+
+What is measured is outside of the job: spec.json appears in the store just before Ray is told, and
+progress.json tells the phases and the first update. Both are looked at every few milliseconds.
+"""
+
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from cmcl.client import Client
+from cmcl.demo.stream import Stream, read_stream
+from cmcl.stack import LocalStack, Ports
+from workers.contract.job import Progress
+from workers.contract.model import ModelSpec
+from workers.storage import layout
+
+_MODEL = "start"
+_LOOK_SECONDS = 0.005
+_PATIENCE_SECONDS = 120.0
+# The first datasets find ranks that have still to import and to compile what they run.
+_COLD = 1
+
+
+@dataclass
+class Sightings:
+    """Seconds, on this machine's clock, at which the job of an attempt was first seen so far."""
+
+    folder: Path
+    at: dict[str, float] = field(default_factory=dict)
+
+    def watch(self) -> None:
+        """Until the first update. Raises TimeoutError."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while "first update" not in self.at:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no first update in {_PATIENCE_SECONDS:g} s: {self.at}")
+            self._look()
+            time.sleep(_LOOK_SECONDS)
+
+    def _look(self) -> None:
+        spec, progress = self.folder / "spec.json", self.folder / "progress.json"
+        if spec.is_file():
+            self.at.setdefault("submission", spec.stat().st_mtime)
+        if not progress.is_file():
+            return
+        told = Progress.model_validate_json(progress.read_bytes())
+        # The time that it says itself: it was written before it was seen.
+        self.at.setdefault(told.phase, told.at.timestamp())
+        if told.phase == "training" and told.updates_done:
+            self.at.setdefault("first update", told.at.timestamp())
+
+    def parts(self) -> dict[str, float]:
+        """Seconds between one sighting and the next, by the name of the later; and `total`."""
+        seen = sorted(self.at.items(), key=lambda one: one[1])
+        found = {name: round(at - before, 3) for (_, before), (name, at) in pairwise(seen)}
+        return {**found, "total": round(self.at["first update"] - self.at["submission"], 3)}
+
+
+def measure_start(stream_folder: Path, folder: Path, ranks: int) -> dict[str, Any]:
+    """The parts of each dataset, and the median of the totals without the first ones."""
+    stream = read_stream(stream_folder)
+    stack = LocalStack(
+        folder, Ports.free(), ranks=ranks, allowed_prefixes=(stream.folder.as_uri(),)
+    )
+    with stack, Client(stack.service_url, stack.embeddings_url) as client:
+        client.create_model(_MODEL, ModelSpec(modalities=stream.modalities))
+        found = [_one(client, stack, stream, number) for number in range(len(stream.datasets))]
+    warm = [one["total"] for one in found[_COLD:]]
+    return {
+        "ranks": ranks,
+        "datasets": found,
+        "median_seconds": round(median(warm), 2),
+        "slowest_seconds": round(max(warm), 2),
+        "cold_seconds": found[0]["total"],
+    }
+
+
+def _one(client: Client, stack: LocalStack, stream: Stream, number: int) -> dict[str, float]:
+    dataset = stream.datasets[number]
+    accepted = client.add_dataset(_MODEL, dataset.name, dataset.pair, dataset.shards)
+    job = str(accepted["job"]["id"])
+    sightings = Sightings(stack.folder / "store" / layout.run_prefix(job, 1))
+    sightings.watch()
+    client.watch(job, poll_seconds=0.1)
+    return sightings.parts()

@@ -1,0 +1,135 @@
+"""How fast does one rank train, beside a bare loop and beside the published script's?
+
+`python -m benchmarks.training_rate` measures loops, reading and the start of a warm job. Its peers
+need more than the product does: `make bench-training` installs it.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arguments import OneLineParser, count, counts
+from benchmarks.report import machine
+from benchmarks.training.contest import Contest
+from benchmarks.training.page import markdown
+from benchmarks.training.start import measure_start
+
+_RESULTS = Path(".cmcl/benchmarks")
+_STEM = "training-rate"
+# Of our rate beside each peer's, by the batch for which it was set.
+_GOALS: dict[str, dict[int, float]] = {"bare": {1024: 0.7}, "published": {64: 10.0}}
+# Of float16, both sides.
+_ROW_BYTES = 4
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the page, leave both forms in a folder."""
+    options = _parser().parse_args(arguments)
+    document = measured(options)
+    page = markdown(document)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / _STEM
+    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
+    stem.with_suffix(".md").write_text(page)
+    print(page)
+    print(json.dumps(document), flush=True)
+    return 0
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """The whole document. Progress is told on stderr."""
+    contest = Contest(options.width, options.rows, options.rounds)
+    loops = [
+        _loops(contest, batch, threads) for threads in options.threads for batch in options.batches
+    ]
+    _say("reading")
+    reading = _reading(contest, options.shards)
+    start = None
+    if not options.without_ray:
+        _say("the start of warm jobs")
+        with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
+            start = measure_start(options.stream, Path(folder), options.ranks)
+    return {
+        "loops": loops,
+        "reading": reading,
+        "start": start,
+        "goals": _goals(loops, reading, start),
+        "configuration": {
+            "width": f"E = I = {options.width}",
+            "rows": options.rows,
+            "rounds": f"{options.rounds} after one of warm-up",
+            "seed": 0,
+        },
+        "machine": {
+            **machine(),
+            **{name: version(name) for name in ("transformers", "accelerate", "pyarrow")},
+        },
+    }
+
+
+def _loops(contest: Contest, batch: int, threads: int) -> dict[str, Any]:
+    _say(f"batch {batch}, {threads} thread(s)")
+    found = contest.loops(batch, threads)
+    return {
+        "batch": batch,
+        "threads": threads,
+        "loops": {name: timing.document() for name, timing in found.items()},
+    }
+
+
+def _reading(contest: Contest, shards: int) -> dict[str, Any]:
+    found, rows = contest.reading(shards), shards * contest.rows
+    return {
+        "shards": shards,
+        "rows": rows,
+        "bytes": rows * contest.width * _ROW_BYTES,
+        "readers": {name: timing.document() for name, timing in found.items()},
+    }
+
+
+def _goals(
+    loops: Sequence[Mapping[str, Any]], reading: Mapping[str, Any], start: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    """What was to be reached, beside what was."""
+    goals = []
+    for found in loops:
+        seconds = {name: one["mean"] for name, one in found["loops"].items()}
+        batch, where = found["batch"], f"batch {found['batch']}, {found['threads']} thread(s)"
+        for peer, goal in _GOALS.items():
+            ratio, least = seconds[peer] / seconds["mask"], goal.get(batch, "–")
+            goals.append({"what": f"mask / {peer}, {where}", "measured": ratio, "goal": least})
+    readers = {name: one["median"] for name, one in reading["readers"].items()}
+    share = readers["pyarrow"] / readers["ours"]
+    goals.append({"what": "reading / pyarrow", "measured": share, "goal": 0.8})
+    if start is not None:
+        seconds = start["median_seconds"]
+        goals.append({"what": "warm start, s", "measured": seconds, "goal": "under 3"})
+    return goals
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="python -m benchmarks.training_rate", description=__doc__)
+    parser.add_argument("--width", type=count, default=1024, help="E = I (default: 1024)")
+    parser.add_argument("--batches", type=counts, default=(64, 1024), metavar="A,B,...")
+    parser.add_argument("--threads", type=counts, default=(1, 2), metavar="A,B,...")
+    parser.add_argument("--rows", type=count, default=16384, help="of a dataset, and of a shard")
+    parser.add_argument("--shards", type=count, default=8, help="to read (default: 8)")
+    parser.add_argument("--rounds", type=count, default=5, help="after one of warm-up")
+    parser.add_argument("--ranks", type=count, default=2, help="that stay warm (default: 2)")
+    parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
+    parser.add_argument("--without-ray", action="store_true", help="leave the start of jobs out")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    return parser
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
