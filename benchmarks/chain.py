@@ -8,16 +8,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
 from workers.contract.version import Recall
 from workers.model.retrieval import HeldOut, measure
 from workers.model.rows import PairedRows
 from workers.train.certify import Earlier, weights_of
-from workers.train.distributed import ALONE
-from workers.train.learn import Knowledge, Learned, Task, Watcher, before_the_first, learn
+from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn
+from workers.train.rows.held import HeldRows
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,12 @@ def learn_one(
 ) -> Learned:
     """One dataset with the product's own code."""
     task = Task(
-        dataset.pair, dataset.training, seed=spec.seed * 1000 + len(earlier), earlier=earlier
+        dataset.pair,
+        HeldRows(dataset.training),
+        seed=spec.seed * 1000 + len(earlier),
+        earlier=earlier,
     )
-    return learn(spec, before, task, ALONE, torch.device("cpu"), Watcher())
+    return learn(spec, before, task)
 
 
 def _measure_all(knowledge: Knowledge, stream: Sequence[Dataset]) -> list[Recall]:

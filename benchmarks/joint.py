@@ -23,6 +23,8 @@ from workers.model.loss import symmetric_info_nce, unit
 from workers.model.retrieval import measure
 from workers.model.rows import PairedRows
 from workers.train.learn import conditioned, prepared_rows
+from workers.train.rows.held import HeldRows
+from workers.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def conditioned_heads(stream: Sequence[Dataset], spec: ModelSpec) -> ModalityHea
     """The seed's heads with every modality conditioned by its first dataset."""
     heads = initial_heads(spec)
     for dataset in stream:
-        heads = conditioned(spec, heads, dataset.pair, dataset.training)
+        heads = conditioned(spec, heads, dataset.pair, HeldRows(dataset.training), Run())
     return heads
 
 
@@ -101,7 +103,7 @@ class _Joint:
             self._embeddings(pair.first, batch.first_NI),
             self._embeddings(pair.second, batch.second_NJ),
         )
-        return symmetric_info_nce(both, both, batch.positives_in(batch), self._training.temperature)
+        return symmetric_info_nce(both, batch.positives_in(batch), self._training.temperature)
 
     def _embeddings(self, modality: str, prepared_BI: Tensor) -> Tensor:
         return unit(prepared_BI @ self._weight(modality).mT)

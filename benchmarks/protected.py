@@ -25,6 +25,7 @@ from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
 from workers.train.distributed import ALONE
 from workers.train.objective import GlobalLoss
 from workers.train.optimizer import optimizer_for
+from workers.train.rows.port import LocalBatch
 
 KEPT_ENERGY = ProtectionSpec().energy
 PAIR = ModalityPair(first="image", second="text")
@@ -102,9 +103,9 @@ class MaskedPair:
 
     def update(self, index_B: Tensor) -> None:
         """One update on these rows: forward, backward, optimizer."""
-        batch = self._rotated.at(index_B)
+        batch = LocalBatch(self._rotated.at(index_B), (len(index_B),))
         self._optimizer.zero_grad(set_to_none=True)
-        self._rule.backward(Batch(partial(self._objective, batch), batch))
+        self._rule.backward(Batch(partial(self._objective, batch)))
         self._optimizer.step()
         self._rule.after_update()
 

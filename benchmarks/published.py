@@ -38,7 +38,7 @@ class PlainPair:
         self._optimizer.zero_grad(set_to_none=True)
         first_EI, second_EJ = self.weights
         both = unit(batch.first_NI @ first_EI.mT), unit(batch.second_NJ @ second_EJ.mT)
-        loss = symmetric_info_nce(both, both, batch.positives_in(batch), self._spec.temperature)
+        loss = symmetric_info_nce(both, batch.positives_in(batch), self._spec.temperature)
         loss.backward()  # type: ignore[no-untyped-call]
         self._change_gradients()
         self._optimizer.step()

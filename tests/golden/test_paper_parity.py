@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.fakes.turned_rows import turned
 from tests.golden.paper_reference import Learner, Rows, Settings, loss, same_items, slopes
 from workers.contract.modality import ModalityPair
 from workers.contract.model import TrainingSpec
@@ -15,9 +16,9 @@ from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.model.rows import PairedRows
 from workers.nullspace.moments import pair_moments
-from workers.train.data import global_batches
-from workers.train.distributed import World
 from workers.train.loop import new_heads, train_pair
+from workers.train.rows.order import Plan, permuted_batches
+from workers.train.run import Run
 
 WIDTH = 5
 WIDTHS = {"image": 7, "text": 6, "audio": 8}
@@ -55,7 +56,7 @@ def by_reference(settings: Settings, training: TrainingSpec) -> list[dict[str, n
 
 
 def batches_of(training: TrainingSpec, seed: int) -> Sequence[Sequence[int]]:
-    batches = global_batches(ROWS, training.batch_size, training.epochs, seed)
+    batches = permuted_batches(ROWS, Plan(training.batch_size, training.epochs, seed))
     return [batch.tolist() for batch in batches]
 
 
@@ -68,7 +69,7 @@ def by_product(settings: Settings, training: TrainingSpec) -> list[dict[str, np.
         lesson = Lesson(heads, memory, {}, pair, training, seed=number)
         spaces = method.update_spaces(lesson)
         tensors = as_tensors(rows)
-        trained = train_pair(method, lesson, spaces, tensors, World(0, 1), lambda _: None)
+        trained = train_pair(method, lesson, spaces, turned(lesson, spaces, tensors), Run())
         heads = new_heads(lesson, spaces, trained.changes)
         memory = memory.with_dataset(pair, pair_moments(tensors.first_NI, tensors.second_NJ))
         after.append({name: weight.numpy() for name, weight in heads.weights.items()})

@@ -12,12 +12,21 @@ import torch.multiprocessing as mp
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec, TrainingSpec
 from workers.model.heads import initial_heads
-from workers.model.loss import positives, symmetric_info_nce, unit
+from workers.model.loss import Everywhere, positives, symmetric_info_nce, unit
 from workers.model.memory import Memory
 from workers.model.rows import PairedRows
 from workers.nullspace.moments import pair_moments
-from workers.train.distributed import World, gather_rows, share_of, sum_moments, world
-from workers.train.learn import Knowledge, Task, Watcher, learn
+from workers.train.distributed import (
+    Gathering,
+    World,
+    lengths_of,
+    share_of,
+    sum_moments,
+    world,
+)
+from workers.train.learn import Knowledge, Task, learn
+from workers.train.rows.held import HeldRows
+from workers.train.run import Run
 
 ROWS, BATCH = 90, 26  # a batch that neither 3 nor 4 ranks divide, and rows that it does not divide
 PAIR = ModalityPair(first="image", second="text")
@@ -83,22 +92,25 @@ def _gradient(here: World) -> torch.Tensor:
     """Gradient of the global loss with respect to all rows, put together again."""
     first, second = (unit(side[:BATCH, :9]) for side in _features(1))
     keys = torch.arange(BATCH)
-    own = share_of(BATCH, here)
+    own, lengths = share_of(BATCH, here), lengths_of(BATCH, here)
     local = [side[own].clone().requires_grad_() for side in (first, second)]
-    everywhere = (gather_rows(local[0], BATCH, here), gather_rows(local[1], BATCH, here))
+
+    def gather(rows: torch.Tensor) -> torch.Tensor:
+        return Gathering(rows, lengths, here).wait()
+
+    everywhere = Everywhere(gather(local[0].detach()), gather(local[1].detach()), gather)
     positive = positives(keys[own], keys[own], keys, keys)
-    symmetric_info_nce((local[0], local[1]), everywhere, positive, 0.07).backward()
-    gradients = [side.grad for side in local if side.grad is not None]
-    return torch.cat([gather_rows(gradient, BATCH, here) for gradient in gradients], dim=1)
+    symmetric_info_nce((local[0], local[1]), positive, 0.07, everywhere).backward()
+    return torch.cat([gather(side.grad) for side in local if side.grad is not None], dim=1)
 
 
 def _trained(here: World, memory: Memory) -> dict[str, torch.Tensor]:
     """A dataset with the default method: conditioning, mask, shares and replay included."""
     first, second = _raw_features(2)
     keys = torch.arange(ROWS)
-    task = Task(PAIR, PairedRows(first, second, keys, keys // 2), seed=3)
+    task = Task(PAIR, HeldRows(PairedRows(first, second, keys, keys // 2)), seed=3)
     before = Knowledge(initial_heads(SPEC), memory)
-    learned = learn(SPEC, before, task, here, torch.device("cpu"), Watcher())
+    learned = learn(SPEC, before, task, Run(here))
     return {
         **learned.knowledge.heads.weights,
         "loss": torch.tensor(learned.trained.final_loss),

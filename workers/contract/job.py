@@ -44,7 +44,7 @@ class JobSpec(Frozen):
 class Progress(BaseModel):
     """`runs/<job>/a<attempt>/progress.json`: overwritten by rank 0 as the attempt goes on.
 
-    Everything but the phase and the time is of the present phase, and absent where that has none.
+    Rows, rates and the time that is left are those of the present phase, and absent where it has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -57,7 +57,7 @@ class Progress(BaseModel):
     loss: float | None = Field(default=None, description="of the last batch")
     rows_per_second: float | None = Field(default=None, description="over all ranks")
     gradient_norm: float | None = Field(
-        default=None, description="of both heads together, before the mask"
+        default=None, description="of both heads together, after the mask"
     )
     removed_share: float | None = Field(
         default=None, description="share of the gradient's square that the mask removed, 0 to 1"

@@ -29,8 +29,10 @@ from workers.storage.formats.user_file import Side
 from workers.storage.intake import Address, take
 from workers.storage.port import ObjectStore
 from workers.storage.shards import FEATURES, ShardChecker, read_rows
-from workers.train.data import paired_rows
 from workers.train.learn import Knowledge, conditioned, prepared_rows
+from workers.train.rows.dataset import paired_rows
+from workers.train.rows.held import HeldRows
+from workers.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,8 @@ def _heads(
     knows = Knowledge(
         heads_of(store, manifest), memory_of(store, manifest), kept_of(store, manifest)
     )
-    spec, heads = manifest.spec, conditioned(manifest.spec, knows.heads, pair, raw)
+    spec = manifest.spec
+    heads = conditioned(spec, knows.heads, pair, HeldRows(raw), Run())
     rows = prepared_rows(heads, pair, raw)
     moments = pair_moments(rows.first_NI, rows.second_NJ)
     lesson = Lesson(heads, knows.memory, knows.kept, pair, spec.training, spec.seed)

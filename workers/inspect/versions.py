@@ -15,7 +15,7 @@ from workers.nullspace.moments import PairMoments
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.versions import read_verified, read_version, read_version_file
-from workers.train.data import held_out_rows
+from workers.train.rows.dataset import held_out_rows
 
 
 class Unanswerable(ValueError):

@@ -10,7 +10,6 @@ from torch import Tensor
 from workers.contract.modality import ModalityPair
 from workers.methods.port import Batch, Lesson, Method, UpdateRule
 from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
-from workers.model.rows import PairedRows
 from workers.nullspace.moments import PairMoments, SecondMoment
 
 
@@ -31,9 +30,7 @@ class Anchor(Method):
         if not self.weight >= 0:
             raise ValueError(f"weight is {self.weight}; permitted are 0 and more")
 
-    def update_rule(
-        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
-    ) -> UpdateRule:
+    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
         return _AnchorRule(self.weight, _anchors(lesson, pair))
 
 

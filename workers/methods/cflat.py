@@ -10,7 +10,6 @@ from torch import Tensor
 
 from workers.methods.port import Batch, Lesson, Method, UpdateRule
 from workers.model.pair import PairInEigenCoordinates
-from workers.model.rows import PairedRows
 
 Changes = tuple[Tensor, Tensor]
 """Something of the shape of either head's change (E × I each)."""
@@ -34,9 +33,7 @@ class CFlat(Method):
         if not self.flatness >= 0:
             raise ValueError(f"flatness is {self.flatness}; permitted are 0 and more")
 
-    def update_rule(
-        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
-    ) -> UpdateRule:
+    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
         return _CFlatRule(self.radius, self.flatness, pair)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from workers.methods.co2l import Co2L
-from workers.methods.port import Kept, Lesson
+from workers.methods.port import Kept, Lesson, Seen
 from workers.methods.replay_memory import Draws, full_batches, loss_on, memories_for
 from workers.model.heads import ModalityHeads
 from workers.model.rows import PairedRows
@@ -31,9 +31,9 @@ class CILA(Co2L):
         distilled = float(lesson.kept.get(_DISTILLED, 0.0))
         return max(1.0, self.distillation * distilled / contrast) if contrast > 0 else 1.0
 
-    def keep(self, lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> Kept:
-        kept = dict(super().keep(lesson, trained, rows))
-        contrast, distilled = self.losses(lesson, trained, rows)
+    def keep(self, lesson: Lesson, trained: ModalityHeads, seen: Seen) -> Kept:
+        kept = dict(super().keep(lesson, trained, seen))
+        contrast, distilled = self.losses(lesson, trained, seen.rows)
         kept[_CONTRAST] = kept.get(_CONTRAST, torch.zeros_like(contrast)) + contrast
         kept[_DISTILLED] = kept.get(_DISTILLED, torch.zeros_like(distilled)) + distilled
         return kept

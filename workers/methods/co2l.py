@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workers.contract.modality import ModalityPair
 from workers.contract.model import TrainingSpec
-from workers.methods.port import Batch, Lesson, UpdateRule
+from workers.methods.port import Batch, Lesson, State, UpdateRule
 from workers.methods.replay_memory import (
     Draws,
     MovingHeads,
@@ -54,9 +54,7 @@ class Co2L(ReplayMethod):
                 "permitted is more than 0"
             )
 
-    def update_rule(
-        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
-    ) -> UpdateRule:
+    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
         memories = memories_for(lesson, pair.turn_EE.device)
         if not memories:
             return UpdateRule()
@@ -86,6 +84,12 @@ class _Co2LRule(UpdateRule):
         )
         (contrast + self._coefficient * distilled).backward()  # type: ignore[no-untyped-call]
         return contrast.detach()
+
+    def state(self) -> State:
+        return self._draws.state()
+
+    def restore(self, state: State) -> None:
+        self._draws.restore(state)
 
 
 @dataclass(frozen=True)

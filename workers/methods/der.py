@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from workers.methods.port import Batch, Lesson, UpdateRule
+from workers.methods.port import Batch, Lesson, State, UpdateRule
 from workers.methods.replay_memory import (
     Draws,
     MovingHeads,
@@ -18,7 +18,6 @@ from workers.methods.replay_memory import (
     outputs,
 )
 from workers.model.pair import PairInEigenCoordinates
-from workers.model.rows import PairedRows
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,7 @@ class DER(ReplayMethod):
         if not self.alpha >= 0:
             raise ValueError(f"alpha is {self.alpha}; permitted are 0 and more")
 
-    def update_rule(
-        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
-    ) -> UpdateRule:
+    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
         memories = memories_for(lesson, pair.turn_EE.device)
         if not memories:
             return UpdateRule()
@@ -56,6 +53,12 @@ class _DERRule(UpdateRule):
         error = output_error(self._heads.now(), self._draws())
         (loss + self._alpha * error).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def state(self) -> State:
+        return self._draws.state()
+
+    def restore(self, state: State) -> None:
+        self._draws.restore(state)
 
 
 def output_error(weights: Weights, memory: StoredRows) -> Tensor:

@@ -6,10 +6,9 @@ from torch import Tensor
 
 from workers.contract.model import TrainingSpec
 from workers.methods.der import DER, output_error
-from workers.methods.port import Batch, Lesson, UpdateRule
+from workers.methods.port import Batch, Lesson, State, UpdateRule
 from workers.methods.replay_memory import Draws, MovingHeads, loss_on, memories_for
 from workers.model.pair import PairInEigenCoordinates
-from workers.model.rows import PairedRows
 
 
 @dataclass(frozen=True)
@@ -23,9 +22,7 @@ class DERpp(DER):
         if not self.beta >= 0:
             raise ValueError(f"beta is {self.beta}; permitted are 0 and more")
 
-    def update_rule(
-        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
-    ) -> UpdateRule:
+    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
         memories = memories_for(lesson, pair.turn_EE.device)
         if not memories:
             return UpdateRule()
@@ -53,3 +50,9 @@ class _DERppRule(UpdateRule):
         replayed = loss_on(weights, memory.pair, memory.rows, self._training)
         (loss + self._alpha * error + self._beta * replayed).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def state(self) -> State:
+        return self._draws.state()
+
+    def restore(self, state: State) -> None:
+        self._draws.restore(state)

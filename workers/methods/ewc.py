@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from workers.methods.port import Batch, Kept, Lesson, Method, UpdateRule
+from workers.methods.port import Batch, Kept, Lesson, Method, Seen, UpdateRule
 from workers.methods.replay_memory import full_batches, loss_on
 from workers.model.heads import ModalityHeads
 from workers.model.pair import PairInEigenCoordinates
@@ -29,6 +29,8 @@ class EWC(Method):
     as much as the loss alone does; 100 was the best of 1, 10, 30, 100, 300 and 1000 on a real stream.
     """
 
+    holds_rows = True
+
     strength: float = 100.0
     decay: float = 0.95
 
@@ -38,9 +40,7 @@ class EWC(Method):
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay is {self.decay}; permitted are 0 to 1")
 
-    def update_rule(
-        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
-    ) -> UpdateRule:
+    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
         importances = [
             (change_EI, lesson.kept[_name(modality)].to(change_EI))
             for modality, change_EI in zip(lesson.pair.modalities, pair.changes, strict=True)
@@ -48,9 +48,9 @@ class EWC(Method):
         ]
         return _EWCRule(self.strength * lesson.training.batch_size / 2, importances)
 
-    def keep(self, lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> Kept:
+    def keep(self, lesson: Lesson, trained: ModalityHeads, seen: Seen) -> Kept:
         kept = dict(lesson.kept)
-        for modality, new_EI in fisher(lesson, trained, rows).items():
+        for modality, new_EI in fisher(lesson, trained, seen.rows).items():
             old_EI = kept.get(_name(modality))
             kept[_name(modality)] = new_EI if old_EI is None else self.decay * old_EI + new_EI
         return kept

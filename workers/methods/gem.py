@@ -19,7 +19,6 @@ from workers.methods.replay_memory import (
     memories_for,
 )
 from workers.model.pair import PairInEigenCoordinates
-from workers.model.rows import PairedRows
 
 # A coordinate may rise as long as this share of the largest linear term pulls it up.
 _TOLERANCE = 1e-10
@@ -41,9 +40,7 @@ class GEM(ReplayMethod):
         if not self.margin >= 0:
             raise ValueError(f"margin is {self.margin}; permitted are 0 and more")
 
-    def update_rule(
-        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
-    ) -> UpdateRule:
+    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
         memories = memories_for(lesson, pair.turn_EE.device)
         return _GEMRule(self.margin, lesson, pair, memories)
 

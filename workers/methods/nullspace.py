@@ -7,17 +7,17 @@ what the mask leaves free: old scores move, for the better.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from workers.methods.drift_penalty import PenalisedDrift
 from workers.methods.moment_replay import MomentReplay
-from workers.methods.port import Batch, Kept, Lesson, Method, UpdateRule
+from workers.methods.port import Batch, Kept, Lesson, Method, Seen, State, UpdateRule
 from workers.methods.sampled_replay import SampledReplay
 from workers.methods.sealed import input_basis, with_sealed_bases
 from workers.methods.stable_index import published_spans, with_publication
 from workers.model.heads import ModalityHeads
 from workers.model.pair import PairInEigenCoordinates
-from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace, free_in, product_mask
 from workers.nullspace.moments import SecondMoment
 from workers.nullspace.shares import disjoint_shares
@@ -79,14 +79,12 @@ class Preserve(Method):
         outputs = partners + published if published else partners
         return _Need(input_basis(lesson, modality, learned), outputs)
 
-    def update_rule(
-        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
-    ) -> UpdateRule:
+    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
         return PenalisedDrift(pair, self.drift_penalty)
 
-    def keep(self, lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> Kept:
-        kept = with_sealed_bases(lesson, lesson.kept, rows)
-        return with_publication(lesson, kept, trained, rows) if self.stable_index else kept
+    def keep(self, lesson: Lesson, trained: ModalityHeads, seen: Seen) -> Kept:
+        kept = with_sealed_bases(lesson, lesson.kept, seen.moments)
+        return with_publication(lesson, kept, trained, seen.moments) if self.stable_index else kept
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,7 @@ class Improve(Preserve):
 
     replay_weight: float = 1.0
 
-    def update_rule(
-        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
-    ) -> UpdateRule:
+    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
         replay = MomentReplay(lesson, pair), SampledReplay(lesson, pair)
         return _Replaying(pair, *replay, self.replay_weight)
 
@@ -130,3 +126,10 @@ class _Replaying(UpdateRule):
             self.moments.add_gradient(self.pair, self.weight * _MOMENTS_EVERY)
         self.updates += 1
         return loss.detach()
+
+    def state(self) -> State:
+        return {"updates": torch.tensor(self.updates), "sampled": self.sampled.random.get_state()}
+
+    def restore(self, state: State) -> None:
+        self.updates = int(state["updates"])
+        self.sampled.random.set_state(state["sampled"])

@@ -16,7 +16,6 @@ from workers.methods.port import Batch, Lesson, Method, UpdateRule
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
-from workers.model.rows import PairedRows
 from workers.nullspace.moments import SecondMoment
 from workers.nullspace.subspace import eigenbasis
 
@@ -59,9 +58,7 @@ class Paper(Method):
                 f"{self.output_threshold}; permitted are 0 and more"
             )
 
-    def update_rule(
-        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
-    ) -> UpdateRule:
+    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
         heads = [
             _ProjectedHead(head, self._spans(lesson, modality, head))
             for modality, head in zip(

@@ -20,6 +20,7 @@ from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace, everything_free
+from workers.nullspace.moments import PairMoments
 
 # What a method keeps from dataset to dataset beside the moments, by name; part of the version.
 Kept = Mapping[str, Tensor]
@@ -43,12 +44,38 @@ class Batch:
 
     `loss` runs the pair on this batch and answers InfoNCE; under DDP it is this rank's share times
     the number of ranks, so that the average over ranks is the loss. It may be called more than
-    once. The rows are those of the *whole* batch on every rank, in the input coordinates of the
-    update spaces: a term that is computed from them is alike on all ranks and is simply added.
+    once.
     """
 
     loss: Callable[[], Tensor]
-    rows: PairedRows
+    everywhere: PairedRows | None = None
+
+    @property
+    def rows(self) -> PairedRows:
+        """The *whole* batch on every rank, in the input coordinates of the update spaces, for
+        methods with `holds_rows`: a term that is computed from it is alike on all ranks and is
+        simply added."""
+        if self.everywhere is None:
+            raise RuntimeError("only a method that says holds_rows can ask for whole batches")
+        return self.everywhere
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was learned: the moments of all rows, and for methods with `holds_rows` the rows."""
+
+    moments: PairMoments
+    held: PairedRows | None = None
+
+    @property
+    def rows(self) -> PairedRows:
+        """All rows of the dataset, prepared, in the original coordinates."""
+        if self.held is None:
+            raise RuntimeError("only a method that says holds_rows can ask for all rows")
+        return self.held
+
+
+State = Mapping[str, Tensor]
 
 
 class UpdateRule:
@@ -63,9 +90,19 @@ class UpdateRule:
     def after_update(self) -> None:
         """The optimizer has moved the parameters."""
 
+    def state(self) -> State:
+        """What a run that goes on from here must know, such as how far a generator has come."""
+        return {}
+
+    def restore(self, state: State) -> None:
+        """Go on from there."""
+
 
 class Method:
     """How earlier datasets shape the training of the next one. The default: not at all."""
+
+    # Whether it needs all rows of a dataset in memory: then it cannot learn one that is streamed.
+    holds_rows = False
 
     def update_spaces(self, lesson: Lesson) -> Mapping[str, UpdateSpace]:
         """The space of each of the pair's two modalities."""
@@ -74,15 +111,10 @@ class Method:
             for modality in lesson.pair.modalities
         }
 
-    def update_rule(
-        self, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
-    ) -> UpdateRule:
-        """A rule for one dataset; `rows` are all its rows, in the coordinates of the spaces."""
+    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
+        """A rule for one dataset."""
         return UpdateRule()
 
-    def keep(self, lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> Kept:
-        """All that is to be kept from now on, what was kept before included.
-
-        `rows` are all rows of the dataset, prepared, in the original coordinates.
-        """
+    def keep(self, lesson: Lesson, trained: ModalityHeads, seen: Seen) -> Kept:
+        """All that is to be kept from now on, what was kept before included."""
         return lesson.kept

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workers.contract.modality import ModalityPair
 from workers.contract.model import TrainingSpec
-from workers.methods.port import Kept, Lesson, Method
+from workers.methods.port import Kept, Lesson, Method, Seen, State
 from workers.model.heads import ModalityHeads
 from workers.model.loss import symmetric_info_nce, unit
 from workers.model.pair import PairInEigenCoordinates
@@ -64,15 +64,17 @@ class ReplayMethod(Method):
     """A method that keeps `memory_rows` rows of every dataset, and trains in the original
     coordinates, so that stored rows need no rotation."""
 
+    holds_rows = True
+
     memory_rows: int = 300
 
     def __post_init__(self) -> None:
         if self.memory_rows < 1:
             raise ValueError(f"memory_rows is {self.memory_rows}; permitted are 1 and more")
 
-    def keep(self, lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> Kept:
+    def keep(self, lesson: Lesson, trained: ModalityHeads, seen: Seen) -> Kept:
         """What was kept before, and a sample of this dataset."""
-        sample = choose_rows(rows, self.memory_rows, lesson.seed)
+        sample = choose_rows(seen.rows, self.memory_rows, lesson.seed)
         return {**lesson.kept, **_named(lesson.kept, stored(sample, lesson.pair, trained.weights))}
 
 
@@ -104,6 +106,14 @@ class Draws:
     def __init__(self, memories: Sequence[StoredRows], batch_size: int, seed: int) -> None:
         self._memories, self._batch_size = memories, batch_size
         self._generator = torch.Generator().manual_seed(seed)
+
+    def state(self) -> State:
+        """How far the draws have come."""
+        return {"draws": self._generator.get_state()}
+
+    def restore(self, state: State) -> None:
+        """Go on from there."""
+        self._generator.set_state(state["draws"])
 
     def __call__(self) -> StoredRows:
         """The next batch. Raises ValueError where there is no memory."""
@@ -169,7 +179,7 @@ def loss_on(
 ) -> Tensor:
     """InfoNCE of these rows as one global batch, at the temperature of the spec."""
     both = embeddings(weights, pair, rows, training)
-    return symmetric_info_nce(both, both, rows.positives_in(rows), training.temperature)
+    return symmetric_info_nce(both, rows.positives_in(rows), training.temperature)
 
 
 def full_batches(rows: int, batch_size: int, seed: int) -> Iterator[Tensor]:

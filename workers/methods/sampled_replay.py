@@ -50,7 +50,7 @@ class SampledReplay:
 
     def __init__(self, lesson: Lesson, pair: PairInEigenCoordinates) -> None:
         self._lesson, self._pair, self._like_EI = lesson, pair, pair.second.start_EI
-        self._random = torch.Generator().manual_seed(lesson.seed)
+        self.random = torch.Generator().manual_seed(lesson.seed)
         touching = lesson.memory.touching(lesson.pair)
         self._datasets = torch.tensor(
             [float(lesson.memory.datasets_of(known)) for known, _ in touching]
@@ -62,17 +62,16 @@ class SampledReplay:
         if not self._known:
             return self._like_EI.new_zeros(())
         training = self._lesson.training
-        chosen = int(torch.multinomial(self._datasets, 1, generator=self._random))
-        index_B = torch.randint(_ROWS, (training.batch_size,), generator=self._random)
+        chosen = int(torch.multinomial(self._datasets, 1, generator=self.random))
+        index_B = torch.randint(_ROWS, (training.batch_size,), generator=self.random)
         index_B = index_B.to(self._like_EI.device)
         first_BE, second_BE = (side.embeddings(self._pair, index_B) for side in self._known[chosen])
-        both = (first_BE, second_BE)
         same_BB = index_B[:, None] == index_B
-        loss = symmetric_info_nce(both, both, same_BB, training.temperature)
+        loss = symmetric_info_nce((first_BE, second_BE), same_BB, training.temperature)
         return loss * self._datasets.sum()
 
     def _sampled(self, pair: ModalityPair, moments: PairMoments) -> tuple[_Side, _Side]:
-        rows_SK = gaussian_rows(moments, _ROWS, self._random)
+        rows_SK = gaussian_rows(moments, _ROWS, self.random)
         width = moments.cross_IJ.shape[0]
         first, second = pair.modalities
         return self._side(first, rows_SK[:, :width]), self._side(second, rows_SK[:, width:])

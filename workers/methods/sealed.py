@@ -10,15 +10,14 @@ update of the next.
 from torch import Tensor
 
 from workers.methods.port import Kept, Lesson
-from workers.model.rows import PairedRows
-from workers.nullspace.moments import SecondMoment, sum_of_products
+from workers.nullspace.moments import PairMoments, SecondMoment
 from workers.nullspace.subspace import EigenBasis, eigenbasis
 
 
-def with_sealed_bases(lesson: Lesson, kept: Kept, rows: PairedRows) -> Kept:
-    """What is kept, and the bases of all that the two heads have read, the new rows included."""
+def with_sealed_bases(lesson: Lesson, kept: Kept, new: PairMoments) -> Kept:
+    """What is kept, and the bases of all that the two heads have read, the new dataset included."""
     sealed: dict[str, Tensor] = dict(kept)
-    for modality, inputs in inputs_with(lesson, rows).items():
+    for modality, inputs in inputs_with(lesson, new).items():
         basis = eigenbasis(inputs)
         sealed[_name(modality, "vectors")] = basis.vectors_II
         sealed[_name(modality, "values")] = basis.values_I
@@ -33,14 +32,13 @@ def input_basis(lesson: Lesson, modality: str, inputs: SecondMoment) -> EigenBas
     return EigenBasis(lesson.kept[name], lesson.kept[_name(modality, "values")])
 
 
-def inputs_with(lesson: Lesson, rows: PairedRows) -> dict[str, SecondMoment]:
-    """By modality: summed moment of all that its head has read, these rows included."""
-    sides = zip(lesson.pair.modalities, (rows.first_NI, rows.second_NJ), strict=True)
-    return {modality: _inputs(lesson, modality, rows_NI) for modality, rows_NI in sides}
+def inputs_with(lesson: Lesson, new: PairMoments) -> dict[str, SecondMoment]:
+    """By modality: summed moment of all that its head has read, the new dataset included."""
+    sides = zip(lesson.pair.modalities, (new.first, new.second), strict=True)
+    return {modality: _inputs(lesson, modality, moment) for modality, moment in sides}
 
 
-def _inputs(lesson: Lesson, modality: str, rows_NI: Tensor) -> SecondMoment:
-    new = SecondMoment(len(rows_NI), sum_of_products(rows_NI, rows_NI))
+def _inputs(lesson: Lesson, modality: str, new: SecondMoment) -> SecondMoment:
     known = lesson.memory.inputs_of(modality)
     return new if known is None else known + new
 

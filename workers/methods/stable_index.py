@@ -15,9 +15,8 @@ from torch import Tensor
 from workers.methods.port import Kept, Lesson
 from workers.methods.sealed import inputs_with
 from workers.model.heads import ModalityHeads
-from workers.model.rows import PairedRows
 from workers.nullspace.compatibility import published_outputs
-from workers.nullspace.moments import SecondMoment
+from workers.nullspace.moments import PairMoments, SecondMoment
 
 
 def published_spans(lesson: Lesson) -> SecondMoment | None:
@@ -30,13 +29,13 @@ def published_spans(lesson: Lesson) -> SecondMoment | None:
     return reduce(add, found) if found else None
 
 
-def with_publication(lesson: Lesson, kept: Kept, trained: ModalityHeads, rows: PairedRows) -> Kept:
+def with_publication(lesson: Lesson, kept: Kept, trained: ModalityHeads, new: PairMoments) -> Kept:
     """What is kept, and the spans of what the two new heads are about to publish.
 
     An index may hold all that a head has read, so that is what must not move in their span.
     """
     published: dict[str, Tensor] = dict(kept)
-    for modality, inputs in inputs_with(lesson, rows).items():
+    for modality, inputs in inputs_with(lesson, new).items():
         sum_EE = published_outputs(inputs, trained.weights[modality]).sum_II
         name = _name(modality)
         published[name] = kept[name] + sum_EE if name in kept else sum_EE

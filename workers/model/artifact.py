@@ -58,12 +58,12 @@ def load_kept(data: bytes) -> dict[str, Tensor]:
 
 def save_moments(moments: PairMoments) -> bytes:
     """Moments of one dataset."""
-    return save(_moment_tensors(moments))
+    return save(moment_tensors(moments))
 
 
 def load_moments(data: bytes) -> PairMoments:
     """Moments of one dataset. Raises InvalidVersion."""
-    return _moments_from(_load(data, "moments"), "")
+    return moments_from(_load(data, "moments"), "")
 
 
 def save_memory(memory: Memory) -> bytes:
@@ -71,7 +71,7 @@ def save_memory(memory: Memory) -> bytes:
     tensors: dict[str, Tensor] = {}
     for (first, second), moments in memory.by_pair.items():
         prefix = f"{first}{_SEPARATOR}{second}{_SEPARATOR}"
-        tensors |= {prefix + name: value for name, value in _moment_tensors(moments).items()}
+        tensors |= {prefix + name: value for name, value in moment_tensors(moments).items()}
         tensors[f"{prefix}datasets"] = torch.tensor(memory.datasets[first, second])
     return save(tensors)
 
@@ -83,7 +83,7 @@ def load_memory(data: bytes) -> Memory:
     moments, datasets = {}, {}
     for first, second in pairs:
         prefix = f"{first}{_SEPARATOR}{second}{_SEPARATOR}"
-        moments[first, second] = _moments_from(tensors, prefix)
+        moments[first, second] = moments_from(tensors, prefix)
         datasets[first, second] = _number(tensors, f"{prefix}datasets")
     return Memory(moments, datasets)
 
@@ -119,7 +119,8 @@ def run_selftest(data: bytes, heads: ModalityHeads, tolerance: float = 1e-4) -> 
             )
 
 
-def _moment_tensors(moments: PairMoments) -> dict[str, Tensor]:
+def moment_tensors(moments: PairMoments) -> dict[str, Tensor]:
+    """Moments as named tensors."""
     return {
         "count": torch.tensor(moments.count, dtype=torch.int64),
         "first": moments.first.sum_II.contiguous(),
@@ -128,7 +129,8 @@ def _moment_tensors(moments: PairMoments) -> dict[str, Tensor]:
     }
 
 
-def _moments_from(tensors: Mapping[str, Tensor], prefix: str) -> PairMoments:
+def moments_from(tensors: Mapping[str, Tensor], prefix: str) -> PairMoments:
+    """Moments from tensors whose names begin with `prefix`. Raises InvalidVersion."""
     count = _number(tensors, f"{prefix}count")
     try:
         return PairMoments(

@@ -3,10 +3,9 @@
 Shapes: B rows, F width of the raw feature, I = F + 1 width of what a head reads.
 """
 
-import hashlib
-
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from workers.nullspace.conditioning import Conditioning
@@ -37,7 +36,8 @@ def prepare(raw_BF: Tensor, conditioning: Conditioning | None = None) -> Tensor:
 
 
 def content_keys(raw_BF: np.ndarray) -> Tensor:
-    """An int64 for each row, equal where the whole row is equal: texts and labels repeat."""
-    rows = np.ascontiguousarray(raw_BF)
-    digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
-    return torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.int64).copy())
+    """An int64 for each row, equal where the whole row is equal as float32: texts and labels repeat."""
+    rows = np.ascontiguousarray(raw_BF, dtype=np.float32)
+    digests = (xxhash.xxh3_64_intdigest(row) for row in rows)
+    keys = np.fromiter(digests, dtype=np.uint64, count=len(rows))
+    return torch.from_numpy(keys.view(np.int64))

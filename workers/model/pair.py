@@ -3,9 +3,14 @@
 Shapes: L rows, E width of the embeddings, I and J widths of what the two heads read.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
+from workers.model.features import unit_rows
+from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.mask import UpdateSpace
 
 
@@ -41,6 +46,28 @@ class PairInEigenCoordinates(nn.Module):
         first_LE: Tensor = self.first(rotated_LI)
         return first_LE if self._one_basis else first_LE @ self.turn_EE.mT
 
+    def look(self, is_on: bool) -> None:
+        """Whether the next backward notes how much of the gradient the masks remove."""
+        for head in (self.first, self.second):
+            head.seen = [] if is_on else None
+
+    def removed_share(self) -> float:
+        """Share of the gradient's square that the masks removed in a backward that was looked at."""
+        seen = [each for head in (self.first, self.second) for each in head.seen or []]
+        whole, left = (float(sum(side)) for side in zip(*seen, strict=True)) if seen else (0.0, 0.0)
+        return 1 - left / whole if whole > 0 else 0.0
+
+    def gradient_norm(self) -> float:
+        """Of both changes together, blocked entries without any."""
+        gradients = [change.grad for change in self.changes if change.grad is not None]
+        return math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+
+    def drift_so_far(self) -> float | None:
+        """The larger of what the heads' changes do to earlier scores, to first order and relative to
+        their size; None where nothing was learned before."""
+        drifts = [head.drift_so_far() for head in (self.first, self.second)]
+        return max((drift for drift in drifts if drift is not None), default=None)
+
     def weights(self) -> tuple[Tensor, Tensor]:
         """Both heads as they are now: rotated inputs to the output coordinates of the second."""
         first_EI, second_EI = self.first.weight_EI, self.second.weight_EI
@@ -74,6 +101,7 @@ class HeadInEigenCoordinates(nn.Module):
         self.free_EI: Tensor
         self.change_EI = nn.Parameter(torch.zeros_like(self.start_EI))
         self.change_EI.register_hook(self._block)  # type: ignore[no-untyped-call]
+        self.seen: list[tuple[Tensor, Tensor]] | None = None
 
     @property
     def weight_EI(self) -> Tensor:
@@ -89,8 +117,48 @@ class HeadInEigenCoordinates(nn.Module):
         grad = self.change_EI.grad
         self.change_EI.grad = blocked_EI if grad is None else grad.add_(blocked_EI)
 
+    def drift_so_far(self) -> float | None:
+        """√(Σ r_i s_j M_ij² / Σ r_i s_j (VᵀW₀U)_ij²); None where no score is at stake."""
+        outputs_E = self.space.outputs.values_I.to(self.start_EI)
+        inputs_I = self.space.inputs.values_I.to(self.start_EI)
+        moved, size = (
+            float(outputs_E @ (entries_EI.detach().square() @ inputs_I))
+            for entries_EI in (self.change_EI, self.start_EI)
+        )
+        return (moved / size) ** 0.5 if size > 0 else None
+
     def _block(self, gradient_EI: Tensor) -> Tensor:
-        return gradient_EI * self.free_EI
+        left_EI = gradient_EI * self.free_EI
+        if self.seen is not None:
+            self.seen.append((gradient_EI.square().sum(), left_EI.square().sum()))
+        return left_EI
+
+
+@dataclass(frozen=True)
+class RotatedFeatures:
+    """From raw features to what a head reads, in its eigen-coordinates: one product instead of two.
+
+    With c = (x − μ) map, `[c / |c|, 1] U` is `c U_F / |c U_F| + u`, where U_F are the rows of U that
+    belong to the feature and u the last one: U_F has orthonormal rows, so it keeps lengths.
+    """
+
+    conditioning: Conditioning
+    map_FI: Tensor
+    constant_I: Tensor
+
+    @classmethod
+    def of(
+        cls, conditioning: Conditioning, space: UpdateSpace, device: torch.device
+    ) -> "RotatedFeatures":
+        """Those of a conditioned modality in the inputs of its update space."""
+        vectors_II = space.inputs.vectors_II
+        map_FI = (conditioning.map_FF.double() @ vectors_II[:-1]).float()
+        return cls(conditioning.to(device), map_FI.to(device), vectors_II[-1].float().to(device))
+
+    def __call__(self, raw_BF: Tensor) -> Tensor:
+        """Rows (B × I)."""
+        turned_BI = self.conditioning.centred(unit_rows(raw_BF)) @ self.map_FI
+        return torch.nn.functional.normalize(turned_BI, dim=1).add_(self.constant_I)
 
 
 def rotate(prepared_NI: Tensor, space: UpdateSpace) -> Tensor:

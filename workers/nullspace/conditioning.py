@@ -31,12 +31,22 @@ class Conditioning:
         """Width of the raw feature."""
         return len(self.mean_F)
 
+    def to(self, device: torch.device) -> "Conditioning":
+        """On another device."""
+        return Conditioning(self.mean_F.to(device), self.map_FF.to(device))
+
     def __call__(self, unit_BF: Tensor) -> Tensor:
         """Conditioned rows (B × F) of unit length, in the type and on the device of `unit_BF`.
 
         At least float32 within. A row on the mean has no direction: it becomes all zeros, of
         which a head sees its bias alone, and never NaN. Raises ValueError at another width.
         """
+        centred_BF = self.centred(unit_BF)
+        mapped_BF = centred_BF @ self.map_FF.to(centred_BF)
+        return torch.nn.functional.normalize(mapped_BF, dim=1).to(unit_BF.dtype)
+
+    def centred(self, unit_BF: Tensor) -> Tensor:
+        """x − μ (B × F), at least float32; zeros where nothing but rounding would be left."""
         if unit_BF.shape[-1] != self.width:
             raise ValueError(f"rows of width {unit_BF.shape[-1]}, not {self.width}")
         rows_BF = unit_BF.to(torch.promote_types(unit_BF.dtype, torch.float32))
@@ -44,8 +54,7 @@ class Conditioning:
         centred_BF = rows_BF - mean_F
         size_B1 = rows_BF.norm(dim=1, keepdim=True).clamp_min(mean_F.norm())
         apart_B1 = centred_BF.norm(dim=1, keepdim=True) > _ON_THE_MEAN * size_B1
-        mapped_BF = torch.where(apart_B1, centred_BF @ self.map_FF.to(rows_BF), 0)
-        return torch.nn.functional.normalize(mapped_BF, dim=1).to(unit_BF.dtype)
+        return torch.where(apart_B1, centred_BF, 0)
 
 
 def conditioning(moment: SecondMoment, ridge: float) -> Conditioning:

@@ -28,6 +28,10 @@ class SecondMoment:
     def __sub__(self, other: "SecondMoment") -> "SecondMoment":
         return SecondMoment(self.count - other.count, self.sum_II - other.sum_II)
 
+    def cpu(self) -> "SecondMoment":
+        """The same on the host, where moments are summed, decomposed and saved."""
+        return SecondMoment(self.count, self.sum_II.cpu())
+
     @property
     def mean_II(self) -> Tensor:
         return self.sum_II / max(self.count, 1)
@@ -72,15 +76,23 @@ class PairMoments:
         return PairMoments(first, second, self.cross_IJ / rows)
 
     def cpu(self) -> "PairMoments":
-        """The same on the host, where moments are summed, decomposed and saved."""
-        first, second = (
-            SecondMoment(side.count, side.sum_II.cpu()) for side in (self.first, self.second)
-        )
-        return PairMoments(first, second, self.cross_IJ.cpu())
+        """The same on the host."""
+        return PairMoments(self.first.cpu(), self.second.cpu(), self.cross_IJ.cpu())
 
     def swapped(self) -> "PairMoments":
         """The same moments with the two sides exchanged."""
         return PairMoments(self.second, self.first, self.cross_IJ.mT.contiguous())
+
+
+def no_rows(width: int) -> SecondMoment:
+    """The moment of no rows: what sums begin with."""
+    return SecondMoment(0, torch.zeros(width, width, dtype=torch.float64))
+
+
+def no_pairs(first: int, second: int) -> PairMoments:
+    """The moments of no paired rows."""
+    cross_IJ = torch.zeros(first, second, dtype=torch.float64)
+    return PairMoments(no_rows(first), no_rows(second), cross_IJ)
 
 
 def pair_moments(first_BI: Tensor, second_BJ: Tensor) -> PairMoments:
@@ -93,6 +105,20 @@ def pair_moments(first_BI: Tensor, second_BJ: Tensor) -> PairMoments:
         SecondMoment(count, sum_of_products(second_BJ, second_BJ)),
         sum_of_products(first_BI, second_BJ),
     )
+
+
+def moment_about(rows_BI: Tensor, shift_I: Tensor) -> SecondMoment:
+    """The moment of float32 rows, as exact as if they were float64, however alike they are.
+
+    Rows that hardly differ have a covariance below the rounding of float32 products. What is left of
+    them after a shift near their mean has not; the shift is put back in float64:
+    Σ x xᵀ = Σ y yᵀ + s Σ yᵀ + Σ y sᵀ + n s sᵀ for x = y + s.
+    """
+    rest_BI = rows_BI - shift_I
+    total_I, shift_I = rest_BI.sum(0, dtype=torch.float64), shift_I.double()
+    crossed_II = torch.outer(shift_I, total_I + len(rows_BI) * shift_I)
+    sum_II = sum_of_products(rest_BI, rest_BI) + crossed_II + torch.outer(total_I, shift_I)
+    return SecondMoment(len(rows_BI), sum_II)
 
 
 def sum_of_products(left_BI: Tensor, right_BJ: Tensor) -> Tensor:

@@ -28,15 +28,27 @@ class LocalStore:
         self.uri = self.root.as_uri()
 
     def read(self, key: str) -> bytes:
-        with _translated(key), self._open(key) as file:
+        with _translated(key), self.open(key) as file:
             return file.read()
 
     def stream(self, key: str) -> Iterator[bytes]:
         with _translated(key):
-            return _chunks(self._open(key), key)
+            return _chunks(self.open(key), key)
+
+    def open(self, key: str) -> BinaryIO:
+        """The object's file, opened step by step so that no link put in its way meanwhile is followed.
+
+        Raises ObjectNotFound.
+        """
+        with _translated(key):
+            parts = self._existing(key).relative_to(self.root).parts
+            try:
+                return os.fdopen(_open_beneath(self.root, parts), "rb")
+            except FileNotFoundError as error:
+                raise ObjectNotFound(f"there is no object {key!r}") from error
 
     def download(self, key: str, path: Path) -> None:
-        with _translated(key), self._open(key) as source, path.open("wb") as target:
+        with _translated(key), self.open(key) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target, CHUNK_BYTES)
 
     def size(self, key: str) -> int:
@@ -72,7 +84,7 @@ class LocalStore:
         with self._temporary(target) as temporary:
             with temporary.open("wb") as file:
                 for part in parts:
-                    with self._open(part) as source:
+                    with self.open(part) as source:
                         shutil.copyfileobj(source, file, CHUNK_BYTES)
             _flush(temporary)
             temporary.replace(self._path(target))
@@ -112,15 +124,6 @@ class LocalStore:
         if not path.is_file():
             raise ObjectNotFound(f"there is no object {key!r}")
         return path
-
-    def _open(self, key: str) -> BinaryIO:
-        """The object's file, opened step by step so that no link put in its way meanwhile is followed."""
-        with _translated(key):
-            parts = self._existing(key).relative_to(self.root).parts
-            try:
-                return os.fdopen(_open_beneath(self.root, parts), "rb")
-            except FileNotFoundError as error:
-                raise ObjectNotFound(f"there is no object {key!r}") from error
 
     def _folder(self, key: str) -> Path:
         return self._path(key) if key else self.root

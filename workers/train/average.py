@@ -5,7 +5,7 @@ and Juditsky 1992; arXiv 1803.05407), and costs one addition per update. It is l
 that are blocked in every iterate are blocked in the mean.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,18 @@ class TailAverage:
         """The mean; the parameters themselves where nothing was averaged."""
         first, second = self._means if self._count else self._detached()
         return first, second
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs."""
+        means = {str(side): mean for side, mean in enumerate(self._means)}
+        return {"count": torch.tensor(self._count), **means}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        self._count = int(state["count"])
+        for side, mean in enumerate(self._means):
+            mean.copy_(state[str(side)])
 
     def _detached(self) -> Iterable[Tensor]:
         return [parameter.detach() for parameter in self._parameters]

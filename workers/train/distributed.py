@@ -1,19 +1,31 @@
 """Every collective, and nothing else that knows of ranks. Alone, a collective returns its argument.
 
-Shapes: B rows of the global batch, L of them local, E width of the embeddings.
+Shapes: B rows of the global batch, L of them local, E width of the embeddings, I and J widths of
+what two heads read.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from workers.nullspace.moments import PairMoments, SecondMoment
 
 T = TypeVar("T")
+
+
+@dataclass
+class Traffic:
+    """Bytes that this rank gave to collectives: what it contributes, whatever way they travel."""
+
+    gathered: int = 0
+    reduced: int = 0
+    broadcast: int = 0
 
 
 @dataclass(frozen=True)
@@ -22,6 +34,7 @@ class World:
 
     rank: int
     size: int
+    traffic: Traffic = field(default_factory=Traffic, compare=False)
 
     @property
     def leads(self) -> bool:
@@ -44,56 +57,134 @@ def share_of(rows: int, here: World) -> slice:
     return slice(rows * here.rank // here.size, rows * (here.rank + 1) // here.size)
 
 
-def gather_rows(local_LE: Tensor, rows: int, here: World) -> Tensor:
-    """Rows of all ranks in order (B × E); the gradient flows back to the rank that owns a row."""
-    if here.size == 1:
-        return local_LE
-    gathered: Tensor = _GatherRows.apply(local_LE, rows, here)
-    return gathered
+def lengths_of(rows: int, here: World) -> tuple[int, ...]:
+    """The length of each rank's part of `rows` rows."""
+    ends = [rows * rank // here.size for rank in range(here.size + 1)]
+    return tuple(end - start for start, end in pairwise(ends))
 
 
-class _GatherRows(torch.autograd.Function):
-    """Forward: all-gather. Backward: sum over ranks, then take the own rows.
+class Gathering:
+    """Rows of all ranks, on their way while this rank goes on."""
 
-    Not torch.distributed.nn's: that one multiplies gradients by the world size under DDP's
-    averaging (open_clip issue 616), and this one takes parts of unequal length.
+    def __init__(self, local_LX: Tensor, lengths: Sequence[int], here: World) -> None:
+        self._lengths, self._alone = lengths, local_LX if here.size == 1 else None
+        if self._alone is not None:
+            return
+        padded = local_LX.contiguous()
+        if len(padded) < max(lengths):
+            # Collectives want parts of one length.
+            missing = padded.new_zeros(max(lengths) - len(padded), *padded.shape[1:])
+            padded = torch.cat([padded, missing])
+        self._parts = [torch.empty_like(padded) for _ in lengths]
+        here.traffic.gathered += padded.nbytes
+        self._work: Any = dist.all_gather(self._parts, padded, async_op=True)
+
+    def wait(self) -> Tensor:
+        """Those rows, in the order of the ranks."""
+        if self._alone is not None:
+            return self._alone
+        self._work.wait()
+        parts = zip(self._parts, self._lengths, strict=True)
+        return torch.cat([part[:length] for part, length in parts])
+
+
+def averaged(module: nn.Module, free: Mapping[nn.Parameter, Tensor], here: World) -> nn.Module:
+    """The module under DDP: backward leaves the mean of the ranks' gradients, each as soon as it is there.
+
+    Of a parameter in `free` (bool masks) only free entries travel, packed; the gradients of the
+    others must be zero. Masking is linear, so masked before is the same as masked after.
     """
+    if here.size == 1:
+        return module
+    # Buffers are made alike once and never change; DDP would send them with every update.
+    wrapped = DistributedDataParallel(module, forward_sync_buffers=False)
+    index = {
+        parameter: mask.flatten().nonzero().flatten()
+        for parameter, mask in free.items()
+        if not bool(mask.all())
+    }
+    wrapped.register_comm_hook(_Packing(index, here), _reduce_packed)
+    return wrapped
 
-    @staticmethod
-    def forward(ctx: Any, local_LE: Tensor, rows: int, here: World) -> Tensor:
-        ctx.own, ctx.rows = share_of(rows, here), rows
-        lengths = [_length(share_of(rows, World(rank, here.size))) for rank in range(here.size)]
-        longest = max(lengths)
-        padded = local_LE.new_zeros(longest, local_LE.shape[1])
-        padded[: len(local_LE)] = local_LE
-        parts = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        total_BE = gradients[0].contiguous()
-        dist.all_reduce(total_BE)
-        return total_BE[ctx.own], None, None
+@dataclass(frozen=True)
+class _Packing:
+    index: Mapping[nn.Parameter, Tensor]
+    here: World
+
+
+def _reduce_packed(
+    packing: _Packing,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
+    """DDP's hook for one bucket of gradients."""
+    flat = [
+        (gradient.view(-1), packing.index.get(parameter))
+        for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True)
+    ]
+    parts = [gradient if index is None else gradient[index] for gradient, index in flat]
+    packed = torch.cat(parts).div_(packing.here.size)
+    packing.here.traffic.reduced += packed.nbytes
+
+    def unpack(done: torch.futures.Future[list[Tensor]]) -> Tensor:
+        reduced = torch.split(done.value()[0], [len(part) for part in parts])
+        for (gradient, index), part in zip(flat, reduced, strict=True):
+            if index is None:
+                gradient.copy_(part)
+            else:
+                gradient[index] = part
+        whole: Tensor = bucket.buffer()
+        return whole
+
+    work: Any = dist.all_reduce(packed, async_op=True)
+    future: torch.futures.Future[Tensor] = work.get_future().then(unpack)
+    return future
 
 
 def sum_moment(local: SecondMoment, here: World) -> SecondMoment:
-    """The moment of all ranks' rows, equal to the bit on every rank (float64 sums)."""
+    """The moment of all ranks' rows, equal to the bit on every rank (float64 sums on the host)."""
     if here.size == 1:
         return local
-    count, sum_II = torch.tensor([local.count], dtype=torch.int64), local.sum_II.clone()
-    for tensor in (count, sum_II):
-        dist.all_reduce(tensor)
-    return SecondMoment(int(count), sum_II)
+    count, half = _sum([_count(local.count), _half(local.sum_II)], here)
+    return SecondMoment(int(count), _whole(half, len(local.sum_II)))
 
 
 def sum_moments(local: PairMoments, here: World) -> PairMoments:
-    """The moments of all ranks' rows, both sides and crosswise."""
+    """The moments of all ranks' rows, both sides and crosswise, by one reduction."""
     if here.size == 1:
         return local
-    cross_IJ = local.cross_IJ.clone()
-    dist.all_reduce(cross_IJ)
-    return PairMoments(sum_moment(local.first, here), sum_moment(local.second, here), cross_IJ)
+    sides = local.first.sum_II, local.second.sum_II
+    parts = [_count(local.count), *map(_half, sides), local.cross_IJ.reshape(-1)]
+    count, *halves, cross = _sum(parts, here)
+    first, second = (
+        SecondMoment(int(count), _whole(half, len(side)))
+        for half, side in zip(halves, sides, strict=True)
+    )
+    return PairMoments(first, second, cross.view_as(local.cross_IJ))
+
+
+def _sum(parts: Sequence[Tensor], here: World) -> tuple[Tensor, ...]:
+    packed = torch.cat(list(parts))
+    here.traffic.reduced += packed.nbytes
+    dist.all_reduce(packed)
+    return torch.split(packed, [len(part) for part in parts])
+
+
+def _count(rows: int) -> Tensor:
+    return torch.tensor([rows], dtype=torch.float64)
+
+
+def _half(sum_II: Tensor) -> Tensor:
+    """Of a symmetric sum the upper triangle: the other half need not travel."""
+    return sum_II[torch.triu_indices(*sum_II.shape).unbind()]
+
+
+def _whole(half: Tensor, width: int) -> Tensor:
+    sum_II = half.new_zeros(width, width)
+    upper = torch.triu_indices(width, width).unbind()
+    sum_II[upper] = half
+    sum_II.mT[upper] = half
+    return sum_II
 
 
 def broadcast(tensors: Sequence[Tensor], here: World) -> None:
@@ -101,14 +192,18 @@ def broadcast(tensors: Sequence[Tensor], here: World) -> None:
     if here.size == 1:
         return
     for tensor in tensors:
+        here.traffic.broadcast += tensor.nbytes
         dist.broadcast(tensor, src=0)
 
 
-def agreed(mine: bool, here: World) -> bool:
-    """The leading rank's answer to a question that two ranks could answer apart."""
-    answer = torch.tensor([int(mine)])
-    broadcast([answer], here)
-    return bool(answer)
+def from_leader(find: Callable[[], T], here: World) -> T:
+    """What the leading rank finds out, where two ranks could find different things."""
+    if here.size == 1:
+        return find()
+    told: list[Any] = [find() if here.leads else None]
+    dist.broadcast_object_list(told, src=0)
+    answer: T = told[0]
+    return answer
 
 
 def united(mine: Mapping[str, T], here: World) -> dict[str, T]:
@@ -132,7 +227,3 @@ def sum_scalar(value: Tensor, here: World) -> float:
         value = value.clone()
         dist.all_reduce(value)
     return float(value)
-
-
-def _length(part: slice) -> int:
-    return int(part.stop - part.start)

@@ -30,15 +30,19 @@ from workers.model.artifact import (
     save_selftest,
 )
 from workers.storage import layout
+from workers.storage.patience import patiently
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
 from workers.storage.versions import entry_for, read_candidate, write_candidate
 from workers.train.certify import capacities, drifts, protections, qualities
-from workers.train.data import training_rows
-from workers.train.distributed import World, agreed, united, world
+from workers.train.checkpoint import StoredCheckpoints
+from workers.train.distributed import from_leader, united, world
 from workers.train.learn import Learned, Task, learn
 from workers.train.lineage import Parent, evaluate, read_earlier, read_parent
 from workers.train.report import Reporter, leave_failure
+from workers.train.rows.dataset import training_rows
+from workers.train.run import Run
+from workers.train.settings import TrainSettings
 
 
 def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) -> None:
@@ -47,27 +51,33 @@ def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) 
     Raises WorkerError, and leaves failure.json where another attempt would fail alike.
     """
     store = open_store(store_uri)
-    spec = JobSpec.model_validate_json(store.read(layout.run_spec(job, attempt)))
+    key = layout.run_spec(job, attempt)
+    spec = JobSpec.model_validate_json(patiently(lambda: store.read(key)))
     here = world()
-    if agreed(_is_complete(store, spec), here):
+    # A rank group that Ray restarted may find that its forerunner had finished.
+    if from_leader(lambda: _is_complete(store, spec), here):
         return
+    seconds = TrainSettings().checkpoint_seconds
     try:
-        with Reporter(store, spec, here) as reporter:
-            _train(store, spec, here, device, reporter)
+        with (
+            Reporter(store, spec, here) as reporter,
+            StoredCheckpoints(store, spec, here, seconds) as checkpoints,
+        ):
+            _train(store, spec, Run(here, device, reporter, checkpoints), reporter)
     except (InvalidDataset, NothingToLearn, TrainingDiverged) as error:
         leave_failure(store, spec, error)
         raise
 
 
-def _train(
-    store: ObjectStore, spec: JobSpec, here: World, device: torch.device, reporter: Reporter
-) -> None:
+def _train(store: ObjectStore, spec: JobSpec, run: Run, reporter: Reporter) -> None:
+    here = run.here
     reporter.enter("reading")
-    parent = read_parent(store, spec)
-    earlier = read_earlier(store, spec, parent)
-    task = Task(spec.dataset.pair, training_rows(spec.dataset), _seed(spec), earlier)
+    parent = patiently(lambda: read_parent(store, spec))
+    earlier = patiently(lambda: read_earlier(store, spec, parent))
+    rows = training_rows(spec.dataset, spec.spec)
+    task = Task(spec.dataset.pair, rows, _seed(spec), earlier)
 
-    learned = learn(spec.spec, parent.knowledge, task, here, device, reporter)
+    learned = learn(spec.spec, parent.knowledge, task, run)
     _check_finite(learned, spec)
 
     reporter.enter("certifying")
@@ -79,7 +89,7 @@ def _train(
     if not here.leads:
         return
 
-    evaluation = evaluate(store, spec, parent, heads)
+    evaluation = patiently(lambda: evaluate(store, spec, parent, heads))
     report = VersionReport(
         final_loss=learned.trained.final_loss,
         updates=learned.trained.updates,
@@ -96,7 +106,7 @@ def _train(
     )
 
     reporter.enter("writing")
-    _write(store, spec, parent, learned, report)
+    patiently(lambda: _write(store, spec, parent, learned, report))
     reporter.enter("done")
 
 
@@ -114,9 +124,8 @@ def _next_lessons(spec: JobSpec, parent: Parent, learned: Learned) -> Mapping[st
 
 
 def _is_complete(store: ObjectStore, spec: JobSpec) -> bool:
-    """A rank group that Ray restarted may find that its forerunner had finished."""
     try:
-        read_candidate(store, spec.job, spec.attempt)
+        patiently(lambda: read_candidate(store, spec.job, spec.attempt))
     except ObjectNotFound:
         return False
     return True

@@ -16,8 +16,8 @@ from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.versions import read_verified, read_version, read_version_file
 from workers.train.certify import Earlier, weights_of
-from workers.train.data import held_out_rows
 from workers.train.learn import Knowledge, before_the_first
+from workers.train.rows.dataset import held_out_rows
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,38 @@
 """The training loop: one dataset, two heads, the global batch spread over the ranks.
 
-Shapes: B rows of the global batch, L of them local, E width of the embeddings.
+Shapes: B rows of the global batch, L of them local, F and G raw widths, E width of the embeddings.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 import torch
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 
 from workers.methods.port import Batch, Lesson, Method
 from workers.model.heads import ModalityHeads
-from workers.model.pair import PairInEigenCoordinates, rotate, trained_weight
+from workers.model.pair import (
+    PairInEigenCoordinates,
+    RotatedFeatures,
+    trained_weight,
+)
 from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace
 from workers.train.average import TailAverage
-from workers.train.data import count_updates, global_batches
-from workers.train.distributed import ALONE, World, sum_scalar
+from workers.train.distributed import averaged, sum_scalar
 from workers.train.objective import GlobalLoss
-from workers.train.optimizer import optimizer_for
+from workers.train.optimizer import optimizer_for, optimizer_state, restore_optimizer
+from workers.train.rows.order import Plan
+from workers.train.rows.port import LocalBatch, Transform, TurnedRows
+from workers.train.run import Run, Sight, Tensors, UpdateDone, part_of
 
 Spaces = Mapping[str, UpdateSpace]
 
-
-@dataclass(frozen=True)
-class UpdateDone:
-    """Told after each update. `local_loss` is this rank's share of the global loss."""
-
-    done: int
-    total: int
-    local_loss: Tensor
+# Enough batches for a mean that is told with two digits.
+_BATCHES_OF_MEAN = 200
 
 
 @dataclass(frozen=True)
@@ -48,31 +49,95 @@ def train_pair(
     method: Method,
     lesson: Lesson,
     spaces: Spaces,
-    rows: PairedRows,
-    here: World,
-    on_update: Callable[[UpdateDone], None],
+    rows: TurnedRows,
+    run: Run,
+    saved: Tensors | None = None,
 ) -> Trained:
-    """Train the two heads of the pair on `rows`, on their device; all ranks end with the same."""
-    spec, device = lesson.training, rows.first_NI.device
-    pair = _pair(lesson, spaces).to(device)
-    rotated = _rotated(lesson, spaces, rows)
-    rule = method.update_rule(lesson, pair, rotated)
-    objective = GlobalLoss(pair, spec, here).to(device)
-    wrapped = DistributedDataParallel(objective) if here.size > 1 else objective
-    optimizer = optimizer_for(objective, spec)
-    average = TailAverage(pair.changes, spec.averaged_share)
-    total = count_updates(len(rows), spec.batch_size, spec.epochs)
-    loss = torch.zeros((), device=device)
-    batches = global_batches(len(rows), spec.batch_size, spec.epochs, lesson.seed)
-    for done, index_B in enumerate(batches, start=1):
-        batch = rotated.at(index_B.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss = rule.backward(Batch(partial(wrapped, batch), batch)) / here.size
-        optimizer.step()
-        rule.after_update()
-        average.after_update(done / total)
-        on_update(UpdateDone(done, total, loss))
-    return Trained(average.values(), sum_scalar(loss, here), total, objective.temperature)
+    """Train the two heads of the pair on `rows`; all ranks end with the same.
+
+    From `saved` on it goes as if it had never been interrupted.
+    """
+    plan = _plan(lesson)
+    total = plan.updates(len(rows))
+    training = _Training(method, lesson, spaces, run)
+    if saved is not None:
+        training.restore(saved)
+        run.watcher.resumed(training.done)
+    for batch in rows.batches(plan, run.here, training.done):
+        is_curious = run.watcher.is_curious()
+        training.look(is_curious)
+        training.update(batch, total)
+        if training.done < total:
+            run.checkpoints.offer(training.done, training.state)
+        sight = training.sight() if is_curious else None
+        run.watcher.update_done(UpdateDone(training.done, total, training.loss, sight))
+    return training.result()
+
+
+class _Training:
+    """All that changes from update to update."""
+
+    def __init__(self, method: Method, lesson: Lesson, spaces: Spaces, run: Run) -> None:
+        spec, self._here = lesson.training, run.here
+        self._pair = _pair(lesson, spaces).to(run.device)
+        self._rule = method.update_rule(lesson, self._pair)
+        self._objective = GlobalLoss(self._pair, spec, run.here).to(run.device)
+        heads = (self._pair.first, self._pair.second)
+        free = {head.change_EI: head.free_EI.bool() for head in heads}
+        self._wrapped = averaged(self._objective, free, run.here)
+        self._optimizer = optimizer_for(self._objective, spec)
+        self._average = TailAverage(self._pair.changes, spec.averaged_share)
+        self.loss, self.done = torch.zeros((), device=run.device), 0
+
+    def update(self, batch: LocalBatch, total: int) -> None:
+        """One step of the optimizer."""
+        self._optimizer.zero_grad(set_to_none=True)
+        asked = Batch(partial(self._wrapped, batch), batch.everywhere)
+        self.loss = self._rule.backward(asked) / self._here.size
+        self._optimizer.step()
+        self._rule.after_update()
+        self.done += 1
+        self._average.after_update(self.done / total)
+
+    def look(self, is_curious: bool) -> None:
+        """Whether `sight` will be asked for after the next update."""
+        self._pair.look(is_curious)
+
+    def sight(self) -> Sight:
+        """What the last update looked like."""
+        pair = self._pair
+        return Sight(pair.gradient_norm(), pair.removed_share(), pair.drift_so_far())
+
+    def result(self) -> Trained:
+        """What training gave."""
+        loss, temperature = sum_scalar(self.loss, self._here), self._objective.temperature
+        return Trained(self._average.values(), loss, self.done, temperature)
+
+    def state(self) -> Tensors:
+        """All that the next update depends on, alike on all ranks."""
+        parts = {
+            "heads": {name: value.detach() for name, value in self._parameters().items()},
+            "optimizer": optimizer_state(self._optimizer),
+            "average": self._average.state(),
+            "rule": self._rule.state(),
+        }
+        named = {f"{part}/{name}": value for part in parts for name, value in parts[part].items()}
+        return {"done": torch.tensor(self.done), **named}
+
+    @torch.no_grad()
+    def restore(self, saved: Tensors) -> None:
+        """Go on from there."""
+        self.done = int(saved["done"])
+        for name, parameter in self._parameters().items():
+            parameter.copy_(saved[f"heads/{name}"])
+        restore_optimizer(self._optimizer, part_of(saved, "optimizer"))
+        self._average.restore(part_of(saved, "average"))
+        self._rule.restore(part_of(saved, "rule"))
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        first, second = self._pair.changes
+        log_temperature = self._objective.log_temperature
+        return {"first": first, "second": second, "log_temperature": log_temperature}
 
 
 def new_heads(lesson: Lesson, spaces: Spaces, changes: tuple[Tensor, Tensor]) -> ModalityHeads:
@@ -88,18 +153,21 @@ def new_heads(lesson: Lesson, spaces: Spaces, changes: tuple[Tensor, Tensor]) ->
 
 @torch.no_grad()
 def mean_loss(
-    lesson: Lesson, spaces: Spaces, rows: PairedRows, changes: tuple[Tensor, Tensor]
+    lesson: Lesson, spaces: Spaces, rows: TurnedRows, run: Run, changes: tuple[Tensor, Tensor]
 ) -> float:
-    """Mean loss of one pass over the rows with these changes."""
-    spec = lesson.training
-    pair = _pair(lesson, spaces).to(rows.first_NI.device)
+    """Mean loss with these changes over one pass, or the beginning of a long one."""
+    pair = _pair(lesson, spaces).to(run.device)
     for parameter, change_EI in zip(pair.changes, changes, strict=True):
         parameter.copy_(change_EI)
-    objective = GlobalLoss(pair, spec, ALONE)
-    rotated = _rotated(lesson, spaces, rows)
-    batches = global_batches(len(rows), spec.batch_size, 1, lesson.seed)
-    losses = [float(objective(rotated.at(index_B))) for index_B in batches]
-    return sum(losses) / max(len(losses), 1)
+    objective = GlobalLoss(pair, lesson.training, run.here).to(run.device)
+    with closing(rows.batches(replace(_plan(lesson), epochs=1), run.here)) as batches:
+        losses = [objective(batch) / run.here.size for batch in islice(batches, _BATCHES_OF_MEAN)]
+    return sum_scalar(torch.stack(losses).mean(), run.here)
+
+
+def _plan(lesson: Lesson) -> Plan:
+    spec = lesson.training
+    return Plan(spec.batch_size, spec.epochs, lesson.seed)
 
 
 def _pair(lesson: Lesson, spaces: Spaces) -> PairInEigenCoordinates:
@@ -109,9 +177,15 @@ def _pair(lesson: Lesson, spaces: Spaces) -> PairInEigenCoordinates:
     return PairInEigenCoordinates(first, second)
 
 
-def _rotated(lesson: Lesson, spaces: Spaces, rows: PairedRows) -> PairedRows:
-    """All rows in the input coordinates of the heads: once, so that no update has to."""
-    first, second = (spaces[modality] for modality in lesson.pair.modalities)
-    return replace(
-        rows, first_NI=rotate(rows.first_NI, first), second_NJ=rotate(rows.second_NJ, second)
+def turning(lesson: Lesson, spaces: Spaces, device: torch.device) -> Transform:
+    """From raw rows of conditioned modalities to the input coordinates of the heads, on the device."""
+    first, second = (
+        RotatedFeatures.of(lesson.heads.conditioning[modality], spaces[modality], device)
+        for modality in lesson.pair.modalities
     )
+
+    def transform(raw: PairedRows) -> PairedRows:
+        rows = raw.to(device)
+        return replace(rows, first_NI=first(rows.first_NI), second_NJ=second(rows.second_NJ))
+
+    return transform

@@ -1,6 +1,9 @@
 """The optimizer that trains the changes of two heads: elementwise, so that blocked entries stay."""
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from workers.contract.model import TrainingSpec
 from workers.train.objective import GlobalLoss
@@ -22,3 +25,24 @@ def optimizer_for(objective: GlobalLoss, spec: TrainingSpec) -> torch.optim.Opti
             return torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
         case "sgd":
             return torch.optim.SGD(groups, lr=spec.learning_rate, momentum=_MOMENTUM, fused=True)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What it remembers of each parameter, by the parameter's number and the memory's name."""
+    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
+    return {
+        f"{number}/{name}": value
+        for number, memories in state.items()
+        for name, value in memories.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    """Go on from there."""
+    memories: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        number, name = key.split("/")
+        memories.setdefault(int(number), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": memories, "param_groups": groups})

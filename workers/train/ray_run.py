@@ -17,7 +17,9 @@ import ray.train
 import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.callback import UserCallback
 
+from workers.contract.errors import InvalidDataset, NothingToLearn, TrainingDiverged
 from workers.contract.job import submission_id
 from workers.storage.layout import run_prefix
 from workers.storage.s3 import S3Store
@@ -29,6 +31,7 @@ from workers.train.warm.ranks import serve_attempts
 
 # Deaths that one run survives. Nodes that go with notice are not counted, nor are changes of size.
 _RESTARTS, _FOR_EVER = 2, -1
+_GOODBYE_SECONDS = "3"
 # Where the resident run has the files that Ray Train asks for; they are small and stay few.
 _RESIDENT = "trainers"
 
@@ -56,15 +59,36 @@ def run_on_ray(store_uri: str, job: str, attempt: int, ranks: Ranks) -> None:
     told = {"store_uri": store_uri, "job": job, "attempt": attempt}
     # One run name per attempt: Ray resumes silently under a name that it has seen.
     files = _files(store_uri, f"{run_prefix(job, attempt)}/ray", submission_id(job, attempt))
-    run = RunConfig(failure_config=FailureConfig(max_failures=_RESTARTS), **files)
+    failures = FailureConfig(max_failures=_RESTARTS)
+    run = RunConfig(failure_config=failures, callbacks=[_OnlyWhatMayHelp()], **files)
     _trainer(_train_on_rank, told, run, ranks).fit()
 
 
 def run_resident_group(store_uri: str, ranks: Ranks) -> None:
     """Ranks that serve attempts until the desk retires them; raises where Ray gives up."""
     files = _files(store_uri, _RESIDENT, f"resident-{uuid.uuid4().hex[:12]}")
-    run = RunConfig(failure_config=FailureConfig(max_failures=_FOR_EVER), **files)
+    failures = FailureConfig(max_failures=_FOR_EVER)
+    run = RunConfig(failure_config=failures, callbacks=[_ShortGoodbye()], **files)
     _trainer(_serve_on_rank, {}, run, ranks).fit()
+
+
+class _ShortGoodbye(UserCallback):  # type: ignore[misc]  # untyped
+    """Runs in Ray Train's controller when ranks have ended with errors, before they are replaced."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Ray Train would let a rank that hangs say goodbye to its peers for half a minute."""
+        os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", _GOODBYE_SECONDS)
+
+
+class _OnlyWhatMayHelp(_ShortGoodbye):
+    """Ends the run where new ranks would fail alike: an error here is one that is not tried again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raises what a rank raised, if it is of that kind."""
+        super().after_exception(run_context, worker_exceptions)
+        for error in worker_exceptions.values():
+            if isinstance(error, InvalidDataset | NothingToLearn | TrainingDiverged):
+                raise error
 
 
 def _trainer(

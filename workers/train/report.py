@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
@@ -11,13 +12,14 @@ from workers.contract.job import Failure, JobSpec, Phase, Progress
 from workers.storage.layout import run_failure, run_progress
 from workers.storage.port import ObjectStore
 from workers.train.distributed import World
-from workers.train.learn import Watcher
-from workers.train.loop import UpdateDone
+from workers.train.run import UpdateDone, Watcher
 
 # An object store charges for every write; people do not read faster than this.
 _SECONDS_BETWEEN_WRITES = 0.5
 # A phase may take minutes; a progress that is older than some of these is that of a dead attempt.
 HEARTBEAT_SECONDS = 5.0
+# What says nothing about the phase that comes next; what was trained is told to the end.
+_OF_ONE_PHASE = {"rows_done": 0, "rows_total": 0, "rows_per_second": None, "eta_seconds": None}
 
 
 class Reporter(Watcher):
@@ -38,6 +40,7 @@ class Reporter(Watcher):
         self.seconds: dict[str, float] = {}
         self._phase: Phase = "starting"
         self._phase_began = self._last_write = time.monotonic()
+        self._resumed_at: int | None = None
         self._progress = self._snapshot()
         self._heartbeat, self._ended, self._lock = heartbeat, threading.Event(), threading.Lock()
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -63,36 +66,61 @@ class Reporter(Watcher):
         spent = now - self._phase_began
         self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + round(spent, 3)
         self._phase, self._phase_began = phase, now
-        self._write(self._progress.model_copy(update={"phase": phase}))
+        self._write(self._progress.model_copy(update={"phase": phase, **_OF_ONE_PHASE}))
+
+    def rows_read(self, done: int, total: int) -> None:
+        """Told after some rows; writes now and then. Ranks read alike, so ours are scaled up."""
+        if self.is_curious():
+            size, seconds = self._here.size, self._seconds_of_phase()
+            self._write(
+                self._snapshot(
+                    rows_done=done * size,
+                    rows_total=max(done, total) * size,
+                    rows_per_second=done * size / seconds,
+                    eta_seconds=max(total - done, 0) * seconds / max(done, 1),
+                )
+            )
+
+    def resumed(self, updates: int) -> None:
+        """Told before the first update of a run that goes on from a checkpoint."""
+        self._resumed_at = updates
+        self._write(self._snapshot(updates_done=updates))
+
+    def is_curious(self) -> bool:
+        """Whether it is time to write again; never in a rank that does not write."""
+        age = time.monotonic() - self._last_write
+        return self._here.leads and age > _SECONDS_BETWEEN_WRITES
 
     def update_done(self, update: UpdateDone) -> None:
-        """Told after every update; writes now and then and after the last one."""
-        now = time.monotonic()
-        is_last = update.done == update.total
-        if not self._here.leads or not (
-            is_last or now - self._last_write > _SECONDS_BETWEEN_WRITES
-        ):
+        """Told after every update; writes where it was curious, and after the last one."""
+        if not self._here.leads or (update.sight is None and update.done < update.total):
             return
-        batch = self._spec.spec.training.batch_size
-        # The loss of the whole batch would cost a collective: ranks draw alike, so scale ours up.
-        loss = float(update.local_loss) * self._here.size
-        rate = update.done * batch / max(now - self._phase_began, 1e-9)
-        self._write(self._snapshot(update.done, update.total, loss, rate))
+        seconds = self._seconds_of_phase()
+        updates = update.done - (self._resumed_at or 0)
+        self._write(
+            self._snapshot(
+                updates_done=update.done,
+                updates_total=update.total,
+                # The loss of the whole batch would cost a collective: ranks draw alike, so scale up.
+                loss=float(update.local_loss) * self._here.size,
+                rows_per_second=updates * self._spec.spec.training.batch_size / seconds,
+                eta_seconds=(update.total - update.done) * seconds / max(updates, 1),
+                **(asdict(update.sight) if update.sight else {}),
+            )
+        )
 
-    def _snapshot(
-        self,
-        done: int = 0,
-        total: int = 0,
-        loss: float | None = None,
-        rate: float | None = None,
-    ) -> Progress:
-        return Progress(
-            phase=self._phase,
-            updates_done=done,
-            updates_total=total,
-            loss=loss,
-            rows_per_second=rate,
-            at=datetime.now(UTC),
+    def _seconds_of_phase(self) -> float:
+        return max(time.monotonic() - self._phase_began, 1e-9)
+
+    def _snapshot(self, **told: float | int | None) -> Progress:
+        return Progress.model_validate(
+            {
+                "phase": self._phase,
+                "ranks": self._here.size,
+                "resumed_at": self._resumed_at,
+                "at": datetime.now(UTC),
+                **told,
+            }
         )
 
     def _beat(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tests.fakes.turned_rows import seen
 from workers.contract.modality import ModalityPair
 from workers.contract.model import TrainingSpec
 from workers.methods.port import Batch, Kept, Lesson, Method
@@ -16,6 +17,7 @@ from workers.model.rows import PairedRows
 from workers.nullspace.moments import pair_moments
 from workers.train.distributed import World
 from workers.train.objective import GlobalLoss
+from workers.train.rows.port import LocalBatch
 
 WIDTH = 4
 HEAD_WIDTHS = {"image": 7, "text": 5, "audio": 6, "depth": 5}
@@ -59,23 +61,23 @@ def _side(shared: Tensor, width: int, generator: torch.Generator) -> Tensor:
 
 def lesson_on(
     pair: ModalityPair,
-    seen: Sequence[tuple[ModalityPair, PairedRows]] = (),
+    datasets: Sequence[tuple[ModalityPair, PairedRows]] = (),
     kept: Kept | None = None,
     training: TrainingSpec = TRAINING,
 ) -> Lesson:
     """The next lesson after datasets that left their moments."""
     memory = Memory()
-    for known, rows in seen:
+    for known, rows in datasets:
         memory = memory.with_dataset(known, pair_moments(rows.first_NI, rows.second_NJ))
     return Lesson(random_heads(0), memory, kept or {}, pair, training, seed=5)
 
 
-def taught(method: Method, *seen: tuple[ModalityPair, PairedRows]) -> Kept:
+def taught(method: Method, *datasets: tuple[ModalityPair, PairedRows]) -> Kept:
     """What a method keeps of datasets in order, under heads that differ from the parent's."""
     kept: Kept = {}
-    for number, (pair, rows) in enumerate(seen):
+    for number, (pair, rows) in enumerate(datasets):
         lesson = replace(lesson_on(pair, kept=kept), seed=number)
-        kept = method.keep(lesson, random_heads(100 + number), rows)
+        kept = method.keep(lesson, random_heads(100 + number), seen(rows))
     return kept
 
 
@@ -95,14 +97,15 @@ def pair_for(method: Method, lesson: Lesson, moved: float = 0.3) -> PairInEigenC
 
 def batch_of(lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows) -> Batch:
     objective = GlobalLoss(pair, lesson.training, World(0, 1))
-    return Batch(lambda: objective(rows), rows)
+    batch = LocalBatch(rows, (len(rows),), rows)
+    return Batch(lambda: objective(batch), rows)
 
 
 def gradients_left_by(
     method: Method, lesson: Lesson, pair: PairInEigenCoordinates, rows: PairedRows
 ) -> list[Tensor]:
     """Of one update's `backward`, for the optimizer."""
-    method.update_rule(lesson, pair, rows).backward(batch_of(lesson, pair, rows))
+    method.update_rule(lesson, pair).backward(batch_of(lesson, pair, rows))
     return [change.grad.clone() for change in pair.changes if change.grad is not None]
 
 

@@ -62,7 +62,7 @@ def test_answer_is_the_loss_where_the_update_starts() -> None:
     pair = pair_for(method, lesson)
     batch = batch_of(lesson, pair, NEW)
     expected = batch.loss().detach()
-    assert torch.equal(method.update_rule(lesson, pair, NEW).backward(batch), expected)
+    assert torch.equal(method.update_rule(lesson, pair).backward(batch), expected)
 
 
 def test_loss_without_a_slope_leaves_no_gradient() -> None:
@@ -81,7 +81,7 @@ def test_constant_loss_is_survived() -> None:
     method, lesson = CFlat(), lesson_on(IMAGE_TEXT)
     pair = pair_for(method, lesson)
     batch = Batch(lambda: sum((0.0 * change.square()).sum() for change in pair.changes), NEW)  # type: ignore[arg-type,return-value]
-    method.update_rule(lesson, pair, NEW).backward(batch)
+    method.update_rule(lesson, pair).backward(batch)
     for change in pair.changes:
         assert change.grad is not None
         assert torch.equal(change.grad, torch.zeros_like(change))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.fakes.turned_rows import seen
 from tests.unit.methods.lessons import (
     AUDIO_DEPTH,
     AUDIO_IMAGE,
@@ -141,7 +142,7 @@ def test_cila_adds_up_both_losses_over_datasets() -> None:
 
     kept = {**kept, "cila/distillation": torch.tensor(5.0, dtype=torch.float64)}
     lesson, now = lesson_on(IMAGE_TEXT, kept=kept), dict(random_heads(7).weights)
-    kept = method.keep(lesson, random_heads(7), NEW)
+    kept = method.keep(lesson, random_heads(7), seen(NEW))
     before = dict(lesson.heads.weights)
     contrast = alone + contrast_by_loops(now, AUDIO_IMAGE, old)
     distilled = 5.0 + distillation_by_loops(before, now, AUDIO_IMAGE, old)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.fakes.turned_rows import seen
 from tests.unit.methods.lessons import (
     IMAGE_TEXT,
     TEXT_IMAGE,
@@ -53,8 +54,8 @@ def test_fisher_is_the_mean_squared_gradient_of_batches() -> None:
 def test_old_fisher_decays_when_a_modality_comes_again() -> None:
     method, heads = EWC(decay=0.5), random_heads(3)
     first, second = random_rows(IMAGE_TEXT, 2), random_rows(TEXT_IMAGE, 3)
-    kept = method.keep(lesson_on(IMAGE_TEXT), heads, first)
-    again = method.keep(lesson_on(TEXT_IMAGE, kept=kept), heads, second)
+    kept = method.keep(lesson_on(IMAGE_TEXT), heads, seen(first))
+    again = method.keep(lesson_on(TEXT_IMAGE, kept=kept), heads, seen(second))
     old, new = (
         fisher(lesson_on(IMAGE_TEXT), heads, first),
         fisher(lesson_on(TEXT_IMAGE), heads, second),

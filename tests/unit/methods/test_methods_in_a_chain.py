@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.fakes.turned_rows import seen, turned
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec, TrainingSpec
 from workers.methods.anchor import Anchor
@@ -27,8 +28,8 @@ from workers.model.heads import initial_heads
 from workers.model.memory import Memory
 from workers.model.rows import PairedRows
 from workers.nullspace.moments import pair_moments
-from workers.train.distributed import World
 from workers.train.loop import new_heads, train_pair
+from workers.train.run import Run
 
 SPEC = ModelSpec(
     width=8,
@@ -79,9 +80,9 @@ def run(method: Method, seed: int = 0, training: TrainingSpec = SPEC.training) -
         rows = rows_of(pair, number)
         lesson = Lesson(heads, memory, kept, pair, training, seed + number)
         spaces = method.update_spaces(lesson)
-        trained = train_pair(method, lesson, spaces, rows, World(0, 1), lambda _: None)
+        trained = train_pair(method, lesson, spaces, turned(lesson, spaces, rows), Run())
         heads = new_heads(lesson, spaces, trained.changes)
-        kept = load_kept(save_kept(method.keep(lesson, heads, rows)))
+        kept = load_kept(save_kept(method.keep(lesson, heads, seen(rows))))
         memory = memory.with_dataset(pair, pair_moments(rows.first_NI, rows.second_NJ))
         before, after = (
             float(loss_on(weights, pair, rows, training))

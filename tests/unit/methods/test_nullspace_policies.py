@@ -21,8 +21,8 @@ from workers.nullspace.certificate import PairWeights, relative_drift
 from workers.nullspace.moments import PairMoments, SecondMoment, pair_moments
 from workers.nullspace.replay import quality_loss
 from workers.train.certify import Earlier, drifts, qualities, weights_of
-from workers.train.distributed import World
-from workers.train.learn import Knowledge, Learned, Task, Watcher, before_the_first, learn
+from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn
+from workers.train.rows.held import HeldRows
 
 IMAGE_TEXT = ModalityPair(first="image", second="text")
 AUDIO_IMAGE = ModalityPair(first="audio", second="image")
@@ -48,8 +48,8 @@ def raw_rows(pair: ModalityPair, seed: int, rows: int = 256) -> PairedRows:
 def learn_one(
     spec: ModelSpec, before: Knowledge, pair: ModalityPair, seed: int, *earlier: Earlier
 ) -> Learned:
-    task = Task(pair, raw_rows(pair, seed), seed, earlier)
-    return learn(spec, before, task, World(0, 1), torch.device("cpu"), Watcher())
+    task = Task(pair, HeldRows(raw_rows(pair, seed)), seed, earlier)
+    return learn(spec, before, task)
 
 
 def low_rank_rows(pair: ModalityPair, seed: int) -> PairedRows:
@@ -65,7 +65,7 @@ def low_rank_rows(pair: ModalityPair, seed: int) -> PairedRows:
 
 
 def learn_rows(spec: ModelSpec, before: Knowledge, pair: ModalityPair, rows: PairedRows) -> Learned:
-    return learn(spec, before, Task(pair, rows, 0), World(0, 1), torch.device("cpu"), Watcher())
+    return learn(spec, before, Task(pair, HeldRows(rows), 0))
 
 
 def random_lesson(pair: ModalityPair, *datasets: ModalityPair) -> Lesson:

@@ -61,7 +61,7 @@ def test_decay_without_a_gradient_shrinks_the_head_itself() -> None:
     lesson = lesson_on(IMAGE_TEXT, training=training)
     pair = pair_for(METHOD, lesson)
     start = [head.weight_EI.detach().clone() for head in (pair.first, pair.second)]
-    rule = METHOD.update_rule(lesson, pair, NEW)
+    rule = METHOD.update_rule(lesson, pair)
     same = torch.zeros(len(NEW), dtype=torch.int64)
     batch = batch_of(lesson, pair, PairedRows(NEW.first_NI, NEW.second_NJ, same, same))
     optimizer = torch.optim.SGD(pair.changes, lr=0.1, weight_decay=0.5)

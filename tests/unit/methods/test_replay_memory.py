@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.fakes.turned_rows import seen
 from tests.unit.methods.lessons import (
     AUDIO_DEPTH,
     AUDIO_IMAGE,
@@ -48,7 +49,7 @@ def test_memories_survive_the_files_of_a_version() -> None:
 def test_what_others_keep_is_left_alone() -> None:
     kept = {"ewc/image/fisher": torch.ones(2)}
     lesson = lesson_on(IMAGE_TEXT, kept=kept)
-    after = METHOD.keep(lesson, random_heads(1), random_rows(IMAGE_TEXT, 1))
+    after = METHOD.keep(lesson, random_heads(1), seen(random_rows(IMAGE_TEXT, 1)))
     assert after["ewc/image/fisher"] is kept["ewc/image/fisher"]
     assert len(memories_in(after)) == 1
 
@@ -105,7 +106,7 @@ def test_empty_ledger_and_empty_memory_are_refused() -> None:
 def test_what_is_stored_follows_the_seed_of_the_lesson() -> None:
     rows, lesson = random_rows(IMAGE_TEXT, 1, rows=30), lesson_on(IMAGE_TEXT)
     one, same, other = (
-        METHOD.keep(replace(lesson, seed=seed), random_heads(1), rows) for seed in (1, 1, 2)
+        METHOD.keep(replace(lesson, seed=seed), random_heads(1), seen(rows)) for seed in (1, 1, 2)
     )
     name = "memory/0000/image/text/first_keys"
     assert torch.equal(one[name], same[name])

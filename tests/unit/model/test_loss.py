@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from workers.model.loss import positives, symmetric_info_nce, unit
+from workers.model.loss import Everywhere, positives, symmetric_info_nce, unit
 
 
 def batch(rows: int = 6, width: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -16,7 +16,7 @@ def batch(rows: int = 6, width: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_single_positives_give_the_usual_loss() -> None:
     first, second = batch()
-    loss = symmetric_info_nce((first, second), (first, second), torch.eye(6).bool(), 0.07)
+    loss = symmetric_info_nce((first, second), torch.eye(6).bool(), 0.07)
     scores, labels = first @ second.mT / 0.07, torch.arange(6)
     expected = (
         torch.nn.functional.cross_entropy(scores, labels)
@@ -28,12 +28,35 @@ def test_single_positives_give_the_usual_loss() -> None:
 def test_shares_of_the_batch_add_up_to_the_whole_loss() -> None:
     first, second = batch()
     positive = torch.eye(6).bool()
-    whole = symmetric_info_nce((first, second), (first, second), positive, 0.1)
+    whole = symmetric_info_nce((first, second), positive, 0.1)
+    statistics = torch.zeros(6, 3)  # The loss does not need those of others, its gradient does.
+    everywhere = Everywhere(first, second, lambda _: statistics)
     parts = [
-        symmetric_info_nce((first[own], second[own]), (first, second), positive[own], 0.1)
+        symmetric_info_nce((first[own], second[own]), positive[own], 0.1, everywhere)
         for own in (slice(0, 4), slice(4, 6))
     ]
     torch.testing.assert_close(parts[0] + parts[1], whole)
+
+
+@pytest.mark.parametrize("equal", [False, True], ids=["each its own item", "texts repeat"])
+def test_gradient_in_closed_form_is_that_of_autograd(equal: bool) -> None:
+    """Of embeddings and of a learnt temperature, against the loss written out."""
+    keys = torch.tensor([1, 1, 2, 3, 3, 3]) if equal else torch.arange(6)
+    positive = positives(torch.arange(6), keys, torch.arange(6), keys)
+    weight = positive / positive.sum(dim=1, keepdim=True)
+    sides = [side.double().requires_grad_() for side in batch()]
+    temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    scores = sides[0] @ sides[1].mT / temperature
+    expected = -sum((way.log_softmax(dim=1) * weight).sum() for way in (scores, scores.mT)) / 12
+    found = symmetric_info_nce((sides[0], sides[1]), positive, temperature)
+    torch.testing.assert_close(found, expected)
+    leaves = [*sides, temperature]
+    for ours, theirs in zip(
+        torch.autograd.grad(3 * found, leaves),
+        torch.autograd.grad(3 * expected, leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_rows_with_the_same_caption_do_not_push_each_other_apart() -> None:
@@ -42,5 +65,5 @@ def test_rows_with_the_same_caption_do_not_push_each_other_apart() -> None:
     positive = positives(keys_first, keys_second, keys_first, keys_second)
     assert positive.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
     first = torch.eye(3)[[0, 0, 1]]
-    loss = symmetric_info_nce((first, first), (first, first), positive, 0.05)
+    loss = symmetric_info_nce((first, first), positive, 0.05)
     assert float(loss) == pytest.approx(2 / 3 * torch.log(torch.tensor(2.0)).item(), abs=1e-6)

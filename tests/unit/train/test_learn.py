@@ -10,8 +10,8 @@ from workers.model.retrieval import HeldOut, measure
 from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights
 from workers.train.certify import Earlier, drifts, weights_of
-from workers.train.distributed import World
-from workers.train.learn import Knowledge, Learned, Task, Watcher, before_the_first, learn
+from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn
+from workers.train.rows.held import HeldRows
 
 PAIR = ModalityPair(first="image", second="text")
 SPEC = ModelSpec(
@@ -40,15 +40,8 @@ def latent_rows(seed: int, rows: int = 64) -> PairedRows:
 def learned_from(
     rows: PairedRows, spec: ModelSpec = SPEC, before: Knowledge | None = None, *earlier: Earlier
 ) -> Learned:
-    task = Task(PAIR, rows, seed=1, earlier=earlier)
-    return learn(
-        spec,
-        before or before_the_first(spec),
-        task,
-        World(0, 1),
-        torch.device("cpu"),
-        Watcher(),
-    )
+    task = Task(PAIR, HeldRows(rows), seed=1, earlier=earlier)
+    return learn(spec, before or before_the_first(spec), task)
 
 
 def as_rows(first: torch.Tensor, second: torch.Tensor) -> PairedRows:

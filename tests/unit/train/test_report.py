@@ -14,8 +14,8 @@ from workers.contract.model import ModelSpec
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.train.distributed import ALONE, World
-from workers.train.loop import UpdateDone
 from workers.train.report import Reporter
+from workers.train.run import UpdateDone
 
 SHARD = Shard(uri="file:///x.parquet", sha256="0" * 64, bytes=1, rows=1)
 SPEC = JobSpec(

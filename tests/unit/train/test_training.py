@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from tests.fakes.turned_rows import turned
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec, TrainingSpec
 from workers.methods.nullspace import Preserve
@@ -19,11 +20,12 @@ from workers.model.pair import PairInEigenCoordinates, rotate
 from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights, relative_drift
 from workers.nullspace.moments import PairMoments, pair_moments
-from workers.train.data import count_updates, global_batches
 from workers.train.distributed import World
-from workers.train.loop import Trained, UpdateDone, new_heads, train_pair
+from workers.train.loop import Trained, new_heads, train_pair
 from workers.train.objective import GlobalLoss
 from workers.train.optimizer import optimizer_for
+from workers.train.rows.order import Plan, permuted_batches
+from workers.train.run import Run, UpdateDone, Watcher
 
 IMAGE_TEXT = ModalityPair(first="image", second="text")
 DEPTH_IMAGE = ModalityPair(first="depth", second="image")
@@ -47,11 +49,21 @@ def features(pair: ModalityPair, rank: int, seed: int, rows: int = 128) -> list[
 
 
 @dataclass(frozen=True)
-class Run:
+class Outcome:
     """What training gave, and the heads that follow from it."""
 
     heads: ModalityHeads
     trained: Trained
+
+
+class Told(Watcher):
+    """Passes updates on."""
+
+    def __init__(self, on_update: Callable[[UpdateDone], None]) -> None:
+        self._on_update = on_update
+
+    def update_done(self, update: UpdateDone) -> None:
+        self._on_update(update)
 
 
 def lesson_on(pair: ModalityPair, memory: Memory, training: TrainingSpec = SPEC.training) -> Lesson:
@@ -65,16 +77,18 @@ def train(
     kept_energy: float | None,
     training: TrainingSpec = SPEC.training,
     on_update: Callable[[UpdateDone], None] = lambda _: None,
-) -> Run:
+) -> Outcome:
     method: Method = Vanilla() if kept_energy is None else Preserve(kept_energy)
     lesson, keys = lesson_on(pair, memory, training), torch.arange(len(rows[0]))
     spaces = method.update_spaces(lesson)
     data = PairedRows(rows[0], rows[1], keys, keys)
-    trained = train_pair(method, lesson, spaces, data, ALONE, on_update)
-    return Run(new_heads(lesson, spaces, trained.changes), trained)
+    watcher = Told(on_update)
+    rows_turned = turned(lesson, spaces, data)
+    trained = train_pair(method, lesson, spaces, rows_turned, Run(watcher=watcher))
+    return Outcome(new_heads(lesson, spaces, trained.changes), trained)
 
 
-def drift(moments: PairMoments, pair: ModalityPair, now: Run) -> float:
+def drift(moments: PairMoments, pair: ModalityPair, now: Outcome) -> float:
     start = initial_heads(SPEC).weights
     first, second = pair.modalities
     return relative_drift(
@@ -150,13 +164,14 @@ def test_heads_of_other_modalities_are_left_alone() -> None:
 
 
 def test_every_row_is_seen_and_the_order_depends_on_the_seed_alone() -> None:
-    batches = list(global_batches(rows=100, batch_size=30, epochs=2, seed=5))
-    assert len(batches) == count_updates(100, 30, 2) == 6
+    plan = Plan(batch_size=30, epochs=2, seed=5)
+    batches = list(permuted_batches(100, plan))
+    assert len(batches) == plan.updates(100) == 6
     assert all(len(batch) == 30 for batch in batches)
     assert len(torch.cat(batches[:3]).unique()) == 90
-    again = list(global_batches(rows=100, batch_size=30, epochs=2, seed=5))
+    again = list(permuted_batches(100, plan))
     assert all(torch.equal(one, other) for one, other in zip(batches, again, strict=True))
-    assert not torch.equal(batches[0], next(global_batches(100, 30, 2, seed=6)))
+    assert not torch.equal(batches[0], next(permuted_batches(100, Plan(30, 2, seed=6))))
 
 
 def test_each_update_is_told_with_its_number() -> None:

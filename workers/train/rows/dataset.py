@@ -1,26 +1,42 @@
-"""From verified shards to tensors, and the order in which rows are seen.
-
-Shapes: N rows, B rows of a global batch.
-"""
+"""From a verified dataset to its rows: those to train on, and those to measure recall on."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from workers.contract.dataset import DatasetManifest, Shard
+from workers.contract.model import ModelSpec
 from workers.model.features import content_keys
 from workers.model.retrieval import HeldOut
 from workers.model.rows import PairedRows
 from workers.storage.shards import Rows, fetch, read_rows
+from workers.train.rows.held import HeldRows
+from workers.train.rows.port import TrainingRows
+from workers.train.rows.reader import read_rows as read_raw_rows
+from workers.train.rows.spool import joined, keyed
+from workers.train.rows.streamed import StreamedRows, paired
+
+# Both features of all rows as float32. A rank may hold so much of it some times over, and the order
+# of rows depends on which way a dataset goes: it is no setting.
+HELD_BYTES = 256 * 2**20
 
 
-def training_rows(dataset: DatasetManifest) -> PairedRows:
-    """All training rows. Raises InvalidDataset if a shard is not what was verified at intake."""
-    return paired_rows(_read(dataset.shards))
+def training_rows(
+    dataset: DatasetManifest, spec: ModelSpec, held_bytes: int = HELD_BYTES
+) -> TrainingRows:
+    """Held in memory where they are few, else streamed from a local disk.
+
+    Raises InvalidDataset if a shard is not what was verified at intake; streamed rows when they are
+    read.
+    """
+    first, second = (spec.modalities[modality] for modality in dataset.pair.modalities)
+    if dataset.rows * (first + second) * 4 > held_bytes:
+        return StreamedRows(dataset.shards, (first, second))
+    parts = [keyed(raw) for raw in read_raw_rows(dataset.shards, 0, dataset.rows)]
+    return HeldRows(paired(joined(parts)))
 
 
 def held_out_rows(shards: Sequence[Shard]) -> HeldOut | None:
@@ -46,24 +62,6 @@ def held_out(rows: Rows) -> HeldOut:
         _, numbers = np.unique(rows.label_B.astype(str), return_inverse=True)
         labels = torch.from_numpy(numbers)
     return HeldOut(paired_rows(rows), labels)
-
-
-def global_batches(rows: int, batch_size: int, epochs: int, seed: int) -> Iterator[Tensor]:
-    """Row numbers of each global batch: a function of the seed and the dataset alone.
-
-    Each epoch is a fresh permutation. Rows that do not fill a last batch wait for the next epoch:
-    fewer negatives would make it another task.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        order_N = torch.randperm(rows, generator=generator)
-        for start in range(0, rows - rows % batch_size, batch_size):
-            yield order_N[start : start + batch_size]
-
-
-def count_updates(rows: int, batch_size: int, epochs: int) -> int:
-    """How many batches `global_batches` gives."""
-    return rows // batch_size * epochs
 
 
 def _read(shards: Sequence[Shard]) -> Rows:

@@ -1,0 +1,104 @@
+"""From shards in object storage to raw rows, in their order, row group by row group.
+
+The next shard is fetched and checked while the present one is decoded. Memory holds some thousand
+rows, however large shards and row groups are.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workers.contract.dataset import Shard
+from workers.storage.shards import FEATURES
+from workers.storage.verified import VerifiedFile, open_verified
+
+# Without it, a column of a whole row group is read at once, however large the group.
+_BUFFER_BYTES = 1 << 20
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """Neighbouring rows of a dataset as they are stored: float16 or float32."""
+
+    first_BF: np.ndarray
+    second_BG: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.first_BF)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows `start` to `stop` of a shard."""
+
+    shard: Shard
+    start: int
+    stop: int
+
+
+def read_rows(shards: Sequence[Shard], start: int, stop: int) -> Iterator[RawRows]:
+    """Rows `start` to `stop` of the dataset. Raises InvalidDataset, StorageUnavailable."""
+    parts = list(_parts(shards, start, stop))
+    with (
+        tempfile.TemporaryDirectory(prefix="cmcl-shards-") as folder,
+        ThreadPoolExecutor(1, "shards") as thread,
+    ):
+        ahead = [_fetch(thread, part, folder) for part in parts[:1]]
+        for number, part in enumerate(parts):
+            file = ahead.pop().result()
+            ahead += [_fetch(thread, after, folder) for after in parts[number + 1 : number + 2]]
+            yield from _decode(file, part)
+
+
+def _fetch(thread: ThreadPoolExecutor, part: _Part, folder: str) -> Future[VerifiedFile]:
+    return thread.submit(open_verified, part.shard, Path(folder))
+
+
+def _parts(shards: Sequence[Shard], start: int, stop: int) -> Iterator[_Part]:
+    """The shards that have some of the rows, with which of theirs."""
+    first = 0
+    for shard in shards:
+        begin, end = max(start - first, 0), min(stop - first, shard.rows)
+        if begin < end:
+            yield _Part(shard, begin, end)
+        first += shard.rows
+
+
+def _decode(verified: VerifiedFile, part: _Part) -> Iterator[RawRows]:
+    with verified.reading() as source:
+        file = pq.ParquetFile(source, buffer_size=_BUFFER_BYTES)
+        groups, position = _row_groups(file, part)
+        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=list(FEATURES)):
+            begin = max(part.start - position, 0)
+            end = min(part.stop - position, batch.num_rows)
+            position += batch.num_rows
+            if begin < end:
+                yield _raw(batch.slice(begin, end - begin))
+            if position >= part.stop:
+                return
+
+
+def _row_groups(file: pq.ParquetFile, part: _Part) -> tuple[list[int], int]:
+    """The row groups that have some of the rows, and the number of the first row in them."""
+    rows = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+    ends = np.cumsum(rows)
+    needed = np.flatnonzero((ends > part.start) & (ends - rows < part.stop))
+    return needed.tolist(), int(ends[needed[0]] - rows[needed[0]])
+
+
+def _raw(batch: pa.RecordBatch) -> RawRows:
+    first_BF, second_BG = (_values(batch.column(name)) for name in FEATURES)
+    return RawRows(first_BF, second_BG)
+
+
+def _values(features: pa.FixedSizeListArray) -> np.ndarray:
+    flat = features.flatten().to_numpy(zero_copy_only=False)
+    values_BF: np.ndarray = flat.reshape(len(features), features.type.list_size)
+    return values_BF

@@ -1,0 +1,16 @@
+"""Settings of the training processes: the only place in workers/train/ that reads the environment."""
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class TrainSettings(BaseSettings):
+    """Read once by each process that needs them."""
+
+    model_config = SettingsConfigDict(env_prefix="CMCL_", frozen=True, extra="ignore")
+
+    checkpoint_seconds: float = Field(
+        default=60,
+        gt=0,
+        description="between two checkpoints of a dataset: at most so much is trained again",
+    )
