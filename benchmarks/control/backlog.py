@@ -58,6 +58,9 @@ class _BusyCluster:
     def stop(self, submission_id: str) -> None:
         """See the port."""
 
+    def forget(self, submission_id: str) -> None:
+        """See the port."""
+
 
 def measure_backlog(url: str, folder: Path, queued: int, finished: int) -> dict[str, Any]:
     """Milliseconds of a round and of a scrape: with little, with a queue, with history as well."""

@@ -40,6 +40,11 @@ class Breaker:
         with self._watched():
             self._launcher.stop(submission_id)
 
+    def forget(self, submission_id: str) -> None:
+        """See the port."""
+        with self._watched():
+            self._launcher.forget(submission_id)
+
     @contextmanager
     def _watched(self) -> Iterator[None]:
         began = self._seconds()

@@ -88,3 +88,10 @@ class Launcher(Protocol):
     def stop(self, submission_id: str) -> None:
         """Ask it to end; `status` tells when it has. An ended or unknown id is no error."""
         ...
+
+    def forget(self, submission_id: str) -> None:
+        """Drop what is kept of one that has ended long ago; one that has not ended stays.
+
+        Its id is unknown from then on, so only for what nobody can submit again.
+        """
+        ...

@@ -6,6 +6,7 @@ control plane finds it again through the files in its folder.
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +56,12 @@ class ProcessLauncher:
             stopping.touch()
         patience_is_over = time.time() - stopping.stat().st_mtime > _GRACE_SECONDS
         _signal(folder, signal.SIGKILL if patience_is_over else signal.SIGTERM)
+
+    def forget(self, submission_id: str) -> None:
+        """See the port."""
+        folder = self._root / submission_id
+        if (folder / "pid").exists() and not _is_running(folder):
+            shutil.rmtree(folder)
 
     def _await_start(self, folder: Path) -> None:
         """Until the supervisor has left its number: before that, nobody could find it again."""

@@ -91,6 +91,13 @@ class RayJobLauncher:
                 if self._find(submission_id) is not None:
                     raise
 
+    def forget(self, submission_id: str) -> None:
+        """See the port."""
+        with self._translated():
+            job = self._find(submission_id)
+            if job is not None and job.status.is_terminal():
+                self._connected().delete_job(submission_id)
+
     def _find(self, submission_id: str) -> Any | None:
         """Ray's record of the job; None if there is none."""
         client = self._connected()

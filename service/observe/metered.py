@@ -56,6 +56,11 @@ class MeteredLauncher:
         with self._call("stop", submission_id):
             self._launcher.stop(submission_id)
 
+    def forget(self, submission_id: str) -> None:
+        """See the port."""
+        with self._call("forget", submission_id):
+            self._launcher.forget(submission_id)
+
     @contextmanager
     def _call(self, call: str, submission_id: str) -> Iterator[None]:
         span = self._metrics.spans.inside(f"launcher {call}", {"cmcl.attempt": submission_id})

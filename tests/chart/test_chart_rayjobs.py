@@ -65,7 +65,7 @@ def test_the_service_may_do_with_rayjobs_what_it_does_and_no_more(queued: Releas
     assert rule == {
         "apiGroups": ["ray.io"],
         "resources": ["rayjobs"],
-        "verbs": ["create", "get", "patch"],
+        "verbs": ["create", "delete", "get", "patch"],
     }
     binding = queued.one("RoleBinding", "demo-cmcl")
     account = queued.one("Deployment", "demo-cmcl")["spec"]["template"]["spec"][

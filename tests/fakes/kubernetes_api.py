@@ -85,6 +85,8 @@ class KubernetesApi:
         name = path.removeprefix(f"{RAYJOBS}/")
         if name not in self.jobs:
             raise Refusal(404, "NotFound", f'rayjobs.ray.io "{name}" not found')
+        if method == "DELETE":
+            return self.jobs.pop(name)
         return self._patch(self.jobs[name], body) if body is not None else self.jobs[name]
 
     def _create(self, job: RayJob) -> RayJob:
@@ -172,6 +174,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self._answer(self._body())
+
+    def do_DELETE(self) -> None:
+        # With no body, or with options that nothing here depends on.
+        self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        self._answer(None)
 
     def do_PATCH(self) -> None:
         if self.headers["Content-Type"] != "application/merge-patch+json":

@@ -53,8 +53,14 @@ class FakeLauncher:
         self._statuses[submission_id] = LaunchStatus(state, message)
 
     def forget(self, submission_id: str) -> None:
+        """See the port."""
+        self._answer()
+        if self.status(submission_id).has_ended:
+            self.lose(submission_id)
+
+    def lose(self, submission_id: str) -> None:
         """As a cluster that lost its table of jobs."""
-        del self._statuses[submission_id]
+        self._statuses.pop(submission_id, None)
 
     def running(self) -> list[str]:
         """Ids of what runs."""

@@ -140,6 +140,10 @@ class MortalLauncher:
         """See the port."""
         self._around("stop", submission_id, lambda: self._launcher.stop(submission_id))
 
+    def forget(self, submission_id: str) -> None:
+        """See the port."""
+        self._around("forget", submission_id, lambda: self._launcher.forget(submission_id))
+
     def _around(self, method: str, submission_id: str, work: Callable[[], T]) -> T:
         contact = Contact("launcher", method, submission_id, LauncherUnavailable)
         return around(self._fate, contact, work)

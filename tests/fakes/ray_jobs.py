@@ -54,6 +54,14 @@ class FakeRayJobs:
             job.status = JobStatus.STOPPED
         return was_running
 
+    def delete_job(self, submission_id: str) -> bool:
+        """As the client, which refuses for one that has not ended."""
+        job = self.get_job_info(submission_id)
+        if not job.status.is_terminal():
+            raise RuntimeError("Request failed with status code 500: not in a terminal state")
+        self.jobs.remove(job)
+        return True
+
     def end(self, submission_id: str, status: JobStatus, message: str = "") -> None:
         """What became of it."""
         job = self.get_job_info(submission_id)

@@ -63,7 +63,7 @@ class Cluster(FakeLauncher):
     def restart_head(self) -> None:
         """Its table is lost; what runs goes on."""
         for submission_id in list(self.commands):
-            self.forget(submission_id)
+            self.lose(submission_id)
         self.commands.clear()
 
     def heal(self) -> None:

@@ -167,6 +167,21 @@ def test_the_same_id_again_runs_nothing_anew(rig: Rig, ended: bool) -> None:
     assert rig.launcher.status("job-1-a1") == before
 
 
+def test_what_has_ended_can_be_forgotten(rig: Rig) -> None:
+    rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
+    rig.end("job-1-a1", 3)
+    _wait_until_ended(rig.launcher, "job-1-a1")
+    rig.launcher.forget("job-1-a1")
+    assert rig.launcher.status("job-1-a1").state == LaunchState.UNKNOWN
+    rig.launcher.forget("job-1-a1")
+
+
+def test_what_has_not_ended_is_not_forgotten(rig: Rig) -> None:
+    rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
+    rig.launcher.forget("job-1-a1")
+    assert not rig.launcher.status("job-1-a1").has_ended
+
+
 def test_stopping_what_has_ended_changes_nothing(rig: Rig) -> None:
     rig.launcher.submit(Submission("job-1-a1", rig.command("job-1-a1")))
     rig.end("job-1-a1", 0)

@@ -11,6 +11,7 @@ from service.control.sweep.purge import remove_all
 from service.database.queries import sweeping
 from service.database.queries.sweeping import EndedJob, Learned
 from service.states import JobState
+from workers.contract.job import submission_id
 from workers.storage import layout
 
 _AT_ONCE = 100
@@ -27,10 +28,20 @@ def sweep_jobs(context: Context) -> None:
             _AT_ONCE,
         )
     for job in ended:
+        forget_attempts(context, job.id, job.attempts)
         if job.state == JobState.PUBLISHED:
             _sweep_published(context, job)
         else:
             _sweep_unsuccessful(context, job)
+
+
+def forget_attempts(context: Context, job: str, attempts: int) -> None:
+    """What the cluster keeps of them. Before the row goes: afterwards nobody would ask again.
+
+    Raises LauncherUnavailable: while a cluster is away, all of it stays. That can wait.
+    """
+    for attempt in range(1, attempts + 1):
+        context.launcher.forget(submission_id(job, attempt))
 
 
 def sweep_learned_datasets(context: Context) -> None:

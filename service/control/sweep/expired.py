@@ -6,6 +6,7 @@ from datetime import timedelta
 from sqlalchemy import Connection
 
 from service.control.context import Context
+from service.control.sweep.ended import forget_attempts
 from service.control.sweep.purge import remove_all
 from service.database.queries import events, preflights, sweeping, uploads, webhooks
 from workers.storage import layout
@@ -53,6 +54,7 @@ def sweep_preflights(context: Context) -> None:
     with context.database.read() as connection:
         ended = preflights.ended_before(connection, before, _AT_ONCE)
     for preflight in ended:
+        forget_attempts(context, preflight.id, preflight.attempt)
         if remove_all(context.store, layout.runs_prefix(preflight.id)):
             with context.database.write() as connection:
                 preflights.forget(connection, preflight.id)

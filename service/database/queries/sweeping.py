@@ -48,6 +48,7 @@ class EndedJob:
     dataset: str
     revision: int
     state: JobState
+    attempts: int
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,13 @@ def ended_jobs(
         and_(jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)), jobs.c.finished_at < before),
     )
     query = (
-        select(jobs.c.id, jobs.c.dataset, jobs.c.revision, jobs.c.state)
+        select(jobs.c.id, jobs.c.dataset, jobs.c.revision, jobs.c.state, jobs.c.attempt)
         .where(jobs.c.finished_at.is_not(None), jobs.c.swept_at.is_(None), is_old)
         .order_by(jobs.c.finished_at)
         .limit(limit)
     )
     return [
-        EndedJob(row.id, row.dataset, row.revision, JobState(row.state))
+        EndedJob(row.id, row.dataset, row.revision, JobState(row.state), row.attempt)
         for row in connection.execute(query)
     ]
 

@@ -89,6 +89,13 @@ class KubeRayLauncher:
                     return
         raise LauncherUnavailable(f"{submission_id} changed at each of {_LOOKS} tries to stop it")
 
+    def forget(self, submission_id: str) -> None:
+        """See the port. Kubernetes removes what belongs to the RayJob as well."""
+        with self._translated():
+            job = self._find(submission_id)
+            if job is not None and launch_status(job).has_ended:
+                self._remove(job)
+
     def _find(self, submission_id: str) -> Mapping[str, Any] | None:
         try:
             found: Mapping[str, Any] = self._call("get", name=resource_name(submission_id))
@@ -108,6 +115,13 @@ class KubeRayLauncher:
                 raise
             return False
         return True
+
+    def _remove(self, job: Mapping[str, Any]) -> None:
+        try:
+            self._call("delete", name=job["metadata"]["name"])
+        except ApiException as error:
+            if error.status != _NOT_FOUND:
+                raise
 
     def _call(self, verb: str, **arguments: Any) -> Any:
         if self._api is None:

@@ -31,7 +31,7 @@ def test_an_end_without_candidate_is_a_lost_attempt(
 def test_a_job_that_the_cluster_forgot_is_lost(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)
-    plane.launcher.forget(f"{job}-a1")
+    plane.launcher.lose(f"{job}-a1")
     plane.tick()
     assert plane.job(job).state == JobState.QUEUED
 

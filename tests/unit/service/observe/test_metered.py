@@ -81,6 +81,7 @@ def test_every_method_of_the_launcher_is_measured(parts: MeteredParts) -> None:
     parts.launcher.submit(Submission("job-1-a1", ["true"]))
     assert parts.launcher.status("job-1-a1").state == LaunchState.RUNNING
     parts.launcher.stop("job-1-a1")
+    parts.launcher.forget("job-1-a1")
     assert {name for name in methods(Launcher) if parts.launcher_calls(name) == 0} == set()
     assert parts.fake.commands == {"job-1-a1": ["true"]}
 

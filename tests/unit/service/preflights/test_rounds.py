@@ -3,6 +3,7 @@
 from sqlalchemy import select
 
 from service.control.preflights import PreflightRounds
+from service.control.sweep.sweeper import Sweeper
 from service.database import tables
 from service.database.queries import models, preflights
 from service.database.queries.preflights import PreflightState
@@ -65,7 +66,7 @@ def test_a_lost_attempt_is_repeated_once(asking: Asking) -> None:
 def test_a_late_answer_of_a_lost_attempt_is_ignored(asking: Asking) -> None:
     asked = asking.post()
     asking.tick_to(asked, RUNNING)
-    asking.plane.launcher.forget(f"{asked}-a1")
+    asking.plane.launcher.lose(f"{asked}-a1")
     asking.tick(2)
     asking.leave(asked, attempt=1, error="of another time")
     asking.tick()
@@ -198,6 +199,17 @@ def test_old_ones_are_found_and_forgotten(asking: Asking) -> None:
         assert old.id == asked
         preflights.forget(connection, old.id)
         assert [row.id for row in preflights.page(connection, "scenes", None, 10)] == [waiting]
+
+
+def test_the_cluster_forgets_old_ones_too(asking: Asking) -> None:
+    asked = asking.post()
+    asking.leave(asked)
+    asking.tick_to(asked, DONE)
+    launcher = asking.plane.launcher
+    launcher.end(f"{asked}-a1", LaunchState.SUCCEEDED)
+    asking.plane.clock.advance(91 * 24 * 3600)
+    Sweeper(asking.plane.context).sweep()
+    assert launcher.status(f"{asked}-a1").state == LaunchState.UNKNOWN
 
 
 def test_an_upload_is_named_with_its_place(asking: Asking) -> None:

@@ -154,6 +154,15 @@ def test_a_stop_that_is_always_overtaken_is_worth_a_retry(
         launcher.stop(ID)
 
 
+def test_what_was_stopped_in_its_queue_can_be_forgotten(
+    api: KubernetesApi, launcher: KubeRayLauncher
+) -> None:
+    launcher.submit(SUBMISSION)
+    launcher.stop(ID)
+    launcher.forget(ID)
+    assert api.jobs == {}
+
+
 @pytest.mark.parametrize(
     "refusal",
     [
