@@ -60,7 +60,8 @@ def run_on_ray(store_uri: str, job: str, attempt: int, ranks: Ranks) -> None:
     # One run name per attempt: Ray resumes silently under a name that it has seen.
     files = _files(store_uri, f"{run_prefix(job, attempt)}/ray", submission_id(job, attempt))
     failures = FailureConfig(max_failures=_RESTARTS)
-    run = RunConfig(failure_config=failures, callbacks=[_OnlyWhatMayHelp()], **files)
+    callbacks: list[Any] = [_OnlyWhatMayHelp()]
+    run = RunConfig(failure_config=failures, callbacks=callbacks, **files)
     _trainer(_train_on_rank, told, run, ranks).fit()
 
 
@@ -68,11 +69,12 @@ def run_resident_group(store_uri: str, ranks: Ranks) -> None:
     """Ranks that serve attempts until the desk retires them; raises where Ray gives up."""
     files = _files(store_uri, _RESIDENT, f"resident-{uuid.uuid4().hex[:12]}")
     failures = FailureConfig(max_failures=_FOR_EVER)
-    run = RunConfig(failure_config=failures, callbacks=[_ShortGoodbye()], **files)
+    callbacks: list[Any] = [_ShortGoodbye()]
+    run = RunConfig(failure_config=failures, callbacks=callbacks, **files)
     _trainer(_serve_on_rank, {}, run, ranks).fit()
 
 
-class _ShortGoodbye(UserCallback):  # type: ignore[misc]  # untyped
+class _ShortGoodbye(UserCallback):
     """Runs in Ray Train's controller when ranks have ended with errors, before they are replaced."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
