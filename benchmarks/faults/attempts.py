@@ -1,0 +1,140 @@
+"""A dataset that is made here, and attempts of one job that learns it as its first version."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+
+from workers.contract.dataset import DatasetManifest, ShardRef
+from workers.contract.errors import ObjectNotFound
+from workers.contract.job import JobSpec, Progress
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec, TrainingSpec
+from workers.storage import layout
+from workers.storage.port import ObjectStore
+from workers.storage.shards import fetch
+from workers.storage.versions import check_candidate, read_candidate
+
+_WIDTHS = (256, 192)
+_FIRST, _SECOND = "vision", "text"
+_KEY = "faults/rows.parquet"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much there is to learn."""
+
+    rows: int
+    epochs: int
+    batch_size: int = 512
+    width: int = 128
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job and the store that it lies in."""
+
+    store: ObjectStore
+    name: str
+    size: Size
+
+    def prepare(self, folder: Path) -> None:
+        """Put the dataset and the first attempt's spec where they belong."""
+        path = folder / "rows.parquet"
+        _write_rows(path, self.size.rows)
+        self.store.upload(path, _KEY)
+        shard = fetch(ShardRef(uri=f"{self.store.uri}/{_KEY}"), folder / "again.parquet")
+        pair = ModalityPair(first=_FIRST, second=_SECOND)
+        self._write_spec(
+            JobSpec(
+                job=self.name,
+                attempt=1,
+                model=self.name,
+                version=1,
+                parent=None,
+                spec=_model(self.size),
+                dataset=DatasetManifest(
+                    dataset=self.name, model=self.name, name="rows", pair=pair, shards=(shard,)
+                ),
+            )
+        )
+
+    def next_attempt(self, attempt: int) -> None:
+        """What the control plane does when one is lost: another, from its newest checkpoint."""
+        spec = JobSpec.model_validate_json(self.store.read(layout.run_spec(self.name, attempt - 1)))
+        found = self.checkpoints(attempt - 1)
+        newest = found[-1] if found else spec.resume_from
+        self._write_spec(spec.model_copy(update={"attempt": attempt, "resume_from": newest}))
+
+    def command(self, attempt: int, ranks: int, min_ranks: int) -> list[str]:
+        """As the service asks Ray to start it."""
+        return [
+            *(sys.executable, "-m", "workers.train", "--cold", "--store", self.store.uri),
+            *("--job", self.name, "--attempt", str(attempt)),
+            *("--ranks", str(ranks), "--min-ranks", str(min_ranks)),
+        ]
+
+    def progress(self, attempt: int) -> Progress | None:
+        """What the attempt tells; None before it tells anything."""
+        try:
+            text = self.store.read(layout.run_progress(self.name, attempt))
+        except ObjectNotFound:
+            return None
+        return Progress.model_validate_json(text)
+
+    def checkpoints(self, attempt: int) -> list[str]:
+        """Keys, the newest last."""
+        return sorted(self.store.keys(layout.run_checkpoints(self.name, attempt)))
+
+    def result(self, attempt: int) -> "Result":
+        """Raises ObjectNotFound where the attempt made nothing."""
+        manifest = read_candidate(self.store, self.name, attempt)
+        check_candidate(self.store, manifest)
+        heads = self.store.read(layout.run_file(self.name, attempt, layout.HEADS))
+        report = manifest.report
+        return Result(manifest.files[layout.HEADS].sha256, heads, report.ranks, report.updates)
+
+    def _write_spec(self, spec: JobSpec) -> None:
+        key = layout.run_spec(spec.job, spec.attempt)
+        self.store.put(key, spec.model_dump_json().encode())
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an attempt made."""
+
+    digest: str
+    heads: bytes
+    ranks: int
+    updates: int
+
+    def distance(self, other: "Result") -> float:
+        """The largest difference of any entry of the heads."""
+        ours, theirs = (safetensors.torch.load(each.heads) for each in (self, other))
+        return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def _model(size: Size) -> ModelSpec:
+    return ModelSpec(
+        width=size.width,
+        modalities=dict(zip((_FIRST, _SECOND), _WIDTHS, strict=True)),
+        training=TrainingSpec(epochs=size.epochs, batch_size=size.batch_size),
+    )
+
+
+def _write_rows(path: Path, rows: int) -> None:
+    """Pairs that have something in common: two random views of 32 hidden numbers, and noise."""
+    generator = np.random.default_rng(0)
+    hidden = generator.normal(size=(rows, 32)).astype(np.float32)
+    columns: dict[str, pa.Array] = {"id": pa.array([f"row-{row}" for row in range(rows)])}
+    for name, width in zip(("feature_a", "feature_b"), _WIDTHS, strict=True):
+        view = generator.normal(size=(32, width)).astype(np.float32)
+        noise = generator.normal(size=(rows, width)).astype(np.float32)
+        values = pa.array((hidden @ view + noise).ravel())
+        columns[name] = pa.FixedSizeListArray.from_arrays(values, width)
+    # Small groups of rows: what streams them goes back to the store all the time.
+    pq.write_table(pa.table(columns), path, row_group_size=1024)

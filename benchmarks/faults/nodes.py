@@ -1,0 +1,199 @@
+"""Several Ray nodes on this machine, each with an address of its own, so that ranks are apart.
+
+Killing a node kills every process on it, which is what a lost machine looks like from outside.
+"""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+_START_SECONDS = 90.0
+_PROGRAMS = Path(sys.executable).parent
+_RANK_LINE = re.compile(r"pid=(\d+)\) world_rank=(\d+)")
+_GROUP_LINE = "Started training worker group"
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    # So that every group's ranks are told of in full.
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
+}
+_NODE_ID = """
+import ray, sys
+ray.init(address=sys.argv[1], log_to_driver=False)
+print(next(n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == sys.argv[2]))
+"""
+
+
+class NodesError(Exception):
+    """A node did not start; the message names its log."""
+
+
+class Nodes:
+    """A head without CPUs, and nodes that have one each: every rank is on a node of its own."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        # Short, because the path of a Unix socket may have 107 characters at most; and our own,
+        # because Ray keeps there which cluster of the machine is the present one.
+        self._files = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+        own = {"RAY_TMPDIR": self._files.name}
+        self._environment = {**os.environ, **_ENVIRONMENT, **own, **environment}
+        self._environment.pop("RAY_ADDRESS", None)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._port = _free_port()
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.start_head()
+            self.add("127.0.0.2")
+            self.add("127.0.0.3")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def address(self) -> str:
+        """Of the head."""
+        return f"127.0.0.1:{self._port}"
+
+    def start_head(self) -> None:
+        """The head, at the same address each time."""
+        # With its dashboard: Ray Train asks there whether a controller lives, to clean up after it.
+        options = (f"--port={self._port}", f"--dashboard-port={_free_port()}")
+        self._ray("127.0.0.1", "--head", *options)
+
+    def add(self, ip: str) -> None:
+        """One more node. Not two at once: Ray gives them the same names of sockets then."""
+        self._ray(ip, f"--address={self.address}")
+
+    def kill(self, ip: str) -> None:
+        """The node and all that runs on it, at once."""
+        _end(self.processes.pop(ip))
+
+    def drain(self, ip: str, seconds: int) -> None:
+        """Announce that the node will be gone in so many seconds, as a cloud does."""
+        words = [
+            *(str(_PROGRAMS / "ray"), "drain-node", "--address", self.address),
+            *("--node-id", self.node_id(ip), "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
+            *("--reason-message", "benchmark", "--deadline-remaining-seconds", str(seconds)),
+        ]
+        subprocess.run(words, check=True, env=self._environment, capture_output=True)
+
+    def node_id(self, ip: str) -> str:
+        """Ray's name for a node."""
+        words = [sys.executable, "-c", _NODE_ID, self.address, ip]
+        done = subprocess.run(words, check=True, env=self._environment, capture_output=True)
+        return done.stdout.decode().split()[-1]
+
+    def start_driver(self, command: list[str], name: str) -> subprocess.Popen[bytes]:
+        """A driver on the head; it writes into the log of that name."""
+        return self._spawn(name, command, RAY_ADDRESS=self.address)
+
+    def log(self, name: str) -> Path:
+        """Where a process writes what it prints."""
+        return self.folder / f"{name}.log"
+
+    def ranks(self, driver: str) -> dict[int, psutil.Process]:
+        """The processes of the newest group that this driver's log tells of, by rank."""
+        told = self.log(driver).read_text(errors="replace").rpartition(_GROUP_LINE)[2]
+        return {int(rank): psutil.Process(int(pid)) for pid, rank in _RANK_LINE.findall(told)}
+
+    def node_of(self, process: psutil.Process) -> str:
+        """The address of the node that a process runs on."""
+        above = {each.pid for each in process.parents()}
+        return next(ip for ip, node in self.processes.items() if node.pid in above)
+
+    def find(self, words: str) -> psutil.Process:
+        """The process of this cluster with these words in its title."""
+        for node in self.processes.values():
+            for child in psutil.Process(node.pid).children(recursive=True):
+                if words in _title(child):
+                    return child
+        raise LookupError(f"no process of {sorted(self.processes)} is called {words!r}")
+
+    def stop(self) -> None:
+        """End all that was started here, at once."""
+        for process in self.processes.values():
+            _end(process)
+        self.processes.clear()
+        self._files.cleanup()
+
+    def _ray(self, ip: str, *options: str) -> None:
+        cpus = 0 if "--head" in options else 1
+        words = [
+            *(str(_PROGRAMS / "ray"), "start", "--block", "--disable-usage-stats", *options),
+            *(f"--node-ip-address={ip}", f"--num-cpus={cpus}", "--object-store-memory=80000000"),
+            # The default range is shared by all nodes of a machine, and they would collide.
+            *("--min-worker-port=0", "--max-worker-port=0"),
+        ]
+        self.log(ip).unlink(missing_ok=True)
+        self.processes[ip] = self._spawn(ip, words)
+        self._wait_for(ip)
+
+    def _wait_for(self, ip: str) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while "Ray runtime started" not in self.log(ip).read_text(errors="replace"):
+            if time.monotonic() > deadline or self.processes[ip].poll() is not None:
+                raise NodesError(f"a node did not start; see {self.log(ip)}")
+            time.sleep(0.1)
+
+    def _spawn(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
+        with self.log(name).open("ab") as log:
+            return subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**self._environment, **environment},
+                start_new_session=True,
+            )
+
+
+def _end(node: subprocess.Popen[bytes]) -> None:
+    """The process and all below it; Ray's workers have groups of their own."""
+    try:
+        family = psutil.Process(node.pid).children(recursive=True)
+        node.kill()
+    except psutil.NoSuchProcess:
+        family = []
+    for child in family:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            pass  # It was quicker.
+    node.wait()
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+
+
+def _free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])

@@ -1,0 +1,155 @@
+"""What does a fault cost, and does the result stay the same?
+
+`python -m benchmarks.training_faults` trains one dataset with two ranks on two Ray nodes of this
+machine, again and again, each time with another fault in the middle, and compares what came of it
+with a run that nothing happened to.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.arguments import OneLineParser, count
+from benchmarks.faults.attempts import Job, Result, Size
+from benchmarks.faults.bucket import Door, bucket
+from benchmarks.faults.cases import CASES, PEER_SECONDS, Case
+from benchmarks.faults.nodes import Nodes
+from benchmarks.faults.page import markdown
+from benchmarks.faults.scene import Scene
+from benchmarks.report import machine
+from workers.storage.uris import open_store
+
+_RESULTS = Path(".cmcl/benchmarks")
+_CHECKPOINT_SECONDS = 3
+_SAME = 1e-5
+_UNDISTURBED = Case("nothing", lambda _: 0.0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Seconds from the fault, and what was lost; `resumed` is None where no rank had to go back.
+
+    `pause` is the longest time without a new update. `distance` is that of the heads from those of
+    the run without a fault; None where they are equal to the bit.
+    """
+
+    fault: str
+    resumed: float | None
+    pause: float
+    at_update: int
+    resumed_at: int | None
+    repeated: int
+    attempts: int
+    ranks: int
+    distance: float | None
+
+    @property
+    def is_same(self) -> bool:
+        """As promised: the bits for as many ranks, 1e-5 otherwise."""
+        return self.distance is None or (self.ranks != 2 and self.distance <= _SAME)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; status 1 if a result is another one."""
+    options = _parser().parse_args(arguments)
+    size = Size(options.rows, options.epochs)
+    with tempfile.TemporaryDirectory(prefix="cmcl-faults-") as folder:
+        undisturbed, seconds = _undisturbed(Path(folder), size)
+        outcomes = []
+        for name in options.faults:
+            outcomes.append(_outcome(name, Path(folder), size, undisturbed))
+            print(outcomes[-1], file=sys.stderr, flush=True)
+    document = {
+        "outcomes": [{**asdict(each), "is_same": each.is_same} for each in outcomes],
+        "size": asdict(size),
+        "updates": undisturbed.updates,
+        "seconds": seconds,
+        "checkpoint_seconds": _CHECKPOINT_SECONDS,
+        "peer_seconds": PEER_SECONDS,
+        "machine": machine(),
+    }
+    page = markdown(document)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / "training-faults"
+    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
+    stem.with_suffix(".md").write_text(page)
+    print(page)
+    print(json.dumps(document), flush=True)
+    return 0 if all(each.is_same for each in outcomes) else 1
+
+
+def _undisturbed(folder: Path, size: Size) -> tuple[Result, float]:
+    """What comes of a job that nothing happens to, and how long its training takes."""
+    with _scene(_UNDISTURBED, folder / "undisturbed", size) as scene:
+        scene.finish()
+        training = [each.at for each in scene.watch.seen if each.done]
+        return scene.job.result(scene.attempt), round(training[-1] - training[0], 1)
+
+
+def _outcome(name: str, folder: Path, size: Size, undisturbed: Result) -> Outcome:
+    case = CASES[name]
+    with _scene(case, folder / name, size) as scene:
+        scene.train_until(0.4)
+        moment = case.act(scene)
+        scene.finish()
+        result, resumed = scene.job.result(scene.attempt), scene.watch.resumed_after(moment)
+    before = scene.watch.done_before(moment)
+    first = None if resumed is None else resumed.progress.resumed_at or 0
+    return Outcome(
+        fault=case.fault,
+        resumed=None if resumed is None else round(resumed.at - moment, 1),
+        pause=round(scene.watch.longest_pause_after(moment), 1),
+        at_update=before,
+        resumed_at=first,
+        repeated=0 if first is None else max(0, before - first),
+        attempts=scene.attempt,
+        ranks=result.ranks,
+        distance=None if result.digest == undisturbed.digest else result.distance(undisturbed),
+    )
+
+
+@contextmanager
+def _scene(case: Case, folder: Path, size: Size) -> Iterator[Scene]:
+    """A cluster and a store of its own, so that no case leaves anything to the next."""
+    folder.mkdir()
+    with _store(case, folder) as (uri, environment, door):
+        job = Job(open_store(uri), "faults", size)
+        job.prepare(folder)
+        with Nodes(folder / "ray", {**environment, **case.settings}) as nodes:
+            scene = Scene(nodes, job, case.ranks, door, seconds=300)
+            try:
+                yield scene
+            finally:
+                scene.stop()
+
+
+@contextmanager
+def _store(case: Case, folder: Path) -> Iterator[tuple[str, dict[str, str], Door | None]]:
+    """Its URI, what the cluster is told, and the door."""
+    told = {"CMCL_CHECKPOINT_SECONDS": str(_CHECKPOINT_SECONDS)}
+    if case.store == "file":
+        (folder / "store").mkdir()
+        yield (folder / "store").as_uri(), told, None
+        return
+    with bucket() as (uri, _, door):
+        yield uri, {**told, "AWS_ENDPOINT_URL": door.url}, door
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="python -m benchmarks.training_faults", description=__doc__)
+    parser.add_argument(
+        "--faults", nargs="+", choices=CASES, default=list(CASES), help="(default: all)"
+    )
+    parser.add_argument("--rows", type=count, default=20_000, help="(default: 20000)")
+    parser.add_argument("--epochs", type=count, default=40, help="(default: 40)")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
