@@ -44,6 +44,10 @@ class VerifiedFile:
         self._shard, self._stamp = shard, stamp
         self._file = file
 
+    def close(self) -> None:
+        """It will not be read."""
+        self._file.close()
+
     @contextmanager
     def reading(self) -> Iterator[BinaryIO]:
         """The file; closed in the end. Raises InvalidDataset if it was changed meanwhile."""

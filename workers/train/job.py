@@ -39,6 +39,7 @@ from workers.train.checkpoint import StoredCheckpoints
 from workers.train.distributed import from_leader, united, world
 from workers.train.learn import Learned, Task, learn
 from workers.train.lineage import Parent, evaluate, read_earlier, read_parent
+from workers.train.notice import notice_given
 from workers.train.report import Reporter, leave_failure
 from workers.train.rows.dataset import training_rows
 from workers.train.run import Run
@@ -61,7 +62,7 @@ def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) 
     try:
         with (
             Reporter(store, spec, here) as reporter,
-            StoredCheckpoints(store, spec, here, seconds) as checkpoints,
+            StoredCheckpoints(store, spec, here, seconds, notice_given) as checkpoints,
         ):
             _train(store, spec, Run(here, device, reporter, checkpoints), reporter)
     except (InvalidDataset, NothingToLearn, TrainingDiverged) as error:

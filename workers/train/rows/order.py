@@ -14,6 +14,7 @@ Shapes: N rows, B rows of a global batch, K rows of a window.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor
 
 # More ranks than lanes would leave some without rows.
 LANES = 256
+_GOLDEN = (5**0.5 - 1) / 2
 # Read at once from the disk: long enough for any disk to be quick.
 _BLOCK_BYTES = 256 * 1024
 # Blocks that are mixed with each other: 1 GiB as float32 over all lanes, half of it as float16.
@@ -65,20 +67,25 @@ class Lanes:
     rows: int
     count: int = LANES
 
+    @cached_property
+    def _turns(self) -> np.ndarray:
+        """Each lane's place among those that give a row more than others, far from its neighbours'."""
+        return (np.arange(self.count) * _GOLDEN % 1.0).argsort().argsort()
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.concatenate([[0], self.taken(self.rows).cumsum()])
+
     def start(self, lane: int) -> int:
         """Its first row; that of lane `count` is the end of the dataset."""
-        short, longer = self.rows // self.count, self.rows % self.count
-        return lane * short + max(0, lane - (self.count - longer))
-
-    def length(self, lane: int) -> int:
-        return (self.rows + lane) // self.count
+        return int(self._starts[lane])
 
     def taken(self, rows: int) -> np.ndarray:
-        """How many rows each lane has given when `rows` were taken in all: ⌊(rows + lane) / count⌋.
+        """How many rows each lane has given when `rows` were taken in all: ⌊(rows + turn) / count⌋.
 
         They add up to `rows` (Hermite's identity), and no lane gives more than it has.
         """
-        given: np.ndarray = (rows + np.arange(self.count)) // self.count
+        given: np.ndarray = (rows + self._turns) // self.count
         return given
 
 

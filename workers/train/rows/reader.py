@@ -51,14 +51,24 @@ def read_rows(shards: Sequence[Shard], start: int, stop: int) -> Iterator[RawRow
         ThreadPoolExecutor(1, "shards") as thread,
     ):
         ahead = [_fetch(thread, part, folder) for part in parts[:1]]
-        for number, part in enumerate(parts):
-            file = ahead.pop().result()
-            ahead += [_fetch(thread, after, folder) for after in parts[number + 1 : number + 2]]
-            yield from _decode(file, part)
+        try:
+            for number, part in enumerate(parts):
+                file = ahead.pop().result()
+                ahead += [_fetch(thread, after, folder) for after in parts[number + 1 : number + 2]]
+                yield from _decode(file, part)
+        finally:
+            for fetched in ahead:
+                _leave(fetched)
 
 
 def _fetch(thread: ThreadPoolExecutor, part: _Part, folder: str) -> Future[VerifiedFile]:
     return thread.submit(open_verified, part.shard, Path(folder))
+
+
+def _leave(fetched: Future[VerifiedFile]) -> None:
+    """Nobody will read it."""
+    if not fetched.cancel() and fetched.exception() is None:
+        fetched.result().close()
 
 
 def _parts(shards: Sequence[Shard], start: int, stop: int) -> Iterator[_Part]:

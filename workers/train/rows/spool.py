@@ -10,6 +10,7 @@ Shapes: K neighbouring rows, F and G widths of the two sides.
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,6 +69,7 @@ class Spool:
         self._next, self._stop, self._bytes = start, stop, 0
         # Open for as long as this is there: it has no name to be opened by.
         self._file = tempfile.TemporaryFile(prefix="cmcl-rows-", buffering=0)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self._segments: list[_Segment] = []
 
     @property
@@ -95,10 +97,11 @@ class Spool:
         return parts[0] if len(parts) == 1 else joined(parts)
 
     def _read(self, segment: _Segment, start: int, stop: int) -> Records:
-        size = segment.record.itemsize
-        place = segment.offset + (start - segment.start) * size
-        data = os.pread(self._file.fileno(), (stop - start) * size, place)
-        records = np.frombuffer(data, segment.record)
+        records = np.empty(stop - start, segment.record)
+        place = segment.offset + (start - segment.start) * segment.record.itemsize
+        read = os.preadv(self._file.fileno(), [records.data], place)
+        if read != records.nbytes:
+            raise OSError(f"{read} of {records.nbytes} bytes came from the local disk")
         return Records(records["first"], records["second"], records["keys"])
 
     def _write(self, data: memoryview) -> None:

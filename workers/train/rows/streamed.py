@@ -163,9 +163,6 @@ def _lengths(counts: np.ndarray, here: World) -> tuple[int, ...]:
 def paired(records: Records) -> PairedRows:
     """The same rows as tensors."""
     first_keys, second_keys = records.keys_K2.T
-    return PairedRows(
-        torch.from_numpy(np.ascontiguousarray(records.first_KF)),
-        torch.from_numpy(np.ascontiguousarray(records.second_KG)),
-        torch.from_numpy(np.ascontiguousarray(first_keys)),
-        torch.from_numpy(np.ascontiguousarray(second_keys)),
-    )
+    sides = (records.first_KF, records.second_KG, first_keys, second_keys)
+    # What Arrow lends, and what lies in records beside something else, is copied.
+    return PairedRows(*(torch.from_numpy(np.require(side, requirements="CW")) for side in sides))

@@ -1,0 +1,234 @@
+"""Checkpoints: a run that is interrupted and goes on ends with the bits of one that was not."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.pair_shards import write_pair_shards
+from workers.contract.dataset import DatasetManifest, Shard
+from workers.contract.job import JobSpec
+from workers.contract.modality import ModalityPair
+from workers.contract.model import MethodName, ModelSpec, ProtectionSpec, TrainingSpec
+from workers.storage import layout
+from workers.storage.local import LocalStore
+from workers.storage.port import ObjectStore
+from workers.train.checkpoint import StoredCheckpoints
+from workers.train.distributed import ALONE
+from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn
+from workers.train.rows.dataset import training_rows
+from workers.train.run import Run, UpdateDone, Watcher
+
+PAIR = ModalityPair(first="image", second="text")
+WIDTHS = {"image": 12, "text": 9}
+EACH_UPDATE = 1e-9
+
+
+class Interrupted(Exception):
+    """As if the process had been killed."""
+
+
+@dataclass
+class Interrupting(Watcher):
+    """Ends the run after an update; notes where it had begun."""
+
+    after: int = 0
+    resumed_at: int = 0
+    losses: list[float] = field(default_factory=list)
+
+    def resumed(self, updates: int) -> None:
+        self.resumed_at = updates
+
+    def update_done(self, update: UpdateDone) -> None:
+        self.losses.append(float(update.local_loss))
+        if update.done == self.after:
+            raise Interrupted
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Shard]:
+    random = torch.Generator().manual_seed(0)
+    shared = torch.randn(200, 5, generator=random)
+    first, second = (
+        (shared @ torch.randn(5, width, generator=random) + 0.5).half().numpy()
+        for width in WIDTHS.values()
+    )
+    folder = tmp_path_factory.mktemp("shards")
+    return write_pair_shards(folder, first, second, [120, 80], group_rows=33)
+
+
+def spec_for(method: MethodName, policy: str, **training: object) -> ModelSpec:
+    return ModelSpec(
+        width=8,
+        modalities=WIDTHS,
+        method=method,
+        protection=ProtectionSpec.model_validate({"policy": policy}),
+        training=TrainingSpec.model_validate({"epochs": 4, "batch_size": 32, **training}),
+    )
+
+
+def job_for(spec: ModelSpec, shards: list[Shard], attempt: int = 1) -> JobSpec:
+    return JobSpec(
+        job="job-1",
+        attempt=attempt,
+        model="m",
+        version=2,
+        parent=1,
+        spec=spec,
+        dataset=DatasetManifest(
+            dataset="ds-1", model="m", name="one", pair=PAIR, shards=tuple(shards)
+        ),
+    )
+
+
+def learned_by(
+    store: ObjectStore, job: JobSpec, before: Knowledge, watcher: Watcher, held_bytes: int
+) -> Learned:
+    rows = training_rows(job.dataset, job.spec, held_bytes)
+    task = Task(PAIR, rows, seed=3)
+    with StoredCheckpoints(store, job, ALONE, EACH_UPDATE) as checkpoints:
+        return learn(job.spec, before, task, Run(watcher=watcher, checkpoints=checkpoints))
+
+
+def tensors_of(learned: Learned) -> dict[str, torch.Tensor]:
+    known = learned.knowledge
+    return {
+        **{f"head/{name}": weight for name, weight in known.heads.weights.items()},
+        **{f"kept/{name}": tensor for name, tensor in known.kept.items()},
+        **{f"map/{name}": each.map_FF for name, each in known.heads.conditioning.items()},
+        "moments": learned.moments.cross_IJ,
+        "loss": torch.tensor(learned.trained.final_loss),
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "policy", "training", "held_bytes"),
+    [
+        ("nullspace", "improve", {}, 2**20),
+        ("nullspace", "improve", {}, 0),
+        ("nullspace", "preserve", {"optimizer": "sgd", "averaged_share": 0.9}, 0),
+        ("nullspace", "improve", {"learn_temperature": True}, 2**20),
+        ("derpp", "improve", {}, 2**20),
+        ("co2l", "improve", {}, 2**20),
+    ],
+)
+def test_interrupted_run_ends_with_the_bits_of_one_that_was_not(
+    tmp_path: Path,
+    shards: list[Shard],
+    method: MethodName,
+    policy: str,
+    training: dict[str, object],
+    held_bytes: int,
+) -> None:
+    """Held rows and streamed ones, in a model that has learned the very pair before."""
+    spec = spec_for(method, policy, **training)
+    first = learn(
+        spec,
+        before_the_first(spec),
+        Task(PAIR, training_rows(job_for(spec, shards).dataset, spec), 1),
+    )
+    store, job = LocalStore(tmp_path), job_for(spec, shards)
+    for after in (5, 17):
+        with pytest.raises(Interrupted):
+            learned_by(store, job, first.knowledge, Interrupting(after), held_bytes)
+    last, whole = Interrupting(), Interrupting()
+    found = tensors_of(learned_by(store, job, first.knowledge, last, held_bytes))
+    undisturbed = LocalStore(tmp_path / "undisturbed")
+    expected = tensors_of(learned_by(undisturbed, job, first.knowledge, whole, held_bytes))
+    assert 5 < last.resumed_at <= 17
+    assert last.losses == whole.losses[last.resumed_at :]
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def interrupted(store: ObjectStore, job: JobSpec, after: int) -> list[str]:
+    """The keys of the checkpoints that are left."""
+    with pytest.raises(Interrupted):
+        learned_by(store, job, before_the_first(job.spec), Interrupting(after), 2**20)
+    return list(store.keys(layout.run_checkpoints(job.job, job.attempt)))
+
+
+def resumed_at(store: ObjectStore, job: JobSpec) -> int:
+    watcher = Interrupting()
+    learned_by(store, job, before_the_first(job.spec), watcher, 2**20)
+    return watcher.resumed_at
+
+
+@pytest.fixture
+def job(shards: list[Shard]) -> JobSpec:
+    return job_for(spec_for("nullspace", "improve"), shards)
+
+
+def updates_in(key: str) -> int:
+    return int(key.rpartition("/")[2].split("-")[0])
+
+
+def test_last_two_checkpoints_are_kept(tmp_path: Path, job: JobSpec) -> None:
+    keys = interrupted(LocalStore(tmp_path), job, after=15)
+    assert 1 <= len(keys) <= 2
+    assert updates_in(keys[-1]) <= 15
+
+
+def test_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, job: JobSpec) -> None:
+    store = LocalStore(tmp_path)
+    older = interrupted(store, job, after=8)[-1]
+    whole = store.read(older)
+    newer = layout.run_checkpoint("job-1", 1, updates_in(older) + 1, "f" * 64)
+    store.put(newer, whole)
+    cut = layout.run_checkpoint("job-1", 1, updates_in(older) + 2, older[-76:-12])
+    store.put(cut, whole[:-1])
+    assert resumed_at(store, job) == updates_in(older)
+
+
+def test_next_attempt_goes_on_from_the_checkpoint_that_its_spec_names(
+    tmp_path: Path, job: JobSpec
+) -> None:
+    store = LocalStore(tmp_path)
+    key = interrupted(store, job, after=8)[-1]
+    again = job.model_copy(update={"attempt": 2, "resume_from": key})
+    assert resumed_at(store, again) == updates_in(key)
+
+
+def test_attempt_whose_checkpoint_is_gone_begins_anew(tmp_path: Path, job: JobSpec) -> None:
+    key = layout.run_checkpoint("job-1", 1, 7, "0" * 64)
+    again = job.model_copy(update={"attempt": 2, "resume_from": key})
+    assert resumed_at(LocalStore(tmp_path), again) == 0
+
+
+def test_store_that_refuses_checkpoints_does_not_stop_the_training(
+    tmp_path: Path, job: JobSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = FlakyStore(LocalStore(tmp_path))
+    store.broken = "checkpoints/"
+    rows = training_rows(job.dataset, job.spec)
+    with StoredCheckpoints(store, job, ALONE, EACH_UPDATE) as checkpoints:
+        checkpoints.begin({})
+        checkpoints.offer(1, lambda: {"done": torch.tensor(1)})
+    assert "checkpoint after 1 updates was not written" in capsys.readouterr().out
+    assert len(rows) == 200
+
+
+def test_notice_that_a_node_goes_makes_a_checkpoint_due(tmp_path: Path, job: JobSpec) -> None:
+    """Not at once again: what is due every few seconds leaves time to train."""
+    store, notices = LocalStore(tmp_path), [False, True]
+    with StoredCheckpoints(store, job, ALONE, 1000.0, lambda: notices[-1]) as checkpoints:
+        checkpoints.begin({})
+        checkpoints._taken_at -= 10
+        checkpoints.offer(1, lambda: {"done": torch.tensor(1)})
+        checkpoints.offer(2, lambda: {"done": torch.tensor(2)})
+    assert [updates_in(key) for key in store.keys("runs/")] == [1]
+
+
+def test_what_trains_on_is_not_what_is_written(tmp_path: Path, job: JobSpec) -> None:
+    """The state is copied before the next update changes it."""
+    store, moving = LocalStore(tmp_path), torch.zeros(3)
+    with StoredCheckpoints(store, job, ALONE, EACH_UPDATE) as checkpoints:
+        checkpoints.begin({})
+        checkpoints.offer(1, lambda: {"value": moving})
+        moving += 1
+    saved = StoredCheckpoints(store, job, ALONE, 60).newest(ALONE)
+    assert saved is not None
+    assert torch.equal(saved["value"], torch.zeros(3))
