@@ -1,21 +1,28 @@
 """What a rank of the test does: many checks in one spawn, because importing torch is slow."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.fakes.pair_shards import write_pair_shards
+from workers.contract.dataset import Shard
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec, TrainingSpec
+from workers.model.features import content_keys
 from workers.model.heads import initial_heads
 from workers.model.loss import Everywhere, positives, symmetric_info_nce, unit
 from workers.model.memory import Memory
+from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows
+from workers.nullspace.mask import everything_free
 from workers.nullspace.moments import pair_moments
+from workers.train.certify import Earlier, weights_of
 from workers.train.distributed import (
     Gathering,
     World,
@@ -24,9 +31,12 @@ from workers.train.distributed import (
     sum_moments,
     world,
 )
-from workers.train.learn import Knowledge, Task, learn
+from workers.train.learn import Knowledge, Task, conditioned, learn
+from workers.train.objective import GlobalLoss
 from workers.train.rows.held import HeldRows
-from workers.train.run import Run
+from workers.train.rows.port import LocalBatch, TrainingRows
+from workers.train.rows.streamed import StreamedRows
+from workers.train.run import Run, UpdateDone, Watcher
 
 ROWS, BATCH = 90, 26  # a batch that neither 3 nor 4 ranks divide, and rows that it does not divide
 PAIR = ModalityPair(first="image", second="text")
@@ -57,14 +67,25 @@ def _rank(rank: int, check: Callable[[World], object], size: int, folder: str) -
     dist.destroy_process_group()
 
 
-def everything(here: World) -> dict[str, object]:
+def everything(shards: Sequence[Shard], here: World) -> dict[str, object]:
     """All that must not depend on the number of ranks."""
+    again = Memory().with_dataset(PAIR, pair_moments(*_features(5)))
     return {
         "moments": _moments(here),
         "gradient": _gradient(here),
-        "first": _trained(here, Memory()),
-        "second": _trained(here, Memory().with_dataset(PAIR, pair_moments(*_features(5)))),
+        "first": _trained(here, Memory(), _held()),
+        "second": _trained(here, again, _held()),
+        "first streamed": _trained(here, Memory(), _streamed(shards)),
+        "second streamed": _trained(here, again, _streamed(shards)),
+        "traffic": _traffic(here, again),
+        "scores": _largest_scores(here),
     }
+
+
+def write_shards(folder: Path) -> list[Shard]:
+    """The rows of `_held`, in files of uneven length; the last has most."""
+    first, second = (side.numpy() for side in _raw_features(2))
+    return write_pair_shards(folder, first, second, [1, 29, 60], group_rows=7)
 
 
 def _features(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,16 +125,92 @@ def _gradient(here: World) -> torch.Tensor:
     return torch.cat([gather(side.grad) for side in local if side.grad is not None], dim=1)
 
 
-def _trained(here: World, memory: Memory) -> dict[str, torch.Tensor]:
-    """A dataset with the default method: conditioning, mask, shares and replay included."""
+def _held() -> HeldRows:
     first, second = _raw_features(2)
-    keys = torch.arange(ROWS)
-    task = Task(PAIR, HeldRows(PairedRows(first, second, keys, keys // 2)), seed=3)
-    before = Knowledge(initial_heads(SPEC), memory)
-    learned = learn(SPEC, before, task, Run(here))
+    keys = (content_keys(side.numpy()) for side in (first, second))
+    return HeldRows(PairedRows(first, second, *keys))
+
+
+def _streamed(shards: Sequence[Shard]) -> StreamedRows:
+    return StreamedRows(shards, (SPEC.modalities["image"], SPEC.modalities["text"]))
+
+
+def _trained(here: World, memory: Memory, rows: TrainingRows) -> dict[str, torch.Tensor]:
+    """A dataset with the default method: conditioning, mask, shares and replay included."""
+    before, losses = Knowledge(initial_heads(SPEC), memory), Losses()
+    heads = before.heads
+    if memory.by_pair:
+        heads = conditioned(SPEC, heads, PAIR, rows, Run(here))
+        before = Knowledge(heads, memory)
+    learned = learn(SPEC, before, Task(PAIR, rows, seed=3), Run(here, watcher=losses))
+    earlier = Earlier("old", PAIR, pair_moments(*_features(5)), weights_of(PAIR, heads))
+    drift = earlier.drift(learned.knowledge.heads) if memory.by_pair else 0.0
     return {
         **learned.knowledge.heads.weights,
-        "loss": torch.tensor(learned.trained.final_loss),
+        "losses": losses.of_batches(here),
+        "certificate": torch.tensor(drift),
         "moments": learned.moments.cross_IJ,
         **{f"{name} map": it.map_FF for name, it in learned.knowledge.heads.conditioning.items()},
     }
+
+
+class Losses(Watcher):
+    """The loss curve."""
+
+    def __init__(self) -> None:
+        self._shares: list[torch.Tensor] = []
+
+    def update_done(self, update: UpdateDone) -> None:
+        self._shares.append(update.local_loss)
+
+    def of_batches(self, here: World) -> torch.Tensor:
+        """Of whole batches, by what each rank has of them."""
+        shares = torch.stack(self._shares)
+        if here.size > 1:
+            dist.all_reduce(shares)
+        return shares
+
+
+def _traffic(here: World, memory: Memory) -> dict[str, int]:
+    """What one more dataset of two known modalities gives to collectives, and by what it is made."""
+    rows, run = _held(), Run(World(here.rank, here.size))
+    before = Knowledge(conditioned(SPEC, initial_heads(SPEC), PAIR, rows, Run(here)), memory)
+    learned = learn(SPEC, before, Task(PAIR, rows, seed=3), run)
+    free = sum(int(space.free_EI.sum()) for space in learned.spaces.values())
+    traffic = run.here.traffic
+    return {
+        "gathered": traffic.gathered,
+        "reduced": traffic.reduced,
+        "updates": learned.trained.updates,
+        "free": free,
+        "entries": sum(space.free_EI.numel() for space in learned.spaces.values()),
+    }
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the most numbers of any result that has a column for each row of the batch."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self._columns, self.numbers = columns, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(each, torch.Tensor) and each.dim() == 2 and self._columns in each.shape:
+                self.numbers = max(self.numbers, each.numel())
+        return result
+
+
+def _largest_scores(here: World) -> int:
+    """The most scores that a rank ever holds in one matrix, forward and backward."""
+    first, second = (side[:BATCH, :3].contiguous() for side in _features(1))
+    own, lengths = share_of(BATCH, here), lengths_of(BATCH, here)
+    keys = torch.arange(BATCH)
+    rows = PairedRows(first[own], second[own], keys[own], keys[own])
+    space = everything_free(3, 3)
+    pair = PairInEigenCoordinates((torch.eye(3), space), (torch.eye(3), space))
+    objective = GlobalLoss(pair, SPEC.training, here)
+    with _Largest(BATCH) as largest:
+        objective(LocalBatch(rows, lengths)).backward()
+    return largest.numbers

@@ -1,23 +1,36 @@
 """N ranks equal one rank: real gloo processes, batches that do not divide."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.ranks.ranks import everything, in_ranks
+from tests.ranks.ranks import BATCH, SPEC, everything, in_ranks, write_shards
+from workers.contract.dataset import Shard
+from workers.model.features import head_width
 from workers.train.distributed import World
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, object]:
-    return everything(World(0, 1))
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Shard]:
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def alone(shards: list[Shard]) -> dict[str, object]:
+    return everything(shards, World(0, 1))
 
 
 @pytest.fixture(scope="module", params=[2, 3, 4])
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+def ranks(
+    request: pytest.FixtureRequest,
+    shards: list[Shard],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[object]:
+    """Four ranks are more than there are shards."""
     folder: Path = tmp_path_factory.mktemp(f"ranks-{request.param}")
-    return in_ranks(everything, request.param, folder)
+    return in_ranks(partial(everything, shards), request.param, folder)
 
 
 def test_ranks_have_the_moments_of_one_to_rounding(
@@ -42,12 +55,46 @@ def test_ranks_have_the_gradient_of_one(
         torch.testing.assert_close(rank["gradient"], alone["gradient"], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dataset", ["first", "second"])
+@pytest.mark.parametrize("dataset", ["first", "second", "first streamed", "second streamed"])
 def test_ranks_train_the_heads_of_one(
     ranks: list[dict[str, dict[str, torch.Tensor]]],
     alone: dict[str, dict[str, torch.Tensor]],
     dataset: str,
 ) -> None:
+    """Heads, loss curve, moments, conditioning and certificate."""
     for rank in ranks:
+        assert rank[dataset].keys() == alone[dataset].keys()
         for name, value in alone[dataset].items():
             torch.testing.assert_close(rank[dataset][name], value, rtol=0, atol=1e-5)
+
+
+def test_second_dataset_is_certified(alone: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Else the comparison of certificates would compare nothing."""
+    assert alone["second"]["certificate"] > 0.01
+    assert len(alone["second"]["losses"]) == 24
+
+
+def test_bytes_that_travel_are_those_of_the_formula(
+    ranks: list[dict[str, dict[str, int]]],
+) -> None:
+    """Per update: embeddings of both sides, two keys and three statistics of each row once; of the
+    gradients the free entries. Per dataset: half of each symmetric moment, the cross moment, a count.
+    """
+    size = len(ranks)
+    longest = -(-BATCH // size)
+    row = 2 * SPEC.width * 4 + 2 * 8 + 3 * 4
+    first, second = (head_width(width) for width in SPEC.modalities.values())
+    moments = first * (first + 1) // 2 + second * (second + 1) // 2 + first * second + 1
+    for rank in ranks:
+        found = rank["traffic"]
+        assert 0 < found["free"] < found["entries"]
+        assert found["gathered"] == found["updates"] * longest * row
+        assert found["reduced"] == found["updates"] * found["free"] * 4 + moments * 8
+
+
+def test_no_rank_holds_more_scores_than_its_share(
+    ranks: list[dict[str, int]], alone: dict[str, int]
+) -> None:
+    assert alone["scores"] == BATCH * BATCH
+    for rank in ranks:
+        assert 0 < rank["scores"] <= -(-BATCH // len(ranks)) * BATCH
