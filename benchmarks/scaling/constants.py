@@ -43,8 +43,8 @@ def constants_of_one() -> dict[str, Points]:
 def constants_of_many(here: World) -> dict[str, Points]:
     """Collectives, by the bytes that each rank gives."""
     return {
-        "gather": _measured(((size, _gather(size, here)) for size in _BYTES)),
-        "reduce": _measured(((size, _reduce(size)) for size in _BYTES)),
+        "gather": _measured((size, _gather(size, here)) for size in _BYTES),
+        "reduce": _measured((size, _reduce(size)) for size in _BYTES),
     }
 
 
@@ -132,7 +132,7 @@ def _packing(width: int) -> Callable[[], None]:
 
     def passes() -> None:
         packed = torch.cat([one[free] for one, free in zip(gradients, index, strict=True)]).div_(2)
-        parts = packed.split([len(free) for free in index])
+        parts = packed.split([len(free) for free in index])  # type: ignore[no-untyped-call]
         for one, free, part in zip(gradients, index, parts, strict=True):
             one[free] = part
 

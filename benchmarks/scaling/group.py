@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 _TIMEOUT = timedelta(seconds=300)
 # Calm ones, of each constant; for so long they are waited for.
-_WINDOWS, _PATIENCE_SECONDS = 4, 8.0
+_WINDOWS, _PATIENCE_SECONDS = 3, 3.0
 _MARGIN, _CLOCK = 1.2, 1e-7
 
 

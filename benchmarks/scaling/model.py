@@ -22,8 +22,10 @@ TERMS = ("products", "passes", "gather", "reduce", "fixed", "read")
 class Rates(Protocol):
     """Seconds of each kind of work on one rank, while the others do the same."""
 
-    embedding_bytes: int
-    """Of a number of an embedding that travels."""
+    @property
+    def embedding_bytes(self) -> int:
+        """Of a number of an embedding that travels."""
+        ...
 
     def product(self, rows: float, inner: float, columns: float) -> float:
         """One matrix product (rows × inner) (inner × columns)."""

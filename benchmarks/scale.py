@@ -1,0 +1,225 @@
+"""A model of the time of an update: its constants, its test on 1 to 4 ranks, its forecast.
+
+`python -m benchmarks.scale` measures products, passes, collectives and reading one by one, predicts
+updates from them, measures real updates of real ranks beside, and says what the model says of
+clusters with 1 to 256 GPUs.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.arguments import OneLineParser, count, counts
+from benchmarks.report import machine
+from benchmarks.scaling.constants import constants_of_many, constants_of_one
+from benchmarks.scaling.forecast import Forecast
+from benchmarks.scaling.group import in_group
+from benchmarks.scaling.machine import Machine, curves
+from benchmarks.scaling.model import Shape, update_terms
+from benchmarks.scaling.page import markdown
+from benchmarks.scaling.plots import draw_all
+from benchmarks.scaling.updates import Workload, prepare, reading_alone, time_updates, tiny
+from benchmarks.training.reading import readers, write_shards
+from workers.train.distributed import world
+
+_RESULTS = Path(".cmcl/benchmarks")
+_DECOMPOSED = 1024
+
+Constants = dict[str, dict[float, float]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured of this machine: constants by the number of processes at once."""
+
+    own: dict[int, Constants]
+    shared: dict[int, Constants]
+    fixed: float
+    shard_bytes_per_second: float
+    decomposition_seconds: float
+
+    def rates(self, ranks: int) -> Machine:
+        """As so many ranks see it."""
+        cores = max(self.own)
+        return Machine(
+            ranks,
+            cores,
+            curves(self.own[min(ranks, cores)]),
+            curves(self.shared[ranks]) if ranks > 1 else {},
+            self.fixed,
+        )
+
+    def forecast(self) -> Forecast:
+        """Of clusters; their hosts read and interpret as this machine does."""
+        reading = curves(self.own[1])["read"]
+        return Forecast(
+            self.fixed, reading, self.shard_bytes_per_second, self.decomposition_seconds
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, predict, draw; print the page, leave all of it in a folder."""
+    options = _parser().parse_args(arguments)
+    with _workloads(options) as workloads:
+        document = measured(workloads, options.ranks)
+    options.out.mkdir(parents=True, exist_ok=True)
+    page = markdown(document, draw_all(document, options.out))
+    stem = options.out / "scale"
+    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
+    stem.with_suffix(".md").write_text(page)
+    print(page)
+    print(json.dumps(document), flush=True)
+    return 0
+
+
+def measured(workloads: Sequence[Workload], ranks: int) -> dict[str, Any]:
+    """The whole document. Progress is told on stderr."""
+    found = _constants(workloads, ranks)
+    updates = []
+    for size in range(1, ranks + 1):
+        _say(f"updates on {size} rank(s)")
+        timings = in_group(partial(_all_updates, workloads), size)[0]
+        updates += [
+            _compared(found, workload, size, timing)
+            for workload, timing in zip(workloads, timings, strict=True)
+        ]
+    updates.sort(key=lambda one: (one["streamed"], one["width"], one["batch"], one["ranks"]))
+    return {
+        "updates": updates,
+        "forecast": found.forecast().document(),
+        "assumed": {
+            "interpreter": f"{1000 * found.fixed:.2f} ms for an update, measured here",
+            "reading": f"{found.shard_bytes_per_second / 2**20:.0f} MiB/s of shards for a rank, and "
+            "batches from the local disk as above, measured here",
+        },
+        "own": {str(size): constants for size, constants in found.own.items()},
+        "shared": {str(size): constants for size, constants in found.shared.items()},
+        "machine": {**machine(), "threads of a rank": 1},
+    }
+
+
+def _all_updates(workloads: Sequence[Workload]) -> list[dict[str, Any]]:
+    return [time_updates(workload) for workload in workloads]
+
+
+def _compared(
+    found: Found, workload: Workload, ranks: int, timing: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A prediction beside its measurement; the error is the prediction's."""
+    width, free = workload.width, timing["free_share"]
+    shape = Shape(workload.batch, width, width, ranks, free, workload.row_bytes)
+    predicted = update_terms(shape, found.rates(ranks))
+    return {
+        "width": width,
+        "batch": workload.batch,
+        "ranks": ranks,
+        "streamed": bool(workload.shards),
+        "predicted": predicted,
+        "measured": dict(timing),
+        "error": sum(predicted.values()) / timing["median"] - 1,
+    }
+
+
+def _constants(workloads: Sequence[Workload], ranks: int) -> Found:
+    streamed = next(workload for workload in workloads if workload.shards)
+    own, shared = {}, {}
+    for processes in range(1, len(os.sched_getaffinity(0)) + 1):
+        _say(f"products and passes, {processes} process(es)")
+        own[processes] = _mean(in_group(partial(_own_constants, streamed), processes))
+    for processes in range(2, ranks + 1):
+        _say(f"collectives, {processes} processes")
+        shared[processes] = _mean(in_group(_shared_constants, processes))
+    _say("the rest")
+    smallest = tiny(streamed.folder)
+    prepare(smallest)
+    fixed = in_group(partial(time_updates, smallest), 1)[0]["median"]
+    rates = in_group(partial(_rest, streamed), 1)[0]
+    return Found(own, shared, fixed, *rates)
+
+
+def _own_constants(streamed: Workload) -> Constants:
+    return {**constants_of_one(), "read": reading_alone(streamed)}
+
+
+def _shared_constants() -> Constants:
+    return constants_of_many(world())
+
+
+def _rest(streamed: Workload) -> tuple[float, float]:
+    """Bytes of shards a second by our reader, and seconds of a decomposition."""
+    read = _seconds(readers(streamed.shards)["ours"])
+    rows = sum(shard.rows for shard in streamed.shards)
+    symmetric_II = torch.randn(_DECOMPOSED, _DECOMPOSED, dtype=torch.float64)
+    symmetric_II += symmetric_II.mT.clone()
+    return rows * streamed.row_bytes / read, _seconds(lambda: torch.linalg.eigh(symmetric_II))
+
+
+def _seconds(task: Callable[[], object]) -> float:
+    """The quickest of five: what others do meanwhile can only add."""
+    found = []
+    for _ in range(5):
+        began = time.perf_counter()
+        task()
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def _mean(groups: Sequence[Constants]) -> Constants:
+    """Over the processes of a group."""
+    return {
+        name: {
+            size: sum(each[name][size] for each in groups) / len(groups) for size in groups[0][name]
+        }
+        for name in groups[0]
+    }
+
+
+@contextmanager
+def _workloads(options: argparse.Namespace) -> Iterator[list[Workload]]:
+    """Rows in memory in every width and batch, and streamed rows in the largest of both."""
+    with tempfile.TemporaryDirectory(prefix="cmcl-scale-") as name:
+        folder = Path(name)
+        width, batch = max(options.widths), max(options.batches)
+        # Smaller updates are quicker, and are made more often.
+        held = [
+            Workload(one, rows, options.updates * (batch // rows) * (width // one), folder)
+            for one in options.widths
+            for rows in options.batches
+        ]
+        shards = tuple(write_shards(folder, 1, batch * options.updates, width - 1))
+        found = [*held, Workload(width, batch, options.updates, folder, shards)]
+        for workload in found:
+            _say(f"what a model of width {workload.width} knows before")
+            prepare(workload)
+        yield found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser.add_argument("--widths", type=counts, default=(512, 1024), metavar="A,B,...")
+    parser.add_argument("--batches", type=counts, default=(256, 1024), metavar="A,B,...")
+    parser.add_argument("--ranks", type=count, default=4, help="at most (default: 4)")
+    parser.add_argument(
+        "--updates", type=count, default=32, help="of a training at the largest (default: 32)"
+    )
+    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    return parser
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""The accelerators of the forecast: assumed, not measured; each number with the public source of it.
+
+NVIDIA H100 SXM, eight to a node, as in a DGX H100. Rates are what sources call peak, times a share
+that long products and collectives are known to reach; the interpreter's time per update and the time
+to read rows are those of this machine, measured in the same run.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from benchmarks.scaling.curves import Curve
+
+_TERA, _GIGA = 1e12, 1e9
+SOURCES: Mapping[str, str] = {
+    "products": "989 TFLOP/s in bfloat16, dense (NVIDIA, H100 data sheet, SXM), 60 % of it reached; "
+    "float32 is not used for products of an update",
+    "memory": "3.35 TB/s (the same data sheet), 80 % of it reached",
+    "in a node": "NVLink 4: 900 GB/s both ways, so 450 GB/s one way (the same data sheet), 80 % of it "
+    "reached as bus bandwidth of a ring",
+    "between nodes": "eight NDR InfiniBand adapters of 400 Gb/s, one a GPU (NVIDIA, DGX H100 user "
+    "guide): rings over all adapters move 400 GB/s for each node, 80 % of it reached",
+    "latency": "20 µs for a collective in a node and 10 µs more for each doubling of nodes: the order "
+    "of magnitude that NCCL's own tests report for small messages",
+    "float32 scores": "scores and sums are float32; 14 passes over them in each direction, counted in "
+    "workers/model/loss.py; 22 floats move for an entry of a head, counted in workers/model/pair.py "
+    "and for fused AdamW",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """`model.Rates` of `ranks` H100s. `host_seconds`: the interpreter's, for one update; `reading`:
+    seconds by bytes, of one process."""
+
+    ranks: int
+    host_seconds: float
+    reading: Curve
+    embedding_bytes: int = 2
+    flops: float = 0.6 * 989 * _TERA
+    memory: float = 0.8 * 3350 * _GIGA
+    in_node: float = 0.8 * 450 * _GIGA
+    between: float = 0.8 * 400 * _GIGA
+    node: int = 8
+
+    def fixed(self, rest: float) -> float:
+        """Kernels are launched ahead: the interpreter shows only where it takes longer than they."""
+        return max(0.0, self.host_seconds - rest)
+
+    def product(self, rows: float, inner: float, columns: float) -> float:
+        """By the slower of arithmetic and memory."""
+        moved = 2 * (rows * inner + inner * columns + rows * columns)
+        return max(2 * rows * inner * columns / self.flops, moved / self.memory)
+
+    def scores(self, entries: float, directions: int) -> float:
+        """See Rates."""
+        return self._passes(entries * directions, 14)
+
+    def heads(self, entries: float) -> float:
+        """See Rates."""
+        return self._passes(entries, 22)
+
+    def rows(self, entries: float) -> float:
+        """See Rates."""
+        return self._passes(2 * entries, 8)
+
+    def packing(self, entries: float) -> float:
+        """Values and 64-bit places, out and back."""
+        return self._passes(entries, 8)
+
+    def gather(self, bytes_each: float, ranks: int) -> float:
+        """A ring: everything of the others passes through each."""
+        return self._latency + (ranks - 1) * bytes_each / self._wire
+
+    def reduce(self, payload: float, ranks: int) -> float:
+        """A ring: reduce-scatter and all-gather."""
+        return self._latency + 2 * (ranks - 1) / ranks * payload / self._wire
+
+    def ahead(self, payload: float, rotation: float, rest: float) -> float:
+        """Hosts read while cards compute; the rotation is the card's."""
+        read = self.reading.at(payload * self.ranks) / self.ranks
+        return rotation + max(0.0, read - rest - rotation)
+
+    def _passes(self, entries: float, floats: int) -> float:
+        return 4 * floats * entries / self.memory
+
+    @property
+    def _wire(self) -> float:
+        return self.in_node if self.ranks <= self.node else self.between
+
+    @property
+    def _latency(self) -> float:
+        nodes = max(1.0, self.ranks / self.node)
+        return 20e-6 + 10e-6 * math.log2(nodes)

@@ -1,0 +1,105 @@
+"""What the model says of clusters: an update, a pass over a dataset, and who takes the time where."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.scaling.cluster import Cluster
+from benchmarks.scaling.curves import Curve
+from benchmarks.scaling.model import TERMS, Shape, moment_bytes, update_terms
+
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+WIDTHS = (512, 1024, 2048, 4096)
+BATCHES = (1024, 4096, 16384, 65536)
+PAIRS = tuple(10.0**power for power in range(6, 11))
+BATCH, WIDTH = 32768, 1024
+_FREE_SHARE = 0.5
+# float16, both sides.
+_BYTES = 4
+_EPOCHS = 10
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """`host_seconds`, `reading`: see Cluster. `shard_bytes_per_second` of a rank, by our reader;
+    `decomposition_seconds` of a symmetric float64 matrix of width 1024."""
+
+    host_seconds: float
+    reading: Curve
+    shard_bytes_per_second: float
+    decomposition_seconds: float
+
+    def update(self, ranks: int, width: int, batch: int) -> dict[str, float]:
+        """Seconds of each term."""
+        cluster = Cluster(ranks, self.host_seconds, self.reading)
+        shape = Shape(batch, width, width, ranks, _FREE_SHARE, row_bytes=_BYTES * width)
+        return update_terms(shape, cluster)
+
+    def once(self, ranks: int, width: int, pairs: float) -> dict[str, float]:
+        """Seconds that a dataset of two known modalities takes before its first update."""
+        cluster = Cluster(ranks, self.host_seconds, self.reading)
+        own = pairs / ranks
+        # Float32 products are added up in float64; tensor cores' TF32 would lose the small ones.
+        sums = 3 * own * width**2 * 2 / _FLOAT32
+        shards = own * _BYTES * width / self.shard_bytes_per_second
+        return {
+            "reading shards": max(0.0, shards - sums),
+            "summing moments": sums,
+            "reducing moments": cluster.reduce(moment_bytes(width), ranks) if ranks > 1 else 0.0,
+            "decompositions": 3 * self.decomposition_seconds * (width / 1024) ** 3,
+        }
+
+    def document(self) -> dict[str, Any]:
+        """All that the plots and the page show."""
+        return {
+            "updates": [
+                {"ranks": ranks, "width": width, "batch": batch, **self.update(ranks, width, batch)}
+                for width in WIDTHS
+                for batch in sorted({*BATCHES, BATCH})
+                for ranks in RANKS
+            ],
+            "datasets": [
+                {
+                    "ranks": ranks,
+                    "pairs": pairs,
+                    "width": width,
+                    **self._dataset(ranks, width, pairs),
+                }
+                for width in WIDTHS
+                for pairs in PAIRS
+                for ranks in RANKS
+            ],
+            "takes over": self._crossings(),
+        }
+
+    def _dataset(self, ranks: int, width: int, pairs: float) -> dict[str, float]:
+        once = self.once(ranks, width, pairs)
+        passes = _EPOCHS * pairs / BATCH * sum(self.update(ranks, width, BATCH).values())
+        return {**once, "updates": passes, "seconds": sum(once.values()) + passes}
+
+    def _crossings(self) -> list[dict[str, Any]]:
+        """For each width and batch, the largest term of an update by the number of ranks."""
+        return [
+            {"width": width, "batch": batch, "largest": self._largest(width, batch)}
+            for width in WIDTHS
+            for batch in BATCHES
+        ]
+
+    def _largest(self, width: int, batch: int) -> list[tuple[int, str]]:
+        """(ranks, term): from so many ranks on it is the largest one."""
+        found: list[tuple[int, str]] = []
+        for ranks in range(1, RANKS[-1] + 1):
+            terms = self.update(ranks, width, batch)
+            term = max(TERMS, key=lambda name: terms[name])
+            if not found or found[-1][1] != term:
+                found.append((ranks, term))
+        return found
+
+
+# H100 SXM without tensor cores (67 TFLOP/s in the data sheet), 70 % of it reached.
+_FLOAT32 = 0.7 * 67e12
+
+
+def of_width(updates: Sequence[dict[str, Any]], width: int, batch: int) -> list[dict[str, Any]]:
+    """Those updates, by rising ranks."""
+    return [one for one in updates if one["width"] == width and one["batch"] == batch]

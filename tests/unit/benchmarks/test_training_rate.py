@@ -1,0 +1,113 @@
+"""The training benchmark: peers compute what they should, windows count what they should."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.training.bare import AutogradLoop, BareLoop, Sides, batches
+from benchmarks.training.calm import Window, Windows
+from benchmarks.training.ours import Clock, OurLoop, held, learned_before, random_sides
+from benchmarks.training.reading import readers, write_shards
+from tests.architecture.repository import ROOT
+from workers.storage.shards import FEATURES
+from workers.train.rows.reader import read_rows
+
+WIDTH, ROWS = 16, 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def sides() -> Sides:
+    return random_sides(ROWS, WIDTH, seed=0)
+
+
+def test_bare_loop_updates_as_torch_differentiates() -> None:
+    by_hand, by_torch = (loop(sides(), 12) for loop in (BareLoop, AutogradLoop))
+    start = by_hand.heads[0].detach().clone()
+    for index_B in batches(ROWS, 8, 20, seed=1):
+        by_hand.update(index_B)
+        by_torch.update(index_B)
+    for ours, theirs in zip(by_hand.heads, by_torch.heads, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+    assert not torch.allclose(by_hand.heads[0], start, atol=1e-3)
+
+
+def test_batches_go_through_all_rows_before_one_comes_again() -> None:
+    found = list(batches(10, 3, 7, seed=0))
+    assert [len(index_B) for index_B in found] == [3] * 7
+    assert len(set(torch.cat(found[:3]).tolist())) == 9
+
+
+def test_every_update_of_a_pass_is_timed_but_the_first() -> None:
+    clock = Clock(Windows())
+    OurLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask").run(clock)
+    clock.windows.pause()
+    assert sum(window.count for window in clock.windows.all) == ROWS // 8 - 1
+    assert clock.before_the_first > 0
+
+
+def test_a_clock_may_leave_the_beginning_out() -> None:
+    clock = Clock(Windows(), begin=0.5)
+    OurLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask").run(clock)
+    clock.windows.pause()
+    assert sum(window.count for window in clock.windows.all) == ROWS // 16 - 1
+
+
+def test_what_is_protected_is_there() -> None:
+    """Else the mask would cost nothing, and the comparison be void."""
+    loop = OurLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask")
+    spaces = loop.run(Clock(Windows())).spaces
+    assert all(0 < space.blocked_share < 1 for space in spaces.values())
+
+
+def test_calm_windows_alone_count_where_there_are_enough() -> None:
+    windows = Windows(enough=2)
+    windows.all = [Window(2, 4.0, 0.9), Window(2, 2.0, 0.0), Window(4, 6.0, 0.05)]
+    timing = windows.timing()
+    assert (timing.mean, timing.windows, timing.calm_windows) == (1.25, 3, 2)
+
+
+def test_the_calmest_windows_count_where_few_are_calm() -> None:
+    windows = Windows(enough=2)
+    windows.all = [Window(1, 4.0, 0.9), Window(1, 2.0, 0.0), Window(1, 3.0, 0.3)]
+    timing = windows.timing()
+    assert (timing.mean, timing.calm_windows, timing.others) == (2.5, 1, 0.3)
+
+
+def test_nothing_measured_is_an_error() -> None:
+    windows = Windows()
+    windows.tick()
+    windows.pause()
+    with pytest.raises(ValueError, match="nothing was measured"):
+        windows.timing()
+
+
+def test_both_readers_read_every_row(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, 2, 50, 8)
+    assert {name: read() for name, read in readers(shards).items()} == {
+        "ours": 100,
+        "pyarrow": 100,
+    }
+    raw = list(read_rows(shards, 0, 100))
+    assert {rows.first_BF.shape[1] for rows in raw} == {8}
+    assert len(FEATURES) == 2
+
+
+def test_peers_are_measured_on_the_versions_that_the_product_has() -> None:
+    """One torch below both, or the comparison would be of two."""
+    of_product, of_peers = (
+        dict(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", (ROOT / lock).read_text(), re.MULTILINE))
+        for lock in ("requirements.lock", "benchmarks/requirements.lock")
+    )
+    shared = set(of_product) & set(of_peers) - {"numpy", "networkx"}
+    assert "torch" in shared
+    assert {name: of_peers[name] for name in shared} == {name: of_product[name] for name in shared}
+    assert "transformers" not in of_product
