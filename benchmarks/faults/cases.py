@@ -19,13 +19,17 @@ Act = Callable[[Scene], float]
 
 @dataclass(frozen=True)
 class Case:
-    """A fault, and what it is done to. `ranks`: how many at most and at least."""
+    """A fault, and what it is done to. `ranks`: how many at most and at least.
+
+    `share` of the updates is done when it comes.
+    """
 
     fault: str
     act: Act
     ranks: tuple[int, int] = _FIXED
     store: Literal["file", "s3"] = "file"
     settings: Mapping[str, str] = field(default_factory=dict)
+    share: float = 0.4
 
 
 def _killed(words: str) -> Act:
@@ -100,10 +104,10 @@ def _shut_store(scene: Scene) -> float:
 
 
 def _drain_node(scene: Scene) -> float:
-    """A notice, another machine, and the end that was announced. The moment is that of the end."""
+    """Another machine, a notice, and the end that was announced. The moment is that of the end."""
     victim = scene.nodes.node_of(scene.nodes.ranks(scene.driver_log)[1])
-    scene.nodes.drain(victim, NOTICE_SECONDS)
     scene.nodes.add("127.0.0.4")
+    scene.nodes.drain(victim, NOTICE_SECONDS)
     scene.look_on(NOTICE_SECONDS)
     now = time.monotonic()
     scene.nodes.kill(victim)
@@ -127,5 +131,6 @@ CASES: Mapping[str, Case] = {
         _drain_node,
         # So that the checkpoint that the notice asks for is the only one.
         settings={"CMCL_CHECKPOINT_SECONDS": _NEVER},
+        share=0.2,
     ),
 }

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-_PEER_SECONDS, _SHORTEST, _LONGEST = 60.0, 2.0, 3600.0
+from workers.train.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Patience:
     back after half a minute.
     """
 
-    peer: float = _PEER_SECONDS
+    peer: float
 
     @property
     def of_ray_train(self) -> dict[str, str]:
@@ -39,15 +39,5 @@ class Patience:
 
 
 def patience_here() -> Patience:
-    """As the environment says. Raises ValueError for what is no time to wait."""
-    told = os.environ.get("CMCL_PEER_SECONDS", f"{_PEER_SECONDS:g}")
-    try:
-        seconds = float(told)
-    except ValueError:
-        seconds = float("nan")
-    if not _SHORTEST <= seconds <= _LONGEST:
-        raise ValueError(
-            f"CMCL_PEER_SECONDS is {told!r}; it must be a number of seconds from {_SHORTEST:g} "
-            f"to {_LONGEST:g}"
-        )
-    return Patience(seconds)
+    """As the settings say. Raises ValidationError for what is no time to wait."""
+    return Patience(TrainSettings().peer_seconds)

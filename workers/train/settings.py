@@ -14,3 +14,9 @@ class TrainSettings(BaseSettings):
         gt=0,
         description="between two checkpoints of a dataset: at most so much is trained again",
     )
+    peer_seconds: float = Field(
+        default=60,
+        ge=2,
+        le=3600,
+        description="a rank that the others have waited for so long hangs, and all are replaced",
+    )
