@@ -1,0 +1,33 @@
+"""`python -m benchmarks.large.rank`: one rank of the job, in a process of its own."""
+
+import argparse
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from workers.train.job import train_dataset
+
+
+def main() -> None:
+    """The training job's own main path, among ranks that meet at a file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.large.rank")
+    for name in ("--store", "--job", "--meeting"):
+        parser.add_argument(name, required=True)
+    for name in ("--rank", "--size"):
+        parser.add_argument(name, required=True, type=int)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{options.meeting}",
+        rank=options.rank,
+        world_size=options.size,
+        timeout=timedelta(minutes=30),
+    )
+    train_dataset(options.store, options.job, 1, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

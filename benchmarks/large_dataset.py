@@ -1,0 +1,183 @@
+"""Can a dataset be learned that is larger than memory, and what does that take?
+
+`python -m benchmarks.large_dataset` makes pairs of float16 features on the disk, learns them with some
+ranks, each of them in a control group with a memory limit that the kernel keeps, and draws the memory
+of each over time. It is the training job's own main path (workers/train/job.py) from spec to candidate.
+Needs root (for the control groups) and room on the disk for twice the dataset.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arguments import OneLineParser, count
+from benchmarks.large.data import write_dataset
+from benchmarks.large.limit import Limit, limits
+from benchmarks.large.page import draw, markdown
+from benchmarks.report import machine
+from workers.contract.dataset import DatasetManifest, Shard
+from workers.contract.errors import ObjectNotFound
+from workers.contract.job import JobSpec, Progress
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec, TrainingSpec
+from workers.storage import layout
+from workers.storage.local import LocalStore
+from workers.storage.versions import read_candidate
+
+JOB, PAIR = "large", ModalityPair(first="image", second="text")
+_SECONDS_BETWEEN_LOOKS = 1.0
+_RESULTS = Path(".cmcl/benchmarks")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make, learn, draw."""
+    options = _parser().parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="large-") as folder:
+        began = time.monotonic()
+        shards = write_dataset(Path(folder) / "shards", options.rows, options.width, options.shards)
+        made = time.monotonic() - began
+        answer = _learned(Path(folder), shards, options)
+    answer["configuration"]["seconds_to_make_the_dataset"] = round(made, 1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "large-dataset.json").write_text(json.dumps(answer, indent=1) + "\n")
+    (options.out / "large-dataset.md").write_text(markdown(answer))
+    draw(answer, options.out / "large-dataset.png")
+    print(markdown(answer))
+    print(json.dumps({key: answer[key] for key in ("configuration", "result")}))
+    return 0
+
+
+def _learned(folder: Path, shards: list[Shard], options: argparse.Namespace) -> dict[str, Any]:
+    store = LocalStore(folder / "store")
+    spec = _spec(shards, options)
+    store.put(layout.run_spec(JOB, 1), spec.model_dump_json().encode())
+    began = time.monotonic()
+    with limits(options.ranks, options.limit_mib << 20) as groups:
+        ranks = [
+            _start(store, folder, number, options.ranks, group)
+            for number, group in enumerate(groups)
+        ]
+        samples = _watched(ranks, groups, store, began)
+        most = [group.memory().most for group in groups]
+    if any(rank.returncode for rank in ranks):
+        raise SystemExit(f"ranks ended with {[rank.returncode for rank in ranks]}")
+    report = read_candidate(store, JOB, 1).report
+    return {
+        "machine": machine(),
+        "configuration": {
+            "rows": options.rows,
+            "width": options.width,
+            "bytes_of_features": options.rows * options.width * 2 * 2,
+            "shards": options.shards,
+            "ranks": options.ranks,
+            "limit_mib_each": options.limit_mib,
+            "embedding_width": options.embedding_width,
+            "batch_size": options.batch,
+            "epochs": options.epochs,
+        },
+        "result": {
+            "seconds": round(time.monotonic() - began, 1),
+            "seconds_of_phases": report.seconds,
+            "updates": report.updates,
+            "final_loss": report.final_loss,
+            "most_own_mib": [
+                round(max(sample["own"][rank] for sample in samples) / 2**20)
+                for rank in range(options.ranks)
+            ],
+            "most_with_page_cache_mib": [round(each / 2**20) for each in most],
+        },
+        "samples": samples,
+    }
+
+
+def _start(
+    store: LocalStore, folder: Path, rank: int, size: int, group: Limit
+) -> subprocess.Popen[bytes]:
+    command = [
+        *(sys.executable, "-m", "benchmarks.large.rank"),
+        *("--store", store.uri, "--job", JOB, "--meeting", str(folder / "meeting")),
+        *("--rank", str(rank), "--size", str(size)),
+    ]
+    # It joins its group before it is anything else, so that all of its memory counts.
+    return subprocess.Popen(command, preexec_fn=group.join, env=_environment(folder))  # noqa: PLW1509
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+
+
+def _watched(
+    ranks: Sequence[subprocess.Popen[bytes]],
+    groups: Sequence[Limit],
+    store: LocalStore,
+    began: float,
+) -> list[dict[str, Any]]:
+    """A sample each second until all have ended; if one fails the others are ended."""
+    samples = []
+    while any(rank.poll() is None for rank in ranks):
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        memories = [group.memory() for group in groups]
+        samples.append(
+            {
+                "second": round(time.monotonic() - began, 1),
+                "own": [memory.own for memory in memories],
+                "cache": [memory.cache for memory in memories],
+                **_told(store),
+            }
+        )
+        if any(rank.poll() for rank in ranks):
+            for rank in ranks:
+                rank.kill()
+    return samples
+
+
+def _told(store: LocalStore) -> dict[str, Any]:
+    try:
+        text = store.read(layout.run_progress(JOB, 1))
+    except ObjectNotFound:
+        return {"phase": "starting", "rows_per_second": None}
+    progress = Progress.model_validate_json(text)
+    return {"phase": progress.phase, "rows_per_second": progress.rows_per_second}
+
+
+def _spec(shards: list[Shard], options: argparse.Namespace) -> JobSpec:
+    training = TrainingSpec(epochs=options.epochs, batch_size=options.batch)
+    modalities = dict.fromkeys(PAIR.modalities, options.width)
+    return JobSpec(
+        job=JOB,
+        attempt=1,
+        model="large",
+        version=1,
+        parent=None,
+        spec=ModelSpec(width=options.embedding_width, modalities=modalities, training=training),
+        dataset=DatasetManifest(
+            dataset="large", model="large", name="large", pair=PAIR, shards=tuple(shards)
+        ),
+    )
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(prog="python -m benchmarks.large_dataset", description=__doc__)
+    parser.add_argument("--rows", type=count, default=4_000_000)
+    parser.add_argument("--width", type=count, default=1024, help="of either feature")
+    parser.add_argument("--shards", type=count, default=16)
+    parser.add_argument("--ranks", type=count, default=2)
+    parser.add_argument("--limit-mib", type=count, default=3072, help="memory of each rank")
+    parser.add_argument("--embedding-width", type=count, default=128)
+    parser.add_argument("--batch", type=count, default=4096)
+    parser.add_argument("--epochs", type=count, default=1)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--out", type=Path, default=_RESULTS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

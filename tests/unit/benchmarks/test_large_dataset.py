@@ -1,0 +1,57 @@
+"""The parts of the benchmark of large data that need neither root nor minutes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.large.data import write_dataset
+from benchmarks.large.page import draw, markdown
+from benchmarks.large_dataset import main
+from workers.train.rows.reader import read_rows
+
+DOCUMENT = {
+    "machine": {"cores": 2},
+    "configuration": {
+        "rows": 4_000_000,
+        "width": 1024,
+        "bytes_of_features": 2**34,
+        "ranks": 2,
+        "limit_mib_each": 3072,
+    },
+    "result": {"seconds": 9.5, "most_own_mib": [1, 2], "seconds_of_phases": {"reading": 1.5}},
+    "samples": [
+        {"second": second, "phase": phase, "own": [2**29, 2**28], "cache": [2**30, 2**20]}
+        for second, phase in enumerate(["reading"] * 3 + ["training"] * 3)
+    ],
+}
+
+
+def test_sides_of_a_row_belong_together_and_rows_differ(tmp_path: Path) -> None:
+    shards = write_dataset(tmp_path, rows=500, width=32, shards=3)
+    assert [shard.rows for shard in shards] == [166, 167, 167]
+    parts = list(read_rows(shards, 0, 500))
+    first, second = (
+        np.concatenate([np.asarray(side, np.float32) for side in sides])
+        for sides in ([part.first_BF for part in parts], [part.second_BG for part in parts])
+    )
+    assert len(np.unique(first[:, 0])) > 400
+    # The same hidden numbers: one side predicts the other, and not in another order of rows.
+    fit = first @ np.linalg.lstsq(first, second, rcond=None)[0]
+    shuffled = first[::-1] @ np.linalg.lstsq(first[::-1], second, rcond=None)[0]
+    assert np.square(second - fit).mean() < 0.7 * np.square(second - shuffled).mean()
+
+
+def test_page_and_picture_tell_the_run(tmp_path: Path) -> None:
+    page = markdown(DOCUMENT)
+    assert "4,000,000 pairs of width 1024, 16.0 GiB of float16 features" in page
+    assert "| seconds | 9.5 |" in page
+    draw(DOCUMENT, tmp_path / "large.png")
+    assert (tmp_path / "large.png").stat().st_size > 10_000
+
+
+def test_mistakes_are_answered_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--rows", "none"])
+    assert stopped.value.code == 2
+    assert "'none' is no whole number" in capsys.readouterr().err
