@@ -28,7 +28,7 @@ DOCUMENT = {
 
 
 def test_sides_of_a_row_belong_together_and_rows_differ(tmp_path: Path) -> None:
-    shards = write_dataset(tmp_path, rows=500, width=32, shards=3)
+    shards = write_dataset(tmp_path, rows=500, width=128, shards=3)
     assert [shard.rows for shard in shards] == [166, 167, 167]
     parts = list(read_rows(shards, 0, 500))
     first, second = (
