@@ -12,6 +12,7 @@ from service.app import create_app
 from service.settings import Settings
 from tests.architecture.repository import ROOT
 from workers.serve.settings import ServeArgs
+from workers.train.settings import TrainSettings
 
 Schema = dict[str, Any]
 
@@ -24,6 +25,11 @@ Generated from the code by `make docs`; edit the descriptions there.
 `python -m service` reads the environment, once, when it starts (`service/settings.py`).
 
 {service}
+## Training
+
+Read by the training processes from the environment of the Ray nodes (`workers/train/settings.py`).
+
+{train}
 ## Embeddings
 
 Options of `python -m workers.serve` and arguments of the Serve application
@@ -38,6 +44,7 @@ def settings_document() -> str:
     """`docs/settings.md`."""
     return _HEAD.format(
         service=_table("variable", Settings, lambda field: f"CMCL_{field.upper()}"),
+        train=_table("variable", TrainSettings, lambda field: f"CMCL_{field.upper()}"),
         serve=_table("argument", ServeArgs, str),
     )
 

@@ -6,6 +6,7 @@ from service.settings import Settings
 from tests.architecture.generated import GENERATED, settings_document
 from tests.architecture.repository import ROOT
 from workers.serve.settings import ServeArgs
+from workers.train.settings import TrainSettings
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -14,11 +15,11 @@ def test_it_is_up_to_date(name: str) -> None:
 
 
 def test_every_setting_says_what_it_means() -> None:
-    for model in (Settings, ServeArgs):
+    for model in (Settings, ServeArgs, TrainSettings):
         assert [name for name, field in model.model_fields.items() if not field.description] == []
 
 
-def test_the_table_has_every_variable_of_the_control_plane() -> None:
+def test_the_tables_have_every_variable() -> None:
     document = settings_document()
-    for field in Settings.model_fields:
+    for field in [*Settings.model_fields, *TrainSettings.model_fields]:
         assert f"| `CMCL_{field.upper()}` |" in document

@@ -10,6 +10,7 @@ import pytest
 from tests.chart.release import ROOT, Object, Release, render
 from tests.chart.schemas import CRDS, complaints_of_kuberay
 from workers.serve.settings import ServeArgs
+from workers.train.settings import TrainSettings
 
 needs_crds = pytest.mark.skipif(
     not CRDS.is_dir(), reason="KubeRay's CRDs are not part of this repository"
@@ -44,6 +45,18 @@ def test_a_field_that_kuberay_lacks_is_caught(trial: Release) -> None:
     (complaint,) = complaints_of_kuberay(item)
     assert "containers[0]" in complaint
     assert "'envs' was unexpected" in complaint
+
+
+def test_pods_of_training_have_every_setting_of_training() -> None:
+    values = {"checkpointSeconds": 20, "peerSeconds": 90.5, "extraEnv": {"NCCL_DEBUG": "INFO"}}
+    training = _training(render({"training": values}))
+    expected = {"CMCL_CHECKPOINT_SECONDS": "20", "CMCL_PEER_SECONDS": "90.5", "NCCL_DEBUG": "INFO"}
+    known = {f"CMCL_{field.upper()}" for field in TrainSettings.model_fields}
+    assert known <= expected.keys()
+    for group in (training["headGroupSpec"], *training["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        found = {each["name"]: each.get("value") for each in container["env"]}
+        assert expected.items() <= found.items()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,10 @@
 
 {{- define "cmcl.trainingNode" -}}
 component: training
-extraEnv: {{- toYaml .Values.training.extraEnv | nindent 2 }}
+{{- with .Values.training }}
+{{- $settings := dict "CMCL_CHECKPOINT_SECONDS" (toString .checkpointSeconds) "CMCL_PEER_SECONDS" (toString .peerSeconds) }}
+extraEnv: {{- toYaml (merge (deepCopy .extraEnv) $settings) | nindent 2 }}
+{{- end }}
 readinessPath: /api/healthz
 readinessPort: 52365
 {{- end -}}
