@@ -21,10 +21,12 @@ _STAT = Path("/proc/stat")
 
 @dataclass(frozen=True)
 class Window:
-    """Some units of work in a row. `others`: share of all cores' time that others used meanwhile."""
+    """Some units of work in a row. `cpu`: seconds that this process computed; `others`: share of all
+    cores' time that others used meanwhile."""
 
     count: int
     seconds: float
+    cpu: float
     others: float
 
     @property
@@ -40,11 +42,16 @@ class Window:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one unit of work, over the calm windows; over the calmest where there were too few."""
+    """Seconds of one unit of work, over the calm windows; over the calmest where there were too few.
+
+    `cpu`: mean seconds of one that this process computed. Whoever waits for a core computes nothing,
+    so it says how fast a process of one thread would be on a machine of its own.
+    """
 
     median: float
     mean: float
     p95: float
+    cpu: float
     windows: int
     calm_windows: int
     others: float
@@ -99,6 +106,7 @@ class Windows:
             median=median(found.tolist()),
             mean=mean(found.tolist()),
             p95=float(found.quantile(0.95)),
+            cpu=mean(window.cpu / window.count for window in chosen),
             windows=len(self.all),
             calm_windows=len(calm),
             others=max(map(_others, chosen)),
@@ -107,7 +115,7 @@ class Windows:
     def _window(self, begin: tuple[float, float, float], end: tuple[float, float, float]) -> Window:
         seconds, busy, own = (after - before for before, after in zip(begin, end, strict=True))
         others = max(0.0, busy - self._peers * own) / (seconds * self._cores)
-        return Window(self._count, seconds, others)
+        return Window(self._count, seconds, own, others)
 
     @staticmethod
     def _clocks() -> tuple[float, float, float]:

@@ -70,14 +70,15 @@ def test_what_is_protected_is_there() -> None:
 
 def test_calm_windows_alone_count_where_there_are_enough() -> None:
     windows = Windows(enough=2)
-    windows.all = [Window(2, 4.0, 0.9), Window(2, 2.0, 0.0), Window(4, 6.0, 0.05)]
+    windows.all = [Window(2, 4.0, 1.0, 0.9), Window(2, 2.0, 1.0, 0.0), Window(4, 6.0, 4.0, 0.05)]
     timing = windows.timing()
     assert (timing.mean, timing.windows, timing.calm_windows) == (1.25, 3, 2)
+    assert timing.cpu == 0.75
 
 
 def test_the_calmest_windows_count_where_few_are_calm() -> None:
     windows = Windows(enough=2)
-    windows.all = [Window(1, 4.0, 0.9), Window(1, 2.0, 0.0), Window(1, 3.0, 0.3)]
+    windows.all = [Window(1, 4.0, 1.0, 0.9), Window(1, 2.0, 1.0, 0.0), Window(1, 3.0, 2.0, 0.3)]
     timing = windows.timing()
     assert (timing.mean, timing.calm_windows, timing.others) == (2.5, 1, 0.3)
 
