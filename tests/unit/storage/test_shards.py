@@ -318,3 +318,18 @@ def test_the_last_row_of_a_file_is_checked_too(path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_wrong_and_not_an_outage(tmp_path: Path) -> None:
     with pytest.raises(InvalidUri, match="too long a name"):
         fetch(ref(tmp_path / ("x" * 300)), tmp_path / "fetched")
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+def test_every_so_many_rows_are_chosen_evenly_over_all_shards(tmp_path: Path, every: int) -> None:
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    whole = pa.concat_tables([paired(11), paired(9, start=11)])
+    pq.write_table(whole.slice(0, 11), paths[0], row_group_size=4)
+    pq.write_table(whole.slice(11), paths[1])
+    all_rows, some = read_rows(paths), read_rows(paths, every)
+    assert len(some) == -(-20 // every)
+    np.testing.assert_array_equal(some.feature_a_BI, all_rows.feature_a_BI[::every])
+    np.testing.assert_array_equal(some.feature_b_BI, all_rows.feature_b_BI[::every])
+    assert all_rows.label_B is not None
+    assert some.label_B is not None
+    assert some.label_B.tolist() == all_rows.label_B[::every].tolist()
