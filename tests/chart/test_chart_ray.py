@@ -81,6 +81,19 @@ def test_gpus_are_added_to_the_limits_of_the_user(production: Release) -> None:
     assert group["template"]["spec"]["nodeSelector"] == {"example.org/gpu": "h100"}
 
 
+def test_ranks_say_before_they_go_where_that_is_wanted() -> None:
+    (silent,) = _training(render({}))["workerGroupSpecs"]
+    assert "lifecycle" not in silent["template"]["spec"]["containers"][0]
+    training = _training(render({"training": {"noticeSeconds": 40}}))
+    (group,) = training["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    (*_, words) = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert "--deadline-remaining-seconds 40 && sleep 40" in words
+    assert pod["terminationGracePeriodSeconds"] > 40
+    head = training["headGroupSpec"]["template"]["spec"]
+    assert "lifecycle" not in head["containers"][0], "nothing outlives the head"
+
+
 def test_ranks_and_replicas_stay_off_the_heads(release: Release) -> None:
     for cluster in (_training(release), _serving(release)["rayClusterConfig"]):
         assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"

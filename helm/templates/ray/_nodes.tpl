@@ -25,7 +25,7 @@
 {{- $gpus := mulf $training.gpusPerRank $training.ranksPerPod | ceil | int -}}
 {{- $resources = mergeOverwrite $resources (dict "limits" (dict $training.gpuResource $gpus)) -}}
 {{- end -}}
-{{- include "cmcl.rayNode" (merge (dict "group" $training.workers "resources" $resources "ports" dict) (include "cmcl.trainingNode" . | fromYaml) (dict "root" .)) -}}
+{{- include "cmcl.rayNode" (merge (dict "group" $training.workers "resources" $resources "ports" dict "noticeSeconds" $training.noticeSeconds) (include "cmcl.trainingNode" . | fromYaml) (dict "root" .)) -}}
 {{- end -}}
 
 {{- define "cmcl.trainingNode" -}}
@@ -45,12 +45,15 @@ workers: {{- include "cmcl.trainingWorkers" . | nindent 2 }}
 
 {{/* The pod template of one group of Ray nodes.
      root; component: training or serving; group: its values; extraEnv; resources; ports by name;
-     readinessPath and readinessPort. */}}
+     readinessPath and readinessPort; noticeSeconds, if it is to say before it goes. */}}
 {{- define "cmcl.rayNode" -}}
 metadata:
   labels: {{- include "cmcl.selectorLabels" . | nindent 4 }}
 spec:
   {{- include "cmcl.podSpec" (dict "root" .root "account" (printf "%s-ray" (include "cmcl.fullname" .root)) "group" .group) | nindent 2 }}
+  {{- with .noticeSeconds }}
+  terminationGracePeriodSeconds: {{ add . 30 }}
+  {{- end }}
   containers:
     - name: ray
       image: {{ include "cmcl.image" (dict "root" .root "image" .root.Values.ray.image) }}
@@ -73,6 +76,18 @@ spec:
         - name: {{ $name }}
           containerPort: {{ $port }}
         {{- end }}
+      {{- end }}
+      {{- with .noticeSeconds }}
+      # At SIGTERM it is too late: Ray ends a node's processes at once.
+      lifecycle:
+        preStop:
+          exec:
+            command:
+              - sh
+              - -c
+              - >-
+                ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message "the pod ends"
+                --deadline-remaining-seconds {{ int . }} && sleep {{ int . }}
       {{- end }}
       # KubeRay's own probes call wget, which slim images do not have.
       livenessProbe:
