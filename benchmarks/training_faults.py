@@ -7,6 +7,7 @@ with a run that nothing happened to.
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,8 @@ class Outcome:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; status 1 if a result is another one."""
     options = _parser().parse_args(arguments)
+    # As an error that unwinds: Ray's nodes would outlive this process otherwise.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     size = Size(options.rows, options.epochs)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="cmcl-faults-") as folder:

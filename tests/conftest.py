@@ -18,7 +18,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """Ray, control plane and embeddings endpoint, started as `cmcl up` starts them."""
     folder = tmp_path_factory.mktemp("stack")
     prefixes = (EXAMPLE_STREAM.as_uri(), tmp_path_factory.getbasetemp().as_uri())
-    with LocalStack(folder, Ports.free(), ranks=2, allowed_prefixes=prefixes) as running:
+    stack = LocalStack(
+        folder,
+        Ports.free(),
+        ranks=2,
+        allowed_prefixes=prefixes,
+        # So that a test that kills a rank need not train for a minute first.
+        extra_environment={"CMCL_CHECKPOINT_SECONDS": "1"},
+    )
+    with stack as running:
         yield running
 
 

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-# Where an attempt stands in line. One that is in work is finished whatever comes: it would have to
-# go back to its last checkpoint, and the ranks to be started anew.
-Priority = Literal["low", "normal", "high"]
+from workers.contract.policy import Priority
+
+# Where an attempt stands in line, the last first. One that is in work is finished whatever comes: it
+# would have to go back to its last checkpoint, and the ranks to be started anew.
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 # How often a group may die over one attempt and begin it again.
 RESTARTS = 2

@@ -10,7 +10,8 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from workers.train.warm.desk import PRIORITIES, Answer, Attempt, Priority
+from workers.contract.policy import Priority
+from workers.train.warm.desk import PRIORITIES, Answer, Attempt
 
 
 @dataclass(frozen=True)

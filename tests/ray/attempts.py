@@ -1,0 +1,110 @@
+"""Attempts on the session's local stack, started as Ray starts the drivers of jobs."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from cmcl.demo.stream import read_stream
+from cmcl.stack import LocalStack
+from tests.conftest import EXAMPLE_STREAM
+from workers.contract.dataset import DatasetManifest, ShardRef
+from workers.contract.errors import ObjectNotFound
+from workers.contract.job import JobSpec, Progress
+from workers.contract.model import ModelSpec, TrainingSpec
+from workers.contract.version import VersionManifest
+from workers.storage import layout
+from workers.storage.port import ObjectStore
+from workers.storage.shards import fetch
+from workers.storage.versions import check_candidate, read_candidate
+
+STREAM = read_stream(EXAMPLE_STREAM)
+QUICK = TrainingSpec(epochs=1)
+# Long enough that a process can be killed while it trains.
+PATIENT = TrainingSpec(epochs=150, learning_rate=1e-4)
+SECONDS = 120.0
+
+
+class Attempts:
+    """Starts attempts as Ray would, each of a job of its own that learns a first version."""
+
+    def __init__(self, stack: LocalStack, store: ObjectStore, folder: Path) -> None:
+        self._stack, self._store, self._folder = stack, store, folder
+
+    def start(
+        self, job: str, dataset: int, training: TrainingSpec, *options: str
+    ) -> subprocess.Popen[bytes]:
+        """Begin the first attempt of a job on one of the example's datasets."""
+        self._prepare(job, dataset, training)
+        command = [
+            *(sys.executable, "-m", "workers.train", "--store", self._store.uri),
+            *("--job", job, "--attempt", "1", "--ranks", "2", *options),
+        ]
+        return self._stack.start_driver(command)
+
+    def run(self, job: str, dataset: int, *options: str) -> VersionManifest:
+        """The candidate that a whole attempt made."""
+        assert self.start(job, dataset, QUICK, *options).wait(SECONDS) == 0
+        return self.candidate(job)
+
+    def candidate(self, job: str) -> VersionManifest:
+        """Raises ObjectNotFound where there is none."""
+        manifest = read_candidate(self._store, job, 1)
+        check_candidate(self._store, manifest)
+        return manifest
+
+    def progress(self, job: str) -> Progress | None:
+        """What the attempt tells; None before it tells anything."""
+        try:
+            text = self._store.read(layout.run_progress(job, 1))
+        except ObjectNotFound:
+            return None
+        return Progress.model_validate_json(text)
+
+    def is_training(self, job: str) -> bool:
+        """Whether some updates are done and some are not."""
+        told = self.progress(job)
+        return told is not None and told.phase == "training" and told.updates_done > 0
+
+    def checkpoints(self, job: str) -> list[str]:
+        """Their keys."""
+        return list(self._store.keys(layout.run_checkpoints(job, 1)))
+
+    def _prepare(self, job: str, dataset: int, training: TrainingSpec) -> None:
+        chosen = STREAM.datasets[dataset]
+        shard = fetch(ShardRef(uri=chosen.train.as_uri()), self._folder / f"{job}.parquet")
+        spec = JobSpec(
+            job=job,
+            attempt=1,
+            model=job,
+            version=1,
+            parent=None,
+            spec=ModelSpec(width=64, modalities=STREAM.modalities, training=training),
+            dataset=DatasetManifest(
+                dataset=job, model=job, name=chosen.name, pair=chosen.pair, shards=(shard,)
+            ),
+        )
+        self._store.put(layout.run_spec(job, 1), spec.model_dump_json().encode())
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def ray_processes(stack: LocalStack, name: str) -> list[psutil.Process]:
+    """Processes of the stack's Ray by the name that Ray gives them."""
+    children = psutil.Process(stack.processes["ray"].pid).children(recursive=True)
+    return [child for child in children if name in title(child)]
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
