@@ -19,6 +19,7 @@ from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates, rotate
 from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights, relative_drift
+from workers.nullspace.mask import everything_free
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.train.distributed import World
 from workers.train.loop import Trained, new_heads, train_pair
@@ -204,3 +205,48 @@ def test_learnt_temperature_moves_and_a_fixed_one_stays() -> None:
 
     assert end(learn=False) == 0.5
     assert 0.01 <= end(learn=True) < 0.45
+
+
+def test_bfloat16_products_learn_with_heads_of_float32() -> None:
+    """On any device; it pays on GPUs alone."""
+    rows = features(IMAGE_TEXT, 8, seed=11)
+    rough = SPEC.training.model_copy(update={"precision": "bfloat16"})
+    exact_run, rough_run = (
+        train(IMAGE_TEXT, rows, Memory(), None, training) for training in (SPEC.training, rough)
+    )
+    assert rough_run.trained.final_loss != exact_run.trained.final_loss
+    assert abs(rough_run.trained.final_loss - exact_run.trained.final_loss) < 0.1
+    assert rough_run.heads.weights["image"].dtype == torch.float32
+
+
+def test_what_is_told_of_an_update_is_what_the_mask_did() -> None:
+    """Gradient norm, share removed and drift so far, against the formulas."""
+    memory = Memory().with_dataset(IMAGE_TEXT, pair_moments(*features(IMAGE_TEXT, 5, seed=12)))
+    lesson = lesson_on(DEPTH_IMAGE, memory)
+    spaces = Preserve(0.9).update_spaces(lesson)
+    first, second = ((lesson.heads.weights[m], spaces[m]) for m in DEPTH_IMAGE.modalities)
+    pair = PairInEigenCoordinates(first, second)
+    rows = features(DEPTH_IMAGE, 9, seed=13)
+    turned_rows = [
+        rotate(side, spaces[m]) for side, m in zip(rows, lesson.pair.modalities, strict=True)
+    ]
+    pair.look(True)
+    out = pair(*turned_rows)
+    (out[0] * out[1]).sum().backward()
+    free = PairInEigenCoordinates(
+        *((weight, everything_free(*weight.shape)) for weight, _ in (first, second))
+    )
+    with torch.no_grad():
+        pair.second.change_EI += 0.01 * pair.second.free_EI
+    left = sum(float(change.grad.square().sum()) for change in pair.changes)
+    whole = sum(float(each[0]) for head in (pair.first, pair.second) for each in head.seen)
+    assert pair.gradient_norm() == pytest.approx(left**0.5)
+    assert 0 < pair.removed_share() < 1
+    assert pair.removed_share() == pytest.approx(1 - left / whole)
+    space, change = spaces["image"], pair.second.change_EI.detach().double()
+    size = (space.energy_EI * pair.second.start_EI.double().square()).sum()
+    expected = ((space.energy_EI * change.square()).sum() / size) ** 0.5
+    assert pair.drift_so_far() == pytest.approx(float(expected), rel=1e-4)
+    assert free.drift_so_far() is None
+    pair.look(False)
+    assert pair.removed_share() == 0.0
