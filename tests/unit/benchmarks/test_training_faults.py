@@ -1,0 +1,109 @@
+"""What the benchmark of faults makes of what it saw."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults.attempts import Job, Size
+from benchmarks.faults.page import markdown
+from benchmarks.faults.watch import Watch
+from benchmarks.training_faults import Outcome
+from workers.contract.job import JobSpec, Phase, Progress
+from workers.storage import layout
+from workers.storage.uris import open_store
+
+SIZE = Size(rows=64, epochs=2, batch_size=16, width=8)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(open_store(tmp_path.as_uri()), "faults", SIZE)
+
+
+def see(watch: Watch, phase: Phase, done: int = 0, resumed_at: int | None = None) -> float:
+    """Its ranks tell this; the moment after it was seen."""
+    progress = Progress(
+        phase=phase,
+        updates_done=done,
+        updates_total=100,
+        resumed_at=resumed_at,
+        at=datetime.now(UTC),
+    )
+    key = layout.run_progress(watch.job.name, 1)
+    watch.job.store.put(key, progress.model_dump_json().encode())
+    watch.look(1)
+    return time.monotonic()
+
+
+def test_ranks_are_back_with_their_first_update_after_the_checkpoint(job: Job) -> None:
+    watch = Watch(job)
+    see(watch, "training", 40)
+    fault = see(watch, "training", 50)
+    see(watch, "starting")
+    see(watch, "training", 45, resumed_at=45)
+    see(watch, "training", 46, resumed_at=45)
+    resumed = watch.resumed_after(fault)
+    assert resumed is not None
+    assert (resumed.done, resumed.progress.resumed_at) == (46, 45)
+    assert watch.done_before(fault) == 50
+
+
+def test_ranks_that_went_on_did_not_resume(job: Job) -> None:
+    watch = Watch(job)
+    fault = see(watch, "training", 50)
+    for done in (51, 52):
+        see(watch, "training", done)
+    assert watch.resumed_after(fault) is None
+    assert watch.longest_pause_after(fault) > 0
+
+
+def test_each_thing_is_seen_once(job: Job) -> None:
+    watch = Watch(job)
+    assert watch.look(1) is None
+    see(watch, "training", 1)
+    watch.look(1)
+    assert len(watch.seen) == 1
+
+
+def test_next_attempt_goes_on_from_the_newest_checkpoint(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    job.prepare(tmp_path / "files")
+    for updates in (9, 100):
+        job.store.put(layout.run_checkpoint(job.name, 1, updates, "0" * 64), b"heads")
+    job.next_attempt(2)
+    job.next_attempt(3)
+    texts = [job.store.read(layout.run_spec(job.name, attempt)) for attempt in (1, 2, 3)]
+    told = [JobSpec.model_validate_json(text).resume_from for text in texts]
+    newest = layout.run_checkpoint(job.name, 1, 100, "0" * 64)
+    assert told == [None, newest, newest], "one that left none hands on what it was given"
+
+
+def outcome(ranks: int, distance: float | None) -> Outcome:
+    return Outcome("a fault", 9.5, 9.0, 50, 45, 5, 1, ranks, distance)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "distance", "is_same"),
+    [(2, None, True), (1, 9e-6, True), (1, 2e-5, False), (2, 1e-9, False)],
+)
+def test_as_many_ranks_must_give_the_bits(
+    ranks: int, distance: float | None, is_same: bool
+) -> None:
+    assert outcome(ranks, distance).is_same is is_same
+
+
+def test_page_says_where_a_result_is_another_one() -> None:
+    page = markdown(
+        {
+            "outcomes": [{**vars(outcome(2, 0.5)), "is_same": False}],
+            "size": vars(SIZE),
+            "updates": 100,
+            "seconds": 20.0,
+            "checkpoint_seconds": 3,
+            "peer_seconds": 15,
+            "machine": {"cores": 2},
+        }
+    )
+    assert "| a fault | 9.5 | 9 | 50 | 45 | 5 | 1 | 2 | **another one**: 5.0e-01 apart |" in page
