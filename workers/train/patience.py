@@ -28,7 +28,7 @@ class Patience:
             # An elastic group asks for as many ranks as it has heard are possible, and that may be
             # 20 s old: when a node has gone, this is what it waits before it asks for fewer.
             # Where there is room the places are there within a second.
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
         }
 
