@@ -48,8 +48,8 @@ def _one(rank: int, task: Callable[[], Any], size: int, folder: str) -> None:
 
 def seconds_together(task: Callable[[], object]) -> float:
     """Median seconds of `task` while all processes of the group do it at once."""
-    windows, until = Windows(_size(), _WINDOWS), time.perf_counter() + _PATIENCE_SECONDS
     count = _of_a_window(task)
+    windows, until = Windows(_size(), _WINDOWS), time.perf_counter() + _PATIENCE_SECONDS
     while _not_all(windows.is_enough or time.perf_counter() > until):
         windows.tick()
         for _ in range(count):

@@ -11,6 +11,7 @@ from benchmarks.training.calm import Window, Windows
 from benchmarks.training.ours import Clock, OurLoop, held, learned_before, random_sides
 from benchmarks.training.reading import readers, write_shards
 from tests.architecture.repository import ROOT
+from tests.unit.benchmarks.ticks import Ticks
 from workers.storage.shards import FEATURES
 from workers.train.rows.reader import read_rows
 
@@ -46,19 +47,19 @@ def test_batches_go_through_all_rows_before_one_comes_again() -> None:
     assert len(set(torch.cat(found[:3]).tolist())) == 9
 
 
-def test_every_update_of_a_pass_is_timed_but_the_first() -> None:
-    clock = Clock(Windows())
+def test_every_update_of_a_pass_is_timed() -> None:
+    ticks = Ticks()
+    clock = Clock(ticks)
     OurLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask").run(clock)
-    clock.windows.pause()
-    assert sum(window.count for window in clock.windows.all) == ROWS // 8 - 1
+    assert ticks.count == ROWS // 8
     assert clock.before_the_first > 0
 
 
 def test_a_clock_may_leave_the_beginning_out() -> None:
-    clock = Clock(Windows(), begin=0.5)
-    OurLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask").run(clock)
-    clock.windows.pause()
-    assert sum(window.count for window in clock.windows.all) == ROWS // 16 - 1
+    ticks = Ticks()
+    loop = OurLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask")
+    loop.run(Clock(ticks, begin=0.5))
+    assert ticks.count == ROWS // 16
 
 
 def test_what_is_protected_is_there() -> None:
