@@ -5,6 +5,7 @@ Killing a node kills every process on it, which is what a lost machine looks lik
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -172,12 +173,15 @@ class Nodes:
 
 
 def _end(node: subprocess.Popen[bytes]) -> None:
-    """The process and all below it; Ray's workers have groups of their own."""
+    """All below it, as Ray's workers have groups of their own; and its group, as some have left it."""
     try:
         family = psutil.Process(node.pid).children(recursive=True)
-        node.kill()
     except psutil.NoSuchProcess:
         family = []
+    try:
+        os.killpg(node.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # All of the group has ended already.
     for child in family:
         try:
             child.kill()
