@@ -36,13 +36,15 @@ _UNDISTURBED = Case("nothing", lambda _: 0.0)
 class Outcome:
     """Seconds from the fault, and what was lost; `resumed` is None where no rank had to go back.
 
-    `pause` is the longest time without a new update. `distance` is that of the heads from those of
+    `pause` is the longest time without news of another update, `meanwhile` the updates that the next
+    news told of where no rank went back. `distance` is that of the heads from those of
     the run without a fault; None where they are equal to the bit.
     """
 
     fault: str
     resumed: float | None
     pause: float
+    meanwhile: int
     at_update: int
     resumed_at: int | None
     repeated: int
@@ -118,6 +120,7 @@ def _outcome(name: str, folder: Path, size: Size, undisturbed: Result) -> Outcom
         fault=case.fault,
         resumed=None if resumed is None else round(resumed.at - moment, 1),
         pause=round(scene.watch.longest_pause_after(moment), 1),
+        meanwhile=scene.watch.done_meanwhile(moment) if resumed is None else 0,
         at_update=before,
         resumed_at=first,
         repeated=0 if first is None else max(0, before - first),

@@ -125,7 +125,9 @@ CASES: Mapping[str, Case] = {
     "head": Case("kill -9 of the head and all nodes", _kill_head),
     "hang": Case("a rank hangs (SIGSTOP)", _hang_rank(1), settings=_HANGS),
     "leader-hang": Case("the leading rank hangs", _hang_rank(0), settings=_HANGS),
-    "store": Case(f"the store is away for {STORE_AWAY_SECONDS:g} s", _shut_store, store="s3"),
+    "store": Case(
+        f"the store is away for {STORE_AWAY_SECONDS:g} s", _shut_store, store="s3", share=0.1
+    ),
     "notice": Case(
         f"a node goes after a notice of {NOTICE_SECONDS} s",
         _drain_node,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-_EXPLAINED = """Columns: *resumed*, seconds from the fault to the first update of the ranks that went on from a checkpoint (a dash: no rank had to go back); *pause*, the longest time without a new update; *repeated*, updates that were done twice; *attempts*, more than one where the fault ends the driver and the control plane would submit another; *result*, beside that of a run that nothing happened to."""
+_EXPLAINED = """Columns: *resumed*, seconds from the fault to the first update of the ranks that went on from a checkpoint (or that no rank had to go back, and how many updates the next news told of); *pause*, the longest time without news of another update; *repeated*, updates that were done twice; *attempts*, more than one where the fault ends the driver and the control plane would submit another; *result*, beside that of a run that nothing happened to."""
 
 
 def markdown(document: Mapping[str, Any]) -> str:
@@ -38,11 +38,18 @@ def markdown(document: Mapping[str, Any]) -> str:
 def _row(outcome: Mapping[str, Any]) -> str:
     cells = [
         outcome["fault"],
-        *(_known(outcome[name]) for name in ("resumed", "pause", "at_update", "resumed_at")),
+        _resumed(outcome),
+        *(_known(outcome[name]) for name in ("pause", "at_update", "resumed_at")),
         *(str(outcome[name]) for name in ("repeated", "attempts", "ranks")),
         _result(outcome),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _resumed(outcome: Mapping[str, Any]) -> str:
+    if outcome["resumed"] is None:
+        return f"went on: {outcome['meanwhile']} updates"
+    return f"{outcome['resumed']:g}"
 
 
 def _known(value: float | None) -> str:

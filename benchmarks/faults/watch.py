@@ -56,6 +56,12 @@ class Watch:
         return None
 
     def longest_pause_after(self, moment: float) -> float:
-        """Seconds without a new update, of ranks that went on training."""
+        """Seconds without news of another update."""
         times = [moment, *(each.at for each in self.seen if each.at > moment and each.done)]
         return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
+
+    def done_meanwhile(self, moment: float) -> int:
+        """Updates between the last news before that moment and the first ones after it."""
+        before = self.done_before(moment)
+        later = (each.done for each in self.seen if each.at > moment and each.done > before)
+        return next(later, before) - before

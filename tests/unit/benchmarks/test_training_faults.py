@@ -57,6 +57,7 @@ def test_ranks_that_went_on_did_not_resume(job: Job) -> None:
         see(watch, "training", done)
     assert watch.resumed_after(fault) is None
     assert watch.longest_pause_after(fault) > 0
+    assert watch.done_meanwhile(fault) == 1
 
 
 def test_each_thing_is_seen_once(job: Job) -> None:
@@ -81,7 +82,7 @@ def test_next_attempt_goes_on_from_the_newest_checkpoint(job: Job, tmp_path: Pat
 
 
 def outcome(ranks: int, distance: float | None) -> Outcome:
-    return Outcome("a fault", 9.5, 9.0, 50, 45, 5, 1, ranks, distance)
+    return Outcome("a fault", 9.5, 9.0, 0, 50, 45, 5, 1, ranks, distance)
 
 
 @pytest.mark.parametrize(
