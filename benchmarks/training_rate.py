@@ -62,7 +62,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "configuration": {
             "width": f"E = I = {options.width}",
             "rows": options.rows,
-            "rounds": f"{options.rounds} after one of warm-up",
+            "rounds": f"{options.rounds}, the first unit of work of each being warm-up",
             "seed": 0,
         },
         "machine": {
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=counts, default=(1, 2), metavar="A,B,...")
     parser.add_argument("--rows", type=count, default=16384, help="of a dataset, and of a shard")
     parser.add_argument("--shards", type=count, default=8, help="to read (default: 8)")
-    parser.add_argument("--rounds", type=count, default=5, help="after one of warm-up")
+    parser.add_argument("--rounds", type=count, default=5, help="of all loops by turns")
     parser.add_argument("--ranks", type=count, default=2, help="that stay warm (default: 2)")
     parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
     parser.add_argument("--without-ray", action="store_true", help="leave the start of jobs out")

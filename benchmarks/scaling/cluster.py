@@ -22,8 +22,8 @@ SOURCES: Mapping[str, str] = {
     "guide): rings over all adapters move 400 GB/s for each node, 80 % of it reached",
     "latency": "20 µs for a collective in a node and 10 µs more for each doubling of nodes: the order "
     "of magnitude that NCCL's own tests report for small messages",
-    "float32 scores": "scores and sums are float32; 14 passes over them in each direction, counted in "
-    "workers/model/loss.py; 22 floats move for an entry of a head, counted in workers/model/pair.py "
+    "float32 scores": "scores and sums are float32; 24 floats move for each in each direction, counted in "
+    "workers/model/loss.py; 22 for an entry of a head, counted in workers/model/pair.py "
     "and for fused AdamW",
 }
 
@@ -54,7 +54,7 @@ class Cluster:
 
     def scores(self, entries: float, directions: int) -> float:
         """See Rates."""
-        return self._passes(entries * directions, 14)
+        return self._passes(entries * directions, 24)
 
     def heads(self, entries: float) -> float:
         """See Rates."""
@@ -65,7 +65,7 @@ class Cluster:
         return self._passes(2 * entries, 8)
 
     def packing(self, entries: float) -> float:
-        """Values and 64-bit places, out and back."""
+        """All into a bucket and back; of half of them values and 64-bit places, out and back."""
         return self._passes(entries, 8)
 
     def gather(self, bytes_each: float, ranks: int) -> float:

@@ -23,7 +23,6 @@ _THIN = 8
 _WIDTHS = (64, 256, 512, 1024)
 _ROWS = 8192
 _BYTES = (1 << 10, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 23)
-_FREE_SHARE = 0.5
 
 
 def constants_of_one() -> dict[str, Points]:
@@ -35,7 +34,7 @@ def constants_of_one() -> dict[str, Points]:
         "scores, two directions": ((r * c, partial(_scores_of_many, r, c)) for r, c in _SCORES),
         "heads": ((2 * width * width, _heads(width)) for width in _WIDTHS),
         "rows": ((rows * 2 * _WIDE, _rows(rows)) for rows in _DIMENSIONS),
-        "packing": ((2 * width * width * _FREE_SHARE, _packing(width)) for width in _WIDTHS),
+        "packing": ((2 * width * width, _packing(width)) for width in _WIDTHS),
     }
     return {name: _measured(tasks) for name, tasks in curves.items()}
 
@@ -126,15 +125,22 @@ def _rows(rows: int) -> Callable[[], None]:
 
 
 def _packing(width: int) -> Callable[[], None]:
-    """Free entries out of two gradients, and back."""
-    gradients = [_random(width * width) for _ in range(2)]
-    index = [(one > 0).nonzero().flatten() for one in gradients]
+    """What DDP does with two gradients beside the collective: all of both into its bucket and back,
+    and with the product's hook the free entries out of the bucket and back."""
+    slopes = [_random(width * width) for _ in range(2)]
+    index = [(one > 0).nonzero().flatten() for one in slopes]
+    bucket = torch.cat(slopes)
+    gradients = bucket.split([len(one) for one in slopes])  # type: ignore[no-untyped-call]
 
     def passes() -> None:
+        for slope, gradient in zip(slopes, gradients, strict=True):
+            gradient.copy_(slope)
         packed = torch.cat([one[free] for one, free in zip(gradients, index, strict=True)]).div_(2)
         parts = packed.split([len(free) for free in index])  # type: ignore[no-untyped-call]
-        for one, free, part in zip(gradients, index, parts, strict=True):
-            one[free] = part
+        for gradient, free, part in zip(gradients, index, parts, strict=True):
+            gradient[free] = part
+        for slope, gradient in zip(slopes, gradients, strict=True):
+            slope.copy_(gradient)
 
     return passes
 

@@ -44,7 +44,7 @@ class Rates(Protocol):
         ...
 
     def packing(self, entries: float) -> float:
-        """Taking free entries out of a gradient and putting them back."""
+        """Taking free entries (about half) out of both gradients and putting them back; all entries."""
         ...
 
     def gather(self, bytes_each: float, ranks: int) -> float:
@@ -132,7 +132,7 @@ def _passes(shape: Shape, rates: Rates) -> float:
         rates.scores(shape.local * shape.batch, directions)
         + rates.heads(shape.head_entries)
         + rates.rows(shape.local * (shape.inputs + shape.width))
-        + (rates.packing(shape.head_entries * shape.free_share) if shape.ranks > 1 else 0.0)
+        + (rates.packing(shape.head_entries) if shape.ranks > 1 else 0.0)
     )
 
 
