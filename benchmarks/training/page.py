@@ -76,16 +76,16 @@ def _reading(found: Mapping[str, Any]) -> str:
     rows = [
         [
             name,
-            f"{one['median']:.2f}",
+            *(f"{one[key]:.2f}" for key in ("median", "p95", "cpu")),
             f"{found['bytes'] / one['median'] / 2**20:.0f}",
             _windows(one),
         ]
         for name, one in found["readers"].items()
     ]
-    head = ("reader", "median s", "MiB / s", "windows (calm), others")
+    head = ("reader", "median s", "p95", "CPU s", "MiB / s", "windows (calm), others")
     words = (
-        f"{found['rows']:,} rows, {found['bytes'] / 2**20:.0f} MiB in {found['shards']} files, from the "
-        "page cache. Ours checks the SHA-256 of every file, which pyarrow does not."
+        f"{found['rows']:,} rows, {found['bytes'] / 2**20:.0f} MiB in {found['shards']} files, from "
+        "the page cache. Ours checks the SHA-256 of every file, which pyarrow does not."
     )
     return f"### Reading\n{words}\n\n{_table(head, rows)}"
 
