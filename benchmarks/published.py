@@ -15,6 +15,7 @@ from workers.contract.model import TrainingSpec
 from workers.model.loss import symmetric_info_nce, unit
 from workers.model.rows import PairedRows
 from workers.nullspace.moments import SecondMoment
+from workers.train.optimizer import EPSILON
 
 # What the published code calls lambda_min: absolute, of the mean moment of inputs and outputs.
 INPUT_THRESHOLD, OUTPUT_THRESHOLD = 0.1, 0.0
@@ -29,7 +30,11 @@ class PlainPair:
         first, second = (nn.Parameter(weight.clone()) for weight in weights)
         self.weights, self._rows, self._spec = (first, second), rows, spec
         self._optimizer = torch.optim.AdamW(
-            self.weights, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
+            self.weights,
+            lr=spec.learning_rate,
+            weight_decay=spec.weight_decay,
+            eps=EPSILON,
+            fused=True,
         )
 
     def update(self, index_B: Tensor) -> None:

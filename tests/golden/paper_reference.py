@@ -40,10 +40,11 @@ class Rows:
 
 @dataclass
 class AdamW:
-    """Decoupled decay (arXiv 1711.05101) of all columns but the last."""
+    """Decoupled decay (arXiv 1711.05101) of all columns but the last; ε is the service's."""
 
     rate: float
     decay: float
+    epsilon: float = 1e-6
     steps: int = 0
     mean: Array | float = 0.0
     square: Array | float = 0.0
@@ -56,7 +57,7 @@ class AdamW:
         square = self.square / (1 - 0.999**self.steps)
         decayed_EI = weight_EI.copy()
         decayed_EI[:, :-1] *= 1 - self.rate * self.decay
-        return decayed_EI - self.rate * mean / (np.sqrt(square) + 1e-8)
+        return decayed_EI - self.rate * mean / (np.sqrt(square) + self.epsilon)
 
 
 @dataclass

@@ -43,7 +43,8 @@ class Paper(Method):
     - means are over the rows of each modality (published: one counter for all modalities);
     - partners' embeddings are those under today's heads (published: under the heads that had just
       learned them, which goes stale when the partner moves on);
-    - an eigenvalue that is rounding of zero is zero.
+    - an eigenvalue that is rounding of zero is zero;
+    - AdamW's ε is the service's 1e-6 (published: 1e-8).
     Loss, rate and batches are the service's: no warm-down of the rate, no clipping of gradients.
     With SGD, the decay of W towards 0 does not pass through the momentum.
     """

@@ -9,6 +9,9 @@ from workers.contract.model import TrainingSpec
 from workers.train.objective import GlobalLoss
 
 _MOMENTUM = 0.9
+# Below this a gradient's entry is rounding (theirs are about 1e-3), and what is divided by its own size
+# would become a step of the whole rate: another one for each number of ranks. PyTorch has 1e-8.
+EPSILON = 1e-6
 
 
 def optimizer_for(objective: GlobalLoss, spec: TrainingSpec) -> torch.optim.Optimizer:
@@ -22,7 +25,7 @@ def optimizer_for(objective: GlobalLoss, spec: TrainingSpec) -> torch.optim.Opti
     ]
     match spec.optimizer:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
+            return torch.optim.AdamW(groups, lr=spec.learning_rate, eps=EPSILON, fused=True)
         case "sgd":
             return torch.optim.SGD(groups, lr=spec.learning_rate, momentum=_MOMENTUM, fused=True)
 

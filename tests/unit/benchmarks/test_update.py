@@ -13,6 +13,7 @@ from benchmarks.update import by_turns, main
 from workers.contract.model import TrainingSpec
 from workers.model.pair import rotate
 from workers.nullspace.mask import UpdateSpace, everything_free
+from workers.train.optimizer import EPSILON
 
 WIDTH = 32
 NO_DECAY = TrainingSpec(weight_decay=0.0)
@@ -173,7 +174,7 @@ def slow_adamw(
     mean += 0.1 * (gradient - mean)
     square += 0.001 * (gradient**2 - square)
     corrected = mean / (1 - 0.9**step), square / (1 - 0.999**step)
-    weight -= spec.learning_rate * corrected[0] / (np.sqrt(corrected[1]) + 1e-8)
+    weight -= spec.learning_rate * corrected[0] / (np.sqrt(corrected[1]) + EPSILON)
 
 
 def test_projection_keeps_what_lies_above_the_threshold() -> None:

@@ -1,0 +1,133 @@
+"""What each rank does: a dataset for a model that has something to protect and to replay."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.ranks.wire import bytes_on_loopback
+from workers.contract.dataset import Shard
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec
+from workers.train.certify import Earlier, weights_of
+from workers.train.distributed import World, world
+from workers.train.learn import Learned, Task, before_the_first, learn
+from workers.train.rows.port import TrainingRows
+from workers.train.rows.streamed import StreamedRows
+from workers.train.run import Run, UpdateDone, Watcher
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset: its shards, and the rows in memory."""
+
+    pair: ModalityPair
+    shards: tuple[Shard, ...]
+    held: TrainingRows
+
+    def rows(self, way: str, spec: ModelSpec) -> TrainingRows:
+        """`held` or `streamed`."""
+        if way == "held":
+            return self.held
+        first, second = (spec.modalities[modality] for modality in self.pair.modalities)
+        return StreamedRows(self.shards, (first, second))
+
+
+class Noting(Watcher):
+    """The loss curve, and the wire between the first update's end and the last's."""
+
+    def __init__(self) -> None:
+        self.shares: list[torch.Tensor] = []
+        self.counted: list[int] = []
+
+    def update_done(self, update: UpdateDone) -> None:
+        self.shares.append(update.local_loss)
+        if update.done in (1, update.total):
+            # All ranks have done it, and none goes on: what is counted is whole updates.
+            _meet()
+            self.counted.append(bytes_on_loopback())
+            _meet()
+
+    def losses(self) -> torch.Tensor:
+        """Of whole batches."""
+        losses = torch.stack(self.shares)
+        if dist.is_initialized():
+            dist.all_reduce(losses)
+        return losses
+
+
+@dataclass(frozen=True)
+class Job:
+    """A dataset for a model that has learned one before; picklable."""
+
+    spec: ModelSpec
+    part: Part
+    way: str
+    parent: Path
+
+    def __call__(self) -> dict[str, Any]:
+        """What must not depend on the number of ranks, and what travelled."""
+        first: Learned = torch.load(self.parent, weights_only=False)
+        noting, here = Noting(), World(world().rank, world().size)
+        task = Task(self.part.pair, self.part.rows(self.way, self.spec), seed=8)
+        second = learn(self.spec, first.knowledge, task, Run(here, watcher=noting))
+        return {
+            "heads": dict(second.knowledge.heads.weights),
+            "losses": noting.losses(),
+            "moments": _moments(second),
+            "certificate": _earlier(first).drift(second.knowledge.heads),
+            "traffic": {
+                **_entries(second),
+                "batch": self.spec.training.batch_size,
+                "width": self.spec.width,
+                "numbers_of_moments": _numbers(second, first.knowledge.heads.conditioning.keys()),
+                "given": here.traffic.gathered + here.traffic.reduced,
+                "wire": noting.counted[-1] - noting.counted[0],
+            },
+        }
+
+
+def make_parent(spec: ModelSpec, part: Part, path: Path) -> None:
+    """What a model knows after its first dataset."""
+    torch.save(learn(spec, before_the_first(spec), Task(part.pair, part.held, seed=7)), path)
+
+
+def _earlier(first: Learned) -> Earlier:
+    one, other = first.spaces
+    pair = ModalityPair(first=one, second=other)
+    return Earlier("first", pair, first.moments, weights_of(pair, first.knowledge.heads))
+
+
+def _moments(learned: Learned) -> list[torch.Tensor]:
+    moments = learned.moments
+    return [moments.first.sum_II, moments.second.sum_II, moments.cross_IJ]
+
+
+def _entries(learned: Learned) -> dict[str, int]:
+    spaces = learned.spaces.values()
+    return {
+        "updates": learned.trained.updates,
+        "free": sum(int(space.free_EI.sum()) for space in spaces),
+        "entries": sum(space.free_EI.numel() for space in spaces),
+    }
+
+
+def _numbers(learned: Learned, known: Collection[str]) -> int:
+    """That the sums over a dataset send, of symmetric ones one half; the sums of modalities that are
+    new once more, to condition them. Each with a count."""
+    first, second = (len(side) for side in _moments(learned)[:2])
+    widths = [
+        learned.knowledge.heads.weights[name].shape[1]
+        for name in learned.spaces
+        if name not in known
+    ]
+    halves = [width * (width + 1) // 2 + 1 for width in widths]
+    return first * (first + 1) // 2 + second * (second + 1) // 2 + first * second + 1 + sum(halves)
+
+
+def _meet() -> None:
+    if dist.is_initialized():
+        dist.barrier()
