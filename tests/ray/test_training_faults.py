@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 # For some checkpoints, which the session's stack takes every second.
 LONG_ENOUGH = TrainingSpec(epochs=60, learning_rate=1e-4)
-SMALL = Size(rows=4096, epochs=40, batch_size=256, width=32)
+SMALL = Size(rows=4096, epochs=25, batch_size=256, width=32)
 
 
 def test_rank_that_dies_costs_no_bit_of_the_result(
