@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,12 @@ Constants = dict[str, dict[float, float]]
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured of this machine: constants by the number of processes at once."""
+    """What was measured of this machine: constants by the number of processes at once; `fixed` of one
+    rank alone, and of one among others."""
 
     own: dict[int, Constants]
     shared: dict[int, Constants]
-    fixed: float
+    fixed: tuple[float, float]
     shard_bytes_per_second: float
     decomposition_seconds: float
 
@@ -57,14 +58,14 @@ class Found:
             cores,
             curves(self.own[min(ranks, cores)]),
             curves(self.shared[ranks]) if ranks > 1 else {},
-            self.fixed,
+            self.fixed[min(ranks, 2) - 1],
         )
 
     def forecast(self) -> Forecast:
         """Of clusters; their hosts read and interpret as this machine does."""
         reading = curves(self.own[1])["read"]
         return Forecast(
-            self.fixed, reading, self.shard_bytes_per_second, self.decomposition_seconds
+            self.fixed[1], reading, self.shard_bytes_per_second, self.decomposition_seconds
         )
 
 
@@ -99,7 +100,7 @@ def measured(workloads: Sequence[Workload], ranks: int) -> dict[str, Any]:
         "updates": updates,
         "forecast": found.forecast().document(),
         "assumed": {
-            "interpreter": f"{1000 * found.fixed:.2f} ms for an update, measured here",
+            "interpreter": f"{1000 * found.fixed[1]:.2f} ms for an update, measured here",
             "reading": f"{found.shard_bytes_per_second / 2**20:.0f} MiB/s of shards for a rank, and "
             "batches from the local disk as above, measured here",
         },
@@ -137,15 +138,23 @@ def _constants(workloads: Sequence[Workload], ranks: int) -> Found:
     for processes in range(1, len(os.sched_getaffinity(0)) + 1):
         _say(f"products and passes, {processes} process(es)")
         own[processes] = _mean(in_group(partial(_own_constants, streamed), processes))
-    for processes in range(2, ranks + 1):
+    for processes in range(2, max(ranks, 2) + 1):
         _say(f"collectives, {processes} processes")
         shared[processes] = _mean(in_group(_shared_constants, processes))
     _say("the rest")
+    rates = in_group(partial(_rest, streamed), 1)[0]
+    found = Found(own, shared, (0.0, 0.0), *rates)
+    return replace(found, fixed=(_fixed(found, streamed, 1), _fixed(found, streamed, 2)))
+
+
+def _fixed(found: Found, streamed: Workload, ranks: int) -> float:
+    """What is left of an update of next to no numbers, without what the model knows of it."""
     smallest = tiny(streamed.folder)
     prepare(smallest)
-    fixed = in_group(partial(time_updates, smallest), 1)[0]["median"]
-    rates = in_group(partial(_rest, streamed), 1)[0]
-    return Found(own, shared, fixed, *rates)
+    timing = in_group(partial(time_updates, smallest), ranks)[0]
+    shape = Shape(smallest.batch, smallest.width, smallest.width, ranks)
+    known = update_terms(shape, found.rates(ranks))
+    return max(0.0, float(timing["median"]) - known["gather"] - known["reduce"])
 
 
 def _own_constants(streamed: Workload) -> Constants:

@@ -76,6 +76,10 @@ class Cluster:
         """A ring: reduce-scatter and all-gather."""
         return self._latency + 2 * (ranks - 1) / ranks * payload / self._wire
 
+    def waiting(self, work: float) -> float:
+        """None: each card does the same by itself, and nothing is known of how they differ."""
+        return 0.0
+
     def ahead(self, payload: float, rotation: float, rest: float) -> float:
         """Hosts read while cards compute; the rotation is the card's."""
         read = self.reading.at(payload * self.ranks) / self.ranks

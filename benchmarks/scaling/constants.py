@@ -22,6 +22,9 @@ _SCORES = ((32, 128), (64, 256), (256, 256), (256, 1024), (1024, 1024))
 _THIN = 8
 _WIDTHS = (64, 256, 512, 1024)
 _ROWS = 8192
+_WORK = (32, 128, 512, 2048)
+# A difference below this is none; a curve has no zero.
+_LEAST = 1e-6
 _BYTES = (1 << 10, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 23)
 
 
@@ -44,7 +47,26 @@ def constants_of_many(here: World) -> dict[str, Points]:
     return {
         "gather": _measured((size, _gather(size, here)) for size in _BYTES),
         "reduce": _measured((size, _reduce(size)) for size in _BYTES),
+        "waiting": dict(_waiting(rows) for rows in _WORK),
     }
+
+
+def _waiting(rows: int) -> tuple[float, float]:
+    """(seconds of some work, how much longer a collective takes for those who come to it from there).
+
+    Nobody is done at the same time as the others, least of all where ranks take turns on a core.
+    """
+    work, meeting = _rows_product(rows), _reduce(_BYTES[0])
+
+    def both() -> None:
+        work()
+        meeting()
+
+    apart = seconds_together(work) + seconds_together(meeting)
+    longer = seconds_together(both) - apart
+    agreed = torch.tensor([apart, longer], dtype=torch.float64)
+    torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
+    return float(agreed[0]), max(float(agreed[1]), _LEAST)
 
 
 def _measured(tasks: Iterable[tuple[float, Callable[[], object]]]) -> dict[float, float]:

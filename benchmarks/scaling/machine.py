@@ -68,6 +68,10 @@ class Machine:
         """See Rates."""
         return self.shared["reduce"].at(payload)
 
+    def waiting(self, work: float) -> float:
+        """See Rates."""
+        return self.shared["waiting"].at(work)
+
     def ahead(self, payload: float, rotation: float, rest: float) -> float:
         """A thread reads and turns rows ahead; it is hidden where it finds a core of its own."""
         read = self.own["read"].at(payload * self.ranks) / self.ranks

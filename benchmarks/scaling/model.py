@@ -6,6 +6,8 @@ An update of a global batch of B rows on N ranks, of which each has L = B / N:
 - *passes* over memory: the scores' softmax in both directions, the heads (sum, mask, optimizer,
   average), the rows (selecting, unit length), packing of what travels;
 - *gather*: embeddings of both sides, keys, log-sums of all ranks; *reduce*: the free entries' gradients;
+- *waiting*: ranks come to a collective one after another, three times in an update: before the scores,
+  after them, and in the end;
 - *read*: what rows that are streamed add: they are read and turned into the heads' coordinates
   ahead, so they cost what they take longer than an update, where they find a core of their own.
 
@@ -15,8 +17,9 @@ Letters: E width of the embeddings, I of what a head reads (alike on both sides)
 from dataclasses import dataclass
 from typing import Protocol
 
+_MEETINGS = 3
 _FLOAT, _DOUBLE, _KEYS, _SUMS = 4, 8, 16, 12
-TERMS = ("products", "passes", "gather", "reduce", "fixed", "read")
+TERMS = ("products", "passes", "gather", "reduce", "waiting", "fixed", "read")
 
 
 class Rates(Protocol):
@@ -53,6 +56,10 @@ class Rates(Protocol):
 
     def reduce(self, payload: float, ranks: int) -> float:
         """An all-reduce of so much."""
+        ...
+
+    def waiting(self, work: float) -> float:
+        """For the last rank, at a collective that all come to after so many seconds of work."""
         ...
 
     def ahead(self, payload: float, rotation: float, rest: float) -> float:
@@ -96,6 +103,8 @@ def update_terms(shape: Shape, rates: Rates) -> dict[str, float]:
         "gather": _gather(shape, rates),
         "reduce": _reduce(shape, rates),
     }
+    own = found["products"] + found["passes"]
+    found["waiting"] = _MEETINGS * rates.waiting(own / _MEETINGS) if shape.ranks > 1 else 0.0
     found["fixed"] = rates.fixed(sum(found.values()))
     rotation = 2 * rates.product(shape.local, shape.inputs, shape.inputs)
     payload, rest = shape.local * shape.row_bytes, sum(found.values())

@@ -21,7 +21,8 @@ Global batch B, N ranks, L = B / N rows of each; E width of the embeddings, I of
 | passes | softmax of L·B scores (in two directions with others), both heads with their optimizer (2·E·I entries), selecting and unit length of L·(I + E), packing of what travels |
 | gather | each rank gives L·E·4 bytes twice (2 bytes a number in bfloat16), L·16 of keys, L·12 of log-sums |
 | reduce | each rank gives 4 bytes for each free entry of both heads |
-| fixed | the interpreter's time: an update of next to no numbers |
+| waiting | three times an update the last rank is waited for; by the seconds of work before |
+| fixed | the interpreter's time, alone or under DDP: an update of next to no numbers, less its collectives |
 | read | streamed rows: reading and 2·L·I·I multiply-adds of rotation, where they take longer than the update beside them or find no core of their own |
 
 Once for a dataset: one all-reduce of 8 · (I(I+1) + I² + 1) bytes of moments.
@@ -34,8 +35,8 @@ _CALM = (
     "5 % of the cores, or of the calmest where there were too few."
 )
 _FORECAST = (
-    "No GPU was measured. The constants are these; collectives hide behind nothing, so the forecast "
-    "is late rather than early. Half of the entries are free, rows are streamed in float16. Room is not "
+    "No GPU was measured. The constants are these; collectives hide behind nothing, and nobody waits "
+    "for a slower card. Half of the entries are free, rows are streamed in float16. Room is not "
     "modelled: the scores of 65,536 rows do not fit into one card, and take from four on."
 )
 
@@ -67,7 +68,7 @@ def _constants(document: Mapping[str, Any]) -> str:
         for processes, constants in groups.items():
             for name, points in constants.items():
                 size, seconds = max((float(size), points[size]) for size in points)
-                told = [f"{size:,.0f}", f"{1000 * seconds:.3f}"]
+                told = [f"{size:,.3g}" if size < 1 else f"{size:,.0f}", f"{1000 * seconds:.3f}"]
                 rows.append([name, processes, *told, _rate(name, size, seconds, kind)])
     return _table(("constant", "processes", "largest size", "ms", "that is"), sorted(rows))
 
@@ -75,6 +76,8 @@ def _constants(document: Mapping[str, Any]) -> str:
 def _rate(name: str, size: float, seconds: float, kind: str) -> str:
     if "product" in name:
         return f"{2 * size * 1024**2 / seconds / 1e9:.0f} GFLOP/s"
+    if name == "waiting":
+        return f"after {1000 * size:.1f} ms of work"
     if kind == "shared" or name == "read":
         return f"{size / seconds / 2**20:.0f} MiB/s"
     return f"{1e9 * seconds / size:.2f} ns each"

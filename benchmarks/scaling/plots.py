@@ -18,7 +18,11 @@ from benchmarks.scaling.forecast import BATCH, BATCHES, PAIRS, RANKS, WIDTH, WID
 from benchmarks.scaling.model import TERMS
 
 _COLOURS = dict(
-    zip(TERMS, ("#2f6fb0", "#8fb8de", "#e08b2c", "#c0504d", "#8c8c8c", "#5b9a5b"), strict=True)
+    zip(
+        TERMS,
+        ("#2f6fb0", "#8fb8de", "#e08b2c", "#c0504d", "#8064a2", "#8c8c8c", "#5b9a5b"),
+        strict=True,
+    )
 )
 _DOTS_PER_INCH = 110
 _HOUR, _DAY = 3600.0, 86400.0

@@ -21,6 +21,7 @@ from benchmarks.scaling.model import (
 from benchmarks.scaling.page import markdown
 from benchmarks.scaling.plots import draw_all
 
+SHARED = ("gather", "reduce", "waiting")
 STRAIGHT = Curve(((1.0, 1e-9), (1e9, 1.0)))
 
 
@@ -44,6 +45,9 @@ class Counting:
         return 0.0
 
     reduce = gather
+
+    def waiting(self, work: float) -> float:
+        return 0.0
 
     def ahead(self, payload: float, rotation: float, rest: float) -> float:
         return rotation
@@ -92,7 +96,7 @@ def machine(ranks: int, cores: int) -> Machine:
     names = ("rows product", "inner product", "heads", "rows", "packing", "read")
     scores = ("scores, one direction", "scores, two directions")
     own = dict.fromkeys((*names, *scores), STRAIGHT)
-    return Machine(ranks, cores, own, {"gather": STRAIGHT, "reduce": STRAIGHT}, 1e-3)
+    return Machine(ranks, cores, own, dict.fromkeys(SHARED, STRAIGHT), 1e-3)
 
 
 def test_ranks_beyond_the_cores_take_turns() -> None:
@@ -100,6 +104,13 @@ def test_ranks_beyond_the_cores_take_turns() -> None:
     assert machine(2, 2).heads(entries) == machine(1, 2).heads(entries)
     assert machine(4, 2).heads(entries) == pytest.approx(2 * machine(2, 2).heads(entries))
     assert machine(4, 2).gather(8.0, 4) == machine(2, 2).gather(8.0, 2)
+
+
+def test_ranks_wait_three_times_for_the_last() -> None:
+    shape = Shape(batch=8, width=4, inputs=6, ranks=2)
+    terms = update_terms(shape, machine(2, 2))
+    assert terms["waiting"] == pytest.approx(1e-9 * (terms["products"] + terms["passes"]))
+    assert update_terms(Shape(8, 4, 6, 1), machine(1, 2))["waiting"] == 0
 
 
 def test_reading_is_hidden_where_a_core_is_free() -> None:
@@ -122,8 +133,8 @@ def test_a_large_update_hides_the_interpreter() -> None:
 def test_the_page_and_the_pictures_show_what_was_found(tmp_path: Path) -> None:
     points = {1.0: 1e-9, 1e9: 1.0}
     own = dict.fromkeys(machine(1, 2).own, points)
-    shared = {"gather": points, "reduce": points}
-    found = Found({1: own, 2: own}, {2: shared}, 1e-3, 1e9, 0.5)
+    shared = dict.fromkeys(SHARED, points)
+    found = Found({1: own, 2: own}, {2: shared}, (1e-3, 2e-3), 1e9, 0.5)
     shape = Shape(64, 32, 32, 2)
     predicted = update_terms(shape, found.rates(2))
     measured = {"median": 2 * sum(predicted.values()), "windows": 9, "calm_windows": 8}
