@@ -7,7 +7,6 @@ so is its gradient: no matrix product per update. Relative to the size of the sc
 Σ r_i s_j (VᵀW₀U)_ij², it is the square of the relative drift of all earlier datasets together.
 """
 
-import torch
 from torch import Tensor
 
 from workers.methods.port import Batch, UpdateRule
@@ -18,19 +17,22 @@ class PenalisedDrift(UpdateRule):
     """The loss plus `weight` times the squared relative drift that each head causes alone."""
 
     def __init__(self, pair: PairInEigenCoordinates, weight: float) -> None:
-        self._slopes = [(head, _slope(head, weight)) for head in (pair.first, pair.second)]
+        slopes = [(head, _slope(head, weight)) for head in (pair.first, pair.second)]
+        self._slopes = [(head, slope_EI) for head, slope_EI in slopes if slope_EI is not None]
 
     def backward(self, batch: Batch) -> Tensor:
         loss = super().backward(batch)
         for head, slope_EI in self._slopes:
-            head.add_gradient(slope_EI * head.change_EI.detach())
+            gradient_EI = head.change_EI.grad
+            if gradient_EI is not None:
+                gradient_EI.addcmul_(slope_EI, head.change_EI.detach())
         return loss
 
 
-def _slope(head: HeadInEigenCoordinates, weight: float) -> Tensor:
-    """Twice the weight of each entry's square; zeros for a head without earlier datasets."""
+def _slope(head: HeadInEigenCoordinates, weight: float) -> Tensor | None:
+    """Twice the weight of each free entry's square; None where nothing has a price."""
     energy_EI = head.space.energy_EI.to(head.start_EI.device)
     size = float((energy_EI * head.start_EI.double().square()).sum())
-    if size <= 0:
-        return torch.zeros_like(head.start_EI)
-    return (2 * weight / size * energy_EI).to(head.start_EI)
+    if weight == 0 or size <= 0:
+        return None
+    return (2 * weight / size * energy_EI * head.free_EI).to(head.start_EI)

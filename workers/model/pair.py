@@ -97,6 +97,7 @@ class HeadInEigenCoordinates(nn.Module):
         start_EI = outputs_EE.mT @ weight_EI.double() @ inputs_II
         self.register_buffer("start_EI", start_EI.to(weight_EI))
         self.register_buffer("free_EI", space.free_EI.to(weight_EI))
+        self._blocks = not bool(space.free_EI.all())
         self.start_EI: Tensor
         self.free_EI: Tensor
         self.change_EI = nn.Parameter(torch.zeros_like(self.start_EI))
@@ -128,7 +129,7 @@ class HeadInEigenCoordinates(nn.Module):
         return (moved / size) ** 0.5 if size > 0 else None
 
     def _block(self, gradient_EI: Tensor) -> Tensor:
-        left_EI = gradient_EI * self.free_EI
+        left_EI = gradient_EI * self.free_EI if self._blocks else gradient_EI
         if self.seen is not None:
             self.seen.append((gradient_EI.square().sum(), left_EI.square().sum()))
         return left_EI

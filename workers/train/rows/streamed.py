@@ -165,4 +165,6 @@ def paired(records: Records) -> PairedRows:
     first_keys, second_keys = records.keys_K2.T
     sides = (records.first_KF, records.second_KG, first_keys, second_keys)
     # What Arrow lends, and what lies in records beside something else, is copied.
-    return PairedRows(*(torch.from_numpy(np.require(side, requirements=["C", "W"])) for side in sides))
+    return PairedRows(
+        *(torch.from_numpy(np.require(side, requirements=["C", "W"])) for side in sides)
+    )
