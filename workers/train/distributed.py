@@ -6,6 +6,8 @@ what two heads read.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cache
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -17,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from workers.nullspace.moments import PairMoments, SecondMoment
 
 T = TypeVar("T")
+
+_LATEST = timedelta(hours=12)
 
 
 @dataclass
@@ -35,6 +39,7 @@ class World:
     rank: int
     size: int
     traffic: Traffic = field(default_factory=Traffic, compare=False)
+    late: dist.ProcessGroup | None = field(default=None, compare=False)
 
     @property
     def leads(self) -> bool:
@@ -49,7 +54,13 @@ def world() -> World:
     """The process group that this process belongs to; a world of one where there is none."""
     if not dist.is_initialized():
         return ALONE
-    return World(dist.get_rank(), dist.get_world_size())
+    return World(dist.get_rank(), dist.get_world_size(), late=_late_group(dist.group.WORLD))
+
+
+@cache
+def _late_group(group: dist.ProcessGroup) -> Any:
+    """The same ranks, with more patience; made once, while they all stand at the same line."""
+    return dist.new_group(dist.get_process_group_ranks(group), _LATEST, backend="gloo")
 
 
 def share_of(rows: int, here: World) -> slice:
@@ -216,9 +227,13 @@ def united(mine: Mapping[str, T], here: World) -> dict[str, T]:
 
 
 def meet(here: World) -> None:
-    """Wait until every rank has come here."""
+    """Wait until every rank has come here; some may come hours later, from reading their share.
+
+    Other collectives give a rank up after a minute, for a rank that hangs in one is late in all. One
+    that hangs on its way to here is found by Ray's health check.
+    """
     if here.size > 1:
-        dist.barrier()
+        dist.barrier(group=here.late)
 
 
 def sum_scalar(value: Tensor, here: World) -> float:

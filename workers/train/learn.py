@@ -30,7 +30,7 @@ from workers.nullspace.moments import (
     pair_moments,
 )
 from workers.train.certify import Earlier, limit_drift, shrinkage
-from workers.train.distributed import broadcast, sum_moment, sum_moments
+from workers.train.distributed import broadcast, meet, sum_moment, sum_moments
 from workers.train.loop import Trained, mean_loss, new_heads, train_pair, turning
 from workers.train.rows.port import TrainingRows, TurnedRows
 from workers.train.run import Run, Tensors
@@ -174,12 +174,14 @@ def summed_moments(heads: ModalityHeads, task: Task, run: Run) -> PairMoments:
 
 
 def _chunks(rows: TrainingRows, run: Run) -> Iterator[PairedRows]:
-    """This rank's rows, on its device; whoever watches hears of them."""
+    """This rank's rows, on its device; whoever watches hears of them. In the end ranks meet: they
+    read alone, and no two of them equally long."""
     done, own = 0, len(rows) // run.here.size
     for raw in rows.chunks(run.here):
         yield raw.to(run.device)
         done += len(raw)
         run.watcher.rows_read(done, own)
+    meet(run.here)
 
 
 def _near_the_mean(rows_NI: Tensor) -> Tensor:
