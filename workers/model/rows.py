@@ -34,12 +34,8 @@ class PairedRows:
 
     def to(self, device: torch.device) -> "PairedRows":
         """On another device."""
-        return PairedRows(
-            self.first_NI.to(device),
-            self.second_NJ.to(device),
-            self.first_keys_N.to(device),
-            self.second_keys_N.to(device),
-        )
+        parts = (self.first_NI, self.second_NJ, self.first_keys_N, self.second_keys_N)
+        return PairedRows(*(_moved(part, device) for part in parts))
 
     def positives_in(self, everywhere: "PairedRows") -> Tensor:
         """Which rows of `everywhere` share an item with each of these (bool)."""
@@ -49,3 +45,10 @@ class PairedRows:
             everywhere.first_keys_N,
             everywhere.second_keys_N,
         )
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """To a card from pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
