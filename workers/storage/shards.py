@@ -136,7 +136,7 @@ def read_rows(paths: list[Path], every: int = 1) -> Rows:
     """
     tables, rows = [], 0
     for path in paths:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, pre_buffer=False)
         tables.append(_read(file, -rows % every, every))
         rows += file.metadata.num_rows
     first_BI, second_BI = (

@@ -25,7 +25,8 @@ from workers.storage.formats.user_file import UserFile, check_expansion, reading
 
 ENCRYPTED = b"PARE"
 _ERRORS = (pa.ArrowException, ValueError)
-# Without it, a column of a whole row group is read at once, however large the group.
+# Without it, a column of a whole row group is read at once, however large the group; and buffered
+# before it is asked for, all that was read stays in memory until the end of the file.
 _BUFFER = 1 << 20
 _WIDEST = 8  # bytes of the longest number that a column of features can hold
 
@@ -51,7 +52,7 @@ def open_parquet(path: Path, uri: str) -> pq.ParquetFile:
     """The file with its footer read. Raises InvalidDataset."""
     with reading(uri, "Parquet", *_ERRORS):
         _check_footer(path, uri)
-        return pq.ParquetFile(path, buffer_size=_BUFFER)
+        return pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
 
 
 def known_batches(parquet: pq.ParquetFile, path: Path, uri: str) -> Iterator[pa.RecordBatch]:
@@ -62,7 +63,11 @@ def known_batches(parquet: pq.ParquetFile, path: Path, uri: str) -> Iterator[pa.
     texts = [name for name in columns if name not in FEATURES and is_text(schema.field(name).type)]
     with reading(uri, "Parquet", *_ERRORS):
         again = pq.ParquetFile(
-            path, read_dictionary=texts, metadata=parquet.metadata, buffer_size=_BUFFER
+            path,
+            read_dictionary=texts,
+            metadata=parquet.metadata,
+            buffer_size=_BUFFER,
+            pre_buffer=False,
         )
         for batch in again.iter_batches(ROWS_AT_ONCE, columns=columns):
             # Damaged pages may hold numbers of texts that no dictionary has, and bytes that are no
