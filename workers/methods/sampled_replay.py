@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.contract.modality import ModalityPair
 from workers.methods.port import Lesson
 from workers.model.loss import symmetric_info_nce, unit
 from workers.model.pair import PairInEigenCoordinates, rotate
@@ -51,27 +50,36 @@ class SampledReplay:
     def __init__(self, lesson: Lesson, pair: PairInEigenCoordinates) -> None:
         self._lesson, self._pair, self._like_EI = lesson, pair, pair.second.start_EI
         self.random = torch.Generator().manual_seed(lesson.seed)
-        touching = lesson.memory.touching(lesson.pair)
+        self._touching = lesson.memory.touching(lesson.pair)
         self._datasets = torch.tensor(
-            [float(lesson.memory.datasets_of(known)) for known, _ in touching]
+            [float(lesson.memory.datasets_of(known)) for known, _ in self._touching]
         )
-        self._known = [self._sampled(known, moments) for known, moments in touching]
+        self._sampled: dict[int, tuple[_Side, _Side]] = {}
 
     def loss(self) -> Tensor:
         """InfoNCE of a batch of one dataset's pair, drawn at random, times the number of datasets."""
-        if not self._known:
+        if not self._touching:
             return self._like_EI.new_zeros(())
         training = self._lesson.training
         chosen = int(torch.multinomial(self._datasets, 1, generator=self.random))
         index_B = torch.randint(_ROWS, (training.batch_size,), generator=self.random)
         index_B = index_B.to(self._like_EI.device)
-        first_BE, second_BE = (side.embeddings(self._pair, index_B) for side in self._known[chosen])
+        first_BE, second_BE = (side.embeddings(self._pair, index_B) for side in self._of(chosen))
         same_BB = index_B[:, None] == index_B
         loss = symmetric_info_nce((first_BE, second_BE), same_BB, training.temperature)
         return loss * self._datasets.sum()
 
-    def _sampled(self, pair: ModalityPair, moments: PairMoments) -> tuple[_Side, _Side]:
-        rows_SK = gaussian_rows(moments, _ROWS, self.random)
+    def _of(self, number: int) -> tuple[_Side, _Side]:
+        """The rows of a pair, drawn when they are first asked for: the first update waits for those
+        of one pair. Each has a generator of its own, so the order of asking changes nothing."""
+        if number not in self._sampled:
+            self._sampled[number] = self._drawn(number)
+        return self._sampled[number]
+
+    def _drawn(self, number: int) -> tuple[_Side, _Side]:
+        pair, moments = self._touching[number]
+        random = torch.Generator().manual_seed(self._lesson.seed + 1 + number)
+        rows_SK = gaussian_rows(moments, _ROWS, random)
         width = moments.cross_IJ.shape[0]
         first, second = pair.modalities
         return self._side(first, rows_SK[:, :width]), self._side(second, rows_SK[:, width:])
