@@ -54,6 +54,7 @@ class SampledReplay:
         self._datasets = torch.tensor(
             [float(lesson.memory.datasets_of(known)) for known, _ in self._touching]
         )
+        self._seeds = torch.randint(2**62, (len(self._touching),), generator=self.random)
         self._sampled: dict[int, tuple[_Side, _Side]] = {}
 
     def loss(self) -> Tensor:
@@ -78,7 +79,7 @@ class SampledReplay:
 
     def _drawn(self, number: int) -> tuple[_Side, _Side]:
         pair, moments = self._touching[number]
-        random = torch.Generator().manual_seed(self._lesson.seed + 1 + number)
+        random = torch.Generator().manual_seed(int(self._seeds[number]))
         rows_SK = gaussian_rows(moments, _ROWS, random)
         width = moments.cross_IJ.shape[0]
         first, second = pair.modalities
