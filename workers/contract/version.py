@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from workers.contract.modality import Frozen, ModalityPair, ModelName, Sha256
 from workers.contract.model import ModelSpec
+from workers.contract.rollout import Candidate
 
 
 class FileEntry(Frozen):
@@ -151,12 +152,25 @@ class VersionManifest(Frozen):
 
 
 class LivePointer(BaseModel):
-    """`models/<model>/live.json`: which version answers. Generations only grow.
+    """`models/<model>/live.json`: all that the replicas are told about a model.
 
     Unknown fields are ignored, so that a newer control plane can tell older replicas more.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    generation: int = Field(ge=1)
-    version: int = Field(ge=1)
+    generation: int = Field(ge=1, description="grows with each change of the version that answers")
+    version: int = Field(ge=1, description="the version that answers")
+    revision: int = Field(default=0, ge=0, description="grows with each change of anything here")
+    owner: str | None = Field(
+        default=None, description="whose model it is; None: whoever may ask at all may ask for it"
+    )
+    retired: tuple[int, ...] = Field(default=(), description="versions that answer no more")
+    candidate: Candidate | None = Field(
+        default=None, description="a version on trial beside the one that answers"
+    )
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Which of two pointers is the later one: the one with the larger order."""
+        return (self.generation, self.revision)

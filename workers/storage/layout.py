@@ -7,7 +7,9 @@ datasets/<dataset>/manifest.json            verified shards
 runs/<job>/a<attempt>/spec.json, progress.json, failure.json, candidate/...; may be swept
                       checkpoints/<updates>-<digest>.safetensors    the last two
 models/<model>/versions/<n>/...             a published version; manifest.json LAST
-models/<model>/live.json                    which version answers
+models/<model>/live.json                    which version answers, and which is on trial beside it
+models/<model>/observations/<revision>/<replica>.json    what a replica has seen of that trial
+access/keys.jwt                             who may ask the replicas, signed by the control plane
 uploads/<upload>/parts/<n>-<sha256>         parts that arrived, until the file is complete
                  direct                     what a client put there by itself, through a signed link
                  file-<n>                   the complete file, as the n-th attempt made it
@@ -96,6 +98,19 @@ def version_file(model: str, version: int, name: str) -> str:
 
 def live_pointer(model: str) -> str:
     return f"models/{model}/live.json"
+
+
+def observations(model: str, revision: int) -> str:
+    """What the keys of all observations of a trial begin with."""
+    return f"models/{model}/observations/{revision}/"
+
+
+def observation(model: str, revision: int, replica: str) -> str:
+    return f"{observations(model, revision)}{replica}.json"
+
+
+def key_snapshot() -> str:
+    return "access/keys.jwt"
 
 
 def upload_prefix(upload: str) -> str:

@@ -1,0 +1,93 @@
+"""A version on trial beside the one that answers: who sees it, what the replicas tell, what ends it.
+
+The control plane writes the trial into `live.json`; each replica writes what it sees to
+`models/<model>/observations/<revision>/`; the control plane adds it up and applies the rule.
+"""
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from workers.contract.modality import Frozen
+
+
+class RolloutRule(Frozen):
+    """What ends a trial. A bound that is not set is not judged.
+
+    A bound that is broken takes the candidate back, once it was judged by `min_requests` or more.
+    """
+
+    min_requests: int = Field(
+        default=100, ge=1, le=10**9, description="answered or shadowed, before anything is judged"
+    )
+    max_error_share: float = Field(
+        default=0.01, ge=0, le=1, description="largest share of the candidate's own failed requests"
+    )
+    min_cosine: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="smallest mean cosine of a pair's scores by the candidate and by the live version",
+    )
+    min_overlap: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="smallest mean share of a pair's ten best that both versions have in common",
+    )
+    promote_after: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**12,
+        description="requests after which a candidate that broke no bound becomes the live version; "
+        "by default somebody promotes it by hand",
+    )
+
+
+class Candidate(BaseModel):
+    """The trial as replicas see it. Unknown fields are ignored, as in `LivePointer`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: int = Field(ge=1)
+    share: float = Field(
+        default=0, ge=0, le=1, description="canary: of the callers, by hash, who get its answers"
+    )
+    shadow: float = Field(
+        default=0, ge=0, le=1, description="of the live version's requests, scored by it as well"
+    )
+
+
+class PairAgreement(Frozen):
+    """How the candidate's scores across one pair of modalities compare with the live version's.
+
+    Sums over queries, so that the figures of several replicas can be added.
+    """
+
+    queries: int = Field(default=0, ge=0)
+    cosine_sum: float = Field(default=0, description="cosines of the two score vectors of a query")
+    overlap_sum: float = Field(default=0, ge=0, description="shares of the ten best in common")
+
+    def __add__(self, other: "PairAgreement") -> "PairAgreement":
+        return PairAgreement(
+            queries=self.queries + other.queries,
+            cosine_sum=self.cosine_sum + other.cosine_sum,
+            overlap_sum=self.overlap_sum + other.overlap_sum,
+        )
+
+
+class Observation(Frozen):
+    """What one replica has seen of one trial since it began; written anew from time to time.
+
+    `pairs` is keyed by `ModalityPair.key`. A replica that starts again has a new name.
+    """
+
+    replica: str
+    revision: int = Field(ge=0, description="of the pointer that began the trial")
+    version: int = Field(ge=1, description="the candidate")
+    answered: int = Field(default=0, ge=0, description="requests that the candidate answered")
+    failed: int = Field(default=0, ge=0, description="requests that failed because of it")
+    shadowed: int = Field(default=0, ge=0, description="requests of the live version scored by it")
+    refused: str | None = Field(default=None, description="why the replica could not load it")
+    pairs: dict[str, PairAgreement] = {}
+    at: datetime
