@@ -89,5 +89,5 @@ class Observation(Frozen):
     failed: int = Field(default=0, ge=0, description="requests that failed because of it")
     shadowed: int = Field(default=0, ge=0, description="requests of the live version scored by it")
     refused: str | None = Field(default=None, description="why the replica could not load it")
-    pairs: dict[str, PairAgreement] = {}
+    pairs: dict[str, PairAgreement] = Field(default={})
     at: datetime
