@@ -1,0 +1,1 @@
+"""The one thread and the one place where heads are applied."""

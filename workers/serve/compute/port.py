@@ -1,0 +1,51 @@
+"""What routes ask of the compute side, as a port.
+
+Shapes: B rows, F width of the raw feature, E width of the embeddings.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec, Protocol, TypeVar
+
+from workers.serve.versions.loading import Float32Array, ServedVersion
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """For whom rows are embedded, and until when it is of use.
+
+    `key`: whose turn it is when several wait. `deadline`: by the event loop's clock.
+    """
+
+    key: str = ""
+    deadline: float = float("inf")
+
+
+class Compute(Protocol):
+    """Applies heads to rows; used from one event loop."""
+
+    async def embed(
+        self,
+        version: ServedVersion,
+        modality: str,
+        rows_BF: Float32Array,
+        *,
+        normalize: bool = True,
+        ticket: Ticket = Ticket(),  # noqa: B008
+    ) -> Float32Array:
+        """Embeddings (B × E) by this version; rows of other requests may share the product.
+
+        Raises DeadlineExceeded, where the rows waited for longer than the ticket is good for.
+        """
+        ...
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Anything heavy, in the compute thread, between two batches."""
+        ...
+
+    async def moves(self, seconds: float) -> bool:
+        """Whether the compute thread does something within so many seconds."""
+        ...

@@ -1,0 +1,1 @@
+"""A version on trial: who gets its answers, and how they compare."""

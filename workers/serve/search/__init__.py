@@ -1,0 +1,1 @@
+"""Collections that follow the model: features are kept, vectors are made anew."""
