@@ -22,7 +22,13 @@ from workers.inspect.versions import (
     memory_of,
 )
 from workers.model.heads import ModalityHeads
-from workers.nullspace.migrate import Migration, migration
+from workers.model.migration import (
+    CannotMigrate,
+    NumberedHeads,
+    check_error,
+    migration_between,
+)
+from workers.nullspace.migrate import Migration
 from workers.storage.port import ObjectStore
 
 _ROWS_AT_ONCE = 65536
@@ -98,46 +104,16 @@ def _map(
     old: ModalityHeads,
     new: ModalityHeads,
 ) -> Migration:
-    modality = question.modality
-    inputs = memory_of(store, before).inputs_of(modality)
-    if inputs is None:
-        raise Unanswerable(
-            f"version {before.version} has learned nothing of modality {modality!r}: there are no "
-            "moments to migrate its vectors by"
-        )
-    _check_same_conditioning(question, old, new)
+    versions = (
+        NumberedHeads(question.from_version, old),
+        NumberedHeads(question.to_version, new),
+    )
     try:
-        found = migration(inputs, old.weights[modality], new.weights[modality])
-    except ValueError as error:
-        raise Unanswerable(f"vectors of {modality!r} cannot be migrated: {error}") from error
-    _check_error(question, found)
+        found = migration_between(question.modality, memory_of(store, before), *versions)
+        check_error(question.modality, found, question.most_error)
+    except CannotMigrate as error:
+        raise Unanswerable(str(error)) from error
     return found
-
-
-def _check_same_conditioning(
-    question: MigrationQuestion, old: ModalityHeads, new: ModalityHeads
-) -> None:
-    """The moment is of features as the old version conditions them."""
-    then, now = (heads.conditioning.get(question.modality) for heads in (old, new))
-    if (
-        then is None
-        or now is None
-        or not (torch.equal(then.mean_F, now.mean_F) and torch.equal(then.map_FF, now.map_FF))
-    ):
-        raise Unanswerable(
-            f"versions {question.from_version} and {question.to_version} have conditioned "
-            f"{question.modality!r} by different first datasets: encode its items anew"
-        )
-
-
-def _check_error(question: MigrationQuestion, found: Migration) -> None:
-    if not found.predicted_error <= question.most_error:
-        raise Unanswerable(
-            f"migrated vectors of {question.modality!r} would have a relative error of "
-            f"{found.predicted_error:.2g} (rank {found.rank} of {len(found.map_EE)}, condition "
-            f"{found.condition:.2g}), more than --most-error {question.most_error:g}: "
-            "encode its items anew"
-        )
 
 
 def read_vectors(path: Path, width: int) -> np.ndarray:

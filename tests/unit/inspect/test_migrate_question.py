@@ -76,7 +76,7 @@ def test_only_datasets_of_the_modality_are_measured(store: ObjectStore, tmp_path
         ({"modality": "a"}, "version 1 has learned nothing of modality 'a'"),
         ({"modality": "unused"}, "version 1 has learned nothing of modality 'unused'"),
         ({"modality": "smell"}, "has no modality 'smell'"),
-        ({"most_error": 0.01}, "rank 6 of 6, condition .* more than --most-error 0.01"),
+        ({"most_error": 0.01}, "rank 6 of 6, condition .* more than the permitted 0.01"),
         ({"from_version": 2, "to_version": 1, "modality": "a"}, "by different first datasets"),
     ],
 )
