@@ -50,6 +50,9 @@ class Candidate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     version: int = Field(ge=1)
+    revision: int = Field(
+        default=0, ge=0, description="of the pointer that began the trial; observations lie under it"
+    )
     share: float = Field(
         default=0, ge=0, le=1, description="canary: of the callers, by hash, who get its answers"
     )

@@ -119,11 +119,15 @@ def measured_agreement(
         new_QN = query_new_QE[rows].double() @ stored_NE.mT
         change += float((new_QN - old_QN).square().sum())
         size += float(old_QN.square().sum())
-        kept += float(_kept_share(old_QN, new_QN).sum())
+        kept += float(kept_share(old_QN, new_QN).sum())
     return Agreement(_ratio(change, size), kept / len(query_old_QE))
 
 
-def _kept_share(old_QN: Tensor, new_QN: Tensor) -> Tensor:
+def kept_share(old_QN: Tensor, new_QN: Tensor) -> Tensor:
+    """Of each query's ten best by the new scores: the share that the old ones have among theirs.
+
+    Ties with the tenth count as among the ten best.
+    """
     top = min(_TOP, old_QN.shape[1])
     threshold_Q1 = old_QN.topk(top, dim=1).values[:, -1:]
     scale_Q1 = old_QN.abs().amax(dim=1, keepdim=True)
