@@ -1,22 +1,40 @@
 """What people decide about a model's datasets while it lives: how soon each is trained, and what a
 candidate must show before it becomes a version."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workers.contract.modality import Frozen
+from workers.contract.rollout import TrialTerms
 
 Priority = Literal["low", "normal", "high"]
+
+
+class RolloutPolicy(TrialTerms):
+    """How a new version begins: it answers at once, or shows first on trial what it can do."""
+
+    publish_as: Literal["live", "candidate"] = Field(
+        default="live",
+        description="live: a new version answers at once, and ends the trial of an older one; "
+        "candidate: it is tried first, by this share, shadow and rule, and replaces the one on trial",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> Self:
+        """Where new versions answer at once, nobody has to see a trial."""
+        if self.publish_as == "candidate":
+            self.check_can_be_judged()
+        return self
 
 
 class GatePolicy(Frozen):
     """Judged on the candidate's own report; a bound that is not set is not judged.
 
-    `priority` is the one value that no candidate is judged by. It stands here because, as with the
-    bounds, what counts is its value when the next dataset has its turn. A candidate that falls short is rejected, with the reason, and the next dataset starts from the
-    newest version. Where a bound needs held-out rows and there are none, the candidate is rejected:
-    what was not measured was not shown.
+    No candidate is judged by `priority` and `rollout`. They stand here because, as with the bounds,
+    what counts is their value when the next dataset has its turn. A candidate that falls short is
+    rejected, with the reason, and the next dataset starts from the newest version. Where a bound needs
+    held-out rows and there are none, the candidate is rejected: what was not measured was not shown.
     """
 
     max_drift: float | None = Field(
@@ -45,4 +63,7 @@ class GatePolicy(Frozen):
         default="normal",
         description="place of the model's attempts in the line for ranks, and in the cluster's queue "
         "where it has one; what runs already is not interrupted for it here",
+    )
+    rollout: RolloutPolicy = Field(
+        default=RolloutPolicy(), description="how a version that was published begins"
     )

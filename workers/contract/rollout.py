@@ -5,8 +5,9 @@ The control plane writes the trial into `live.json`; each replica writes what it
 """
 
 from datetime import datetime
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from workers.contract.modality import Frozen
 
@@ -44,6 +45,42 @@ class RolloutRule(Frozen):
     )
 
 
+class TrialTerms(Frozen):
+    """Who sees a version on trial, and what ends the trial."""
+
+    share: float = Field(
+        default=0, ge=0, le=1, description="canary: of the callers, by hash, who get its answers"
+    )
+    shadow: float = Field(
+        default=0, ge=0, le=1, description="of the live version's requests, scored by it as well"
+    )
+    rule: RolloutRule = RolloutRule()
+
+    def check_can_be_judged(self) -> None:
+        """A trial that nobody sees, or a bound that nothing is measured for, would never end.
+
+        Raises ValueError.
+        """
+        if self.share == self.shadow == 0:
+            raise ValueError("share and shadow are both 0; permitted: one of them above 0, up to 1")
+        for bound in ("min_cosine", "min_overlap"):
+            value = getattr(self.rule, bound)
+            if value is not None and self.shadow == 0:
+                raise ValueError(
+                    f"rule.{bound} is {value:g} and shadow is 0, but agreement is measured in shadow "
+                    "only; permitted: shadow above 0, up to 1"
+                )
+
+
+class TrialPlan(TrialTerms):
+    """The terms of a trial that somebody begins."""
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> Self:
+        self.check_can_be_judged()
+        return self
+
+
 class Candidate(BaseModel):
     """The trial as replicas see it. Unknown fields are ignored, as in `LivePointer`."""
 
@@ -51,7 +88,9 @@ class Candidate(BaseModel):
 
     version: int = Field(ge=1)
     revision: int = Field(
-        default=0, ge=0, description="of the pointer that began the trial; observations lie under it"
+        default=0,
+        ge=0,
+        description="of the pointer that began the trial; observations lie under it",
     )
     share: float = Field(
         default=0, ge=0, le=1, description="canary: of the callers, by hash, who get its answers"
@@ -78,6 +117,16 @@ class PairAgreement(Frozen):
             overlap_sum=self.overlap_sum + other.overlap_sum,
         )
 
+    @property
+    def mean_cosine(self) -> float | None:
+        """None before the first query."""
+        return self.cosine_sum / self.queries if self.queries else None
+
+    @property
+    def mean_overlap(self) -> float | None:
+        """None before the first query."""
+        return self.overlap_sum / self.queries if self.queries else None
+
 
 class Observation(Frozen):
     """What one replica has seen of one trial since it began; written anew from time to time.
@@ -94,3 +143,30 @@ class Observation(Frozen):
     refused: str | None = Field(default=None, description="why the replica could not load it")
     pairs: dict[str, PairAgreement] = Field(default={})
     at: datetime
+
+
+class Observed(Frozen):
+    """What all replicas together have seen of a trial: the sum of their newest observations."""
+
+    replicas: int = Field(default=0, ge=0, description="that have told of it since it began")
+    answered: int = Field(default=0, ge=0, description="requests that the candidate answered")
+    failed: int = Field(default=0, ge=0, description="requests that failed because of it")
+    shadowed: int = Field(default=0, ge=0, description="requests of the live version scored by it")
+    refused: dict[str, str] = Field(
+        default={}, description="by replica: why it could not load the candidate"
+    )
+    pairs: dict[str, PairAgreement] = Field(default={})
+    unreadable: dict[str, str] = Field(
+        default={}, description="by object: why what it says was left out"
+    )
+    at: datetime | None = Field(default=None, description="of the newest observation")
+
+    @property
+    def requests(self) -> int:
+        """By how many the candidate was judged."""
+        return self.answered + self.failed + self.shadowed
+
+    @property
+    def error_share(self) -> float:
+        """Of the requests that were the candidate's to answer, those that it failed."""
+        return self.failed / max(1, self.answered + self.failed)
