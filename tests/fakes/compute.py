@@ -1,0 +1,40 @@
+"""A compute side without threads: everything is done at once, and a test says what waits."""
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from workers.serve.compute.heads import unit_length
+from workers.serve.compute.port import NO_TICKET, Ticket
+from workers.serve.versions.loading import Float32Array, ServedVersion
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ImmediateCompute:
+    """Satisfies `Compute`."""
+
+    def __init__(self) -> None:
+        self.waiting_rows = 0
+        self.runs: list[str] = []
+
+    async def embed(
+        self,
+        version: ServedVersion,
+        modality: str,
+        rows_BF: Float32Array,
+        *,
+        normalize: bool = True,
+        ticket: Ticket = NO_TICKET,
+    ) -> Float32Array:
+        outputs_BE = version.head(modality).outputs(torch.from_numpy(rows_BF))
+        return (unit_length(outputs_BE) if normalize else outputs_BE).numpy()
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        self.runs.append(function.__name__)
+        return function(*args, **kwargs)
+
+    async def moves(self, seconds: float) -> bool:
+        return True

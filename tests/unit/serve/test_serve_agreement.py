@@ -1,0 +1,101 @@
+"""How a candidate is held against the live version, on rows that were asked for."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.fakes.versions import random_heads
+from tests.unit.serve.versions_at_hand import SPEC, rows, version
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec
+from workers.serve.rollout.agreement import TwoVersions, partners_of
+from workers.serve.rollout.recent import RecentFeatures
+
+PAIRS = frozenset({ModalityPair(first="image", second="text")})
+
+
+def remembering(images: int = 0, texts: int = 0) -> RecentFeatures:
+    recent = RecentFeatures()
+    for modality, count in (("image", images), ("text", texts)):
+        for row_BF in np.split(rows(modality, count, seed=5), count) if count else []:
+            recent.keep("m", modality, row_BF)
+    return recent
+
+
+def test_a_version_agrees_with_itself() -> None:
+    live = version(1)
+    found = TwoVersions(live, version(2, heads=live.heads), PAIRS, remembering(texts=40)).score(
+        "image", rows("image", 3)
+    )
+    assert set(found) == {"image--text"}
+    assert found["image--text"].queries == 3
+    assert found["image--text"].cosine_sum == pytest.approx(3)
+    assert found["image--text"].overlap_sum == pytest.approx(3)
+
+
+def test_agreement_is_that_of_all_scores_and_of_the_ten_best() -> None:
+    live, candidate = version(1), version(2)
+    recent = remembering(texts=50)
+    queries = rows("image", 4)
+    found = TwoVersions(live, candidate, PAIRS, recent).score("image", queries)["image--text"]
+    stored = torch.from_numpy(rows("text", 50, seed=5))
+    raw = torch.from_numpy(queries)
+    one, other = (
+        each.heads.embed("image", raw) @ each.heads.embed("text", stored).mT
+        for each in (live, candidate)
+    )
+    cosine = torch.nn.functional.cosine_similarity(one, other, dim=1).sum()
+    overlap = sum(
+        len(set(a.topk(10).indices.tolist()) & set(b.topk(10).indices.tolist())) / 10
+        for a, b in zip(one, other, strict=True)
+    )
+    assert found.cosine_sum == pytest.approx(float(cosine), abs=1e-4)
+    assert found.overlap_sum == pytest.approx(overlap)
+    assert found.overlap_sum < 3.5
+
+
+def test_few_rows_to_rank_say_nothing() -> None:
+    live, candidate = version(1), version(2)
+    assert (
+        TwoVersions(live, candidate, PAIRS, remembering(texts=31)).score("image", rows("image", 1))
+        == {}
+    )
+    assert (
+        TwoVersions(live, candidate, PAIRS, remembering(images=40)).score("image", rows("image", 1))
+        == {}
+    )
+
+
+def test_only_learned_pairs_are_scored() -> None:
+    audio = ModalityPair(first="text", second="audio")
+    assert partners_of("text", [*PAIRS, audio]) == {"image--text": "image", "audio--text": "audio"}
+    assert partners_of("image", [*PAIRS, audio]) == {"image--text": "text"}
+    assert partners_of("audio", PAIRS) == {}
+
+
+def test_rows_that_came_meanwhile_are_ranked_as_well() -> None:
+    recent = remembering(texts=40)
+    two = TwoVersions(version(1), version(2), PAIRS, recent)
+    query = rows("image", 2)
+    before = two.score("image", query)
+    recent.keep("m", "text", rows("text", 1, seed=9))
+    assert two.score("image", query) == before
+    for seed in range(20, 32):
+        recent.keep("m", "text", rows("text", 1, seed=seed))
+    assert two.score("image", query) != before
+
+
+def test_a_candidate_without_the_modality_raises() -> None:
+    spec = ModelSpec(width=SPEC.width, modalities={"text": 4, "audio": 3})
+    candidate = version(2, heads=random_heads(spec, 2), spec=spec)
+    two = TwoVersions(version(1), candidate, PAIRS, remembering(texts=40))
+    with pytest.raises(KeyError):
+        two.score("image", rows("image", 1))
+
+
+def test_scores_that_are_not_finite_raise() -> None:
+    heads = random_heads(SPEC, 2)
+    broken = heads.replaced({"image": heads.weights["image"] * float("nan")})
+    two = TwoVersions(version(1), version(2, heads=broken), PAIRS, remembering(texts=40))
+    with pytest.raises(ValueError, match="not finite"):
+        two.score("image", rows("image", 1))

@@ -1,0 +1,284 @@
+"""What a replica counts of a trial, whom it shadows, and what it writes."""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.compute import ImmediateCompute
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.serve_metrics import RecordedMetrics
+from tests.fakes.versions import random_heads
+from tests.unit.serve.versions_at_hand import SPEC, rows, version
+from workers.contract.modality import ModalityPair
+from workers.contract.rollout import Observation
+from workers.serve.rollout.trial import Trial
+from workers.serve.rollout.trials import Trials
+from workers.storage import layout
+from workers.storage.local import LocalStore
+
+LIVE, CANDIDATE = version(1), version(2)
+TRIAL = Trial(
+    model="m",
+    revision=7,
+    version=2,
+    live=LIVE,
+    candidate=CANDIDATE,
+    shadow=1.0,
+    pairs=frozenset({ModalityPair(first="image", second="text")}),
+)
+
+
+@dataclass
+class Pointed:
+    """A `TrialSource` that a test sets."""
+
+    trials: dict[str, Trial] = field(default_factory=lambda: {"m": TRIAL})
+
+    def of(self, model: str) -> Trial | None:
+        return self.trials.get(model)
+
+    def all(self) -> list[Trial]:
+        return list(self.trials.values())
+
+
+class Watched:
+    """`Trials` with everything around it."""
+
+    def __init__(self, store: FlakyStore) -> None:
+        self.store = store
+        self.source = Pointed()
+        self.compute = ImmediateCompute()
+        self.metrics = RecordedMetrics()
+        self.draws: list[float] = []
+        self.trials = Trials(
+            self.source, self.compute, self.metrics, store, "replica-1", self._draw
+        )
+
+    def _draw(self) -> float:
+        return self.draws.pop(0) if self.draws else 0.0
+
+    def remember_texts(self, count: int = 40) -> None:
+        """As requests for texts would have left them, before there was a trial."""
+        trials, self.source.trials = self.source.trials, {}
+        for seed in range(count):
+            self.trials.answered(LIVE, {"text": rows("text", 1, seed)})
+        self.source.trials = trials
+
+    def document(self, revision: int = 7) -> Observation:
+        key = layout.observation("m", revision, "replica-1")
+        return Observation.model_validate_json(self.store.read(key))
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    return Watched(FlakyStore(LocalStore(tmp_path / "store")))
+
+
+def run(what: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(what, 10))
+
+
+def test_a_shadowed_request_is_scored_and_written(watched: Watched) -> None:
+    async def use() -> None:
+        watched.remember_texts()
+        watched.trials.answered(LIVE, {"image": rows("image", 2)})
+        watched.trials.answered(LIVE, {"image": rows("image", 1), "text": rows("text", 1)})
+        await watched.trials.drained()
+        await watched.trials.write()
+
+    run(use())
+    document = watched.document()
+    assert (document.revision, document.version, document.replica) == (7, 2, "replica-1")
+    assert (document.answered, document.failed, document.shadowed) == (0, 0, 2)
+    assert document.pairs["image--text"].queries == 3
+    assert -3 <= document.pairs["image--text"].cosine_sum < 3
+    model, pair, cosine, overlap = watched.metrics.agreements[-1]
+    assert (model, pair) == ("m", "image--text")
+    assert cosine == pytest.approx(document.pairs["image--text"].cosine_sum / 3)
+    assert overlap == pytest.approx(document.pairs["image--text"].overlap_sum / 3)
+
+
+def test_the_drawn_share_is_shadowed_and_no_more(watched: Watched) -> None:
+    async def use() -> None:
+        watched.remember_texts()
+        watched.source.trials["m"] = replace(TRIAL, shadow=0.5)
+        watched.draws = [0.49, 0.5, 0.9, 0.1]
+        for seed in range(4):
+            watched.trials.answered(LIVE, {"image": rows("image", 1, seed)})
+        await watched.trials.drained()
+        await watched.trials.write()
+
+    run(use())
+    assert watched.document().shadowed == 2
+
+
+def test_the_candidates_own_requests_are_counted_and_not_shadowed(watched: Watched) -> None:
+    async def use() -> None:
+        watched.remember_texts()
+        watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
+        watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
+        watched.trials.failed(CANDIDATE)
+        watched.trials.failed(LIVE)
+        await watched.trials.drained()
+        await watched.trials.write()
+
+    run(use())
+    document = watched.document()
+    assert (document.answered, document.failed, document.shadowed) == (2, 1, 0)
+    assert watched.compute.runs == []
+
+
+def test_a_request_of_another_version_is_none_of_the_trials(watched: Watched) -> None:
+    async def use() -> None:
+        watched.remember_texts()
+        watched.trials.answered(version(3), {"image": rows("image", 1)})
+        await watched.trials.drained()
+        await watched.trials.write()
+
+    run(use())
+    assert watched.compute.runs == []
+    assert watched.document().shadowed == 0
+
+
+def test_nothing_is_scored_while_rows_wait(watched: Watched) -> None:
+    async def use() -> None:
+        watched.remember_texts()
+        watched.compute.waiting_rows = 3
+        watched.trials.answered(LIVE, {"image": rows("image", 1)})
+        await asyncio.sleep(0.03)
+        assert watched.compute.runs == []
+        watched.compute.waiting_rows = 0
+        await watched.trials.drained()
+        assert watched.compute.runs == ["score"]
+
+    run(use())
+
+
+def test_what_does_not_fit_is_dropped_and_counted(watched: Watched) -> None:
+    async def use() -> None:
+        watched.remember_texts()
+        for seed in range(70):
+            watched.trials.answered(LIVE, {"image": rows("image", 1, seed)})
+        await watched.trials.drained()
+        await watched.trials.write()
+
+    run(use())
+    assert watched.metrics.dropped == ["m"] * 6
+    assert watched.document().shadowed == 64
+
+
+def test_a_candidate_that_fails_is_counted_and_logged_once(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    heads = random_heads(SPEC, 2)
+    broken = version(2, heads=heads.replaced({"image": heads.weights["image"] * float("nan")}))
+
+    async def use() -> None:
+        watched.remember_texts()
+        watched.source.trials["m"] = replace(TRIAL, candidate=broken)
+        for seed in range(3):
+            watched.trials.answered(LIVE, {"image": rows("image", 1, seed)})
+        await watched.trials.drained()
+        await watched.trials.write()
+
+    run(use())
+    document = watched.document()
+    assert (document.failed, document.shadowed, document.pairs) == (3, 0, {})
+    assert [each.getMessage() for each in caplog.records] == [
+        "m@2 fails where the live one answers"
+    ]
+
+
+def test_a_candidate_that_was_refused_is_told(watched: Watched) -> None:
+    async def use() -> None:
+        watched.source.trials["m"] = replace(TRIAL, candidate=None)
+        watched.trials.answered(LIVE, {"image": rows("image", 1)})
+        await watched.trials.write()
+        assert watched.document().refused is None
+        watched.source.trials["m"] = replace(TRIAL, candidate=None, refused="digest")
+        await watched.trials.write()
+
+    run(use())
+    assert watched.document().refused == "digest"
+
+
+def test_only_what_has_changed_is_written_again(watched: Watched) -> None:
+    async def use() -> None:
+        await watched.trials.write()
+        first = watched.document().at
+        await watched.trials.write()
+        assert watched.document().at == first
+        watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
+        await watched.trials.write()
+        assert watched.document().at > first
+
+    run(use())
+
+
+def test_a_store_that_is_down_costs_freshness_alone(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def use() -> None:
+        watched.store.broken = "observations"
+        for _ in range(3):
+            watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
+            await watched.trials.write()
+        watched.source.trials = {}
+        await watched.trials.write()
+        watched.store.broken = None
+        await watched.trials.write()
+
+    run(use())
+    assert watched.document().answered == 3
+    assert len(caplog.records) == 1
+
+
+def test_the_last_word_stands_after_a_trial(watched: Watched) -> None:
+    """A request that was still waiting when the trial ended must not begin the counts anew."""
+
+    async def use() -> None:
+        watched.remember_texts()
+        watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
+        await watched.trials.write()
+        watched.trials.answered(LIVE, {"image": rows("image", 1)})
+        watched.source.trials = {}
+        await watched.trials.write()
+        await watched.trials.drained()
+        await watched.trials.write()
+
+    run(use())
+    document = watched.document()
+    assert (document.answered, document.shadowed) == (1, 0)
+
+
+def test_a_trial_that_begins_again_is_another_one(watched: Watched) -> None:
+    async def use() -> None:
+        watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
+        await watched.trials.write()
+        watched.source.trials["m"] = replace(TRIAL, revision=9)
+        watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
+        await watched.trials.close()
+
+    run(use())
+    assert (watched.document(7).answered, watched.document(9).answered) == (1, 1)
+
+
+def test_closing_writes_what_was_seen_and_scores_no_more(watched: Watched) -> None:
+    async def use() -> None:
+        watched.remember_texts()
+        watched.compute.waiting_rows = 1
+        watched.trials.answered(LIVE, {"image": rows("image", 1)})
+        watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
+        closing = asyncio.create_task(watched.trials.close())
+        await asyncio.sleep(0.01)
+        watched.compute.waiting_rows = 0
+        await closing
+
+    run(use())
+    assert (watched.document().answered, watched.document().shadowed) == (1, 0)
+    assert watched.document().at < datetime.now(UTC)

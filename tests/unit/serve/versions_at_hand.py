@@ -1,0 +1,26 @@
+"""Served versions without a store."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+
+from tests.fakes.versions import random_heads
+from workers.contract.model import ModelSpec
+from workers.model.heads import ModalityHeads
+from workers.serve.versions.loading import Float32Array, ServedVersion
+
+SPEC = ModelSpec(width=6, modalities={"image": 5, "text": 4})
+
+
+def version(
+    number: int, heads: ModalityHeads | None = None, spec: ModelSpec = SPEC, model: str = "m"
+) -> ServedVersion:
+    """With heads that are random, other ones for each number, unless they are given."""
+    created_at = datetime(2026, 11, 24, tzinfo=UTC)
+    return ServedVersion(model, number, spec, heads or random_heads(spec, number), created_at)
+
+
+def rows(modality: str, count: int, seed: int = 1) -> Float32Array:
+    """Features of that modality."""
+    random = np.random.default_rng(seed)
+    return random.normal(size=(count, SPEC.modalities[modality])).astype(np.float32)

@@ -1,0 +1,110 @@
+"""Do two versions rank the same items alike? On rows that were asked for, without any labels.
+
+Shapes: Q queries, N rows to rank, F width of the raw feature, E width of the embeddings.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.contract.modality import ModalityPair
+from workers.contract.rollout import PairAgreement
+from workers.nullspace.compatibility import kept_share
+from workers.serve.compute.heads import unit_length
+from workers.serve.rollout.recent import RecentFeatures
+from workers.serve.versions.loading import Float32Array, ServedVersion
+
+# Any two versions agree on the ten best of ten; of 32 by chance on three of them.
+_LEAST_STORED = 32
+# Rows to rank are embedded again once this share of them is new.
+_STALE_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class EmbeddedTwice:
+    """The same rows of one modality by both versions, at unit length."""
+
+    live_NE: Tensor
+    candidate_NE: Tensor
+
+    @classmethod
+    def of(
+        cls, live: ServedVersion, candidate: ServedVersion, modality: str, rows_NF: Float32Array
+    ) -> "EmbeddedTwice":
+        """Both embed them. Raises KeyError where one does not know the modality."""
+        raw_NF = torch.from_numpy(rows_NF)
+        one, other = (each.head(modality).outputs(raw_NF) for each in (live, candidate))
+        return cls(unit_length(one), unit_length(other))
+
+    def __len__(self) -> int:
+        return len(self.live_NE)
+
+
+def agreement(queries: EmbeddedTwice, stored: EmbeddedTwice) -> PairAgreement:
+    """Each version's queries score what the same version has stored, as after a promotion.
+
+    Raises ValueError where scores are not finite.
+    """
+    live_QN = queries.live_NE @ stored.live_NE.mT
+    candidate_QN = queries.candidate_NE @ stored.candidate_NE.mT
+    if not (live_QN.isfinite().all() and candidate_QN.isfinite().all()):
+        raise ValueError("scores are not finite")
+    cosine_Q = torch.nn.functional.cosine_similarity(live_QN, candidate_QN, dim=1)
+    return PairAgreement(
+        queries=len(queries),
+        cosine_sum=float(cosine_Q.sum()),
+        overlap_sum=float(kept_share(live_QN, candidate_QN).sum()),
+    )
+
+
+class TwoVersions:
+    """A candidate held against a live version, on recent rows. Used in one thread."""
+
+    def __init__(
+        self,
+        live: ServedVersion,
+        candidate: ServedVersion,
+        pairs: Collection[ModalityPair],
+        recent: RecentFeatures,
+    ) -> None:
+        self.live = live
+        self.candidate = candidate
+        self._pairs = pairs
+        self._recent = recent
+        self._stored: dict[str, tuple[int, EmbeddedTwice]] = {}
+
+    @torch.inference_mode()
+    def score(self, modality: str, rows_QF: Float32Array) -> dict[str, PairAgreement]:
+        """By key of each learned pair that has the modality and enough recent rows of its partner.
+
+        Raises KeyError and ValueError, where the candidate cannot answer what the live one can.
+        """
+        queries = EmbeddedTwice.of(self.live, self.candidate, modality, rows_QF)
+        found = {}
+        for key, partner in partners_of(modality, self._pairs).items():
+            stored = self._stored_of(partner)
+            if stored is not None:
+                found[key] = agreement(queries, stored)
+        return found
+
+    def _stored_of(self, modality: str) -> EmbeddedTwice | None:
+        recent = self._recent.of(self.live.model, modality)
+        if recent is None or len(recent) < _LEAST_STORED:
+            return None
+        added, known = self._stored.get(modality, (0, None))
+        if known is None or recent.added - added >= _STALE_SHARE * len(known):
+            added = recent.added  # Read before the rows: one more among them does no harm.
+            known = EmbeddedTwice.of(self.live, self.candidate, modality, recent.rows())
+            self._stored[modality] = (added, known)
+        return known
+
+
+def partners_of(modality: str, pairs: Collection[ModalityPair]) -> Mapping[str, str]:
+    """By the key of each pair that the modality is part of: the other modality."""
+    found = {}
+    for pair in pairs:
+        if modality in pair.modalities:
+            found[pair.key] = pair.second if modality == pair.first else pair.first
+    return found

@@ -1,0 +1,93 @@
+"""What routes tell of the requests that they answered, and what becomes of it.
+
+Shapes: B rows of a request, F width of the raw feature.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from workers.serve.compute.port import Compute
+from workers.serve.metrics import ServeMetrics
+from workers.serve.rollout.observations import Observations, ObservationWriter
+from workers.serve.rollout.recent import RecentFeatures
+from workers.serve.rollout.shadow import Shadow
+from workers.serve.rollout.trial import Trial
+from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.storage.port import ObjectStore
+
+_WRITE_SECONDS = 3.0
+
+
+class TrialSource(Protocol):
+    """Which trials there are, as of now."""
+
+    def of(self, model: str) -> Trial | None:
+        """None where the model has no candidate."""
+        ...
+
+    def all(self) -> Iterable[Trial]:
+        """Of every model that has one."""
+        ...
+
+
+class Trials:
+    """Counts the candidate's requests, shadows the live version's, and writes down what it saw."""
+
+    def __init__(
+        self,
+        source: TrialSource,
+        compute: Compute,
+        metrics: ServeMetrics,
+        store: ObjectStore,
+        replica: str,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._source = source
+        self._draw = draw
+        self._recent = RecentFeatures()
+        self._observations = Observations(metrics)
+        self._shadow = Shadow(compute, self._recent, self._observations, metrics)
+        self._writer = ObservationWriter(store, self._observations, replica)
+
+    def answered(self, version: ServedVersion, features: Mapping[str, Float32Array]) -> None:
+        """This version has answered a request with these features (B × F, by modality)."""
+        for modality, rows_BF in features.items():
+            self._recent.keep(version.model, modality, rows_BF)
+        trial = self._source.of(version.model)
+        if trial is None or trial.candidate is None:
+            return
+        if version.number == trial.version:
+            self._observations.begin(trial)
+            self._observations.answered(trial)
+        elif version is trial.live and self._draw() < trial.shadow:
+            self._shadow.offer(trial, trial.candidate, features)
+
+    def failed(self, version: ServedVersion) -> None:
+        """This version could not answer, and that was not the client's fault."""
+        trial = self._source.of(version.model)
+        if trial is not None and version.number == trial.version:
+            self._observations.begin(trial)
+            self._observations.failed(trial)
+
+    async def run(self, seconds: float = _WRITE_SECONDS) -> None:
+        """Write from time to time, until cancelled."""
+        while True:
+            await self.write()
+            await asyncio.sleep(seconds)
+
+    async def write(self) -> None:
+        """What has changed since the last time, and the last word on trials that are over."""
+        for model in self._observations.look(self._source.all()):
+            self._shadow.forget(model)
+        await self._writer.write()
+
+    async def drained(self) -> None:
+        """Wait until everything that was taken on has been scored."""
+        await self._shadow.drained()
+
+    async def close(self) -> None:
+        """Score no more, and write what was seen."""
+        await self._shadow.close()
+        await self.write()
