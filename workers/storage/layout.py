@@ -10,6 +10,8 @@ models/<model>/versions/<n>/...             a published version; manifest.json L
 models/<model>/live.json                    which version answers, and which is on trial beside it
 models/<model>/observations/<revision>/<replica>.json    what a replica has seen of that trial
 access/keys.jwt                             who may ask the replicas, signed by the control plane
+collections/<name>/revisions/<n>.json       what a collection consists of, one for each change
+                   segments/<time>-<id>.parquet      rows that were written together; never changed
 uploads/<upload>/parts/<n>-<sha256>         parts that arrived, until the file is complete
                  direct                     what a client put there by itself, through a signed link
                  file-<n>                   the complete file, as the n-th attempt made it
@@ -111,6 +113,28 @@ def observation(model: str, revision: int, replica: str) -> str:
 
 def key_snapshot() -> str:
     return "access/keys.jwt"
+
+
+def collections() -> str:
+    return "collections/"
+
+
+def collection_revisions(collection: str) -> str:
+    """What the keys of a collection's revisions begin with; in lexical order the newest is last."""
+    return f"{collections()}{collection}/revisions/"
+
+
+def collection_revision(collection: str, revision: int) -> str:
+    return f"{collection_revisions(collection)}{revision:012d}.json"
+
+
+def collection_segments(collection: str) -> str:
+    """What the keys of a collection's segments begin with; in lexical order the oldest is first."""
+    return f"{collections()}{collection}/segments/"
+
+
+def collection_segment(collection: str, name: str) -> str:
+    return f"{collection_segments(collection)}{name}"
 
 
 def upload_prefix(upload: str) -> str:
