@@ -1,18 +1,25 @@
 """The deployment: one replica, its follower and its HTTP interface, in one hop."""
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from fastapi import FastAPI
 from ray import serve
 
 from workers.contract.errors import StorageUnavailable
+from workers.serve.access.port import OpenDoor
+from workers.serve.compute.batcher import Batcher
+from workers.serve.encoders.deployment import Handle, encoders_behind
+from workers.serve.http.admission import Admission
 from workers.serve.http.api import create_api
+from workers.serve.http.replica import Replica
 from workers.serve.ray_metrics import RayMetrics
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import ServedVersion, load_version
+from workers.serve.versions.lookup import VersionLookup
 from workers.serve.versions.recent import RecentVersions
 from workers.storage.uris import open_store
 
@@ -20,11 +27,12 @@ from workers.storage.uris import open_store
 class Embedder:
     """Answers embedding queries. A new version of a model never restarts it."""
 
-    def __init__(self, args: ServeArgs) -> None:
+    def __init__(self, args: ServeArgs, encoders: Mapping[str, Handle]) -> None:
         """Follow the store. Raises StorageUnavailable if it cannot be seen: Serve tries again."""
         logging.basicConfig(level=logging.INFO)
         torch.set_num_threads(1)
         self._args = args
+        self._encoders = encoders_behind(args.encoders, encoders)
         self._store = open_store(args.store)
         self._metrics = RayMetrics()
         self._live = LiveVersions()
@@ -40,7 +48,19 @@ class Embedder:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once per replica."""
         recent = RecentVersions(self._load, self._args.recent_versions)
-        return create_api(self._args, self._live, recent, self._metrics)
+        args = self._args
+        replica = Replica(
+            args=args,
+            store=self._store,
+            live=self._live,
+            lookup=VersionLookup(self._live, recent, args.min_version_wait_seconds),
+            compute=Batcher(self._metrics),
+            encoders=self._encoders,
+            access=OpenDoor(),
+            admission=Admission(args.max_rows_in_flight, args.max_bytes_in_flight),
+            metrics=self._metrics,
+        )
+        return create_api(replica)
 
     def check_health(self) -> None:
         """Called by Serve. A store that is down is no reason to restart: what is loaded answers."""

@@ -6,12 +6,20 @@ from typing import Protocol
 class ServeMetrics(Protocol):
     """Told about each event, from any thread."""
 
-    def answered(self, model: str, rows: int) -> None:
-        """A request got its embeddings."""
+    def answered(self, model: str, rows: int, seconds: float) -> None:
+        """A request got its embeddings, so long after its first byte was seen."""
         ...
 
     def turned_away(self, status: int) -> None:
         """A request got an error."""
+        ...
+
+    def batch(self, requests: int, rows: int) -> None:
+        """So many rows of so many requests were multiplied together."""
+        ...
+
+    def stage(self, name: str, seconds: float) -> None:
+        """One request spent so long in one stage: read, look_up, encode, embed, write."""
         ...
 
     def swapped(self, model: str, version: int) -> None:
@@ -20,4 +28,12 @@ class ServeMetrics(Protocol):
 
     def refused(self, model: str) -> None:
         """A version could not be used, or not yet; the one before goes on answering."""
+        ...
+
+    def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
+        """How the candidate's scores across a pair agree with the live version's, mean so far."""
+        ...
+
+    def shadow_dropped(self, model: str) -> None:
+        """A request was to be scored by the candidate as well, and there was no time for it."""
         ...

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from workers.contract.dataset import Uri
 from workers.contract.modality import Frozen
+from workers.serve.encoders.spec import EncoderSpec
 
 _LOCAL_POLL_SECONDS = 0.1
 # Each look at S3 costs one listing and one read per model; a tenth of a second would be a bill.
@@ -26,6 +27,15 @@ class ServeArgs(Frozen):
     max_rows: int = Field(default=4096, ge=1, description="in one request")
     max_rows_in_flight: int = Field(default=8192, ge=1, description="in one replica, before 429")
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="largest request body")
+    max_bytes_in_flight: int = Field(
+        default=256 << 20, ge=1024, description="bodies in one replica's memory, before 429"
+    )
+    body_seconds: float = Field(
+        default=30, gt=0, le=3600, description="for a request's body to arrive, before 408"
+    )
+    queue_seconds: float = Field(
+        default=10, gt=0, le=600, description="that rows may wait, before 504"
+    )
     min_version_wait_seconds: float = Field(
         default=2, ge=0, le=60, description="how long x-min-model-version waits, before 503"
     )
@@ -36,12 +46,39 @@ class ServeArgs(Frozen):
         default=4, ge=1, description="versions kept for requests that name one"
     )
 
+    encoders: tuple[EncoderSpec, ...] = Field(
+        default=(), description="where raw items may be posted, one for a modality at most"
+    )
+
+    @model_validator(mode="after")
+    def _one_encoder_for_a_modality(self) -> Self:
+        modalities = [encoder.modality for encoder in self.encoders]
+        if twice := sorted({each for each in modalities if modalities.count(each) > 1}):
+            raise ValueError(f"encoders has the modality {twice[0]!r} more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _one_request_fits_its_encoder(self) -> Self:
+        for encoder in self.encoders:
+            if encoder.max_queued < self.max_rows:
+                raise ValueError(
+                    f"max_queued of the encoder of {encoder.modality!r} is {encoder.max_queued}, "
+                    f"less than max_rows ({self.max_rows}): the largest request could never be "
+                    "admitted"
+                )
+        return self
+
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:
         if self.max_rows > self.max_rows_in_flight:
             raise ValueError(
                 f"max_rows is {self.max_rows}, more than max_rows_in_flight "
                 f"({self.max_rows_in_flight}): the largest request could never be admitted"
+            )
+        if self.max_body_bytes > self.max_bytes_in_flight:
+            raise ValueError(
+                f"max_body_bytes is {self.max_body_bytes}, more than max_bytes_in_flight "
+                f"({self.max_bytes_in_flight}): the largest body could never be admitted"
             )
         return self
 

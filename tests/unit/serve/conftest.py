@@ -9,17 +9,24 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import publish_version, random_heads
 from workers.contract.model import ModelSpec
 from workers.contract.version import LivePointer
+from workers.serve.access.port import OpenDoor
+from workers.serve.compute.batcher import Batcher
+from workers.serve.encoders.port import NoEncoders
+from workers.serve.http.admission import Admission
 from workers.serve.http.api import create_api
+from workers.serve.http.replica import Replica as Parts
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import load_version
+from workers.serve.versions.lookup import VersionLookup
 from workers.serve.versions.recent import RecentVersions
 from workers.storage.local import LocalStore
 from workers.storage.versions import write_live
@@ -49,11 +56,29 @@ class Replica:
     metrics: RecordedMetrics = field(default_factory=RecordedMetrics)
 
     def __post_init__(self) -> None:
-        self.follower = Follower(self.store, self.live, self.metrics, 0.01, self.clock)
+        self.follower = Follower(self.store, self.live, self.metrics, 0.01, clock=self.clock)
+        self.app = self.app_of(self.args)
+
+    def app_of(self, args: ServeArgs) -> FastAPI:
+        """The HTTP interface of a replica with these arguments."""
+        return create_api(self.parts(args))
+
+    def parts(self, args: ServeArgs) -> Parts:
+        """What the routes work with."""
         recent = RecentVersions(
-            lambda model, number: load_version(self.store, model, number), self.args.recent_versions
+            lambda model, number: load_version(self.store, model, number), args.recent_versions
         )
-        self.app = create_api(self.args, self.live, recent, self.metrics)
+        return Parts(
+            args=args,
+            store=self.store,
+            live=self.live,
+            lookup=VersionLookup(self.live, recent, args.min_version_wait_seconds),
+            compute=Batcher(self.metrics),
+            encoders=NoEncoders(),
+            access=OpenDoor(),
+            admission=Admission(args.max_rows_in_flight, args.max_bytes_in_flight),
+            metrics=self.metrics,
+        )
 
     def publish(self, version: int, generation: int | None = None, model: str = MODEL) -> None:
         heads = random_heads(SPEC, seed=version)

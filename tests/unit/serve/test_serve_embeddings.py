@@ -113,4 +113,5 @@ def test_rows_are_counted(serving: Replica) -> None:
 def test_the_request_is_documented(serving: Replica) -> None:
     post = serving.get("/openapi.json").json()["paths"]["/v1/embeddings"]["post"]
     properties = post["requestBody"]["content"]["application/json"]["schema"]["properties"]
-    assert set(properties) == {"model", "modality", "input", "encoding_format", "normalize"}
+    expected = {"model", "modality", "input", "encoding_format", "normalize", "dimensions", "user"}
+    assert set(properties) == expected

@@ -9,8 +9,6 @@ import pytest
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.contract.errors import ObjectNotFound
-from workers.serve.http.admission import RowsInFlight
-from workers.serve.http.errors import Overloaded
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.loading import ServedVersion, load_version
 from workers.serve.versions.recent import RecentVersions
@@ -143,14 +141,6 @@ def test_rows_beyond_the_limit_in_flight_are_429(serving: Replica) -> None:
     response = serving.run(ask)
     assert (response.status_code, response.headers["retry-after"]) == (429, "1")
     assert "40 rows are being embedded already" in response.json()["error"]["message"]
-
-
-def test_rows_are_given_back_when_the_work_fails() -> None:
-    rows = RowsInFlight(limit=10)
-    with pytest.raises(ZeroDivisionError), rows.admitted(10):
-        raise ZeroDivisionError
-    with rows.admitted(10), pytest.raises(Overloaded), rows.admitted(1):
-        pass
 
 
 def test_the_largest_request_must_fit_into_the_limit() -> None:

@@ -24,7 +24,7 @@ class Doorkeeper(Protocol):
     """Decides without waiting for anybody."""
 
     def admit(self, authorization: str | None) -> Caller:
-        """Whom the header `Authorization` speaks for. Raises http.errors.Unauthorized, NotReady."""
+        """Whom the header `Authorization` speaks for. Raises errors.Unauthorized, NotReady."""
         ...
 
     @property

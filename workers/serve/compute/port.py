@@ -24,8 +24,16 @@ class Ticket:
     deadline: float = float("inf")
 
 
+NO_TICKET = Ticket()
+
+
 class Compute(Protocol):
     """Applies heads to rows; used from one event loop."""
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that no product has been started for: 0 where nobody waits."""
+        ...
 
     async def embed(
         self,
@@ -34,7 +42,7 @@ class Compute(Protocol):
         rows_BF: Float32Array,
         *,
         normalize: bool = True,
-        ticket: Ticket = Ticket(),  # noqa: B008
+        ticket: Ticket = NO_TICKET,
     ) -> Float32Array:
         """Embeddings (B × E) by this version; rows of other requests may share the product.
 

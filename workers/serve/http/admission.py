@@ -1,28 +1,78 @@
-"""How much is worked on at once, counted in rows: a request of 4096 rows is not one of 1 row."""
+"""How much is taken on at once, in rows and in bytes: a request of 4096 rows is not one of 1 row."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from workers.serve.http.errors import Overloaded
+from workers.serve.errors import Overloaded
+
+# A key that was turned away a moment ago still counts as somebody who wants a share.
+_REMEMBERED_SECONDS = 1.0
 
 
-class RowsInFlight:
-    """Used from one event loop, so the count needs no lock."""
+class Budget:
+    """So much of one thing at a time, shared by all keys. Used from one event loop, without a lock.
 
-    def __init__(self, limit: int) -> None:
+    While half of it is free everybody is served. Beyond that no key may hold more than its equal
+    share among those that ask now, so that one that sends without end does not shut out the others.
+    """
+
+    def __init__(self, limit: int, what: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
-        self._rows = 0
+        self._what = what
+        self._clock = clock
+        self._held: dict[str, int] = {}
+        self._asked: dict[str, float] = {}
+        self.total = 0
 
     @contextmanager
-    def admitted(self, rows: int) -> Iterator[None]:
-        """Count these rows while the block runs. Raises Overloaded if they are too many now."""
-        if self._rows + rows > self._limit:
-            raise Overloaded(
-                f"{self._rows} rows are being embedded already, and {rows} more would be over the "
-                f"limit of {self._limit}; try again"
-            )
-        self._rows += rows
+    def held(self, key: str, amount: int) -> Iterator[None]:
+        """Count this while the block runs. Raises Overloaded if it is too much now."""
+        self._check(key, amount)
+        self._change(key, amount)
         try:
             yield
         finally:
-            self._rows -= rows
+            self._change(key, -amount)
+
+    def _check(self, key: str, amount: int) -> None:
+        total = self.total + amount
+        if 2 * total <= self._limit:
+            return
+        share = self._limit // self._count_active(key)
+        if total > self._limit:
+            raise Overloaded(
+                f"{self.total} {self._what} are being worked on already, and {amount} more would "
+                f"be over the limit of {self._limit}; try again"
+            )
+        if self._held.get(key, 0) + amount > share:
+            raise Overloaded(
+                f"your key holds {self._held.get(key, 0)} {self._what}, and with {amount} more it "
+                f"would hold more than its share of {share} while others ask as well; try again",
+                code="share_exceeded",
+            )
+
+    def _count_active(self, key: str) -> int:
+        """Keys that hold something or have asked a moment ago, this one among them."""
+        now = self._clock()
+        self._asked[key] = now
+        self._asked = {
+            each: at for each, at in self._asked.items() if now - at < _REMEMBERED_SECONDS
+        }
+        return len(self._asked.keys() | self._held.keys())
+
+    def _change(self, key: str, amount: int) -> None:
+        self.total += amount
+        left = self._held.get(key, 0) + amount
+        if left:
+            self._held[key] = left
+        else:
+            self._held.pop(key, None)
+
+
+class Admission:
+    """What one replica takes on: rows that are embedded, and bytes of bodies in memory."""
+
+    def __init__(self, most_rows: int, most_bytes: int) -> None:
+        self.rows = Budget(most_rows, "rows")
+        self.bytes = Budget(most_bytes, "bytes of request bodies")

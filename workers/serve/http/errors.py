@@ -1,90 +1,17 @@
-"""Errors of the HTTP side, answered in OpenAI's shape.
-
-ApiError
-├── InvalidRequest       400   the message names field, value and what is permitted
-├── NotFound             404   no such model, version or path
-├── BodyTooLarge         413
-├── Overloaded           429   with Retry-After
-├── VersionDamaged       500   stored, but it fails its checks
-└── NotReady             503   with Retry-After
-"""
+"""How errors are answered: in OpenAI's shape, and counted."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import ClassVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from workers.serve.errors import ApiError, InvalidRequest
 from workers.serve.metrics import ServeMetrics
 
 # nginx's number for "the client went away"; nobody reads it, but it is counted.
 _CLIENT_CLOSED_REQUEST = 499
-_RETRY_SOON = MappingProxyType({"retry-after": "1"})
-
-
-class ApiError(Exception):
-    """What a client is told: `message` for people, `code` and `param` for programs."""
-
-    status: ClassVar[int] = 500
-    kind: ClassVar[str] = "server_error"
-    default_code: ClassVar[str] = "internal_error"
-    headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
-
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
-        self.code = code or self.default_code
-
-
-class InvalidRequest(ApiError):
-    """The request itself is wrong; sending it again cannot help."""
-
-    status = 400
-    kind = "invalid_request_error"
-    default_code = "invalid_value"
-
-
-class NotFound(ApiError):
-    """No such model or version."""
-
-    status = 404
-    kind = "invalid_request_error"
-    default_code = "model_not_found"
-
-
-class BodyTooLarge(ApiError):
-    """More bytes than one request may have."""
-
-    status = 413
-    kind = "invalid_request_error"
-    default_code = "body_too_large"
-
-
-class Overloaded(ApiError):
-    """Too many rows at once; the same request can succeed in a moment."""
-
-    status = 429
-    kind = "rate_limit_error"
-    default_code = "too_many_rows_in_flight"
-    headers = _RETRY_SOON
-
-
-class VersionDamaged(ApiError):
-    """The version is stored but cannot be used."""
-
-    default_code = "version_damaged"
-
-
-class NotReady(ApiError):
-    """Not yet; the same request can succeed in a moment."""
-
-    status = 503
-    kind = "service_unavailable_error"
-    default_code = "not_ready"
-    headers = _RETRY_SOON
 
 
 def install_error_handlers(app: FastAPI, metrics: ServeMetrics) -> None:

@@ -1,9 +1,10 @@
 """From object storage to a version that can answer: digests, shapes and self-test checked.
 
-Shapes: B rows, F width of the raw feature, E width of the embeddings.
+Shapes: B rows, F width of the raw feature, E width of the embeddings, W any of these.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
@@ -11,43 +12,49 @@ import torch
 from numpy.typing import NDArray
 
 from workers.contract.errors import InvalidVersion, ObjectNotFound
+from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
 from workers.contract.version import VersionManifest
-from workers.model.artifact import load_heads, run_selftest
+from workers.model.artifact import check_selftest, load_heads, load_selftest
 from workers.model.heads import ModalityHeads
+from workers.serve.compute.heads import ServingHead, unit_length
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.versions import read_version, read_version_file
 
 Float32Array = NDArray[np.float32]
 
+# A row alone, and what is multiplied without a hop to another thread: torch prepares for each.
+_SERVED_ROWS = (1, 32)
+
 
 @dataclass(frozen=True)
 class ServedVersion:
-    """A verified version; immutable, so that a request can hold on to it while others swap."""
+    """A verified version; immutable, so that a request can hold on to it while others swap.
+
+    `pairs`: what it has learned; scores across other pairs mean nothing.
+    """
 
     model: str
     number: int
     spec: ModelSpec
     heads: ModalityHeads
     created_at: datetime
+    pairs: frozenset[ModalityPair] = frozenset()
+    serving: Mapping[str, ServingHead] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        laid_out = {name: ServingHead.of(self.heads, name) for name in self.heads.weights}
+        object.__setattr__(self, "serving", laid_out)
+
+    def head(self, modality: str) -> ServingHead:
+        """The head of this modality, laid out for serving. Raises KeyError."""
+        return self.serving[modality]
 
     @property
     def label(self) -> str:
         """As users write it: `name@number`."""
         return f"{self.model}@{self.number}"
-
-    @torch.inference_mode()
-    def embed(self, modality: str, raw_BF: Float32Array) -> Float32Array:
-        """Unit embeddings (B × E)."""
-        embeddings: Float32Array = self.heads.embed(modality, torch.from_numpy(raw_BF)).numpy()
-        return embeddings
-
-    @torch.inference_mode()
-    def project(self, modality: str, raw_BF: Float32Array) -> Float32Array:
-        """What the head itself gives (B × E), before it is brought to unit length."""
-        outputs: Float32Array = self.heads.outputs(modality, torch.from_numpy(raw_BF)).numpy()
-        return outputs
 
 
 def load_version(store: ObjectStore, model: str, number: int) -> ServedVersion:
@@ -62,8 +69,10 @@ def load_version(store: ObjectStore, model: str, number: int) -> ServedVersion:
             f"the manifest of {model}@{number} is that of {manifest.model}@{manifest.version}"
         )
     heads = load_heads(_file(store, manifest, layout.HEADS), manifest.spec)
-    _test(_file(store, manifest, layout.SELFTEST), heads)
-    return ServedVersion(model, number, manifest.spec, heads, manifest.created_at)
+    pairs = frozenset(learned.pair for learned in manifest.learned)
+    version = ServedVersion(model, number, manifest.spec, heads, manifest.created_at, pairs)
+    _test(version, _file(store, manifest, layout.SELFTEST))
+    return version
 
 
 def _file(store: ObjectStore, manifest: VersionManifest, name: str) -> bytes:
@@ -77,8 +86,18 @@ def _file(store: ObjectStore, manifest: VersionManifest, name: str) -> bytes:
 
 
 @torch.inference_mode()
-def _test(data: bytes, heads: ModalityHeads) -> None:
-    try:
-        run_selftest(data, heads)
-    except RuntimeError as error:  # torch's word for widths that do not fit together
-        raise InvalidVersion(f"the self-test does not fit the heads: {error}") from error
+def _test(version: ServedVersion, selftest: bytes) -> None:
+    """As requests will ask: through the heads laid out for serving, at the sizes of their batches."""
+    for modality, promised in load_selftest(selftest, version.serving).items():
+        try:
+            for rows in _SERVED_ROWS:
+                features_BF, expected_BE = (_repeated(each, rows) for each in promised)
+                given_BE = unit_length(version.head(modality).outputs(features_BF))
+                check_selftest(modality, given_BE, expected_BE)
+        except RuntimeError as error:  # torch's word for widths that do not fit together
+            raise InvalidVersion(f"the self-test does not fit the heads: {error}") from error
+
+
+def _repeated(rows_BW: torch.Tensor, rows: int) -> torch.Tensor:
+    """So many rows; those that there are, over and over."""
+    return rows_BW[torch.arange(rows) % len(rows_BW)]

@@ -1,0 +1,131 @@
+"""Rows of several requests and versions share products, and each gets its own embeddings."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from tests.fakes.serve_metrics import RecordedMetrics
+from tests.fakes.versions import random_heads
+from tests.unit.serve.conftest import SPEC, Replica
+from workers.serve.compute.batcher import Batcher
+from workers.serve.compute.heads import ServingHead
+from workers.serve.compute.port import Ticket
+from workers.serve.errors import DeadlineExceeded
+from workers.serve.versions.loading import Float32Array, ServedVersion, load_version
+
+
+@pytest.fixture
+def versions(replica: Replica) -> list[ServedVersion]:
+    for number in (1, 2):
+        replica.publish(number)
+    return [load_version(replica.store, "scenes", number) for number in (1, 2)]
+
+
+def rows(count: int, seed: int, width: int = 5) -> Float32Array:
+    generator = np.random.default_rng(seed)
+    return generator.standard_normal((count, width)).astype(np.float32)
+
+
+def expected(version: ServedVersion, modality: str, rows_BF: Float32Array) -> Float32Array:
+    vectors: Float32Array = version.heads.embed(modality, torch.from_numpy(rows_BF)).numpy()
+    return vectors
+
+
+def test_a_head_laid_out_for_serving_gives_the_same_numbers() -> None:
+    heads = random_heads(SPEC, seed=3)
+    features = torch.from_numpy(rows(7, seed=0))
+    ours = ServingHead.of(heads, "image").outputs(features)
+    torch.testing.assert_close(ours, heads.outputs("image", features), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, 3000])
+def test_requests_of_several_versions_and_modalities_get_their_own(
+    versions: list[ServedVersion], count: int
+) -> None:
+    metrics = RecordedMetrics()
+    asked = [
+        (version, modality, rows(count, seed, SPEC.modalities[modality]))
+        for version in versions
+        for seed, modality in enumerate(("image", "text", "image"))
+    ]
+
+    async def ask_at_once() -> list[Float32Array]:
+        batcher = Batcher(metrics)
+        return await asyncio.gather(*(batcher.embed(*each) for each in asked))
+
+    for (version, modality, rows_BF), got in zip(asked, asyncio.run(ask_at_once()), strict=True):
+        np.testing.assert_allclose(got, expected(version, modality, rows_BF), atol=1e-5)
+    assert sum(rows for _, rows in metrics.batches) == 6 * count
+    if count == 1:
+        assert metrics.batches == [(6, 6)]
+
+
+def test_abandoned_rows_are_not_multiplied(versions: list[ServedVersion]) -> None:
+    metrics = RecordedMetrics()
+
+    async def hang_up_while_waiting() -> None:
+        batcher = Batcher(metrics)
+        waiting = asyncio.ensure_future(batcher.embed(versions[0], "image", rows(9, 0)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await batcher.embed(versions[0], "image", rows(1, 1))
+
+    asyncio.run(hang_up_while_waiting())
+    assert metrics.batches == [(1, 1)]
+
+
+def test_rows_that_waited_for_too_long_are_refused(versions: list[ServedVersion]) -> None:
+    async def ask_too_late() -> None:
+        late = Ticket("a", asyncio.get_running_loop().time() - 1)
+        await Batcher(RecordedMetrics()).embed(versions[0], "image", rows(1, 0), ticket=late)
+
+    with pytest.raises(DeadlineExceeded):
+        asyncio.run(ask_too_late())
+
+
+def test_keys_take_turns(versions: list[ServedVersion]) -> None:
+    order: list[str] = []
+
+    async def ask(batcher: Batcher, key: str) -> None:
+        await batcher.embed(versions[0], "image", rows(1000, 0), ticket=Ticket(key))
+        order.append(key)
+
+    async def ask_much_and_little() -> None:
+        batcher = Batcher(RecordedMetrics())
+        greedy = [asyncio.ensure_future(ask(batcher, "greedy")) for _ in range(8)]
+        await asyncio.sleep(0)
+        await asyncio.gather(ask(batcher, "modest"), *greedy)
+
+    asyncio.run(ask_much_and_little())
+    assert order.index("modest") <= 2
+
+
+def test_a_thread_that_is_stuck_is_found_out() -> None:
+    release = threading.Event()
+
+    async def ask_while_stuck() -> tuple[bool, bool]:
+        batcher = Batcher(RecordedMetrics())
+        before = await batcher.moves(5)
+        batcher._products.submit(release.wait)
+        stuck = await batcher.moves(0.05)
+        release.set()
+        return before, stuck
+
+    assert asyncio.run(ask_while_stuck()) == (True, False)
+
+
+def test_a_product_that_fails_fails_its_requests_alone(versions: list[ServedVersion]) -> None:
+    async def ask_with_a_wrong_width() -> list[object]:
+        batcher = Batcher(RecordedMetrics())
+        return await asyncio.gather(
+            batcher.embed(versions[0], "image", rows(1, 0, width=4)),
+            batcher.embed(versions[0], "text", rows(1, 0, width=4)),
+            return_exceptions=True,
+        )
+
+    failed, good = asyncio.run(ask_with_a_wrong_width())
+    assert isinstance(failed, ValueError | RuntimeError)
+    assert isinstance(good, np.ndarray)

@@ -1,0 +1,187 @@
+"""The forms in which rows come and embeddings go: JSON, base64, raw floats, Arrow, items."""
+
+import asyncio
+import base64
+
+import httpx
+import numpy as np
+import pyarrow
+import pytest
+
+from tests.unit.serve.conftest import Replica
+from workers.serve.versions.loading import Float32Array
+
+RAW = "application/octet-stream"
+ARROW = "application/vnd.apache.arrow.stream"
+ROWS = np.random.default_rng(5).standard_normal((3, 5)).astype(np.float32)
+
+
+def reference(serving: Replica, rows_BF: Float32Array = ROWS) -> Float32Array:
+    data = serving.embed(input=rows_BF.tolist()).json()["data"]
+    return np.array([each["embedding"] for each in data], np.float32)
+
+
+def post(
+    serving: Replica, body: bytes, kind: str, accept: str = RAW, **parameters: str
+) -> httpx.Response:
+    query = {"model": "scenes", "modality": "image", **parameters}
+    headers = {"content-type": kind, "accept": accept}
+    return serving.run(
+        lambda client: client.post("/v1/embeddings", params=query, content=body, headers=headers)
+    )
+
+
+def arrow_of(column: object) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    table = pyarrow.table({"feature": column})
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def arrow_rows(rows_BF: np.ndarray) -> bytes:
+    return arrow_of(pyarrow.FixedSizeListArray.from_arrays(rows_BF.reshape(-1), rows_BF.shape[1]))
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "dtype"),
+    [
+        (ROWS.tobytes(), RAW, "float32"),
+        (ROWS.astype(np.float64).tobytes(), RAW, "float64"),
+        (arrow_rows(ROWS), ARROW, "float32"),
+        (arrow_of(ROWS.tolist()), ARROW, "float32"),
+    ],
+)
+def test_rows_without_json_give_what_json_gives(
+    serving: Replica, body: bytes, kind: str, dtype: str
+) -> None:
+    response = post(serving, body, kind, dtype=dtype)
+    assert response.status_code == 200, response.text
+    assert response.headers["x-model-version"] == "1"
+    shape = (int(response.headers["x-rows"]), int(response.headers["x-width"]))
+    got = np.frombuffer(response.content, "<f4").reshape(shape)
+    np.testing.assert_allclose(got, reference(serving), atol=1e-6)
+
+
+def test_halves_are_taken_as_they_are(serving: Replica) -> None:
+    halves = ROWS.astype(np.float16)
+    response = post(serving, halves.tobytes(), RAW, dtype="float16")
+    got = np.frombuffer(response.content, "<f4").reshape(3, 6)
+    np.testing.assert_allclose(got, reference(serving, halves.astype(np.float32)), atol=1e-6)
+
+
+def test_an_answer_in_arrow_is_read_back(serving: Replica) -> None:
+    response = post(serving, ROWS.tobytes(), RAW, accept=ARROW)
+    table = pyarrow.ipc.open_stream(response.content).read_all()
+    got = np.stack(table.column("embedding").to_numpy())
+    np.testing.assert_allclose(got, reference(serving), atol=1e-6)
+
+
+def test_items_of_several_modalities_are_answered_in_their_order(serving: Replica) -> None:
+    image = ROWS[0]
+    text = np.arange(1, 5, dtype=np.float32)
+    items = [
+        {"modality": "text", "feature": text.tolist()},
+        {"modality": "image", "feature": base64.b64encode(image.tobytes()).decode()},
+        {"modality": "text", "feature": (2 * text).tolist()},
+    ]
+    response = serving.embed(modality=None, input=items)
+    got = [each["embedding"] for each in response.json()["data"]]
+    alone = serving.embed(modality="text", input=text.tolist()).json()["data"][0]["embedding"]
+    np.testing.assert_allclose(got[0], alone, atol=1e-6)
+    np.testing.assert_allclose(got[1], reference(serving)[0], atol=1e-6)
+    np.testing.assert_allclose(got[2], alone, atol=1e-6)
+
+
+def truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "parameters", "message"),
+    [
+        (b"", RAW, {}, "the body has 0 bytes of float32; a feature of modality 'image' has 5"),
+        (b"x" * 21, RAW, {}, "the body has 21 bytes"),
+        (ROWS.tobytes(), RAW, {"dtype": "int8"}, "dtype is 'int8'; permitted are float32"),
+        (ROWS.tobytes(), RAW, {"modality": "smell"}, 'modality is "smell"'),
+        (ROWS.tobytes(), RAW, {"normalize": "yes"}, "permitted are true and false"),
+        (np.zeros((1, 5), np.float32).tobytes(), RAW, {}, "row 0 is all zeros"),
+        (np.full((1, 5), np.nan, np.float32).tobytes(), RAW, {}, "row 0 has nan at position 0"),
+        (np.full((1, 5), np.inf, np.float32).tobytes(), RAW, {}, "row 0 has inf at position 0"),
+        (b"rubbish", ARROW, {}, "the body is no stream of Arrow"),
+        (truncated(arrow_rows(ROWS)), ARROW, {}, "the body is no stream of Arrow"),
+        (arrow_rows(ROWS[:, :4]), ARROW, {}, "has lists of [4] numbers"),
+        (arrow_of([[1.0] * 5, None]), ARROW, {}, "has nulls"),
+        (arrow_of([[1.0] * 5, [1.0] * 4]), ARROW, {}, "numbers; a feature of"),
+        (arrow_of([1, 2]), ARROW, {}, "permitted are lists of float16"),
+    ],
+)
+def test_wrong_bytes_are_named(
+    serving: Replica, body: bytes, kind: str, parameters: dict[str, str], message: str
+) -> None:
+    response = post(serving, body, kind, **parameters)
+    assert response.status_code == 400, response.text
+    assert message in response.json()["error"]["message"]
+
+
+def test_a_form_that_nobody_reads_is_415(serving: Replica) -> None:
+    response = post(serving, b"<rows/>", "application/xml")
+    assert (response.status_code, response.json()["error"]["code"]) == (
+        415,
+        "unsupported_media_type",
+    )
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"modality": "image", "feature": "!!"}, "input row 0 is not base64"),
+        ({"modality": "image", "feature": "AAAA"}, "input row 0 has 3 bytes of float32"),
+        ({"modality": "smell", "feature": [1]}, 'modality is "smell"'),
+        ({"modality": "image", "data": "AAAA"}, "no encoder is configured"),
+        ({"modality": "image", "text": "a", "data": "b"}, "it has text and data"),
+        ({"modality": "image", "file": "a"}, 'there is no field "input[0].file"'),
+    ],
+)
+def test_a_wrong_item_is_named(serving: Replica, item: dict[str, object], message: str) -> None:
+    response = serving.embed(modality=None, input=[item])
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("width", [None, 6])
+def test_dimensions_are_taken_where_they_are_declared(serving: Replica, width: int | None) -> None:
+    assert serving.embed(dimensions=width).status_code == 200
+
+
+def test_a_client_that_hangs_up_ends_its_request(serving: Replica) -> None:
+    """On a raw ASGI call: the body, then nothing but the client's going away."""
+    received: list[str] = []
+    patient = serving.args.model_copy(update={"min_version_wait_seconds": 30})
+    body = b'{"model": "scenes", "modality": "image", "input": [1, 2, 3, 4, 5]}'
+
+    async def ask_and_hang_up() -> None:
+        messages = [
+            {"type": "http.request", "body": body[:9], "more_body": True},
+            {"type": "http.request", "body": body[9:], "more_body": False},
+        ]
+
+        async def receive() -> object:
+            return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+        async def answer(message: dict[str, object]) -> None:
+            received.append(str(message.get("status", message["type"])))
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/embeddings",
+            "raw_path": b"/v1/embeddings",
+            "query_string": b"",
+            "headers": [(b"x-min-model-version", b"9")],
+            "http_version": "1.1",
+        }
+        await asyncio.wait_for(serving.app_of(patient)(scope, receive, answer), 5)
+
+    asyncio.run(ask_and_hang_up())
+    assert received[0] == "499"

@@ -1,0 +1,169 @@
+"""Dynamic batching without a timer: what arrived while the last product ran goes into the next.
+
+Shapes: B rows, F width of the raw feature, E width of the embeddings.
+
+Rows of different requests and versions wait in one queue; each product is of one version and one
+modality. A request alone is answered at once, and the busier a replica is the larger its products
+become. Small batches are computed on the event loop itself, where a hop to a thread and back would
+cost more than the product; large ones in the compute thread, while the loop reads and writes.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+import torch
+
+from workers.serve.compute.heads import unit_length
+from workers.serve.compute.port import NO_TICKET, Ticket
+from workers.serve.compute.queue import FairQueue, Work
+from workers.serve.errors import DeadlineExceeded
+from workers.serve.metrics import ServeMetrics
+from workers.serve.versions.loading import Float32Array, ServedVersion
+
+logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# The product of 32 rows at width 1024 takes 3 ms of one core; a hop to a thread and back takes 0.2,
+# and ten times as long while the loop keeps the interpreter busy.
+_INLINE_ROWS = 32
+# Beyond this a product is no faster per row, and others wait for it.
+_MOST_ROWS = 1024
+
+_Result = list[tuple[Work, Float32Array | Exception]]
+
+
+class Batcher:
+    """`Compute` with one thread for products and one for everything else that is heavy."""
+
+    def __init__(self, metrics: ServeMetrics) -> None:
+        self._metrics = metrics
+        self._queue = FairQueue()
+        self._flush_is_due = False
+        self._thread_is_busy = False
+        # One each, as torch has one: more would only take turns.
+        self._products = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
+        self._others = ThreadPoolExecutor(max_workers=1, thread_name_prefix="heavy")
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that no product has been started for."""
+        return self._queue.rows
+
+    async def embed(
+        self,
+        version: ServedVersion,
+        modality: str,
+        rows_BF: Float32Array,
+        *,
+        normalize: bool = True,
+        ticket: Ticket = NO_TICKET,
+    ) -> Float32Array:
+        """See `Compute`."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Float32Array] = loop.create_future()
+        self._queue.add(Work(version, modality, rows_BF, normalize, ticket, future))
+        self._schedule(loop)
+        return await future
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """See `Compute`. Not in the thread of the products: they must not wait for a second."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._others, lambda: function(*args, **kwargs))
+
+    async def moves(self, seconds: float) -> bool:
+        """See `Compute`."""
+        loop = asyncio.get_running_loop()
+        probe = loop.run_in_executor(self._products, lambda: None)
+        try:
+            await asyncio.wait_for(asyncio.shield(probe), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the threads, once what runs in them is over."""
+        self._products.shutdown()
+        self._others.shutdown()
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        """After everything that the loop has ready: requests that were read meanwhile come along."""
+        if not self._flush_is_due and not self._thread_is_busy:
+            self._flush_is_due = True
+            loop.call_soon(self._flush, loop)
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._flush_is_due = False
+        taken = [work for work in self._queue.take(_MOST_ROWS) if _in_time(work, loop.time())]
+        rows = sum(work.rows for work in taken)
+        if rows:
+            self._metrics.batch(len(taken), rows)
+        if rows > _INLINE_ROWS:
+            self._thread_is_busy = True
+            product = loop.run_in_executor(self._products, _results, taken)
+            product.add_done_callback(lambda done: self._after(done, loop))
+            return
+        _deliver(_results(taken))
+        if self._queue:
+            self._schedule(loop)
+
+    def _after(self, done: asyncio.Future[_Result], loop: asyncio.AbstractEventLoop) -> None:
+        self._thread_is_busy = False
+        _deliver(done.result())
+        if self._queue:
+            self._schedule(loop)
+
+
+def _in_time(work: Work, now: float) -> bool:
+    if now <= work.ticket.deadline:
+        return True
+    work.future.set_exception(DeadlineExceeded("the rows waited for longer than the request may"))
+    return False
+
+
+def _results(taken: Iterable[Work]) -> _Result:
+    """Every piece of work with its embeddings; one product for each version and modality."""
+
+    def product_of(work: Work) -> tuple[int, str]:
+        return (id(work.version), work.modality)
+
+    results: _Result = []
+    for _, group in groupby(sorted(taken, key=product_of), key=product_of):
+        together = list(group)
+        try:
+            results += _product(together)
+        except Exception as error:
+            # A bug, or no memory: these requests fail, the next product is tried all the same.
+            logger.exception("a product for %d requests failed", len(together))
+            results += [(work, error) for work in together]
+    return results
+
+
+@torch.inference_mode()
+def _product(together: list[Work]) -> _Result:
+    pieces = [work.rows_BF for work in together]
+    rows_BF = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    head = together[0].version.head(together[0].modality)
+    outputs_BE = head.outputs(torch.from_numpy(rows_BF))
+    results: _Result = []
+    start = 0
+    for work in together:
+        own_BE = outputs_BE[start : start + work.rows]
+        results.append((work, (unit_length(own_BE) if work.normalize else own_BE).numpy()))
+        start += work.rows
+    return results
+
+
+def _deliver(results: _Result) -> None:
+    for work, result in results:
+        if work.future.done():
+            continue  # Abandoned meanwhile.
+        if isinstance(result, Exception):
+            work.future.set_exception(result)
+        else:
+            work.future.set_result(result)

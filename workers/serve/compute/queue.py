@@ -1,0 +1,63 @@
+"""Rows that wait for the heads; whoever sends much takes turns with whoever sends little."""
+
+import asyncio
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+from workers.serve.compute.port import Ticket
+from workers.serve.versions.loading import Float32Array, ServedVersion
+
+
+@dataclass(eq=False)
+class Work:
+    """Rows of one request and one modality. `future` gets their embeddings, or is cancelled."""
+
+    version: ServedVersion
+    modality: str
+    rows_BF: Float32Array
+    normalize: bool
+    ticket: Ticket
+    future: asyncio.Future[Float32Array]
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self.rows_BF)
+
+
+class FairQueue:
+    """First come, first served within a key; keys take turns. Used from one event loop."""
+
+    def __init__(self) -> None:
+        self._by_key: OrderedDict[str, deque[Work]] = OrderedDict()
+        self.rows = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._by_key)
+
+    def add(self, work: Work) -> None:
+        """Behind what its key has waiting."""
+        self._by_key.setdefault(work.ticket.key, deque()).append(work)
+        self.rows += work.rows
+
+    def take(self, most_rows: int) -> list[Work]:
+        """The next pieces of work, of so many rows together; a larger piece comes alone.
+
+        Abandoned ones are left out.
+        """
+        taken: list[Work] = []
+        rows = 0
+        while self._by_key:
+            key, waiting = next(iter(self._by_key.items()))
+            if taken and rows + waiting[0].rows > most_rows:
+                break
+            work = waiting.popleft()
+            self.rows -= work.rows
+            if waiting:
+                self._by_key.move_to_end(key)
+            else:
+                del self._by_key[key]
+            if not work.future.done():
+                taken.append(work)
+                rows += work.rows
+        return taken

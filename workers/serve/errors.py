@@ -1,0 +1,116 @@
+"""What can go wrong with a request, as the client is told.
+
+ApiError
+├── InvalidRequest       400   the message names field, value and what is permitted
+├── Unauthorized         401   no key, or one that is not valid
+├── NotFound             404   no such model, version or path
+├── BodyTimeout          408   the body did not arrive in time
+├── BodyTooLarge         413
+├── UnsupportedMedia     415   a body that nobody here reads
+├── Overloaded           429   with Retry-After
+├── VersionDamaged       500   stored, but it fails its checks
+├── NotReady             503   with Retry-After
+└── DeadlineExceeded     504   the request waited for longer than it said it may
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
+_RETRY_SOON = MappingProxyType({"retry-after": "1"})
+
+
+class ApiError(Exception):
+    """What a client is told: `message` for people, `code` and `param` for programs."""
+
+    status: ClassVar[int] = 500
+    kind: ClassVar[str] = "server_error"
+    default_code: ClassVar[str] = "internal_error"
+    headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code or self.default_code
+
+
+class InvalidRequest(ApiError):
+    """The request itself is wrong; sending it again cannot help."""
+
+    status = 400
+    kind = "invalid_request_error"
+    default_code = "invalid_value"
+
+
+class Unauthorized(ApiError):
+    """The same words for every key that is not valid: they must not tell whether it exists."""
+
+    status = 401
+    kind = "authentication_error"
+    default_code = "invalid_api_key"
+    headers = MappingProxyType({"www-authenticate": "Bearer"})
+
+
+class NotFound(ApiError):
+    """No such model or version."""
+
+    status = 404
+    kind = "invalid_request_error"
+    default_code = "model_not_found"
+
+
+class BodyTimeout(ApiError):
+    """The client sends too slowly, or has stopped."""
+
+    status = 408
+    kind = "invalid_request_error"
+    default_code = "body_timeout"
+    headers = MappingProxyType({"connection": "close"})
+
+
+class BodyTooLarge(ApiError):
+    """More bytes than one request may have."""
+
+    status = 413
+    kind = "invalid_request_error"
+    default_code = "body_too_large"
+
+
+class UnsupportedMedia(ApiError):
+    """The header Content-Type or Accept names a form that is not read or written here."""
+
+    status = 415
+    kind = "invalid_request_error"
+    default_code = "unsupported_media_type"
+
+
+class Overloaded(ApiError):
+    """Too many rows at once; the same request can succeed in a moment."""
+
+    status = 429
+    kind = "rate_limit_error"
+    default_code = "too_many_rows_in_flight"
+    headers = _RETRY_SOON
+
+
+class VersionDamaged(ApiError):
+    """The version is stored but cannot be used."""
+
+    default_code = "version_damaged"
+
+
+class NotReady(ApiError):
+    """Not yet; the same request can succeed in a moment."""
+
+    status = 503
+    kind = "service_unavailable_error"
+    default_code = "not_ready"
+    headers = _RETRY_SOON
+
+
+class DeadlineExceeded(ApiError):
+    """The client said how long it waits, and that is over."""
+
+    status = 504
+    kind = "timeout_error"
+    default_code = "deadline_exceeded"

@@ -1,0 +1,214 @@
+"""`POST /v1/embeddings`: the main path of the endpoint.
+
+Shapes: B rows, E width of the embeddings.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from workers.serve.errors import InvalidRequest, UnsupportedMedia
+from workers.serve.http.asking import Asking, given_up_with, read_asking
+from workers.serve.http.body import held_body
+from workers.serve.http.inputs import ModalityRows, embed_parts, encoded, features_of
+from workers.serve.http.laps import Laps
+from workers.serve.http.replica import Replica
+from workers.serve.http.wire.answers import (
+    ARROW,
+    JSON,
+    RAW,
+    arrow_embeddings,
+    json_embeddings,
+    raw_embeddings,
+)
+from workers.serve.http.wire.binary import dtype_of, from_arrow
+from workers.serve.http.wire.requests import EmbeddingRequest, parse
+from workers.serve.http.wire.rows import check_count, from_bytes, from_lists, width_of
+from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.serve.versions.lookup import Chosen
+from workers.serve.versions.reference import parse_reference, shortened
+
+_TEXT = "text"
+_FLOATS = {"type": "string", "format": "binary"}
+_DOCUMENTED_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON: {"schema": EmbeddingRequest.model_json_schema()},
+            RAW: {"schema": _FLOATS},
+            ARROW: {"schema": _FLOATS},
+        },
+    }
+}
+
+
+def router(replica: Replica) -> APIRouter:
+    """The route of this replica."""
+    made = APIRouter(tags=["embeddings"])
+    # Registered by hand: FastAPI would validate the body a second time, and slower.
+    made.post("/v1/embeddings", openapi_extra=_DOCUMENTED_BODY)(_Embeddings(replica).answer)
+    return made
+
+
+@dataclass(frozen=True)
+class _Query:
+    """A body that was read: `body` is JSON's form, or None where the rows came without JSON."""
+
+    model: str
+    normalize: bool
+    body: EmbeddingRequest | None
+    binary: Callable[[ServedVersion], ModalityRows] | None = None
+
+
+class _Embeddings:
+    """Reads, looks up, embeds, writes; one version from the first row to the last."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def answer(self, request: Request) -> Response:
+        """Embed features, texts or files, with one version.
+
+        JSON as OpenAI's clients send it; or rows as raw floats (`application/octet-stream`) or
+        Arrow with the parameters `model`, `modality`, `normalize` and `dtype`. `Accept` asks for the
+        answer in either of these forms.
+        """
+        replica, laps = self._replica, Laps(self._replica.metrics)
+        asking = read_asking(request, replica)
+        async with (
+            held_body(request, replica.args, replica.admission.bytes, asking.caller.key) as body,
+            given_up_with(request),
+        ):
+            query = _read(request, body)
+            laps.lap("read")
+            chosen = await self._choose(query, asking)
+            laps.lap("look_up")
+            parts = await self._features(query, chosen.version)
+            rows = sum(len(part.rows_BF) for part in parts)
+            check_count(rows, replica.args.max_rows)
+            laps.lap("encode")
+            with replica.admission.rows.held(asking.caller.key, rows):
+                embeddings_BE = await embed_parts(
+                    *(replica, chosen.version, parts),
+                    normalize=query.normalize,
+                    ticket=asking.ticket,
+                )
+            laps.lap("embed")
+            response = _response(request, query, chosen, embeddings_BE)
+            laps.lap("write")
+        replica.metrics.answered(chosen.version.model, rows, laps.seconds)
+        return response
+
+    async def _choose(self, query: _Query, asking: Asking) -> Chosen:
+        routing = asking.routing or (query.body.user if query.body else None)
+        wanted = parse_reference(query.model)
+        return await self._replica.lookup.find(wanted, asking.min_version, asking.caller, routing)
+
+    async def _features(self, query: _Query, version: ServedVersion) -> list[ModalityRows]:
+        if query.binary is not None:
+            return [query.binary(version)]
+        if query.body is None:
+            raise RuntimeError("a query has a JSON body or a binary one")
+        _check_dimensions(query.body, version)
+        return await self._from_json(query.body, version)
+
+    async def _from_json(
+        self, body: EmbeddingRequest, version: ServedVersion
+    ) -> list[ModalityRows]:
+        if body.items is not None:
+            _check_unnamed(body)
+            return await features_of(self._replica, version, body.items)
+        if body.texts is not None:
+            modality = body.modality or _TEXT
+            return [_whole(modality, await encoded(self._replica, version, modality, body.texts))]
+        check_count(len(body.rows), self._replica.args.max_rows)
+        modality = _stated(body.modality)
+        width = width_of(modality, version.spec)
+        return [_whole(modality, from_lists(body.rows, modality, width))]
+
+
+def _check_unnamed(body: EmbeddingRequest) -> None:
+    if body.modality is not None:
+        raise InvalidRequest(
+            f"modality is {shortened(body.modality)}, and each item names its own; leave one out",
+            "modality",
+        )
+
+
+def _stated(modality: str | None) -> str:
+    if modality is None:
+        raise InvalidRequest("the field 'modality' is missing; features need one", "modality")
+    return modality
+
+
+def _whole(modality: str, rows_BF: Float32Array) -> ModalityRows:
+    return ModalityRows(modality, rows_BF, np.arange(len(rows_BF)))
+
+
+def _check_dimensions(body: EmbeddingRequest, version: ServedVersion) -> None:
+    if body.dimensions not in (None, version.spec.width):
+        raise InvalidRequest(
+            f"dimensions is {body.dimensions}; {version.label} declares {version.spec.width} alone",
+            "dimensions",
+        )
+
+
+def _read(request: Request, body: bytes) -> _Query:
+    """By Content-Type. Raises InvalidRequest, UnsupportedMedia."""
+    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    if kind in (RAW, ARROW):
+        return _read_binary(request, body, kind)
+    # curl says application/x-www-form-urlencoded where nobody says anything; it was JSON so far.
+    if kind in (JSON, "application/x-www-form-urlencoded", "text/plain", ""):
+        read = parse(EmbeddingRequest, body)
+        return _Query(read.model, read.normalize, read)
+    raise UnsupportedMedia(f"Content-Type is {kind[:60]!r}; permitted are {JSON}, {RAW}, {ARROW}")
+
+
+def _read_binary(request: Request, body: bytes, kind: str) -> _Query:
+    parameters = request.query_params
+    modality = _stated(parameters.get("modality"))
+    dtype = dtype_of(parameters.get("dtype"))
+
+    def rows_for(version: ServedVersion) -> ModalityRows:
+        width = width_of(modality, version.spec)
+        if kind == ARROW:
+            return _whole(modality, from_arrow(body, modality, width))
+        return _whole(modality, from_bytes(body, dtype, modality, width))
+
+    if "model" not in parameters:
+        raise InvalidRequest("the parameter 'model' is missing", "model")
+    return _Query(parameters["model"], _flag(parameters.get("normalize")), None, rows_for)
+
+
+def _flag(text: str | None) -> bool:
+    if text not in (None, "true", "false"):
+        raise InvalidRequest(
+            f"normalize is {shortened(text)}; permitted are true and false", "normalize"
+        )
+    return text != "false"
+
+
+def _response(
+    request: Request, query: _Query, chosen: Chosen, embeddings_BE: Float32Array
+) -> Response:
+    version = chosen.version
+    headers = {
+        "x-model-version": str(version.number),
+        "x-model-channel": chosen.channel,
+        "x-rows": str(len(embeddings_BE)),
+        "x-width": str(embeddings_BE.shape[1]),
+    }
+    accepted = request.headers.get("accept", JSON)
+    if accepted == RAW:
+        return Response(raw_embeddings(embeddings_BE), media_type=RAW, headers=headers)
+    if accepted == ARROW:
+        return Response(arrow_embeddings(embeddings_BE), media_type=ARROW, headers=headers)
+    encoding = query.body.encoding_format if query.body else "float"
+    body = json_embeddings(version.label, embeddings_BE, encoding)
+    return Response(body, media_type=JSON, headers=headers)

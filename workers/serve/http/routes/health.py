@@ -1,0 +1,61 @@
+"""Whether this replica lives, and whether it can answer."""
+
+import numpy as np
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from workers.serve.errors import NotReady
+from workers.serve.http.replica import Replica
+from workers.serve.versions.loading import ServedVersion
+
+# Longer than any product takes; a thread that does not move in this time does not move at all.
+_MOVES_SECONDS = 5.0
+
+
+def router(replica: Replica) -> APIRouter:
+    """The routes of this replica."""
+    made = APIRouter(tags=["health"])
+    tried = _Tried(replica)
+
+    @made.get("/healthz")
+    async def healthz() -> Response:
+        """The compute thread moves; and which application it is: a restarted driver looks."""
+        if not await replica.compute.moves(_MOVES_SECONDS):
+            raise NotReady(f"the compute thread did nothing for {_MOVES_SECONDS:g} s")
+        return JSONResponse({"status": "ok", "application": replica.args.identity})
+
+    @made.get("/readyz")
+    async def readyz() -> Response:
+        """The replica knows what is live and who may ask, and every live head gives a vector."""
+        if not replica.live.ready:
+            raise NotReady("this replica has not seen the store yet")
+        if not replica.access.ready:
+            raise NotReady("this replica has not seen the list of keys yet")
+        await tried.every_head()
+        return JSONResponse({"status": "ready"})
+
+    return made
+
+
+class _Tried:
+    """One vector of each modality through each live version, once: a probe comes every second."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._worked: dict[str, ServedVersion] = {}
+
+    async def every_head(self) -> None:
+        """Raises NotReady."""
+        live = {name: each.version for name, each in self._replica.live.all().items()}
+        self._worked = {name: each for name, each in self._worked.items() if name in live}
+        for name, version in live.items():
+            if self._worked.get(name) is not version:
+                await self._try(version)
+                self._worked[name] = version
+
+    async def _try(self, version: ServedVersion) -> None:
+        for modality, width in version.spec.modalities.items():
+            row_BF = np.full((1, width), width**-0.5, np.float32)
+            vector_BE = await self._replica.compute.embed(version, modality, row_BF)
+            if not np.isfinite(vector_BE).all():
+                raise NotReady(f"{version.label} gives no vector for modality {modality!r}")

@@ -1,0 +1,1 @@
+"""The forms in which rows come in and embeddings go out."""

@@ -1,0 +1,51 @@
+"""Answers with embeddings: OpenAI's shape, raw bytes or Arrow.
+
+Shapes: B rows, E width of the embeddings.
+"""
+
+import base64
+
+import orjson
+import pyarrow
+
+from workers.serve.http.wire.requests import Encoding
+from workers.serve.versions.loading import Float32Array
+
+JSON = "application/json"
+RAW = "application/octet-stream"
+ARROW = "application/vnd.apache.arrow.stream"
+
+
+def json_embeddings(label: str, embeddings_BE: Float32Array, encoding: Encoding) -> bytes:
+    """OpenAI's list of embeddings. `usage` is there because its clients read it: none is counted."""
+    encoded = _as_base64(embeddings_BE) if encoding == "base64" else embeddings_BE
+    data = [
+        {"object": "embedding", "index": index, "embedding": each}
+        for index, each in enumerate(encoded)
+    ]
+    usage = {"prompt_tokens": 0, "total_tokens": 0}
+    body = {"object": "list", "data": data, "model": label, "usage": usage}
+    # A third of the time of json's own writers, and half of the bytes: float32 needs few digits.
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def raw_embeddings(embeddings_BE: Float32Array) -> bytes:
+    """float32, little endian, row after row."""
+    return embeddings_BE.astype("<f4", copy=False).tobytes()
+
+
+def arrow_embeddings(embeddings_BE: Float32Array) -> bytes:
+    """An IPC stream with one column, `embedding`."""
+    flat = pyarrow.array(embeddings_BE.reshape(-1))
+    column = pyarrow.FixedSizeListArray.from_arrays(flat, embeddings_BE.shape[1])
+    batch = pyarrow.record_batch({"embedding": column})
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _as_base64(embeddings_BE: Float32Array) -> list[str]:
+    little_endian_BE = embeddings_BE.astype("<f4", copy=False)
+    return [base64.b64encode(row.tobytes()).decode("ascii") for row in little_endian_BE]

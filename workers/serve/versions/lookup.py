@@ -1,0 +1,124 @@
+"""From what a request asks for to the one version that answers it."""
+
+import secrets
+from dataclasses import dataclass
+from typing import Literal
+
+from workers.contract.errors import ObjectNotFound, StorageUnavailable, WorkerError
+from workers.serve.access.port import Caller
+from workers.serve.errors import ApiError, InvalidRequest, NotFound, NotReady, VersionDamaged
+from workers.serve.rollout.routing import answered_by_candidate
+from workers.serve.versions.live import LiveVersions
+from workers.serve.versions.loading import ServedVersion
+from workers.serve.versions.reference import ModelReference
+from workers.serve.versions.resident import ResidentVersions
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The version that answers a request, and as what it does so."""
+
+    version: ServedVersion
+    channel: Literal["live", "candidate", "exact"]
+
+
+class VersionLookup:
+    """Live versions and those on trial by name, others by exact number."""
+
+    def __init__(self, live: LiveVersions, resident: ResidentVersions, wait_seconds: float) -> None:
+        self._live = live
+        self._resident = resident
+        self._wait_seconds = wait_seconds
+
+    async def find(
+        self, wanted: ModelReference, min_version: int, caller: Caller, routing: str | None = None
+    ) -> Chosen:
+        """The version that answers. Raises InvalidRequest, NotFound, NotReady, VersionDamaged.
+
+        `routing`: the header x-routing-key. Requests with the same one meet the same version while
+        a trial lasts; without it those of the same key do, and where there are no keys, nobody.
+        """
+        if wanted.version is None:
+            key = routing or caller.key or secrets.token_hex(8)
+            return await self._find_by_name(wanted.name, min_version, caller, key)
+        if wanted.version < min_version:
+            raise InvalidRequest(
+                f"model asks for exactly version {wanted.version}, the header x-min-model-version "
+                f"for at least {min_version}",
+                param="x-min-model-version",
+            )
+        return Chosen(await self._find_exact(wanted.name, wanted.version, caller), "exact")
+
+    async def _find_by_name(
+        self, name: str, min_version: int, caller: Caller, key: str
+    ) -> Chosen:
+        def choose() -> Chosen | None:
+            return self._choose(name, min_version, caller, key)
+
+        chosen = choose()
+        if chosen is None and min_version:
+            chosen = await self._live.wait_for(choose, self._wait_seconds)
+        if chosen is None:
+            raise self._unanswered(name, min_version, caller)
+        return chosen
+
+    def _choose(self, name: str, min_version: int, caller: Caller, key: str) -> Chosen | None:
+        live = self._live.get(name)
+        if live is None or not caller.sees(live.owner):
+            return None
+        candidate, trial = live.candidate, live.trial
+        if candidate is not None and trial is not None and candidate.number >= min_version:
+            if answered_by_candidate(name, trial.revision, key, trial.share):
+                return Chosen(candidate, "candidate")
+        return Chosen(live.version, "live") if live.version.number >= min_version else None
+
+    async def _find_exact(self, name: str, number: int, caller: Caller) -> ServedVersion:
+        self._check_exact(name, number, caller)
+        version = self._at_hand(name, number) or await self._load(name, number)
+        # Once more: it may have been retired, or its model deleted, while it was loaded.
+        self._check_exact(name, number, caller)
+        return version
+
+    def _check_exact(self, name: str, number: int, caller: Caller) -> None:
+        pointer = self._live.pointer(name)
+        if pointer is None or not caller.sees(pointer.owner):
+            raise self._unanswered(name, 0, caller)
+        if number in pointer.retired:
+            raise NotFound(f"version {number} of model {name!r} is retired", "model", "version_retired")
+
+    def _at_hand(self, name: str, number: int) -> ServedVersion | None:
+        live = self._live.get(name)
+        if live is not None and live.version.number == number:
+            return live.version
+        return self._resident.get(name, number)
+
+    async def _load(self, name: str, number: int) -> ServedVersion:
+        try:
+            return await self._resident.find(name, number)
+        except ObjectNotFound as error:
+            raise NotFound(
+                f"model {name!r} has no published version {number}", "model", "version_not_found"
+            ) from error
+        except StorageUnavailable as error:
+            raise NotReady(f"{name}@{number} cannot be loaded now; try again", "model") from error
+        except WorkerError as error:
+            raise VersionDamaged(
+                f"{name}@{number} is stored, but it fails its checks", "model"
+            ) from error
+
+    def _unanswered(self, name: str, min_version: int, caller: Caller) -> ApiError:
+        """Why nothing answers. Of another owner's model no more than of one that does not exist."""
+        pointer, live = self._live.pointer(name), self._live.get(name)
+        visible = caller.owner is None if pointer is None else caller.sees(pointer.owner)
+        if not self._live.ready and (live is None or not visible):
+            return NotReady("this replica has not seen the store yet", "model")
+        if not visible or not self._live.knows(name):
+            return NotFound(f"there is no model {name!r}", "model")
+        if live is None:
+            return NotReady(f"model {name!r} has no live version yet", "model")
+        return NotReady(
+            f"model {name!r} is at version {live.version.number}, at least {min_version} is asked "
+            f"for; it did not come within {self._wait_seconds:g} s",
+            "x-min-model-version",
+            "version_not_ready",
+        )
