@@ -5,13 +5,11 @@ import pytest
 import torch
 
 from tests.fakes.versions import random_heads
-from tests.unit.serve.versions_at_hand import SPEC, rows, version
+from tests.unit.serve.versions_at_hand import PAIRS, SPEC, rows, version
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
 from workers.serve.rollout.agreement import TwoVersions, partners_of
 from workers.serve.rollout.recent import RecentFeatures
-
-PAIRS = frozenset({ModalityPair(first="image", second="text")})
 
 
 def remembering(images: int = 0, texts: int = 0) -> RecentFeatures:
@@ -24,7 +22,7 @@ def remembering(images: int = 0, texts: int = 0) -> RecentFeatures:
 
 def test_a_version_agrees_with_itself() -> None:
     live = version(1)
-    found = TwoVersions(live, version(2, heads=live.heads), PAIRS, remembering(texts=40)).score(
+    found = TwoVersions(live, version(2, heads=live.heads), remembering(texts=40)).score(
         "image", rows("image", 3)
     )
     assert set(found) == {"image--text"}
@@ -37,7 +35,7 @@ def test_agreement_is_that_of_all_scores_and_of_the_ten_best() -> None:
     live, candidate = version(1), version(2)
     recent = remembering(texts=50)
     queries = rows("image", 4)
-    found = TwoVersions(live, candidate, PAIRS, recent).score("image", queries)["image--text"]
+    found = TwoVersions(live, candidate, recent).score("image", queries)["image--text"]
     stored = torch.from_numpy(rows("text", 50, seed=5))
     raw = torch.from_numpy(queries)
     one, other = (
@@ -57,12 +55,10 @@ def test_agreement_is_that_of_all_scores_and_of_the_ten_best() -> None:
 def test_few_rows_to_rank_say_nothing() -> None:
     live, candidate = version(1), version(2)
     assert (
-        TwoVersions(live, candidate, PAIRS, remembering(texts=31)).score("image", rows("image", 1))
-        == {}
+        TwoVersions(live, candidate, remembering(texts=31)).score("image", rows("image", 1)) == {}
     )
     assert (
-        TwoVersions(live, candidate, PAIRS, remembering(images=40)).score("image", rows("image", 1))
-        == {}
+        TwoVersions(live, candidate, remembering(images=40)).score("image", rows("image", 1)) == {}
     )
 
 
@@ -75,7 +71,7 @@ def test_only_learned_pairs_are_scored() -> None:
 
 def test_rows_that_came_meanwhile_are_ranked_as_well() -> None:
     recent = remembering(texts=40)
-    two = TwoVersions(version(1), version(2), PAIRS, recent)
+    two = TwoVersions(version(1), version(2), recent)
     query = rows("image", 2)
     before = two.score("image", query)
     recent.keep("m", "text", rows("text", 1, seed=9))
@@ -88,7 +84,7 @@ def test_rows_that_came_meanwhile_are_ranked_as_well() -> None:
 def test_a_candidate_without_the_modality_raises() -> None:
     spec = ModelSpec(width=SPEC.width, modalities={"text": 4, "audio": 3})
     candidate = version(2, heads=random_heads(spec, 2), spec=spec)
-    two = TwoVersions(version(1), candidate, PAIRS, remembering(texts=40))
+    two = TwoVersions(version(1), candidate, remembering(texts=40))
     with pytest.raises(KeyError):
         two.score("image", rows("image", 1))
 
@@ -96,6 +92,6 @@ def test_a_candidate_without_the_modality_raises() -> None:
 def test_scores_that_are_not_finite_raise() -> None:
     heads = random_heads(SPEC, 2)
     broken = heads.replaced({"image": heads.weights["image"] * float("nan")})
-    two = TwoVersions(version(1), version(2, heads=broken), PAIRS, remembering(texts=40))
+    two = TwoVersions(version(1), version(2, heads=broken), remembering(texts=40))
     with pytest.raises(ValueError, match="not finite"):
         two.score("image", rows("image", 1))

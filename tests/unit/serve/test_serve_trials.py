@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,36 +13,15 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import random_heads
 from tests.unit.serve.versions_at_hand import SPEC, rows, version
-from workers.contract.modality import ModalityPair
-from workers.contract.rollout import Observation
-from workers.serve.rollout.trial import Trial
+from workers.contract.rollout import Candidate, Observation
+from workers.contract.version import LivePointer
 from workers.serve.rollout.trials import Trials
+from workers.serve.versions.live import LiveVersions, Refusal
+from workers.serve.versions.loading import ServedVersion
 from workers.storage import layout
 from workers.storage.local import LocalStore
 
 LIVE, CANDIDATE = version(1), version(2)
-TRIAL = Trial(
-    model="m",
-    revision=7,
-    version=2,
-    live=LIVE,
-    candidate=CANDIDATE,
-    shadow=1.0,
-    pairs=frozenset({ModalityPair(first="image", second="text")}),
-)
-
-
-@dataclass
-class Pointed:
-    """A `TrialSource` that a test sets."""
-
-    trials: dict[str, Trial] = field(default_factory=lambda: {"m": TRIAL})
-
-    def of(self, model: str) -> Trial | None:
-        return self.trials.get(model)
-
-    def all(self) -> list[Trial]:
-        return list(self.trials.values())
 
 
 class Watched:
@@ -51,23 +29,37 @@ class Watched:
 
     def __init__(self, store: FlakyStore) -> None:
         self.store = store
-        self.source = Pointed()
+        self.live = LiveVersions()
+        self.revision = 0
         self.compute = ImmediateCompute()
         self.metrics = RecordedMetrics()
         self.draws: list[float] = []
-        self.trials = Trials(
-            self.source, self.compute, self.metrics, store, "replica-1", self._draw
-        )
+        self.trials = Trials(self.live, self.compute, self.metrics, store, "replica-1", self._draw)
+        self.live.swap("m", self.point(), LIVE)
 
     def _draw(self) -> float:
         return self.draws.pop(0) if self.draws else 0.0
 
     def remember_texts(self, count: int = 40) -> None:
         """As requests for texts would have left them, before there was a trial."""
-        trials, self.source.trials = self.source.trials, {}
         for seed in range(count):
             self.trials.answered(LIVE, {"text": rows("text", 1, seed)})
-        self.source.trials = trials
+
+    def point(self, candidate: Candidate | None = None) -> LivePointer:
+        """At version 1, and at that candidate."""
+        self.revision += 1
+        pointer = LivePointer(generation=1, version=1, revision=self.revision, candidate=candidate)
+        self.live.tell("m", pointer)
+        return pointer
+
+    def try_out(
+        self, candidate: ServedVersion | None, shadow: float = 1, revision: int = 7
+    ) -> LivePointer:
+        """Begin a trial of version 2, or change it; None: it is not loaded yet."""
+        pointer = self.point(Candidate(version=2, revision=revision, shadow=shadow))
+        if candidate is not None:
+            assert self.live.put_on_trial("m", candidate)
+        return pointer
 
     def document(self, revision: int = 7) -> Observation:
         key = layout.observation("m", revision, "replica-1")
@@ -86,6 +78,7 @@ def run(what: Coroutine[Any, Any, None]) -> None:
 def test_a_shadowed_request_is_scored_and_written(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
+        watched.try_out(CANDIDATE)
         watched.trials.answered(LIVE, {"image": rows("image", 2)})
         watched.trials.answered(LIVE, {"image": rows("image", 1), "text": rows("text", 1)})
         await watched.trials.drained()
@@ -106,7 +99,7 @@ def test_a_shadowed_request_is_scored_and_written(watched: Watched) -> None:
 def test_the_drawn_share_is_shadowed_and_no_more(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
-        watched.source.trials["m"] = replace(TRIAL, shadow=0.5)
+        watched.try_out(CANDIDATE, shadow=0.5)
         watched.draws = [0.49, 0.5, 0.9, 0.1]
         for seed in range(4):
             watched.trials.answered(LIVE, {"image": rows("image", 1, seed)})
@@ -120,6 +113,7 @@ def test_the_drawn_share_is_shadowed_and_no_more(watched: Watched) -> None:
 def test_the_candidates_own_requests_are_counted_and_not_shadowed(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
+        watched.try_out(CANDIDATE)
         watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
         watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
         watched.trials.failed(CANDIDATE)
@@ -136,6 +130,7 @@ def test_the_candidates_own_requests_are_counted_and_not_shadowed(watched: Watch
 def test_a_request_of_another_version_is_none_of_the_trials(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
+        watched.try_out(CANDIDATE)
         watched.trials.answered(version(3), {"image": rows("image", 1)})
         await watched.trials.drained()
         await watched.trials.write()
@@ -148,6 +143,7 @@ def test_a_request_of_another_version_is_none_of_the_trials(watched: Watched) ->
 def test_nothing_is_scored_while_rows_wait(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
+        watched.try_out(CANDIDATE)
         watched.compute.waiting_rows = 3
         watched.trials.answered(LIVE, {"image": rows("image", 1)})
         await asyncio.sleep(0.03)
@@ -162,6 +158,7 @@ def test_nothing_is_scored_while_rows_wait(watched: Watched) -> None:
 def test_what_does_not_fit_is_dropped_and_counted(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
+        watched.try_out(CANDIDATE)
         for seed in range(70):
             watched.trials.answered(LIVE, {"image": rows("image", 1, seed)})
         await watched.trials.drained()
@@ -180,7 +177,7 @@ def test_a_candidate_that_fails_is_counted_and_logged_once(
 
     async def use() -> None:
         watched.remember_texts()
-        watched.source.trials["m"] = replace(TRIAL, candidate=broken)
+        watched.try_out(broken)
         for seed in range(3):
             watched.trials.answered(LIVE, {"image": rows("image", 1, seed)})
         await watched.trials.drained()
@@ -196,11 +193,12 @@ def test_a_candidate_that_fails_is_counted_and_logged_once(
 
 def test_a_candidate_that_was_refused_is_told(watched: Watched) -> None:
     async def use() -> None:
-        watched.source.trials["m"] = replace(TRIAL, candidate=None)
+        pointer = watched.try_out(None)
         watched.trials.answered(LIVE, {"image": rows("image", 1)})
         await watched.trials.write()
         assert watched.document().refused is None
-        watched.source.trials["m"] = replace(TRIAL, candidate=None, refused="digest")
+        refusal = Refusal(2, pointer.order, "damaged", "digest", failures=1, retry_at=0)
+        assert watched.live.refuse("m", refusal)
         await watched.trials.write()
 
     run(use())
@@ -209,6 +207,7 @@ def test_a_candidate_that_was_refused_is_told(watched: Watched) -> None:
 
 def test_only_what_has_changed_is_written_again(watched: Watched) -> None:
     async def use() -> None:
+        watched.try_out(CANDIDATE)
         await watched.trials.write()
         first = watched.document().at
         await watched.trials.write()
@@ -224,11 +223,12 @@ def test_a_store_that_is_down_costs_freshness_alone(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def use() -> None:
+        watched.try_out(CANDIDATE)
         watched.store.broken = "observations"
         for _ in range(3):
             watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
             await watched.trials.write()
-        watched.source.trials = {}
+        watched.point()
         await watched.trials.write()
         watched.store.broken = None
         await watched.trials.write()
@@ -243,10 +243,11 @@ def test_the_last_word_stands_after_a_trial(watched: Watched) -> None:
 
     async def use() -> None:
         watched.remember_texts()
+        watched.try_out(CANDIDATE)
         watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
         await watched.trials.write()
         watched.trials.answered(LIVE, {"image": rows("image", 1)})
-        watched.source.trials = {}
+        watched.point()
         await watched.trials.write()
         await watched.trials.drained()
         await watched.trials.write()
@@ -258,9 +259,10 @@ def test_the_last_word_stands_after_a_trial(watched: Watched) -> None:
 
 def test_a_trial_that_begins_again_is_another_one(watched: Watched) -> None:
     async def use() -> None:
+        watched.try_out(CANDIDATE)
         watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
         await watched.trials.write()
-        watched.source.trials["m"] = replace(TRIAL, revision=9)
+        watched.try_out(CANDIDATE, revision=9)
         watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
         await watched.trials.close()
 
@@ -271,6 +273,7 @@ def test_a_trial_that_begins_again_is_another_one(watched: Watched) -> None:
 def test_closing_writes_what_was_seen_and_scores_no_more(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
+        watched.try_out(CANDIDATE)
         watched.compute.waiting_rows = 1
         watched.trials.answered(LIVE, {"image": rows("image", 1)})
         watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})

@@ -5,10 +5,12 @@ from datetime import UTC, datetime
 import numpy as np
 
 from tests.fakes.versions import random_heads
+from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
+PAIRS = frozenset({ModalityPair(first="image", second="text")})
 SPEC = ModelSpec(width=6, modalities={"image": 5, "text": 4})
 
 
@@ -17,7 +19,8 @@ def version(
 ) -> ServedVersion:
     """With heads that are random, other ones for each number, unless they are given."""
     created_at = datetime(2026, 11, 24, tzinfo=UTC)
-    return ServedVersion(model, number, spec, heads or random_heads(spec, number), created_at)
+    heads = heads or random_heads(spec, number)
+    return ServedVersion(model, number, spec, heads, created_at, PAIRS, (number,))
 
 
 def rows(modality: str, count: int, seed: int = 1) -> Float32Array:

@@ -63,27 +63,24 @@ class TwoVersions:
     """A candidate held against a live version, on recent rows. Used in one thread."""
 
     def __init__(
-        self,
-        live: ServedVersion,
-        candidate: ServedVersion,
-        pairs: Collection[ModalityPair],
-        recent: RecentFeatures,
+        self, live: ServedVersion, candidate: ServedVersion, recent: RecentFeatures
     ) -> None:
         self.live = live
         self.candidate = candidate
-        self._pairs = pairs
         self._recent = recent
         self._stored: dict[str, tuple[int, EmbeddedTwice]] = {}
 
     @torch.inference_mode()
     def score(self, modality: str, rows_QF: Float32Array) -> dict[str, PairAgreement]:
-        """By key of each learned pair that has the modality and enough recent rows of its partner.
+        """By key of each pair that the live version has learned and that has the modality.
+
+        Left out while there are few recent rows of the partner.
 
         Raises KeyError and ValueError, where the candidate cannot answer what the live one can.
         """
         queries = EmbeddedTwice.of(self.live, self.candidate, modality, rows_QF)
         found = {}
-        for key, partner in partners_of(modality, self._pairs).items():
+        for key, partner in partners_of(modality, self.live.pairs).items():
             stored = self._stored_of(partner)
             if stored is not None:
                 found[key] = agreement(queries, stored)

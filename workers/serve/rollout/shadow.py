@@ -103,7 +103,7 @@ class Shadow:
             or versions.live is not trial.live
             or versions.candidate is not request.candidate
         ):
-            versions = TwoVersions(trial.live, request.candidate, trial.pairs, self._recent)
+            versions = TwoVersions(trial.live, request.candidate, self._recent)
             self._versions[model] = versions
         try:
             agreements: dict[str, PairAgreement] = {}

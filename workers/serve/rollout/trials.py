@@ -5,31 +5,19 @@ Shapes: B rows of a request, F width of the raw feature.
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
 from workers.serve.compute.port import Compute
 from workers.serve.metrics import ServeMetrics
 from workers.serve.rollout.observations import Observations, ObservationWriter
 from workers.serve.rollout.recent import RecentFeatures
 from workers.serve.rollout.shadow import Shadow
-from workers.serve.rollout.trial import Trial
+from workers.serve.rollout.trial import all_trials, trial_of
+from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.storage.port import ObjectStore
 
 _WRITE_SECONDS = 3.0
-
-
-class TrialSource(Protocol):
-    """Which trials there are, as of now."""
-
-    def of(self, model: str) -> Trial | None:
-        """None where the model has no candidate."""
-        ...
-
-    def all(self) -> Iterable[Trial]:
-        """Of every model that has one."""
-        ...
 
 
 class Trials:
@@ -37,14 +25,14 @@ class Trials:
 
     def __init__(
         self,
-        source: TrialSource,
+        live: LiveVersions,
         compute: Compute,
         metrics: ServeMetrics,
         store: ObjectStore,
         replica: str,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self._source = source
+        self._live = live
         self._draw = draw
         self._recent = RecentFeatures()
         self._observations = Observations(metrics)
@@ -55,7 +43,7 @@ class Trials:
         """This version has answered a request with these features (B × F, by modality)."""
         for modality, rows_BF in features.items():
             self._recent.keep(version.model, modality, rows_BF)
-        trial = self._source.of(version.model)
+        trial = trial_of(version.model, self._live)
         if trial is None or trial.candidate is None:
             return
         if version.number == trial.version:
@@ -66,7 +54,7 @@ class Trials:
 
     def failed(self, version: ServedVersion) -> None:
         """This version could not answer, and that was not the client's fault."""
-        trial = self._source.of(version.model)
+        trial = trial_of(version.model, self._live)
         if trial is not None and version.number == trial.version:
             self._observations.begin(trial)
             self._observations.failed(trial)
@@ -79,7 +67,7 @@ class Trials:
 
     async def write(self) -> None:
         """What has changed since the last time, and the last word on trials that are over."""
-        for model in self._observations.look(self._source.all()):
+        for model in self._observations.look(all_trials(self._live)):
             self._shadow.forget(model)
         await self._writer.write()
 

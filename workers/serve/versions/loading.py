@@ -32,7 +32,8 @@ _SERVED_ROWS = (1, 32)
 class ServedVersion:
     """A verified version; immutable, so that a request can hold on to it while others swap.
 
-    `pairs`: what it has learned; scores across other pairs mean nothing.
+    `pairs`: what it has learned; scores across other pairs mean nothing. `lineage`: the versions
+    that it grew from and itself, oldest first.
     """
 
     model: str
@@ -41,6 +42,7 @@ class ServedVersion:
     heads: ModalityHeads
     created_at: datetime
     pairs: frozenset[ModalityPair] = frozenset()
+    lineage: tuple[int, ...] = ()
     serving: Mapping[str, ServingHead] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -70,7 +72,10 @@ def load_version(store: ObjectStore, model: str, number: int) -> ServedVersion:
         )
     heads = load_heads(_file(store, manifest, layout.HEADS), manifest.spec)
     pairs = frozenset(learned.pair for learned in manifest.learned)
-    version = ServedVersion(model, number, manifest.spec, heads, manifest.created_at, pairs)
+    lineage = tuple(learned.version for learned in manifest.learned)
+    version = ServedVersion(
+        model, number, manifest.spec, heads, manifest.created_at, pairs, lineage
+    )
     _test(version, _file(store, manifest, layout.SELFTEST))
     return version
 
