@@ -99,6 +99,11 @@ class LocalStack:
     def store_uri(self) -> str:
         return (self.folder / "store").as_uri()
 
+    @property
+    def proxy_folder(self) -> Path:
+        """Where Serve writes what it tells HAProxy, in a folder for each node."""
+        return Path(self._sockets.name)
+
     def __enter__(self) -> Self:
         try:
             self.start()
@@ -240,6 +245,7 @@ class LocalStack:
             "CMCL_ALLOWED_PREFIXES": ",".join(self.allowed_prefixes),
             "CMCL_RAY_ADDRESS": self.dashboard_url,
             "CMCL_RANKS": str(self.ranks),
+            "CMCL_EMBEDDINGS_URL": self.embeddings_url,
             "CMCL_HOST": _HOST,
             "CMCL_AUTH": "off",
             "CMCL_PORT": str(self.ports.service),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
+from pydantic import SecretStr
 
 from service.api.dependencies import require_body_type
 from service.api.middleware.authentication import Authentication
@@ -32,6 +33,7 @@ from service.api.routes import (
 )
 from service.clock import Clock, utc_now
 from service.control.access.doorkeeper import Doorkeeper, TokenReader
+from service.control.announcer import Announcer
 from service.control.bell import Bell
 from service.control.context import Context
 from service.control.feed import Feed
@@ -84,6 +86,8 @@ _ROUTES = (
     operations,
 )
 
+# Goes on until the event is set.
+Loop = Callable[[threading.Event], None]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -150,9 +154,15 @@ def create_context(settings: Settings, parts: Parts) -> Context:
         launcher=Breaker(MeteredLauncher(parts.launcher or _launcher(settings), metrics)),
         validations=_validations(settings, parts, bell),
         bell=bell,
+        announcer=_announcer(settings, metrics),
         metrics=metrics,
         clock=parts.clock,
     )
+
+
+def _announcer(settings: Settings, metrics: Metrics) -> Announcer:
+    count = metrics.announcements
+    return Announcer(settings.embeddings_url, lambda outcome: count.labels(outcome).inc())
 
 
 def _tokens(settings: Settings) -> TokenReader | None:
@@ -217,16 +227,10 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         context.doorkeeper.warn_without_keys()
         stop = threading.Event()
-        loops = {
-            "reconciler": reconciler.run,
-            "preflights": PreflightRounds(context).run,
-            "webhooks": _deliverer(context).run,
-            "sweeper": Sweeper(context).run,
-        }
         # Daemons: a call that hangs must not keep the process from ending. Nothing is lost.
         threads = [
             threading.Thread(target=loop, args=[stop], name=name, daemon=True)
-            for name, loop in loops.items()
+            for name, loop in _loops(context, reconciler).items()
         ]
         for thread in threads:
             thread.start()
@@ -239,6 +243,28 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
         context.database.close()
 
     return lifespan
+
+
+def _loops(context: Context, reconciler: Reconciler) -> dict[str, Loop]:
+    loops: dict[str, Loop] = {
+        "reconciler": reconciler.run,
+        "preflights": PreflightRounds(context).run,
+        "webhooks": _deliverer(context).run,
+        "sweeper": Sweeper(context).run,
+    }
+    if context.settings.embeddings_url:
+        loops["announcer"] = context.announcer.run
+    if context.settings.snapshot_signing_key is not None:
+        loops["keys"] = _snapshot_loop(context, context.settings.snapshot_signing_key)
+    return loops
+
+
+def _snapshot_loop(context: Context, signing_key: SecretStr) -> Loop:
+    # Cryptography takes a while to import; most have no such key.
+    from service.control.access.signing import read_signing_key
+    from service.control.access.snapshot import SnapshotWriter
+
+    return SnapshotWriter(context, read_signing_key(signing_key.get_secret_value())).run
 
 
 def _deliverer(context: Context) -> Deliverer:

@@ -25,7 +25,7 @@ _COLUMNS = ("id", "name", "owner", "scopes", "created", "expires", "last used", 
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """create, list and revoke; each sets `run`, which gets settings and options."""
+    """create, list, revoke and signing-key; each sets `run`, which gets settings and options."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     create = commands.add_parser("create", help="make a key and print it, this once")
     create.add_argument("name", help="for people, and for the history of what the key does")
@@ -44,6 +44,10 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     revoke = commands.add_parser("revoke", help="take a key back")
     revoke.add_argument("key", help="its id: key-...")
     revoke.set_defaults(run=_revoke)
+    signing = commands.add_parser(
+        "signing-key", help="make the pair that signs and checks the list of keys for replicas"
+    )
+    signing.set_defaults(run=_make_signing_key)
 
 
 def _scopes(text: str) -> tuple[Scope, ...]:
@@ -96,6 +100,20 @@ def _revoke(settings: Settings, options: argparse.Namespace) -> None:
             revoke_key(connection, options.key, OPERATOR, utc_now())
 
     _with_database(settings, work)
+
+
+def _make_signing_key(_: Settings, __: argparse.Namespace) -> None:
+    """Both halves on standard output; they are kept nowhere."""
+    # It takes a while to import, and only this command needs it.
+    from service.control.access.signing import make_pair
+
+    pair = make_pair()
+    print(
+        "PRIVATE KEY: CMCL_SNAPSHOT_SIGNING_KEY of the service, and a secret. "
+        "PUBLIC KEY: access_public_key of the embeddings endpoint",
+        file=sys.stderr,
+    )
+    print(f"{pair.private}{pair.public}", end="")
 
 
 def _with_database(settings: Settings, work: Callable[[Database], T]) -> T:

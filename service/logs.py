@@ -115,14 +115,21 @@ def _of_request() -> dict[str, object]:
 
 
 def secret_texts(settings: Settings) -> list[str]:
-    """What the settings know and no line may contain: the operator's key, the database's password.
+    """What the settings know and no line may contain: keys, the database's password.
 
     A short password is a word that lines are full of; in an address it is hidden anyway.
     """
     found = [unquote(urlsplit(settings.database_url).password or "")]
     if settings.admin_key is not None:
         found.append(settings.admin_key.get_secret_value())
+    if settings.snapshot_signing_key is not None:
+        # By line: whoever quotes PEM may have put its line ends elsewhere.
+        found += _hidden_lines(settings.snapshot_signing_key.get_secret_value())
     return [text for text in found if len(text) >= _SHORTEST_SECRET]
+
+
+def _hidden_lines(pem: str) -> list[str]:
+    return [line for line in pem.splitlines() if not line.startswith("-----")]
 
 
 def log_config(level: str, secrets: Collection[str] = ()) -> dict[str, object]:

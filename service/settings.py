@@ -6,20 +6,19 @@ generated from here, and the Helm chart's environment is checked against it.
 
 import json
 import shlex
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.launchers.kuberay.pods import read_pod_templates
 from service.launchers.labels import check_labels
 from service.launchers.runtime_env import check_runtime_env
+from service.setting_values import CommaSeparated, OperatorsKey, Proxies, ServerAddress, SigningKey
 from workers.contract.policy import Priority
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_SHORTEST_KEY = 32
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -42,7 +41,7 @@ class Settings(BaseSettings):
         description="root of object storage: file:///folder or s3://bucket/prefix; "
         "without it, the folder .cmcl/store",
     )
-    allowed_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
+    allowed_prefixes: CommaSeparated = Field(
         default=(),
         description="comma-separated addresses under which users' shards may lie; "
         "without one, no dataset is accepted",
@@ -116,7 +115,7 @@ class Settings(BaseSettings):
         description="how long the pods of an attempt outlive its end, for their logs",
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+    trusted_proxies: Proxies = Field(
         default=("127.0.0.1",),
         description="comma-separated addresses or networks of reverse proxies, which are believed "
         "whose requests they forward",
@@ -182,9 +181,14 @@ class Settings(BaseSettings):
         default="on",
         description="whether requests need a key; off only where host is this machine's loopback",
     )
-    admin_key: SecretStr | None = Field(
+    admin_key: OperatorsKey | None = Field(
         default=None,
         description="a key that may do everything, for the first steps: 32 characters at least",
+    )
+    snapshot_signing_key: SigningKey | None = Field(
+        default=None,
+        description="Ed25519 private key in PEM that signs the list of keys for the embeddings "
+        "endpoint; without one no list is written",
     )
     requests_per_minute_per_key: int = Field(
         default=6000, ge=1, description="before 429; counted by each replica of the service"
@@ -198,7 +202,12 @@ class Settings(BaseSettings):
     oidc_owner_claim: str = Field(
         default="cmcl_owner", description="claim of a token that names the owner"
     )
-    webhook_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
+    embeddings_url: ServerAddress = Field(
+        default="",
+        description="address of the embeddings endpoint, which is told at once when another version "
+        "answers; empty: replicas find out by looking",
+    )
+    webhook_prefixes: CommaSeparated = Field(
         default=(),
         description="comma-separated addresses under which webhooks may lie; "
         "without one, any https address of the public internet",
@@ -207,13 +216,6 @@ class Settings(BaseSettings):
         default="python -m workers.train", description="what the launcher runs, without options"
     )
     log_level: LogLevel = Field(default="info", description="least severe level that is logged")
-
-    @field_validator("allowed_prefixes", "webhook_prefixes", "trusted_proxies", mode="before")
-    @classmethod
-    def _split_at_commas(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
 
     @field_validator(
         "runtime_env",
@@ -255,30 +257,11 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} is {amount:g}; it must be 0 or more")
         return value
 
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _must_be_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for proxy in value:
-            try:
-                ip_network(proxy)
-            except ValueError as error:
-                raise ValueError(
-                    f"{proxy!r} is neither an address nor a network, such as 10.0.3.7 or 10.0.3.0/24"
-                ) from error
-        return value
-
     @field_validator("worker_command")
     @classmethod
     def _must_be_a_command(cls, value: str) -> str:
         if not shlex.split(value):
             raise ValueError("it is empty; give a program, such as python -m workers.train")
-        return value
-
-    @field_validator("admin_key")
-    @classmethod
-    def _must_be_hard_to_guess(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value.get_secret_value()) < _SHORTEST_KEY:
-            raise ValueError(f"it has fewer than {_SHORTEST_KEY} characters; make a random one")
         return value
 
     @model_validator(mode="after")

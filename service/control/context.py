@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from service.clock import Clock
 from service.control.access.doorkeeper import Doorkeeper
+from service.control.announcer import Announcer
 from service.control.bell import Bell
 from service.control.validation.validations import Validations
 from service.database.engine import Database
@@ -25,6 +26,7 @@ class Context:
     launcher: Launcher
     validations: Validations
     bell: Bell
+    announcer: Announcer
     metrics: Metrics
     clock: Clock
 

@@ -108,6 +108,19 @@ class Metrics:
         )
         for outcome in ("delivered", "retried", "failed"):
             self.webhook_deliveries.labels(outcome)
+        self._add_calls_for_replicas()
+
+    def _add_calls_for_replicas(self) -> None:
+        self.announcements = self._counter(
+            "announcements", "Changes of live.json that the embeddings endpoint is told", "outcome"
+        )
+        for outcome in ("delivered", "failed", "skipped"):
+            self.announcements.labels(outcome)
+        self.key_snapshots = self._counter(
+            "key_snapshots", "Attempts to write the signed list of keys", "outcome"
+        )
+        for outcome in ("written", "failed"):
+            self.key_snapshots.labels(outcome)
 
     def _add_requests(self) -> None:
         self.requests = self._histogram(

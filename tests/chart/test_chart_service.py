@@ -6,9 +6,11 @@ from typing import Any
 import helm_python
 import pytest
 
+from service.control.access.signing import make_pair
 from service.settings import Settings
 from tests.chart.release import Release, render, values_of
 from tests.chart.schemas import complaints_of_kubernetes
+from workers.serve.settings import ServeArgs
 
 CORE_KINDS = ("Deployment", "Service", "ServiceAccount", "ConfigMap", "PersistentVolumeClaim")
 
@@ -77,15 +79,20 @@ def test_chart_sets_every_setting_and_no_other(
     # Each launcher is told its own.
     of_rayjobs = {name for name in known if name.startswith("CMCL_KUBERAY_")}
     assert known - set(production.settings()) == {*of_rayjobs, "CMCL_MIN_RANKS"}
-    assert known - set(queued.settings()) == {"CMCL_RAY_ADDRESS"}
+    assert known - set(queued.settings()) == {"CMCL_RAY_ADDRESS", "CMCL_SNAPSHOT_SIGNING_KEY"}
     # Empty, they would be an issuer without a name.
     unset = {"CMCL_OIDC_ISSUER", "CMCL_OIDC_AUDIENCE", "CMCL_MIN_RANKS"}
+    unset.add("CMCL_SNAPSHOT_SIGNING_KEY")
     assert known - set(trial.settings()) == {*of_rayjobs, *unset}
 
 
 def _set_environment(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the pod has it, with something in the Secrets that it needs."""
-    secrets = {"CMCL_DATABASE_URL": "postgresql://from-secret", "CMCL_ADMIN_KEY": "k" * 32}
+    secrets = {
+        "CMCL_DATABASE_URL": "postgresql://from-secret",
+        "CMCL_ADMIN_KEY": "k" * 32,
+        "CMCL_SNAPSHOT_SIGNING_KEY": make_pair().private,
+    }
     for name, value in release.settings().items():
         if isinstance(value, str):
             monkeypatch.setenv(name, value)
@@ -105,10 +112,11 @@ def test_settings_arrive_as_the_values_say(
     assert settings.ray_address == "http://demo-cmcl-training-head-svc:8265"
     assert (settings.auth, settings.oidc_issuer) == ("on", "https://login.example.org")
     assert settings.admin_key is not None
+    assert settings.snapshot_signing_key is not None
 
 
 def test_chart_and_service_have_the_same_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    differ_on_purpose = {"database_url", "store_uri", "ray_address", "host"}
+    differ_on_purpose = {"database_url", "store_uri", "ray_address", "host", "embeddings_url"}
     _set_environment(render({}), monkeypatch)
     rendered = Settings().model_dump(exclude=differ_on_purpose)
     defaults = {name: Settings.model_fields[name].default for name in rendered}
@@ -155,6 +163,35 @@ def test_the_operators_key_comes_from_a_secret_alone(trial: Release, production:
     for release in (trial, production):
         assert release.of_kind("Secret") == []
         assert "CMCL_ADMIN_KEY" not in release.one("ConfigMap", "demo-cmcl")["data"]
+
+
+def test_the_key_that_signs_comes_from_a_secret_and_serving_has_the_public_half(
+    trial: Release, production: Release
+) -> None:
+    named = {"name": "cmcl-signing-key", "key": "signing-key"}
+    assert production.settings()["CMCL_SNAPSHOT_SIGNING_KEY"] == {"secretKeyRef": named}
+    public = values_of("production")["access"]["endpoint"]["publicKey"]
+    assert _serve_args(production)["access_public_key"] == public
+    assert ServeArgs.model_validate(_serve_args(production)).access_public_key == public
+    assert "access_public_key" not in _serve_args(trial)
+
+
+def _serve_args(release: Release) -> Any:
+    spec = release.one("RayService", "demo-cmcl-serving")["spec"]
+    (application,) = helm_python.values_from_yaml(spec["serveConfigV2"])["applications"]
+    return application["args"]
+
+
+def test_an_endpoint_that_nobody_could_ask_is_refused() -> None:
+    public = values_of("production")["access"]["endpoint"]["publicKey"]
+    with pytest.raises(helm_python.HelmRenderError, match=r"but not access\.endpoint\.sign"):
+        render({"access": {"endpoint": {"publicKey": public}}})
+
+
+def test_the_service_tells_the_endpoint_of_changes(release: Release) -> None:
+    name = release.of_kind("RayService")[0]["metadata"]["name"]
+    expected = f"http://{name}-serve-svc:8000"
+    assert release.settings()["CMCL_EMBEDDINGS_URL"] == expected
 
 
 def test_a_key_is_always_asked_for(release: Release) -> None:

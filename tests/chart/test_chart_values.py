@@ -16,6 +16,7 @@ DEFAULTS = helm_python.values_from_yaml((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 EXAMPLES = sorted(path.stem for path in (CHART / "ci").glob("*.yaml"))
 
+OTHER_PEM = "-----BEGIN PUBLIC KEY-----\nother\n-----END PUBLIC KEY-----\n"
 # Another value for what is not a number: numbers are raised by one.
 OTHERS: dict[str, Any] = {
     "imagePullSecrets": [{"name": "other"}],
@@ -26,6 +27,7 @@ OTHERS: dict[str, Any] = {
     "tolerations": [{"key": "other", "operator": "Exists"}],
     "resources": {"limits": {"memory": "9Gi"}},
     "uri": "s3://other/store",
+    "publicKey": OTHER_PEM,
     "endpointUrl": "http://other.example.org",
     "rayAddress": "http://other.example.org",
     "size": "9Gi",
@@ -164,6 +166,10 @@ def test_every_value_is_explained() -> None:
         ({"training": {"gpusPerRank": -1}}, r"'/training/gpusPerRank': minimum: got -1, want 0"),
         ({"service": {"logLevel": "loud"}}, r"'/service/logLevel': value must be one of 'debug'"),
         ({"service": {"allowedPrefixes": ["s3://a,s3://b"]}}, r"'/service/allowedPrefixes/0'"),
+        (
+            {"access": {"endpoint": {"publicKey": "other"}}},
+            r"'/access/endpoint/publicKey': 'other' d",
+        ),
         ({"store": {"uri": "ftp://host/x"}}, r"'/store/uri': 'ftp://host/x' does not match"),
         ({"store": {"uri": "file:///a%20b"}}, r"'/store/uri': 'file:///a%20b' does not match"),
         ({"access": {"oidc": {"issuer": "http://x"}}}, r"'/access/oidc/issuer': 'http://x' does"),

@@ -15,6 +15,15 @@ from workers.contract.modality import Sha256
 SNAPSHOT_ALGORITHM = "EdDSA"
 # In the JWS header: a token that was signed with the same key for something else is no snapshot.
 SNAPSHOT_TYPE = "cmcl-keys+jwt"
+# A key as its holder sends it: the digits are of its id, the rest is its secret part.
+KEY_PATTERN = r"cmcl_([0-9a-f]{12})_([A-Za-z0-9_-]{43})"
+# The id of the operator's own key (CMCL_ADMIN_KEY): it has no form, all of it is secret.
+OPERATOR_KEY = "operator"
+
+
+def key_id(digits: str) -> str:
+    """The id of a key with these digits in front."""
+    return f"key-{digits}"
 
 
 class SnapshotKey(BaseModel):

@@ -151,6 +151,20 @@ class VersionManifest(Frozen):
     report: VersionReport
 
 
+# Where the control plane tells replicas at once that `live.json` was written anew.
+ANNOUNCEMENTS = "/internal/announcements"
+
+
+class Announcement(BaseModel):
+    """What it posts there. Nobody need trust it: replicas look at the store, and believe that."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: ModelName
+    generation: int = Field(ge=1)
+    revision: int = Field(default=0, ge=0)
+
+
 class LivePointer(BaseModel):
     """`models/<model>/live.json`: all that the replicas are told about a model.
 

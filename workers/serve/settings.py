@@ -4,10 +4,11 @@ from hashlib import sha256
 from importlib.metadata import version
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from workers.contract.dataset import Uri
 from workers.contract.modality import Frozen
+from workers.serve.access.signatures import read_public_keys
 from workers.serve.encoders.spec import EncoderSpec
 
 _LOCAL_POLL_SECONDS = 0.1
@@ -42,6 +43,11 @@ class ServeArgs(Frozen):
     first_look_seconds: float = Field(
         default=30, gt=0, description="how long a new replica waits for the store"
     )
+    access_public_key: str | None = Field(
+        default=None,
+        description="Ed25519 public key in PEM, or several: whoever asks needs a key that is in the "
+        "list signed with one of them; by default nobody needs one",
+    )
     recent_versions: int = Field(
         default=4, ge=1, description="versions kept for requests that name one"
     )
@@ -49,6 +55,13 @@ class ServeArgs(Frozen):
     encoders: tuple[EncoderSpec, ...] = Field(
         default=(), description="where raw items may be posted, one for a modality at most"
     )
+
+    @field_validator("access_public_key")
+    @classmethod
+    def _must_be_public_keys(cls, value: str | None) -> str | None:
+        if value is not None:
+            read_public_keys(value)
+        return value
 
     @model_validator(mode="after")
     def _one_encoder_for_a_modality(self) -> Self:

@@ -62,6 +62,7 @@ CMCL_OIDC_ISSUER: {{ .issuer | quote }}
 CMCL_OIDC_AUDIENCE: {{ required "access.oidc.audience is missing: tokens for other services would be accepted" .audience | quote }}
 {{- end }}
 {{- end }}
+CMCL_EMBEDDINGS_URL: {{ printf "http://%s-serving-serve-svc:8000" (include "cmcl.fullname" .) | quote }}
 CMCL_LOG_LEVEL: {{ .Values.service.logLevel | quote }}
 {{- end -}}
 
@@ -114,6 +115,15 @@ CMCL_KUBERAY_KEPT_SECONDS: {{ $jobs.keptSeconds | int64 | quote }}
       name: {{ default (printf "%s-admin" (include "cmcl.fullname" .)) .Values.access.adminSecret }}
       key: {{ .Values.access.adminSecretKey }}
       optional: {{ not .Values.access.adminSecret }}
+{{- with .Values.access.endpoint }}
+{{- if .signingSecret }}
+- name: CMCL_SNAPSHOT_SIGNING_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ .signingSecret }}
+      key: {{ .signingSecretKey }}
+{{- end }}
+{{- end }}
 {{- if not (include "cmcl.makesRayJobs" .) }}
 # Ray's client sends the token of the training cluster only when told so.
 - name: RAY_AUTH_MODE

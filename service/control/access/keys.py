@@ -20,12 +20,13 @@ from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from service.errors import FieldProblem, Forbidden, NotFound
 from service.principal import EVERY_SCOPE, LOCAL, RECONCILER, Principal, Scope
+from workers.contract.access import KEY_PATTERN, key_id
 from workers.contract.modality import NAME_PATTERN, Frozen
 
 # Whoever holds CMCL_ADMIN_KEY, or a shell where the service runs.
 OPERATOR = Principal("operator", None, EVERY_SCOPE)
 
-_TEXT = re.compile(r"cmcl_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+_TEXT = re.compile(KEY_PATTERN)
 _SECRET_BYTES = 32
 # Names in the history that must stay what they say.
 _TAKEN = frozenset({OPERATOR.name, LOCAL.name, RECONCILER.name})
@@ -79,13 +80,13 @@ class NewKey(Frozen):
 
 def mint() -> KeyText:
     """A new key that nobody knows yet."""
-    return KeyText(f"key-{secrets.token_hex(6)}", secrets.token_urlsafe(_SECRET_BYTES))
+    return KeyText(key_id(secrets.token_hex(6)), secrets.token_urlsafe(_SECRET_BYTES))
 
 
 def parse(text: str) -> KeyText | None:
     """The key that somebody sent; None if it has not the form of one."""
     found = _TEXT.fullmatch(text)
-    return KeyText(f"key-{found[1]}", found[2]) if found else None
+    return KeyText(key_id(found[1]), found[2]) if found else None
 
 
 def sha256(secret: str) -> str:

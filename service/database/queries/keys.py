@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, case, func, insert, or_, select, update
 
 from service.database.tables import api_keys
 from service.principal import Scope
@@ -62,6 +62,24 @@ def page(
 def has_any(connection: Connection) -> bool:
     """Whether a key was ever made."""
     return connection.execute(select(api_keys.c.id).limit(1)).first() is not None
+
+
+def valid(connection: Connection, now: datetime) -> list[KeyRecord]:
+    """Those that are neither revoked nor expired, by id."""
+    is_current = or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now)
+    query = select(api_keys).where(api_keys.c.revoked_at.is_(None), is_current)
+    return [_record(row) for row in connection.execute(query.order_by(api_keys.c.id)).mappings()]
+
+
+def changes(connection: Connection, now: datetime) -> int:
+    """How often a key was made, revoked or expired: it grows when `valid` becomes another list.
+
+    Rows are never removed, and what was revoked or expired stays so.
+    """
+    expired = func.sum(case((api_keys.c.expires_at <= now, 1), else_=0))
+    query = select(func.count(), func.count(api_keys.c.revoked_at), expired)
+    counts = connection.execute(query.select_from(api_keys)).one()
+    return sum(count or 0 for count in counts)
 
 
 def set_revoked(connection: Connection, key: str, now: datetime) -> None:

@@ -1,0 +1,58 @@
+"""Kinds of settings that need more than a type: how they are written, and what is permitted."""
+
+import re
+from ipaddress import ip_network
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic_settings import NoDecode
+
+_SHORTEST_KEY = 32
+_SERVER = re.compile(r"https?://[^\s/?#]+/?")
+
+
+def _split_at_commas(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _must_be_addresses(value: tuple[str, ...]) -> tuple[str, ...]:
+    for proxy in value:
+        try:
+            ip_network(proxy)
+        except ValueError as error:
+            raise ValueError(
+                f"{proxy!r} is neither an address nor a network, such as 10.0.3.7 or 10.0.3.0/24"
+            ) from error
+    return value
+
+
+def _must_be_hard_to_guess(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value()) < _SHORTEST_KEY:
+        raise ValueError(f"it has fewer than {_SHORTEST_KEY} characters; make a random one")
+    return value
+
+
+def _must_be_a_server(value: str) -> str:
+    if value and not _SERVER.fullmatch(value):
+        raise ValueError(
+            f"it is {value!r}; permitted is http:// or https:// with a host and a port"
+        )
+    return value
+
+
+def _must_sign(value: SecretStr) -> SecretStr:
+    # Cryptography takes a while to import; most have no such key.
+    from service.control.access.signing import read_signing_key
+
+    read_signing_key(value.get_secret_value())
+    return value
+
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_at_commas)]
+Proxies = Annotated[CommaSeparated, AfterValidator(_must_be_addresses)]
+OperatorsKey = Annotated[SecretStr, AfterValidator(_must_be_hard_to_guess)]
+SigningKey = Annotated[SecretStr, AfterValidator(_must_sign)]
+# Empty for none.
+ServerAddress = Annotated[str, AfterValidator(_must_be_a_server)]

@@ -1,0 +1,151 @@
+"""The endpoint is told at once that live.json was written, and nobody waits for its answer."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.control.announcer import Announcer
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.receiver import Receiver, receiving
+from tests.unit.service.observe.samples import shown
+from workers.contract.version import ANNOUNCEMENTS, LivePointer
+from workers.storage.versions import read_live
+
+WAIT_SECONDS = 10.0
+FIRST, SECOND = LivePointer(generation=1, version=1), LivePointer(generation=2, version=7)
+
+
+class Told:
+    """What an announcer says came of its announcements, and a clock for it."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+        self.now = 100.0
+
+    def seconds(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    with httpx.Client(timeout=0.2, trust_env=False) as client:
+        yield client
+
+
+def server(receiver: Receiver) -> str:
+    return f"http://127.0.0.1:{receiver.port}"
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_mirrored_pointer_is_announced_as_it_was_written(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    plane = ControlPlane(tmp_path, embeddings_url=server(receiver))
+    plane.create_model()
+    plane.run_to_end(plane.post_dataset())
+    with plane.client.running():
+        until(lambda: bool(shown(plane, "announcements_total", outcome="delivered")))
+    pointer = read_live(plane.store, "scenes")
+    assert pointer is not None
+    (message,) = receiver.received
+    assert message.path == ANNOUNCEMENTS
+    assert json.loads(message.body) == {
+        "model": "scenes",
+        "generation": pointer.generation,
+        "revision": pointer.revision,
+    }
+    plane.close()
+
+
+def test_an_endpoint_that_is_away_slows_no_mirror(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, embeddings_url="http://127.0.0.1:1")
+    plane.create_model()
+    plane.run_to_end(plane.post_dataset())
+    assert read_live(plane.store, "scenes") is not None
+    with plane.client.running():
+        until(lambda: bool(shown(plane, "announcements_total", outcome="failed")))
+    plane.close()
+
+
+def test_of_several_changes_that_wait_the_last_is_told(
+    receiver: Receiver, client: httpx.Client
+) -> None:
+    told = Told()
+    announcer = Announcer(server(receiver), told.outcomes.append)
+    announcer.tell("scenes", FIRST)
+    announcer.tell("scenes", SECOND)
+    announcer.tell("streets", FIRST)
+    announcer.send(client)
+    announcer.send(client)
+    bodies = [json.loads(message.body) for message in receiver.received]
+    assert [(body["model"], body["generation"]) for body in bodies] == [
+        ("scenes", 2),
+        ("streets", 1),
+    ]
+    assert told.outcomes == ["delivered", "delivered"]
+
+
+@pytest.mark.parametrize("answer", [503, lambda connection: time.sleep(0.5)])
+def test_an_endpoint_that_fails_is_left_alone_for_a_while(
+    receiver: Receiver, client: httpx.Client, answer: int | Callable[[object], None]
+) -> None:
+    receiver.answers = [answer, 202]
+    told = Told()
+    announcer = Announcer(server(receiver), told.outcomes.append, told.seconds)
+    for model in ("scenes", "streets", "rooms"):
+        announcer.tell(model, FIRST)
+    announcer.send(client)
+    assert told.outcomes == ["failed", "skipped", "skipped"]
+    told.now += 5
+    announcer.tell("scenes", SECOND)
+    announcer.send(client)
+    assert told.outcomes[3:] == ["delivered"]
+    assert len(receiver.received) == 2
+
+
+def test_without_an_address_nothing_is_kept_or_sent(client: httpx.Client) -> None:
+    told = Told()
+    announcer = Announcer("", told.outcomes.append)
+    announcer.tell("scenes", FIRST)
+    announcer.send(client)
+    assert told.outcomes == []
+
+
+def test_telling_waits_for_nobody_while_another_is_sent(receiver: Receiver) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        asked.set()
+        go_on.wait(WAIT_SECONDS)
+
+    receiver.answers = [hold]
+    stop, told = threading.Event(), Told()
+    announcer = Announcer(server(receiver), told.outcomes.append)
+    sending = threading.Thread(target=announcer.run, args=[stop])
+    sending.start()
+    announcer.tell("scenes", FIRST)
+    assert asked.wait(WAIT_SECONDS)
+    began = time.monotonic()
+    announcer.tell("scenes", SECOND)
+    assert time.monotonic() - began < 1, "the answer takes two seconds to be given up"
+    stop.set()
+    go_on.set()
+    sending.join(WAIT_SECONDS)
+    assert not sending.is_alive()
