@@ -10,7 +10,12 @@ class RecordedMetrics:
         self.batches: list[tuple[int, int]] = []
         self.stages: list[str] = []
         self.swaps: list[tuple[str, int]] = []
+        self.swap_seconds: list[float] = []
         self.refusals: list[str] = []
+        self.refusal_kinds: list[str] = []
+        self.lags: list[tuple[str, int]] = []
+        self.gone_models: list[str] = []
+        self.resident_versions = 0
         self.agreements: list[tuple[str, str, float, float]] = []
         self.dropped: list[str] = []
 
@@ -27,11 +32,22 @@ class RecordedMetrics:
     def stage(self, name: str, seconds: float) -> None:
         self.stages.append(name)
 
-    def swapped(self, model: str, version: int) -> None:
+    def swapped(self, model: str, version: int, seconds: float) -> None:
         self.swaps.append((model, version))
+        self.swap_seconds.append(seconds)
 
-    def refused(self, model: str) -> None:
+    def refused(self, model: str, kind: str) -> None:
         self.refusals.append(model)
+        self.refusal_kinds.append(kind)
+
+    def lag(self, model: str, generations: int) -> None:
+        self.lags.append((model, generations))
+
+    def gone(self, model: str) -> None:
+        self.gone_models.append(model)
+
+    def resident(self, versions: int) -> None:
+        self.resident_versions = versions
 
     def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
         self.agreements.append((model, pair, cosine, overlap))

@@ -3,7 +3,7 @@
 Nothing here executes what it reads (no pickle); a damaged file raises InvalidVersion.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from safetensors import SafetensorError
@@ -102,21 +102,40 @@ def save_selftest(heads: ModalityHeads, spec: ModelSpec) -> bytes:
     return save(tensors)
 
 
-def run_selftest(data: bytes, heads: ModalityHeads, tolerance: float = 1e-4) -> None:
-    """Raises InvalidVersion where the heads do not give the promised embeddings."""
+def load_selftest(data: bytes, modalities: Collection[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """By modality: features (B × F) and the embeddings (B × E) that they must give.
+
+    Raises InvalidVersion.
+    """
     tensors = _load(data, "self-test")
-    for modality in heads.weights:
-        try:
-            features_BF = tensors[f"{modality}{_SEPARATOR}features"]
-            expected_BE = tensors[f"{modality}{_SEPARATOR}embeddings"]
-        except KeyError as error:
-            raise InvalidVersion(f"the self-test has no {error}") from error
-        gap = float((heads.embed(modality, features_BF) - expected_BE).abs().max())
-        if not gap <= tolerance:
-            raise InvalidVersion(
-                f"self-test of head {modality!r}: embeddings are off by {gap:.2g}, "
-                f"at most {tolerance:g} is permitted"
+    try:
+        return {
+            modality: (
+                tensors[f"{modality}{_SEPARATOR}features"],
+                tensors[f"{modality}{_SEPARATOR}embeddings"],
             )
+            for modality in modalities
+        }
+    except KeyError as error:
+        raise InvalidVersion(f"the self-test has no {error}") from error
+
+
+def check_selftest(
+    modality: str, given_BE: Tensor, promised_BE: Tensor, tolerance: float = 1e-4
+) -> None:
+    """Raises InvalidVersion where a head does not give the promised embeddings."""
+    gap = float((given_BE - promised_BE).abs().max())
+    if not gap <= tolerance:
+        raise InvalidVersion(
+            f"self-test of head {modality!r}: embeddings are off by {gap:.2g}, "
+            f"at most {tolerance:g} is permitted"
+        )
+
+
+def run_selftest(data: bytes, heads: ModalityHeads) -> None:
+    """Raises InvalidVersion where the heads do not give the promised embeddings."""
+    for modality, (features_BF, promised_BE) in load_selftest(data, heads.weights).items():
+        check_selftest(modality, heads.embed(modality, features_BF), promised_BE)
 
 
 def moment_tensors(moments: PairMoments) -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import ServedVersion, load_version
 from workers.serve.versions.lookup import VersionLookup
-from workers.serve.versions.recent import RecentVersions
+from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.swapper import Swapper
 from workers.storage.uris import open_store
 
 
@@ -36,9 +37,9 @@ class Embedder:
         self._store = open_store(args.store)
         self._metrics = RayMetrics()
         self._live = LiveVersions()
-        self._follower = Follower(
-            self._store, self._live, self._metrics, args.seconds_between_looks
-        )
+        self._resident = ResidentVersions(self._load, args.recent_versions, self._metrics)
+        swapper = Swapper(self._live, self._resident, self._metrics)
+        self._follower = Follower(self._store, self._live, swapper, args.seconds_between_looks)
         self._follower.start()
         # A replica that took requests before its first look would answer them with 503.
         if not self._live.wait_ready(args.first_look_seconds):
@@ -47,13 +48,12 @@ class Embedder:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once per replica."""
-        recent = RecentVersions(self._load, self._args.recent_versions)
         args = self._args
         replica = Replica(
             args=args,
             store=self._store,
             live=self._live,
-            lookup=VersionLookup(self._live, recent, args.min_version_wait_seconds),
+            lookup=VersionLookup(self._live, self._resident, args.min_version_wait_seconds),
             compute=Batcher(self._metrics),
             encoders=self._encoders,
             access=OpenDoor(),

@@ -22,12 +22,27 @@ class ServeMetrics(Protocol):
         """One request spent so long in one stage: read, look_up, encode, embed, write."""
         ...
 
-    def swapped(self, model: str, version: int) -> None:
-        """Another version answers from now on."""
+    def swapped(self, model: str, version: int, seconds: float) -> None:
+        """Another version answers from now on, so long after its pointer was seen."""
         ...
 
-    def refused(self, model: str) -> None:
-        """A version could not be used, or not yet; the one before goes on answering."""
+    def refused(self, model: str, kind: str) -> None:
+        """A version could not be used, or not yet; the one before goes on answering.
+
+        `kind`: unavailable, missing, damaged or error.
+        """
+        ...
+
+    def lag(self, model: str, generations: int) -> None:
+        """How far what answers is behind the pointer that was seen last."""
+        ...
+
+    def gone(self, model: str) -> None:
+        """The model was deleted; nothing answers for it."""
+        ...
+
+    def resident(self, versions: int) -> None:
+        """So many versions of all models are in memory."""
         ...
 
     def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:

@@ -28,13 +28,21 @@ class RayMetrics:
             rows=_counter("rows_total", "Rows that were embedded.", "model"),
             swaps=_counter("swaps_total", "Changes of the live version.", "model"),
             refused=_counter(
-                "refused_versions_total", "Attempts at loading a live version that failed.", "model"
+                *("refused_versions_total", "Attempts at loading a version that failed."),
+                *("model", "reason"),
             ),
             shadow_dropped=_counter(
                 "shadow_dropped_total", "Requests that there was no time to shadow.", "model"
             ),
         )
-        self._live = _gauge("live_version", "The version that answers.", "model")
+        self._live = _gauge("live_version", "The version that answers; 0: none.", "model")
+        self._lag = _gauge(
+            "generations_behind", "Of what answers, behind the pointer seen last.", "model"
+        )
+        self._resident = _gauge("resident_versions", "Versions of all models in memory.")
+        self._swap = _histogram(
+            "swap_seconds", "From seeing a pointer to its version answering.", _SECONDS, "model"
+        )
         self._request = _histogram(
             "request_seconds", "One request in eight, whole.", _SECONDS, "model"
         )
@@ -72,12 +80,23 @@ class RayMetrics:
     def stage(self, name: str, seconds: float) -> None:
         self._stage.observe(seconds, {"stage": name})
 
-    def swapped(self, model: str, version: int) -> None:
+    def swapped(self, model: str, version: int, seconds: float) -> None:
         self._counters.add("swaps", 1, model=model)
         self._live.set(version, {"model": model})
+        self._swap.observe(seconds, {"model": model})
 
-    def refused(self, model: str) -> None:
-        self._counters.add("refused", 1, model=model)
+    def refused(self, model: str, kind: str) -> None:
+        self._counters.add("refused", 1, model=model, reason=kind)
+
+    def lag(self, model: str, generations: int) -> None:
+        self._lag.set(generations, {"model": model})
+
+    def gone(self, model: str) -> None:
+        self._live.set(0, {"model": model})
+        self._lag.set(0, {"model": model})
+
+    def resident(self, versions: int) -> None:
+        self._resident.set(versions)
 
     def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
         self._shadow_cosine.set(cosine, {"model": model, "pair": pair})
@@ -109,8 +128,8 @@ class _Counters:
                 self._counters[name].inc(amount, dict(tags))
 
 
-def _counter(name: str, description: str, label: str) -> Counter:
-    return Counter(f"cmcl_serve_{name}", description, tag_keys=(label,))
+def _counter(name: str, description: str, *labels: str) -> Counter:
+    return Counter(f"cmcl_serve_{name}", description, tag_keys=labels)
 
 
 def _gauge(name: str, description: str, *labels: str) -> Gauge:

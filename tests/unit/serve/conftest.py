@@ -27,7 +27,8 @@ from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import load_version
 from workers.serve.versions.lookup import VersionLookup
-from workers.serve.versions.recent import RecentVersions
+from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.swapper import Swapper
 from workers.storage.local import LocalStore
 from workers.storage.versions import write_live
 
@@ -56,7 +57,12 @@ class Replica:
     metrics: RecordedMetrics = field(default_factory=RecordedMetrics)
 
     def __post_init__(self) -> None:
-        self.follower = Follower(self.store, self.live, self.metrics, 0.01, clock=self.clock)
+        self.resident = ResidentVersions(
+            lambda model, number: load_version(self.store, model, number),
+            *(self.args.recent_versions, self.metrics, self.clock),
+        )
+        swapper = Swapper(self.live, self.resident, self.metrics, self.clock)
+        self.follower = Follower(self.store, self.live, swapper, 0.01)
         self.app = self.app_of(self.args)
 
     def app_of(self, args: ServeArgs) -> FastAPI:
@@ -65,14 +71,11 @@ class Replica:
 
     def parts(self, args: ServeArgs) -> Parts:
         """What the routes work with."""
-        recent = RecentVersions(
-            lambda model, number: load_version(self.store, model, number), args.recent_versions
-        )
         return Parts(
             args=args,
             store=self.store,
             live=self.live,
-            lookup=VersionLookup(self.live, recent, args.min_version_wait_seconds),
+            lookup=VersionLookup(self.live, self.resident, args.min_version_wait_seconds),
             compute=Batcher(self.metrics),
             encoders=NoEncoders(),
             access=OpenDoor(),

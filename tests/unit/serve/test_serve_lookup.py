@@ -11,7 +11,7 @@ from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.contract.errors import ObjectNotFound
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.loading import ServedVersion, load_version
-from workers.serve.versions.recent import RecentVersions
+from workers.serve.versions.resident import ResidentVersions
 from workers.storage import layout
 
 
@@ -72,8 +72,8 @@ def test_requests_for_one_version_share_one_load(serving: Replica) -> None:
         return load_version(serving.store, model, number)
 
     async def ask_ten_times() -> list[ServedVersion]:
-        recent = RecentVersions(load, capacity=2)
-        waiting = [asyncio.create_task(recent.get(MODEL, 1)) for _ in range(10)]
+        recent = ResidentVersions(load, 2, serving.metrics)
+        waiting = [asyncio.create_task(recent.find(MODEL, 1)) for _ in range(10)]
         await asyncio.to_thread(entered.wait, 5)
         waiting.pop().cancel()  # a client that hangs up takes nothing from the others
         release.set()
@@ -84,13 +84,16 @@ def test_requests_for_one_version_share_one_load(serving: Replica) -> None:
     assert all(version is versions[0] for version in versions)
 
 
-def test_a_failed_load_is_not_remembered(serving: Replica) -> None:
+def test_a_failed_load_is_forgotten_after_a_second(serving: Replica) -> None:
     async def ask_twice() -> int:
-        recent = RecentVersions(lambda *key: load_version(serving.store, *key), capacity=2)
+        recent = ResidentVersions(
+            lambda *key: load_version(serving.store, *key), 2, serving.metrics, serving.clock
+        )
         with pytest.raises(ObjectNotFound):
-            await recent.get(MODEL, 2)
+            await recent.find(MODEL, 2)
         store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
-        return (await recent.get(MODEL, 2)).number
+        serving.clock.now += 1
+        return (await recent.find(MODEL, 2)).number
 
     assert asyncio.run(ask_twice()) == 2
 

@@ -1,39 +1,37 @@
 """The thread that follows `live.json` of every model and swaps versions beside the traffic.
 
-Nothing that it meets may end it: a store that does not answer, a damaged version or a bug of ours
-leaves the old version answering, is logged once, counted, and tried again later.
+    look ─┬─ list the models ──── those that are new ─┐
+          ├─ each model that is known ────────────────┴─ read live.json ─┬─ in memory: swap
+          └─ what else is followed (the list of keys)                    └─ load, then swap
+
+Nothing that it meets may end it, and nothing that is slow may hold up the rest: reading happens in
+a few threads, loading in two others.
 """
 
 import logging
 import re
 import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from workers.contract.errors import WorkerError
 from workers.contract.modality import NAME_PATTERN
-from workers.contract.version import LivePointer
-from workers.serve.metrics import ServeMetrics
-from workers.serve.versions.live import LiveModel, LiveVersions
-from workers.serve.versions.loading import ServedVersion, load_version
+from workers.serve.versions.errands import Errands
+from workers.serve.versions.live import LiveVersions
+from workers.serve.versions.swapper import Swapper
 from workers.storage.port import ObjectStore
 from workers.storage.versions import read_live
 
 logger = logging.getLogger(__name__)
 
 _MODELS = "models/"
-_FIRST_DELAY_SECONDS = 0.1
-_LONGEST_DELAY_SECONDS = 15.0
+_SHORTEST_PAUSE_SECONDS = 0.02
+_READING_THREADS = 4
+# Two, so that one large version does not delay another model's swap.
+_LOADING_THREADS = 2
+# A pointer that is not there once may be a glitch; a model that is deleted stays away.
+_LOOKS_UNTIL_GONE = 3
 
-
-@dataclass(frozen=True)
-class _Refusal:
-    """A generation that could not be used, and when to try it again."""
-
-    generation: int
-    failures: int
-    retry_at: float
+Look = Callable[[ObjectStore], None]
 
 
 class Follower:
@@ -43,18 +41,22 @@ class Follower:
         self,
         store: ObjectStore,
         live: LiveVersions,
-        metrics: ServeMetrics,
+        swapper: Swapper,
         poll_seconds: float,
-        clock: Callable[[], float] = time.monotonic,
+        looks: Sequence[Look] = (),
     ) -> None:
+        """`looks`: what else is followed; each runs with every look at the models."""
         self._store = store
         self._live = live
-        self._metrics = metrics
+        self._swapper = swapper
         self._poll_seconds = poll_seconds
-        self._clock = clock
-        self._refusals: dict[str, _Refusal] = {}
-        self._complaints: dict[str, str] = {}
+        self._looks = looks
+        self._first_look = _FirstLook(live)
+        self._missed: dict[str, int] = {}
+        self._reading = Errands(_READING_THREADS, "follower-read")
+        self._loading = Errands(_LOADING_THREADS, "follower-load")
         self._stopping = threading.Event()
+        self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
 
     def start(self) -> None:
@@ -62,88 +64,121 @@ class Follower:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and wait until it is gone."""
+        """End the thread, and wait until it is gone. What hangs in the store is left alone."""
         self._stopping.set()
+        self._woken.set()
         self._thread.join()
+        self._reading.close()
+        self._loading.close()
 
     @property
     def alive(self) -> bool:
         """Whether somebody is following."""
         return self._thread.is_alive()
 
+    def wake(self) -> None:
+        """Look now, and not when the pause is over. Many calls in 20 ms are one look."""
+        self._woken.set()
+
     def look(self) -> None:
-        """Look at every model once. Raises StorageUnavailable if they cannot even be listed."""
-        models = [name for name in self._store.folders(_MODELS) if re.fullmatch(NAME_PATTERN, name)]
-        for model in models:
-            try:
-                self._follow(model)
-            except WorkerError as error:
-                self._complain(f"live.json of {model}", error)
-            else:
-                self._complaints.pop(f"live.json of {model}", None)
-        self._live.looked(models)
+        """Look at everything once, and wait for what that brings."""
+        self._begin_look()
+        self._reading.wait()
+        self._loading.wait()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
+            # Before the look: whoever wakes us during it may know of something newer.
+            self._woken.clear()
             try:
-                self.look()
-            except WorkerError as error:
-                self._complain("the store", error)
-            except Exception:
-                # A bug, but one that must not freeze this replica on today's version for ever.
-                logger.exception("a look at the store failed")
-            else:
-                self._complaints.pop("the store", None)
-            self._stopping.wait(self._poll_seconds)
+                self._begin_look()
+            except RuntimeError:
+                # No thread could be started: a machine in trouble, which may get over it.
+                logger.exception("a look could not be begun")
+            self._stopping.wait(_SHORTEST_PAUSE_SECONDS)
+            self._woken.wait(max(0.0, self._poll_seconds - _SHORTEST_PAUSE_SECONDS))
 
-    def _follow(self, model: str) -> None:
-        pointer = read_live(self._store, model)
-        if pointer is None or not self._is_due(model, pointer):
-            return
+    def _begin_look(self) -> None:
+        for model in self._live.pointers():
+            self._begin_reading(model)
+        for look in self._looks:
+            name = getattr(look, "__qualname__", repr(look))
+            self._reading.begin(name, partial(look, self._store))
+        self._reading.begin("the store", self._list)
+
+    def _begin_reading(self, model: str) -> None:
+        self._reading.begin(f"live.json of {model}", partial(self._read, model))
+
+    def _list(self) -> None:
+        """Which models there are. Those with a pointer are read anyway, be they listed or not."""
+        models = [name for name in self._store.folders(_MODELS) if re.fullmatch(NAME_PATTERN, name)]
+        self._live.listed(models)
+        self._first_look.listed(models)
+        for model in models:
+            if self._live.pointer(model) is None:
+                self._begin_reading(model)
+
+    def _read(self, model: str) -> None:
+        loads = False
         try:
-            version = self._version(model, pointer)
-        except WorkerError as error:
-            self._refuse(model, pointer, error)
-        else:
-            self._swap(model, LiveModel(pointer.generation, version))
+            loads = self._follow(model)
+        finally:
+            if not loads:
+                self._first_look.tried(model)
 
-    def _is_due(self, model: str, pointer: LivePointer) -> bool:
-        """Whether the pointer is newer than what answers, and not to be left alone for a while."""
-        live = self._live.get(model)
-        if live is not None and pointer.generation <= live.generation:
+    def _follow(self, model: str) -> bool:
+        """Do what takes no time. Whether there is something to load, which goes on elsewhere."""
+        pointer = read_live(self._store, model)
+        if pointer is None:
+            self._miss(model)
             return False
-        refusal = self._refusals.get(model)
-        if refusal is None or refusal.generation != pointer.generation:
-            return True
-        return self._clock() >= refusal.retry_at
+        self._missed.pop(model, None)
+        self._swapper.see(model, pointer)
+        # A roll back waits for nobody: neither for its model's own load nor for other models'.
+        while self._swapper.at_hand(model):
+            self._swapper.take(model)
+        if self._swapper.due(model) is None:
+            return False
+        self._loading.begin(model, partial(self._load, model))
+        return True
 
-    def _version(self, model: str, pointer: LivePointer) -> ServedVersion:
-        live = self._live.get(model)
-        if live is not None and live.version.number == pointer.version:
-            return live.version  # versions never change, so there is nothing to load
-        return load_version(self._store, model, pointer.version)
+    def _load(self, model: str) -> None:
+        try:
+            while self._swapper.due(model) is not None:
+                self._swapper.take(model)
+        finally:
+            self._first_look.tried(model)
 
-    def _swap(self, model: str, live: LiveModel) -> None:
-        self._live.replace(model, live)
-        self._refusals.pop(model, None)
-        self._metrics.swapped(model, live.version.number)
-        logger.info("%s answers (generation %d)", live.version.label, live.generation)
+    def _miss(self, model: str) -> None:
+        if self._live.pointer(model) is None:
+            return
+        self._missed[model] = self._missed.get(model, 0) + 1
+        # A disk that is not mounted has no models either, and is no reason to stop answering.
+        if self._missed[model] >= _LOOKS_UNTIL_GONE and self._store.folders(""):
+            del self._missed[model]
+            self._swapper.drop(model)
 
-    def _refuse(self, model: str, pointer: LivePointer, error: WorkerError) -> None:
-        before = self._refusals.get(model)
-        same = before is not None and before.generation == pointer.generation
-        failures = before.failures + 1 if before is not None and same else 1
-        # The exponent is bounded too: 2.0 ** 1024 overflows, and a week of failures gets there.
-        delay = min(_FIRST_DELAY_SECONDS * 2.0 ** min(failures, 16), _LONGEST_DELAY_SECONDS)
-        self._refusals[model] = _Refusal(pointer.generation, failures, self._clock() + delay)
-        self._metrics.refused(model)
-        logger.warning(
-            "%s@%d (generation %d) is refused, try %d, again in %.1f s: %s",
-            *(model, pointer.version, pointer.generation, failures, delay, error),
-        )
 
-    def _complain(self, about: str, error: WorkerError) -> None:
-        """Log once and not with every look: a store that is down for an hour fills no disk."""
-        if self._complaints.get(about) != str(error):
-            self._complaints[about] = str(error)
-            logger.warning("%s cannot be read, what answers goes on: %s", about, error)
+class _FirstLook:
+    """Over when every model of the first listing was tried: loaded, refused or found without one."""
+
+    def __init__(self, live: LiveVersions) -> None:
+        self._live = live
+        self._left: set[str] | None = None
+        self._lock = threading.Lock()
+
+    def listed(self, models: Sequence[str]) -> None:
+        with self._lock:
+            if self._left is None:
+                self._left = set(models)
+            self._check()
+
+    def tried(self, model: str) -> None:
+        with self._lock:
+            if self._left is not None:
+                self._left.discard(model)
+                self._check()
+
+    def _check(self) -> None:
+        if not self._left:
+            self._live.become_ready()

@@ -1,32 +1,99 @@
 """Which version of each model answers: one reference per model, replaced in one step."""
 
+import asyncio
 import threading
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TypeVar
 
+from workers.contract.rollout import Candidate
+from workers.contract.version import LivePointer
 from workers.serve.versions.loading import ServedVersion
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class LiveModel:
-    """A version and the generation of the pointer that named it."""
+    """What answers for one model, and what its pointer says beside.
+
+    `generation` and `revision` are those of the pointer that named `version`. `candidate` is None
+    while there is no trial, or while the version on trial is not loaded.
+    """
 
     generation: int
+    revision: int
     version: ServedVersion
+    owner: str | None = None
+    retired: tuple[int, ...] = ()
+    trial: Candidate | None = None
+    candidate: ServedVersion | None = None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """As in `LivePointer`: the later one has the larger order."""
+        return (self.generation, self.revision)
+
+    @property
+    def share(self) -> float:
+        """Of the callers, who get the candidate's answers."""
+        return self.trial.share if self.trial and self.candidate else 0.0
+
+    @property
+    def shadow(self) -> float:
+        """Of the requests, those that the candidate scores as well."""
+        return self.trial.shadow if self.trial and self.candidate else 0.0
+
+    def told(self, pointer: LivePointer) -> "LiveModel":
+        """With all of a pointer that holds at once, whether or not its version can be loaded."""
+        wanted = pointer.candidate.version if pointer.candidate else None
+        loaded = self.candidate is not None and self.candidate.number == wanted
+        return replace(
+            self,
+            owner=pointer.owner,
+            retired=pointer.retired,
+            trial=pointer.candidate,
+            candidate=self.candidate if loaded else None,
+        )
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A version that the pointer of `order` names and that could not be used, and why.
+
+    `kind`: unavailable, missing, damaged or error. `retry_at`: by the follower's clock.
+    """
+
+    version: int
+    order: tuple[int, int]
+    kind: str
+    reason: str
+    failures: int
+    retry_at: float
+
+    @property
+    def generation(self) -> int:
+        """Of the pointer."""
+        return self.order[0]
 
 
 class LiveVersions:
-    """Written by the follower alone, read by every request without a lock.
+    """Written by the follower's threads, read by every request without a lock.
 
-    The mapping is never changed, only exchanged: a request that reads it once sees one version
+    The mappings are never changed, only exchanged: a request that reads once sees one version
     from its first row to its last, whatever happens meanwhile.
     """
 
     def __init__(self) -> None:
         self._live: Mapping[str, LiveModel] = MappingProxyType({})
-        self._known: frozenset[str] = frozenset()
-        self._looked = threading.Event()
+        self._pointers: Mapping[str, LivePointer] = MappingProxyType({})
+        self._refusals: Mapping[str, tuple[Refusal, ...]] = MappingProxyType({})
+        self._listed: frozenset[str] = frozenset()
+        self._ready = threading.Event()
+        self._watchers: set[_Watcher] = set()
+        self._writing = threading.Lock()
 
     def get(self, model: str) -> LiveModel | None:
         """What answers for this model; None before its first version."""
@@ -36,24 +103,139 @@ class LiveVersions:
         """Everything that answers, as of one moment."""
         return self._live
 
+    def pointer(self, model: str) -> LivePointer | None:
+        """The latest that the store has said about this model."""
+        return self._pointers.get(model)
+
+    def pointers(self) -> Mapping[str, LivePointer]:
+        """The latest of every model that has ever been live, as of one moment."""
+        return self._pointers
+
     def knows(self, model: str) -> bool:
         """Whether the store has anything of this model, be it without a live version."""
-        return model in self._known or model in self._live
+        return model in self._listed or model in self._pointers
 
-    def replace(self, model: str, live: LiveModel) -> None:
-        """Let another version answer."""
-        self._live = MappingProxyType({**self._live, model: live})
+    def refusals(self, model: str) -> tuple[Refusal, ...]:
+        """What the pointer names and cannot be used: the live version, the candidate, or nothing."""
+        return self._refusals.get(model, ())
 
-    def looked(self, known: Collection[str]) -> None:
-        """The follower has seen the whole store once more: these models are there."""
-        self._known = frozenset(known)
-        self._looked.set()
+    def tell(self, model: str, pointer: LivePointer) -> bool:
+        """Note what the store says; whether that is news. Owner, retirements and trial hold at once."""
+        with self._writing:
+            known = self._pointers.get(model)
+            if known is not None and pointer.order <= known.order:
+                return False
+            self._pointers = _with(self._pointers, model, pointer)
+            self._refusals = _without(self._refusals, model)
+            live = self._live.get(model)
+            if live is not None:
+                self._live = _with(self._live, model, live.told(pointer))
+            self._notify()
+            return True
+
+    def swap(self, model: str, pointer: LivePointer, version: ServedVersion) -> bool:
+        """Let the version of that pointer answer, unless it was overtaken or its model is gone."""
+        with self._writing:
+            newest, live = self._pointers.get(model), self._live.get(model)
+            if newest is None or (live is not None and pointer.order <= live.order):
+                return False
+            if version.number in newest.retired and version.number != newest.version:
+                return False
+            before = live.candidate if live is not None else None
+            swapped = LiveModel(*pointer.order, version, candidate=before).told(newest)
+            self._live = _with(self._live, model, swapped)
+            self._refusals = _without(self._refusals, model)
+            self._notify()
+            return True
+
+    def put_on_trial(self, model: str, candidate: ServedVersion) -> bool:
+        """Let it answer beside the live version, if the pointer still wants that."""
+        with self._writing:
+            live = self._live.get(model)
+            if live is None or live.trial is None or live.trial.version != candidate.number:
+                return False
+            self._live = _with(self._live, model, replace(live, candidate=candidate))
+            self._refusals = _without(self._refusals, model)
+            self._notify()
+            return True
+
+    def refuse(self, model: str, refusal: Refusal) -> bool:
+        """Note what could not be used, unless its pointer was overtaken meanwhile."""
+        with self._writing:
+            newest = self._pointers.get(model)
+            if newest is None or newest.order != refusal.order:
+                return False
+            others = [each for each in self.refusals(model) if each.version != refusal.version]
+            self._refusals = _with(self._refusals, model, (*others, refusal))
+            return True
+
+    def forget(self, model: str) -> None:
+        """The model is gone from the store."""
+        with self._writing:
+            self._live = _without(self._live, model)
+            self._pointers = _without(self._pointers, model)
+            self._refusals = _without(self._refusals, model)
+            self._listed -= {model}
+            self._notify()
+
+    def listed(self, models: Collection[str]) -> None:
+        """The follower has listed the whole store once more: these models are there."""
+        with self._writing:
+            self._listed = frozenset(models)
+
+    def become_ready(self) -> None:
+        """Each model's live version was tried once."""
+        self._ready.set()
 
     @property
     def ready(self) -> bool:
         """Whether the first look is over: before, an unknown model may just not be seen yet."""
-        return self._looked.is_set()
+        return self._ready.is_set()
 
     def wait_ready(self, seconds: float) -> bool:
         """Wait for the first look. False if it did not end in time."""
-        return self._looked.wait(seconds)
+        return self._ready.wait(seconds)
+
+    async def wait_for(self, ask: Callable[[], T | None], seconds: float) -> T | None:
+        """What `ask` answers, asked now and after each change; None where nothing came in time."""
+        with self._watching() as watcher:
+            try:
+                async with asyncio.timeout(seconds):
+                    while (answer := ask()) is None:
+                        await watcher.changed.wait()
+                        watcher.changed.clear()
+                    return answer
+            except TimeoutError:
+                return None
+
+    @contextmanager
+    def _watching(self) -> Iterator["_Watcher"]:
+        watcher = _Watcher(asyncio.get_running_loop(), asyncio.Event())
+        with self._writing:
+            self._watchers.add(watcher)
+        try:
+            yield watcher
+        finally:
+            with self._writing:
+                self._watchers.remove(watcher)
+
+    def _notify(self) -> None:
+        # Under the lock: a watcher that is in the set has a loop that is not closed yet.
+        for watcher in self._watchers:
+            watcher.loop.call_soon_threadsafe(watcher.changed.set)
+
+
+@dataclass(frozen=True, eq=False)
+class _Watcher:
+    """A request that waits for a change, in its event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    changed: asyncio.Event
+
+
+def _with(mapping: Mapping[str, T], key: str, value: T) -> Mapping[str, T]:
+    return MappingProxyType({**mapping, key: value})
+
+
+def _without(mapping: Mapping[str, T], key: str) -> Mapping[str, T]:
+    return MappingProxyType({name: each for name, each in mapping.items() if name != key})

@@ -49,9 +49,7 @@ class VersionLookup:
             )
         return Chosen(await self._find_exact(wanted.name, wanted.version, caller), "exact")
 
-    async def _find_by_name(
-        self, name: str, min_version: int, caller: Caller, key: str
-    ) -> Chosen:
+    async def _find_by_name(self, name: str, min_version: int, caller: Caller, key: str) -> Chosen:
         def choose() -> Chosen | None:
             return self._choose(name, min_version, caller, key)
 
@@ -67,9 +65,13 @@ class VersionLookup:
         if live is None or not caller.sees(live.owner):
             return None
         candidate, trial = live.candidate, live.trial
-        if candidate is not None and trial is not None and candidate.number >= min_version:
-            if answered_by_candidate(name, trial.revision, key, trial.share):
-                return Chosen(candidate, "candidate")
+        if (
+            candidate is not None
+            and trial is not None
+            and candidate.number >= min_version
+            and answered_by_candidate(name, trial.revision, key, trial.share)
+        ):
+            return Chosen(candidate, "candidate")
         return Chosen(live.version, "live") if live.version.number >= min_version else None
 
     async def _find_exact(self, name: str, number: int, caller: Caller) -> ServedVersion:
@@ -84,7 +86,9 @@ class VersionLookup:
         if pointer is None or not caller.sees(pointer.owner):
             raise self._unanswered(name, 0, caller)
         if number in pointer.retired:
-            raise NotFound(f"version {number} of model {name!r} is retired", "model", "version_retired")
+            raise NotFound(
+                f"version {number} of model {name!r} is retired", "model", "version_retired"
+            )
 
     def _at_hand(self, name: str, number: int) -> ServedVersion | None:
         live = self._live.get(name)

@@ -1,0 +1,74 @@
+"""Work that repeats, in a few threads: of each name one at a time, and no failure ends anything."""
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from workers.contract.errors import WorkerError
+
+logger = logging.getLogger(__name__)
+
+
+class Errands:
+    """Runs each errand that was begun since it last started, so that nothing is missed.
+
+    What takes long holds up its own name and one thread, and nobody else while others are free.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._running: set[str] = set()
+        self._again: set[str] = set()
+        self._closed = False
+        self._changed = threading.Condition()
+        self._complaints: dict[str, str] = {}
+
+    def begin(self, name: str, errand: Callable[[], None]) -> None:
+        """Run it soon; if it is running now, once more after that."""
+        with self._changed:
+            if self._closed:
+                return
+            if name in self._running:
+                self._again.add(name)
+                return
+            self._running.add(name)
+            self._threads.submit(self._run, name, errand)
+
+    def wait(self) -> None:
+        """Until nothing runs."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running)
+
+    def close(self) -> None:
+        """Begin nothing more. Does not wait: what hangs in a store may hang for long."""
+        with self._changed:
+            self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, name: str, errand: Callable[[], None]) -> None:
+        while True:
+            self._attempt(name, errand)
+            with self._changed:
+                if name not in self._again or self._closed:
+                    self._running.discard(name)
+                    self._changed.notify_all()
+                    return
+                self._again.discard(name)
+
+    def _attempt(self, name: str, errand: Callable[[], None]) -> None:
+        try:
+            errand()
+        except WorkerError as error:
+            self._complain(name, error)
+        except Exception:
+            # A bug, but one that must not freeze this replica on today's versions for ever.
+            logger.exception("a look at %s failed", name)
+        else:
+            self._complaints.pop(name, None)
+
+    def _complain(self, about: str, error: WorkerError) -> None:
+        """Log once and not with every look: a store that is down for an hour fills no disk."""
+        if self._complaints.get(about) != str(error):
+            self._complaints[about] = str(error)
+            logger.warning("%s cannot be read, what answers goes on: %s", about, error)

@@ -1,0 +1,158 @@
+"""From what a pointer says to what answers: load and verify beside the traffic, then swap.
+
+A version that cannot be used leaves the one before answering, is logged, counted, shown to whoever
+lists models, and tried again ever more rarely.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from workers.contract.errors import (
+    DigestMismatch,
+    InvalidVersion,
+    ObjectNotFound,
+    StorageUnavailable,
+    WorkerError,
+)
+from workers.contract.version import LivePointer
+from workers.serve.metrics import ServeMetrics
+from workers.serve.versions.live import LiveVersions, Refusal
+from workers.serve.versions.loading import ServedVersion
+from workers.serve.versions.resident import ResidentVersions
+
+logger = logging.getLogger(__name__)
+
+_FIRST_DELAY_SECONDS = 0.1
+_LONGEST_DELAY_SECONDS = 15.0
+
+
+class Swapper:
+    """Used by several threads, also for one model: the later pointer wins, whoever is first."""
+
+    def __init__(
+        self,
+        live: LiveVersions,
+        resident: ResidentVersions,
+        metrics: ServeMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._live = live
+        self._resident = resident
+        self._metrics = metrics
+        self._clock = clock
+        self._seen_at: dict[str, float] = {}
+        # What answers and what is held in memory change together.
+        self._swapping = threading.Lock()
+
+    def see(self, model: str, pointer: LivePointer) -> None:
+        """Note what the store says. What needs no loading holds from now on."""
+        with self._swapping:
+            if not self._live.tell(model, pointer):
+                return
+            self._seen_at[model] = self._clock()
+            self._hold(model)
+            self._resident.retire(model, pointer.retired)
+        self._report_lag(model)
+
+    def due(self, model: str) -> int | None:
+        """The version to take next: what the pointer names first, then what is on trial."""
+        pointer = self._live.pointer(model)
+        return None if pointer is None else self._due(model, pointer)
+
+    def at_hand(self, model: str) -> bool:
+        """Whether what is due is in memory already, so that taking it is a matter of moments."""
+        number = self.due(model)
+        return number is not None and self._resident.get(model, number) is not None
+
+    def take(self, model: str) -> None:
+        """Take the version that is due, or refuse it."""
+        pointer = self._live.pointer(model)
+        number = None if pointer is None else self._due(model, pointer)
+        if pointer is None or number is None:
+            return
+        try:
+            version = self._resident.load(model, number)
+        except WorkerError as error:
+            self._refuse(model, number, pointer, error)
+        except Exception as error:
+            # A bug, or no memory: no reason either to let nobody answer, or to try without a pause.
+            logger.exception("%s@%d cannot be loaded", model, number)
+            self._refuse(model, number, pointer, error)
+        else:
+            self._swap(model, pointer, version)
+
+    def drop(self, model: str) -> None:
+        """The model is gone."""
+        with self._swapping:
+            self._live.forget(model)
+            self._resident.forget(model)
+            self._seen_at.pop(model, None)
+        self._metrics.gone(model)
+        logger.info("%s is gone from the store and answers no more", model)
+
+    def _due(self, model: str, pointer: LivePointer) -> int | None:
+        number = self._wanted(model, pointer)
+        refused = [each for each in self._live.refusals(model) if each.version == number]
+        return None if refused and self._clock() < refused[0].retry_at else number
+
+    def _wanted(self, model: str, pointer: LivePointer) -> int | None:
+        live = self._live.get(model)
+        if live is None or live.order < pointer.order:
+            return pointer.version
+        return live.trial.version if live.trial and live.candidate is None else None
+
+    def _swap(self, model: str, pointer: LivePointer, version: ServedVersion) -> None:
+        with self._swapping:
+            before = self._live.get(model)
+            if version.number == pointer.version:
+                done = self._live.swap(model, pointer, version)
+            else:
+                done = self._live.put_on_trial(model, version)
+            self._hold(model)
+            seconds = self._clock() - self._seen_at.get(model, self._clock())
+        if not done:
+            logger.info("%s was overtaken while it loaded", version.label)
+        elif version.number != pointer.version:
+            logger.info("%s is on trial", version.label)
+        elif before is None or before.version is not version:
+            self._metrics.swapped(model, version.number, seconds)
+            logger.info("%s answers (generation %d)", version.label, pointer.generation)
+        self._report_lag(model)
+
+    def _hold(self, model: str) -> None:
+        live = self._live.get(model)
+        if live is not None:
+            self._resident.hold(live.version, live.candidate)
+
+    def _refuse(self, model: str, number: int, pointer: LivePointer, error: Exception) -> None:
+        before = [each for each in self._live.refusals(model) if each.version == number]
+        failures = before[0].failures + 1 if before else 1
+        # The exponent is bounded too: 2.0 ** 1024 overflows, and a week of failures gets there.
+        delay = min(_FIRST_DELAY_SECONDS * 2.0 ** min(failures, 16), _LONGEST_DELAY_SECONDS)
+        kind, retry_at = _kind(error), self._clock() + delay
+        refusal = Refusal(number, pointer.order, kind, str(error), failures, retry_at)
+        if not self._live.refuse(model, refusal):
+            return
+        self._metrics.refused(model, kind)
+        logger.warning(
+            "%s@%d (generation %d) is refused, try %d, again in %.1f s: %s",
+            *(model, number, pointer.generation, failures, delay, error),
+        )
+
+    def _report_lag(self, model: str) -> None:
+        pointer, live = self._live.pointer(model), self._live.get(model)
+        if pointer is not None:
+            self._metrics.lag(model, pointer.generation - (live.generation if live else 0))
+
+
+def _kind(error: Exception) -> str:
+    match error:
+        case StorageUnavailable():
+            return "unavailable"
+        case ObjectNotFound():
+            return "missing"
+        case InvalidVersion() | DigestMismatch():
+            return "damaged"
+    return "error"
