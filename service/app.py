@@ -20,6 +20,7 @@ from service.api.middleware.request_log import RequestLog
 from service.api.openapi import PROBLEMS, DescribedApp, operation_id
 from service.api.problems import add_problem_handlers
 from service.api.routes import (
+    candidates,
     datasets,
     events,
     jobs,
@@ -76,6 +77,7 @@ _STOP_SECONDS = 10.0
 _ROUTES = (
     models,
     versions,
+    candidates,
     uploads,
     datasets,
     jobs,

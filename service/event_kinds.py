@@ -21,6 +21,10 @@ class EventKind(StrEnum):
     VERSION_PROMOTED = "version.promoted"
     VERSION_ROLLED_BACK = "version.rolled_back"
     VERSION_RETIRED = "version.retired"
+    CANDIDATE_BEGAN = "candidate.began"
+    CANDIDATE_CHANGED = "candidate.changed"
+    CANDIDATE_PROMOTED = "candidate.promoted"
+    CANDIDATE_TAKEN_BACK = "candidate.taken_back"
     MODEL_BRANCHED = "model.branched"
     MODEL_POLICY = "model.policy"
     MODEL_DELETED = "model.deleted"
@@ -47,6 +51,12 @@ MEANINGS: dict[EventKind, str] = {
     EventKind.VERSION_PROMOTED: "somebody let another version answer",
     EventKind.VERSION_ROLLED_BACK: "somebody went back to the version that answered before",
     EventKind.VERSION_RETIRED: "somebody took a version out of use",
+    EventKind.CANDIDATE_BEGAN: "a version is on trial beside the one that answers",
+    EventKind.CANDIDATE_CHANGED: "other callers see it, other bounds hold, or it is compared with "
+    "another version; `observed` is what was seen until then",
+    EventKind.CANDIDATE_PROMOTED: "the version on trial answers from now on, by its rule or by hand",
+    EventKind.CANDIDATE_TAKEN_BACK: "the trial ended without that: a bound was broken, a replica "
+    "could not load it, another version came, or somebody said so",
     EventKind.MODEL_BRANCHED: "a new model starts from a version of another one",
     EventKind.MODEL_POLICY: "somebody changed what a candidate must show",
     EventKind.MODEL_DELETED: "somebody deleted the model",
@@ -74,4 +84,5 @@ WORTH_A_MESSAGE = (
     EventKind.VERSION_PUBLISHED,
     EventKind.VERSION_PROMOTED,
     EventKind.VERSION_ROLLED_BACK,
+    EventKind.CANDIDATE_TAKEN_BACK,
 )

@@ -1,8 +1,8 @@
 """THE MAIN PATH of the control plane: look, compare, do the one next thing, forget.
 
-Each round, for each model that has work, one of: mirror the live pointer; put a published version
-in place; take the one job in flight (or else the oldest that waits) one step further. Everything it
-knows is in the database and in object storage: it can die at any line and start again anywhere.
+Each round, for each model that has work, one of: mirror the live pointer; judge the version on trial;
+put a published version in place; take the one job in flight (or else the oldest that waits) one step
+further. Everything it knows is in the database and in object storage: it can die at any line and start again anywhere.
 Truth, in this order: committed row > complete candidate in object storage > the launcher's word.
 """
 
@@ -19,11 +19,11 @@ from itertools import islice
 
 from service.control.bell import EVERYBODY
 from service.control.context import Context
-from service.control.models import promote
+from service.control.models import mirror, rollout
 from service.control.steps import attempts, publish
 from service.control.steps.watch import watch
-from service.database.queries import jobs, models, versions
-from service.database.rows import JobRecord, ModelRecord
+from service.database.queries import jobs, models, trials, versions
+from service.database.rows import JobRecord, ModelRecord, TrialRecord, VersionRecord
 from service.errors import DatabaseError, DatabaseUnavailable
 from service.launchers.port import LauncherError
 from service.states import JobState
@@ -48,6 +48,8 @@ _LONGEST_PAUSE_SECONDS = 30.0
 # However much happens, somebody else must get to the processor as well.
 _SHORTEST_PAUSE_SECONDS = 0.01
 _CHECKED_IN_A_ROUND = 50
+# Replicas tell what they have seen every few seconds.
+_BETWEEN_LOOKS_AT_A_TRIAL = timedelta(seconds=3)
 # Longer than any call to the launcher or a copy of a version should take.
 _HEALTHY_SECONDS = 120.0
 
@@ -75,6 +77,8 @@ class Reconciler:
         # Models whose live.json may not be what the database believes it is.
         self._unchecked: set[str] = set()
         self._has_listed_live = False
+        # When the trial of a model was judged last.
+        self._judged_at: dict[str, datetime] = {}
         self._last_tick = context.clock()
 
     def run(self, stop: threading.Event) -> None:
@@ -121,7 +125,7 @@ class Reconciler:
         now = self._context.clock()
         with self._context.database.read() as connection:
             if not self._has_listed_live:
-                self._unchecked.update(models.with_live_version(connection))
+                self._unchecked.update(models.with_pointer(connection))
                 self._has_listed_live = True
             leased = models.leased(connection, self._name, now)
         self._context.metrics.leases_held.set(len(leased))
@@ -158,24 +162,47 @@ class Reconciler:
         self._check_mirror(name)
         with self._context.database.read() as connection:
             model = models.find(connection, name)
+            trial = trials.running(connection, name)
             unstored = versions.oldest_unstored(connection, name)
             job = jobs.current(connection, name)
-        if model is None or model.deleted_at is not None or model.lease_owner != self._name:
+        if model is None or model.lease_owner != self._name:
             return
-        if model.mirrored_generation < model.live_generation:
+        if not model.is_mirrored:
             with self._context.metrics.step("mirror"):
-                self._mirror(model)
+                self._mirror(name)
+        elif model.deleted_at is None:
+            self._carry_on(model, trial, unstored, job)
+
+    def _carry_on(
+        self,
+        model: ModelRecord,
+        trial: TrialRecord | None,
+        unstored: VersionRecord | None,
+        job: JobRecord | None,
+    ) -> None:
+        """The one next thing, once the replicas know all that is decided."""
+        if trial is not None and self._may_judge(model.name):
+            with self._context.metrics.step("judge"):
+                rollout.look(self._context, trial)
         elif unstored is not None:
             with self._context.metrics.step("store", unstored.job):
                 publish.store_version(self._context, unstored)
         elif job is not None:
             self._step(job, model)
 
-    def _mirror(self, model: ModelRecord) -> None:
+    def _may_judge(self, name: str) -> bool:
+        """Not in each round: it reads the store, and the model's jobs must get on as well."""
+        now, before = self._context.clock(), self._judged_at.get(name)
+        if before is not None and now - before < _BETWEEN_LOOKS_AT_A_TRIAL:
+            return False
+        self._judged_at[name] = now
+        return True
+
+    def _mirror(self, name: str) -> None:
         """If this fails half-way, what was written may be older than what another one wrote."""
-        self._unchecked.add(model.name)
-        promote.mirror(self._context, model)
-        self._unchecked.discard(model.name)
+        self._unchecked.add(name)
+        mirror.mirror(self._context, name)
+        self._unchecked.discard(name)
 
     def _check_mirror(self, name: str) -> None:
         """Once per model after a start: another process may have died while it mirrored."""
@@ -184,7 +211,7 @@ class Reconciler:
         with self._context.database.read() as connection:
             model = models.find(connection, name)
         if model is not None:
-            promote.recheck_mirror(self._context, model)
+            mirror.recheck_mirror(self._context, model)
         self._unchecked.discard(name)
 
     def _step(self, job: JobRecord, model: ModelRecord) -> None:

@@ -11,9 +11,11 @@ from workers.contract.job import Progress
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
 from workers.contract.policy import GatePolicy
+from workers.contract.rollout import Observed, TrialPlan
 from workers.contract.version import Recall, VersionManifest
 
 PromotionKind = Literal["published", "promoted", "rolled_back"]
+TrialOutcome = Literal["promoted", "taken_back", "changed"]
 UploadState = Literal["open", "completing", "complete", "aborted"]
 
 
@@ -47,13 +49,20 @@ class ModelRecord:
     head: int
     live_version: int | None
     live_generation: int
-    mirrored_generation: int
+    live_revision: int
+    mirrored_revision: int
+    revised_at: datetime | None
     lease_owner: str | None
     lease_until: datetime | None
     branched_from: BranchPoint | None
     created_at: datetime
     deleted_at: datetime | None
     swept_at: datetime | None
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether live.json shows what is decided; before the first promotion there is none."""
+        return self.live_generation == 0 or self.mirrored_revision >= self.live_revision
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,24 @@ class PromotionRecord:
     reason: str
     actor: str
     created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """A version on trial, under one revision of live.json."""
+
+    model: str
+    revision: int
+    version: int
+    plan: TrialPlan
+    reason: str
+    actor: str
+    began_at: datetime
+    observed: Observed
+    ended_at: datetime | None = None
+    outcome: TrialOutcome | None = None
+    ended_because: str | None = None
+    swept_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from sqlalchemy import insert, update
 from service.database.engine import Database
 from service.database.queries import backlog, models
 from service.database.queries.backlog import Backlog, Standing
-from service.database.tables import datasets, jobs, promotions, versions
+from service.database.tables import datasets, jobs, versions
 from service.states import TERMINAL, JobState
 from workers.contract.model import ModelSpec
 
@@ -68,18 +68,8 @@ def add_version(database: Database, model: str, number: int, created_at: datetim
 
 
 def add_promotion(database: Database, model: str, generation: int, created_at: datetime) -> None:
-    row = {
-        "model": model,
-        "generation": generation,
-        "version": 1,
-        "kind": "published",
-        "reason": "published",
-        "actor": "reconciler",
-        "created_at": created_at,
-    }
     with database.write() as connection:
-        connection.execute(insert(promotions).values(**row))
-        models.set_live(connection, model, 1, generation)
+        models.set_live(connection, model, 1, generation, created_at)
 
 
 def read(database: Database) -> Backlog:
@@ -130,11 +120,27 @@ def test_the_newest_promotion_of_a_model_counts(database: Database) -> None:
     assert read(database).unmirrored_since is None
 
 
-def test_nobody_waits_for_a_deleted_model(database: Database) -> None:
+def test_other_news_of_the_pointer_count_as_well(database: Database) -> None:
+    add_model(database)
+    add_promotion(database, "scenes", 1, minutes_ago(60))
+    with database.write() as connection:
+        models.set_mirrored(connection, "scenes", 1)
+        models.revise(connection, "scenes", minutes_ago(2))
+    assert read(database).unmirrored_since == minutes_ago(2)
+
+
+def test_a_deleted_model_waits_for_its_pointer_to_go_alone(database: Database) -> None:
     add_model(database)
     add_version(database, "scenes", 1, minutes_ago(30))
     add_promotion(database, "scenes", 1, minutes_ago(30))
     with database.write() as connection:
-        models.set_deleted(connection, "scenes", NOW)
+        models.set_deleted(connection, "scenes", minutes_ago(1))
     found = read(database)
-    assert (found.unstored_since, found.unmirrored_since) == (None, None)
+    assert (found.unstored_since, found.unmirrored_since) == (None, minutes_ago(1))
+
+
+def test_a_model_that_was_never_promoted_has_no_pointer(database: Database) -> None:
+    add_model(database)
+    with database.write() as connection:
+        models.set_deleted(connection, "scenes", NOW)
+    assert read(database).unmirrored_since is None

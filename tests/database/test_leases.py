@@ -25,7 +25,7 @@ def busy(database: Database) -> Database:
     with database.write() as connection:
         for number in range(20):
             models.create(connection, f"m{number:02}", "default", SPEC, NOW)
-            models.set_live(connection, f"m{number:02}", 1, 1)
+            models.set_live(connection, f"m{number:02}", 1, 1, NOW)
     return database
 
 

@@ -7,8 +7,6 @@ import pytest
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.mortal import Death, Lifeline
-from workers.contract.version import LivePointer
-from workers.storage.versions import read_live
 
 
 def test_datasets_become_versions(tmp_path: Path, database_url: str) -> None:
@@ -18,7 +16,7 @@ def test_datasets_become_versions(tmp_path: Path, database_url: str) -> None:
         assert plane.run_to_end(plane.post_dataset(name)).state == JobState.PUBLISHED
     assert plane.client.put("/v1/models/scenes/live", json={"version": 1}).status_code == 200
     plane.tick()
-    assert read_live(plane.store, "scenes") == LivePointer(generation=3, version=1)
+    assert plane.answering() == (3, 1)
     plane.close()
 
 
@@ -34,5 +32,5 @@ def test_a_death_leaves_one_version(tmp_path: Path, database_url: str, dies_at: 
     plane.reconciler = healthy
     plane.run_to_end(job)
     assert [version.job for version in plane.versions()] == [job]
-    assert read_live(plane.store, "scenes") == LivePointer(generation=1, version=1)
+    assert plane.answering() == (1, 1)
     plane.close()

@@ -23,6 +23,7 @@ from tests.fakes.launcher import FakeLauncher
 from tests.fakes.mortal import Lifeline, MortalDatabase, MortalLauncher, MortalStore
 from tests.fakes.trainer import train
 from workers.storage.local import LocalStore
+from workers.storage.versions import read_live
 
 SPEC = {
     "width": 8,
@@ -149,6 +150,11 @@ class ControlPlane:
             found = models.find(connection, name)
         assert found is not None
         return found
+
+    def answering(self, model: str = "scenes") -> tuple[int, int] | None:
+        """Generation and version that live.json shows."""
+        pointer = read_live(self.store, model)
+        return pointer and (pointer.generation, pointer.version)
 
     def versions(self, model: str = "scenes") -> list[VersionRecord]:
         """The rows."""

@@ -36,7 +36,7 @@ def is_quiet(world: World) -> bool:
     """Whether nothing is left to do."""
     with world.database.read() as connection:
         for model in models.page(connection, None, None, 10):
-            if model.mirrored_generation < model.live_generation:
+            if not model.is_mirrored:
                 return False
             if versions.oldest_unstored(connection, model.name) is not None:
                 return False

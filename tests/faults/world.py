@@ -23,7 +23,7 @@ from service.control.data.intake import Intake, NewDataset, accept_dataset
 from service.control.interventions import Word
 from service.control.models import branch, promote
 from service.control.models.policy import set_policy
-from service.control.models.promote import Wish
+from service.control.models.wish import Wish
 from service.control.validation.validations import Validations
 from service.database.engine import Database, open_database
 from service.database.queries import jobs

@@ -168,5 +168,5 @@ class Observed(Frozen):
 
     @property
     def error_share(self) -> float:
-        """Of the requests that were the candidate's to answer, those that it failed."""
-        return self.failed / max(1, self.answered + self.failed)
+        """Of all requests: what fails in shadow would fail as an answer as well."""
+        return self.failed / max(1, self.requests)

@@ -112,6 +112,11 @@ def write_live(store: ObjectStore, model: str, pointer: LivePointer) -> None:
     store.put(layout.live_pointer(model), pointer.model_dump_json().encode())
 
 
+def remove_live(store: ObjectStore, model: str) -> None:
+    """Of a model that was deleted: replicas drop it."""
+    store.delete(layout.live_pointer(model))
+
+
 def _parse(store: ObjectStore, key: str) -> VersionManifest:
     return _parsed(VersionManifest.model_validate_json, store.read(key), key)
 

@@ -29,7 +29,8 @@ from service.api.schemas import (
 )
 from service.control.lookup import get_model, get_version
 from service.control.models import remove
-from service.control.models.promote import Wish, choose, roll_back
+from service.control.models.promote import choose, roll_back
+from service.control.models.wish import Wish
 from service.database.queries import versions
 from service.database.rows import AnswerRecord
 from service.errors import NotFound
@@ -102,9 +103,9 @@ def put_live(
     """Promote a version. It answers once the replicas have followed."""
     wish = Wish(principal, body.reason or "promoted by a user", context.clock(), seen)
     with context.database.write() as connection:
-        pointer = choose(connection, model, body.version, wish)
-    response.headers.update(etag(pointer.generation))
-    return LiveView(version=pointer.version, generation=pointer.generation)
+        live = choose(connection, model, body.version, wish)
+    response.headers.update(etag(live.generation))
+    return LiveView(version=live.version, generation=live.generation)
 
 
 @router.post("/rollback", response_model=LiveView)
@@ -120,8 +121,8 @@ def post_rollback(
     wish = Wish(principal, body.reason or "rolled back by a user", context.clock(), seen)
 
     def effect(connection: Connection) -> AnswerRecord:
-        pointer = roll_back(connection, model, wish)
-        view = LiveView(version=pointer.version, generation=pointer.generation)
+        live = roll_back(connection, model, wish)
+        view = LiveView(version=live.version, generation=live.generation)
         return record(key, 200, view)
 
     response = answer(context, key, effect)

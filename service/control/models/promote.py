@@ -1,7 +1,8 @@
-"""Which version answers: decided in the database, then mirrored to object storage.
+"""Which version answers: decided in the database; `mirror` shows it to the replicas.
 
-A new version always becomes the live one, also when a user had rolled back before: the dataset was
-posted to be answered with. Who wants to keep an older version rolls back again; the history tells.
+A new version becomes the live one, also when a user had rolled back before: the dataset was posted to
+be answered with. Who wants to keep an older version rolls back again; the history tells. Where the
+model's policy says so, a new version is put on trial instead.
 
 Each promotion knows the one that it returns to. A roll back goes there, and returns from then on to
 where that one returned: rolling back twice goes back twice, and never forth again.
@@ -12,116 +13,81 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from service.control.context import Context
-from service.control.lookup import get_model, get_version
+from service.control.models import trials
+from service.control.models.wish import Wish, as_seen, that_can_answer
 from service.database.queries import events, models, versions
 from service.database.rows import (
     Happening,
     ModelRecord,
     PromotionKind,
     PromotionRecord,
+    TrialRecord,
     VersionRecord,
 )
-from service.errors import Conflict, PreconditionFailed
-from service.principal import RECONCILER, Principal
-from workers.contract.errors import InvalidVersion
-from workers.contract.version import LivePointer
-from workers.storage.versions import read_live, write_live
+from service.errors import Conflict
+from service.principal import RECONCILER
+from workers.contract.rollout import TrialPlan
 
 
 @dataclass(frozen=True)
-class Wish:
-    """Who wants another version to answer, why, and which generation they had seen (if they say)."""
+class Live:
+    """Which version answers, and since how many promotions."""
 
-    principal: Principal
-    reason: str
-    now: datetime
-    seen_generation: int | None = None
+    version: int
+    generation: int
 
 
-def choose(connection: Connection, model: str, version: int, wish: Wish) -> LivePointer:
+def choose(connection: Connection, model: str, version: int, wish: Wish) -> Live:
     """A user promotes a version. Raises NotFound, PreconditionFailed, and Conflict if it cannot.
 
     Choosing the version that answers already changes nothing.
     """
-    current = _as_seen(connection, model, wish)
-    found = _that_can_answer(connection, model, version, wish.principal)
+    current = as_seen(connection, model, wish)
+    found = that_can_answer(connection, model, version, wish.principal)
     if current.live_version == version:
-        return LivePointer(generation=current.live_generation, version=version)
+        return Live(version, current.live_generation)
     return _move_live(connection, current, found, "promoted", wish)
 
 
-def roll_back(connection: Connection, model: str, wish: Wish) -> LivePointer:
+def roll_back(connection: Connection, model: str, wish: Wish) -> Live:
     """Back to the version that was promoted before the one that answers.
 
     Raises NotFound, PreconditionFailed, and Conflict where there is none.
     """
-    current = _as_seen(connection, model, wish)
+    current = as_seen(connection, model, wish)
     now = versions.promotion(connection, model, current.live_generation)
     if now is None or now.returns_to is None:
         raise Conflict(f"model {model!r} has no earlier promotion to return to")
     then = versions.promotion(connection, model, now.returns_to)
     if then is None:
         raise RuntimeError(f"model {model!r} has no promotion {now.returns_to}")
-    found = _that_can_answer(connection, model, then.version, wish.principal)
+    found = that_can_answer(connection, model, then.version, wish.principal)
     return _move_live(connection, current, found, "rolled_back", wish, then.returns_to)
 
 
-def promote_published(connection: Connection, version: VersionRecord, now: datetime) -> None:
-    """A new version answers as soon as its files are in place."""
+def begin_published(connection: Connection, version: VersionRecord, now: datetime) -> bool:
+    """A new version's files are in place: it answers, or is tried, as the policy says.
+
+    Whether it answers. Before the first version there is nothing to try one against.
+    """
     current = models.lock(connection, version.model)
-    if current is not None:
-        wish = Wish(RECONCILER, "published", now)
-        _move_live(connection, current, version, "published", wish)
+    if current is None:
+        return False
+    wish, policy = Wish(RECONCILER, "published", now), current.policy.rollout
+    if policy.publish_as == "candidate" and current.live_version is not None:
+        plan = TrialPlan.model_validate(policy.model_dump(exclude={"publish_as"}))
+        trials.begin(connection, current, version, plan, wish)
+        return False
+    _move_live(connection, current, version, "published", wish)
+    return True
 
 
-def mirror(context: Context, model: ModelRecord) -> None:
-    """Show the replicas what the database says."""
-    if model.live_version is None:
-        return
-    pointer = LivePointer(generation=model.live_generation, version=model.live_version)
-    write_live(context.store, model.name, pointer)
-    with context.database.write() as connection:
-        if models.set_mirrored(connection, model.name, pointer.generation):
-            return
-        now = get_model(connection, model.name, RECONCILER)
-        if now.live_generation != pointer.generation:
-            # Somebody mirrored a later generation meanwhile, and this write may have come after.
-            models.forget_mirrored(connection, model.name)
-
-
-def recheck_mirror(context: Context, model: ModelRecord) -> None:
-    """After a start: is live.json what the database believes it is? If not, mirror again."""
-    try:
-        pointer = read_live(context.store, model.name)
-    except InvalidVersion:
-        pointer = None
-    if pointer is None or pointer.generation < model.mirrored_generation:
-        with context.database.write() as connection:
-            models.forget_mirrored(connection, model.name)
-
-
-def _as_seen(connection: Connection, model: str, wish: Wish) -> ModelRecord:
-    """The model, locked, if it still is as the wish has seen it."""
-    models.lock(connection, model)
-    current = get_model(connection, model, wish.principal)
-    if wish.seen_generation is not None and wish.seen_generation != current.live_generation:
-        raise PreconditionFailed(
-            f"generation {current.live_generation} of {model!r} answers (version "
-            f"{current.live_version}), not generation {wish.seen_generation}; read it again"
-        )
-    return current
-
-
-def _that_can_answer(
-    connection: Connection, model: str, version: int, principal: Principal
-) -> VersionRecord:
-    found = get_version(connection, model, version, principal)
-    if found.stored_at is None:
-        raise Conflict(f"version {version} of {model!r} is still being stored; try again shortly")
-    if found.retired_at is not None:
-        raise Conflict(f"version {version} of {model!r} was retired and cannot answer any more")
-    return found
+def promote_candidate(
+    connection: Connection, model: ModelRecord, trial: TrialRecord, wish: Wish
+) -> None:
+    """The version on trial has shown what it must; with the model locked."""
+    found = that_can_answer(connection, model.name, trial.version, wish.principal)
+    _move_live(connection, model, found, "promoted", wish)
 
 
 def _move_live(
@@ -131,7 +97,7 @@ def _move_live(
     kind: PromotionKind,
     wish: Wish,
     returns_to: int | None = None,
-) -> LivePointer:
+) -> Live:
     """Let the version answer, under the next generation, and remember who wanted it and why."""
     generation = model.live_generation + 1
     if kind != "rolled_back":
@@ -148,7 +114,8 @@ def _move_live(
         created_at=wish.now,
     )
     versions.add_promotion(connection, promotion)
-    models.set_live(connection, model.name, version.number, generation)
+    trials.follow_live(connection, model, version, kind, wish)
+    models.set_live(connection, model.name, version.number, generation, wish.now)
     # Its job stands among the details: the life of that job had ended when it was published.
     told = {
         "generation": generation,
@@ -165,4 +132,4 @@ def _move_live(
         data=told,
     )
     events.tell(connection, happening, wish.now)
-    return LivePointer(generation=generation, version=version.number)
+    return Live(version.number, generation)

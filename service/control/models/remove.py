@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from service.control.lookup import get_dataset, get_model, get_version
-from service.database.queries import datasets, events, jobs, models, versions
+from service.database.queries import datasets, events, jobs, models, trials, versions
 from service.database.rows import Happening
 from service.errors import Conflict
 from service.principal import Principal
@@ -18,6 +18,9 @@ def delete_model(connection: Connection, name: str, principal: Principal, now: d
     model = get_model(connection, name, principal)
     if jobs.has_open(connection, name):
         raise Conflict(f"a job of model {name!r} has not ended; cancel it first")
+    trial = trials.running(connection, name)
+    if trial is not None:
+        trials.end(connection, trial, "taken_back", "the model was deleted", now)
     models.set_deleted(connection, name, now)
     told = {"actor": principal.name}
     happening = Happening(kind="model.deleted", owner=model.owner, model=name, data=told)
@@ -27,7 +30,7 @@ def delete_model(connection: Connection, name: str, principal: Principal, now: d
 def retire_version(
     connection: Connection, name: str, number: int, principal: Principal, now: datetime
 ) -> None:
-    """Raises NotFound, and Conflict for the newest version and the one that answers."""
+    """Raises NotFound, and Conflict for the newest version, and those that answer or are tried."""
     models.lock(connection, name)
     model = get_model(connection, name, principal)
     version = get_version(connection, name, number, principal)
@@ -35,9 +38,13 @@ def retire_version(
         raise Conflict(f"version {number} is the newest of {name!r}: the next one grows from it")
     if number == model.live_version:
         raise Conflict(f"version {number} of {name!r} answers; promote another one first")
+    trial = trials.running(connection, name)
+    if trial is not None and trial.version == number:
+        raise Conflict(f"version {number} of {name!r} is on trial; take it back first")
     if version.retired_at is not None:
         return
     versions.set_retired(connection, name, number, now)
+    models.revise(connection, name, now)
     told = {"actor": principal.name}
     happening = Happening(
         kind="version.retired", owner=model.owner, model=name, version=number, data=told

@@ -41,7 +41,7 @@ def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
 
 
 def store_version(context: Context, version: VersionRecord) -> None:
-    """Put the files of a published version in place, then let it answer."""
+    """Put the files of a published version in place, then let it answer, or be tried."""
     if version.copied_from is None:
         publish_files(context.store, version.manifest)
     else:
@@ -50,11 +50,10 @@ def store_version(context: Context, version: VersionRecord) -> None:
     with context.database.write() as connection:
         if not versions.set_stored(connection, version.model, version.number, now):
             return
-        if version.retired_at is None:
-            promote.promote_published(connection, version, now)
+        answers = version.retired_at is None and promote.begin_published(connection, version, now)
         job = None if version.job is None else jobs.find(connection, version.job)
     context.metrics.stages.labels("storing").observe((now - version.created_at).total_seconds())
-    if job is not None:
+    if job is not None and answers:
         context.metrics.post_to_live.observe((now - job.created_at).total_seconds())
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import Connection, func, select
 
-from service.database.tables import jobs, models, promotions, versions
+from service.database.queries.models import is_unmirrored
+from service.database.tables import jobs, models, versions
 from service.states import IN_FLIGHT, JobState
 
 _OPEN = (JobState.QUEUED, *sorted(IN_FLIGHT))
@@ -66,17 +67,7 @@ def _unstored_since(connection: Connection) -> datetime | None:
 
 
 def _unmirrored_since(connection: Connection) -> datetime | None:
-    """Since when a version should answer that live.json does not show."""
-    newest = and_(
-        promotions.c.model == models.c.name, promotions.c.generation == models.c.live_generation
-    )
-    query = (
-        select(func.min(promotions.c.created_at))
-        .join(models, newest)
-        .where(
-            models.c.mirrored_generation < models.c.live_generation,
-            models.c.deleted_at.is_(None),
-        )
-    )
+    """Since when something is decided that live.json does not show."""
+    query = select(func.min(models.c.revised_at)).where(is_unmirrored())
     found: datetime | None = connection.execute(query).scalar()
     return found

@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, or_, select, update
 
 from service.database.rows import BranchPoint, ModelRecord
-from service.database.tables import jobs, models, versions
+from service.database.tables import jobs, models, trials, versions
 from workers.contract.model import ModelSpec
 from workers.contract.policy import GatePolicy
 
@@ -32,7 +32,8 @@ def create(
             policy_revision=1,
             head=branch.version if branch else 0,
             live_generation=0,
-            mirrored_generation=0,
+            live_revision=0,
+            mirrored_revision=0,
             branched_from=asdict(branch) if branch else None,
             created_at=now,
         )
@@ -74,9 +75,9 @@ def page(
     return [_record(row) for row in connection.execute(query.limit(limit)).mappings()]
 
 
-def with_live_version(connection: Connection) -> list[str]:
-    """Names of models that have ever been promoted and were not deleted."""
-    query = select(models.c.name).where(models.c.live_generation > 0, models.c.deleted_at.is_(None))
+def with_pointer(connection: Connection) -> list[str]:
+    """Names of models that have a live.json, or should have none any more."""
+    query = select(models.c.name).where(models.c.live_generation > 0, models.c.swept_at.is_(None))
     return list(connection.scalars(query.order_by(models.c.name)))
 
 
@@ -133,28 +134,35 @@ def advance_head(connection: Connection, name: str, parent: int | None, version:
     return connection.execute(statement).rowcount == 1
 
 
-def set_live(connection: Connection, name: str, version: int, generation: int) -> None:
+def set_live(
+    connection: Connection, name: str, version: int, generation: int, now: datetime
+) -> None:
     """Which version answers; call it with the model locked."""
     connection.execute(
         update(models)
         .where(models.c.name == name)
-        .values(live_version=version, live_generation=generation)
+        .values(live_version=version, live_generation=generation, **_next_revision(now))
     )
 
 
-def set_mirrored(connection: Connection, name: str, generation: int) -> bool:
-    """live.json shows this generation. False if somebody has mirrored that or a later one."""
+def revise(connection: Connection, name: str, now: datetime) -> None:
+    """live.json has something else to tell, under the next revision; with the model locked."""
+    connection.execute(update(models).where(models.c.name == name).values(_next_revision(now)))
+
+
+def set_mirrored(connection: Connection, name: str, revision: int) -> bool:
+    """live.json shows this revision. False if somebody has mirrored that or a later one."""
     statement = (
         update(models)
-        .where(models.c.name == name, models.c.mirrored_generation < generation)
-        .values(mirrored_generation=generation)
+        .where(models.c.name == name, models.c.mirrored_revision < revision)
+        .values(mirrored_revision=revision)
     )
     return connection.execute(statement).rowcount == 1
 
 
 def forget_mirrored(connection: Connection, name: str) -> None:
     """live.json may show anything: mirror again."""
-    connection.execute(update(models).where(models.c.name == name).values(mirrored_generation=0))
+    connection.execute(update(models).where(models.c.name == name).values(mirrored_revision=0))
 
 
 def set_policy(connection: Connection, name: str, policy: GatePolicy, seen_revision: int) -> bool:
@@ -168,14 +176,21 @@ def set_policy(connection: Connection, name: str, policy: GatePolicy, seen_revis
 
 
 def set_deleted(connection: Connection, name: str, now: datetime) -> None:
-    """It is gone for everybody; its name is not given again."""
-    connection.execute(update(models).where(models.c.name == name).values(deleted_at=now))
+    """It is gone for everybody; its name is not given again. Its live.json is to go as well."""
+    connection.execute(
+        update(models).where(models.c.name == name).values(deleted_at=now, **_next_revision(now))
+    )
+
+
+def _next_revision(now: datetime) -> dict[str, object]:
+    return {"live_revision": models.c.live_revision + 1, "revised_at": now}
 
 
 def _has_work() -> ColumnElement[bool]:
-    """An unfinished job, a version to store or a pointer to mirror.
+    """A pointer to mirror; an unfinished job, a version to store, or one that is on trial.
 
-    Each is a look into an index of the few rows that matter: the finished ones cost nothing.
+    Each is a look into an index of the few rows that matter: the finished ones cost nothing. Of a
+    deleted model, the pointer is what is left to do.
     """
     unfinished = select(jobs.c.id).where(
         jobs.c.model == models.c.name, jobs.c.finished_at.is_(None)
@@ -183,10 +198,16 @@ def _has_work() -> ColumnElement[bool]:
     unstored = select(versions.c.number).where(
         versions.c.model == models.c.name, versions.c.stored_at.is_(None)
     )
-    unmirrored = models.c.mirrored_generation < models.c.live_generation
-    return and_(
-        models.c.deleted_at.is_(None), or_(unmirrored, unfinished.exists(), unstored.exists())
+    on_trial = select(trials.c.model).where(
+        trials.c.model == models.c.name, trials.c.ended_at.is_(None)
     )
+    in_the_works = or_(unfinished.exists(), unstored.exists(), on_trial.exists())
+    return or_(is_unmirrored(), and_(models.c.deleted_at.is_(None), in_the_works))
+
+
+def is_unmirrored() -> ColumnElement[bool]:
+    """What `ModelRecord.is_mirrored` denies."""
+    return and_(models.c.live_generation > 0, models.c.mirrored_revision < models.c.live_revision)
 
 
 def _is_free(service: str, now: datetime, renew_before: datetime) -> ColumnElement[bool]:

@@ -100,6 +100,14 @@ def set_retired(connection: Connection, model: str, number: int, now: datetime) 
     )
 
 
+def retired(connection: Connection, model: str) -> tuple[int, ...]:
+    """Numbers of those that answer no more."""
+    query = select(versions.c.number).where(
+        versions.c.model == model, versions.c.retired_at.is_not(None)
+    )
+    return tuple(connection.scalars(query.order_by(versions.c.number)))
+
+
 def evaluations(
     connection: Connection, model: str, up_to: int
 ) -> list[tuple[int, str, dict[str, Recall]]]:

@@ -4,9 +4,8 @@ from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import report_progress, train
 from workers.contract.job import JobSpec
-from workers.contract.version import LivePointer
 from workers.storage import layout
-from workers.storage.versions import read_live, read_version
+from workers.storage.versions import read_version
 
 
 def test_a_dataset_becomes_one_live_version(plane: ControlPlane) -> None:
@@ -14,7 +13,7 @@ def test_a_dataset_becomes_one_live_version(plane: ControlPlane) -> None:
     assert plane.run_to_end(job).state == JobState.PUBLISHED
     (version,) = plane.versions()
     assert (version.number, version.parent, version.job) == (1, None, job)
-    assert read_live(plane.store, "scenes") == LivePointer(generation=1, version=1)
+    assert plane.answering() == (1, 1)
     assert read_version(plane.store, "scenes", 1) == version.manifest
 
 
@@ -37,7 +36,7 @@ def test_the_second_version_grows_from_the_first(plane: ControlPlane) -> None:
     plane.run_to_end(second)
     assert [version.parent for version in plane.versions()] == [None, 1]
     assert len(plane.versions()[1].manifest.learned) == 2
-    assert read_live(plane.store, "scenes") == LivePointer(generation=2, version=2)
+    assert plane.answering() == (2, 2)
 
 
 def test_one_job_of_a_model_is_in_flight(plane: ControlPlane) -> None:

@@ -37,6 +37,9 @@ def make_things(plane: ControlPlane, holder: Holder, model: str) -> dict[str, st
     plane.create_model(model)
     job = plane.post_dataset("closed", model)
     plane.run_to_end(job)
+    plane.run_to_end(plane.post_dataset("another", model))
+    trial = {"version": 1, "share": 0.1}
+    assert holder.put(f"/v1/models/{model}/candidate", json=trial).status_code == 200
     asked = {"pair": {"first": "image", "second": "text"}, "shards": [plane.shard(f"{model}-p")]}
     posted = {
         "dataset": ("/v1/datasets", plane.dataset_body("open", model, sealed=False)),

@@ -1,7 +1,6 @@
-"""The tables, as the newest migration leaves them; a test compares the two."""
+"""What is learned: models, their datasets, jobs and versions, and which version answers."""
 
 from sqlalchemy import (
-    BigInteger,
     Boolean,
     Column,
     ForeignKey,
@@ -14,14 +13,7 @@ from sqlalchemy import (
     column,
 )
 
-from service.database.columns import (
-    Counter,
-    UtcDateTime,
-    Words,
-    index_of_some,
-    json_column,
-    metadata,
-)
+from service.database.columns import UtcDateTime, Words, index_of_some, json_column, metadata
 
 # `sequence` columns keep the order of arrival; the ids are what the world sees. `owner` is the
 # tenant: it stands in each table that is listed by itself.
@@ -37,9 +29,13 @@ models = Table(
     # Number of the newest version; 0 before the first. Publishing is a compare-and-set on it.
     Column("head", Integer, nullable=False),
     Column("live_version", Integer, nullable=True),
-    # Grows with each promotion; `mirrored_generation` is the one that live.json shows.
+    # Grows with each promotion.
     Column("live_generation", Integer, nullable=False),
-    Column("mirrored_generation", Integer, nullable=False),
+    # Grows with each change of anything that live.json tells, at that moment; `mirrored_revision` is
+    # the one that it shows.
+    Column("live_revision", Integer, nullable=False),
+    Column("mirrored_revision", Integer, nullable=False),
+    Column("revised_at", UtcDateTime, nullable=True),
     # Which service looks after the model, and until when. It saves work; the fence keeps order.
     Column("lease_owner", String(64), nullable=True),
     Column("lease_until", UtcDateTime, nullable=True),
@@ -157,139 +153,38 @@ promotions = Table(
     Column("created_at", UtcDateTime, nullable=False),
 )
 
-answers = Table(
-    "idempotency",
+# Versions on trial beside the one that answers. Whatever is observed lies under the revision of
+# live.json, so a trial that is changed ends here and begins anew under the next one.
+trials = Table(
+    "trials",
     metadata,
-    Column("owner", String(64), primary_key=True),
-    Column("key", String(255), primary_key=True),
-    Column("route", String(255), primary_key=True),
-    Column("fingerprint", String(64), nullable=False),
-    # Null while the request is being answered.
-    Column("status", Integer, nullable=True),
-    Column("location", String(255), nullable=True),
-    json_column("body", nullable=True),
-    Column("created_at", UtcDateTime, nullable=False, index=True),
-)
-
-events = Table(
-    "events",
-    metadata,
-    Column("sequence", Counter, primary_key=True, autoincrement=True),
-    # Its place for listeners; null until it is numbered (`service.database.queries.events.number`).
-    Column("position", BigInteger, nullable=True, unique=True),
-    Column("owner", String(64), nullable=False),
-    Column("kind", String(32), nullable=False),
-    Column("model", String(48), nullable=False),
-    Column("dataset", String(32), nullable=True),
-    Column("job", String(32), nullable=True),
-    Column("version", Integer, nullable=True),
-    json_column("data", nullable=False),
-    Column("created_at", UtcDateTime, nullable=False, index=True),
-    Index(None, "owner", "position"),
-    Index(None, "model", "position"),
-    Index(None, "job", "position"),
-)
-
-# One row. Whoever numbers events holds it; it only grows, also when old events are removed.
-event_positions = Table(
-    "event_positions",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("newest", BigInteger, nullable=False),
-)
-
-api_keys = Table(
-    "api_keys",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("owner", String(64), nullable=False, index=True),
-    Column("name", String(64), nullable=False),
-    json_column("scopes", nullable=False),
-    Column("secret_sha256", String(64), nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("created_by", String(128), nullable=False),
-    Column("expires_at", UtcDateTime, nullable=True),
-    Column("revoked_at", UtcDateTime, nullable=True),
-    Column("last_used_at", UtcDateTime, nullable=True),
-)
-
-uploads = Table(
-    "uploads",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("owner", String(64), nullable=False, index=True),
-    Column("filename", String(128), nullable=False),
-    Column("bytes", BigInteger, nullable=False),
-    Column("sha256", String(64), nullable=True),
-    # The client writes to object storage itself, through a signed address.
-    Column("direct", Boolean, nullable=False),
-    Column("state", String(16), nullable=False),
-    # The fence of completing: each attempt has the next number, and writes a file of its own.
-    Column("attempt", Integer, nullable=False),
-    # Until when the present attempt keeps others from trying.
-    Column("lease_until", UtcDateTime, nullable=True),
-    Column("created_at", UtcDateTime, nullable=False, index=True),
-    Column("completed_at", UtcDateTime, nullable=True),
-)
-
-upload_parts = Table(
-    "upload_parts",
-    metadata,
-    Column("upload", String(32), ForeignKey("uploads.id"), primary_key=True),
-    Column("number", Integer, primary_key=True),
-    Column("bytes", BigInteger, nullable=False),
-    Column("sha256", String(64), nullable=False),
-)
-
-# Which datasets name an upload: it is kept while one of them may still be read.
-upload_uses = Table(
-    "upload_uses",
-    metadata,
-    Column("upload", String(32), ForeignKey("uploads.id"), primary_key=True),
-    Column("dataset", String(32), ForeignKey("datasets.id"), primary_key=True, index=True),
-)
-
-webhooks = Table(
-    "webhooks",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("owner", String(64), nullable=False, index=True),
-    Column("url", String(1024), nullable=False),
-    # In the clear, because every delivery is signed with it.
-    Column("secret", String(128), nullable=False),
-    json_column("kinds", nullable=False),
-    Column("model", String(48), nullable=True),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("disabled_at", UtcDateTime, nullable=True),
-    Column("disabled_reason", Words, nullable=True),
-    # Since when every attempt has failed, and until when it is left alone for that.
-    Column("failing_since", UtcDateTime, nullable=True),
-    Column("rests_until", UtcDateTime, nullable=True),
-    # Who sends to it at the moment: one at a time.
-    Column("lease_owner", String(64), nullable=True),
-    Column("lease_until", UtcDateTime, nullable=True),
-)
-
-deliveries = Table(
-    "deliveries",
-    metadata,
-    Column("sequence", Counter, primary_key=True, autoincrement=True),
-    Column("id", String(32), nullable=False, unique=True),
-    Column("webhook", String(32), ForeignKey("webhooks.id"), nullable=False),
-    json_column("payload", nullable=False),
-    Column("attempts", Integer, nullable=False),
-    Column("next_at", UtcDateTime, nullable=False),
-    Column("status", Integer, nullable=True),
-    Column("error", Words, nullable=True),
-    Column("created_at", UtcDateTime, nullable=False, index=True),
-    Column("delivered_at", UtcDateTime, nullable=True),
-    Column("failed_at", UtcDateTime, nullable=True),
-    Index(None, "webhook", "sequence"),
+    Column("model", String(48), ForeignKey("models.name"), primary_key=True),
+    Column("revision", Integer, primary_key=True),
+    Column("version", Integer, nullable=False),
+    # TrialPlan: share, shadow, rule.
+    json_column("plan", nullable=False),
+    Column("reason", Words, nullable=False),
+    Column("actor", String(128), nullable=False),
+    # When the version came on trial, whatever was changed since.
+    Column("began_at", UtcDateTime, nullable=False),
+    # Observed: the sum of what the replicas have told.
+    json_column("observed", nullable=False),
+    Column("ended_at", UtcDateTime, nullable=True),
+    Column("outcome", String(16), nullable=True),
+    Column("ended_because", Words, nullable=True),
+    # When what the replicas had written was removed.
+    Column("swept_at", UtcDateTime, nullable=True),
+    Index(
+        "ix_trials_open",
+        "model",
+        unique=True,
+        sqlite_where=column("ended_at").is_(None),
+        postgresql_where=column("ended_at").is_(None),
+    ),
     index_of_some(
-        "ix_deliveries_due",
-        and_(column("delivered_at").is_(None), column("failed_at").is_(None)),
-        "webhook",
-        "next_at",
+        "ix_trials_unswept",
+        and_(column("ended_at").is_not(None), column("swept_at").is_(None)),
+        "ended_at",
     ),
 )
 
@@ -313,21 +208,4 @@ preflights = Table(
     Column("started_at", UtcDateTime, nullable=True),
     Column("finished_at", UtcDateTime, nullable=True, index=True),
     index_of_some("ix_preflights_open", column("finished_at").is_(None), "model", "sequence"),
-)
-
-# Work that one service at a time does for all.
-leases = Table(
-    "leases",
-    metadata,
-    Column("name", String(64), primary_key=True),
-    Column("owner", String(64), nullable=False),
-    Column("until", UtcDateTime, nullable=False),
-)
-
-# Folders in object storage that no row speaks of, since when they were seen.
-orphans = Table(
-    "orphans",
-    metadata,
-    Column("folder", String(255), primary_key=True),
-    Column("seen_at", UtcDateTime, nullable=False),
 )

@@ -1,0 +1,37 @@
+"""The tables, as the newest migration leaves them; a test compares the two."""
+
+from service.database.columns import metadata
+from service.database.tables.asking import answers, api_keys, upload_parts, upload_uses, uploads
+from service.database.tables.learning import (
+    datasets,
+    jobs,
+    models,
+    preflights,
+    promotions,
+    trials,
+    versions,
+)
+from service.database.tables.sweeping import leases, orphans
+from service.database.tables.telling import deliveries, event_positions, events, webhooks
+
+__all__ = [
+    "answers",
+    "api_keys",
+    "datasets",
+    "deliveries",
+    "event_positions",
+    "events",
+    "jobs",
+    "leases",
+    "metadata",
+    "models",
+    "orphans",
+    "preflights",
+    "promotions",
+    "trials",
+    "upload_parts",
+    "upload_uses",
+    "uploads",
+    "versions",
+    "webhooks",
+]

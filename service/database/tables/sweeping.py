@@ -1,0 +1,22 @@
+"""What services tell each other: who does what at the moment, and what they have noticed."""
+
+from sqlalchemy import Column, String, Table
+
+from service.database.columns import UtcDateTime, metadata
+
+# Work that one service at a time does for all.
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("until", UtcDateTime, nullable=False),
+)
+
+# Folders in object storage that no row speaks of, since when they were seen.
+orphans = Table(
+    "orphans",
+    metadata,
+    Column("folder", String(255), primary_key=True),
+    Column("seen_at", UtcDateTime, nullable=False),
+)
