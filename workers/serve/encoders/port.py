@@ -5,11 +5,10 @@ Shapes: B items, F width of the raw feature.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
+from workers.serve.encoders.spec import RawKind
 from workers.serve.versions.loading import Float32Array
-
-RawKind = Literal["text", "bytes"]
 
 
 class EncoderUnavailable(Exception):

@@ -1,0 +1,119 @@
+"""The encoders as a replica of the endpoint sees them: bounds first, then a hop to each one's process.
+
+Shapes: B items, F width of the raw feature.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from workers.serve.encoders.frozen import Encoded, Unreadable
+from workers.serve.encoders.port import EncoderInfo, EncoderUnavailable, UnreadableItem
+from workers.serve.encoders.spec import EncoderSpec
+from workers.serve.versions.loading import Float32Array
+
+# One that is encoded and one that waits for it, for each process.
+_PARTS_AT_ONCE = 2
+
+# The hop: at most `max_batch` items, and what became of them. Raises EncoderUnavailable.
+Ask = Callable[[Sequence[str | bytes]], Awaitable[Encoded]]
+
+
+class EncoderClients:
+    """`Encoders` by means of processes of their own."""
+
+    def __init__(self, specs: Sequence[EncoderSpec], asks: Mapping[str, Ask]) -> None:
+        """`asks`: how each modality's encoder is reached."""
+        self._clients = {spec.modality: _Client(spec, asks[spec.modality]) for spec in specs}
+
+    @property
+    def infos(self) -> Mapping[str, EncoderInfo]:
+        """By modality."""
+        return {modality: client.info for modality, client in self._clients.items()}
+
+    async def encode(self, modality: str, raw: Sequence[str | bytes]) -> Float32Array:
+        """Features (B × F). Raises KeyError, UnreadableItem, EncoderUnavailable."""
+        return await self._clients[modality].encode(raw)
+
+
+class _Client:
+    """One encoder."""
+
+    def __init__(self, spec: EncoderSpec, ask: Ask) -> None:
+        self.info = EncoderInfo(name=spec.name, raw=spec.raw, width=spec.width)
+        self._spec = spec
+        self._ask = ask
+        self._queued = 0
+
+    async def encode(self, raw: Sequence[str | bytes]) -> Float32Array:
+        for index, item in enumerate(raw):
+            _check(index, item, self._spec)
+        with self._room_for(len(raw)):
+            parts = await self._in_parts(raw)
+        return np.concatenate([np.empty((0, self._spec.width), np.float32), *parts])
+
+    @contextmanager
+    def _room_for(self, items: int) -> Iterator[None]:
+        if self._queued + items > self._spec.max_queued:
+            raise EncoderUnavailable(
+                f"the encoder of {self._spec.modality!r} has {self._queued} items waiting, and "
+                f"{items} more are over its limit of {self._spec.max_queued}"
+            )
+        self._queued += items
+        try:
+            yield
+        finally:
+            self._queued -= items
+
+    async def _in_parts(self, raw: Sequence[str | bytes]) -> list[Float32Array]:
+        """A part is a pass. Few at a time, so that smaller requests come between."""
+        size = self._spec.max_batch
+        turns = asyncio.Semaphore(_PARTS_AT_ONCE * self._spec.replicas)
+        asked = [
+            asyncio.ensure_future(self._part(start, raw[start : start + size], turns))
+            for start in range(0, len(raw), size)
+        ]
+        try:
+            async with asyncio.timeout(self._spec.answer_seconds):
+                return await asyncio.gather(*asked)
+        except TimeoutError as error:
+            raise EncoderUnavailable(
+                f"the encoder of {self._spec.modality!r} did not answer in "
+                f"{self._spec.answer_seconds:g} s"
+            ) from error
+        finally:
+            # Where one part failed, nobody waits for the others.
+            for part in asked:
+                part.cancel()
+
+    async def _part(
+        self, start: int, raw: Sequence[str | bytes], turns: asyncio.Semaphore
+    ) -> Float32Array:
+        async with turns:
+            encoded = await self._ask(raw)
+        if isinstance(encoded, Unreadable):
+            raise UnreadableItem(start + encoded.index, encoded.reason)
+        return encoded
+
+
+def _check(index: int, item: str | bytes, spec: EncoderSpec) -> None:
+    """What needs no encoder to see. Raises UnreadableItem."""
+    kinds = {"text": str, "bytes": bytes}
+    if not isinstance(item, kinds[spec.raw]):
+        raise UnreadableItem(index, f"the encoder of {spec.modality!r} takes {spec.raw}")
+    size = _bytes_of(index, item)
+    if size == 0:
+        raise UnreadableItem(index, "it is empty")
+    if size > spec.max_item_bytes:
+        raise UnreadableItem(
+            index, f"it has {size} bytes; permitted are 1 to {spec.max_item_bytes}"
+        )
+
+
+def _bytes_of(index: int, item: str | bytes) -> int:
+    try:
+        return len(item.encode() if isinstance(item, str) else item)
+    except UnicodeEncodeError as error:
+        raise UnreadableItem(index, "half of a surrogate pair is no character") from error

@@ -1,0 +1,34 @@
+"""Bytes from a client to an image, with as little trust as possible."""
+
+import io
+import warnings
+
+from PIL import Image, UnidentifiedImageError
+
+# What people have. Others of Pillow's formats call programs, or are parsed by code few look at.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+def read_image(data: bytes, max_pixels: int) -> Image.Image:
+    """The image in RGB, its first frame. Raises ValueError in words for the client."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own bound on pixels only warns; ours is checked before anything is decoded.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            _check_size(image, max_pixels)
+            return image.convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"no image that can be read: permitted are {', '.join(_FORMATS)}"
+        ) from error
+    except (OSError, SyntaxError) as error:  # how Pillow says that a file is cut off or damaged
+        raise ValueError(f"the image is damaged: {error}") from error
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    pixels = image.width * image.height
+    if pixels > max_pixels:
+        raise ValueError(
+            f"the image has {image.width} x {image.height} pixels; permitted are {max_pixels} in all"
+        )

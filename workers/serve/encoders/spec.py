@@ -1,0 +1,120 @@
+"""What a user decides about the encoder of one modality: an element of `ServeArgs.encoders`."""
+
+from pathlib import PurePath
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from workers.contract.modality import Frozen, Modality
+from workers.contract.model import FeatureWidth
+
+EncoderKind = Literal["synthetic", "sentence-transformers"]
+RawKind = Literal["text", "bytes"]
+
+
+class EncoderSpec(Frozen):
+    """One encoder. Features must come from the encoder that made the datasets' features."""
+
+    modality: Modality = Field(description="whose raw items it reads")
+    kind: EncoderKind = Field(
+        description="`synthetic` hashes its input, for tests and trials: it knows no meaning"
+    )
+    width: FeatureWidth = Field(description="of its features; checked when the encoder starts")
+    takes: RawKind | None = Field(
+        default=None,
+        description="texts, or the bytes of files; by default texts for the modality `text`, and "
+        "bytes for any other",
+    )
+    model: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="of sentence-transformers: a folder on the nodes, or a name in their cache",
+    )
+    revision: str | None = Field(
+        default=None, min_length=1, description="commit of a model that is a name"
+    )
+    download: bool = Field(
+        default=False, description="whether a model that is not cached may be fetched from its hub"
+    )
+    device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:[0-9]+)?)$")] | None = Field(
+        default=None, description="by default cuda where it books GPUs, else cpu"
+    )
+    replicas: int = Field(default=1, ge=1, le=1000, description="processes that encode")
+    num_cpus: float = Field(default=1, ge=0, le=256, description="Ray CPUs that each books")
+    num_gpus: float = Field(default=0, ge=0, le=16, description="Ray GPUs that each books")
+    max_batch: int = Field(default=32, ge=1, le=4096, description="items in one pass")
+    batch_wait_seconds: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="how long a pass waits for more items; what comes during a pass shares the "
+        "next one anyway",
+    )
+    max_queued: int = Field(
+        default=8192,
+        ge=1,
+        description="items that one replica of the endpoint has at the encoder, before 503",
+    )
+    answer_seconds: float = Field(
+        default=30, gt=0, le=600, description="how long the endpoint waits for it, before 503"
+    )
+    max_item_bytes: int = Field(
+        default=8 << 20, ge=1, le=256 << 20, description="of one text or file; a longer one is 400"
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="of a text; what is beyond is cut off. By default as the model says",
+    )
+    max_pixels: int = Field(
+        default=64_000_000, ge=1, le=150_000_000, description="of one image; a larger one is 400"
+    )
+
+    @model_validator(mode="after")
+    def _kind_has_what_it_needs(self) -> Self:
+        if self.kind == "sentence-transformers" and self.model is None:
+            raise ValueError(f"the encoder of {self.modality!r} needs a model: a folder or a name")
+        if self.kind == "synthetic" and self.model is not None:
+            raise ValueError(
+                f"the encoder of {self.modality!r} is synthetic, so it has no model, got "
+                f"{self.model!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_gpu_is_booked(self) -> Self:
+        if self.device is not None and self.device.startswith("cuda") and self.num_gpus == 0:
+            raise ValueError(
+                f"the encoder of {self.modality!r} has device {self.device!r} and num_gpus 0: Ray "
+                "shows a process only the GPUs that it books"
+            )
+        return self
+
+    @property
+    def raw(self) -> RawKind:
+        """`takes`, or what suits the modality."""
+        return self.takes or ("text" if self.modality == "text" else "bytes")
+
+    @property
+    def placed_on(self) -> str:
+        """`device`, or what suits what it books."""
+        return self.device or ("cuda" if self.num_gpus else "cpu")
+
+    @property
+    def name(self) -> str:
+        """What clients are told: no folder of ours."""
+        return f"{self.kind}/{PurePath(self.model).name}" if self.model else self.kind
+
+
+def parse_encoder(text: str) -> EncoderSpec:
+    """`MODALITY=KIND:WIDTH[:MODEL]`, or the whole specification as JSON. Raises ValueError."""
+    if text.lstrip().startswith("{"):
+        return EncoderSpec.model_validate_json(text)
+    modality, equals, rest = text.partition("=")
+    kind, colon, rest = rest.partition(":")
+    width, _, model = rest.partition(":")
+    if not (equals and colon):
+        raise ValueError(f"encoder {text!r} is not of the form MODALITY=KIND:WIDTH[:MODEL]")
+    fields = {"modality": modality, "kind": kind, "width": width, "model": model or None}
+    return EncoderSpec.model_validate(fields)

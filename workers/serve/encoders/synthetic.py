@@ -1,0 +1,36 @@
+"""The encoder without a model: features from a hash, for tests and trials.
+
+Equal inputs have equal features, on every machine and in every release. Inputs that differ have
+independent ones: heads can learn them by heart, and nothing about inputs that they never saw.
+
+Shapes: B items, F width of the raw feature.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+import numpy as np
+
+from workers.serve.encoders.spec import EncoderSpec
+from workers.serve.versions.loading import Float32Array
+
+
+class SyntheticEncoder:
+    """Independent normal entries of mean 0 and variance 1."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        self._width = spec.width
+
+    def read(self, raw: str | bytes) -> bytes:
+        """The item's digest: all that its features depend on."""
+        return sha256(raw.encode() if isinstance(raw, str) else raw).digest()
+
+    def features(self, items: Sequence[bytes]) -> Float32Array:
+        """Features (B × F)."""
+        return np.stack([self._row_F(digest) for digest in items])
+
+    def _row_F(self, digest: bytes) -> Float32Array:
+        # NumPy promises the same draws for ever of this generator alone.
+        draws = np.random.RandomState(np.frombuffer(digest, dtype="<u4"))
+        row_F: Float32Array = draws.standard_normal(self._width).astype(np.float32)
+        return row_F
