@@ -16,6 +16,8 @@ class RecordedMetrics:
         self.lags: list[tuple[str, int]] = []
         self.gone_models: list[str] = []
         self.resident_versions = 0
+        self.refused_key_lists = 0
+        self.hearing: list[bool] = []
         self.agreements: list[tuple[str, str, float, float]] = []
         self.dropped: list[str] = []
 
@@ -48,6 +50,12 @@ class RecordedMetrics:
 
     def resident(self, versions: int) -> None:
         self.resident_versions = versions
+
+    def key_list_refused(self) -> None:
+        self.refused_key_lists += 1
+
+    def hears(self, announcements: bool) -> None:
+        self.hearing.append(announcements)
 
     def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
         self.agreements.append((model, pair, cosine, overlap))

@@ -45,6 +45,14 @@ class ServeMetrics(Protocol):
         """So many versions of all models are in memory."""
         ...
 
+    def key_list_refused(self) -> None:
+        """A list of keys was not believed; the one before stays in force."""
+        ...
+
+    def hears(self, announcements: bool) -> None:
+        """Whether this replica is told at once when something changes, or looks by itself alone."""
+        ...
+
     def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
         """How the candidate's scores across a pair agree with the live version's, mean so far."""
         ...

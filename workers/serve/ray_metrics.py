@@ -31,6 +31,9 @@ class RayMetrics:
                 *("refused_versions_total", "Attempts at loading a version that failed."),
                 *("model", "reason"),
             ),
+            refused_key_lists=_counter(
+                "refused_key_lists_total", "Lists of keys that were not believed."
+            ),
             shadow_dropped=_counter(
                 "shadow_dropped_total", "Requests that there was no time to shadow.", "model"
             ),
@@ -40,6 +43,7 @@ class RayMetrics:
             "generations_behind", "Of what answers, behind the pointer seen last.", "model"
         )
         self._resident = _gauge("resident_versions", "Versions of all models in memory.")
+        self._hears = _gauge("hears_announcements", "1 where replicas are told of changes at once.")
         self._swap = _histogram(
             "swap_seconds", "From seeing a pointer to its version answering.", _SECONDS, "model"
         )
@@ -97,6 +101,12 @@ class RayMetrics:
 
     def resident(self, versions: int) -> None:
         self._resident.set(versions)
+
+    def key_list_refused(self) -> None:
+        self._counters.add("refused_key_lists", 1)
+
+    def hears(self, announcements: bool) -> None:
+        self._hears.set(float(announcements))
 
     def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
         self._shadow_cosine.set(cosine, {"model": model, "pair": pair})

@@ -76,7 +76,9 @@ class SignedKeys:
         self._clock = clock
         self._seconds_between_reads = seconds_between_reads
         self._book: _Book | None = None
+        # What was read last, and what is wrong with it.
         self._seen = b""
+        self._verdict = ""
         self._complaint = ""
         self._due = float("-inf")
 
@@ -104,29 +106,34 @@ class SignedKeys:
         if now < self._due:
             return
         self._due = now + self._seconds_between_reads
+        complaint = self._read(store)
+        # Once, and not with every look: a store that is away for an hour fills no disk.
+        if complaint and complaint != self._complaint:
+            logger.warning("the list of keys stays as it is: %s", complaint)
+        self._complaint = complaint
+
+    def _read(self, store: ObjectStore) -> str:
+        """What is wrong with what lies there, in words; nothing if it is in force now."""
         try:
             token = store.read(layout.key_snapshot())
         except ObjectNotFound:
-            self._complain(f"{store.uri}/{layout.key_snapshot()} does not exist")
+            return f"{store.uri}/{layout.key_snapshot()} does not exist"
         except StorageError as error:
-            self._complain(str(error))
-        else:
-            self._take(token)
+            return str(error)
+        if token != self._seen:
+            self._verdict = self._take(token)
+            self._seen = token
+        return self._verdict
 
-    def _take(self, token: bytes) -> None:
-        """Each list is looked at once, be it good or bad."""
-        if token == self._seen:
-            return
-        self._seen = token
+    def _take(self, token: bytes) -> str:
         try:
             snapshot = self._believable(token)
         except NotSigned as error:
             self._refused()
-            self._complain(str(error))
-            return
+            return f"what lies there is not believed: {error}"
         self._book = _book(snapshot)
-        self._complaint = ""
         logger.info("%d keys may ask (list %d)", len(snapshot.keys), snapshot.serial)
+        return ""
 
     def _believable(self, token: bytes) -> KeySnapshot:
         """Raises NotSigned; also for an old list, which somebody may have kept and put back."""
@@ -134,12 +141,6 @@ class SignedKeys:
         if self._book is not None and snapshot.serial < self._book.serial:
             raise NotSigned(f"it is list {snapshot.serial}, and list {self._book.serial} was seen")
         return snapshot
-
-    def _complain(self, why: str) -> None:
-        """Log once and not with every look."""
-        if why != self._complaint:
-            self._complaint = why
-            logger.warning("the list of keys is not used, the last good one goes on: %s", why)
 
 
 def _match(book: _Book, shown: str) -> _Entry | None:
