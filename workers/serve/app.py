@@ -4,6 +4,7 @@ import httpx
 from ray import serve
 
 from workers.serve.deployment import EMBEDDER
+from workers.serve.encoders.deployment import encoder_applications
 from workers.serve.settings import ServeArgs
 
 APPLICATION = "embeddings"
@@ -16,7 +17,7 @@ def build(args: ServeArgs | dict[str, object]) -> serve.Application:
     deployment = EMBEDDER.options(
         num_replicas=checked.replicas, ray_actor_options={"num_cpus": checked.num_cpus}
     )
-    return deployment.bind(checked)
+    return deployment.bind(checked, encoder_applications(checked.encoders))
 
 
 def deploy(args: ServeArgs, host: str, port: int) -> str:
