@@ -63,6 +63,7 @@ from service.observe.metered import MeteredLauncher, MeteredStore
 from service.observe.metrics import Metrics
 from service.observe.spans import Spans, open_spans
 from service.observe.training import TrainingCollector
+from service.observe.trials import TrialCollector
 from service.settings import Settings
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
@@ -148,6 +149,7 @@ def create_context(settings: Settings, parts: Parts) -> Context:
     metrics.registry.register(BacklogCollector(database, parts.clock))
     metrics.registry.register(FiguresCollector(database, parts.clock))
     metrics.registry.register(TrainingCollector(database, parts.clock))
+    metrics.registry.register(TrialCollector(database, parts.clock))
     return Context(
         settings=settings,
         database=database,

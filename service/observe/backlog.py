@@ -97,7 +97,7 @@ class BacklogCollector(Collector):
             ),
             self._age(
                 "oldest_unmirrored_promotion",
-                "Since a version should answer that live.json does not show",
+                "Since live.json does not show what is decided",
                 found.unmirrored_since if found else None,
                 found,
             ),

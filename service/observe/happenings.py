@@ -35,6 +35,8 @@ class Witness:
             self._trace_move(happening, state)
         elif happening.kind in ("version.published", "version.promoted", "version.rolled_back"):
             self._metrics.promotions.labels(happening.kind.partition(".")[2]).inc()
+        elif happening.kind in ("candidate.promoted", "candidate.taken_back"):
+            self._metrics.trials_ended.labels(happening.kind.partition(".")[2]).inc()
 
     def _count_move(self, happening: Happening, state: JobState) -> None:
         source, reason = _told(happening, "from"), _told(happening, "reason")

@@ -61,6 +61,9 @@ class Metrics:
             "attempts_lost", "Attempts that ended without a candidate and without saying why"
         )
         self.promotions = self._counter("promotions", "Changes of the version that answers", "kind")
+        self.trials_ended = self._counter(
+            "trials_ended", "Trials of a version that came to an end", "outcome"
+        )
         self.post_to_live = self._histogram(
             "post_to_live_seconds", "From a dataset's POST to the promotion of its version", _LONG
         )
@@ -75,6 +78,8 @@ class Metrics:
             self.jobs_finished.labels(state, reason)
         for kind in ("published", "promoted", "rolled_back"):
             self.promotions.labels(kind)
+        for outcome in ("promoted", "taken_back"):
+            self.trials_ended.labels(outcome)
 
     def _add_reconciler(self) -> None:
         self.rounds = self._histogram(

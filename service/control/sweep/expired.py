@@ -1,4 +1,6 @@
-"""What is kept for a while only: uploads, answers to keys, events, deliveries, pre-flights."""
+"""What is kept for a while only: uploads, answers to keys, events, deliveries, pre-flights, what
+replicas told of trials.
+"""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -8,9 +10,18 @@ from sqlalchemy import Connection
 from service.control.context import Context
 from service.control.sweep.ended import forget_attempts
 from service.control.sweep.purge import remove_all
-from service.database.queries import events, preflights, sweeping, uploads, webhooks
+from service.database.queries import (
+    events,
+    preflights,
+    sweeping,
+    trials,
+    uploads,
+    webhooks,
+)
 from workers.storage import layout
 
+# A replica that has not heard of a trial's end goes on writing; none takes that long.
+_AFTER_A_TRIAL = timedelta(hours=1)
 _AT_ONCE = 100
 _ROWS_AT_ONCE = 1000
 _MOST_BATCHES = 20
@@ -58,6 +69,16 @@ def sweep_preflights(context: Context) -> None:
         if remove_all(context.store, layout.runs_prefix(preflight.id)):
             with context.database.write() as connection:
                 preflights.forget(connection, preflight.id)
+
+
+def sweep_observations(context: Context) -> None:
+    """Of trials that ended. Their sums stay in the database."""
+    with context.database.read() as connection:
+        ended = trials.ended_before(connection, context.clock() - _AFTER_A_TRIAL, _AT_ONCE)
+    for trial in ended:
+        if remove_all(context.store, layout.observations(trial.model, trial.revision)):
+            with context.database.write() as connection:
+                trials.set_swept(connection, trial, context.clock())
 
 
 def _give_up_upload(context: Context, upload: str) -> None:

@@ -30,6 +30,7 @@ DUTIES: Sequence[Duty] = (
     expired.sweep_answers,
     expired.sweep_events,
     expired.sweep_preflights,
+    expired.sweep_observations,
 )
 # A look at every folder of the store costs more than the others together.
 RARE_DUTIES: Sequence[Duty] = (leftovers.sweep_leftovers,)

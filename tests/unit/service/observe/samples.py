@@ -7,6 +7,7 @@ from prometheus_client.core import Metric
 
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.replica_words import agreement, observe
 from tests.fakes.trainer import FIGURES, report_progress, train
 from workers.contract.version import HeadCapacity, VersionReport
 
@@ -37,7 +38,7 @@ def report_running(plane: ControlPlane, job: str) -> None:
 
 
 def every_family(folder: Path) -> list[Metric]:
-    """All metrics, each with at least one sample: one job was published, another one runs."""
+    """All metrics, each with at least one sample: jobs were published, one runs, a version is tried."""
     plane = ControlPlane(folder)
     plane.create_model()
     headers = {"If-Match": '"1"'}
@@ -51,6 +52,15 @@ def every_family(folder: Path) -> list[Metric]:
     plane.store.broken = None
     plane.clock.advance(60)
     plane.run_to_end(job)
+    another = plane.post_dataset("another")
+    plane.tick_to(another, JobState.RUNNING)
+    drift = train(plane.store, another, 1, write=False).report.drift
+    grown = report.model_copy(update={"drift": drift})
+    train(plane.store, another, 1, changes={"report": grown})
+    plane.run_to_end(another)
+    plane.client.put("/v1/models/scenes/candidate", json={"version": 1, "shadow": 0.1})
+    plane.tick()
+    observe(plane.store, shadowed=3, pairs=agreement(3, 0.9))
     report_running(plane, plane.post_dataset("two"))
     families = list(plane.context.metrics.registry.collect())
     plane.close()

@@ -1,0 +1,37 @@
+"""What replicas would write about a trial."""
+
+from datetime import UTC, datetime
+
+from workers.contract.rollout import Observation, PairAgreement
+from workers.storage import layout
+from workers.storage.port import ObjectStore
+from workers.storage.versions import read_live
+
+PAIR = "image--text"
+
+
+def observe(
+    store: ObjectStore, replica: str = "r1", model: str = "scenes", **told: object
+) -> Observation:
+    """One replica writes what it has seen of the trial that live.json shows."""
+    pointer = read_live(store, model)
+    assert pointer is not None
+    assert pointer.candidate is not None, "live.json shows no candidate"
+    known = {
+        "replica": replica,
+        "revision": pointer.candidate.revision,
+        "version": pointer.candidate.version,
+        "at": datetime.now(UTC),
+    }
+    observation = Observation.model_validate({**known, **told})
+    key = layout.observation(model, pointer.candidate.revision, replica)
+    store.put(key, observation.model_dump_json().encode())
+    return observation
+
+
+def agreement(queries: int, cosine: float, overlap: float = 1.0) -> dict[str, PairAgreement]:
+    """Of the pair image--text: these means."""
+    sums = PairAgreement(
+        queries=queries, cosine_sum=queries * cosine, overlap_sum=queries * overlap
+    )
+    return {PAIR: sums}
