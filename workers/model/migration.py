@@ -46,6 +46,14 @@ class NumberedHeads:
     heads: ModalityHeads
 
 
+def nothing_learned(modality: str, version: int) -> NothingLearned:
+    """What to raise where the version has no moments of the modality."""
+    return NothingLearned(
+        f"version {version} has learned nothing of modality {modality!r}: there are no moments to "
+        "migrate its vectors by"
+    )
+
+
 def check_same_conditioning(modality: str, old: NumberedHeads, new: NumberedHeads) -> None:
     """Cheap, so it is asked before the moments are fetched. Raises OtherConditioning."""
     if not same_conditioning(modality, old.heads, new.heads):
@@ -72,10 +80,7 @@ def migration_between(
     """
     inputs = memory.inputs_of(modality)
     if inputs is None:
-        raise NothingLearned(
-            f"version {old.version} has learned nothing of modality {modality!r}: there are no "
-            "moments to migrate its vectors by"
-        )
+        raise nothing_learned(modality, old.version)
     check_same_conditioning(modality, old, new)
     try:
         return migration(inputs, old.heads.weights[modality], new.heads.weights[modality])

@@ -83,6 +83,13 @@ def compatibility(moments: PairMoments, old: PairWeights, new: PairWeights) -> C
     )
 
 
+def stored_change(moments: PairMoments, old: PairWeights, new: PairWeights) -> float:
+    """`Compatibility.worst` alone, for a third of the price."""
+    first_stored = PairWeights(old.first_EI, new.second_EJ)
+    second_stored = PairWeights(new.first_EI, old.second_EJ)
+    return max(relative_drift(moments, old, mixed) for mixed in (first_stored, second_stored))
+
+
 def _mixed(
     moments: PairMoments, mixed: PairWeights, old: PairWeights, new: PairWeights
 ) -> MixedScores:

@@ -2,11 +2,13 @@
 
 ApiError
 ├── InvalidRequest       400   the message names field, value and what is permitted
+│   └── WrongRow               one row of it
 ├── Unauthorized         401   no key, or one that is not valid
 ├── NotFound             404   no such model, version or path
 ├── BodyTimeout          408   the body did not arrive in time
 ├── BodyTooLarge         413
 ├── UnsupportedMedia     415   a body that nobody here reads
+├── Unprocessable        422   well formed, and these versions cannot do it
 ├── Overloaded           429   with Retry-After
 ├── VersionDamaged       500   stored, but it fails its checks
 ├── NotReady             503   with Retry-After
@@ -40,6 +42,21 @@ class InvalidRequest(ApiError):
     status = 400
     kind = "invalid_request_error"
     default_code = "invalid_value"
+
+
+class WrongRow(InvalidRequest):
+    """One row cannot be used; `reason` goes on where the row's name ends."""
+
+    def __init__(
+        self, row: int, reason: str, code: str | None = None, field: str = "input"
+    ) -> None:
+        super().__init__(f"{field} row {row} {reason}", field, code)
+        self.row = row
+        self._reason = reason
+
+    def at(self, row: int, field: str) -> "WrongRow":
+        """The same of a row that the client knows by another number."""
+        return WrongRow(row, self._reason, self.code, field)
 
 
 class Unauthorized(ApiError):
@@ -82,6 +99,14 @@ class UnsupportedMedia(ApiError):
     status = 415
     kind = "invalid_request_error"
     default_code = "unsupported_media_type"
+
+
+class Unprocessable(ApiError):
+    """What is asked for cannot be had from these versions, however it is asked for."""
+
+    status = 422
+    kind = "invalid_request_error"
+    default_code = "unprocessable"
 
 
 class Overloaded(ApiError):

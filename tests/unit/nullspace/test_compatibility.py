@@ -11,6 +11,7 @@ from workers.nullspace.compatibility import (
     compatibility,
     measured_agreement,
     published_outputs,
+    stored_change,
 )
 from workers.nullspace.mask import rectangular_mask
 from workers.nullspace.moments import SecondMoment, pair_moments, sum_of_products
@@ -68,6 +69,7 @@ def test_report_equals_brute_force_over_all_rows(seed: int, size: float) -> None
         assert found.against_new == pytest.approx(relative(scores, after), rel=1e-6)
     assert report.both_new == pytest.approx(relative(after, before), rel=1e-6)
     assert report.worst == max(report.first_stored.against_old, report.second_stored.against_old)
+    assert stored_change(pair_moments(first, second), old, new) == report.worst
 
 
 def test_identical_versions_are_exactly_compatible() -> None:

@@ -6,7 +6,8 @@ Shapes: B rows, F width of the raw feature, E width of the embeddings.
 import asyncio
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,16 @@ from numpy.typing import NDArray
 
 from workers.serve.compute.port import NO_TICKET, Ticket
 from workers.serve.encoders.port import EncoderInfo, EncoderUnavailable, UnreadableItem
-from workers.serve.errors import InvalidRequest, NotReady
+from workers.serve.errors import InvalidRequest, NotReady, WrongRow
 from workers.serve.http.replica import Replica
 from workers.serve.http.wire.requests import Item
-from workers.serve.http.wire.rows import checked, from_base64, from_lists, width_of
+from workers.serve.http.wire.rows import (
+    a_feature,
+    checked,
+    from_base64,
+    from_lists,
+    width_of,
+)
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 Positions = NDArray[np.int64]
@@ -49,18 +56,19 @@ async def embed_items(
 
 
 async def features_of(
-    replica: Replica, version: ServedVersion, items: Sequence[Item]
+    replica: Replica, version: ServedVersion, items: Sequence[Item], field: str = "input"
 ) -> list[ModalityRows]:
-    """Features of the items, by modality: as they were sent, or by the encoder in front."""
+    """Features of the items, by modality: as they were sent, or by the encoder in front.
+
+    `field`: where the items stand in the body. Raises InvalidRequest, NotReady.
+    """
     positions: dict[str, list[int]] = {}
     for index, item in enumerate(items):
         positions.setdefault(item.modality, []).append(index)
     return [
         ModalityRows(
             modality,
-            await _features(
-                replica, version, modality, [items[index] for index in indices], indices
-            ),
+            await _features(replica, version, modality, _Placed(items, indices, field)),
             np.array(indices),
         )
         for modality, indices in positions.items()
@@ -93,11 +101,15 @@ async def embed_parts(
 
 
 async def encoded(
-    replica: Replica, version: ServedVersion, modality: str, raw: Sequence[str | bytes]
+    replica: Replica,
+    version: ServedVersion,
+    modality: str,
+    raw: Sequence[str | bytes],
+    field: str = "input",
 ) -> Float32Array:
     """Features (B × F) by the encoder in front. Raises InvalidRequest, NotReady."""
     width = width_of(modality, version.spec)
-    info = _encoder(replica, modality, of_text=isinstance(raw[0], str))
+    info = _encoder(replica, modality, field, of_text=isinstance(raw[0], str))
     if info.width != width:
         raise InvalidRequest(
             f"the encoder {info.name!r} gives features of width {info.width}, and modality "
@@ -108,67 +120,89 @@ async def encoded(
     try:
         return checked(await replica.encoders.encode(modality, raw))
     except UnreadableItem as error:
-        message = f"input row {error.index} cannot be encoded: {error.reason}"
-        raise InvalidRequest(message, "input", "unreadable_item") from error
+        reason = f"cannot be encoded: {error.reason}"
+        raise WrongRow(error.index, reason, "unreadable_item", field) from error
     except EncoderUnavailable as error:
         message = f"the encoder of {modality!r} does not answer now; try again"
-        raise NotReady(message, "input", "encoder_unavailable") from error
+        raise NotReady(message, field, "encoder_unavailable") from error
 
 
-def _encoder(replica: Replica, modality: str, *, of_text: bool) -> EncoderInfo:
+def _encoder(replica: Replica, modality: str, field: str, *, of_text: bool) -> EncoderInfo:
     info = replica.encoders.infos.get(modality)
     what = "texts" if of_text else "files"
     if info is None:
         raise InvalidRequest(
             f"no encoder is configured for modality {modality!r}; send features, not {what}",
-            "input",
+            field,
             "no_encoder",
         )
     if (info.raw == "text") != of_text:
         takes = "texts" if info.raw == "text" else "files"
         raise InvalidRequest(
-            f"the encoder of modality {modality!r} takes {takes}, not {what}", "input", "no_encoder"
+            f"the encoder of modality {modality!r} takes {takes}, not {what}", field, "no_encoder"
         )
     return info
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """Those items of a request that have one modality, by their numbers in the field."""
+
+    items: Sequence[Item]
+    indices: Sequence[int]
+    field: str
+
+
 async def _features(
-    replica: Replica,
-    version: ServedVersion,
-    modality: str,
-    items: Sequence[Item],
-    indices: Sequence[int],
+    replica: Replica, version: ServedVersion, modality: str, placed: _Placed
 ) -> Float32Array:
     """All items of one modality. They may be given in different ways."""
-    width = width_of(modality, version.spec, field="input")
-    rows_BF = np.empty((len(items), width), np.float32)
-    by_raw: dict[type, list[int]] = {}
-    raw: list[str | bytes] = []
-    for place, (item, index) in enumerate(zip(items, indices, strict=True)):
-        if item.feature is None:
-            raw.append(item.text if item.text is not None else _file(item.data or "", index))
-            by_raw.setdefault(type(raw[-1]), []).append(place)
+    width = width_of(modality, version.spec, placed.field)
+    rows_BF = np.empty((len(placed.indices), width), np.float32)
+    by_kind: dict[type, list[int]] = {}
+    raw: dict[int, str | bytes] = {}
+    for place, index in enumerate(placed.indices):
+        with _row_is(placed.field, [index]):
+            given = _given(placed.items[index], a_feature(modality), width)
+        if isinstance(given, str | bytes):
+            raw[place] = given
+            by_kind.setdefault(type(given), []).append(place)
         else:
-            raw.append("")
-            rows_BF[place] = _given(item.feature, index, modality, width)
-    for places in by_raw.values():
-        wanted = [raw[place] for place in places]
-        rows_BF[places] = await encoded(replica, version, modality, wanted)
-    return checked(rows_BF)
+            rows_BF[place] = given
+    for places in by_kind.values():
+        with _row_is(placed.field, [placed.indices[place] for place in places]):
+            wanted = [raw[place] for place in places]
+            rows_BF[places] = await encoded(replica, version, modality, wanted, placed.field)
+    return rows_BF
 
 
-def _given(feature: list[float] | str, index: int, modality: str, width: int) -> Float32Array:
-    if isinstance(feature, str):
-        return from_base64(feature, index, modality, width)
-    row_F: Float32Array = from_lists([feature], modality, width)[0]
+@contextmanager
+def _row_is(field: str, indices: Sequence[int]) -> Iterator[None]:
+    """Rows that are refused inside are known to the client by these numbers."""
+    try:
+        yield
+    except WrongRow as error:
+        raise error.at(indices[error.row], field) from error
+
+
+def _given(item: Item, what: str, width: int) -> Float32Array | str | bytes:
+    """Its feature, checked; or what an encoder has to turn into one."""
+    if item.text is not None:
+        return item.text
+    if item.data is not None:
+        return _file(item.data)
+    if isinstance(item.feature, str):
+        row_BF = checked(from_base64(item.feature, 0, what, width)[None])
+    else:
+        row_BF = from_lists([item.feature or []], what, width)
+    row_F: Float32Array = row_BF[0]
     return row_F
 
 
-def _file(data: str, index: int) -> bytes:
+def _file(data: str) -> bytes:
     try:
         return base64.b64decode(
             data.rpartition(",")[2] if data.startswith("data:") else data, validate=True
         )
     except (binascii.Error, ValueError) as error:
-        message = f"input row {index} is not base64: {error}"
-        raise InvalidRequest(message, "input", "invalid_base64") from error
+        raise WrongRow(0, f"is not base64: {error}", "invalid_base64") from error

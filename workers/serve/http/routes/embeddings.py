@@ -28,7 +28,13 @@ from workers.serve.http.wire.answers import (
 )
 from workers.serve.http.wire.binary import dtype_of, from_arrow
 from workers.serve.http.wire.requests import EmbeddingRequest, parse
-from workers.serve.http.wire.rows import check_count, from_bytes, from_lists, width_of
+from workers.serve.http.wire.rows import (
+    a_feature,
+    check_count,
+    from_bytes,
+    from_lists,
+    width_of,
+)
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import Chosen
 from workers.serve.versions.reference import parse_reference, shortened
@@ -129,7 +135,7 @@ class _Embeddings:
         check_count(len(body.rows), self._replica.args.max_rows)
         modality = _stated(body.modality)
         width = width_of(modality, version.spec)
-        return [_whole(modality, from_lists(body.rows, modality, width))]
+        return [_whole(modality, from_lists(body.rows, a_feature(modality), width))]
 
 
 def _check_unnamed(body: EmbeddingRequest) -> None:
@@ -178,8 +184,8 @@ def _read_binary(request: Request, body: bytes, kind: str) -> _Query:
     def rows_for(version: ServedVersion) -> ModalityRows:
         width = width_of(modality, version.spec)
         if kind == ARROW:
-            return _whole(modality, from_arrow(body, modality, width))
-        return _whole(modality, from_bytes(body, dtype, modality, width))
+            return _whole(modality, from_arrow(body, a_feature(modality), width))
+        return _whole(modality, from_bytes(body, dtype, a_feature(modality), width))
 
     if "model" not in parameters:
         raise InvalidRequest("the parameter 'model' is missing", "model")

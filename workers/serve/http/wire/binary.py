@@ -22,7 +22,7 @@ def dtype_of(name: str | None) -> np.dtype:
     return found
 
 
-def from_arrow(data: bytes, modality: str, width: int) -> Float32Array:
+def from_arrow(data: bytes, what: str, width: int) -> Float32Array:
     """The column `feature` of an IPC stream as B × F. Raises InvalidRequest."""
     try:
         table = pyarrow.ipc.open_stream(data).read_all()
@@ -35,8 +35,7 @@ def from_arrow(data: bytes, modality: str, width: int) -> Float32Array:
     lengths = pyarrow.compute.list_value_length(column).unique().to_pylist()
     if lengths != [width]:
         raise InvalidRequest(
-            f"column {_COLUMN!r} has lists of {lengths[:5]} numbers; a feature of modality "
-            f"{modality!r} has {width}",
+            f"column {_COLUMN!r} has lists of {lengths[:5]} numbers; {what} has {width}",
             "input",
             "wrong_width",
         )

@@ -5,12 +5,13 @@ Shapes: B rows, F width of the raw feature.
 
 import base64
 import binascii
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.contract.model import ModelSpec
-from workers.serve.errors import InvalidRequest
+from workers.serve.errors import InvalidRequest, WrongRow
 from workers.serve.versions.loading import Float32Array
 from workers.serve.versions.reference import shortened
 
@@ -18,6 +19,7 @@ from workers.serve.versions.reference import shortened
 # these lengths a row would silently lose its direction.
 _SHORTEST = 1e-12
 _LONGEST = 1e18
+_WRONG_WIDTH = "wrong_width"
 
 
 def check_count(rows: int, most: int, field: str = "input") -> None:
@@ -39,38 +41,45 @@ def width_of(modality: str, spec: ModelSpec, field: str = "modality") -> int:
     return width
 
 
-def from_lists(rows: list[list[float]], modality: str, width: int) -> Float32Array:
-    """The rows as B × F. Raises InvalidRequest that names the first row that does not fit."""
+def a_feature(modality: str) -> str:
+    """What the rows are, in a message."""
+    return f"a feature of modality {modality!r}"
+
+
+def from_lists(rows: Sequence[Sequence[float]], what: str, width: int) -> Float32Array:
+    """The rows as B × F; `what` they are, for messages. Raises WrongRow, the first that there is."""
     for index, row in enumerate(rows):
         if len(row) != width:
-            raise _wrong_width(f"input row {index} has {len(row)} numbers", modality, width)
+            reason = f"has {len(row)} numbers; {what} has {width}"
+            raise WrongRow(index, reason, _WRONG_WIDTH)
     return checked(np.array(rows, dtype=np.float64))
 
 
-def from_bytes(data: bytes, dtype: np.dtype, modality: str, width: int) -> Float32Array:
+def from_bytes(data: bytes, dtype: np.dtype, what: str, width: int) -> Float32Array:
     """Rows back to back, little endian. Raises InvalidRequest."""
     size = width * dtype.itemsize
     if not data or len(data) % size:
-        raise _wrong_width(f"the body has {len(data)} bytes of {dtype.name}", modality, width)
+        found = f"the body has {len(data)} bytes of {dtype.name}"
+        raise InvalidRequest(f"{found}; {what} has {width} numbers", "input", _WRONG_WIDTH)
     rows_BF = np.frombuffer(data, dtype.newbyteorder("<")).reshape(-1, width)
     return checked(rows_BF.astype(np.float64 if dtype.itemsize == 8 else np.float32))
 
 
-def from_base64(text: str, index: int, modality: str, width: int) -> Float32Array:
-    """One row (F) of float32. Raises InvalidRequest."""
+def from_base64(text: str, index: int, what: str, width: int) -> Float32Array:
+    """One row (F) of float32. Raises WrongRow."""
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        message = f"input row {index} is not base64: {error}"
-        raise InvalidRequest(message, "input", "invalid_base64") from error
+        raise WrongRow(index, f"is not base64: {error}", "invalid_base64") from error
     if len(data) != 4 * width:
-        raise _wrong_width(f"input row {index} has {len(data)} bytes of float32", modality, width)
+        reason = f"has {len(data)} bytes of float32; {what} has {width} numbers"
+        raise WrongRow(index, reason, _WRONG_WIDTH)
     row_F: Float32Array = np.frombuffer(data, "<f4").astype(np.float32)
     return row_F
 
 
 def checked(rows_BF: NDArray[np.floating]) -> Float32Array:
-    """As float32. Raises InvalidRequest that names the first row without a usable direction."""
+    """As float32. Raises WrongRow, the first one without a usable direction."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         lengths_B = np.sqrt(np.einsum("bf,bf->b", rows_BF, rows_BF))
     # float32 squares of a short row underflow, those of a long one overflow: look again below.
@@ -83,10 +92,10 @@ def _refuse(rows_BF: NDArray[np.floating]) -> None:
     for index, row_F in enumerate(rows_BF.astype(np.float64)):
         length = float(np.hypot.reduce(row_F))  # neither underflows nor overflows
         if not _SHORTEST <= length <= _LONGEST:
-            raise InvalidRequest(
-                f"input row {index} {_found(row_F, length)}; permitted are lengths from "
-                f"{_SHORTEST:g} to {_LONGEST:g}, because only the direction of a feature counts",
-                param="input",
+            raise WrongRow(
+                index,
+                f"{_found(row_F, length)}; permitted are lengths from {_SHORTEST:g} to "
+                f"{_LONGEST:g}, because only the direction counts",
             )
 
 
@@ -95,9 +104,3 @@ def _found(row_F: NDArray[np.float64], length: float) -> str:
     if len(odd):
         return f"has {row_F[odd[0]]} at position {odd[0]}"
     return f"is of length {length:.3g}" if length else "is all zeros"
-
-
-def _wrong_width(found: str, modality: str, width: int) -> InvalidRequest:
-    return InvalidRequest(
-        f"{found}; a feature of modality {modality!r} has {width}", "input", "wrong_width"
-    )
