@@ -5,6 +5,7 @@ from ray import serve
 
 from workers.serve.deployment import EMBEDDER
 from workers.serve.encoders.deployment import encoder_applications
+from workers.serve.push.actor import close_channel
 from workers.serve.settings import ServeArgs
 
 APPLICATION = "embeddings"
@@ -40,6 +41,8 @@ def deploy(args: ServeArgs, host: str, port: int) -> str:
 def withdraw() -> None:
     """Delete the application, and stop Serve if nobody else uses it."""
     serve.delete(APPLICATION)
+    # After the replicas: those that live would make it again.
+    close_channel()
     if not serve.status().applications:
         serve.shutdown()  # type: ignore[no-untyped-call]
 

@@ -1,22 +1,26 @@
 """The deployment: one replica, its follower and its HTTP interface, in one hop."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from fastapi import FastAPI
 from ray import serve
 
 from workers.contract.errors import StorageUnavailable
-from workers.serve.access.port import OpenDoor
+from workers.serve.access.port import Doorkeeper, OpenDoor
+from workers.serve.access.signatures import read_public_keys
+from workers.serve.access.snapshot import SignedKeys
 from workers.serve.compute.batcher import Batcher
 from workers.serve.encoders.deployment import Handle, encoders_behind
 from workers.serve.http.admission import Admission
 from workers.serve.http.api import create_api
 from workers.serve.http.replica import Replica
+from workers.serve.push.actor import open_channel
+from workers.serve.push.listener import Listener
 from workers.serve.ray_metrics import RayMetrics
 from workers.serve.settings import ServeArgs
-from workers.serve.versions.follower import Follower
+from workers.serve.versions.follower import Follower, Look
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import ServedVersion, load_version
 from workers.serve.versions.lookup import VersionLookup
@@ -39,12 +43,17 @@ class Embedder:
         self._live = LiveVersions()
         self._resident = ResidentVersions(self._load, args.recent_versions, self._metrics)
         swapper = Swapper(self._live, self._resident, self._metrics)
-        self._follower = Follower(self._store, self._live, swapper, args.seconds_between_looks)
+        self._access, looks = _doorkeeper(args, self._metrics)
+        self._follower = Follower(
+            self._store, self._live, swapper, args.seconds_between_looks, looks
+        )
         self._follower.start()
         # A replica that took requests before its first look would answer them with 503.
         if not self._live.wait_ready(args.first_look_seconds):
             self._follower.stop()
             raise StorageUnavailable(f"{args.store} was not seen in {args.first_look_seconds:g} s")
+        self._listener = Listener(open_channel, self._follower.wake, self._metrics.hears)
+        self._listener.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once per replica."""
@@ -56,9 +65,10 @@ class Embedder:
             lookup=VersionLookup(self._live, self._resident, args.min_version_wait_seconds),
             compute=Batcher(self._metrics),
             encoders=self._encoders,
-            access=OpenDoor(),
+            access=self._access,
             admission=Admission(args.max_rows_in_flight, args.max_bytes_in_flight),
             metrics=self._metrics,
+            announcer=self._listener,
         )
         return create_api(replica)
 
@@ -69,6 +79,14 @@ class Embedder:
 
     def _load(self, model: str, number: int) -> ServedVersion:
         return load_version(self._store, model, number)
+
+
+def _doorkeeper(args: ServeArgs, metrics: RayMetrics) -> tuple[Doorkeeper, Sequence[Look]]:
+    """Who decides whom to let in, and what it follows in the store for that."""
+    if args.access_public_key is None:
+        return OpenDoor(), ()
+    keys = SignedKeys(read_public_keys(args.access_public_key), metrics.key_list_refused)
+    return keys, (keys.refresh,)
 
 
 EMBEDDER: serve.Deployment = serve.deployment(

@@ -4,7 +4,7 @@ from fastapi import FastAPI
 
 from workers.serve.http.errors import install_error_handlers
 from workers.serve.http.replica import Replica
-from workers.serve.http.routes import embeddings, health, models
+from workers.serve.http.routes import announcements, embeddings, health, models
 
 _ROUTERS = (embeddings.router, models.router, health.router)
 
@@ -15,4 +15,5 @@ def create_api(replica: Replica) -> FastAPI:
     install_error_handlers(app, replica.metrics)
     for router in _ROUTERS:
         app.include_router(router(replica))
+    app.include_router(announcements.router(replica.announcer))
     return app

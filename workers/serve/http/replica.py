@@ -1,12 +1,13 @@
 """What the routes of one replica work with; everything that decides is passed in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workers.serve.access.port import Doorkeeper
 from workers.serve.compute.port import Compute
 from workers.serve.encoders.port import Encoders
 from workers.serve.http.admission import Admission
 from workers.serve.metrics import ServeMetrics
+from workers.serve.push.port import Announcer, Unheard
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.lookup import VersionLookup
@@ -26,3 +27,4 @@ class Replica:
     access: Doorkeeper
     admission: Admission
     metrics: ServeMetrics
+    announcer: Announcer = field(default_factory=Unheard)

@@ -1,0 +1,92 @@
+"""The thread of a replica that hears announcements and wakes whoever follows the store."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from workers.serve.push.port import Channel, ChannelLost
+from workers.serve.push.pulse import Pulse
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 5.0
+_NOTHING = -1
+
+
+class Listener:
+    """Opens the channel, again and again if need be. Without it the replica looks by itself."""
+
+    def __init__(
+        self,
+        open_channel: Callable[[], Channel],
+        wake: Callable[[], None],
+        hears: Callable[[bool], None] = lambda _: None,
+        first_pause_seconds: float = _FIRST_PAUSE_SECONDS,
+    ) -> None:
+        """`wake` must not wait. `hears` is told whether announcements arrive. Both from the thread."""
+        self._open_channel = open_channel
+        self._wake = wake
+        self._hears = hears
+        self._first_pause_seconds = first_pause_seconds
+        self._pause_seconds = first_pause_seconds
+        self._channel: Channel | None = None
+        self._pulse = Pulse(self._forward)
+        self._model = ""
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
+
+    def start(self) -> None:
+        """Listen in the background."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Wake nobody any more. The thread ends with its call, or with the process."""
+        self._stopping.set()
+
+    def announce(self, model: str) -> None:
+        """See the port, `Announcer`."""
+        self._model = model
+        self._pulse.hit()
+
+    def _forward(self) -> None:
+        channel = self._channel
+        if channel is None:
+            # The others find out when they look; this one need not wait for that.
+            self._wake()
+        else:
+            channel.announce(self._model)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._listen(self._open_channel())
+            except ChannelLost as error:
+                self._complain("announcements are not heard, looking goes on: %s", error)
+            except Exception as error:
+                # A bug or a new kind of error of Ray's: without this thread nothing is heard again.
+                logger.debug("the channel failed", exc_info=error)
+                self._complain("announcements are not heard because of an error: %r", error)
+            self._stopping.wait(self._pause_seconds)
+            self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
+
+    def _listen(self, channel: Channel) -> None:
+        """Until the channel is lost. The first answer wakes as well: something may have been missed."""
+        seen = _NOTHING
+        while not self._stopping.is_set():
+            count = channel.wait(seen)
+            if self._channel is None:
+                self._channel = channel
+                self._pause_seconds = self._first_pause_seconds
+                self._hears(True)
+            if count != seen and not self._stopping.is_set():
+                seen = count
+                self._wake()
+
+    def _complain(self, words: str, error: Exception) -> None:
+        """Once for each time that it was heard before, or never was."""
+        is_new = self._channel is not None or self._pause_seconds == self._first_pause_seconds
+        if is_new and not self._stopping.is_set():
+            logger.warning(words, error)
+        self._channel = None
+        self._hears(False)
