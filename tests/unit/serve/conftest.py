@@ -87,8 +87,9 @@ class Replica:
         heads = random_heads(SPEC, seed=version)
         publish_version(self.store, model, version, SPEC, heads, generation or version)
 
-    def point(self, generation: int, version: int) -> None:
-        write_live(self.store, MODEL, LivePointer(generation=generation, version=version))
+    def point(self, generation: int, version: int, **rest: object) -> None:
+        fields = {"generation": generation, "version": version, **rest}
+        write_live(self.store, MODEL, LivePointer.model_validate(fields))
 
     def look(self) -> None:
         self.follower.look()

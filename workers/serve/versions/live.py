@@ -48,15 +48,14 @@ class LiveModel:
 
     def told(self, pointer: LivePointer) -> "LiveModel":
         """With all of a pointer that holds at once, whether or not its version can be loaded."""
-        wanted = pointer.candidate.version if pointer.candidate else None
-        loaded = self.candidate is not None and self.candidate.number == wanted
-        return replace(
-            self,
-            owner=pointer.owner,
-            retired=pointer.retired,
-            trial=pointer.candidate,
-            candidate=self.candidate if loaded else None,
-        )
+        told = replace(self, owner=pointer.owner, retired=pointer.retired)
+        number = self.candidate.number if self.candidate else None
+        if number == pointer.version:
+            return (
+                told  # Promoted: on trial until it is swapped in, or its callers would see it go.
+            )
+        loaded = pointer.candidate is not None and pointer.candidate.version == number
+        return replace(told, trial=pointer.candidate, candidate=self.candidate if loaded else None)
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,9 @@ class LiveVersions:
                 return False
             if version.number in newest.retired and version.number != newest.version:
                 return False
-            before = live.candidate if live is not None else None
-            swapped = LiveModel(*pointer.order, version, candidate=before).told(newest)
+            tried = live.candidate if live is not None else None
+            kept = None if tried and tried.number == version.number else tried
+            swapped = LiveModel(*pointer.order, version, candidate=kept).told(newest)
             self._live = _with(self._live, model, swapped)
             self._refusals = _without(self._refusals, model)
             self._notify()

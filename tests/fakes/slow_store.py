@@ -1,0 +1,33 @@
+"""A store that takes as long as a test says."""
+
+import threading
+
+from tests.fakes.flaky_store import FlakyStore
+from workers.storage.port import ObjectStore
+
+_LONGEST_SECONDS = 10
+
+
+class SlowStore(FlakyStore):
+    """Reading and listing keys that end with `slow` waits for `answer`; `asked` tells that one does."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        super().__init__(store)
+        self.slow: str | None = None
+        self.asked = threading.Event()
+        self.answer = threading.Event()
+
+    def read(self, key: str) -> bytes:
+        data = super().read(key)
+        self._wait(key)
+        return data
+
+    def folders(self, prefix: str) -> list[str]:
+        self._wait(prefix)
+        return super().folders(prefix)
+
+    def _wait(self, key: str) -> None:
+        if self.slow is not None and key.endswith(self.slow):
+            self.asked.set()
+            if not self.answer.wait(_LONGEST_SECONDS):
+                raise TimeoutError(f"{key!r} was never answered")

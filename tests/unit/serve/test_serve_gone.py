@@ -1,0 +1,72 @@
+"""A model that was deleted answers no more; one whose store fails goes on."""
+
+import pytest
+
+from tests.unit.serve.conftest import MODEL, Replica
+from workers.storage import layout
+
+POINTER = layout.live_pointer(MODEL)
+
+
+def look(replica: Replica, times: int) -> None:
+    for _ in range(times):
+        replica.look()
+
+
+def test_a_deleted_model_is_404_and_out_of_memory(serving: Replica) -> None:
+    serving.publish(version=2)
+    serving.look()
+    serving.store.delete(POINTER)
+    look(serving, 3)
+    for model in (MODEL, "scenes@1", "scenes@2"):
+        assert serving.embed(model=model).status_code in (404, 503)
+    for key in list(serving.store.keys("models/")):
+        serving.store.delete(key)
+    look(serving, 1)
+    serving.store.calls.clear()
+    for model in (MODEL, "scenes@1", "scenes@2"):
+        assert serving.embed(model=model).json()["error"]["code"] == "model_not_found"
+    assert serving.store.calls == []
+    assert serving.metrics.resident_versions == 0
+    assert serving.metrics.gone_models == [MODEL]
+
+
+def test_a_pointer_that_is_missing_for_a_moment_changes_nothing(serving: Replica) -> None:
+    for _ in range(5):
+        serving.store.delete(POINTER)
+        look(serving, 2)
+        serving.point(generation=1, version=1)
+        look(serving, 1)
+    assert serving.live_number() == 1
+    assert serving.metrics.swaps == [(MODEL, 1)]
+
+
+@pytest.mark.parametrize("broken", ["live.json", "models/", ""])
+def test_a_store_that_fails_deletes_no_model(serving: Replica, broken: str) -> None:
+    serving.store.broken = broken
+    look(serving, 20)
+    assert serving.embed().headers["x-model-version"] == "1"
+
+
+def test_a_store_that_is_empty_deletes_no_model(serving: Replica) -> None:
+    for key in list(serving.store.keys("")):
+        serving.store.delete(key)
+    look(serving, 20)
+    assert serving.embed().headers["x-model-version"] == "1"
+
+
+def test_a_damaged_pointer_deletes_no_model(serving: Replica) -> None:
+    serving.store.put(POINTER, b"\x00")
+    look(serving, 20)
+    assert serving.embed().headers["x-model-version"] == "1"
+
+
+def test_a_model_that_comes_back_answers_whatever_its_generation(serving: Replica) -> None:
+    serving.point(generation=9, version=1)
+    serving.look()
+    serving.store.delete(POINTER)
+    look(serving, 3)
+    assert serving.live_number() is None
+    serving.point(generation=1, version=1)
+    serving.look()
+    assert serving.embed().headers["x-model-version"] == "1"

@@ -1,0 +1,156 @@
+"""Which versions are in memory, and what leaves it."""
+
+import asyncio
+
+import pytest
+
+from tests.fakes.versions import random_heads, store_version
+from tests.unit.serve.conftest import MODEL, SPEC, Replica
+from workers.contract.errors import ObjectNotFound
+from workers.serve.versions.loading import ServedVersion
+from workers.serve.versions.resident import KEPT_FOR_ROLLING_BACK, ResidentVersions
+from workers.storage import layout
+
+
+def publish_up_to(replica: Replica, last: int) -> None:
+    """Each of them was live for a while; the last one is."""
+    for version in range(2, last + 1):
+        replica.publish(version)
+        replica.look()
+
+
+def in_memory(replica: Replica, up_to: int = 9) -> list[int]:
+    return [number for number in range(1, up_to) if replica.resident.get(MODEL, number)]
+
+
+@pytest.mark.parametrize("back", range(1, KEPT_FOR_ROLLING_BACK + 1))
+def test_rolling_back_reads_the_pointer_and_nothing_else(serving: Replica, back: int) -> None:
+    publish_up_to(serving, 6)
+    serving.point(generation=7, version=6 - back)
+    serving.store.calls.clear()
+    serving.look()
+    assert sorted(serving.store.calls) == ["models/", "models/scenes/live.json"]
+    assert serving.embed().headers["x-model-version"] == str(6 - back)
+
+
+def test_the_last_four_and_the_live_one_stay_in_memory(serving: Replica) -> None:
+    publish_up_to(serving, 7)
+    assert in_memory(serving) == [3, 4, 5, 6, 7]
+    assert serving.metrics.resident_versions == 5
+
+
+def test_a_version_rolled_back_to_counts_as_the_latest(serving: Replica) -> None:
+    publish_up_to(serving, 5)
+    serving.point(generation=6, version=1)
+    serving.look()
+    serving.publish(version=6, generation=7)
+    serving.look()
+    assert in_memory(serving) == [1, 3, 4, 5, 6]
+
+
+def test_retired_versions_leave_memory_and_are_not_loaded_again(serving: Replica) -> None:
+    publish_up_to(serving, 4)
+    serving.point(generation=5, version=4, retired=[2, 3])
+    serving.look()
+    assert in_memory(serving) == [1, 4]
+    serving.store.calls.clear()
+    response = serving.embed(model="scenes@3")
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "version_retired")
+    assert serving.store.calls == []
+
+
+def test_a_named_version_that_retires_leaves_memory(serving: Replica) -> None:
+    store_version(serving.store, MODEL, 3, SPEC, random_heads(SPEC, seed=3))
+    assert serving.embed(model="scenes@3").status_code == 200
+    serving.point(generation=1, version=1, revision=1, retired=[3])
+    serving.look()
+    assert in_memory(serving) == [1]
+    assert serving.embed(model="scenes@3").status_code == 404
+
+
+def test_a_named_version_that_goes_live_is_not_loaded_again(serving: Replica) -> None:
+    store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
+    assert serving.embed(model="scenes@2").status_code == 200
+    serving.point(generation=2, version=2)
+    serving.store.calls.clear()
+    serving.look()
+    assert not any("versions/" in call for call in serving.store.calls)
+    assert serving.metrics.resident_versions == 2
+
+
+def test_a_version_that_never_existed_is_asked_for_once_a_second(serving: Replica) -> None:
+    serving.store.calls.clear()
+    for _ in range(50):
+        response = serving.embed(model="scenes@7")
+        assert (response.status_code, response.json()["error"]["code"]) == (
+            404,
+            "version_not_found",
+        )
+    assert serving.store.calls == [layout.version_file(MODEL, 7, layout.MANIFEST)]
+    serving.clock.now += 1
+    serving.embed(model="scenes@7")
+    assert len(serving.store.calls) == 2
+
+
+def test_a_swap_does_not_believe_that_a_version_is_missing(serving: Replica) -> None:
+    assert serving.embed(model="scenes@2").status_code == 404
+    serving.publish(version=2)
+    serving.look()
+    assert serving.embed(model="scenes@2").headers["x-model-version"] == "2"
+
+
+def test_a_store_that_fails_is_not_remembered_as_missing(serving: Replica) -> None:
+    store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
+    serving.store.broken = "versions/2"
+    assert serving.embed(model="scenes@2").status_code == 503
+    serving.store.broken = None
+    assert serving.embed(model="scenes@2").status_code == 200
+
+
+def test_what_is_missing_is_remembered_in_bounded_memory(serving: Replica) -> None:
+    asked: list[int] = []
+
+    def load(model: str, number: int) -> ServedVersion:
+        asked.append(number)
+        raise ObjectNotFound(f"no {model}@{number}")
+
+    resident = ResidentVersions(load, 2, serving.metrics, serving.clock)
+
+    async def ask(number: int) -> None:
+        with pytest.raises(ObjectNotFound):
+            await resident.find(MODEL, number)
+
+    async def ask_for_many() -> None:
+        for number in [*range(1, 1502), 1501, 1]:
+            await ask(number)
+
+    asyncio.run(ask_for_many())
+    assert asked == [*range(1, 1502), 1]
+
+
+def test_a_version_retired_while_it_loads_is_not_kept(serving: Replica) -> None:
+    store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
+
+    def load(model: str, number: int) -> ServedVersion:
+        version = serving.resident.load(model, number)
+        resident.retire(model, [number])
+        return version
+
+    resident = ResidentVersions(load, 2, serving.metrics, serving.clock)
+    assert asyncio.run(resident.find(MODEL, 2)).number == 2
+    assert resident.get(MODEL, 2) is None
+
+
+def test_a_version_retired_while_a_request_loads_it_does_not_answer(serving: Replica) -> None:
+    store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
+    load = serving.resident.load
+
+    def load_and_retire(model: str, number: int) -> ServedVersion:
+        version = load(model, number)
+        serving.point(generation=1, version=1, revision=1, retired=[2])
+        serving.look()
+        return version
+
+    serving.resident = ResidentVersions(load_and_retire, 2, serving.metrics, serving.clock)
+    serving.app = serving.app_of(serving.args)
+    assert serving.embed(model="scenes@2").json()["error"]["code"] == "version_retired"

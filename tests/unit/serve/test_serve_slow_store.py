@@ -1,0 +1,213 @@
+"""What is slow holds up nobody else, and what is new is seen at once."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.slow_store import SlowStore
+from tests.fakes.versions import random_heads, store_version
+from tests.unit.serve.conftest import MODEL, SPEC, Replica
+from workers.contract.errors import StorageUnavailable
+from workers.contract.version import LivePointer
+from workers.serve.settings import ServeArgs
+from workers.serve.versions.follower import Follower
+from workers.serve.versions.swapper import Swapper
+from workers.storage.local import LocalStore
+from workers.storage.port import ObjectStore
+from workers.storage.versions import write_live
+
+NEVER = 60.0
+
+
+def until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> SlowStore:
+    return SlowStore(LocalStore(tmp_path / "store"))
+
+
+@pytest.fixture
+def following(slow: SlowStore) -> Iterator[Replica]:
+    """Two models at version 1, and a follower that looks all the time."""
+    replica = Replica(slow, ServeArgs(store=slow.uri))
+    replica.publish(version=1)
+    replica.publish(version=1, model="other")
+    replica.follower.start()
+    assert replica.live.wait_ready(10)
+    yield replica
+    slow.answer.set()
+    replica.follower.stop()
+
+
+@pytest.mark.parametrize("slow_part", ["scenes/live.json", "scenes/versions/2/heads.safetensors"])
+def test_a_slow_model_delays_no_other_model(
+    following: Replica, slow: SlowStore, slow_part: str
+) -> None:
+    slow.slow = slow_part
+    following.publish(version=2)
+    assert slow.asked.wait(10)
+    following.publish(version=2, model="other")
+    until(lambda: following.live_number("other") == 2)
+    assert following.live_number() == 1
+    slow.answer.set()
+    until(lambda: following.live_number() == 2)
+
+
+def test_a_listing_that_hangs_delays_no_model_that_is_known(
+    following: Replica, slow: SlowStore
+) -> None:
+    slow.slow = "models/"
+    until(slow.asked.is_set)
+    slow.slow = None
+    following.publish(version=2)
+    until(lambda: following.live_number() == 2)
+
+
+def test_a_roll_back_does_not_wait_for_a_slow_load(following: Replica, slow: SlowStore) -> None:
+    following.publish(version=2)
+    until(lambda: following.live_number() == 2)
+    slow.slow = "versions/3/heads.safetensors"
+    following.publish(version=3)
+    assert slow.asked.wait(10)
+    following.point(generation=4, version=1)
+    until(lambda: following.live_number() == 1)
+    slow.answer.set()
+    following.follower.look()
+    assert following.live_number() == 1
+    assert following.metrics.swaps[-1] == (MODEL, 1)
+
+
+def test_a_model_deleted_while_it_loads_does_not_come_back(
+    following: Replica, slow: SlowStore
+) -> None:
+    slow.slow = "scenes/versions/2/heads.safetensors"
+    following.publish(version=2)
+    assert slow.asked.wait(10)
+    slow.delete("models/scenes/live.json")
+    until(lambda: following.live_number() is None)
+    slow.answer.set()
+    following.follower.look()
+    assert following.live_number() is None
+    assert following.resident.get(MODEL, 2) is None
+
+
+def test_ready_only_once_every_model_was_tried(slow: SlowStore) -> None:
+    replica = Replica(slow, ServeArgs(store=slow.uri))
+    replica.publish(version=1)
+    replica.publish(version=1, model="other")
+    slow.slow = "scenes/versions/1/heads.safetensors"
+    replica.follower.start()
+    until(lambda: replica.live_number("other") == 1)
+    assert not replica.live.ready
+    slow.answer.set()
+    assert replica.live.wait_ready(10)
+    assert replica.live_number() == 1
+    replica.follower.stop()
+
+
+def test_stopping_does_not_wait_for_a_store_that_hangs(slow: SlowStore) -> None:
+    replica = Replica(slow, ServeArgs(store=slow.uri))
+    slow.slow = "models/"
+    replica.follower.start()
+    assert slow.asked.wait(10)
+    replica.follower.stop()
+    assert not replica.follower.alive
+    slow.answer.set()
+
+
+@pytest.fixture
+def sleeping(store: FlakyStore) -> Iterator[Replica]:
+    """A follower that by itself would look once a minute."""
+    replica = Replica(store, ServeArgs(store=store.uri))
+    swapper = Swapper(replica.live, replica.resident, replica.metrics)
+    replica.follower = Follower(store, replica.live, swapper, NEVER)
+    replica.publish(version=1)
+    replica.follower.start()
+    assert replica.live.wait_ready(10)
+    yield replica
+    replica.follower.stop()
+
+
+def test_who_is_woken_looks_at_once(sleeping: Replica) -> None:
+    sleeping.publish(version=2)
+    sleeping.follower.wake()
+    until(lambda: sleeping.live_number() == 2)
+    assert sleeping.metrics.swap_seconds[-1] < NEVER
+
+
+def test_many_wake_ups_are_few_looks(sleeping: Replica) -> None:
+    store = sleeping.store
+    began, before = time.monotonic(), store.calls.count("models/")
+    for _ in range(10_000):
+        sleeping.follower.wake()
+    looks = store.calls.count("models/") - before
+    assert looks <= (time.monotonic() - began) / 0.02 + 2
+
+
+def test_what_is_written_during_a_look_is_seen_after_it(tmp_path: Path) -> None:
+    slow = SlowStore(LocalStore(tmp_path / "store"))
+    replica = Replica(slow, ServeArgs(store=slow.uri))
+    swapper = Swapper(replica.live, replica.resident, replica.metrics)
+    replica.follower = Follower(slow, replica.live, swapper, NEVER)
+    replica.publish(version=1)
+    replica.follower.start()
+    assert replica.live.wait_ready(10)
+    store_version(slow, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
+    slow.slow = "live.json"
+    replica.follower.wake()
+    assert slow.asked.wait(10)
+    slow.slow = None
+    write_live(slow, MODEL, LivePointer(generation=2, version=2))
+    replica.follower.wake()
+    slow.answer.set()
+    until(lambda: replica.live_number() == 2)
+    replica.follower.stop()
+
+
+def follow_beside(replica: Replica, look: Callable[[ObjectStore], None]) -> None:
+    swapper = Swapper(replica.live, replica.resident, replica.metrics, replica.clock)
+    replica.follower = Follower(replica.store, replica.live, swapper, 0.01, looks=[look])
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable("no store"), ZeroDivisionError()])
+def test_what_else_is_followed_may_fail(
+    replica: Replica, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks: list[str] = []
+
+    def look_at_keys(store: ObjectStore) -> None:
+        looks.append(store.uri)
+        raise error
+
+    follow_beside(replica, look_at_keys)
+    replica.publish(version=1)
+    replica.look()
+    replica.look()
+    assert replica.live_number() == 1
+    assert looks == [replica.store.uri] * 2
+    assert "look_at_keys" in caplog.text
+
+
+def test_what_else_is_followed_may_hang(replica: Replica) -> None:
+    release = threading.Event()
+
+    def hang(store: ObjectStore) -> None:
+        assert release.wait(10)
+
+    follow_beside(replica, hang)
+    replica.publish(version=1)
+    replica.follower.start()
+    assert replica.live.wait_ready(10)
+    replica.publish(version=2)
+    until(lambda: replica.live_number() == 2)
+    release.set()
+    replica.follower.stop()
