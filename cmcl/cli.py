@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from cmcl.commands import (
+    candidates,
     datasets,
     jobs,
     keys,
@@ -27,6 +28,7 @@ for name, group in {
     "dataset": datasets.app,
     "job": jobs.app,
     "version": versions.app,
+    "candidate": candidates.app,
     "key": keys.app,
     "webhook": webhooks.app,
 }.items():

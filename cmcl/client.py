@@ -64,6 +64,9 @@ class VersionCalls:
     promote = call(_models.promote)
     roll_back = call(_models.roll_back)
     promotions = listing(_models.promotions)
+    candidate = call(_versions.candidate)
+    set_candidate = call(_versions.set_candidate)
+    end_candidate = call(_versions.end_candidate)
     embed = call(_embeddings.embed)
 
 

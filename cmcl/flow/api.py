@@ -60,9 +60,9 @@ class Api:
         response = yield from self.send(request)
         return read(kind, response), response
 
-    def delete(self, path: str) -> Flow[None]:
+    def delete(self, path: str, params: Params | None = None) -> Flow[None]:
         """Remove. What is gone after an attempt whose answer was lost was removed by it."""
-        request = Exchange("DELETE", path)
+        request = Exchange("DELETE", path, params=dict(params or {}))
         response, attempts = yield from self._attempts(request)
         if attempts > 1 and response.status_code == httpx.codes.NOT_FOUND:
             return

@@ -1,6 +1,7 @@
 """What the service answers, as the client hands it over. Fields that are new are kept, not refused."""
 
 from cmcl.types.access import ApiKey, NewApiKey, Whoami
+from cmcl.types.candidates import Agreement, Candidate, Observed
 from cmcl.types.datasets import Accepted, Dataset, DatasetSummary
 from cmcl.types.embeddings import Embeddings
 from cmcl.types.jobs import FINAL_STATES, Approval, Event, Job, JobProgress
@@ -13,9 +14,11 @@ from cmcl.types.webhooks import Delivery, NewWebhook, Webhook
 __all__ = [
     "FINAL_STATES",
     "Accepted",
+    "Agreement",
     "ApiKey",
     "Approval",
     "BranchOrigin",
+    "Candidate",
     "Certificate",
     "Dataset",
     "DatasetSummary",
@@ -29,6 +32,7 @@ __all__ = [
     "Model",
     "NewApiKey",
     "NewWebhook",
+    "Observed",
     "Policy",
     "Preflight",
     "Presigned",

@@ -42,6 +42,7 @@ class Policy(Answer):
     min_gain: float | None = None
     manual_approval: bool = False
     priority: str = Field(default="normal", description="low, normal or high")
+    rollout: dict[str, Any] = Field(default={}, description="how a new version begins")
     revision: int | None = None
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from cmcl import Client
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.served_app import served
+from tests.unit.client.command_line import Cmcl
 from tests.unit.client.either import KINDS, connected, in_process
 from tests.unit.client.rest_server import RestServer, running
 
@@ -91,3 +93,16 @@ def service(kind: str, plane: ControlPlane) -> Iterator[Client]:
     """To the control plane."""
     with in_process(kind, plane.app) as client:
         yield client
+
+
+@pytest.fixture
+def cmcl(
+    published_plane: ControlPlane,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Cmcl]:
+    """The command line, in front of `published_plane`."""
+    with served(published_plane.app) as url:
+        monkeypatch.setenv("CMCL_URL", url)
+        monkeypatch.setenv("COLUMNS", "160")
+        yield Cmcl(capsys)

@@ -11,10 +11,13 @@ from service.control.preflights import PreflightRounds
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
+from tests.fakes.replica_words import PAIR as PAIR_KEY
+from tests.fakes.replica_words import agreement, observe
 from tests.fakes.trainer import train
 from workers.contract.model import ModelSpec
 from workers.contract.policy import GatePolicy
 from workers.contract.preflight import Outlook, PreflightAnswer
+from workers.contract.rollout import RolloutRule, TrialPlan
 
 PAIR = ("image", "text")
 SCENES = ModelSpec.model_validate(SPEC)
@@ -35,6 +38,9 @@ ASKED_BY = {
     "put_live": "promote",
     "post_rollback": "roll_back",
     "list_promotions": "promotions",
+    "read_candidate": "candidate",
+    "put_candidate": "set_candidate",
+    "delete_candidate": "end_candidate",
     "post_upload": "upload",
     "read_upload": "upload_state",
     "delete_upload": "abort_upload",
@@ -136,6 +142,32 @@ def test_the_live_version_is_promoted_and_rolled_back_with_its_history(published
     assert [change.reason for change in history[2:]] == ["worse on birds", "better after all"]
     published.retire_version("scenes", 1)
     assert published.version("scenes", 1).retired_at is not None
+
+
+def test_a_version_is_tried_shown_and_taken_back(
+    published: Client, published_plane: ControlPlane
+) -> None:
+    live = published.live("scenes")
+    plan = TrialPlan(share=0.1, shadow=0.5, rule=RolloutRule(min_overlap=0.8))
+    trial = published.set_candidate("scenes", 1, plan, "is it better?", live.generation)
+    assert (trial.version, trial.rule, trial.reason) == (1, plan.rule, "is it better?")
+    published_plane.tick()
+    observe(published_plane.store, shadowed=4, pairs=agreement(4, 0.5))
+    published_plane.tick(4)
+    seen = published.candidate("scenes").observed
+    assert (seen.requests, seen.pairs[PAIR_KEY].cosine) == (4, 0.5)
+    published.end_candidate("scenes", "worse on birds")
+    with pytest.raises(CmclError) as caught:
+        published.candidate("scenes")
+    assert caught.value.status == 404
+    (event,) = published.all_events("scenes", ["candidate.taken_back"])
+    assert event.details["reason"] == "worse on birds"
+
+
+def test_a_trial_is_not_begun_beside_another_live_version(published: Client) -> None:
+    with pytest.raises(CmclError) as caught:
+        published.set_candidate("scenes", 1, TrialPlan(share=0.1), if_generation=1)
+    assert caught.value.status == 412
 
 
 def test_a_dataset_becomes_a_job_and_the_same_again_the_same(

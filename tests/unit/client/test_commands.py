@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from cmcl.cli import app, main
+from cmcl.cli import app
 from cmcl.terminal.exits import Exit
 from service.control.preflights import PreflightRounds
 from service.database.queries import jobs
@@ -19,50 +19,17 @@ from service.launchers.port import LaunchState
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
-from tests.fakes.served_app import served
 from tests.fakes.trainer import train
+from tests.unit.client.command_line import Cmcl
 from tests.unit.client.rest_server import RestServer
 from workers.contract.preflight import Outlook, PreflightAnswer
 
 WIDTHS = ["--modality=image=4", "--modality=text=3", "--width=8"]
 
 
-class Cmcl:
-    """`cmcl` in this process: its exit code is checked, its output answered."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *arguments: str, code: int = 0) -> str:
-        ended = main(list(arguments))
-        shown = self._capsys.readouterr()
-        assert ended == code, shown
-        assert "Traceback" not in shown.err
-        return shown.out if code == 0 else shown.err
-
-    def lines(self, *arguments: str) -> list[Any]:
-        """With --json: everything on stdout, as documents."""
-        return [json.loads(line) for line in self(*arguments, "--json").splitlines()]
-
-    def one(self, *arguments: str) -> Any:
-        """With --json: the one document on stdout."""
-        (document,) = self.lines(*arguments)
-        return document
-
-
 @pytest.fixture
 def plane(published_plane: ControlPlane) -> ControlPlane:
     return published_plane
-
-
-@pytest.fixture
-def cmcl(
-    plane: ControlPlane, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Cmcl]:
-    with served(plane.app) as url:
-        monkeypatch.setenv("CMCL_URL", url)
-        monkeypatch.setenv("COLUMNS", "160")
-        yield Cmcl(capsys)
 
 
 def meanwhile(act: Callable[[], object]) -> threading.Thread:
@@ -321,7 +288,7 @@ def test_tables_survive_any_terminal(
 def test_every_command_that_prints_has_json() -> None:
     silent = {
         *{("model", "delete"), ("dataset", "delete"), ("version", "retire")},
-        *{("key", "revoke"), ("webhook", "delete")},
+        *{("candidate", "end"), ("key", "revoke"), ("webhook", "delete")},
     }
     without = set(commands_without("--json"))
     assert without == silent

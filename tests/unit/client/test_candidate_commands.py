@@ -1,0 +1,46 @@
+"""`cmcl candidate` against a real control plane."""
+
+import pytest
+
+from cmcl.terminal.exits import Exit
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.replica_words import agreement, observe
+from tests.unit.client.command_line import Cmcl
+
+
+@pytest.fixture
+def plane(published_plane: ControlPlane) -> ControlPlane:
+    return published_plane
+
+
+def test_a_version_is_tried_and_taken_back(cmcl: Cmcl, plane: ControlPlane) -> None:
+    said = cmcl("candidate", "set", "scenes", "1", "--share=0.05", "--shadow=0.2", "--min-cosine=0")
+    assert "version 1 is on trial (share 0.05, shadow 0.2)" in said
+    plane.tick()
+    observe(plane.store, answered=2, shadowed=7, failed=1, pairs=agreement(7, 0.5, 0.25))
+    plane.tick(4)
+    page = cmcl("candidate", "show", "scenes")
+    assert "10 (2 answered, 7 shadowed, 1 failed) on 1 replicas" in page
+    for words in ("image--text", "0.500", "0.250", "min_cosine 0.0"):
+        assert words in page
+    assert cmcl.one("candidate", "show", "scenes")["observed"]["error_share"] == 0.1
+    cmcl("candidate", "end", "scenes", "--reason=birds")
+    assert "no version" in cmcl("candidate", "show", "scenes", code=Exit.REFUSED)
+
+
+def test_a_trial_that_nobody_sees_is_refused_in_words(cmcl: Cmcl) -> None:
+    words = cmcl("candidate", "set", "scenes", "1", code=Exit.REFUSED)
+    assert "share and shadow are both 0" in words
+
+
+def test_new_versions_are_tried_first_where_the_policy_says_so(cmcl: Cmcl) -> None:
+    cmcl("model", "policy", "scenes", "--max-drift=0.3")
+    changed = cmcl.one(
+        "candidate", "policy", "scenes", "--publish-as=candidate", "--share=0.1", "--min-requests=9"
+    )
+    assert changed["rollout"]["publish_as"] == "candidate"
+    assert (changed["max_drift"], changed["rollout"]["rule"]["min_requests"]) == (0.3, 9)
+    cmcl("model", "policy", "scenes", "--max-drift=0.2")
+    shown = cmcl("candidate", "policy", "scenes")
+    assert "new versions begin as  candidate" in shown
+    assert "min_requests 9" in shown
