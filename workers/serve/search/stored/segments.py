@@ -160,5 +160,6 @@ def features_matrix(column: pa.ListArray) -> Float32Array:
     widths = np.unique(np.diff(column.offsets.to_numpy()))
     if len(widths) != 1:
         raise InvalidVersion(f"features of one modality have widths {widths.tolist()}")
-    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    return np.ascontiguousarray(values.reshape(len(column), int(widths[0])))
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    # Copied: torch takes no arrays that it may not write to, as Arrow's are.
+    return np.array(values.reshape(len(column), int(widths[0])), np.float32)

@@ -5,8 +5,7 @@ not name, once they are older than anybody's write or reading can take: they wer
 or their writer died before it could name them.
 """
 
-import time
-from datetime import UTC, datetime
+from datetime import datetime
 
 from workers.serve.search.stored import ledger
 from workers.serve.search.stored.compaction import GRACE, still_kept
@@ -16,12 +15,12 @@ from workers.storage import layout
 from workers.storage.port import ObjectStore
 
 
-def sweep(store: ObjectStore, name: str) -> int:
+def sweep(store: ObjectStore, name: str, now: datetime) -> int:
     """How many objects were removed. Raises StorageUnavailable; doing it twice is harmless."""
     head = ledger.newest(store, name)
     if head is None:
         return 0
-    gone = [*_old_revisions(store, head), *_unnamed_segments(store, head)]
+    gone = [*_old_revisions(store, head), *_unnamed_segments(store, head, now)]
     for key in gone:
         store.delete(key)
     return len(gone)
@@ -33,13 +32,13 @@ def _old_revisions(store: ObjectStore, head: Revision) -> list[str]:
     return [layout.collection_revision(head.name, each) for each in numbers if each <= newest_to_go]
 
 
-def _unnamed_segments(store: ObjectStore, head: Revision) -> list[str]:
+def _unnamed_segments(store: ObjectStore, head: Revision, now: datetime) -> list[str]:
     named = {segment.name for segment in head.segments}
-    named |= {dropped.name for dropped in still_kept(head, datetime.now(UTC))}
-    prefix, now = layout.collection_segments(head.name), time.time()
+    named |= {dropped.name for dropped in still_kept(head, now)}
+    prefix = layout.collection_segments(head.name)
     return [
         key
         for key in store.keys(prefix)
         if (segment := key.removeprefix(prefix)) not in named
-        and age_seconds(segment, now) > GRACE.total_seconds()
+        and age_seconds(segment, now.timestamp()) > GRACE.total_seconds()
     ]

@@ -1,0 +1,98 @@
+"""Collections as routes use them: changes go to the store, searches to what is in memory."""
+
+from collections.abc import Callable, Sequence
+
+from workers.contract.errors import StorageUnavailable
+from workers.serve.search.follower import CollectionsFollower
+from workers.serve.search.held import Shown
+from workers.serve.search.housekeeper import Housekeeper
+from workers.serve.search.index.graph import is_installed
+from workers.serve.search.stored import ledger, writes
+from workers.serve.search.stored.revision import Revision
+from workers.serve.search.stored.segments import Entry
+from workers.serve.versions.live import LiveVersions
+from workers.storage.port import ObjectStore
+
+# Where merging does not keep up with writing, whoever writes has to wait for it.
+_MOST_SEGMENTS = 256
+
+Permitted = Callable[[Revision], bool]
+
+
+class TooManySegments(StorageUnavailable):
+    """Writing is faster than merging; trying again can help."""
+
+
+class Collections:
+    """All collections of a store. What blocks says so; everything may be called from any thread."""
+
+    def __init__(
+        self, store: ObjectStore, follower: CollectionsFollower, housekeeper: Housekeeper
+    ) -> None:
+        self._store = store
+        self._follower = follower
+        self._housekeeper = housekeeper
+
+    def start(self) -> None:
+        """Follow and keep house in the background."""
+        self._follower.start()
+        self._housekeeper.start()
+
+    def stop(self) -> None:
+        """End both threads, and wait until they are gone."""
+        self._follower.stop()
+        self._housekeeper.stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether both threads are there."""
+        return self._follower.alive and self._housekeeper.alive
+
+    def wake(self) -> None:
+        """A version or a collection has changed: look now."""
+        self._follower.wake()
+
+    def shown(self, name: str) -> Shown | None:
+        """What this replica can search; does not block."""
+        return self._follower.shown(name)
+
+    def find(self, name: str, permitted: Permitted) -> Revision:
+        """As it is in the store. Blocks. Raises NoCollection, StorageUnavailable, InvalidVersion."""
+        return writes.existing(ledger.newest(self._store, name), name, permitted)
+
+    def all(self, permitted: Permitted) -> list[Revision]:
+        """By name, as they are in the store. Blocks. Raises as `find` does."""
+        heads = (ledger.newest(self._store, name) for name in ledger.collection_names(self._store))
+        return [head for head in heads if head and not head.deleted and permitted(head)]
+
+    def create(self, wish: writes.Wish) -> Revision:
+        """Blocks. Raises as `writes.create` does."""
+        return self._made(writes.create(self._store, wish))
+
+    def delete(self, name: str, permitted: Permitted) -> None:
+        """Blocks. Raises as `writes.delete` does."""
+        self._made(writes.delete(self._store, name, permitted))
+
+    def write(self, target: Revision, entries: Sequence[Entry], permitted: Permitted) -> Revision:
+        """Blocks. Raises as `writes.write` does, and TooManySegments."""
+        if len(target.segments) >= _MOST_SEGMENTS:
+            self._housekeeper.notice(target)
+            raise TooManySegments(
+                f"collection {target.name!r} has {len(target.segments)} segments, which are being "
+                "merged; try again"
+            )
+        return self._made(writes.write(self._store, target, entries, permitted))
+
+    def _made(self, revision: Revision) -> Revision:
+        self._follower.wake()
+        self._housekeeper.notice(revision)
+        return revision
+
+
+def open_collections(
+    store: ObjectStore, live: LiveVersions, poll_seconds: float
+) -> Collections | None:
+    """Not yet started. None where the extra `search` is not installed."""
+    if not is_installed():
+        return None
+    return Collections(store, CollectionsFollower(store, live, poll_seconds), Housekeeper(store))

@@ -1,0 +1,179 @@
+"""The thread that keeps collections in memory equal to what the store and the live versions say.
+
+Nothing that it meets may end it: what fails is logged once, leaves the index before answering, and is
+tried again later.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+from workers.contract.errors import WorkerError
+from workers.serve.search.held import Held, Shown
+from workers.serve.search.index.index import GRAPH_FROM_ROWS
+from workers.serve.search.stored import ledger
+from workers.serve.search.stored.revision import Revision
+from workers.serve.versions.live import LiveVersions
+from workers.storage.port import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+_FIRST_DELAY_SECONDS = 0.1
+_LONGEST_DELAY_SECONDS = 15.0
+# Live versions are looked at more often than the store: it costs nothing.
+_SWAP_SECONDS = 0.02
+
+
+@dataclass
+class _Followed:
+    """A collection, and what went wrong with it."""
+
+    held: Held
+    head: Revision | None = None
+    problem: str | None = None
+    failures: int = 0
+    retry_at: float = 0.0
+
+
+class CollectionsFollower:
+    """Holds all collections of the store. `graph_from`: smaller parts are searched exactly."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        live: LiveVersions,
+        poll_seconds: float,
+        graph_from: int = GRAPH_FROM_ROWS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._poll_seconds = poll_seconds
+        self._graph_from = graph_from
+        self._clock = clock
+        self._followed: dict[str, _Followed] = {}
+        self._shown: Mapping[str, Shown] = MappingProxyType({})
+        self._complaints: dict[str, str] = {}
+        self._woken = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="collections follower", daemon=True)
+
+    def start(self) -> None:
+        """Follow in the background."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and wait until it is gone."""
+        self._stopping.set()
+        self._woken.set()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether somebody is following."""
+        return self._thread.is_alive()
+
+    def wake(self) -> None:
+        """There is something new: look now. From any thread."""
+        self._woken.set()
+
+    def shown(self, name: str) -> Shown | None:
+        """What is known of a collection; None if this replica has not seen it."""
+        return self._shown.get(name)
+
+    def look(self) -> None:
+        """Look at every collection once. Raises StorageUnavailable if they cannot be listed."""
+        for name in ledger.collection_names(self._store):
+            if name not in self._followed:
+                self._followed[name] = _Followed(Held(self._store, self._graph_from, self._clock))
+            followed = self._followed[name]
+            if self._clock() >= followed.retry_at:
+                self._careful(name, followed, partial(self._follow, name, followed))
+
+    def work(self) -> bool:
+        """One step of each index that is being made. Whether there are more."""
+        working = [each for each in self._followed.items() if each[1].held.is_working]
+        for name, followed in working:
+            self._careful(name, followed, partial(self._step, followed))
+        return any(followed.held.is_working for _, followed in working)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._woken.clear()
+            seen = self._live.all()
+            self._look_safely()
+            due = self._clock() + self._poll_seconds
+            # The mapping is exchanged with each swap, so there is nothing to compare inside of it.
+            while self._clock() < due and not self._woken.is_set() and self._live.all() is seen:
+                if not self.work():
+                    self._woken.wait(min(_SWAP_SECONDS, max(due - self._clock(), 0)))
+
+    def _look_safely(self) -> None:
+        try:
+            self.look()
+        except WorkerError as error:
+            self._complain("the store", error)
+        except Exception:
+            # A bug, but one that must not freeze all collections of this replica for ever.
+            logger.exception("a look at the collections failed")
+        else:
+            self._complaints.pop("the store", None)
+
+    def _careful(self, name: str, followed: _Followed, do: Callable[[], None]) -> None:
+        """What one collection meets is no other's trouble."""
+        try:
+            do()
+        except WorkerError as error:
+            self._complain(f"collection {name}", error)
+            self._failed(followed, error)
+        except Exception as error:
+            logger.exception("collection %s failed", name)
+            self._failed(followed, error)
+        else:
+            if not followed.held.is_working:
+                followed.failures, followed.problem = 0, None
+        self._show(name, followed)
+
+    def _failed(self, followed: _Followed, error: Exception) -> None:
+        followed.held.give_up()
+        followed.problem = str(error)
+        followed.failures += 1
+        # The exponent is bounded too: 2.0 ** 1024 overflows, and a week of failures gets there.
+        delay = _FIRST_DELAY_SECONDS * 2.0 ** min(followed.failures, 16)
+        followed.retry_at = self._clock() + min(delay, _LONGEST_DELAY_SECONDS)
+
+    def _follow(self, name: str, followed: _Followed) -> None:
+        head = followed.head = self._newest(name, followed.head)
+        live = self._live.get(head.model) if head is not None else None
+        if head is None or head.deleted or live is None:
+            followed.held.forget()
+        else:
+            followed.held.follow(head, live.version)
+
+    def _newest(self, name: str, known: Revision | None) -> Revision | None:
+        if known is not None and known.revision == ledger.newest_number(self._store, name):
+            return known
+        return ledger.newest(self._store, name)
+
+    def _step(self, followed: _Followed) -> None:
+        if followed.head is not None:
+            followed.held.step(followed.head)
+
+    def _show(self, name: str, followed: _Followed) -> None:
+        """In one step: a request that reads it once sees one index, whatever happens meanwhile."""
+        shown = None
+        if followed.head is not None and not followed.head.deleted:
+            shown = Shown(followed.head, followed.held.index, followed.problem)
+        if shown != self._shown.get(name):
+            others = {other: each for other, each in self._shown.items() if other != name}
+            self._shown = MappingProxyType(others | ({name: shown} if shown else {}))
+
+    def _complain(self, about: str, error: Exception) -> None:
+        """Log once and not with every look: a store that is down for an hour fills no disk."""
+        if self._complaints.get(about) != str(error):
+            self._complaints[about] = str(error)
+            logger.warning("%s does not follow, what is loaded answers: %s", about, error)

@@ -1,0 +1,161 @@
+"""One collection in the memory of a replica: the index that answers, and the one that will.
+
+A new revision is applied to the index that answers. A new version gets an index of its own, beside
+the one that answers, which then is exchanged for it in one step; meanwhile the old one, with the old
+version, goes on to answer and to take what is written. The index before is kept, so that a roll back
+is an exchange as well.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from workers.serve.search.index.draft import Draft
+from workers.serve.search.index.index import Index
+from workers.serve.search.projection import Steps, can_continue, catch_up, loaded, reprojected
+from workers.serve.search.stored.revision import Revision
+from workers.serve.versions.loading import ServedVersion
+from workers.storage.port import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is known of a collection, as of one moment.
+
+    `index` None: it is being made, or the model has no live version. `problem`: why it does not
+    follow.
+    """
+
+    revision: Revision
+    index: Index | None
+    problem: str | None = None
+
+
+@dataclass
+class _Task:
+    """An index being made for `version`; `steps` returns its draft."""
+
+    version: ServedVersion
+    steps: Steps
+    began: float
+
+
+class Held:
+    """Used by the follower's thread alone; what it shows is immutable."""
+
+    def __init__(
+        self, store: ObjectStore, graph_from: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._graph_from = graph_from
+        self._clock = clock
+        self._answering: Draft | None = None
+        self._previous: Draft | None = None
+        self._task: _Task | None = None
+        # Not made anew from the draft whenever it is asked for: a change may be half applied to it.
+        self.index: Index | None = None
+
+    @property
+    def is_working(self) -> bool:
+        """Whether there are steps to do."""
+        return self._task is not None
+
+    def forget(self) -> None:
+        """Nothing of it is in memory any more."""
+        self._answering = self._previous = self._task = self.index = None
+
+    def give_up(self) -> None:
+        """Leave the index that is being made; `follow` begins again."""
+        self._task = None
+
+    def follow(self, head: Revision, version: ServedVersion) -> None:
+        """Take in what was written, and begin with what takes longer. Raises as `catch_up` does."""
+        if self._is_of_another(head):
+            self.forget()
+        answering = self._answering
+        continues = answering is not None and can_continue(answering, head)
+        if answering is not None and continues:
+            self._bring(answering, head)
+            if self.index is None or self.index.revision != head.revision:
+                self.index = answering.index()
+        if answering is None or not continues or not same(answering.version, version):
+            self._turn_to(head, version)
+        elif self._task is not None and self._task.version is not answering.version:
+            self._task = None  # the model was rolled back before that one was ready
+        elif answering.needs_graphs and self._task is None:
+            self._task = _Task(answering.version, _with_graphs(answering), self._clock())
+
+    def step(self, head: Revision) -> None:
+        """Work on for a moment; exchange the index if that was the end. Raises as `catch_up` does."""
+        task = self._task
+        if task is None:
+            return
+        try:
+            next(task.steps)
+        except StopIteration as end:
+            self._task = None
+            self._exchange(end.value, head)
+            logger.info(
+                "collection %s is searched with %s, made in %.1f s",
+                *(head.name, task.version.label, self._clock() - task.began),
+            )
+
+    def _turn_to(self, head: Revision, version: ServedVersion) -> None:
+        previous = self._previous
+        if (
+            previous is not None
+            and same(previous.version, version)
+            and can_continue(previous, head)
+        ):
+            self._bring(previous, head)
+            self._put(previous)
+            self._task = None
+        elif self._task is None or not _leads_to(self._task.version, version):
+            self._task = _Task(version, self._steps(head, version), self._clock())
+
+    def _steps(self, head: Revision, version: ServedVersion) -> Steps:
+        answering = self._answering
+        if answering is not None and can_continue(answering, head):
+            return reprojected(self._store, answering, version)
+        return loaded(self._store, head, Draft(version, None, self._graph_from))
+
+    def _exchange(self, made: Draft, head: Revision) -> None:
+        if not can_continue(made, head):
+            return  # deleted or purged meanwhile: the next look begins again
+        self._bring(made, head)
+        self._put(made)
+
+    def _put(self, draft: Draft) -> None:
+        """Let it answer from now on."""
+        if draft is not self._answering:
+            self._previous, self._answering = self._answering, draft
+        self.index = draft.index()
+
+    def _bring(self, draft: Draft, head: Revision) -> None:
+        for _ in catch_up(self._store, draft, head):
+            pass
+
+    def _is_of_another(self, head: Revision) -> bool:
+        """Whether the collection was deleted and made anew since."""
+        revision = self._answering.revision if self._answering else None
+        return revision is not None and revision.born != head.born
+
+
+def same(one: ServedVersion, other: ServedVersion) -> bool:
+    """Versions never change, but a model can be deleted and made anew under its name."""
+    return one.label == other.label and one.created_at == other.created_at
+
+
+def _leads_to(begun: ServedVersion, wanted: ServedVersion) -> bool:
+    """Whether to go on. A version that is newer still waits its turn: else, where versions come
+    faster than indexes can be made, none would ever be ready."""
+    is_older = begun.number <= wanted.number and begun.created_at <= wanted.created_at
+    return begun.model == wanted.model and is_older
+
+
+def _with_graphs(draft: Draft) -> Steps:
+    yield from draft.build_graphs()
+    return draft

@@ -1,0 +1,195 @@
+"""An index in the making: the one side that is written to, by one thread.
+
+What it shows (`index`) is immutable and shares all large arrays with it. Masks of rows are copied
+when rows go, never changed, so a half-applied change is seen by nobody, and can be applied again.
+
+Shapes: B rows of a batch, F width of the raw feature, E width of the embeddings.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from workers.contract.errors import InvalidVersion
+from workers.serve.search.index.graph import Graph
+from workers.serve.search.index.index import GRAPH_FROM_ROWS, Index
+from workers.serve.search.index.parts import Contents, Part, joined
+from workers.serve.search.index.payloads import Payloads
+from workers.serve.search.sizes import first_to_merge
+from workers.serve.search.stored.revision import Revision
+from workers.serve.search.stored.segments import features_matrix
+from workers.serve.versions.loading import Float32Array, ServedVersion
+
+_MOST_SMALL_PARTS = 8
+# A place is one number, since there is one for each row: which part, and which row of it.
+_ROW_BITS = 32
+_ROW_MASK = (1 << _ROW_BITS) - 1
+
+
+class Draft:
+    """Rows of a collection, with vectors of one version. `revision`: how far it has come."""
+
+    def __init__(
+        self, version: ServedVersion, revision: Revision | None, graph_from: int = GRAPH_FROM_ROWS
+    ) -> None:
+        self.version = version
+        self.revision = revision
+        self._graph_from = graph_from
+        self._parts: dict[int, Part] = {}
+        self._places: dict[str, int] = {}
+        self._next_part = 0
+
+    def with_vectors(
+        self, version: ServedVersion, vectors: Mapping[int, Float32Array], frozen: "Frozen"
+    ) -> "Draft":
+        """The same rows as when it was frozen, with vectors of another version."""
+        other = Draft(version, frozen.revision, self._graph_from)
+        other._parts = {
+            number: replace(part, vectors_NE=vectors[number], graph=None)
+            for number, part in frozen.parts.items()
+        }
+        other._places = dict(frozen.places)
+        other._next_part = self._next_part
+        return other
+
+    def frozen(self) -> "Frozen":
+        """As it is now, for somebody who takes longer than until the next change."""
+        return Frozen(self.revision, dict(self._parts), dict(self._places))
+
+    def index(self) -> Index:
+        """What may be searched from now on."""
+        number = self.revision.revision if self.revision else 0
+        return Index(self.version, number, tuple(self._parts.values()), self._graph_from)
+
+    def apply(self, batch: pa.RecordBatch) -> None:
+        """Rows of a segment, which come after all rows so far. Harmless to do twice.
+
+        Raises InvalidVersion where features do not fit the version.
+        """
+        batches = [
+            (modality, rows, _embedded(self.version, modality, rows.column("feature")))
+            for modality, rows in by_modality(batch.filter(pc.invert(batch["deleted"])))
+        ]
+        self._remove(batch.column("id").to_pylist())
+        for modality, rows, vectors_BE in batches:
+            payloads = Payloads.of(rows.column("payload"))
+            self._add(Contents(modality, rows.column("id"), payloads), vectors_BE)
+        self._tidy()
+
+    def build_graphs(self) -> Iterator[None]:
+        """For parts that have become large, a few rows with each step."""
+        for number, part in list(self._parts.items()):
+            if len(part) < self._graph_from or part.graph is not None:
+                continue
+            graph = Graph(part.vectors_NE.shape[1])
+            yield from graph.grow(part.vectors_NE)
+            # Rows may have gone meanwhile, but their numbers stay; or the part itself is gone.
+            if number in self._parts:
+                self._parts[number] = replace(self._parts[number], graph=graph)
+
+    @property
+    def needs_graphs(self) -> bool:
+        """Whether a part is searched exactly that is too large for that."""
+        return any(
+            part.graph is None and len(part) >= self._graph_from for part in self._parts.values()
+        )
+
+    def _add(self, contents: Contents, vectors_BE: Float32Array) -> None:
+        self._put(Part(contents, vectors_BE, np.ones(len(contents), bool)))
+
+    def _put(self, part: Part) -> None:
+        number, self._next_part = self._next_part, self._next_part + 1
+        self._parts[number] = part
+        first = number << _ROW_BITS
+        self._places.update(
+            zip(part.contents.ids.to_pylist(), range(first, first + len(part)), strict=True)
+        )
+
+    def _remove(self, ids: Iterable[str]) -> None:
+        gone: dict[int, list[int]] = defaultdict(list)
+        for each in ids:
+            place = self._places.pop(each, None)
+            if place is not None:
+                gone[place >> _ROW_BITS].append(place & _ROW_MASK)
+        for number, rows in gone.items():
+            live = self._parts[number].live_N.copy()
+            live[rows] = False
+            self._parts[number] = replace(self._parts[number], live_N=live)
+
+    def _tidy(self) -> None:
+        """Merge small parts, and rewrite those of which most is gone."""
+        by_modality: dict[str, list[int]] = defaultdict(list)
+        for number, part in list(self._parts.items()):
+            if part.live == 0:
+                del self._parts[number]
+            else:
+                by_modality[part.contents.modality].append(number)
+        for numbers in by_modality.values():
+            self._merge(numbers)
+
+    def _merge(self, numbers: Sequence[int]) -> None:
+        sizes = [self._parts[number].live for number in numbers]
+        if len(numbers) > _MOST_SMALL_PARTS:
+            run = numbers[first_to_merge(sizes) :]
+            self._rewrite(run)
+            return
+        for number, live in zip(numbers, sizes, strict=True):
+            if live < len(self._parts[number]) // 2:
+                self._rewrite([number])
+
+    def _rewrite(self, numbers: Sequence[int]) -> None:
+        parts = [self._parts.pop(number) for number in numbers]
+        self._put(joined(parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """A draft at one revision; nothing in it changes any more."""
+
+    revision: Revision | None
+    parts: Mapping[int, Part]
+    places: Mapping[str, int]
+
+    def places_of(
+        self, ids: pa.StringArray, modality: str
+    ) -> Iterator[tuple[int, tuple[list[int], list[int]]]]:
+        """By part: rows of it, and which of these ids stand there; not those of other modalities."""
+        found: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+        for index, each in enumerate(ids.to_pylist()):
+            place = self.places.get(each)
+            if place is not None:
+                rows, indices = found[place >> _ROW_BITS]
+                rows.append(place & _ROW_MASK)
+                indices.append(index)
+        for number, both in found.items():
+            if self.parts[number].contents.modality == modality:
+                yield number, both
+
+
+def by_modality(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Its rows, one modality after the other."""
+    column = batch.column("modality")
+    for modality in column.unique().to_pylist():
+        yield modality, batch.filter(pc.equal(column, modality))
+
+
+def _embedded(version: ServedVersion, modality: str, features: pa.ListArray) -> Float32Array:
+    return project(version, modality, features_matrix(features))
+
+
+@torch.inference_mode()
+def project(version: ServedVersion, modality: str, features_BF: Float32Array) -> Float32Array:
+    """Unit embeddings (B × E). Raises InvalidVersion where the version has no such head."""
+    width = version.spec.modalities.get(modality)
+    if width != features_BF.shape[1]:
+        raise InvalidVersion(
+            f"features of modality {modality!r} have width {features_BF.shape[1]}, "
+            f"{version.label} expects {width or 'no such modality'}"
+        )
+    embeddings: Float32Array = version.heads.embed(modality, torch.from_numpy(features_BF)).numpy()
+    return embeddings

@@ -1,0 +1,104 @@
+"""A collection as one version sees it, at one revision: what a search is answered from.
+
+Shapes: E width of the embeddings.
+"""
+
+import heapq
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from workers.serve.search.index.filters import Filter, mask
+from workers.serve.search.index.parts import Part
+from workers.serve.versions.loading import Float32Array, ServedVersion
+
+# Fewer rows of a part are searched exactly, and so are as many that a filter leaves of more.
+GRAPH_FROM_ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is searched for. `modalities` None: all."""
+
+    top_k: int
+    modalities: Collection[str] | None = None
+    filter: Filter | None = None
+    exact: bool = False
+
+
+@dataclass(frozen=True, order=True)
+class Hit:
+    """A row that was found; the larger score is the better one. `payload`: JSON, or None."""
+
+    score: float
+    id: str
+    modality: str
+    payload: str | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Best first. `exact`: no other row of the collection can be better."""
+
+    hits: list[Hit]
+    exact: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Vectors of one version and no other; immutable. `few`: rows that are searched exactly."""
+
+    version: ServedVersion
+    revision: int
+    parts: tuple[Part, ...]
+    few: int = GRAPH_FROM_ROWS
+
+    @property
+    def rows(self) -> int:
+        """How many rows count."""
+        return sum(part.live for part in self.parts)
+
+    def rows_of(self, modality: str) -> int:
+        """How many of them are of this modality."""
+        return sum(part.live for part in self.parts if part.contents.modality == modality)
+
+    def search(self, query_E: Float32Array, wanted: Wanted) -> Found:
+        """The rows nearest to a query of unit length that this index' own version embedded."""
+        hits, exact = [], True
+        for part in self.parts:
+            if wanted.modalities is None or part.contents.modality in wanted.modalities:
+                found, is_exact = self._search_part(part, query_E, wanted)
+                hits += found
+                exact = exact and is_exact
+        # Equal scores by id, so that all replicas answer alike.
+        best = heapq.nsmallest(wanted.top_k, hits, key=lambda hit: (-hit.score, hit.id))
+        return Found(best, exact)
+
+    def _search_part(
+        self, part: Part, query_E: Float32Array, wanted: Wanted
+    ) -> tuple[list[Hit], bool]:
+        wanted_N = part.live_N
+        if wanted.filter is not None:
+            wanted_N = wanted_N & mask(wanted.filter, part.contents.payloads)
+        few = len(part) if wanted.exact else self.few
+        nearest = part.nearest(query_E, wanted_N, wanted.top_k, few)
+        texts = part.contents.payloads.texts
+        hits = [
+            Hit(
+                float(score),
+                part.contents.ids[row].as_py(),
+                part.contents.modality,
+                texts[row].as_py(),
+            )
+            for row, score in zip(nearest.rows_K.tolist(), nearest.scores_K, strict=True)
+        ]
+        return hits, nearest.exact
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of vectors, ids and payloads; Python's table of ids comes on top."""
+        texts = (part.contents.payloads.texts.nbytes for part in self.parts)
+        ids = (part.contents.ids.nbytes for part in self.parts)
+        vectors = (part.vectors_NE.nbytes for part in self.parts)
+        return int(np.sum([*texts, *ids, *vectors], dtype=np.int64))
