@@ -57,7 +57,7 @@ class EncoderSpec(Frozen):
         description="items that one replica of the endpoint has at the encoder, before 503",
     )
     answer_seconds: float = Field(
-        default=30, gt=0, le=600, description="how long the endpoint waits for it, before 503"
+        default=10, gt=0, le=600, description="how long the endpoint waits for it, before 503"
     )
     max_item_bytes: int = Field(
         default=8 << 20, ge=1, le=256 << 20, description="of one text or file; a longer one is 400"
