@@ -74,6 +74,8 @@ class LocalStack:
     ranks: int = 2
     allowed_prefixes: tuple[str, ...] = ()
     extra_environment: dict[str, str] = field(default_factory=dict)
+    # As `python -m workers.serve --encoder` takes them.
+    encoders: tuple[str, ...] = ()
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -141,7 +143,10 @@ class LocalStack:
                 *(str(program), "start", "--head", "--block", "--disable-usage-stats"),
                 *(f"--node-ip-address={_HOST}", f"--port={self.ports.ray}"),
                 *(f"--dashboard-port={self.ports.dashboard}", "--include-dashboard=true"),
-                *(f"--num-cpus={2 * self.ranks + 4}", "--object-store-memory=200000000"),
+                *(
+                    f"--num-cpus={2 * self.ranks + 4 + 2 * len(self.encoders)}",
+                    "--object-store-memory=200000000",
+                ),
             ],
         )
 
@@ -156,6 +161,7 @@ class LocalStack:
             [
                 *(sys.executable, "-m", "workers.serve", "--store", self.store_uri),
                 *("--host", _HOST, "--port", str(self.ports.embeddings)),
+                *(f"--encoder={encoder}" for encoder in self.encoders),
             ],
             # For this part alone: Ray's job client would follow it instead of CMCL_RAY_ADDRESS.
             RAY_ADDRESS=f"{_HOST}:{self.ports.ray}",

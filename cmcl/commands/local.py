@@ -15,7 +15,7 @@ from cmcl.terminal.exits import Refused
 from cmcl.terminal.options import AsJson
 
 
-def up(
+def up(  # noqa: PLR0913 - each part has its options
     folder: Annotated[Path, typer.Option(help="database, store and logs")] = Path(".cmcl/up"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="of the control plane")] = 8000,
     embeddings_port: Annotated[
@@ -25,11 +25,19 @@ def up(
     allow: Annotated[
         list[str] | None, typer.Option(help="URI prefix that datasets may come from; repeatable")
     ] = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="takes raw items: MODALITY=KIND:WIDTH[:MODEL], e.g. text=synthetic:384; repeatable"
+        ),
+    ] = None,
+    *,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole system on this machine until Ctrl-C."""
     prefixes = tuple(allow) if allow else (Path.cwd().as_uri(),)
-    stack = LocalStack(folder, Ports.free(port, embeddings_port), ranks, prefixes)
+    ports = Ports.free(port, embeddings_port)
+    stack = LocalStack(folder, ports, ranks, prefixes, encoders=tuple(encoder or ()))
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     signal.signal(signal.SIGINT, lambda *_: stopped.set())

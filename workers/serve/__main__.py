@@ -6,10 +6,10 @@ import sys
 import threading
 
 import ray
-from pydantic import ValidationError
 
 from workers.contract.errors import InvalidUri
 from workers.serve.app import deploy, withdraw
+from workers.serve.encoders.spec import parse_encoder
 from workers.serve.settings import ServeArgs
 from workers.storage.uris import open_store
 
@@ -18,9 +18,14 @@ def main(argv: list[str]) -> int:
     """Deploy, wait for SIGTERM or SIGINT, withdraw. The exit code."""
     options = _options(argv)
     try:
-        args = ServeArgs(store=options.store, replicas=options.replicas, num_cpus=options.num_cpus)
+        args = ServeArgs(
+            store=options.store,
+            replicas=options.replicas,
+            num_cpus=options.num_cpus,
+            encoders=tuple(parse_encoder(text) for text in options.encoder),
+        )
         open_store(args.store)
-    except (ValidationError, InvalidUri) as error:
+    except (ValueError, InvalidUri) as error:  # pydantic's ValidationError is a ValueError
         print(f"workers.serve: {error}", file=sys.stderr)
         return 2
     ray.init(address="auto", log_to_driver=False)
@@ -42,6 +47,14 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--num-cpus", type=float, default=1, help="Ray CPUs per replica")
+    parser.add_argument(
+        "--encoder",
+        action="append",
+        default=[],
+        metavar="MODALITY=KIND:WIDTH[:MODEL]",
+        help="takes raw items of this modality, e.g. text=synthetic:384; repeatable. JSON with any "
+        "fields of docs/settings.md will do, too",
+    )
     return parser.parse_args(argv)
 
 
