@@ -12,16 +12,18 @@ import pytest
 from fastapi import FastAPI
 
 from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.letter_encoder import LetterEncoders
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import publish_version, random_heads
 from workers.contract.model import ModelSpec
 from workers.contract.version import LivePointer
 from workers.serve.access.port import OpenDoor
 from workers.serve.compute.batcher import Batcher
-from workers.serve.encoders.port import NoEncoders
+from workers.serve.encoders.port import Encoders, NoEncoders
 from workers.serve.http.admission import Admission
 from workers.serve.http.api import create_api
 from workers.serve.http.replica import Replica as Parts
+from workers.serve.rollout.trials import Trials
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions
@@ -55,6 +57,7 @@ class Replica:
     clock: Clock = field(default_factory=Clock)
     live: LiveVersions = field(default_factory=LiveVersions)
     metrics: RecordedMetrics = field(default_factory=RecordedMetrics)
+    encoders: Encoders = field(default_factory=NoEncoders)
 
     def __post_init__(self) -> None:
         self.resident = ResidentVersions(
@@ -71,16 +74,18 @@ class Replica:
 
     def parts(self, args: ServeArgs) -> Parts:
         """What the routes work with."""
+        compute = Batcher(self.metrics)
         return Parts(
             args=args,
             store=self.store,
             live=self.live,
             lookup=VersionLookup(self.live, self.resident, args.min_version_wait_seconds),
-            compute=Batcher(self.metrics),
-            encoders=NoEncoders(),
+            compute=compute,
+            encoders=self.encoders,
             access=OpenDoor(),
             admission=Admission(args.max_rows_in_flight, args.max_bytes_in_flight),
             metrics=self.metrics,
+            trials=Trials(self.live, compute, self.metrics, self.store, "replica-1"),
         )
 
     def publish(self, version: int, generation: int | None = None, model: str = MODEL) -> None:
@@ -126,6 +131,15 @@ class Replica:
 @pytest.fixture
 def store(tmp_path: Path) -> FlakyStore:
     return FlakyStore(LocalStore(tmp_path / "store"))
+
+
+@pytest.fixture
+def with_encoder(store: FlakyStore) -> Replica:
+    """With version 1 live and an encoder of texts in front."""
+    replica = Replica(store, ServeArgs(store=store.uri), encoders=LetterEncoders())
+    replica.publish(version=1)
+    replica.look()
+    return replica
 
 
 @pytest.fixture
