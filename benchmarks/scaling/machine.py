@@ -69,8 +69,8 @@ class Machine:
         return self.shared["reduce"].at(payload)
 
     def waiting(self, work: float) -> float:
-        """See Rates."""
-        return self.shared["waiting"].at(work)
+        """See Rates. Below the least work that was tried it is that of the least work."""
+        return self.shared["waiting"].at(max(work, self.shared["waiting"].points[0][0]))
 
     def ahead(self, payload: float, rotation: float, rest: float) -> float:
         """A thread reads and turns rows ahead; it is hidden where it finds a core of its own."""
