@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -10,12 +11,15 @@ from sqlalchemy import inspect
 
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
-from service.database.queries import answers, datasets, jobs, models, versions
-from service.database.rows import AnswerRecord
+from service.database.queries import answers, backlog, datasets, jobs, models, trials, versions
+from service.database.rows import AnswerRecord, TrialRecord
 from service.database.tables import metadata
+from service.errors import WriteConflict
 from service.states import JobState
 from tests.database.rows_of_r0001 import NOW, write_first_release
+from tests.database.rows_of_r0003 import write_third_release
 from workers.contract.policy import GatePolicy
+from workers.contract.rollout import Observed, TrialPlan
 
 
 def test_migrations_lead_to_the_tables(database: Database) -> None:
@@ -39,6 +43,18 @@ def test_two_may_start_at_once(database_url: str) -> None:
         assert set(metadata.tables) < set(inspect(connection).get_table_names())
     for database in both:
         database.close()
+
+
+@pytest.fixture
+def third_release(database_url: str) -> Iterator[Database]:
+    """A database of the release before there were trials, brought to the newest tables."""
+    database = open_database(database_url)
+    upgrade(database, "r0003")
+    with database.write() as connection:
+        write_third_release(connection)
+    upgrade(database)
+    yield database
+    database.close()
 
 
 @pytest.fixture
@@ -87,3 +103,40 @@ def test_a_job_under_way_goes_on_after_the_migration(first_release: Database) ->
         moved = jobs.find(connection, job.id)
     assert moved is not None
     assert (moved.state, moved.revision) == (JobState.GATING, 1)
+
+
+def test_every_pointer_is_written_anew_after_the_migration(third_release: Database) -> None:
+    with third_release.read() as connection:
+        found = {name: models.find(connection, name) for name in ("live", "deleted", "new", "gone")}
+        unmirrored_since = backlog.read(connection).unmirrored_since
+    told = {
+        name: (model.live_generation, model.live_revision, model.is_mirrored)
+        for name, model in found.items()
+        if model is not None
+    }
+    # One that was deleted has a pointer to remove, unless its files are gone already.
+    assert told == {
+        "live": (3, 3, False),
+        "deleted": (3, 3, False),
+        "new": (0, 0, True),
+        "gone": (3, 3, True),
+    }
+    assert unmirrored_since == NOW
+
+
+def test_a_version_is_tried_after_the_migration(third_release: Database) -> None:
+    trial = TrialRecord(
+        model="live",
+        revision=4,
+        version=1,
+        plan=TrialPlan(share=0.5),
+        reason="",
+        actor="somebody",
+        began_at=NOW,
+        observed=Observed(),
+    )
+    with third_release.write() as connection:
+        trials.add(connection, trial)
+        assert trials.running(connection, "live") == trial
+    with pytest.raises(WriteConflict), third_release.write() as connection:
+        trials.add(connection, replace(trial, revision=5))

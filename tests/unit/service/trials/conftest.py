@@ -1,0 +1,84 @@
+"""A control plane whose model has three versions; the third one answers."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.control_plane import ControlPlane
+from workers.contract.version import LivePointer
+from workers.storage.versions import read_live
+
+CANDIDATE = "/v1/models/scenes/candidate"
+
+
+class Trials:
+    """What users ask about trials, and what live.json shows."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self.plane = plane
+
+    def put(self, version: int = 2, status: int = 200, **body: object) -> dict[str, Any]:
+        """Put a version on trial; a tenth of the callers sees it unless the body says otherwise."""
+        terms = body or {"share": 0.1}
+        answer = self.plane.client.put(CANDIDATE, json={"version": version, **terms})
+        assert answer.status_code == status, answer.text
+        told: dict[str, Any] = answer.json()
+        return told
+
+    def get(self) -> dict[str, Any] | None:
+        """The trial; None without one."""
+        answer = self.plane.client.get(CANDIDATE)
+        assert answer.status_code in (200, 404), answer.text
+        return answer.json() if answer.status_code == 200 else None
+
+    def end(self, reason: str = "") -> int:
+        """Take it back; the status."""
+        return self.plane.client.request("DELETE", CANDIDATE, params={"reason": reason}).status_code
+
+    def pointer(self) -> LivePointer:
+        """What the replicas are told, once the reconciler had its turn."""
+        self.plane.tick()
+        found = read_live(self.plane.store, "scenes")
+        assert found is not None
+        return found
+
+    def told(self) -> list[tuple[str, int, Mapping[str, Any]]]:
+        """Kind, version and details of what happened to candidates."""
+        items = self.plane.client.get("/v1/events?limit=200").json()["items"]
+        found = [item for item in items if item["kind"].startswith("candidate.")]
+        return [(item["kind"], item["version"], item["details"]) for item in found]
+
+    def judged(self) -> dict[str, Any] | None:
+        """The trial after some seconds."""
+        self.plane.tick(4)
+        return self.get()
+
+
+@pytest.fixture(scope="session")
+def three_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once: to publish takes longer than to copy what was published."""
+    folder = tmp_path_factory.mktemp("three-versions")
+    made = ControlPlane(folder)
+    made.create_model()
+    for name in ("one", "two", "three"):
+        made.run_to_end(made.post_dataset(name))
+    made.close()
+    return folder
+
+
+@pytest.fixture
+def plane(three_versions: Path, tmp_path: Path) -> Iterator[ControlPlane]:
+    """With one model, `scenes`."""
+    shutil.copytree(three_versions, tmp_path, dirs_exist_ok=True)
+    plane = ControlPlane(tmp_path)
+    plane.clock.advance(3600)
+    yield plane
+    plane.close()
+
+
+@pytest.fixture
+def trials(plane: ControlPlane) -> Trials:
+    return Trials(plane)

@@ -1,0 +1,166 @@
+"""A version is put on trial, the trial is changed, and somebody ends it."""
+
+import pytest
+
+from service.states import JobState
+from tests.fakes.replica_words import observe
+from tests.unit.service.trials.conftest import CANDIDATE, Trials
+from workers.contract.rollout import Candidate
+
+
+def test_replicas_are_told_of_a_trial_and_its_end(trials: Trials) -> None:
+    before = trials.pointer()
+    told = trials.put(2, share=0.1, shadow=0.5)
+    during = trials.pointer()
+    assert during.candidate == Candidate(
+        version=2, revision=told["revision"], share=0.1, shadow=0.5
+    )
+    assert (during.generation, during.version) == (before.generation, 3)
+    assert told["revision"] == during.revision > before.revision
+    assert trials.end("enough") == 204
+    after = trials.pointer()
+    assert after.candidate is None
+    assert after.order > during.order > before.order
+
+
+def test_what_happened_is_told_with_reasons(trials: Trials) -> None:
+    trials.put(2, share=0.1, reason="is it better?")
+    trials.end("worse on birds")
+    began, ended = trials.told()
+    assert (began[0], began[1], began[2]["reason"]) == ("candidate.began", 2, "is it better?")
+    assert (ended[0], ended[1], ended[2]["reason"]) == ("candidate.taken_back", 2, "worse on birds")
+    assert ended[2]["actor"] == "local"
+    assert trials.end() == 404
+
+
+def test_only_a_version_that_could_answer_is_tried(trials: Trials) -> None:
+    plane = trials.plane
+    assert "answers already" in trials.put(3, 409)["detail"]
+    assert "permitted: 1 to 3" in trials.put(9, 404)["errors"][0]["message"]
+    assert plane.client.request("DELETE", "/v1/models/scenes/versions/1").status_code == 204
+    assert "retired" in trials.put(1, 409)["detail"]
+    with plane.context.database.write() as connection:
+        connection.exec_driver_sql("UPDATE versions SET stored_at = NULL WHERE number = 2")
+    assert "being stored" in trials.put(2, 409)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"share": 0}, "share and shadow are both 0"),
+        ({"share": 0.1, "rule": {"min_overlap": 0.8}}, "rule.min_overlap is 0.8 and shadow is 0"),
+        ({"share": 1.5}, "less than or equal to 1"),
+        ({"share": 0.1, "rule": {"min_request": 3}}, "min_request"),
+    ],
+)
+def test_a_trial_that_could_not_be_judged_is_refused(
+    trials: Trials, terms: dict[str, object], words: str
+) -> None:
+    assert words in str(trials.put(2, 422, **terms)["errors"])
+    assert trials.get() is None
+
+
+def test_a_trial_is_begun_beside_the_version_that_was_seen(trials: Trials) -> None:
+    tag = trials.plane.client.get("/v1/models/scenes/live").headers["ETag"]
+    body = {"version": 2, "share": 0.1}
+    for condition, status in (('"1"', 412), (tag, 200)):
+        answer = trials.plane.client.put(CANDIDATE, json=body, headers={"If-Match": condition})
+        assert answer.status_code == status
+    assert answer.headers["ETag"] == tag
+
+
+def test_other_shares_are_observed_anew_and_other_bounds_are_not(trials: Trials) -> None:
+    first = trials.put(2, share=0.1)
+    trials.pointer()
+    observe(trials.plane.store, answered=7)
+    trials.plane.tick(4)
+    bounds = trials.put(2, share=0.1, rule={"max_error_share": 0.5})
+    assert (bounds["revision"], bounds["observed"]["answered"]) == (first["revision"], 7)
+    shares = trials.put(2, share=0.3, rule={"max_error_share": 0.5})
+    assert shares["revision"] > first["revision"]
+    assert (shares["observed"]["answered"], shares["began_at"]) == (0, first["began_at"])
+    kinds = [kind for kind, _, _ in trials.told()]
+    assert kinds == ["candidate.began", "candidate.changed", "candidate.changed"]
+    assert trials.told()[-1][2]["observed"]["answered"] == 7
+
+
+def test_the_same_trial_again_changes_nothing(trials: Trials) -> None:
+    assert trials.put(2, share=0.1) == trials.put(2, share=0.1)
+    assert len(trials.told()) == 1
+
+
+def test_another_candidate_takes_the_place_of_the_first(trials: Trials) -> None:
+    trials.put(1, share=0.1)
+    trials.put(2, share=0.1)
+    told = [(kind, version) for kind, version, _ in trials.told()]
+    assert told == [("candidate.began", 1), ("candidate.taken_back", 1), ("candidate.began", 2)]
+    assert trials.told()[1][2]["reason"] == "version 2 is tried instead"
+
+
+def test_promoting_the_candidate_ends_its_trial(trials: Trials) -> None:
+    trials.put(2, share=0.1)
+    body = {"version": 2, "reason": "looks good"}
+    assert trials.plane.client.put("/v1/models/scenes/live", json=body).status_code == 200
+    pointer = trials.pointer()
+    assert (pointer.version, pointer.candidate) == (2, None)
+    assert trials.told()[-1][0] == "candidate.promoted"
+    assert trials.told()[-1][2]["reason"] == "looks good"
+
+
+def test_beside_another_live_version_the_trial_begins_anew(trials: Trials) -> None:
+    first = trials.put(2, share=0.1)
+    trials.plane.client.put("/v1/models/scenes/live", json={"version": 1})
+    pointer = trials.pointer()
+    assert pointer.candidate is not None
+    assert pointer.candidate.version == 2
+    assert pointer.candidate.revision == pointer.revision > first["revision"]
+
+
+def test_what_is_tried_is_not_retired(trials: Trials) -> None:
+    trials.put(2, share=0.1)
+    retired = trials.plane.client.request("DELETE", "/v1/models/scenes/versions/2")
+    assert (retired.status_code, "take it back first" in retired.text) == (409, True)
+
+
+def test_a_new_version_answers_and_ends_the_trial_of_an_older_one(trials: Trials) -> None:
+    trials.put(2, share=0.1)
+    trials.plane.run_to_end(trials.plane.post_dataset("four"))
+    pointer = trials.pointer()
+    assert (pointer.version, pointer.candidate) == (4, None)
+    kind, version, details = trials.told()[-1]
+    assert (kind, version) == ("candidate.taken_back", 2)
+    assert details["reason"] == "version 4 was published"
+
+
+def test_a_new_version_is_tried_first_where_the_policy_says_so(trials: Trials) -> None:
+    rollout = {"publish_as": "candidate", "share": 0.2, "rule": {"promote_after": 500}}
+    policy = {"rollout": rollout}
+    assert trials.plane.client.put("/v1/models/scenes/policy", json=policy).status_code == 200
+    for name in ("four", "five"):
+        assert trials.plane.run_to_end(trials.plane.post_dataset(name)).state == JobState.PUBLISHED
+    trial = trials.get()
+    assert trial is not None
+    assert (trial["version"], trial["share"], trial["rule"]["promote_after"]) == (5, 0.2, 500)
+    assert (trial["actor"], trials.pointer().version) == ("reconciler", 3)
+    told = [(kind, version) for kind, version, _ in trials.told()]
+    assert told == [("candidate.began", 4), ("candidate.taken_back", 4), ("candidate.began", 5)]
+    # What never answered is not counted as the time until it answers.
+    registry = trials.plane.context.metrics.registry
+    assert registry.get_sample_value("cmcl_service_post_to_live_seconds_count") == 0
+
+
+def test_the_first_version_has_nothing_to_be_tried_against(trials: Trials) -> None:
+    trials.plane.create_model("sounds")
+    policy = {"rollout": {"publish_as": "candidate", "share": 0.2}}
+    trials.plane.client.put("/v1/models/sounds/policy", json=policy)
+    trials.plane.run_to_end(trials.plane.post_dataset("one", "sounds"))
+    assert trials.plane.answering("sounds") == (1, 1)
+
+
+def test_without_a_version_that_answers_nothing_is_tried(trials: Trials) -> None:
+    trials.plane.create_model("sounds")
+    answer = trials.plane.client.put(
+        "/v1/models/sounds/candidate", json={"version": 1, "share": 0.1}
+    )
+    assert answer.status_code == 404
+    assert "permitted: none yet" in answer.text

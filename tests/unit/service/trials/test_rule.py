@@ -1,0 +1,163 @@
+"""What the replicas have seen decides: the rule alone, then in the reconciler."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from service.control.models.rollout import judge, look
+from service.database.queries import trials as rows
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.replica_words import PAIR, agreement, observe
+from tests.unit.service.observe.samples import shown
+from tests.unit.service.trials.conftest import Trials
+from workers.contract.rollout import Observed, PairAgreement, RolloutRule
+from workers.storage import layout
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+RULE = RolloutRule(min_requests=100, max_error_share=0.01)
+STRICT = RolloutRule(min_requests=100, min_cosine=0.9, min_overlap=0.8, promote_after=200)
+
+
+def pairs(queries: int, cosine: float, overlap: float) -> dict[str, PairAgreement]:
+    return agreement(queries, cosine, overlap)
+
+
+@pytest.mark.parametrize(
+    ("rule", "observed", "outcome", "words"),
+    [
+        (RULE, Observed(answered=50, failed=49), None, ""),
+        (RULE, Observed(answered=50, failed=50), "taken_back", "50 of 100 requests failed"),
+        (RULE, Observed(answered=99, failed=1), None, ""),
+        (RULE, Observed(answered=10**6), None, ""),
+        (RULE, Observed(refused={"r1": "no file"}), "taken_back", "could not load it: no file"),
+        (STRICT, Observed(shadowed=150, pairs=pairs(150, 0.95, 0.9)), None, ""),
+        (
+            STRICT,
+            Observed(shadowed=150, pairs=pairs(150, 0.85, 0.9)),
+            "taken_back",
+            "mean cosine with the live version is 0.8500 in 150 queries; permitted (min_cosine): 0.9",
+        ),
+        (STRICT, Observed(shadowed=150, pairs=pairs(150, 0.95, 0.7)), "taken_back", "min_overlap"),
+        (STRICT, Observed(shadowed=150, pairs=pairs(99, 0.1, 0.1)), None, ""),
+        (STRICT, Observed(answered=200, pairs=pairs(150, 0.95, 0.9)), "promoted", "200 requests"),
+        (STRICT, Observed(answered=199, pairs=pairs(150, 0.95, 0.9)), None, ""),
+        (STRICT, Observed(answered=200, pairs=pairs(99, 0.95, 0.9)), None, ""),
+        (STRICT, Observed(answered=200), None, ""),
+    ],
+)
+def test_the_rule_decides(
+    rule: RolloutRule, observed: Observed, outcome: str | None, words: str
+) -> None:
+    verdict = judge(rule, observed)
+    assert (verdict and verdict.outcome) == outcome
+    assert words in (verdict.reason if verdict else "")
+
+
+def test_what_several_replicas_saw_is_added_up(trials: Trials) -> None:
+    trials.put(2, share=0.1, shadow=0.5)
+    trials.pointer()
+    observe(trials.plane.store, "r1", answered=3, shadowed=2, pairs=agreement(2, 1.0))
+    observe(trials.plane.store, "r2", answered=4, shadowed=6, pairs=agreement(6, 0.5))
+    seen = (trials.judged() or {})["observed"]
+    assert (seen["replicas"], seen["answered"], seen["requests"]) == (2, 7, 15)
+    assert (seen["pairs"][PAIR]["queries"], seen["pairs"][PAIR]["cosine"]) == (8, 0.625)
+    observe(trials.plane.store, "r1", answered=5)
+    assert (trials.judged() or {})["observed"]["answered"] == 9
+
+
+def test_the_newest_word_of_a_replica_counts(trials: Trials) -> None:
+    revision = trials.put(2, share=0.1)["revision"]
+    trials.pointer()
+    observe(trials.plane.store, "r1", answered=5, at=NOW)
+    older = observe(trials.plane.store, "r2", answered=3, at=NOW - timedelta(seconds=9))
+    renamed = older.model_copy(update={"replica": "r1"}).model_dump_json().encode()
+    trials.plane.store.put(layout.observation("scenes", revision, "r2"), renamed)
+    seen = (trials.judged() or {})["observed"]
+    assert (seen["replicas"], seen["answered"]) == (1, 5)
+
+
+@pytest.mark.parametrize("damage", [b"{", b'{"replica": "r9"}', "other version"])
+def test_what_cannot_be_read_is_left_out_and_named_once(
+    trials: Trials, damage: bytes | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    revision = trials.put(2, share=0.1)["revision"]
+    trials.pointer()
+    observe(trials.plane.store, "r1", answered=5)
+    key = layout.observation("scenes", revision, "r9")
+    if isinstance(damage, bytes):
+        trials.plane.store.put(key, damage)
+    else:
+        observe(trials.plane.store, "r9", answered=100, version=1)
+    for _ in range(3):
+        seen = (trials.judged() or {})["observed"]
+    assert (seen["answered"], list(seen["unreadable"])) == (5, [key])
+    assert caplog.text.count("an observation is left out") == 1
+
+
+def test_a_candidate_that_fails_is_taken_back(trials: Trials) -> None:
+    trials.put(2, share=0.1, rule={"min_requests": 10, "max_error_share": 0.1})
+    trials.pointer()
+    observe(trials.plane.store, answered=8, failed=2)
+    assert trials.judged() is None
+    pointer = trials.pointer()
+    assert (pointer.version, pointer.candidate) == (3, None)
+    kind, version, details = trials.told()[-1]
+    assert (kind, version, details["actor"]) == ("candidate.taken_back", 2, "reconciler")
+    assert "2 of 10 requests failed because of it (0.2)" in details["reason"]
+    assert (details["observed"]["failed"], details["observed"]["requests"]) == (2, 10)
+    assert shown(trials.plane, "trials_ended_total", outcome="taken_back") == 1
+
+
+def test_one_that_a_replica_cannot_load_is_taken_back_at_once(trials: Trials) -> None:
+    trials.put(2, share=0.1)
+    trials.pointer()
+    observe(trials.plane.store, "r7", refused="heads.safetensors has another digest")
+    assert trials.judged() is None
+    assert "replica r7 could not load it: heads" in trials.told()[-1][2]["reason"]
+
+
+def test_one_that_broke_no_bound_is_promoted(trials: Trials) -> None:
+    trials.put(2, share=0.1, rule={"min_requests": 10, "promote_after": 20})
+    trials.pointer()
+    observe(trials.plane.store, answered=19)
+    assert trials.judged() is not None
+    observe(trials.plane.store, answered=20)
+    assert trials.judged() is None
+    pointer = trials.pointer()
+    assert (pointer.version, pointer.generation, pointer.candidate) == (2, 4, None)
+    history = trials.plane.client.get("/v1/models/scenes/promotions").json()["items"]
+    assert (history[-1]["kind"], history[-1]["actor"]) == ("promoted", "reconciler")
+    assert "broke no bound in 20 requests" in history[-1]["reason"]
+    assert trials.told()[-1][0] == "candidate.promoted"
+
+
+def test_jobs_get_on_while_a_version_is_tried(trials: Trials) -> None:
+    trials.put(2, share=0.1)
+    job = trials.plane.post_dataset("four")
+    assert trials.plane.run_to_end(job).version == 4
+
+
+def test_a_store_that_is_away_ends_no_trial(trials: Trials) -> None:
+    trials.put(2, share=0.1, rule={"min_requests": 1})
+    trials.pointer()
+    observe(trials.plane.store, failed=10)
+    trials.plane.store.broken = "observations/"
+    trials.plane.tick(5)
+    assert trials.get() is not None
+    trials.plane.store.broken = None
+    trials.plane.clock.advance(30)
+    assert trials.judged() is None
+
+
+def test_a_trial_that_was_changed_meanwhile_is_not_judged_by_its_old_rule(
+    trials: Trials, plane: ControlPlane
+) -> None:
+    trials.put(2, share=0.1, rule={"min_requests": 1})
+    trials.pointer()
+    observe(plane.store, failed=10)
+    with plane.context.database.read() as connection:
+        seen = rows.running(connection, "scenes")
+    assert seen is not None
+    trials.put(2, share=0.1, rule={"min_requests": 1000})
+    look(plane.context, seen)
+    assert trials.get() is not None
