@@ -270,3 +270,25 @@ def test_the_thread_outlives_a_bug(store: FlakyStore) -> None:
     replica.store.broken = None
     assert replica.live.wait_ready(5)
     replica.follower.stop()
+
+
+@pytest.mark.parametrize("damaged", [layout.HEADS, layout.MANIFEST, layout.SELFTEST])
+def test_a_replica_that_starts_with_damage_serves_the_rest(replica: Replica, damaged: str) -> None:
+    replica.publish(version=1)
+    replica.publish(version=1, model="other")
+    replica.store.put(layout.version_file(MODEL, 1, damaged), b"rubbish")
+    replica.look()
+    assert replica.live.ready
+    assert replica.embed(model="other").status_code == 200
+    assert (replica.embed().status_code, replica.embed(model="scenes@1").status_code) == (503, 500)
+    assert replica.live.refusals(MODEL)[0].kind == "damaged"
+
+
+def test_a_replica_that_starts_with_a_corrupt_pointer_serves_the_rest(replica: Replica) -> None:
+    replica.publish(version=1, model="other")
+    replica.publish(version=1)
+    replica.store.put(layout.live_pointer(MODEL), b'{"generation": -1}')
+    replica.look()
+    assert replica.live.ready
+    assert replica.embed(model="other").status_code == 200
+    assert replica.embed().status_code == 503

@@ -153,3 +153,27 @@ def test_the_poll_interval_suits_the_kind_of_store() -> None:
     assert ServeArgs(store="file:///tmp/x").seconds_between_looks == 0.1
     assert ServeArgs(store="s3://bucket").seconds_between_looks == 1.0
     assert ServeArgs(store="s3://bucket", poll_seconds=0.5).seconds_between_looks == 0.5
+
+
+def test_a_wait_asks_once_for_each_change_and_leaves_nothing_behind(serving: Replica) -> None:
+    asked: list[int | None] = []
+
+    def third() -> int | None:
+        asked.append(serving.live_number())
+        return 3 if serving.live_number() == 3 else None
+
+    def publish_two_more() -> None:
+        for version in (2, 3):
+            serving.publish(version)
+            serving.look()
+
+    async def wait() -> int | None:
+        waiting = asyncio.create_task(serving.live.wait_for(third, seconds=30))
+        await asyncio.to_thread(publish_two_more)
+        return await waiting
+
+    assert asyncio.run(wait()) == 3
+    # The pointer is one change and the swap another.
+    assert (asked[0], asked[-1]) == (1, 3)
+    assert len(asked) <= 5
+    assert serving.live._watchers == set()
