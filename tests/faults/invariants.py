@@ -59,11 +59,14 @@ class Witness:
             self.ends[job["reason"] or job["state"]] += 1
         for version in self._rows(tables.versions, tables.versions.c.number):
             assert version["stored_at"] is not None, f"never stored: {version['number']}"
+        for trial in self._rows(tables.trials, tables.trials.c.revision):
+            assert trial["ended_at"] is not None, f"a trial that never ended: {trial}"
         for model in self._rows(tables.models, tables.models.c.name):
             pointer = read_live(self._world.store, model["name"])
             shown = None if pointer is None else (pointer.version, pointer.generation)
             decided = (model["live_version"], model["live_generation"])
             assert shown == (decided if model["live_generation"] else None), "live.json is behind"
+            assert pointer is None or pointer.candidate is None, "a trial that ended is shown"
             assert model["mirrored_revision"] == model["live_revision"]
 
     def _look_at_jobs(self, jobs: Sequence[Row]) -> None:

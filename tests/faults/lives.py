@@ -7,12 +7,15 @@ the middle of it.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from service.database.queries import models, versions
+from service.database.queries import models, trials, versions
 from service.database.rows import JobRecord
 from service.launchers.port import LaunchState
 from service.states import TERMINAL, JobState
+from tests.fakes.replica_words import observe
 from tests.faults.world import BAD, MODEL, World
 from workers.contract.policy import GatePolicy
+from workers.contract.rollout import RolloutRule
+from workers.storage.versions import read_live
 
 Act = Callable[[World], None]
 
@@ -37,6 +40,8 @@ def is_quiet(world: World) -> bool:
     with world.database.read() as connection:
         for model in models.page(connection, None, None, 10):
             if not model.is_mirrored:
+                return False
+            if trials.running(connection, model.name) is not None:
                 return False
             if versions.oldest_unstored(connection, model.name) is not None:
                 return False
@@ -136,6 +141,20 @@ def _rolled_back(world: World) -> None:
         assert world.roll_back()
 
 
+def _tried(told: str) -> Act:
+    """The first version is tried beside the second, and a replica tells ten requests of one kind."""
+
+    def react(world: World) -> None:
+        _serve(world)
+        if is_quiet(world) and world.once("try"):
+            assert world.put_on_trial(1, RolloutRule(min_requests=10, promote_after=10))
+        pointer = read_live(world.store, MODEL)
+        if pointer is not None and pointer.candidate is not None:
+            observe(world.store, **{told: 10})
+
+    return react
+
+
 def _in(world: World, state: JobState) -> list[JobRecord]:
     return [job for job in world.jobs() if job.state == state]
 
@@ -156,6 +175,7 @@ def _is_repeated(world: World) -> bool:
     return any(job.attempt == 2 and job.state == JobState.RUNNING for job in world.jobs())
 
 
+PROMOTED, TAKEN_BACK = "tried and promoted", "tried and taken back"
 RESUMED = "attempt lost behind a checkpoint"
 PUBLISHED, REJECTED = JobState.PUBLISHED, JobState.REJECTED
 HELD_FIRST = _with_policy(GatePolicy(manual_approval=True))
@@ -183,6 +203,8 @@ LIVES = (
     Life("retried", _one, _retried, (PUBLISHED,), _was("trouble"), _is_repeated),
     Life("branched", _one, _branched, (PUBLISHED,), _was("branch")),
     Life("rolled back", _two, _rolled_back, (PUBLISHED, PUBLISHED), _was("roll back")),
+    Life(PROMOTED, _two, _tried("answered"), (PUBLISHED, PUBLISHED), _was("try")),
+    Life(TAKEN_BACK, _two, _tried("failed"), (PUBLISHED, PUBLISHED), _was("try")),
     *(
         Life(
             name,
@@ -215,8 +237,10 @@ def check_end(world: World, life: Life) -> None:
         model = models.find(connection, MODEL)
     assert model is not None
     assert model.head == ended.count(PUBLISHED)
-    if life.name == "rolled back":
+    if life.name in ("rolled back", PROMOTED):
         assert (model.live_version, model.live_generation) == (1, 3)
+    if life.name == TAKEN_BACK:
+        assert (model.live_version, model.live_generation) == (2, 2)
     if life.name == RESUMED:
         (job,) = world.jobs()
         assert (job.attempt, world.told(job).resume_from) == (2, world.checkpoints[0])

@@ -21,7 +21,7 @@ from service.control.bell import Bell
 from service.control.context import Context
 from service.control.data.intake import Intake, NewDataset, accept_dataset
 from service.control.interventions import Word
-from service.control.models import branch, promote
+from service.control.models import branch, promote, trials
 from service.control.models.policy import set_policy
 from service.control.models.wish import Wish
 from service.control.validation.validations import Validations
@@ -40,6 +40,7 @@ from tests.faults.cluster import Cluster
 from workers.contract.errors import ObjectExists
 from workers.contract.job import Failure, JobSpec
 from workers.contract.policy import GatePolicy
+from workers.contract.rollout import RolloutRule, TrialPlan
 from workers.storage import layout
 from workers.storage.local import LocalStore
 
@@ -182,6 +183,10 @@ class World:
 
     def roll_back(self) -> bool:
         return self._may(lambda c: promote.roll_back(c, MODEL, self._wish()))
+
+    def put_on_trial(self, version: int, rule: RolloutRule) -> bool:
+        plan = TrialPlan(share=0.1, rule=rule)
+        return self._may(lambda c: trials.set_candidate(c, MODEL, version, plan, self._wish()))
 
     def set_policy(self, policy: GatePolicy) -> bool:
         return self._may(lambda c: set_policy(c, MODEL, policy, LOCAL, self.clock(), None))
