@@ -23,6 +23,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
         Ports.free(),
         ranks=2,
         allowed_prefixes=prefixes,
+        encoders=("text=synthetic:8",),
         # So that a test that kills a rank need not train for a minute first.
         extra_environment={"CMCL_CHECKPOINT_SECONDS": "1"},
     )

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from service.app import create_app
 from service.settings import Settings
 from tests.architecture.repository import ROOT
+from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.settings import ServeArgs
 from workers.train.settings import TrainSettings
 
@@ -35,7 +36,12 @@ Read by the training processes from the environment of the Ray nodes (`workers/t
 Options of `python -m workers.serve` and arguments of the Serve application
 (`workers/serve/settings.py`).
 
-{serve}"""
+{serve}
+### An encoder
+
+What stands in front of one modality ([encoders](encoders.md), `workers/serve/encoders/spec.py`).
+
+{encoder}"""
 
 _BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
 
@@ -46,6 +52,7 @@ def settings_document() -> str:
         service=_table("variable", Settings, lambda field: f"CMCL_{field.upper()}"),
         train=_table("variable", TrainSettings, lambda field: f"CMCL_{field.upper()}"),
         serve=_table("argument", ServeArgs, str),
+        encoder=_table("field", EncoderSpec, str),
     )
 
 

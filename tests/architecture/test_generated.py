@@ -5,6 +5,7 @@ import pytest
 from service.settings import Settings
 from tests.architecture.generated import GENERATED, settings_document
 from tests.architecture.repository import ROOT
+from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.settings import ServeArgs
 from workers.train.settings import TrainSettings
 
@@ -15,7 +16,7 @@ def test_it_is_up_to_date(name: str) -> None:
 
 
 def test_every_setting_says_what_it_means() -> None:
-    for model in (Settings, ServeArgs, TrainSettings):
+    for model in (Settings, ServeArgs, EncoderSpec, TrainSettings):
         assert [name for name, field in model.model_fields.items() if not field.description] == []
 
 

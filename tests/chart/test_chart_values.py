@@ -41,6 +41,7 @@ OTHERS: dict[str, Any] = {
     "version": "9.9.9",
     "gpuResource": "other.example.org/gpu",
     "interval": "9s",
+    "encoders": [{"modality": "audio", "kind": "synthetic", "width": 8}],
     "enabled": False,
 }
 OTHER_TEXT, OTHER_MAP = "other", {"other": "x"}
@@ -162,6 +163,10 @@ def test_every_value_is_explained() -> None:
         (
             {"training": {"driver": {"customResources": {"slot": -1}}}},
             r"'/training/driver/customResources/slot': minimum: got -1, want 0",
+        ),
+        (
+            {"serving": {"encoders": [{"modality": "text", "kind": "clip", "width": 8}]}},
+            r"'/serving/encoders/0/kind': value must be one of 'synthetic'",
         ),
         ({"training": {"gpusPerRank": -1}}, r"'/training/gpusPerRank': minimum: got -1, want 0"),
         ({"service": {"logLevel": "loud"}}, r"'/service/logLevel': value must be one of 'debug'"),

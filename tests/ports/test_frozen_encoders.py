@@ -1,6 +1,7 @@
 """What every encoder promises, whichever it is; and what the real ones do beside."""
 
 import io
+import runpy
 import socket
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from tests.fakes.tiny_clip import WIDTH, save_tiny_clip
 from workers.serve.encoders.frozen import EncoderUnusable, FrozenEncoder
 from workers.serve.encoders.registry import open_encoder
 from workers.serve.encoders.sentence_transformers import SentenceTransformersEncoder
-from workers.serve.encoders.spec import EncoderSpec
+from workers.serve.encoders.spec import EncoderSpec, parse_encoder
 from workers.serve.encoders.synthetic import SyntheticEncoder
 from workers.serve.versions.loading import Float32Array
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "encoders" / "minilm.py"
 Encoder = FrozenEncoder[Any]
 MINILM = EncoderSpec(
     modality="text",
@@ -134,6 +136,12 @@ def test_texts_that_look_like_paths_are_never_opened(clip_folder: Path, tmp_path
     as_text = features(encoder, str(path))
     path.write_bytes(picture(4))
     np.testing.assert_array_equal(features(encoder, str(path)), as_text)
+
+
+def test_the_example_prints_how_to_serve_it(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    *_, option = capsys.readouterr().out.strip().splitlines()
+    assert parse_encoder(option.rpartition("--encoder ")[2]) == MINILM
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,24 @@
+{{/* The worker group of the encoders: a pod for each of their processes, as large as the largest needs. */}}
+{{- define "cmcl.encoderGroup" -}}
+{{- $serving := .root.Values.serving -}}
+{{- $pods := 0 -}}
+{{- $cpus := 1 -}}
+{{- $gpus := 0 -}}
+{{- range $serving.encoders -}}
+{{- $pods = add $pods (default 1 .replicas) -}}
+{{- $cpus = max $cpus (default 1 .num_cpus | ceil | int) -}}
+{{- $gpus = max $gpus (default 0 .num_gpus | ceil | int) -}}
+{{- end -}}
+{{- $resources := deepCopy $serving.encoderWorkers.resources -}}
+{{- if $gpus -}}
+{{- $resources = mergeOverwrite $resources (dict "limits" (dict .root.Values.training.gpuResource $gpus)) -}}
+{{- end -}}
+groupName: encoders
+replicas: {{ $pods }}
+minReplicas: {{ $pods }}
+maxReplicas: {{ $pods }}
+# Twice as many as one needs: a new process starts beside the old one.
+rayStartParams:
+  num-cpus: {{ mul 2 $cpus | quote }}
+template: {{- include "cmcl.rayNode" (merge (dict "group" $serving.encoderWorkers "resources" $resources "readinessPath" "/-/healthz" "readinessPort" 8000 "ports" (dict "serve" 8000)) .) | nindent 2 }}
+{{- end -}}

@@ -1,0 +1,77 @@
+"""Encoders in front of the heads: what the application is told, and where their processes fit."""
+
+import json
+from typing import Any
+
+import helm_python
+import pytest
+
+from tests.chart.release import CHART, Object, Release, render
+from tests.chart.schemas import CRDS, complaints_of_kuberay
+from workers.serve.encoders.spec import EncoderSpec
+from workers.serve.settings import ServeArgs
+
+TEXT = {"modality": "text", "kind": "synthetic", "width": 384}
+
+
+def _serving(release: Release) -> Object:
+    spec: Object = release.one("RayService", "demo-cmcl-serving")["spec"]
+    return spec
+
+
+def _args(release: Release) -> ServeArgs:
+    config = helm_python.values_from_yaml(_serving(release)["serveConfigV2"])
+    return ServeArgs.model_validate(config["applications"][0]["args"])
+
+
+def _groups(release: Release) -> dict[str, Object]:
+    groups = _serving(release)["rayClusterConfig"]["workerGroupSpecs"]
+    return {group["groupName"]: group for group in groups}
+
+
+def test_the_schema_has_every_field_of_an_encoder() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    fields = EncoderSpec.model_fields
+    encoder = schema["definitions"]["encoder"]
+    assert encoder["properties"].keys() == fields.keys()
+    assert set(encoder["required"]) == {name for name in fields if fields[name].is_required()}
+
+
+def test_encoders_reach_the_application_as_they_were_written(production: Release) -> None:
+    (encoder,) = _args(production).encoders
+    assert (encoder.model, encoder.replicas) == ("/opt/models/all-MiniLM-L6-v2", 2)
+    assert encoder.max_item_bytes == 16 << 20
+
+
+def test_without_encoders_there_are_no_pods_for_them(trial: Release) -> None:
+    assert _args(trial).encoders == ()
+    assert list(_groups(trial)) == ["replicas"]
+
+
+@pytest.mark.parametrize(
+    ("encoders", "pods", "cpus", "gpus"),
+    [
+        ([TEXT], 1, "2", None),
+        ([TEXT | {"replicas": 3, "num_cpus": 2.5}], 3, "6", None),
+        ([TEXT, TEXT | {"modality": "image", "num_gpus": 0.5, "replicas": 2}], 3, "2", 1),
+    ],
+)
+def test_each_process_of_an_encoder_has_a_pod(
+    encoders: list[dict[str, Any]], pods: int, cpus: str, gpus: int | None
+) -> None:
+    group = _groups(render({"serving": {"encoders": encoders}}))["encoders"]
+    assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == pods
+    assert group["rayStartParams"]["num-cpus"] == cpus
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits.get("nvidia.com/gpu") == gpus
+
+
+def test_pods_of_encoders_run_where_they_are_told(production: Release) -> None:
+    template = _groups(production)["encoders"]["template"]
+    assert template["spec"]["nodeSelector"] == {"example.org/gpu": "t4"}
+    assert template["metadata"]["labels"]["app.kubernetes.io/component"] == "serving"
+
+
+@pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's CRDs are not part of this repository")
+def test_kuberay_knows_every_field_of_the_group(production: Release) -> None:
+    assert complaints_of_kuberay(production.one("RayService", "demo-cmcl-serving")) == []
