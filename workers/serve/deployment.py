@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from uuid import uuid4
 
 import torch
 from fastapi import FastAPI
@@ -19,6 +20,8 @@ from workers.serve.http.replica import Replica
 from workers.serve.push.actor import open_channel
 from workers.serve.push.listener import Listener
 from workers.serve.ray_metrics import RayMetrics
+from workers.serve.rollout.trials import Trials
+from workers.serve.search.collections import open_collections
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.follower import Follower, Look
 from workers.serve.versions.live import LiveVersions
@@ -52,23 +55,30 @@ class Embedder:
         if not self._live.wait_ready(args.first_look_seconds):
             self._follower.stop()
             raise StorageUnavailable(f"{args.store} was not seen in {args.first_look_seconds:g} s")
-        self._listener = Listener(open_channel, self._follower.wake, self._metrics.hears)
+        self._collections = open_collections(self._store, self._live, args.seconds_between_looks)
+        if self._collections is not None:
+            self._collections.start()
+        self._listener = Listener(open_channel, self._wake, self._metrics.hears)
         self._listener.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once per replica."""
-        args = self._args
+        args, compute = self._args, Batcher(self._metrics)
+        # A replica that starts again counts from zero, so it must not write over what it had seen.
+        name = uuid4().hex
         replica = Replica(
             args=args,
             store=self._store,
             live=self._live,
             lookup=VersionLookup(self._live, self._resident, args.min_version_wait_seconds),
-            compute=Batcher(self._metrics),
+            compute=compute,
             encoders=self._encoders,
             access=self._access,
             admission=Admission(args.max_rows_in_flight, args.max_bytes_in_flight),
             metrics=self._metrics,
+            trials=Trials(self._live, compute, self._metrics, self._store, name),
             announcer=self._listener,
+            collections=self._collections,
         )
         return create_api(replica)
 
@@ -76,6 +86,13 @@ class Embedder:
         """Called by Serve. A store that is down is no reason to restart: what is loaded answers."""
         if not self._follower.alive:
             raise RuntimeError("nobody follows the live pointers in this replica any more")
+        if self._collections is not None and not self._collections.alive:
+            raise RuntimeError("nobody follows the collections in this replica any more")
+
+    def _wake(self) -> None:
+        self._follower.wake()
+        if self._collections is not None:
+            self._collections.wake()
 
     def _load(self, model: str, number: int) -> ServedVersion:
         return load_version(self._store, model, number)

@@ -6,11 +6,13 @@ ApiError
 ├── Unauthorized         401   no key, or one that is not valid
 ├── NotFound             404   no such model, version or path
 ├── BodyTimeout          408   the body did not arrive in time
+├── Conflict             409   the name is taken
 ├── BodyTooLarge         413
 ├── UnsupportedMedia     415   a body that nobody here reads
 ├── Unprocessable        422   well formed, and these versions cannot do it
 ├── Overloaded           429   with Retry-After
 ├── VersionDamaged       500   stored, but it fails its checks
+├── NotInstalled         501   an optional part that this endpoint has not
 ├── NotReady             503   with Retry-After
 └── DeadlineExceeded     504   the request waited for longer than it said it may
 """
@@ -85,6 +87,14 @@ class BodyTimeout(ApiError):
     headers = MappingProxyType({"connection": "close"})
 
 
+class Conflict(ApiError):
+    """What is to be made is there already, and is something else."""
+
+    status = 409
+    kind = "invalid_request_error"
+    default_code = "name_taken"
+
+
 class BodyTooLarge(ApiError):
     """More bytes than one request may have."""
 
@@ -122,6 +132,13 @@ class VersionDamaged(ApiError):
     """The version is stored but cannot be used."""
 
     default_code = "version_damaged"
+
+
+class NotInstalled(ApiError):
+    """Whoever runs the endpoint can install it."""
+
+    status = 501
+    default_code = "not_installed"
 
 
 class NotReady(ApiError):

@@ -51,6 +51,15 @@ class ServeArgs(Frozen):
     recent_versions: int = Field(
         default=4, ge=1, description="versions kept for requests that name one"
     )
+    max_top_k: int = Field(default=1000, ge=1, description="hits of one search in a collection")
+    max_payload_bytes: int = Field(
+        default=4096, ge=2, description="payload of one item of a collection, as JSON"
+    )
+    max_collection_rows: int = Field(
+        default=1_000_000,
+        ge=1,
+        description="in one collection; every replica holds the vectors of all collections",
+    )
 
     encoders: tuple[EncoderSpec, ...] = Field(
         default=(), description="where raw items may be posted, one for a modality at most"

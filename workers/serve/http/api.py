@@ -1,17 +1,43 @@
 """The HTTP interface of a replica, put together. The whole of it runs without Ray."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 
 from workers.serve.http.errors import install_error_handlers
 from workers.serve.http.replica import Replica
-from workers.serve.http.routes import announcements, embeddings, health, models
+from workers.serve.http.routes import (
+    announcements,
+    collections,
+    embeddings,
+    health,
+    migrate,
+    models,
+    search,
+    similarity,
+)
 
-_ROUTERS = (embeddings.router, models.router, health.router)
+_ROUTERS = (
+    embeddings.router,
+    similarity.router,
+    migrate.router,
+    models.router,
+    collections.router,
+    search.router,
+    health.router,
+)
 
 
 def create_api(replica: Replica) -> FastAPI:
     """The ASGI application of one replica."""
-    app = FastAPI(title="cmcl embeddings")
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with replica.trials.written():
+            yield
+
+    app = FastAPI(title="cmcl embeddings", lifespan=lifespan)
     install_error_handlers(app, replica.metrics)
     for router in _ROUTERS:
         app.include_router(router(replica))

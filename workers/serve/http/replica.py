@@ -8,6 +8,8 @@ from workers.serve.encoders.port import Encoders
 from workers.serve.http.admission import Admission
 from workers.serve.metrics import ServeMetrics
 from workers.serve.push.port import Announcer, Unheard
+from workers.serve.rollout.trials import Trials
+from workers.serve.search.collections import Collections
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.lookup import VersionLookup
@@ -27,4 +29,6 @@ class Replica:
     access: Doorkeeper
     admission: Admission
     metrics: ServeMetrics
+    trials: Trials
     announcer: Announcer = field(default_factory=Unheard)
+    collections: Collections | None = None

@@ -1,11 +1,25 @@
-"""A store and a follower for collections."""
+"""A store, a follower for collections, and a replica that answers about them."""
 
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
 from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.letter_encoder import LetterEncoders
+from tests.unit.serve.conftest import Replica
 from tests.unit.serve.search.scene import Scene
+from workers.serve.access.port import Caller, Doorkeeper, OpenDoor
+from workers.serve.http.api import create_api
+from workers.serve.search.collections import Collections
+from workers.serve.search.follower import CollectionsFollower
+from workers.serve.search.housekeeper import Housekeeper
+from workers.serve.settings import ServeArgs
 from workers.storage.local import LocalStore
 
 
@@ -20,3 +34,78 @@ def scene(store: FlakyStore) -> Scene:
     made = Scene(store)
     made.swap(1)
     return made
+
+
+class NamedCallers:
+    """Whoever says `alice` is Alice, and sees what is Alice's; whoever says nothing sees all."""
+
+    @property
+    def ready(self) -> bool:
+        return True
+
+    def admit(self, authorization: str | None) -> Caller:
+        return Caller(authorization or "", authorization)
+
+
+class Searching(Replica):
+    """A replica with collections, which are followed by real threads."""
+
+    collections: Collections | None = None
+    door: Doorkeeper = OpenDoor()
+
+    def open(self) -> None:
+        follower = CollectionsFollower(self.store, self.live, poll_seconds=0.01)
+        self.collections = Collections(self.store, follower, Housekeeper(self.store))
+        self.collections.start()
+        self.app = self.app_of(self.args)
+
+    def close(self) -> None:
+        if self.collections is not None:
+            self.collections.stop()
+
+    def app_of(self, args: ServeArgs) -> FastAPI:
+        parts = replace(self.parts(args), collections=self.collections, access=self.door)
+        return create_api(parts)
+
+    def ask(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] = {}
+    ) -> httpx.Response:
+        content = None if body is None else json.dumps(body).encode()
+        address = f"/v1/collections{path}"
+        return self.run(
+            lambda client: client.request(method, address, content=content, headers=headers)
+        )
+
+    def add(self, name: str, items: list[dict[str, Any]]) -> int:
+        """The revision that they are in."""
+        response = self.ask("POST", f"/{name}/items", {"items": items})
+        assert response.status_code == 200, response.text
+        return int(response.json()["revision"])
+
+    def found(self, name: str, revision: int = 0, **body: object) -> list[str]:
+        """Ids, once this replica has read that revision."""
+        headers = {"x-min-collection-revision": str(revision)} if revision else {}
+        response = self.ask("POST", f"/{name}/search", body, headers)
+        assert response.status_code == 200, response.text
+        return [hit["id"] for hit in response.json()["data"]]
+
+
+@pytest.fixture
+def searching(store: FlakyStore) -> Iterator[Searching]:
+    """With version 1 live, an encoder of texts, and an empty collection `things`."""
+    args = ServeArgs(
+        store=store.uri,
+        max_rows=20,
+        min_version_wait_seconds=2,
+        max_top_k=50,
+        max_payload_bytes=100,
+        max_collection_rows=60,
+    )
+    replica = Searching(store, args)
+    replica.encoders = LetterEncoders()
+    replica.publish(version=1)
+    replica.look()
+    replica.open()
+    assert replica.ask("PUT", "/things", {"model": "scenes"}).status_code == 200
+    yield replica
+    replica.close()

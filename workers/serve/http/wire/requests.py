@@ -1,6 +1,6 @@
 """What JSON bodies look like, and the one place that words their mistakes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -21,14 +21,14 @@ Encoding = Literal["float", "base64"]
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _CONTENTS = ("feature", "text", "data")
 
 
 class Item(BaseModel):
     """One thing of one modality: its feature, or what an encoder of the endpoint turns into one."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     modality: str = Field(examples=["image"])
     feature: Feature | str | None = Field(
@@ -58,7 +58,7 @@ Items = Annotated[list[Item], Field(fail_fast=True)]
 class EmbeddingRequest(BaseModel):
     """Features of one modality, texts, or items of several modalities; answered by one version."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     model: str = Field(
         description="name, or name@version for exactly that one", examples=["street-scenes"]
@@ -119,6 +119,14 @@ def parse(model: type[M], body: bytes) -> M:
         raise _worded(error, model) from None
 
 
+def parse_parameters(model: type[M], parameters: Mapping[str, str]) -> M:
+    """The same of what stands behind the question mark of an address. Raises InvalidRequest."""
+    try:
+        return model.model_validate_strings(parameters)
+    except ValidationError as error:
+        raise _worded(error, model) from None
+
+
 def _worded(error: ValidationError, model: type[BaseModel]) -> InvalidRequest:
     detail = _most_telling(error.errors(include_url=False))
     field = str(detail["loc"][0]) if detail["loc"] else None
@@ -152,10 +160,16 @@ def _message(detail: ErrorDetails, field: str | None, model: type[BaseModel]) ->
             "" if is_inside else f"; permitted are {permitted}"
         )
     if detail["type"] == "extra_forbidden":
-        permitted = ", ".join(Item.model_fields) if is_inside else permitted
+        permitted = ", ".join(_inside(model).model_fields) if is_inside else permitted
         return f"there is no field {shortened(where)}; permitted are {permitted}"
     reason = detail["msg"].removeprefix("Input should be ")
     return f"{where} is {shortened(detail['input'])}; permitted is {reason}"
+
+
+def _inside(model: type[BaseModel]) -> type[BaseModel]:
+    """What the lists of a body consist of."""
+    inside: type[BaseModel] = getattr(model, "INSIDE", Item)
+    return inside
 
 
 def _path(location: Sequence[int | str]) -> str:

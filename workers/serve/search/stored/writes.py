@@ -58,6 +58,8 @@ def _first(wish: Wish, head: Revision | None) -> Revision:
             wish.owner,
         ):
             raise _Unchanged(head)
+        if head.owner != wish.owner:  # No more than that: it may be nobody else's business.
+            raise CollectionExists(f"the name {wish.name!r} is taken; take another one")
         raise CollectionExists(
             f"there is a collection {wish.name!r} already, of model {head.model!r} with features as "
             f"{head.feature_type}; delete it first, or take another name"

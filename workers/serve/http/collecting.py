@@ -1,0 +1,92 @@
+"""What all routes about collections share: whose they are, and how their errors are answered."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from workers.contract.errors import StorageUnavailable, WorkerError
+from workers.contract.modality import NAME_PATTERN
+from workers.serve.access.port import Caller
+from workers.serve.errors import (
+    ApiError,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    NotInstalled,
+    NotReady,
+    Overloaded,
+    VersionDamaged,
+)
+from workers.serve.http.replica import Replica
+from workers.serve.search.collections import Collections, Permitted, TooManySegments
+from workers.serve.search.stored.ledger import CollectionBusy
+from workers.serve.search.stored.revision import Revision
+from workers.serve.search.stored.writes import CollectionExists, NoCollection
+from workers.serve.versions.reference import shortened
+
+REVISION = "x-collection-revision"
+MIN_REVISION = "x-min-collection-revision"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def collections_of(replica: Replica) -> Collections:
+    """Raises NotInstalled."""
+    if replica.collections is None:
+        raise NotInstalled(
+            "this endpoint was installed without collections; they come with the extra `search`: "
+            "pip install 'cmcl[workers,search]'"
+        )
+    return replica.collections
+
+
+def checked_name(name: str) -> str:
+    """Raises InvalidRequest."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise InvalidRequest(
+            f"the collection's name is {shortened(name)}; permitted are lower-case letters, digits "
+            "and inner hyphens, up to 48 characters",
+            param="name",
+        )
+    return name
+
+
+def permitted_to(caller: Caller) -> Permitted:
+    """Which collections exist for the caller."""
+    return lambda revision: caller.sees(revision.owner)
+
+
+async def in_store(do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """In another thread, since the store may take its time. Raises ApiError."""
+    try:
+        return await asyncio.to_thread(do, *args, **kwargs)
+    except WorkerError as error:
+        raise _worded(error) from error
+
+
+def _worded(error: WorkerError) -> ApiError:
+    match error:
+        case NoCollection():
+            return not_found(str(error))
+        case CollectionExists():
+            return Conflict(str(error), "name")
+        case CollectionBusy() | TooManySegments():
+            return Overloaded(str(error), code="collection_busy")
+        case StorageUnavailable():
+            return NotReady("the store does not answer now; try again", code="store_unavailable")
+    return VersionDamaged(
+        "the collection is stored, but it fails its checks", code="collection_damaged"
+    )
+
+
+def not_found(message: str) -> NotFound:
+    """Of another owner's collection no more than of one that does not exist."""
+    return NotFound(message, "name", "collection_not_found")
+
+
+async def find(replica: Replica, name: str, caller: Caller) -> Revision:
+    """The collection, as the store has it. Raises InvalidRequest, NotFound, NotReady, NotInstalled."""
+    collections = collections_of(replica)
+    return await in_store(collections.find, checked_name(name), permitted_to(caller))

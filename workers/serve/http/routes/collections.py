@@ -1,0 +1,227 @@
+"""`/v1/collections`: made, listed and deleted; items added and removed.
+
+What is answered with success is in the store for good, and in the answer's revision.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from workers.serve.access.port import Caller
+from workers.serve.errors import InvalidRequest
+from workers.serve.http.asking import read_asking
+from workers.serve.http.body import held_body
+from workers.serve.http.collecting import (
+    REVISION,
+    checked_name,
+    collections_of,
+    find,
+    in_store,
+    permitted_to,
+)
+from workers.serve.http.inputs import features_of
+from workers.serve.http.replica import Replica
+from workers.serve.http.wire.answers import JSON
+from workers.serve.http.wire.collections import (
+    CollectionItem,
+    CollectionRequest,
+    ItemsRequest,
+    RemovalRequest,
+    parse_items,
+    parse_removal,
+    payload_text,
+)
+from workers.serve.http.wire.requests import parse
+from workers.serve.http.wire.rows import check_count
+from workers.serve.search.held import Shown
+from workers.serve.search.stored.revision import Revision
+from workers.serve.search.stored.segments import Entry
+from workers.serve.search.stored.writes import Wish
+from workers.serve.versions.loading import ServedVersion
+from workers.serve.versions.reference import ModelReference, parse_reference
+
+
+def router(replica: Replica) -> APIRouter:
+    """The routes of this replica."""
+    made = APIRouter(prefix="/v1/collections", tags=["collections"])
+    collections, items = _Collections(replica), _Items(replica)
+    made.put("/{name}", openapi_extra=documented(CollectionRequest))(collections.create)
+    made.get("")(collections.list_all)
+    made.get("/{name}")(collections.show)
+    made.delete("/{name}")(collections.delete)
+    made.post("/{name}/items", openapi_extra=documented(ItemsRequest))(items.add)
+    made.post("/{name}/items/delete", openapi_extra=documented(RemovalRequest))(items.remove)
+    return made
+
+
+def documented(body: type[BaseModel]) -> dict[str, Any]:
+    """Registered by hand: FastAPI would validate the body a second time, and slower."""
+    schema = body.model_json_schema()
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
+
+
+class _Collections:
+    """What a collection is; its items are another matter."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def create(self, name: str, request: Request) -> Response:
+        """Make a collection; one that is there with the same properties is answered as it is."""
+        replica = self._replica
+        asking = read_asking(request, replica)
+        collections = collections_of(replica)
+        async with held_body(
+            request, replica.args, replica.admission.bytes, asking.caller.key
+        ) as body:
+            wanted = parse(CollectionRequest, body)
+        checked_name(name)
+        model = _name_alone(wanted.model)
+        await replica.lookup.find(model, 0, asking.caller)
+        wish = Wish(name, model.name, asking.caller.owner, wanted.feature_type)
+        return self._answer(await in_store(collections.create, wish))
+
+    async def list_all(self, request: Request) -> Response:
+        """All collections of the caller, by name."""
+        caller = read_asking(request, self._replica).caller
+        collections = collections_of(self._replica)
+        revisions = await in_store(collections.all, permitted_to(caller))
+        data = [_described(each, collections.shown(each.name)) for each in revisions]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def show(self, name: str, request: Request) -> Response:
+        """One collection: what the store has, and what this replica searches."""
+        caller = read_asking(request, self._replica).caller
+        return self._answer(await find(self._replica, name, caller))
+
+    async def delete(self, name: str, request: Request) -> Response:
+        """Remove a collection with all its items."""
+        caller = read_asking(request, self._replica).caller
+        collections = collections_of(self._replica)
+        await in_store(collections.delete, checked_name(name), permitted_to(caller))
+        return JSONResponse({"id": name, "object": "collection.deleted", "deleted": True})
+
+    def _answer(self, revision: Revision) -> Response:
+        shown = collections_of(self._replica).shown(revision.name)
+        return JSONResponse(_described(revision, shown), headers={REVISION: str(revision.revision)})
+
+
+class _Items:
+    """Each request is one change: seen as a whole or not at all."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def add(self, name: str, request: Request) -> Response:
+        """Add items; those that are there by the same id are replaced."""
+        replica = self._replica
+        asking = read_asking(request, replica)
+        collections_of(replica)
+        async with held_body(
+            request, replica.args, replica.admission.bytes, asking.caller.key
+        ) as body:
+            items = parse_items(body).items
+            check_count(len(items), replica.args.max_rows, "items")
+            target = await find(replica, name, asking.caller)
+            self._check_room(target, len(items))
+            model = ModelReference(target.model, None)
+            chosen = await replica.lookup.find(model, asking.min_version, asking.caller)
+            entries = await self._entries(chosen.version, items)
+            return await self._write(target, entries, asking.caller)
+
+    async def remove(self, name: str, request: Request) -> Response:
+        """Remove items; one that is not there is no error."""
+        replica = self._replica
+        asking = read_asking(request, replica)
+        collections_of(replica)
+        async with held_body(
+            request, replica.args, replica.admission.bytes, asking.caller.key
+        ) as body:
+            ids = parse_removal(body).ids
+            check_count(len(ids), replica.args.max_rows, "ids")
+            target = await find(replica, name, asking.caller)
+            entries = [Entry(each, "", None, None) for each in dict.fromkeys(ids)]
+            return await self._write(target, entries, asking.caller)
+
+    async def _entries(
+        self, version: ServedVersion, items: Sequence[CollectionItem]
+    ) -> list[Entry]:
+        most = self._replica.args.max_payload_bytes
+        payloads = [payload_text(item.payload, index, most) for index, item in enumerate(items)]
+        entries: list[Entry | None] = [None] * len(items)
+        for part in await features_of(self._replica, version, items, "items"):
+            for row_F, position in zip(part.rows_BF, part.positions_B.tolist(), strict=True):
+                entries[position] = Entry(
+                    items[position].id, part.modality, np.asarray(row_F), payloads[position]
+                )
+        return [entry for entry in entries if entry is not None]
+
+    async def _write(self, target: Revision, entries: Sequence[Entry], caller: Caller) -> Response:
+        collections = collections_of(self._replica)
+        # Shielded: half of a write cannot be taken back, and its end wakes those who wait for it.
+        written = await asyncio.shield(
+            in_store(collections.write, target, entries, permitted_to(caller))
+        )
+        answer = {"object": "collection.write", "id": target.name, "rows": len(entries)}
+        return JSONResponse(
+            {**answer, "revision": written.revision}, headers={REVISION: str(written.revision)}
+        )
+
+    def _check_room(self, target: Revision, more: int) -> None:
+        """As far as this replica has read: a collection may get a little larger than permitted."""
+        shown = collections_of(self._replica).shown(target.name)
+        rows = shown.index.rows if shown and shown.index else 0
+        most = self._replica.args.max_collection_rows
+        if rows + more > most:
+            raise InvalidRequest(
+                f"collection {target.name!r} has {rows} rows, and {more} more would be over the "
+                f"limit of {most}",
+                "items",
+                "collection_full",
+            )
+
+
+def _name_alone(text: str) -> ModelReference:
+    reference = parse_reference(text)
+    if reference.version is not None:
+        raise InvalidRequest(
+            f"model is {text!r}; permitted is a name alone, since a collection follows whatever "
+            "version is live",
+            "model",
+        )
+    return reference
+
+
+def _described(revision: Revision, shown: Shown | None) -> dict[str, object]:
+    return {
+        "id": revision.name,
+        "object": "collection",
+        "model": revision.model,
+        "feature_type": revision.feature_type,
+        "revision": revision.revision,
+        "created": int(revision.created_at.timestamp()),
+        "changed": int(revision.changed_at.timestamp()),
+        "stored_bytes": sum(segment.bytes for segment in revision.segments),
+        "searched": _searched(shown),
+    }
+
+
+def _searched(shown: Shown | None) -> dict[str, object] | None:
+    """By this replica; null until it has vectors."""
+    if shown is None or shown.index is None:
+        return None if shown is None or shown.problem is None else {"problem": shown.problem}
+    index = shown.index
+    modalities = sorted({part.contents.modality for part in index.parts})
+    return {
+        "version": index.version.number,
+        "revision": index.revision,
+        "rows": {modality: index.rows_of(modality) for modality in modalities},
+        "memory_bytes": index.memory_bytes,
+        "problem": shown.problem,
+    }

@@ -1,0 +1,235 @@
+"""`/v1/collections/{name}/search` and `/export`: answered from memory, by one version at one revision."""
+
+import asyncio
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from workers.serve.access.port import Caller
+from workers.serve.compute.port import Ticket
+from workers.serve.errors import InvalidRequest, NotFound, NotReady
+from workers.serve.http.asking import Asking, given_up_with, read_asking
+from workers.serve.http.body import held_body
+from workers.serve.http.collecting import (
+    MIN_REVISION,
+    REVISION,
+    checked_name,
+    collections_of,
+    find,
+    not_found,
+)
+from workers.serve.http.inputs import embed_parts, features_of
+from workers.serve.http.laps import Laps
+from workers.serve.http.replica import Replica
+from workers.serve.http.routes.collections import documented
+from workers.serve.http.wire.answers import JSON
+from workers.serve.http.wire.collections import SearchRequest
+from workers.serve.http.wire.requests import Item, parse
+from workers.serve.http.wire.rows import width_of
+from workers.serve.search.exports import FORMATS, pgvector_table
+from workers.serve.search.held import Shown
+from workers.serve.search.index.filters import InvalidFilter, parse_filter
+from workers.serve.search.index.index import Found, Hit, Index, Wanted
+from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.serve.versions.reference import parse_version, shortened
+
+_WAIT_STEP_SECONDS = 0.02
+_TABLE_PATTERN = r"[a-z_][a-z0-9_]{0,62}"
+_DDL = "pgvector-ddl"
+
+
+def router(replica: Replica) -> APIRouter:
+    """The routes of this replica."""
+    made = APIRouter(prefix="/v1/collections", tags=["collections"])
+    search = _Search(replica)
+    made.post("/{name}/search", openapi_extra=documented(SearchRequest))(search.answer)
+    made.get("/{name}/export", openapi_extra=_DOCUMENTED_EXPORT)(search.export)
+    return made
+
+
+def _parameter(name: str, schema: dict[str, Any], *, required: bool) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": required, "schema": schema}
+
+
+_DOCUMENTED_EXPORT = {
+    "parameters": [
+        _parameter("format", {"type": "string", "enum": [*FORMATS, _DDL]}, required=True),
+        _parameter("table", {"type": "string", "pattern": _TABLE_PATTERN}, required=False),
+    ]
+}
+
+
+class _Search:
+    """An index is taken once, and gives the version that embeds the query: they cannot differ."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def answer(self, name: str, request: Request) -> Response:
+        """The items nearest to one item of any modality.
+
+        `x-min-collection-revision` and `x-min-model-version` wait for what was written and for a
+        version, for a while, before 503.
+        """
+        replica, laps = self._replica, Laps(self._replica.metrics)
+        asking = read_asking(request, replica)
+        collections_of(replica)
+        async with (
+            held_body(request, replica.args, replica.admission.bytes, asking.caller.key) as body,
+            given_up_with(request),
+        ):
+            query = parse(SearchRequest, body)
+            index = await self._index(name, request, asking)
+            wanted = self._wanted(query, index.version)
+            with replica.admission.rows.held(asking.caller.key, 1):
+                query_E = await self._embedded(index.version, query.query, asking.ticket)
+                found = await replica.compute.run(index.search, query_E, wanted)
+        replica.metrics.answered(index.version.model, 1, laps.seconds)
+        return Response(_body(index, found), media_type=JSON, headers=_headers(index))
+
+    async def export(self, name: str, request: Request) -> Response:
+        """All items with their vectors, for another store: `format` qdrant, pgvector, pgvector-ddl."""
+        asking = read_asking(request, self._replica)
+        collections_of(self._replica)
+        format_ = request.query_params.get("format", "")
+        table = request.query_params.get("table", name.replace("-", "_"))
+        if format_ not in (*FORMATS, _DDL):
+            permitted = ", ".join((*FORMATS, _DDL))
+            raise InvalidRequest(
+                f"format is {shortened(format_)}; permitted are {permitted}", "format"
+            )
+        if format_ == _DDL and not re.fullmatch(_TABLE_PATTERN, table):
+            raise InvalidRequest(
+                f"table is {shortened(table)}; permitted are lower-case letters, digits and "
+                "underscores, up to 63 characters, no digit first",
+                "table",
+            )
+        index = await self._index(name, request, asking)
+        export, kind = FORMATS.get(format_) or (pgvector_table(table), "text/plain; charset=utf-8")
+        return StreamingResponse(export(index), media_type=kind, headers=_headers(index))
+
+    async def _index(self, name: str, request: Request, asking: Asking) -> Index:
+        """Raises InvalidRequest, NotFound, NotReady."""
+        min_revision = parse_version(request.headers.get(MIN_REVISION), MIN_REVISION)
+        waits = _Waiting(self._replica, checked_name(name), asking.caller)
+        return await waits.index(asking.min_version, min_revision)
+
+    def _wanted(self, query: SearchRequest, version: ServedVersion) -> Wanted:
+        most = self._replica.args.max_top_k
+        if query.top_k > most:
+            raise InvalidRequest(f"top_k is {query.top_k}; permitted are 1 to {most}", "top_k")
+        for modality in query.modalities or ():
+            width_of(modality, version.spec, "modalities")
+        try:
+            wanted = parse_filter(query.filter) if query.filter is not None else None
+        except InvalidFilter as error:
+            raise InvalidRequest(str(error), "filter") from error
+        modalities = frozenset(query.modalities) if query.modalities else None
+        return Wanted(query.top_k, modalities, wanted, query.exact)
+
+    async def _embedded(self, version: ServedVersion, query: Item, ticket: Ticket) -> Float32Array:
+        parts = await features_of(self._replica, version, [query], "query")
+        embeddings_BE = await embed_parts(self._replica, version, parts, ticket=ticket)
+        query_E: Float32Array = embeddings_BE[0]
+        return query_E
+
+
+class _Waiting:
+    """Until this replica has an index that is new enough, for as long as x-min-... may wait."""
+
+    def __init__(self, replica: Replica, name: str, caller: Caller) -> None:
+        self._replica = replica
+        self._collections = collections_of(replica)
+        self._name = name
+        self._caller = caller
+
+    async def index(self, min_version: int, min_revision: int) -> Index:
+        """Raises NotFound, NotReady."""
+        index = self._new_enough(min_version, min_revision)
+        if index is not None:
+            return index
+        await self._check_exists()
+        self._collections.wake()
+        deadline = self._now() + self._replica.args.min_version_wait_seconds
+        while index is None and self._now() < deadline:
+            await asyncio.sleep(_WAIT_STEP_SECONDS)
+            index = self._new_enough(min_version, min_revision)
+        if index is None:
+            raise self._not_ready(min_version, min_revision)
+        return index
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _shown(self) -> Shown | None:
+        """Of another owner's collection no more than of one that does not exist."""
+        shown = self._collections.shown(self._name)
+        return shown if shown and self._caller.sees(shown.revision.owner) else None
+
+    def _new_enough(self, min_version: int, min_revision: int) -> Index | None:
+        shown = self._shown()
+        index = shown.index if shown else None
+        if index is None or index.version.number < min_version or index.revision < min_revision:
+            return None
+        return index
+
+    async def _check_exists(self) -> None:
+        """In the store: somebody may have made it a moment ago, through another replica."""
+        revision = await find(self._replica, self._name, self._caller)
+        pointer = self._replica.live.pointer(revision.model)
+        if self._replica.live.ready and (pointer is None or not self._caller.sees(pointer.owner)):
+            raise NotFound(
+                f"collection {self._name!r} is of model {revision.model!r}, and there is no such "
+                "model any more",
+                "model",
+            )
+
+    def _not_ready(self, min_version: int, min_revision: int) -> NotReady | NotFound:
+        shown, seconds = self._shown(), self._replica.args.min_version_wait_seconds
+        if shown is None:
+            return not_found(f"there is no collection {self._name!r}")
+        if shown.index is None:
+            return NotReady(
+                f"the vectors of collection {self._name!r} are being made",
+                code="collection_not_ready",
+            )
+        index = shown.index
+        return NotReady(
+            f"collection {self._name!r} is at revision {index.revision} with version "
+            f"{index.version.number}; asked for are at least {min_revision} and {min_version}, which "
+            f"did not come within {seconds:g} s",
+            code="collection_not_ready",
+        )
+
+
+def _headers(index: Index) -> dict[str, str]:
+    return {"x-model-version": str(index.version.number), REVISION: str(index.revision)}
+
+
+def _body(index: Index, found: Found) -> bytes:
+    answer = {
+        "object": "list",
+        "data": _hits(found.hits),
+        "model": index.version.label,
+        "revision": index.revision,
+        "exact": found.exact,
+    }
+    return orjson.dumps(answer)
+
+
+def _hits(hits: Sequence[Hit]) -> list[dict[str, object]]:
+    return [
+        {
+            "id": hit.id,
+            "score": hit.score,
+            "modality": hit.modality,
+            "payload": None if hit.payload is None else json.loads(hit.payload),
+        }
+        for hit in hits
+    ]

@@ -1,0 +1,135 @@
+"""Bodies of requests about collections, and what becomes of them."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, Field
+
+from workers.serve.errors import InvalidRequest
+from workers.serve.http.wire.requests import STRICT, Item, parse
+from workers.serve.search.index.filters import LONGEST_FIELD, as_number
+from workers.serve.search.stored.revision import FeatureType
+from workers.serve.versions.reference import shortened
+
+LONGEST_ID = 256
+
+
+class CollectionRequest(BaseModel):
+    """What a new collection shall be."""
+
+    model_config = STRICT
+
+    model: str = Field(
+        description="whose live version embeds it, now and after each swap", examples=["photos"]
+    )
+    feature_type: FeatureType = Field(
+        default="float32", description="how features are kept; float16 takes half of the store"
+    )
+
+
+class CollectionItem(Item):
+    """An item with a name, and with what is to be known about it."""
+
+    id: str = Field(min_length=1, max_length=LONGEST_ID)
+    payload: dict[str, Any] | None = Field(
+        default=None, description="a small JSON object; filters see its fields"
+    )
+
+
+class ItemsRequest(BaseModel):
+    """Items to add; those that are there by the same id are replaced."""
+
+    model_config = STRICT
+    INSIDE: ClassVar[type[BaseModel]] = CollectionItem
+
+    items: list[CollectionItem]
+
+
+class RemovalRequest(BaseModel):
+    """Ids of items to remove; one that is not there is no error."""
+
+    model_config = STRICT
+
+    ids: list[str]
+
+
+class SearchRequest(BaseModel):
+    """One item that is searched for, and where."""
+
+    model_config = STRICT
+
+    query: Item
+    top_k: int = Field(default=10, ge=1)
+    modalities: list[str] | None = Field(
+        default=None, min_length=1, description="of what is found; by default all"
+    )
+    filter: dict[str, Any] | None = Field(
+        default=None, description="over payloads; docs/search.md has the language"
+    )
+    exact: bool = Field(default=False, description="compare with every row, however many")
+
+
+def parse_items(body: bytes) -> ItemsRequest:
+    """Raises InvalidRequest."""
+    request = parse(ItemsRequest, body)
+    _check_different([item.id for item in request.items])
+    return request
+
+
+def parse_removal(body: bytes) -> RemovalRequest:
+    """Raises InvalidRequest."""
+    request = parse(RemovalRequest, body)
+    for index, each in enumerate(request.ids):
+        if not 1 <= len(each) <= LONGEST_ID:
+            raise InvalidRequest(
+                f"ids[{index}] has {len(each)} characters; permitted are 1 to {LONGEST_ID}", "ids"
+            )
+    return request
+
+
+def _check_different(ids: list[str]) -> None:
+    """Raises InvalidRequest: which of two rows counts must not depend on their order."""
+    seen: set[str] = set()
+    for index, each in enumerate(ids):
+        if each in seen:
+            raise InvalidRequest(
+                f"items[{index}].id is {shortened(each)} once more; permitted is each id once",
+                "items",
+                "duplicate_id",
+            )
+        seen.add(each)
+
+
+def payload_text(payload: Mapping[str, Any] | None, index: int, most: int) -> str | None:
+    """As it is stored. Raises InvalidRequest."""
+    if payload is None:
+        return None
+    for field, value in payload.items():
+        _check_field(field, value, index)
+    try:
+        text = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError as error:
+        raise InvalidRequest(f"items[{index}].payload is no JSON: {error}", "items") from error
+    size = len(text.encode())
+    if size > most:
+        raise InvalidRequest(
+            f"items[{index}].payload has {size} bytes; permitted are {most}", "items"
+        )
+    return text
+
+
+def _check_field(field: str, value: object, index: int) -> None:
+    if not 1 <= len(field) <= LONGEST_FIELD:
+        raise InvalidRequest(
+            f"items[{index}].payload has a field whose name has {len(field)} characters; permitted "
+            f"are 1 to {LONGEST_FIELD}",
+            "items",
+        )
+    for each in value if isinstance(value, list) else [value]:
+        is_number = isinstance(each, int | float) and not isinstance(each, bool)
+        if is_number and as_number(each) is None:
+            raise InvalidRequest(
+                f"items[{index}].payload has a number in {shortened(field)} that is no float64",
+                "items",
+            )
