@@ -18,17 +18,22 @@ def test_a_deleted_model_is_404_and_out_of_memory(serving: Replica) -> None:
     serving.look()
     serving.store.delete(POINTER)
     look(serving, 3)
-    for model in (MODEL, "scenes@1", "scenes@2"):
-        assert serving.embed(model=model).status_code in (404, 503)
-    for key in list(serving.store.keys("models/")):
-        serving.store.delete(key)
-    look(serving, 1)
     serving.store.calls.clear()
     for model in (MODEL, "scenes@1", "scenes@2"):
         assert serving.embed(model=model).json()["error"]["code"] == "model_not_found"
     assert serving.store.calls == []
     assert serving.metrics.resident_versions == 0
     assert serving.metrics.gone_models == [MODEL]
+
+
+def test_a_deleted_model_stays_404_whatever_of_it_is_left(serving: Replica) -> None:
+    serving.store.delete(POINTER)
+    look(serving, 4)
+    assert serving.embed().status_code == 404
+    for key in list(serving.store.keys("models/")):
+        serving.store.delete(key)
+    look(serving, 1)
+    assert serving.embed().status_code == 404
 
 
 def test_a_pointer_that_is_missing_for_a_moment_changes_nothing(serving: Replica) -> None:

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from tests.unit.serve.conftest import MODEL, Replica
+from tests.fakes.versions import random_heads, store_version
+from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.access.port import Caller
 from workers.serve.errors import ApiError, NotFound, NotReady
 from workers.serve.versions.lookup import Chosen, VersionLookup
@@ -59,13 +60,12 @@ def test_a_model_without_an_owner_is_everybodys(serving: Replica) -> None:
     assert find(serving, MODEL, STRANGER).version.number == 1
 
 
-def test_a_model_whose_owner_is_not_known_yet_is_the_operators(serving: Replica) -> None:
-    serving.store.delete(layout.live_pointer(MODEL))
-    for _ in range(3):
-        serving.look()
-    assert isinstance(refusal(serving, MODEL, STRANGER), NotFound)
-    assert isinstance(refusal(serving, MODEL, OPERATOR), NotReady)
-    assert isinstance(refusal(serving, "scenes@1", OPERATOR), NotReady)
+def test_a_model_whose_owner_is_not_known_yet_is_the_operators(replica: Replica) -> None:
+    store_version(replica.store, MODEL, 1, SPEC, random_heads(SPEC, seed=1))
+    replica.look()
+    assert isinstance(refusal(replica, MODEL, STRANGER), NotFound)
+    assert isinstance(refusal(replica, MODEL, OPERATOR), NotReady)
+    assert isinstance(refusal(replica, "scenes@1", OPERATOR), NotReady)
 
 
 def test_a_new_owner_holds_although_the_version_is_damaged(serving: Replica) -> None:

@@ -90,6 +90,8 @@ class LiveVersions:
         self._pointers: Mapping[str, LivePointer] = MappingProxyType({})
         self._refusals: Mapping[str, tuple[Refusal, ...]] = MappingProxyType({})
         self._listed: frozenset[str] = frozenset()
+        # Deleted, while the store still has files of theirs: no models that are about to begin.
+        self._gone: frozenset[str] = frozenset()
         self._ready = threading.Event()
         self._watchers: set[_Watcher] = set()
         self._writing = threading.Lock()
@@ -112,7 +114,7 @@ class LiveVersions:
 
     def knows(self, model: str) -> bool:
         """Whether the store has anything of this model, be it without a live version."""
-        return model in self._listed or model in self._pointers
+        return model in self._pointers or model in self._listed - self._gone
 
     def refusals(self, model: str) -> tuple[Refusal, ...]:
         """What the pointer names and cannot be used: the live version, the candidate, or nothing."""
@@ -125,6 +127,7 @@ class LiveVersions:
             if known is not None and pointer.order <= known.order:
                 return False
             self._pointers = _with(self._pointers, model, pointer)
+            self._gone -= {model}
             self._refusals = _without(self._refusals, model)
             live = self._live.get(model)
             if live is not None:
@@ -175,13 +178,14 @@ class LiveVersions:
             self._live = _without(self._live, model)
             self._pointers = _without(self._pointers, model)
             self._refusals = _without(self._refusals, model)
-            self._listed -= {model}
+            self._gone |= {model}
             self._notify()
 
     def listed(self, models: Collection[str]) -> None:
         """The follower has listed the whole store once more: these models are there."""
         with self._writing:
             self._listed = frozenset(models)
+            self._gone &= self._listed
 
     def become_ready(self) -> None:
         """Each model's live version was tried once."""

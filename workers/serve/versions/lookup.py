@@ -49,6 +49,10 @@ class VersionLookup:
             )
         return Chosen(await self._find_exact(wanted.name, wanted.version, caller), "exact")
 
+    def resident(self, model: str) -> list[ServedVersion]:
+        """The versions that need not be loaded."""
+        return self._resident.of(model)
+
     async def _find_by_name(self, name: str, min_version: int, caller: Caller, key: str) -> Chosen:
         def choose() -> Chosen | None:
             return self._choose(name, min_version, caller, key)

@@ -62,6 +62,14 @@ class ResidentVersions:
         with self._lock:
             return self._find((model, number))
 
+    def of(self, model: str) -> list[ServedVersion]:
+        """All versions of this model that are in memory."""
+        with self._lock:
+            named = {number: each for (name, number), each in self._named.items() if name == model}
+            candidate = self._candidates.get(model)
+            tried = {candidate.number: candidate} if candidate is not None else {}
+            return list({**named, **tried, **self._answered.get(model, {})}.values())
+
     async def find(self, model: str, number: int) -> ServedVersion:
         """The version, for a request; those that ask for it at the same time share one load.
 
