@@ -79,23 +79,6 @@ def test_only_the_direction_of_a_feature_counts(serving: Replica) -> None:
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_models_are_listed_with_what_answers(serving: Replica) -> None:
-    serving.publish(version=1, generation=4, model="another")
-    serving.look()
-    data = serving.get("/v1/models").json()["data"]
-    assert [each["id"] for each in data] == ["another", "scenes"]
-    assert data[0] == {
-        "id": "another",
-        "object": "model",
-        "created": 1795478400,
-        "owned_by": "cmcl",
-        "version": 1,
-        "generation": 4,
-        "width": 6,
-        "modalities": {"image": 5, "text": 4},
-    }
-
-
 def test_ready_after_the_first_look_and_not_before(replica: Replica) -> None:
     assert replica.get("/healthz").json()["status"] == "ok"
     assert replica.get("/readyz").status_code == 503

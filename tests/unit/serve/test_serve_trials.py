@@ -15,6 +15,7 @@ from tests.fakes.versions import random_heads
 from tests.unit.serve.versions_at_hand import SPEC, rows, version
 from workers.contract.rollout import Candidate, Observation
 from workers.contract.version import LivePointer
+from workers.serve.errors import InvalidRequest
 from workers.serve.rollout.trials import Trials
 from workers.serve.versions.live import LiveVersions, Refusal
 from workers.serve.versions.loading import ServedVersion
@@ -285,3 +286,33 @@ def test_closing_writes_what_was_seen_and_scores_no_more(watched: Watched) -> No
     run(use())
     assert (watched.document().answered, watched.document().shadowed) == (1, 0)
     assert watched.document().at < datetime.now(UTC)
+
+
+def test_what_breaks_is_the_candidates_fault_and_what_the_client_did_is_not(
+    watched: Watched,
+) -> None:
+    async def use() -> None:
+        watched.try_out(CANDIDATE)
+        with pytest.raises(RuntimeError), watched.trials.blaming(CANDIDATE):
+            raise RuntimeError("no memory")
+        with pytest.raises(InvalidRequest), watched.trials.blaming(CANDIDATE):
+            raise InvalidRequest("a wrong row")
+        with pytest.raises(RuntimeError), watched.trials.blaming(LIVE):
+            raise RuntimeError("no memory")
+        await watched.trials.write()
+
+    run(use())
+    assert watched.document().failed == 1
+
+
+def test_what_was_seen_is_written_from_time_to_time_and_at_the_end(watched: Watched) -> None:
+    async def use() -> None:
+        watched.try_out(CANDIDATE)
+        async with watched.trials.written(seconds=0.001):
+            watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
+            while not watched.store.calls:
+                await asyncio.sleep(0.001)
+            watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
+
+    run(use())
+    assert watched.document().answered == 2

@@ -6,7 +6,7 @@ Shapes: B rows, F width of the raw feature, E width of the embeddings.
 import asyncio
 import base64
 import binascii
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -75,6 +75,14 @@ async def features_of(
     ]
 
 
+def features_by_modality(parts: Iterable[ModalityRows]) -> dict[str, Float32Array]:
+    """All rows of each modality."""
+    found: dict[str, list[Float32Array]] = {}
+    for part in parts:
+        found.setdefault(part.modality, []).append(part.rows_BF)
+    return {name: np.concatenate(each) if each[1:] else each[0] for name, each in found.items()}
+
+
 async def embed_parts(
     replica: Replica,
     version: ServedVersion,
@@ -85,12 +93,15 @@ async def embed_parts(
 ) -> Float32Array:
     """Embeddings (B × E) of all parts, each row at its position."""
     compute = replica.compute
-    embedded = await asyncio.gather(
-        *(
-            compute.embed(version, part.modality, part.rows_BF, normalize=normalize, ticket=ticket)
-            for part in parts
+    with replica.trials.blaming(version):
+        embedded = await asyncio.gather(
+            *(
+                compute.embed(
+                    version, part.modality, part.rows_BF, normalize=normalize, ticket=ticket
+                )
+                for part in parts
+            )
         )
-    )
     if len(parts) == 1:
         return embedded[0]
     rows = sum(len(part.positions_B) for part in parts)

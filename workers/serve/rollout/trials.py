@@ -4,10 +4,13 @@ Shapes: B rows of a request, F width of the raw feature.
 """
 
 import asyncio
+import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from workers.serve.compute.port import Compute
+from workers.serve.errors import ApiError
 from workers.serve.metrics import ServeMetrics
 from workers.serve.rollout.observations import Observations, ObservationWriter
 from workers.serve.rollout.recent import RecentFeatures
@@ -17,7 +20,10 @@ from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.storage.port import ObjectStore
 
+logger = logging.getLogger(__name__)
+
 _WRITE_SECONDS = 3.0
+_LAST_SECONDS = 5.0
 
 
 class Trials:
@@ -59,11 +65,44 @@ class Trials:
             self._observations.begin(trial)
             self._observations.failed(trial)
 
-    async def run(self, seconds: float = _WRITE_SECONDS) -> None:
-        """Write from time to time, until cancelled."""
-        while True:
-            await self.write()
-            await asyncio.sleep(seconds)
+    @contextmanager
+    def blaming(self, version: ServedVersion) -> Iterator[None]:
+        """What breaks inside is this version's fault, unless the client can be told what it did."""
+        try:
+            yield
+        except ApiError:
+            raise
+        except Exception:
+            self.failed(version)
+            raise
+
+    @asynccontextmanager
+    async def written(self, seconds: float = _WRITE_SECONDS) -> AsyncIterator[None]:
+        """While the block runs: write from time to time, and once more at its end."""
+        over = asyncio.Event()
+        writing = asyncio.create_task(self._write_until(over, seconds), name="observations")
+        try:
+            yield
+        finally:
+            # Not cancelled: a thread in the middle of writing would write over what comes last.
+            over.set()
+            try:
+                async with asyncio.timeout(_LAST_SECONDS):
+                    await writing
+                    await self.close()
+            except TimeoutError:
+                logger.warning("the store hangs: the last that was seen of trials is not written")
+
+    async def _write_until(self, over: asyncio.Event, seconds: float) -> None:
+        while not over.is_set():
+            try:
+                await self.write()
+            except Exception:
+                # A bug, but one that must not end what the control plane judges trials by.
+                logger.exception("what was seen of trials was not written")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await over.wait()
 
     async def write(self) -> None:
         """What has changed since the last time, and the last word on trials that are over."""

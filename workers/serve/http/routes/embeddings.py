@@ -12,26 +12,29 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from workers.serve.errors import InvalidRequest, UnsupportedMedia
+from workers.serve.errors import InvalidRequest
 from workers.serve.http.asking import Asking, given_up_with, read_asking
 from workers.serve.http.body import held_body
-from workers.serve.http.inputs import ModalityRows, embed_parts, encoded, features_of
+from workers.serve.http.inputs import (
+    ModalityRows,
+    embed_parts,
+    encoded,
+    features_by_modality,
+    features_of,
+)
 from workers.serve.http.laps import Laps
 from workers.serve.http.replica import Replica
-from workers.serve.http.wire.answers import (
-    ARROW,
-    JSON,
-    RAW,
-    arrow_embeddings,
-    json_embeddings,
-    raw_embeddings,
+from workers.serve.http.wire.answers import ARROW, JSON, RAW, json_embeddings
+from workers.serve.http.wire.binary import dtype_of
+from workers.serve.http.wire.forms import (
+    binary_rows,
+    form_of,
+    vectors_in_the_form_asked_for,
 )
-from workers.serve.http.wire.binary import dtype_of, from_arrow
 from workers.serve.http.wire.requests import EmbeddingRequest, parse
 from workers.serve.http.wire.rows import (
     a_feature,
     check_count,
-    from_bytes,
     from_lists,
     width_of,
 )
@@ -108,6 +111,7 @@ class _Embeddings:
             response = _response(request, query, chosen, embeddings_BE)
             laps.lap("write")
         replica.metrics.answered(chosen.version.model, rows, laps.seconds)
+        replica.trials.answered(chosen.version, features_by_modality(parts))
         return response
 
     async def _choose(self, query: _Query, asking: Asking) -> Chosen:
@@ -166,26 +170,21 @@ def _check_dimensions(body: EmbeddingRequest, version: ServedVersion) -> None:
 
 def _read(request: Request, body: bytes) -> _Query:
     """By Content-Type. Raises InvalidRequest, UnsupportedMedia."""
-    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
-    if kind in (RAW, ARROW):
-        return _read_binary(request, body, kind)
-    # curl says application/x-www-form-urlencoded where nobody says anything; it was JSON so far.
-    if kind in (JSON, "application/x-www-form-urlencoded", "text/plain", ""):
-        read = parse(EmbeddingRequest, body)
-        return _Query(read.model, read.normalize, read)
-    raise UnsupportedMedia(f"Content-Type is {kind[:60]!r}; permitted are {JSON}, {RAW}, {ARROW}")
+    form = form_of(request)
+    if form != JSON:
+        return _read_binary(request, body, form)
+    read = parse(EmbeddingRequest, body)
+    return _Query(read.model, read.normalize, read)
 
 
-def _read_binary(request: Request, body: bytes, kind: str) -> _Query:
+def _read_binary(request: Request, body: bytes, form: str) -> _Query:
     parameters = request.query_params
     modality = _stated(parameters.get("modality"))
     dtype = dtype_of(parameters.get("dtype"))
 
     def rows_for(version: ServedVersion) -> ModalityRows:
         width = width_of(modality, version.spec)
-        if kind == ARROW:
-            return _whole(modality, from_arrow(body, a_feature(modality), width))
-        return _whole(modality, from_bytes(body, dtype, a_feature(modality), width))
+        return _whole(modality, binary_rows(form, body, dtype, a_feature(modality), width))
 
     if "model" not in parameters:
         raise InvalidRequest("the parameter 'model' is missing", "model")
@@ -204,17 +203,9 @@ def _response(
     request: Request, query: _Query, chosen: Chosen, embeddings_BE: Float32Array
 ) -> Response:
     version = chosen.version
-    headers = {
-        "x-model-version": str(version.number),
-        "x-model-channel": chosen.channel,
-        "x-rows": str(len(embeddings_BE)),
-        "x-width": str(embeddings_BE.shape[1]),
-    }
-    accepted = request.headers.get("accept", JSON)
-    if accepted == RAW:
-        return Response(raw_embeddings(embeddings_BE), media_type=RAW, headers=headers)
-    if accepted == ARROW:
-        return Response(arrow_embeddings(embeddings_BE), media_type=ARROW, headers=headers)
+    headers = {"x-model-version": str(version.number), "x-model-channel": chosen.channel}
     encoding = query.body.encoding_format if query.body else "float"
-    body = json_embeddings(version.label, embeddings_BE, encoding)
-    return Response(body, media_type=JSON, headers=headers)
+    return vectors_in_the_form_asked_for(
+        *(request, embeddings_BE, headers),
+        lambda: json_embeddings(version.label, embeddings_BE, encoding),
+    )

@@ -1,35 +1,126 @@
-"""`GET /v1/models`: what answers."""
+"""`GET /v1/models`: what there is to ask, in OpenAI's shape and with what else a caller needs to know."""
 
+from collections.abc import Mapping
+
+import orjson
 from fastapi import APIRouter
-from starlette.responses import JSONResponse, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
+from workers.serve.across.compatibilities import Changes, Compatibilities
+from workers.serve.encoders.port import EncoderInfo
+from workers.serve.errors import NotFound
 from workers.serve.http.replica import Replica
-from workers.serve.versions.live import LiveModel
+from workers.serve.http.wire.answers import JSON
+from workers.serve.versions.live import LiveModel, Refusal
+from workers.serve.versions.loading import ServedVersion
+from workers.serve.versions.reference import parse_reference
+
+# OpenAI's clients insist on an owner.
+_NOBODY = "cmcl"
 
 
 def router(replica: Replica) -> APIRouter:
     """The routes of this replica."""
     made = APIRouter(tags=["models"])
-
-    @made.get("/v1/models")
-    async def list_models() -> Response:
-        """What answers now."""
-        live = replica.live.all()
-        data = [_model(each) for _, each in sorted(live.items())]
-        return JSONResponse({"object": "list", "data": data})
-
+    models = _Models(replica)
+    made.get("/v1/models")(models.list_models)
+    made.get("/v1/models/{model}")(models.one_model)
     return made
 
 
-def _model(live: LiveModel) -> dict[str, object]:
-    version = live.version
+class _Models:
+    """Answers from memory; only a version that is named exactly may have to be loaded."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._compatibilities = Compatibilities(replica.store, replica.compute)
+
+    async def list_models(self, request: Request) -> Response:
+        """What answers now: versions, trials, modalities, and whether stored vectors still fit."""
+        caller = self._replica.access.admit(request.headers.get("authorization"))
+        data = [
+            self._described(name, live, live.version)
+            for name, live in sorted(self._replica.live.all().items())
+            if caller.sees(live.owner)
+        ]
+        return _json({"object": "list", "data": data})
+
+    async def one_model(self, request: Request, model: str) -> Response:
+        """One of them, by its name or as name@version."""
+        caller = self._replica.access.admit(request.headers.get("authorization"))
+        wanted = parse_reference(model)
+        exact = None
+        if wanted.version is not None:
+            exact = (await self._replica.lookup.find(wanted, 0, caller)).version
+        live = self._replica.live.get(wanted.name)
+        if live is None or not caller.sees(live.owner):
+            raise NotFound(f"there is no model {wanted.name!r} that answers", "model")
+        return _json(self._described(model, live, exact or live.version))
+
+    def _described(self, name: str, live: LiveModel, version: ServedVersion) -> dict[str, object]:
+        resident = self._replica.lookup.resident(version.model)
+        return {
+            "id": name,
+            "object": "model",
+            "created": int(version.created_at.timestamp()),
+            "owned_by": live.owner or _NOBODY,
+            "version": version.number,
+            "generation": live.generation,
+            "width": version.spec.width,
+            "dimensions": [version.spec.width],
+            "modalities": version.spec.modalities,
+            "pairs": sorted(pair.key for pair in version.pairs),
+            "encoders": _encoders(self._replica.encoders.infos, version),
+            "versions": {
+                "resident": sorted(each.number for each in resident),
+                "lineage": list(live.version.lineage),
+                "retired": list(live.retired),
+            },
+            "channels": _channels(live),
+            "compatibility": self._compatibility(live.version, resident),
+            "refusals": [_refusal(each) for each in self._replica.live.refusals(version.model)],
+        }
+
+    def _compatibility(
+        self, live: ServedVersion, resident: list[ServedVersion]
+    ) -> dict[str, Changes | None]:
+        """By number of each version in memory; None until it is known."""
+        others = sorted(
+            (each for each in resident if each is not live), key=lambda each: each.number
+        )
+        return {str(each.number): self._compatibilities.known(each, live) for each in others}
+
+
+def _encoders(infos: Mapping[str, EncoderInfo], version: ServedVersion) -> dict[str, object]:
+    """Those whose features the heads can read, by modality."""
     return {
-        "id": version.model,
-        "object": "model",
-        "created": int(version.created_at.timestamp()),
-        "owned_by": "cmcl",
-        "version": version.number,
-        "generation": live.generation,
-        "width": version.spec.width,
-        "modalities": version.spec.modalities,
+        modality: {"name": info.name, "takes": info.raw}
+        for modality, info in infos.items()
+        if version.spec.modalities.get(modality) == info.width
     }
+
+
+def _channels(live: LiveModel) -> dict[str, object]:
+    candidate = None
+    if live.trial is not None:
+        candidate = {
+            "version": live.trial.version,
+            "share": live.trial.share,
+            "shadow": live.trial.shadow,
+            "loaded": live.candidate is not None,
+        }
+    return {"live": live.version.number, "candidate": candidate}
+
+
+def _refusal(refusal: Refusal) -> dict[str, object]:
+    return {
+        "version": refusal.version,
+        "kind": refusal.kind,
+        "reason": refusal.reason,
+        "failures": refusal.failures,
+    }
+
+
+def _json(body: dict[str, object]) -> Response:
+    return Response(orjson.dumps(body), media_type=JSON)

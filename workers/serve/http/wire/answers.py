@@ -16,15 +16,20 @@ RAW = "application/octet-stream"
 ARROW = "application/vnd.apache.arrow.stream"
 
 
-def json_embeddings(label: str, embeddings_BE: Float32Array, encoding: Encoding) -> bytes:
-    """OpenAI's list of embeddings. `usage` is there because its clients read it: none is counted."""
+def json_embeddings(
+    label: str, embeddings_BE: Float32Array, encoding: Encoding, **more: object
+) -> bytes:
+    """OpenAI's list of embeddings, and what the route has to say beside.
+
+    `usage` is there because OpenAI's clients read it: none is counted.
+    """
     encoded = _as_base64(embeddings_BE) if encoding == "base64" else embeddings_BE
     data = [
         {"object": "embedding", "index": index, "embedding": each}
         for index, each in enumerate(encoded)
     ]
     usage = {"prompt_tokens": 0, "total_tokens": 0}
-    body = {"object": "list", "data": data, "model": label, "usage": usage}
+    body = {"object": "list", "data": data, "model": label, "usage": usage, **more}
     # A third of the time of json's own writers, and half of the bytes: float32 needs few digits.
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 

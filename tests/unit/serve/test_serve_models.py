@@ -1,0 +1,163 @@
+"""What callers are told there is: versions, trials, modalities, and whether stored vectors still fit."""
+
+import asyncio
+import dataclasses
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.unit.serve.conftest import MODEL, Replica
+from tests.unit.serve.test_serve_migrate import publish as publish_conditioned
+from workers.contract.rollout import Candidate
+from workers.serve.access.port import Caller
+from workers.serve.encoders.port import EncoderInfo, NoEncoders
+from workers.serve.http.api import create_api
+from workers.storage import layout
+
+
+def models(replica: Replica) -> list[dict[str, Any]]:
+    response = replica.get("/v1/models")
+    assert response.status_code == 200, response.text
+    data: list[dict[str, Any]] = response.json()["data"]
+    return data
+
+
+def test_a_model_is_told_with_all_that_there_is(serving: Replica) -> None:
+    serving.publish(version=1, generation=4, model="another")
+    serving.look()
+    data = models(serving)
+    assert [each["id"] for each in data] == ["another", "scenes"]
+    assert data[0] == {
+        "id": "another",
+        "object": "model",
+        "created": 1795478400,
+        "owned_by": "cmcl",
+        "version": 1,
+        "generation": 4,
+        "width": 6,
+        "dimensions": [6],
+        "modalities": {"image": 5, "text": 4},
+        "pairs": ["image--text"],
+        "encoders": {},
+        "versions": {"resident": [1], "lineage": [1], "retired": []},
+        "channels": {"live": 1, "candidate": None},
+        "compatibility": {},
+        "refusals": [],
+    }
+
+
+def test_one_model_is_told_by_its_name(serving: Replica) -> None:
+    assert serving.get("/v1/models/scenes").json() == models(serving)[0]
+
+
+def test_one_version_is_told_by_its_exact_name(serving: Replica) -> None:
+    serving.publish(version=2)
+    serving.look()
+    body = serving.get("/v1/models/scenes@1").json()
+    assert (body["id"], body["version"], body["channels"]["live"]) == ("scenes@1", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("nobody", 404), ("scenes@7", 404), ("Scenes", 400), ("scenes@0", 400)]
+)
+def test_what_is_not_there_is_said_in_openais_shape(
+    serving: Replica, name: str, status: int
+) -> None:
+    response = serving.get(f"/v1/models/{name}")
+    assert response.status_code == status
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_versions_in_memory_and_retired_ones_are_told(serving: Replica) -> None:
+    serving.publish(version=2)
+    serving.look()
+    serving.publish(version=3)
+    serving.look()
+    assert serving.embed(model="scenes@1").status_code == 200
+    serving.point(generation=4, version=3, revision=1, retired=(1,))
+    serving.look()
+    assert models(serving)[0]["versions"] == {"resident": [2, 3], "lineage": [3], "retired": [1]}
+
+
+def test_a_trial_is_told_with_its_shares(serving: Replica) -> None:
+    serving.publish(version=2)
+    trial = Candidate(version=2, revision=5, share=0.25, shadow=0.5)
+    serving.point(generation=3, version=1, revision=5, candidate=trial)
+    serving.look()
+    (told,) = models(serving)
+    assert told["channels"] == {
+        "live": 1,
+        "candidate": {"version": 2, "share": 0.25, "shadow": 0.5, "loaded": True},
+    }
+
+
+def test_a_version_that_cannot_be_loaded_is_told_with_the_reason(serving: Replica) -> None:
+    serving.publish(version=2)
+    serving.store.put(layout.version_file(MODEL, 2, layout.HEADS), b"rubbish")
+    serving.look()
+    (told,) = models(serving)
+    assert told["version"] == 1
+    (refusal,) = told["refusals"]
+    assert (refusal["version"], refusal["kind"]) == (2, "damaged")
+    assert "is not what its manifest promised" in refusal["reason"]
+    assert refusal["failures"] >= 1
+
+
+def test_stored_vectors_are_compared_with_the_live_version_in_the_background(
+    replica: Replica,
+) -> None:
+    publish_conditioned(replica, 1)
+    publish_conditioned(replica, 2)
+    replica.publish(version=3, generation=3)
+    publish_conditioned(replica, 4)
+
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        response = await client.get("/v1/models/scenes")
+        assert response.json()["compatibility"] == {"1": None, "2": None}
+        while None in response.json()["compatibility"].values():
+            await asyncio.sleep(0.01)
+            response = await client.get("/v1/models/scenes")
+        return response
+
+    found = replica.run(ask).json()["compatibility"]
+    assert set(found) == {"1", "2"}
+    assert all(each["image--text"] > 0.1 for each in found.values())
+
+
+class Texts(NoEncoders):
+    """One encoder that fits modality text of the model, and one that fits no width."""
+
+    @property
+    def infos(self) -> dict[str, EncoderInfo]:
+        return {
+            "text": EncoderInfo("words", "text", 4),
+            "image": EncoderInfo("pictures", "bytes", 99),
+        }
+
+
+def test_only_encoders_whose_features_fit_are_told(serving: Replica) -> None:
+    parts = dataclasses.replace(serving.parts(serving.args), encoders=Texts())
+    serving.app = create_api(parts)
+    assert models(serving)[0]["encoders"] == {"text": {"name": "words", "takes": "text"}}
+
+
+class Known:
+    """A door that lets in anna, and no one else."""
+
+    ready = True
+
+    def admit(self, authorization: str | None) -> Caller:
+        return Caller("key-of-anna", "anna")
+
+
+def test_callers_are_told_of_their_own_models_and_of_everybodys(serving: Replica) -> None:
+    serving.publish(version=1, generation=1, model="shared")
+    serving.point(generation=1, version=1, revision=1, owner="bert")
+    serving.look()
+    assert [each["owned_by"] for each in models(serving)] == ["bert", "cmcl"]
+    parts = dataclasses.replace(serving.parts(serving.args), access=Known())
+    serving.app = create_api(parts)
+    assert [each["id"] for each in models(serving)] == ["shared"]
+    assert serving.get("/v1/models/scenes").status_code == 404
+    assert serving.get("/v1/models/scenes@1").status_code == 404

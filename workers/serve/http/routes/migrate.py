@@ -1,0 +1,249 @@
+"""`POST /v1/migrate`: stored vectors of one version turned into those of another, without encoders.
+
+Shapes: B rows, E width of the embeddings.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from workers.contract.errors import StorageUnavailable, WorkerError
+from workers.model.migration import (
+    CannotMigrate,
+    NothingKept,
+    NothingLearned,
+    OtherConditioning,
+    TooInexact,
+    check_error,
+)
+from workers.nullspace.migrate import Migration
+from workers.serve.across.migrations import Migrations
+from workers.serve.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NotReady,
+    Unprocessable,
+    VersionDamaged,
+    WrongRow,
+)
+from workers.serve.http.asking import Asking, given_up_with, read_asking
+from workers.serve.http.body import held_body
+from workers.serve.http.laps import Laps
+from workers.serve.http.replica import Replica
+from workers.serve.http.wire.answers import ARROW, JSON, RAW, json_embeddings
+from workers.serve.http.wire.binary import dtype_of
+from workers.serve.http.wire.forms import binary_rows, form_of, vectors_in_the_form_asked_for
+from workers.serve.http.wire.requests import STRICT, Encoding, Feature, parse, parse_parameters
+from workers.serve.http.wire.rows import check_count, checked, from_base64, from_lists, width_of
+from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.serve.versions.lookup import Chosen
+from workers.serve.versions.reference import ModelReference, parse_reference, shortened
+
+_CODES = {
+    NothingLearned: ("nothing_learned", "modality"),
+    OtherConditioning: ("other_conditioning", "from_version"),
+    NothingKept: ("nothing_kept", "from_version"),
+    TooInexact: ("too_inexact", "most_error"),
+}
+
+
+class MigrateParameters(BaseModel):
+    """Which vectors these are, and whose they shall be. In the address, where the body is rows."""
+
+    model_config = STRICT
+
+    model: str = Field(description="name alone", examples=["street-scenes"])
+    from_version: int = Field(ge=1, lt=10**9, description="that has stored the vectors")
+    to_version: int | None = Field(
+        default=None, ge=1, lt=10**9, description="whose vectors to make; by default what answers"
+    )
+    modality: str = Field(examples=["image"], description="of all rows")
+    most_error: float = Field(
+        default=0.5, ge=0, le=1, description="relative error above which nothing is migrated"
+    )
+
+
+class MigrateRequest(MigrateParameters):
+    """Stored vectors: as lists of numbers, or base64 of float32, little endian."""
+
+    input: Annotated[
+        Feature
+        | Annotated[list[Feature], Field(fail_fast=True)]
+        | str
+        | Annotated[list[str], Field(fail_fast=True)],
+        Field(union_mode="left_to_right"),
+    ]
+    encoding_format: Encoding = Field(default="float", description="base64: float32, little endian")
+
+
+class _BinaryParameters(MigrateParameters):
+    dtype: str | None = None
+
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_DOCUMENTED_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON: {"schema": MigrateRequest.model_json_schema()},
+            RAW: _BINARY,
+            ARROW: _BINARY,
+        },
+    }
+}
+
+
+def router(replica: Replica) -> APIRouter:
+    """The route of this replica."""
+    made = APIRouter(tags=["migrate"])
+    made.post("/v1/migrate", openapi_extra=_DOCUMENTED_BODY)(_Migrate(replica).answer)
+    return made
+
+
+@dataclass(frozen=True)
+class _Query:
+    """`rows`: the vectors of a body, once it is known how wide they are and whose."""
+
+    asked: MigrateParameters
+    encoding: Encoding
+    rows: Callable[[str, int], Float32Array]
+
+
+class _Migrate:
+    """Finds both versions and the map between them, then applies it: one product."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._migrations = Migrations(replica.store, replica.compute)
+
+    async def answer(self, request: Request) -> Response:
+        """Turn stored vectors into those that another version would give, and say how exactly.
+
+        JSON; or rows as raw floats (`application/octet-stream`) or Arrow, and everything else as
+        parameters. `Accept` asks for the answer in either of these forms.
+        """
+        replica, laps = self._replica, Laps(self._replica.metrics)
+        asking = read_asking(request, replica)
+        async with (
+            held_body(request, replica.args, replica.admission.bytes, asking.caller.key) as body,
+            given_up_with(request),
+        ):
+            query = _read(request, body)
+            old, new = await self._versions(query.asked, asking)
+            width_of(query.asked.modality, old.version.spec)
+            vectors_BE = query.rows(f"a vector of {old.version.label}", old.version.spec.width)
+            rows = len(vectors_BE)
+            check_count(rows, replica.args.max_rows)
+            with replica.admission.rows.held(asking.caller.key, rows):
+                found = await self._map(query.asked, old.version, new.version, asking)
+                migrated_BE = await replica.compute.run(_apply, found, vectors_BE)
+            response = _response(request, query, (old, new), found, migrated_BE)
+        replica.metrics.answered(new.version.model, rows, laps.seconds)
+        return response
+
+    async def _versions(self, asked: MigrateParameters, asking: Asking) -> tuple[Chosen, Chosen]:
+        name = parse_reference(asked.model)
+        if name.version is not None:
+            raise InvalidRequest(
+                f"model is {shortened(asked.model)}; permitted is a name alone, because the "
+                "versions stand in from_version and to_version",
+                "model",
+            )
+        find = self._replica.lookup.find
+        old = await find(ModelReference(name.name, asked.from_version), 0, asking.caller)
+        wanted = ModelReference(name.name, asked.to_version)
+        return old, await find(wanted, asking.min_version, asking.caller, asking.routing)
+
+    async def _map(
+        self, asked: MigrateParameters, old: ServedVersion, new: ServedVersion, asking: Asking
+    ) -> Migration:
+        try:
+            async with asyncio.timeout_at(asking.ticket.deadline):
+                found = await self._migrations.between(asked.modality, old, new)
+            check_error(asked.modality, found, asked.most_error)
+        except CannotMigrate as error:
+            code, field = _CODES[type(error)]
+            raise Unprocessable(str(error), field, code) from error
+        except TimeoutError as error:
+            raise DeadlineExceeded("the map is still being computed; ask again") from error
+        except StorageUnavailable as error:
+            message = f"the moments of {old.label} cannot be read now; try again"
+            raise NotReady(message, "from_version") from error
+        except WorkerError as error:
+            message = f"{old.label} is stored, but its moments fail their checks"
+            raise VersionDamaged(message, "from_version") from error
+        return found
+
+
+def _read(request: Request, body: bytes) -> _Query:
+    form = form_of(request)
+    if form != JSON:
+        asked = parse_parameters(_BinaryParameters, dict(request.query_params))
+        dtype = dtype_of(asked.dtype)
+        return _Query(
+            asked, "float", lambda what, width: binary_rows(form, body, dtype, what, width)
+        )
+    read = parse(MigrateRequest, body)
+    return _Query(read, read.encoding_format, lambda what, width: _rows(read.input, what, width))
+
+
+def _rows(given: Any, what: str, width: int) -> Float32Array:
+    """One vector or several, of numbers or in base64, as the parser has seen to."""
+    is_one = not given or isinstance(given, str) or not isinstance(given[0], list | str)
+    several = [given] if is_one else given
+    if isinstance(several[0], str):
+        rows = [from_base64(text, index, what, width) for index, text in enumerate(several)]
+        return checked(np.stack(rows))
+    return from_lists(several, what, width)
+
+
+@torch.inference_mode()
+def _apply(found: Migration, vectors_BE: Float32Array) -> Float32Array:
+    migrated_BE: Float32Array = found.apply_unit(torch.from_numpy(vectors_BE)).numpy()
+    lost = np.flatnonzero(~migrated_BE.any(axis=1))
+    if len(lost):
+        raise WrongRow(int(lost[0]), "has nothing in it that the new version knows")
+    return migrated_BE
+
+
+def _response(
+    request: Request,
+    query: _Query,
+    chosen: tuple[Chosen, Chosen],
+    found: Migration,
+    migrated_BE: Float32Array,
+) -> Response:
+    old, new = chosen
+    figures = {
+        "predicted_error": found.predicted_error,
+        "error_on_rows": found.error_on_rows,
+        "rank": found.rank,
+        "condition": found.condition,
+        "exact": found.exact,
+    }
+    headers = {
+        "x-model-version": str(new.version.number),
+        "x-model-channel": new.channel,
+        "x-from-version": str(old.version.number),
+        **{f"x-{name.replace('_', '-')}": str(value).lower() for name, value in figures.items()},
+    }
+    migration = {
+        "from_version": old.version.number,
+        "to_version": new.version.number,
+        "modality": query.asked.modality,
+        **figures,
+    }
+    return vectors_in_the_form_asked_for(
+        *(request, migrated_BE, headers),
+        lambda: json_embeddings(
+            new.version.label, migrated_BE, query.encoding, migration=migration
+        ),
+    )
