@@ -1,0 +1,90 @@
+"""What is asked for, in the forms that are compared, and how an answer is read again.
+
+Shapes: B rows, F width of the raw feature, E width of the embeddings, R different requests.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.endpoint.wire import request
+
+Array = NDArray[np.float32]
+# How rows travel. JSON: numbers both ways. base64: numbers there, base64 back. binary: raw float32.
+Form = Literal["json", "base64", "binary"]
+FORMS: tuple[Form, ...] = ("json", "base64", "binary")
+
+_RAW = "application/octet-stream"
+_JSON = "application/json"
+# A product of 256 rows adds in another order than that of one: float32 keeps this much.
+_CLOSE = 2e-5
+
+
+def features(requests: int, rows: int, width: int, seed: int = 0) -> Array:
+    """R × B × F: something that an encoder could have given."""
+    generator = np.random.default_rng(seed)
+    return generator.standard_normal((requests, rows, width), dtype=np.float32)
+
+
+def feature_request(
+    address: str, form: Form, rows_BF: Array, *, model: str, modality: str
+) -> bytes:
+    """One request of `POST /v1/embeddings` with features."""
+    if form == "binary":
+        path = f"/v1/embeddings?model={model}&modality={modality}&dtype=float32"
+        return request(address, path, rows_BF.astype("<f4").tobytes(), _RAW, accept=_RAW)
+    body = {
+        "model": model,
+        "modality": modality,
+        "input": rows_BF.tolist(),
+        "encoding_format": "float" if form == "json" else "base64",
+    }
+    return request(address, "/v1/embeddings", json.dumps(body).encode(), _JSON)
+
+
+def text_request(address: str, form: Form, texts: Sequence[str], model: str) -> bytes:
+    """The same with texts, as OpenAI's shape has them."""
+    encoding = "float" if form == "json" else "base64"
+    body = {"model": model, "input": list(texts), "encoding_format": encoding}
+    return request(address, "/v1/embeddings", json.dumps(body).encode(), _JSON)
+
+
+def vectors(form: Form, body: bytes | memoryview, width: int) -> Array:
+    """The embeddings (B × E) of an answer's body."""
+    if form == "binary":
+        return np.frombuffer(body, "<f4").reshape(-1, width)
+    found: list[dict[str, Any]] = json.loads(bytes(body))["data"]
+    if form == "json":
+        return np.array([each["embedding"] for each in found], np.float32)
+    rows = [np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in found]
+    return np.array(rows, np.float32)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What each version answers to each request: a check that travels to the clients' process.
+
+    `by_version`: R × B × E of each version.
+    """
+
+    form: Form
+    by_version: dict[int, Array]
+
+    def __call__(self, body: memoryview, version: int, number: int) -> bool:
+        """Whether it is what the version that it names answers."""
+        expected_RBE = self.by_version.get(version)
+        if expected_RBE is None:
+            return False
+        try:
+            found_BE = vectors(self.form, body, expected_RBE.shape[2])
+        except (ValueError, KeyError):
+            return False
+        return bool(
+            found_BE.shape == expected_RBE[number].shape
+            and np.abs(found_BE - expected_RBE[number]).max() < _CLOSE
+        )

@@ -1,0 +1,29 @@
+"""Deploys the endpoint with any arguments and waits: `python -m benchmarks.endpoint.driver JSON PORT`.
+
+As `workers.serve` does, whose command line has the settings of a laptop alone.
+"""
+
+import signal
+import sys
+import threading
+
+import ray
+
+from workers.serve.app import deploy, withdraw
+from workers.serve.settings import ServeArgs
+
+
+def main(arguments: str, port: str) -> None:
+    """Until SIGTERM."""
+    args = ServeArgs.model_validate_json(arguments)
+    ray.init(address="auto", log_to_driver=False)
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    deploy(args, "127.0.0.1", int(port))
+    print("deployed", flush=True)
+    stopping.wait()
+    withdraw()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

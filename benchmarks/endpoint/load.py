@@ -1,0 +1,288 @@
+"""Clients in a closed loop: each asks, waits for the whole answer, and asks again.
+
+All of them live in one thread of one process, as sockets that epoll watches, so that sixty-four of
+them cost one core less than the server does. Nothing is asked twice by itself: a request that gets
+no answer is recorded as what it is, and its client goes on with the next one.
+"""
+
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.endpoint.wire import Garbled, Head, head_of
+
+# Instead of a status, where there was none.
+REFUSED, CUT, TOO_LATE, GARBLED = 0, 1, 2, 3
+KINDS = {REFUSED: "refused", CUT: "cut", TOO_LATE: "too late", GARBLED: "garbled"}
+UNCHECKED, WRONG, RIGHT = -1, 0, 1
+
+_OK = 200
+_ROOM = 1 << 16
+# Whoever is refused comes again after this: a closed door answers in microseconds.
+_REFUSED_PAUSE = 0.01
+_LOOK_SECONDS = 0.05
+_PACK = 50_000
+
+# Whether a body (with the version that it names, and the request's number) is what was asked for.
+Check = Callable[[memoryview, int, int], bool]
+
+ANSWER = np.dtype(
+    [
+        ("sent", "f8"),  # by time.time(), so that other processes' clocks can be compared
+        ("seconds", "f4"),
+        ("status", "i2"),
+        ("version", "i4"),
+        ("request", "i2"),
+        ("checked", "i1"),
+        ("length", "i4"),
+    ]
+)
+Answers = NDArray[np.void]
+
+
+class Record:
+    """Answers one by one; packed from time to time, as an hour of them are millions."""
+
+    def __init__(self) -> None:
+        self._packed: list[Answers] = []
+        self._latest: list[tuple[float | int, ...]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, *fields: float | int) -> None:
+        """The fields of ANSWER, in order."""
+        self._latest.append(fields)
+        self._count += 1
+        if len(self._latest) == _PACK:
+            self._packed.append(np.array(self._latest, dtype=ANSWER))
+            self._latest = []
+
+    def all(self) -> Answers:
+        """What was added so far."""
+        return np.concatenate([*self._packed, np.array(self._latest, dtype=ANSWER)])
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked: these requests by turns, by so many clients, for so long.
+
+    Longer, up to three times, until there are `least` answers. `check_each`: every answer is read
+    as it comes; otherwise the first one to each request, when all is over, as reading JSON costs
+    more than asking does.
+    """
+
+    address: str
+    requests: Sequence[bytes]
+    clients: int
+    seconds: float
+    least: int = 0
+    check_each: bool = False
+    patience: float = 30.0
+
+
+def drive(
+    load: Load, check: Check | None = None, goes_on: Callable[[], bool] = lambda: True
+) -> Answers:
+    """Every answer and every failure, in the order in which they ended.
+
+    It ends after `load.seconds`, or once `goes_on` says no. What is under way then is waited for,
+    as nobody who is asked next should find a server busy with it; it does not count.
+    """
+    crowd = _Crowd(load, check)
+    with closing(crowd):
+        begin = time.perf_counter()
+        while goes_on():
+            spent = time.perf_counter() - begin
+            enough = len(crowd.answers) >= load.least or spent >= 3 * load.seconds
+            if spent >= load.seconds and enough:
+                break
+            crowd.turn()
+        found = crowd.answers.all()
+        samples = dict(crowd.samples)
+        crowd.drain()
+    for number, (place, body) in samples.items():
+        if check is not None:
+            found[place]["checked"] = check(memoryview(body), int(found[place]["version"]), number)
+    return found
+
+
+class _Client:
+    """One socket, and the request that it is busy with."""
+
+    def __init__(self, first: int) -> None:
+        self.number = first
+        self.socket: socket.socket | None = None
+        self.watched = 0
+        self.data = bytearray(_ROOM)
+        self.begin(first, b"")
+
+    def begin(self, number: int, request: bytes) -> None:
+        """With the next request."""
+        self.number = number
+        self.rest = memoryview(request)
+        self.filled = 0
+        self.head: Head | None = None
+        self.sent = self.started = 0.0
+
+    def write(self) -> bool:
+        """Whether all of the request is out. Raises OSError."""
+        assert self.socket is not None
+        try:
+            self.rest = self.rest[self.socket.send(self.rest) :]
+        except BlockingIOError:
+            return False
+        return not self.rest
+
+    def read(self) -> bool:
+        """Whether all of the answer is here. Raises OSError, Garbled; EOFError at its early end."""
+        assert self.socket is not None
+        got = self.socket.recv_into(memoryview(self.data)[self.filled :])
+        if not got:
+            raise EOFError
+        self.filled += got
+        if self.head is None:
+            self.head = head_of(self.data, self.filled)
+        wanted = self.head.end if self.head else self.filled + _ROOM
+        if wanted > len(self.data):
+            self.data.extend(bytes(wanted - len(self.data)))
+        return self.head is not None and self.filled >= self.head.end
+
+
+class _Crowd:
+    """All clients, and what they were answered."""
+
+    def __init__(self, load: Load, check: Check | None) -> None:
+        self._load = load
+        self._check = check
+        parts = urlsplit(load.address)
+        self._place = (str(parts.hostname), int(parts.port or 80))
+        self._poll = select.epoll()
+        self._by_socket: dict[int, _Client] = {}
+        self._later: list[tuple[float, _Client]] = []
+        self._next_look = time.perf_counter() + _LOOK_SECONDS
+        self._is_over = False
+        self.answers = Record()
+        # By request: where its first answer stands, and its body.
+        self.samples: dict[int, tuple[int, bytes]] = {}
+        for first in range(load.clients):
+            self._ask(_Client(first % len(load.requests)))
+
+    def close(self) -> None:
+        """Hang up."""
+        for client in self._by_socket.values():
+            if client.socket is not None:
+                client.socket.close()
+        self._poll.close()
+
+    def drain(self) -> None:
+        """Ask nothing more, and wait for what was asked."""
+        self._is_over = True
+        end = time.perf_counter() + self._load.patience
+        while self._by_socket and time.perf_counter() < end:
+            self.turn()
+
+    def turn(self) -> None:
+        """Whatever can be read or written now."""
+        for number, events in self._poll.poll(_REFUSED_PAUSE):
+            client = self._by_socket.get(number)
+            if client is not None:
+                self._move(client, events)
+        now = time.perf_counter()
+        while self._later and self._later[0][0] <= now:
+            self._ask(self._later.pop(0)[1])
+        if now >= self._next_look:
+            self._next_look = now + _LOOK_SECONDS
+            self._give_up_waiting(now)
+
+    def _move(self, client: _Client, events: int) -> None:
+        try:
+            if events & select.EPOLLIN:
+                # Also while the request is being written: a server may refuse it before its end.
+                if client.read():
+                    self._answered(client)
+            elif events & select.EPOLLOUT:
+                self._write(client)
+            else:
+                self._fail(client, CUT)
+        except BlockingIOError:
+            pass  # The event was of a socket that had this number before.
+        except (OSError, EOFError):
+            self._fail(client, CUT)
+        except Garbled:
+            self._fail(client, GARBLED)
+
+    def _ask(self, client: _Client) -> None:
+        if self._is_over:
+            self._hang_up(client)
+            return
+        number = (client.number + 1) % len(self._load.requests)
+        client.begin(number, self._load.requests[number])
+        client.sent, client.started = time.time(), time.perf_counter()
+        try:
+            if client.socket is None:
+                self._connect(client)
+            self._write(client)
+        except ConnectionRefusedError:
+            self._fail(client, REFUSED)
+        except OSError:
+            self._fail(client, CUT)
+
+    def _connect(self, client: _Client) -> None:
+        client.socket = socket.create_connection(self._place, timeout=self._load.patience)
+        client.socket.setblocking(False)
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._by_socket[client.socket.fileno()] = client
+        client.watched = select.EPOLLIN
+        self._poll.register(client.socket, client.watched)
+
+    def _write(self, client: _Client) -> None:
+        assert client.socket is not None
+        wanted = select.EPOLLIN if client.write() else select.EPOLLIN | select.EPOLLOUT
+        if wanted != client.watched:
+            client.watched = wanted
+            self._poll.modify(client.socket, wanted)
+
+    def _answered(self, client: _Client) -> None:
+        head = client.head
+        assert head is not None
+        checked = UNCHECKED
+        seconds = time.perf_counter() - client.started
+        if self._check is not None and head.status == _OK:
+            with memoryview(client.data)[head.begin : head.end] as body:
+                if self._load.check_each:
+                    checked = int(self._check(body, head.version, client.number))
+                elif client.number not in self.samples:
+                    self.samples[client.number] = (len(self.answers), bytes(body))
+        self.answers.add(
+            *(client.sent, seconds, head.status, head.version),
+            *(client.number, checked, head.end - head.begin),
+        )
+        if head.is_last or client.rest:
+            self._hang_up(client)
+        self._ask(client)
+
+    def _fail(self, client: _Client, kind: int) -> None:
+        seconds = time.perf_counter() - client.started
+        self.answers.add(client.sent, seconds, kind, 0, client.number, UNCHECKED, 0)
+        self._hang_up(client)
+        self._later.append((time.perf_counter() + _REFUSED_PAUSE, client))
+
+    def _hang_up(self, client: _Client) -> None:
+        if client.socket is not None:
+            self._by_socket.pop(client.socket.fileno(), None)
+            client.socket.close()
+            client.socket = None
+
+    def _give_up_waiting(self, now: float) -> None:
+        for client in list(self._by_socket.values()):
+            if now - client.started > self._load.patience:
+                self._fail(client, TOO_LATE)

@@ -1,0 +1,160 @@
+"""Our own stack as it is run: Ray, Serve behind HAProxy with the settings of `cmcl.stack`, replicas."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+import psutil
+
+from benchmarks.endpoint.bodies import Array, features
+from benchmarks.endpoint.stored import MODALITY, MODEL
+from cmcl.stack import LocalStack, Ports, StackError
+
+_READY_SECONDS = 120.0
+_STOP_SECONDS = 20.0
+_ANSWER_SECONDS = 10.0
+_SERVER_LINE = re.compile(r"^\s*server (\S+) ([\d.]+):(\d+) check(?!.* backup)", re.MULTILINE)
+_JSON = {"content-type": "application/json"}
+_REPLICA = "ServeReplica:embeddings:Embedder"
+
+
+class Probe:
+    """Asks one replica which version answers, at its own door and on a connection that stays."""
+
+    def __init__(self, address: str, rows_BF: Array) -> None:
+        self._client = httpx.Client(base_url=address, timeout=_ANSWER_SECONDS, trust_env=False)
+        body = {"model": MODEL, "modality": MODALITY, "input": rows_BF.tolist()}
+        self._body = json.dumps({**body, "encoding_format": "base64"}).encode()
+
+    def version(self) -> int:
+        """0 where none does, or nobody answers."""
+        try:
+            answer = self._client.post("/v1/embeddings", content=self._body, headers=_JSON)
+        except httpx.HTTPError:
+            return 0
+        return int(answer.headers.get("x-model-version", 0))
+
+    def close(self) -> None:
+        """Hang up."""
+        self._client.close()
+
+
+class Ours:
+    """Replicas that answer at `address` from the store under `folder`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        replicas: int = 1,
+        environment: Mapping[str, str] | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
+        """`settings`: of `ServeArgs`, where they are not to be as they are by default."""
+        self._replicas = replicas
+        self._settings = settings or {}
+        self.stack = LocalStack(
+            folder, Ports.free(), ranks=replicas, extra_environment=dict(environment or {})
+        )
+        self._driver: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Of HAProxy."""
+        return self.stack.embeddings_url
+
+    @property
+    def store_uri(self) -> str:
+        return self.stack.store_uri
+
+    def __enter__(self) -> Self:
+        for name in ("logs", "store"):
+            (self.stack.folder / name).mkdir(parents=True, exist_ok=True)
+        try:
+            self.stack.start_ray()
+            self.stack.wait_for_ray()
+            args = {"store": self.store_uri, "replicas": self._replicas, **self._settings}
+            self._driver = self.stack.start_driver(
+                [
+                    *(sys.executable, "-m", "benchmarks.endpoint.driver"),
+                    *(json.dumps(args), str(self.stack.ports.embeddings)),
+                ]
+            )
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End all of it."""
+        if self._driver is not None:
+            self._driver.send_signal(signal.SIGTERM)
+            try:
+                self._driver.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._driver.kill()
+                self._driver.wait()
+            self._driver = None
+        self.stack.stop()
+
+    def replicas(self) -> list[psutil.Process]:
+        """Their processes."""
+        ray = psutil.Process(self.stack.processes["ray"].pid)
+        return [each for each in ray.children(recursive=True) if _is_replica(each)]
+
+    def doors(self) -> dict[str, str]:
+        """Address of each replica without HAProxy, by name, as HAProxy's configuration has them."""
+        told = [path.read_text() for path in self.stack.proxy_folder.rglob("haproxy*.cfg")]
+        found = [each for text in told for each in _SERVER_LINE.findall(text)]
+        return {name: f"http://{host}:{port}" for name, host, port in found}
+
+    def wait_for_version(self, version: int, width: int) -> None:
+        """Until every replica answers with it. Raises StackError."""
+        rows_BF = features(1, 1, width)[0]
+        deadline = time.monotonic() + _READY_SECONDS
+        for address in self.doors().values():
+            probe = Probe(address, rows_BF)
+            while probe.version() != version:
+                if time.monotonic() > deadline:
+                    raise StackError(f"version {version} does not answer at {address}")
+                time.sleep(0.02)
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        while time.monotonic() < deadline:
+            if self._driver is None or self._driver.poll() is not None:
+                break
+            if _is_ready(self.address) and len(self.doors()) == self._replicas:
+                return
+            time.sleep(0.2)
+        raise StackError(f"the endpoint did not start; see {self.stack.log('driver')}")
+
+
+def _is_ready(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/readyz", timeout=2).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False  # Not listening yet.
+
+
+def _is_replica(process: psutil.Process) -> bool:
+    try:
+        return _REPLICA in " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False

@@ -1,0 +1,87 @@
+"""Versions of a model as training and the control plane would have stored them, with random heads.
+
+Shapes: E width of the embeddings, F of the features, I = F + 1, B rows.
+"""
+
+from datetime import UTC, datetime
+
+import torch
+
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec
+from workers.contract.version import LearnedDataset, VersionManifest, VersionReport
+from workers.model.artifact import save_heads, save_kept, save_memory, save_selftest
+from workers.model.heads import ModalityHeads
+from workers.model.memory import Memory
+from workers.nullspace.conditioning import Conditioning
+from workers.storage import layout
+from workers.storage.port import ObjectStore
+from workers.storage.versions import entry_for
+
+MODEL = "measured"
+MODALITY = "image"
+_OTHER = "text"
+
+
+def spec_of(width: int) -> ModelSpec:
+    """Two modalities, features and embeddings of one width."""
+    return ModelSpec(width=width, modalities={MODALITY: width, _OTHER: width})
+
+
+def heads_of(version: int, width: int) -> ModalityHeads:
+    """Other heads for each version; conditioned, as all heads are that have learned anything."""
+    generator = torch.Generator().manual_seed(version)
+    fixed = torch.Generator().manual_seed(0)
+    return ModalityHeads(
+        {name: torch.randn(width, width + 1, generator=generator) for name in (MODALITY, _OTHER)},
+        {name: _conditioning(width, fixed) for name in (MODALITY, _OTHER)},
+    )
+
+
+def store_version(store: ObjectStore, version: int, width: int) -> ModalityHeads:
+    """Put it where replicas look for it, manifest last; nothing points at it yet."""
+    heads, spec = heads_of(version, width), spec_of(width)
+    files = {
+        layout.HEADS: save_heads(heads),
+        layout.KEPT: save_kept({}),
+        layout.SELFTEST: save_selftest(heads, spec),
+        layout.MEMORY: save_memory(Memory()),
+    }
+    for name, data in files.items():
+        store.put(layout.version_file(MODEL, version, name), data)
+    manifest = _manifest(version, spec, files)
+    key = layout.version_file(MODEL, version, layout.MANIFEST)
+    store.put(key, manifest.model_dump_json().encode())
+    return heads
+
+
+def _conditioning(width: int, generator: torch.Generator) -> Conditioning:
+    mean_F = torch.randn(width, generator=generator) / width
+    half_FF = torch.randn(width, width, generator=generator) / width**0.5
+    return Conditioning(mean_F, torch.eye(width) + (half_FF + half_FF.mT) / 8)
+
+
+def _manifest(version: int, spec: ModelSpec, files: dict[str, bytes]) -> VersionManifest:
+    learned = LearnedDataset(
+        dataset=f"dataset-{version}",
+        name=f"dataset-{version}",
+        pair=ModalityPair(first=MODALITY, second=_OTHER),
+        rows=1,
+        version=version,
+        moments=entry_for(b""),
+        shard_digests=(entry_for(str(version).encode()).sha256,),
+    )
+    return VersionManifest(
+        model=MODEL,
+        version=version,
+        parent=version - 1 or None,
+        job=f"job-{version}",
+        attempt=1,
+        dataset=learned.dataset,
+        spec=spec,
+        code_version="benchmark",
+        created_at=datetime.now(UTC),
+        files={name: entry_for(data) for name, data in files.items()},
+        learned=(learned,),
+        report=VersionReport(final_loss=0, updates=1, ranks=1),
+    )

@@ -1,0 +1,1 @@
+"""What our endpoint is measured beside: the same product in bare FastAPI, and Infinity."""

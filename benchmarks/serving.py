@@ -1,0 +1,213 @@
+"""How fast does the endpoint answer, beside bare FastAPI with the same products and beside Infinity?
+
+`python -m benchmarks.serving` asks all three by turns on this machine. Infinity needs packages that
+the product must not have: `make bench-serving` installs it into an environment of its own.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arguments import OneLineParser, count, counts
+from benchmarks.endpoint.apart import Clients
+from benchmarks.endpoint.bodies import FORMS, feature_request, features
+from benchmarks.endpoint.load import Load
+from benchmarks.endpoint.ours import Ours
+from benchmarks.endpoint.stored import MODALITY, MODEL, store_version
+from benchmarks.peers import contest, servers
+from benchmarks.peers.contest import Cell, Contestant, Pace, Size
+from benchmarks.peers.page import markdown
+from benchmarks.report import machine
+from workers.contract.version import LivePointer
+from workers.storage.uris import open_store
+from workers.storage.versions import write_live
+
+_RESULTS = Path(".cmcl/benchmarks")
+_STEM = "serving"
+_INFINITY = Path(".cmcl/bench-infinity")
+_BUILD = "benchmarks.peers.infinity_model.build"
+_WORDS = 512
+_BATCHES = (1, 32, 256)
+# 64 clients with 256 rows of JSON have more under way than a replica takes in by default.
+_LIMITS = {"max_rows_in_flight": 1 << 17, "max_bytes_in_flight": 1 << 30, "queue_seconds": 60.0}
+_GOALS = {"infinity": 1.0, "bare": 1.3, "products": 0.6}
+_GOAL_CLIENTS, _GOAL_ROWS = 16, 256
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the page, leave both forms in a folder; status 1 if an answer was wrong."""
+    options = _parser().parse_args(arguments)
+    # As an error that unwinds: Ray would outlive this process otherwise.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
+        document = measured(options, Path(folder))
+    page = markdown(document)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / _STEM
+    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
+    stem.with_suffix(".md").write_text(page)
+    print(page)
+    print(json.dumps(document), flush=True)
+    return 1 if any(cell["wrong"] for cell in document["cells"]) else 0
+
+
+def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The whole document. Progress is told on stderr."""
+    sizes = [Size(*each) for each in product(options.forms, options.rows, options.clients)]
+    before = _products(options.width)
+    with ExitStack() as stack:
+        clients = stack.enter_context(Clients())
+        contestants, infinity_model = _contestants(options, folder, stack)
+        pace = Pace(options.seconds, options.rounds)
+        cells = list(_told(contest.contest(clients, contestants, sizes, pace)))
+        alone = _clients_alone(clients, folder, options.width)
+    after = _products(options.width)
+    products = {batch: max(before[batch], after[batch]) for batch in before}
+    return {
+        "cells": [cell.document() for cell in cells],
+        "goals": _goals(cells, products),
+        "products_per_second": products,
+        "infinity_model_seconds": infinity_model,
+        "clients_alone_per_second": alone,
+        "configuration": {
+            "width": f"F = E = {options.width}, conditioned heads, two modalities",
+            "seconds": f"{options.rounds} rounds of {options.seconds:g} s for each cell and server",
+            "threads": "one for products in each server",
+            "limits of ours": ", ".join(f"{name} {value:g}" for name, value in _LIMITS.items()),
+            "seed": 0,
+        },
+        "machine": {**machine(), **_versions(options)},
+    }
+
+
+def _contestants(
+    options: argparse.Namespace, folder: Path, stack: ExitStack
+) -> tuple[list[Contestant], dict[str, float] | None]:
+    """All servers, running until `stack` is left; and what Infinity's model alone takes."""
+    _say("starting the servers")
+    width = options.width
+    ours = stack.enter_context(_ours(folder / "ours", width))
+    found = [contest.ours(ours, width)]
+    found.append(contest.bare(stack.enter_context(servers.bare(folder, width)), width))
+    if options.without_infinity:
+        return found, None
+    programs = options.infinity / "bin"
+    model = folder / "infinity-model"
+    seconds = _infinity_model(programs, model, width)
+    address = stack.enter_context(servers.infinity(folder, programs, model))
+    return [*found, contest.infinity(address, width, _WORDS)], seconds
+
+
+@contextmanager
+def _ours(folder: Path, width: int) -> Iterator[str]:
+    """The address of one replica behind HAProxy, with one version."""
+    with Ours(folder, settings=_LIMITS) as running:
+        store = open_store(running.store_uri)
+        store_version(store, 1, width)
+        write_live(store, MODEL, LivePointer(generation=1, version=1))
+        running.wait_for_version(1, width)
+        yield running.address
+
+
+def _infinity_model(programs: Path, model: Path, width: int) -> dict[str, float]:
+    """Build it with Infinity's own interpreter; seconds of its products by batch."""
+    if not programs.is_dir():
+        raise SystemExit(f"serving: there is no {programs}; run make bench-serving")
+    model.mkdir()
+    words = [str(programs / "python"), "-m", _BUILD, str(model), str(width), str(_WORDS)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _products(width: int) -> dict[int, float]:
+    return {batch: contest.products_per_second(width, batch) for batch in _BATCHES}
+
+
+def _clients_alone(clients: Clients, folder: Path, width: int) -> float:
+    """Requests a second of the same clients at a server that does nothing: their own limit."""
+    with servers.trivial(folder, 4 * width) as address:
+        rows_BF = features(1, 1, width)[0]
+        request = feature_request(address, "binary", rows_BF, model=MODEL, modality=MODALITY)
+        answers = clients.ask(Load(address, [request], _GOAL_CLIENTS, 2))
+    return len(answers) / 2
+
+
+def _goals(cells: Sequence[Cell], products: Mapping[int, float]) -> list[dict[str, Any]]:
+    """What was to be reached, beside the cell in which it was furthest from it."""
+    by_place = {(c.server, c.form, c.rows, c.clients): c for c in cells}
+    rates, latencies, shares = [], [], []
+    for (server, form, rows, clients), cell in by_place.items():
+        ours = by_place["ours", form, rows, clients]
+        if server == "infinity":
+            rates.append((ours.requests_per_second / cell.requests_per_second, _name(cell)))
+        if server == "bare" and cell.clients == _GOAL_CLIENTS:
+            latencies.append((ours.p50 / cell.p50, _name(cell)))
+        if server == "ours" and cell.form == "binary" and cell.rows == _GOAL_ROWS:
+            shares.append((cell.rows_per_second / products[_GOAL_ROWS], _name(cell)))
+    return [
+        *_worst("requests / s, ours / Infinity", min, rates, f"above {_GOALS['infinity']:g}"),
+        *_worst("p50, ours / bare, 16 clients", max, latencies, f"at most {_GOALS['bare']}"),
+        *_worst("share of the products' rate", min, shares, f"at least {_GOALS['products']}"),
+    ]
+
+
+def _worst(
+    what: str, choose: Any, found: Sequence[tuple[float, str]], goal: str
+) -> list[dict[str, Any]]:
+    if not found:
+        return []
+    measured, where = choose(found)
+    return [{"what": what, "worst": measured, "where": where, "goal": goal}]
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.form}, {cell.rows} row(s), {cell.clients} client(s)"
+
+
+def _told(cells: Iterator[Cell]) -> Iterator[Cell]:
+    for cell in cells:
+        rate, p50 = cell.requests_per_second, cell.p50
+        _say(f"{_name(cell)}: {cell.server} {rate:.0f} requests / s, p50 {p50:.2f} ms")
+        yield cell
+
+
+def _versions(options: argparse.Namespace) -> dict[str, str]:
+    found = {name: version(name) for name in ("ray", "fastapi", "uvicorn", "pydantic")}
+    if options.without_infinity:
+        return found
+    words = "from importlib.metadata import version; print(version('infinity-emb'))"
+    program = str(options.infinity / "bin" / "python")
+    done = subprocess.run([program, "-c", words], check=True, capture_output=True, text=True)
+    return {**found, "infinity-emb": done.stdout.strip()}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="python -m benchmarks.serving", description=__doc__)
+    parser.add_argument("--width", type=count, default=1024, help="F = E (default: 1024)")
+    parser.add_argument("--rows", type=counts, default=(1, 32, 256), metavar="A,B,...")
+    parser.add_argument("--clients", type=counts, default=(1, 16, 64), metavar="A,B,...")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
+    parser.add_argument("--seconds", type=float, default=2, help="of a cell's round (default: 2)")
+    parser.add_argument("--rounds", type=count, default=2, help="(default: 2)")
+    parser.add_argument("--infinity", type=Path, default=_INFINITY, help=f"(default: {_INFINITY})")
+    parser.add_argument("--without-infinity", action="store_true", help="leave it out")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    return parser
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""What do two hundred swaps under load cost, and does any of them show?
+
+`python -m benchmarks.serving_swaps`: two replicas behind HAProxy, clients that ask without a pause, a
+pointer that moves every half second. `--minutes` goes on for so long instead: the soak.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.arguments import OneLineParser, count
+from benchmarks.endpoint.apart import Clients
+from benchmarks.endpoint.bodies import FORMS, Array, Expected, Form, feature_request, features
+from benchmarks.endpoint.load import Answers, Load
+from benchmarks.endpoint.ours import Ours
+from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of, store_version
+from benchmarks.report import machine
+from benchmarks.swaps import figures
+from benchmarks.swaps.memory import Memory, slope
+from benchmarks.swaps.mover import Mover, Swap, order
+from benchmarks.swaps.page import markdown
+from benchmarks.swaps.picture import draw
+from workers.contract.version import LivePointer
+from workers.storage.uris import open_store
+from workers.storage.versions import write_live
+
+_RESULTS = Path(".cmcl/benchmarks")
+_STEM = "serving-swaps"
+_REQUESTS = 8
+_SETTLED = 50
+_WARM_UP_SECONDS = 3.0
+_GOALS = {"ratio": 1.2, "everywhere": 250}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was recorded; `begin` and `end`: of the seconds that count, by time.time()."""
+
+    answers: Answers
+    swaps: list[Swap]
+    memory: Memory
+    begin: float
+    end: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; status 1 if a request failed or an answer was not its version's."""
+    options = _parser().parse_args(arguments)
+    # As an error that unwinds: Ray would outlive this process otherwise.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="cmcl-swaps-") as folder, Clients() as clients:
+        run = _run(options, Path(folder), clients)
+    document = _document(options, run)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / _STEM
+    draw(run.answers, run.swaps, (run.memory.times, run.memory.mebibytes), stem.with_suffix(".png"))
+    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
+    stem.with_suffix(".md").write_text(markdown(document))
+    print(markdown(document))
+    print(json.dumps(document), flush=True)
+    return 1 if document["failed"] or document["wrong"] else 0
+
+
+def _run(options: argparse.Namespace, folder: Path, clients: Clients) -> Run:
+    rows_RBF = features(_REQUESTS, options.rows, options.width)
+    with Ours(folder / "ours", replicas=options.replicas) as ours:
+        store = open_store(ours.store_uri)
+        _say(f"storing {options.versions} versions")
+        for version in range(1, options.versions + 1):
+            store_version(store, version, options.width)
+        write_live(store, MODEL, LivePointer(generation=1, version=1))
+        ours.wait_for_version(1, options.width)
+        mover = Mover(store, ours.address, ours.doors(), rows_RBF[0][:1])
+        requests = [
+            feature_request(ours.address, options.form, rows_BF, model=MODEL, modality=MODALITY)
+            for rows_BF in rows_RBF
+        ]
+        load = Load(ours.address, requests, options.clients, 24 * 3600, check_each=True)
+        with Memory(ours.replicas()) as memory:
+            clients.begin(load, _expected(options, rows_RBF))
+            time.sleep(_WARM_UP_SECONDS)
+            begin = time.time()
+            time.sleep(options.steady)
+            swaps = _swap(options, mover)
+            time.sleep(options.steady)
+            end = time.time()
+            answers = clients.end()
+        mover.close()
+    return Run(answers, swaps, memory, begin, end)
+
+
+def _swap(options: argparse.Namespace, mover: Mover) -> list[Swap]:
+    """Move after move, at an even pace; what is late does not hurry the next one."""
+    swaps: list[Swap] = []
+    end = time.monotonic() + 60 * options.minutes if options.minutes else None
+    for version, is_rollback in order(options.versions):
+        if end is None and len(swaps) == options.swaps:
+            break
+        if end is not None and time.monotonic() > end:
+            break
+        next_one = time.monotonic() + options.pause
+        swaps.append(mover.move(version, is_rollback=is_rollback))
+        if len(swaps) % _SETTLED == 0:
+            _say(f"{len(swaps)} swaps, the last in {swaps[-1].everywhere or -1:.3f} s")
+        time.sleep(max(0.0, next_one - time.monotonic()))
+    return swaps
+
+
+@torch.inference_mode()
+def _expected(options: argparse.Namespace, rows_RBF: Array) -> Expected:
+    found = {}
+    for version in range(1, options.versions + 1):
+        heads = heads_of(version, options.width)
+        embedded = [heads.embed(MODALITY, torch.from_numpy(rows)).numpy() for rows in rows_RBF]
+        found[version] = np.stack(embedded)
+    form: Form = options.form
+    return Expected(form, found)
+
+
+def _document(options: argparse.Namespace, run: Run) -> dict[str, Any]:
+    first, last = run.swaps[0].at, run.swaps[-1].at
+    before = figures.between(run.answers, run.begin, first)
+    after = figures.between(run.answers, last + options.pause, run.end)
+    swapping = figures.between(run.answers, first, last + options.pause)
+    latency = {
+        "steady": figures.latency(np.concatenate([before, after])),
+        "swapping": figures.latency(swapping),
+        "in a swap": figures.latency(figures.during(run.answers, run.swaps)),
+    }
+    times = {
+        "all": figures.swap_times(run.swaps),
+        "from the store": figures.swap_times([s for s in run.swaps if not s.is_rollback]),
+        "roll backs": figures.swap_times([s for s in run.swaps if s.is_rollback]),
+    }
+    counted = figures.between(run.answers, run.begin, run.end)
+    failed, wrong = figures.failures(counted), figures.wrong(counted)
+    ratio = latency["swapping"]["p99"] / latency["steady"]["p99"]
+    return {
+        "goals": [
+            {"what": "failed requests", "measured": sum(failed.values()), "goal": 0},
+            {"what": "answers not of their version", "measured": wrong, "goal": 0},
+            _goal("p99 swapping / steady", ratio, f"at most {_GOALS['ratio']}"),
+            _goal("everywhere, p95, ms", times["all"]["p95"], f"at most {_GOALS['everywhere']}"),
+            _goal("everywhere, slowest, ms", times["all"]["most"], ""),
+        ],
+        "failed": failed,
+        "wrong": wrong,
+        "latency": latency,
+        "swap_times": times,
+        "swaps": [{**asdict(swap), "everywhere": swap.everywhere} for swap in run.swaps],
+        "memory": _memory(run),
+        "picture": f"{_STEM}.png",
+        "configuration": _configuration(options, run),
+        "machine": machine(),
+    }
+
+
+def _goal(what: str, measured: float, goal: str) -> dict[str, Any]:
+    return {"what": what, "measured": round(measured, 2), "goal": goal}
+
+
+def _memory(run: Run) -> list[dict[str, Any]]:
+    """Of each replica: before the first swap, after the fiftieth, at the end; and the slope."""
+    moves = np.array([swap.at for swap in run.swaps])
+    done = np.searchsorted(moves, run.memory.times)
+    found = []
+    for mebibytes in run.memory.mebibytes.values():
+        looks = np.array(mebibytes)
+        settled = (done >= min(_SETTLED, len(moves) // 2)) & (
+            np.array(run.memory.times) <= moves[-1]
+        )
+        trend = slope(done[settled].tolist(), looks[settled].tolist())
+        found.append(
+            {
+                "at_first": float(looks[done == 0][-1]),
+                "at_50": float(looks[settled][0]),
+                "at_end": float(looks[-1]),
+                "slope": None if trend is None else asdict(trend),
+            }
+        )
+    return found
+
+
+def _configuration(options: argparse.Namespace, run: Run) -> dict[str, Any]:
+    return {
+        "width": f"F = E = {options.width}, conditioned heads, two modalities",
+        "replicas": options.replicas,
+        "clients": f"{options.clients}, each {options.rows} rows a request, {options.form}",
+        "swaps": f"{len(run.swaps)} of {options.versions} versions, every {options.pause:g} s",
+        "steady": f"{options.steady:g} s before and after",
+        "warm-up": f"{_WARM_UP_SECONDS:g} s",
+        "seed": 0,
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="python -m benchmarks.serving_swaps", description=__doc__)
+    parser.add_argument("--swaps", type=count, default=200, help="(default: 200)")
+    parser.add_argument("--minutes", type=float, help="swap for so long instead: the soak")
+    parser.add_argument("--pause", type=float, default=0.5, help="from swap to swap, in seconds")
+    parser.add_argument("--steady", type=float, default=20, help="seconds before and after")
+    parser.add_argument("--versions", type=count, default=12, help="in the circle (default: 12)")
+    parser.add_argument("--replicas", type=count, default=2, help="(default: 2)")
+    parser.add_argument("--clients", type=count, default=4, help="(default: 4)")
+    parser.add_argument("--rows", type=count, default=8, help="in a request (default: 8)")
+    parser.add_argument("--form", choices=FORMS, default="binary", help="(default: binary)")
+    parser.add_argument("--width", type=count, default=1024, help="F = E (default: 1024)")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    return parser
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
