@@ -10,6 +10,7 @@ import typer
 
 from cmcl.commands import (
     candidates,
+    collections,
     datasets,
     jobs,
     keys,
@@ -29,6 +30,7 @@ for name, group in {
     "job": jobs.app,
     "version": versions.app,
     "candidate": candidates.app,
+    "collection": collections.app,
     "key": keys.app,
     "webhook": webhooks.app,
 }.items():
@@ -37,7 +39,9 @@ for command in (versions.promote, versions.rollback, versions.history):
     app.command()(command)
 app.command("upload")(datasets.upload_files)
 app.command()(preflights.preflight)
-app.command()(queries.embed)
+for query in (queries.embed, queries.similarity, queries.migrate):
+    app.command()(query)
+app.command()(collections.search)
 app.command()(keys.whoami)
 app.command()(local.up)
 app.command()(local.demo)

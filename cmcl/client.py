@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self, assert_type
 import httpx
 
 from cmcl.calls import access as _access
+from cmcl.calls import collections as _collections
 from cmcl.calls import datasets as _datasets
 from cmcl.calls import embeddings as _embeddings
 from cmcl.calls import jobs as _jobs
@@ -67,7 +68,29 @@ class VersionCalls:
     candidate = call(_versions.candidate)
     set_candidate = call(_versions.set_candidate)
     end_candidate = call(_versions.end_candidate)
+
+
+class EmbeddingCalls:
+    """What the embeddings endpoint answers."""
+
     embed = call(_embeddings.embed)
+    similarity = call(_embeddings.similarity)
+    migrate = call(_embeddings.migrate)
+    served_models = call(_embeddings.served_models)
+    served_model = call(_embeddings.served_model)
+
+
+class CollectionCalls:
+    """Search that follows the model."""
+
+    create_collection = call(_collections.create_collection)
+    collections = listing(_collections.collections)
+    collection = call(_collections.collection)
+    delete_collection = call(_collections.delete_collection)
+    add_items = call(_collections.add_items)
+    remove_items = call(_collections.remove_items)
+    search = call(_collections.search)
+    export_collection = call(_collections.export_collection)
 
 
 class DatasetCalls:
@@ -126,7 +149,16 @@ class AccessCalls:
     deliveries = listing(_webhooks.deliveries)
 
 
-class Calls(ModelCalls, VersionCalls, DatasetCalls, UploadCalls, JobCalls, AccessCalls):
+class Calls(
+    ModelCalls,
+    VersionCalls,
+    EmbeddingCalls,
+    CollectionCalls,
+    DatasetCalls,
+    UploadCalls,
+    JobCalls,
+    AccessCalls,
+):
     """All of them."""
 
 

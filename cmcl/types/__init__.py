@@ -2,8 +2,9 @@
 
 from cmcl.types.access import ApiKey, NewApiKey, Whoami
 from cmcl.types.candidates import Agreement, Candidate, Observed
+from cmcl.types.collections import Collection, Found, Hit, Item, Query, Searched, Written
 from cmcl.types.datasets import Accepted, Dataset, DatasetSummary
-from cmcl.types.embeddings import Embeddings
+from cmcl.types.embeddings import Embeddings, Migrated, ServedModel, Similarity
 from cmcl.types.jobs import FINAL_STATES, Approval, Event, Job, JobProgress
 from cmcl.types.models import BranchOrigin, Live, Model, Policy, Promotion
 from cmcl.types.preflights import Preflight
@@ -20,15 +21,20 @@ __all__ = [
     "BranchOrigin",
     "Candidate",
     "Certificate",
+    "Collection",
     "Dataset",
     "DatasetSummary",
     "Delivery",
     "Embeddings",
     "EvaluationRow",
     "Event",
+    "Found",
+    "Hit",
+    "Item",
     "Job",
     "JobProgress",
     "Live",
+    "Migrated",
     "Model",
     "NewApiKey",
     "NewWebhook",
@@ -37,6 +43,10 @@ __all__ = [
     "Preflight",
     "Presigned",
     "Promotion",
+    "Query",
+    "Searched",
+    "ServedModel",
+    "Similarity",
     "Upload",
     "UploadPart",
     "UploadProgress",
@@ -44,4 +54,5 @@ __all__ = [
     "VersionSummary",
     "Webhook",
     "Whoami",
+    "Written",
 ]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,8 @@ class Searching(Replica):
         return [hit["id"] for hit in response.json()["data"]]
 
 
-@pytest.fixture
-def searching(store: FlakyStore) -> Iterator[Searching]:
+@contextmanager
+def opened(store: FlakyStore) -> Iterator[Searching]:
     """With version 1 live, an encoder of texts, and an empty collection `things`."""
     args = ServeArgs(
         store=store.uri,
@@ -106,6 +107,14 @@ def searching(store: FlakyStore) -> Iterator[Searching]:
     replica.publish(version=1)
     replica.look()
     replica.open()
-    assert replica.ask("PUT", "/things", {"model": "scenes"}).status_code == 200
-    yield replica
-    replica.close()
+    try:
+        assert replica.ask("PUT", "/things", {"model": "scenes"}).status_code == 200
+        yield replica
+    finally:
+        replica.close()
+
+
+@pytest.fixture
+def searching(store: FlakyStore) -> Iterator[Searching]:
+    with opened(store) as replica:
+        yield replica

@@ -1,0 +1,118 @@
+"""Collections from both clients and the command line, against a real replica."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cmcl import CmclError
+from cmcl.types import Item, Query
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.served_app import served
+from tests.unit.client.command_line import Cmcl
+from tests.unit.client.either import KINDS, connected
+from tests.unit.serve.search.conftest import Searching, opened
+from tests.unit.serve.search.scene import feature
+from workers.storage.local import LocalStore
+
+
+@pytest.fixture
+def searching(tmp_path: Path) -> Iterator[Searching]:
+    with opened(FlakyStore(LocalStore(tmp_path / "store"))) as replica:
+        yield replica
+
+
+@pytest.fixture
+def url(searching: Searching) -> Iterator[str]:
+    with served(searching.app) as address:
+        yield address
+
+
+@pytest.fixture
+def cmcl(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cmcl:
+    monkeypatch.setenv("CMCL_EMBEDDINGS_URL", url)
+    return Cmcl(capsys)
+
+
+def images(count: int) -> list[Item]:
+    return [
+        Item(f"image-{n}", "image", feature("image", n).tolist(), payload={"n": n})
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_items_are_added_found_and_removed(kind: str, url: str) -> None:
+    with connected(kind, url) as client:
+        made = client.create_collection("pictures", "scenes", "float16")
+        assert (made.id, made.feature_type, made.revision) == ("pictures", "float16", 1)
+        written = client.add_items("pictures", iter(images(7)), at_once=3)
+        assert (written.rows, written.revision) == (1, 4)
+        query = Query("image", feature("image", 5).tolist())
+        found = client.search("pictures", query, 3, min_revision=written.revision)
+        assert (found.data[0].id, found.data[0].payload) == ("image-5", {"n": 5})
+        assert (found.version, found.revision, found.exact) == (1, 4, True)
+        removed = client.remove_items("pictures", ["image-5"])
+        again = client.search(
+            "pictures",
+            query,
+            modalities=["image"],
+            filter={"field": "n", "range": {"gte": 4}},
+            exact=True,
+            min_revision=removed.revision,
+            min_version=1,
+        )
+        assert {hit.id for hit in again.data} == {"image-4", "image-6"}
+        assert [each.id for each in client.collections()] == ["pictures", "things"]
+        assert len(client.export_collection("pictures", "qdrant").splitlines()) == 6
+        client.delete_collection("pictures")
+        with pytest.raises(CmclError, match="no collection 'pictures'") as refused:
+            client.collection("pictures")
+        assert refused.value.status == 404
+
+
+def test_text_is_found_by_text(url: str) -> None:
+    with connected("blocking", url) as client:
+        words = [Item(word, "text", text=word) for word in ("aaa", "eee")]
+        written = client.add_items("things", words)
+        found = client.search("things", Query("text", text="eee"), min_revision=written.revision)
+        assert found.data[0].id == "eee"
+
+
+def test_adding_nothing_is_refused_here(url: str) -> None:
+    with connected("blocking", url) as client, pytest.raises(CmclError, match="no items"):
+        client.add_items("things", [])
+
+
+def test_the_command_line_does_all_of_it(cmcl: Cmcl, tmp_path: Path) -> None:
+    lines, row, points = (tmp_path / name for name in ("items.jsonl", "row.json", "points"))
+    items = [
+        {"id": each.id, "modality": "image", "feature": each.feature, "payload": each.payload}
+        for each in images(4)
+    ]
+    lines.write_text("\n".join(json.dumps(each) for each in items))
+    row.write_text(json.dumps(feature("image", 2).tolist()))
+    assert "scenes" in cmcl("collection", "create", "pictures", "--model", "scenes")
+    assert "pictures is at revision 2" in cmcl("collection", "add", "pictures", str(lines))
+    shown = cmcl("search", "pictures", "image", str(row), "--min-revision=2")
+    assert shown.index("image-2") < shown.index("image-1")
+    assert "by scenes@1, revision 2, exact" in shown
+    among = ["--among=image", '--where={"field": "n", "equals": 3}', "--top-k=2"]
+    document = cmcl.one("search", "pictures", "image", str(row), *among)
+    assert [hit["id"] for hit in document["data"]] == ["image-3"]
+    assert "image 4" in cmcl("collection", "show", "pictures")
+    assert [each["id"] for each in cmcl.lines("collection", "list")] == ["pictures", "things"]
+    cmcl("collection", "export", "pictures", "--out", str(points))
+    assert len(points.read_text().splitlines()) == 4
+    assert cmcl.one("collection", "remove", "pictures", "image-1")["revision"] == 3
+    cmcl("collection", "delete", "pictures", "--yes")
+    assert "no collection 'pictures'" in cmcl("collection", "show", "pictures", code=1)
+
+
+def test_a_wrong_line_is_named(cmcl: Cmcl, tmp_path: Path) -> None:
+    lines = tmp_path / "items.jsonl"
+    lines.write_text('{"id": "a", "modality": "image", "feature": [1]}\n{"name": 1}\n')
+    assert "line 2" in cmcl("collection", "add", "things", str(lines), code=1)
+    lines.write_text("{")
+    assert "line 1 is no JSON" in cmcl("collection", "add", "things", str(lines), code=1)
