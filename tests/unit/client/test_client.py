@@ -99,6 +99,77 @@ def test_embeddings_of_another_form_are_an_error_of_ours(
         client.embed("scenes", "image", [[1.0]])
 
 
+MIGRATION = {
+    "from_version": 1,
+    "predicted_error": 0.03,
+    "error_on_rows": 0.02,
+    "rank": 256,
+    "condition": 12.5,
+    "exact": False,
+}
+
+
+def test_migrated_vectors_come_with_the_error_to_expect(server: RestServer, client: Client) -> None:
+    vector = base64.b64encode(struct.pack("<2f", 0.5, -1.0)).decode()
+    answer = {"model": "scenes@3", "data": [{"embedding": vector}], "migration": MIGRATION}
+    server.always((200, answer))
+    moved = client.migrate("scenes@3", "image", [[1.0, 2.0]], from_version=1, most_error=0.2)
+    assert moved.vectors == [[0.5, -1.0]]
+    assert (moved.version, moved.from_version) == (3, 1)
+    assert (moved.predicted_error, moved.exact, moved.rank) == (0.03, False, 256)
+    client.migrate("scenes", "image", [[1.0, 2.0]], from_version=1)
+    exact, live = (each.body for each in server.asked)
+    assert (exact["model"], exact["to_version"], exact["most_error"]) == ("scenes", 3, 0.2)
+    assert "to_version" not in live
+
+
+@pytest.mark.parametrize("answer", [{}, {"model": "a@1", "data": []}])
+def test_migrations_of_another_form_are_an_error_of_ours(
+    server: RestServer, client: Client, answer: object
+) -> None:
+    server.always((200, answer))
+    with pytest.raises(CmclError, match="a form that this client does not know"):
+        client.migrate("scenes", "image", [[1.0]], from_version=1)
+
+
+def test_similarity_gives_all_scores_or_the_best(server: RestServer, client: Client) -> None:
+    queries = [{"modality": "text", "feature": [1.0]}]
+    candidates = [{"modality": "image", "feature": [2.0]}]
+    server.always((200, {"model": "scenes@3", "scores": [[0.5]]}))
+    assert client.similarity("scenes", queries, candidates).scores == [[0.5]]
+    assert server.asked[0].body == {"model": "scenes", "queries": queries, "candidates": candidates}
+    server.always((200, {"model": "scenes@3", "results": [[{"index": 0, "score": 0.5}]]}))
+    best = client.similarity("scenes", queries, candidates, top_k=1).results
+    assert best is not None
+    assert (best[0][0].index, best[0][0].score) == (0, 0.5)
+    assert server.asked[1].body["top_k"] == 1
+
+
+SERVED = {
+    "id": "scenes",
+    "version": 3,
+    "width": 6,
+    "modalities": {"image": 5},
+    "encoders": {},
+    "versions": {"resident": [1, 3], "lineage": [1, 3], "retired": [2]},
+    "channels": {"live": 3, "candidate": None},
+    "compatibility": {"1": {"image--text": 0.01}},
+    "refusals": [],
+}
+
+
+def test_served_models_are_read_with_what_is_known_of_them(
+    server: RestServer, client: Client
+) -> None:
+    server.always((200, {"object": "list", "data": [SERVED]}))
+    (model,) = client.served_models()
+    assert (model.id, model.versions.retired, model.channels.live) == ("scenes", [2], 3)
+    assert model.compatibility == {"1": {"image--text": 0.01}}
+    server.always((200, SERVED))
+    assert client.served_model("scenes@3") == model
+    assert [each.path for each in server.asked] == ["/v1/models", "/v1/models/scenes%403"]
+
+
 def test_a_list_is_read_to_its_last_page(server: RestServer, client: Client) -> None:
     pages = [[{**JOB, "id": f"job-{n}"} for n in numbers] for numbers in ([1, 2], [3])]
     server.always(

@@ -268,6 +268,40 @@ def test_embeddings_are_one_document(
     assert server.asked[0].body["input"] == [[1, 2]]
 
 
+def test_migrated_vectors_are_one_document(
+    cmcl: Cmcl, server: RestServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMCL_EMBEDDINGS_URL", server.url)
+    vector = base64.b64encode(struct.pack("<2f", 0.5, -1.0)).decode()
+    told = {"from_version": 1, "predicted_error": 0.03, "error_on_rows": 0.02}
+    figures = {**told, "rank": 2, "condition": 1.5, "exact": True}
+    answer = {"model": "scenes@3", "data": [{"embedding": vector}], "migration": figures}
+    server.always((200, answer))
+    vectors = tmp_path / "vectors.json"
+    vectors.write_text("[[1, 2]]")
+    assert json.loads(cmcl("migrate", "scenes", "image", str(vectors), "--from=1")) == {
+        "vectors": [[0.5, -1.0]],
+        "version": 3,
+        **figures,
+    }
+
+
+def test_scores_are_one_document(
+    cmcl: Cmcl, server: RestServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMCL_EMBEDDINGS_URL", server.url)
+    server.always((200, {"model": "scenes@3", "scores": [[0.5]]}))
+    item = {"modality": "text", "feature": [1]}
+    one, several = tmp_path / "one.json", tmp_path / "several.json"
+    one.write_text(json.dumps(item))
+    several.write_text(json.dumps([item, item]))
+    assert json.loads(cmcl("similarity", "scenes", str(one), str(several))) == {
+        "model": "scenes@3",
+        "scores": [[0.5]],
+    }
+    assert server.asked[0].body["candidates"] == [item, item]
+
+
 @pytest.mark.parametrize("width", ["20", "40", "80", "300"])
 def test_tables_survive_any_terminal(
     cmcl: Cmcl, width: str, monkeypatch: pytest.MonkeyPatch
