@@ -31,6 +31,9 @@ from workers.serve.versions.resident import ResidentVersions
 from workers.serve.versions.swapper import Swapper
 from workers.storage.uris import open_store
 
+# Longer than any product takes, and shorter than Serve waits for an answer (30 s).
+_STUCK_SECONDS = 20.0
+
 
 class Embedder:
     """Answers embedding queries. A new version of a model never restarts it."""
@@ -44,6 +47,11 @@ class Embedder:
         self._store = open_store(args.store)
         self._metrics = RayMetrics()
         self._live = LiveVersions()
+        self._compute = Batcher(self._metrics)
+        self._admission = Admission(args.max_rows_in_flight, args.max_bytes_in_flight)
+        self._metrics.watch("rows_in_flight", "Admitted.", lambda: self._admission.rows.total)
+        self._metrics.watch("body_bytes", "In memory.", lambda: self._admission.bytes.total)
+        self._metrics.watch("rows_waiting", "For a product.", lambda: self._compute.waiting_rows)
         self._resident = ResidentVersions(self._load, args.recent_versions, self._metrics)
         swapper = Swapper(self._live, self._resident, self._metrics)
         self._access, looks = _doorkeeper(args, self._metrics)
@@ -63,7 +71,7 @@ class Embedder:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once per replica."""
-        args, compute = self._args, Batcher(self._metrics)
+        args = self._args
         # A replica that starts again counts from zero, so it must not write over what it had seen.
         name = uuid4().hex
         replica = Replica(
@@ -71,19 +79,21 @@ class Embedder:
             store=self._store,
             live=self._live,
             lookup=VersionLookup(self._live, self._resident, args.min_version_wait_seconds),
-            compute=compute,
+            compute=self._compute,
             encoders=self._encoders,
             access=self._access,
-            admission=Admission(args.max_rows_in_flight, args.max_bytes_in_flight),
+            admission=self._admission,
             metrics=self._metrics,
-            trials=Trials(self._live, compute, self._metrics, self._store, name),
+            trials=Trials(self._live, self._compute, self._metrics, self._store, name),
             announcer=self._listener,
             collections=self._collections,
         )
         return create_api(replica)
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Called by Serve. A store that is down is no reason to restart: what is loaded answers."""
+        if not await self._compute.moves(_STUCK_SECONDS):
+            raise RuntimeError(f"the compute thread did nothing for {_STUCK_SECONDS:g} s")
         if not self._follower.alive:
             raise RuntimeError("nobody follows the live pointers in this replica any more")
         if self._collections is not None and not self._collections.alive:

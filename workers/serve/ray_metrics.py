@@ -2,7 +2,7 @@
 
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -67,6 +67,10 @@ class RayMetrics:
             *("model", "pair"),
         )
 
+    def watch(self, name: str, description: str, read: Callable[[], float]) -> None:
+        """A gauge that is read once a second."""
+        self._counters.watched.append((_gauge(name, description), read))
+
     def answered(self, model: str, rows: int, seconds: float) -> None:
         self._counters.add("requests", 1, status="200")
         self._counters.add("rows", rows, model=model)
@@ -117,10 +121,11 @@ class RayMetrics:
 
 
 class _Counters:
-    """Sums of what happened since the last second, told by whichever thread."""
+    """Sums of what happened since the last second, told by whichever thread; and what is read then."""
 
     def __init__(self, **counters: Counter) -> None:
         self._counters = counters
+        self.watched: list[tuple[Gauge, Callable[[], float]]] = []
         self._sums: defaultdict[tuple[str, _Tags], float] = defaultdict(float)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -136,6 +141,8 @@ class _Counters:
                 sums, self._sums = self._sums, defaultdict(float)
             for (name, tags), amount in sums.items():
                 self._counters[name].inc(amount, dict(tags))
+            for gauge, read in self.watched:
+                gauge.set(read())
 
 
 def _counter(name: str, description: str, *labels: str) -> Counter:

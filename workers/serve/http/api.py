@@ -42,4 +42,5 @@ def create_api(replica: Replica) -> FastAPI:
     for router in _ROUTERS:
         app.include_router(router(replica))
     app.include_router(announcements.router(replica.announcer))
+    app.router.routes.insert(0, embeddings.short_way(replica))
     return app

@@ -11,6 +11,7 @@ import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from workers.serve.errors import InvalidRequest
 from workers.serve.http.asking import Asking, given_up_with, read_asking
@@ -56,12 +57,20 @@ _DOCUMENTED_BODY: dict[str, Any] = {
 }
 
 
+_PATH = "/v1/embeddings"
+
+
 def router(replica: Replica) -> APIRouter:
-    """The route of this replica."""
+    """The route of this replica, as it is described."""
     made = APIRouter(tags=["embeddings"])
     # Registered by hand: FastAPI would validate the body a second time, and slower.
-    made.post("/v1/embeddings", openapi_extra=_DOCUMENTED_BODY)(_Embeddings(replica).answer)
+    made.post(_PATH, openapi_extra=_DOCUMENTED_BODY)(_Embeddings(replica).answer)
     return made
+
+
+def short_way(replica: Replica) -> Route:
+    """The same route, to stand before the other: FastAPI's own costs a fifth of a small request."""
+    return Route(_PATH, _Embeddings(replica).answer, methods=["POST"])
 
 
 @dataclass(frozen=True)
