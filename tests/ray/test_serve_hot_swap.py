@@ -1,15 +1,20 @@
 """A hot swap behind the real Serve: the replica stays, the version changes, nobody notices."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
 import torch
 
+from cmcl.stack import LocalStack
 from tests.fakes.versions import publish_version, random_heads
 from workers.contract.model import ModelSpec
-from workers.contract.version import LivePointer
+from workers.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
 from workers.storage.port import ObjectStore
 from workers.storage.versions import write_live
 
@@ -17,6 +22,8 @@ MODEL = "hot-swap"
 SPEC = ModelSpec(width=16, modalities={"image": 12, "text": 8})
 VERSIONS = 4
 SECONDS = 20.0
+# A process that imports torch and Ray, beside all the others.
+STARTING_SECONDS = 60.0
 
 
 def ask(client: httpx.Client, features: torch.Tensor, **changes: object) -> httpx.Response:
@@ -35,8 +42,8 @@ def assert_truthful(response: httpx.Response, features: torch.Tensor) -> int:
     return version
 
 
-def publish(store: ObjectStore, version: int) -> None:
-    publish_version(store, MODEL, version, SPEC, random_heads(SPEC, version), generation=version)
+def publish(store: ObjectStore, version: int, model: str = MODEL) -> None:
+    publish_version(store, model, version, SPEC, random_heads(SPEC, version), generation=version)
 
 
 def wait_for(client: httpx.Client, features: torch.Tensor, version: int) -> None:
@@ -77,3 +84,33 @@ def test_a_served_model_swaps_without_a_failed_request(serve_url: str, store: Ob
     assert {assert_truthful(response, features) for response in seen} >= {1, 2, VERSIONS}
     mine = next(each for each in models if each["id"] == MODEL)
     assert (mine["version"], mine["generation"]) == (2, VERSIONS + 1)
+
+
+@pytest.fixture
+def slow_looker(stack: LocalStack) -> Iterator[subprocess.Popen[bytes]]:
+    """One more of those that follow the store, which looks once an hour by itself."""
+    process = stack.start_driver([sys.executable, "-m", "tests.ray.slow_looker", stack.store_uri])
+    yield process
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def wait_until_printed(stack: LocalStack, line: str) -> None:
+    deadline = time.monotonic() + STARTING_SECONDS
+    while line not in stack.log("driver").read_text().splitlines():
+        assert time.monotonic() < deadline, f"{line!r} was not printed"
+        time.sleep(0.01)
+
+
+@pytest.mark.timeout(180)
+def test_an_announced_swap_does_not_wait_for_the_next_look(
+    stack: LocalStack, serve_url: str, store: ObjectStore, slow_looker: subprocess.Popen[bytes]
+) -> None:
+    wait_until_printed(stack, "hears")
+    for version in range(1, VERSIONS + 1):
+        publish(store, version, "announced")
+        news = Announcement(model="announced", generation=version)
+        answer = httpx.post(f"{serve_url}{ANNOUNCEMENTS}", json=news.model_dump(), timeout=SECONDS)
+        assert answer.status_code == 202, answer.text
+        wait_until_printed(stack, f"announced@{version}")
+    assert slow_looker.poll() is None

@@ -1,0 +1,48 @@
+"""`python -m tests.ray.slow_looker STORE`: a replica of the cluster without HTTP.
+
+It looks at the store by itself once an hour, and prints what it hears and what it swaps to.
+"""
+
+import sys
+import threading
+
+import ray
+
+from tests.fakes.serve_metrics import RecordedMetrics
+from workers.serve.push.actor import open_channel
+from workers.serve.push.listener import Listener
+from workers.serve.versions.follower import Follower
+from workers.serve.versions.live import LiveVersions
+from workers.serve.versions.loading import load_version
+from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.swapper import Swapper
+from workers.storage.uris import open_store
+
+POLL_SECONDS = 3600.0
+
+
+class PrintedMetrics(RecordedMetrics):
+    """What the test reads."""
+
+    def hears(self, announcements: bool) -> None:
+        print("hears" if announcements else "is deaf", flush=True)
+
+    def swapped(self, model: str, version: int, seconds: float) -> None:
+        print(f"{model}@{version}", flush=True)
+
+
+def main(store_uri: str) -> None:
+    """Until it is killed."""
+    ray.init(address="auto", log_to_driver=False)
+    store, live, metrics = open_store(store_uri), LiveVersions(), PrintedMetrics()
+    resident = ResidentVersions(
+        lambda model, number: load_version(store, model, number), 4, metrics
+    )
+    follower = Follower(store, live, Swapper(live, resident, metrics), POLL_SECONDS)
+    follower.start()
+    Listener(open_channel, follower.wake, metrics.hears).start()
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
