@@ -33,7 +33,11 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         # After ray.init, which puts a handler of its own in place: that one exits at once.
         signal.signal(number, lambda *_: stopping.set())
-    address = deploy(args, options.host, options.port)
+    try:
+        address = deploy(args, options.host, options.port)
+    except RuntimeError as error:
+        print(f"workers.serve: {error}", file=sys.stderr)
+        return 1
     print(f"embeddings: {address} serves {args.store} with {args.replicas} replica(s)", flush=True)
     stopping.wait()
     withdraw()

@@ -25,14 +25,14 @@ def deploy(args: ServeArgs, host: str, port: int) -> str:
     """Have the application answer under `host:port`, and give its address.
 
     If it runs already with the same arguments and release it is left alone: deploying would
-    restart its replicas. Raises RuntimeError if Serve was started before with another address: its
-    HTTP options cannot be changed while it runs.
+    restart its replicas. Raises RuntimeError if a part does not start, or if Serve was started
+    before with another address: its HTTP options cannot be changed while it runs.
     """
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     # Compared, not bound: whoever listens everywhere can be asked on loopback.
     address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104
     if not _is_running() or _identity_at(address) != args.identity:
-        serve.run(build(args), name=APPLICATION, route_prefix="/")
+        _run(build(args))
     if _identity_at(address) != args.identity:
         raise RuntimeError(f"the application runs, but another one answers at {address}")
     return address
@@ -45,6 +45,19 @@ def withdraw() -> None:
     close_channel()
     if not serve.status().applications:
         serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _run(application: serve.Application) -> None:
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}\n{_complaints()}") from error
+
+
+def _complaints() -> str:
+    """Why parts did not start, in the words of their errors: Serve's own names the parts alone."""
+    parts = serve.status().applications[APPLICATION].deployments
+    return "\n".join(f"{name}: {part.message}" for name, part in parts.items() if part.message)
 
 
 def _is_running() -> bool:
