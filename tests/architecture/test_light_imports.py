@@ -12,12 +12,22 @@ HEAVY = ("torch", "ray.train", "ray.serve", "matplotlib")
 PROGRAM = "import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
 
 
-@pytest.mark.parametrize("module", ["service.app", "service.__main__", "cmcl.cli"])
-def test_importing_it_loads_neither_torch_nor_training_nor_serving(module: str) -> None:
+def loaded_by(module: str) -> set[str]:
     program = PROGRAM.format(module=module)
     answer = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
     )
     loaded = set(json.loads(answer.stdout))
     assert module in loaded
-    assert not loaded.intersection(HEAVY)
+    return loaded
+
+
+@pytest.mark.parametrize("module", ["service.app", "service.__main__", "cmcl.cli"])
+def test_importing_it_loads_neither_torch_nor_training_nor_serving(module: str) -> None:
+    assert not loaded_by(module).intersection(HEAVY)
+
+
+def test_libraries_of_encoders_are_loaded_in_their_own_processes_alone() -> None:
+    loaded = loaded_by("workers.serve.app")
+    assert "workers.serve.encoders.deployment" in loaded
+    assert not loaded.intersection({"sentence_transformers", "transformers", "PIL"})
