@@ -32,6 +32,20 @@ def test_a_key_is_sent_as_a_bearer_and_given_beats_environment(
     assert sent == ["Bearer of-the-environment", f"Bearer {KEY}", None]
 
 
+def test_the_endpoint_gets_the_key_as_well_and_its_refusal_is_told(
+    kind: str, server: RestServer
+) -> None:
+    told = {"error": {"message": "the key is not valid", "code": "invalid_api_key"}}
+    server.always((401, told))
+    with (
+        connected(kind, server.url, key=KEY) as client,
+        pytest.raises(CmclError, match="the key is not valid") as caught,
+    ):
+        client.embed("scenes", "image", [[1.0]])
+    assert caught.value.status == 401
+    assert [asked.headers.get("authorization") for asked in server.asked] == [f"Bearer {KEY}"]
+
+
 def test_no_repr_and_no_error_has_the_key(kind: str, server: RestServer) -> None:
     server.always((401, {"detail": "a valid key is needed"}))
     with connected(kind, server.url, key=KEY) as client:
