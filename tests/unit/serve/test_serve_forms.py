@@ -149,6 +149,25 @@ def test_a_wrong_item_is_named(serving: Replica, item: dict[str, object], messag
     assert message in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"modality": "text", "feature": [1.0] * 3}, "input row 2 has 3 numbers; a feature of"),
+        ({"modality": "text", "feature": [0.0] * 4}, "input row 2 is all zeros"),
+        ({"modality": "text", "feature": "AAAA"}, "input row 2 has 3 bytes of float32"),
+        ({"modality": "image", "feature": [1.0] * 4}, "input row 2 has 4 numbers; a feature of"),
+    ],
+)
+def test_a_wrong_item_among_others_is_named_by_its_place(
+    serving: Replica, wrong: dict[str, object], message: str
+) -> None:
+    image, text = ({"modality": "image", "feature": [1.0] * 5}, {"modality": "text"})
+    items = [image, {**text, "feature": [1.0] * 4}, wrong, image]
+    response = serving.embed(modality=None, input=items)
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("width", [None, 6])
 def test_dimensions_are_taken_where_they_are_declared(serving: Replica, width: int | None) -> None:
     assert serving.embed(dimensions=width).status_code == 200

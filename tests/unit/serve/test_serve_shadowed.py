@@ -1,6 +1,7 @@
 """Requests over HTTP are shadowed and counted, and what they answer stays the same."""
 
 import httpx
+from fastapi.testclient import TestClient
 
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.test_serve_similarity import items
@@ -36,3 +37,15 @@ def test_requests_of_the_live_version_are_scored_by_the_candidate(serving: Repli
     assert (seen.version, seen.answered, seen.failed) == (2, 1, 0)
     assert 24 <= seen.shadowed <= 81
     assert seen.pairs["image--text"].queries >= seen.shadowed
+
+
+def test_what_was_seen_lies_in_the_store_once_the_replica_has_ended(serving: Replica) -> None:
+    serving.publish(version=2)
+    trial = Candidate(version=2, revision=5, share=0, shadow=0)
+    serving.point(generation=3, version=1, revision=5, candidate=trial)
+    serving.look()
+    with TestClient(serving.app) as client:
+        body = {"model": "scenes@2", "input": items("text", 1)}
+        assert client.post("/v1/embeddings", json=body).status_code == 200
+    key = layout.observation(MODEL, 5, "replica-1")
+    assert Observation.model_validate_json(serving.store.read(key)).answered == 1
