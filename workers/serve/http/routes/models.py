@@ -79,7 +79,9 @@ class _Models:
             },
             "channels": _channels(live),
             "compatibility": self._compatibility(live.version, resident),
-            "refusals": [_refusal(each) for each in self._replica.live.refusals(version.model)],
+            "refusals": [
+                self._refusal(each) for each in self._replica.live.refusals(version.model)
+            ],
         }
 
     def _compatibility(
@@ -90,6 +92,16 @@ class _Models:
             (each for each in resident if each is not live), key=lambda each: each.number
         )
         return {str(each.number): self._compatibilities.known(each, live) for each in others}
+
+    def _refusal(self, refusal: Refusal) -> dict[str, object]:
+        """Without the store's address, which is nothing for a caller's eyes."""
+        return {
+            "version": refusal.version,
+            "generation": refusal.generation,
+            "kind": refusal.kind,
+            "reason": refusal.reason.replace(f"{self._replica.store.uri}/", ""),
+            "failures": refusal.failures,
+        }
 
 
 def _encoders(infos: Mapping[str, EncoderInfo], version: ServedVersion) -> dict[str, object]:
@@ -111,15 +123,6 @@ def _channels(live: LiveModel) -> dict[str, object]:
             "loaded": live.candidate is not None,
         }
     return {"live": live.version.number, "candidate": candidate}
-
-
-def _refusal(refusal: Refusal) -> dict[str, object]:
-    return {
-        "version": refusal.version,
-        "kind": refusal.kind,
-        "reason": refusal.reason,
-        "failures": refusal.failures,
-    }
 
 
 def _json(body: dict[str, object]) -> Response:
