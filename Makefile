@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 SOURCES := benchmarks cmcl service workers tests examples
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: help setup demo test check format bench bench-training docs up lock clean
+.PHONY: help setup demo test check format bench bench-training bench-serving docs up lock clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST)
@@ -48,6 +48,14 @@ bench-training: setup  ## measure training: its rate beside bare loops and the p
 	$(BIN)/python -m benchmarks.training_rate
 	$(BIN)/python -m benchmarks.scale
 
+INFINITY := .cmcl/bench-infinity
+bench-serving: setup  ## measure serving: beside bare FastAPI and Infinity, while versions swap, while things die
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(INFINITY)
+	$(BIN)/uv pip sync --python $(INFINITY)/bin/python --quiet --require-hashes benchmarks/infinity.lock
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.serving_swaps
+	$(BIN)/python -m benchmarks.serving_chaos
+
 docs: setup  ## write the settings table and the OpenAPI document anew
 	$(BIN)/python -m tests.architecture.generated
 
@@ -58,7 +66,7 @@ lock: setup  ## write all locks anew (hashes, no addresses)
 	$(LOCK) --all-extras --all-groups --no-group bench --output-file $(CURDIR)/requirements.lock >/dev/null
 	$(LOCK) --only-group bench --output-file $(CURDIR)/benchmarks/requirements.lock >/dev/null
 	$(LOCK) --no-dev --extra service --extra tracing --output-file $(CURDIR)/deploy/requirements/service.lock >/dev/null
-	$(LOCK) --no-dev --extra workers --output-file $(CURDIR)/deploy/requirements/worker.lock >/dev/null
+	$(LOCK) --no-dev --extra workers --extra search --extra encoders --output-file $(CURDIR)/deploy/requirements/worker.lock >/dev/null
 	echo 'hatchling>=1.27' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header \
 		--no-annotate --python-version 3.11 --output-file deploy/requirements/build.lock -
 

@@ -35,7 +35,7 @@ class ServeArgs(Frozen):
         default=30, gt=0, le=3600, description="for a request's body to arrive, before 408"
     )
     queue_seconds: float = Field(
-        default=10, gt=0, le=600, description="that rows may wait, before 504"
+        default=30, gt=0, le=600, description="from the request to its product, before 504"
     )
     min_version_wait_seconds: float = Field(
         default=2, ge=0, le=60, description="how long x-min-model-version waits, before 503"
