@@ -31,7 +31,8 @@ class CollectionRequest(BaseModel):
 class CollectionItem(Item):
     """An item with a name, and with what is to be known about it."""
 
-    id: str = Field(min_length=1, max_length=LONGEST_ID)
+    # Control characters have no place in a name, and other stores do not take them.
+    id: str = Field(min_length=1, max_length=LONGEST_ID, pattern=r"^[^\x00-\x1f\x7f]*$")
     payload: dict[str, Any] | None = Field(
         default=None, description="a small JSON object; filters see its fields"
     )

@@ -1,0 +1,77 @@
+"""A replica's collections without HTTP and Ray: a real store, the real follower, versions by hand."""
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from workers.contract.model import ModelSpec
+from workers.contract.version import LivePointer
+from workers.model.heads import ModalityHeads
+from workers.serve.search.follower import CollectionsFollower
+from workers.serve.search.index.index import GRAPH_FROM_ROWS, Index
+from workers.serve.search.stored import writes
+from workers.serve.search.stored.segments import Entry
+from workers.serve.versions.live import LiveVersions
+from workers.serve.versions.loading import ServedVersion
+from workers.storage.local import LocalStore
+
+_NAME, _MODEL = "things", "model"
+_LONGEST_SECONDS = 1800.0
+
+
+class World:
+    """One collection of one model. Use as a context manager: a thread follows."""
+
+    def __init__(self, folder: Path, spec: ModelSpec, graph_from: int = GRAPH_FROM_ROWS) -> None:
+        self._store = LocalStore(folder)
+        self._spec = spec
+        self._live = LiveVersions()
+        self._follower = CollectionsFollower(self._store, self._live, 0.05, graph_from)
+        wish = writes.Wish(_NAME, _MODEL, None, "float16")
+        self._collection = writes.create(self._store, wish)
+        self._generation = 0
+
+    def __enter__(self) -> "World":
+        self._follower.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._follower.stop()
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """One change. Not yet searched when this returns."""
+        self._collection = writes.write(self._store, self._collection, entries, lambda _: True)
+
+    def swap(self, heads: ModalityHeads) -> float:
+        """Let these heads be the live version; seconds until they answer with all that was written."""
+        self._generation += 1
+        number = self._generation
+        version = ServedVersion(
+            *(_MODEL, number, self._spec, heads, datetime.now(UTC), frozenset(), (number,))
+        )
+        pointer = LivePointer(generation=number, version=number)
+        began = time.perf_counter()
+        self._live.tell(_MODEL, pointer)
+        self._live.swap(_MODEL, pointer, version)
+        self._follower.wake()
+        self._wait(lambda index: index.version is version)
+        return time.perf_counter() - began
+
+    @property
+    def index(self) -> Index:
+        """What answers now."""
+        shown = self._follower.shown(_NAME)
+        if shown is None or shown.index is None:
+            raise RuntimeError("the collection is not searched yet")
+        return shown.index
+
+    def _wait(self, is_there: Callable[[Index], bool]) -> None:
+        revision, deadline = self._collection.revision, time.monotonic() + _LONGEST_SECONDS
+        while time.monotonic() < deadline:
+            shown = self._follower.shown(_NAME)
+            index = shown.index if shown else None
+            if index is not None and index.revision >= revision and is_there(index):
+                return
+            time.sleep(0.005)
+        raise TimeoutError(f"no index followed within {_LONGEST_SECONDS:g} s")
