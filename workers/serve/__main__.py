@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import ray
 
@@ -22,10 +23,11 @@ def main(argv: list[str]) -> int:
             store=options.store,
             replicas=options.replicas,
             num_cpus=options.num_cpus,
+            access_public_key=_text(options.access_public_key),
             encoders=tuple(parse_encoder(text) for text in options.encoder),
         )
         open_store(args.store)
-    except (ValueError, InvalidUri) as error:  # pydantic's ValidationError is a ValueError
+    except (ValueError, InvalidUri, OSError) as error:  # pydantic's are ValueErrors
         print(f"workers.serve: {error}", file=sys.stderr)
         return 2
     ray.init(address="auto", log_to_driver=False)
@@ -44,6 +46,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _text(path: Path | None) -> str | None:
+    return None if path is None else path.read_text()
+
+
 def _options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workers.serve", description=__doc__)
     parser.add_argument("--store", required=True, help="root of the object storage")
@@ -51,6 +57,12 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--num-cpus", type=float, default=1, help="Ray CPUs per replica")
+    parser.add_argument(
+        "--access-public-key",
+        type=Path,
+        metavar="FILE",
+        help="PEM with one or several Ed25519 public keys; whoever asks needs a key then",
+    )
     parser.add_argument(
         "--encoder",
         action="append",
