@@ -1,4 +1,4 @@
-"""`python -m service`: settings, app, server. `python -m service keys`: its keys."""
+"""`python -m service`: settings, app, server. `... keys`: its keys. `... admin`: while none runs."""
 
 import argparse
 import logging.config
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import ValidationError
 
+from service import admin_commands, key_commands
 from service.errors import ServiceError
-from service.key_commands import add_commands
 from service.logs import log_config, secret_texts
 from service.settings import Settings
 
@@ -16,20 +16,19 @@ _USAGE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until a signal ends it, or do what is asked with keys. The exit status."""
+    """Serve until a signal ends it, or do what is asked. The exit status."""
     options = _parser().parse_args(arguments)
-    run: Callable[[Settings, argparse.Namespace], None] = options.run
+    run: Callable[[Settings, argparse.Namespace], int | None] = options.run
     try:
         settings = Settings()
     except ValidationError as error:
         print("\n".join(_complaints(error)), file=sys.stderr)
         return _USAGE
     try:
-        run(settings, options)
+        return run(settings, options) or 0
     except ServiceError as error:
         print(error, file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,7 +38,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(run=_serve)
     commands = parser.add_subparsers(metavar="COMMAND")
-    add_commands(commands.add_parser("keys", help="make, list and revoke keys"))
+    key_commands.add_commands(commands.add_parser("keys", help="make, list and revoke keys"))
+    admin_commands.add_commands(
+        commands.add_parser("admin", help="restore a lost database, while no service runs")
+    )
     return parser
 
 

@@ -40,6 +40,7 @@ from service.control.context import Context
 from service.control.feed import Feed
 from service.control.preflights import PreflightRounds
 from service.control.reconcile import Reconciler
+from service.control.records.recorder import Recorder
 from service.control.sweep.sweeper import Sweeper
 from service.control.validation.apart import Apart, share_of_memory
 from service.control.validation.threads import DaemonThreads
@@ -255,6 +256,7 @@ def _loops(context: Context, reconciler: Reconciler) -> dict[str, Loop]:
         "preflights": PreflightRounds(context).run,
         "webhooks": _deliverer(context).run,
         "sweeper": Sweeper(context).run,
+        "recorder": Recorder(context).run,
     }
     if context.settings.embeddings_url:
         loops["announcer"] = context.announcer.run

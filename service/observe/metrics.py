@@ -124,8 +124,14 @@ class Metrics:
         self.key_snapshots = self._counter(
             "key_snapshots", "Attempts to write the signed list of keys", "outcome"
         )
+        self.records = self._counter(
+            "records",
+            "Records that were written to object storage, to rebuild the database",
+            "outcome",
+        )
         for outcome in ("written", "failed"):
             self.key_snapshots.labels(outcome)
+            self.records.labels(outcome)
 
     def _add_requests(self) -> None:
         self.requests = self._histogram(

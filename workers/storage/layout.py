@@ -10,6 +10,9 @@ models/<model>/versions/<n>/...             a published version; manifest.json L
 models/<model>/live.json                    which version answers, and which is on trial beside it
 models/<model>/observations/<revision>/<replica>.json    what a replica has seen of that trial
 access/keys.jwt                             who may ask the replicas, signed by the control plane
+records/models/<model>.json                 what else the database knows, so that it can be rebuilt
+        datasets/<dataset>.json
+        versions/<model>/<n>.json
 collections/<name>/revisions/<n>.json       what a collection consists of, one for each change
                    segments/<time>-<id>.parquet      rows that were written together; never changed
 uploads/<upload>/parts/<n>-<sha256>         parts that arrived, until the file is complete
@@ -113,6 +116,23 @@ def observation(model: str, revision: int, replica: str) -> str:
 
 def key_snapshot() -> str:
     return "access/keys.jwt"
+
+
+def records() -> str:
+    """What the keys of all records begin with; they stay when what they tell of is removed."""
+    return "records/"
+
+
+def model_record(model: str) -> str:
+    return f"{records()}models/{model}.json"
+
+
+def dataset_record(dataset: str) -> str:
+    return f"{records()}datasets/{dataset}.json"
+
+
+def version_record(model: str, version: int) -> str:
+    return f"{records()}versions/{model}/{version}.json"
 
 
 def collections() -> str:

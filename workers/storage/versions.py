@@ -71,7 +71,7 @@ def check_candidate(store: ObjectStore, manifest: VersionManifest) -> None:
         raise InvalidVersion(f"the manifest names no {', '.join(sorted(missing))}")
     moments = manifest.learned[-1].moments
     for name, entry in {**manifest.files, layout.MOMENTS: moments}.items():
-        _verify(store, layout.run_file(manifest.job, manifest.attempt, name), entry)
+        check_object(store, layout.run_file(manifest.job, manifest.attempt, name), entry)
 
 
 def publish_files(store: ObjectStore, manifest: VersionManifest) -> None:
@@ -128,8 +128,8 @@ def _parsed(parse: Callable[[bytes], T], data: bytes, key: str) -> T:
         raise InvalidVersion(f"{key} cannot be read: {error}") from error
 
 
-def _verify(store: ObjectStore, key: str, entry: FileEntry) -> None:
-    """In constant memory. Raises InvalidVersion that names the file."""
+def check_object(store: ObjectStore, key: str, entry: FileEntry) -> None:
+    """Every byte of it, in constant memory. Raises InvalidVersion that names the file."""
     digest, found = hashlib.sha256(), 0
     try:
         for chunk in store.stream(key):

@@ -4,6 +4,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
+from service.database.queries import records
 from service.database.rows import DatasetRecord
 from service.database.tables import datasets
 from workers.contract.dataset import DatasetManifest
@@ -31,6 +32,7 @@ def create(
             created_at=now,
         )
     )
+    records.note(connection, "dataset", dataset)
 
 
 def lock(connection: Connection, dataset: str) -> DatasetRecord | None:
@@ -43,6 +45,7 @@ def lock(connection: Connection, dataset: str) -> DatasetRecord | None:
 def set_request(connection: Connection, dataset: str, request: dict[str, object]) -> None:
     """Shards were added; call it with the dataset locked and open."""
     connection.execute(update(datasets).where(datasets.c.id == dataset).values(request=request))
+    records.note(connection, "dataset", dataset)
 
 
 def seal(connection: Connection, dataset: str, fingerprint: str, now: datetime) -> None:

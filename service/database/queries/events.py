@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
-from service.database.queries import webhooks
+from service.database.queries import records, webhooks
 from service.database.rows import EventRecord, Happening
 from service.database.tables import event_positions, events, jobs
 
@@ -60,6 +60,10 @@ def tell(connection: Connection, happening: Happening, now: datetime) -> None:
     Whoever listens sees it once this transaction is committed.
     """
     connection.execute(insert(events).values(created_at=now, **vars(happening)))
+    if happening.dataset is not None and happening.version is None:
+        records.note(connection, "dataset", happening.dataset)
+    else:
+        records.note(connection, "model", happening.model)
     webhooks.notify(connection, happening, now)
     connection.get_execution_options().get(LISTENER, []).append(happening)
 

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, or_, select, update
 
+from service.database.queries import records
 from service.database.rows import BranchPoint, ModelRecord
 from service.database.tables import jobs, models, trials, versions
 from workers.contract.model import ModelSpec
@@ -38,6 +39,7 @@ def create(
             created_at=now,
         )
     )
+    records.note(connection, "model", name)
 
 
 def find(connection: Connection, name: str) -> ModelRecord | None:
@@ -131,6 +133,7 @@ def advance_head(connection: Connection, name: str, parent: int | None, version:
         .where(models.c.name == name, models.c.head == (parent or 0))
         .values(head=version)
     )
+    records.note(connection, "model", name)
     return connection.execute(statement).rowcount == 1
 
 

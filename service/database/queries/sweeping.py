@@ -23,6 +23,7 @@ from sqlalchemy import (
     update,
 )
 
+from service.database.queries import records
 from service.database.tables import answers, datasets, jobs, models, orphans, uploads, versions
 from service.database.tables import preflights as preflight_rows
 from service.states import JobState
@@ -91,6 +92,7 @@ def give_up_job(connection: Connection, seen: EndedJob, now: datetime) -> bool:
         .where(jobs.c.id == seen.id, jobs.c.revision == seen.revision)
         .values(swept_at=now, revision=seen.revision + 1)
     )
+    records.note(connection, "dataset", seen.dataset)
     return connection.execute(statement).rowcount == 1
 
 
@@ -118,11 +120,13 @@ def deleted_datasets(connection: Connection, limit: int) -> list[str]:
 
 def give_up_datasets(connection: Connection, names: Iterable[str], now: datetime) -> None:
     """What only their jobs needed goes."""
+    given_up = list(names)
     connection.execute(
         update(datasets)
-        .where(datasets.c.id.in_(list(names)), datasets.c.swept_at.is_(None))
+        .where(datasets.c.id.in_(given_up), datasets.c.swept_at.is_(None))
         .values(swept_at=now)
     )
+    records.note(connection, "dataset", *given_up)
 
 
 def deleted_models(connection: Connection, before: datetime, limit: int) -> list[str]:
@@ -162,6 +166,7 @@ def protected_datasets(connection: Connection, before: datetime) -> set[str]:
 def give_up_model(connection: Connection, model: str, now: datetime) -> None:
     """Its files are gone."""
     connection.execute(update(models).where(models.c.name == model).values(swept_at=now))
+    records.note(connection, "model", model)
 
 
 def known(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, update
 
+from service.database.queries import records
 from service.database.rows import TrialOutcome, TrialRecord
 from service.database.tables import models, trials
 from workers.contract.rollout import Observed, TrialPlan
@@ -73,6 +74,7 @@ def set_swept(connection: Connection, trial: TrialRecord, now: datetime) -> None
     """Its observations are gone."""
     is_it = (trials.c.model == trial.model, trials.c.revision == trial.revision)
     connection.execute(update(trials).where(*is_it).values(swept_at=now))
+    records.note(connection, "model", trial.model)
 
 
 def _still(seen: TrialRecord) -> tuple[ColumnElement[bool], ...]:

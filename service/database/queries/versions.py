@@ -4,6 +4,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
+from service.database.queries import records
 from service.database.rows import PromotionRecord, VersionRecord
 from service.database.tables import promotions, versions
 from workers.contract.version import Recall, VersionManifest
@@ -47,6 +48,7 @@ def _insert(
             created_at=now,
         )
     )
+    _note(connection, manifest.model, manifest.version)
 
 
 def find(connection: Connection, model: str, number: int) -> VersionRecord | None:
@@ -88,6 +90,7 @@ def set_stored(connection: Connection, model: str, number: int, now: datetime) -
         )
         .values(stored_at=now)
     )
+    _note(connection, model, number)
     return connection.execute(statement).rowcount == 1
 
 
@@ -98,6 +101,7 @@ def set_retired(connection: Connection, model: str, number: int, now: datetime) 
         .where(versions.c.model == model, versions.c.number == number)
         .values(retired_at=now)
     )
+    _note(connection, model, number)
 
 
 def retired(connection: Connection, model: str) -> tuple[int, ...]:
@@ -147,6 +151,10 @@ def promotion_page(
         query = query.where(promotions.c.generation > after)
     rows = connection.execute(query.order_by(promotions.c.generation).limit(limit)).mappings()
     return [PromotionRecord(**row) for row in rows]
+
+
+def _note(connection: Connection, model: str, number: int) -> None:
+    records.note(connection, "version", records.version_name(model, number))
 
 
 def _record(row: RowMapping) -> VersionRecord:

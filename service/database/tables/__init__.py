@@ -11,7 +11,7 @@ from service.database.tables.learning import (
     trials,
     versions,
 )
-from service.database.tables.sweeping import leases, orphans
+from service.database.tables.sweeping import leases, orphans, unrecorded
 from service.database.tables.telling import deliveries, event_positions, events, webhooks
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "preflights",
     "promotions",
     "trials",
+    "unrecorded",
     "upload_parts",
     "upload_uses",
     "uploads",

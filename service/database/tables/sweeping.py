@@ -2,7 +2,7 @@
 
 from sqlalchemy import Column, String, Table
 
-from service.database.columns import UtcDateTime, metadata
+from service.database.columns import Counter, UtcDateTime, metadata
 
 # Work that one service at a time does for all.
 leases = Table(
@@ -19,4 +19,15 @@ orphans = Table(
     metadata,
     Column("folder", String(255), primary_key=True),
     Column("seen_at", UtcDateTime, nullable=False),
+)
+
+# What was changed, and is not recorded in object storage yet: a row for each change, so that those who
+# change the same thing at once need not wait for each other.
+unrecorded = Table(
+    "unrecorded",
+    metadata,
+    Column("sequence", Counter, primary_key=True, autoincrement=True),
+    Column("kind", String(16), nullable=False),
+    # Of a version: model/number.
+    Column("name", String(64), nullable=False),
 )

@@ -1,0 +1,1 @@
+"""A lost database, rebuilt from what lies in object storage."""

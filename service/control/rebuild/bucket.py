@@ -1,0 +1,96 @@
+"""Reading object storage with distrust: each thing is there and whole, or the findings name it."""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from service.control.rebuild.findings import Findings
+from service.control.records.document import DamagedRecord, Record, key_of, read
+from service.database.queries.records import Kind
+from workers.contract.dataset import Shard
+from workers.contract.errors import InvalidVersion, ObjectNotFound
+from workers.contract.version import FileEntry
+from workers.storage import layout
+from workers.storage.port import ObjectStore
+from workers.storage.versions import check_object
+
+# full: every byte of every file; manifests: of files, that they are there and how long they are.
+Verify = Literal["full", "manifests"]
+
+_ATTEMPT = re.compile(r"^a([1-9][0-9]*)\Z")
+_FOLDERS: dict[Kind, str] = {"model": "models", "dataset": "datasets", "version": "versions"}
+
+
+@dataclass
+class Bucket:
+    """The store, how closely to look, and what was found so far."""
+
+    store: ObjectStore
+    verify: Verify
+    findings: Findings = field(default_factory=Findings)
+    # The largest position in the feed of events that any record knows; None without records.
+    position: int | None = None
+    _checked: dict[tuple[str, FileEntry], str | None] = field(default_factory=dict)
+
+    def recorded(self, kind: Kind) -> set[str]:
+        """Names of that kind that have a record."""
+        prefix = f"{layout.records()}{_FOLDERS[kind]}/"
+        keys = self.store.keys(prefix)
+        return {key.removeprefix(prefix).removesuffix(".json") for key in keys}
+
+    def record(self, kind: Kind, name: str) -> Record | None:
+        """None where there is none, or a damaged one."""
+        key = key_of(kind, name)
+        try:
+            found = read(self.store.read(key), kind, name)
+        except ObjectNotFound:
+            return None
+        except DamagedRecord as error:
+            so = "what it told is lost; the rest is taken from manifests"
+            self.findings.damage(f"record {key}", str(error), so)
+            return None
+        self.position = max(self.position or 0, found.position)
+        return found
+
+    def read_manifest(self, key: str, sha256: str | None) -> bytes:
+        """Its bytes. Raises InvalidVersion where it is missing, or not the recorded one."""
+        try:
+            data = self.store.read(key)
+        except ObjectNotFound as error:
+            raise InvalidVersion(f"{key} is missing") from error
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise InvalidVersion(f"{key} is not what was recorded (SHA-256)")
+        return data
+
+    def problem(self, key: str, entry: FileEntry) -> str | None:
+        """What is wrong with an object that must be that entry; None if nothing is. Looked at once."""
+        if (key, entry) not in self._checked:
+            self._checked[key, entry] = self._look(key, entry)
+        return self._checked[key, entry]
+
+    def problem_of_shard(self, shard: Shard) -> str | None:
+        """The same of a shard that must lie in this very store."""
+        root = f"{self.store.uri}/"
+        if not shard.uri.startswith(root):
+            return f"{shard.uri} does not lie under {self.store.uri}"
+        entry = FileEntry(sha256=shard.sha256, bytes=shard.bytes)
+        return self.problem(shard.uri.removeprefix(root), entry)
+
+    def attempts(self, job: str) -> int:
+        """The largest number of an attempt that has left anything; 0 without any."""
+        numbers = map(_ATTEMPT.match, self.store.folders(layout.runs_prefix(job)))
+        return max((int(number.group(1)) for number in numbers if number), default=0)
+
+    def _look(self, key: str, entry: FileEntry) -> str | None:
+        try:
+            if self.verify == "full":
+                check_object(self.store, key, entry)
+                return None
+            found = self.store.size(key)
+        except ObjectNotFound:
+            return f"{key} is missing"
+        except InvalidVersion as error:
+            return str(error)
+        same = found == entry.bytes
+        return None if same else f"{key} has {found} bytes, its manifest says {entry.bytes}"

@@ -1,0 +1,154 @@
+"""Which version answers: what replicas have been told must hold on, and never go back.
+
+Generation and revision are the larger of what is recorded and what live.json says. A version that
+cannot answer any more is replaced by the newest one that can, under the next generation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from service.control.rebuild.findings import Findings
+from service.database.queries.records import Row
+from workers.contract.policy import GatePolicy
+from workers.contract.rollout import Candidate, Observed, TrialPlan
+from workers.contract.version import LivePointer
+
+ACTOR = "rebuild"
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Rows of one model that are still to be agreed; they are changed in place."""
+
+    model: Row
+    promotions: list[Row]
+    trials: list[Row]
+    versions: Mapping[int, Row]
+    is_recorded: bool
+    now: datetime
+
+    def follow(self, live: LivePointer | None, findings: Findings) -> None:
+        """Take over what live.json knows better, then make sure that what answers can."""
+        # Whatever lies there is written anew when the service starts.
+        self.model.update(lease_owner=None, lease_until=None, mirrored_revision=0)
+        if self.model["deleted_at"] is not None:
+            return
+        if live is not None and live.order > self._order():
+            self._adopt(live)
+        elif self.is_recorded:
+            self._begin_newest(findings)
+        self._drop_lost_trial(findings)
+        number = self.model["live_version"]
+        if number is not None or (self.versions and not self._was_ever_live()):
+            self._replace_unless_sound(number, findings)
+
+    def _order(self) -> tuple[int, int]:
+        return (self.model["live_generation"], self.model["live_revision"])
+
+    def _was_ever_live(self) -> bool:
+        return bool(self.model["live_generation"] > 0)
+
+    def _adopt(self, live: LivePointer) -> None:
+        if live.generation > self.model["live_generation"]:
+            self._promote(live.version, live.generation, "rebuilt from live.json")
+        self.model["live_revision"] = max(self.model["live_revision"], live.revision)
+        for number in live.retired:
+            row = self.versions.get(number)
+            if row is not None and row["retired_at"] is None:
+                row["retired_at"] = self.now
+        row = self.versions.get(live.version)
+        if row is not None and row["stored_at"] is None:
+            # It answers, so it was in place: that was not recorded in time.
+            row["stored_at"] = self.now
+        self._adopt_trial(live.candidate)
+
+    def _begin_newest(self, findings: Findings) -> None:
+        """A version is stored and begins at once; that it began may not have been recorded in time."""
+        able = [number for number in self.versions if self._can_answer(number)]
+        begun = {each["version"] for each in (*self.promotions, *self.trials)}
+        if not able or max(able) in begun or max(able) < (self.model["live_version"] or 0):
+            return
+        policy = GatePolicy.model_validate(self.model["policy"])
+        if policy.rollout.publish_as == "candidate" and self._was_ever_live():
+            findings.assumed.append(
+                f"version {max(able)} of {self.model['name']!r} is stored, and no record tells of its "
+                "trial: put it on trial by hand"
+            )
+            return
+        self._promote(max(able), self.model["live_generation"] + 1, "rebuilt: it had been stored")
+        self.model["live_revision"] += 1
+
+    def _adopt_trial(self, candidate: Candidate | None) -> None:
+        for trial in self.trials:
+            is_it = candidate is not None and trial["revision"] == candidate.revision
+            if trial["ended_at"] is None and not is_it:
+                self._end(trial, "live.json does not show it")
+        known = {trial["revision"] for trial in self.trials}
+        if candidate is None or candidate.revision in known:
+            return
+        terms = GatePolicy.model_validate(self.model["policy"]).rollout
+        plan = TrialPlan(share=candidate.share, shadow=candidate.shadow, rule=terms.rule)
+        self.trials.append(
+            {
+                "model": self.model["name"],
+                "revision": candidate.revision,
+                "version": candidate.version,
+                "plan": plan.model_dump(mode="json"),
+                "reason": "rebuilt from live.json",
+                "actor": ACTOR,
+                "began_at": self.now,
+                "observed": Observed().model_dump(mode="json"),
+            }
+        )
+
+    def _drop_lost_trial(self, findings: Findings) -> None:
+        for trial in self.trials:
+            if trial.get("ended_at") is None and not self._can_answer(trial["version"]):
+                self._end(trial, f"version {trial['version']} is damaged")
+                self.model["live_revision"] += 1
+                name, number = self.model["name"], trial["version"]
+                findings.mended.append(f"version {number} of {name!r} is not on trial any more")
+
+    def _end(self, trial: Row, why: str) -> None:
+        ended = {"ended_at": self.now, "outcome": "taken_back", "ended_because": f"rebuilt: {why}"}
+        trial.update(ended)
+
+    def _replace_unless_sound(self, number: int | None, findings: Findings) -> None:
+        if number is not None and self._can_answer(number):
+            return
+        able = [each for each in self.versions if self._can_answer(each)]
+        if not able:
+            self.model["live_version"] = None
+            return
+        why = f"version {number} cannot" if number else "nothing told which version answered"
+        findings.mended.append(f"version {max(able)} of {self.model['name']!r} answers: {why}")
+        if not self._was_ever_live():
+            # Replicas ignore a pointer that is older than one which they have seen.
+            findings.assumed.append(
+                f"nothing tells how often the live version of {self.model['name']!r} had changed: "
+                "restart the embeddings endpoint"
+            )
+        self._promote(max(able), self.model["live_generation"] + 1, f"rebuilt: {why}")
+        self.model["live_revision"] += 1
+
+    def _can_answer(self, number: int) -> bool:
+        row = self.versions.get(number)
+        return row is not None and row["stored_at"] is not None and row["retired_at"] is None
+
+    def _promote(self, version: int, generation: int, reason: str) -> None:
+        before = self.model["live_generation"]
+        self.promotions.append(
+            {
+                "model": self.model["name"],
+                "generation": generation,
+                "version": version,
+                "previous": self.model["live_version"],
+                "kind": "promoted",
+                "returns_to": before or None,
+                "reason": reason,
+                "actor": ACTOR,
+                "created_at": self.now,
+            }
+        )
+        self.model.update(live_version=version, live_generation=generation, revised_at=self.now)

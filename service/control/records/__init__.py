@@ -1,0 +1,1 @@
+"""What the database alone knows, written down in object storage as well."""

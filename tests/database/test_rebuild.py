@@ -1,0 +1,128 @@
+"""A database that is lost with all its tables comes back from object storage, on both databases."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.errors import Conflict
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.feature_shards import feature_table
+from tests.fakes.trainer import train
+from tests.fakes.uploads import upload_whole
+from tests.fakes.wreckage import everything, rebuild, wreck
+from workers.storage.versions import read_live
+
+
+@pytest.fixture
+def plane(tmp_path: Path, database_url: str) -> Iterator[ControlPlane]:
+    """Without any model."""
+    plane = ControlPlane(tmp_path, database_url=database_url)
+    yield plane
+    plane.close()
+
+
+def _live_a_little(plane: ControlPlane) -> None:
+    """Versions that were promoted, rolled back and retired; a branch, a trial, a deleted model."""
+    plane.create_model()
+    for name in ("one", "two", "three"):
+        plane.run_to_end(plane.post_dataset(name))
+    ok = [
+        plane.client.post("/v1/models/scenes/rollback", json={"reason": "worse"}),
+        plane.client.request("DELETE", "/v1/models/scenes/versions/1"),
+        plane.client.put("/v1/models/scenes/candidate", json={"version": 3, "share": 0.1}),
+        plane.client.post("/v1/models/scenes/branch", json={"name": "twig", "version": 2}),
+        plane.client.put("/v1/models/scenes/policy", json={"max_drift": 0.7, "priority": "high"}),
+    ]
+    assert [answer.status_code for answer in ok] == [200, 204, 200, 201, 200]
+    plane.create_model("gone")
+    assert plane.client.request("DELETE", "/v1/models/gone").status_code == 204
+    plane.tick(8)
+
+
+def _leave_things_open(plane: ControlPlane) -> dict[str, str]:
+    """A job in each state in which one can wait; by state."""
+    plane.create_model("fresh", seed=7)
+    found: dict[str, str] = {}
+    table = feature_table(16, prefix="bad").drop_columns(["feature_b"])
+    found["failed"] = plane.post_dataset("bad", "fresh", shards=[plane.shard("bad", table)])
+    plane.tick_to(found["failed"], JobState.FAILED)
+    found["running"] = plane.post_dataset("running", "fresh")
+    plane.tick_to(found["running"], JobState.RUNNING)
+    shard = plane.shards / "fresh-running.parquet"
+    uri = upload_whole(plane, shard.read_bytes())
+    found["queued"] = plane.post_dataset("queued", "fresh", shards=[{"uri": uri}])
+    found["cancelled"] = plane.post_dataset("cancelled", "fresh")
+    assert plane.client.post(f"/v1/jobs/{found['cancelled']}/cancel").status_code < 300
+    plane.create_model("strict")
+    plane.client.put("/v1/models/strict/policy", json={"manual_approval": True})
+    found["held"] = plane.post_dataset("held", "strict")
+    plane.tick_to(found["held"], JobState.RUNNING)
+    train(plane.store, found["held"], 1)
+    plane.tick_to(found["held"], JobState.HELD)
+    body = plane.dataset_body("open", "strict", sealed=False)
+    assert plane.client.post("/v1/datasets", json=body).status_code == 201
+    return found
+
+
+def test_nothing_that_matters_is_lost_with_the_database(plane: ControlPlane) -> None:
+    _live_a_little(plane)
+    _leave_things_open(plane)
+    plane.record()
+    before = everything(plane.context.database)
+    wreck(plane.context.database)
+    findings = rebuild(plane)
+    assert (findings.damaged, findings.mended, findings.assumed) == ([], [], [])
+    assert everything(plane.context.database) == before
+    assert {table: bool(rows) for table, rows in before.items()} == dict.fromkeys(before, True)
+
+
+def test_work_goes_on_where_it_was_after_a_rebuild(plane: ControlPlane) -> None:
+    _live_a_little(plane)
+    jobs = _leave_things_open(plane)
+    plane.record()
+    pointer = read_live(plane.store, "scenes")
+    assert pointer is not None
+    wreck(plane.context.database)
+    rebuild(plane)
+    assert plane.run_to_end(jobs["running"]).attempt == 1
+    assert plane.run_to_end(jobs["queued"]).version == 2
+    assert plane.client.post(f"/v1/jobs/{jobs['held']}/approve").status_code == 202
+    assert plane.run_to_end(jobs["held"]).state == JobState.PUBLISHED
+    ended = plane.run_to_end(plane.post_dataset("four"))
+    assert (ended.parent_version, ended.version) == (3, 4)
+    after = read_live(plane.store, "scenes")
+    assert after is not None
+    assert (after.version, after.generation) == (4, pointer.generation + 1)
+    assert after.order > pointer.order
+
+
+def test_a_rebuild_without_records_brings_back_what_manifests_prove(plane: ControlPlane) -> None:
+    _live_a_little(plane)
+    plane.record()
+    before = plane.versions()
+    pointer = read_live(plane.store, "scenes")
+    for key in list(plane.store.keys("records/")):
+        plane.store.delete(key)
+    wreck(plane.context.database)
+    findings = rebuild(plane)
+    assert findings.damaged == []
+    assert any("'scenes' has no record" in line for line in findings.assumed)
+    found = plane.versions()
+    assert [(each.number, each.job, each.parent, each.manifest) for each in found] == [
+        (each.number, each.job, each.parent, each.manifest) for each in before
+    ]
+    twigs = plane.versions("twig")
+    assert [(each.job, each.copied_from) for each in twigs] == [(None, "scenes")] * 2
+    plane.tick(8)
+    assert read_live(plane.store, "scenes") == pointer
+
+
+def test_a_database_with_rows_is_left_alone(plane: ControlPlane) -> None:
+    plane.create_model()
+    plane.record()
+    before = everything(plane.context.database)
+    with pytest.raises(Conflict, match="models"):
+        rebuild(plane)
+    assert everything(plane.context.database) == before

@@ -1,0 +1,76 @@
+"""A control plane that loses its database, and gets another one from object storage."""
+
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import select
+
+from service.control.rebuild.bucket import Bucket, Verify
+from service.control.rebuild.findings import Findings
+from service.control.rebuild.run import Rebuild
+from service.database.engine import Database
+from service.database.migrations import upgrade
+from service.database.queries.records import LEFT_OUT
+from service.database.tables import metadata
+from tests.fakes.control_plane import ControlPlane
+
+Rows = dict[str, list[dict[str, Any]]]
+
+# What no bucket holds, or what means nothing in another database.
+NOT_KEPT = frozenset(
+    {
+        "api_keys",
+        "deliveries",
+        "event_positions",
+        "events",
+        "idempotency",
+        "leases",
+        "orphans",
+        "preflights",
+        "unrecorded",
+        "upload_parts",
+        "webhooks",
+    }
+)
+# Columns that records leave out, except those that manifests bring back.
+MAY_DIFFER = {
+    table: columns - {"manifest", "evaluation"} for table, columns in LEFT_OUT.items()
+} | {"jobs": LEFT_OUT["jobs"] | {"message"}}
+
+
+def everything(database: Database) -> Rows:
+    """All rows that a rebuild must bring back, without the columns that may differ."""
+    found: Rows = {}
+    with database.read() as connection:
+        for table in metadata.sorted_tables:
+            if table.name in NOT_KEPT:
+                continue
+            query = select(table).order_by(*table.primary_key.columns)
+            hidden = MAY_DIFFER.get(table.name, frozenset())
+            found[table.name] = [
+                {name: value for name, value in row.items() if name not in hidden}
+                for row in connection.execute(query).mappings()
+            ]
+    return found
+
+
+def wreck(database: Database) -> None:
+    """Nothing is left of it, not even the tables."""
+    with database.write() as connection:
+        metadata.drop_all(connection)
+        connection.exec_driver_sql("DROP TABLE alembic_version")
+
+
+def rebuild(
+    plane: ControlPlane,
+    verify: Verify = "full",
+    signing_key: Ed25519PrivateKey | None = None,
+    *,
+    may_mend: bool = False,
+) -> Findings:
+    """From the store alone, into the plane's own database, which is empty."""
+    upgrade(plane.context.database)
+    bucket = Bucket(plane.store, verify)
+    work = Rebuild(bucket, signing_key, may_mend, plane.clock(), lambda _: None)
+    work.fill(plane.context.database, work.look())
+    return bucket.findings
