@@ -19,6 +19,8 @@ from typing import Self
 
 import httpx
 
+from cmcl.proxy import SERVING
+
 _HOST = "127.0.0.1"
 # Slow machines import torch and Ray for half a minute.
 _READY_SECONDS = 120.0
@@ -31,9 +33,9 @@ _RAY = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
     # Nobody takes this machine away; a process less for each group of ranks.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Serve behind HAProxy: eight times the requests of its own proxy on this path (docs/log.md).
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # By default all of Ray's workers are at 15, and starve beside whatever else the machine does.
+    "RAY_worker_niceness": "0",
+    **SERVING,
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 

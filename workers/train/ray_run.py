@@ -32,6 +32,7 @@ from workers.train.warm.ranks import serve_attempts
 # Deaths that one run survives. Nodes that go with notice are not counted, nor are changes of size.
 _RESTARTS, _FOR_EVER = 2, -1
 _GOODBYE_SECONDS = "3"
+_NICENESS = 10
 # Where the resident run has the files that Ray Train asks for; they are small and stay few.
 _RESIDENT = "trainers"
 
@@ -122,13 +123,20 @@ def _resources(ranks: Ranks) -> dict[str, float]:
 
 
 def _train_on_rank(config: dict[str, Any]) -> None:
+    _give_way()
     _listen()
     train_dataset(device=ray.train.torch.get_device(), **config)
 
 
 def _serve_on_rank(_: dict[str, Any]) -> None:
+    _give_way()
     _listen()
     serve_attempts(ray.train.torch.get_device())
+
+
+def _give_way() -> None:
+    """To the replicas, where a machine has both: somebody waits for their answers."""
+    os.nice(_NICENESS)
 
 
 def _listen() -> None:

@@ -1,0 +1,29 @@
+"""How Ray Serve runs behind HAProxy: what the local stack and the chart have in common.
+
+An embedding is a pure function of the request, so a request whose replica dies before it answers is
+sent to another one. HAProxy can do that with what it holds in memory as a whole: it waits for the body
+(bodies come in pieces on any real network), and keeps it up to the size of its buffer. What is
+larger fails once and is the client's to send again, as `cmcl.Client` does.
+"""
+
+# A row of 1024 numbers is 20 KiB of JSON or 4 KiB of raw floats. A request under way takes up to
+# three buffers: 48 MiB for 64 of them.
+BUFFER_KIB = 256
+
+SERVING = {
+    # Eight times the requests of Serve's own proxy on this path (docs/log.md).
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_KIB << 10),
+    # Ray has no setting for the second line; the value is written into HAProxy's configuration as
+    # it stands, at the end of the line `retry-on` of `defaults`.
+    "RAY_SERVE_HAPROXY_RETRY_ON": (
+        "conn-failure empty-response junk-response\n    option http-buffer-request"
+    ),
+}
+
+# What Ray 2.60 does by itself; to measure beside.
+RAYS_OWN = {
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "16384",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure",
+}
