@@ -11,6 +11,7 @@ ApiError
 ├── UnsupportedMedia     415   a body that nobody here reads
 ├── Unprocessable        422   well formed, and these versions cannot do it
 ├── Overloaded           429   with Retry-After
+├── HeadersTooLarge      431
 ├── VersionDamaged       500   stored, but it fails its checks
 ├── NotInstalled         501   an optional part that this endpoint has not
 ├── NotReady             503   with Retry-After
@@ -126,6 +127,14 @@ class Overloaded(ApiError):
     kind = "rate_limit_error"
     default_code = "too_many_rows_in_flight"
     headers = _RETRY_SOON
+
+
+class HeadersTooLarge(ApiError):
+    """More than anybody needs to say beside the body."""
+
+    status = 431
+    kind = "invalid_request_error"
+    default_code = "headers_too_large"
 
 
 class VersionDamaged(ApiError):

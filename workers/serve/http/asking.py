@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from workers.serve.access.port import Caller
 from workers.serve.compute.port import Ticket
-from workers.serve.errors import InvalidRequest
+from workers.serve.errors import HeadersTooLarge, InvalidRequest
 from workers.serve.http.replica import Replica
 from workers.serve.versions.reference import parse_version
 
@@ -18,6 +18,8 @@ ROUTING_KEY = "x-routing-key"
 TIMEOUT_MS = "x-request-timeout-ms"
 
 _LONGEST_MS = 600_000
+# A proxy in front has its own limit; uvicorn has none.
+_MOST_HEADER_BYTES = 32 << 10
 # Almost all requests are answered before; the others cost a task that listens to their socket.
 _BEFORE_WATCHING_SECONDS = 0.05
 
@@ -33,8 +35,11 @@ class Asking:
 
 
 def read_asking(request: Request, replica: Replica) -> Asking:
-    """From the headers alone. Raises Unauthorized, InvalidRequest, NotReady."""
+    """From the headers alone. Raises HeadersTooLarge, Unauthorized, InvalidRequest, NotReady."""
     headers = request.headers
+    size = sum(len(name) + len(value) for name, value in headers.raw)
+    if size > _MOST_HEADER_BYTES:
+        raise HeadersTooLarge(f"the headers have {size} bytes; permitted are {_MOST_HEADER_BYTES}")
     caller = replica.access.admit(headers.get("authorization"))
     deadline = asyncio.get_running_loop().time() + _seconds(headers.get(TIMEOUT_MS), replica)
     return Asking(
