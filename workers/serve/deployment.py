@@ -66,6 +66,8 @@ class Embedder:
         self._collections = open_collections(self._store, self._live, args.seconds_between_looks)
         if self._collections is not None:
             self._collections.start()
+            # Those that take longer are loaded while this replica answers everything else.
+            self._collections.wait_loaded(args.first_look_seconds)
         self._listener = Listener(open_channel, self._wake, self._metrics.hears)
         self._listener.start()
 

@@ -52,6 +52,10 @@ class Collections:
         """A version or a collection has changed: look now."""
         self._follower.wake()
 
+    def wait_loaded(self, seconds: float) -> bool:
+        """Blocks until what was there at the start is searched. False if that takes longer."""
+        return self._follower.wait_loaded(seconds)
+
     def shown(self, name: str) -> Shown | None:
         """What this replica can search; does not block."""
         return self._follower.shown(name)

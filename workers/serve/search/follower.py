@@ -59,6 +59,7 @@ class CollectionsFollower:
         self._shown: Mapping[str, Shown] = MappingProxyType({})
         self._complaints: dict[str, str] = {}
         self._woken = threading.Event()
+        self._loaded = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="collections follower", daemon=True)
 
@@ -80,6 +81,10 @@ class CollectionsFollower:
     def wake(self) -> None:
         """There is something new: look now. From any thread."""
         self._woken.set()
+
+    def wait_loaded(self, seconds: float) -> bool:
+        """Wait until everything that was there at the start is searched. False if that takes longer."""
+        return self._loaded.wait(seconds)
 
     def shown(self, name: str) -> Shown | None:
         """What is known of a collection; None if this replica has not seen it."""
@@ -105,23 +110,27 @@ class CollectionsFollower:
         while not self._stopping.is_set():
             self._woken.clear()
             seen = self._live.all()
-            self._look_safely()
+            has_looked = self._look_safely()
             due = self._clock() + self._poll_seconds
             # The mapping is exchanged with each swap, so there is nothing to compare inside of it.
             while self._clock() < due and not self._woken.is_set() and self._live.all() is seen:
                 if not self.work():
+                    if has_looked:
+                        self._loaded.set()
                     self._woken.wait(min(_SWAP_SECONDS, max(due - self._clock(), 0)))
 
-    def _look_safely(self) -> None:
+    def _look_safely(self) -> bool:
         try:
             self.look()
         except WorkerError as error:
             self._complain("the store", error)
+            return False
         except Exception:
             # A bug, but one that must not freeze all collections of this replica for ever.
             logger.exception("a look at the collections failed")
-        else:
-            self._complaints.pop("the store", None)
+            return False
+        self._complaints.pop("the store", None)
+        return True
 
     def _careful(self, name: str, followed: _Followed, do: Callable[[], None]) -> None:
         """What one collection meets is no other's trouble."""

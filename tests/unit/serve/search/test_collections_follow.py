@@ -245,6 +245,18 @@ def test_graphs_are_built_beside_the_answers(store: FlakyStore) -> None:
     assert any(part.graph is not None for part in scene.index().parts)
 
 
+@pytest.mark.skipif(not is_installed(), reason="the extra `search` is not installed")
+def test_fewer_rows_than_the_bound_remain_without_a_graph(store: FlakyStore) -> None:
+    scene = Scene(store, graph_from=400)
+    scene.swap(1)
+    for start in range(0, 2000, 100):
+        add(store, entries(start, 100))
+        index = scene.settle()
+        without = sum(part.live for part in index.parts if part.graph is None)
+        assert without < 400
+        assert (index.rows < 400) == all(part.graph is None for part in index.parts)
+
+
 def test_no_answer_is_of_two_versions_while_swaps_go_on(filled: Scene) -> None:
     stop, wrong, seen = threading.Event(), [], set()
 
@@ -266,6 +278,28 @@ def test_no_answer_is_of_two_versions_while_swaps_go_on(filled: Scene) -> None:
         asker.join()
     assert wrong == []
     assert len(seen) > 3
+
+
+def test_a_replica_that_starts_has_loaded_what_is_there(filled: Scene) -> None:
+    other = Scene(filled.store)
+    other.swap(1)
+    other.follower.start()
+    try:
+        assert other.follower.wait_loaded(10)
+        assert other.index().rows == 40
+    finally:
+        other.follower.stop()
+
+
+def test_a_store_that_is_down_holds_nobody_for_loaded(filled: Scene) -> None:
+    other = Scene(filled.store)
+    filled.store.broken = "collections/"
+    other.follower.start()
+    try:
+        assert not other.follower.wait_loaded(0.1)
+        assert other.follower.alive
+    finally:
+        other.follower.stop()
 
 
 def test_the_thread_follows_by_itself(filled: Scene) -> None:

@@ -1,7 +1,10 @@
 """Collections in the store: changes that are whole or not there, whoever writes at the same time."""
 
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.search.scene import EVERYONE, NAME, add, create, entries, feature, removals
 from workers.contract.errors import DigestMismatch, StorageUnavailable
+from workers.serve.search.housekeeper import Housekeeper
 from workers.serve.search.stored import ledger, writes
 from workers.serve.search.stored.compaction import (
     MOST_SEGMENTS,
@@ -21,6 +25,7 @@ from workers.serve.search.stored.revision import Revision, Segment
 from workers.serve.search.stored.segments import batches, features_matrix
 from workers.serve.search.stored.sweep import sweep
 from workers.storage import layout
+from workers.storage.local import LocalStore
 
 NOW = datetime.now(UTC)
 MUCH_LATER = NOW + timedelta(hours=2)
@@ -114,6 +119,54 @@ def test_a_change_that_others_have_built_on_counts(store: FlakyStore) -> None:
     add(store, entries(1, 1))
     add(store, entries(2, 1))
     assert ledger._counts(store, first)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from workers.serve.search.stored import writes
+from workers.serve.search.stored.segments import Entry
+from workers.storage.local import LocalStore
+
+store = LocalStore(Path(sys.argv[1]))
+target = writes.create(store, writes.Wish("things", "m", None, "float32"))
+for number in range(100_000):
+    entries = [Entry(f"{number}-{half}", "image", np.ones(5, np.float32), None) for half in (0, 1)]
+    writes.write(store, target, entries, lambda _: True)
+    print(number, flush=True)
+"""
+
+
+def test_a_writer_that_is_killed_loses_nothing_that_it_answered(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(root)], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        for _ in range(30):
+            answered = int(writer.stdout.readline())
+        writer.kill()
+        answered = max([answered, *map(int, writer.stdout)])
+    store = FlakyStore(LocalStore(root))
+    found = rows_of(store, newest(store))
+    assert {f"{number}-0" for number in range(answered + 1)} <= set(found)
+    assert all(f"{key.partition('-')[0]}-1" in found for key in found)
+
+
+def test_whoever_writes_has_segments_merged(store: FlakyStore) -> None:
+    housekeeper = Housekeeper(store)
+    housekeeper.start()
+    for change in range(2 * MOST_SEGMENTS):
+        housekeeper.notice(add(store, entries(change, 1)))
+    for _ in range(1000):
+        head = newest(store)
+        if not is_due(head):
+            break
+        threading.Event().wait(0.01)
+    housekeeper.stop()
+    assert not is_due(head)
+    assert len(rows_of(store, head)) == 2 * MOST_SEGMENTS
 
 
 def test_many_segments_become_few_with_the_same_rows(store: FlakyStore) -> None:

@@ -64,7 +64,7 @@ class Draft:
     def index(self) -> Index:
         """What may be searched from now on."""
         number = self.revision.revision if self.revision else 0
-        return Index(self.version, number, tuple(self._parts.values()), self._graph_from)
+        return Index(self.version, number, tuple(self._parts.values()), self._graph_from // 10)
 
     def apply(self, batch: pa.RecordBatch) -> None:
         """Rows of a segment, which come after all rows so far. Harmless to do twice.
@@ -83,8 +83,9 @@ class Draft:
 
     def build_graphs(self) -> Iterator[None]:
         """For parts that have become large, a few rows with each step."""
-        for number, part in list(self._parts.items()):
-            if len(part) < self._graph_from or part.graph is not None:
+        for number in self._without_graph():
+            part = self._parts.get(number)
+            if part is None:
                 continue
             graph = Graph(part.vectors_NE.shape[1])
             yield from graph.grow(part.vectors_NE)
@@ -95,9 +96,22 @@ class Draft:
     @property
     def needs_graphs(self) -> bool:
         """Whether a part is searched exactly that is too large for that."""
-        return any(
-            part.graph is None and len(part) >= self._graph_from for part in self._parts.values()
-        )
+        return bool(self._without_graph())
+
+    def _without_graph(self) -> list[int]:
+        """Parts of half as many rows, in modalities that have enough of them.
+
+        The first of the parts that `_merge` leaves holds more than half of what begins with it, so
+        that fewer than `graph_from` rows of each modality remain without.
+        """
+        large = self._graph_from // 2
+        return [
+            number
+            for numbers in self._by_modality().values()
+            if sum(self._parts[number].live for number in numbers) >= self._graph_from
+            for number in numbers
+            if self._parts[number].graph is None and len(self._parts[number]) >= large
+        ]
 
     def _add(self, contents: Contents, vectors_BE: Float32Array) -> None:
         self._put(Part(contents, vectors_BE, np.ones(len(contents), bool)))
@@ -123,20 +137,26 @@ class Draft:
 
     def _tidy(self) -> None:
         """Merge small parts, and rewrite those of which most is gone."""
-        by_modality: dict[str, list[int]] = defaultdict(list)
         for number, part in list(self._parts.items()):
             if part.live == 0:
                 del self._parts[number]
-            else:
-                by_modality[part.contents.modality].append(number)
-        for numbers in by_modality.values():
+        for numbers in self._by_modality().values():
             self._merge(numbers)
+
+    def _by_modality(self) -> Mapping[str, list[int]]:
+        found: dict[str, list[int]] = defaultdict(list)
+        for number, part in self._parts.items():
+            found[part.contents.modality].append(number)
+        return found
 
     def _merge(self, numbers: Sequence[int]) -> None:
         sizes = [self._parts[number].live for number in numbers]
-        if len(numbers) > _MOST_SMALL_PARTS:
-            run = numbers[first_to_merge(sizes) :]
-            self._rewrite(run)
+        first = first_to_merge(sizes)
+        is_large = (
+            sizes[first] <= sum(sizes[first + 1 :]) and sum(sizes[first:]) >= self._graph_from
+        )
+        if len(numbers) > _MOST_SMALL_PARTS or is_large:
+            self._rewrite(numbers[first:])
             return
         for number, live in zip(numbers, sizes, strict=True):
             if live < len(self._parts[number]) // 2:

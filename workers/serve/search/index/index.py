@@ -13,8 +13,10 @@ from workers.serve.search.index.filters import Filter, mask
 from workers.serve.search.index.parts import Part
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
-# Fewer rows of a part are searched exactly, and so are as many that a filter leaves of more.
+# Fewer rows of a modality are compared one by one.
 GRAPH_FROM_ROWS = 100_000
+# As many are compared in the time that a graph takes: what a filter leaves, if it is no more.
+FEW_ROWS = GRAPH_FROM_ROWS // 10
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,12 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Vectors of one version and no other; immutable. `few`: rows that are searched exactly."""
+    """Vectors of one version and no other; immutable. `few`: rows that no graph is asked for."""
 
     version: ServedVersion
     revision: int
     parts: tuple[Part, ...]
-    few: int = GRAPH_FROM_ROWS
+    few: int = FEW_ROWS
 
     @property
     def rows(self) -> int:

@@ -64,7 +64,6 @@ class Part:
         """How many rows count."""
         return int(np.count_nonzero(self.live_N))
 
-    @torch.inference_mode()
     def nearest(self, query_E: Float32Array, wanted_N: Mask, count: int, few: int) -> Nearest:
         """The best of the rows that are wanted, by the graph if there are more than `few` of them."""
         matching = int(np.count_nonzero(wanted_N))
@@ -81,9 +80,8 @@ class Part:
         else:
             rows = np.arange(len(self))
             scores = _scores(self.vectors_NE, query_E)
-            scores[torch.from_numpy(~wanted_N)] = -torch.inf
-        best = scores.topk(min(count, matching))
-        return Nearest(rows[best.indices.numpy()], best.values.numpy(), exact=True)
+            scores[~wanted_N] = -np.inf
+        return _best(rows, scores, min(count, matching), exact=True)
 
     def _by_graph(
         self, graph: Graph, query_E: Float32Array, wanted_N: Mask, count: int, matching: int
@@ -97,8 +95,8 @@ class Part:
         if len(rows) < count:
             return None
         # Again from the exact vectors: the graph's are rounded, and order would follow that.
-        best = _scores(self.vectors_NE[rows], query_E).topk(count)
-        return Nearest(rows[best.indices.numpy()], best.values.numpy(), exact=False)
+        scores = _scores(self.vectors_NE[rows], query_E)
+        return _best(rows, scores, count, exact=False)
 
 
 def joined(parts: Sequence[Part]) -> Part:
@@ -111,6 +109,16 @@ def joined(parts: Sequence[Part]) -> Part:
     return Part(contents, np.concatenate(vectors), np.ones(len(contents), bool))
 
 
-def _scores(vectors_NE: Float32Array, query_E: Float32Array) -> torch.Tensor:
-    """Cosines: both are of unit length. Twice as fast as usearch's exact search, with one thread."""
-    return torch.from_numpy(vectors_NE) @ torch.from_numpy(query_E)
+def _scores(vectors_NE: Float32Array, query_E: Float32Array) -> Float32Array:
+    """Cosines: both are of unit length.
+
+    Row by row as they lie in memory: 100,000 of width 256 in 3.4 ms with one thread, where a matrix
+    product takes 10 to 14, and usearch's exact search 12.
+    """
+    scores: Float32Array = np.vecdot(vectors_NE, query_E)
+    return scores
+
+
+def _best(rows: Rows, scores: Float32Array, count: int, *, exact: bool) -> Nearest:
+    best = torch.from_numpy(scores).topk(count)
+    return Nearest(rows[best.indices.numpy()], best.values.numpy(), exact)
