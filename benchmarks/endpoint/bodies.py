@@ -22,7 +22,7 @@ FORMS: tuple[Form, ...] = ("json", "base64", "binary")
 _RAW = "application/octet-stream"
 _JSON = "application/json"
 # A product of 256 rows adds in another order than that of one: float32 keeps this much.
-_CLOSE = 2e-5
+CLOSE = 2e-5
 
 
 def features(requests: int, rows: int, width: int, seed: int = 0) -> Array:
@@ -86,5 +86,5 @@ class Expected:
             return False
         return bool(
             found_BE.shape == expected_RBE[number].shape
-            and np.abs(found_BE - expected_RBE[number]).max() < _CLOSE
+            and np.abs(found_BE - expected_RBE[number]).max() < CLOSE
         )

@@ -56,14 +56,21 @@ class Ours:
         replicas: int = 1,
         environment: Mapping[str, str] | None = None,
         settings: Mapping[str, object] | None = None,
+        nodes: int = 1,
     ) -> None:
-        """`settings`: of `ServeArgs`, where they are not to be as they are by default."""
+        """`settings`: of `ServeArgs`, where they are not to be as they are by default. `nodes`: on
+        two, each has room for one replica."""
         self._replicas = replicas
-        self._settings = settings or {}
+        self._nodes = nodes
+        self._settings = {
+            "num_cpus": _cpus_of_head(replicas) if nodes > 1 else 1,
+            **(settings or {}),
+        }
         self.stack = LocalStack(
             folder, Ports.free(), ranks=replicas, extra_environment=dict(environment or {})
         )
         self._driver: subprocess.Popen[bytes] | None = None
+        self._second: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
@@ -80,6 +87,8 @@ class Ours:
         try:
             self.stack.start_ray()
             self.stack.wait_for_ray()
+            if self._nodes > 1:
+                self.start_second_node()
             args = {"store": self.store_uri, "replicas": self._replicas, **self._settings}
             self._driver = self.stack.start_driver(
                 [
@@ -111,12 +120,50 @@ class Ours:
                 self._driver.kill()
                 self._driver.wait()
             self._driver = None
+        if self._second is not None:
+            self.kill_second_node()
         self.stack.stop()
+
+    def start_second_node(self) -> None:
+        """With room for a replica of its own; it joins by itself. At the same address as the head:
+        replicas listen where HAProxy does, which is on loopback."""
+        self._second = self.stack.start_driver(
+            [
+                *(str(Path(sys.executable).parent / "ray"), "start", "--block"),
+                f"--address=127.0.0.1:{self.stack.ports.ray}",
+                *("--node-ip-address=127.0.0.1", "--object-store-memory=80000000"),
+                f"--num-cpus={_cpus_of_head(self._replicas)}",
+                # The default range is shared by all nodes of a machine, and they would collide.
+                *("--min-worker-port=0", "--max-worker-port=0"),
+            ]
+        )
+
+    def kill_second_node(self) -> None:
+        """With all that runs on it, at once."""
+        assert self._second is not None
+        family = psutil.Process(self._second.pid).children(recursive=True)
+        for process in [*family, self._second]:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass  # It was quicker.
+        self._second.wait()
+        self._second = None
 
     def replicas(self) -> list[psutil.Process]:
         """Their processes."""
-        ray = psutil.Process(self.stack.processes["ray"].pid)
-        return [each for each in ray.children(recursive=True) if _is_replica(each)]
+        return self.find(_REPLICA)
+
+    def find(self, title: str) -> list[psutil.Process]:
+        """Processes of this Ray with these words in their title."""
+        roots = [self.stack.processes["ray"], *([self._second] if self._second else [])]
+        family = [each for root in roots for each in _family(root.pid)]
+        return [each for each in family if title in _title(each)]
+
+    def proxy(self) -> list[psutil.Process]:
+        """HAProxy: it has left the family of the process that started it."""
+        folder = str(self.stack.proxy_folder)
+        return [each for each in psutil.process_iter() if folder in _title(each)]
 
     def doors(self) -> dict[str, str]:
         """Address of each replica without HAProxy, by name, as HAProxy's configuration has them."""
@@ -153,8 +200,21 @@ def _is_ready(address: str) -> bool:
         return False  # Not listening yet.
 
 
-def _is_replica(process: psutil.Process) -> bool:
+def _cpus_of_head(replicas: int) -> int:
+    """As `cmcl.stack` gives it; they are a count."""
+    return 2 * replicas + 4
+
+
+def _family(number: int) -> list[psutil.Process]:
     try:
-        return _REPLICA in " ".join(process.cmdline())
+        found: list[psutil.Process] = psutil.Process(number).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return found
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return False
+        return ""

@@ -9,7 +9,7 @@ _QUESTION = (
     "and does memory grow?"
 )
 _HOW = """\
-- A swap is timed from the moment at which `live.json` has been written until each replica, asked at its
+- A swap is timed from the moment before `live.json` is written until each replica, asked at its
   own door every few milliseconds, answers with the version. Then the pointer is announced, as the
   control plane does (`POST /internal/announcements`).
 - Versions go round in a circle that is longer than what a replica keeps, so each has to be read from

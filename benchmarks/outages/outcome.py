@@ -1,0 +1,83 @@
+"""From everything that was asked around one fault to the figures that matter."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.endpoint.load import Answers
+from benchmarks.outages.patient import Call
+from benchmarks.swaps import figures
+
+_OK = 200
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`failed`: requests of plain clients that got no answer with status 200, by kind; `wrong`:
+    answers, of either clients, that are not those of the version. `patient_failed`: calls of
+    `cmcl.Client` that raised. `silence`: longest time in which no plain client got an answer;
+    `whole`: until both replicas and HAProxy answered again, from the fault. Seconds.
+    """
+
+    case: str
+    words: str
+    settings: str
+    answers: int
+    failed: dict[str, int]
+    wrong: int
+    silence: float
+    slowest: float
+    patient_calls: int
+    patient_failed: dict[str, int]
+    patient_slowest: float
+    whole: float
+
+    @property
+    def lost(self) -> int:
+        """Requests of plain clients that came to nothing."""
+        return sum(self.failed.values())
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a fault was, and when it was over: by time.time()."""
+
+    case: str
+    words: str
+    settings: str
+    begin: float
+    whole: float
+    end: float
+
+
+def outcome(moment: Moment, answers: Answers, calls: Sequence[Call]) -> Outcome:
+    """Of what was under way at the moment or asked after it, until its end."""
+    ended = answers["sent"] + answers["seconds"]
+    seen = answers[(ended > moment.begin) & (answers["sent"] < moment.end)]
+    mine = [c for c in calls if c.at + c.seconds > moment.begin and c.at < moment.end]
+    patient = Counter(call.ended for call in mine)
+    wrong = figures.wrong(seen) + patient.pop("wrong", 0)
+    patient.pop("right", None)
+    return Outcome(
+        case=moment.case,
+        words=moment.words,
+        settings=moment.settings,
+        answers=len(seen),
+        failed=figures.failures(seen),
+        wrong=wrong,
+        silence=_silence(seen, moment),
+        slowest=float(seen["seconds"].max(initial=0)),
+        patient_calls=len(mine),
+        patient_failed=dict(patient),
+        patient_slowest=max((call.seconds for call in mine), default=0.0),
+        whole=moment.whole - moment.begin,
+    )
+
+
+def _silence(seen: Answers, moment: Moment) -> float:
+    good = seen[seen["status"] == _OK]
+    times = np.sort(good["sent"] + good["seconds"])
+    times = np.concatenate([[moment.begin], times[times > moment.begin], [moment.end]])
+    return float(np.diff(times).max())

@@ -1,0 +1,187 @@
+"""What does a client see while replicas, HAProxy, Serve's controller, a node or the store die?
+
+`python -m benchmarks.serving_chaos`: two replicas on two Ray nodes of this machine, plain clients and
+`cmcl.Client`, one fault after the other; a replica's death also with HAProxy as Ray sets it.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.arguments import OneLineParser, count
+from benchmarks.endpoint.apart import Clients
+from benchmarks.endpoint.bodies import FORMS, Array, Expected, feature_request, features
+from benchmarks.endpoint.load import Load
+from benchmarks.endpoint.ours import Ours
+from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of, store_version
+from benchmarks.outages.cases import CASES, Scene
+from benchmarks.outages.outcome import Moment, Outcome, outcome
+from benchmarks.outages.page import markdown
+from benchmarks.outages.patient import Patient
+from benchmarks.report import machine
+from cmcl.proxy import BUFFER_KIB, RAYS_OWN
+from workers.contract.version import LivePointer
+from workers.storage.uris import open_store
+from workers.storage.versions import write_live
+
+_RESULTS = Path(".cmcl/benchmarks")
+_STEM = "serving-chaos"
+_REQUESTS = 8
+_RAYS, _OURS = "Ray's", "ours"
+# Where the settings of HAProxy make a difference.
+_COMPARED = ("replica", "node")
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What is asked and what must be answered, R × B × F and R × B × E."""
+
+    rows_RBF: Array
+    expected_RBE: Array
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; status 1 if an answer was wrong, or `cmcl.Client` raised with our settings."""
+    options = _parser().parse_args(arguments)
+    # As an error that unwinds: Ray would outlive this process otherwise.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    compared = [] if options.without_rays else [name for name in options.cases if name in _COMPARED]
+    found: list[Outcome] = []
+    with Clients() as clients:
+        if compared:
+            found += _outcomes(options, clients, compared, _RAYS, RAYS_OWN)
+        found += _outcomes(options, clients, options.cases, _OURS, {})
+    document = _document(options, found)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / _STEM
+    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
+    stem.with_suffix(".md").write_text(markdown(document))
+    print(markdown(document))
+    print(json.dumps(document), flush=True)
+    ours = [each for each in found if each.settings == _OURS]
+    return (
+        1 if any(each.wrong for each in found) or any(each.patient_failed for each in ours) else 0
+    )
+
+
+def _outcomes(
+    options: argparse.Namespace,
+    clients: Clients,
+    cases: Sequence[str],
+    settings: str,
+    environment: Mapping[str, str],
+) -> list[Outcome]:
+    """One system for all of these cases, each as often as it is repeated."""
+    _say(f"starting, proxy: {settings}")
+    material = _material(options)
+    found = []
+    with _scene(options, environment, material) as scene:
+        for name in cases:
+            for _ in range(options.repeats if name == "replica" else 1):
+                found.append(_outcome(options, clients, scene, material, (name, settings)))
+                _say(str(found[-1]))
+    return found
+
+
+@contextmanager
+def _scene(
+    options: argparse.Namespace, environment: Mapping[str, str], material: _Material
+) -> Iterator[Scene]:
+    with tempfile.TemporaryDirectory(prefix="cmcl-chaos-") as folder:
+        ours = Ours(Path(folder) / "ours", replicas=2, environment=environment, nodes=2)
+        with ours:
+            store = open_store(ours.store_uri)
+            store_version(store, 1, options.width)
+            write_live(store, MODEL, LivePointer(generation=1, version=1))
+            ours.wait_for_version(1, options.width)
+            yield Scene(ours, material.rows_RBF[0])
+
+
+def _outcome(
+    options: argparse.Namespace,
+    clients: Clients,
+    scene: Scene,
+    material: _Material,
+    what: tuple[str, str],
+) -> Outcome:
+    name, settings = what
+    address = scene.ours.address
+    requests = [
+        feature_request(address, options.form, rows_BF, model=MODEL, modality=MODALITY)
+        for rows_BF in material.rows_RBF
+    ]
+    load = Load(address, requests, options.clients, 3600, check_each=True)
+    clients.begin(load, Expected(options.form, {1: material.expected_RBE}))
+    patient = Patient(address, material.rows_RBF[0], material.expected_RBE[0], 2)
+    try:
+        time.sleep(options.seconds)
+        begin = time.time()
+        gone = CASES[name].act(scene)
+        scene.wait_until_whole(gone)
+        whole = time.time()
+        time.sleep(options.seconds)
+    finally:
+        answers, calls = clients.end(), patient.end()
+    moment = Moment(name, CASES[name].words, settings, begin, whole, whole + options.seconds)
+    return outcome(moment, answers, calls)
+
+
+@torch.inference_mode()
+def _material(options: argparse.Namespace) -> _Material:
+    rows_RBF = features(_REQUESTS, options.rows, options.width)
+    heads = heads_of(1, options.width)
+    embedded = [heads.embed(MODALITY, torch.from_numpy(rows_BF)).numpy() for rows_BF in rows_RBF]
+    return _Material(rows_RBF, np.stack(embedded))
+
+
+def _document(options: argparse.Namespace, found: Sequence[Outcome]) -> dict[str, Any]:
+    return {
+        "outcomes": [{**asdict(each), "lost": each.lost} for each in found],
+        "configuration": {
+            "width": f"F = E = {options.width}, conditioned heads",
+            "replicas": "2, each on a Ray node of its own on this machine; HAProxy on the head",
+            "clients": f"{options.clients} plain, {options.rows} row(s) a request, {options.form}; "
+            "2 of cmcl.Client",
+            "seconds": f"{options.seconds:g} before each fault, and after it is over",
+            "buffer of HAProxy, KiB": BUFFER_KIB,
+            "seed": 0,
+        },
+        "machine": machine(),
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="python -m benchmarks.serving_chaos", description=__doc__)
+    parser.add_argument(
+        "--cases", nargs="+", choices=CASES, default=list(CASES), help="(default: all)"
+    )
+    parser.add_argument(
+        "--repeats", type=count, default=3, help="of a replica's death (default: 3)"
+    )
+    parser.add_argument("--without-rays", action="store_true", help="our proxy's settings alone")
+    parser.add_argument("--seconds", type=float, default=4, help="before and after (default: 4)")
+    parser.add_argument("--clients", type=count, default=8, help="plain ones (default: 8)")
+    parser.add_argument("--rows", type=count, default=1, help="in a request (default: 1)")
+    parser.add_argument("--form", choices=FORMS, default="base64", help="(default: base64)")
+    parser.add_argument("--width", type=count, default=1024, help="F = E (default: 1024)")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    return parser
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
