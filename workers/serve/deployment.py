@@ -7,6 +7,7 @@ from uuid import uuid4
 import torch
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.schema import LoggingConfig
 
 from workers.contract.errors import StorageUnavailable
 from workers.serve.access.port import Doorkeeper, OpenDoor
@@ -123,4 +124,6 @@ EMBEDDER: serve.Deployment = serve.deployment(
     # When the application itself changes, the new replica is up before the old one goes.
     max_surge_percent=100,
     health_check_period_s=5,
+    # A line for each request costs a thirtieth of it; they are counted instead.
+    logging_config=LoggingConfig(enable_access_log=False),
 )(serve.ingress()(Embedder))

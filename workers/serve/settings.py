@@ -26,10 +26,10 @@ class ServeArgs(Frozen):
         default=None, description="between two looks at live.json; by default by kind of store"
     )
     max_rows: int = Field(default=4096, ge=1, description="in one request")
-    max_rows_in_flight: int = Field(default=8192, ge=1, description="in one replica, before 429")
+    max_rows_in_flight: int = Field(default=32768, ge=1, description="in one replica, before 429")
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="largest request body")
     max_bytes_in_flight: int = Field(
-        default=256 << 20, ge=1024, description="bodies in one replica's memory, before 429"
+        default=512 << 20, ge=1024, description="bodies in one replica's memory, before 429"
     )
     body_seconds: float = Field(
         default=30, gt=0, le=3600, description="for a request's body to arrive, before 408"
