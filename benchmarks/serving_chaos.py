@@ -40,7 +40,7 @@ _STEM = "serving-chaos"
 _REQUESTS = 8
 _RAYS, _OURS = "Ray's", "ours"
 # Where the settings of HAProxy make a difference.
-_COMPARED = ("replica", "node")
+_COMPARED = ("replica", "node", "proxy")
 
 
 @dataclass(frozen=True)

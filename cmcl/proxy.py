@@ -20,10 +20,13 @@ SERVING = {
     "RAY_SERVE_HAPROXY_RETRY_ON": (
         "conn-failure empty-response junk-response\n    option http-buffer-request"
     ),
+    # Three failed looks and HAProxy is started anew; by default they are ten seconds apart.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
 }
 
 # What Ray 2.60 does by itself; to measure beside.
 RAYS_OWN = {
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "16384",
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "10",
 }

@@ -9,6 +9,7 @@ import httpx
 from cmcl.errors import PASSING, CmclError
 
 _CONFLICT = 409
+_PROXYS = frozenset({404, 500})
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,19 @@ class Retries:
         asked = _retry_after(response)
         status = response.status_code
         # 409 with a time: the same request is being carried out just now.
-        if status not in PASSING and not (status == _CONFLICT and asked is not None):
+        passing = status in PASSING or _is_of_a_proxy(response)
+        if not passing and not (status == _CONFLICT and asked is not None):
             return None
         if failed >= self.attempts or (asked or 0) > self.longest_pause:
             return None
         return max(self.pause(failed), asked or 0.0)
+
+
+def _is_of_a_proxy(response: httpx.Response) -> bool:
+    """Whether a proxy answered for a server that is away: Ray's HAProxy says 500 then, or 404 while
+    it starts, in plain text. Our own servers say everything in JSON."""
+    media_type = str(response.headers.get("content-type", ""))
+    return response.status_code in _PROXYS and media_type.startswith("text/plain")
 
 
 def _retry_after(response: httpx.Response) -> float | None:

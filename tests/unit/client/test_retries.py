@@ -40,6 +40,12 @@ def test_what_cannot_succeed_later_is_asked_once(status: int) -> None:
     assert caught.value.status == status
 
 
+@pytest.mark.parametrize("status", [404, 500])
+def test_what_a_proxy_says_for_replicas_that_are_away_is_asked_again(status: int) -> None:
+    away = httpx.Response(status, text="Internal Server Error")
+    assert Driven(post(), [away, answer(200)]).result == Live(**LIVE)
+
+
 def test_all_attempts_of_a_post_have_one_key_and_two_posts_two() -> None:
     outcomes = [httpx.ReadError("lost"), answer(503), answer(200)]
     first, second = Driven(post(), outcomes), Driven(post(), [answer(200)])
