@@ -1,0 +1,67 @@
+"""An hour of swaps compressed: three hundred of them, and nothing is left behind.
+
+A version that something held on to would cost half a MiB a swap. benchmarks/serving_swaps.py --minutes
+does the same with replicas under Ray, for as long as one likes.
+"""
+
+import asyncio
+import gc
+from collections import Counter
+from itertools import cycle, islice
+
+import httpx
+import psutil
+import pytest
+import torch
+
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.versions import random_heads, store_version
+from tests.unit.serve.conftest import MODEL, Replica
+from workers.contract.model import ModelSpec
+from workers.serve.settings import ServeArgs
+
+WIDTH = 256
+SPEC = ModelSpec(width=WIDTH, modalities={"image": WIDTH, "text": WIDTH})
+# More than what stays in memory, so that each is read, verified and let go of again and again.
+VERSIONS = 6
+SETTLED, SWAPS = 50, 300
+MOST_MIB = 8
+# Of 250 swaps; what a request or a look allocates for good would be hundreds.
+MOST_OBJECTS = 100
+
+
+def held() -> tuple[float, Counter[str]]:
+    """Resident memory in MiB, and all objects that the collector knows, by type."""
+    gc.collect()
+    kinds = Counter(type(each).__name__ for each in gc.get_objects())
+    return psutil.Process().memory_info().rss / 2**20, kinds
+
+
+async def swap_and_ask(replica: Replica, swaps: int, generation: int) -> None:
+    """Every version answers at least one request of eight rows."""
+    rows = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(0)).tolist()
+    body = {"model": MODEL, "modality": "image", "input": rows, "encoding_format": "base64"}
+    transport = httpx.ASGITransport(replica.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+        for number, version in enumerate(islice(cycle(range(1, VERSIONS + 1)), swaps), generation):
+            replica.point(number, version)
+            await asyncio.to_thread(replica.look)
+            response = await client.post("/v1/embeddings", json=body)
+            assert (response.status_code, response.headers["x-model-version"]) == (
+                200,
+                str(version),
+            )
+
+
+@pytest.mark.timeout(300)
+def test_memory_is_flat_from_the_fiftieth_swap_to_the_three_hundredth(store: FlakyStore) -> None:
+    replica = Replica(store, ServeArgs(store=store.uri, recent_versions=2))
+    for version in range(1, VERSIONS + 1):
+        store_version(store, MODEL, version, SPEC, random_heads(SPEC, version))
+    asyncio.run(swap_and_ask(replica, SETTLED, generation=1))
+    before_mib, before = held()
+    asyncio.run(swap_and_ask(replica, SWAPS - SETTLED, generation=SETTLED + 1))
+    after_mib, after = held()
+    assert (after - before).total() < MOST_OBJECTS, (after - before).most_common(10)
+    assert after["ServedVersion"] == before["ServedVersion"]
+    assert after_mib - before_mib < MOST_MIB
