@@ -17,26 +17,25 @@ from workers.nullspace.conditioning import Conditioning
 class ServingHead:
     """Conditioning, weight and bias of one modality.
 
-    The bias stands by itself, so that no row is copied to append a 1, and rows of the weight begin
-    where the processor likes them to; `weight_FE` is laid out as a product with rows reads it.
+    The bias stands by itself, so that no row is copied to append a 1. Both are views: a copy laid out
+    as the product reads it was no faster (docs/log.md), and a swap would have to make it.
     """
 
     conditioning: Conditioning | None
-    weight_FE: Tensor
+    weight_EF: Tensor
     bias_E: Tensor
 
     @classmethod
     def of(cls, heads: ModalityHeads, modality: str) -> "ServingHead":
         """The head of this modality. Raises KeyError."""
         weight_EI = heads.weights[modality]
-        weight_FE = weight_EI[:, :-1].mT.contiguous()
-        return cls(heads.conditioning.get(modality), weight_FE, weight_EI[:, -1].clone())
+        return cls(heads.conditioning.get(modality), weight_EI[:, :-1], weight_EI[:, -1])
 
     def outputs(self, raw_BF: Tensor) -> Tensor:
         """What the head gives (B × E), before it is brought to unit length."""
         unit_BF = unit_rows(raw_BF)
         read_BF = self.conditioning(unit_BF) if self.conditioning else unit_BF
-        return torch.addmm(self.bias_E, read_BF, self.weight_FE)
+        return torch.nn.functional.linear(read_BF, self.weight_EF, self.bias_E)
 
 
 def unit_length(outputs_BE: Tensor) -> Tensor:
