@@ -1,7 +1,7 @@
 """The command line, over the same REST API that everybody uses.
 
 Exit codes: 0 done; 1 refused or failed; 2 not understood; 3 the job that was followed ended without
-a version; 4 no server answers; 130 Ctrl-C. A key is read from CMCL_KEY.
+a version, or a rebuild found damage; 4 no server answers; 130 Ctrl-C. A key is read from CMCL_KEY.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from cmcl.commands import (
+    admin,
     candidates,
     collections,
     datasets,
@@ -33,6 +34,7 @@ for name, group in {
     "collection": collections.app,
     "key": keys.app,
     "webhook": webhooks.app,
+    "admin": admin.app,
 }.items():
     app.add_typer(group, name=name)
 for command in (versions.promote, versions.rollback, versions.history):

@@ -1,4 +1,4 @@
-"""`python -m service`: settings, app, server. `... keys`: its keys. `... admin`: while none runs."""
+"""`python -m service`: settings, app, server. `... keys`, `... migrate`, `... admin`: what else there is."""
 
 import argparse
 import logging.config
@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pydantic import ValidationError
 
 from service import admin_commands, key_commands
+from service.database.engine import open_database
+from service.database.migrations import upgrade
 from service.errors import ServiceError
 from service.logs import log_config, secret_texts
 from service.settings import Settings
@@ -39,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=_serve)
     commands = parser.add_subparsers(metavar="COMMAND")
     key_commands.add_commands(commands.add_parser("keys", help="make, list and revoke keys"))
+    commands.add_parser(
+        "migrate",
+        help="bring the database's tables up to date, before services of this release start",
+    ).set_defaults(run=_migrate)
     admin_commands.add_commands(
         commands.add_parser("admin", help="restore a lost database, while no service runs")
     )
@@ -65,6 +71,15 @@ def _serve(settings: Settings, _: argparse.Namespace) -> None:
         # A client that takes nothing any more would keep the process from ending for ever.
         timeout_graceful_shutdown=10,
     )
+
+
+def _migrate(settings: Settings, _: argparse.Namespace) -> None:
+    """Services do it themselves when they start; a deployment does it before, and stops if it fails."""
+    database = open_database(settings.database_url)
+    try:
+        upgrade(database)
+    finally:
+        database.close()
 
 
 def _complaints(error: ValidationError) -> Iterator[str]:

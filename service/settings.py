@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     )
     kuberay_pod_template: Path | None = Field(
         default=None,
-        description="YAML file with pod templates `head` and `workers`, laid over ours",
+        description="YAML file with pod templates `head` and `workers`, laid over ours, and `submitter`",
     )
     kuberay_submission_mode: Literal["HTTPMode", "K8sJobMode", "SidecarMode"] = Field(
         default="HTTPMode", description="how KubeRay hands the command to Ray"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from service.control.rebuild.findings import Findings
-from service.control.records.document import DamagedRecord, Record, key_of, read
+from service.control.records.document import DamagedRecord, Recorded, key_of, read
 from service.database.queries.records import Kind
 from workers.contract.dataset import Shard
 from workers.contract.errors import InvalidVersion, ObjectNotFound
@@ -39,8 +39,8 @@ class Bucket:
         keys = self.store.keys(prefix)
         return {key.removeprefix(prefix).removesuffix(".json") for key in keys}
 
-    def record(self, kind: Kind, name: str) -> Record | None:
-        """None where there is none, or a damaged one."""
+    def record(self, kind: Kind, name: str) -> Recorded | None:
+        """None where there is none, or a damaged one. Raises Conflict for a newer release's."""
         key = key_of(kind, name)
         try:
             found = read(self.store.read(key), kind, name)

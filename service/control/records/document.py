@@ -1,12 +1,14 @@
 """A record: rows of the database as one object, with a digest that tells whether it is whole.
 
-A newer release may know columns that a record does not have: they are what a new row has there. It
-cannot be read by an older release that lacks a column which it has: something would be lost in silence.
+A migration that adds a column notes everything, so that it is recorded anew; until that is done, the
+column is what a new row has there. An older release refuses records with a column that it lacks:
+something would be lost in silence.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
@@ -15,6 +17,8 @@ from sqlalchemy import Column, Table
 
 from service.database.columns import UtcDateTime
 from service.database.queries.records import Kind, Row, Tables
+from service.database.tables import metadata
+from service.errors import Conflict
 from workers.contract.modality import Sha256
 from workers.storage import layout
 
@@ -42,7 +46,20 @@ class _Sealed(BaseModel):
 
 
 class DamagedRecord(Exception):
-    """It is not what was written, or nothing that this release can read. Says why."""
+    """It is not what was written. Says why."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A record that was read: rows as the database takes them."""
+
+    tables: Tables
+    position: int
+    manifest_sha256: str | None
+
+    def rows(self, table: Table) -> list[Row]:
+        """Those of one table."""
+        return self.tables.get(table.name, [])
 
 
 def key_of(kind: Kind, name: str) -> str:
@@ -63,23 +80,21 @@ def encode_rows(tables: Tables) -> dict[str, list[dict[str, JsonValue]]]:
     }
 
 
-def rows(record: Record, table: Table) -> list[Row]:
-    """Its rows of that table, as the database takes them. Raises DamagedRecord."""
-    return [_row(table, values) for values in record.tables.get(table.name, [])]
-
-
 def write(record: Record) -> bytes:
     """The record as an object."""
     content = record.model_dump(mode="json")
     return _Sealed(sha256=_digest(content), record=content).model_dump_json().encode()
 
 
-def read(data: bytes, kind: Kind, name: str) -> Record:
-    """The record of that very thing. Raises DamagedRecord."""
+def read(data: bytes, kind: Kind, name: str) -> Recorded:
+    """The record of that very thing. Raises DamagedRecord, and Conflict for a newer release's."""
     found = _opened(data)
     if (found.kind, found.name) != (kind, name):
         raise DamagedRecord(f"it is of {found.kind} {found.name}")
-    return found
+    tables = {
+        table: [_row(table, values) for values in rows] for table, rows in found.tables.items()
+    }
+    return Recorded(tables, found.position, found.manifest_sha256)
 
 
 def _opened(data: bytes) -> Record:
@@ -103,16 +118,19 @@ def _told(value: Any) -> JsonValue:
     return told
 
 
-def _row(table: Table, values: Mapping[str, JsonValue]) -> Row:
-    unknown = sorted(values.keys() - {column.name for column in table.columns})
+def _row(table: str, values: Mapping[str, JsonValue]) -> Row:
+    known = metadata.tables.get(table)
+    columns = {} if known is None else {column.name: column for column in known.columns}
+    unknown = sorted(values.keys() - columns.keys())
     if unknown:
-        raise DamagedRecord(
-            f"it was written by a newer release: {table.name} has no {', '.join(unknown)} here"
+        raise Conflict(
+            f"records were written by a newer release ({table} has no {', '.join(unknown)} here): "
+            "rebuild with that one"
         )
     try:
-        return {name: _meant(table.columns[name], value) for name, value in values.items()}
+        return {name: _meant(columns[name], value) for name, value in values.items()}
     except (TypeError, ValueError) as error:
-        raise DamagedRecord(f"{table.name}: {error}") from error
+        raise DamagedRecord(f"{table}: {error}") from error
 
 
 def _meant(column: Column[Any], value: JsonValue) -> Any:

@@ -1,6 +1,7 @@
 """The pods of a RayJob: ours are bare, and a site lays over them what its cluster asks for.
 
-A site's file is YAML with two pod templates, `head` and `workers`. Maps are merged. So are lists whose
+A site's file is YAML with pod templates `head` and `workers`, and `submitter` for the mode in which a pod
+of its own hands the command to Ray; that one is taken as it is. Maps are merged. So are lists whose
 entries have names (containers, env, volumes), entry by entry; every other list replaces ours.
 The container with Ray in it is named `ray`.
 """
@@ -11,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 RAY_CONTAINER = "ray"
-_GROUPS = ("head", "workers")
+_GROUPS = ("head", "workers", "submitter")
+_NAMES = "head, workers and submitter"
 
 Tree = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PodTemplates:
-    """What a site lays over the pods of the head and of the workers."""
+    """What a site lays over the pods of the head and of the workers, and its submitter's pod."""
 
     head: Mapping[str, Any] = field(default_factory=dict)
     workers: Mapping[str, Any] = field(default_factory=dict)
+    submitter: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_pod_templates(path: Path | None) -> PodTemplates:
@@ -52,10 +55,10 @@ def pod_template(image: str, service_account: str, limits: Tree, site: Mapping[s
 
 def _checked(path: Path, read: Any) -> Tree:
     if not isinstance(read, dict):
-        raise ValueError(f"{path} must be a map with {' and '.join(_GROUPS)}")  # noqa: TRY004
+        raise ValueError(f"{path} must be a map with {_NAMES}")  # noqa: TRY004
     for name, template in read.items():
         if name not in _GROUPS:
-            raise ValueError(f"{path} has {name!r}; permitted are {' and '.join(_GROUPS)}")
+            raise ValueError(f"{path} has {name!r}; permitted are {_NAMES}")
         if not isinstance(template, dict) or not set(template) <= {"metadata", "spec"}:
             raise ValueError(f"{path}: {name} is no pod template: a map of metadata and spec")
     return read

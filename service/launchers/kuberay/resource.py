@@ -77,6 +77,7 @@ def ray_job(submission: Submission, site: Site) -> dict[str, Any]:
             # JSON is YAML.
             **({"runtimeEnvYAML": json.dumps(site.runtime_env)} if site.runtime_env else {}),
             "submissionMode": site.submission_mode,
+            **_submitter(site),
             "backoffLimit": 0,
             "activeDeadlineSeconds": min(math.ceil(site.deadline_seconds), _LARGEST_SECONDS),
             "shutdownAfterJobFinishes": True,
@@ -86,6 +87,13 @@ def ray_job(submission: Submission, site: Site) -> dict[str, Any]:
             "rayClusterSpec": _cluster(submission, site),
         },
     }
+
+
+def _submitter(site: Site) -> dict[str, Any]:
+    """HTTPMode has no such pod, and KubeRay refuses the field in SidecarMode."""
+    if site.submission_mode == "K8sJobMode" and site.pods.submitter:
+        return {"submitterPodTemplate": dict(site.pods.submitter)}
+    return {}
 
 
 def _labels(submission: Submission, site: Site) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from service.control.data.intake import NewDataset
 from service.control.rebuild.bucket import Bucket
-from service.control.rebuild.found.models import FoundModel, rows_of
+from service.control.rebuild.found.models import FoundModel
 from service.control.rebuild.found.versions import FoundVersion
 from service.database.queries.records import Row
 from service.database.tables import datasets, jobs, upload_uses, uploads
@@ -65,8 +65,8 @@ class DatasetFolders:
 
     def _add(self, found: FoundDatasets, name: str, learned: _Learned | None) -> None:
         record = self.bucket.record("dataset", name)
-        row = next(iter(rows_of(self.bucket, record, datasets.name)), None)
-        job = next(iter(rows_of(self.bucket, record, jobs.name)), None)
+        row = next(iter(record.rows(datasets)), None) if record else None
+        job = next(iter(record.rows(jobs)), None) if record else None
         manifest, problem = self._manifest(name, record.manifest_sha256 if record else None)
         if row is None:
             row = self._without_record(name, manifest, learned)
@@ -85,8 +85,9 @@ class DatasetFolders:
         self._check(row, job, manifest, problem)
         found.datasets.append(row)
         found.jobs += [job] if job is not None else []
-        found.uses += rows_of(self.bucket, record, upload_uses.name)
-        found.uploads |= {each["id"]: each for each in rows_of(self.bucket, record, uploads.name)}
+        if record is not None:
+            found.uses += record.rows(upload_uses)
+            found.uploads |= {each["id"]: each for each in record.rows(uploads)}
 
     def _manifest(self, name: str, sha256: str | None) -> tuple[DatasetManifest | None, str | None]:
         """None and None where it never had one, as far as is known."""

@@ -7,7 +7,6 @@ from datetime import datetime
 from service.control.rebuild.bucket import Bucket
 from service.control.rebuild.found.pointer import Pointer
 from service.control.rebuild.found.versions import FoundVersion, ModelFolder
-from service.control.records.document import DamagedRecord, Record, rows
 from service.database.queries.records import Row, version_name
 from service.database.tables import models, promotions, trials, versions
 from service.principal import DEFAULT_OWNER
@@ -49,8 +48,7 @@ def names_of_models(bucket: Bucket) -> list[str]:
 def find_model(bucket: Bucket, name: str, now: datetime, *, may_mend: bool) -> FoundModel | None:
     """None where neither a record nor a version says what the model is."""
     record = bucket.record("model", name)
-    recorded = rows_of(bucket, record, models.name)
-    row = recorded[0] if recorded else None
+    row = next(iter(record.rows(models)), None) if record else None
     is_recorded = row is not None
     found = _folder(bucket, name, row, may_mend=may_mend).versions()
     live = _live(bucket, name)
@@ -64,8 +62,8 @@ def find_model(bucket: Bucket, name: str, now: datetime, *, may_mend: bool) -> F
     version_rows = [found[number].row(now) for number in sorted(found)]
     pointer = Pointer(
         row,
-        rows_of(bucket, record, promotions.name),
-        rows_of(bucket, record, trials.name),
+        record.rows(promotions) if record else [],
+        record.rows(trials) if record else [],
         {each["number"]: each for each in version_rows},
         is_recorded,
         now,
@@ -82,7 +80,7 @@ def _folder(bucket: Bucket, name: str, row: Row | None, *, may_mend: bool) -> Mo
     for key in keys:
         number = int(key.rpartition("/")[2].removesuffix(".json"))
         record = bucket.record("version", version_name(name, number))
-        for found in rows_of(bucket, record, versions.name):
+        for found in record.rows(versions) if record else ():
             recorded[number] = found
             digests[number] = record.manifest_sha256 if record else None
     return ModelFolder(
@@ -94,18 +92,6 @@ def _folder(bucket: Bucket, name: str, row: Row | None, *, may_mend: bool) -> Mo
         is_deleted=row is not None and row["deleted_at"] is not None,
         may_mend=may_mend,
     )
-
-
-def rows_of(bucket: Bucket, record: Record | None, table: str) -> list[Row]:
-    """Its rows of that table; without a record, or with one that cannot be read, none."""
-    if record is None:
-        return []
-    try:
-        return rows(record, models.metadata.tables[table])
-    except DamagedRecord as error:
-        so = "what it told is lost; the rest is taken from manifests"
-        bucket.findings.damage(f"record of {record.kind} {record.name!r}", str(error), so)
-        return []
 
 
 def _live(bucket: Bucket, name: str) -> LivePointer | None:

@@ -1,0 +1,149 @@
+"""One life after another loses its database after each round, and goes on with a rebuilt one.
+
+With records as they were at that moment, every life ends as it must. With records that are some seconds
+old (nobody had written newer ones), what was done since is found in the store, or done again: never
+twice, and what replicas have been told never goes back.
+"""
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, select, update
+
+from service.control.context import Context
+from service.control.rebuild.bucket import Bucket
+from service.control.rebuild.run import Rebuild
+from service.control.reconcile import Reconciler
+from service.control.records.recorder import Recorder
+from service.database import tables
+from service.database.engine import Database
+from service.states import TERMINAL, JobState
+from tests.faults.lives import LIVES, Life, check_end, is_quiet
+from tests.faults.world import Template, World
+from workers.contract.version import VersionManifest
+from workers.storage import layout
+from workers.storage.versions import check_object, read_live, read_version
+
+_MOST_ROUNDS = 120
+# In the short run of every change, each so-many-th round loses its database.
+_EVERY_ROUND = "CMCL_FAULT_EXAMPLES" in os.environ
+_LAGS = (1, 3) if _EVERY_ROUND else (2,)
+
+Records = dict[str, bytes]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name)
+def test_a_life_ends_as_it_must_after_any_loss(template: Template, stage: Path, life: Life) -> None:
+    for world in _worlds(template, stage, life, lag=0):
+        check_end(world, life)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name)
+@pytest.mark.parametrize("lag", _LAGS)
+def test_records_of_some_seconds_ago_lead_to_nothing_twice(
+    template: Template, stage: Path, life: Life, lag: int
+) -> None:
+    for world in _worlds(template, stage, life, lag):
+        states = {job.state for job in world.jobs()}
+        # What a person had said of a held one must be said again.
+        assert states <= TERMINAL | {JobState.HELD}, states
+
+
+def _worlds(template: Template, stage: Path, life: Life, lag: int) -> Iterator[World]:
+    """Each came to its end after a loss; the last one ended before there was one."""
+    for round_of_loss in itertools.count(1, 1 if _EVERY_ROUND else 2 + lag):
+        with closing(World(template, stage)) as world:
+            try:
+                was_lost = _live(world, life, round_of_loss, lag)
+                _check(world)
+                yield world
+            except AssertionError as error:
+                error.add_note(f"{life.name}, lost after round {round_of_loss}, lag {lag}")
+                raise
+        if not was_lost:
+            assert round_of_loss > 1, "the life has no moment of its own"
+            return
+
+
+def _live(world: World, life: Life, round_of_loss: int, lag: int) -> bool:
+    context = world.context(world.database)
+    reconciler, was_lost = Reconciler(context), False
+    life.begin(world)
+    past = [_recorded(context)]
+    for number in range(1, _MOST_ROUNDS):
+        reconciler.tick()
+        world.clock.advance(2)
+        life.react(world)
+        past.append(_recorded(context))
+        if number == round_of_loss:
+            _lose(context, past[max(0, number - lag)])
+            reconciler, was_lost = Reconciler(context), True
+        elif is_quiet(world):
+            break
+    return was_lost
+
+
+def _recorded(context: Context) -> Records:
+    """What lies in the store once everything is recorded."""
+    assert Recorder(context).round()
+    with context.database.write() as connection:
+        # The next recorder is another process: it need not wait.
+        connection.execute(delete(tables.leases))
+    return {key: context.store.read(key) for key in context.store.keys(layout.records())}
+
+
+def _lose(context: Context, records: Records) -> None:
+    """The database, and the records that are newer than these; then rebuild."""
+    _empty(context.database)
+    for key in list(context.store.keys(layout.records())):
+        context.store.delete(key)
+    for key, data in records.items():
+        context.store.put(key, data)
+    before = {name: read_live(context.store, name) for name in context.store.folders("models/")}
+    bucket = Bucket(context.store, "full")
+    work = Rebuild(bucket, None, may_mend=False, now=context.clock(), tell=lambda _: None)
+    work.fill(context.database, work.look())
+    assert bucket.findings.damaged == []
+    with context.database.read() as connection:
+        for row in connection.execute(select(tables.models)).all():
+            pointer = before.get(row.name)
+            if pointer is not None:
+                assert (row.live_generation, row.live_revision) >= pointer.order
+
+
+def _empty(database: Database) -> None:
+    """As a new one: with its tables, and nothing in them."""
+    with database.write() as connection:
+        for table in reversed(tables.metadata.sorted_tables):
+            if table is not tables.event_positions:
+                connection.execute(delete(table))
+        connection.execute(update(tables.event_positions).values(newest=0))
+
+
+def _check(world: World) -> None:
+    """Each dataset became one version at most, and each version is whole."""
+    with world.database.read() as connection:
+        models = connection.execute(select(tables.models)).all()
+        query = select(tables.versions).order_by(tables.versions.c.model, tables.versions.c.number)
+        versions = connection.execute(query).all()
+    for model in models:
+        chain = [version for version in versions if version.model == model.name]
+        assert [version.number for version in chain] == list(range(1, model.head + 1))
+        learned = Counter(version.manifest["dataset"] for version in chain)
+        assert all(count == 1 for count in learned.values()), f"learned twice: {learned}"
+        for version in chain:
+            manifest = VersionManifest.model_validate(version.manifest)
+            assert read_version(world.store, model.name, version.number) == manifest
+            for name, entry in manifest.files.items():
+                key = layout.version_file(model.name, version.number, name)
+                check_object(world.store, key, entry)
+        pointer = read_live(world.store, model.name)
+        shown = None if pointer is None else (pointer.version, pointer.generation)
+        assert shown == ((model.live_version, model.live_generation) if chain else None)

@@ -1,0 +1,150 @@
+"""`python -m service admin rebuild`, from its options to its exit status."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cmcl.cli import main as client_main
+from service.__main__ import main
+from service.control.access.signing import make_pair, read_signing_key
+from service.control.access.snapshot import SnapshotWriter
+from service.database.engine import open_database
+from service.database.migrations import upgrade
+from service.database.queries import leases
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.wreckage import everything, rebuild, wreck
+from tests.unit.service.access.holder import ADMIN_KEY, Holder
+from workers.storage import layout
+
+Run = Callable[..., tuple[int, str, str]]
+DAMAGED = 3
+
+
+@pytest.fixture
+def new_database(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "cmcl.db"
+
+
+@pytest.fixture
+def run(
+    plane: ControlPlane,
+    new_database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """The command on the plane's store and a database of its own: status, output, complaints."""
+    monkeypatch.setenv("CMCL_DATABASE_URL", f"sqlite:///{new_database}")
+    monkeypatch.setenv("CMCL_STORE_URI", plane.store.uri)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = main(["admin", "rebuild", *arguments])
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+def test_a_new_database_has_all_rows_of_the_old_one(
+    plane: ControlPlane, run: Run, new_database: Path
+) -> None:
+    status, shown, progress = run()
+    assert status == 0
+    assert "model 1 of 1: scenes" in progress
+    assert ["jobs", "3", "3", "published"] in [line.split() for line in shown.splitlines()]
+    assert "webhooks" in shown.partition("not restored:")[2]
+    rebuilt = open_database(f"sqlite:///{new_database}")
+    assert everything(rebuilt) == everything(plane.context.database)
+    rebuilt.close()
+
+
+def test_the_report_can_be_one_document(run: Run) -> None:
+    status, shown, _ = run("--json")
+    told = json.loads(shown)
+    assert (status, told["damaged"]) == (0, [])
+    assert told["rows"]["versions"] == 3
+    assert told["jobs"] == {"published": 3}
+
+
+def test_a_second_rebuild_is_refused(run: Run) -> None:
+    assert run()[0] == 0
+    status, shown, complaint = run()
+    assert (status, shown) == (1, "")
+    assert "has rows already" in complaint
+
+
+def test_a_dry_run_touches_no_database(run: Run, new_database: Path) -> None:
+    status, shown, _ = run("--dry-run")
+    assert status == 0
+    assert shown.startswith("would be restored:")
+    assert not new_database.exists()
+    assert run("--dry-run", "--mend")[0] == 1
+
+
+def test_damage_is_told_and_shows_in_the_exit_status(plane: ControlPlane, run: Run) -> None:
+    plane.store.delete(layout.version_file("scenes", 2, layout.HEADS))
+    status, shown, _ = run()
+    assert status == DAMAGED
+    assert "version 2 of 'scenes'" in shown.partition("damaged")[2]
+
+
+def test_an_empty_bucket_is_a_mistake(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMCL_STORE_URI", (tmp_path / "elsewhere").as_uri())
+    status, _, complaint = run()
+    assert status == 1
+    assert "CMCL_STORE_URI" in complaint
+
+
+def test_a_database_on_which_a_service_works_is_refused(
+    plane: ControlPlane, run: Run, new_database: Path
+) -> None:
+    database = open_database(f"sqlite:///{new_database}")
+    upgrade(database)
+    far = plane.clock().replace(year=2999)
+    with database.write() as connection:
+        assert leases.claim(connection, "sweeper", "somebody", plane.clock(), far)
+    database.close()
+    status, _, complaint = run()
+    assert status == 1
+    assert "sweeper" in complaint
+
+
+def test_the_client_runs_the_command_of_the_service(
+    plane: ControlPlane, new_database: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--database-url", f"sqlite:///{new_database}", "--store", plane.store.uri]
+    assert client_main(["admin", "rebuild", "--verify", "manifests", "--json", *places]) == 0
+    assert json.loads(capfd.readouterr().out)["rows"]["models"] == 1
+    assert client_main(["admin", "rebuild", *places]) == 1
+    assert "has rows already" in capfd.readouterr().err
+
+
+def test_keys_that_embed_go_on_embedding(tmp_path: Path) -> None:
+    pair = make_pair()
+    signing_key = read_signing_key(pair.private)
+    settings = {"auth": "on", "admin_key": ADMIN_KEY, "snapshot_signing_key": pair.private}
+    plane = ControlPlane(tmp_path, **settings)
+    operator = Holder(plane, ADMIN_KEY)
+    plane.client = operator
+    plane.create_model()
+    asker = operator.make_key("asker", ("embed", "read"), owner="somebody")
+    operator.make_key("trainer", ("train",))
+    writer = SnapshotWriter(plane.context, signing_key)
+    writer.round()
+    plane.record()
+    before = plane.store.read(layout.key_snapshot())
+    wreck(plane.context.database)
+    findings = rebuild(plane, signing_key=signing_key)
+    assert findings.damaged == []
+    keys = operator.get("/v1/keys").json()["items"]
+    assert [(key["id"], key["owner"], key["scopes"]) for key in keys] == [
+        (asker["id"], "somebody", ["embed"])
+    ]
+    SnapshotWriter(plane.context, signing_key).round()
+    assert plane.store.read(layout.key_snapshot()) == before
+    wreck(plane.context.database)
+    (damage,) = rebuild(plane, signing_key=read_signing_key(make_pair().private)).damaged
+    assert "not signed with this key" in damage.why
+    plane.close()

@@ -1,0 +1,193 @@
+"""What is missing or damaged in a bucket is named, and everything else is restored."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from service.control.rebuild.bucket import Verify
+from service.control.rebuild.findings import Findings
+from service.control.records.document import Record, write
+from service.errors import Conflict
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.wreckage import everything, rebuild, wreck
+from workers.storage import layout
+from workers.storage.versions import read_live
+
+HEADS_OF_2 = layout.version_file("scenes", 2, layout.HEADS)
+HEADS_OF_3 = layout.version_file("scenes", 3, layout.HEADS)
+MANIFEST_OF_3 = layout.version_file("scenes", 3, layout.MANIFEST)
+
+
+def _rebuilt(plane: ControlPlane, verify: Verify = "full", *, may_mend: bool = False) -> Findings:
+    wreck(plane.context.database)
+    return rebuild(plane, verify, may_mend=may_mend)
+
+
+def _forget_attempts(plane: ControlPlane) -> None:
+    """As the sweeper does it after some days."""
+    _remove(plane, "runs/")
+
+
+def _remove(plane: ControlPlane, prefix: str) -> None:
+    for key in list(plane.store.keys(prefix)):
+        plane.store.delete(key)
+
+
+def _flip(plane: ControlPlane, key: str) -> None:
+    data = bytearray(plane.store.read(key))
+    data[len(data) // 2] ^= 1
+    plane.store.put(key, bytes(data))
+
+
+def _named(findings: Findings) -> list[str]:
+    return [damage.what for damage in findings.damaged]
+
+
+def test_a_flipped_bit_takes_a_version_out_of_use(plane: ControlPlane) -> None:
+    _forget_attempts(plane)
+    _flip(plane, HEADS_OF_2)
+    (damage,) = _rebuilt(plane).damaged
+    assert damage.what == "version 2 of 'scenes'"
+    assert HEADS_OF_2 in damage.why
+    assert [each.retired_at is None for each in plane.versions()] == [True, False, True]
+    plane.tick(2)
+    pointer = read_live(plane.store, "scenes")
+    assert pointer is not None
+    assert (pointer.version, pointer.generation) == (3, 3)
+    assert plane.run_to_end(plane.post_dataset("four")).version == 4
+
+
+def test_sizes_alone_do_not_show_a_flipped_bit(plane: ControlPlane) -> None:
+    _forget_attempts(plane)
+    _flip(plane, HEADS_OF_2)
+    assert _named(_rebuilt(plane, "manifests")) == []
+    plane.store.put(HEADS_OF_3, b"short")
+    assert _named(_rebuilt(plane, "manifests")) == ["version 3 of 'scenes'"]
+
+
+@pytest.mark.parametrize("lost", [MANIFEST_OF_3, HEADS_OF_3])
+def test_an_earlier_version_answers_where_the_live_one_is_lost(
+    plane: ControlPlane, lost: str
+) -> None:
+    _forget_attempts(plane)
+    before = read_live(plane.store, "scenes")
+    plane.store.delete(lost)
+    findings = _rebuilt(plane)
+    (damage,) = findings.damaged
+    assert (damage.what, lost in damage.why) == ("version 3 of 'scenes'", True)
+    assert "branch it" in damage.so
+    assert findings.mended == ["version 2 of 'scenes' answers: version 3 cannot"]
+    plane.tick(2)
+    after = read_live(plane.store, "scenes")
+    assert before is not None
+    assert after is not None
+    assert (after.version, after.generation) == (2, before.generation + 1)
+    # Its number is not given again: replicas may still have the old one.
+    assert plane.model().head == 3
+    body = {"name": "twig", "version": 2}
+    assert plane.client.post("/v1/models/scenes/branch", json=body).status_code == 201
+
+
+def test_a_lost_version_is_put_in_place_again_where_told(plane: ControlPlane) -> None:
+    before = everything(plane.context.database)
+    _remove(plane, "models/scenes/versions/3/")
+    (damage,) = _rebuilt(plane).damaged
+    assert "--mend" in damage.so
+    assert list(plane.store.keys("models/scenes/versions/3/")) == []
+    findings = _rebuilt(plane, may_mend=True)
+    assert findings.damaged == []
+    assert any("put in place again" in line for line in findings.mended)
+    assert everything(plane.context.database) == before
+    assert _named(_rebuilt(plane)) == []
+
+
+def test_a_manifest_that_was_exchanged_is_noticed(plane: ControlPlane) -> None:
+    _forget_attempts(plane)
+    data = plane.store.read(MANIFEST_OF_3)
+    plane.store.put(MANIFEST_OF_3, data.replace(b'"final_loss":1.0', b'"final_loss":0.5'))
+    (damage,) = _rebuilt(plane).damaged
+    assert "not what was recorded (SHA-256)" in damage.why
+
+
+def test_lost_moments_are_told(plane: ControlPlane) -> None:
+    _forget_attempts(plane)
+    moments = layout.dataset_moments(plane.versions()[1].manifest.dataset)
+    plane.store.delete(moments)
+    (damage,) = _rebuilt(plane).damaged
+    assert damage.what == "version 2 of 'scenes'"
+    assert moments in damage.why
+
+
+def test_a_lost_manifest_of_a_dataset_is_told(plane: ControlPlane) -> None:
+    dataset = plane.versions()[0].manifest.dataset
+    plane.store.delete(layout.dataset_manifest(dataset))
+    assert _named(_rebuilt(plane)) == [f"dataset {dataset}"]
+    assert [each.number for each in plane.versions()] == [1, 2, 3]
+
+
+def test_lost_held_out_rows_are_told(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path)
+    plane.create_model()
+    job = plane.post_dataset(evaluation_shards=[plane.shard("held-out")])
+    plane.run_to_end(job)
+    plane.record()
+    dataset = plane.dataset_of(job).id
+    _remove(plane, f"datasets/{dataset}/evaluation-")
+    (damage,) = _rebuilt(plane).damaged
+    assert damage.what == f"dataset {dataset}"
+    assert damage.so == "later versions cannot be measured on it"
+    plane.close()
+
+
+def test_a_damaged_record_is_told_and_manifests_speak(plane: ControlPlane) -> None:
+    key = layout.model_record("scenes")
+    _flip(plane, key)
+    findings = _rebuilt(plane)
+    assert _named(findings) == [f"record {key}"]
+    assert any("'scenes' has no record" in line for line in findings.assumed)
+    assert (plane.model().head, plane.model().live_version) == (3, 3)
+
+
+def test_a_record_of_a_newer_release_stops_the_rebuild(plane: ControlPlane) -> None:
+    """What it tells beyond our columns would be lost in silence."""
+    key = layout.model_record("scenes")
+    record = Record.model_validate(json.loads(plane.store.read(key))["record"])
+    (row,) = record.tables["models"]
+    tables = record.tables | {"models": [row | {"colour": "red"}]}
+    plane.store.put(key, write(record.model_copy(update={"tables": tables})))
+    with pytest.raises(Conflict, match=r"newer release .*colour"):
+        _rebuilt(plane)
+    assert all(not rows for rows in everything(plane.context.database).values())
+
+
+def test_a_dataset_without_any_record_is_queued(plane: ControlPlane) -> None:
+    job = plane.post_dataset("four")
+    plane.tick_to(job, JobState.RUNNING)
+    dataset = plane.dataset_of(job).id
+    plane.record()
+    plane.store.delete(layout.dataset_record(dataset))
+    findings = _rebuilt(plane)
+    assert findings.damaged == []
+    assert any(dataset in line and "queued" in line for line in findings.assumed)
+    assert plane.run_to_end(dataset.replace("ds-", "job-")).version == 4
+
+
+def test_an_attempt_number_is_not_used_twice(plane: ControlPlane) -> None:
+    job = plane.post_dataset("four")
+    plane.record()
+    plane.tick_to(job, JobState.RUNNING)
+    _rebuilt(plane)
+    assert (plane.job(job).state, plane.job(job).attempt) == (JobState.QUEUED, 1)
+    assert plane.run_to_end(job).attempt == 2
+
+
+def test_a_deleted_model_comes_back_as_deleted(plane: ControlPlane) -> None:
+    assert plane.client.request("DELETE", "/v1/models/scenes").status_code == 204
+    plane.tick(2)
+    plane.record()
+    _remove(plane, "models/scenes/")
+    assert _rebuilt(plane).damaged == []
+    assert plane.client.get("/v1/models/scenes").status_code == 404
+    assert plane.client.post("/v1/models", json={"name": "scenes"}).status_code >= 400

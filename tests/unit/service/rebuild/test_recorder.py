@@ -1,0 +1,116 @@
+"""What changes is recorded, whatever dies meanwhile, and whoever comes late."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+from sqlalchemy import func, select
+
+from service.control.records.recorder import Recorder
+from service.database.tables import unrecorded
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.mortal import Death, Lifeline, MortalDatabase, MortalStore
+from tests.fakes.wreckage import everything, rebuild, wreck
+from workers.contract.policy import GatePolicy
+from workers.storage import layout
+
+POLICY = "/v1/models/scenes/policy"
+
+
+class OvertakenStore(FlakyStore):
+    """Somebody else does something before its first write."""
+
+    def __init__(self, store: FlakyStore, meanwhile: Callable[[], None]) -> None:
+        super().__init__(store)
+        self._meanwhile = [meanwhile]
+
+    def put(self, key: str, data: bytes) -> None:
+        while self._meanwhile:
+            self._meanwhile.pop()()
+        super().put(key, data)
+
+
+def _unrecorded(plane: ControlPlane) -> int:
+    with plane.context.database.read() as connection:
+        return connection.execute(select(func.count()).select_from(unrecorded)).scalar_one()
+
+
+def _written(plane: ControlPlane, outcome: str) -> float:
+    counter = plane.context.metrics.records.labels(outcome)
+    return sum(sample.value for metric in counter.collect() for sample in metric.samples)
+
+
+def test_a_store_that_is_away_is_made_good_later(plane: ControlPlane) -> None:
+    plane.create_model("new")
+    plane.store.broken = layout.records()
+    recorder = Recorder(plane.context)
+    assert not recorder.round()
+    assert _unrecorded(plane) > 0
+    assert _written(plane, "failed") == 1
+    plane.store.broken = None
+    assert recorder.round()
+    assert _unrecorded(plane) == 0
+    assert plane.store.read(layout.model_record("new"))
+
+
+def test_nothing_is_written_where_nothing_changed(plane: ControlPlane) -> None:
+    plane.store.calls.clear()
+    assert Recorder(plane.context).round()
+    assert plane.store.calls == []
+
+
+def test_a_recorder_may_die_at_any_moment(plane: ControlPlane) -> None:
+    for moment in itertools.count(1):
+        plane.create_model(f"new-{moment}")
+        lifeline = Lifeline(moment)
+        mortal = replace(
+            plane.context,
+            database=MortalDatabase(plane.context.database, lifeline),
+            store=MortalStore(plane.store, lifeline),
+        )
+        try:
+            Recorder(mortal).round()
+        except Death:
+            plane.clock.advance(61)
+        plane.record()
+        assert _unrecorded(plane) == 0
+        if lifeline.struck is None:
+            break
+    before = everything(plane.context.database)
+    wreck(plane.context.database)
+    assert rebuild(plane).damaged == []
+    assert everything(plane.context.database) == before
+
+
+def test_one_that_was_overtaken_records_again(plane: ControlPlane) -> None:
+    """It may have written rows that are older than those of the one which overtook it."""
+
+    def meanwhile() -> None:
+        plane.clock.advance(61)
+        assert plane.client.put(POLICY, json={"max_drift": 0.25}).status_code == 200
+        assert Recorder(plane.context).round()
+        assert _unrecorded(plane) == 0
+
+    assert plane.client.put(POLICY, json={"max_drift": 0.5}).status_code == 200
+    slow = replace(plane.context, store=OvertakenStore(plane.store, meanwhile))
+    assert Recorder(slow).round()
+    assert _unrecorded(plane) == 1
+    plane.clock.advance(61)
+    plane.record()
+    wreck(plane.context.database)
+    rebuild(plane)
+    assert plane.model().policy == GatePolicy(max_drift=0.25)
+    assert plane.model().policy_revision == 3
+
+
+def test_two_services_do_not_record_at_once(plane: ControlPlane) -> None:
+    first, second = Recorder(plane.context), Recorder(plane.context)
+    plane.create_model("new")
+    assert first.round()
+    plane.create_model("newer")
+    assert second.round()
+    assert _unrecorded(plane) == 1
+    plane.clock.advance(61)
+    assert second.round()
+    assert _unrecorded(plane) == 0
