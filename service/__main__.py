@@ -56,11 +56,14 @@ def _serve(settings: Settings, _: argparse.Namespace) -> None:
     import uvicorn
 
     from service.app import create_app
+    from service.control.records.guard import check_not_lost
 
     config = log_config(settings.log_level, secret_texts(settings))
     logging.config.dictConfig(config)
+    app = create_app(settings)
+    check_not_lost(app.state.context)
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         # Also where uvicorn's own variable says something else: there is one place for settings.

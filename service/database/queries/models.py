@@ -48,6 +48,11 @@ def find(connection: Connection, name: str) -> ModelRecord | None:
     return None if row is None else _record(row)
 
 
+def has_any(connection: Connection) -> bool:
+    """Whether there was ever a model."""
+    return connection.execute(select(models.c.name).limit(1)).first() is not None
+
+
 def lock(connection: Connection, name: str) -> ModelRecord | None:
     """The model, and nobody else changes it before this transaction ends."""
     query = select(models).where(models.c.name == name).with_for_update()

@@ -10,6 +10,7 @@ from cmcl.cli import main as client_main
 from service.__main__ import main
 from service.control.access.signing import make_pair, read_signing_key
 from service.control.access.snapshot import SnapshotWriter
+from service.control.records.guard import check_not_lost
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.database.queries import leases
@@ -109,6 +110,28 @@ def test_a_database_on_which_a_service_works_is_refused(
     status, _, complaint = run()
     assert status == 1
     assert "sweeper" in complaint
+
+
+def test_a_service_does_not_start_on_a_lost_database(
+    plane: ControlPlane,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It would write over the versions of whatever model is made first."""
+    monkeypatch.setenv("CMCL_LAUNCHER", "process")
+    monkeypatch.setenv("CMCL_AUTH", "off")
+    assert main([]) == 1
+    assert "admin rebuild" in capsys.readouterr().err
+    assert run()[0] == 0
+    check_not_lost(plane.context)
+
+
+def test_a_service_starts_without_its_store(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path)
+    plane.store.broken = ""
+    check_not_lost(plane.context)
+    plane.close()
 
 
 def test_the_client_runs_the_command_of_the_service(
