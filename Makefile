@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-SOURCES := benchmarks cmcl service workers tests examples
+SOURCES := benchmarks cmcl service workers tests examples deploy
 PYTEST ?= $(BIN)/python -m pytest
 
 .PHONY: help setup demo test check format bench bench-training bench-serving docs up lock clean
@@ -56,7 +56,7 @@ bench-serving: setup  ## measure serving: beside bare FastAPI and Infinity, whil
 	$(BIN)/python -m benchmarks.serving_swaps
 	$(BIN)/python -m benchmarks.serving_chaos
 
-docs: setup  ## write the settings table and the OpenAPI document anew
+docs: setup  ## write the settings table, the OpenAPI document and the chart's README anew
 	$(BIN)/python -m tests.architecture.generated
 
 # All locks come from one resolution, in a folder of its own: uv.lock holds addresses and is not kept.

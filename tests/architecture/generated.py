@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from service.app import create_app
 from service.settings import Settings
 from tests.architecture.repository import ROOT
+from tests.chart.readme import chart_readme
 from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.settings import ServeArgs
 from workers.train.settings import TrainSettings
@@ -72,7 +73,11 @@ def openapi_document() -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-GENERATED = {"docs/settings.md": settings_document, "docs/openapi.json": openapi_document}
+GENERATED = {
+    "docs/settings.md": settings_document,
+    "docs/openapi.json": openapi_document,
+    "helm/README.md": chart_readme,
+}
 
 
 def main() -> None:

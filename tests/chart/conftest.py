@@ -2,18 +2,24 @@
 
 import pytest
 
-from tests.chart.release import Release, render, values_of
+from tests.chart.release import EXAMPLES, Release, render, values_of
 
 
 @pytest.fixture(scope="session")
 def releases() -> dict[str, Release]:
     """The chart with every set of values that helm/ci has."""
-    return {example: render(values_of(example)) for example in ("trial", "production", "queued")}
+    return {example: render(values_of(example)) for example in EXAMPLES}
 
 
-@pytest.fixture(params=["trial", "production"])
+@pytest.fixture(params=EXAMPLES)
 def release(request: pytest.FixtureRequest, releases: dict[str, Release]) -> Release:
     """Each set in turn, for what must always hold."""
+    return releases[request.param]
+
+
+@pytest.fixture(params=["trial", "production", "gpu", "locked-down", "openshift"])
+def two_clusters(request: pytest.FixtureRequest, releases: dict[str, Release]) -> Release:
+    """Those where one Ray cluster trains and another one serves."""
     return releases[request.param]
 
 
@@ -25,7 +31,7 @@ def trial(releases: dict[str, Release]) -> Release:
 
 @pytest.fixture
 def production(releases: dict[str, Release]) -> Release:
-    """PostgreSQL, S3 with keys, GPUs, several replicas."""
+    """PostgreSQL, S3 with keys, GPUs, several replicas, an ingress, monitoring."""
     return releases["production"]
 
 
@@ -33,3 +39,27 @@ def production(releases: dict[str, Release]) -> Release:
 def queued(releases: dict[str, Release]) -> Release:
     """Each attempt a RayJob in a queue."""
     return releases["queued"]
+
+
+@pytest.fixture
+def gpu(releases: dict[str, Release]) -> Release:
+    """GPUs from none, by Ray's autoscaler."""
+    return releases["gpu"]
+
+
+@pytest.fixture
+def one_cluster(releases: dict[str, Release]) -> Release:
+    """One Ray cluster for training and serving."""
+    return releases["one-cluster"]
+
+
+@pytest.fixture
+def locked_down(releases: dict[str, Release]) -> Release:
+    """No way out but those named, digests, accounts of others, the Gateway API."""
+    return releases["locked-down"]
+
+
+@pytest.fixture
+def openshift(releases: dict[str, Release]) -> Release:
+    """The cluster chooses the user."""
+    return releases["openshift"]

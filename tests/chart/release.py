@@ -1,5 +1,6 @@
 """The chart, rendered: what the tests of this folder look at."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ import helm_python
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm"
 RELEASE_NAME = "demo"
+EXAMPLES = tuple(sorted(path.stem for path in (CHART / "ci").glob("*.yaml")))
+_SEPARATOR = re.compile(r"^---$", re.MULTILINE)
 
 # Objects of Kubernetes are known to their schemas only, not to a type checker.
 Object = dict[str, Any]
@@ -39,9 +42,9 @@ class Release:
     def pod_templates(self) -> dict[str, Object]:
         """Every pod template, those inside Ray objects included, by where it stands."""
         return {
-            f"{item['kind']} {where}": template
+            f"{item['kind']} {item['metadata']['name']} {where}": template
             for item in self.objects.values()
-            for where, template in _pod_templates(item.get("spec", {}))
+            for where, template in _pod_templates(item)
         }
 
     def settings(self) -> dict[str, Any]:
@@ -58,6 +61,24 @@ class Release:
         }
         return settings
 
+    def serve_args(self) -> dict[str, Any]:
+        """What the Serve application is told."""
+        (item,) = self.of_kind("RayService")
+        config = helm_python.values_from_yaml(item["spec"]["serveConfigV2"])
+        (application,) = config["applications"]
+        args: dict[str, Any] = application["args"]
+        return args
+
+    def groups(self) -> dict[str, Object]:
+        """Worker groups of all Ray clusters, by name."""
+        clusters = [item["spec"] for item in self.of_kind("RayCluster")]
+        clusters += [item["spec"]["rayClusterConfig"] for item in self.of_kind("RayService")]
+        return {
+            group["groupName"]: group
+            for cluster in clusters
+            for group in cluster["workerGroupSpecs"]
+        }
+
     def container(self, component: str) -> Object:
         """The container of the first pod template that belongs to a component."""
         for template in self.pod_templates().values():
@@ -72,9 +93,10 @@ def render(values: Mapping[str, Any], name: str = RELEASE_NAME) -> Release:
     with helm_python.Chart.load(CHART) as chart:
         files = chart.render(dict(values), name=name, namespace="test")
     parsed = {
-        path.removeprefix("cmcl/templates/"): helm_python.values_from_yaml(text)
-        for path, text in files.items()
+        f"{path.removeprefix('cmcl/templates/')} {number}": helm_python.values_from_yaml(text)
+        for path, written in files.items()
         if path.endswith(".yaml")
+        for number, text in enumerate(_SEPARATOR.split(written))
     }
     return Release(
         objects={path: item for path, item in parsed.items() if item},
@@ -86,6 +108,11 @@ def merged(values: Mapping[str, Any]) -> dict[str, Any]:
     """These values over the chart's defaults."""
     with helm_python.Chart.load(CHART) as chart:
         return chart.merge_values(dict(values))
+
+
+def environment_of(container: Object) -> dict[str, Any]:
+    """Variables of a container: text, or where it comes from."""
+    return {item["name"]: item.get("value", item.get("valueFrom")) for item in container["env"]}
 
 
 def values_of(example: str) -> dict[str, Any]:

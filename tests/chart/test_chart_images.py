@@ -79,9 +79,9 @@ def test_a_target_installs_its_own_lock(stage: str, lock: str) -> None:
 
 
 @pytest.mark.parametrize("target", EXTRAS)
-def test_images_run_as_the_user_of_the_chart(target: str, release: Release) -> None:
+def test_images_run_as_the_user_of_the_chart(target: str, trial: Release) -> None:
     assert "\nUSER 10001:10001\n" in _stage(target)
-    for template in release.pod_templates().values():
+    for template in trial.pod_templates().values():
         context = template["spec"]["securityContext"]
         assert (context["runAsUser"], context["runAsGroup"]) == (10001, 10001)
 

@@ -1,64 +1,49 @@
 """Pod Security Standard "restricted", for every pod that the chart makes or has made."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.chart.release import Object, Release
+from tests.chart.restricted import injected, violations, with_autoscaler
 
-# https://kubernetes.io/docs/concepts/security/pod-security-standards/
-PERMITTED_VOLUMES = {"emptyDir", "persistentVolumeClaim", "configMap", "secret", "projected", "csi"}
-HOST_FIELDS = ("hostNetwork", "hostPID", "hostIPC")
-
-
-def violations(spec: Object) -> list[str]:
-    """What "restricted" forbids in a pod, in words; empty when it is admitted."""
-    return [
-        *_of_pod(spec),
-        *(problem for part in _containers(spec) for problem in _of_container(part)),
-    ]
-
-
-def _containers(spec: Object) -> list[Object]:
-    return [*spec["containers"], *spec.get("initContainers", [])]
-
-
-def _of_pod(spec: Object) -> Iterator[str]:
-    context = spec.get("securityContext", {})
-    if context.get("runAsNonRoot") is not True or context.get("runAsUser") in (0, None):
-        yield "may run as root"
-    if context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
-        yield "has no seccomp profile"
-    yield from (f"uses {field}" for field in HOST_FIELDS if spec.get(field))
-    for volume in spec.get("volumes", []):
-        if not set(volume) - {"name"} <= PERMITTED_VOLUMES:
-            yield f"has a volume that is not permitted: {volume['name']}"
-
-
-def _of_container(container: Object) -> Iterator[str]:
-    context = container.get("securityContext", {})
-    if context.get("allowPrivilegeEscalation") is not False or context.get("privileged"):
-        yield "may gain privileges"
-    if context.get("capabilities", {}) != {"drop": ["ALL"]}:
-        yield "keeps capabilities"
-    if context.get("readOnlyRootFilesystem") is not True:
-        yield "may write to its image"
-    if context.get("runAsNonRoot", True) is not True or context.get("runAsUser", 1) == 0:
-        yield "may run as root"
-    if any("hostPort" in port for port in container.get("ports", [])):
-        yield "uses a port of the host"
+COMPONENT = "app.kubernetes.io/component"
 
 
 def test_every_pod_is_admitted_as_restricted(release: Release) -> None:
     templates = release.pod_templates()
-    assert len(templates) in (5, 6), "encoders have pods of their own"
+    assert {template["metadata"]["labels"][COMPONENT] for template in templates.values()} >= {
+        *("service", "serving", "test")
+    }
     assert [
         f"{where} {problem}"
         for where, template in templates.items()
         for problem in violations(template["spec"])
     ] == []
+
+
+def test_so_are_pods_with_what_kuberay_adds(release: Release) -> None:
+    pods = dict(injected(release))
+    assert any("initContainers" in pod for pod in pods.values())
+    assert [f"{where} {bad}" for where, pod in pods.items() for bad in violations(pod)] == []
+
+
+def test_an_autoscaler_without_a_security_context_would_be_caught(gpu: Release) -> None:
+    cluster = copy.deepcopy(gpu.one("RayCluster", "demo-cmcl-training")["spec"])
+    assert len(with_autoscaler(cluster)["containers"]) == 2
+    del cluster["autoscalerOptions"]["securityContext"]
+    assert "may gain privileges" in violations(with_autoscaler(cluster))
+
+
+def test_only_openshift_chooses_the_user(release: Release, openshift: Release) -> None:
+    for template in release.pod_templates().values():
+        context = template["spec"]["securityContext"]
+        expected = set() if release is openshift else {"runAsUser", "runAsGroup", "fsGroup"}
+        assert {"runAsUser", "runAsGroup", "fsGroup"} & context.keys() == expected
+        variables = {entry["name"] for entry in template["spec"]["containers"][0]["env"]}
+        assert {"HOME", "USER"} <= variables, "such a user is not in /etc/passwd"
 
 
 def _set(*path: str | int, value: Any) -> Callable[[Object], None]:
@@ -91,17 +76,19 @@ def test_a_planted_violation_is_caught(
     assert any(problem in found for found in violations(spec))
 
 
-def test_no_pod_holds_a_token_of_kubernetes(release: Release) -> None:
+def test_no_pod_holds_a_token_of_kubernetes(release: Release, queued: Release) -> None:
     for template in release.pod_templates().values():
-        assert template["spec"]["automountServiceAccountToken"] is False
+        makes_rayjobs = release is queued and template["metadata"]["labels"][COMPONENT] == "service"
+        assert template["spec"]["automountServiceAccountToken"] is makes_rayjobs
     for account in release.of_kind("ServiceAccount"):
         assert account["automountServiceAccountToken"] is False
 
 
 def test_no_image_floats(release: Release) -> None:
     for template in release.pod_templates().values():
-        _, _, tag = template["spec"]["containers"][0]["image"].rpartition(":")
-        assert tag not in ("", "latest")
+        image = template["spec"]["containers"][0]["image"]
+        _, _, tag = image.rpartition(":")
+        assert "@sha256:" in image or tag not in ("", "latest")
 
 
 def test_every_pod_asks_for_memory_and_has_a_limit(release: Release) -> None:

@@ -2,21 +2,26 @@
 
 import pytest
 
-from tests.chart.release import Object, Release, render
+from tests.chart.release import Object, Release, environment_of, render
 
 KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 
 
+def _pods(release: Release) -> list[Object]:
+    """Those that read or write the store: not the migration, nor the test."""
+    return [
+        template["spec"]
+        for where, template in release.pod_templates().items()
+        if where.startswith(("Deployment", "Ray"))
+    ]
+
+
 def _containers(release: Release) -> list[Object]:
-    return [pod["spec"]["containers"][0] for pod in release.pod_templates().values()]
-
-
-def _environment(container: Object) -> Object:
-    return {item["name"]: item.get("value", item.get("valueFrom")) for item in container["env"]}
+    return [spec["containers"][0] for spec in _pods(release)]
 
 
 def _aws(container: Object) -> Object:
-    environment = _environment(container)
+    environment = environment_of(container)
     return {name: value for name, value in environment.items() if name.startswith("AWS_")}
 
 
@@ -40,8 +45,7 @@ def test_workload_identity_needs_no_keys() -> None:
 @pytest.mark.parametrize("folder", ["/var/lib/cmcl/store", "/data"])
 def test_every_pod_mounts_the_folder_of_the_uri(folder: str) -> None:
     release = render({"store": {"uri": f"file://{folder}"}})
-    for template in release.pod_templates().values():
-        spec = template["spec"]
+    for spec in _pods(release):
         mounts = {
             mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]
         }
@@ -71,5 +75,5 @@ def test_a_claim_that_exists_is_used_and_not_made() -> None:
 
 def test_bucket_and_postgres_need_no_volume(production: Release) -> None:
     assert production.of_kind("PersistentVolumeClaim") == []
-    for template in production.pod_templates().values():
-        assert all("emptyDir" in volume for volume in template["spec"]["volumes"])
+    for spec in _pods(production):
+        assert all("emptyDir" in volume for volume in spec["volumes"])

@@ -10,26 +10,36 @@ from typing import Any
 import helm_python
 import pytest
 
-from tests.chart.release import CHART, ROOT, Release, merged, render, values_of
+from tests.chart.release import CHART, EXAMPLES, ROOT, Release, merged, render, values_of
 
 DEFAULTS = helm_python.values_from_yaml((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
-EXAMPLES = sorted(path.stem for path in (CHART / "ci").glob("*.yaml"))
-
 OTHER_PEM = "-----BEGIN PUBLIC KEY-----\nother\n-----END PUBLIC KEY-----\n"
-# Another value for what is not a number: numbers are raised by one.
+OTHER_PEERS = [{"podSelector": {"matchLabels": {"other": "x"}}}]
+# Another value for what is not a number: numbers are raised by one. By path, or by the last key alone.
 OTHERS: dict[str, Any] = {
     "imagePullSecrets": [{"name": "other"}],
+    "extraObjects": [{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "other"}}],
     "allowedPrefixes": ["s3://other"],
     "trustedProxies": ["10.0.0.0/8"],
     "webhookPrefixes": ["https://other.example.org"],
     "issuer": "https://other.example.org",
     "tolerations": [{"key": "other", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {"other": []}},
+    "topologySpreadConstraints": [
+        {"maxSkew": 2, "topologyKey": "other", "whenUnsatisfiable": "DoNotSchedule"}
+    ],
+    "extraEnv": {"OTHER": "x"},
+    "extraVolumes": [{"name": "other", "emptyDir": {}}],
+    "extraVolumeMounts": [{"name": "other", "mountPath": "/other"}],
     "resources": {"limits": {"memory": "9Gi"}},
     "uri": "s3://other/store",
     "publicKey": OTHER_PEM,
+    "digest": f"sha256:{'9' * 64}",
     "endpointUrl": "http://other.example.org",
     "rayAddress": "http://other.example.org",
+    "parentRefs": [{"name": "other"}],
+    "hostnames": ["other.example.org"],
     "size": "9Gi",
     "scratchSize": "9Gi",
     "accessMode": "ReadWriteMany",
@@ -42,16 +52,21 @@ OTHERS: dict[str, Any] = {
     "gpuResource": "other.example.org/gpu",
     "interval": "9s",
     "encoders": [{"modality": "audio", "kind": "synthetic", "width": 8}],
-    "enabled": False,
+    "networkPolicy.operator": OTHER_PEERS,
+    "networkPolicy.clients": OTHER_PEERS,
+    "networkPolicy.monitoring": OTHER_PEERS,
+    "networkPolicy.dns": OTHER_PEERS,
+    "egress": [{"to": OTHER_PEERS}],
+    "kubernetesApiPorts": [9443],
 }
 OTHER_TEXT, OTHER_MAP = "other", {"other": "x"}
-# Values that say something only together with others.
-CONTEXTS: list[dict[str, Any]] = [{}, values_of("production"), values_of("queued")]
+# Where Kubernetes' own words begin: its maps are chosen as a whole.
+WHOLES = {"resources", "labels"}
 
 
 def _leaves(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for key, value in node.items():
-        if isinstance(value, dict) and value and key != "resources":
+        if isinstance(value, dict) and value and key not in WHOLES:
             yield from _leaves(value, (*path, key))
         else:
             yield (*path, key)
@@ -70,19 +85,25 @@ def _with(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str
 
 
 def _another(path: tuple[str, ...], current: Any) -> Any:
-    if path[-1] in OTHERS:
-        return OTHERS[path[-1]]
+    for name in (".".join(path), path[-1]):
+        if name in OTHERS:
+            return OTHERS[name]
+    if isinstance(current, bool):
+        return not current
     if isinstance(current, dict):
         return OTHER_MAP
     return OTHER_TEXT if isinstance(current, str) else current + 1
 
 
 @pytest.mark.parametrize("path", list(_leaves(DEFAULTS)), ids=".".join)
-def test_every_value_changes_what_is_rendered(path: tuple[str, ...]) -> None:
-    for context in CONTEXTS:
-        changed = _with(context, path, _another(path, _at(merged(context), path)))
+def test_every_value_changes_what_is_rendered(
+    path: tuple[str, ...], releases: dict[str, Release]
+) -> None:
+    for example, base in releases.items():
+        values = values_of(example)
+        changed = _with(values, path, _another(path, _at(merged(values), path)))
         try:
-            if render(changed) != render(context):
+            if render(changed) != base:
                 return
         except helm_python.HelmRenderError:
             # A second replica on SQLite: read, and refused.
@@ -124,7 +145,8 @@ def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _schema_leaves(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     properties = _resolved(schema).get("properties")
-    if properties is None or path[-1:] == ("resources",):
+    is_whole = {*path[-1:]} & WHOLES or (path and _at(DEFAULTS, path) in ({}, []))
+    if properties is None or is_whole:
         yield path
         return
     for key, part in properties.items():
@@ -132,7 +154,9 @@ def _schema_leaves(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterat
 
 
 def test_schema_and_defaults_have_the_same_keys() -> None:
-    assert {*_schema_leaves(SCHEMA)} - {("global",)} == {*_leaves(DEFAULTS)}
+    schema = SCHEMA | {"properties": dict(SCHEMA["properties"])}
+    del schema["properties"]["global"]
+    assert {*_schema_leaves(schema)} == {*_leaves(DEFAULTS)}
 
 
 def test_every_value_is_explained() -> None:
@@ -179,6 +203,27 @@ def test_every_value_is_explained() -> None:
         ({"store": {"uri": "file:///a%20b"}}, r"'/store/uri': 'file:///a%20b' does not match"),
         ({"access": {"oidc": {"issuer": "http://x"}}}, r"'/access/oidc/issuer': 'http://x' does"),
         ({"service": {"webhookPrefixes": ["file:///x"]}}, r"'/service/webhookPrefixes/0'"),
+        (
+            {"serving": {"args": {"maxRow": 1}}},
+            r"'/serving/args': additional properties 'maxRow' not allowed",
+        ),
+        (
+            {"networkPolicy": {"clients": [{"namespaces": {}}]}},
+            r"'/networkPolicy/clients/0': additional properties 'namespaces' not allowed",
+        ),
+        (
+            {"service": {"extraEnv": {"CMCL_PORT": "1"}}},
+            r"'/service/extraEnv/CMCL_PORT': false schema",
+        ),
+        (
+            {"service": {"extraVolumes": [{"name": "x", "hostPath": {}}]}},
+            r"'/service/extraVolumes/0'",
+        ),
+        (
+            {"service": {"image": {"digest": "latest"}}},
+            r"'/service/image/digest': 'latest' does not",
+        ),
+        ({"extraObjects": [{"kind": "Secret"}]}, r"'/extraObjects/0': missing properties"),
         ({"service": {"reconcileSeconds": 0}}, r"'/service/reconcileSeconds': exclusiveMinimum"),
     ],
     ids=lambda part: json.dumps(part) if isinstance(part, dict) else "",

@@ -1,7 +1,7 @@
 {{/* Every setting of the control plane (service/settings.py); a test compares the names.
      Whole numbers pass through int64, because 1048576 would be written 1.048576e+06 otherwise. */}}
 {{- define "cmcl.settings" -}}
-{{- if not .Values.database.existingSecret }}
+{{- if include "cmcl.usesSqlite" . }}
 CMCL_DATABASE_URL: sqlite:////var/lib/cmcl/database/cmcl.db
 {{- end }}
 CMCL_STORE_URI: {{ .Values.store.uri | quote }}
@@ -62,13 +62,8 @@ CMCL_OIDC_ISSUER: {{ .issuer | quote }}
 CMCL_OIDC_AUDIENCE: {{ required "access.oidc.audience is missing: tokens for other services would be accepted" .audience | quote }}
 {{- end }}
 {{- end }}
-CMCL_EMBEDDINGS_URL: {{ printf "http://%s-serving-serve-svc:8000" (include "cmcl.fullname" .) | quote }}
+CMCL_EMBEDDINGS_URL: {{ printf "http://%s:8000" (include "cmcl.servingService" .) | quote }}
 CMCL_LOG_LEVEL: {{ .Values.service.logLevel | quote }}
-{{- end -}}
-
-{{/* Non-empty when each attempt is a RayJob. */}}
-{{- define "cmcl.makesRayJobs" -}}
-{{- if eq .Values.training.launcher "kuberay" }}true{{ end -}}
 {{- end -}}
 
 {{- define "cmcl.rayJobSettings" -}}
@@ -81,7 +76,7 @@ CMCL_LOG_LEVEL: {{ .Values.service.logLevel | quote }}
 {{- end }}
 CMCL_KUBERAY_NAMESPACE: {{ .Release.Namespace | quote }}
 CMCL_KUBERAY_IMAGE: {{ include "cmcl.image" (dict "root" . "image" .Values.ray.image) | quote }}
-CMCL_KUBERAY_SERVICE_ACCOUNT: {{ include "cmcl.fullname" . }}-ray
+CMCL_KUBERAY_SERVICE_ACCOUNT: {{ include "cmcl.rayServiceAccount" . }}
 CMCL_KUBERAY_QUEUE: {{ $jobs.queue | quote }}
 CMCL_KUBERAY_PRIORITY_CLASSES: {{ $classes | toJson | quote }}
 CMCL_KUBERAY_RANKS_PER_POD: {{ .Values.training.ranksPerPod | int64 | quote }}
@@ -97,11 +92,10 @@ CMCL_KUBERAY_KEPT_SECONDS: {{ $jobs.keptSeconds | int64 | quote }}
 {{- end -}}
 
 {{- define "cmcl.rayAddress" -}}
-{{ default (printf "http://%s-head-svc:8265" (include "cmcl.trainingName" .)) .Values.service.rayAddress }}
+{{ default (printf "http://%s-head-svc:8265" (include "cmcl.trainingCluster" .)) .Values.service.rayAddress }}
 {{- end -}}
 
-{{/* What may not lie in a ConfigMap. */}}
-{{- define "cmcl.secretEnv" -}}
+{{- define "cmcl.databaseEnv" -}}
 {{- with .Values.database.existingSecret }}
 - name: CMCL_DATABASE_URL
   valueFrom:
@@ -109,10 +103,15 @@ CMCL_KUBERAY_KEPT_SECONDS: {{ $jobs.keptSeconds | int64 | quote }}
       name: {{ . }}
       key: {{ $.Values.database.secretKey }}
 {{- end }}
+{{- end -}}
+
+{{/* What may not lie in a ConfigMap. */}}
+{{- define "cmcl.secretEnv" -}}
+{{- include "cmcl.databaseEnv" . }}
 - name: CMCL_ADMIN_KEY
   valueFrom:
     secretKeyRef:
-      name: {{ default (printf "%s-admin" (include "cmcl.fullname" .)) .Values.access.adminSecret }}
+      name: {{ include "cmcl.adminSecret" . }}
       key: {{ .Values.access.adminSecretKey }}
       optional: {{ not .Values.access.adminSecret }}
 {{- with .Values.access.endpoint }}

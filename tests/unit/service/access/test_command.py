@@ -2,9 +2,11 @@
 
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,14 @@ def test_a_database_that_cannot_be_reached_is_one_line(
     assert (status, output) == (1, "")
     assert complaints.startswith("the database did not answer")
     assert "Traceback" not in complaints
+
+
+def test_tables_are_brought_up_to_date_without_a_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMCL_DATABASE_URL", f"sqlite:///{tmp_path / 'cmcl.db'}")
+    assert main(["migrate"]) == 0
+    with closing(sqlite3.connect(tmp_path / "cmcl.db")) as connection:
+        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    assert {"alembic_version", "jobs", "models"} <= names
+    assert main(["migrate"]) == 0, "a second time changes nothing"

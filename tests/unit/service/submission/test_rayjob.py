@@ -161,3 +161,14 @@ def test_a_list_without_names_replaces_ours() -> None:
     template = ray_job(SUBMISSION, site)["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
     assert template["spec"]["tolerations"] == [{"key": "a"}]
     assert template["spec"]["containers"][0]["args"] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "has_one"), [("K8sJobMode", True), ("HTTPMode", False), ("SidecarMode", False)]
+)
+def test_the_sites_submitter_is_that_of_the_mode_which_has_one(mode: str, has_one: bool) -> None:
+    pod = {"spec": {"containers": [{"name": "ray-job-submitter"}]}}
+    site = Site("an-image", "2.60.0", submission_mode=mode, pods=PodTemplates(submitter=pod))
+    assert ray_job(SUBMISSION, site)["spec"].get("submitterPodTemplate") == (
+        pod if has_one else None
+    )

@@ -92,8 +92,8 @@ def test_what_cannot_be_is_refused_in_words(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("- head", "must be a map with head and workers"),
-        ("heads: {}", "has 'heads'; permitted are head and workers"),
+        ("- head", "must be a map with head, workers and submitter"),
+        ("heads: {}", "has 'heads'; permitted are head, workers and submitter"),
         ("head: {containers: []}", "head is no pod template: a map of metadata and spec"),
         ("head: [", "is no YAML"),
     ],

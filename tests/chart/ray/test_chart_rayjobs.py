@@ -11,14 +11,13 @@ from service.launchers.kuberay.resource import Site, ray_job
 from service.launchers.port import Submission
 from service.settings import Settings
 from tests.chart.release import Object, Release, render, values_of
-from tests.chart.schemas import CRDS, complaints_of_kuberay, complaints_of_kubernetes
-from tests.chart.test_chart_security import violations
+from tests.chart.restricted import violations, with_wait
+from tests.chart.schemas import CRDS, complaints_of_kuberay
 from tests.fakes.kubernetes_api import kubernetes_api
 
 SUBMISSION = Submission(
     "job-1-a1", ["true"], priority="high", ranks=8, min_ranks=4, gpus_per_rank=1
 )
-OURS = {"Role", "RoleBinding", "ConfigMap"}
 
 
 def _pods(release: Release, folder: Path) -> PodTemplates:
@@ -54,12 +53,6 @@ def test_there_is_no_cluster_that_waits(queued: Release, production: Release) ->
     assert "RAY_AUTH_TOKEN" not in names
 
 
-def test_kubernetes_knows_every_field_of_them(queued: Release) -> None:
-    items = queued.of_kind(*OURS, "Deployment")
-    assert {item["kind"] for item in items} == {*OURS, "Deployment"}
-    assert [words for item in items for words in complaints_of_kubernetes(item)] == []
-
-
 def test_the_service_may_do_with_rayjobs_what_it_does_and_no_more(queued: Release) -> None:
     (rule,) = queued.one("Role", "demo-cmcl")["rules"]
     assert rule == {
@@ -82,10 +75,12 @@ def test_only_the_service_holds_a_token_and_only_for_that(
         where: template["spec"]["automountServiceAccountToken"]
         for where, template in queued.pod_templates().items()
     }
-    assert [where for where, token in held.items() if token] == ["Deployment template"]
+    assert [where for where, token in held.items() if token] == [
+        "Deployment demo-cmcl spec/template"
+    ]
     for release in (trial, production):
         assert release.of_kind("Role", "RoleBinding") == []
-        assert not any("pods" in path for path in release.objects)
+        assert not any("job-pods" in path for path in release.objects)
 
 
 def test_the_service_reads_the_pods_where_they_are_mounted(queued: Release) -> None:
@@ -162,7 +157,25 @@ def test_the_pods_of_an_attempt_are_those_of_the_cluster(queued: Release, tmp_pa
 def test_the_pods_of_an_attempt_are_admitted_as_restricted(queued: Release, tmp_path: Path) -> None:
     pods = _pods(queued, tmp_path)
     for template in (pods.head, pods.workers):
-        assert violations(dict(template["spec"])) == []
+        assert violations(with_wait(dict(template["spec"]))) == []
+    assert pods.submitter == {}, "KubeRay itself asks the head"
+
+
+def test_a_pod_that_hands_the_command_over_is_restricted_too(tmp_path: Path) -> None:
+    values = values_of("queued")
+    values["training"]["rayJobs"]["submissionMode"] = "K8sJobMode"
+    pods = _pods(render(values), tmp_path)
+    site = Site("registry/worker:1", "2.60.0", pods=pods, submission_mode="K8sJobMode")
+    submitter = ray_job(SUBMISSION, site)["spec"]["submitterPodTemplate"]
+    assert violations(submitter["spec"]) == []
+    # A Job of Kubernetes asks for it, and NetworkPolicies know the pod by its labels.
+    assert submitter["spec"]["restartPolicy"] == "Never"
+    assert submitter["metadata"]["labels"] == pods.head["metadata"]["labels"]
+
+
+def test_the_container_that_cannot_be_restricted_is_not_offered() -> None:
+    with pytest.raises(helm_python.HelmValuesError, match="/training/rayJobs/submissionMode"):
+        render({"training": {"rayJobs": {"submissionMode": "SidecarMode"}}})
 
 
 def test_more_ranks_at_least_than_at_most_are_refused() -> None:

@@ -1,6 +1,6 @@
 {{/* The worker group of the encoders: a pod for each of their processes, as large as the largest needs. */}}
 {{- define "cmcl.encoderGroup" -}}
-{{- $serving := .root.Values.serving -}}
+{{- $serving := .Values.serving -}}
 {{- $pods := 0 -}}
 {{- $cpus := 1 -}}
 {{- $gpus := 0 -}}
@@ -11,8 +11,9 @@
 {{- end -}}
 {{- $resources := deepCopy $serving.encoderWorkers.resources -}}
 {{- if $gpus -}}
-{{- $resources = mergeOverwrite $resources (dict "limits" (dict .root.Values.training.gpuResource $gpus)) -}}
+{{- $resources = mergeOverwrite $resources (dict "limits" (dict .Values.training.gpuResource $gpus)) -}}
 {{- end -}}
+{{- $node := merge (include "cmcl.servingNode" . | fromYaml) (include "cmcl.proxyNode" . | fromYaml) -}}
 groupName: encoders
 replicas: {{ $pods }}
 minReplicas: {{ $pods }}
@@ -20,5 +21,5 @@ maxReplicas: {{ $pods }}
 # Twice as many as one needs: a new process starts beside the old one.
 rayStartParams:
   num-cpus: {{ mul 2 $cpus | quote }}
-template: {{- include "cmcl.rayNode" (merge (dict "group" $serving.encoderWorkers "resources" $resources "readinessPath" "/-/healthz" "readinessPort" 8000 "ports" (dict "serve" 8000)) .) | nindent 2 }}
+template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.encoderWorkers "resources" $resources "noticeSeconds" $serving.drainSeconds) $node) | nindent 2 }}
 {{- end -}}

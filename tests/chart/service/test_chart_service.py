@@ -1,6 +1,5 @@
 """The control plane: its Deployment and what belongs to it."""
 
-import copy
 from typing import Any
 
 import helm_python
@@ -8,33 +7,8 @@ import pytest
 
 from service.control.access.signing import make_pair
 from service.settings import Settings
-from tests.chart.release import Release, render, values_of
-from tests.chart.schemas import complaints_of_kubernetes
+from tests.chart.release import Release, environment_of, render, values_of
 from workers.serve.settings import ServeArgs
-
-CORE_KINDS = ("Deployment", "Service", "ServiceAccount", "ConfigMap", "PersistentVolumeClaim")
-
-
-def test_kubernetes_knows_every_field(release: Release) -> None:
-    items = release.of_kind(*CORE_KINDS)
-    assert {"Deployment", "Service", "ServiceAccount", "ConfigMap"} <= {
-        item["kind"] for item in items
-    }
-    for item in items:
-        assert complaints_of_kubernetes(item) == []
-
-
-def test_a_field_that_kubernetes_lacks_is_caught(trial: Release) -> None:
-    deployment = copy.deepcopy(trial.one("Deployment", "demo-cmcl"))
-    deployment["spec"]["template"]["spec"]["enableServiceLink"] = False
-    (complaint,) = complaints_of_kubernetes(deployment)
-    assert "'enableServiceLink' was unexpected" in complaint
-
-
-def test_every_object_is_ours_to_know_or_checked(release: Release) -> None:
-    checked_elsewhere = {"RayCluster", "RayService", "ServiceMonitor", "PrometheusRule"}
-    kinds = {item["kind"] for item in release.objects.values()}
-    assert kinds <= {*CORE_KINDS, *checked_elsewhere}
 
 
 def test_service_selects_its_own_pods_only(release: Release) -> None:
@@ -46,7 +20,7 @@ def test_service_selects_its_own_pods_only(release: Release) -> None:
         for where, template in release.pod_templates().items()
         if selector.items() <= template["metadata"]["labels"].items()
     ]
-    assert selected == ["Deployment template"]
+    assert selected == ["Deployment demo-cmcl spec/template"]
 
 
 def test_service_reaches_the_port_that_listens() -> None:
@@ -76,6 +50,7 @@ def test_chart_sets_every_setting_and_no_other(
 ) -> None:
     known = {f"CMCL_{field.upper()}" for field in Settings.model_fields}
     assert set(production.settings()) | set(queued.settings()) == known
+    assert {name for name in _migration(production) if name.startswith("CMCL_")} <= known
     # Each launcher is told its own.
     of_rayjobs = {name for name in known if name.startswith("CMCL_KUBERAY_")}
     assert known - set(production.settings()) == {*of_rayjobs, "CMCL_MIN_RANKS"}
@@ -84,6 +59,10 @@ def test_chart_sets_every_setting_and_no_other(
     unset = {"CMCL_OIDC_ISSUER", "CMCL_OIDC_AUDIENCE", "CMCL_MIN_RANKS"}
     unset.add("CMCL_SNAPSHOT_SIGNING_KEY")
     assert known - set(trial.settings()) == {*of_rayjobs, *unset}
+
+
+def _migration(release: Release) -> Any:
+    return environment_of(release.container("migration"))
 
 
 def _set_environment(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,15 +150,9 @@ def test_the_key_that_signs_comes_from_a_secret_and_serving_has_the_public_half(
     named = {"name": "cmcl-signing-key", "key": "signing-key"}
     assert production.settings()["CMCL_SNAPSHOT_SIGNING_KEY"] == {"secretKeyRef": named}
     public = values_of("production")["access"]["endpoint"]["publicKey"]
-    assert _serve_args(production)["access_public_key"] == public
-    assert ServeArgs.model_validate(_serve_args(production)).access_public_key == public
-    assert "access_public_key" not in _serve_args(trial)
-
-
-def _serve_args(release: Release) -> Any:
-    spec = release.one("RayService", "demo-cmcl-serving")["spec"]
-    (application,) = helm_python.values_from_yaml(spec["serveConfigV2"])["applications"]
-    return application["args"]
+    assert production.serve_args()["access_public_key"] == public
+    assert ServeArgs.model_validate(production.serve_args()).access_public_key == public
+    assert "access_public_key" not in trial.serve_args()
 
 
 def test_an_endpoint_that_nobody_could_ask_is_refused() -> None:
@@ -215,15 +188,31 @@ def test_identities_of_service_and_ray_are_two(production: Release) -> None:
         "demo-cmcl": {"example.org/role": "cmcl-service"},
         "demo-cmcl-ray": {"example.org/role": "cmcl-ray"},
     }
-    used = {pod["spec"]["serviceAccountName"] for pod in production.pod_templates().values()}
-    assert used == set(accounts)
+    used = {
+        where.partition(" ")[0]: pod["spec"]["serviceAccountName"]
+        for where, pod in production.pod_templates().items()
+    }
+    assert used == {
+        "Deployment": "demo-cmcl",
+        # Before an install there is no account of ours, and the test asks for nothing.
+        "Job": "default",
+        "Pod": "default",
+        "RayCluster": "demo-cmcl-ray",
+        "RayService": "demo-cmcl-ray",
+    }
+
+
+def test_accounts_that_others_make_are_used_and_not_made(locked_down: Release) -> None:
+    assert locked_down.of_kind("ServiceAccount") == []
+    used = {pod["spec"]["serviceAccountName"] for pod in locked_down.pod_templates().values()}
+    assert used == {"default", "cmcl-service", "cmcl-ray"}
 
 
 def test_notes_name_objects_that_exist(release: Release) -> None:
     assert "rollout status deployment/demo-cmcl\n" in release.notes
     assert "service/demo-cmcl-serving-serve-svc" in release.notes
-    assert "No dataset will be accepted" not in release.notes
-    assert "No dataset will be accepted" in render({}).notes
+    assert "No dataset of addresses" not in release.notes
+    assert "No dataset of addresses" in render({}).notes
 
 
 def test_proxies_are_trusted_only_where_they_are_named() -> None:

@@ -3,30 +3,17 @@
 import json
 from typing import Any
 
-import helm_python
 import pytest
 
-from tests.chart.release import CHART, Object, Release, render
-from tests.chart.schemas import CRDS, complaints_of_kuberay
+from tests.chart.release import CHART, Release, render
 from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.settings import ServeArgs
 
 TEXT = {"modality": "text", "kind": "synthetic", "width": 384}
 
 
-def _serving(release: Release) -> Object:
-    spec: Object = release.one("RayService", "demo-cmcl-serving")["spec"]
-    return spec
-
-
 def _args(release: Release) -> ServeArgs:
-    config = helm_python.values_from_yaml(_serving(release)["serveConfigV2"])
-    return ServeArgs.model_validate(config["applications"][0]["args"])
-
-
-def _groups(release: Release) -> dict[str, Object]:
-    groups = _serving(release)["rayClusterConfig"]["workerGroupSpecs"]
-    return {group["groupName"]: group for group in groups}
+    return ServeArgs.model_validate(release.serve_args())
 
 
 def test_the_schema_has_every_field_of_an_encoder() -> None:
@@ -45,7 +32,7 @@ def test_encoders_reach_the_application_as_they_were_written(production: Release
 
 def test_without_encoders_there_are_no_pods_for_them(trial: Release) -> None:
     assert _args(trial).encoders == ()
-    assert list(_groups(trial)) == ["replicas"]
+    assert set(trial.groups()) == {"replicas", "ranks"}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +46,7 @@ def test_without_encoders_there_are_no_pods_for_them(trial: Release) -> None:
 def test_each_process_of_an_encoder_has_a_pod(
     encoders: list[dict[str, Any]], pods: int, cpus: str, gpus: int | None
 ) -> None:
-    group = _groups(render({"serving": {"encoders": encoders}}))["encoders"]
+    group = render({"serving": {"encoders": encoders}}).groups()["encoders"]
     assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == pods
     assert group["rayStartParams"]["num-cpus"] == cpus
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -67,11 +54,6 @@ def test_each_process_of_an_encoder_has_a_pod(
 
 
 def test_pods_of_encoders_run_where_they_are_told(production: Release) -> None:
-    template = _groups(production)["encoders"]["template"]
+    template = production.groups()["encoders"]["template"]
     assert template["spec"]["nodeSelector"] == {"example.org/gpu": "t4"}
     assert template["metadata"]["labels"]["app.kubernetes.io/component"] == "serving"
-
-
-@pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's CRDs are not part of this repository")
-def test_kuberay_knows_every_field_of_the_group(production: Release) -> None:
-    assert complaints_of_kuberay(production.one("RayService", "demo-cmcl-serving")) == []

@@ -1,0 +1,160 @@
+"""Does an installed cmcl do its work? Posts the second dataset of examples/stream, waits for its version,
+embeds the held-out rows, and compares their recall with what training measured; then removes all of it.
+
+`python smoke.py --service URL --embeddings URL --stream FOLDER`, with a key in CMCL_KEY that may read,
+write, train, embed and delete models. Through the client that ships, as users come. Exit status 1: no.
+
+Shapes: N held-out rows, I and E widths of features and embeddings, K = 10 best of them.
+"""
+
+import argparse
+import json
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cmcl import Client, CmclError
+from workers.contract.model import ModelSpec
+
+_DATASET = 1
+_WIDTH = 64
+_BEST = 10
+# float32 in another order may exchange two rows that score almost alike.
+_TOLERANCE = 0.02
+_ANSWERS_SECONDS = 120.0
+
+Matrix = NDArray[np.float32]
+
+
+class NotAsItShould(Exception):
+    """Everything answered, and something is wrong."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A dataset of the example stream: where it lies, and the held-out features of both sides."""
+
+    pair: tuple[str, str]
+    train: Path
+    test: Path
+    widths: dict[str, int]
+
+    @classmethod
+    def read(cls, stream: Path) -> "Example":
+        """Raises FileNotFoundError where there is no stream."""
+        document = json.loads((stream / "stream.json").read_text())
+        entry = document["datasets"][_DATASET]
+        pair = (entry["pair"]["first"], entry["pair"]["second"])
+        widths = {modality: document["modalities"][modality] for modality in pair}
+        train, test = (stream / entry[part]["file"] for part in ("train", "evaluation"))
+        return cls(pair, train, test, widths)
+
+    def held_out(self) -> list[Matrix]:
+        """Features of both sides, N × I."""
+        table = pq.read_table(self.test, columns=["feature_a", "feature_b"])
+        columns = (table.column(name).to_pylist() for name in table.column_names)
+        return [np.asarray(rows, dtype=np.float32) for rows in columns]
+
+
+def check(client: Client, example: Example, model: str, seconds: float) -> dict[str, Any]:
+    """Learn, embed, compare. Raises CmclError or NotAsItShould."""
+    started = time.monotonic()
+    client.create_model(model, ModelSpec(width=_WIDTH, modalities=example.widths))
+    accepted = client.add_dataset(
+        *(model, "smoke", example.pair, [example.train]),
+        evaluation_shards=[example.test],
+        upload="always",
+    )
+    job = client.watch(accepted.job.id, lambda now: print(now.state), timeout=seconds)
+    if job.version is None:
+        raise NotAsItShould(f"{job.id} ended {job.state}: {job.message}")
+    learned = client.version(model, job.version).evaluation_matrix[-1]
+    measured = learned.recall[learned.learned].at_10
+    features = example.held_out()
+    wait_until_served(client, f"{model}@{job.version}", example.pair[0], features[0][:1])
+    sides = [
+        embed(client, f"{model}@{job.version}", modality, rows_NI)
+        for modality, rows_NI in zip(example.pair, features, strict=True)
+    ]
+    answered = recall_at_10(features, sides)
+    if abs(answered - measured) > _TOLERANCE:
+        raise NotAsItShould(f"recall@10 of the embeddings is {answered:.3f}, not {measured:.3f}")
+    seconds_taken = round(time.monotonic() - started, 1)
+    return {"version": job.version, "recall_at_10": answered, "seconds": seconds_taken}
+
+
+def wait_until_served(client: Client, model: str, modality: str, row_1I: Matrix) -> None:
+    """The endpoint looks at the store once a second, and is told besides."""
+    deadline = time.monotonic() + _ANSWERS_SECONDS
+    while True:
+        try:
+            client.embed(model, modality, row_1I.tolist())
+            return
+        except CmclError as error:
+            if error.status not in (401, 403, 404, 503) or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
+
+
+def embed(client: Client, model: str, modality: str, rows_NI: Matrix) -> Matrix:
+    """N × E, of unit length."""
+    return np.asarray(client.embed(model, modality, rows_NI.tolist()).vectors, dtype=np.float32)
+
+
+def recall_at_10(features: Sequence[Matrix], sides: Sequence[Matrix]) -> float:
+    """Both directions averaged. A row with the features of the true partner, or of the query, is right."""
+    keys = [np.unique(rows_NI, axis=0, return_inverse=True)[1].ravel() for rows_NI in features]
+    first_NE, second_NE = sides
+    ways = (_best(first_NE, second_NE), _best(second_NE, first_NE))
+    return float(np.concatenate([_hits(best_NK, keys) for best_NK in ways]).mean())
+
+
+def _best(queries_NE: Matrix, gallery_NE: Matrix) -> NDArray[np.intp]:
+    return np.argsort(-(queries_NE @ gallery_NE.T), axis=1, kind="stable")[:, :_BEST]
+
+
+def _hits(best_NK: NDArray[np.intp], keys: Sequence[NDArray[np.intp]]) -> NDArray[np.bool_]:
+    first_N, second_N = keys
+    same_NK = (first_N[best_NK] == first_N[:, None]) | (second_N[best_NK] == second_N[:, None])
+    return np.asarray(same_NK.any(axis=1))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status; the last line is one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--service", required=True, help="address of the control plane")
+    parser.add_argument("--embeddings", required=True, help="address of the endpoint")
+    parser.add_argument("--stream", required=True, type=Path, help="the folder examples/stream")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for the version")
+    options = parser.parse_args(arguments)
+    model = f"smoke-{secrets.token_hex(4)}"
+    with Client(options.service, options.embeddings) as client:
+        try:
+            result = check(client, Example.read(options.stream), model, options.timeout)
+        except (CmclError, NotAsItShould) as error:
+            print(f"smoke: {error}", file=sys.stderr)
+            return 1
+        finally:
+            _remove(client, model)
+    print(json.dumps(result))
+    return 0
+
+
+def _remove(client: Client, model: str) -> None:
+    """What failed before is the news; a model that is left over is not."""
+    try:
+        client.delete_model(model)
+    except CmclError as error:
+        print(f"smoke: {model} is left over: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+{{/* The first part of all names. KubeRay allows a RayService 47 characters, cuts names of Secrets at
+     50 and wants a letter in front; "-serving" and its own 6 characters must fit behind. */}}
+{{- define "cmcl.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- $full = default $full .Values.fullnameOverride | trunc 36 | trimSuffix "-" -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) -}}
+{{- fail (printf "the name %q must start with a letter and have only a-z, 0-9 and '-': choose another release name or set fullnameOverride" $full) -}}
+{{- end -}}
+{{- $full -}}
+{{- end -}}
+
+{{/* What selects pods; `component` is service, training, serving, migration or test. */}}
+{{- define "cmcl.selectorLabels" -}}
+app.kubernetes.io/name: {{ .root.Chart.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{- define "cmcl.labels" -}}
+{{ include "cmcl.selectorLabels" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "cmcl.image" -}}
+{{- with .root.Values.imageRegistry }}{{ . }}/{{ end -}}
+{{- with .image }}{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ default $.root.Chart.AppVersion .tag }}{{ end }}{{ end -}}
+{{- end -}}
+
+{{- define "cmcl.serviceAccount" -}}
+{{ default (include "cmcl.fullname" .) .Values.service.serviceAccount.name }}
+{{- end -}}
+
+{{- define "cmcl.rayServiceAccount" -}}
+{{ default (printf "%s-ray" (include "cmcl.fullname" .)) .Values.ray.serviceAccount.name }}
+{{- end -}}
+
+{{- define "cmcl.servingName" -}}
+{{ include "cmcl.fullname" . }}-serving
+{{- end -}}
+
+{{/* The Service that KubeRay makes in front of the replicas. */}}
+{{- define "cmcl.servingService" -}}
+{{ include "cmcl.servingName" . }}-serve-svc
+{{- end -}}
+
+{{- define "cmcl.adminSecret" -}}
+{{ default (printf "%s-admin" (include "cmcl.fullname" .)) .Values.access.adminSecret }}
+{{- end -}}
+
+{{/* Non-empty without PostgreSQL. */}}
+{{- define "cmcl.usesSqlite" -}}
+{{- if not .Values.database.existingSecret }}true{{ end -}}
+{{- end -}}
+
+{{/* Non-empty when each attempt is a RayJob. */}}
+{{- define "cmcl.makesRayJobs" -}}
+{{- if eq .Values.training.launcher "kuberay" }}true{{ end -}}
+{{- end -}}

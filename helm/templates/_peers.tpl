@@ -1,0 +1,66 @@
+{{/* Pods of this release, as peers of a NetworkPolicy: root, components. */}}
+{{- define "cmcl.pods" -}}
+- podSelector:
+    matchLabels:
+      app.kubernetes.io/name: {{ .root.Chart.Name }}
+      app.kubernetes.io/instance: {{ .root.Release.Name }}
+    matchExpressions:
+      - key: app.kubernetes.io/component
+        operator: In
+        values: [{{ join ", " .components }}]
+{{- end -}}
+
+{{/* Which pods a policy is about: root, components. */}}
+{{- define "cmcl.policyFor" -}}
+podSelector:
+  matchLabels:
+    app.kubernetes.io/name: {{ .root.Chart.Name }}
+    app.kubernetes.io/instance: {{ .root.Release.Name }}
+  matchExpressions:
+    - key: app.kubernetes.io/component
+      operator: In
+      values: [{{ join ", " .components }}]
+policyTypes:
+  - Ingress
+  {{- if .root.Values.networkPolicy.restrictEgress }}
+  - Egress
+  {{- end }}
+{{- end -}}
+
+{{/* Whoever may call an HTTP port: everybody, or who was named and the chart's own pods. */}}
+{{- define "cmcl.fromClients" -}}
+{{- with .root.Values.networkPolicy.clients -}}
+from:
+{{ toYaml . | indent 2 }}
+{{ include "cmcl.pods" (dict "root" $.root "components" $.components) | indent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "cmcl.fromMonitoring" -}}
+{{- with .Values.networkPolicy.monitoring -}}
+from:
+{{ toYaml . | indent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* What every part may reach besides its own peers; the user's rules name store and database. */}}
+{{- define "cmcl.commonEgress" -}}
+{{- $policy := .Values.networkPolicy -}}
+{{- if and (not $policy.egress) (or (not (include "cmcl.storeIsVolume" .)) (not (include "cmcl.usesSqlite" .))) }}
+{{- fail "networkPolicy.restrictEgress is true and networkPolicy.egress is empty: nothing could reach the store or the database" }}
+{{- end -}}
+- to: {{- toYaml $policy.dns | nindent 4 }}
+  ports:
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+{{- with $policy.egress }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "cmcl.kubernetesApiEgress" -}}
+- ports:
+    {{- range .Values.networkPolicy.kubernetesApiPorts }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+{{- end -}}

@@ -1,0 +1,84 @@
+{{/* Pod Security "restricted", for pods and for containers. */}}
+{{- define "cmcl.podSecurityContext" -}}
+runAsNonRoot: true
+{{- if .Values.podSecurity.fixedUser }}
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+{{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "cmcl.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* The part of a pod's spec that is the same everywhere.
+     root; account: its service account; group: where users choose nodes and priority;
+     token: whether it talks to Kubernetes. */}}
+{{- define "cmcl.podSpec" -}}
+serviceAccountName: {{ .account }}
+# Only who makes RayJobs talks to Kubernetes; workload identity projects a token of its own.
+automountServiceAccountToken: {{ default false .token }}
+# Kubernetes would set CMCL_PORT=tcp://... for a Service named cmcl, which is our own setting.
+enableServiceLinks: false
+securityContext: {{- include "cmcl.podSecurityContext" .root | nindent 2 }}
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .group }}
+{{- with .nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Prefer zones, then nodes; root, component, constraints of the user. */}}
+{{- define "cmcl.spread" -}}
+topologySpreadConstraints:
+{{- if .constraints }}
+{{ toYaml .constraints | indent 2 }}
+{{- else }}
+{{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+  - maxSkew: 1
+    topologyKey: {{ . }}
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels: {{- include "cmcl.selectorLabels" $ | nindent 8 }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The entries of a container's `env` for a map of texts and sources. */}}
+{{- define "cmcl.extraEnv" -}}
+{{- range $name, $value := . }}
+- name: {{ $name }}
+  {{- if kindIs "map" $value }}
+  valueFrom: {{- toYaml $value | nindent 4 }}
+  {{- else }}
+  value: {{ $value | quote }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* A user that the cluster chooses has no entry in /etc/passwd; Ray and torch ask for name and home. */}}
+{{- define "cmcl.userEnv" -}}
+- name: HOME
+  value: /home/cmcl
+- name: USER
+  value: cmcl
+{{- end -}}

@@ -1,0 +1,43 @@
+{{/* Ray's autoscaler, which KubeRay adds to the head's pod. It may change pods and the RayCluster, and
+     Ray runs any code: so the token is mounted into its container alone, not into Ray's. */}}
+{{- define "cmcl.autoscaler" -}}
+{{- $scaling := .Values.training.autoscaling -}}
+enableInTreeAutoscaling: true
+autoscalerOptions:
+  version: v2
+  idleTimeoutSeconds: {{ $scaling.idleSeconds }}
+  imagePullPolicy: {{ .Values.ray.image.pullPolicy }}
+  securityContext: {{- include "cmcl.containerSecurityContext" . | nindent 4 }}
+  resources: {{- toYaml $scaling.resources | nindent 4 }}
+  env: {{- include "cmcl.userEnv" . | nindent 4 }}
+  volumeMounts:
+    - name: tmp
+      mountPath: /tmp
+    - name: home
+      mountPath: /home/cmcl
+    - name: kubernetes-token
+      mountPath: /var/run/secrets/kubernetes.io/serviceaccount
+      readOnly: true
+{{- end -}}
+
+{{- define "cmcl.autoscalerVolume" -}}
+- name: kubernetes-token
+  projected:
+    sources:
+      - serviceAccountToken:
+          path: token
+          expirationSeconds: 3607
+      - configMap:
+          name: kube-root-ca.crt
+          items:
+            - {key: ca.crt, path: ca.crt}
+      - downwardAPI:
+          items:
+            - path: namespace
+              fieldRef: {fieldPath: metadata.namespace}
+{{- end -}}
+
+{{/* Non-empty when the cluster that trains has an autoscaler. */}}
+{{- define "cmcl.autoscales" -}}
+{{- if and .Values.training.autoscaling.enabled (not (include "cmcl.makesRayJobs" .)) }}true{{ end -}}
+{{- end -}}

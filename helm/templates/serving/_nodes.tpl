@@ -1,0 +1,51 @@
+{{- define "cmcl.servingNode" -}}
+component: serving
+part: {{- toYaml .Values.serving | nindent 2 }}
+settings: {{- include "cmcl.servingSettings" . | nindent 2 }}
+{{- end -}}
+
+{{/* As in cmcl/proxy.py, which says why; a test compares them. */}}
+{{- define "cmcl.servingSettings" -}}
+RAY_SERVE_ENABLE_HA_PROXY: "1"
+RAY_SERVE_THROUGHPUT_OPTIMIZED: "1"
+RAY_SERVE_HAPROXY_TUNE_BUFSIZE: "262144"
+RAY_SERVE_HAPROXY_RETRY_ON: "conn-failure empty-response junk-response\n    option http-buffer-request"
+RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S: "1"
+RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S: {{ .Values.serving.drainSeconds | quote }}
+RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S: {{ .Values.serving.drainSeconds | quote }}
+{{- end -}}
+
+{{/* A node that is ready when a proxy on it answers. */}}
+{{- define "cmcl.proxyNode" -}}
+readinessPath: /-/healthz
+readinessPort: 8000
+ports:
+  serve: 8000
+{{- end -}}
+
+{{- define "cmcl.servingHead" -}}
+{{- $head := .Values.serving.head -}}
+{{- $node := include "cmcl.servingNode" . | fromYaml -}}
+{{- $own := dict "root" . "group" $head "resources" $head.resources "readinessPath" "/api/healthz" "readinessPort" 52365 "ports" (dict "gcs-server" 6379 "dashboard" 8265 "client" 10001 "serve" 8000) -}}
+{{- if .Values.ray.oneCluster -}}
+{{- /* Drivers of attempts run here. */ -}}
+{{- $_ := set $own "autoscaled" (include "cmcl.autoscales" .) -}}
+{{- $_ := set $own "settings" (merge dict $node.settings (include "cmcl.trainingSettings" . | fromYaml)) -}}
+{{- end -}}
+{{- include "cmcl.rayNode" (merge $own $node) -}}
+{{- end -}}
+
+{{/* The worker group of the replicas. */}}
+{{- define "cmcl.replicasGroup" -}}
+{{- $serving := .Values.serving -}}
+{{- $pods := include "cmcl.podCount" (dict "count" $serving.replicas "perPod" $serving.replicasPerPod) -}}
+{{- $node := merge (include "cmcl.servingNode" . | fromYaml) (include "cmcl.proxyNode" . | fromYaml) -}}
+groupName: replicas
+replicas: {{ $pods }}
+minReplicas: {{ $pods }}
+maxReplicas: {{ $pods }}
+# Twice as many as replicas book: new arguments start their replicas beside the old ones.
+rayStartParams:
+  num-cpus: {{ mulf 2 $serving.replicasPerPod $serving.args.numCpus | ceil | int | quote }}
+template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.workers "resources" $serving.workers.resources "noticeSeconds" $serving.drainSeconds "spread" true) $node) | nindent 2 }}
+{{- end -}}

@@ -1,0 +1,123 @@
+{{/* Non-empty when a RayCluster of its own trains. */}}
+{{- define "cmcl.hasTrainingCluster" -}}
+{{- if not (or (include "cmcl.makesRayJobs" .) .Values.ray.oneCluster) }}true{{ end -}}
+{{- end -}}
+
+{{- define "cmcl.trainingName" -}}
+{{ include "cmcl.fullname" . }}-training
+{{- end -}}
+
+{{/* The cluster that trains; KubeRay names the Service of its head after it. */}}
+{{- define "cmcl.trainingCluster" -}}
+{{ ternary (include "cmcl.servingName" .) (include "cmcl.trainingName" .) .Values.ray.oneCluster }}
+{{- end -}}
+
+{{/* KubeRay names the Secret that it makes after the cluster, and clusters of a RayService have names
+     that nobody knows before. */}}
+{{- define "cmcl.trainingAuthSecret" -}}
+{{- if and .Values.ray.oneCluster (not .Values.ray.authSecret) -}}
+{{- fail "ray.oneCluster is true, but ray.authSecret is empty: make a Secret with auth_token, because that of a RayService's cluster has no name beforehand" -}}
+{{- end -}}
+{{ default (include "cmcl.trainingName" .) .Values.ray.authSecret }}
+{{- end -}}
+
+{{/* Pod templates of training: the same in the RayCluster for all and in the RayJob of one attempt. */}}
+{{- define "cmcl.trainingHead" -}}
+{{- $head := .Values.training.head -}}
+{{- include "cmcl.rayNode" (merge (dict "root" . "group" $head "resources" $head.resources "autoscaled" (include "cmcl.autoscales" .) "ports" (dict "gcs-server" 6379 "dashboard" 8265 "client" 10001)) (include "cmcl.trainingNode" . | fromYaml)) -}}
+{{- end -}}
+
+{{- define "cmcl.trainingWorkers" -}}
+{{- $training := .Values.training -}}
+{{- $resources := deepCopy $training.workers.resources -}}
+{{- if $training.gpusPerRank -}}
+{{- $gpus := mulf $training.gpusPerRank $training.ranksPerPod | ceil | int -}}
+{{- $resources = mergeOverwrite $resources (dict "limits" (dict $training.gpuResource $gpus)) -}}
+{{- end -}}
+{{- $node := include "cmcl.trainingNode" . | fromYaml -}}
+{{- if .Values.ray.oneCluster -}}
+{{- /* KubeRay puts all workers behind the endpoint: those without a proxy must not get ready. */ -}}
+{{- $node = mergeOverwrite $node (include "cmcl.proxyNode" . | fromYaml) (dict "settings" (merge dict $node.settings (include "cmcl.servingSettings" . | fromYaml))) -}}
+{{- end -}}
+{{- include "cmcl.rayNode" (merge (dict "root" . "group" $training.workers "resources" $resources "noticeSeconds" $training.noticeSeconds) $node) -}}
+{{- end -}}
+
+{{- define "cmcl.trainingNode" -}}
+component: training
+part: {{- toYaml .Values.training | nindent 2 }}
+settings: {{- include "cmcl.trainingSettings" . | nindent 2 }}
+readinessPath: /api/healthz
+readinessPort: 52365
+{{- end -}}
+
+{{- define "cmcl.trainingSettings" -}}
+CMCL_CHECKPOINT_SECONDS: {{ .Values.training.checkpointSeconds | quote }}
+CMCL_PEER_SECONDS: {{ .Values.training.peerSeconds | quote }}
+{{- end -}}
+
+{{/* The worker group of the ranks. */}}
+{{- define "cmcl.ranksGroup" -}}
+{{- $training := .Values.training -}}
+{{- $scaling := $training.autoscaling -}}
+{{- $pods := include "cmcl.podCount" (dict "count" $training.ranks "perPod" $training.ranksPerPod) | int -}}
+{{- $most := default $pods (int $scaling.maxPods) -}}
+{{- if lt $most $pods -}}
+{{- fail (printf "training.autoscaling.maxPods is %d; the ranks of one attempt need %d" $most $pods) -}}
+{{- end -}}
+{{- if gt (int $scaling.minPods) $most -}}
+{{- fail (printf "training.autoscaling.minPods is %d; it must be at most maxPods, which is %d" (int $scaling.minPods) $most) -}}
+{{- end -}}
+groupName: ranks
+{{- if include "cmcl.autoscales" . }}
+replicas: {{ $scaling.minPods }}
+minReplicas: {{ $scaling.minPods }}
+maxReplicas: {{ $most }}
+{{- else }}
+replicas: {{ $pods }}
+minReplicas: {{ $pods }}
+maxReplicas: {{ $pods }}
+{{- end }}
+rayStartParams:
+  num-cpus: {{ $training.ranksPerPod | int64 | quote }}
+template: {{- include "cmcl.trainingWorkers" . | nindent 2 }}
+{{- end -}}
+
+{{/* What the service lays over the pods of a RayJob. */}}
+{{- define "cmcl.rayJobPods" -}}
+{{- if .Values.ray.oneCluster -}}
+{{- fail "ray.oneCluster is true and training.launcher is kuberay, which makes a cluster for each attempt: choose one of them" -}}
+{{- end -}}
+head: {{- include "cmcl.trainingHead" . | nindent 2 }}
+workers: {{- include "cmcl.trainingWorkers" . | nindent 2 }}
+{{- if eq .Values.training.rayJobs.submissionMode "K8sJobMode" }}
+submitter: {{- include "cmcl.submitter" . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* The pod that hands the command to Ray. KubeRay's own would have no security context. */}}
+{{- define "cmcl.submitter" -}}
+metadata:
+  labels: {{- include "cmcl.selectorLabels" (dict "root" . "component" "training") | nindent 4 }}
+spec:
+  {{- include "cmcl.podSpec" (dict "root" . "account" (include "cmcl.rayServiceAccount" .) "group" .Values.training.head) | nindent 2 }}
+  restartPolicy: Never
+  containers:
+    - name: ray-job-submitter
+      image: {{ include "cmcl.image" (dict "root" . "image" .Values.ray.image) }}
+      imagePullPolicy: {{ .Values.ray.image.pullPolicy }}
+      securityContext: {{- include "cmcl.containerSecurityContext" . | nindent 8 }}
+      env: {{- include "cmcl.userEnv" . | nindent 8 }}
+      resources:
+        requests: {cpu: 200m, memory: 256Mi}
+        limits: {memory: 1Gi}
+      volumeMounts:
+        - name: tmp
+          mountPath: /tmp
+        - name: home
+          mountPath: /home/cmcl
+  volumes:
+    - name: tmp
+      emptyDir: {}
+    - name: home
+      emptyDir: {}
+{{- end -}}

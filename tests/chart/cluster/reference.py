@@ -1,0 +1,24 @@
+"""How training measures recall, for those who must count alike."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from workers.model.retrieval import HeldOut, recall
+from workers.model.rows import PairedRows
+
+
+def recall_at_10(features: Sequence[np.ndarray], sides: Sequence[np.ndarray]) -> float:
+    """Of unit embeddings of these features, both directions averaged."""
+    rows = PairedRows(
+        *(torch.from_numpy(rows_NI) for rows_NI in features),
+        *(torch.from_numpy(_keys(rows_NI)) for rows_NI in features),
+    )
+    held_out = HeldOut(rows, labels_N=None)
+    return recall(*(torch.from_numpy(side_NE) for side_NE in sides), held_out).at_10
+
+
+def _keys(rows_NI: np.ndarray) -> np.ndarray:
+    """A number for each different row."""
+    return np.unique(rows_NI, axis=0, return_inverse=True)[1].ravel()

@@ -1,0 +1,172 @@
+"""The RayService: what the application is told, how it is reached, and how its pods go."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import pytest
+
+from cmcl.proxy import SERVING
+from tests.chart.release import CHART, ROOT, Object, Release, environment_of, render
+from workers.serve.settings import ServeArgs
+
+# Those that the chart finds out by itself, or takes from elsewhere.
+ELSEWHERE = {"store", "replicas", "access_public_key", "encoders"}
+DEFAULTS = helm_python.values_from_yaml((CHART / "values.yaml").read_text())["serving"]["args"]
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+
+
+def _serving(release: Release) -> Object:
+    spec: Object = release.one("RayService", "demo-cmcl-serving")["spec"]
+    return spec
+
+
+def _serve_config(release: Release) -> Object:
+    return helm_python.values_from_yaml(_serving(release)["serveConfigV2"])
+
+
+# Ray's own models warn while they are imported.
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+def test_serve_config_is_one_that_ray_accepts(release: Release) -> None:
+    from ray.serve.schema import ServeDeploySchema  # takes seconds, and only this test needs it
+
+    deployed = ServeDeploySchema.model_validate(_serve_config(release))
+    (application,) = deployed.applications
+    assert (application.name, application.route_prefix) == ("embeddings", "/")
+
+
+def test_serve_config_imports_what_exists(release: Release) -> None:
+    (application,) = _serve_config(release)["applications"]
+    module, _, attribute = application["import_path"].partition(":")
+    source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    assert attribute in [function.name for function in functions]
+
+
+def test_replicas_are_told_the_store_of_the_service(release: Release) -> None:
+    (application,) = _serve_config(release)["applications"]
+    arguments = ServeArgs.model_validate(application["args"])
+    assert arguments.store == release.settings()["CMCL_STORE_URI"]
+
+
+@pytest.mark.parametrize(("replicas", "per_pod", "pods"), [(1, 1, 1), (3, 2, 2), (4, 4, 1)])
+def test_pods_have_room_for_old_and_new_replicas(replicas: int, per_pod: int, pods: int) -> None:
+    release = render({"serving": {"replicas": replicas, "replicasPerPod": per_pod}})
+    (group,) = _serving(release)["rayClusterConfig"]["workerGroupSpecs"]
+    (application,) = _serve_config(release)["applications"]
+    booked = application["args"]["replicas"] * application["args"]["num_cpus"]
+    assert group["replicas"] == pods
+    assert int(group["rayStartParams"]["num-cpus"]) * pods >= 2 * booked
+
+
+def test_clients_reach_the_proxies_on_port_8000(release: Release) -> None:
+    cluster = _serving(release)["rayClusterConfig"]
+    config = _serve_config(release)
+    assert config["http_options"] == {"host": "0.0.0.0", "port": 8000}
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        ports = group["template"]["spec"]["containers"][0]["ports"]
+        assert {"name": "serve", "containerPort": 8000} in ports
+    assert _serving(release)["excludeHeadPodFromServeSvc"] is True
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)
+
+
+def test_every_argument_of_the_application_can_be_chosen() -> None:
+    expected = {_camel(name) for name in ServeArgs.model_fields if name not in ELSEWHERE}
+    schema = SCHEMA["properties"]["serving"]["properties"]["args"]["properties"]
+    assert DEFAULTS.keys() == schema.keys() == expected
+
+
+@pytest.mark.parametrize("name", sorted(set(ServeArgs.model_fields) - ELSEWHERE))
+def test_an_argument_arrives_as_it_was_chosen(name: str) -> None:
+    chosen = 2 * (DEFAULTS[_camel(name)] or 1)
+    args = {_camel(name): chosen}
+    if name in ("max_rows", "max_body_bytes"):
+        # One request must fit into what is held at once.
+        args |= {"maxRowsInFlight": 2**20, "maxBytesInFlight": 2**30}
+    told = render({"serving": {"args": args}}).serve_args()
+    assert getattr(ServeArgs.model_validate(told), name) == chosen
+
+
+def test_chart_and_application_have_the_same_defaults() -> None:
+    told = ServeArgs.model_validate(render({}).serve_args())
+    assert told == ServeArgs(store=told.store)
+
+
+def test_bounds_are_those_of_the_application() -> None:
+    fields = ServeArgs.model_json_schema()["properties"]
+    schema = SCHEMA["properties"]["serving"]["properties"]["args"]["properties"]
+    for name in set(fields) - ELSEWHERE - {"poll_seconds"}:
+        ours = _resolved(schema[_camel(name)])
+        bounds = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+        assert {key: ours[key] for key in bounds & ours.keys()} == {
+            key: fields[name][key] for key in bounds & fields[name].keys()
+        }, name
+
+
+def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    name = schema.get("$ref", "").removeprefix("#/definitions/")
+    found: dict[str, Any] = SCHEMA["definitions"][name] if name else schema
+    return found
+
+
+def test_every_node_that_serves_has_haproxy_and_the_time_to_drain(production: Release) -> None:
+    cluster = _serving(production)["rayClusterConfig"]
+    expected = {
+        **SERVING,
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "45",
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "45",
+    }
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        assert expected.items() <= environment_of(container).items()
+
+
+# They are read when ray.serve is imported, which warns while it is.
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+def test_ray_knows_the_variables_of_its_proxy(trial: Release) -> None:
+    from ray.serve._private import constants
+
+    source = Path(constants.__file__).read_text()
+    variables = environment_of(trial.container("serving"))
+    ours = {name for name in variables if name.startswith("RAY_SERVE_")}
+    assert ours >= SERVING.keys()
+    assert {name for name in ours if f'"{name}"' not in source} == set()
+
+
+def test_a_pod_that_goes_drains_first(production: Release) -> None:
+    for name in ("replicas", "encoders"):
+        pod = production.groups()[name]["template"]["spec"]
+        (*_, words) = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert "--deadline-remaining-seconds 45 && sleep 45" in words
+        assert pod["terminationGracePeriodSeconds"] > 45
+
+
+def test_a_new_cluster_takes_over_before_the_old_one_goes(release: Release) -> None:
+    spec = _serving(release)
+    assert spec["upgradeStrategy"] == {"type": "NewCluster"}
+    assert spec["rayClusterDeletionDelaySeconds"] == 120
+
+
+@pytest.mark.parametrize(("replicas", "per_pod", "kept"), [(1, 1, None), (4, 4, None), (6, 2, 2)])
+def test_all_pods_but_one_stay_while_nodes_are_drained(
+    replicas: int, per_pod: int, kept: int | None
+) -> None:
+    release = render({"serving": {"replicas": replicas, "replicasPerPod": per_pod}})
+    budgets = [item["spec"] for item in release.of_kind("PodDisruptionBudget")]
+    assert [budget["minAvailable"] for budget in budgets] == ([] if kept is None else [kept])
+
+
+def test_replicas_prefer_different_nodes(release: Release) -> None:
+    template = release.groups()["replicas"]["template"]
+    constraints = template["spec"]["topologySpreadConstraints"]
+    assert [item["topologyKey"] for item in constraints] == [
+        *("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+    ]
+    for item in constraints:
+        assert item["labelSelector"]["matchLabels"] == template["metadata"]["labels"]

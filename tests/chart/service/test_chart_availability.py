@@ -1,0 +1,76 @@
+"""Several replicas of the control plane: how many, where, and how they come and go."""
+
+import helm_python
+import pytest
+
+from tests.chart.release import Object, Release, render, values_of
+
+POSTGRES = {"database": {"existingSecret": "x"}}
+
+
+def _deployment(release: Release) -> Object:
+    spec: Object = release.one("Deployment", "demo-cmcl")["spec"]
+    return spec
+
+
+def test_two_answer_with_postgres_and_one_with_sqlite(trial: Release, gpu: Release) -> None:
+    assert _deployment(trial)["replicas"] == 1
+    assert _deployment(gpu)["replicas"] == 2
+
+
+def test_an_update_never_takes_an_answering_replica_first(gpu: Release) -> None:
+    assert _deployment(gpu)["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+    }
+    pod = _deployment(gpu)["template"]["spec"]
+    sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    # Ten seconds are uvicorn's, for answers that are under way.
+    assert pod["terminationGracePeriodSeconds"] > sleep + 10
+
+
+def test_a_budget_is_made_where_there_are_several(
+    trial: Release, one_cluster: Release, gpu: Release, production: Release
+) -> None:
+    def budgets(release: Release) -> list[str]:
+        return [item["metadata"]["name"] for item in release.of_kind("PodDisruptionBudget")]
+
+    assert budgets(trial) == []
+    assert "demo-cmcl" not in budgets(one_cluster), "which has one replica"
+    for release in (gpu, production):
+        budget = release.one("PodDisruptionBudget", "demo-cmcl")["spec"]
+        assert budget["selector"]["matchLabels"] == _deployment(release)["selector"]["matchLabels"]
+        assert budget["maxUnavailable"] == 1
+
+
+def test_an_autoscaler_alone_decides_about_replicas(production: Release) -> None:
+    assert "replicas" not in _deployment(production)
+    scaler = production.one("HorizontalPodAutoscaler", "demo-cmcl")["spec"]
+    assert scaler["scaleTargetRef"]["name"] == "demo-cmcl"
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (2, 6)
+    assert "cpu" in production.container("service")["resources"]["requests"]
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"service": {"autoscaling": {"enabled": True}}}, "SQLite permits one replica"),
+        (
+            POSTGRES
+            | {"service": {"autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 4}}},
+            r"minReplicas is 5; it must be at most maxReplicas, which is 4",
+        ),
+    ],
+)
+def test_an_autoscaler_that_could_not_work_is_refused(values: Object, complaint: str) -> None:
+    with pytest.raises(helm_python.HelmRenderError, match=complaint):
+        render(values)
+
+
+def test_replicas_prefer_other_zones_and_nodes(gpu: Release, locked_down: Release) -> None:
+    constraints = _deployment(gpu)["template"]["spec"]["topologySpreadConstraints"]
+    assert {item["whenUnsatisfiable"] for item in constraints} == {"ScheduleAnyway"}
+    labels = _deployment(gpu)["selector"]["matchLabels"]
+    assert [item["labelSelector"]["matchLabels"] for item in constraints] == [labels, labels]
+    chosen = values_of("locked-down")["service"]["topologySpreadConstraints"]
+    assert _deployment(locked_down)["template"]["spec"]["topologySpreadConstraints"] == chosen

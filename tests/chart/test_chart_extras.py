@@ -1,0 +1,100 @@
+"""What sites add: variables, volumes, places, mirrors, objects of their own."""
+
+import pytest
+
+from tests.chart.release import Release, environment_of, render
+
+SECRET = {"secretKeyRef": {"name": "ours", "key": "token"}}
+VOLUME = {"name": "authorities", "configMap": {"name": "ours"}}
+MOUNT = {"name": "authorities", "mountPath": "/etc/ours", "readOnly": True}
+
+
+@pytest.mark.parametrize("part", ["service", "training", "serving"])
+def test_variables_and_volumes_reach_all_pods_of_their_part(part: str) -> None:
+    extras = {
+        "extraEnv": {"PLAIN": "1", "SECRET": SECRET},
+        "extraVolumes": [VOLUME],
+        "extraVolumeMounts": [MOUNT],
+    }
+    release = render({part: extras})
+    seen = 0
+    for template in release.pod_templates().values():
+        spec = template["spec"]
+        (container,) = spec["containers"]
+        has_it = MOUNT in container["volumeMounts"]
+        assert has_it is (VOLUME in spec["volumes"])
+        assert has_it is (
+            {"PLAIN": "1", "SECRET": SECRET}.items() <= environment_of(container).items()
+        )
+        belongs = template["metadata"]["labels"]["app.kubernetes.io/component"] == part
+        assert has_it is belongs
+        seen += has_it
+    assert seen == (1 if part == "service" else 2)
+
+
+def test_a_migration_reaches_the_database_as_the_service_does(locked_down: Release) -> None:
+    for component in ("service", "migration"):
+        container = locked_down.container(component)
+        assert environment_of(container)["AWS_CA_BUNDLE"] == "/etc/ssl/ours/ca.crt"
+        assert "/etc/ssl/ours" in [mount["mountPath"] for mount in container["volumeMounts"]]
+
+
+@pytest.mark.parametrize(
+    ("path", "component"),
+    [
+        (("service",), "service"),
+        (("training", "head"), "training"),
+        (("training", "workers"), "training"),
+        (("serving", "head"), "serving"),
+        (("serving", "workers"), "serving"),
+    ],
+)
+def test_each_group_runs_where_and_before_whom_it_is_told(
+    path: tuple[str, ...], component: str
+) -> None:
+    place = {
+        "nodeSelector": {"pool": "a"},
+        "tolerations": [{"key": "pool", "operator": "Exists"}],
+        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+        "priorityClassName": "urgent",
+    }
+    values: dict[str, object] = place
+    for key in reversed(path):
+        values = {key: values}
+    pods = render(values).pod_templates().values()
+    placed = [
+        template["metadata"]["labels"]["app.kubernetes.io/component"]
+        for template in pods
+        if place.items() <= template["spec"].items()
+    ]
+    # The test runs where the service does.
+    assert placed == [component] or sorted(placed) == sorted([component, "test"])
+
+
+def test_a_mirror_and_digests_reach_every_image(locked_down: Release) -> None:
+    images = {
+        template["spec"]["containers"][0]["image"]
+        for template in locked_down.pod_templates().values()
+    }
+    digest = f"sha256:{'0' * 63}"
+    assert images == {
+        f"mirror.example.org/approved/cmcl-service@{digest}1",
+        f"mirror.example.org/approved/cmcl-worker@{digest}2",
+    }
+    for template in locked_down.pod_templates().values():
+        assert template["spec"]["imagePullSecrets"] == [{"name": "mirror"}]
+
+
+def test_rayjobs_have_the_mirrors_image() -> None:
+    values = {"imageRegistry": "mirror.example.org", "training": {"launcher": "kuberay"}}
+    image = render(values).settings()["CMCL_KUBERAY_IMAGE"]
+    assert image == "mirror.example.org/cmcl-worker:0.1.0"
+
+
+def test_objects_of_the_site_may_hold_templates(locked_down: Release) -> None:
+    (secret,) = locked_down.of_kind("ExternalSecret")
+    (data,) = secret["spec"]["data"]
+    assert data["remoteRef"]["key"] == "cmcl/demo"
+    # It makes the Secret that the chart reads.
+    name = secret["spec"]["target"]["name"]
+    assert locked_down.settings()["CMCL_DATABASE_URL"]["secretKeyRef"]["name"] == name

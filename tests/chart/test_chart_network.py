@@ -1,0 +1,163 @@
+"""NetworkPolicies: who reaches what. Ray runs any code for whoever reaches its ports."""
+
+from collections.abc import Iterator
+
+import helm_python
+import pytest
+
+from tests.chart.release import Object, Release, render, values_of
+
+RAY_PORTS = {6379, 8265, 10001, 52365, 30000}
+OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
+INSIDE = {"app.kubernetes.io/name": "cmcl", "app.kubernetes.io/instance": "demo"}
+STRANGER = {"app": "somebody"}
+
+
+def admits(release: Release, component: str, port: int | str, caller: dict[str, str]) -> bool:
+    """Whether a pod with these labels, in whatever namespace, reaches a port of a component."""
+    policies = [item["spec"] for item in release.of_kind("NetworkPolicy")]
+    chosen = [spec for spec in policies if _selects(spec["podSelector"], _own(component))]
+    assert chosen, f"nothing protects {component}"
+    return any(
+        _has_port(rule, port) and _comes_from(rule, caller)
+        for spec in chosen
+        for rule in spec["ingress"]
+    )
+
+
+def _own(component: str) -> dict[str, str]:
+    return {**INSIDE, "app.kubernetes.io/component": component}
+
+
+def _has_port(rule: Object, port: int | str) -> bool:
+    return "ports" not in rule or any(entry["port"] == port for entry in rule["ports"])
+
+
+def _comes_from(rule: Object, caller: dict[str, str]) -> bool:
+    if not rule.get("from"):
+        return True
+    return any(_selects(peer.get("podSelector", {}), caller) for peer in rule["from"])
+
+
+def _selects(selector: Object, labels: dict[str, str]) -> bool:
+    expressions = selector.get("matchExpressions", [])
+    assert {expression["operator"] for expression in expressions} <= {"In"}
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        labels.get(expression["key"]) in expression["values"] for expression in expressions
+    )
+
+
+def _components(release: Release) -> set[str]:
+    labels = (template["metadata"]["labels"] for template in release.pod_templates().values())
+    found = {own["app.kubernetes.io/component"] for own in labels}
+    # Nobody calls the test and the migration, and they go where they like unless egress is restricted.
+    return found - {"test", "migration"}
+
+
+def test_strangers_reach_no_port_of_ray(release: Release) -> None:
+    for component in _components(release) - {"service"}:
+        for port in RAY_PORTS:
+            assert not admits(release, component, port, STRANGER), (component, port)
+
+
+def test_pods_of_one_ray_cluster_reach_each_other(release: Release) -> None:
+    for component in _components(release) - {"service"}:
+        for port in RAY_PORTS:
+            assert admits(release, component, port, _own(component))
+
+
+def test_two_ray_clusters_do_not_reach_each_other(trial: Release, one_cluster: Release) -> None:
+    assert not admits(trial, "training", 6379, _own("serving"))
+    assert not admits(trial, "serving", 30000, _own("training"))
+    # One cluster is one.
+    assert admits(one_cluster, "training", 6379, _own("serving"))
+    assert admits(one_cluster, "serving", 30000, _own("training"))
+
+
+def test_jobs_are_submitted_by_the_control_plane_alone(
+    trial: Release, one_cluster: Release
+) -> None:
+    assert admits(trial, "training", 8265, _own("service"))
+    assert not admits(trial, "serving", 8265, _own("service"))
+    assert admits(one_cluster, "serving", 8265, _own("service"))
+
+
+def test_kuberay_reaches_what_it_asks(release: Release) -> None:
+    for port in (8265, 8000):
+        assert admits(release, "serving", port, OPERATOR)
+    assert not admits(release, "serving", 6379, OPERATOR)
+
+
+def test_kuberay_submits_rayjobs(queued: Release) -> None:
+    # No pod of them is in the chart: the service makes them, with the labels of training.
+    assert admits(queued, "training", 8265, OPERATOR)
+    assert admits(queued, "training", 8265, _own("training")), "a submitter's pod"
+
+
+def test_clients_are_everybody_until_they_are_named(trial: Release, production: Release) -> None:
+    assert admits(trial, "service", "http", STRANGER)
+    assert admits(trial, "serving", 8000, STRANGER)
+    ingress = {"kubernetes.io/metadata.name": "ingress-nginx"}
+    for item in production.of_kind("NetworkPolicy"):
+        if item["metadata"]["name"] == "demo-cmcl":
+            peers = [peer for rule in item["spec"]["ingress"] for peer in rule["from"]]
+            assert {"namespaceSelector": {"matchLabels": ingress}} in peers
+
+
+@pytest.mark.parametrize("monitoring", [[], [{"podSelector": {"matchLabels": {"app": "prom"}}}]])
+def test_named_clients_leave_nobody_else_in(monitoring: list[Object]) -> None:
+    clients = [{"podSelector": {"matchLabels": {"app": "ingress"}}}]
+    release = render({"networkPolicy": {"clients": clients, "monitoring": monitoring}})
+    for component, port in (("service", "http"), ("serving", 8000)):
+        assert admits(release, component, port, {"app": "ingress"})
+        assert admits(release, component, port, _own("test"))
+        assert not admits(release, component, port, STRANGER)
+    assert admits(release, "serving", 8000, _own("service")), "which tells it of changes"
+    assert admits(release, "service", "http", {"app": "prom"}) is bool(monitoring)
+
+
+def test_every_pod_with_a_port_has_a_policy(release: Release) -> None:
+    for component in _components(release):
+        admits(release, component, 0, {})
+
+
+def _egress(release: Release) -> Iterator[tuple[str, Object]]:
+    for item in release.of_kind("NetworkPolicy"):
+        for rule in item["spec"].get("egress", []):
+            yield item["metadata"]["name"], rule
+
+
+def test_pods_go_where_they_like_unless_that_is_restricted(trial: Release) -> None:
+    assert list(_egress(trial)) == []
+    for item in trial.of_kind("NetworkPolicy"):
+        assert item["spec"]["policyTypes"] == ["Ingress"]
+
+
+def test_restricted_pods_reach_names_store_and_their_own(locked_down: Release) -> None:
+    named = values_of("locked-down")["networkPolicy"]["egress"]
+    for item in locked_down.of_kind("NetworkPolicy"):
+        rules = item["spec"]["egress"]
+        assert item["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        assert {"port": 53, "protocol": "UDP"} in rules[0]["ports"]
+        assert [rule for rule in rules if rule in named] == named
+        assert all(rule.get("to") or rule["ports"] for rule in rules)
+
+
+def test_only_who_talks_to_kubernetes_may_go_there(locked_down: Release) -> None:
+    free = [name for name, rule in _egress(locked_down) if "to" not in rule]
+    # Its autoscaler does; the control plane makes no RayJobs here.
+    assert free == ["demo-cmcl-training"]
+    rayjobs = values_of("locked-down")
+    rayjobs["training"] = {"launcher": "kuberay"}
+    free = [name for name, rule in _egress(render(rayjobs)) if "to" not in rule]
+    assert free == ["demo-cmcl"]
+
+
+def test_restricting_without_naming_the_store_is_refused() -> None:
+    values = {"store": {"uri": "s3://x/y"}, "networkPolicy": {"restrictEgress": True}}
+    with pytest.raises(helm_python.HelmRenderError, match=r"networkPolicy\.egress is empty"):
+        render(values)
+
+
+def test_policies_can_be_left_to_others() -> None:
+    assert render({"networkPolicy": {"enabled": False}}).of_kind("NetworkPolicy") == []

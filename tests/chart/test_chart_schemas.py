@@ -1,0 +1,62 @@
+"""Every object of every set of values, against the schemas of those who read it."""
+
+import copy
+
+import pytest
+
+from tests.chart.release import Release
+from tests.chart.schemas import CRDS, complaints_of_kuberay, complaints_of_kubernetes
+
+OF_KUBERAY = {"RayCluster", "RayService"}
+# Their schemas are not at hand; the tests of each look at its fields.
+OF_OTHERS = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "HTTPRoute", "ExternalSecret"}
+
+needs_crds = pytest.mark.skipif(
+    not CRDS.is_dir(), reason="KubeRay's CRDs are not part of this repository"
+)
+
+
+def test_kubernetes_knows_every_field(release: Release) -> None:
+    items = [
+        item for item in release.objects.values() if item["kind"] not in OF_KUBERAY | OF_OTHERS
+    ]
+    assert {"Deployment", "Service", "ConfigMap", "NetworkPolicy"} <= {
+        item["kind"] for item in items
+    }
+    assert [words for item in items for words in complaints_of_kubernetes(item)] == []
+
+
+def test_a_field_that_kubernetes_lacks_is_caught(trial: Release) -> None:
+    deployment = copy.deepcopy(trial.one("Deployment", "demo-cmcl"))
+    deployment["spec"]["template"]["spec"]["enableServiceLink"] = False
+    (complaint,) = complaints_of_kubernetes(deployment)
+    assert "'enableServiceLink' was unexpected" in complaint
+
+
+@needs_crds
+def test_kuberay_knows_every_field(release: Release) -> None:
+    items = release.of_kind(*OF_KUBERAY)
+    assert items
+    assert [words for item in items for words in complaints_of_kuberay(item)] == []
+
+
+@needs_crds
+def test_a_field_that_kuberay_lacks_is_caught(trial: Release) -> None:
+    item = copy.deepcopy(trial.one("RayCluster", "demo-cmcl-training"))
+    item["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["envs"] = []
+    (complaint,) = complaints_of_kuberay(item)
+    assert "containers[0]" in complaint
+    assert "'envs' was unexpected" in complaint
+
+
+def test_every_object_says_whose_it_is(release: Release) -> None:
+    for path, item in release.objects.items():
+        if not path.startswith("extra-objects"):
+            labels = item["metadata"]["labels"]
+            assert labels["app.kubernetes.io/instance"] == "demo"
+            assert labels["app.kubernetes.io/component"]
+
+
+def test_no_two_objects_have_one_name(release: Release) -> None:
+    names = [(item["kind"], item["metadata"]["name"]) for item in release.objects.values()]
+    assert len(names) == len(set(names))
