@@ -41,6 +41,7 @@ _BATCHES = (1, 32, 256)
 _LIMITS = {"max_rows_in_flight": 1 << 17, "max_bytes_in_flight": 1 << 30, "queue_seconds": 60.0}
 _GOALS = {"infinity": 1.0, "bare": 1.3, "products": 0.6}
 _GOAL_CLIENTS, _GOAL_ROWS = 16, 256
+_OK = 200
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -139,7 +140,7 @@ def _clients_alone(clients: Clients, folder: Path, width: int) -> float:
         rows_BF = features(1, 1, width)[0]
         request = feature_request(address, "binary", rows_BF, model=MODEL, modality=MODALITY)
         answers = clients.ask(Load(address, [request], _GOAL_CLIENTS, 2))
-    return len(answers) / 2
+    return int((answers["status"] == _OK).sum()) / 2
 
 
 def _goals(cells: Sequence[Cell], products: Mapping[int, float]) -> list[dict[str, Any]]:

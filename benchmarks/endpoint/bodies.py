@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.endpoint.wire import request
 
 Array = NDArray[np.float32]
-# How rows travel. JSON: numbers both ways. base64: numbers there, base64 back. binary: raw float32.
+# How rows travel, both ways. JSON: as numbers. base64: in JSON, too. binary: raw float32.
 Form = Literal["json", "base64", "binary"]
 FORMS: tuple[Form, ...] = ("json", "base64", "binary")
 
@@ -38,12 +38,11 @@ def feature_request(
     if form == "binary":
         path = f"/v1/embeddings?model={model}&modality={modality}&dtype=float32"
         return request(address, path, rows_BF.astype("<f4").tobytes(), _RAW, accept=_RAW)
-    body = {
-        "model": model,
-        "modality": modality,
-        "input": rows_BF.tolist(),
-        "encoding_format": "float" if form == "json" else "base64",
-    }
+    if form == "json":
+        body = {"model": model, "modality": modality, "input": rows_BF.tolist()}
+    else:
+        items = [{"modality": modality, "feature": _base64(row_F)} for row_F in rows_BF]
+        body = {"model": model, "input": items, "encoding_format": "base64"}
     return request(address, "/v1/embeddings", json.dumps(body).encode(), _JSON)
 
 
@@ -52,6 +51,10 @@ def text_request(address: str, form: Form, texts: Sequence[str], model: str) -> 
     encoding = "float" if form == "json" else "base64"
     body = {"model": model, "input": list(texts), "encoding_format": encoding}
     return request(address, "/v1/embeddings", json.dumps(body).encode(), _JSON)
+
+
+def _base64(row_F: Array) -> str:
+    return base64.b64encode(row_F.astype("<f4").tobytes()).decode()
 
 
 def vectors(form: Form, body: bytes | memoryview, width: int) -> Array:

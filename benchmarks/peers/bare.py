@@ -25,13 +25,29 @@ from workers.model.heads import ModalityHeads
 _VERSION = {"x-model-version": "1"}
 
 
+class Item(BaseModel):
+    """A row as base64 of float32."""
+
+    modality: str
+    feature: str
+
+
 class Question(BaseModel):
     """OpenAI's shape with features."""
 
     model: str
-    modality: str
-    input: list[list[float]]
+    modality: str | None = None
+    input: list[list[float]] | list[Item]
     encoding_format: Literal["float", "base64"] = "float"
+
+
+def rows_of(question: Question) -> tuple[str, np.ndarray]:
+    """Modality and rows (B × F), which are all of one modality here."""
+    items = [each for each in question.input if isinstance(each, Item)]
+    if items:
+        raw = b"".join(base64.b64decode(item.feature) for item in items)
+        return items[0].modality, np.frombuffer(raw, np.float32).reshape(len(items), -1)
+    return question.modality or "", np.array(question.input, np.float32)
 
 
 def create_app(heads: ModalityHeads) -> FastAPI:
@@ -45,7 +61,7 @@ def create_app(heads: ModalityHeads) -> FastAPI:
 
     @app.post("/v1/embeddings")
     async def answer(question: Question) -> Response:
-        embeddings_BE = embed(question.modality, np.array(question.input, np.float32))
+        embeddings_BE = embed(*rows_of(question))
         if question.encoding_format == "base64":
             encoded: list[object] = [base64.b64encode(row).decode() for row in embeddings_BE]
         else:

@@ -18,7 +18,8 @@ _SERVERS = """\
 
 Clients ask, wait for the whole answer, and ask again; they live in one process beside the server, and
 both share the machine's cores. Every answer's status is checked; of each different request one answer
-in full. JSON: numbers both ways. base64: numbers there, base64 back. binary: raw float32 both ways."""
+in full. JSON: numbers both ways. base64: float32 as base64 in JSON, both ways; Infinity is asked for
+texts in either. binary: raw float32 both ways."""
 _UNIT = (
     "p50 and p95 in ms. Ratios: ours / peer of p50 (smaller is better) and of requests a second."
 )

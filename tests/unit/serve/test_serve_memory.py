@@ -1,6 +1,6 @@
 """An hour of swaps compressed: three hundred of them, and nothing is left behind.
 
-A version that something held on to would cost half a MiB a swap. benchmarks/serving_swaps.py --minutes
+A version that something held on to would cost a MiB a swap. benchmarks/serving_swaps.py --minutes
 does the same with replicas under Ray, for as long as one likes.
 """
 
