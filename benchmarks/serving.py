@@ -75,7 +75,7 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     products = {batch: max(before[batch], after[batch]) for batch in before}
     return {
         "cells": [cell.document() for cell in cells],
-        "goals": _goals(cells, products),
+        "goals": goals(cells, products),
         "products_per_second": products,
         "infinity_model_seconds": infinity_model,
         "clients_alone_per_second": alone,
@@ -143,7 +143,7 @@ def _clients_alone(clients: Clients, folder: Path, width: int) -> float:
     return int((answers["status"] == _OK).sum()) / 2
 
 
-def _goals(cells: Sequence[Cell], products: Mapping[int, float]) -> list[dict[str, Any]]:
+def goals(cells: Sequence[Cell], products: Mapping[int, float]) -> list[dict[str, Any]]:
     """What was to be reached, beside the cell in which it was furthest from it."""
     by_place = {(c.server, c.form, c.rows, c.clients): c for c in cells}
     rates, latencies, shares = [], [], []

@@ -1,0 +1,95 @@
+"""What the serving benchmarks make of answers, swaps and memory."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.endpoint.load import ANSWER, CUT, RIGHT, WRONG, Answers
+from benchmarks.outages.outcome import Moment, outcome
+from benchmarks.outages.patient import Call
+from benchmarks.peers.contest import Cell
+from benchmarks.serving import goals
+from benchmarks.swaps import figures
+from benchmarks.swaps.memory import slope
+from benchmarks.swaps.mover import Swap, order
+
+CELL = Cell("ours", "binary", 256, 16, 10, 10.0, 20.0, 40.0, 10240.0, 0, 0)
+
+
+def answer(sent: float, seconds: float, status: int = 200, checked: int = RIGHT) -> tuple:
+    return (sent, seconds, status, 1, 0, checked, 10)
+
+
+def answers(*found: tuple) -> Answers:
+    return np.array(list(found), dtype=ANSWER)
+
+
+def swap(at: float, *seconds: float | None) -> Swap:
+    return Swap(2, False, at, 0.01, {str(number): each for number, each in enumerate(seconds)})
+
+
+def test_a_swap_is_over_when_the_last_replica_follows() -> None:
+    assert swap(1.0, 0.1, 0.3).everywhere == 0.3
+    assert swap(1.0, 0.1, None).everywhere is None
+    assert figures.swap_times([swap(1, 0.1, 0.2), swap(2, 0.1, None)]) == {
+        "p50": pytest.approx(200),
+        "p95": pytest.approx(200),
+        "most": pytest.approx(200),
+        "never": 1,
+    }
+
+
+def test_requests_in_a_swap_are_those_under_way_while_replicas_differ() -> None:
+    found = answers(answer(0.0, 0.5), answer(0.9, 0.2), answer(1.1, 0.1), answer(1.5, 0.1))
+    during = figures.during(found, [swap(1.0, 0.2)])
+    assert during["sent"].tolist() == [0.9, 1.1]
+
+
+def test_moves_go_round_in_a_circle_with_a_roll_back_every_fifth_time() -> None:
+    moves = order(versions=4)
+    first = [next(moves) for _ in range(7)]
+    assert [version for version, _ in first] == [2, 3, 4, 1, 4, 1, 2]
+    assert [is_rollback for _, is_rollback in first] == [*[False] * 4, True, False, False]
+
+
+def test_memory_that_grows_is_told_from_memory_that_wavers() -> None:
+    swaps = np.arange(200.0)
+    wavering = 500 + np.random.default_rng(0).normal(0, 1, 200)
+    flat, growing = slope(swaps, wavering), slope(swaps, wavering + 0.1 * swaps)
+    assert flat is not None
+    assert growing is not None
+    assert not flat.grows
+    assert growing.grows
+    assert growing.value == pytest.approx(10, abs=2)
+    assert slope(swaps[:10], wavering[:10]) is None
+
+
+def test_an_outage_is_told_by_kind_and_by_its_silence() -> None:
+    moment = Moment("x", "x", "ours", begin=10.0, whole=12.0, end=14.0)
+    found = answers(
+        answer(8.0, 0.1, CUT, -1),
+        answer(9.9, 0.2, CUT, -1),
+        answer(11.0, 0.5),
+        answer(13.0, 0.5, 500, -1),
+        answer(13.5, 0.2, checked=WRONG),
+    )
+    calls = [Call(9.95, 0.5, "right"), Call(12.0, 1.0, "Unreachable"), Call(20.0, 1.0, "wrong")]
+    seen = outcome(moment, found, calls)
+    assert seen.failed == {"cut": 1, "500": 1}
+    assert (seen.lost, seen.wrong, seen.patient_failed) == (2, 1, {"Unreachable": 1})
+    assert seen.silence == pytest.approx(13.7 - 11.5)
+    assert seen.whole == 2.0
+
+
+def test_goals_name_the_cell_that_is_furthest_from_them() -> None:
+    cells = [
+        CELL,
+        replace(CELL, server="bare", p50=8.0),
+        replace(CELL, form="json", requests_per_second=30.0),
+        replace(CELL, form="json", server="bare", p50=20.0),
+        replace(CELL, form="json", server="infinity", requests_per_second=20.0),
+    ]
+    rate, p50, share = goals(cells, {256: 16000.0})
+    assert (rate["worst"], p50["worst"], share["worst"]) == (1.5, 1.25, 0.64)
+    assert p50["where"] == "binary, 256 row(s), 16 client(s)"
