@@ -1,7 +1,6 @@
 """What following and searching cost, by the number of rows.
 
-Features have a spectrum that falls, as encoders' do: a graph finds the neighbours of rows that fill
-all directions alike far less well, and no encoder gives such.
+Features have a spectrum that falls, as encoders' do, but no clusters: the hardest case for a graph.
 
 Shapes: N rows, F width of the raw feature, E width of the embeddings, Q queries.
 """
@@ -9,8 +8,8 @@ Shapes: N rows, F width of the raw feature, E width of the embeddings, Q queries
 import os
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,9 @@ from benchmarks.search.world import World
 from workers.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
 from workers.serve.search.index.draft import project
-from workers.serve.search.index.index import Index, Wanted
+from workers.serve.search.index.graph import Graph
+from workers.serve.search.index.index import GRAPH_FROM_ROWS, Index, Wanted
+from workers.serve.search.index.parts import Part, joined
 from workers.serve.search.stored.segments import Entry
 from workers.serve.versions.loading import Float32Array
 
@@ -31,23 +32,24 @@ MODALITY = "image"
 _ROWS_AT_ONCE = 4096
 _QUERIES = 200
 _BEST = 10
+_NEVER = 1 << 40
 
 
 @dataclass(frozen=True)
 class Following:
-    """Seconds until a version answers, and bytes of memory for each row (as the system counts).
+    """Seconds until a version answers, without graphs; bytes of memory for each row, as counted.
 
-    `first`: everything read for the first time. `again`: after a swap, beside the old index. Each
-    with the graph where there is one; `graph` is its part of `again`, estimated by building it once
-    more.
+    `first`: everything read for the first time. `again`: after a swap, beside the old index.
+    `graph`: building one of all rows; None where the product has none.
     """
 
     rows: int
     first: float
     again: float
-    graph: float
-    bytes_first: float
-    bytes_again: float
+    graph: float | None
+    bytes_index: float
+    bytes_graph: float | None
+    bytes_grown: float
 
 
 @dataclass(frozen=True)
@@ -64,44 +66,49 @@ class Searching:
 def measured(
     rows: int, feature_width: int, width: int, folder: Path
 ) -> tuple[Following, Searching]:
-    """Write that many rows, swap twice, search."""
+    """Write that many rows, swap twice, build a graph, search."""
     torch.set_num_threads(1)
     spec = ModelSpec(width=width, modalities={MODALITY: feature_width, "text": 8})
-    with World(folder, spec) as world:
+    with World(folder, spec, graph_from=_NEVER) as world:
         for start in range(0, rows, _ROWS_AT_ONCE):
             world.write(_entries(start, min(_ROWS_AT_ONCE, rows - start), feature_width))
-        following = _followed(world, spec, rows)
+        empty = _memory()
+        first = world.swap(_heads(spec, 1))
+        grown = _memory() - empty
+        again = world.swap(_heads(spec, 2))
         index = world.index
-    return following, _searched(index, rows, feature_width)
+    part, seconds = _with_graph(joined(index.parts))
+    graph_bytes = part.graph.memory_bytes / rows if part.graph else None
+    following = Following(
+        *(rows, first, again, seconds, index.memory_bytes / rows, graph_bytes, grown / rows)
+    )
+    return following, _searched(replace(index, parts=(part,)), feature_width)
 
 
-def _followed(world: World, spec: ModelSpec, rows: int) -> Following:
-    empty = _memory()
-    first = world.swap(_heads(spec, 1))
-    once = _memory()
-    again = world.swap(_heads(spec, 2))
-    twice = _memory()
-    graph = _graph_seconds(world.index)
-    return Following(rows, first, again, graph, (once - empty) / rows, (twice - once) / rows)
+def _with_graph(part: Part) -> tuple[Part, float | None]:
+    if len(part) < GRAPH_FROM_ROWS:
+        return part, None
+    graph, began = Graph(part.vectors_NE.shape[1]), time.perf_counter()
+    for _ in graph.grow(part.vectors_NE):
+        pass
+    return replace(part, graph=graph), time.perf_counter() - began
 
 
-def _searched(index: Index, rows: int, feature_width: int) -> Searching:
-    features_QF = _features(rows, _QUERIES, feature_width)
+def _searched(index: Index, feature_width: int) -> Searching:
+    (part,) = index.parts
+    features_QF = _features(len(part), _QUERIES, feature_width)
     queries_QE = project(index.version, MODALITY, features_QF)
-    vectors_NE = np.concatenate([part.vectors_NE for part in index.parts])
-    exact = _milliseconds(
-        lambda query_E: index.search(query_E, Wanted(_BEST, exact=True)), queries_QE
-    )
-    peer = _milliseconds(
-        lambda query_E: usearch_search(
-            vectors_NE, query_E, _BEST, MetricKind.IP, exact=True, threads=1
+    asks: dict[str, Callable[[Float32Array], object]] = {
+        "exact": lambda query_E: index.search(query_E, Wanted(_BEST, exact=True)),
+        "usearch_exact": lambda query_E: usearch_search(
+            part.vectors_NE, query_E, _BEST, MetricKind.IP, exact=True, threads=1
         ),
-        queries_QE,
-    )
-    if all(part.graph is None for part in index.parts):
-        return Searching(rows, exact, peer, None, None)
-    graph = _milliseconds(lambda query_E: index.search(query_E, Wanted(_BEST)), queries_QE)
-    return Searching(rows, exact, peer, graph, _recall(index, queries_QE))
+    }
+    if part.graph is not None:
+        asks["graph"] = lambda query_E: index.search(query_E, Wanted(_BEST))
+    times = _milliseconds(asks, queries_QE)
+    recall = None if part.graph is None else _recall(index, queries_QE)
+    return Searching(len(part), times["exact"], times["usearch_exact"], times.get("graph"), recall)
 
 
 def _recall(index: Index, queries_QE: Float32Array) -> float:
@@ -115,25 +122,17 @@ def _recall(index: Index, queries_QE: Float32Array) -> float:
     return statistics.fmean(shares)
 
 
-def _milliseconds(ask: Callable[[Float32Array], object], queries_QE: Float32Array) -> float:
-    ask(queries_QE[0])
-    times = []
+def _milliseconds(
+    asks: Mapping[str, Callable[[Float32Array], object]], queries_QE: Float32Array
+) -> dict[str, float]:
+    """By turns, so that whatever else the machine does meets all of them alike."""
+    times: dict[str, list[float]] = {name: [] for name in asks}
     for query_E in queries_QE:
-        began = time.perf_counter()
-        ask(query_E)
-        times.append(time.perf_counter() - began)
-    return 1000 * statistics.median(times)
-
-
-def _graph_seconds(index: Index) -> float:
-    from workers.serve.search.index.graph import Graph
-
-    began = time.perf_counter()
-    for part in index.parts:
-        if part.graph is not None:
-            for _ in Graph(part.vectors_NE.shape[1]).grow(part.vectors_NE):
-                pass
-    return time.perf_counter() - began
+        for name, ask in asks.items():
+            began = time.perf_counter()
+            ask(query_E)
+            times[name].append(time.perf_counter() - began)
+    return {name: 1000 * statistics.median(each) for name, each in times.items()}
 
 
 def _heads(spec: ModelSpec, seed: int) -> ModalityHeads:

@@ -7,8 +7,6 @@ import heapq
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import numpy as np
-
 from workers.serve.search.index.filters import Filter, mask
 from workers.serve.search.index.parts import Part
 from workers.serve.versions.loading import Float32Array, ServedVersion
@@ -99,8 +97,9 @@ class Index:
 
     @property
     def memory_bytes(self) -> int:
-        """Of vectors, ids and payloads; Python's table of ids comes on top."""
+        """Of vectors, graphs, ids and payloads; Python's table of ids comes on top."""
         texts = (part.contents.payloads.texts.nbytes for part in self.parts)
         ids = (part.contents.ids.nbytes for part in self.parts)
         vectors = (part.vectors_NE.nbytes for part in self.parts)
-        return int(np.sum([*texts, *ids, *vectors], dtype=np.int64))
+        graphs = (part.graph.memory_bytes for part in self.parts if part.graph is not None)
+        return sum([*texts, *ids, *vectors, *graphs])
