@@ -210,9 +210,22 @@ def test_accounts_that_others_make_are_used_and_not_made(locked_down: Release) -
 
 def test_notes_name_objects_that_exist(release: Release) -> None:
     assert "rollout status deployment/demo-cmcl\n" in release.notes
-    assert "service/demo-cmcl-serving-serve-svc" in release.notes
     assert "No dataset of addresses" not in release.notes
     assert "No dataset of addresses" in render({}).notes
+
+
+def test_notes_lead_to_where_it_answers(trial: Release, production: Release) -> None:
+    assert "service/demo-cmcl-serving-serve-svc 8001:8000" in trial.notes
+    assert "https://cmcl.example.org/readyz" in production.notes
+    assert "https://embeddings.example.org/v1/models" in production.notes
+
+
+def test_notes_tell_the_next_command(trial: Release, production: Release) -> None:
+    for release in (trial, production):
+        assert "helm test demo -n test --logs --timeout 1200s" in release.notes
+    # The test asks with a key that somebody has to make.
+    assert "create secret generic demo-cmcl-admin --from-literal=admin-key=" in trial.notes
+    assert "create secret" not in production.notes
 
 
 def test_proxies_are_trusted_only_where_they_are_named() -> None:
