@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: ASGIApp) -> Iterator[str]:
     """Its address, until the block ends. Without its lifespan: nothing happens by itself."""
     config = uvicorn.Config(
         app, port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=1

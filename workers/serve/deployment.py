@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
 import torch
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp
 
 from workers.contract.errors import StorageUnavailable
 from workers.serve.access.port import Doorkeeper, OpenDoor
@@ -72,7 +72,7 @@ class Embedder:
         self._listener = Listener(open_channel, self._wake, self._metrics.hears)
         self._listener.start()
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once per replica."""
         args = self._args
         # A replica that starts again counts from zero, so it must not write over what it had seen.
@@ -124,6 +124,6 @@ EMBEDDER: serve.Deployment = serve.deployment(
     # When the application itself changes, the new replica is up before the old one goes.
     max_surge_percent=100,
     health_check_period_s=5,
-    # A line for each request costs a thirtieth of it; they are counted instead.
-    logging_config=LoggingConfig(enable_access_log=False),
+    # A line for each request costs a thirtieth of it, be it written or not; they are counted.
+    logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
 )(serve.ingress()(Embedder))

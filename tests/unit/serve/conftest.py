@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.letter_encoder import LetterEncoders
@@ -68,7 +68,7 @@ class Replica:
         self.follower = Follower(self.store, self.live, swapper, 0.01)
         self.app = self.app_of(self.args)
 
-    def app_of(self, args: ServeArgs) -> FastAPI:
+    def app_of(self, args: ServeArgs) -> ASGIApp:
         """The HTTP interface of a replica with these arguments."""
         return create_api(self.parts(args))
 

@@ -1,8 +1,7 @@
 """How much is taken on at once, in rows and in bytes: a request of 4096 rows is not one of 1 row."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from workers.serve.errors import Overloaded
 
@@ -25,15 +24,18 @@ class Budget:
         self._asked: dict[str, float] = {}
         self.total = 0
 
-    @contextmanager
-    def held(self, key: str, amount: int) -> Iterator[None]:
-        """Count this while the block runs. Raises Overloaded if it is too much now."""
+    def held(self, key: str, amount: int) -> "_Held":
+        """Counts this while the block runs. Entering it raises Overloaded if it is too much now."""
+        return _Held(self, key, amount)
+
+    def take(self, key: str, amount: int) -> None:
+        """Count this from now on. Raises Overloaded if it is too much now."""
         self._check(key, amount)
         self._change(key, amount)
-        try:
-            yield
-        finally:
-            self._change(key, -amount)
+
+    def give_back(self, key: str, amount: int) -> None:
+        """Count it no more."""
+        self._change(key, -amount)
 
     def _check(self, key: str, amount: int) -> None:
         total = self.total + amount
@@ -68,6 +70,23 @@ class Budget:
             self._held[key] = left
         else:
             self._held.pop(key, None)
+
+
+class _Held:
+    """A class and no generator: every request passes here twice."""
+
+    __slots__ = ("_amount", "_budget", "_key")
+
+    def __init__(self, budget: Budget, key: str, amount: int) -> None:
+        self._budget = budget
+        self._key = key
+        self._amount = amount
+
+    def __enter__(self) -> None:
+        self._budget.take(self._key, self._amount)
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.give_back(self._key, self._amount)
 
 
 class Admission:

@@ -17,6 +17,7 @@ from workers.serve.http.routes import (
     search,
     similarity,
 )
+from workers.serve.http.short_way import ShortWay
 
 _ROUTERS = (
     embeddings.router,
@@ -29,7 +30,7 @@ _ROUTERS = (
 )
 
 
-def create_api(replica: Replica) -> FastAPI:
+def create_api(replica: Replica) -> ShortWay:
     """The ASGI application of one replica."""
 
     @asynccontextmanager
@@ -42,5 +43,4 @@ def create_api(replica: Replica) -> FastAPI:
     for router in _ROUTERS:
         app.include_router(router(replica))
     app.include_router(announcements.router(replica.announcer))
-    app.router.routes.insert(0, embeddings.short_way(replica))
-    return app
+    return embeddings.past_the_layers(app, replica)

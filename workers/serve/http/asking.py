@@ -1,8 +1,6 @@
 """Who asks and how: what every request that embeds something says outside of its body."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
@@ -61,43 +59,43 @@ def _seconds(text: str | None, replica: Replica) -> float:
     return int(text) / 1000
 
 
-@asynccontextmanager
-async def given_up_with(request: Request) -> AsyncIterator[None]:
-    """What happens inside ends when the client goes away. Raises ClientDisconnect then."""
-    task = asyncio.current_task()
-    if task is None:
-        raise RuntimeError("a request is answered inside of a task")
-    watch = _Watch(request, task)
-    later = asyncio.get_running_loop().call_later(_BEFORE_WATCHING_SECONDS, watch.start)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if watch.client_is_gone and not task.uncancel():
-            raise ClientDisconnect from None
-        raise
-    finally:
-        later.cancel()
-        watch.stop()
+def given_up_with(request: Request) -> "_GivenUpWith":
+    """What happens inside ends when the client goes away, and ClientDisconnect is raised then."""
+    return _GivenUpWith(request)
 
 
-class _Watch:
-    """Listens to a client that waits, and cancels its request when it hangs up."""
+class _GivenUpWith:
+    """Listens to a client that waits, and cancels its request when it hangs up.
 
-    def __init__(self, request: Request, task: asyncio.Task[object]) -> None:
+    A class and no generator, as every request passes here.
+    """
+
+    def __init__(self, request: Request) -> None:
         self._request = request
-        self._task = task
         self._listening: asyncio.Task[None] | None = None
-        self.client_is_gone = False
+        self._client_is_gone = False
 
-    def start(self) -> None:
-        self._listening = asyncio.create_task(self._listen())
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a request is answered inside of a task")
+        self._task = task
+        loop = asyncio.get_running_loop()
+        self._later = loop.call_later(_BEFORE_WATCHING_SECONDS, self._start)
 
-    def stop(self) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._later.cancel()
         if self._listening is not None:
             self._listening.cancel()
+        is_ours = kind is asyncio.CancelledError and self._client_is_gone
+        if is_ours and not self._task.uncancel():
+            raise ClientDisconnect from None
+
+    def _start(self) -> None:
+        self._listening = asyncio.create_task(self._listen())
 
     async def _listen(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
-        self.client_is_gone = True
+        self._client_is_gone = True
         self._task.cancel()

@@ -1,8 +1,6 @@
 """Reading what a client sends: no more than permitted, not for ever, and counted while it is held."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
 
 from starlette.requests import Request
 
@@ -11,37 +9,65 @@ from workers.serve.http.admission import Budget
 from workers.serve.settings import ServeArgs
 
 
-@asynccontextmanager
-async def held_body(
-    request: Request, args: ServeArgs, budget: Budget, key: str
-) -> AsyncIterator[bytes]:
-    """The whole body, counted until the block ends. Raises BodyTooLarge, BodyTimeout, Overloaded."""
-    declared = _declared(request, args.max_body_bytes)
-    with ExitStack() as held:
-        held.enter_context(budget.held(key, declared))
+def held_body(request: Request, args: ServeArgs, budget: Budget, key: str) -> "_HeldBody":
+    """The whole body, counted until the block ends.
+
+    Entering it raises BodyTooLarge, BodyTimeout, Overloaded and ClientDisconnect.
+    """
+    return _HeldBody(request, args, budget, key)
+
+
+class _HeldBody:
+    """A class and no generator, as every request passes here."""
+
+    def __init__(self, request: Request, args: ServeArgs, budget: Budget, key: str) -> None:
+        self._request = request
+        self._args = args
+        self._budget = budget
+        self._key = key
+        self._counted = 0
+
+    async def __aenter__(self) -> bytes:
+        declared = self._declared()
+        self._count(declared)
         body = bytearray()
         try:
-            async with asyncio.timeout(args.body_seconds):
-                async for chunk in request.stream():
+            async with asyncio.timeout(self._args.body_seconds):
+                async for chunk in self._request.stream():
                     body += chunk
-                    _check_size(len(body), args.max_body_bytes)
                     if not declared:  # It comes in chunks, so nobody knows how many.
-                        held.enter_context(budget.held(key, len(chunk)))
+                        self._check_size(len(body))
+                        self._count(len(chunk))
         except TimeoutError as error:
+            self._give_back()
             raise BodyTimeout(
-                f"{len(body)} bytes of the body came in {args.body_seconds:g} s, and then no end"
+                f"{len(body)} bytes of the body came in {self._args.body_seconds:g} s, and then no "
+                "end"
             ) from error
-        yield bytes(body)
+        except BaseException:
+            self._give_back()
+            raise
+        return bytes(body)
 
+    async def __aexit__(self, *_: object) -> None:
+        self._give_back()
 
-def _declared(request: Request, limit: int) -> int:
-    text = request.headers.get("content-length", "")
-    declared = int(text) if text.isdecimal() else 0
-    if declared > limit:
-        raise BodyTooLarge(f"the body has {declared} bytes; permitted are {limit}")
-    return declared
+    def _declared(self) -> int:
+        text = self._request.headers.get("content-length", "")
+        declared = int(text) if text.isdecimal() else 0
+        if declared > self._args.max_body_bytes:
+            permitted = f"permitted are {self._args.max_body_bytes}"
+            raise BodyTooLarge(f"the body has {declared} bytes; {permitted}")
+        return declared
 
+    def _check_size(self, size: int) -> None:
+        limit = self._args.max_body_bytes
+        if size > limit:
+            raise BodyTooLarge(f"the body has more than {limit} bytes, which is what is permitted")
 
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise BodyTooLarge(f"the body has more than {limit} bytes, which is what is permitted")
+    def _count(self, size: int) -> None:
+        self._budget.take(self._key, size)
+        self._counted += size
+
+    def _give_back(self) -> None:
+        self._budget.give_back(self._key, self._counted)

@@ -17,11 +17,8 @@ _CLIENT_CLOSED_REQUEST = 499
 def install_error_handlers(app: FastAPI, metrics: ServeMetrics) -> None:
     """Let every error leave in OpenAI's shape, and be counted."""
 
-    async def on_api_error(_: Request, error: ApiError) -> Response:
-        metrics.turned_away(error.status)
-        return _response(
-            error.status, error.kind, str(error), error.param, error.code, error.headers
-        )
+    async def on_error(_: Request, error: Exception) -> Response:
+        return answer_to(error, metrics)
 
     async def on_http_exception(request: Request, error: HTTPException) -> Response:
         metrics.turned_away(error.status_code)
@@ -30,20 +27,24 @@ def install_error_handlers(app: FastAPI, metrics: ServeMetrics) -> None:
         headers = error.headers or {}
         return _response(error.status_code, InvalidRequest.kind, message, None, code, headers)
 
-    async def on_disconnect(_: Request, __: ClientDisconnect) -> Response:
+    for kind in (ApiError, ClientDisconnect, Exception):
+        app.exception_handler(kind)(on_error)
+    app.exception_handler(HTTPException)(on_http_exception)
+
+
+def answer_to(error: Exception, metrics: ServeMetrics) -> Response:
+    """What the client is told. Of a bug nothing but that: its traceback is for the log."""
+    if isinstance(error, ClientDisconnect):
         metrics.turned_away(_CLIENT_CLOSED_REQUEST)
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
-
-    async def on_bug(_: Request, __: Exception) -> Response:
-        # The server logs the traceback; it is nothing for a client's eyes.
-        metrics.turned_away(500)
-        message = "the request failed because of an error in the server"
-        return _response(500, ApiError.kind, message, None, ApiError.default_code, {})
-
-    app.exception_handler(ApiError)(on_api_error)
-    app.exception_handler(HTTPException)(on_http_exception)
-    app.exception_handler(ClientDisconnect)(on_disconnect)
-    app.exception_handler(Exception)(on_bug)
+    if isinstance(error, ApiError):
+        metrics.turned_away(error.status)
+        return _response(
+            error.status, error.kind, str(error), error.param, error.code, error.headers
+        )
+    metrics.turned_away(500)
+    message = "the request failed because of an error in the server"
+    return _response(500, ApiError.kind, message, None, ApiError.default_code, {})
 
 
 def _response(

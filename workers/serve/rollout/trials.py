@@ -6,8 +6,8 @@ Shapes: B rows of a request, F width of the raw feature.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 
 from workers.serve.compute.port import Compute
 from workers.serve.errors import ApiError
@@ -65,16 +65,9 @@ class Trials:
             self._observations.begin(trial)
             self._observations.failed(trial)
 
-    @contextmanager
-    def blaming(self, version: ServedVersion) -> Iterator[None]:
+    def blaming(self, version: ServedVersion) -> "_Blaming":
         """What breaks inside is this version's fault, unless the client can be told what it did."""
-        try:
-            yield
-        except ApiError:
-            raise
-        except Exception:
-            self.failed(version)
-            raise
+        return _Blaming(self, version)
 
     @asynccontextmanager
     async def written(self, seconds: float = _WRITE_SECONDS) -> AsyncIterator[None]:
@@ -118,3 +111,18 @@ class Trials:
         """Score no more, and write what was seen."""
         await self._shadow.close()
         await self.write()
+
+
+class _Blaming:
+    """A class and no generator, as every request passes here."""
+
+    def __init__(self, trials: Trials, version: ServedVersion) -> None:
+        self._trials = trials
+        self._version = version
+
+    def __enter__(self) -> None:
+        """Nothing is to be done before."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, Exception) and not issubclass(kind, ApiError):
+            self._trials.failed(self._version)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from fastapi import FastAPI
 
 from service.control.access.keys import KeyText, mint
 from service.control.access.signing import make_pair, read_signing_key, sign
@@ -17,6 +16,7 @@ from workers.contract.version import ANNOUNCEMENTS
 from workers.serve.access.signatures import read_public_keys
 from workers.serve.access.snapshot import SignedKeys
 from workers.serve.http.api import create_api
+from workers.serve.http.short_way import ShortWay
 from workers.storage import layout
 
 PAIR = make_pair()
@@ -29,7 +29,7 @@ LAB, SHOP = mint(), mint()
 QUERY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]})
 
 
-def guarded(replica: Replica) -> FastAPI:
+def guarded(replica: Replica) -> ShortWay:
     """The replica's interface, asking for keys of two owners."""
     owners = {LAB: "lab", SHOP: "shop"}
     listed = tuple(
@@ -43,8 +43,9 @@ def guarded(replica: Replica) -> FastAPI:
     return create_api(replace(replica.parts(replica.args), access=keys))
 
 
-def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
+def routes(short_way: ShortWay) -> Iterator[tuple[str, str]]:
     """All that the description knows, and what is not in it."""
+    app = short_way.app
     for path, operations in app.openapi()["paths"].items():
         for method in operations:
             yield method.upper(), path.replace("{", "").replace("}", "")

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.letter_encoder import LetterEncoders
@@ -64,7 +64,7 @@ class Searching(Replica):
         if self.collections is not None:
             self.collections.stop()
 
-    def app_of(self, args: ServeArgs) -> FastAPI:
+    def app_of(self, args: ServeArgs) -> ASGIApp:
         parts = replace(self.parts(args), collections=self.collections, access=self.door)
         return create_api(parts)
 

@@ -55,8 +55,8 @@ class Item(BaseModel):
 Items = Annotated[list[Item], Field(fail_fast=True)]
 
 
-class EmbeddingRequest(BaseModel):
-    """Features of one modality, texts, or items of several modalities; answered by one version."""
+class EmbeddingOptions(BaseModel):
+    """Everything of a request but its input."""
 
     model_config = STRICT
 
@@ -69,9 +69,6 @@ class EmbeddingRequest(BaseModel):
         "each item names its own",
         examples=["image"],
     )
-    input: Annotated[
-        Feature | _Features | str | _Texts | Items, Field(union_mode="left_to_right")
-    ] = Field(description="one feature or several, one text or several, or items")
     encoding_format: Encoding = Field(default="float", description="base64: float32, little endian")
     normalize: bool = Field(
         default=True, description="unit length; false: what the head gives, as it is"
@@ -84,6 +81,14 @@ class EmbeddingRequest(BaseModel):
         max_length=256,
         description="on whose behalf: who is shown a version on trial is decided by it",
     )
+
+
+class EmbeddingRequest(EmbeddingOptions):
+    """Features of one modality, texts, or items of several modalities; answered by one version."""
+
+    input: Annotated[
+        Feature | _Features | str | _Texts | Items, Field(union_mode="left_to_right")
+    ] = Field(description="one feature or several, one text or several, or items")
 
     @property
     def texts(self) -> list[str] | None:

@@ -55,6 +55,13 @@ def from_lists(rows: Sequence[Sequence[float]], what: str, width: int) -> Float3
     return checked(np.array(rows, dtype=np.float64))
 
 
+def from_array(rows_BF: NDArray[np.float64], what: str, width: int) -> Float32Array:
+    """The same of rows that are an array already."""
+    if rows_BF.shape[1] != width:
+        raise WrongRow(0, f"has {rows_BF.shape[1]} numbers; {what} has {width}", _WRONG_WIDTH)
+    return checked(rows_BF)
+
+
 def from_bytes(data: bytes, dtype: np.dtype, what: str, width: int) -> Float32Array:
     """Rows back to back, little endian. Raises InvalidRequest."""
     size = width * dtype.itemsize
