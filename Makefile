@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 SOURCES := benchmarks cmcl service workers tests examples deploy
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: help setup demo test check format bench bench-training bench-serving docs up lock clean
+.PHONY: help setup demo test check format bench bench-training bench-serving images docs up lock clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST)
@@ -56,19 +56,27 @@ bench-serving: setup  ## measure serving: beside bare FastAPI and Infinity, whil
 	$(BIN)/python -m benchmarks.serving_swaps
 	$(BIN)/python -m benchmarks.serving_chaos
 
+images: setup  ## build both images with buildah and try them as the user that they run as (as root)
+	$(BIN)/python -m deploy.images
+
 docs: setup  ## write the settings table, the OpenAPI document and the chart's README anew
 	$(BIN)/python -m tests.architecture.generated
 
 # All locks come from one resolution, in a folder of its own: uv.lock holds addresses and is not kept.
 LOCK := cd $(CURDIR)/.cmcl/lock && $(CURDIR)/$(BIN)/uv export --quiet --no-header --no-emit-project --format requirements.txt
+WORKER := --no-dev --extra workers --extra search --extra encoders
+# torch of the package index is built for CUDA and needs most of it to be imported; not these.
+GPU_ONLY := triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cuda-cccl nvidia-cusolver nvidia-nvjitlink nvidia-nvtx
+TOOLS := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
 lock: setup  ## write all locks anew (hashes, no addresses)
 	rm -rf .cmcl/lock && mkdir -p .cmcl/lock && cp pyproject.toml README.md LICENSE .cmcl/lock
 	$(LOCK) --all-extras --all-groups --no-group bench --output-file $(CURDIR)/requirements.lock >/dev/null
 	$(LOCK) --only-group bench --output-file $(CURDIR)/benchmarks/requirements.lock >/dev/null
 	$(LOCK) --no-dev --extra service --extra tracing --output-file $(CURDIR)/deploy/requirements/service.lock >/dev/null
-	$(LOCK) --no-dev --extra workers --extra search --extra encoders --output-file $(CURDIR)/deploy/requirements/worker.lock >/dev/null
-	echo 'hatchling>=1.27' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header \
-		--no-annotate --python-version 3.11 --output-file deploy/requirements/build.lock -
+	$(LOCK) $(WORKER) --output-file $(CURDIR)/deploy/requirements/worker.lock >/dev/null
+	$(LOCK) $(WORKER) $(GPU_ONLY:%=--no-emit-package %) --output-file $(CURDIR)/deploy/requirements/worker-cpu.lock >/dev/null
+	echo 'hatchling>=1.27' | $(TOOLS) --output-file deploy/requirements/build.lock -
+	echo 'cyclonedx-bom>=7' | $(TOOLS) --output-file deploy/requirements/sbom.lock -
 
 clean:  ## remove what was built and all local state
 	rm -rf .venv .cmcl .pytest_cache .mypy_cache .ruff_cache .hypothesis
