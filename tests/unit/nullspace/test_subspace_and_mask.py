@@ -1,6 +1,5 @@
 """Eigen-coordinates, kept energy and the elementwise mask."""
 
-
 import pytest
 import torch
 from hypothesis import given, settings
