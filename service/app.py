@@ -53,9 +53,10 @@ from service.errors import DatabaseError
 from service.launchers.breaker import Breaker
 from service.launchers.driver import Driver
 from service.launchers.kuberay.pods import read_pod_templates
-from service.launchers.kuberay.resource import Site
+from service.launchers.kuberay.resource import RAY_VERSION, Site
 from service.launchers.port import Launcher
 from service.launchers.process import ProcessLauncher
+from service.launchers.ray.launcher import RayJobLauncher
 from service.observe.backlog import BacklogCollector
 from service.observe.database import MeteredDatabase
 from service.observe.figures import FiguresCollector
@@ -191,9 +192,6 @@ def _launcher(settings: Settings) -> Launcher:
         return ProcessLauncher(_PROCESSES)
     if settings.launcher == "kuberay":
         return _kuberay_launcher(settings)
-    # Ray takes more than a second to import; who runs processes, and most tests, need none of it.
-    from service.launchers.ray_job import RayJobLauncher
-
     driver = Driver(
         cpus=settings.driver_cpus,
         memory_bytes=settings.driver_memory_bytes,
@@ -205,13 +203,12 @@ def _launcher(settings: Settings) -> Launcher:
 
 
 def _kuberay_launcher(settings: Settings) -> Launcher:
-    # The same holds for the client of Kubernetes.
+    # Its client of Kubernetes takes half a second to import; most have no need of it.
     from service.launchers.kuberay.launcher import KubeRayLauncher
 
     site = Site(
         image=settings.kuberay_image,
-        # The images of the service and of the pods come from one lock.
-        ray_version=version("ray"),
+        ray_version=RAY_VERSION,
         namespace=settings.kuberay_namespace,
         service_account=settings.kuberay_service_account,
         queue=settings.kuberay_queue,

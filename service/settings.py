@@ -51,7 +51,7 @@ class Settings(BaseSettings):
         description="how attempts run: as jobs of one Ray cluster, each as a RayJob of KubeRay with a "
         "cluster of its own, or as processes on this machine",
     )
-    ray_address: str = Field(
+    ray_address: ServerAddress = Field(
         default="http://127.0.0.1:8265", description="Ray's dashboard, where jobs are submitted"
     )
     ranks: int = Field(default=1, ge=1, description="training processes of one attempt")

@@ -27,6 +27,11 @@ def test_importing_it_loads_neither_torch_nor_training_nor_serving(module: str) 
     assert not loaded_by(module).intersection(HEAVY)
 
 
+@pytest.mark.parametrize("module", ["service.app", "service.launchers.ray.launcher"])
+def test_the_control_plane_loads_no_ray(module: str) -> None:
+    assert "ray" not in loaded_by(module)
+
+
 def test_libraries_of_encoders_are_loaded_in_their_own_processes_alone() -> None:
     loaded = loaded_by("workers.serve.app")
     assert "workers.serve.encoders.deployment" in loaded

@@ -1,8 +1,13 @@
-"""Ray's Jobs API as it was found to behave (Ray 2.60), in memory."""
+"""Ray's Jobs API as it was found to behave (Ray 2.60), over HTTP and in memory."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from ray.job_submission import JobStatus
+import httpx
+
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_OWN = ("submission_id", "entrypoint")
 
 
 @dataclass
@@ -10,63 +15,76 @@ class FakeJob:
     """Ray's record of a job; drivers that nobody submitted have no submission id."""
 
     submission_id: str | None
-    status: JobStatus
+    status: str
     message: str | None = None
     entrypoint: str = ""
 
 
 class FakeRayJobs:
-    """Raises RuntimeError for everything that it does not like, as the real client does."""
+    """Says why in prose, as the real one does."""
 
     def __init__(self) -> None:
-        self.jobs = [FakeJob(None, JobStatus.RUNNING, "a driver")]
-        self.options: dict[str, object] = {}
-        self.error: Exception | None = None
+        self.jobs = [FakeJob(None, "RUNNING", "a driver")]
+        self.options: dict[str, Any] = {}
+        # What becomes of every request, instead of an answer of Ray's.
+        self.outage: httpx.Response | Exception | None = None
         self.refuses = False
+        self.headers = httpx.Headers()
 
-    def submit_job(self, *, submission_id: str, entrypoint: str, **options: object) -> str:
-        """As the client."""
-        self._answer()
-        if self.refuses or any(job.submission_id == submission_id for job in self.jobs):
-            raise RuntimeError("Request failed with status code 500: something in prose")
-        self.options = options
-        self.jobs.append(FakeJob(submission_id, JobStatus.PENDING, entrypoint=entrypoint))
-        return submission_id
+    @property
+    def transport(self) -> httpx.BaseTransport:
+        """What reaches it, whatever the address."""
+        return httpx.MockTransport(self._answer)
 
-    def get_job_info(self, submission_id: str) -> FakeJob:
-        """As the client."""
-        self._answer()
-        for job in self.jobs:
-            if job.submission_id == submission_id:
-                return job
-        raise RuntimeError("Request failed with status code 404: something in prose")
-
-    def list_jobs(self) -> list[FakeJob]:
-        """As the client."""
-        self._answer()
-        return self.jobs
-
-    def stop_job(self, submission_id: str) -> bool:
-        """As the client; a job that has ended stays what it was."""
-        job = self.get_job_info(submission_id)
-        was_running = job.status in (JobStatus.PENDING, JobStatus.RUNNING)
-        if was_running:
-            job.status = JobStatus.STOPPED
-        return was_running
-
-    def delete_job(self, submission_id: str) -> bool:
-        """As the client, which refuses for one that has not ended."""
-        job = self.get_job_info(submission_id)
-        if not job.status.is_terminal():
-            raise RuntimeError("Request failed with status code 500: not in a terminal state")
-        self.jobs.remove(job)
-        return True
-
-    def end(self, submission_id: str, status: JobStatus, message: str = "") -> None:
+    def end(self, submission_id: str, status: str, message: str = "") -> None:
         """What became of it."""
-        job = self.get_job_info(submission_id)
+        job = self._job(submission_id)
+        assert job is not None
         job.status, job.message = status, message
 
-    def _answer(self) -> None:
-        if self.error is not None:
-            raise self.error
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.headers = request.headers
+        if isinstance(self.outage, Exception):
+            raise self.outage
+        if self.outage is not None:
+            return self.outage
+        path = request.url.path.removeprefix("/api/jobs/")
+        if path:
+            return self._answer_about(request.method, *path.split("/"))
+        if request.method == "POST":
+            return self._submit(json.loads(request.content))
+        return httpx.Response(200, json=[asdict(job) for job in self.jobs])
+
+    def _submit(self, body: dict[str, Any]) -> httpx.Response:
+        submission_id = body["submission_id"]
+        if self.refuses or self._job(submission_id) is not None:
+            return httpx.Response(500, text="Traceback ...\nsomething in prose")
+        self.options = {name: value for name, value in body.items() if name not in _OWN}
+        self.jobs.append(FakeJob(submission_id, "PENDING", entrypoint=body["entrypoint"]))
+        return httpx.Response(200, json={"submission_id": submission_id})
+
+    def _answer_about(self, method: str, submission_id: str, action: str = "") -> httpx.Response:
+        job = self._job(submission_id)
+        if job is None:
+            return httpx.Response(404, text=f"Job {submission_id} does not exist")
+        if action == "stop":
+            return self._stop(job)
+        if method == "DELETE":
+            return self._delete(job)
+        return httpx.Response(200, json=asdict(job))
+
+    def _stop(self, job: FakeJob) -> httpx.Response:
+        """A job that has ended stays what it was."""
+        was_running = job.status not in ENDED
+        if was_running:
+            job.status = "STOPPED"
+        return httpx.Response(200, json={"stopped": was_running})
+
+    def _delete(self, job: FakeJob) -> httpx.Response:
+        if job.status not in ENDED:
+            return httpx.Response(500, text="not in a terminal state")
+        self.jobs.remove(job)
+        return httpx.Response(200, json={"deleted": True})
+
+    def _job(self, submission_id: str) -> FakeJob | None:
+        return next((job for job in self.jobs if job.submission_id == submission_id), None)

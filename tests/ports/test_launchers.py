@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from ray.job_submission import JobStatus
 
 from service.launchers.kuberay.launcher import KubeRayLauncher
 from service.launchers.kuberay.resource import Site
 from service.launchers.port import Launcher, LaunchState, LaunchStatus, Submission
 from service.launchers.process import ProcessLauncher
-from service.launchers.ray_job import RayJobLauncher
+from service.launchers.ray.launcher import RayJobLauncher
 from tests.fakes.kubernetes_api import KubernetesApi, kubernetes_api
 from tests.fakes.launcher import FakeLauncher
 from tests.fakes.ray_jobs import FakeRayJobs
@@ -53,13 +52,13 @@ class RayRig:
 
     def __init__(self) -> None:
         self.ray = FakeRayJobs()
-        self.launcher = RayJobLauncher("http://ray", connect=lambda _: self.ray)
+        self.launcher = RayJobLauncher("http://ray", transport=self.ray.transport)
 
     def command(self, name: str) -> list[str]:
         return ["sleep", name]
 
     def end(self, name: str, code: int) -> None:
-        status = JobStatus.FAILED if code else JobStatus.SUCCEEDED
+        status = "FAILED" if code else "SUCCEEDED"
         self.ray.end(name, status, f"exit code {code}" if code else "")
 
 

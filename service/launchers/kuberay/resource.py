@@ -20,6 +20,8 @@ from service.launchers.port import Submission
 from workers.contract.policy import Priority
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
+# Of the image of the pods: the control plane has no Ray of its own to ask.
+RAY_VERSION = "2.60.0"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "cmcl"}

@@ -1,15 +1,18 @@
 """Ray's traps, and what the launcher makes of them."""
 
-from inspect import signature
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
 
+import httpx
 import pytest
-import requests
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.dashboard.modules.job.common import JobSubmitRequest
+from ray.job_submission import JobStatus
 
 from service.launchers.driver import Driver
 from service.launchers.port import LauncherRefused, LauncherUnavailable, LaunchState, Submission
-from service.launchers.ray_job import RayJobLauncher
+from service.launchers.ray.launcher import RayJob, RayJobLauncher
+from service.launchers.ray.token import RayToken
 from tests.fakes.ray_jobs import FakeRayJobs
 
 COMMAND = ["python", "-m", "workers.train", "--store", "file:///with a space"]
@@ -22,7 +25,14 @@ def ray() -> FakeRayJobs:
 
 @pytest.fixture
 def launcher(ray: FakeRayJobs) -> RayJobLauncher:
-    return RayJobLauncher("http://ray:8265", connect=lambda _: ray)
+    return RayJobLauncher("http://ray:8265", transport=ray.transport)
+
+
+def sent_with(environment: dict[str, str]) -> str | None:
+    """The header of a request that is authenticated from that environment."""
+    request = httpx.Request("GET", "http://ray")
+    next(RayToken(environment).auth_flow(request))
+    return request.headers.get("Authorization")
 
 
 def test_the_entrypoint_is_one_quoted_line(ray: FakeRayJobs, launcher: RayJobLauncher) -> None:
@@ -44,7 +54,7 @@ def test_ray_is_told_what_the_driver_needs_and_whose_it_is(ray: FakeRayJobs) -> 
         node_labels={"site/pool": "drivers"},
         runtime_env={"env_vars": {"NCCL_DEBUG": "WARN"}},
     )
-    launcher = RayJobLauncher("http://ray:8265", driver, connect=lambda _: ray)
+    launcher = RayJobLauncher("http://ray:8265", driver, ray.transport)
     launcher.submit(Submission("job-1-a1", COMMAND, labels={"cmcl/model": "scenes"}))
     assert ray.options == {
         "metadata": {"cmcl/model": "scenes"},
@@ -56,66 +66,67 @@ def test_ray_is_told_what_the_driver_needs_and_whose_it_is(ray: FakeRayJobs) -> 
     }
 
 
-def test_every_option_is_one_that_rays_client_has(ray: FakeRayJobs) -> None:
-    everything = Driver(1, 1, {"a": 1}, {"a": "b"}, {"env_vars": {}})
-    RayJobLauncher("http://ray", everything, connect=lambda _: ray).submit(
-        Submission("job-1-a1", COMMAND)
-    )
-    assert set(ray.options) <= set(signature(JobSubmissionClient.submit_job).parameters)
+def test_every_option_is_one_that_ray_takes(ray: FakeRayJobs) -> None:
+    everything = Driver(1, 1, {"a": 1}, {"a": "b"}, {"env_vars": {"a": "b"}})
+    RayJobLauncher("http://ray", everything, ray.transport).submit(Submission("job-1-a1", COMMAND))
+    assert len(ray.options) == 6
+    assert set(ray.options) <= {field.name for field in fields(JobSubmitRequest)}
 
 
-def test_nothing_is_asked_before_the_first_use() -> None:
-    def connect(_: str) -> FakeRayJobs:
-        raise ConnectionError("nobody there")
+def test_every_state_of_ray_is_one_of_ours() -> None:
+    states = get_args(RayJob.model_fields["status"].annotation)
+    assert sorted(states) == sorted(status.value for status in JobStatus)
+    for status in JobStatus:
+        ours = RayJob(status=status.value).launch_status
+        assert ours.has_ended == status.is_terminal()
 
-    launcher = RayJobLauncher("http://ray:8265", connect=connect)
-    with pytest.raises(LauncherUnavailable, match=r"http://ray:8265.*nobody there"):
+
+def test_an_address_without_a_server_is_told_with_the_address() -> None:
+    launcher = RayJobLauncher("http://127.0.0.1:1")
+    with pytest.raises(LauncherUnavailable, match=r"http://127\.0\.0\.1:1: .*refused"):
         launcher.status("job-1-a1")
 
 
-def test_the_connection_is_tried_again(ray: FakeRayJobs) -> None:
-    outcomes: list[Exception | None] = [ConnectionError("not yet"), None]
-
-    def connect(_: str) -> FakeRayJobs:
-        if (error := outcomes.pop(0)) is not None:
-            raise error
-        return ray
-
-    launcher = RayJobLauncher("http://ray:8265", connect=connect)
-    with pytest.raises(LauncherUnavailable):
-        launcher.submit(Submission("job-1-a1", COMMAND))
-    launcher.submit(Submission("job-1-a1", COMMAND))
-    assert launcher.status("job-1-a1").state == LaunchState.PENDING
-
-
 @pytest.mark.parametrize(
-    "error",
+    "outage",
     [
-        requests.ConnectionError("refused"),
-        requests.Timeout("slow"),
-        ConnectionError("gone"),
-        RuntimeError("status code 503"),
-        AuthenticationError("no token"),
+        httpx.ConnectError("refused"),
+        httpx.ReadTimeout("slow"),
+        httpx.Response(503, text="no backend"),
+        httpx.Response(401, text="Missing authentication token"),
+        httpx.Response(404, text="a proxy that does not know Ray"),
+        httpx.Response(200, text="<html>a page to sign in</html>"),
     ],
+    ids=str,
 )
 def test_an_outage_is_worth_a_retry(
-    ray: FakeRayJobs, launcher: RayJobLauncher, error: Exception
+    ray: FakeRayJobs, launcher: RayJobLauncher, outage: httpx.Response | Exception
 ) -> None:
-    ray.error = error
-    for ask in (
-        lambda: launcher.submit(Submission("job-1-a1", COMMAND)),
-        lambda: launcher.status("job-1-a1"),
-        lambda: launcher.stop("job-1-a1"),
-    ):
+    ray.outage = outage
+    for ask in (launcher.status, launcher.forget):
         with pytest.raises(LauncherUnavailable):
-            ask()
+            ask("job-1-a1")
+
+
+@pytest.mark.parametrize("outage", [httpx.ConnectError("refused"), httpx.Response(503)], ids=str)
+def test_an_outage_refuses_nothing(
+    ray: FakeRayJobs, launcher: RayJobLauncher, outage: httpx.Response | Exception
+) -> None:
+    ray.outage = outage
+    with pytest.raises(LauncherUnavailable):
+        launcher.submit(Submission("job-1-a1", COMMAND))
+    with pytest.raises(LauncherUnavailable):
+        launcher.stop("job-1-a1")
+    ray.outage = None
+    launcher.submit(Submission("job-1-a1", COMMAND))
+    assert launcher.status("job-1-a1").state == LaunchState.PENDING
 
 
 def test_ray_that_answers_and_does_not_take_it_refuses(
     ray: FakeRayJobs, launcher: RayJobLauncher
 ) -> None:
     ray.refuses = True
-    with pytest.raises(LauncherRefused, match="job-1-a1"):
+    with pytest.raises(LauncherRefused, match=r"(?s)job-1-a1: 500 .*something in prose"):
         launcher.submit(Submission("job-1-a1", COMMAND))
 
 
@@ -127,8 +138,27 @@ def test_a_long_message_keeps_its_first_and_last_lines(
     ray: FakeRayJobs, launcher: RayJobLauncher
 ) -> None:
     launcher.submit(Submission("job-1-a1", COMMAND))
-    ray.end("job-1-a1", JobStatus.FAILED, "exit code 1\n" + "noise\n" * 4000 + "out of memory")
+    ray.end("job-1-a1", "FAILED", "exit code 1\n" + "noise\n" * 4000 + "out of memory")
     message = launcher.status("job-1-a1").message
     assert message.startswith("exit code 1\n")
     assert message.endswith("out of memory")
     assert len(message) < 5000
+
+
+def test_the_token_is_found_where_rays_own_programs_find_it(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("from-a-file\n")
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file)}
+    assert sent_with(token) == "Bearer from-a-file"
+    assert sent_with(token | {"RAY_AUTH_TOKEN": "a-token"}) == "Bearer a-token"
+
+
+def test_no_token_is_sent_where_none_is_asked_for() -> None:
+    assert sent_with({}) is None
+    assert sent_with({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "a-token"}) is None
+
+
+def test_a_token_that_is_missing_is_told(tmp_path: Path) -> None:
+    missing = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}
+    with pytest.raises(ValueError, match=r"RAY_AUTH_TOKEN is not set, and .* cannot be read"):
+        sent_with(missing)
