@@ -17,7 +17,9 @@ RULES = helm_python.values_from_yaml((FOLDER / "rules.yaml").read_text())
 TESTS = helm_python.values_from_yaml((FOLDER / "rules_test.yaml").read_text())
 ALERTS: list[dict[str, Any]] = [rule for group in RULES["groups"] for rule in group["rules"]]
 NAMES = [rule["alert"] for rule in ALERTS]
-GUIDE = (ROOT / "docs" / "observability.md").read_text()
+PAGES = ROOT / "docs" / "runbooks"
+INDEX = (PAGES / "README.md").read_text()
+SECTIONS = ["What it means", "Look", "Mend"]
 # name{matchers}, or a bare name
 SELECTOR = re.compile(r"\b(cmcl_\w+)\s*(?:\{([^}]*)\})?")
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "info": ("_info",)}
@@ -67,9 +69,30 @@ def test_every_alert_has_a_name_of_its_own() -> None:
 def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in ("critical", "warning", "info")
     assert set(rule["annotations"]) == {"summary", "description", "runbook"}
-    assert rule["annotations"]["runbook"] == f"docs/observability.md#{rule['alert'].lower()}"
-    assert f"\n### {rule['alert']}\n" in GUIDE
+    assert rule["annotations"]["runbook"] == f"docs/runbooks/{rule['alert']}.md"
     assert "for" in rule
+
+
+def test_every_alert_has_a_page_and_every_page_an_alert() -> None:
+    assert {page.stem for page in PAGES.glob("*.md")} - {"README"} == set(NAMES)
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=NAMES)
+def test_a_page_says_how_bad_it_is_and_what_to_do(rule: dict[str, Any]) -> None:
+    text = (PAGES / f"{rule['alert']}.md").read_text()
+    assert text.startswith(f"# {rule['alert']}\n\n**{rule['labels']['severity'].capitalize()}**")
+    assert re.findall("^## (.+)$", text, re.MULTILINE) == SECTIONS
+    assert f"\n| [{rule['alert']}]({rule['alert']}.md) | {rule['labels']['severity']} |" in INDEX
+    bodies = re.split("^## .+$", text, flags=re.MULTILINE)
+    assert all(body.strip() for body in bodies)
+
+
+@pytest.mark.parametrize("alert", NAMES)
+def test_a_page_looks_at_series_that_we_show(alert: str, shown: dict[str, set[str]]) -> None:
+    text = (PAGES / f"{alert}.md").read_text()
+    families = {re.sub("_(total|bucket|count|sum|info)$", "", name) for name in shown}
+    named = set(re.findall(r"cmcl_service_\w+", text))
+    assert {re.sub("_(total|bucket|count|sum|info)$", "", name) for name in named} <= families
 
 
 @pytest.mark.parametrize("alert", NAMES)
