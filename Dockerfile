@@ -43,6 +43,8 @@ RUN /opt/sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyp
 FROM tools AS worker-venv
 # worker.lock has torch for CUDA; worker-cpu.lock leaves out what a CPU can do without.
 ARG WORKER_LOCK=worker.lock
+# For a lock of your own with packages from elsewhere.
+ARG PIP_EXTRA_INDEX_URL
 COPY deploy/requirements/${WORKER_LOCK} ./
 RUN /opt/build/bin/pip --python /opt/cmcl/bin/python install --no-deps --require-hashes --requirement "${WORKER_LOCK}" \
     && python3 -m compileall -q --invalidation-mode unchecked-hash -x '/py312_' /opt/cmcl/lib

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from service.launchers.kuberay.resource import RAY_VERSION
 from tests.chart.release import ROOT, Release
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -41,7 +42,18 @@ def test_the_service_image_has_no_torch() -> None:
     assert [
         name for name in _names(LOCKS / "service.lock") if TORCH_AND_ITS_LIBRARIES.match(name)
     ] == []
-    assert "torch" in _names(LOCKS / "worker.lock")
+    assert "ray" not in _names(LOCKS / "service.lock")
+    assert {"torch", "ray"} <= _names(LOCKS / "worker.lock")
+
+
+def test_a_worker_without_gpus_lacks_nothing_else() -> None:
+    cuda, cpu = (_pins(LOCKS / name) for name in ("worker.lock", "worker-cpu.lock"))
+    assert cpu < cuda
+    left_out = {pin.partition("==")[0] for pin in cuda - cpu}
+    named = re.search(r"^GPU_ONLY := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert named is not None
+    assert left_out == set(named[1].split())
+    assert all(TORCH_AND_ITS_LIBRARIES.match(name) for name in left_out)
 
 
 @pytest.mark.parametrize("image", EXTRAS)
@@ -63,7 +75,7 @@ def test_images_have_the_versions_that_were_tested(image: str) -> None:
     assert _pins(LOCKS / f"{image}.lock") <= _pins(ROOT / "requirements.lock")
 
 
-@pytest.mark.parametrize("lock", ["service", "worker", "build"])
+@pytest.mark.parametrize("lock", ["service", "worker", "worker-cpu", "build", "sbom"])
 def test_every_package_is_pinned_by_digest(lock: str) -> None:
     entries = re.split(r"\n(?=[a-z0-9])", (LOCKS / f"{lock}.lock").read_text())
     assert all("--hash=sha256:" in entry for entry in entries)
@@ -71,11 +83,38 @@ def test_every_package_is_pinned_by_digest(lock: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "lock"), [("service", "service.lock"), ("worker", "worker.lock")]
+    ("stage", "lock"), [("service", "service.lock"), ("worker", '"${WORKER_LOCK}"')]
 )
 def test_a_target_installs_its_own_lock(stage: str, lock: str) -> None:
-    assert f"COPY --from={stage}-venv /opt/cmcl /opt/cmcl" in _stage(stage)
-    assert f"--require-hashes --requirement {lock}" in _stage(f"{stage}-venv")
+    assert f"COPY --from={stage}-venv /opt/cmcl /opt/cmcl\n" in _stage(stage)
+    assert f"--no-deps --require-hashes --requirement {lock} " in _stage(f"{stage}-venv")
+    assert "ARG WORKER_LOCK=worker.lock\n" in _stage("worker-venv")
+
+
+@pytest.mark.parametrize("target", EXTRAS)
+def test_an_image_says_what_is_in_it(target: str) -> None:
+    assert f"COPY --from={target}-venv /build/sbom.cdx.json /opt/cmcl/sbom.cdx.json" in _stage(
+        target
+    )
+    labels = set(re.findall(r"org\.opencontainers\.image\.(\w+)=", _stage(target)))
+    assert labels == {"title", "description", "licenses", "version", "revision", "source"}
+
+
+@pytest.mark.parametrize("target", EXTRAS)
+def test_our_code_comes_last_so_that_a_release_is_a_small_pull(target: str) -> None:
+    copies = re.findall(r"^COPY (.+)$", _stage(target), re.MULTILINE)
+    assert copies[-1] == "--from=app /app /opt/cmcl"
+    assert "COPY cmcl" not in _stage(f"{target}-venv")
+
+
+def test_probes_belong_to_kubernetes() -> None:
+    assert "HEALTHCHECK" not in DOCKERFILE
+
+
+def test_the_worker_has_what_helm_test_posts() -> None:
+    assert "COPY examples/stream /opt/cmcl/examples/stream" in _stage("worker")
+    smoke = (ROOT / "helm" / "templates" / "tests" / "smoke.yaml").read_text()
+    assert "--stream=/opt/cmcl/examples/stream" in smoke
 
 
 @pytest.mark.parametrize("target", EXTRAS)
@@ -84,6 +123,10 @@ def test_images_run_as_the_user_of_the_chart(target: str, trial: Release) -> Non
     for template in trial.pod_templates().values():
         context = template["spec"]["securityContext"]
         assert (context["runAsUser"], context["runAsGroup"]) == (10001, 10001)
+
+
+def test_the_service_knows_the_ray_of_the_worker() -> None:
+    assert f"ray=={RAY_VERSION}" in _pins(LOCKS / "worker.lock")
 
 
 def test_the_service_starts_without_a_shell() -> None:

@@ -1,0 +1,1 @@
+"""What runs cmcl: images, environments, alerts, and the programs that check them."""

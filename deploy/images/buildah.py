@@ -1,0 +1,166 @@
+"""Debian's buildah, as root, with what it has in a folder of its own.
+
+It isolates by chroot: processes see the files of their image, and the network and processes of the
+machine. That is enough to see what an image can and may do, and needs no kernel feature that a
+container lacks.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# For pip inside the build, where the machine's own certificates are needed to reach its registry.
+_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+# netavark is buildah's, and is missed only when a build begins.
+_NETAVARK = ("/usr/lib/podman/netavark", "/usr/libexec/podman/netavark")
+_FORMAT = ("--format", "docker")
+_MARK = "BUILDAH_CONTAINER"
+
+
+class NoBuildah(Exception):
+    """Images cannot be built here; says why."""
+
+
+class BuildFailed(Exception):
+    """The end of what buildah printed."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container that can be run in. `root` is where its files lie; `user` is that of its image."""
+
+    id: str
+    root: Path
+    user: str
+
+
+@dataclass(frozen=True)
+class Buildah:
+    """`folder` takes tens of gigabytes: the driver vfs copies a layer for each layer above it."""
+
+    folder: Path
+
+    @classmethod
+    def find(cls, folder: Path) -> "Buildah":
+        """Raises NoBuildah."""
+        if not shutil.which("buildah"):
+            raise NoBuildah("buildah is not installed (apt-get install buildah netavark)")
+        if os.geteuid() != 0:
+            raise NoBuildah("buildah is used as root here, and this is another user")
+        if not any(Path(path).exists() for path in _NETAVARK):
+            raise NoBuildah("netavark is not installed (apt-get install netavark)")
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder)
+
+    def has(self, image: str) -> bool:
+        """Whether it is here; nothing is pulled."""
+        return self._run(["inspect", "--type", "image", image], check=False).returncode == 0
+
+    def import_tree(self, tree: Path, image: str, epoch: int) -> None:
+        """Make an image of one layer out of a folder."""
+        container = self._run(["from", "scratch"]).stdout.strip()
+        self._run(["add", "--quiet", container, str(tree), "/"])
+        self._run(["commit", "--quiet", "--timestamp", str(epoch), *_FORMAT, container, image])
+        self._run(["rm", container])
+
+    def build(
+        self, context: Path, target: str, image: str, arguments: Mapping[str, str], epoch: int
+    ) -> None:
+        """Build one target; layers of earlier builds are used again. Raises BuildFailed."""
+        given = [f"--build-arg={name}={value}" for name, value in arguments.items()]
+        limits = ["--ulimit=nofile=20000:20000", "--ulimit=nproc=20000:20000"]
+        certificates = f"--volume={_CERTIFICATES}:{_CERTIFICATES}:ro"
+        command = [
+            *("bud", "--isolation", "chroot", "--pull=never", "--network", "host", "--layers"),
+            *(*_FORMAT, *limits, certificates, *given, "--timestamp", str(epoch)),
+            *("--target", target, "--tag", image, str(context)),
+        ]
+        self._run(command)
+
+    def inspect(self, image: str) -> dict[str, Any]:
+        """What its configuration says."""
+        answer = self._run(["inspect", "--type", "image", image]).stdout
+        described: dict[str, Any] = json.loads(answer)["Docker"]
+        return described
+
+    def pack(self, image: str, folder: Path) -> None:
+        """Its layers as a registry would keep them, compressed, and its manifest."""
+        self._run(["push", "--quiet", "--format", "v2s2", image, f"dir:{folder}"])
+
+    def unpacked_bytes(self, image: str) -> int:
+        """What it takes on a node."""
+        with self.container(image) as container:
+            return sum(
+                entry.lstat().st_size
+                for entry in container.root.rglob("*")
+                if entry.is_file() and not entry.is_symlink()
+            )
+
+    @contextmanager
+    def container(self, image: str) -> Iterator[Container]:
+        """A container of that image, gone afterwards with all that runs in it."""
+        name = self._run(["from", "--pull=never", image]).stdout.strip()
+        try:
+            root = Path(self._run(["mount", name]).stdout.strip())
+            container = Container(name, root, self.inspect(image)["config"]["User"])
+            try:
+                yield container
+            finally:
+                end_all_of(name)
+        finally:
+            self._run(["rm", name])
+
+    def start(
+        self,
+        container: Container,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        volumes: Mapping[Path, str],
+        log: Path,
+    ) -> subprocess.Popen[bytes]:
+        """A process in it, as the image's user; `volumes` are folders of this machine by their place."""
+        marked = {**environment, _MARK: container.id}
+        options = [f"--env={name}={value}" for name, value in marked.items()]
+        options += [f"--volume={source}:{place}" for source, place in volumes.items()]
+        run = [*("run", "--isolation", "chroot"), *options, container.id, "--", *command]
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [*self._program(), *run],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _program(self) -> list[str]:
+        places = [f"--root={self.folder / 'storage'}", f"--runroot={self.folder / 'run'}"]
+        return ["buildah", "--storage-driver=vfs", *places]
+
+    def _run(
+        self, arguments: Sequence[str], *, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*self._program(), *arguments], capture_output=True, text=True, check=False
+        )
+        if check and done.returncode != 0:
+            told = (done.stdout + done.stderr).strip()[-3000:]
+            raise BuildFailed(f"buildah {arguments[0]} ended with {done.returncode}:\n{told}")
+        return done
+
+
+def end_all_of(container: str) -> None:
+    """End every process that was started in it: chroot keeps no list of them, children inherit a mark."""
+    mark = f"{_MARK}={container}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                os.kill(int(entry.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # It ended meanwhile, or is not ours.

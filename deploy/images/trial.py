@@ -1,0 +1,180 @@
+"""Whether both images do their work: the whole system runs in them, and smoke.py asks it.
+
+As in the chart: the user without rights, folders to write to at /tmp, at its home and for store and
+database, and nowhere else. Training is on two ranks.
+"""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from cmcl.proxy import SERVING
+from cmcl.stack import Ports
+from deploy.images.buildah import Buildah, Container
+
+_HOST = "127.0.0.1"
+_TOKEN = "for-this-trial-alone"  # noqa: S105 - of a cluster on loopback, for a minute
+_STORE = "/var/lib/cmcl/store"
+_SMOKE = Path(__file__).parent.parent / "smoke"
+_SECONDS = 300.0
+
+
+class TrialFailed(Exception):
+    """A part did not start, or the check failed. Names the log."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A container, folders that it may write to, and where its processes print."""
+
+    buildah: Buildah
+    container: Container
+    volumes: Mapping[Path, str]
+    logs: Path
+
+    @classmethod
+    def make(cls, buildah: Buildah, container: Container, name: str, folder: Path) -> "Place":
+        """`folder` is shared by all places: its `store` is their volume."""
+        uid, _, gid = container.user.partition(":")
+        own = folder / name
+        volumes = {own / "tmp": "/tmp", own / "home": "/home/cmcl", folder / "store": _STORE}  # noqa: S108
+        for path in volumes:
+            path.mkdir(parents=True, exist_ok=True)
+            os.chown(path, int(uid), int(gid))
+        return cls(buildah, container, {**volumes, _SMOKE: "/smoke:ro"}, folder)
+
+    def start(self, name: str, command: list[str], environment: Mapping[str, str]) -> "Part":
+        """A process that runs until the trial ends."""
+        log = self.logs / f"{name}.log"
+        started = self.buildah.start(self.container, command, environment, self.volumes, log)
+        return Part(name, started, log)
+
+    def written(self) -> Iterator[Path]:
+        """What its processes left outside their volumes: all else belongs to root."""
+        uid = int(self.container.user.partition(":")[0])
+        for path in self.container.root.rglob("*"):
+            inside = path.relative_to(self.container.root)
+            if path.lstat().st_uid == uid and not inside.is_relative_to("home"):
+                yield inside
+
+
+@dataclass(frozen=True)
+class Part:
+    """A process of the trial."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait_for(self, url: str) -> float:
+        """Seconds until it answers 200. Raises TrialFailed."""
+        started = time.monotonic()
+        headers = {"Authorization": f"Bearer {_TOKEN}"}
+        while time.monotonic() < started + _SECONDS:
+            if self.process.poll() is not None:
+                raise TrialFailed(f"{self.name} ended while it was starting; see {self.log}")
+            try:
+                if httpx.get(url, timeout=2, headers=headers).status_code == httpx.codes.OK:
+                    return round(time.monotonic() - started, 1)
+            except httpx.HTTPError:
+                pass  # Not listening yet: that is what we wait for.
+            time.sleep(0.2)
+        raise TrialFailed(f"{self.name} was not ready after {_SECONDS:g} s; see {self.log}")
+
+    def finish(self) -> str:
+        """Its last line, once it has ended well. Raises TrialFailed."""
+        code = self.process.wait(_SECONDS)
+        lines = self.log.read_text().splitlines()
+        if code != 0:
+            raise TrialFailed(f"{self.name} ended with {code}: {lines[-1:]}; see {self.log}")
+        return lines[-1]
+
+
+def try_service(buildah: Buildah, image: str, folder: Path) -> dict[str, Any]:
+    """The control plane alone: it becomes ready, as its user, with SQLite and a folder."""
+    ports = Ports.free()
+    with buildah.container(image) as container:
+        place = Place.make(buildah, container, "service", folder)
+        ready = _start_service(place, image, ports, ranks=1)
+        return {"service_seconds": ready, "written_elsewhere": [*map(str, place.written())]}
+
+
+def try_both(buildah: Buildah, service: str, worker: str, folder: Path) -> dict[str, Any]:
+    """The whole system on two ranks: what smoke.py found, and how long each part took to answer."""
+    ports = Ports.free()
+    with ExitStack() as stack:
+        nodes = stack.enter_context(buildah.container(worker))
+        plane = stack.enter_context(buildah.container(service))
+        ray = Place.make(buildah, nodes, "worker", folder)
+        control = Place.make(buildah, plane, "service", folder)
+        answers: dict[str, Any] = {"ray_seconds": _start_ray(ray, ports)}
+        answers["service_seconds"] = _start_service(control, service, ports, ranks=2)
+        answers["embeddings_seconds"] = _start_embeddings(ray, ports)
+        answers["smoke"] = _smoke(ray, ports)
+        answers["written_elsewhere"] = [*map(str, ray.written()), *map(str, control.written())]
+    return answers
+
+
+def _start_ray(place: Place, ports: Ports) -> float:
+    command = [
+        *("ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=8"),
+        *(f"--node-ip-address={_HOST}", f"--port={ports.ray}", "--include-dashboard=true"),
+        *(f"--dashboard-port={ports.dashboard}", "--object-store-memory=200000000"),
+    ]
+    part = place.start("ray", command, _environment(ports))
+    return part.wait_for(f"http://{_HOST}:{ports.dashboard}/api/version")
+
+
+def _start_service(place: Place, image: str, ports: Ports, ranks: int) -> float:
+    settings = {
+        "CMCL_DATABASE_URL": "sqlite:////tmp/cmcl.db",
+        "CMCL_STORE_URI": f"file://{_STORE}",
+        "CMCL_RAY_ADDRESS": f"http://{_HOST}:{ports.dashboard}",
+        "CMCL_RANKS": str(ranks),
+        "CMCL_HOST": _HOST,
+        "CMCL_PORT": str(ports.service),
+        "CMCL_AUTH": "off",
+    }
+    entrypoint = place.buildah.inspect(image)["config"]["Entrypoint"]
+    part = place.start("service", entrypoint, {**_environment(ports), **settings})
+    return part.wait_for(f"http://{_HOST}:{ports.service}/readyz")
+
+
+def _start_embeddings(place: Place, ports: Ports) -> float:
+    command = [
+        *("python", "-m", "workers.serve", "--store", f"file://{_STORE}"),
+        *("--host", _HOST, "--port", str(ports.embeddings)),
+    ]
+    address = {"RAY_ADDRESS": f"{_HOST}:{ports.ray}"}
+    part = place.start("embeddings", command, {**_environment(ports), **address})
+    return part.wait_for(f"http://{_HOST}:{ports.embeddings}/readyz")
+
+
+def _smoke(place: Place, ports: Ports) -> dict[str, Any]:
+    command = [
+        *("python", "/smoke/smoke.py", "--stream=/opt/cmcl/examples/stream"),
+        f"--service=http://{_HOST}:{ports.service}",
+        f"--embeddings=http://{_HOST}:{ports.embeddings}",
+    ]
+    found: dict[str, Any] = json.loads(place.start("smoke", command, {}).finish())
+    return found
+
+
+def _environment(ports: Ports) -> dict[str, str]:
+    return {
+        **SERVING,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": _TOKEN,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+        # A machine that runs other stacks has them at the usual ports.
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.proxy_metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.proxy_stats),
+    }

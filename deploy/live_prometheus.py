@@ -1,0 +1,90 @@
+"""A Prometheus of our own for a while: Debian's, on loopback, with all it keeps in one folder."""
+
+import json
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+_READY_SECONDS = 30.0
+
+
+class PrometheusError(Exception):
+    """It did not start, or did not understand a question; in its own words."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something to scrape, under a job's name."""
+
+    job: str
+    address: str
+
+
+class Prometheus:
+    """`with Prometheus(program, folder, port, targets) as it: it.ask("up")`."""
+
+    def __init__(self, program: Path, folder: Path, port: int, targets: Sequence[Target]) -> None:
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self._address = f"http://127.0.0.1:{port}"
+        self._command = [
+            *(str(program), f"--config.file={self._written(targets)}"),
+            *(f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"),
+        ]
+
+    def __enter__(self) -> Self:
+        with (self._folder / "prometheus.log").open("wb") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
+        self._wait()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def ask(self, expression: str, seconds: float) -> list[dict[str, Any]]:
+        """The series that an expression had at any moment of the last seconds. Raises PrometheusError."""
+        now = time.time()
+        span = {"start": now - seconds, "end": now, "step": max(1.0, seconds / 1000)}
+        answer = httpx.post(
+            f"{self._address}/api/v1/query_range", data={"query": expression, **span}, timeout=30
+        ).json()
+        if answer["status"] != "success":
+            raise PrometheusError(answer["error"])
+        series: list[dict[str, Any]] = answer["data"]["result"]
+        return series
+
+    def _written(self, targets: Sequence[Target]) -> Path:
+        """JSON is YAML."""
+        scraped = [
+            {"job_name": target.job, "static_configs": [{"targets": [target.address]}]}
+            for target in targets
+        ]
+        path = self._folder / "prometheus.yaml"
+        every = {"scrape_interval": "1s", "scrape_timeout": "1s"}
+        path.write_text(json.dumps({"global": every, "scrape_configs": scraped}))
+        return path
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                if httpx.get(f"{self._address}/-/ready", timeout=1).is_success:
+                    return
+            except httpx.HTTPError:
+                pass  # Not listening yet: that is what we wait for.
+            time.sleep(0.1)
+        log = self._folder / "prometheus.log"
+        self._process.kill()
+        raise PrometheusError(f"Prometheus did not start: {log.read_text().strip()[-1000:]}")

@@ -1,0 +1,116 @@
+"""compose.yaml: its parts fit together, and say what service and serving understand."""
+
+import re
+import tomllib
+from typing import Any
+
+import pytest
+import yaml
+
+from cmcl.proxy import SERVING
+from service.settings import Settings
+from tests.architecture.repository import ROOT
+from workers.serve.settings import ServeArgs
+
+FOLDER = ROOT / "deploy"
+TEXT = (FOLDER / "compose.yaml").read_text()
+COMPOSE = yaml.safe_load(TEXT)
+PARTS: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: part for name, part in PARTS.items() if "/cmcl-" in part["image"]}
+STAY = [name for name, part in PARTS.items() if part["restart"] != "no"]
+SECRETS = set(re.findall(r"\$\{(\w+):\?", TEXT))
+SERVE = yaml.safe_load((FOLDER / "compose" / "serve.yaml").read_text())
+ARGS = ServeArgs.model_validate(SERVE["applications"][0]["args"])
+
+
+def filled(value: str) -> str:
+    """As compose fills it in."""
+    with_secrets = re.sub(r"\$\{(\w+):\?[^}]*\}", lambda found: f"{found[1]:x<40}", value)
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", with_secrets)
+
+
+def test_every_setting_is_one_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {k: filled(v) for k, v in PARTS["service"]["environment"].items()}
+    ours = {name for name in environment if name.startswith("CMCL_")}
+    assert {name.removeprefix("CMCL_").lower() for name in ours} <= set(Settings.model_fields)
+    for name in ours:
+        monkeypatch.setenv(name, environment[name])
+    settings = Settings()
+    assert settings.database_url.startswith("postgresql://cmcl:DATABASE_PASSWORD")
+    assert (settings.store_uri, settings.auth) == (ARGS.store, "on")
+
+
+def test_serving_is_told_what_the_chart_tells_it() -> None:
+    (application,) = SERVE["applications"]
+    template = (ROOT / "helm" / "templates" / "serving" / "rayservice.yaml").read_text()
+    assert f"import_path: {application['import_path']}\n" in template
+    nodes = PARTS["ray-worker"]["environment"]
+    assert {name: nodes[name] for name in SERVING} == SERVING
+
+
+def test_no_secret_has_a_value_or_a_default() -> None:
+    example = dict(
+        line.partition("=")[::2]
+        for line in (FOLDER / "compose.env.example").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    assert set(example) == SECRETS
+    assert not any(example.values())
+    named = re.findall(r"^ *(\w*(?:PASSWORD|SECRET\w*|TOKEN|KEY)): (.+)$", TEXT, re.MULTILINE)
+    assert len(named) >= 5
+    assert all(value.startswith("${") and ":?" in value for _, value in named)
+
+
+def test_parts_wait_for_what_they_need() -> None:
+    for part in PARTS.values():
+        for name, need in part.get("depends_on", {}).items():
+            if need["condition"] == "service_healthy":
+                assert "healthcheck" in PARTS[name]
+            else:
+                assert need["condition"] == "service_completed_successfully"
+                assert name not in STAY
+
+
+@pytest.mark.parametrize("name", STAY)
+def test_what_stays_is_looked_after(name: str) -> None:
+    test = PARTS[name]["healthcheck"]["test"]
+    # CMD-SHELL needs a shell in the image.
+    assert test[0] == "CMD"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_parts_can_write_nothing_but_folders_in_memory(name: str) -> None:
+    part = OURS[name]
+    assert (part["read_only"], part["cap_drop"]) == (True, ["ALL"])
+    assert part["security_opt"] == ["no-new-privileges:true"]
+    assert all(volume.endswith(":ro") for volume in part.get("volumes", []))
+
+
+def test_nothing_is_reached_from_the_network_by_default() -> None:
+    ports = [port for part in PARTS.values() for port in part.get("ports", [])]
+    assert len(ports) == 2
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_images_are_those_of_the_dockerfile_at_this_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    for part in OURS.values():
+        assert filled(part["image"]).endswith(f":{version}")
+    for part in (PARTS["service"], PARTS["ray-head"]):
+        target = part["build"]["target"]
+        assert f"AS {target}\n" in dockerfile
+        assert f"/cmcl-{target}:" in part["image"]
+        for argument in part["build"].get("args", {}):
+            assert f"ARG {argument}=" in dockerfile
+
+
+def test_every_image_has_a_tag_that_stays() -> None:
+    for part in PARTS.values():
+        assert re.search(r":[\w.-]*\d[\w.-]*$", filled(part["image"])), part["image"]
+
+
+def test_files_that_are_mounted_are_there() -> None:
+    mounted = [v.split(":")[0] for part in OURS.values() for v in part.get("volumes", [])]
+    assert mounted
+    assert all((FOLDER / path).is_file() for path in mounted)

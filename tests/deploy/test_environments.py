@@ -1,0 +1,66 @@
+"""Values for kinds of sites: the chart takes each, and Kubernetes takes what it makes of them."""
+
+import re
+
+import helm_python
+import pytest
+
+from tests.chart.release import ROOT, Release, render
+from tests.chart.restricted import injected, violations
+from tests.chart.schemas import complaints_of_kubernetes
+
+FOLDER = ROOT / "deploy" / "environments"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+CORE = {"Deployment", "Service", "ConfigMap", "Job", "Pod", "HorizontalPodAutoscaler", "Ingress"}
+
+
+@pytest.fixture(params=NAMES)
+def release(request: pytest.FixtureRequest) -> Release:
+    """Each environment in turn."""
+    text = (FOLDER / f"{request.param}.yaml").read_text()
+    return render(helm_python.values_from_yaml(text))
+
+
+def test_there_is_one_for_a_laptop_a_small_site_and_a_cloud() -> None:
+    assert NAMES == ["cloud", "laptop", "small-site"]
+
+
+def test_kubernetes_takes_what_an_environment_makes(release: Release) -> None:
+    items = release.of_kind(*CORE)
+    assert {"Deployment", "Service", "ConfigMap", "Pod"} <= {item["kind"] for item in items}
+    assert [words for item in items for words in complaints_of_kubernetes(item)] == []
+
+
+def test_every_pod_of_an_environment_is_restricted(release: Release) -> None:
+    specs = [template["spec"] for template in release.pod_templates().values()]
+    specs += [spec for _, spec in injected(release)]
+    assert len(specs) > 4
+    assert [words for spec in specs for words in violations(spec)] == []
+
+
+def test_no_secret_stands_in_an_environment() -> None:
+    for name in NAMES:
+        text = (FOLDER / f"{name}.yaml").read_text()
+        assert re.findall(r"(?i)(password|private|secret_?access_?key|token): *\S", text) == []
+
+
+def test_the_scripts_for_kind_name_what_is_there() -> None:
+    for script in (ROOT / "deploy" / "kind").glob("*.sh"):
+        text = script.read_text()
+        assert text.startswith("#!/usr/bin/env bash\n")
+        assert "\nset -euo pipefail\n" in text
+        assert script.stat().st_mode & 0o111
+        named = re.findall(r"(?<![\w/.-])((?:deploy|helm)/[\w./-]+)", text)
+        assert [path for path in named if not (ROOT / path).exists()] == []
+        assert "cmcl" in text
+
+
+def test_kind_takes_the_version_of_the_chart() -> None:
+    script = (ROOT / "deploy" / "kind" / "up.sh").read_text()
+    pattern = re.search(r"sed -n 's/(.+)/\\1/p' helm/Chart\.yaml", script)
+    assert pattern is not None
+    python_pattern = pattern[1].replace(r"\{0,1\}", "?").replace(r"\(", "(").replace(r"\)", ")")
+    chart = (ROOT / "helm" / "Chart.yaml").read_text()
+    found = re.search(python_pattern, chart, re.MULTILINE)
+    assert found is not None
+    assert found[1] == helm_python.values_from_yaml(chart)["appVersion"]

@@ -1,0 +1,122 @@
+"""One version everywhere, a changelog that a release can quote, and workflows that release what we build."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.release import (
+    CHARTS,
+    NotReleasable,
+    check,
+    different_versions,
+    main,
+    notes,
+    version,
+)
+from tests.architecture.repository import ROOT
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
+RELEASE = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yaml").read_text())
+CHANGELOG = """# Changelog
+
+## [Unreleased]
+### Added
+- Not yet.
+
+## [0.1.0] - 2026-11-25
+### Added
+- The first one.
+
+## [0.0.9] - 2026-11-01
+- Older.
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """What a release looks at, with a changelog that has the version."""
+    for name in ("pyproject.toml", *(f"{chart}/Chart.yaml" for chart in CHARTS)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "CHANGELOG.md").write_text(CHANGELOG.replace("0.1.0", version()))
+    return tmp_path
+
+
+def test_everything_has_the_version_of_pyproject() -> None:
+    assert list(different_versions()) == []
+
+
+def test_a_tag_of_this_version_can_be_released(tree: Path) -> None:
+    check(f"v{version()}", tree)
+    assert notes(f"v{version()}", tree) == "### Added\n- The first one."
+
+
+def test_every_reason_against_a_release_is_told(tree: Path) -> None:
+    chart = tree / "helm" / "Chart.yaml"
+    chart.write_text(chart.read_text().replace('appVersion: "', 'appVersion: "9'))
+    with pytest.raises(NotReleasable) as refused:
+        check("v7.0.0", tree)
+    assert str(refused.value).splitlines() == [
+        f"the tag is v7.0.0; pyproject.toml wants v{version()}",
+        f"helm/Chart.yaml has the appVersion 9{version()}; pyproject.toml has {version()}",
+        "CHANGELOG.md has no section '## [7.0.0] - YYYY-MM-DD' with entries",
+    ]
+
+
+def test_the_command_says_how_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["notes"]) == 2
+    assert main(["notes", "v0.0.1-none"]) == 1
+    assert "usage: python -m deploy.release check|notes TAG" in capsys.readouterr().err
+
+
+def test_the_changelog_begins_with_what_is_not_released() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    released = r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d"
+    assert all(re.fullmatch(released, heading) for heading in headings[1:])
+    kinds = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_every_image_of_the_dockerfile_is_released() -> None:
+    built = RELEASE["jobs"]["images"]["strategy"]["matrix"]["include"]
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    final = re.findall(r"^FROM runtime AS (\w+)$", dockerfile, re.MULTILINE)
+    assert {entry["target"] for entry in built} == set(final) == {"service", "worker"}
+    assert {entry["lock"] for entry in built} == {"worker.lock", "worker-cpu.lock"}
+    for entry in built:
+        assert (ROOT / "deploy" / "requirements" / entry["lock"]).is_file()
+
+
+def _steps(workflow: Path) -> list[dict[str, Any]]:
+    jobs = yaml.safe_load(workflow.read_text())["jobs"].values()
+    return [step for job in jobs for step in job["steps"]]
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_has_few_rights_and_an_end(workflow: Path) -> None:
+    document = yaml.safe_load(workflow.read_text())
+    assert document["permissions"] == {"contents": "read"}
+    assert all(job["timeout-minutes"] <= 90 for job in document["jobs"].values())
+    uses = [step["uses"] for step in _steps(workflow) if "uses" in step]
+    assert uses
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@(v\d+|[0-9a-f]{40})", action) for action in uses)
+
+
+def test_what_is_released_is_signed_and_attested() -> None:
+    text = (ROOT / ".github" / "workflows" / "release.yaml").read_text()
+    for command in ("cosign sign --yes", "cosign attest --yes --type cyclonedx"):
+        assert command in text
+    assert "actions/attest-build-provenance@" in text
+    for name in ("images", "chart"):
+        assert RELEASE["jobs"][name]["permissions"]["id-token"] == "write"
+
+
+def test_the_workflow_for_changes_runs_what_everybody_runs() -> None:
+    steps = _steps(ROOT / ".github" / "workflows" / "check.yaml")
+    assert [step["run"] for step in steps if "run" in step] == ["bash .ci/run"]
