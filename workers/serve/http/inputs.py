@@ -171,6 +171,7 @@ async def _features(
     rows_BF = np.empty((len(placed.indices), width), np.float32)
     by_kind: dict[type, list[int]] = {}
     raw: dict[int, str | bytes] = {}
+    packed: list[int] = []
     for place, index in enumerate(placed.indices):
         with _row_is(placed.field, [index]):
             given = _given(placed.items[index], a_feature(modality), width)
@@ -179,6 +180,12 @@ async def _features(
             by_kind.setdefault(type(given), []).append(place)
         else:
             rows_BF[place] = given
+            packed.append(place)
+    if (
+        packed
+    ):  # All at once: a look at each row alone would take as long as a third of the product.
+        with _row_is(placed.field, [placed.indices[place] for place in packed]):
+            checked(rows_BF[packed])
     for places in by_kind.values():
         with _row_is(placed.field, [placed.indices[place] for place in places]):
             wanted = [raw[place] for place in places]
@@ -196,16 +203,14 @@ def _row_is(field: str, indices: Sequence[int]) -> Iterator[None]:
 
 
 def _given(item: Item, what: str, width: int) -> Float32Array | str | bytes:
-    """Its feature, checked; or what an encoder has to turn into one."""
+    """Its feature, of the right width; or what an encoder has to turn into one."""
     if item.text is not None:
         return item.text
     if item.data is not None:
         return _file(item.data)
     if isinstance(item.feature, str):
-        row_BF = checked(from_base64(item.feature, 0, what, width)[None])
-    else:
-        row_BF = from_lists([item.feature or []], what, width)
-    row_F: Float32Array = row_BF[0]
+        return from_base64(item.feature, 0, what, width)
+    row_F: Float32Array = from_lists([item.feature or []], what, width)[0]
     return row_F
 
 
