@@ -26,7 +26,7 @@ from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import read_stream
 from cmcl.stack import LocalStack, Ports
 from deploy.live_prometheus import Prometheus, PrometheusError, Target
-from workers.contract.model import ModelSpec
+from workers.contract.model import ModelSpec, TrainingSpec
 from workers.contract.policy import GatePolicy
 from workers.contract.rollout import TrialPlan
 
@@ -45,8 +45,13 @@ NOT_HERE = {
     'outcome!~"ok': "no call failed",
     "refused_versions": "no version was damaged",
     "refused_key_lists": "no list of keys is read here",
+    "shadow_dropped": "every request was shadowed",
+    "training_resumed_at": "no attempt went on from a checkpoint",
 }
-_SHADOW_SECONDS = 20.0
+# What the database knows of models is asked for once a minute.
+_SHADOW_SECONDS = 70.0
+# Figures of a phase that is over within seconds are never scraped.
+_SLOW = TrainingSpec(epochs=150)
 _TRACE = "import ray; ray.init(logging_level='error'); print('PORT', ray.nodes()[0]['MetricsExportPort'])"
 
 
@@ -84,7 +89,8 @@ def use(stack: LocalStack) -> None:
     stream = read_stream(STREAM)
     host, port = "127.0.0.1", stack.ports.embeddings
     with Client(stack.service_url, stack.embeddings_url) as client:
-        client.create_model(MODEL, ModelSpec(width=64, modalities=stream.modalities))
+        spec = ModelSpec(width=64, modalities=stream.modalities, training=_SLOW)
+        client.create_model(MODEL, spec)
         client.set_policy(MODEL, GatePolicy(max_drift=5.0))
         for dataset in stream.datasets[:2]:
             accepted = client.add_dataset(
@@ -97,8 +103,8 @@ def use(stack: LocalStack) -> None:
         client.roll_back(MODEL)
         client.set_candidate(MODEL, 2, TrialPlan(shadow=1.0))
         for words in ("a shoe", "a wheel", "a bag"):
-            _ask(stack, {"model": MODEL, "modality": "text", "input": [{"text": words}]})
-        _ask(stack, {"model": "nobody", "modality": "text", "input": [{"text": "nothing"}]})
+            _ask(stack, {"model": MODEL, "modality": "text", "input": [words]})
+        _ask(stack, {"model": "nobody", "modality": "text", "input": ["nothing"]})
         time.sleep(_SHADOW_SECONDS)
         load.stop()
 
