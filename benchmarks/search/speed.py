@@ -23,7 +23,7 @@ from workers.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
 from workers.serve.search.index.draft import project
 from workers.serve.search.index.graph import Graph
-from workers.serve.search.index.index import GRAPH_FROM_ROWS, Index, Wanted
+from workers.serve.search.index.index import FEW_ROWS, GRAPH_FROM_ROWS, Index, Wanted
 from workers.serve.search.index.parts import Part, joined
 from workers.serve.search.stored.segments import Entry
 from workers.serve.versions.loading import Float32Array
@@ -82,7 +82,9 @@ def measured(
     following = Following(
         *(rows, first, again, seconds, index.memory_bytes / rows, graph_bytes, grown / rows)
     )
-    return following, _searched(replace(index, parts=(part,)), feature_width)
+    # The world's own bound would keep the graph from being asked.
+    searched = _searched(replace(index, parts=(part,), few=FEW_ROWS), feature_width)
+    return following, searched
 
 
 def _with_graph(part: Part) -> tuple[Part, float | None]:
