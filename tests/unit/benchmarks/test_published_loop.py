@@ -9,7 +9,8 @@ from benchmarks.training.calm import Windows
 from benchmarks.training.ours import random_sides
 from tests.unit.benchmarks.ticks import Ticks
 
-transformers = pytest.importorskip("transformers", reason="of the lock of the benchmarks alone")
+pytest.importorskip("accelerate", reason="of the lock of the benchmarks alone")
+transformers = pytest.importorskip("transformers")
 
 
 def test_gradients_lose_what_the_projections_hold() -> None:
