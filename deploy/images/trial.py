@@ -28,7 +28,7 @@ _SECONDS = 300.0
 
 
 class TrialFailed(Exception):
-    """A part did not start, or the check failed. Names the log."""
+    """A part did not start, or the check failed; with the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +80,25 @@ class Part:
         headers = {"Authorization": f"Bearer {_TOKEN}"}
         while time.monotonic() < started + _SECONDS:
             if self.process.poll() is not None:
-                raise TrialFailed(f"{self.name} ended while it was starting; see {self.log}")
+                raise TrialFailed(f"{self.name} ended while it was starting:\n{self.last_words()}")
             try:
                 if httpx.get(url, timeout=2, headers=headers).status_code == httpx.codes.OK:
                     return round(time.monotonic() - started, 1)
             except httpx.HTTPError:
                 pass  # Not listening yet: that is what we wait for.
             time.sleep(0.2)
-        raise TrialFailed(f"{self.name} was not ready after {_SECONDS:g} s; see {self.log}")
+        raise TrialFailed(f"{self.name} was not ready in {_SECONDS:g} s:\n{self.last_words()}")
 
     def finish(self) -> str:
         """Its last line, once it has ended well. Raises TrialFailed."""
         code = self.process.wait(_SECONDS)
-        lines = self.log.read_text().splitlines()
         if code != 0:
-            raise TrialFailed(f"{self.name} ended with {code}: {lines[-1:]}; see {self.log}")
-        return lines[-1]
+            raise TrialFailed(f"{self.name} ended with {code}:\n{self.last_words()}")
+        return self.log.read_text().splitlines()[-1]
+
+    def last_words(self) -> str:
+        """The end of what it printed: the log goes with the trial."""
+        return self.log.read_text()[-2000:].strip()
 
 
 def try_service(buildah: Buildah, image: str, folder: Path) -> dict[str, Any]:
