@@ -21,6 +21,8 @@ _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # netavark is buildah's, and is missed only when a build begins.
 _NETAVARK = ("/usr/lib/podman/netavark", "/usr/libexec/podman/netavark")
 _FORMAT = ("--format", "docker")
+# Without these it asks for limits that are higher than those of a container that it may run in.
+_LIMITS = ("--ulimit=nofile=20000:20000", "--ulimit=nproc=20000:20000")
 _MARK = "BUILDAH_CONTAINER"
 
 
@@ -75,11 +77,10 @@ class Buildah:
     ) -> None:
         """Build one target; layers of earlier builds are used again. Raises BuildFailed."""
         given = [f"--build-arg={name}={value}" for name, value in arguments.items()]
-        limits = ["--ulimit=nofile=20000:20000", "--ulimit=nproc=20000:20000"]
         certificates = f"--volume={_CERTIFICATES}:{_CERTIFICATES}:ro"
         command = [
             *("bud", "--isolation", "chroot", "--pull=never", "--network", "host", "--layers"),
-            *(*_FORMAT, *limits, certificates, *given, "--timestamp", str(epoch)),
+            *(*_FORMAT, *_LIMITS, certificates, *given, "--timestamp", str(epoch)),
             *("--target", target, "--tag", image, str(context)),
         ]
         self._run(command)
@@ -106,7 +107,7 @@ class Buildah:
     @contextmanager
     def container(self, image: str) -> Iterator[Container]:
         """A container of that image, gone afterwards with all that runs in it."""
-        name = self._run(["from", "--pull=never", image]).stdout.strip()
+        name = self._run(["from", "--pull=never", *_LIMITS, image]).stdout.strip()
         try:
             root = Path(self._run(["mount", name]).stdout.strip())
             container = Container(name, root, self.inspect(image)["config"]["User"])
