@@ -88,7 +88,7 @@ def test_ctrl_c_stops_watching_and_not_the_job(published_plane: ControlPlane, ur
     assert watching.stdout is not None
     assert job in watching.stdout.readline()
     watching.send_signal(signal.SIGINT)
-    _, errors = watching.communicate(timeout=20)
+    _, errors = watching.communicate(timeout=60)
     assert watching.returncode == Exit.INTERRUPTED
     assert f"job {job} goes on" in errors
     assert "Traceback" not in errors
