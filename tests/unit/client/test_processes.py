@@ -88,6 +88,7 @@ def test_ctrl_c_stops_watching_and_not_the_job(published_plane: ControlPlane, ur
     assert watching.stdout is not None
     assert job in watching.stdout.readline()
     watching.send_signal(signal.SIGINT)
+    # A signal that arrives between Python's look and its read waits for a heartbeat, 15 s at most.
     _, errors = watching.communicate(timeout=60)
     assert watching.returncode == Exit.INTERRUPTED
     assert f"job {job} goes on" in errors

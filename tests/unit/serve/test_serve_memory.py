@@ -8,6 +8,8 @@ import asyncio
 import gc
 from collections import Counter
 from itertools import cycle, islice
+from multiprocessing import get_context
+from pathlib import Path
 
 import httpx
 import psutil
@@ -19,12 +21,15 @@ from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.contract.model import ModelSpec
 from workers.serve.settings import ServeArgs
+from workers.storage.local import LocalStore
 
 WIDTH = 256
 SPEC = ModelSpec(width=WIDTH, modalities={"image": WIDTH, "text": WIDTH})
 # More than what stays in memory, so that each is read, verified and let go of again and again.
 VERSIONS = 6
 SETTLED, SWAPS = 50, 300
+# Measured: 0.5 MiB for the calls that the fakes keep, and now and then 2 MiB that malloc takes. A
+# version that stayed would cost half a MiB at every swap.
 MOST_MIB = 8
 # Of 250 swaps; what a request or a look allocates for good would be hundreds.
 MOST_OBJECTS = 100
@@ -53,8 +58,9 @@ async def swap_and_ask(replica: Replica, swaps: int, generation: int) -> None:
             )
 
 
-@pytest.mark.timeout(300)
-def test_memory_is_flat_from_the_fiftieth_swap_to_the_three_hundredth(store: FlakyStore) -> None:
+def swap_many(folder: Path) -> None:
+    """Raises AssertionError where something is left behind."""
+    store = FlakyStore(LocalStore(folder))
     replica = Replica(store, ServeArgs(store=store.uri, recent_versions=2))
     for version in range(1, VERSIONS + 1):
         store_version(store, MODEL, version, SPEC, random_heads(SPEC, version))
@@ -64,4 +70,13 @@ def test_memory_is_flat_from_the_fiftieth_swap_to_the_three_hundredth(store: Fla
     after_mib, after = held()
     assert (after - before).total() < MOST_OBJECTS, (after - before).most_common(10)
     assert after["ServedVersion"] == before["ServedVersion"]
-    assert after_mib - before_mib < MOST_MIB
+    assert after_mib - before_mib < MOST_MIB, f"{after_mib - before_mib:.1f} MiB more"
+
+
+@pytest.mark.timeout(300)
+def test_memory_is_flat_from_the_fiftieth_swap_to_the_three_hundredth(tmp_path: Path) -> None:
+    """In a process of its own: what other tests left running here allocates too."""
+    swapping = get_context("spawn").Process(target=swap_many, args=(tmp_path / "store",))
+    swapping.start()
+    swapping.join()
+    assert swapping.exitcode == 0, "its traceback stands in the captured stderr"
