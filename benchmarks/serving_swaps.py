@@ -27,7 +27,7 @@ from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of, store_version
 from benchmarks.report import machine
 from benchmarks.swaps import figures
 from benchmarks.swaps.memory import Memory, slope
-from benchmarks.swaps.mover import Mover, Swap, order
+from benchmarks.swaps.mover import Move, Mover, order
 from benchmarks.swaps.page import markdown
 from benchmarks.swaps.picture import draw
 from workers.contract.version import LivePointer
@@ -47,7 +47,7 @@ class Run:
     """What was recorded; `begin` and `end`: of the seconds that count, by time.time()."""
 
     answers: Answers
-    swaps: list[Swap]
+    moves: list[Move]
     memory: Memory
     begin: float
     end: float
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = _document(options, run)
     options.out.mkdir(parents=True, exist_ok=True)
     stem = options.out / _STEM
-    draw(run.answers, run.swaps, (run.memory.times, run.memory.mebibytes), stem.with_suffix(".png"))
+    draw(run.answers, run.moves, (run.memory.times, run.memory.mebibytes), stem.with_suffix(".png"))
     stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
     stem.with_suffix(".md").write_text(markdown(document))
     print(markdown(document))
@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace, folder: Path, clients: Clients) -> Run:
             store_version(store, version, options.width)
         write_live(store, MODEL, LivePointer(generation=1, version=1))
         ours.wait_for_version(1, options.width)
-        mover = Mover(store, ours.address, ours.doors(), rows_RBF[0][:1])
+        mover = Mover(store, ours.address)
         requests = [
             feature_request(ours.address, options.form, rows_BF, model=MODEL, modality=MODALITY)
             for rows_BF in rows_RBF
@@ -91,29 +91,29 @@ def _run(options: argparse.Namespace, folder: Path, clients: Clients) -> Run:
             time.sleep(_WARM_UP_SECONDS)
             begin = time.time()
             time.sleep(options.steady)
-            swaps = _swap(options, mover)
+            moves = _swap(options, mover)
             time.sleep(options.steady)
             end = time.time()
             answers = clients.end()
         mover.close()
-    return Run(answers, swaps, memory, begin, end)
+    return Run(answers, moves, memory, begin, end)
 
 
-def _swap(options: argparse.Namespace, mover: Mover) -> list[Swap]:
+def _swap(options: argparse.Namespace, mover: Mover) -> list[Move]:
     """Move after move, at an even pace; what is late does not hurry the next one."""
-    swaps: list[Swap] = []
+    moves: list[Move] = []
     end = time.monotonic() + 60 * options.minutes if options.minutes else None
     for version, is_rollback in order(options.versions):
-        if end is None and len(swaps) == options.swaps:
+        if end is None and len(moves) == options.swaps:
             break
         if end is not None and time.monotonic() > end:
             break
         next_one = time.monotonic() + options.pause
-        swaps.append(mover.move(version, is_rollback=is_rollback))
-        if len(swaps) % _SETTLED == 0:
-            _say(f"{len(swaps)} swaps, the last in {swaps[-1].everywhere or -1:.3f} s")
+        moves.append(mover.move(version, is_rollback=is_rollback))
+        if len(moves) % _SETTLED == 0:
+            _say(f"{len(moves)} swaps")
         time.sleep(max(0.0, next_one - time.monotonic()))
-    return swaps
+    return moves
 
 
 @torch.inference_mode()
@@ -128,19 +128,20 @@ def _expected(options: argparse.Namespace, rows_RBF: Array) -> Expected:
 
 
 def _document(options: argparse.Namespace, run: Run) -> dict[str, Any]:
-    first, last = run.swaps[0].at, run.swaps[-1].at
+    first, last = run.moves[0].at, run.moves[-1].at
+    swaps = figures.followed(run.moves, run.answers, last + options.pause)
     before = figures.between(run.answers, run.begin, first)
     after = figures.between(run.answers, last + options.pause, run.end)
     swapping = figures.between(run.answers, first, last + options.pause)
     latency = {
         "steady": figures.latency(np.concatenate([before, after])),
         "swapping": figures.latency(swapping),
-        "in a swap": figures.latency(figures.during(run.answers, run.swaps)),
+        "in a swap": figures.latency(figures.during(run.answers, swaps)),
     }
     times = {
-        "all": figures.swap_times(run.swaps),
-        "from the store": figures.swap_times([s for s in run.swaps if not s.is_rollback]),
-        "roll backs": figures.swap_times([s for s in run.swaps if s.is_rollback]),
+        "all": figures.swap_times(swaps),
+        "from the store": figures.swap_times([s for s in swaps if not s.move.is_rollback]),
+        "roll backs": figures.swap_times([s for s in swaps if s.move.is_rollback]),
     }
     counted = figures.between(run.answers, run.begin, run.end)
     failed, wrong = figures.failures(counted), figures.wrong(counted)
@@ -157,7 +158,7 @@ def _document(options: argparse.Namespace, run: Run) -> dict[str, Any]:
         "wrong": wrong,
         "latency": latency,
         "swap_times": times,
-        "swaps": [{**asdict(swap), "everywhere": swap.everywhere} for swap in run.swaps],
+        "swaps": [{**asdict(swap.move), "everywhere": swap.everywhere} for swap in swaps],
         "memory": _memory(run),
         "picture": f"{_STEM}.png",
         "configuration": _configuration(options, run),
@@ -171,7 +172,7 @@ def _goal(what: str, measured: float, goal: str) -> dict[str, Any]:
 
 def _memory(run: Run) -> list[dict[str, Any]]:
     """Of each replica: before the first swap, after the fiftieth, at the end; and the slope."""
-    moves = np.array([swap.at for swap in run.swaps])
+    moves = np.array([swap.at for swap in run.moves])
     done = np.searchsorted(moves, run.memory.times)
     found = []
     for mebibytes in run.memory.mebibytes.values():
@@ -196,7 +197,7 @@ def _configuration(options: argparse.Namespace, run: Run) -> dict[str, Any]:
         "width": f"F = E = {options.width}, conditioned heads, two modalities",
         "replicas": options.replicas,
         "clients": f"{options.clients}, each {options.rows} rows a request, {options.form}",
-        "swaps": f"{len(run.swaps)} of {options.versions} versions, every {options.pause:g} s",
+        "swaps": f"{len(run.moves)} of {options.versions} versions, every {options.pause:g} s",
         "steady": f"{options.steady:g} s before and after",
         "warm-up": f"{_WARM_UP_SECONDS:g} s",
         "seed": 0,

@@ -2,14 +2,46 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from benchmarks.endpoint.load import KINDS, WRONG, Answers
-from benchmarks.swaps.mover import Swap
+from benchmarks.swaps.mover import Move
 
 _OK = 200
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A move of the pointer, and how many seconds later its version was everywhere."""
+
+    move: Move
+    everywhere: float | None
+
+
+def followed(moves: Sequence[Move], answers: Answers, end: float) -> list[Swap]:
+    """When each version was everywhere: once the last answer by another one had come.
+
+    Counted are requests that were sent between this move and the next (the last one's until `end`).
+    None where none of them had a later answer by the new version.
+    """
+    good = np.sort(answers[answers["status"] == _OK], order="sent")
+    edges = np.searchsorted(good["sent"], [*(move.at for move in moves), end])
+    spans = zip(moves, edges, edges[1:], strict=False)
+    return [Swap(move, _everywhere(move, good[first:last])) for move, first, last in spans]
+
+
+def _everywhere(move: Move, answers: Answers) -> float | None:
+    came = answers["sent"] + answers["seconds"]
+    is_new = answers["version"] == move.version
+    if not is_new.any():
+        return None
+    if is_new.all():
+        return max(0.0, float(came.min()) - move.at)
+    latest_old = came[~is_new].max()
+    return float(latest_old) - move.at if came[is_new].max() > latest_old else None
 
 
 def failures(answers: Answers) -> dict[str, int]:
@@ -43,14 +75,14 @@ def during(answers: Answers, swaps: Sequence[Swap]) -> Answers:
     ended = answers["sent"] + answers["seconds"]
     hit = np.zeros(len(answers), bool)
     for swap in swaps:
-        until = swap.at + (swap.everywhere or 0)
-        hit |= (answers["sent"] < until) & (ended > swap.at)
+        until = swap.move.at + (swap.everywhere or 0)
+        hit |= (answers["sent"] < until) & (ended > swap.move.at)
     found: Answers = answers[hit]
     return found
 
 
 def swap_times(swaps: Sequence[Swap]) -> dict[str, Any]:
-    """Milliseconds from the pointer's move until every replica answered by it."""
+    """Milliseconds from the pointer's move until no answer was by another version."""
     found = np.array([each.everywhere for each in swaps if each.everywhere is not None])
     late = sum(each.everywhere is None for each in swaps)
     if not len(found):

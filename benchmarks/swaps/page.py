@@ -5,13 +5,13 @@ from typing import Any
 
 _QUESTION = (
     "Versions swap again and again under load. Does a request fail, is an answer mixed of two versions, "
-    "how much longer do requests take meanwhile, how soon do all replicas answer by the new version, "
+    "how much longer do requests take meanwhile, how soon is the new version everywhere, "
     "and does memory grow?"
 )
 _HOW = """\
-- A swap is timed from the moment before `live.json` is written until each replica, asked at its
-  own door every few milliseconds, answers with the version. Then the pointer is announced, as the
-  control plane does (`POST /internal/announcements`).
+- A swap is timed by the clients' own answers: from the moment before `live.json` is written until the
+  last answer by another version has come, of requests that were sent after the move. Nothing else asks.
+  The pointer is then announced, as the control plane does (`POST /internal/announcements`).
 - Versions go round in a circle that is longer than what a replica keeps, so each has to be read from
   the store, verified and warmed; every fifth move is a roll back to the one before, which is in memory.
 - Every answer is compared with the embeddings that the version it names gives for these rows. Each
@@ -30,7 +30,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         "## Configuration\n" + _listed(document["configuration"]) + "\n\n" + _HOW,
         "## Result\n" + _goals(document["goals"]),
         "### Latency, ms\n" + _latency(document["latency"]),
-        "### Swaps, ms until all replicas answered\n" + _swaps(document["swap_times"]),
+        "### Swaps, ms until the new version was everywhere\n" + _swaps(document["swap_times"]),
         "### Memory\n" + _memory(document["memory"]),
         f"![Latency over time]({document['picture']})",
     ]

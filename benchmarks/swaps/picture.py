@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.endpoint.load import Answers
-from benchmarks.swaps.mover import Swap
+from benchmarks.swaps.mover import Move
 
 _DOTS_PER_INCH = 110
 _BIN_SECONDS = 0.5
@@ -20,7 +20,7 @@ _OK = 200
 
 def draw(
     answers: Answers,
-    swaps: Sequence[Swap],
+    moves: Sequence[Move],
     memory: tuple[Sequence[float], Mapping[int, Sequence[float]]],
     path: Path,
 ) -> None:
@@ -30,7 +30,7 @@ def draw(
         2, 1, figsize=(13, 7), layout="constrained", sharex=True, height_ratios=(3, 1)
     )
     _draw_latency(above, answers, begin)
-    _mark(above, swaps, begin)
+    _mark(above, moves, begin)
     above.set_yscale("log")
     above.set_ylabel("latency (ms)")
     above.legend(loc="upper right")
@@ -61,7 +61,7 @@ def _draw_latency(axis: Axes, answers: Answers, begin: float) -> None:
         axis.plot(bad["sent"] - begin, 1000 * bad["seconds"], "x", color="red", label="failed")
 
 
-def _mark(axis: Axes, swaps: Sequence[Swap], begin: float) -> None:
-    for swap in swaps:
-        line = "--" if swap.is_rollback else "-"
-        axis.axvline(swap.at - begin, color="C2", linewidth=0.6, alpha=0.7, linestyle=line)
+def _mark(axis: Axes, moves: Sequence[Move], begin: float) -> None:
+    for move in moves:
+        line = "--" if move.is_rollback else "-"
+        axis.axvline(move.at - begin, color="C2", linewidth=0.6, alpha=0.7, linestyle=line)

@@ -21,6 +21,7 @@ _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # netavark is buildah's, and is missed only when a build begins.
 _NETAVARK = ("/usr/lib/podman/netavark", "/usr/libexec/podman/netavark")
 _FORMAT = ("--format", "docker")
+_ISOLATION = "chroot"
 # Without these it asks for limits that are higher than those of a container that it may run in.
 _LIMITS = ("--ulimit=nofile=20000:20000", "--ulimit=nproc=20000:20000")
 _MARK = "BUILDAH_CONTAINER"
@@ -45,8 +46,8 @@ class Container:
 
 @dataclass(frozen=True)
 class Buildah:
-    """`folder` takes some 30 GB with the driver overlay. vfs, where the kernel lacks that, copies a layer
-    for each layer above it, and takes more than 60."""
+    """`folder` takes some 15 GB with the driver overlay, and as much again for a second build. vfs, where
+    the kernel lacks overlay, copies a layer for each layer above it, and takes more than twice that."""
 
     folder: Path
     driver: str
@@ -63,6 +64,11 @@ class Buildah:
         folder.mkdir(parents=True, exist_ok=True)
         has_overlay = "overlay" in Path("/proc/filesystems").read_text().split()
         return cls(folder, "overlay" if has_overlay else "vfs")
+
+    def described(self) -> dict[str, str]:
+        """What builds here, and how."""
+        version = self._run(["--version"]).stdout.split()[2]
+        return {"buildah": version, "storage driver": self.driver, "isolation": _ISOLATION}
 
     def has(self, image: str) -> bool:
         """Whether it is here; nothing is pulled."""
@@ -82,7 +88,7 @@ class Buildah:
         given = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         certificates = f"--volume={_CERTIFICATES}:{_CERTIFICATES}:ro"
         command = [
-            *("bud", "--isolation", "chroot", "--pull=never", "--network", "host", "--layers"),
+            *("bud", "--isolation", _ISOLATION, "--pull=never", "--network", "host", "--layers"),
             *(*_FORMAT, *_LIMITS, certificates, *given, "--timestamp", str(epoch)),
             *("--target", target, "--tag", image, str(context)),
         ]
@@ -133,7 +139,7 @@ class Buildah:
         marked = {**environment, _MARK: container.id}
         options = [f"--env={name}={value}" for name, value in marked.items()]
         options += [f"--volume={source}:{place}" for source, place in volumes.items()]
-        run = [*("run", "--isolation", "chroot"), *options, container.id, "--", *command]
+        run = [*("run", "--isolation", _ISOLATION), *options, container.id, "--", *command]
         with log.open("ab") as output:
             return subprocess.Popen(
                 [*self._program(), *run],

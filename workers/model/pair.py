@@ -101,7 +101,7 @@ class HeadInEigenCoordinates(nn.Module):
         self.start_EI: Tensor
         self.free_EI: Tensor
         self.change_EI = nn.Parameter(torch.zeros_like(self.start_EI))
-        self.change_EI.register_hook(self._block)  # type: ignore[no-untyped-call]
+        self.change_EI.register_post_accumulate_grad_hook(self._block)  # type: ignore[no-untyped-call]
         self.seen: list[tuple[Tensor, Tensor]] | None = None
 
     @property
@@ -114,9 +114,9 @@ class HeadInEigenCoordinates(nn.Module):
 
     def add_gradient(self, gradient_EI: Tensor) -> None:
         """Add a gradient that was not made by backward; blocked entries stay without one."""
-        blocked_EI = self._block(gradient_EI)
+        left_EI = gradient_EI * self.free_EI if self._blocks else gradient_EI
         grad = self.change_EI.grad
-        self.change_EI.grad = blocked_EI if grad is None else grad.add_(blocked_EI)
+        self.change_EI.grad = left_EI if grad is None else grad.add_(left_EI)
 
     def drift_so_far(self) -> float | None:
         """√(Σ r_i s_j M_ij² / Σ r_i s_j (VᵀW₀U)_ij²); None where no score is at stake."""
@@ -128,11 +128,15 @@ class HeadInEigenCoordinates(nn.Module):
         )
         return (moved / size) ** 0.5 if size > 0 else None
 
-    def _block(self, gradient_EI: Tensor) -> Tensor:
-        left_EI = gradient_EI * self.free_EI if self._blocks else gradient_EI
-        if self.seen is not None:
-            self.seen.append((gradient_EI.square().sum(), left_EI.square().sum()))
-        return left_EI
+    def _block(self, change_EI: Tensor) -> None:
+        """In place, before DDP or anything else reads the gradient."""
+        gradient_EI = change_EI.grad
+        assert gradient_EI is not None
+        whole = gradient_EI.square().sum() if self.seen is not None else None
+        if self._blocks:
+            gradient_EI.mul_(self.free_EI)
+        if self.seen is not None and whole is not None:
+            self.seen.append((whole, gradient_EI.square().sum()))
 
 
 @dataclass(frozen=True)

@@ -11,28 +11,53 @@ from benchmarks.outages.patient import Call
 from benchmarks.peers.contest import Cell
 from benchmarks.serving import goals
 from benchmarks.swaps import figures
+from benchmarks.swaps.figures import Swap
 from benchmarks.swaps.memory import slope
-from benchmarks.swaps.mover import Swap, order
+from benchmarks.swaps.mover import Move, order
 
 CELL = Cell("ours", "binary", 256, 16, 10, 10.0, 20.0, 40.0, 10240.0, 0, 0)
 
 
-def answer(sent: float, seconds: float, status: int = 200, checked: int = RIGHT) -> tuple:
-    return (sent, seconds, status, 1, 0, checked, 10)
+def answer(
+    sent: float, seconds: float, status: int = 200, checked: int = RIGHT, version: int = 1
+) -> tuple:
+    return (sent, seconds, status, version, 0, checked, 10)
 
 
 def answers(*found: tuple) -> Answers:
     return np.array(list(found), dtype=ANSWER)
 
 
-def swap(at: float, *seconds: float | None) -> Swap:
-    return Swap(2, False, at, 0.01, {str(number): each for number, each in enumerate(seconds)})
+def move(at: float, version: int) -> Move:
+    return Move(version, False, at, 0.01)
 
 
-def test_a_swap_is_over_when_the_last_replica_follows() -> None:
-    assert swap(1.0, 0.1, 0.3).everywhere == 0.3
-    assert swap(1.0, 0.1, None).everywhere is None
-    assert figures.swap_times([swap(1, 0.1, 0.2), swap(2, 0.1, None)]) == {
+def swap(at: float, everywhere: float | None) -> Swap:
+    return Swap(move(at, 2), everywhere)
+
+
+def test_a_swap_is_over_when_the_last_answer_by_another_version_has_come() -> None:
+    found = answers(
+        answer(0.9, 0.4),  # Sent before the move: it says nothing.
+        answer(1.1, 0.1, version=2),
+        answer(1.15, 0.2),
+        answer(1.2, 0.3, version=2),
+        answer(2.1, 0.1, version=2),  # The next move was not followed.
+        answer(3.1, 0.125, version=4),
+    )
+    moves = [move(1.0, 2), move(2.0, 3), move(3.0, 4)]
+    swaps = figures.followed(moves, found, end=4.0)
+    assert [each.everywhere for each in swaps] == pytest.approx([0.35, None, 0.225])
+    assert [each.move for each in swaps] == moves
+
+
+def test_a_version_that_answers_before_an_older_one_does_is_not_everywhere() -> None:
+    found = answers(answer(1.1, 0.1, version=2), answer(1.2, 0.1))
+    assert figures.followed([move(1.0, 2)], found, end=2.0)[0].everywhere is None
+
+
+def test_times_of_swaps_tell_how_many_never_ended() -> None:
+    assert figures.swap_times([swap(1, 0.2), swap(2, None)]) == {
         "p50": pytest.approx(200),
         "p95": pytest.approx(200),
         "most": pytest.approx(200),
@@ -40,7 +65,7 @@ def test_a_swap_is_over_when_the_last_replica_follows() -> None:
     }
 
 
-def test_requests_in_a_swap_are_those_under_way_while_replicas_differ() -> None:
+def test_requests_in_a_swap_are_those_under_way_while_versions_differ() -> None:
     found = answers(answer(0.0, 0.5), answer(0.9, 0.2), answer(1.1, 0.1), answer(1.5, 0.1))
     during = figures.during(found, [swap(1.0, 0.2)])
     assert during["sent"].tolist() == [0.9, 1.1]

@@ -1,0 +1,100 @@
+"""What an image weighs and consists of, and whether a second build gave the same."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.images.buildah import Buildah, Container
+
+# What a pull of the service may weigh.
+SERVICE_BYTES = 350e6
+# Packages whose versions say what an image can do.
+_TOLD = ("torch", "ray", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """`files` is the digest of what is in it, before it is compressed."""
+
+    files: str
+    packed_bytes: int
+    made_by: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """An image and what it weighs: as a registry keeps it, and on a node."""
+
+    image: str
+    digest: str
+    user: str
+    build_seconds: float
+    packed_bytes: int
+    unpacked_bytes: int
+    packages: int
+    versions: Mapping[str, str]
+    layers: Sequence[Layer]
+
+
+def measure(buildah: Buildah, image: str, seconds: float, sbom: Path) -> Built:
+    """All of it; its bill of materials is left at `sbom`."""
+    digest, layers = _packed(buildah, image)
+    with buildah.container(image) as container:
+        shutil.copyfile(container.root / "opt/cmcl/sbom.cdx.json", sbom)
+        python, user = _python(container), container.user
+    components = json.loads(sbom.read_text())["components"]
+    installed = {component["name"]: component["version"] for component in components}
+    told = {name: installed[name] for name in _TOLD if name in installed}
+    return Built(
+        image=image,
+        digest=digest,
+        user=user,
+        build_seconds=seconds,
+        packed_bytes=sum(layer.packed_bytes for layer in layers),
+        unpacked_bytes=buildah.unpacked_bytes(image),
+        packages=len(components),
+        versions={"python": python, **told},
+        layers=layers,
+    )
+
+
+def _packed(buildah: Buildah, image: str) -> tuple[str, list[Layer]]:
+    with tempfile.TemporaryDirectory(dir=buildah.folder) as name:
+        folder = Path(name)
+        buildah.pack(image, folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        digest: str = manifest["config"]["digest"]
+        config = json.loads((folder / digest.removeprefix("sha256:")).read_text())
+    return digest, layers_of(manifest, config)
+
+
+def layers_of(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> list[Layer]:
+    """Of an image's two documents; a step of the Dockerfile that changes no file has no layer."""
+    steps = [step["created_by"] for step in config["history"] if not step.get("empty_layer")]
+    files = config["rootfs"]["diff_ids"]
+    sizes = [layer["size"] for layer in manifest["layers"]]
+    return [Layer(*layer) for layer in zip(files, sizes, steps, strict=True)]
+
+
+def _python(container: Container) -> str:
+    lines = (container.root / "opt/cmcl/pyvenv.cfg").read_text().splitlines()
+    said = dict(line.split(" = ", 1) for line in lines if " = " in line)
+    return said["version"]
+
+
+def differences(first: Built, second: Built) -> list[str]:
+    """A line for each thing that a second build made otherwise."""
+    found = [
+        f"{first.image}: layer {number} differs: {was.made_by}"
+        for number, (was, became) in enumerate(zip(first.layers, second.layers, strict=False))
+        if was.files != became.files
+    ]
+    if len(first.layers) != len(second.layers):
+        found.append(f"{first.image}: {len(first.layers)} layers, then {len(second.layers)}")
+    if not found and first.digest != second.digest:
+        found.append(f"{first.image}: the same files, another configuration")
+    return found
