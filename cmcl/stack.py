@@ -145,6 +145,8 @@ class LocalStack:
                 *(str(program), "start", "--head", "--block", "--disable-usage-stats"),
                 *(f"--node-ip-address={_HOST}", f"--port={self.ports.ray}"),
                 *(f"--dashboard-port={self.ports.dashboard}", "--include-dashboard=true"),
+                # Jobs go through it. Its default port is taken where another Ray runs; 0: any free one.
+                "--dashboard-agent-listen-port=0",
                 *(
                     f"--num-cpus={2 * self.ranks + 4 + 2 * len(self.encoders)}",
                     "--object-store-memory=200000000",
