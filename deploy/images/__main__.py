@@ -1,24 +1,29 @@
 """Builds both images, tries them, and says how large they are.
 
 `python -m deploy.images` (make images). Needs root, and Debian's buildah, netavark and debootstrap. The
-last line is one JSON document. The worker is tried together with a service, so it is not built alone.
+last line is one JSON document; the folder of `--out` gets it as well, with a page and the bills of
+materials. The worker is tried together with a service, so it is not built alone. `--again` builds a
+second time, from an empty folder and a base of its own, and exit status 1 says that something differs.
 """
 
 import argparse
 import json
-import shutil
+import os
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import machine
 from deploy.images.buildah import Buildah, BuildFailed, NoBuildah
 from deploy.images.debian import make_base
+from deploy.images.measure import Built, differences, measure
+from deploy.images.page import markdown
 from deploy.images.trial import TrialFailed, try_both, try_service
 
 ROOT = Path(__file__).parents[2]
@@ -26,18 +31,6 @@ TARGETS = ("service", "worker")
 LOCKS = {"cuda": "worker.lock", "cpu": "worker-cpu.lock"}
 # The default of the Dockerfile: nothing in an image tells when it was built.
 EPOCH = 1580601600
-
-
-@dataclass(frozen=True)
-class Built:
-    """An image and what it weighs: as a registry keeps it, and on a node."""
-
-    image: str
-    digest: str
-    build_seconds: float
-    packed_bytes: int
-    unpacked_bytes: int
-    packages: int
 
 
 def version() -> str:
@@ -65,25 +58,7 @@ def build(buildah: Buildah, target: str, accelerator: str, out: Path) -> Built:
     started = time.monotonic()
     buildah.build(ROOT, target, image, arguments, EPOCH)
     seconds = round(time.monotonic() - started, 1)
-    sbom = out / f"cmcl-{target}.sbom.cdx.json"
-    with buildah.container(image) as container:
-        shutil.copyfile(container.root / "opt/cmcl/sbom.cdx.json", sbom)
-    return measure(buildah, image, seconds, sbom)
-
-
-def measure(buildah: Buildah, image: str, seconds: float, sbom: Path) -> Built:
-    """What it weighs, and how it is known."""
-    with tempfile.TemporaryDirectory(dir=buildah.folder) as folder:
-        buildah.pack(image, Path(folder))
-        manifest = json.loads((Path(folder) / "manifest.json").read_text())
-    return Built(
-        image=image,
-        digest=manifest["config"]["digest"],
-        build_seconds=seconds,
-        packed_bytes=sum(layer["size"] for layer in manifest["layers"]),
-        unpacked_bytes=buildah.unpacked_bytes(image),
-        packages=len(json.loads(sbom.read_text())["components"]),
-    )
+    return measure(buildah, image, seconds, out / f"cmcl-{target}.sbom.cdx.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,21 +69,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp/cmcl-images"))  # noqa: S108
     parser.add_argument("--out", type=Path, default=ROOT / ".cmcl" / "images", help="for SBOMs")
     parser.add_argument("--report", type=Path, help="write the last line here as well")
+    parser.add_argument("--again", action="store_true", help="build twice, and compare")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    targets = [options.only] if options.only else list(TARGETS)
     try:
-        buildah = Buildah.find(options.folder)
-        built = [build(buildah, target, options.accelerator, options.out) for target in targets]
-        found = trial(buildah, built)
+        report, found = run(options)
     except (NoBuildah, BuildFailed, TrialFailed) as error:
         print(f"images: {error}", file=sys.stderr)
         return 1
-    report = json.dumps({"images": [asdict(image) for image in built], "trial": found})
+    line = json.dumps(report)
+    (options.out / "images.json").write_text(line + "\n")
+    (options.out / "images.md").write_text(markdown(report))
     if options.report:
-        options.report.write_text(report)
-    print(report)
-    return 0
+        options.report.write_text(line)
+    print(*found, line, sep="\n")
+    return 1 if found else 0
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """The report, and what differs between two builds. Raises NoBuildah, BuildFailed, TrialFailed."""
+    targets = [options.only] if options.only else list(TARGETS)
+    before = os.getloadavg()[0]
+    buildah = Buildah.find(options.folder)
+    built = [build(buildah, target, options.accelerator, options.out) for target in targets]
+    tried = trial(buildah, built)
+    second = build_again(options, targets) if options.again else []
+    here = {name: machine()[name] for name in ("cpu", "cores", "memory_gib")}
+    report = {
+        "machine": {**here, "load": [round(load, 1) for load in (before, os.getloadavg()[0])]},
+        "configuration": {
+            "cmcl": version(),
+            "commit": revision(),
+            **buildah.described(),
+            "lock of the worker": LOCKS[options.accelerator],
+        },
+        "images": [asdict(image) for image in built],
+        "again": [asdict(image) for image in second],
+        "trial": tried,
+    }
+    pairs = zip(built, second, strict=False)
+    return report, [line for first, other in pairs for line in differences(first, other)]
+
+
+def build_again(options: argparse.Namespace, targets: Sequence[str]) -> list[Built]:
+    """The same once more where nothing is left of the first time; gone afterwards, but for its figures."""
+    folder = options.folder / "again"
+    with tempfile.TemporaryDirectory() as out:
+        buildah = Buildah.find(folder)
+        try:
+            return [build(buildah, target, options.accelerator, Path(out)) for target in targets]
+        finally:
+            buildah.forget()
 
 
 def trial(buildah: Buildah, built: Sequence[Built]) -> dict[str, Any]:

@@ -149,6 +149,10 @@ class Buildah:
                 start_new_session=True,
             )
 
+    def forget(self) -> None:
+        """Remove the folder, with all images in it."""
+        shutil.rmtree(self.folder)
+
     def _program(self) -> list[str]:
         places = [f"--root={self.folder / 'storage'}", f"--runroot={self.folder / 'run'}"]
         return ["buildah", f"--storage-driver={self.driver}", *places]

@@ -14,6 +14,8 @@ _PACKAGES = "ca-certificates,python3,python3-venv"
 _LEFT_OUT = (
     *("usr/share/man", "usr/share/info", "usr/share/locale"),
     *("var/cache/apt", "var/lib/apt/lists", "var/log"),
+    # Numbers of inodes: the one file that a second debootstrap makes otherwise.
+    "var/cache/ldconfig",
 )
 
 

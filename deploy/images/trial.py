@@ -25,6 +25,7 @@ _TOKEN = "for-this-trial-alone"  # noqa: S105 - of a cluster on loopback, for a 
 _STORE = "/var/lib/cmcl/store"
 _SMOKE = Path(__file__).parent.parent / "smoke"
 _SECONDS = 300.0
+_RANKS = 2
 
 
 class TrialFailed(Exception):
@@ -119,7 +120,7 @@ def try_both(buildah: Buildah, service: str, worker: str, folder: Path) -> dict[
         ray = Place.make(buildah, nodes, "worker", folder)
         control = Place.make(buildah, plane, "service", folder)
         answers: dict[str, Any] = {"ray_seconds": _start_ray(ray, ports)}
-        answers["service_seconds"] = _start_service(control, service, ports, ranks=2)
+        answers["service_seconds"] = _start_service(control, service, ports, ranks=_RANKS)
         answers["embeddings_seconds"] = _start_embeddings(ray, ports)
         answers["smoke"] = _smoke(ray, ports)
         answers["written_elsewhere"] = [*map(str, ray.written()), *map(str, control.written())]
@@ -131,6 +132,8 @@ def _start_ray(place: Place, ports: Ports) -> float:
         *("ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=8"),
         *(f"--node-ip-address={_HOST}", f"--port={ports.ray}", "--include-dashboard=true"),
         *(f"--dashboard-port={ports.dashboard}", "--object-store-memory=200000000"),
+        # Jobs go through it. Its default port is taken where another Ray runs; 0: any free one.
+        "--dashboard-agent-listen-port=0",
     ]
     part = place.start("ray", command, _environment(ports))
     return part.wait_for(f"http://{_HOST}:{ports.dashboard}/api/version")
@@ -168,6 +171,8 @@ def _smoke(place: Place, ports: Ports) -> dict[str, Any]:
         f"--embeddings=http://{_HOST}:{ports.embeddings}",
     ]
     found: dict[str, Any] = json.loads(place.start("smoke", command, {}).finish())
+    if found["ranks"] != _RANKS:
+        raise TrialFailed(f"{found['ranks']} rank(s) learned the dataset, not {_RANKS}")
     return found
 
 

@@ -76,7 +76,8 @@ def check(client: Client, example: Example, model: str, seconds: float) -> dict[
     job = client.watch(accepted.job.id, lambda now: print(now.state), timeout=seconds)
     if job.version is None:
         raise NotAsItShould(f"{job.id} ended {job.state}: {job.message}")
-    learned = client.version(model, job.version).evaluation_matrix[-1]
+    version = client.version(model, job.version)
+    learned = version.evaluation_matrix[-1]
     measured = learned.recall[learned.learned].at_10
     features = example.held_out()
     wait_until_served(client, f"{model}@{job.version}", example.pair[0], features[0][:1])
@@ -88,7 +89,12 @@ def check(client: Client, example: Example, model: str, seconds: float) -> dict[
     if abs(answered - measured) > _TOLERANCE:
         raise NotAsItShould(f"recall@10 of the embeddings is {answered:.3f}, not {measured:.3f}")
     seconds_taken = round(time.monotonic() - started, 1)
-    return {"version": job.version, "recall_at_10": answered, "seconds": seconds_taken}
+    return {
+        "version": job.version,
+        "ranks": version.report.ranks,
+        "recall_at_10": answered,
+        "seconds": seconds_taken,
+    }
 
 
 def wait_until_served(client: Client, model: str, modality: str, row_1I: Matrix) -> None:

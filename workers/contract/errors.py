@@ -5,6 +5,7 @@ WorkerError                     anything we raise on purpose
 ├── NothingToLearn              no entry of the two heads may move; a retry cannot help
 ├── TrainingDiverged            the loss or a head is no longer finite; a retry cannot help
 ├── InvalidVersion              a stored version is incomplete or damaged
+├── VersionTaken                another version has this number; a retry cannot help
 └── StorageError                object storage
     ├── ObjectNotFound          nothing under that key
     ├── ObjectExists            the key was already taken
@@ -34,6 +35,10 @@ class TrainingDiverged(WorkerError):
 
 class InvalidVersion(WorkerError):
     """A stored version is incomplete or damaged."""
+
+
+class VersionTaken(WorkerError):
+    """Another version has this number in object storage, and is not written over."""
 
 
 class StorageError(WorkerError):

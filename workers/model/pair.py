@@ -131,7 +131,8 @@ class HeadInEigenCoordinates(nn.Module):
     def _block(self, change_EI: Tensor) -> None:
         """In place, before DDP or anything else reads the gradient."""
         gradient_EI = change_EI.grad
-        assert gradient_EI is not None
+        if gradient_EI is None:
+            return
         whole = gradient_EI.square().sum() if self.seen is not None else None
         if self._blocks:
             gradient_EI.mul_(self.free_EI)

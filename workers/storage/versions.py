@@ -7,7 +7,12 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from workers.contract.errors import DigestMismatch, InvalidVersion, ObjectNotFound
+from workers.contract.errors import (
+    DigestMismatch,
+    InvalidVersion,
+    ObjectNotFound,
+    VersionTaken,
+)
 from workers.contract.version import FileEntry, LivePointer, VersionManifest
 from workers.storage import layout
 from workers.storage.port import ObjectStore
@@ -74,8 +79,30 @@ def check_candidate(store: ObjectStore, manifest: VersionManifest) -> None:
         check_object(store, layout.run_file(manifest.job, manifest.attempt, name), entry)
 
 
+def check_number_is_free(store: ObjectStore, manifest: VersionManifest) -> None:
+    """Nobody's version is written over: raises VersionTaken where another one has this number.
+
+    That happens to a service whose database was restored from a dump that is older than the bucket.
+    A manifest that is damaged keeps nobody out: its version is put in place again.
+    """
+    try:
+        there = read_version(store, manifest.model, manifest.version)
+    except (ObjectNotFound, InvalidVersion):
+        return
+    if there.files != manifest.files:
+        raise VersionTaken(
+            f"object storage has another version {manifest.version} of {manifest.model} already, made by "
+            f"job {there.job} at {there.created_at:%Y-%m-%d %H:%M:%S}Z: the database is older than the "
+            "bucket; stop the service and rebuild the database (docs/disaster.md)"
+        )
+
+
 def publish_files(store: ObjectStore, manifest: VersionManifest) -> None:
-    """Copy a candidate to its place, manifest last. Doing it twice is the same as doing it once."""
+    """Copy a candidate to its place, manifest last. Doing it twice is the same as doing it once.
+
+    Raises VersionTaken.
+    """
+    check_number_is_free(store, manifest)
 
     def source(name: str) -> str:
         return layout.run_file(manifest.job, manifest.attempt, name)
@@ -90,7 +117,11 @@ def publish_files(store: ObjectStore, manifest: VersionManifest) -> None:
 
 
 def copy_version(store: ObjectStore, source_model: str, manifest: VersionManifest) -> None:
-    """Copy a version of `source_model` to the model of the manifest, manifest last; repeatable."""
+    """Copy a version of `source_model` to the model of the manifest, manifest last; repeatable.
+
+    Raises VersionTaken.
+    """
+    check_number_is_free(store, manifest)
     for name in manifest.files:
         source = layout.version_file(source_model, manifest.version, name)
         store.copy(source, layout.version_file(manifest.model, manifest.version, name))

@@ -11,6 +11,7 @@ from workers.contract.errors import WorkerError
 from workers.contract.version import LearnedDataset, VersionManifest
 from workers.storage.versions import (
     check_candidate,
+    check_number_is_free,
     copy_version,
     publish_files,
     read_candidate,
@@ -69,6 +70,7 @@ def _sound_candidate(context: Context, job: JobRecord, model: ModelRecord) -> Ve
     candidate = read_candidate(context.store, job.id, job.attempt)
     gate.check_answers(job_spec(context, job, model), _ledger(context, job), candidate)
     check_candidate(context.store, candidate)
+    check_number_is_free(context.store, candidate)
     return candidate
 
 

@@ -219,6 +219,22 @@ def test_a_manifest_that_cannot_be_read_is_refused(plane: ControlPlane) -> None:
     assert plane.job(job).reason == FailureReason.INVALID_CANDIDATE
 
 
+def test_a_database_older_than_the_bucket_writes_over_no_version(plane: ControlPlane) -> None:
+    """As after a dump is restored that knows less than object storage."""
+    plane.run_to_end(plane.post_dataset("one"))
+    job = plane.post_dataset("two")
+    plane.tick_to(job, JobState.RUNNING)
+    candidate = train(plane.store, job, 1)
+    lost = candidate.model_copy(update={"job": "job-lost", "files": {}})
+    key = layout.version_file("scenes", 2, layout.MANIFEST)
+    plane.store.put(key, lost.model_dump_json().encode())
+    plane.tick(2)
+    assert plane.job(job).reason == FailureReason.INVALID_CANDIDATE
+    assert "rebuild the database" in (plane.job(job).message or "")
+    assert plane.store.read(key) == lost.model_dump_json().encode()
+    assert [version.number for version in plane.versions()] == [1]
+
+
 def test_too_much_drift_rejects_the_candidate(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path)
     plane.create_model(protection={"policy": "preserve"})

@@ -12,12 +12,14 @@ from workers.contract.errors import (
     InvalidVersion,
     ObjectExists,
     ObjectNotFound,
+    VersionTaken,
 )
 from workers.contract.version import LivePointer
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import (
     check_candidate,
+    copy_version,
     entry_for,
     publish_files,
     read_candidate,
@@ -145,6 +147,25 @@ def test_publishing_twice_is_publishing_once(candidate: LocalStore) -> None:
     once = contents(candidate)
     publish_files(candidate, manifest_of(FILES))
     assert contents(candidate) == once
+
+
+def test_a_version_is_never_written_over_by_another_one(candidate: LocalStore) -> None:
+    earlier = manifest_of({**FILES, layout.HEADS: b"of another job"})
+    key = layout.version_file("scenes", 1, layout.MANIFEST)
+    candidate.put(key, earlier.model_dump_json().encode())
+    before = contents(candidate)
+    for publish in (publish_files, lambda *given: copy_version(given[0], "other", given[1])):
+        with pytest.raises(VersionTaken, match="another version 1 of scenes already"):
+            publish(candidate, manifest_of(FILES))
+    assert contents(candidate) == before
+
+
+def test_a_damaged_manifest_keeps_nobody_from_putting_its_version_in_place(
+    candidate: LocalStore,
+) -> None:
+    candidate.put(layout.version_file("scenes", 1, layout.MANIFEST), b"{")
+    publish_files(candidate, manifest_of(FILES))
+    assert read_version(candidate, "scenes", 1) == manifest_of(FILES)
 
 
 @pytest.mark.parametrize("moment", MOMENTS_TO_DIE)
