@@ -2,9 +2,9 @@
 
 `python -m deploy.check_dashboards` starts the whole system and Debian's Prometheus beside it, and uses
 it: two datasets, queries, texts, a rollback, a version in the shadow, questions that are refused. Then
-every expression of the dashboards and of the alert rules is asked. What this run gives no reason to
-exist is expected to be missing, by name (NOT_HERE). Exit status 1: an expression is not understood, or
-shows nothing. The last line is one JSON document.
+every expression of the dashboards and of the alert rules is asked, and every metric in those that may show
+nothing. What this run gives no reason to exist is expected to be missing, by name (NOT_HERE). Exit status 1: an
+expression is not understood, or shows nothing. The last line is one JSON document.
 """
 
 import argparse
@@ -14,9 +14,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import httpx
 import yaml
@@ -37,17 +38,15 @@ MODEL = "dashboards"
 NOT_HERE = {
     "ray_node_gpus_utilization": "this machine has no GPU",
     "ray_node_gram_used": "this machine has no GPU",
-    "trials_ended": "no trial ended",
-    "attempts_lost": "no attempt was lost",
     "reconcile_errors": "no step failed",
-    "webhook_deliveries": "nobody asked for webhooks",
-    "key_snapshots": "no list of keys is signed here",
     'outcome!~"ok': "no call failed",
     "refused_versions": "no version was damaged",
     "refused_key_lists": "no list of keys is read here",
     "shadow_dropped": "every request was shadowed",
     "training_resumed_at": "no attempt went on from a checkpoint",
 }
+# That it can fire is tested with promtool.
+_QUIET = "all is well"
 # What the database knows of models is asked for once a minute.
 _SHADOW_SECONDS = 70.0
 # Figures of a phase that is over within seconds are never scraped.
@@ -55,33 +54,84 @@ _SLOW = TrainingSpec(epochs=150)
 _TRACE = "import ray; ray.init(logging_level='error'); print('PORT', ray.nodes()[0]['MetricsExportPort'])"
 
 
+# Of a metric in an expression; labels and what stands in them are none.
+_METRIC = re.compile(r"\b(?:ray_|cmcl_)\w+")
+_BRACES = re.compile(r"\{[^}]*\}|\b(?:by|on|without)\s*\([^)]*\)")
+
+
+class Asked(Protocol):
+    """A Prometheus, or what stands for one."""
+
+    def ask(self, expression: str, seconds: float) -> list[dict[str, Any]]:
+        """The series that it had at any moment of the last seconds. Raises PrometheusError."""
+        ...
+
+
 @dataclass(frozen=True)
 class Expression:
-    """Where it stands, and what it asks."""
+    """Where it stands, and what it asks. `kind`: of a panel, of an alert, or a metric alone."""
 
+    kind: Literal["panel", "alert", "metric"]
     place: str
     text: str
 
     @property
     def excuse(self) -> str:
         """Why it may show nothing; empty if it may not."""
+        if self.kind == "alert":
+            return _QUIET
         reasons = (reason for part, reason in NOT_HERE.items() if part in self.text)
         return next(reasons, "")
 
 
-def expressions() -> Iterator[Expression]:
-    """Of all dashboards, with all jobs and models chosen, and the series that alerts look at."""
+@dataclass(frozen=True)
+class Answer:
+    """What came of an expression; `error` in Prometheus' own words."""
+
+    expression: Expression
+    series: int
+    error: str = ""
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong with it; empty if nothing is."""
+        asked = self.expression
+        if self.error:
+            return f"{asked.place}: {self.error}: {asked.text}"
+        if self.series == 0 and not asked.excuse:
+            return f"{asked.place} shows nothing: {asked.text}"
+        return ""
+
+
+def panels() -> Iterator[Expression]:
+    """Of all dashboards, with all jobs and models chosen."""
     for path in sorted((ROOT / "deploy" / "dashboards").glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel.get("targets", []):
                 text = re.sub(r"\$\w+", ".*", target["expr"])
                 # A filter of what is there anyway: zeros are fine here.
                 text = re.sub(r" > 0$", "", text)
-                yield Expression(f"{path.stem}: {panel['title']}", text)
+                yield Expression("panel", f"{path.stem}: {panel['title']}", text)
+
+
+def alerts() -> Iterator[Expression]:
+    """Of all rules."""
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())
     for group in rules["groups"]:
         for rule in group["rules"]:
-            yield Expression(f"alert: {rule['alert']}", rule["expr"])
+            yield Expression("alert", f"alert: {rule['alert']}", rule["expr"])
+
+
+def metrics_of(quiet: Iterable[Expression]) -> list[Expression]:
+    """What may show nothing would show as little if its metrics had other names: so they are asked for."""
+    names = {name for one in quiet for name in _METRIC.findall(_BRACES.sub("", one.text))}
+    return [Expression("metric", f"metric: {name}", name) for name in sorted(names)]
+
+
+def expressions() -> list[Expression]:
+    """All that is asked."""
+    found = [*panels(), *alerts()]
+    return [*found, *metrics_of(one for one in found if one.excuse)]
 
 
 def use(stack: LocalStack) -> None:
@@ -114,21 +164,30 @@ def _ask(stack: LocalStack, body: dict[str, object]) -> None:
     print("asked for a text:", answer.status_code)
 
 
-def judge(prometheus: Prometheus, seconds: float) -> list[str]:
-    """A line for each expression that shows nothing without an excuse, or is not understood."""
-    complaints = []
-    for expression in expressions():
+def ask_all(prometheus: Asked, wanted: Iterable[Expression], seconds: float) -> list[Answer]:
+    """How many series each had."""
+    answers = []
+    for expression in wanted:
         try:
-            series = len(prometheus.ask(expression.text, seconds))
+            answers.append(Answer(expression, len(prometheus.ask(expression.text, seconds))))
         except PrometheusError as error:
-            complaints.append(f"{expression.place}: {error}: {expression.text}")
-            continue
-        # An alert shows nothing while all is well; that it can is tested with promtool.
-        quiet = expression.place.startswith("alert") or expression.excuse
-        print(f"{series:4d}  {expression.place}  {'' if series else expression.excuse}")
-        if series == 0 and not quiet:
-            complaints.append(f"{expression.place} shows nothing: {expression.text}")
-    return complaints
+            answers.append(Answer(expression, 0, str(error)))
+    return answers
+
+
+def summary(answers: Sequence[Answer]) -> dict[str, Any]:
+    """How many had series, by kind, and why others have none."""
+    counts = {}
+    for kind in ("panel", "alert", "metric"):
+        found = [answer for answer in answers if answer.expression.kind == kind]
+        shown = sum(answer.series > 0 for answer in found)
+        counts[kind] = {"asked": len(found), "with_series": shown}
+    missing: dict[str, list[str]] = {}
+    for answer in answers:
+        if answer.series == 0 and answer.expression.kind != "alert" and answer.expression.excuse:
+            missing.setdefault(answer.expression.excuse, []).append(answer.expression.place)
+    complaints = sum(bool(answer.complaint) for answer in answers)
+    return {**counts, "missing": missing, "complaints": complaints}
 
 
 def ray_metrics(stack: LocalStack) -> str:
@@ -148,13 +207,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("prometheus is not on PATH (Debian has a package of that name)", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as name:
-        complaints = check(Path(options.prometheus), Path(name))
-    print("\n".join(complaints))
-    print(json.dumps({"expressions": len(list(expressions())), "complaints": len(complaints)}))
+        answers = check(Path(options.prometheus), Path(name))
+    for answer in answers:
+        asked = answer.expression
+        print(f"{answer.series:4d}  {asked.place}  {'' if answer.series else asked.excuse}")
+    complaints = [answer.complaint for answer in answers if answer.complaint]
+    print(*complaints, json.dumps(summary(answers)), sep="\n")
     return 1 if complaints else 0
 
 
-def check(program: Path, folder: Path) -> list[str]:
+def check(program: Path, folder: Path) -> list[Answer]:
     """Start everything, use it, and ask."""
     stack = LocalStack(
         folder / "stack",
@@ -169,7 +231,7 @@ def check(program: Path, folder: Path) -> list[str]:
         port = Ports.free().service
         with Prometheus(program, folder / "prometheus", port, targets) as prometheus:
             use(stack)
-            return judge(prometheus, time.time() - started)
+            return ask_all(prometheus, expressions(), time.time() - started)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""What the check of dashboards and alerts lets pass, and what not; `python -m deploy.check_dashboards` runs
+it against a Prometheus that watches the whole system.
+"""
+
+from deploy.check_dashboards import (
+    NOT_HERE,
+    Expression,
+    ask_all,
+    expressions,
+    metrics_of,
+    summary,
+)
+from tests.fakes.prometheus import FakePrometheus
+
+SHOWN = Expression("panel", "service: Jobs", "sum(cmcl_jobs)")
+GONE = Expression("panel", "service: Gone", "sum(cmcl_gone)")
+EXCUSED = Expression("panel", "service: Errors", "sum(cmcl_reconcile_errors_total)")
+QUIET = Expression("alert", "alert: TooMany", 'sum by (cmcl_no) (cmcl_typo{x="cmcl_no"}) > 5')
+
+
+def complaints(prometheus: FakePrometheus, *wanted: Expression) -> list[str]:
+    return [one.complaint for one in ask_all(prometheus, wanted, 60.0) if one.complaint]
+
+
+def test_a_panel_with_series_is_fine_and_one_without_is_not() -> None:
+    assert complaints(FakePrometheus("cmcl_jobs"), SHOWN, GONE) == [
+        "service: Gone shows nothing: sum(cmcl_gone)"
+    ]
+
+
+def test_a_panel_that_has_nothing_to_show_in_this_run_is_excused() -> None:
+    assert "reconcile_errors" in NOT_HERE
+    assert complaints(FakePrometheus(), EXCUSED) == []
+
+
+def test_an_expression_that_is_not_understood_is_never_excused() -> None:
+    broken = Expression("panel", "service: Errors", "sum(cmcl_reconcile_errors_total")
+    assert complaints(FakePrometheus(), broken) == [
+        "service: Errors: unclosed left parenthesis: sum(cmcl_reconcile_errors_total"
+    ]
+
+
+def test_an_alert_may_be_quiet_but_its_metrics_must_be_there() -> None:
+    (metric,) = metrics_of([QUIET])
+    assert metric.text == "cmcl_typo"
+    assert complaints(FakePrometheus(), QUIET, metric) == [
+        "metric: cmcl_typo shows nothing: cmcl_typo"
+    ]
+    assert complaints(FakePrometheus("cmcl_typo"), QUIET, metric) == []
+
+
+def test_every_alert_and_every_excused_panel_has_its_metrics_asked_for() -> None:
+    asked = expressions()
+    metrics = {one.text for one in asked if one.kind == "metric"}
+    assert "cmcl_service_records_total" in metrics  # of an alert
+    assert "ray_node_gpus_utilization" in metrics  # of a panel without series here
+    assert {one.kind for one in asked} == {"panel", "alert", "metric"}
+
+
+def test_the_summary_counts_by_kind_and_names_what_is_missing() -> None:
+    answers = ask_all(FakePrometheus("cmcl_jobs"), [SHOWN, GONE, EXCUSED, QUIET], 60.0)
+    assert summary(answers) == {
+        "panel": {"asked": 3, "with_series": 1},
+        "alert": {"asked": 1, "with_series": 0},
+        "metric": {"asked": 0, "with_series": 0},
+        "missing": {"no step failed": ["service: Errors"]},
+        "complaints": 1,
+    }
