@@ -62,6 +62,12 @@ class Settings(BaseSettings):
         "waits for all",
     )
     gpus_per_rank: float = Field(default=0, ge=0, description="GPUs that each rank asks for")
+    ranks_idle_seconds: float = Field(
+        default=1800,
+        ge=0,
+        description="ranks that stay on a Ray cluster leave after so long without an attempt, and "
+        "what they hold is free; 0: never",
+    )
     runtime_env: Annotated[dict[str, Any], NoDecode] = Field(
         default={}, description="Ray's runtime environment of attempts, as a JSON object"
     )

@@ -44,6 +44,7 @@ def _command(context: Context, job: JobRecord, model: ModelRecord) -> list[str]:
         *("--ranks", str(settings.ranks), "--gpus-per-rank", f"{settings.gpus_per_rank:g}"),
         *(("--min-ranks", str(settings.min_ranks)) if settings.min_ranks is not None else ()),
         *("--priority", model.policy.priority),
+        *("--idle-seconds", f"{settings.ranks_idle_seconds:g}"),
         # A cluster of its own has no ranks of an earlier attempt, and no later one will come.
         *(("--cold",) if settings.launcher == "kuberay" else ()),
     ]

@@ -62,9 +62,15 @@ def test_data_that_cannot_be_learned_is_told_and_the_next_is(attempts: Attempts)
     attempts.run("tame", 0)
 
 
-def test_another_number_of_ranks_is_another_group(attempts: Attempts, stack: LocalStack) -> None:
+def test_another_number_of_ranks_is_another_group_which_leaves_when_idle(
+    attempts: Attempts, stack: LocalStack
+) -> None:
     attempts.run("two-ranks", 0)
     assert attempts.run("one-rank", 0, "--ranks", "1").report.ranks == 1
     wait_until(lambda: not ray_processes(stack, "ray::Resident"))
-    assert attempts.run("one-rank-warm", 0, "--ranks", "1").report.ranks == 1
+    alone = ("--ranks", "1", "--idle-seconds", "5")
+    assert attempts.run("one-rank-warm", 0, *alone).report.ranks == 1
     assert len(ray_processes(stack, "RayTrainWorker")) == 1
+    # Nothing comes for five seconds: all that the group held is free.
+    wait_until(lambda: not ray_processes(stack, "RayTrainWorker"))
+    assert not ray_processes(stack, "ray::Resident")

@@ -66,6 +66,10 @@ class Embedder:
             raise StorageUnavailable(f"{args.store} was not seen in {args.first_look_seconds:g} s")
         self._collections = open_collections(self._store, self._live, args.seconds_between_looks)
         if self._collections is not None:
+            self._metrics.watch("collection_rows", "Searched.", self._collections.rows)
+            self._metrics.watch(
+                "collections_behind", "Not searched as they are now.", self._collections.behind
+            )
             self._collections.start()
             # Those that take longer are loaded while this replica answers everything else.
             self._collections.wait_loaded(args.first_look_seconds)

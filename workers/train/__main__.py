@@ -45,7 +45,8 @@ def _run_warm(arguments: argparse.Namespace) -> bool:
 
     attempt = Attempt(arguments.store, arguments.job, arguments.attempt)
     setup = setup_here(arguments.ranks, arguments.min_ranks, arguments.gpus_per_rank)
-    answer = learn_warm(Request(attempt, setup, arguments.priority))
+    request = Request(attempt, setup, arguments.priority, arguments.idle_seconds)
+    answer = learn_warm(request)
     if answer is not None and answer.state == "failed":
         sys.exit(answer.words)
     return answer is not None

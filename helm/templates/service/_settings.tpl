@@ -22,6 +22,7 @@ CMCL_RANKS: {{ .Values.training.ranks | int64 | quote }}
 CMCL_MIN_RANKS: {{ . | int64 | quote }}
 {{- end }}
 CMCL_GPUS_PER_RANK: {{ .Values.training.gpusPerRank | quote }}
+CMCL_RANKS_IDLE_SECONDS: {{ .Values.training.ranksIdleSeconds | quote }}
 CMCL_RUNTIME_ENV: {{ .Values.training.runtimeEnv | toJson | quote }}
 CMCL_JOB_LABELS: {{ .Values.training.jobLabels | toJson | quote }}
 {{- with .Values.training.driver }}

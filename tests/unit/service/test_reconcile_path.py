@@ -89,6 +89,7 @@ def test_the_command_names_store_job_and_attempt(plane: ControlPlane) -> None:
         "--ranks": "1",
         "--gpus-per-rank": "0",
         "--priority": "normal",
+        "--idle-seconds": "1800",
     }
 
 

@@ -24,6 +24,8 @@ def test_priority_is_normal_unless_it_is_told() -> None:
         (["--min-ranks", "0"], "--min-ranks is 0; it must be from 1 to --ranks, which is 1"),
         (["--ranks", "2", "--min-ranks", "3"], "--min-ranks is 3; it must be from 1 to --ranks"),
         (["--gpus-per-rank", "-1"], "--gpus-per-rank is -1; it must be 0 or more"),
+        (["--idle-seconds", "-1"], "--idle-seconds is -1; it must be 0 or more"),
+        (["--idle-seconds", "nan"], "--idle-seconds is nan; it must be 0 or more"),
         (["--priority", "highest"], "invalid choice: 'highest'"),
     ],
 )

@@ -60,6 +60,14 @@ class Collections:
         """What this replica can search; does not block."""
         return self._follower.shown(name)
 
+    def rows(self) -> int:
+        """How many rows this replica searches; does not block."""
+        return self._follower.rows()
+
+    def behind(self) -> int:
+        """How many collections this replica does not search as they are now; does not block."""
+        return self._follower.behind()
+
     def find(self, name: str, permitted: Permitted) -> Revision:
         """As it is in the store. Blocks. Raises NoCollection, StorageUnavailable, InvalidVersion."""
         return writes.existing(ledger.newest(self._store, name), name, permitted)

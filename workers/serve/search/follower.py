@@ -13,7 +13,7 @@ from functools import partial
 from types import MappingProxyType
 
 from workers.contract.errors import WorkerError
-from workers.serve.search.held import Held, Shown
+from workers.serve.search.held import Held, Shown, same
 from workers.serve.search.index.index import GRAPH_FROM_ROWS
 from workers.serve.search.stored import ledger
 from workers.serve.search.stored.revision import Revision
@@ -90,6 +90,14 @@ class CollectionsFollower:
         """What is known of a collection; None if this replica has not seen it."""
         return self._shown.get(name)
 
+    def rows(self) -> int:
+        """How many rows are searched, of all collections."""
+        return sum(each.index.rows for each in self._shown.values() if each.index is not None)
+
+    def behind(self) -> int:
+        """How many collections are not searched at their newest revision by their live version."""
+        return sum(not self._is_followed(each) for each in self._shown.values())
+
     def look(self) -> None:
         """Look at every collection once. Raises StorageUnavailable if they cannot be listed."""
         for name in ledger.collection_names(self._store):
@@ -162,6 +170,16 @@ class CollectionsFollower:
             followed.held.forget()
         else:
             followed.held.follow(head, live.version)
+
+    def _is_followed(self, shown: Shown) -> bool:
+        live, index = self._live.get(shown.revision.model), shown.index
+        if live is None:
+            return True  # Nothing answers for this model, here or anywhere.
+        return (
+            index is not None
+            and index.revision == shown.revision.revision
+            and same(index.version, live.version)
+        )
 
     def _newest(self, name: str, known: Revision | None) -> Revision | None:
         if known is not None and known.revision == ledger.newest_number(self._store, name):

@@ -15,7 +15,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settle_ranks(parser, arguments)
     setup = setup_here(arguments.ranks, arguments.min_ranks, arguments.gpus_per_rank)
-    open_resident(arguments.store, setup)
+    open_resident(arguments.store, setup, arguments.idle_seconds)
 
 
 if __name__ == "__main__":

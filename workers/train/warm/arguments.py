@@ -1,10 +1,13 @@
-"""The words that say how large a group of ranks is to be."""
+"""The words that say how large a group of ranks is to be, and how long it stays."""
 
 import argparse
 
+# GPUs that nobody uses cost as much as others; the next attempt starts its ranks in half a minute.
+IDLE_SECONDS = 1800.0
+
 
 def add_ranks(parser: argparse.ArgumentParser) -> None:
-    """--ranks, --min-ranks and --gpus-per-rank."""
+    """--ranks, --min-ranks, --gpus-per-rank and --idle-seconds."""
     parser.add_argument("--ranks", type=int, default=1, help="processes that share the batch")
     parser.add_argument(
         "--min-ranks",
@@ -12,6 +15,12 @@ def add_ranks(parser: argparse.ArgumentParser) -> None:
         help="go on with so few where there is no room for all; as many as --ranks by default",
     )
     parser.add_argument("--gpus-per-rank", type=float, default=0.0)
+    parser.add_argument(
+        "--idle-seconds",
+        type=float,
+        default=IDLE_SECONDS,
+        help="ranks that stay leave after so long without an attempt; 0 for never",
+    )
 
 
 def settle_ranks(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -25,5 +34,7 @@ def settle_ranks(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
             f"--min-ranks is {arguments.min_ranks}; it must be from 1 to --ranks, "
             f"which is {arguments.ranks}"
         )
-    if arguments.gpus_per_rank < 0:
-        parser.error(f"--gpus-per-rank is {arguments.gpus_per_rank:g}; it must be 0 or more")
+    for name in ("gpus_per_rank", "idle_seconds"):
+        value = getattr(arguments, name)
+        if not value >= 0:
+            parser.error(f"--{name.replace('_', '-')} is {value:g}; it must be 0 or more")

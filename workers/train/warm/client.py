@@ -73,7 +73,8 @@ def _look_for_it(request: Request) -> socket.socket:
     """Start the resident, or have it listen again. Raises OSError if that cannot be."""
     from workers.train.warm.start import open_resident
 
-    return _connected(open_resident(request.attempt.store_uri, request.setup))
+    uri, idle_seconds = request.attempt.store_uri, request.idle_seconds
+    return _connected(open_resident(uri, request.setup, idle_seconds))
 
 
 def _wait(connection: socket.socket, request: Request) -> Answer | None:

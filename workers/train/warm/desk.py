@@ -86,6 +86,12 @@ class Desk:
         self._restarts = 0
         self._began = 0.0
         self._words = ""
+        self._idle_since = clock()
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long nothing has been wanted."""
+        return self._clock() - self._idle_since if self.is_empty else 0.0
 
     @property
     def is_empty(self) -> bool:
@@ -107,6 +113,7 @@ class Desk:
 
     def leave(self, attempt: Attempt) -> None:
         """Its job has gone, with or without an answer."""
+        self._idle_since = self._clock()
         self._wanted.discard(attempt)
         self._outcomes.pop(attempt, None)
         self._line = [each for each in self._line if each.attempt != attempt]
@@ -160,7 +167,7 @@ class Desk:
             self._restarts = 0
         self._restarts, self._began = self._restarts + 1, self._clock()
         if self.is_abandoned():
-            self._current = None
+            self._end(Answer("failed", "nobody wants it"))
         elif self._restarts > RESTARTS:
             words = self._words or "its ranks were killed"
             self._end(Answer("failed", f"the ranks died {self._restarts} times: {words}"))
@@ -175,7 +182,7 @@ class Desk:
     def _end(self, answer: Answer) -> None:
         if self._current is not None and self._current.attempt in self._wanted:
             self._outcomes[self._current.attempt] = answer
-        self._current = None
+        self._current, self._idle_since = None, self._clock()
 
     def _is_in_work(self, attempt: Attempt) -> bool:
         return self._current is not None and self._current.attempt == attempt

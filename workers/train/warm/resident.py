@@ -22,6 +22,7 @@ NAME, NAMESPACE = "cmcl-resident", "cmcl"
 # The longest that a rank's call waits for news; it calls again.
 _RANK_SECONDS = 10.0
 _LEAVING_SECONDS = 0.2
+_IDLE_LOOK_SECONDS = 1.0
 
 T = TypeVar("T")
 
@@ -29,13 +30,16 @@ T = TypeVar("T")
 class Resident:
     """A Ray actor. All that touches the desk runs in its one event loop."""
 
-    def __init__(self, setup: Setup, store_uri: str) -> None:
+    def __init__(self, setup: Setup, store_uri: str, idle_seconds: float) -> None:
+        """`idle_seconds`: it ends after so long without an attempt, until a job says otherwise."""
         self._setup, self._store_uri = setup, store_uri
+        self._idle_seconds = idle_seconds
         self._desk = Desk()
         self._news = asyncio.Event()
         self._is_leaving = False
         self._server: asyncio.Server | None = None
         self._socket: os.stat_result | None = None
+        self._idling: asyncio.Future[None] | None = None
         threading.Thread(target=self._keep_group, daemon=True, name="group").start()
 
     async def open(self) -> None:
@@ -46,6 +50,7 @@ class Resident:
         path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._serve_job, path)
         self._socket = path.stat()
+        self._idling = self._idling or asyncio.ensure_future(self._leave_when_idle())
 
     async def group_started(self) -> None:
         """Told by the leading rank of a new group."""
@@ -98,6 +103,7 @@ class Resident:
             await _send(writer, Answer("elsewhere"))
             self._make_room()
             return
+        self._idle_seconds = request.idle_seconds
         self._desk.join(request.attempt, request.priority)
         self._tell()
         try:
@@ -151,6 +157,16 @@ class Resident:
         if self._is_leaving and self._desk.is_empty:
             # Later, so that the answers that are under way arrive.
             asyncio.get_running_loop().call_later(_LEAVING_SECONDS, os._exit, 0)
+
+    async def _leave_when_idle(self) -> None:
+        """What the ranks hold goes back to the cluster, whose autoscaler takes nodes away."""
+        while not self._is_idle():
+            await asyncio.sleep(_IDLE_LOOK_SECONDS)
+        print(f"no attempt came for {self._idle_seconds:g} s: the ranks leave", flush=True)
+        self._make_room()
+
+    def _is_idle(self) -> bool:
+        return 0 < self._idle_seconds <= self._desk.idle_seconds
 
     def _keep_group(self) -> None:
         """One group after another, until something is wrong: then this process ends."""

@@ -11,7 +11,7 @@ from workers.train.warm.resident import NAME, NAMESPACE, Resident
 from workers.train.warm.wire import Setup, socket_path
 
 
-def open_resident(store_uri: str, setup: Setup) -> Path:
+def open_resident(store_uri: str, setup: Setup, idle_seconds: float) -> Path:
     """The socket of this cluster's resident, which is started where there is none.
 
     Its ranks may take long to be there. Raises ConnectionError where it died.
@@ -28,7 +28,7 @@ def open_resident(store_uri: str, setup: Setup) -> Path:
             # Beside the drivers of jobs: they come to its socket.
             scheduling_strategy=NodeAffinitySchedulingStrategy(_node(), soft=False),
         )
-        .remote(setup, store_uri)
+        .remote(setup, store_uri, idle_seconds)
     )
     try:
         ray.get(resident.open.remote())

@@ -26,11 +26,15 @@ class Setup:
 
 @dataclass(frozen=True)
 class Request:
-    """The attempt that a job wants, the group that it wants for it, and how much it wants it."""
+    """The attempt that a job wants, the group that it wants for it, and how much it wants it.
+
+    `idle_seconds`: how long the group is to stay afterwards without another; 0 for ever.
+    """
 
     attempt: Attempt
     setup: Setup
     priority: Priority = "normal"
+    idle_seconds: float = 0.0
 
     def to_line(self) -> bytes:
         """One line."""
@@ -43,7 +47,8 @@ class Request:
         priority = told["priority"]
         if priority not in PRIORITIES:
             raise ValueError(f"priority is {priority!r}; it must be one of {PRIORITIES}")
-        return cls(Attempt(**told["attempt"]), Setup(**told["setup"]), priority)
+        setup, idle_seconds = Setup(**told["setup"]), float(told["idle_seconds"])
+        return cls(Attempt(**told["attempt"]), setup, priority, idle_seconds)
 
 
 def answer_to_line(answer: Answer) -> bytes:

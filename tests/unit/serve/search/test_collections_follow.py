@@ -67,6 +67,18 @@ def test_the_old_version_answers_while_vectors_are_made(filled: Scene) -> None:
     assert filled.index().version.number == 2
 
 
+def test_a_collection_is_behind_until_the_new_version_searches_it(filled: Scene) -> None:
+    follower, rows = filled.follower, filled.index().rows
+    assert (follower.behind(), follower.rows()) == (0, rows)
+    filled.swap(2)
+    assert follower.behind() == 1
+    filled.settle()
+    assert (follower.behind(), follower.rows()) == (0, rows)
+    add(filled.store, entries(500, 3))
+    filled.settle()
+    assert (follower.behind(), follower.rows()) == (0, rows + 3)
+
+
 def test_what_is_written_while_vectors_are_made_is_found_at_once(filled: Scene) -> None:
     filled.swap(2)
     filled.follower.look()

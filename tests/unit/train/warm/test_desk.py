@@ -198,3 +198,32 @@ def test_ranks_retire_after_so_many_attempts_and_new_ones_go_on(desk: Desk) -> N
     assert desk.next(after=ATTEMPTS_PER_GROUP) == Retire()
     desk.group_started()
     assert desk.next(after=0) == Assignment(ATTEMPTS_PER_GROUP + 1, SECOND)
+
+
+def test_idle_is_counted_from_the_end_of_the_last_attempt() -> None:
+    now = [0.0]
+    desk = Desk(lambda: now[0])
+    now[0] = 5.0
+    assert desk.idle_seconds == 5.0, "nothing was wanted yet"
+    desk.join(FIRST)
+    desk.next(after=0)
+    now[0] = 50.0
+    assert desk.idle_seconds == 0.0
+    desk.finished(1)
+    now[0] = 51.0
+    desk.leave(FIRST)
+    now[0] = 58.0
+    assert desk.idle_seconds == 7.0
+
+
+def test_a_group_that_dies_over_what_nobody_wants_is_idle_from_then_on() -> None:
+    now = [0.0]
+    desk = Desk(lambda: now[0])
+    desk.join(FIRST)
+    desk.next(after=0)
+    desk.leave(FIRST)
+    now[0] = 30.0
+    assert desk.idle_seconds == 0.0, "the ranks have not ended yet"
+    desk.group_started()
+    now[0] = 32.0
+    assert desk.idle_seconds == 2.0

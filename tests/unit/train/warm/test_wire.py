@@ -22,7 +22,7 @@ from workers.train.warm.wire import (
 
 ATTEMPT = Attempt("file:///store", "job-1", 2)
 SETUP = Setup("abc", 2, 1, 0.0)
-REQUEST = Request(ATTEMPT, SETUP, "high")
+REQUEST = Request(ATTEMPT, SETUP, "high", 60.0)
 WORDS = "line one\nline two: naïve"
 
 

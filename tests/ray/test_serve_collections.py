@@ -1,0 +1,93 @@
+"""A collection behind the real Serve follows a hot swap: no answer is of two versions."""
+
+import threading
+import time
+
+import httpx
+import pytest
+import torch
+
+from tests.fakes.versions import publish_version, random_heads
+from workers.contract.model import ModelSpec
+from workers.storage.port import ObjectStore
+
+MODEL = "searched"
+SPEC = ModelSpec(width=16, modalities={"image": 12, "text": 8})
+ROWS, VERSIONS = 50, 3
+SECONDS = 30.0
+QUERY = torch.randn(1, 8, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randn(ROWS, 12, generator=torch.Generator().manual_seed(2))
+
+
+def publish(store: ObjectStore, version: int) -> None:
+    publish_version(store, MODEL, version, SPEC, random_heads(SPEC, version), generation=version)
+
+
+def search(client: httpx.Client) -> httpx.Response:
+    query = {"modality": "text", "feature": QUERY[0].tolist()}
+    return client.post("/v1/collections/pictures/search", json={"query": query, "top_k": ROWS})
+
+
+def assert_of_one_version(response: httpx.Response) -> int:
+    """Every score is that of the version which the answer names; gives that version."""
+    assert response.status_code == 200, response.text
+    version = int(response.headers["x-model-version"])
+    heads = random_heads(SPEC, seed=version)
+    expected = (heads.embed("image", IMAGES) @ heads.embed("text", QUERY).mT)[:, 0]
+    scores = {hit["id"]: hit["score"] for hit in response.json()["hits"]}
+    got = torch.tensor([scores[f"i{number}"] for number in range(ROWS)])
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    return version
+
+
+def wait_for(client: httpx.Client, version: int) -> None:
+    deadline = time.monotonic() + SECONDS
+    while assert_of_one_version(search(client)) != version:
+        assert time.monotonic() < deadline, f"version {version} does not search"
+
+
+def fill(client: httpx.Client) -> None:
+    """A busy machine may take longer to see a new model than a request waits for it."""
+    deadline = time.monotonic() + SECONDS
+    wish = {"model": MODEL}
+    while client.put("/v1/collections/pictures", json=wish).status_code not in (200, 201):
+        assert time.monotonic() < deadline, "the collection could not be made"
+        time.sleep(0.1)
+    items = [
+        {"id": f"i{number}", "modality": "image", "feature": row.tolist()}
+        for number, row in enumerate(IMAGES)
+    ]
+    added = client.post("/v1/collections/pictures/items", json={"items": items})
+    assert added.status_code == 200, added.text
+    seen = {"x-min-collection-revision": added.headers["x-collection-revision"]}
+    client.headers.update(seen)
+
+
+@pytest.mark.timeout(180)
+def test_search_follows_each_swap_and_no_answer_is_of_two_versions(
+    serve_url: str, store: ObjectStore
+) -> None:
+    publish(store, 1)
+    stop, answers = threading.Event(), []
+    with httpx.Client(base_url=serve_url, timeout=SECONDS) as client:
+        fill(client)
+
+        def search_all_the_time() -> None:
+            with httpx.Client(base_url=serve_url, timeout=SECONDS) as own:
+                own.headers.update(client.headers)
+                while not stop.is_set():
+                    answers.append(search(own))
+
+        wait_for(client, 1)
+        searching = threading.Thread(target=search_all_the_time)
+        searching.start()
+        try:
+            for version in range(2, VERSIONS + 1):
+                publish(store, version)
+                wait_for(client, version)
+        finally:
+            stop.set()
+            searching.join()
+        shown = client.get("/v1/collections/pictures").json()["searched"]
+    assert (shown["version"], shown["rows"]) == (VERSIONS, ROWS)
+    assert {assert_of_one_version(answer) for answer in answers} >= {2}
