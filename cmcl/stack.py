@@ -147,6 +147,8 @@ class LocalStack:
                 *(f"--dashboard-port={self.ports.dashboard}", "--include-dashboard=true"),
                 # Jobs go through it. Its default port is taken where another Ray runs; 0: any free one.
                 "--dashboard-agent-listen-port=0",
+                # Nobody here is a client of Ray that way, and a port that is taken would end the node.
+                "--ray-client-server-port=0",
                 *(
                     f"--num-cpus={2 * self.ranks + 4 + 2 * len(self.encoders)}",
                     "--object-store-memory=200000000",

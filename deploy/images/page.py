@@ -23,8 +23,9 @@ _HOW = """\
   training measured.
 - Building again starts in an empty folder, with a base made anew. Layers are compared by the digest of
   their files, images by the digest of their configuration, which names all layers.
-- *load*: how many processes wanted a core, before the first build and after the last. Seconds of builds
-  are also those of the package index and its cache."""
+- *load*: how many processes wanted a core, before the first build and after the last. Seconds of the
+  first build are small where an earlier one left layers in the folder; those of both are also the
+  package index's."""
 _RESULTS = {
     "ray_seconds": "Ray's head answered after, s",
     "service_seconds": "the control plane answered `/readyz` after, s",
@@ -76,13 +77,13 @@ def _alike(image: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def _sizes(images: Sequence[Mapping[str, Any]]) -> str:
-    head = ("image", "pull", "on a node", "packages", "among them", "user", "built in, s")
+    head = ("image", "pull", "on a node", "packages", "among them", "user")
     rows = [
         [
             _short(image),
             *(_mega(image["packed_bytes"]), _mega(image["unpacked_bytes"]), str(image["packages"])),
             ", ".join(f"{name} {version}" for name, version in image["versions"].items()),
-            *(image["user"], f"{image['build_seconds']:.0f}"),
+            image["user"],
         ]
         for image in images
     ]
@@ -96,13 +97,13 @@ def _layers(image: Mapping[str, Any], other: Mapping[str, Any] | None) -> str:
         [_step(one["made_by"]), f"{one['packed_bytes'] / 1e6:.1f}", f"`{one['files'][7:19]}`"]
         for one in image["layers"]
     ]
-    said = f"Configuration: `{image['digest']}`"
+    said = f"Built in {image['build_seconds']:.0f} s; configuration `{image['digest']}`"
     if other is not None:
         head.append("a second time")
         for row, was, became in zip_longest(rows, _files(image), _files(other)):
             row.append("the same" if was == became else f"`{became[7:19]}`")
         alike = "the same" if image["digest"] == other["digest"] else f"`{other['digest']}`"
-        said += f"; a second time, in {other['build_seconds']:.0f} s: {alike}"
+        said += f". A second time, from nothing, in {other['build_seconds']:.0f} s: {alike}"
     return f"### Layers of {_short(image)}\n{_table(head, rows)}\n\n{said}."
 
 

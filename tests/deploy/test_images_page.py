@@ -81,17 +81,16 @@ def test_the_page_has_the_goal_beside_what_was_measured() -> None:
     assert "| service, pull, MB | 210 | under 350 |" in page
     assert "| files written outside volumes | 0 | 0 |" in page
     assert "- storage driver: overlay" in page
-    assert (
-        "| cmcl-service | 210 | 670 | 84 | python 3.13.5, pyarrow 26.0.1 | 10001:10001 | 61 |"
-        in page
-    )
+    assert "| cmcl-service | 210 | 670 | 84 | python 3.13.5, pyarrow 26.0.1 | 10001:10001 |" in page
     assert "| `COPY in /opt/cmcl` | 1.2 | `bbbbbbbbbbbb` |" in page
     assert "a second time" not in page
+    assert "Built in 61 s; configuration `sha256:cccc" in page
 
 
 def test_the_page_says_which_layers_a_second_build_made_otherwise() -> None:
     page = markdown(report([replace(SERVICE, layers=[BASE, OTHER_FILES])], {}))
     assert "| layers of cmcl-service that a second build made alike | 1 | 2 |" in page
+    assert "A second time, from nothing, in 61 s: the same." in page
     assert "| `/bin/sh` | 47.0 | `aaaaaaaaaaaa` | the same |" in page
     assert "| `COPY in /opt/cmcl` | 1.2 | `bbbbbbbbbbbb` | `dddddddddddd` |" in page
 
