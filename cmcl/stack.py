@@ -51,6 +51,7 @@ class Ports:
     service: int
     embeddings: int
     ray: int
+    ray_client: int
     dashboard: int
     proxy_metrics: int
     proxy_stats: int
@@ -60,7 +61,7 @@ class Ports:
         """Free ports; those that are given are checked instead. Raises StackError if taken."""
         if service and service == embeddings:
             raise StackError(f"port {service} is given twice; the two endpoints need one each")
-        sockets = [_bound(port) for port in (service, embeddings, 0, 0, 0, 0)]
+        sockets = [_bound(port) for port in (service, embeddings, 0, 0, 0, 0, 0)]
         numbers = [held.getsockname()[1] for held in sockets]
         for held in sockets:
             held.close()
@@ -84,8 +85,9 @@ class LocalStack:
         self.folder = self.folder.resolve()
         self._token = secrets.token_hex(16)
         self._ranks_starter: subprocess.Popen[bytes] | None = None
-        # Short, because the path of a Unix socket may have 107 characters at most.
-        self._sockets = tempfile.TemporaryDirectory(prefix="cmcl-")
+        # Short, because the path of a Unix socket may have 107 characters at most. Ray may still be
+        # writing there when it is ended.
+        self._sockets = tempfile.TemporaryDirectory(prefix="cmcl-", ignore_cleanup_errors=True)
 
     @property
     def service_url(self) -> str:
@@ -143,12 +145,15 @@ class LocalStack:
             "ray",
             [
                 *(str(program), "start", "--head", "--block", "--disable-usage-stats"),
+                # A folder of its own: in the common one stands the address of the Ray that started
+                # last, and the jobs of every other Ray on the machine would go there.
+                f"--temp-dir={self._sockets.name}",
                 *(f"--node-ip-address={_HOST}", f"--port={self.ports.ray}"),
                 *(f"--dashboard-port={self.ports.dashboard}", "--include-dashboard=true"),
                 # Jobs go through it. Its default port is taken where another Ray runs; 0: any free one.
                 "--dashboard-agent-listen-port=0",
-                # Nobody here is a client of Ray that way, and a port that is taken would end the node.
-                "--ray-client-server-port=0",
+                # Nobody uses it, and if its port were taken the node would end.
+                f"--ray-client-server-port={self.ports.ray_client}",
                 *(
                     f"--num-cpus={2 * self.ranks + 4 + 2 * len(self.encoders)}",
                     "--object-store-memory=200000000",
@@ -222,10 +227,10 @@ class LocalStack:
             _signal_group(process, signal.SIGKILL)
             process.wait()
         self.processes.clear()
-        self._end_proxy()
+        self._end_strays()
         self._sockets.cleanup()
 
-    def _end_proxy(self) -> None:
+    def _end_strays(self) -> None:
         """HAProxy has a session of its own, so it can outlive the Ray that started it."""
         for entry in Path("/proc").glob("[0-9]*"):
             try:

@@ -134,8 +134,8 @@ def _start_ray(place: Place, ports: Ports) -> float:
         *(f"--dashboard-port={ports.dashboard}", "--object-store-memory=200000000"),
         # Jobs go through it. Its default port is taken where another Ray runs; 0: any free one.
         "--dashboard-agent-listen-port=0",
-        # Nobody here is a client of Ray that way, and a port that is taken would end the node.
-        "--ray-client-server-port=0",
+        # Nobody uses it, and if its port were taken the node would end.
+        f"--ray-client-server-port={ports.ray_client}",
     ]
     part = place.start("ray", command, _environment(ports))
     return part.wait_for(f"http://{_HOST}:{ports.dashboard}/api/version")
