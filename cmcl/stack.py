@@ -55,13 +55,14 @@ class Ports:
     dashboard: int
     proxy_metrics: int
     proxy_stats: int
+    proxy_fallback: int
 
     @classmethod
     def free(cls, service: int = 0, embeddings: int = 0) -> "Ports":
         """Free ports; those that are given are checked instead. Raises StackError if taken."""
         if service and service == embeddings:
             raise StackError(f"port {service} is given twice; the two endpoints need one each")
-        sockets = [_bound(port) for port in (service, embeddings, 0, 0, 0, 0, 0)]
+        sockets = [_bound(port) for port in (service, embeddings, *[0] * 6)]
         numbers = [held.getsockname()[1] for held in sockets]
         for held in sockets:
             held.close()
@@ -275,6 +276,7 @@ class LocalStack:
         return {
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(self.ports.proxy_metrics),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(self.ports.proxy_stats),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(self.ports.proxy_fallback),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
             "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",

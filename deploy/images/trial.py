@@ -187,4 +187,5 @@ def _environment(ports: Ports) -> dict[str, str]:
         # A machine that runs other stacks has them at the usual ports.
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.proxy_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.proxy_stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.proxy_fallback),
     }
