@@ -1,7 +1,7 @@
 """Whether every panel and every alert has something to look at: asks a live Prometheus.
 
 `python -m deploy.check_dashboards` starts the whole system and Debian's Prometheus beside it, and uses
-it: two datasets, queries, texts, a rollback, a version in the shadow, questions that are refused. Then
+it: two datasets, queries, texts, a collection, a rollback, a version in the shadow, refused questions. Then
 every expression of the dashboards and of the alert rules is asked, and every metric in those that may show
 nothing. What this run gives no reason to exist is expected to be missing, by name (NOT_HERE). Exit status 1: an
 expression is not understood, or shows nothing. The last line is one JSON document.
@@ -26,6 +26,7 @@ from cmcl import Client
 from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import read_stream
 from cmcl.stack import LocalStack, Ports
+from cmcl.types.collections import Item
 from deploy.live_prometheus import Prometheus, PrometheusError, Target
 from workers.contract.model import ModelSpec, TrainingSpec
 from workers.contract.policy import GatePolicy
@@ -148,8 +149,13 @@ def use(stack: LocalStack) -> None:
                 dataset.evaluation_shards,
             )
             client.watch(accepted.job.id, lambda now: print(now.id, now.state))
-        load = QueryLoad(host, port, MODEL, stream.probe_rows(32), rate=50)
+        probes = stream.probe_rows(32)
+        load = QueryLoad(host, port, MODEL, probes, rate=50)
         load.start()
+        client.create_collection(MODEL, MODEL)
+        client.add_items(
+            MODEL, [Item(str(row), "text", feature) for row, feature in enumerate(probes["text"])]
+        )
         client.roll_back(MODEL)
         client.set_candidate(MODEL, 2, TrialPlan(shadow=1.0))
         for words in ("a shoe", "a wheel", "a bag"):
