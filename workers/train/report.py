@@ -16,6 +16,8 @@ from workers.train.run import UpdateDone, Watcher
 
 # An object store charges for every write; people do not read faster than this.
 _SECONDS_BETWEEN_WRITES = 0.5
+# So long is the end of a job waited for to be written. Whoever reads it sees the candidate, too.
+_LAST_WORD_SECONDS = 5.0
 # A phase may take minutes; a progress that is older than some of these is that of a dead attempt.
 HEARTBEAT_SECONDS = 5.0
 # What says nothing about the phase that comes next; what was trained is told to the end.
@@ -25,8 +27,9 @@ _OF_ONE_PHASE = {"rows_done": 0, "rows_total": 0, "rows_per_second": None, "eta_
 class Reporter(Watcher):
     """Keeps the seconds of each phase; the leading rank also writes progress for all to see.
 
-    Within `with`, a thread writes it again where nothing else did for `heartbeat` seconds: whoever
-    reads it can tell a slow attempt from a dead one. It never raises into the training.
+    Within `with`, a thread writes what was told last, and again where nothing was told for `heartbeat`
+    seconds: whoever reads it can tell a slow attempt from a dead one. Training neither waits for the
+    store nor hears of its errors.
     """
 
     def __init__(
@@ -39,10 +42,10 @@ class Reporter(Watcher):
         self._store, self._spec, self._here = store, spec, here
         self.seconds: dict[str, float] = {}
         self._phase: Phase = "starting"
-        self._phase_began = self._last_write = time.monotonic()
+        self._phase_began = self._last_told = time.monotonic()
         self._resumed_at: int | None = None
         self._progress = self._snapshot()
-        self._heartbeat, self._ended, self._lock = heartbeat, threading.Event(), threading.Lock()
+        self._heartbeat, self._ended, self._news = heartbeat, threading.Event(), threading.Event()
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
@@ -57,8 +60,9 @@ class Reporter(Watcher):
         traceback: TracebackType | None,
     ) -> None:
         self._ended.set()
+        self._news.set()
         if self._heart.is_alive():
-            self._heart.join()
+            self._heart.join(_LAST_WORD_SECONDS)
 
     def enter(self, phase: Phase) -> None:
         """End the current phase and begin the next one."""
@@ -66,13 +70,13 @@ class Reporter(Watcher):
         spent = now - self._phase_began
         self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + round(spent, 3)
         self._phase, self._phase_began = phase, now
-        self._write(self._progress.model_copy(update={"phase": phase, **_OF_ONE_PHASE}))
+        self._tell(self._progress.model_copy(update={"phase": phase, **_OF_ONE_PHASE}))
 
     def rows_read(self, done: int, total: int) -> None:
-        """Told after some rows; writes now and then. Ranks read alike, so ours are scaled up."""
+        """Told after some rows; heard now and then. Ranks read alike, so ours are scaled up."""
         if self.is_curious():
             size, seconds = self._here.size, self._seconds_of_phase()
-            self._write(
+            self._tell(
                 self._snapshot(
                     rows_done=done * size,
                     rows_total=max(done, total) * size,
@@ -84,20 +88,20 @@ class Reporter(Watcher):
     def resumed(self, updates: int) -> None:
         """Told before the first update of a run that goes on from a checkpoint."""
         self._resumed_at = updates
-        self._write(self._snapshot(updates_done=updates))
+        self._tell(self._snapshot(updates_done=updates))
 
     def is_curious(self) -> bool:
-        """Whether it is time to write again; never in a rank that does not write."""
-        age = time.monotonic() - self._last_write
+        """Whether it is time to tell again; never in a rank that does not write."""
+        age = time.monotonic() - self._last_told
         return self._here.leads and age > _SECONDS_BETWEEN_WRITES
 
     def update_done(self, update: UpdateDone) -> None:
-        """Told after every update; writes where it was curious, and after the last one."""
+        """Told after every update; heard where it was curious, and after the last one."""
         if not self._here.leads or (update.sight is None and update.done < update.total):
             return
         seconds = self._seconds_of_phase()
         updates = update.done - (self._resumed_at or 0)
-        self._write(
+        self._tell(
             self._snapshot(
                 updates_done=update.done,
                 updates_total=update.total,
@@ -123,30 +127,29 @@ class Reporter(Watcher):
             }
         )
 
-    def _beat(self) -> None:
-        """Until the end: the same progress with the time of now, wherever it has become old."""
-        rest = self._heartbeat
-        while not self._ended.wait(rest):
-            age = time.monotonic() - self._last_write
-            if age >= self._heartbeat:
-                self._write(None)
-                age = 0.0
-            rest = self._heartbeat - age
+    def _tell(self, progress: Progress) -> None:
+        self._progress, self._last_told = progress, time.monotonic()
+        self._news.set()
 
-    def _write(self, progress: Progress | None) -> None:
-        """This progress; None: what was written last, with a fresh time."""
-        if not self._here.leads:
-            return
+    def _beat(self) -> None:
+        """Until the end, which is written as well."""
+        is_last = False
+        while not is_last:
+            self._news.wait(self._heartbeat)
+            is_last = self._ended.is_set()
+            self._news.clear()
+            self._write()
+
+    def _write(self) -> None:
+        """What was told last, with the time of now."""
         key = run_progress(self._spec.job, self._spec.attempt)
-        with self._lock:
-            told = (progress or self._progress).model_copy(update={"at": datetime.now(UTC)})
-            self._progress, self._last_write = told, time.monotonic()
-            try:
-                self._store.put(key, told.model_dump_json().encode())
-            except Exception as error:  # noqa: BLE001
-                # Progress is for those who watch; whatever is wrong with it must not end the
-                # training, nor the thread that says that it goes on.
-                print(f"progress was not written: {error}", flush=True)
+        told = self._progress.model_copy(update={"at": datetime.now(UTC)})
+        try:
+            self._store.put(key, told.model_dump_json().encode())
+        except Exception as error:  # noqa: BLE001
+            # Progress is for those who watch; whatever is wrong with it must not end the thread
+            # that says that training goes on.
+            print(f"progress was not written: {error}", flush=True)
 
 
 def leave_failure(store: ObjectStore, spec: JobSpec, error: WorkerError) -> None:

@@ -99,7 +99,7 @@ class Resident:
     async def _answer(
         self, request: Request, writer: asyncio.StreamWriter, gone: "asyncio.Future[bytes]"
     ) -> None:
-        if request.setup != self._setup:
+        if self._is_leaving or request.setup != self._setup:
             await _send(writer, Answer("elsewhere"))
             self._make_room()
             return
@@ -156,7 +156,12 @@ class Resident:
     def _leave_if_idle(self) -> None:
         if self._is_leaving and self._desk.is_empty:
             # Later, so that the answers that are under way arrive.
-            asyncio.get_running_loop().call_later(_LEAVING_SECONDS, os._exit, 0)
+            asyncio.get_running_loop().call_later(_LEAVING_SECONDS, self._end)
+
+    def _end(self) -> None:
+        """Who came before it was decided is served first."""
+        if self._desk.is_empty:
+            os._exit(0)
 
     async def _leave_when_idle(self) -> None:
         """What the ranks hold goes back to the cluster, whose autoscaler takes nodes away."""
