@@ -1,6 +1,7 @@
 """The local stack, as far as it starts nothing large."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -92,6 +93,36 @@ def test_two_stacks_do_not_share_a_token(stack: LocalStack, tmp_path: Path) -> N
     other = LocalStack(tmp_path / "other", stack.ports)
     assert other._environment()["RAY_AUTH_TOKEN"] != stack._environment()["RAY_AUTH_TOKEN"]
     other.stop()
+
+
+PORT = re.compile(r"(?:--[\w-]*port|(?:RAY|CMCL)_\w*PORT)=(\d+)")
+
+
+class RecordingStack(LocalStack):
+    """Starts nothing, and remembers what it would have started."""
+
+    def _spawn(self, name: str, command: list[str], **environment: str) -> None:
+        self.told = [*command, *(f"{key}={value}" for key, value in self._environment().items())]
+
+
+def test_ray_gets_no_port_that_another_stack_has_as_well(tmp_path: Path) -> None:
+    """A taken port of Ray's client ends its node, and one of its agent keeps jobs out."""
+    named = []
+    for name in ("one", "other"):
+        stack = RecordingStack(tmp_path / name, Ports.free())
+        stack.start_ray()
+        named.append({port[1] for text in stack.told if (port := PORT.fullmatch(text))})
+        stack.stop()
+        assert {"--dashboard-agent-listen-port=0", *_given(stack.ports)} <= set(stack.told)
+    assert named[0] & named[1] == {"0"}
+
+
+def _given(ports: Ports) -> set[str]:
+    return {
+        f"--port={ports.ray}",
+        f"--ray-client-server-port={ports.ray_client}",
+        f"RAY_SERVE_FALLBACK_PROXY_HTTP_PORT={ports.proxy_fallback}",
+    }
 
 
 def test_stopping_takes_the_children_of_a_part_with_it(
