@@ -24,13 +24,15 @@ from benchmarks.ranks.wire import enter_own_network
 from benchmarks.report import machine
 from benchmarks.scaling.group import in_group
 from workers.contract.dataset import Shard
-from workers.contract.model import ModelSpec, TrainingSpec
+from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from workers.storage.shards import count_rows
 from workers.storage.versions import sha256_of_file
 from workers.train.rows.held import HeldRows
 
 _RESULTS, _STREAM = Path(".cmcl/benchmarks"), Path("examples/stream")
 _WAYS = ("held", "streamed")
+# Much, so that the mask blocks a real share of the entries.
+_KEPT_ENERGY = 0.9999
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "width": options.width,
             "batch_size": options.batch,
             "epochs": options.epochs,
+            "kept_energy": _KEPT_ENERGY,
             "counted_by_the_kernel": is_counted,
         },
         "result": result,
@@ -121,6 +124,7 @@ def _job(options: argparse.Namespace, way: str, folder: Path) -> Job:
     spec = ModelSpec(
         width=options.width,
         modalities=stream.widths,
+        protection=ProtectionSpec(kept_energy=_KEPT_ENERGY),
         training=TrainingSpec(epochs=options.epochs, batch_size=options.batch),
     )
     first, second = (

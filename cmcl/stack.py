@@ -89,6 +89,7 @@ class LocalStack:
         # Short, because the path of a Unix socket may have 107 characters at most. Ray may still be
         # writing there when it is ended.
         self._sockets = tempfile.TemporaryDirectory(prefix="cmcl-", ignore_cleanup_errors=True)
+        self.proxy_folder.mkdir()
 
     @property
     def service_url(self) -> str:
@@ -103,13 +104,18 @@ class LocalStack:
         return f"http://{_HOST}:{self.ports.dashboard}"
 
     @property
+    def ray_headers(self) -> dict[str, str]:
+        """What a request to the dashboard must carry."""
+        return {"Authorization": f"Bearer {self._token}"}
+
+    @property
     def store_uri(self) -> str:
         return (self.folder / "store").as_uri()
 
     @property
     def proxy_folder(self) -> Path:
         """Where Serve writes what it tells HAProxy, in a folder for each node."""
-        return Path(self._sockets.name)
+        return Path(self._sockets.name) / "proxy"
 
     def __enter__(self) -> Self:
         try:
@@ -272,7 +278,7 @@ class LocalStack:
 
     def _proxy_environment(self) -> dict[str, str]:
         """HAProxy's ports and files; its defaults are fixed, so two stacks would collide."""
-        folder = self._sockets.name
+        folder = str(self.proxy_folder)
         return {
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(self.ports.proxy_metrics),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(self.ports.proxy_stats),
@@ -297,12 +303,14 @@ class LocalStack:
 
     def _wait(self, name: str, url: str) -> None:
         deadline = time.monotonic() + _READY_SECONDS
-        headers = {"Authorization": f"Bearer {self._token}"}
         while time.monotonic() < deadline:
             if self.processes[name].poll() is not None:
                 raise StackError(f"{name} ended while it was starting; see {self.log(name)}")
             try:
-                if httpx.get(url, timeout=2, headers=headers).status_code == httpx.codes.OK:
+                if (
+                    httpx.get(url, timeout=2, headers=self.ray_headers).status_code
+                    == httpx.codes.OK
+                ):
                     return
             except httpx.HTTPError:
                 pass  # Not listening yet: that is what we wait for.

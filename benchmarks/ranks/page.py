@@ -29,7 +29,10 @@ Largest differences from one rank. The goal is 1e-5 for heads and losses.
 ## Bytes of an update
 *given*: what a rank hands to collectives, by our own count; *formula*: decision 15; *wire*: what the
 kernel counts between all ranks, headers included, beside what follows from the formula (each rank's rows
-go to all others; a ring reduces with 2 (N − 1) / N of the payload a rank).
+go to all others; a ring reduces with 2 (N − 1) / N of the payload a rank). The formula has ⌈B/N⌉ rows, as
+ranks with rows in memory have; of streamed rows a rank's lanes may have one more in some batches, and all
+ranks send as many as the longest. The mask blocks what holds 99.99 % of earlier scores, so that there is
+something that does not travel.
 
 | rows | ranks | free entries | given | formula | wire | from the formula | ratio |
 |---|---|---|---|---|---|---|---|
@@ -51,7 +54,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 def _bytes(one: Mapping[str, Any]) -> str:
     ratio = one["wire"] / one["wire_formula"] if one["wire"] else float("nan")
     return (
-        f"| {one['rows']} | {one['ranks']} | {one['free_share']:.0%} | {one['given']:,.0f} "
+        f"| {one['rows']} | {one['ranks']} | {one['free_share']:.1%} | {one['given']:,.0f} "
         f"| {one['formula']:,.0f} | {one['wire']:,.0f} | {one['wire_formula']:,.0f} | {ratio:.3f} |\n"
     )
 

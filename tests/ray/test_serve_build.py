@@ -13,6 +13,16 @@ def test_arguments_of_a_ray_service_become_an_application() -> None:
     assert isinstance(application, serve.Application)
 
 
+def test_a_replica_decides_before_ray_does_and_ray_lets_nobody_wait_without_end() -> None:
+    """What Ray lets wait has no deadline and no share (its replica.py, `_start_request`)."""
+    application = build({"store": "s3://bucket/cmcl", "max_requests_in_flight": 300})
+    deployment = application._bound_deployment
+    assert deployment.max_ongoing_requests >= 2 * 300
+    assert 300 <= deployment.max_queued_requests <= 1000
+    refusal = deployment.backpressure_config
+    assert (refusal.status_code, refusal.retry_after_s) == (429, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
