@@ -10,13 +10,21 @@ from workers.serve.settings import ServeArgs
 
 APPLICATION = "embeddings"
 _ANSWER_SECONDS = 10.0
+# Room for what is refused, and for questions of state, which nobody counts.
+_TIMES_OURS = 2
 
 
 def build(args: ServeArgs | dict[str, object]) -> serve.Application:
     """The application for these arguments. Raises pydantic.ValidationError."""
     checked = ServeArgs.model_validate(args)
     deployment = EMBEDDER.options(
-        num_replicas=checked.replicas, ray_actor_options={"num_cpus": checked.num_cpus}
+        num_replicas=checked.replicas,
+        ray_actor_options={"num_cpus": checked.num_cpus},
+        # Ray knows neither keys nor deadlines: what it lets wait before our code runs has no share
+        # and no end. So it lets in more than we do, and we decide; what comes in one burst beyond
+        # that waits for a moment, and the rest is refused.
+        max_ongoing_requests=_TIMES_OURS * checked.max_requests_in_flight,
+        max_queued_requests=_TIMES_OURS * checked.max_requests_in_flight,
     )
     return deployment.bind(checked, encoder_applications(checked.encoders))
 

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import torch
 from ray import serve
+from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
@@ -49,7 +50,10 @@ class Embedder:
         self._metrics = RayMetrics()
         self._live = LiveVersions()
         self._compute = Batcher(self._metrics)
-        self._admission = Admission(args.max_rows_in_flight, args.max_bytes_in_flight)
+        self._admission = Admission(args)
+        self._metrics.watch(
+            "requests_in_flight", "Admitted.", lambda: self._admission.requests.total
+        )
         self._metrics.watch("rows_in_flight", "Admitted.", lambda: self._admission.rows.total)
         self._metrics.watch("body_bytes", "In memory.", lambda: self._admission.bytes.total)
         self._metrics.watch("rows_waiting", "For a product.", lambda: self._compute.waiting_rows)
@@ -124,7 +128,8 @@ def _doorkeeper(args: ServeArgs, metrics: RayMetrics) -> tuple[Doorkeeper, Seque
 
 
 EMBEDDER: serve.Deployment = serve.deployment(
-    max_ongoing_requests=256,
+    # Beyond what may wait in Ray (`build` says how many) a client is told so, as ours tell it.
+    backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
     # When the application itself changes, the new replica is up before the old one goes.
     max_surge_percent=100,
     health_check_period_s=5,

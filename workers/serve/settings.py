@@ -26,6 +26,9 @@ class ServeArgs(Frozen):
         default=None, description="between two looks at live.json; by default by kind of store"
     )
     max_rows: int = Field(default=4096, ge=1, description="in one request")
+    max_requests_in_flight: int = Field(
+        default=1024, ge=2, description="in one replica, waiting ones among them, before 429"
+    )
     max_rows_in_flight: int = Field(default=32768, ge=1, description="in one replica, before 429")
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="largest request body")
     max_bytes_in_flight: int = Field(

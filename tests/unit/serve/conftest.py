@@ -83,7 +83,7 @@ class Replica:
             compute=compute,
             encoders=self.encoders,
             access=OpenDoor(),
-            admission=Admission(args.max_rows_in_flight, args.max_bytes_in_flight),
+            admission=Admission(args),
             metrics=self.metrics,
             trials=Trials(self.live, compute, self.metrics, self.store, "replica-1"),
         )

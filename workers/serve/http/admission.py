@@ -1,9 +1,14 @@
-"""How much is taken on at once, in rows and in bytes: a request of 4096 rows is not one of 1 row."""
+"""How much is taken on at once: requests, rows and bytes.
+
+Rows and bytes, because a request of 4096 rows is not one of 1 row. Requests, because one that waits
+(for its body, for a version) holds neither rows nor many bytes.
+"""
 
 import time
 from collections.abc import Callable
 
 from workers.serve.errors import Overloaded
+from workers.serve.settings import ServeArgs
 
 # A key that was turned away a moment ago still counts as somebody who wants a share.
 _REMEMBERED_SECONDS = 1.0
@@ -14,11 +19,22 @@ class Budget:
 
     While half of it is free everybody is served. Beyond that no key may hold more than its equal
     share among those that ask now, so that one that sends without end does not shut out the others.
+
+    `keeps_room`: a share is left for somebody who has not asked yet. For what may be held for a long
+    time by a client that does nothing; rows are gone after a product, and nobody waits for that.
     """
 
-    def __init__(self, limit: int, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limit: int,
+        what: str,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        keeps_room: bool = False,
+    ) -> None:
         self._limit = limit
         self._what = what
+        self._keeps_room = keeps_room
         self._clock = clock
         self._held: dict[str, int] = {}
         self._asked: dict[str, float] = {}
@@ -41,7 +57,7 @@ class Budget:
         total = self.total + amount
         if 2 * total <= self._limit:
             return
-        share = self._limit // self._count_active(key)
+        share = self._share(key)
         if total > self._limit:
             raise Overloaded(
                 f"{self.total} {self._what} are being worked on already, and {amount} more would "
@@ -50,9 +66,17 @@ class Budget:
         if self._held.get(key, 0) + amount > share:
             raise Overloaded(
                 f"your key holds {self._held.get(key, 0)} {self._what}, and with {amount} more it "
-                f"would hold more than its share of {share} while others ask as well; try again",
+                f"would hold more than its share of {share}, so that others are served as well; try again",
                 code="share_exceeded",
             )
+
+    def _share(self, key: str) -> int:
+        active = self._count_active(key)
+        # Where no keys are asked for all are one, and nobody is there to keep room for.
+        if self._keeps_room and key:
+            # What fits into the whole is let in once, however small the shares are.
+            return max(self._limit // (active + 1), 0 if self._held.get(key) else self._limit)
+        return self._limit // active
 
     def _count_active(self, key: str) -> int:
         """Keys that hold something or have asked a moment ago, this one among them."""
@@ -90,8 +114,9 @@ class _Held:
 
 
 class Admission:
-    """What one replica takes on: rows that are embedded, and bytes of bodies in memory."""
+    """What one replica takes on: requests, rows that are embedded, bytes of bodies in memory."""
 
-    def __init__(self, most_rows: int, most_bytes: int) -> None:
-        self.rows = Budget(most_rows, "rows")
-        self.bytes = Budget(most_bytes, "bytes of request bodies")
+    def __init__(self, args: ServeArgs) -> None:
+        self.requests = Budget(args.max_requests_in_flight, "requests", keeps_room=True)
+        self.rows = Budget(args.max_rows_in_flight, "rows")
+        self.bytes = Budget(args.max_bytes_in_flight, "bytes of request bodies", keeps_room=True)

@@ -5,33 +5,34 @@ import asyncio
 from starlette.requests import Request
 
 from workers.serve.errors import BodyTimeout, BodyTooLarge
-from workers.serve.http.admission import Budget
+from workers.serve.http.admission import Admission
 from workers.serve.settings import ServeArgs
 
 
-def held_body(request: Request, args: ServeArgs, budget: Budget, key: str) -> "_HeldBody":
-    """The whole body, counted until the block ends.
+def held_body(request: Request, args: ServeArgs, admission: Admission, key: str) -> "_HeldBody":
+    """The whole body. It and its request are counted until the block ends.
 
     Entering it raises BodyTooLarge, BodyTimeout, Overloaded and ClientDisconnect.
     """
-    return _HeldBody(request, args, budget, key)
+    return _HeldBody(request, args, admission, key)
 
 
 class _HeldBody:
     """A class and no generator, as every request passes here."""
 
-    def __init__(self, request: Request, args: ServeArgs, budget: Budget, key: str) -> None:
+    def __init__(self, request: Request, args: ServeArgs, admission: Admission, key: str) -> None:
         self._request = request
         self._args = args
-        self._budget = budget
+        self._admission = admission
         self._key = key
         self._counted = 0
 
     async def __aenter__(self) -> bytes:
         declared = self._declared()
-        self._count(declared)
+        self._admission.requests.take(self._key, 1)
         body = bytearray()
         try:
+            self._count(declared)
             async with asyncio.timeout(self._args.body_seconds):
                 async for chunk in self._request.stream():
                     body += chunk
@@ -66,8 +67,9 @@ class _HeldBody:
             raise BodyTooLarge(f"the body has more than {limit} bytes, which is what is permitted")
 
     def _count(self, size: int) -> None:
-        self._budget.take(self._key, size)
+        self._admission.bytes.take(self._key, size)
         self._counted += size
 
     def _give_back(self) -> None:
-        self._budget.give_back(self._key, self._counted)
+        self._admission.requests.give_back(self._key, 1)
+        self._admission.bytes.give_back(self._key, self._counted)

@@ -77,9 +77,7 @@ class _Collections:
         replica = self._replica
         asking = read_asking(request, replica)
         collections = collections_of(replica)
-        async with held_body(
-            request, replica.args, replica.admission.bytes, asking.caller.key
-        ) as body:
+        async with held_body(request, replica.args, replica.admission, asking.caller.key) as body:
             wanted = parse(CollectionRequest, body)
         checked_name(name)
         model = _name_alone(wanted.model)
@@ -91,20 +89,23 @@ class _Collections:
         """All collections of the caller, by name."""
         caller = read_asking(request, self._replica).caller
         collections = collections_of(self._replica)
-        revisions = await in_store(collections.all, permitted_to(caller))
+        with self._replica.admission.requests.held(caller.key, 1):
+            revisions = await in_store(collections.all, permitted_to(caller))
         data = [_described(each, collections.shown(each.name)) for each in revisions]
         return JSONResponse({"object": "list", "data": data})
 
     async def show(self, name: str, request: Request) -> Response:
         """One collection: what the store has, and what this replica searches."""
         caller = read_asking(request, self._replica).caller
-        return self._answer(await find(self._replica, name, caller))
+        with self._replica.admission.requests.held(caller.key, 1):
+            return self._answer(await find(self._replica, name, caller))
 
     async def delete(self, name: str, request: Request) -> Response:
         """Remove a collection with all its items."""
         caller = read_asking(request, self._replica).caller
         collections = collections_of(self._replica)
-        await in_store(collections.delete, checked_name(name), permitted_to(caller))
+        with self._replica.admission.requests.held(caller.key, 1):
+            await in_store(collections.delete, checked_name(name), permitted_to(caller))
         return JSONResponse({"id": name, "object": "collection.deleted", "deleted": True})
 
     def _answer(self, revision: Revision) -> Response:
@@ -123,9 +124,7 @@ class _Items:
         replica = self._replica
         asking = read_asking(request, replica)
         collections_of(replica)
-        async with held_body(
-            request, replica.args, replica.admission.bytes, asking.caller.key
-        ) as body:
+        async with held_body(request, replica.args, replica.admission, asking.caller.key) as body:
             items = parse_items(body).items
             check_count(len(items), replica.args.max_rows, "items")
             target = await find(replica, name, asking.caller)
@@ -140,9 +139,7 @@ class _Items:
         replica = self._replica
         asking = read_asking(request, replica)
         collections_of(replica)
-        async with held_body(
-            request, replica.args, replica.admission.bytes, asking.caller.key
-        ) as body:
+        async with held_body(request, replica.args, replica.admission, asking.caller.key) as body:
             ids = parse_removal(body).ids
             check_count(len(ids), replica.args.max_rows, "ids")
             target = await find(replica, name, asking.caller)

@@ -81,7 +81,7 @@ class _Search:
         asking = read_asking(request, replica)
         collections_of(replica)
         async with (
-            held_body(request, replica.args, replica.admission.bytes, asking.caller.key) as body,
+            held_body(request, replica.args, replica.admission, asking.caller.key) as body,
             given_up_with(request),
         ):
             query = parse(SearchRequest, body)

@@ -77,7 +77,7 @@ class _Similarity:
         replica, laps = self._replica, Laps(self._replica.metrics)
         asking = read_asking(request, replica)
         async with (
-            held_body(request, replica.args, replica.admission.bytes, asking.caller.key) as body,
+            held_body(request, replica.args, replica.admission, asking.caller.key) as body,
             given_up_with(request),
         ):
             query = parse(SimilarityRequest, body)
