@@ -114,6 +114,7 @@ def truncated(data: bytes) -> bytes:
         (arrow_of([[1.0] * 5, None]), ARROW, {}, "has nulls"),
         (arrow_of([[1.0] * 5, [1.0] * 4]), ARROW, {}, "numbers; a feature of"),
         (arrow_of([1, 2]), ARROW, {}, "permitted are lists of float16"),
+        (ROWS[:1].repeat(51, 0).tobytes(), RAW, {}, "input has 51 rows; permitted are 1 to 50"),
     ],
 )
 def test_wrong_bytes_are_named(

@@ -106,7 +106,7 @@ class _Embeddings:
             held_body(request, replica.args, replica.admission, asking.caller.key) as body,
             given_up_with(request),
         ):
-            query = _read(request, body)
+            query = _read(request, body, replica.args.max_rows)
             laps.lap("read")
             chosen = await self._choose(query, asking)
             laps.lap("look_up")
@@ -181,11 +181,11 @@ def _check_dimensions(options: EmbeddingOptions, version: ServedVersion) -> None
         )
 
 
-def _read(request: Request, body: bytes) -> _Query:
+def _read(request: Request, body: bytes, most: int) -> _Query:
     """By Content-Type. Raises InvalidRequest, UnsupportedMedia."""
     form = form_of(request)
     if form != JSON:
-        return _read_binary(request, body, form)
+        return _read_binary(request, body, form, most)
     plain = read_plain(body)
     if plain is not None:
         return _Query(plain.options, lambda version: _plain_rows(plain, version))
@@ -199,14 +199,14 @@ def _plain_rows(plain: PlainRequest, version: ServedVersion) -> ModalityRows:
     return _whole(modality, from_array(plain.rows_BF, a_feature(modality), width))
 
 
-def _read_binary(request: Request, body: bytes, form: str) -> _Query:
+def _read_binary(request: Request, body: bytes, form: str, most: int) -> _Query:
     parameters = request.query_params
     modality = _stated(parameters.get("modality"))
     dtype = dtype_of(parameters.get("dtype"))
 
     def rows_for(version: ServedVersion) -> ModalityRows:
         width = width_of(modality, version.spec)
-        return _whole(modality, binary_rows(form, body, dtype, a_feature(modality), width))
+        return _whole(modality, binary_rows(form, body, dtype, a_feature(modality), width, most))
 
     if "model" not in parameters:
         raise InvalidRequest("the parameter 'model' is missing", "model")

@@ -136,7 +136,7 @@ class _Migrate:
             held_body(request, replica.args, replica.admission, asking.caller.key) as body,
             given_up_with(request),
         ):
-            query = _read(request, body)
+            query = _read(request, body, replica.args.max_rows)
             old, new = await self._versions(query.asked, asking)
             width_of(query.asked.modality, old.version.spec)
             vectors_BE = query.rows(f"a vector of {old.version.label}", old.version.spec.width)
@@ -183,13 +183,13 @@ class _Migrate:
         return found
 
 
-def _read(request: Request, body: bytes) -> _Query:
+def _read(request: Request, body: bytes, most: int) -> _Query:
     form = form_of(request)
     if form != JSON:
         asked = parse_parameters(_BinaryParameters, dict(request.query_params))
         dtype = dtype_of(asked.dtype)
         return _Query(
-            asked, "float", lambda what, width: binary_rows(form, body, dtype, what, width)
+            asked, "float", lambda what, width: binary_rows(form, body, dtype, what, width, most)
         )
     read = parse(MigrateRequest, body)
     return _Query(read, read.encoding_format, lambda what, width: _rows(read.input, what, width))

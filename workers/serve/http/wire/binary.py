@@ -3,14 +3,24 @@
 Shapes: B rows, F width of the raw feature.
 """
 
+import struct
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow
+from numpy.typing import NDArray
 
 from workers.serve.errors import InvalidRequest
-from workers.serve.http.wire.rows import checked
+from workers.serve.http.wire.arrow_messages import check_messages
+from workers.serve.http.wire.rows import check_count, checked
 from workers.serve.versions.loading import Float32Array
+from workers.serve.versions.reference import shortened
 
 _COLUMN = "feature"
+_LONGEST_REASON = 200
+# What pyarrow raises for damaged bodies. Its own errors are ValueError, OSError and KeyError too; names
+# that are no UTF-8 raise UnicodeDecodeError, which is a ValueError.
+_DAMAGED = (pyarrow.ArrowException, ValueError, OSError, struct.error)
 DTYPES = {name: np.dtype(name) for name in ("float32", "float16", "float64")}
 
 
@@ -22,37 +32,65 @@ def dtype_of(name: str | None) -> np.dtype:
     return found
 
 
-def from_arrow(data: bytes, what: str, width: int) -> Float32Array:
-    """The column `feature` of an IPC stream as B × F. Raises InvalidRequest."""
+def from_arrow(data: bytes, what: str, width: int, most: int) -> Float32Array:
+    """The column `feature` of an IPC stream as B × F, at most so many rows. Raises InvalidRequest."""
     try:
-        table = pyarrow.ipc.open_stream(data).read_all()
-        table.validate(full=True)
-    except (pyarrow.ArrowInvalid, OSError, pyarrow.ArrowNotImplementedError) as error:
-        raise InvalidRequest(f"the body is no stream of Arrow: {error}", "input") from error
-    column = _column(table)
+        pieces = [_rows_of(column, what, width) for column in _columns(data, most)]
+    except _DAMAGED as error:
+        message = f"the body is no stream of Arrow: {str(error)[:_LONGEST_REASON]}"
+        raise InvalidRequest(message, "input") from error
+    rows_BF = np.concatenate(pieces) if pieces else np.empty((0, width), np.float32)
+    check_count(len(rows_BF), most)
+    return checked(rows_BF.astype(np.float64 if rows_BF.dtype.itemsize == 8 else np.float32))
+
+
+def _columns(data: bytes, most: int) -> Iterator[pyarrow.Array]:
+    """Of each batch; no further one is decoded once there are too many rows."""
+    buffer = pyarrow.py_buffer(data)
+    check_messages(buffer, most)
+    with pyarrow.ipc.open_stream(buffer) as whole:
+        place = _place_of_column(whole.schema)
+    options = pyarrow.ipc.IpcReadOptions(use_threads=False, included_fields=[place])
+    rows = 0
+    with pyarrow.ipc.open_stream(buffer, options=options) as batches:
+        for batch in batches:
+            rows += batch.num_rows
+            if rows > most:
+                raise InvalidRequest(
+                    f"input has more than {most} rows; permitted are 1 to {most}", "input"
+                )
+            batch.validate(full=True)
+            yield batch.column(0)
+
+
+def _rows_of(column: pyarrow.Array, what: str, width: int) -> NDArray[np.floating]:
     if column.null_count or column.flatten().null_count:
         raise InvalidRequest(f"column {_COLUMN!r} has nulls; permitted are none", "input")
     lengths = pyarrow.compute.list_value_length(column).unique().to_pylist()
-    if lengths != [width]:
+    if lengths not in ([], [width]):
         raise InvalidRequest(
             f"column {_COLUMN!r} has lists of {lengths[:5]} numbers; {what} has {width}",
             "input",
             "wrong_width",
         )
-    rows_BF = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    return checked(rows_BF.astype(np.float64 if rows_BF.dtype.itemsize == 8 else np.float32))
+    rows_BF: NDArray[np.floating] = column.flatten().to_numpy(zero_copy_only=False)
+    return rows_BF.reshape(-1, width)
 
 
-def _column(table: pyarrow.Table) -> pyarrow.Array:
-    if _COLUMN not in table.column_names:
-        names = ", ".join(table.column_names[:20])
-        raise InvalidRequest(f"there is no column {_COLUMN!r}; the body has {names}", "input")
-    column = table.column(_COLUMN).combine_chunks()
-    kind = column.type
+def _place_of_column(schema: pyarrow.Schema) -> int:
+    places: list[int] = schema.get_all_field_indices(_COLUMN)
+    if len(places) != 1:
+        names = ", ".join(map(shortened, schema.names[:20]))
+        raise InvalidRequest(
+            f"the body has {len(places)} columns {_COLUMN!r}, permitted is one; its first are: {names}",
+            "input",
+        )
+    kind = schema.field(places[0]).type
     is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_fixed_size_list(kind)
     if not is_list or not pyarrow.types.is_floating(kind.value_type):
         raise InvalidRequest(
-            f"column {_COLUMN!r} is of {kind}; permitted are lists of float16, float32 or float64",
+            f"column {_COLUMN!r} is of {str(kind)[:_LONGEST_REASON]}; permitted are lists of float16, "
+            "float32 or float64",
             "input",
         )
-    return column
+    return places[0]

@@ -30,11 +30,13 @@ def form_of(request: Request) -> str:
     return kind
 
 
-def binary_rows(form: str, body: bytes, dtype: np.dtype, what: str, width: int) -> Float32Array:
-    """The rows of a body in the form RAW or ARROW. Raises InvalidRequest."""
+def binary_rows(
+    form: str, body: bytes, dtype: np.dtype, what: str, width: int, most: int
+) -> Float32Array:
+    """The rows of a body in the form RAW or ARROW, at most so many. Raises InvalidRequest."""
     if form == ARROW:
-        return from_arrow(body, what, width)
-    return from_bytes(body, dtype, what, width)
+        return from_arrow(body, what, width, most)
+    return from_bytes(body, dtype, what, width, most)
 
 
 def vectors_in_the_form_asked_for(

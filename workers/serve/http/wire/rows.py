@@ -62,12 +62,13 @@ def from_array(rows_BF: NDArray[np.float64], what: str, width: int) -> Float32Ar
     return checked(rows_BF)
 
 
-def from_bytes(data: bytes, dtype: np.dtype, what: str, width: int) -> Float32Array:
-    """Rows back to back, little endian. Raises InvalidRequest."""
+def from_bytes(data: bytes, dtype: np.dtype, what: str, width: int, most: int) -> Float32Array:
+    """Rows back to back, little endian, at most so many. Raises InvalidRequest."""
     size = width * dtype.itemsize
     if not data or len(data) % size:
         found = f"the body has {len(data)} bytes of {dtype.name}"
         raise InvalidRequest(f"{found}; {what} has {width} numbers", "input", _WRONG_WIDTH)
+    check_count(len(data) // size, most)
     rows_BF = np.frombuffer(data, dtype.newbyteorder("<")).reshape(-1, width)
     return checked(rows_BF.astype(np.float64 if dtype.itemsize == 8 else np.float32))
 
