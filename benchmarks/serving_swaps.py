@@ -145,6 +145,7 @@ def _document(options: argparse.Namespace, run: Run) -> dict[str, Any]:
     }
     counted = figures.between(run.answers, run.begin, run.end)
     failed, wrong = figures.failures(counted), figures.wrong(counted)
+    memory = _memory(run)
     ratio = latency["swapping"]["p99"] / latency["steady"]["p99"]
     return {
         "goals": [
@@ -153,13 +154,14 @@ def _document(options: argparse.Namespace, run: Run) -> dict[str, Any]:
             _goal("p99 swapping / steady", ratio, f"at most {_GOALS['ratio']}"),
             _goal("everywhere, p95, ms", times["all"]["p95"], f"at most {_GOALS['everywhere']}"),
             _goal("everywhere, slowest, ms", times["all"]["most"], ""),
+            *_memory_goal(memory),
         ],
         "failed": failed,
         "wrong": wrong,
         "latency": latency,
         "swap_times": times,
         "swaps": [{**asdict(swap.move), "everywhere": swap.everywhere} for swap in swaps],
-        "memory": _memory(run),
+        "memory": memory,
         "picture": f"{_STEM}.png",
         "configuration": _configuration(options, run),
         "machine": machine(),
@@ -168,6 +170,15 @@ def _document(options: argparse.Namespace, run: Run) -> dict[str, Any]:
 
 def _goal(what: str, measured: float, goal: str) -> dict[str, Any]:
     return {"what": what, "measured": round(measured, 2), "goal": goal}
+
+
+def _memory_goal(memory: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the replica that grows most; none where there were too few swaps to tell."""
+    slopes = [one["slope"] for one in memory if one["slope"] is not None]
+    if not slopes:
+        return []
+    least = max(slope["value"] - slope["half_width"] for slope in slopes)
+    return [_goal("memory, MiB per 100 swaps after the 50th, at least", least, "at most 0")]
 
 
 def _memory(run: Run) -> list[dict[str, Any]]:
