@@ -10,14 +10,24 @@
 {{- $full -}}
 {{- end -}}
 
-{{/* What selects pods; `component` is service, training, serving, migration or test. */}}
+{{/* What every pod carries and what selects pods; `component` is service, training, serving, migration
+     or test. Not app.kubernetes.io/name: on Ray's pods that is KubeRay's, whose Service for the head of
+     a RayService selects by its own value and would find none (kuberay#2648). */}}
 {{- define "cmcl.selectorLabels" -}}
-app.kubernetes.io/name: {{ .root.Chart.Name }}
+app.kubernetes.io/part-of: {{ .root.Chart.Name }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
+{{/* What selects the pods of the control plane: a Deployment's selector cannot be changed. */}}
+{{- define "cmcl.serviceSelector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: service
+{{- end -}}
+
 {{- define "cmcl.labels" -}}
+app.kubernetes.io/name: {{ .root.Chart.Name }}
 {{ include "cmcl.selectorLabels" . }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}

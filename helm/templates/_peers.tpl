@@ -2,7 +2,7 @@
 {{- define "cmcl.pods" -}}
 - podSelector:
     matchLabels:
-      app.kubernetes.io/name: {{ .root.Chart.Name }}
+      app.kubernetes.io/part-of: {{ .root.Chart.Name }}
       app.kubernetes.io/instance: {{ .root.Release.Name }}
     matchExpressions:
       - key: app.kubernetes.io/component
@@ -14,7 +14,7 @@
 {{- define "cmcl.policyFor" -}}
 podSelector:
   matchLabels:
-    app.kubernetes.io/name: {{ .root.Chart.Name }}
+    app.kubernetes.io/part-of: {{ .root.Chart.Name }}
     app.kubernetes.io/instance: {{ .root.Release.Name }}
   matchExpressions:
     - key: app.kubernetes.io/component

@@ -18,6 +18,21 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
+{{/* What a pod is known by, and what users add to it. root, component, group. */}}
+{{- define "cmcl.podLabels" -}}
+{{ include "cmcl.selectorLabels" . }}
+{{- with .group.podLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "cmcl.podMetadata" -}}
+labels: {{- include "cmcl.podLabels" . | nindent 2 }}
+{{- with .group.podAnnotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
 {{/* The part of a pod's spec that is the same everywhere.
      root; account: its service account; group: where users choose nodes and priority;
      token: whether it talks to Kubernetes. */}}
@@ -43,6 +58,9 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .priorityClassName }}
 priorityClassName: {{ . }}
+{{- end }}
+{{- with .runtimeClassName }}
+runtimeClassName: {{ . }}
 {{- end }}
 {{- end }}
 {{- end -}}

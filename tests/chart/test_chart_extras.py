@@ -1,8 +1,11 @@
 """What sites add: variables, volumes, places, mirrors, objects of their own."""
 
+from typing import Any
+
+import helm_python
 import pytest
 
-from tests.chart.release import Release, environment_of, render
+from tests.chart.release import Release, environment_of, render, values_of
 
 SECRET = {"secretKeyRef": {"name": "ours", "key": "token"}}
 VOLUME = {"name": "authorities", "configMap": {"name": "ours"}}
@@ -52,13 +55,13 @@ def test_a_migration_reaches_the_database_as_the_service_does(locked_down: Relea
 def test_each_group_runs_where_and_before_whom_it_is_told(
     path: tuple[str, ...], component: str
 ) -> None:
-    place = {
+    place: dict[str, object] = {
         "nodeSelector": {"pool": "a"},
         "tolerations": [{"key": "pool", "operator": "Exists"}],
         "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
         "priorityClassName": "urgent",
     }
-    values: dict[str, object] = place
+    values = place
     for key in reversed(path):
         values = {key: values}
     pods = render(values).pod_templates().values()
@@ -69,6 +72,58 @@ def test_each_group_runs_where_and_before_whom_it_is_told(
     ]
     # The test runs where the service does.
     assert placed == [component] or sorted(placed) == sorted([component, "test"])
+
+
+@pytest.mark.parametrize(
+    ("path", "pods"),
+    [
+        (("service",), {"service", "migration", "test"}),
+        (("training", "head"), {"training"}),
+        (("training", "workers"), {"training"}),
+        (("serving", "head"), {"serving"}),
+        (("serving", "workers"), {"serving"}),
+        (("serving", "encoderWorkers"), {"serving"}),
+    ],
+)
+def test_what_sites_write_on_pods_is_added(
+    path: tuple[str, ...], pods: set[str], production: Release
+) -> None:
+    added: dict[str, Any] = {
+        "podLabels": {"example.org/team": "vision"},
+        "podAnnotations": {"example.org/mesh": "off"},
+        "runtimeClassName": "gvisor",
+    }
+    values = values_of("production")
+    inner = values
+    for key in path:
+        inner = inner.setdefault(key, {})
+    inner.update(added)
+    before = production.pod_templates()
+    changed = set()
+    for where, template in render(values).pod_templates().items():
+        labels, old = template["metadata"]["labels"], before[where]["metadata"]
+        assert old["labels"].items() <= labels.items(), "selectors still find it"
+        annotations = template["metadata"].get("annotations", {})
+        assert set(old.get("annotations", {})) <= set(annotations)
+        if template["spec"].get("runtimeClassName") == "gvisor":
+            assert labels["example.org/team"] == "vision"
+            assert annotations["example.org/mesh"] == "off"
+            changed.add(labels["app.kubernetes.io/component"])
+        else:
+            assert "example.org/team" not in labels
+            assert "example.org/mesh" not in annotations
+    assert changed == pods
+
+
+def test_what_sites_write_reaches_the_pods_of_rayjobs() -> None:
+    values = values_of("queued")
+    values["training"]["workers"] |= {"podAnnotations": {"a": "b"}, "podLabels": {"c": "d"}}
+    pods = helm_python.values_from_yaml(
+        render(values).one("ConfigMap", "demo-cmcl-pods")["data"]["pods.yaml"]
+    )
+    assert pods["workers"]["metadata"]["annotations"] == {"a": "b"}
+    assert pods["workers"]["metadata"]["labels"]["c"] == "d"
+    assert "annotations" not in pods["head"]["metadata"]
 
 
 def test_a_mirror_and_digests_reach_every_image(locked_down: Release) -> None:

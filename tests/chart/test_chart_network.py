@@ -9,7 +9,7 @@ from tests.chart.release import Object, Release, render, values_of
 
 RAY_PORTS = {6379, 8265, 10001, 52365, 30000}
 OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
-INSIDE = {"app.kubernetes.io/name": "cmcl", "app.kubernetes.io/instance": "demo"}
+INSIDE = {"app.kubernetes.io/part-of": "cmcl", "app.kubernetes.io/instance": "demo"}
 STRANGER = {"app": "somebody"}
 
 

@@ -224,6 +224,19 @@ def test_every_value_is_explained() -> None:
             r"'/service/image/digest': 'latest' does not",
         ),
         ({"extraObjects": [{"kind": "Secret"}]}, r"'/extraObjects/0': missing properties"),
+        (
+            {"service": {"podLabels": {"app.kubernetes.io/instance": "x"}}},
+            r"'/service/podLabels/app.kubernetes.io~1instance': false schema",
+        ),
+        (
+            {"serving": {"workers": {"podLabels": {"ray.io/group": "x"}}}},
+            r"'/serving/workers/podLabels/ray.io~1group': false schema",
+        ),
+        (
+            {"training": {"head": {"podAnnotations": {"ray.io/x": "y"}}}},
+            r"'/training/head/podAnnotations/ray.io~1x': false schema",
+        ),
+        ({"service": {"podLabels": {"a": "b c"}}}, r"'/service/podLabels/a': 'b c' does not match"),
         ({"service": {"reconcileSeconds": 0}}, r"'/service/reconcileSeconds': exclusiveMinimum"),
     ],
     ids=lambda part: json.dumps(part) if isinstance(part, dict) else "",

@@ -18,8 +18,7 @@ authOptions:
      noticeSeconds: how long before its end it says so; autoscaled: it is the head of a cluster with an
      autoscaler; spread: its pods do the same work. */}}
 {{- define "cmcl.rayNode" -}}
-metadata:
-  labels: {{- include "cmcl.selectorLabels" . | nindent 4 }}
+metadata: {{- include "cmcl.podMetadata" . | nindent 2 }}
 spec:
   {{- include "cmcl.podSpec" (dict "root" .root "account" (include "cmcl.rayServiceAccount" .root) "group" .group) | nindent 2 }}
   {{- if .spread }}

@@ -96,8 +96,7 @@ submitter: {{- include "cmcl.submitter" . | nindent 2 }}
 
 {{/* The pod that hands the command to Ray. KubeRay's own would have no security context. */}}
 {{- define "cmcl.submitter" -}}
-metadata:
-  labels: {{- include "cmcl.selectorLabels" (dict "root" . "component" "training") | nindent 4 }}
+metadata: {{- include "cmcl.podMetadata" (dict "root" . "component" "training" "group" .Values.training.head) | nindent 2 }}
 spec:
   {{- include "cmcl.podSpec" (dict "root" . "account" (include "cmcl.rayServiceAccount" .) "group" .Values.training.head) | nindent 2 }}
   restartPolicy: Never

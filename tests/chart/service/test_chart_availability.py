@@ -70,7 +70,11 @@ def test_an_autoscaler_that_could_not_work_is_refused(values: Object, complaint:
 def test_replicas_prefer_other_zones_and_nodes(gpu: Release, locked_down: Release) -> None:
     constraints = _deployment(gpu)["template"]["spec"]["topologySpreadConstraints"]
     assert {item["whenUnsatisfiable"] for item in constraints} == {"ScheduleAnyway"}
-    labels = _deployment(gpu)["selector"]["matchLabels"]
-    assert [item["labelSelector"]["matchLabels"] for item in constraints] == [labels, labels]
+    labels = _deployment(gpu)["template"]["metadata"]["labels"]
+    for item in constraints:
+        selected = item["labelSelector"]["matchLabels"]
+        assert selected.items() <= labels.items()
+        assert selected["app.kubernetes.io/component"] == "service"
+    assert len(constraints) == 2
     chosen = values_of("locked-down")["service"]["topologySpreadConstraints"]
     assert _deployment(locked_down)["template"]["spec"]["topologySpreadConstraints"] == chosen
