@@ -47,9 +47,9 @@ from service.control.validation.threads import DaemonThreads
 from service.control.validation.validations import Validations
 from service.control.webhooks.deliverer import Deliverer
 from service.control.webhooks.sender import Sender
-from service.database.engine import open_database
+from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
-from service.errors import DatabaseError
+from service.errors import DatabaseError, ServiceError
 from service.launchers.breaker import Breaker
 from service.launchers.driver import Driver
 from service.launchers.kuberay.pods import read_pod_templates
@@ -146,8 +146,7 @@ def create_context(settings: Settings, parts: Parts) -> Context:
     """The parts, with the newest form of the tables in place."""
     metrics, bell = Metrics(parts.spans or open_spans()), Bell()
     witness = Witness(metrics, bell.ring)
-    database = MeteredDatabase(open_database(settings.database_url), metrics, witness)
-    upgrade(database)
+    database = _upgraded(MeteredDatabase(open_database(settings.database_url), metrics, witness))
     metrics.registry.register(BacklogCollector(database, parts.clock))
     metrics.registry.register(FiguresCollector(database, parts.clock))
     metrics.registry.register(TrainingCollector(database, parts.clock))
@@ -164,6 +163,16 @@ def create_context(settings: Settings, parts: Parts) -> Context:
         metrics=metrics,
         clock=parts.clock,
     )
+
+
+def _upgraded(database: Database) -> Database:
+    """With the newest tables, or closed again: a newer release may have left some that are no use here."""
+    try:
+        upgrade(database)
+    except ServiceError:
+        database.close()
+        raise
+    return database
 
 
 def _announcer(settings: Settings, metrics: Metrics) -> Announcer:

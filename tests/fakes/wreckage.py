@@ -20,6 +20,7 @@ Rows = dict[str, list[dict[str, Any]]]
 NOT_KEPT = frozenset(
     {
         "api_keys",
+        "compatibility",
         "deliveries",
         "event_positions",
         "events",

@@ -1,15 +1,25 @@
 """Brings a database to the newest form of the tables; run each time the service starts.
 
-Forward only: what a newer service wrote, an older one cannot know; going back means a backup.
+Forward only. A service that finds a newer form than it knows looks for what the migration wrote beside
+it: the oldest revision whose services still work with it (`compatible_with` of each revision). If its own
+is as new, it starts and changes nothing, so that pods of the release before can still be replaced during
+an upgrade, and after a roll back; if not, it refuses before it does harm.
 """
 
+import logging
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, text
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, select, text
 
 from service.database.engine import Database
+from service.database.tables import compatibility
+from service.errors import Conflict
+
+logger = logging.getLogger(__name__)
 
 # Any number, as long as nobody else takes it for an advisory lock in the same database.
 _ADVISORY_LOCK = 0x636D636C
@@ -18,14 +28,64 @@ _ADVISORY_LOCK = 0x636D636C
 def upgrade(database: Database, revision: str = "head") -> None:
     """Apply what is missing, in one transaction. Of two at once, one waits and finds it done.
 
-    A revision other than the newest is for whoever wants to see how an older database fares.
+    Raises Conflict where a newer release left tables that this one cannot work with. A revision other
+    than the newest is for whoever wants to see how an older database fares.
     """
     with database.write() as connection:
         _lock(connection)
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent))
         config.attributes["connection"] = connection
+        scripts = revisions()
+        found = _revision(connection)
+        if found is not None and found not in scripts:
+            _check_works_with(connection, found, scripts)
+            return
         command.upgrade(config, revision)
+        _say_who_may_stay(connection, scripts)
+
+
+def revisions() -> dict[str, str]:
+    """All that this release knows, the newest first: what each is compatible with."""
+    scripts = ScriptDirectory(str(Path(__file__).parent)).walk_revisions()
+    return {script.revision: script.module.compatible_with for script in scripts}
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _check_works_with(connection: Connection, found: str, known: dict[str, str]) -> None:
+    oldest = _who_may_stay(connection)
+    if oldest in known:
+        logger.warning(
+            "a newer release brought the tables to %s; services since %s still work with them, so this "
+            "one starts and leaves them as they are",
+            found,
+            oldest,
+        )
+        return
+    raise Conflict(
+        f"a newer release brought the database's tables to {found}, and this one knows them up to "
+        f"{next(iter(known))} and cannot work with them: start the newer release, or restore the dump "
+        "that was made before the upgrade (docs/upgrading.md, Back)"
+    )
+
+
+def _who_may_stay(connection: Connection) -> str | None:
+    """What the newer release wrote down; nothing where the database is not ours."""
+    if not inspect(connection).has_table(compatibility.name):
+        return None
+    return connection.execute(select(compatibility.c.oldest)).scalar_one_or_none()
+
+
+def _say_who_may_stay(connection: Connection, known: dict[str, str]) -> None:
+    """Beside the migration, in its transaction. Before r0006 there is no place for it."""
+    revision = _revision(connection)
+    if revision is None or not inspect(connection).has_table(compatibility.name):
+        return
+    connection.execute(compatibility.delete())
+    connection.execute(compatibility.insert().values(oldest=known[revision]))
 
 
 def _lock(connection: Connection) -> None:

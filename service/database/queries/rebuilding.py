@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Integer, delete, func, insert, select, text, 
 from service.database.queries.records import Row
 from service.database.tables import (
     api_keys,
+    compatibility,
     datasets,
     event_positions,
     jobs,
@@ -38,8 +39,8 @@ def holders(connection: Connection, now: datetime) -> list[str]:
 
 
 def filled(connection: Connection) -> list[str]:
-    """Tables that have rows."""
-    passing = {table.name for table in (*_PASSING, event_positions)}
+    """Tables that have rows, without those that every database has."""
+    passing = {table.name for table in (*_PASSING, event_positions, compatibility)}
     return [
         table.name
         for table in metadata.sorted_tables

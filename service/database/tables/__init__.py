@@ -11,12 +11,13 @@ from service.database.tables.learning import (
     trials,
     versions,
 )
-from service.database.tables.sweeping import leases, orphans, unrecorded
+from service.database.tables.sweeping import compatibility, leases, orphans, unrecorded
 from service.database.tables.telling import deliveries, event_positions, events, webhooks
 
 __all__ = [
     "answers",
     "api_keys",
+    "compatibility",
     "datasets",
     "deliveries",
     "event_positions",

@@ -31,3 +31,11 @@ unrecorded = Table(
     # Of a version: model/number.
     Column("name", String(64), nullable=False),
 )
+
+# One row: the oldest revision of these tables whose services still work with them. Written by
+# migrations, read by services that find a newer revision than they know.
+compatibility = Table(
+    "compatibility",
+    metadata,
+    Column("oldest", String(32), primary_key=True),
+)

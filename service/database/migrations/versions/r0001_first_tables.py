@@ -5,6 +5,7 @@ from alembic import op
 
 revision = "r0001"
 down_revision = None
+compatible_with = "r0001"
 branch_labels = None
 depends_on = None
 

@@ -10,6 +10,8 @@ from alembic import op
 
 revision = "r0002"
 down_revision = "r0001"
+# Services before write rows without fences.
+compatible_with = "r0002"
 branch_labels = None
 depends_on = None
 

@@ -5,6 +5,8 @@ from alembic import op
 
 revision = "r0003"
 down_revision = "r0002"
+# Services before tell no events.
+compatible_with = "r0003"
 branch_labels = None
 depends_on = None
 

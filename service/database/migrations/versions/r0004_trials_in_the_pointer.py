@@ -8,6 +8,8 @@ from alembic import op
 
 revision = "r0004"
 down_revision = "r0003"
+# Services before read and write mirrored_generation, which is gone.
+compatible_with = "r0004"
 branch_labels = None
 depends_on = None
 

@@ -5,6 +5,8 @@ from alembic import op
 
 revision = "r0005"
 down_revision = "r0004"
+# Services before change things without a row here: a rebuild would not know of it.
+compatible_with = "r0005"
 branch_labels = None
 depends_on = None
 

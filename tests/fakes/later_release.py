@@ -1,0 +1,14 @@
+"""What the migration of a later release leaves in a database, for services that do not know of it."""
+
+from service.database.engine import Database
+from service.database.tables import compatibility
+
+REVISION = "r9001"
+
+
+def migrate_as_later_release(database: Database, compatible_with: str) -> None:
+    """A column more, which rows of today need not fill; and who may go on beside it."""
+    with database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE models ADD COLUMN mood VARCHAR(16) DEFAULT 'good'")
+        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{REVISION}'")
+        connection.execute(compatibility.update().values(oldest=compatible_with))
