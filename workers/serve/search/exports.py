@@ -7,6 +7,7 @@ points. pgvector: a table, and CSV for its COPY.
 
 import csv
 import io
+import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -32,10 +33,12 @@ def qdrant_points(index: Index) -> Iterator[bytes]:
 
 def _point(index: Index, id_: str, modality: str, payload: str | None, vector: object) -> bytes:
     origin = {"id": id_, "modality": modality, "version": index.version.label}
+    # By json, which keeps integers of any size; orjson makes floats of those beyond 64 bits.
+    marked = json.dumps({**json.loads(payload or "{}"), "_cmcl": origin}, ensure_ascii=False)
     point = {
         "id": str(uuid.uuid5(_POINTS, id_)),
         "vector": vector,
-        "payload": {**orjson.loads(payload or "{}"), "_cmcl": origin},
+        "payload": orjson.Fragment(marked),
     }
     return orjson.dumps(point, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
 

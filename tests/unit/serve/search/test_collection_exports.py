@@ -13,6 +13,7 @@ import pytest
 from tests.unit.serve.search.conftest import Searching
 from tests.unit.serve.search.scene import feature
 from tests.unit.serve.search.test_collection_routes import image_query, item
+from workers.serve.search.stored.segments import Entry
 from workers.serve.versions.loading import load_version
 
 AWKWARD = 'a "quoted", comma\nand a line'
@@ -88,3 +89,23 @@ def test_an_export_names_version_and_revision(filled: Searching) -> None:
     response = filled.ask("GET", "/things/export?format=pgvector")
     assert response.headers["x-model-version"] == "1"
     assert response.headers["x-collection-revision"] == "3"
+
+
+HUGE = '{"n":100000000000000000000,"deep":[{"m":-1e300,"k":12345678901234567890123}]}'
+
+
+def test_a_number_that_was_stored_is_answered_and_exported_as_it_is(searching: Searching) -> None:
+    """Beyond 64 bits it is refused today; what was taken before must not break a search."""
+    assert searching.collections is not None
+    target = searching.collections.find("things", lambda _: True)
+    entry = Entry("huge", "image", feature("image", 1), HUGE)
+    written = searching.collections.write(target, [entry], lambda _: True)
+    searching.found("things", written.revision, query=image_query(1))
+    response = searching.ask("POST", "/things/search", {"query": image_query(1)})
+    assert f'"payload":{HUGE}' in response.text
+    [point] = points(searching)
+    del point["payload"]["_cmcl"]
+    assert point["payload"] == json.loads(HUGE)
+    assert isinstance(point["payload"]["n"], int)
+    rows = csv.DictReader(io.StringIO(searching.ask("GET", "/things/export?format=pgvector").text))
+    assert next(rows)["payload"] == HUGE

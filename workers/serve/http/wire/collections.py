@@ -13,6 +13,9 @@ from workers.serve.search.stored.revision import FeatureType
 from workers.serve.versions.reference import shortened
 
 LONGEST_ID = 256
+# What programs in other languages read; larger ones they refuse, or turn into floats.
+_SMALLEST_INTEGER = -(2**63)
+_LARGEST_INTEGER = 2**64 - 1
 
 
 class CollectionRequest(BaseModel):
@@ -108,6 +111,7 @@ def payload_text(payload: Mapping[str, Any] | None, index: int, most: int) -> st
         return None
     for field, value in payload.items():
         _check_field(field, value, index)
+        _check_integers(field, value, index)
     try:
         text = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except ValueError as error:
@@ -132,5 +136,22 @@ def _check_field(field: str, value: object, index: int) -> None:
         if is_number and as_number(each) is None:
             raise InvalidRequest(
                 f"items[{index}].payload has a number in {shortened(field)} that is no float64",
+                "items",
+            )
+
+
+def _check_integers(field: str, value: object, index: int) -> None:
+    """At any depth."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            waiting.extend(each.values())
+        elif isinstance(each, list):
+            waiting.extend(each)
+        elif isinstance(each, int) and not _SMALLEST_INTEGER <= each <= _LARGEST_INTEGER:
+            raise InvalidRequest(
+                f"items[{index}].payload has {shortened(each)} in {shortened(field)}; permitted are "
+                f"integers from {_SMALLEST_INTEGER} to {_LARGEST_INTEGER}",
                 "items",
             )
