@@ -1,5 +1,15 @@
 {{/* How an HTTP port is reached from outside. root; component; where: the path of the values;
      values; name; service and port to lead to. */}}
+{{/* What the world may ask for: neither metrics, nor what the parts say to each other (/internal), nor
+     what Ray Serve adds (/-/). Prefixes, because OpenShift makes no Route of an exact path. */}}
+{{- define "cmcl.routedPaths" -}}
+{{- $paths := list "/v1" "/healthz" "/readyz" -}}
+{{- if eq .component "service" -}}
+{{- $paths = concat $paths (list "/docs" "/redoc" "/openapi.json") -}}
+{{- end -}}
+{{- toYaml $paths -}}
+{{- end -}}
+
 {{- define "cmcl.ingress" -}}
 apiVersion: networking.k8s.io/v1
 kind: Ingress
@@ -23,13 +33,15 @@ spec:
     - host: {{ $host | quote }}
       http:
         paths:
-          - path: /
+          {{- range include "cmcl.routedPaths" . | fromYamlArray }}
+          - path: {{ . }}
             pathType: Prefix
             backend:
               service:
-                name: {{ .service }}
+                name: {{ $.service }}
                 port:
-                  number: {{ .port }}
+                  number: {{ $.port }}
+          {{- end }}
 {{- end -}}
 
 {{- define "cmcl.httpRoute" -}}
@@ -50,7 +62,11 @@ spec:
   hostnames: {{- toYaml . | nindent 4 }}
   {{- end }}
   rules:
-    - backendRefs:
+    - matches:
+        {{- range include "cmcl.routedPaths" . | fromYamlArray }}
+        - path: {type: PathPrefix, value: {{ . }}}
+        {{- end }}
+      backendRefs:
         - name: {{ .service }}
           port: {{ .port }}
 {{- end -}}

@@ -1,10 +1,21 @@
 """Ingress and HTTPRoute: the two addresses that users know."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import helm_python
 import pytest
 
-from tests.chart.release import Release, render
+from tests.chart.release import Object, Release, render
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.flaky_store import FlakyStore
+from tests.unit.serve.conftest import Replica
+from workers.contract.version import ANNOUNCEMENTS
+from workers.serve.http.api import create_api
+from workers.serve.settings import ServeArgs
+from workers.storage.local import LocalStore
 
+ARGS = ServeArgs.model_validate({"store": "file:///unused"})
 PORTS = {"demo-cmcl": 8000, "demo-cmcl-serving-serve-svc": 8000}
 
 
@@ -24,12 +35,67 @@ def test_an_ingress_leads_to_its_service(
 ) -> None:
     spec = production.one("Ingress", name)["spec"]
     (rule,) = spec["rules"]
-    (path,) = rule["http"]["paths"]
+    paths = rule["http"]["paths"]
     assert (rule["host"], spec["ingressClassName"]) == (host, "nginx")
     assert spec["tls"][0]["hosts"] == [host]
-    assert path["backend"]["service"] == {"name": service, "port": {"number": PORTS[service]}}
+    expected = {"name": service, "port": {"number": PORTS[service]}}
+    assert all(path["backend"]["service"] == expected for path in paths)
     (backend,) = locked_down.one("HTTPRoute", name)["spec"]["rules"][0]["backendRefs"]
     assert backend == {"name": service, "port": PORTS[service]}
+
+
+def _of_service(folder: Path) -> set[str]:
+    plane = ControlPlane(folder)
+    routes = {str(getattr(route, "path", "")) for route in plane.app.routes}
+    found = routes | set(plane.app.openapi()["paths"])
+    plane.close()
+    return found - {""}
+
+
+def _of_serving(folder: Path) -> set[str]:
+    app = create_api(Replica(FlakyStore(LocalStore(folder)), ARGS).parts(ARGS)).app
+    routes = {str(getattr(route, "path", "")) for route in app.routes}
+    return (routes | set(app.openapi()["paths"]) | {ANNOUNCEMENTS}) - {""}
+
+
+def _routed(item: Object) -> set[str]:
+    """Prefixes, by whole parts of the path, as both kinds of objects understand them."""
+    (rule,) = item["spec"]["rules"]
+    if item["kind"] == "Ingress":
+        assert {path["pathType"] for path in rule["http"]["paths"]} == {"Prefix"}
+        return {path["path"] for path in rule["http"]["paths"]}
+    assert {match["path"]["type"] for match in rule["matches"]} == {"PathPrefix"}
+    return {match["path"]["value"] for match in rule["matches"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "of_application", "hidden"),
+    [
+        ("demo-cmcl", _of_service, {"/metrics"}),
+        (
+            "demo-cmcl-serving",
+            _of_serving,
+            {ANNOUNCEMENTS, "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"},
+        ),
+    ],
+)
+def test_the_world_is_led_to_nothing_that_is_internal(
+    production: Release,
+    locked_down: Release,
+    name: str,
+    of_application: Callable[[Path], set[str]],
+    hidden: set[str],
+    tmp_path: Path,
+) -> None:
+    for item in (production.one("Ingress", name), locked_down.one("HTTPRoute", name)):
+        prefixes = _routed(item)
+        unreached = {
+            path
+            for path in of_application(tmp_path)
+            if not any(path == prefix or path.startswith(f"{prefix}/") for prefix in prefixes)
+        }
+        assert unreached == hidden
+        assert not any("/-/routes".startswith(prefix) for prefix in prefixes), "Ray Serve's own"
 
 
 def test_a_route_names_its_gateway_and_hosts(locked_down: Release) -> None:
