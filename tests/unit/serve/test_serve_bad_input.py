@@ -124,7 +124,7 @@ def test_a_version_never_published_is_404(serving: Replica) -> None:
     assert error["code"] == "version_not_found"
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", ""])
+@pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "", "9" * 5000])
 def test_a_wrong_min_version_is_refused(serving: Replica, value: str) -> None:
     error = problem(serving.embed({"x-min-model-version": value}), 400)
     assert error["param"] == "x-min-model-version"
@@ -133,6 +133,29 @@ def test_a_wrong_min_version_is_refused(serving: Replica, value: str) -> None:
 def test_an_exact_version_below_the_minimum_is_refused(serving: Replica) -> None:
     error = problem(serving.embed({"x-min-model-version": "2"}, model="scenes@1"), 400)
     assert "exactly version 1" in error["message"]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "", "600001", "9" * 5000, "²"])
+def test_a_wrong_timeout_is_refused(serving: Replica, value: str) -> None:
+    error = problem(serving.embed({"x-request-timeout-ms": value.encode("latin-1")}), 400)
+    assert error["param"] == "x-request-timeout-ms"
+    assert error["message"].endswith("permitted are 1 to 600000")
+
+
+@pytest.mark.parametrize("field", ["dimensions", "input", "modality", "user"])
+@pytest.mark.parametrize("digits", [4300, 5000])
+def test_a_number_of_thousands_of_digits_in_a_body_is_refused(
+    serving: Replica, field: str, digits: int
+) -> None:
+    body = json.dumps({"model": "scenes", "modality": "image", "input": [1, 2, 3, 4, 5]})
+    number = "9" * digits
+    body = body[:-1] + f', "{field}": {number}}}'
+    assert len(problem(serving.send(body.encode()), 400)["message"]) < 400
+
+
+def test_a_length_of_thousands_of_digits_is_413(serving: Replica) -> None:
+    problem(serving.embed({"content-length": "9" * 5000}), 413)
+    assert serving.embed({"content-length": "0" * 5000 + "68"}).status_code == 200
 
 
 def test_a_body_declared_too_large_is_413(serving: Replica) -> None:

@@ -186,6 +186,8 @@ def test_wrong_requests_are_answered_in_words(
     ("parameters", "words"),
     [
         ({"from_version": "x"}, 'from_version is "x"'),
+        ({"from_version": "9" * 5000}, 'from_version is "99'),
+        ({"most_error": "9" * 5000}, 'most_error is "99'),
         ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"normalize": "true"}, 'there is no field "normalize"'),
     ],

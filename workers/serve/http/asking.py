@@ -1,6 +1,7 @@
 """Who asks and how: what every request that embeds something says outside of its body."""
 
 import asyncio
+import re
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
@@ -51,7 +52,8 @@ def read_asking(request: Request, replica: Replica) -> Asking:
 def _seconds(text: str | None, replica: Replica) -> float:
     if text is None:
         return replica.args.queue_seconds
-    if not text.isdecimal() or not 1 <= int(text) <= _LONGEST_MS:
+    # The form first: int() raises ValueError for thousands of digits.
+    if not re.fullmatch(r"[0-9]{1,6}", text) or not 1 <= int(text) <= _LONGEST_MS:
         raise InvalidRequest(
             f"the header {TIMEOUT_MS} is {text[:60]!r}; permitted are 1 to {_LONGEST_MS}",
             param=TIMEOUT_MS,

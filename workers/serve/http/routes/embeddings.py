@@ -176,7 +176,8 @@ def _whole(modality: str, rows_BF: Float32Array) -> ModalityRows:
 def _check_dimensions(options: EmbeddingOptions, version: ServedVersion) -> None:
     if options.dimensions not in (None, version.spec.width):
         raise InvalidRequest(
-            f"dimensions is {options.dimensions}; {version.label} declares {version.spec.width} alone",
+            f"dimensions is {shortened(options.dimensions)}; {version.label} declares "
+            f"{version.spec.width} alone",
             "dimensions",
         )
 

@@ -122,7 +122,9 @@ class _Search:
     def _wanted(self, query: SearchRequest, version: ServedVersion) -> Wanted:
         most = self._replica.args.max_top_k
         if query.top_k > most:
-            raise InvalidRequest(f"top_k is {query.top_k}; permitted are 1 to {most}", "top_k")
+            raise InvalidRequest(
+                f"top_k is {shortened(query.top_k)}; permitted are 1 to {most}", "top_k"
+            )
         for modality in query.modalities or ():
             width_of(modality, version.spec, "modalities")
         try:
