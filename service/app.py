@@ -53,7 +53,7 @@ from service.errors import DatabaseError, ServiceError
 from service.launchers.breaker import Breaker
 from service.launchers.driver import Driver
 from service.launchers.kuberay.pods import read_pod_templates
-from service.launchers.kuberay.resource import RAY_VERSION, Site
+from service.launchers.kuberay.resource import Site
 from service.launchers.port import Launcher
 from service.launchers.process import ProcessLauncher
 from service.launchers.ray.launcher import RayJobLauncher
@@ -217,8 +217,10 @@ def _kuberay_launcher(settings: Settings) -> Launcher:
 
     site = Site(
         image=settings.kuberay_image,
-        ray_version=RAY_VERSION,
+        ray_version=settings.kuberay_ray_version,
         namespace=settings.kuberay_namespace,
+        release=settings.kuberay_release,
+        owner=settings.kuberay_owner,
         service_account=settings.kuberay_service_account,
         queue=settings.kuberay_queue,
         priority_classes=settings.kuberay_priority_classes,

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.launchers.kuberay.pods import read_pod_templates
+from service.launchers.kuberay.resource import RAY_VERSION
 from service.launchers.labels import check_labels
 from service.launchers.runtime_env import check_runtime_env
 from service.setting_values import CommaSeparated, OperatorsKey, Proxies, ServerAddress, SigningKey
@@ -93,6 +94,21 @@ class Settings(BaseSettings):
     kuberay_namespace: str = Field(default="default", description="where RayJobs are made")
     kuberay_image: str = Field(
         default="", description="image of their pods; required with the launcher kuberay"
+    )
+    kuberay_ray_version: str = Field(
+        default=RAY_VERSION,
+        pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$",
+        description="of Ray in that image",
+    )
+    kuberay_release: str = Field(
+        default="",
+        max_length=63,
+        description="their label app.kubernetes.io/instance, by which those of several installations "
+        "can be told apart",
+    )
+    kuberay_owner: str = Field(
+        default="",
+        description="ConfigMap in that namespace; when it is deleted, Kubernetes deletes them too",
     )
     kuberay_service_account: str = Field(default="default", description="of their pods")
     kuberay_queue: str = Field(

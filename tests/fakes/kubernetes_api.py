@@ -16,6 +16,7 @@ from typing import Any, cast
 from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
 
 RAYJOBS = "/apis/ray.io/v1/namespaces/default/rayjobs"
+CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 _QUEUE = "kueue.x-k8s.io/queue-name"
 _ENDED = ("Complete", "Failed")
 
@@ -35,6 +36,8 @@ class KubernetesApi:
 
     def __init__(self) -> None:
         self.jobs: dict[str, RayJob] = {}
+        # Uids of ConfigMaps, by name.
+        self.config_maps: dict[str, str] = {}
         self.requests: list[str] = []
         # Answered to everything while it is set.
         self.refusal: Refusal | None = None
@@ -73,11 +76,22 @@ class KubernetesApi:
         self.become(name, "", "Initializing")
         self._obey_deadline(self.jobs[name])
 
+    def delete_config_map(self, name: str) -> None:
+        """With all that belongs to it, as the garbage collector does a moment later."""
+        uid = self.config_maps.pop(name)
+        self.jobs = {
+            job: found
+            for job, found in self.jobs.items()
+            if uid not in [each["uid"] for each in found["metadata"].get("ownerReferences", [])]
+        }
+
     def answer(self, method: str, path: str, body: RayJob | None) -> RayJob:
         """What the server says. Raises Refusal."""
         self.requests.append(f"{method} {path}")
         if self.refusal is not None:
             raise self.refusal
+        if method == "GET" and path.startswith(CONFIG_MAPS):
+            return self._config_map(path.removeprefix(f"{CONFIG_MAPS}/"))
         if not path.startswith(RAYJOBS):
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
         if body is not None and method == "POST":
@@ -88,6 +102,12 @@ class KubernetesApi:
         if method == "DELETE":
             return self.jobs.pop(name)
         return self._patch(self.jobs[name], body) if body is not None else self.jobs[name]
+
+    def _config_map(self, name: str) -> dict[str, Any]:
+        if name not in self.config_maps:
+            raise Refusal(404, "NotFound", f'configmaps "{name}" not found')
+        metadata = {"name": name, "uid": self.config_maps[name]}
+        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
 
     def _create(self, job: RayJob) -> RayJob:
         name = job["metadata"]["name"]

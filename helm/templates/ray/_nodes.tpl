@@ -3,6 +3,11 @@
 {{ divf .count .perPod | ceil | int }}
 {{- end -}}
 
+{{/* KubeRay and Ray's autoscaler know GPUs by some names only: not nvidia.com/gpu.shared, for one. */}}
+{{- define "cmcl.numGpus" -}}
+{{- if . }}num-gpus: {{ . | quote }}{{ end -}}
+{{- end -}}
+
 {{/* Who may ask a cluster: the holder of its token. */}}
 {{- define "cmcl.rayAuth" -}}
 authOptions:

@@ -77,6 +77,9 @@ CMCL_LOG_LEVEL: {{ .Values.service.logLevel | quote }}
 {{- end }}
 CMCL_KUBERAY_NAMESPACE: {{ .Release.Namespace | quote }}
 CMCL_KUBERAY_IMAGE: {{ include "cmcl.image" (dict "root" . "image" .Values.ray.image) | quote }}
+CMCL_KUBERAY_RAY_VERSION: {{ .Values.ray.version | quote }}
+CMCL_KUBERAY_RELEASE: {{ .Release.Name | quote }}
+CMCL_KUBERAY_OWNER: {{ include "cmcl.podsName" . }}
 CMCL_KUBERAY_SERVICE_ACCOUNT: {{ include "cmcl.rayServiceAccount" . }}
 CMCL_KUBERAY_QUEUE: {{ $jobs.queue | quote }}
 CMCL_KUBERAY_PRIORITY_CLASSES: {{ $classes | toJson | quote }}
@@ -85,6 +88,11 @@ CMCL_KUBERAY_GPU_RESOURCE: {{ .Values.training.gpuResource | quote }}
 CMCL_KUBERAY_POD_TEMPLATE: {{ include "cmcl.podsFolder" . }}/pods.yaml
 CMCL_KUBERAY_SUBMISSION_MODE: {{ $jobs.submissionMode }}
 CMCL_KUBERAY_KEPT_SECONDS: {{ $jobs.keptSeconds | int64 | quote }}
+{{- end -}}
+
+{{/* The ConfigMap with the pod templates of RayJobs, which end with it. */}}
+{{- define "cmcl.podsName" -}}
+{{ include "cmcl.fullname" . }}-pods
 {{- end -}}
 
 {{/* Where the service finds the pod templates of RayJobs. */}}

@@ -21,5 +21,6 @@ maxReplicas: {{ $pods }}
 # Twice as many as one needs: a new process starts beside the old one.
 rayStartParams:
   num-cpus: {{ mul 2 $cpus | quote }}
+  {{- include "cmcl.numGpus" $gpus | nindent 2 }}
 template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.encoderWorkers "resources" $resources "noticeSeconds" $serving.drainSeconds) $node) | nindent 2 }}
 {{- end -}}

@@ -27,12 +27,16 @@
 {{- include "cmcl.rayNode" (merge (dict "root" . "group" $head "resources" $head.resources "autoscaled" (include "cmcl.autoscales" .) "ports" (dict "gcs-server" 6379 "dashboard" 8265 "client" 10001)) (include "cmcl.trainingNode" . | fromYaml)) -}}
 {{- end -}}
 
+{{/* GPUs of one pod of ranks. */}}
+{{- define "cmcl.gpusOfRanks" -}}
+{{ mulf .Values.training.gpusPerRank .Values.training.ranksPerPod | ceil | int }}
+{{- end -}}
+
 {{- define "cmcl.trainingWorkers" -}}
 {{- $training := .Values.training -}}
 {{- $resources := deepCopy $training.workers.resources -}}
-{{- if $training.gpusPerRank -}}
-{{- $gpus := mulf $training.gpusPerRank $training.ranksPerPod | ceil | int -}}
-{{- $resources = mergeOverwrite $resources (dict "limits" (dict $training.gpuResource $gpus)) -}}
+{{- with include "cmcl.gpusOfRanks" . | int -}}
+{{- $resources = mergeOverwrite $resources (dict "limits" (dict $training.gpuResource .)) -}}
 {{- end -}}
 {{- $node := include "cmcl.trainingNode" . | fromYaml -}}
 {{- if .Values.ray.oneCluster -}}
@@ -79,6 +83,7 @@ maxReplicas: {{ $pods }}
 {{- end }}
 rayStartParams:
   num-cpus: {{ $training.ranksPerPod | int64 | quote }}
+  {{- include "cmcl.numGpus" (include "cmcl.gpusOfRanks" . | int) | nindent 2 }}
 template: {{- include "cmcl.trainingWorkers" . | nindent 2 }}
 {{- end -}}
 

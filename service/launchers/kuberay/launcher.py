@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from kubernetes.client import ApiClient, ApiException, Configuration, CustomObjectsApi
+from kubernetes.client import (
+    ApiClient,
+    ApiException,
+    Configuration,
+    CoreV1Api,
+    CustomObjectsApi,
+)
 from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
 from urllib3.exceptions import HTTPError
 
@@ -31,8 +37,8 @@ from service.launchers.port import (
     Submission,
 )
 
-_SECONDS_TO_CONNECT = 5
-_SECONDS_PER_CALL = 30
+# Seconds to connect, and for a call.
+_TIMES = (5, 30)
 _NOT_FOUND, _CONFLICT = 404, 409
 # The server has understood it and does not take it: wrong fields, no right, no such kind, a quota.
 _REFUSALS = (400, 403, _NOT_FOUND, 422)
@@ -62,8 +68,9 @@ class KubeRayLauncher:
     def submit(self, submission: Submission) -> None:
         """See the port. A name that is taken is this attempt, submitted before."""
         with self._translated():
+            job = ray_job(submission, self._site, self._owner_uid())
             try:
-                self._call("create", body=ray_job(submission, self._site))
+                self._call("create", body=job)
             except ApiException as error:
                 if error.status in _REFUSALS:
                     words = f"Kubernetes did not take {submission.id}: {_words(error)}"
@@ -96,6 +103,16 @@ class KubeRayLauncher:
             if job is not None and launch_status(job).has_ended:
                 self._remove(job)
 
+    def _owner_uid(self) -> str:
+        """Asked each time: one that was made anew has another, and Kubernetes deletes what names the old."""
+        if not self._site.owner:
+            return ""
+        found: Any = CoreV1Api(self._client().api_client).read_namespaced_config_map(
+            self._site.owner, self._site.namespace, _request_timeout=_TIMES
+        )
+        uid: str = found.metadata.uid
+        return uid
+
     def _find(self, submission_id: str) -> Mapping[str, Any] | None:
         try:
             found: Mapping[str, Any] = self._call("get", name=resource_name(submission_id))
@@ -123,16 +140,19 @@ class KubeRayLauncher:
             if error.status != _NOT_FOUND:
                 raise
 
-    def _call(self, verb: str, **arguments: Any) -> Any:
+    def _client(self) -> Any:
         if self._api is None:
             self._api = self._connect()
-        method = getattr(self._api, f"{verb}_namespaced_custom_object")
+        return self._api
+
+    def _call(self, verb: str, **arguments: Any) -> Any:
+        method = getattr(self._client(), f"{verb}_namespaced_custom_object")
         return method(
             group=GROUP,
             version=VERSION,
             namespace=self._site.namespace,
             plural=PLURAL,
-            _request_timeout=(_SECONDS_TO_CONNECT, _SECONDS_PER_CALL),
+            _request_timeout=_TIMES,
             **arguments,
         )
 

@@ -20,10 +20,11 @@ from service.launchers.port import Submission
 from workers.contract.policy import Priority
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
-# Of the image of the pods: the control plane has no Ray of its own to ask.
+# Of our image of the pods: the control plane has no Ray of its own to ask.
 RAY_VERSION = "2.60.0"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+_RELEASE_LABEL = "app.kubernetes.io/instance"
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "cmcl"}
 # KubeRay appends six characters, and refuses a cluster's name beyond 53.
 _LONGEST_NAME = 47
@@ -36,11 +37,14 @@ class Site:
     """What all RayJobs of a site have in common.
 
     `deadline_seconds` are for the case that no control plane is there any more to end an attempt.
+    `owner` is a ConfigMap: what Kubernetes deletes with it need not be found by anybody.
     """
 
     image: str
     ray_version: str
     namespace: str = "default"
+    release: str = ""
+    owner: str = ""
     service_account: str = "default"
     queue: str = ""
     priority_classes: Mapping[Priority, str] = field(default_factory=dict)
@@ -63,14 +67,15 @@ def resource_name(submission_id: str) -> str:
     return f"{kept}-{digest}"
 
 
-def ray_job(submission: Submission, site: Site) -> dict[str, Any]:
-    """The resource to create."""
+def ray_job(submission: Submission, site: Site, owner_uid: str = "") -> dict[str, Any]:
+    """The resource to create; `owner_uid` is that of the site's owner, if it has one."""
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "RayJob",
         "metadata": {
             "name": resource_name(submission.id),
             "labels": _labels(submission, site),
+            **_owned(site, owner_uid),
         },
         "spec": {
             "jobId": submission.id,
@@ -91,6 +96,13 @@ def ray_job(submission: Submission, site: Site) -> dict[str, Any]:
     }
 
 
+def _owned(site: Site, owner_uid: str) -> dict[str, Any]:
+    if not owner_uid:
+        return {}
+    owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": site.owner, "uid": owner_uid}
+    return {"ownerReferences": [owner]}
+
+
 def _submitter(site: Site) -> dict[str, Any]:
     """HTTPMode has no such pod, and KubeRay refuses the field in SidecarMode."""
     if site.submission_mode == "K8sJobMode" and site.pods.submitter:
@@ -104,6 +116,8 @@ def _labels(submission: Submission, site: Site) -> dict[str, str]:
         labels[QUEUE_LABEL] = site.queue
         if priority_class := site.priority_classes.get(submission.priority):
             labels[_PRIORITY_LABEL] = priority_class
+    if site.release:
+        labels[_RELEASE_LABEL] = site.release
     return labels | _MANAGED_BY
 
 
@@ -129,6 +143,10 @@ def _workers(submission: Submission, site: Site) -> dict[str, Any]:
         "replicas": pods,
         "minReplicas": math.ceil(submission.min_ranks / site.ranks_per_pod),
         "maxReplicas": pods,
-        "rayStartParams": {"num-cpus": str(site.ranks_per_pod)},
+        "rayStartParams": {
+            "num-cpus": str(site.ranks_per_pod),
+            # KubeRay and Ray know GPUs by some names only: not nvidia.com/gpu.shared, for one.
+            **({"num-gpus": str(gpus)} if gpus else {}),
+        },
         "template": pod_template(site.image, site.service_account, limits, site.pods.workers),
     }

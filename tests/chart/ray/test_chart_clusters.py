@@ -44,6 +44,21 @@ def test_pods_have_room_for_all_ranks(
     assert group["rayStartParams"]["num-cpus"] == str(per_pod)
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert limits.get("nvidia.com/gpu") == gpus
+    assert group["rayStartParams"].get("num-gpus") == (str(gpus) if gpus else None)
+
+
+@pytest.mark.parametrize("name", ["nvidia.com/gpu.shared", "nvidia.com/mig-1g.10gb", "amd.com/x"])
+def test_ray_counts_gpus_whatever_kubernetes_calls_them(name: str) -> None:
+    from ray.autoscaler._private.kuberay import autoscaling_config  # takes a second
+
+    encoder = {"modality": "text", "kind": "synthetic", "width": 8, "num_gpus": 1}
+    training = {"gpuResource": name, "gpusPerRank": 1, "ranks": 2, "ranksPerPod": 2}
+    release = render({"training": training, "serving": {"encoders": [encoder]}})
+    for group, gpus in (("ranks", 2), ("encoders", 1)):
+        spec = release.groups()[group]
+        assert spec["template"]["spec"]["containers"][0]["resources"]["limits"][name] == gpus
+        counted = autoscaling_config._get_ray_resources_from_group_spec(spec, is_head=False)
+        assert counted["GPU"] == gpus
 
 
 def test_gpus_are_added_to_the_limits_of_the_user(production: Release) -> None:

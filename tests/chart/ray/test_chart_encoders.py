@@ -51,6 +51,7 @@ def test_each_process_of_an_encoder_has_a_pod(
     assert group["rayStartParams"]["num-cpus"] == cpus
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert limits.get("nvidia.com/gpu") == gpus
+    assert group["rayStartParams"].get("num-gpus") == (str(gpus) if gpus else None)
 
 
 def test_pods_of_encoders_run_where_they_are_told(production: Release) -> None:

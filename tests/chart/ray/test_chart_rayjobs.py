@@ -54,8 +54,14 @@ def test_there_is_no_cluster_that_waits(queued: Release, production: Release) ->
 
 
 def test_the_service_may_do_with_rayjobs_what_it_does_and_no_more(queued: Release) -> None:
-    (rule,) = queued.one("Role", "demo-cmcl")["rules"]
-    assert rule == {
+    jobs, owner = queued.one("Role", "demo-cmcl")["rules"]
+    assert owner == {
+        "apiGroups": [""],
+        "resources": ["configmaps"],
+        "resourceNames": [queued.settings()["CMCL_KUBERAY_OWNER"]],
+        "verbs": ["get"],
+    }
+    assert jobs == {
         "apiGroups": ["ray.io"],
         "resources": ["rayjobs"],
         "verbs": ["create", "delete", "get", "patch"],
@@ -122,6 +128,7 @@ def test_an_attempt_arrives_at_kubernetes_as_the_values_say(
     monkeypatch.setenv("HOME", str(tmp_path))
     app = create_app(settings.model_copy(update={"kuberay_namespace": "default"}))
     with kubernetes_api() as api:
+        api.config_maps["demo-cmcl-pods"] = "its-uid"
         api.write_kubeconfig(tmp_path)
         app.state.context.launcher.submit(SUBMISSION)
     app.state.context.validations.close()
@@ -129,6 +136,10 @@ def test_an_attempt_arrives_at_kubernetes_as_the_values_say(
     job = api.jobs[SUBMISSION.id]
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
     assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "urgent"
+    # It goes with the release, and can be told from those of another one.
+    (owner,) = job["metadata"]["ownerReferences"]
+    assert (owner["name"], owner["uid"]) == ("demo-cmcl-pods", "its-uid")
+    assert job["metadata"]["labels"]["app.kubernetes.io/instance"] == "demo"
     assert job["spec"]["runtimeEnvYAML"] == '{"env_vars": {"NCCL_DEBUG": "WARN"}}'
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]
@@ -152,6 +163,18 @@ def test_the_pods_of_an_attempt_are_those_of_the_cluster(queued: Release, tmp_pa
     assert of_attempt["rayStartParams"] == of_cluster["rayStartParams"]
     assert (of_attempt["replicas"], of_attempt["minReplicas"]) == (of_cluster["replicas"], 2)
     assert attempt["authOptions"] == cluster["authOptions"]
+
+
+def test_attempts_belong_to_an_object_that_goes_with_the_release(queued: Release) -> None:
+    owner = queued.one("ConfigMap", queued.settings()["CMCL_KUBERAY_OWNER"])
+    assert "annotations" not in owner["metadata"], "nothing keeps it, and it is no hook"
+
+
+def test_attempts_name_the_ray_of_their_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = render(values_of("queued") | {"ray": {"version": "2.61.3"}})
+    assert _settings(release, tmp_path, monkeypatch).kuberay_ray_version == "2.61.3"
 
 
 def test_the_pods_of_an_attempt_are_admitted_as_restricted(queued: Release, tmp_path: Path) -> None:

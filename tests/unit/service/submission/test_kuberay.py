@@ -201,6 +201,35 @@ def test_a_right_that_is_missing_is_no_end(api: KubernetesApi, launcher: KubeRay
         launcher.status(ID)
 
 
+def test_what_is_submitted_goes_with_its_release(api: KubernetesApi) -> None:
+    """`helm uninstall` deletes the ConfigMap; GPUs would be held until the run's deadline otherwise."""
+    api.config_maps = {"ours-pods": "uid-1", "others-pods": "uid-2"}
+    ours, others = (
+        KubeRayLauncher(Site("an-image", "2.60.0", owner=name), api.connect)
+        for name in ("ours-pods", "others-pods")
+    )
+    ours.submit(SUBMISSION)
+    others.submit(Submission("job-2-a1", ["true"]))
+    api.delete_config_map("ours-pods")
+    assert list(api.jobs) == ["job-2-a1"]
+
+
+def test_what_was_made_anew_owns_what_comes_after(api: KubernetesApi) -> None:
+    launcher = KubeRayLauncher(Site("an-image", "2.60.0", owner="pods"), api.connect)
+    for number, uid in enumerate(("uid-1", "uid-2")):
+        api.config_maps["pods"] = uid
+        launcher.submit(Submission(f"job-{number}-a1", ["true"]))
+        (owner,) = api.jobs[f"job-{number}-a1"]["metadata"]["ownerReferences"]
+        assert owner == {"apiVersion": "v1", "kind": "ConfigMap", "name": "pods", "uid": uid}
+
+
+def test_nothing_is_submitted_that_nobody_would_end(api: KubernetesApi) -> None:
+    launcher = KubeRayLauncher(Site("an-image", "2.60.0", owner="gone"), api.connect)
+    with pytest.raises(LauncherUnavailable, match='configmaps "gone" not found'):
+        launcher.submit(SUBMISSION)
+    assert api.jobs == {}
+
+
 def test_nobody_there_is_worth_a_retry() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

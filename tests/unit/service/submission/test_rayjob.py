@@ -50,7 +50,7 @@ def _group(job: Mapping[str, Any]) -> Any:
 @pytest.mark.parametrize("site", [QUEUED, Site("an-image", "2.60.0")], ids=["queued", "plain"])
 @pytest.mark.parametrize("submission", [SUBMISSION, Submission("pf-1-a1", ["true"])])
 def test_kuberay_knows_every_field(site: Site, submission: Submission) -> None:
-    assert complaints_of_kuberay(ray_job(submission, site)) == []
+    assert complaints_of_kuberay(ray_job(submission, site, "some-uid")) == []
 
 
 @needs_crds
@@ -96,6 +96,12 @@ def test_without_a_queue_it_starts_at_once() -> None:
     assert not any(name.startswith("kueue") for name in job["metadata"]["labels"])
 
 
+def test_rayjobs_of_two_releases_can_be_told_apart() -> None:
+    site = Site("an-image", "2.60.0", release="demo")
+    assert ray_job(SUBMISSION, site)["metadata"]["labels"]["app.kubernetes.io/instance"] == "demo"
+    assert "app.kubernetes.io/instance" not in ray_job(SUBMISSION, QUEUED)["metadata"]["labels"]
+
+
 def test_a_priority_without_a_class_has_none() -> None:
     low = Submission("job-1-a1", ["true"], priority="low")
     assert "kueue.x-k8s.io/priority-class" not in ray_job(low, QUEUED)["metadata"]["labels"]
@@ -121,6 +127,23 @@ def test_gpus_of_a_pod_are_those_of_its_ranks() -> None:
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]
     assert "resources" not in _container(head)
     assert head["rayStartParams"]["num-cpus"] == "0"
+
+
+@pytest.mark.parametrize("resource", ["nvidia.com/gpu", "nvidia.com/gpu.shared", "amd.com/gfx"])
+def test_ray_is_told_of_gpus_whatever_kubernetes_calls_them(resource: str) -> None:
+    job = ray_job(SUBMISSION, Site("an-image", "2.60.0", ranks_per_pod=4, gpu_resource=resource))
+    assert _container(_group(job))["resources"] == {"limits": {resource: 2}}
+    assert _group(job)["rayStartParams"] == {"num-cpus": "4", "num-gpus": "2"}
+
+
+def test_without_gpus_ray_is_told_of_none() -> None:
+    job = ray_job(Submission("job-1-a1", ["true"], ranks=2), Site("an-image", "2.60.0"))
+    assert "num-gpus" not in _group(job)["rayStartParams"]
+
+
+def test_the_cluster_names_the_ray_of_its_image() -> None:
+    job = ray_job(SUBMISSION, Site("an-image", "2.61.0"))
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == "2.61.0"
 
 
 def test_a_command_without_ranks_has_the_head_alone() -> None:
