@@ -51,8 +51,10 @@ from:
 {{- end -}}
 - to: {{- toYaml $policy.dns | nindent 4 }}
   ports:
-    - {port: 53, protocol: UDP}
-    - {port: 53, protocol: TCP}
+    {{- range $policy.dnsPorts }}
+    - {port: {{ . }}, protocol: UDP}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
 {{- with $policy.egress }}
 {{ toYaml . }}
 {{- end }}

@@ -150,6 +150,6 @@ def test_objects_of_the_site_may_hold_templates(locked_down: Release) -> None:
     (secret,) = locked_down.of_kind("ExternalSecret")
     (data,) = secret["spec"]["data"]
     assert data["remoteRef"]["key"] == "cmcl/demo"
-    # It makes the Secret that the chart reads.
+    # It makes a Secret that the chart reads, though not the one that is needed before Helm makes anything.
     name = secret["spec"]["target"]["name"]
-    assert locked_down.settings()["CMCL_DATABASE_URL"]["secretKeyRef"]["name"] == name
+    assert locked_down.settings()["CMCL_SNAPSHOT_SIGNING_KEY"]["secretKeyRef"]["name"] == name

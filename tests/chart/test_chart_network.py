@@ -11,6 +11,7 @@ RAY_PORTS = {6379, 8265, 10001, 52365, 30000}
 OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
 INSIDE = {"app.kubernetes.io/part-of": "cmcl", "app.kubernetes.io/instance": "demo"}
 STRANGER = {"app": "somebody"}
+NOT_ENABLED = {"enabled": False}
 
 
 def admits(release: Release, component: str, port: int | str, caller: dict[str, str]) -> bool:
@@ -50,7 +51,7 @@ def _selects(selector: Object, labels: dict[str, str]) -> bool:
 def _components(release: Release) -> set[str]:
     labels = (template["metadata"]["labels"] for template in release.pod_templates().values())
     found = {own["app.kubernetes.io/component"] for own in labels}
-    # Nobody calls the test and the migration, and they go where they like unless egress is restricted.
+    # Nobody calls the test and the migration: see below.
     return found - {"test", "migration"}
 
 
@@ -119,6 +120,66 @@ def test_named_clients_leave_nobody_else_in(monitoring: list[Object]) -> None:
 def test_every_pod_with_a_port_has_a_policy(release: Release) -> None:
     for component in _components(release):
         admits(release, component, 0, {})
+
+
+def test_nobody_calls_what_runs_once(release: Release) -> None:
+    labels = (template["metadata"]["labels"] for template in release.pod_templates().values())
+    found = {own["app.kubernetes.io/component"] for own in labels}
+    for component in found & {"test", "migration"}:
+        assert not admits(release, component, "http", _own("service"))
+
+
+def test_the_migration_has_a_policy_before_it_runs(locked_down: Release) -> None:
+    """An install in a namespace that denies all: the release's other policies come behind it."""
+    policy = locked_down.one("NetworkPolicy", "demo-cmcl-migration")
+    job = locked_down.one("Job", "demo-cmcl-migration")
+    for hook in ("helm.sh/hook", "helm.sh/hook-delete-policy"):
+        assert policy["metadata"]["annotations"][hook] == job["metadata"]["annotations"][hook]
+    assert int(policy["metadata"]["annotations"]["helm.sh/hook-weight"]) < 0
+    assert "helm.sh/hook-weight" not in job["metadata"]["annotations"], "which is 0"
+    named = values_of("locked-down")["networkPolicy"]["egress"]
+    assert [rule for rule in policy["spec"]["egress"] if rule in named] == named
+
+
+def test_the_test_reaches_what_it_asks(locked_down: Release) -> None:
+    rules = locked_down.one("NetworkPolicy", "demo-cmcl-smoke")["spec"]["egress"]
+    for component in ("service", "serving"):
+        assert any(
+            _selects(peer["podSelector"], _own(component)) and _has_port(rule, 8000)
+            for rule in rules
+            for peer in rule["to"]
+            if "podSelector" in peer
+        )
+
+
+def test_no_policy_is_about_a_migration_that_is_not_made() -> None:
+    left_to_pods = {"database": {"existingSecret": "x"}, "service": {"migration": NOT_ENABLED}}
+    for values in ({}, left_to_pods):
+        names = [item["metadata"]["name"] for item in render(values).of_kind("NetworkPolicy")]
+        assert "demo-cmcl-smoke" in names
+        assert "demo-cmcl-migration" not in names
+
+
+@pytest.mark.parametrize("monitor", ["serviceMonitor", "podMonitor"])
+def test_a_prometheus_that_could_not_get_in_is_refused(monitor: str) -> None:
+    policy = {"clients": [{"podSelector": {"matchLabels": {"app": "ingress"}}}]}
+    values = {"networkPolicy": policy, "monitoring": {monitor: {"enabled": True}}}
+    with pytest.raises(helm_python.HelmRenderError, match=r"networkPolicy\.monitoring is empty"):
+        render(values)
+    policy["monitoring"] = [{"podSelector": {"matchLabels": {"app": "prom"}}}]
+    assert admits(render(values), "service", "http", {"app": "prom"})
+
+
+def test_name_servers_are_reached_where_their_pods_listen(
+    openshift: Release, locked_down: Release
+) -> None:
+    """OpenShift's listen on another port than their Service, and policies see the pods'."""
+    for release, ports in ((openshift, {53, 5353}), (locked_down, {53})):
+        for item in release.of_kind("NetworkPolicy"):
+            to_names = item["spec"]["egress"][0]["ports"]
+            assert {(entry["port"], entry["protocol"]) for entry in to_names} == {
+                (port, protocol) for port in ports for protocol in ("UDP", "TCP")
+            }
 
 
 def _egress(release: Release) -> Iterator[tuple[str, Object]]:

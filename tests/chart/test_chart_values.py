@@ -58,6 +58,7 @@ OTHERS: dict[str, Any] = {
     "networkPolicy.dns": OTHER_PEERS,
     "egress": [{"to": OTHER_PEERS}],
     "kubernetesApiPorts": [9443],
+    "dnsPorts": [5353],
 }
 OTHER_TEXT, OTHER_MAP = "other", {"other": "x"}
 # Where Kubernetes' own words begin: its maps are chosen as a whole.

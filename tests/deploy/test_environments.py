@@ -38,6 +38,16 @@ def test_every_pod_of_an_environment_is_restricted(release: Release) -> None:
     assert [words for spec in specs for words in violations(spec)] == []
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_prometheus_gets_in_where_it_is_told_to_scrape(name: str) -> None:
+    """The chart refuses it otherwise; it runs in a namespace of its own."""
+    values = helm_python.values_from_yaml((FOLDER / f"{name}.yaml").read_text())
+    policy, monitoring = values["networkPolicy"], values.get("monitoring", {})
+    assert ("serviceMonitor" in monitoring) is ("monitoring" in policy) is (name != "laptop")
+    for peer in policy.get("monitoring", []):
+        assert peer["namespaceSelector"]["matchLabels"]
+
+
 def test_no_secret_stands_in_an_environment() -> None:
     for name in NAMES:
         text = (FOLDER / f"{name}.yaml").read_text()
