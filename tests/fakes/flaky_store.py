@@ -8,11 +8,15 @@ from workers.storage.port import ObjectStore, PresignedPut
 
 
 class FlakyStore:
-    """A real store behind a connection that breaks: calls on keys that contain `broken` fail."""
+    """A real store behind a connection that breaks: calls on keys that contain `broken` fail.
+
+    `broken_deletes`: whoever sweeps dies before it removes the first revision.
+    """
 
     def __init__(self, store: ObjectStore) -> None:
         self.uri = store.uri
         self.broken: str | None = None
+        self.broken_deletes = False
         self.calls: list[str] = []
         self._store = store
 
@@ -70,6 +74,8 @@ class FlakyStore:
 
     def delete(self, key: str) -> None:
         self._pass(key)
+        if self.broken_deletes and "/revisions/" in key:
+            raise StorageUnavailable(f"{key!r}: is not deleted (on purpose)")
         self._store.delete(key)
 
     def _pass(self, key: str) -> None:

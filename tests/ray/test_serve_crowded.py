@@ -13,7 +13,7 @@ from workers.contract.model import ModelSpec
 from workers.storage.port import ObjectStore
 
 MODEL = "crowded"
-SPEC = ModelSpec(width=8, modalities={"image": 5})
+SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
 BODY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}).encode()
 # Above what Ray would take at once before (256), below what a replica takes.
 CROWD = 400

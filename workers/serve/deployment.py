@@ -68,7 +68,9 @@ class Embedder:
         if not self._live.wait_ready(args.first_look_seconds):
             self._follower.stop()
             raise StorageUnavailable(f"{args.store} was not seen in {args.first_look_seconds:g} s")
-        self._collections = open_collections(self._store, self._live, args.seconds_between_looks)
+        self._collections = open_collections(
+            *(self._store, self._live, args.seconds_between_looks, args.collection_limits)
+        )
         if self._collections is not None:
             self._metrics.watch("collection_rows", "Searched.", self._collections.rows)
             self._metrics.watch(

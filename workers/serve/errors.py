@@ -12,6 +12,7 @@ ApiError
 ├── Unprocessable        422   well formed, and these versions cannot do it
 ├── Overloaded           429   with Retry-After
 ├── HeadersTooLarge      431
+├── Full                 507   as much is stored as may be
 ├── VersionDamaged       500   stored, but it fails its checks
 ├── NotInstalled         501   an optional part that this endpoint has not
 ├── NotReady             503   with Retry-After
@@ -135,6 +136,14 @@ class HeadersTooLarge(ApiError):
     status = 431
     kind = "invalid_request_error"
     default_code = "headers_too_large"
+
+
+class Full(ApiError):
+    """As much is stored as may be: something must be removed before more can be added."""
+
+    status = 507
+    kind = "invalid_request_error"
+    default_code = "storage_full"
 
 
 class VersionDamaged(ApiError):

@@ -10,6 +10,7 @@ from workers.contract.dataset import Uri
 from workers.contract.modality import Frozen
 from workers.serve.access.signatures import read_public_keys
 from workers.serve.encoders.spec import EncoderSpec
+from workers.serve.search.limits import Limits
 
 _LOCAL_POLL_SECONDS = 0.1
 # Each look at S3 costs one listing and one read per model; a tenth of a second would be a bill.
@@ -63,6 +64,14 @@ class ServeArgs(Frozen):
         ge=1,
         description="in one collection; every replica holds the vectors of all collections",
     )
+    max_searched_rows: int = Field(
+        default=2_000_000, ge=1, description="in all collections together, before 507"
+    )
+    max_collections: int = Field(
+        default=100,
+        ge=1,
+        description="of one owner, before 507; of all together where nobody needs a key",
+    )
 
     encoders: tuple[EncoderSpec, ...] = Field(
         default=(), description="where raw items may be posted, one for a modality at most"
@@ -106,6 +115,20 @@ class ServeArgs(Frozen):
                 f"({self.max_bytes_in_flight}): the largest body could never be admitted"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_collection_fits(self) -> Self:
+        if self.max_collection_rows > self.max_searched_rows:
+            raise ValueError(
+                f"max_collection_rows is {self.max_collection_rows}, more than max_searched_rows "
+                f"({self.max_searched_rows}): the largest collection could never be filled"
+            )
+        return self
+
+    @property
+    def collection_limits(self) -> Limits:
+        """As collections take them."""
+        return Limits(self.max_collections, self.max_collection_rows, self.max_searched_rows)
 
     @property
     def identity(self) -> str:

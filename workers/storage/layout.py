@@ -15,6 +15,7 @@ records/models/<model>.json                 what else the database knows, so tha
         versions/<model>/<n>.json
 collections/<name>/revisions/<n>.json       what a collection consists of, one for each change
                    segments/<time>-<id>.parquet      rows that were written together; never changed
+collection-numbers/<n>                      no revision of a collection that was swept is later than this
 uploads/<upload>/parts/<n>-<sha256>         parts that arrived, until the file is complete
                  direct                     what a client put there by itself, through a signed link
                  file-<n>                   the complete file, as the n-th attempt made it
@@ -146,6 +147,15 @@ def collection_revisions(collection: str) -> str:
 
 def collection_revision(collection: str, revision: int) -> str:
     return f"{collection_revisions(collection)}{revision:012d}.json"
+
+
+def collection_numbers() -> str:
+    """What these keys begin with; in lexical order the highest is last."""
+    return "collection-numbers/"
+
+
+def collection_number(number: int) -> str:
+    return f"{collection_numbers()}{number:012d}"
 
 
 def collection_segments(collection: str) -> str:

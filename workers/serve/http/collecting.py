@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
 from workers.contract.errors import StorageUnavailable, WorkerError
@@ -11,6 +12,7 @@ from workers.serve.access.port import Caller
 from workers.serve.errors import (
     ApiError,
     Conflict,
+    Full,
     InvalidRequest,
     NotFound,
     NotInstalled,
@@ -20,6 +22,7 @@ from workers.serve.errors import (
 )
 from workers.serve.http.replica import Replica
 from workers.serve.search.collections import Collections, Permitted, TooManySegments
+from workers.serve.search.room import AllFull, CollectionFull, RowsUncounted, TooManyCollections
 from workers.serve.search.stored.ledger import CollectionBusy
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.writes import CollectionExists, NoCollection
@@ -63,19 +66,14 @@ async def in_store(do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return await asyncio.to_thread(do, *args, **kwargs)
     except WorkerError as error:
-        raise _worded(error) from error
+        raise worded(error) from error
 
 
-def _worded(error: WorkerError) -> ApiError:
-    match error:
-        case NoCollection():
-            return not_found(str(error))
-        case CollectionExists():
-            return Conflict(str(error), "name")
-        case CollectionBusy() | TooManySegments():
-            return Overloaded(str(error), code="collection_busy")
-        case StorageUnavailable():
-            return NotReady("the store does not answer now; try again", code="store_unavailable")
+def worded(error: WorkerError) -> ApiError:
+    """As the client is told."""
+    for kind, word in _WORDS.items():
+        if isinstance(error, kind):
+            return word(str(error))
     return VersionDamaged(
         "the collection is stored, but it fails its checks", code="collection_damaged"
     )
@@ -84,6 +82,28 @@ def _worded(error: WorkerError) -> ApiError:
 def not_found(message: str) -> NotFound:
     """Of another owner's collection no more than of one that does not exist."""
     return NotFound(message, "name", "collection_not_found")
+
+
+def _busy(message: str) -> Overloaded:
+    return Overloaded(message, code="collection_busy")
+
+
+# The first that fits: one kind of trouble with the store has words of its own.
+_WORDS: Mapping[type[WorkerError], Callable[[str], ApiError]] = MappingProxyType(
+    {
+        NoCollection: not_found,
+        CollectionExists: lambda message: Conflict(message, "name"),
+        CollectionBusy: _busy,
+        TooManySegments: _busy,
+        RowsUncounted: _busy,
+        TooManyCollections: lambda message: Full(message, "name", "too_many_collections"),
+        AllFull: lambda message: Full(message, "items", "collections_full"),
+        CollectionFull: lambda message: InvalidRequest(message, "items", "collection_full"),
+        StorageUnavailable: lambda _: NotReady(
+            "the store does not answer now; try again", code="store_unavailable"
+        ),
+    }
+)
 
 
 async def find(replica: Replica, name: str, caller: Caller) -> Revision:

@@ -1,5 +1,6 @@
 """Collections as routes use them: changes go to the store, searches to what is in memory."""
 
+import sys
 from collections.abc import Callable, Sequence
 
 from workers.contract.errors import StorageUnavailable
@@ -7,6 +8,8 @@ from workers.serve.search.follower import CollectionsFollower
 from workers.serve.search.held import Shown
 from workers.serve.search.housekeeper import Housekeeper
 from workers.serve.search.index.graph import is_installed
+from workers.serve.search.limits import Limits
+from workers.serve.search.room import Room
 from workers.serve.search.stored import ledger, writes
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.segments import Entry
@@ -17,6 +20,7 @@ from workers.storage.port import ObjectStore
 _MOST_SEGMENTS = 256
 
 Permitted = Callable[[Revision], bool]
+NO_LIMITS = Limits(sys.maxsize, sys.maxsize, sys.maxsize)
 
 
 class TooManySegments(StorageUnavailable):
@@ -27,11 +31,16 @@ class Collections:
     """All collections of a store. What blocks says so; everything may be called from any thread."""
 
     def __init__(
-        self, store: ObjectStore, follower: CollectionsFollower, housekeeper: Housekeeper
+        self,
+        store: ObjectStore,
+        follower: CollectionsFollower,
+        housekeeper: Housekeeper,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self._store = store
         self._follower = follower
         self._housekeeper = housekeeper
+        self._room = Room(limits, follower.all_shown)
 
     def start(self) -> None:
         """Follow and keep house in the background."""
@@ -78,12 +87,17 @@ class Collections:
         return [head for head in heads if head and not head.deleted and permitted(head)]
 
     def create(self, wish: writes.Wish) -> Revision:
-        """Blocks. Raises as `writes.create` does."""
-        return self._made(writes.create(self._store, wish))
+        """Blocks. Raises as `writes.create` does, and TooManyCollections."""
+        with self._room.for_one_more(wish.name, wish.owner):
+            return self._made(writes.create(self._store, wish))
 
     def delete(self, name: str, permitted: Permitted) -> None:
         """Blocks. Raises as `writes.delete` does."""
-        self._made(writes.delete(self._store, name, permitted))
+        self._room.deleted(self._made(writes.delete(self._store, name, permitted)))
+
+    def check_room(self, target: Revision, more: int) -> None:
+        """Does not block. Raises CollectionFull, AllFull, RowsUncounted."""
+        self._room.check_rows(target, more)
 
     def write(self, target: Revision, entries: Sequence[Entry], permitted: Permitted) -> Revision:
         """Blocks. Raises as `writes.write` does, and TooManySegments."""
@@ -102,9 +116,10 @@ class Collections:
 
 
 def open_collections(
-    store: ObjectStore, live: LiveVersions, poll_seconds: float
+    store: ObjectStore, live: LiveVersions, poll_seconds: float, limits: Limits
 ) -> Collections | None:
     """Not yet started. None where the extra `search` is not installed."""
     if not is_installed():
         return None
-    return Collections(store, CollectionsFollower(store, live, poll_seconds), Housekeeper(store))
+    follower = CollectionsFollower(store, live, poll_seconds)
+    return Collections(store, follower, Housekeeper(store), limits)

@@ -90,6 +90,10 @@ class CollectionsFollower:
         """What is known of a collection; None if this replica has not seen it."""
         return self._shown.get(name)
 
+    def all_shown(self) -> Mapping[str, Shown]:
+        """What is known of each, by name; it never changes, the next call may give another one."""
+        return self._shown
+
     def rows(self) -> int:
         """How many rows are searched, of all collections."""
         return sum(each.index.rows for each in self._shown.values() if each.index is not None)
@@ -100,7 +104,12 @@ class CollectionsFollower:
 
     def look(self) -> None:
         """Look at every collection once. Raises StorageUnavailable if they cannot be listed."""
-        for name in ledger.collection_names(self._store):
+        names = ledger.collection_names(self._store)
+        for name in self._followed.keys() - set(names):
+            del self._followed[name]
+            self._complaints.pop(f"collection {name}", None)
+            self._put(name, None)
+        for name in names:
             if name not in self._followed:
                 self._followed[name] = _Followed(Held(self._store, self._graph_from, self._clock))
             followed = self._followed[name]
@@ -195,6 +204,9 @@ class CollectionsFollower:
         shown = None
         if followed.head is not None and not followed.head.deleted:
             shown = Shown(followed.head, followed.held.index, followed.problem)
+        self._put(name, shown)
+
+    def _put(self, name: str, shown: Shown | None) -> None:
         if shown != self._shown.get(name):
             others = {other: each for other, each in self._shown.items() if other != name}
             self._shown = MappingProxyType(others | ({name: shown} if shown else {}))

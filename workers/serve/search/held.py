@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from workers.serve.search.index.draft import Draft
 from workers.serve.search.index.index import Index
@@ -32,6 +33,23 @@ class Shown:
     revision: Revision
     index: Index | None
     problem: str | None = None
+
+    @cached_property
+    def rows(self) -> int:
+        """How many there are at most: see `rows_at_most`."""
+        return rows_at_most(self.revision, self.index)
+
+
+def rows_at_most(revision: Revision, index: Index | None) -> int:
+    """How many rows a revision has, as far as can be told from what this index has read of it.
+
+    What it has not read is counted by segments, where removals count, and what was replaced.
+    """
+    stored = sum(segment.rows for segment in revision.segments)
+    if index is None or index.revision < revision.born:
+        return stored
+    unread = sum(each.rows for each in revision.segments if each.last > index.revision)
+    return min(stored, index.rows + unread)
 
 
 @dataclass

@@ -56,7 +56,9 @@ class Searching(Replica):
 
     def open(self) -> None:
         follower = CollectionsFollower(self.store, self.live, poll_seconds=0.01)
-        self.collections = Collections(self.store, follower, Housekeeper(self.store))
+        self.collections = Collections(
+            self.store, follower, Housekeeper(self.store), self.args.collection_limits
+        )
         self.collections.start()
         self.app = self.app_of(self.args)
 
@@ -101,6 +103,8 @@ def opened(store: FlakyStore) -> Iterator[Searching]:
         max_top_k=50,
         max_payload_bytes=100,
         max_collection_rows=60,
+        max_searched_rows=80,
+        max_collections=3,
     )
     replica = Searching(store, args)
     replica.encoders = LetterEncoders()

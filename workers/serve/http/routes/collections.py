@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from workers.contract.errors import WorkerError
 from workers.serve.access.port import Caller
 from workers.serve.errors import InvalidRequest
 from workers.serve.http.asking import read_asking
@@ -24,6 +25,7 @@ from workers.serve.http.collecting import (
     find,
     in_store,
     permitted_to,
+    worded,
 )
 from workers.serve.http.inputs import features_of
 from workers.serve.http.replica import Replica
@@ -172,16 +174,10 @@ class _Items:
 
     def _check_room(self, target: Revision, more: int) -> None:
         """As far as this replica has read: a collection may get a little larger than permitted."""
-        shown = collections_of(self._replica).shown(target.name)
-        rows = shown.index.rows if shown and shown.index else 0
-        most = self._replica.args.max_collection_rows
-        if rows + more > most:
-            raise InvalidRequest(
-                f"collection {target.name!r} has {rows} rows, and {more} more would be over the "
-                f"limit of {most}",
-                "items",
-                "collection_full",
-            )
+        try:
+            collections_of(self._replica).check_room(target, more)
+        except WorkerError as error:
+            raise worded(error) from error
 
 
 def _name_alone(text: str) -> ModelReference:

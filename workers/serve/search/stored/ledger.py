@@ -3,12 +3,16 @@
 A change is a function from the newest revision to the next one. If somebody else made that number
 first, the change is asked again, with what they made. There is no lock, and no writer whose death
 could leave one behind.
+
+A name that was deleted long ago is freed (`stored/sweep.py`): all its revisions are removed, up to a
+mark that nobody builds on. The numbers of whoever takes the name again begin above all that were ever
+removed, so that a replica or a writer that has missed all this cannot take one life for the other.
 """
 
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
 
@@ -32,7 +36,7 @@ class CollectionBusy(WorkerError):
 
 
 def collection_names(store: ObjectStore) -> list[str]:
-    """Of all that ever were, also of deleted ones."""
+    """Also of those that were deleted, until their names are freed."""
     return store.folders(layout.collections())
 
 
@@ -50,12 +54,39 @@ def revision_numbers(store: ObjectStore, name: str) -> list[int]:
 
 def newest(store: ObjectStore, name: str) -> Revision | None:
     """The revision that counts, which may say that the collection is deleted. Raises InvalidVersion."""
-    while number := newest_number(store, name):
+    while numbers := revision_numbers(store, name):
         try:
-            return read_revision(store, name, number)
+            found = read_revision(store, name, numbers[-1])
         except ObjectNotFound:
             continue  # since it was listed so many were made that it was swept
+        return found if _has_its_parent(store, found, numbers) else None
     return None
+
+
+def _has_its_parent(store: ObjectStore, revision: Revision, numbers: Sequence[int]) -> bool:
+    """Not so what a writer made that slept until the name was freed: nobody counts it."""
+    before = revision.revision - 1
+    if revision.parent is None or before in numbers:
+        return True
+    try:  # A listing is not of one moment.
+        store.size(layout.collection_revision(revision.name, before))
+    except ObjectNotFound:
+        return False
+    return True
+
+
+def highest_freed(store: ObjectStore) -> int:
+    """No revision that was removed with its name is later than this; 0 where none was."""
+    prefix = layout.collection_numbers()
+    return max((int(key.removeprefix(prefix)) for key in store.keys(prefix)), default=0)
+
+
+def free(store: ObjectStore, mark: Revision) -> int:
+    """Remove all revisions up to the sweep's mark, itself last. How many. Anybody may do it, twice."""
+    numbers = [each for each in revision_numbers(store, mark.name) if each <= mark.revision]
+    for number in numbers:
+        store.delete(layout.collection_revision(mark.name, number))
+    return len(numbers)
 
 
 def read_revision(store: ObjectStore, name: str, number: int) -> Revision:
@@ -70,12 +101,15 @@ def read_revision(store: ObjectStore, name: str, number: int) -> Revision:
 def commit(store: ObjectStore, name: str, change: Change) -> Revision:
     """Make the next revision. Raises CollectionBusy, StorageUnavailable, and what `change` raises.
 
-    `change` gives the content; revision, change and parent are filled in here. It must be harmless
-    to make twice: where it cannot be told whether a change arrived, it is made again.
+    `change` gives the content; revision, change and parent are filled in here, and when it was born
+    if it is the first. It must be harmless to make twice: where it cannot be told whether a change arrived, it is made again.
     """
     for attempt in range(_ATTEMPTS):
         head = newest(store, name)
-        wanted = _numbered(change(head), head)
+        if head is not None and head.frees_name:
+            free(store, head)  # Whoever began may have died.
+            continue
+        wanted = _numbered(store, change(head), head)
         try:
             store.create(
                 layout.collection_revision(name, wanted.revision), wanted.model_dump_json().encode()
@@ -88,12 +122,14 @@ def commit(store: ObjectStore, name: str, change: Change) -> Revision:
     raise CollectionBusy(f"collection {name!r}: {_ATTEMPTS} times somebody else wrote first")
 
 
-def _numbered(content: Revision, head: Revision | None) -> Revision:
-    fields = {
-        "revision": head.revision + 1 if head else 1,
-        "parent": head.change if head else None,
-        "change": uuid.uuid4().hex,
-    }
+def _numbered(store: ObjectStore, content: Revision, head: Revision | None) -> Revision:
+    change = uuid.uuid4().hex
+    if head is None:
+        # Read after it was seen that there is none: whoever frees a name has written it before.
+        number = highest_freed(store) + 1
+        fields = {"revision": number, "born": number, "parent": None, "change": change}
+    else:
+        fields = {"revision": head.revision + 1, "parent": head.change, "change": change}
     return content.model_copy(update=fields)
 
 
@@ -103,8 +139,9 @@ def _counts(store: ObjectStore, made: Revision) -> bool:
     Old numbers are swept. A writer that slept since it looked could take such a number once more,
     far behind what counts by now, and nobody would ever read what it wrote.
     """
-    if newest_number(store, made.name) == made.revision:
-        return True
+    numbers = revision_numbers(store, made.name)
+    if numbers[-1:] == [made.revision]:
+        return _has_its_parent(store, made, numbers)
     try:
         following = read_revision(store, made.name, made.revision + 1)
     except ObjectNotFound:

@@ -59,3 +59,12 @@ class Revision(Frozen):
         default=0,
         description="removals up to this revision are gone: who has seen fewer must read everything",
     )
+
+    @property
+    def frees_name(self) -> bool:
+        """Whether this is the sweep's mark: nothing follows it, and all revisions are being removed.
+
+        A user deletes what was born earlier. It has no field of its own, so that replicas of the
+        release before can read it.
+        """
+        return self.deleted and self.born == self.revision

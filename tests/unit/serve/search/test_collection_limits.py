@@ -1,0 +1,142 @@
+"""How many collections and rows there may be, and what who passes a limit is told."""
+
+from typing import Any
+
+import pytest
+
+from tests.unit.serve.search.conftest import NamedCallers, Searching
+from tests.unit.serve.search.scene import NAME, Scene, add, entries, feature, removals
+from workers.serve.search.limits import Limits
+from workers.serve.search.room import (
+    AllFull,
+    CollectionFull,
+    Room,
+    RowsUncounted,
+    TooManyCollections,
+)
+from workers.serve.search.stored import ledger
+from workers.serve.search.stored.revision import Revision
+from workers.serve.settings import ServeArgs
+
+LIMITS = Limits(collections=3, rows=60, all_rows=80)
+
+
+def items(first: int, count: int) -> list[dict[str, Any]]:
+    return [
+        {"id": f"i{n}", "modality": "image", "feature": feature("image", n).tolist()}
+        for n in range(first, first + count)
+    ]
+
+
+def make(searching: Searching, name: str, caller: str = "") -> int:
+    headers = {"authorization": caller} if caller else {}
+    status: int = searching.ask("PUT", f"/{name}", {"model": "scenes"}, headers).status_code
+    return status
+
+
+def head_of(scene: Scene) -> Revision:
+    head = ledger.newest(scene.store, NAME)
+    assert head is not None
+    return head
+
+
+@pytest.fixture
+def room(scene: Scene) -> Room:
+    return Room(LIMITS, scene.follower.all_shown)
+
+
+def test_one_owner_has_so_many_collections(searching: Searching) -> None:
+    assert [make(searching, name) for name in ("b", "c")] == [200, 200]
+    response = searching.ask("PUT", "/d", {"model": "scenes"})
+    assert (response.status_code, response.json()["error"]["code"]) == (507, "too_many_collections")
+    assert "3 collections of yours" in response.json()["error"]["message"]
+    assert make(searching, "b") == 200, "one that is there is no other"
+
+
+def test_who_deletes_one_may_make_another_at_once(searching: Searching) -> None:
+    assert [make(searching, name) for name in ("b", "c", "d")] == [200, 200, 507]
+    assert searching.ask("DELETE", "/b").status_code == 200
+    assert make(searching, "d") == 200
+
+
+def test_an_owners_collections_are_no_others_limit(searching: Searching) -> None:
+    searching.door = NamedCallers()
+    searching.app = searching.app_of(searching.args)
+    assert [make(searching, f"a{n}", "alice") for n in range(4)] == [200, 200, 200, 507]
+    assert make(searching, "b0", "bob") == 200
+
+
+def test_a_burst_is_counted_before_it_is_read(room: Room) -> None:
+    for name in ("a", "b", "c"):
+        with room.for_one_more(name, "alice"):
+            pass
+    with pytest.raises(TooManyCollections), room.for_one_more("d", "alice"):
+        pass
+
+
+def test_one_that_could_not_be_made_is_not_counted(room: Room) -> None:
+    for _ in range(5):
+        with pytest.raises(ZeroDivisionError), room.for_one_more("a", "alice"):
+            raise ZeroDivisionError
+    for name in ("b", "c", "d"):
+        with room.for_one_more(name, "alice"):
+            pass
+
+
+def test_all_collections_together_hold_so_many_rows(searching: Searching) -> None:
+    make(searching, "more")
+    for start in range(0, 60, 20):
+        revision = searching.add("things", items(start, 20))
+    query = {"modality": "image", "feature": feature("image", 0).tolist()}
+    searching.found("things", revision, query=query)
+    revision = searching.add("more", items(0, 20))
+    searching.found("more", revision, query=query)
+    response = searching.ask("POST", "/more/items", {"items": items(20, 1)})
+    assert (response.status_code, response.json()["error"]["code"]) == (507, "collections_full")
+    assert "80 rows together" in response.json()["error"]["message"]
+
+
+def test_rows_are_counted_where_there_is_no_index_yet(scene: Scene, room: Room) -> None:
+    """As after a restart: nothing was read, and the whole limit could be written once more."""
+    head = add(scene.store, entries(0, 60))
+    with pytest.raises(RowsUncounted, match="may have 60 of 60 rows"):
+        room.check_rows(head, 1)
+    scene.settle()
+    with pytest.raises(CollectionFull, match="has 60 rows, and 1 more"):
+        room.check_rows(head, 1)
+
+
+def test_what_was_removed_makes_room_once_it_is_read(scene: Scene, room: Room) -> None:
+    add(scene.store, entries(0, 60))
+    scene.settle()
+    head = add(scene.store, removals(["image-1", "image-2"]))
+    with pytest.raises(RowsUncounted):
+        room.check_rows(head, 2)
+    scene.settle()
+    room.check_rows(head_of(scene), 2)
+    with pytest.raises(CollectionFull):
+        room.check_rows(head, 3)
+
+
+def test_what_was_replaced_counts_once(scene: Scene, room: Room) -> None:
+    for _ in range(3):
+        head = add(scene.store, entries(0, 30))
+    scene.settle()
+    room.check_rows(head, 30)
+
+
+def test_rows_of_another_collection_count_before_they_are_read(scene: Scene) -> None:
+    add(scene.store, entries(0, 50))
+    scene.swap(1)
+    scene.follower.look()
+    room = Room(LIMITS, scene.follower.all_shown)
+    assert scene.follower.rows() == 0
+    other = head_of(scene).model_copy(update={"name": "other", "segments": ()})
+    room.check_rows(other, 30)
+    with pytest.raises(AllFull):
+        room.check_rows(other, 31)
+
+
+def test_the_largest_collection_must_fit() -> None:
+    with pytest.raises(ValueError, match="could never be filled"):
+        ServeArgs(store="file:///x", max_collection_rows=11, max_searched_rows=10)
