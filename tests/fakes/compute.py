@@ -18,6 +18,7 @@ class ImmediateCompute:
 
     def __init__(self) -> None:
         self.waiting_rows = 0
+        self.heavy_seconds = 0.0
         self.runs: list[str] = []
 
     async def embed(

@@ -15,6 +15,7 @@ from workers.serve.access.port import Doorkeeper, OpenDoor
 from workers.serve.access.signatures import read_public_keys
 from workers.serve.access.snapshot import SignedKeys
 from workers.serve.compute.batcher import Batcher
+from workers.serve.compute.watch import stuck
 from workers.serve.encoders.deployment import Handle, encoders_behind
 from workers.serve.http.admission import Admission
 from workers.serve.http.api import create_api
@@ -105,8 +106,8 @@ class Embedder:
 
     async def check_health(self) -> None:
         """Called by Serve. A store that is down is no reason to restart: what is loaded answers."""
-        if not await self._compute.moves(_STUCK_SECONDS):
-            raise RuntimeError(f"the compute thread did nothing for {_STUCK_SECONDS:g} s")
+        if problem := await stuck(self._compute, _STUCK_SECONDS):
+            raise RuntimeError(problem)
         if not self._follower.alive:
             raise RuntimeError("nobody follows the live pointers in this replica any more")
         if self._collections is not None and not self._collections.alive:

@@ -1,19 +1,25 @@
 """Rows of several requests and versions share products, and each gets its own embeddings."""
 
 import asyncio
+import dataclasses
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
+from tests.fakes.compute import ImmediateCompute
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import random_heads
-from tests.unit.serve.conftest import SPEC, Replica
+from tests.unit.serve.conftest import SPEC, Clock, Replica
 from workers.serve.compute.batcher import Batcher
 from workers.serve.compute.heads import ServingHead
+from workers.serve.compute.heavy import HeavyThread
 from workers.serve.compute.port import Ticket
+from workers.serve.compute.watch import stuck
 from workers.serve.errors import DeadlineExceeded
+from workers.serve.http.api import create_api
 from workers.serve.versions.loading import Float32Array, ServedVersion, load_version
 
 
@@ -115,6 +121,54 @@ def test_a_thread_that_is_stuck_is_found_out() -> None:
         return before, stuck
 
     assert asyncio.run(ask_while_stuck()) == (True, False)
+
+
+def test_heavy_work_that_does_not_end_is_found_out_and_what_waits_behind_it_is_not() -> None:
+    release, clock = threading.Event(), Clock()
+    heavy = HeavyThread(clock)
+
+    async def get_stuck() -> list[float]:
+        idle = heavy.busy_seconds
+        stuck = asyncio.ensure_future(heavy.run(release.wait))
+        behind = [asyncio.ensure_future(heavy.run(lambda: None)) for _ in range(3)]
+        while heavy._began is None:
+            await asyncio.sleep(0.001)
+        clock.now = 500.0
+        busy = heavy.busy_seconds
+        release.set()
+        await asyncio.gather(stuck, *behind)
+        return [idle, busy, heavy.busy_seconds]
+
+    assert asyncio.run(get_stuck()) == [0.0, 500.0, 0.0]
+
+
+def test_a_batcher_says_how_long_its_heavy_work_goes_on() -> None:
+    batcher = Batcher(RecordedMetrics())
+
+    def measured() -> float:
+        time.sleep(0.02)
+        return batcher.heavy_seconds
+
+    assert asyncio.run(batcher.run(measured)) >= 0.02
+    assert batcher.heavy_seconds == 0
+
+
+@pytest.mark.parametrize(
+    ("heavy_seconds", "said"), [(0.0, None), (60.0, None), (121.0, "same work for 121 s")]
+)
+def test_health_sees_both_threads(heavy_seconds: float, said: str | None) -> None:
+    compute = ImmediateCompute()
+    compute.heavy_seconds = heavy_seconds
+    problem = asyncio.run(stuck(compute, 1))
+    assert (problem is None) if said is None else (problem is not None and said in problem)
+
+
+def test_a_stuck_search_is_seen_by_the_health_of_a_replica(serving: Replica) -> None:
+    compute = ImmediateCompute()
+    serving.app = create_api(dataclasses.replace(serving.parts(serving.args), compute=compute))
+    assert serving.get("/healthz").status_code == 200
+    compute.heavy_seconds = 1000.0
+    assert serving.get("/healthz").status_code == 503
 
 
 def test_a_product_that_fails_fails_its_requests_alone(versions: list[ServedVersion]) -> None:

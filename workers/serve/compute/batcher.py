@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from workers.serve.compute.heads import unit_length
+from workers.serve.compute.heavy import HeavyThread
 from workers.serve.compute.port import NO_TICKET, Ticket
 from workers.serve.compute.queue import FairQueue, Work
 from workers.serve.errors import DeadlineExceeded
@@ -46,9 +47,9 @@ class Batcher:
         self._queue = FairQueue()
         self._flush_is_due = False
         self._thread_is_busy = False
-        # One each, as torch has one: more would only take turns.
+        # One, as torch has one: more would only take turns.
         self._products = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
-        self._others = ThreadPoolExecutor(max_workers=1, thread_name_prefix="heavy")
+        self._others = HeavyThread()
 
     @property
     def waiting_rows(self) -> int:
@@ -73,8 +74,12 @@ class Batcher:
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Compute`. Not in the thread of the products: they must not wait for a second."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._others, lambda: function(*args, **kwargs))
+        return await self._others.run(lambda: function(*args, **kwargs))
+
+    @property
+    def heavy_seconds(self) -> float:
+        """See `Compute`."""
+        return self._others.busy_seconds
 
     async def moves(self, seconds: float) -> bool:
         """See `Compute`."""
@@ -89,7 +94,7 @@ class Batcher:
     def close(self) -> None:
         """End the threads, once what runs in them is over."""
         self._products.shutdown()
-        self._others.shutdown()
+        self._others.close()
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         """After everything that the loop has ready: requests that were read meanwhile come along."""

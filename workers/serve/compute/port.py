@@ -51,9 +51,14 @@ class Compute(Protocol):
         ...
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Anything heavy, in the compute thread, between two batches."""
+        """Anything heavy, one after the other, in a thread beside that of the products."""
+        ...
+
+    @property
+    def heavy_seconds(self) -> float:
+        """How long what `run` does now has gone on; 0 where it does nothing."""
         ...
 
     async def moves(self, seconds: float) -> bool:
-        """Whether the compute thread does something within so many seconds."""
+        """Whether the thread of the products does something within so many seconds."""
         ...

@@ -4,6 +4,7 @@ import numpy as np
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
+from workers.serve.compute.watch import stuck
 from workers.serve.errors import NotReady
 from workers.serve.http.replica import Replica
 from workers.serve.versions.loading import ServedVersion
@@ -19,9 +20,9 @@ def router(replica: Replica) -> APIRouter:
 
     @made.get("/healthz")
     async def healthz() -> Response:
-        """The compute thread moves; and which application it is: a restarted driver looks."""
-        if not await replica.compute.moves(_MOVES_SECONDS):
-            raise NotReady(f"the compute thread did nothing for {_MOVES_SECONDS:g} s")
+        """Both threads that compute move; and which application it is: a restarted driver looks."""
+        if problem := await stuck(replica.compute, _MOVES_SECONDS):
+            raise NotReady(problem)
         return JSONResponse({"status": "ok", "application": replica.args.identity})
 
     @made.get("/readyz")
