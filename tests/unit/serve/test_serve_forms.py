@@ -105,6 +105,15 @@ def truncated(data: bytes) -> bytes:
         (ROWS.tobytes(), RAW, {"dtype": "int8"}, "dtype is 'int8'; permitted are float32"),
         (ROWS.tobytes(), RAW, {"modality": "smell"}, 'modality is "smell"'),
         (ROWS.tobytes(), RAW, {"normalize": "yes"}, "permitted are true and false"),
+        (ROWS.tobytes(), RAW, {"normalize": "1"}, "permitted are true and false"),
+        (ROWS.tobytes(), RAW, {"bogus": "1"}, 'there is no field "bogus"; permitted are model'),
+        (ROWS.tobytes(), RAW, {"input": "1"}, 'there is no field "input"'),
+        (ROWS.tobytes(), RAW, {"dimensions": "3"}, "dimensions is 3; scenes@1 declares 6 alone"),
+        (ROWS.tobytes(), RAW, {"dimensions": "x"}, 'dimensions is "x"; permitted is'),
+        (ROWS.tobytes(), RAW, {"dimensions": "9" * 5000}, 'dimensions is "99999'),
+        (ROWS.tobytes(), RAW, {"user": "u" * 257}, "at most 256 characters"),
+        (ROWS.tobytes(), RAW, {"encoding_format": "hex"}, "'float' or 'base64'"),
+        (arrow_rows(ROWS), ARROW, {"bogus": "1"}, 'there is no field "bogus"'),
         (np.zeros((1, 5), np.float32).tobytes(), RAW, {}, "row 0 is all zeros"),
         (np.full((1, 5), np.nan, np.float32).tobytes(), RAW, {}, "row 0 has nan at position 0"),
         (np.full((1, 5), np.inf, np.float32).tobytes(), RAW, {}, "row 0 has inf at position 0"),
@@ -123,6 +132,34 @@ def test_wrong_bytes_are_named(
     response = post(serving, body, kind, **parameters)
     assert response.status_code == 400, response.text
     assert message in response.json()["error"]["message"]
+
+
+def test_parameters_mean_what_the_fields_mean(serving: Replica) -> None:
+    fields = {"dimensions": 6, "user": "somebody", "encoding_format": "base64", "normalize": False}
+    parameters = {name: str(value).lower() for name, value in fields.items()}
+    raw = post(serving, ROWS.tobytes(), RAW, "application/json", **parameters)
+    assert raw.status_code == 200, raw.text
+    in_json = serving.embed(None, input=ROWS.astype(float).tolist(), **fields)
+    for ours, theirs in zip(raw.json()["data"], in_json.json()["data"], strict=True):
+        got, wanted = (
+            np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in (ours, theirs)
+        )
+        np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
+def test_a_binary_request_without_model_or_modality_names_the_field(serving: Replica) -> None:
+    for missing in ("model", "modality"):
+        query = {"model": "scenes", "modality": "image"}
+        del query[missing]
+        response = serving.run(
+            lambda client, query=query: client.post(  # type: ignore[misc]
+                "/v1/embeddings",
+                params=query,
+                content=ROWS.tobytes(),
+                headers={"content-type": RAW},
+            )
+        )
+        assert (response.status_code, response.json()["error"]["param"]) == (400, missing)
 
 
 def test_a_form_that_nobody_reads_is_415(serving: Replica) -> None:

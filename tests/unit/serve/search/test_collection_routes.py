@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import MODEL
 from tests.unit.serve.search.conftest import NamedCallers, Searching
 from tests.unit.serve.search.scene import feature
@@ -334,6 +335,20 @@ def test_nan_in_a_feature_is_refused(searching: Searching) -> None:
     response = searching.ask("POST", "/things/items", {"items": items})
     assert response.status_code == 400
     assert "items row 1 has nan" in response.json()["error"]["message"]
+
+
+def test_rows_are_held_while_they_are_encoded(searching: Searching) -> None:
+    parts = replace(searching.parts(searching.args), collections=searching.collections)
+    searching.app = create_api(parts)
+    held: list[int] = []
+
+    async def look() -> None:
+        held.append(parts.admission.rows.total)
+
+    assert isinstance(searching.encoders, LetterEncoders)
+    searching.encoders.meanwhile = look
+    searching.add("things", [{"id": n, "modality": "text", "text": n} for n in ("a", "e", "i")])
+    assert (held, parts.admission.rows.total) == ([3], 0)
 
 
 def test_a_full_collection_takes_no_more(searching: Searching) -> None:

@@ -40,7 +40,6 @@ from workers.serve.http.wire.collections import (
     payload_text,
 )
 from workers.serve.http.wire.requests import parse
-from workers.serve.http.wire.rows import check_count
 from workers.serve.search.held import Shown
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.segments import Entry
@@ -127,13 +126,13 @@ class _Items:
         asking = read_asking(request, replica)
         collections_of(replica)
         async with held_body(request, replica.args, replica.admission, asking.caller.key) as body:
-            items = parse_items(body).items
-            check_count(len(items), replica.args.max_rows, "items")
+            items = parse_items(body, replica.args.max_rows).items
             target = await find(replica, name, asking.caller)
             self._check_room(target, len(items))
             model = ModelReference(target.model, None)
             chosen = await replica.lookup.find(model, asking.min_version, asking.caller)
-            entries = await self._entries(chosen.version, items)
+            with replica.admission.rows.held(asking.caller.key, len(items)):
+                entries = await self._entries(chosen.version, items)
             return await self._write(target, entries, asking.caller)
 
     async def remove(self, name: str, request: Request) -> Response:
@@ -142,8 +141,7 @@ class _Items:
         asking = read_asking(request, replica)
         collections_of(replica)
         async with held_body(request, replica.args, replica.admission, asking.caller.key) as body:
-            ids = parse_removal(body).ids
-            check_count(len(ids), replica.args.max_rows, "ids")
+            ids = parse_removal(body, replica.args.max_rows).ids
             target = await find(replica, name, asking.caller)
             entries = [Entry(each, "", None, None) for each in dict.fromkeys(ids)]
             return await self._write(target, entries, asking.caller)

@@ -33,7 +33,12 @@ from workers.serve.http.wire.forms import (
     vectors_in_the_form_asked_for,
 )
 from workers.serve.http.wire.plain import PlainRequest, read_plain
-from workers.serve.http.wire.requests import EmbeddingOptions, EmbeddingRequest, parse
+from workers.serve.http.wire.requests import (
+    EmbeddingOptions,
+    EmbeddingRequest,
+    parse,
+    parse_parameters,
+)
 from workers.serve.http.wire.rows import (
     a_feature,
     check_count,
@@ -79,12 +84,17 @@ def past_the_layers(app: FastAPI, replica: Replica) -> ShortWay:
 class _Query:
     """A body that was read. Its rows wait for a version that knows how wide they must be.
 
-    `rows_for`: where the body is features alone; `body`: where it may be anything.
+    `given`: how to make rows of a body that is features alone; or the body, where it may be anything.
     """
 
     options: EmbeddingOptions
-    rows_for: Callable[[ServedVersion], ModalityRows] | None = None
-    body: EmbeddingRequest | None = None
+    given: Callable[[ServedVersion], ModalityRows] | EmbeddingRequest
+
+
+class _BinaryOptions(EmbeddingOptions):
+    """The same as in JSON, in the address, and what the bytes are."""
+
+    dtype: str | None = None
 
 
 class _Embeddings:
@@ -97,8 +107,8 @@ class _Embeddings:
         """Embed features, texts or files, with one version.
 
         JSON as OpenAI's clients send it; or rows as raw floats (`application/octet-stream`) or
-        Arrow with the parameters `model`, `modality`, `normalize` and `dtype`. `Accept` asks for the
-        answer in either of these forms.
+        Arrow, `dtype` and all other fields as parameters. `Accept` asks for the answer in either of
+        these forms.
         """
         replica, laps = self._replica, Laps(self._replica.metrics)
         asking = read_asking(request, replica)
@@ -110,20 +120,10 @@ class _Embeddings:
             laps.lap("read")
             chosen = await self._choose(query, asking)
             laps.lap("look_up")
-            parts = await self._features(query, chosen.version)
-            rows = sum(len(part.rows_BF) for part in parts)
-            check_count(rows, replica.args.max_rows)
-            laps.lap("encode")
-            with replica.admission.rows.held(asking.caller.key, rows):
-                embeddings_BE = await embed_parts(
-                    *(replica, chosen.version, parts),
-                    normalize=query.options.normalize,
-                    ticket=asking.ticket,
-                )
-            laps.lap("embed")
+            parts, embeddings_BE = await self._embedded(query, chosen.version, asking, laps)
             response = _response(request, query, chosen, embeddings_BE)
             laps.lap("write")
-        replica.metrics.answered(chosen.version.model, rows, laps.seconds)
+        replica.metrics.answered(chosen.version.model, len(embeddings_BE), laps.seconds)
         replica.trials.answered(chosen.version, features_by_modality(parts))
         return response
 
@@ -132,13 +132,27 @@ class _Embeddings:
         wanted = parse_reference(query.options.model)
         return await self._replica.lookup.find(wanted, asking.min_version, asking.caller, routing)
 
-    async def _features(self, query: _Query, version: ServedVersion) -> list[ModalityRows]:
+    async def _embedded(
+        self, query: _Query, version: ServedVersion, asking: Asking, laps: Laps
+    ) -> tuple[list[ModalityRows], Float32Array]:
+        """Features and embeddings. Rows count as held from before an encoder gets to see them."""
         _check_dimensions(query.options, version)
-        if query.rows_for is not None:
-            return [query.rows_for(version)]
-        if query.body is None:
-            raise RuntimeError("a query has rows or a body")
-        return await self._from_json(query.body, version)
+        given = query.given
+        read = given if isinstance(given, EmbeddingRequest) else given(version)
+        rows = read.count if isinstance(read, EmbeddingRequest) else len(read.rows_BF)
+        check_count(rows, self._replica.args.max_rows)
+        with self._replica.admission.rows.held(asking.caller.key, rows):
+            parts = (
+                [read] if isinstance(read, ModalityRows) else await self._from_json(read, version)
+            )
+            laps.lap("encode")
+            embeddings_BE = await embed_parts(
+                *(self._replica, version, parts),
+                normalize=query.options.normalize,
+                ticket=asking.ticket,
+            )
+        laps.lap("embed")
+        return parts, embeddings_BE
 
     async def _from_json(
         self, body: EmbeddingRequest, version: ServedVersion
@@ -149,7 +163,6 @@ class _Embeddings:
         if body.texts is not None:
             modality = body.modality or _TEXT
             return [_whole(modality, await encoded(self._replica, version, modality, body.texts))]
-        check_count(len(body.rows), self._replica.args.max_rows)
         modality = _stated(body.modality)
         width = width_of(modality, version.spec)
         return [_whole(modality, from_lists(body.rows, a_feature(modality), width))]
@@ -190,8 +203,8 @@ def _read(request: Request, body: bytes, most: int) -> _Query:
     plain = read_plain(body)
     if plain is not None:
         return _Query(plain.options, lambda version: _plain_rows(plain, version))
-    read = parse(EmbeddingRequest, body)
-    return _Query(read, body=read)
+    read = parse(EmbeddingRequest, body, most)
+    return _Query(read, read)
 
 
 def _plain_rows(plain: PlainRequest, version: ServedVersion) -> ModalityRows:
@@ -201,26 +214,24 @@ def _plain_rows(plain: PlainRequest, version: ServedVersion) -> ModalityRows:
 
 
 def _read_binary(request: Request, body: bytes, form: str, most: int) -> _Query:
-    parameters = request.query_params
-    modality = _stated(parameters.get("modality"))
-    dtype = dtype_of(parameters.get("dtype"))
+    _check_flag(request.query_params.get("normalize"))
+    options = parse_parameters(_BinaryOptions, dict(request.query_params))
+    modality = _stated(options.modality)
+    dtype = dtype_of(options.dtype)
 
     def rows_for(version: ServedVersion) -> ModalityRows:
         width = width_of(modality, version.spec)
         return _whole(modality, binary_rows(form, body, dtype, a_feature(modality), width, most))
 
-    if "model" not in parameters:
-        raise InvalidRequest("the parameter 'model' is missing", "model")
-    normalize = _flag(parameters.get("normalize"))
-    return _Query(EmbeddingOptions(model=parameters["model"], normalize=normalize), rows_for)
+    return _Query(options, rows_for)
 
 
-def _flag(text: str | None) -> bool:
+def _check_flag(text: str | None) -> None:
+    """The parser would take `yes` and `1` as well, which JSON does not."""
     if text not in (None, "true", "false"):
         raise InvalidRequest(
             f"normalize is {shortened(text)}; permitted are true and false", "normalize"
         )
-    return text != "false"
 
 
 def _response(

@@ -191,7 +191,7 @@ def _read(request: Request, body: bytes, most: int) -> _Query:
         return _Query(
             asked, "float", lambda what, width: binary_rows(form, body, dtype, what, width, most)
         )
-    read = parse(MigrateRequest, body)
+    read = parse(MigrateRequest, body, most)
     return _Query(read, read.encoding_format, lambda what, width: _rows(read.input, what, width))
 
 

@@ -83,7 +83,7 @@ class _Search:
             held_body(request, replica.args, replica.admission, asking.caller.key) as body,
             given_up_with(request),
         ):
-            query = parse(SearchRequest, body)
+            query = parse(SearchRequest, body, replica.args.max_rows)
             index = await self._index(name, request, asking)
             wanted = self._wanted(query, index.version)
             with replica.admission.rows.held(asking.caller.key, 1):

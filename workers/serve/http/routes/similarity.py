@@ -80,7 +80,7 @@ class _Similarity:
             held_body(request, replica.args, replica.admission, asking.caller.key) as body,
             given_up_with(request),
         ):
-            query = parse(SimilarityRequest, body)
+            query = parse(SimilarityRequest, body, replica.args.max_rows)
             self._check_sizes(query)
             chosen = await replica.lookup.find(
                 parse_reference(query.model),

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from workers.serve.errors import InvalidRequest
 from workers.serve.http.wire.requests import STRICT, Item, parse
+from workers.serve.http.wire.rows import check_count
 from workers.serve.search.index.filters import LONGEST_FIELD, as_number
 from workers.serve.search.stored.revision import FeatureType
 from workers.serve.versions.reference import shortened
@@ -74,16 +75,18 @@ class SearchRequest(BaseModel):
     exact: bool = Field(default=False, description="compare with every row, however many")
 
 
-def parse_items(body: bytes) -> ItemsRequest:
-    """Raises InvalidRequest."""
-    request = parse(ItemsRequest, body)
+def parse_items(body: bytes, most: int) -> ItemsRequest:
+    """Of 1 to so many items. Raises InvalidRequest."""
+    request = parse(ItemsRequest, body, most)
+    check_count(len(request.items), most, "items")
     _check_different([item.id for item in request.items])
     return request
 
 
-def parse_removal(body: bytes) -> RemovalRequest:
-    """Raises InvalidRequest."""
-    request = parse(RemovalRequest, body)
+def parse_removal(body: bytes, most: int) -> RemovalRequest:
+    """Of 1 to so many ids. Raises InvalidRequest."""
+    request = parse(RemovalRequest, body, most)
+    check_count(len(request.ids), most, "ids")
     for index, each in enumerate(request.ids):
         if not 1 <= len(each) <= LONGEST_ID:
             raise InvalidRequest(

@@ -13,6 +13,7 @@ import simdjson
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from workers.serve.http.wire.lengths import WIDEST
 from workers.serve.http.wire.requests import EmbeddingOptions
 
 # More rows than any replica takes on at once; the other parser says so.
@@ -47,7 +48,8 @@ def _read(body: bytes) -> PlainRequest | None:
     rows = _rows(given)
     # `as_buffer` flattens whatever depth there is: a bracket for each list, and no other anywhere.
     brackets = len(rows) + (rows[0] is not given) if rows else 0
-    if len({len(row) for row in rows}) != 1 or not len(rows[0]) or body.count(b"[") != brackets:
+    widths = {len(row) for row in rows}
+    if len(widths) != 1 or not 1 <= max(widths) <= WIDEST or body.count(b"[") != brackets:
         return None
     options = {name: document[name] for name in names if name != "input"}
     numbers = np.frombuffer(given.as_buffer(of_type="d"), np.float64)

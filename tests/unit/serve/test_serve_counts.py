@@ -1,0 +1,140 @@
+"""Rows are counted before anything is made of them, and held while an encoder works on them."""
+
+import json
+import tracemalloc
+
+import pytest
+
+from tests.fakes.letter_encoder import LetterEncoders
+from tests.unit.serve.conftest import Replica
+from workers.serve.errors import InvalidRequest
+from workers.serve.http.api import create_api
+from workers.serve.http.routes.migrate import MigrateRequest
+from workers.serve.http.routes.similarity import SimilarityRequest
+from workers.serve.http.wire.collections import (
+    ItemsRequest,
+    RemovalRequest,
+    SearchRequest,
+)
+from workers.serve.http.wire.lengths import WIDEST
+from workers.serve.http.wire.requests import EmbeddingRequest, parse
+
+TEXT = {"modality": "text", "text": "a"}
+
+
+@pytest.fixture
+def few(with_encoder: Replica) -> Replica:
+    """That takes five rows."""
+    with_encoder.app = with_encoder.app_of(with_encoder.args.model_copy(update={"max_rows": 5}))
+    return with_encoder
+
+
+def asked(replica: Replica) -> list[int]:
+    assert isinstance(replica.encoders, LetterEncoders)
+    return replica.encoders.asked
+
+
+@pytest.mark.parametrize("count", [6, 500])
+@pytest.mark.parametrize("entry", ["a", TEXT], ids=["texts", "items"])
+def test_too_many_texts_never_reach_the_encoder(few: Replica, entry: object, count: int) -> None:
+    response = few.embed(modality=None, input=[entry] * count)
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert message == f"input has {count} rows; permitted are 1 to 5"
+    assert asked(few) == []
+    assert few.embed(modality=None, input=[entry] * 5).status_code == 200
+    assert asked(few) == [5]
+
+
+def test_rows_are_held_while_they_are_encoded(with_encoder: Replica) -> None:
+    parts = with_encoder.parts(with_encoder.args)
+    with_encoder.app = create_api(parts)
+    held: list[int] = []
+
+    async def look() -> None:
+        held.append(parts.admission.rows.total)
+
+    assert isinstance(with_encoder.encoders, LetterEncoders)
+    with_encoder.encoders.meanwhile = look
+    assert with_encoder.embed(modality=None, input=["a"] * 7).status_code == 200
+    assert held == [7]
+    assert parts.admission.rows.total == 0
+    with_encoder.encoders.is_down = True
+    assert with_encoder.embed(modality=None, input=["a"] * 7).status_code == 503
+    assert parts.admission.rows.total == 0
+
+
+def test_items_without_end_are_counted_before_they_become_objects() -> None:
+    body = json.dumps({"model": "a", "input": [TEXT] * 50_000}).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="input has 50000 rows; permitted are 1 to 100"):
+            parse(EmbeddingRequest, body, 100)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(body)
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "rest", "entry"),
+    [
+        (EmbeddingRequest, "input", {"model": "a"}, [1.0, 2.0]),
+        (MigrateRequest, "input", {"model": "a", "from_version": 1, "modality": "b"}, "AAAA"),
+        (SimilarityRequest, "queries", {"model": "a", "candidates": [TEXT]}, TEXT),
+        (SimilarityRequest, "candidates", {"model": "a", "queries": [TEXT]}, TEXT),
+        (ItemsRequest, "items", {}, {**TEXT, "id": "a"}),
+        (RemovalRequest, "ids", {}, "a"),
+        (SearchRequest, "modalities", {"query": TEXT}, "image"),
+    ],
+)
+def test_every_list_is_counted(
+    model: type[EmbeddingRequest], field: str, rest: dict[str, object], entry: object
+) -> None:
+    def body(count: int) -> bytes:
+        return json.dumps({**rest, field: [entry] * count}).encode()
+
+    parse(model, body(20), 20)
+    with pytest.raises(InvalidRequest) as error:
+        parse(model, body(21), 20)
+    assert str(error.value) == f"{field} has 21 rows; permitted are 1 to 20"
+    assert error.value.param == field
+
+
+@pytest.mark.parametrize(
+    ("given", "where"),
+    [
+        ([1] * (WIDEST + 1), "input"),
+        ([[1], [1] * (WIDEST + 1)], "input[1]"),
+        ([{"modality": "image", "feature": [1] * (WIDEST + 1)}], "input[0]"),
+    ],
+)
+def test_a_feature_wider_than_any_model_takes_is_refused(given: object, where: str) -> None:
+    body = json.dumps({"model": "a", "input": given}).encode()
+    with pytest.raises(InvalidRequest) as error:
+        parse(EmbeddingRequest, body, 20)
+    assert str(error.value) == f"{where} has 16385 numbers; permitted are up to 16384"
+
+
+@pytest.mark.parametrize(
+    "other",
+    ['"user": 100000000000000000000', '"input": []', '"user": NaN'],
+    ids=["a large integer", "twice", "no JSON for others"],
+)
+def test_what_one_parser_does_not_take_is_counted_by_the_other(other: str) -> None:
+    listed = json.dumps([TEXT] * 21)
+    body = f'{{"model": "a", {other}, "input": {listed}}}'
+    with pytest.raises(InvalidRequest, match="input has 21 rows; permitted are 1 to 20"):
+        parse(EmbeddingRequest, body.encode(), 20)
+
+
+def test_fields_without_end_are_refused() -> None:
+    body = json.dumps({"model": "a", "input": [1]} | {f"x{n}": 1 for n in range(1000)}).encode()
+    with pytest.raises(InvalidRequest, match="the body has 1002 fields; permitted are 64"):
+        parse(EmbeddingRequest, body, 20)
+
+
+def test_mistakes_of_long_bodies_keep_their_words() -> None:
+    for body in (b"[" + b"1," * 99 + b"1]", b"{" * 99, b"x" * 99):
+        with pytest.raises(InvalidRequest, match="the body"):
+            parse(EmbeddingRequest, body, 20)
