@@ -1,6 +1,12 @@
 """The chart around ours that brings KubeRay's operator along, off by default."""
 
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
 import helm_python
+import pytest
 
 from tests.chart.release import CHART, ROOT
 
@@ -22,3 +28,51 @@ def test_the_operator_is_there_for_those_who_want_it() -> None:
     section, _, key = operator["condition"].partition(".")
     assert (operator["name"], values[section][key]) == ("kuberay-operator", False)
     assert AROUND["version"] == OURS["version"]
+
+
+def test_it_is_one_version_of_the_operator_the_same_everywhere() -> None:
+    _, operator = AROUND["dependencies"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", operator["version"]), (
+        "no range: nobody saw what comes then"
+    )
+    script = (ROOT / "deploy" / "kind" / "up.sh").read_text()
+    assert f"kuberay-operator --version {operator['version']} " in script
+
+
+@pytest.fixture
+def with_parts(tmp_path: Path) -> Iterator[helm_python.Chart]:
+    """As `helm dependency build` leaves it; an empty chart stands for the operator's."""
+    folder = tmp_path / "with-operator"
+    shutil.copytree(FOLDER, folder)
+    shutil.copytree(CHART, folder / "charts" / "cmcl")
+    stub = folder / "charts" / "kuberay-operator"
+    stub.mkdir()
+    version = AROUND["dependencies"][1]["version"]
+    stub.joinpath("Chart.yaml").write_text(
+        f"apiVersion: v2\nname: kuberay-operator\nversion: {version}\n"
+    )
+    with helm_python.Chart.load(folder) as chart:
+        yield chart
+
+
+def test_values_in_their_places_reach_the_charts(with_parts: helm_python.Chart) -> None:
+    values = {"cmcl": {"training": {"ranks": 3}}, "kuberay-operator": {"enabled": True}}
+    files = with_parts.render(values, name="demo", namespace="test")
+    (settings,) = (text for path, text in files.items() if path.endswith("service/configmap.yaml"))
+    assert 'CMCL_RANKS: "3"' in settings
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"training": {"ranks": 3}}, r"cmcl-with-operator:\n- at '': additional properties 'train"),
+        ({"operator": {}}, r"additional properties 'operator' not allowed"),
+        ({"kuberay-operator": {"enabled": "yes"}}, r"'/kuberay-operator/enabled': got string"),
+        ({"cmcl": {"training": {"rank": 3}}}, r"'/training': additional properties 'rank' not"),
+    ],
+)
+def test_values_in_the_wrong_place_are_refused(
+    with_parts: helm_python.Chart, values: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(helm_python.HelmError, match=complaint):
+        with_parts.render(values, name="demo", namespace="test")
