@@ -1,10 +1,13 @@
 """The Serve application: a RayService imports `build`, `__main__` calls `deploy`."""
 
+from typing import Any
+
 import httpx
 from ray import serve
 
 from workers.serve.deployment import EMBEDDER
 from workers.serve.encoders.deployment import encoder_applications
+from workers.serve.places import REPLICA, one_of
 from workers.serve.push.actor import close_channel
 from workers.serve.settings import ServeArgs
 
@@ -19,14 +22,24 @@ def build(args: ServeArgs | dict[str, object]) -> serve.Application:
     checked = ServeArgs.model_validate(args)
     deployment = EMBEDDER.options(
         num_replicas=checked.replicas,
-        ray_actor_options={"num_cpus": checked.num_cpus},
+        ray_actor_options=_booked(checked),
         # Ray knows neither keys nor deadlines: what it lets wait before our code runs has no share
         # and no end. So it lets in more than we do, and we decide; what comes in one burst beyond
         # that waits for a moment, and the rest is refused.
         max_ongoing_requests=_TIMES_OURS * checked.max_requests_in_flight,
         max_queued_requests=_TIMES_OURS * checked.max_requests_in_flight,
     )
-    return deployment.bind(checked, encoder_applications(checked.encoders))
+    return deployment.bind(checked, _encoders(checked))
+
+
+def _booked(args: ServeArgs) -> dict[str, Any]:
+    if args.replicas_per_node is None:
+        return {"num_cpus": args.num_cpus}
+    return one_of(REPLICA, args.replicas_per_node, args.identity)
+
+
+def _encoders(args: ServeArgs) -> dict[str, serve.Application]:
+    return encoder_applications(args.encoders, own_nodes=args.replicas_per_node is not None)
 
 
 def deploy(args: ServeArgs, host: str, port: int) -> str:

@@ -23,6 +23,11 @@ class ServeArgs(Frozen):
     store: Uri = Field(description="root of the object storage, file:// or s3://")
     replicas: int = Field(default=1, ge=1, le=1000, description="processes that answer")
     num_cpus: float = Field(default=1, ge=0, le=256, description="Ray CPUs that a replica books")
+    replicas_per_node: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        default=None,
+        description="for a cluster with nodes for replicas alone and others for encoders: at most so "
+        "many are on each; they book its `cmcl_replica` and `cmcl_encoder` then, and no CPUs",
+    )
     poll_seconds: Annotated[float, Field(gt=0, le=60)] | None = Field(
         default=None, description="between two looks at live.json; by default by kind of store"
     )

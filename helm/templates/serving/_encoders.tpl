@@ -2,11 +2,9 @@
 {{- define "cmcl.encoderGroup" -}}
 {{- $serving := .Values.serving -}}
 {{- $pods := 0 -}}
-{{- $cpus := 1 -}}
 {{- $gpus := 0 -}}
 {{- range $serving.encoders -}}
 {{- $pods = add $pods (default 1 .replicas) -}}
-{{- $cpus = max $cpus (default 1 .num_cpus | ceil | int) -}}
 {{- $gpus = max $gpus (default 0 .num_gpus | ceil | int) -}}
 {{- end -}}
 {{- $resources := deepCopy $serving.encoderWorkers.resources -}}
@@ -18,9 +16,9 @@ groupName: encoders
 replicas: {{ $pods }}
 minReplicas: {{ $pods }}
 maxReplicas: {{ $pods }}
-# Twice as many as one needs: a new process starts beside the old one.
+# Two in a pod for one: a new process starts beside the old one.
 rayStartParams:
-  num-cpus: {{ mul 2 $cpus | quote }}
+  {{- include "cmcl.placesFor" (dict "resource" "cmcl_encoder" "number" 2) | nindent 2 }}
   {{- include "cmcl.numGpus" $gpus | nindent 2 }}
 template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.encoderWorkers "resources" $resources "noticeSeconds" $serving.drainSeconds) $node) | nindent 2 }}
 {{- end -}}

@@ -35,6 +35,13 @@ ports:
 {{- include "cmcl.rayNode" (merge $own $node) -}}
 {{- end -}}
 
+{{/* Places that replicas and encoders book (workers/serve/places.py), each on their own pods. No CPUs:
+     ranks book those. Ray's autoscaler takes the quotes and strokes off as a shell does. */}}
+{{- define "cmcl.placesFor" -}}
+num-cpus: "0"
+resources: {{ dict .resource .number | toJson | replace "\"" "\\\"" | printf "'\"%s\"'" }}
+{{- end -}}
+
 {{/* The worker group of the replicas. */}}
 {{- define "cmcl.replicasGroup" -}}
 {{- $serving := .Values.serving -}}
@@ -44,8 +51,7 @@ groupName: replicas
 replicas: {{ $pods }}
 minReplicas: {{ $pods }}
 maxReplicas: {{ $pods }}
-# Twice as many as replicas book: new arguments start their replicas beside the old ones.
-rayStartParams:
-  num-cpus: {{ mulf 2 $serving.replicasPerPod $serving.args.numCpus | ceil | int | quote }}
+# Twice as many as there are replicas: new arguments start theirs beside the old ones.
+rayStartParams: {{- include "cmcl.placesFor" (dict "resource" "cmcl_replica" "number" (mul 2 $serving.replicasPerPod)) | nindent 2 }}
 template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.workers "resources" $serving.workers.resources "noticeSeconds" $serving.drainSeconds "spread" true) $node) | nindent 2 }}
 {{- end -}}

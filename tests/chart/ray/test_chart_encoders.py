@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from tests.chart.ray.resources import custom_resources
 from tests.chart.release import CHART, Release, render
 from workers.serve.encoders.spec import EncoderSpec
+from workers.serve.places import ENCODER
 from workers.serve.settings import ServeArgs
 
 TEXT = {"modality": "text", "kind": "synthetic", "width": 384}
@@ -36,19 +38,20 @@ def test_without_encoders_there_are_no_pods_for_them(trial: Release) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoders", "pods", "cpus", "gpus"),
+    ("encoders", "pods", "gpus"),
     [
-        ([TEXT], 1, "2", None),
-        ([TEXT | {"replicas": 3, "num_cpus": 2.5}], 3, "6", None),
-        ([TEXT, TEXT | {"modality": "image", "num_gpus": 0.5, "replicas": 2}], 3, "2", 1),
+        ([TEXT], 1, None),
+        ([TEXT | {"replicas": 3, "num_cpus": 2.5}], 3, None),
+        ([TEXT, TEXT | {"modality": "image", "num_gpus": 0.5, "replicas": 2}], 3, 1),
     ],
 )
 def test_each_process_of_an_encoder_has_a_pod(
-    encoders: list[dict[str, Any]], pods: int, cpus: str, gpus: int | None
+    encoders: list[dict[str, Any]], pods: int, gpus: int | None
 ) -> None:
     group = render({"serving": {"encoders": encoders}}).groups()["encoders"]
     assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == pods
-    assert group["rayStartParams"]["num-cpus"] == cpus
+    # A new process starts beside the old one.
+    assert custom_resources(group) == {ENCODER: 2}
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert limits.get("nvidia.com/gpu") == gpus
     assert group["rayStartParams"].get("num-gpus") == (str(gpus) if gpus else None)

@@ -9,11 +9,15 @@ import helm_python
 import pytest
 
 from cmcl.proxy import SERVING
+from tests.chart.ray.resources import custom_resources
 from tests.chart.release import CHART, ROOT, Object, Release, environment_of, render
+from workers.serve.places import ENCODER, REPLICA
 from workers.serve.settings import ServeArgs
 
 # Those that the chart finds out by itself, or takes from elsewhere.
-ELSEWHERE = {"store", "replicas", "access_public_key", "encoders"}
+ELSEWHERE = {"store", "replicas", "replicas_per_node", "access_public_key", "encoders"}
+# Pods of the chart have no CPUs for it: replicas book places.
+ELSEWHERE.add("num_cpus")
 DEFAULTS = helm_python.values_from_yaml((CHART / "values.yaml").read_text())["serving"]["args"]
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 
@@ -55,10 +59,22 @@ def test_replicas_are_told_the_store_of_the_service(release: Release) -> None:
 def test_pods_have_room_for_old_and_new_replicas(replicas: int, per_pod: int, pods: int) -> None:
     release = render({"serving": {"replicas": replicas, "replicasPerPod": per_pod}})
     (group,) = _serving(release)["rayClusterConfig"]["workerGroupSpecs"]
-    (application,) = _serve_config(release)["applications"]
-    booked = application["args"]["replicas"] * application["args"]["num_cpus"]
     assert group["replicas"] == pods
-    assert int(group["rayStartParams"]["num-cpus"]) * pods >= 2 * booked
+    assert custom_resources(group) == {REPLICA: 2 * per_pod}
+    told = ServeArgs.model_validate(release.serve_args())
+    assert (told.replicas, told.replicas_per_node) == (replicas, per_pod)
+
+
+def test_pods_of_one_kind_have_places_for_no_other(release: Release) -> None:
+    """Ranks book CPUs, replicas and encoders a resource each (workers/serve/places.py)."""
+    groups = release.groups()
+    for name, resource in (("replicas", REPLICA), ("encoders", ENCODER)):
+        if name in groups:
+            assert groups[name]["rayStartParams"]["num-cpus"] == "0"
+            assert set(custom_resources(groups[name])) == {resource}
+    if "ranks" in groups:
+        assert int(groups["ranks"]["rayStartParams"]["num-cpus"]) > 0
+        assert custom_resources(groups["ranks"]) == {}
 
 
 def test_clients_reach_the_proxies_on_port_8000(release: Release) -> None:
@@ -95,7 +111,7 @@ def test_an_argument_arrives_as_it_was_chosen(name: str) -> None:
 
 def test_chart_and_application_have_the_same_defaults() -> None:
     told = ServeArgs.model_validate(render({}).serve_args())
-    assert told == ServeArgs(store=told.store)
+    assert told == ServeArgs(store=told.store, replicas_per_node=1)
 
 
 def test_bounds_are_those_of_the_application() -> None:
@@ -160,6 +176,7 @@ def test_all_pods_but_one_stay_while_nodes_are_drained(
     release = render({"serving": {"replicas": replicas, "replicasPerPod": per_pod}})
     budgets = [item["spec"] for item in release.of_kind("PodDisruptionBudget")]
     assert [budget["minAvailable"] for budget in budgets] == ([] if kept is None else [kept])
+    assert {budget["unhealthyPodEvictionPolicy"] for budget in budgets} <= {"AlwaysAllow"}
 
 
 def test_replicas_prefer_different_nodes(release: Release) -> None:

@@ -5,6 +5,7 @@ Shapes: B items, F width of the raw feature.
 
 import logging
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from workers.serve.encoders.frozen import Encoded
 from workers.serve.encoders.port import Encoders, EncoderUnavailable, NoEncoders
 from workers.serve.encoders.registry import open_encoder
 from workers.serve.encoders.spec import EncoderSpec
+from workers.serve.places import ENCODER, one_of
 
 Handle = DeploymentHandle[Any]
 
@@ -49,9 +51,11 @@ class EncoderReplica:
         self._seconds.observe(seconds, self._labels)
 
 
-def encoder_applications(specs: Sequence[EncoderSpec]) -> dict[str, serve.Application]:
+def encoder_applications(
+    specs: Sequence[EncoderSpec], *, own_nodes: bool = False
+) -> dict[str, serve.Application]:
     """What the endpoint is bound to, by modality; in its replicas they have become handles."""
-    return {spec.modality: _application(spec) for spec in specs}
+    return {spec.modality: _application(spec, own_nodes=own_nodes) for spec in specs}
 
 
 def encoders_behind(specs: Sequence[EncoderSpec], handles: Mapping[str, Handle]) -> Encoders:
@@ -78,7 +82,7 @@ class _Hop:
         return encoded
 
 
-def _application(spec: EncoderSpec) -> serve.Application:
+def _application(spec: EncoderSpec, *, own_nodes: bool) -> serve.Application:
     deployment = _ENCODER.options(
         name=f"Encoder-{spec.modality}",
         num_replicas=spec.replicas,
@@ -86,12 +90,19 @@ def _application(spec: EncoderSpec) -> serve.Application:
         # A second process beside the old one needs a second GPU, which may not be there.
         max_surge_percent=0 if spec.num_gpus else 100,
         ray_actor_options={
-            "num_cpus": spec.num_cpus,
+            **_place(spec, own_nodes=own_nodes),
             "num_gpus": spec.num_gpus,
             "runtime_env": {"env_vars": _environment(spec)},
         },
     )
     return deployment.bind(spec)
+
+
+def _place(spec: EncoderSpec, *, own_nodes: bool) -> dict[str, Any]:
+    if not own_nodes:
+        return {"num_cpus": spec.num_cpus}
+    generation = sha256(spec.model_dump_json().encode()).hexdigest()[:16]
+    return one_of(ENCODER, 1, generation)
 
 
 def _environment(spec: EncoderSpec) -> dict[str, str]:

@@ -41,7 +41,12 @@ class EncoderSpec(Frozen):
         default=None, description="by default cuda where it books GPUs, else cpu"
     )
     replicas: int = Field(default=1, ge=1, le=1000, description="processes that encode")
-    num_cpus: float = Field(default=1, ge=0, le=256, description="Ray CPUs that each books")
+    num_cpus: float = Field(
+        default=1,
+        ge=0,
+        le=256,
+        description="Ray CPUs that each books where it has no node of its own, and its threads",
+    )
     num_gpus: float = Field(default=0, ge=0, le=16, description="Ray GPUs that each books")
     max_batch: int = Field(default=32, ge=1, le=4096, description="items in one pass")
     batch_wait_seconds: float = Field(

@@ -1,0 +1,74 @@
+"""Nodes for replicas alone: each gets its share, also the one that comes late, and also in an update."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from workers.serve.app import build
+from workers.serve.places import ENCODER, REPLICA, one_of
+
+TEXT = {"modality": "text", "kind": "synthetic", "width": 8, "num_cpus": 2.5}
+STORE = {"store": "s3://bucket/cmcl", "encoders": [TEXT]}
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(180)
+def test_a_node_that_comes_late_gets_its_replica_and_an_update_finds_room() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.ray.two_nodes"],
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=170,
+    )
+    assert ran.returncode == 0, ran.stderr
+    nodes = json.loads(ran.stdout.splitlines()[-1])
+    assert len(nodes["early"]) == 1, "the other one waits for a node of its own"
+    assert len(set(nodes["late"])) == 2
+    assert set(nodes["early"]) < set(nodes["late"])
+    # The old ones are still there.
+    assert set(nodes["new"]) == set(nodes["late"])
+    assert nodes["ranks"] == 0
+
+
+@pytest.mark.parametrize("per_node", range(1, 101))
+def test_a_node_has_room_for_its_share_and_no_more(per_node: int) -> None:
+    booked = one_of(REPLICA, per_node, "x")["resources"]
+    assert booked.pop(REPLICA) == 1
+    (share,) = booked.values()
+    in_grains = round(share * 10_000)
+    assert in_grains == pytest.approx(share * 10_000), "Ray would round it"
+    assert per_node * in_grains <= 10_000 < (per_node + 1) * in_grains
+
+
+def _options(**arguments: object) -> tuple[Any, Any]:
+    """What replica and encoder book."""
+    replica: Any = build({**STORE, **arguments})._bound_deployment
+    _, encoders = replica.init_args
+    return replica.ray_actor_options, encoders["text"]._bound_deployment.ray_actor_options
+
+
+def test_where_nodes_are_for_everybody_cpus_are_booked() -> None:
+    replica, encoder = _options(num_cpus=0.5)
+    assert (replica["num_cpus"], encoder["num_cpus"]) == (0.5, 2.5)
+    assert "resources" not in replica
+    assert "resources" not in encoder
+
+
+def test_where_nodes_are_their_own_places_are_booked_and_no_cpus() -> None:
+    for options, resource in zip(_options(replicas_per_node=2), (REPLICA, ENCODER), strict=True):
+        assert options["num_cpus"] == 0
+        assert options["resources"][resource] == 1
+
+
+def test_other_arguments_are_counted_by_themselves() -> None:
+    one, other = (_options(replicas_per_node=1, max_rows=rows)[0]["resources"] for rows in (1, 2))
+    assert one != other
+    # An encoder stays as it is when something else changes.
+    one, other = (_options(replicas_per_node=1, max_rows=rows)[1]["resources"] for rows in (1, 2))
+    assert one == other
