@@ -41,7 +41,10 @@ class ServeArgs(Frozen):
         default=512 << 20, ge=1024, description="bodies in one replica's memory, before 429"
     )
     body_seconds: float = Field(
-        default=30, gt=0, le=3600, description="for a request's body to arrive, before 408"
+        default=30,
+        gt=0,
+        le=3600,
+        description="for a request's body to arrive, before 408; and for a piece of an export to leave",
     )
     queue_seconds: float = Field(
         default=30, gt=0, le=600, description="from the request to its product, before 504"
@@ -71,6 +74,9 @@ class ServeArgs(Frozen):
     )
     max_searched_rows: int = Field(
         default=2_000_000, ge=1, description="in all collections together, before 507"
+    )
+    max_exports: int = Field(
+        default=4, ge=1, description="of collections, at once in one replica, before 429"
     )
     max_collections: int = Field(
         default=100,

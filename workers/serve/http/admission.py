@@ -114,9 +114,13 @@ class _Held:
 
 
 class Admission:
-    """What one replica takes on: requests, rows that are embedded, bytes of bodies in memory."""
+    """What one replica takes on: requests, rows that are embedded, bytes of bodies in memory, exports.
+
+    An export keeps a whole index in memory until its last byte is taken.
+    """
 
     def __init__(self, args: ServeArgs) -> None:
         self.requests = Budget(args.max_requests_in_flight, "requests", keeps_room=True)
         self.rows = Budget(args.max_rows_in_flight, "rows")
+        self.exports = Budget(args.max_exports, "exports", keeps_room=True)
         self.bytes = Budget(args.max_bytes_in_flight, "bytes of request bodies", keeps_room=True)

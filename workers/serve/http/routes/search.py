@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from workers.serve.access.port import Caller
 from workers.serve.compute.port import Ticket
@@ -23,6 +23,7 @@ from workers.serve.http.collecting import (
     find,
     not_found,
 )
+from workers.serve.http.held_stream import HeldStream
 from workers.serve.http.inputs import embed_parts, features_of
 from workers.serve.http.laps import Laps
 from workers.serve.http.replica import Replica
@@ -111,7 +112,12 @@ class _Search:
             )
         index = await self._index(name, request, asking)
         export, kind = FORMATS.get(format_) or (pgvector_table(table), "text/plain; charset=utf-8")
-        return StreamingResponse(export(index), media_type=kind, headers=_headers(index))
+        args, admission = self._replica.args, self._replica.admission
+        return HeldStream(
+            *(export(index), admission.exports, asking.caller.key, args.body_seconds),
+            media_type=kind,
+            headers=_headers(index),
+        )
 
     async def _index(self, name: str, request: Request, asking: Asking) -> Index:
         """Raises InvalidRequest, NotFound, NotReady."""
