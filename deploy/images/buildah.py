@@ -20,7 +20,8 @@ from typing import Any
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # netavark is buildah's, and is missed only when a build begins.
 _NETAVARK = ("/usr/lib/podman/netavark", "/usr/libexec/podman/netavark")
-_FORMAT = ("--format", "docker")
+# Docker's own format would keep the name of the container that an image was built in, drawn at random.
+_FORMAT = ("--format", "oci")
 _ISOLATION = "chroot"
 # Without these it asks for limits that are higher than those of a container that it may run in.
 _LIMITS = ("--ulimit=nofile=20000:20000", "--ulimit=nproc=20000:20000")
@@ -102,7 +103,7 @@ class Buildah:
 
     def pack(self, image: str, folder: Path) -> None:
         """Its layers as a registry would keep them, compressed, and its manifest."""
-        self._run(["push", "--quiet", "--format", "v2s2", image, f"dir:{folder}"])
+        self._run(["push", "--quiet", *_FORMAT, image, f"dir:{folder}"])
 
     def unpacked_bytes(self, image: str) -> int:
         """What it takes on a node."""

@@ -14,7 +14,8 @@ _QUESTION = (
 _HOW = """\
 - The base is a Debian made by debootstrap, with Python and certificates. Packages come from the
   package index, each by the digest that its lock names.
-- *pull*: the layers, compressed, as a registry keeps them. *on a node*: all files, unpacked.
+- *pull*: the layers, compressed, as a registry keeps them; the goal is one for this. *on a node*: all
+  files, unpacked.
 - buildah isolates by chroot here: processes see the image's files alone, and the machine's network. They
   run as the image's user, and may write to volumes at `/tmp`, at their home and for the store.
 - The trial: Ray's head and the endpoint in the worker's image, the control plane in the service's.
@@ -125,9 +126,12 @@ def _short(image: Mapping[str, Any]) -> str:
 
 
 def _step(text: str) -> str:
-    """Of the Dockerfile, without what buildah puts before it and without the digest of what it copies."""
-    bare = re.sub(r"^/bin/sh -c (#\(nop\) )?|\b(file|dir|multi):[0-9a-f]+ ", "", text)
-    return "`" + bare.replace("|", "\\|").strip() + "`"
+    """Of the Dockerfile, without buildah's words before it and without the digest of what it copies."""
+    bare = re.sub(
+        r"^(\|\d+ \S+ )?/bin/sh( -c)?( #\(nop\))?|\b(file|dir|multi):[0-9a-f]+ ", "", text
+    )
+    step = " ".join(bare.split()).replace("|", "\\|")
+    return f"`{step}`" if step else "the base"
 
 
 def _mega(count: float) -> str:

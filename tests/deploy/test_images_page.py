@@ -91,8 +91,16 @@ def test_the_page_says_which_layers_a_second_build_made_otherwise() -> None:
     page = markdown(report([replace(SERVICE, layers=[BASE, OTHER_FILES])], {}))
     assert "| layers of cmcl-service that a second build made alike | 1 | 2 |" in page
     assert "A second time, from nothing, in 61 s: the same." in page
-    assert "| `/bin/sh` | 47.0 | `aaaaaaaaaaaa` | the same |" in page
+    assert "| the base | 47.0 | `aaaaaaaaaaaa` | the same |" in page
     assert "| `COPY in /opt/cmcl` | 1.2 | `bbbbbbbbbbbb` | `dddddddddddd` |" in page
+
+
+def test_a_step_is_told_as_the_dockerfile_has_it() -> None:
+    made_by = "|1 SOURCE_DATE_EPOCH=1580601600 /bin/sh -c groupadd cmcl     && useradd cmcl | cat"
+    step = replace(CODE, made_by=made_by)
+    document = report([], {})
+    document["images"] = [asdict(replace(SERVICE, layers=[step]))]
+    assert "| `groupadd cmcl && useradd cmcl \\| cat` | 1.2 |" in markdown(document)
 
 
 def test_the_page_tells_what_ran_and_what_was_written() -> None:
