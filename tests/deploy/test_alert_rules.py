@@ -9,6 +9,7 @@ import pytest
 
 from tests.architecture.repository import ROOT
 from tests.deploy.promtool import NoPromtool, run_promtool
+from tests.deploy.serving_series import serving_series
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.observe.samples import every_family, labels_of
 
@@ -21,16 +22,17 @@ PAGES = ROOT / "docs" / "runbooks"
 INDEX = (PAGES / "README.md").read_text()
 SECTIONS = ["What it means", "Look", "Mend"]
 # name{matchers}, or a bare name
-SELECTOR = re.compile(r"\b(cmcl_\w+)\s*(?:\{([^}]*)\})?")
+SELECTOR = re.compile(r"\b((?:ray_)?cmcl_\w+)\s*(?:\{([^}]*)\})?")
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "info": ("_info",)}
 # What Prometheus adds to every series.
-TARGET_LABELS = {"job", "instance"}
+TARGET_LABELS = {"namespace", "job", "instance"}
+GROUPING = re.compile(r"\b(by|on) \(([^)]*)\)")
 
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """The labels of every series by its name, as a control plane shows them."""
-    return {
+    """The labels of every series by its name, as a control plane and a replica show them."""
+    return serving_series() | {
         f"{family.name}{suffix}": labels_of(family)
         for family in every_family(tmp_path_factory.mktemp("plane"))
         for suffix in SUFFIXES.get(family.type, ("",))
@@ -52,6 +54,21 @@ def test_an_alert_looks_at_series_that_we_show(
     assert name in shown, f"{alert} looks at {name}, which nobody shows"
     labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
     assert labels <= shown[name] | TARGET_LABELS
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=NAMES)
+def test_installations_of_one_name_in_two_namespaces_are_not_merged(rule: dict[str, Any]) -> None:
+    groupings = [labels.split(", ") for _, labels in GROUPING.findall(rule["expr"])]
+    assert groupings
+    assert all(labels[:2] == ["namespace", "job"] for labels in groupings)
+
+
+def test_series_of_the_endpoint_are_known_with_their_labels() -> None:
+    found = serving_series()
+    assert found["ray_cmcl_serve_requests_total"] == {"status", "worker"}
+    assert found["ray_cmcl_serve_refused_versions_total"] == {"model", "reason", "worker"}
+    assert found["ray_cmcl_serve_request_seconds_bucket"] == {"model", "worker"}
+    assert found["ray_cmcl_serve_collections_behind"] == {"worker"}
 
 
 def test_a_name_that_nobody_shows_would_be_found(shown: dict[str, set[str]]) -> None:
@@ -91,7 +108,7 @@ def test_a_page_says_how_bad_it_is_and_what_to_do(rule: dict[str, Any]) -> None:
 def test_a_page_looks_at_series_that_we_show(alert: str, shown: dict[str, set[str]]) -> None:
     text = (PAGES / f"{alert}.md").read_text()
     families = {re.sub("_(total|bucket|count|sum|info)$", "", name) for name in shown}
-    named = set(re.findall(r"cmcl_service_\w+", text))
+    named = set(re.findall(r"\b(?:ray_)?cmcl_se(?:rvice|rve)_\w+", text))
     assert {re.sub("_(total|bucket|count|sum|info)$", "", name) for name in named} <= families
 
 

@@ -5,7 +5,9 @@ import re
 import helm_python
 import pytest
 
-from tests.chart.release import ROOT, Object, Release
+from tests.chart.release import ROOT, Object, Release, render
+
+RULES = (ROOT / "deploy" / "prometheus" / "rules.yaml").read_text()
 
 
 def test_monitoring_is_off_unless_asked_for(trial: Release) -> None:
@@ -28,10 +30,43 @@ def test_prometheus_can_select_monitor_and_rules(production: Release) -> None:
 
 
 def test_the_rules_are_those_that_promtool_tests(production: Release) -> None:
-    rules = (ROOT / "deploy" / "prometheus" / "rules.yaml").read_text()
-    assert "{{ $labels.job }}" in rules
+    assert "{{ $labels.job }}" in RULES
     spec = production.one("PrometheusRule", "demo-cmcl")["spec"]
-    assert spec == helm_python.values_from_yaml(rules)
+    service = 'cmcl_service_reconcile_round_age_seconds{namespace="test", job="demo-cmcl"}'
+    endpoint = 'ray_cmcl_serve_resident_versions{namespace="test", job="test/demo-cmcl-ray"}'
+    named = RULES
+    for selector in (service, endpoint):
+        bare = f"absent({selector.partition('{')[0]})"
+        assert named.count(bare) == 1
+        named = named.replace(bare, f"absent({selector})")
+    assert spec == helm_python.values_from_yaml(named)
+
+
+def test_what_is_missing_is_looked_for_under_the_names_that_the_monitors_give(
+    production: Release,
+) -> None:
+    """The Prometheus operator calls a job after its Service, or after namespace and PodMonitor."""
+    service = production.one("Service", "demo-cmcl")["metadata"]["name"]
+    (pods,) = production.of_kind("PodMonitor")
+    gone = {
+        rule["alert"]: rule["expr"]
+        for group in production.one("PrometheusRule", "demo-cmcl")["spec"]["groups"]
+        for rule in group["rules"]
+        if "absent(" in rule["expr"]
+    }
+    assert f'job="{service}"' in gone.pop("CmclServiceGone")
+    assert f'job="test/{pods["metadata"]["name"]}"' in gone.pop("CmclEndpointGone")
+    assert gone == {}
+
+
+def test_nobody_is_woken_about_an_endpoint_that_is_not_scraped() -> None:
+    for scraped in (True, False):
+        monitoring = {"prometheusRule": {"enabled": True}, "podMonitor": {"enabled": scraped}}
+        groups = render({"monitoring": monitoring}).one("PrometheusRule", "demo-cmcl")["spec"][
+            "groups"
+        ]
+        assert ("cmcl-endpoint" in [group["name"] for group in groups]) is scraped
+        assert len(groups) >= 3
 
 
 def test_the_rules_stand_in_one_place_only() -> None:
