@@ -59,6 +59,7 @@ OTHERS: dict[str, Any] = {
     "egress": [{"to": OTHER_PEERS}],
     "kubernetesApiPorts": [9443],
     "dnsPorts": [5353],
+    "redisAddress": "other.example.org:6379",
 }
 OTHER_TEXT, OTHER_MAP = "other", {"other": "x"}
 # Where Kubernetes' own words begin: its maps are chosen as a whole.
@@ -199,6 +200,10 @@ def test_every_value_is_explained() -> None:
         (
             {"access": {"endpoint": {"publicKey": "other"}}},
             r"'/access/endpoint/publicKey': 'other' d",
+        ),
+        (
+            {"serving": {"gcsFaultTolerance": {"redisAddress": "redis"}}},
+            r"'/serving/gcsFaultTolerance/redisAddress': 'redis' does not match",
         ),
         ({"store": {"uri": "ftp://host/x"}}, r"'/store/uri': 'ftp://host/x' does not match"),
         ({"store": {"uri": "file:///a%20b"}}, r"'/store/uri': 'file:///a%20b' does not match"),
