@@ -23,6 +23,15 @@ def test_service_selects_its_own_pods_only(release: Release) -> None:
     assert selected == ["Deployment demo-cmcl spec/template"]
 
 
+def test_the_selector_stays_as_it_was_released(release: Release) -> None:
+    """Kubernetes refuses an upgrade that changes it."""
+    assert release.one("Deployment", "demo-cmcl")["spec"]["selector"]["matchLabels"] == {
+        "app.kubernetes.io/name": "cmcl",
+        "app.kubernetes.io/instance": "demo",
+        "app.kubernetes.io/component": "service",
+    }
+
+
 def test_service_reaches_the_port_that_listens() -> None:
     release = render({"service": {"port": 9000}})
     (port,) = release.one("Service", "demo-cmcl")["spec"]["ports"]
