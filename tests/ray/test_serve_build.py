@@ -23,6 +23,11 @@ def test_a_replica_decides_before_ray_does_and_ray_lets_nobody_wait_without_end(
     assert (refusal.status_code, refusal.retry_after_s) == (429, 1)
 
 
+def test_a_replica_that_goes_has_the_time_that_its_requests_have() -> None:
+    application = build({"store": "s3://bucket/cmcl", "body_seconds": 40, "queue_seconds": 50})
+    assert application._bound_deployment._deployment_config.graceful_shutdown_timeout_s >= 90
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

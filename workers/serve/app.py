@@ -28,6 +28,9 @@ def build(args: ServeArgs | dict[str, object]) -> serve.Application:
         # that waits for a moment, and the rest is refused.
         max_ongoing_requests=_TIMES_OURS * checked.max_requests_in_flight,
         max_queued_requests=_TIMES_OURS * checked.max_requests_in_flight,
+        # A replica that is replaced ends when all that it has is answered. Ray would cut off after
+        # 20 s whoever may still wait.
+        graceful_shutdown_timeout_s=checked.body_seconds + checked.queue_seconds,
     )
     return deployment.bind(checked, _encoders(checked))
 
