@@ -1,0 +1,167 @@
+"""Two replicas behind HAProxy as we set it: whoever asks loses nothing while replicas come and go."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+
+from cmcl.stack import LocalStack
+from tests.fakes.versions import publish_version, random_heads
+from tests.ray.attempts import ray_processes
+from tests.ray.second_application import CHANGED, DELETED, DEPLOYED, NAME, PREFIX
+from workers.contract.model import ModelSpec
+from workers.storage.port import ObjectStore
+
+MODEL = "deaths"
+SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
+BODY = {"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}
+REPLICA = f"ServeReplica:{NAME}:"
+CLIENTS, HELD = 4, 8
+SECONDS = 60.0
+
+
+def publish(store: ObjectStore, version: int) -> None:
+    publish_version(store, MODEL, version, SPEC, random_heads(SPEC, version), generation=version)
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def outcome_of(client: httpx.Client, min_version: int = 1) -> str:
+    """Its status, or what became of the connection."""
+    headers = {"x-min-model-version": str(min_version)}
+    try:
+        answer = client.post(f"{PREFIX}/v1/embeddings", json=BODY, headers=headers)
+    except httpx.HTTPError as error:
+        return type(error).__name__
+    return str(answer.status_code)
+
+
+@dataclass
+class Crowd:
+    """Clients that ask all the time, and others that wait with one request each."""
+
+    url: str
+    stop: threading.Event = field(default_factory=threading.Event)
+    asked: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
+
+    def ask_all_the_time(self) -> None:
+        with httpx.Client(base_url=self.url, timeout=SECONDS) as client:
+            while not self.stop.is_set():
+                self.asked.append(outcome_of(client))
+
+    def hold(self, min_version: int) -> None:
+        with httpx.Client(base_url=self.url, timeout=2 * SECONDS) as client:
+            self.held.append(outcome_of(client, min_version))
+
+    def wait_for_more(self, answers: int = 50) -> None:
+        enough = len(self.asked) + answers
+        wait_until(lambda: len(self.asked) >= enough, "nobody is answered any more")
+
+
+@contextmanager
+def crowd(url: str, min_version: int) -> Iterator[Crowd]:
+    """While all of it is under way; at the end everybody has got an answer or lost it."""
+    made = Crowd(url)
+    threads = [threading.Thread(target=made.ask_all_the_time) for _ in range(CLIENTS)]
+    threads += [threading.Thread(target=made.hold, args=(min_version,)) for _ in range(HELD)]
+    for thread in threads:
+        thread.start()
+    try:
+        made.wait_for_more()
+        assert made.held == [], "these were to wait"
+        yield made
+    finally:
+        made.stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def second(stack: LocalStack) -> Iterator[subprocess.Popen[bytes]]:
+    """Whoever deploys the second application."""
+    command = [sys.executable, "-m", "tests.ray.second_application", stack.store_uri]
+    process = stack.start_driver(command)
+    wait_for_line(stack, DEPLOYED)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def wait_for_line(stack: LocalStack, line: str) -> None:
+    def is_there() -> bool:
+        return line in stack.log("driver").read_text().splitlines()
+
+    wait_until(is_there, f"{line!r} was not printed")
+
+
+def wait_for_version(url: str, version: int) -> None:
+    with httpx.Client(base_url=url, timeout=SECONDS) as client:
+        wait_until(lambda: outcome_of(client, version) == "200", f"version {version} did not come")
+
+
+def application_at(url: str) -> str:
+    with httpx.Client(base_url=url, timeout=SECONDS) as client:
+        told: str = client.get(f"{PREFIX}/healthz").raise_for_status().json()["application"]
+    return told
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.usefixtures("second")
+def test_requests_of_a_replica_that_is_killed_are_answered_by_the_other(
+    stack: LocalStack, serve_url: str, store: ObjectStore
+) -> None:
+    publish(store, 1)
+    wait_for_version(serve_url, 1)
+    replicas = ray_processes(stack, REPLICA)
+    assert len(replicas) == 2
+    with crowd(serve_url, min_version=2) as everybody:
+        replicas[0].kill()
+        everybody.wait_for_more()
+        publish(store, 2)
+        everybody.wait_for_more()
+    assert everybody.held == ["200"] * HELD
+    assert Counter(everybody.asked) == {"200": len(everybody.asked)}
+
+
+@pytest.mark.timeout(180)
+def test_requests_are_answered_while_the_application_is_changed_and_deleted(
+    stack: LocalStack, serve_url: str, store: ObjectStore, second: subprocess.Popen[bytes]
+) -> None:
+    publish(store, 3)
+    wait_for_version(serve_url, 3)
+    before = application_at(serve_url)
+    with crowd(serve_url, min_version=4) as everybody:
+        second.send_signal(signal.SIGUSR1)
+        # The old replicas are asked for nothing new, and end when what they hold is answered.
+        wait_until(
+            lambda: all(application_at(serve_url) != before for _ in range(10)),
+            "the new replicas do not answer",
+        )
+        publish(store, 4)
+        wait_for_line(stack, CHANGED)
+        everybody.wait_for_more()
+    assert everybody.held == ["200"] * HELD
+    assert Counter(everybody.asked) == {"200": len(everybody.asked)}
+
+    with crowd(serve_url, min_version=5) as everybody:
+        second.send_signal(signal.SIGTERM)
+        wait_until(lambda: everybody.asked[-1] != "200", "it goes on to answer")
+        publish(store, 5)
+        wait_for_line(stack, DELETED)
+    assert everybody.held == ["200"] * HELD
+    # Whoever comes later is refused in words; no connection is cut.
+    assert set(everybody.asked) <= {"200", "404", "503"}
