@@ -9,25 +9,33 @@ _LONGEST_SECONDS = 10
 
 
 class SlowStore(FlakyStore):
-    """Reading and listing keys that end with `slow` waits for `answer`; `asked` tells that one does."""
+    """Reading and listing keys that end with `slow` waits for `answer`; `asked` tells that one does.
+
+    So does making one that ends with `slow_to_make`.
+    """
 
     def __init__(self, store: ObjectStore) -> None:
         super().__init__(store)
         self.slow: str | None = None
+        self.slow_to_make: str | None = None
         self.asked = threading.Event()
         self.answer = threading.Event()
 
     def read(self, key: str) -> bytes:
         data = super().read(key)
-        self._wait(key)
+        self._wait(key, self.slow)
         return data
 
+    def create(self, key: str, data: bytes) -> None:
+        self._wait(key, self.slow_to_make)
+        super().create(key, data)
+
     def folders(self, prefix: str) -> list[str]:
-        self._wait(prefix)
+        self._wait(prefix, self.slow)
         return super().folders(prefix)
 
-    def _wait(self, key: str) -> None:
-        if self.slow is not None and key.endswith(self.slow):
+    def _wait(self, key: str, slow: str | None) -> None:
+        if slow is not None and key.endswith(slow):
             self.asked.set()
             if not self.answer.wait(_LONGEST_SECONDS):
                 raise TimeoutError(f"{key!r} was never answered")

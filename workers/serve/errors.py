@@ -16,7 +16,7 @@ ApiError
 ├── VersionDamaged       500   stored, but it fails its checks
 ├── NotInstalled         501   an optional part that this endpoint has not
 ├── NotReady             503   with Retry-After
-└── DeadlineExceeded     504   the request waited for longer than it said it may
+└── DeadlineExceeded     504   the request took longer than it may
 """
 
 from collections.abc import Mapping
@@ -169,7 +169,7 @@ class NotReady(ApiError):
 
 
 class DeadlineExceeded(ApiError):
-    """The client said how long it waits, and that is over."""
+    """The time that the request may take is over."""
 
     status = 504
     kind = "timeout_error"

@@ -47,7 +47,10 @@ class ServeArgs(Frozen):
         description="for a request's body to arrive, before 408; and for a piece of an export to leave",
     )
     queue_seconds: float = Field(
-        default=30, gt=0, le=600, description="from the request to its product, before 504"
+        default=30,
+        gt=0,
+        le=600,
+        description="from the headers of a request to its answer, before 504",
     )
     min_version_wait_seconds: float = Field(
         default=2, ge=0, le=60, description="how long x-min-model-version waits, before 503"

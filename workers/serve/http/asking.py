@@ -3,12 +3,13 @@
 import asyncio
 import re
 from dataclasses import dataclass
+from types import TracebackType
 
 from starlette.requests import ClientDisconnect, Request
 
 from workers.serve.access.port import Caller
 from workers.serve.compute.port import Ticket
-from workers.serve.errors import HeadersTooLarge, InvalidRequest
+from workers.serve.errors import DeadlineExceeded, HeadersTooLarge, InvalidRequest
 from workers.serve.http.replica import Replica
 from workers.serve.versions.reference import parse_version
 
@@ -25,10 +26,14 @@ _BEFORE_WATCHING_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Asking:
-    """`routing` decides, where given, who is shown a version on trial."""
+    """`routing` decides, where given, who is shown a version on trial.
+
+    `seconds`: how long the request may take, from its headers to its answer.
+    """
 
     caller: Caller
     ticket: Ticket
+    seconds: float
     min_version: int
     routing: str | None
 
@@ -40,10 +45,11 @@ def read_asking(request: Request, replica: Replica) -> Asking:
     if size > _MOST_HEADER_BYTES:
         raise HeadersTooLarge(f"the headers have {size} bytes; permitted are {_MOST_HEADER_BYTES}")
     caller = replica.access.admit(headers.get("authorization"))
-    deadline = asyncio.get_running_loop().time() + _seconds(headers.get(TIMEOUT_MS), replica)
+    seconds = _seconds(headers.get(TIMEOUT_MS), replica)
     return Asking(
         caller,
-        Ticket(caller.key, deadline),
+        Ticket(caller.key, asyncio.get_running_loop().time() + seconds),
+        seconds,
         parse_version(headers.get(MIN_VERSION), MIN_VERSION),
         headers.get(ROUTING_KEY),
     )
@@ -61,19 +67,25 @@ def _seconds(text: str | None, replica: Replica) -> float:
     return int(text) / 1000
 
 
-def given_up_with(request: Request) -> "_GivenUpWith":
-    """What happens inside ends when the client goes away, and ClientDisconnect is raised then."""
-    return _GivenUpWith(request)
+def given_up_with(request: Request, asking: Asking) -> "_GivenUpWith":
+    """What happens inside ends when the client goes away, or when the time that it gave is over.
+
+    ClientDisconnect or DeadlineExceeded is raised then. What runs in a thread goes on, and nobody
+    waits for it. A write is no work for this block: whether it was done must not be left open.
+    """
+    return _GivenUpWith(request, asking)
 
 
 class _GivenUpWith:
-    """Listens to a client that waits, and cancels its request when it hangs up.
+    """Listens to a client that waits, and cancels its request when it hangs up or time is over.
 
     A class and no generator, as every request passes here.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, asking: Asking) -> None:
         self._request = request
+        self._seconds = asking.seconds
+        self._timeout = asyncio.timeout_at(asking.ticket.deadline)
         self._listening: asyncio.Task[None] | None = None
         self._client_is_gone = False
 
@@ -84,11 +96,23 @@ class _GivenUpWith:
         self._task = task
         loop = asyncio.get_running_loop()
         self._later = loop.call_later(_BEFORE_WATCHING_SECONDS, self._start)
+        await self._timeout.__aenter__()
 
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._later.cancel()
         if self._listening is not None:
             self._listening.cancel()
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError as late:
+            raise DeadlineExceeded(
+                f"the request was not done in the {self._seconds:g} s that it may take"
+            ) from late
         is_ours = kind is asyncio.CancelledError and self._client_is_gone
         if is_ours and not self._task.uncancel():
             raise ClientDisconnect from None

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from workers.contract.errors import WorkerError
 from workers.serve.access.port import Caller
 from workers.serve.errors import InvalidRequest
-from workers.serve.http.asking import read_asking
+from workers.serve.http.asking import given_up_with, read_asking
 from workers.serve.http.body import held_body
 from workers.serve.http.collecting import (
     REVISION,
@@ -80,26 +80,29 @@ class _Collections:
         collections = collections_of(replica)
         async with held_body(request, replica.args, replica.admission, asking.caller.key) as body:
             wanted = parse(CollectionRequest, body)
-        checked_name(name)
-        model = _name_alone(wanted.model)
-        await replica.lookup.find(model, 0, asking.caller)
-        wish = Wish(name, model.name, asking.caller.owner, wanted.feature_type)
-        return self._answer(await in_store(collections.create, wish))
+            checked_name(name)
+            model = _name_alone(wanted.model)
+            async with given_up_with(request, asking):
+                await replica.lookup.find(model, 0, asking.caller)
+            wish = Wish(name, model.name, asking.caller.owner, wanted.feature_type)
+            return self._answer(await in_store(collections.create, wish))
 
     async def list_all(self, request: Request) -> Response:
         """All collections of the caller, by name."""
-        caller = read_asking(request, self._replica).caller
+        asking = read_asking(request, self._replica)
         collections = collections_of(self._replica)
-        with self._replica.admission.requests.held(caller.key, 1):
-            revisions = await in_store(collections.all, permitted_to(caller))
+        with self._replica.admission.requests.held(asking.caller.key, 1):
+            async with given_up_with(request, asking):
+                revisions = await in_store(collections.all, permitted_to(asking.caller))
         data = [_described(each, collections.shown(each.name)) for each in revisions]
         return JSONResponse({"object": "list", "data": data})
 
     async def show(self, name: str, request: Request) -> Response:
         """One collection: what the store has, and what this replica searches."""
-        caller = read_asking(request, self._replica).caller
-        with self._replica.admission.requests.held(caller.key, 1):
-            return self._answer(await find(self._replica, name, caller))
+        asking = read_asking(request, self._replica)
+        with self._replica.admission.requests.held(asking.caller.key, 1):
+            async with given_up_with(request, asking):
+                return self._answer(await find(self._replica, name, asking.caller))
 
     async def delete(self, name: str, request: Request) -> Response:
         """Remove a collection with all its items."""
@@ -127,12 +130,13 @@ class _Items:
         collections_of(replica)
         async with held_body(request, replica.args, replica.admission, asking.caller.key) as body:
             items = parse_items(body, replica.args.max_rows).items
-            target = await find(replica, name, asking.caller)
-            self._check_room(target, len(items))
-            model = ModelReference(target.model, None)
-            chosen = await replica.lookup.find(model, asking.min_version, asking.caller)
-            with replica.admission.rows.held(asking.caller.key, len(items)):
-                entries = await self._entries(chosen.version, items)
+            async with given_up_with(request, asking):
+                target = await find(replica, name, asking.caller)
+                self._check_room(target, len(items))
+                model = ModelReference(target.model, None)
+                chosen = await replica.lookup.find(model, asking.min_version, asking.caller)
+                with replica.admission.rows.held(asking.caller.key, len(items)):
+                    entries = await self._entries(chosen.version, items)
             return await self._write(target, entries, asking.caller)
 
     async def remove(self, name: str, request: Request) -> Response:
@@ -142,7 +146,8 @@ class _Items:
         collections_of(replica)
         async with held_body(request, replica.args, replica.admission, asking.caller.key) as body:
             ids = parse_removal(body, replica.args.max_rows).ids
-            target = await find(replica, name, asking.caller)
+            async with given_up_with(request, asking):
+                target = await find(replica, name, asking.caller)
             entries = [Entry(each, "", None, None) for each in dict.fromkeys(ids)]
             return await self._write(target, entries, asking.caller)
 

@@ -114,7 +114,7 @@ class _Embeddings:
         asking = read_asking(request, replica)
         async with (
             held_body(request, replica.args, replica.admission, asking.caller.key) as body,
-            given_up_with(request),
+            given_up_with(request, asking),
         ):
             query = _read(request, body, replica.args.max_rows)
             laps.lap("read")

@@ -3,7 +3,6 @@
 Shapes: B rows, E width of the embeddings.
 """
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -27,7 +26,6 @@ from workers.model.migration import (
 from workers.nullspace.migrate import Migration
 from workers.serve.across.migrations import Migrations
 from workers.serve.errors import (
-    DeadlineExceeded,
     InvalidRequest,
     NotReady,
     Unprocessable,
@@ -134,7 +132,7 @@ class _Migrate:
         asking = read_asking(request, replica)
         async with (
             held_body(request, replica.args, replica.admission, asking.caller.key) as body,
-            given_up_with(request),
+            given_up_with(request, asking),
         ):
             query = _read(request, body, replica.args.max_rows)
             old, new = await self._versions(query.asked, asking)
@@ -143,7 +141,7 @@ class _Migrate:
             rows = len(vectors_BE)
             check_count(rows, replica.args.max_rows)
             with replica.admission.rows.held(asking.caller.key, rows):
-                found = await self._map(query.asked, old.version, new.version, asking)
+                found = await self._map(query.asked, old.version, new.version)
                 migrated_BE = await replica.compute.run(_apply, found, vectors_BE)
             response = _response(request, query, (old, new), found, migrated_BE)
         replica.metrics.answered(new.version.model, rows, laps.seconds)
@@ -163,17 +161,14 @@ class _Migrate:
         return old, await find(wanted, asking.min_version, asking.caller, asking.routing)
 
     async def _map(
-        self, asked: MigrateParameters, old: ServedVersion, new: ServedVersion, asking: Asking
+        self, asked: MigrateParameters, old: ServedVersion, new: ServedVersion
     ) -> Migration:
         try:
-            async with asyncio.timeout_at(asking.ticket.deadline):
-                found = await self._migrations.between(asked.modality, old, new)
+            found = await self._migrations.between(asked.modality, old, new)
             check_error(asked.modality, found, asked.most_error)
         except CannotMigrate as error:
             code, field = _CODES[type(error)]
             raise Unprocessable(str(error), field, code) from error
-        except TimeoutError as error:
-            raise DeadlineExceeded("the map is still being computed; ask again") from error
         except StorageUnavailable as error:
             message = f"the moments of {old.label} cannot be read now; try again"
             raise NotReady(message, "from_version") from error

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from workers.serve.across.compatibilities import Changes, Compatibilities
 from workers.serve.encoders.port import EncoderInfo
 from workers.serve.errors import NotFound
+from workers.serve.http.asking import given_up_with, read_asking
 from workers.serve.http.replica import Replica
 from workers.serve.http.wire.answers import JSON
 from workers.serve.versions.live import LiveModel, Refusal
@@ -48,11 +49,12 @@ class _Models:
 
     async def one_model(self, request: Request, model: str) -> Response:
         """One of them, by its name or as name@version."""
-        caller = self._replica.access.admit(request.headers.get("authorization"))
-        wanted = parse_reference(model)
+        asking = read_asking(request, self._replica)
+        caller, wanted = asking.caller, parse_reference(model)
         exact = None
         if wanted.version is not None:
-            exact = (await self._replica.lookup.find(wanted, 0, caller)).version
+            async with given_up_with(request, asking):
+                exact = (await self._replica.lookup.find(wanted, 0, caller)).version
         live = self._replica.live.get(wanted.name)
         if live is None or not caller.sees(live.owner):
             raise NotFound(f"there is no model {wanted.name!r} that answers", "model")

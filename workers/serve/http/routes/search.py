@@ -82,7 +82,7 @@ class _Search:
         collections_of(replica)
         async with (
             held_body(request, replica.args, replica.admission, asking.caller.key) as body,
-            given_up_with(request),
+            given_up_with(request, asking),
         ):
             query = parse(SearchRequest, body, replica.args.max_rows)
             index = await self._index(name, request, asking)
@@ -110,7 +110,8 @@ class _Search:
                 "underscores, up to 63 characters, no digit first",
                 "table",
             )
-        index = await self._index(name, request, asking)
+        async with given_up_with(request, asking):
+            index = await self._index(name, request, asking)
         export, kind = FORMATS.get(format_) or (pgvector_table(table), "text/plain; charset=utf-8")
         args, admission = self._replica.args, self._replica.admission
         return HeldStream(

@@ -78,7 +78,7 @@ class _Similarity:
         asking = read_asking(request, replica)
         async with (
             held_body(request, replica.args, replica.admission, asking.caller.key) as body,
-            given_up_with(request),
+            given_up_with(request, asking),
         ):
             query = parse(SimilarityRequest, body, replica.args.max_rows)
             self._check_sizes(query)
