@@ -93,7 +93,7 @@ def test_a_version_that_is_not_in_place_is_seen(plane: ControlPlane) -> None:
     plane.tick_to(job, JobState.RUNNING)
     train(plane.store, job, 1)
     plane.tick_to(job, JobState.GATING)
-    plane.store.broken = "models/scenes/versions"
+    plane.store.broken = "versions/1/heads"
     plane.tick_to(job, JobState.PUBLISHED)
     plane.clock.advance(299)
     assert shown(plane, "oldest_unstored_version_seconds") == 300

@@ -76,7 +76,7 @@ def test_rows_of_a_version_that_is_not_stored_stay(plane: ControlPlane) -> None:
     job = plane.post_dataset("one", **SHARE)
     plane.tick_to(job, JobState.RUNNING)
     train(plane.store, job, 1)
-    plane.store.broken = "models/"
+    plane.store.broken = "versions/1/heads"
     plane.tick(5)
     assert plane.job(job).state == JobState.PUBLISHED
     plane.clock.advance(30 * DAY)
