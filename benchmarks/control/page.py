@@ -1,7 +1,9 @@
 """The page of `benchmarks.control_plane`, in Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from benchmarks.markdown import table
 
 _INTAKE = (
     "Datasets posted by several clients at once, each with an Idempotency-Key, every answer after a "
@@ -27,7 +29,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         f"Machine: {_words(document['machine'])}.",
         "## Taking datasets in",
         _INTAKE,
-        _table(
+        table(
             (
                 "database",
                 "accepted / s",
@@ -41,7 +43,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         ),
         "## Many jobs",
         _BACKLOG,
-        _table(
+        table(
             ("database", "", "few", "queue", "queue and history", "ratio"),
             [row for name, found in document["backlog"].items() for row in _backlog(name, found)],
         ),
@@ -90,12 +92,7 @@ def _live(found: Mapping[str, Any]) -> str:
         "moves, seconds after POST",
         "in the attempt",
     )
-    return _table(head, rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(head, rows)
 
 
 def _words(machine: Mapping[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.markdown import listed, table
+
 _QUESTION = (
     "Parts of the endpoint die under load. How many requests fail, how, for how long, and is a wrong "
     "answer ever given?"
@@ -25,8 +27,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     parts = [
         "# Serving while parts of it die",
         "## Question\n" + _QUESTION,
-        "## Machine\n" + _listed(document["machine"]),
-        "## Configuration\n" + _listed(document["configuration"]) + "\n\n" + how,
+        "## Machine\n" + listed(document["machine"]),
+        "## Configuration\n" + listed(document["configuration"]) + "\n\n" + how,
         "## Result\n" + _outcomes(document["outcomes"]),
     ]
     return "\n\n".join(parts) + "\n"
@@ -49,19 +51,10 @@ def _outcomes(outcomes: Sequence[Mapping[str, Any]]) -> str:
     plain = ("plain requests", "failed")
     patient = ("calls of cmcl.Client", "failed")
     times = ("silence, s", "slowest call of cmcl.Client, s", "whole, s")
-    return _table(("fault", "proxy", *plain, *patient, "wrong answers", *times), rows)
+    return table(("fault", "proxy", *plain, *patient, "wrong answers", *times), rows)
 
 
 def _kinds(found: Mapping[str, int]) -> str:
     if not found:
         return "**0**"
     return ", ".join(f"{number} {kind}" for kind, number in sorted(found.items()))
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _listed(facts: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items())

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.markdown import listed, table
+
 _QUESTION = (
     "How fast does the endpoint answer, beside the same products in bare FastAPI and uvicorn, and "
     "beside Infinity with a model of comparable cost? What share of the products' own rate is left?"
@@ -30,8 +32,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     parts = [
         "# The endpoint under load",
         "## Question\n" + _QUESTION,
-        "## Machine\n" + _listed(document["machine"]),
-        "## Configuration\n" + _listed(document["configuration"]) + "\n\n" + _SERVERS,
+        "## Machine\n" + listed(document["machine"]),
+        "## Configuration\n" + listed(document["configuration"]) + "\n\n" + _SERVERS,
         "## Result\n" + _goals(document["goals"]) + "\n\n" + _limits(document),
         *_forms(document["cells"]),
     ]
@@ -40,7 +42,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 def _goals(goals: Sequence[Mapping[str, Any]]) -> str:
     rows = [[one["what"], f"{one['worst']:.2f}", one["where"], one["goal"]] for one in goals]
-    return _table(("", "worst", "where", "goal"), rows)
+    return table(("", "worst", "where", "goal"), rows)
 
 
 def _limits(document: Mapping[str, Any]) -> str:
@@ -54,7 +56,9 @@ def _limits(document: Mapping[str, Any]) -> str:
         "The limits. Rows a second of the models alone, one thread, in a tight loop; the clients alone, "
         f"at a server that does nothing: {document['clients_alone_per_second']:,.0f} requests a second."
     )
-    return f"{words}\n\n{_table(('rows at once', 'our heads', 'the model that Infinity serves'), rows)}"
+    return (
+        f"{words}\n\n{table(('rows at once', 'our heads', 'the model that Infinity serves'), rows)}"
+    )
 
 
 def _forms(cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -74,7 +78,7 @@ def _form(cells: Sequence[Mapping[str, Any]]) -> str:
         for name, cell in servers.items():
             lines.append([str(rows), str(clients), *_cells(name, cell, servers["ours"])])
     figures = ("p50", "p95", "requests / s", "rows / s", "failed", "p50 ratio", "rate ratio")
-    return _table(("rows", "clients", "server", *figures), lines)
+    return table(("rows", "clients", "server", *figures), lines)
 
 
 def _cells(name: str, cell: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -89,12 +93,3 @@ def _cells(name: str, cell: Mapping[str, Any], ours: Mapping[str, Any]) -> list[
         "" if same else f"{ours['p50'] / cell['p50']:.2f}",
         "" if same else f"{ours['requests_per_second'] / cell['requests_per_second']:.2f}",
     ]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _listed(facts: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items())

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import listed, table
 from benchmarks.scaling.cluster import SOURCES
 from benchmarks.scaling.forecast import BATCH
 from benchmarks.scaling.model import TERMS
@@ -48,12 +49,12 @@ def markdown(document: Mapping[str, Any], pictures: Sequence[Path]) -> str:
     parts = [
         "# A model of time",
         "## Question\n" + _QUESTION,
-        "## Machine\n" + _listed(document["machine"]),
+        "## Machine\n" + listed(document["machine"]),
         "## The model\n" + _MODEL,
         "## Constants of this machine\n" + _CALM + "\n\n" + _constants(document),
         "## Prediction and measurement\n" + _verdict(document["updates"]) + f"\n\n{measured}\n",
         _tested(document["updates"]),
-        "## Forecast\n" + _FORECAST + "\n\n" + _listed({**SOURCES, **document["assumed"]}),
+        "## Forecast\n" + _FORECAST + "\n\n" + listed({**SOURCES, **document["assumed"]}),
         f"{updates}\n\n{_forecast(forecast['updates'])}",
         "### Who takes over where\n" + _crossings(forecast["takes over"]) + f"\n\n{largest}",
         "### Whole datasets\n" + _datasets(forecast["datasets"]) + f"\n\n{datasets}",
@@ -70,7 +71,7 @@ def _constants(document: Mapping[str, Any]) -> str:
                 size, seconds = max((float(size), points[size]) for size in points)
                 told = [f"{size:,.3g}" if size < 1 else f"{size:,.0f}", f"{1000 * seconds:.3f}"]
                 rows.append([name, processes, *told, _rate(name, size, seconds, kind)])
-    return _table(("constant", "processes", "largest size", "ms", "that is"), sorted(rows))
+    return table(("constant", "processes", "largest size", "ms", "that is"), sorted(rows))
 
 
 def _rate(name: str, size: float, seconds: float, kind: str) -> str:
@@ -110,7 +111,7 @@ def _tested(updates: Sequence[Mapping[str, Any]]) -> str:
             ]
         )
     head = ("width", "batch", "ranks", *(f"{term} ms" for term in TERMS))
-    return _table((*head, "predicted", "measured", "error", "windows (calm)"), rows)
+    return table((*head, "predicted", "measured", "error", "windows (calm)"), rows)
 
 
 def _forecast(updates: Sequence[Mapping[str, Any]]) -> str:
@@ -123,7 +124,7 @@ def _forecast(updates: Sequence[Mapping[str, Any]]) -> str:
         ]
         for one in found
     ]
-    return _table(("width", "GPUs", *(f"{term} ms" for term in TERMS), "rows / s"), rows)
+    return table(("width", "GPUs", *(f"{term} ms" for term in TERMS), "rows / s"), rows)
 
 
 def _crossings(found: Sequence[Mapping[str, Any]]) -> str:
@@ -135,7 +136,7 @@ def _crossings(found: Sequence[Mapping[str, Any]]) -> str:
         ]
         for one in found
     ]
-    return _table(("width", "batch", "the largest term, from so many GPUs on"), rows)
+    return table(("width", "batch", "the largest term, from so many GPUs on"), rows)
 
 
 def _datasets(datasets: Sequence[Mapping[str, Any]]) -> str:
@@ -152,13 +153,4 @@ def _datasets(datasets: Sequence[Mapping[str, Any]]) -> str:
         if one["width"] in (1024, 4096) and one["ranks"] in (8, 256)
     ]
     head = ("pairs", "width", "GPUs", "reading shards s", "moments s", "decompositions s")
-    return _table((*head, "ten passes s", "hours in all"), rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _listed(facts: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    return table((*head, "ten passes s", "hours in all"), rows)

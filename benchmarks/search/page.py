@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.markdown import table
+
 _Row = Mapping[str, Any]
 _OF_GRAPHS = ("graph", "bytes_graph")
 
@@ -43,7 +45,7 @@ def _swaps(swaps: Sequence[_Row]) -> str:
         "swap: by the old version; queries by the new version on the old vectors, as an index that "
         "does not follow; by the new version on vectors made anew. Seconds from the pointer's move "
         "until the new version answers searches; until then the old one does.\n\n"
-        + _table(("to version", "seconds", "before", "stale", "after"), lines)
+        + table(("to version", "seconds", "before", "stale", "after"), lines)
     )
 
 
@@ -56,7 +58,7 @@ def _left_alone(rows: Sequence[_Row]) -> str:
         "## An index that never follows\n"
         "Recall@10 of each dataset: by the version that learned it; at the end on the vectors of "
         "that version, under queries of the last; at the end on vectors made anew.\n\n"
-        + _table(("dataset", "learned", "stale", "after"), lines)
+        + table(("dataset", "learned", "stale", "after"), lines)
     )
 
 
@@ -83,8 +85,7 @@ def _following(rows: Sequence[_Row], sizes: Mapping[str, int]) -> str:
         f"{sizes['width']}, in the follower's one thread; seconds until the version answers, without "
         "graphs; seconds of building one graph of all rows. Bytes for each row: of the graph; of "
         "vectors, ids and payloads; and what the whole process grew by when it read them for the "
-        "first time, with Python's table of ids and what readers keep.\n\n"
-        + _table(headings, lines)
+        "first time, with Python's table of ids and what readers keep.\n\n" + table(headings, lines)
     )
 
 
@@ -103,7 +104,7 @@ def _searching(rows: Sequence[_Row]) -> str:
         "One query after another with one thread: milliseconds (median) and queries a second. exact: "
         "every row is compared. usearch exact: its own exact search of the same vectors. graph: HNSW, "
         "which is used from 100,000 rows of a modality on. The three by turns. Rows have no "
-        "clusters, which is the hardest case for a graph.\n\n" + _table(headings, lines)
+        "clusters, which is the hardest case for a graph.\n\n" + table(headings, lines)
     )
 
 
@@ -113,8 +114,3 @@ def _rate(milliseconds: float | None) -> str:
 
 def _points(share: float) -> str:
     return f"{100 * share:.1f}"
-
-
-def _table(headings: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    rows = [headings, ["---"] * len(headings), *lines]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.markdown import listed, table
+
 _QUESTION = (
     "Versions swap again and again under load. Does a request fail, is an answer mixed of two versions, "
     "how much longer do requests take meanwhile, how soon is the new version everywhere, "
@@ -26,8 +28,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     parts = [
         "# Swaps under load",
         "## Question\n" + _QUESTION,
-        "## Machine\n" + _listed(document["machine"]),
-        "## Configuration\n" + _listed(document["configuration"]) + "\n\n" + _HOW,
+        "## Machine\n" + listed(document["machine"]),
+        "## Configuration\n" + listed(document["configuration"]) + "\n\n" + _HOW,
         "## Result\n" + _goals(document["goals"]),
         "### Latency, ms\n" + _latency(document["latency"]),
         "### Swaps, ms until the new version was everywhere\n" + _swaps(document["swap_times"]),
@@ -39,7 +41,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 def _goals(goals: Sequence[Mapping[str, Any]]) -> str:
     rows = [[one["what"], _number(one["measured"]), str(one["goal"])] for one in goals]
-    return _table(("", "measured", "goal"), rows)
+    return table(("", "measured", "goal"), rows)
 
 
 def _latency(found: Mapping[str, Mapping[str, float]]) -> str:
@@ -48,7 +50,7 @@ def _latency(found: Mapping[str, Mapping[str, float]]) -> str:
         for name, one in found.items()
         if one
     ]
-    return _table(("", "answers", "p50", "p95", "p99"), rows)
+    return table(("", "answers", "p50", "p95", "p99"), rows)
 
 
 def _swaps(found: Mapping[str, Mapping[str, float]]) -> str:
@@ -57,7 +59,7 @@ def _swaps(found: Mapping[str, Mapping[str, float]]) -> str:
         [name, *(_number(one[key]) if key in one else "–" for key in keys)]
         for name, one in found.items()
     ]
-    return _table(("", *keys), rows)
+    return table(("", *keys), rows)
 
 
 def _memory(found: Sequence[Mapping[str, Any]]) -> str:
@@ -76,17 +78,8 @@ def _memory(found: Sequence[Mapping[str, Any]]) -> str:
         "at the end",
         "MiB per 100 swaps after the 50th",
     )
-    return _table(head, rows) + "\n\nSlope with its 95 % interval, from means of ten blocks."
+    return table(head, rows) + "\n\nSlope with its 95 % interval, from means of ten blocks."
 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.2f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _listed(facts: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items())

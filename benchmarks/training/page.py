@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.markdown import listed, table
+
 _QUESTION = (
     "How many rows a second does one rank learn, beside a bare loop with the same products and beside "
     "the published training script's loop? How quickly does it read? How long does a job that finds "
@@ -37,8 +39,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     parts = [
         "# The rate of training",
         "## Question\n" + _QUESTION,
-        "## Machine\n" + _listed(document["machine"]),
-        "## Configuration\n" + _listed(document["configuration"]) + f"\n\n{_LOOPS}\n\n{_CALM}",
+        "## Machine\n" + listed(document["machine"]),
+        "## Configuration\n" + listed(document["configuration"]) + f"\n\n{_LOOPS}\n\n{_CALM}",
         "## Result\n" + _goals(document["goals"]),
         *(_loops(found) for found in document["loops"]),
         _reading(document["reading"]),
@@ -50,7 +52,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 def _goals(goals: Sequence[Mapping[str, Any]]) -> str:
     rows = [[one["what"], f"{one['measured']:.2f}", str(one["goal"])] for one in goals]
-    return _table(("", "measured", "goal"), rows)
+    return table(("", "measured", "goal"), rows)
 
 
 def _loops(found: Mapping[str, Any]) -> str:
@@ -69,7 +71,7 @@ def _loops(found: Mapping[str, Any]) -> str:
     times = ("mean ms", "median", "p95", "CPU ms", "rows / s", "rate / bare", "by CPU time")
     head = ("loop", *times, "windows (calm), others")
     title = f"Batch {found['batch']}, {found['threads']} thread(s)"
-    return f"### {title}\n{_table(head, rows)}"
+    return f"### {title}\n{table(head, rows)}"
 
 
 def _reading(found: Mapping[str, Any]) -> str:
@@ -87,7 +89,7 @@ def _reading(found: Mapping[str, Any]) -> str:
         f"{found['rows']:,} rows, {found['bytes'] / 2**20:.0f} MiB in {found['shards']} files, from "
         "the page cache. Ours checks the SHA-256 of every file, which pyarrow does not."
     )
-    return f"### Reading\n{words}\n\n{_table(head, rows)}"
+    return f"### Reading\n{words}\n\n{table(head, rows)}"
 
 
 def _start(found: Mapping[str, Any]) -> str:
@@ -97,17 +99,8 @@ def _start(found: Mapping[str, Any]) -> str:
         for number, one in enumerate(found["datasets"], start=1)
     ]
     words = f"{found['ranks']} rank(s). {_START}"
-    return f"### Start of a warm job\n{words}\n\n{_table(('dataset', *names), rows)}"
+    return f"### Start of a warm job\n{words}\n\n{table(('dataset', *names), rows)}"
 
 
 def _windows(one: Mapping[str, Any]) -> str:
     return f"{one['windows']} ({one['calm_windows']}), {one['others']:.0%}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _listed(facts: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items())

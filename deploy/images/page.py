@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from benchmarks.markdown import listed, table
 from deploy.images.measure import SERVICE_BYTES
 
 _QUESTION = (
@@ -46,8 +47,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     parts = [
         "# Images",
         "## Question\n" + _QUESTION,
-        "## Machine\n" + _listed(report["machine"]),
-        "## Configuration\n" + _listed(report["configuration"]) + "\n\n" + _HOW,
+        "## Machine\n" + listed(report["machine"]),
+        "## Configuration\n" + listed(report["configuration"]) + "\n\n" + _HOW,
         "## Result\n" + _goals(report),
         "### Sizes, MB\n" + _sizes(images),
         *(_layers(image, other) for image, other in zip_longest(images, again)),
@@ -67,7 +68,7 @@ def _goals(report: Mapping[str, Any]) -> str:
     for image, other in zip(report["images"], report["again"], strict=False):
         what = f"layers of {_short(image)} that a second build made alike"
         rows.append([what, *_alike(image, other)])
-    return _table(("", "measured", "goal"), rows)
+    return table(("", "measured", "goal"), rows)
 
 
 def _alike(image: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -88,7 +89,7 @@ def _sizes(images: Sequence[Mapping[str, Any]]) -> str:
         ]
         for image in images
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _layers(image: Mapping[str, Any], other: Mapping[str, Any] | None) -> str:
@@ -105,7 +106,7 @@ def _layers(image: Mapping[str, Any], other: Mapping[str, Any] | None) -> str:
             row.append("the same" if was == became else f"`{became[7:19]}`")
         alike = "the same" if image["digest"] == other["digest"] else f"`{other['digest']}`"
         said += f". A second time, from nothing, in {other['build_seconds']:.0f} s: {alike}"
-    return f"### Layers of {_short(image)}\n{_table(head, rows)}\n\n{said}."
+    return f"### Layers of {_short(image)}\n{table(head, rows)}\n\n{said}."
 
 
 def _trial(found: Mapping[str, Any]) -> str:
@@ -113,7 +114,7 @@ def _trial(found: Mapping[str, Any]) -> str:
     smoke = found.get("smoke", {})
     rows += [[text, f"{smoke[name]:.4g}"] for name, text in _SMOKE.items() if name in smoke]
     elsewhere = ", ".join(found["written_elsewhere"])
-    return _table(("", "found"), [*rows, ["written outside volumes", elsewhere or "nothing"]])
+    return table(("", "found"), [*rows, ["written outside volumes", elsewhere or "nothing"]])
 
 
 def _files(image: Mapping[str, Any]) -> list[str]:
@@ -136,12 +137,3 @@ def _step(text: str) -> str:
 
 def _mega(count: float) -> str:
     return f"{count / 1e6:,.0f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _listed(facts: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
