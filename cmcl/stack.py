@@ -307,10 +307,8 @@ class LocalStack:
             if self.processes[name].poll() is not None:
                 raise StackError(f"{name} ended while it was starting; see {self.log(name)}")
             try:
-                if (
-                    httpx.get(url, timeout=2, headers=self.ray_headers).status_code
-                    == httpx.codes.OK
-                ):
+                answer = httpx.get(url, timeout=2, headers=self.ray_headers)
+                if answer.status_code == httpx.codes.OK:
                     return
             except httpx.HTTPError:
                 pass  # Not listening yet: that is what we wait for.

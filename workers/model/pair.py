@@ -133,11 +133,11 @@ class HeadInEigenCoordinates(nn.Module):
         gradient_EI = change_EI.grad
         if gradient_EI is None:
             return
-        whole = gradient_EI.square().sum() if self.seen is not None else None
+        free_EI = self.free_EI if self._blocks else 1.0
+        if self.seen is not None:
+            self.seen.append((gradient_EI.square().sum(), (gradient_EI * free_EI).square().sum()))
         if self._blocks:
             gradient_EI.mul_(self.free_EI)
-        if self.seen is not None and whole is not None:
-            self.seen.append((whole, gradient_EI.square().sum()))
 
 
 @dataclass(frozen=True)

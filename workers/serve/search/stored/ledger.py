@@ -102,7 +102,8 @@ def commit(store: ObjectStore, name: str, change: Change) -> Revision:
     """Make the next revision. Raises CollectionBusy, StorageUnavailable, and what `change` raises.
 
     `change` gives the content; revision, change and parent are filled in here, and when it was born
-    if it is the first. It must be harmless to make twice: where it cannot be told whether a change arrived, it is made again.
+    if it is the first. It must be harmless to make twice: where it cannot be told whether a change
+    arrived, it is made again.
     """
     for attempt in range(_ATTEMPTS):
         head = newest(store, name)
