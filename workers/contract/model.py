@@ -6,7 +6,8 @@ from pydantic import Field, model_validator
 
 from workers.contract.modality import Frozen, Modality
 
-FeatureWidth = Annotated[int, Field(ge=1, le=16384)]
+WIDEST_FEATURE = 16384
+FeatureWidth = Annotated[int, Field(ge=1, le=WIDEST_FEATURE)]
 
 
 class TrainingSpec(Frozen):

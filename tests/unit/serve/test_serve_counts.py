@@ -7,6 +7,7 @@ import pytest
 
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import Replica
+from workers.contract.model import WIDEST_FEATURE
 from workers.serve.errors import InvalidRequest
 from workers.serve.http.api import create_api
 from workers.serve.http.routes.migrate import MigrateRequest
@@ -16,7 +17,6 @@ from workers.serve.http.wire.collections import (
     RemovalRequest,
     SearchRequest,
 )
-from workers.serve.http.wire.lengths import WIDEST
 from workers.serve.http.wire.requests import EmbeddingRequest, parse
 
 TEXT = {"modality": "text", "text": "a"}
@@ -104,9 +104,9 @@ def test_every_list_is_counted(
 @pytest.mark.parametrize(
     ("given", "where"),
     [
-        ([1] * (WIDEST + 1), "input"),
-        ([[1], [1] * (WIDEST + 1)], "input[1]"),
-        ([{"modality": "image", "feature": [1] * (WIDEST + 1)}], "input[0]"),
+        ([1] * (WIDEST_FEATURE + 1), "input"),
+        ([[1], [1] * (WIDEST_FEATURE + 1)], "input[1]"),
+        ([{"modality": "image", "feature": [1] * (WIDEST_FEATURE + 1)}], "input[0]"),
     ],
 )
 def test_a_feature_wider_than_any_model_takes_is_refused(given: object, where: str) -> None:

@@ -10,10 +10,9 @@ from collections.abc import Iterable
 import simdjson
 from pydantic_core import from_json
 
+from workers.contract.model import WIDEST_FEATURE
 from workers.serve.errors import InvalidRequest
 
-# No model declares features that are wider (`FeatureWidth` in the contract).
-WIDEST = 16384
 # More than any request has; each one that nobody knows would become a record of an error.
 _MOST_FIELDS = 64
 _LISTS = (simdjson.Array, list)
@@ -24,7 +23,7 @@ def check_lengths(body: bytes, most: int) -> None:
 
     What is wrong otherwise is left to the parser.
     """
-    if len(body) <= 2 * min(most, WIDEST):
+    if len(body) <= 2 * min(most, WIDEST_FEATURE):
         return  # An entry takes two bytes at least.
     for field, value in _fields(body):
         if isinstance(value, _LISTS):
@@ -74,7 +73,7 @@ def _check(field: str, entries: simdjson.Array | list[object], most: int) -> Non
 
 
 def _check_width(field: str, where: str, feature: object) -> None:
-    if isinstance(feature, _LISTS) and len(feature) > WIDEST:
+    if isinstance(feature, _LISTS) and len(feature) > WIDEST_FEATURE:
         raise InvalidRequest(
-            f"{where} has {len(feature)} numbers; permitted are up to {WIDEST}", field
+            f"{where} has {len(feature)} numbers; permitted are up to {WIDEST_FEATURE}", field
         )

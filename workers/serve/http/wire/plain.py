@@ -13,7 +13,7 @@ import simdjson
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from workers.serve.http.wire.lengths import WIDEST
+from workers.contract.model import WIDEST_FEATURE
 from workers.serve.http.wire.requests import EmbeddingOptions
 
 # More rows than any replica takes on at once; the other parser says so.
@@ -49,7 +49,7 @@ def _read(body: bytes) -> PlainRequest | None:
     # `as_buffer` flattens whatever depth there is: a bracket for each list, and no other anywhere.
     brackets = len(rows) + (rows[0] is not given) if rows else 0
     widths = {len(row) for row in rows}
-    if len(widths) != 1 or not 1 <= max(widths) <= WIDEST or body.count(b"[") != brackets:
+    if len(widths) != 1 or not 1 <= max(widths) <= WIDEST_FEATURE or body.count(b"[") != brackets:
         return None
     options = {name: document[name] for name in names if name != "input"}
     numbers = np.frombuffer(given.as_buffer(of_type="d"), np.float64)
