@@ -116,13 +116,18 @@ def test_what_a_writer_made_that_slept_does_not_count_and_is_swept(
     assert names(store) == []
 
 
-def test_whoever_takes_the_name_ends_what_a_dead_sweeper_began(
-    store: FlakyStore, deleted: Revision
-) -> None:
+def die_while_sweeping(store: FlakyStore) -> None:
+    """After the mark, before anything is removed."""
     store.broken_deletes = True
     with pytest.raises(StorageUnavailable):
         sweep(store, NAME, MUCH_LATER)
     store.broken_deletes = False
+
+
+def test_whoever_takes_the_name_ends_what_a_dead_sweeper_began(
+    store: FlakyStore, deleted: Revision
+) -> None:
+    die_while_sweeping(store)
     mark = ledger.newest(store, NAME)
     assert mark is not None
     assert mark.frees_name
@@ -134,10 +139,7 @@ def test_whoever_takes_the_name_ends_what_a_dead_sweeper_began(
 def test_the_next_sweep_ends_what_a_dead_sweeper_began(
     store: FlakyStore, deleted: Revision
 ) -> None:
-    store.broken_deletes = True
-    with pytest.raises(StorageUnavailable):
-        sweep(store, NAME, MUCH_LATER)
-    store.broken_deletes = False
+    die_while_sweeping(store)
     sweep(store, NAME, MUCH_LATER)
     assert names(store) == []
 
