@@ -10,7 +10,16 @@
 {{- toYaml $paths -}}
 {{- end -}}
 
+{{/* The control plane asks for keys always (CMCL_AUTH), the endpoint where it is given a public key. */}}
+{{- define "cmcl.keysAreAsked" -}}
+{{- $endpoint := .root.Values.access.endpoint -}}
+{{- if and (eq .component "serving") (not $endpoint.publicKey) (not $endpoint.open) -}}
+{{- fail (printf "%s.%s.enabled is true, but access.endpoint.publicKey is empty: everybody whom it lets in could ask the endpoint. Set access.endpoint.signingSecret and publicKey (docs/security.md), or access.endpoint.open to true if that is meant" .where .kind) -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "cmcl.ingress" -}}
+{{- include "cmcl.keysAreAsked" (merge (dict "kind" "ingress") .) -}}
 apiVersion: networking.k8s.io/v1
 kind: Ingress
 metadata:
@@ -45,6 +54,7 @@ spec:
 {{- end -}}
 
 {{- define "cmcl.httpRoute" -}}
+{{- include "cmcl.keysAreAsked" (merge (dict "kind" "httpRoute") .) -}}
 {{- if not .values.parentRefs }}
 {{- fail (printf "%s.httpRoute.parentRefs is empty: which gateway is to lead to it?" .where) }}
 {{- end -}}

@@ -6,7 +6,7 @@ from pathlib import Path
 import helm_python
 import pytest
 
-from tests.chart.release import Object, Release, render
+from tests.chart.release import CHART, ROOT, Object, Release, render, values_of
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Replica
@@ -17,6 +17,20 @@ from workers.storage.local import LocalStore
 
 ARGS = ServeArgs.model_validate({"store": "file:///unused"})
 PORTS = {"demo-cmcl": 8000, "demo-cmcl-serving-serve-svc": 8000}
+KEYS: Object = values_of("production")["access"]["endpoint"]
+ADDRESSES: Object = {
+    "ingress": {"enabled": True, "host": "embeddings.example.org"},
+    "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+}
+ENVIRONMENTS = sorted(
+    path for folder in (CHART / "ci", ROOT / "deploy" / "environments") for path in folder.glob("*")
+)
+
+
+@pytest.fixture(params=ADDRESSES)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each way of exposing a part."""
+    return str(request.param)
 
 
 def test_nothing_is_exposed_unless_asked_for(trial: Release) -> None:
@@ -115,8 +129,44 @@ def test_openshift_makes_a_route_of_an_ingress(openshift: Release) -> None:
 
 @pytest.mark.parametrize("part", ["service", "serving"])
 @pytest.mark.parametrize(
-    ("kind", "missing"), [("ingress", "host is missing"), ("httpRoute", "parentRefs is empty")]
+    ("kind", "missing"),
+    [("ingress", "host is missing"), ("httpRoute", "parentRefs is empty")],
+    indirect=["kind"],
 )
 def test_one_without_an_address_is_refused(part: str, kind: str, missing: str) -> None:
+    values = {part: {kind: {"enabled": True}}, "access": {"endpoint": {"open": True}}}
     with pytest.raises(helm_python.HelmRenderError, match=rf"{part}\.{kind}\.{missing}"):
-        render({part: {kind: {"enabled": True}}})
+        render(values)
+
+
+def test_an_endpoint_that_asks_for_no_keys_is_exposed_only_on_purpose(kind: str) -> None:
+    values: Object = {"serving": {kind: ADDRESSES[kind]}}
+    with pytest.raises(
+        helm_python.HelmRenderError, match=rf"serving\.{kind}\.enabled is true, but"
+    ):
+        render(values)
+    render(values | {"access": {"endpoint": KEYS}})
+    opened = render(values | {"access": {"endpoint": {"open": True}}})
+    assert "access_public_key" not in opened.serve_args()
+    assert "asks nobody for a key" in opened.notes
+
+
+def test_an_endpoint_is_not_open_and_locked_at_once() -> None:
+    with pytest.raises(helm_python.HelmRenderError, match=r"endpoint\.open is true, but"):
+        render({"access": {"endpoint": KEYS | {"open": True}}})
+
+
+def test_a_control_plane_that_is_exposed_asks_for_keys(kind: str) -> None:
+    release = render({"service": {kind: ADDRESSES[kind]}})
+    assert release.settings()["CMCL_AUTH"] == "on"
+    with pytest.raises(helm_python.HelmValuesError, match="CMCL_AUTH"):
+        render({"service": {"extraEnv": {"CMCL_AUTH": "off"}}})
+
+
+@pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.stem)
+def test_whatever_is_exposed_asks_for_keys(path: Path) -> None:
+    release = render(helm_python.values_from_yaml(path.read_text()))
+    assert release.settings()["CMCL_AUTH"] == "on"
+    if release.of_kind("Ingress", "HTTPRoute"):
+        assert release.serve_args()["access_public_key"].startswith("-----BEGIN PUBLIC KEY")
+        assert "CMCL_SNAPSHOT_SIGNING_KEY" in release.settings()
