@@ -67,3 +67,25 @@ def test_rows_with_the_same_caption_do_not_push_each_other_apart() -> None:
     first = torch.eye(3)[[0, 0, 1]]
     loss = symmetric_info_nce((first, first), positive, 0.05)
     assert float(loss) == pytest.approx(2 / 3 * torch.log(torch.tensor(2.0)).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with others"])
+def test_scores_of_bfloat16_embeddings_are_not_rounded(alone: bool) -> None:
+    """The coldest temperature, under autocast: what float32 gives for the very same numbers."""
+    rounded = [side.bfloat16() for side in batch(rows=64, width=32)]
+    positive = torch.eye(64).bool()
+
+    def loss_and_gradient(sides: list[torch.Tensor]) -> list[torch.Tensor]:
+        leaves = [side.requires_grad_() for side in sides]
+        held = [side.detach() for side in sides]
+        everywhere = None if alone else Everywhere(held[0], held[1], lambda rows: rows)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = symmetric_info_nce((leaves[0], leaves[1]), positive, 0.01, everywhere)
+        return [loss, *torch.autograd.grad(loss, leaves)]
+
+    found = loss_and_gradient(rounded)
+    loss, *gradients = loss_and_gradient([side.float() for side in rounded])
+    torch.testing.assert_close(found[0], loss, rtol=1e-6, atol=0)
+    for ours, theirs in zip(found[1:], gradients, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - theirs).norm() < 2**-7 * theirs.norm()
