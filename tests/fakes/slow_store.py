@@ -5,7 +5,7 @@ import threading
 from tests.fakes.flaky_store import FlakyStore
 from workers.storage.port import ObjectStore
 
-_LONGEST_SECONDS = 10
+_LONGEST_SECONDS = 60
 
 
 class SlowStore(FlakyStore):

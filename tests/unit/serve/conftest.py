@@ -35,6 +35,7 @@ from workers.storage.local import LocalStore
 from workers.storage.versions import write_live
 
 MODEL = "scenes"
+POLL_SECONDS = 0.01
 SPEC = ModelSpec(width=6, modalities={"image": 5, "text": 4})
 
 
@@ -65,7 +66,7 @@ class Replica:
             *(self.args.recent_versions, self.metrics, self.clock),
         )
         swapper = Swapper(self.live, self.resident, self.metrics, self.clock)
-        self.follower = Follower(self.store, self.live, swapper, 0.01)
+        self.follower = Follower(self.store, self.live, swapper, POLL_SECONDS, clock=self.clock)
         self.app = self.app_of(self.args)
 
     def app_of(self, args: ServeArgs) -> ASGIApp:

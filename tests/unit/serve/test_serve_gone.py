@@ -2,14 +2,16 @@
 
 import pytest
 
-from tests.unit.serve.conftest import MODEL, Replica
+from tests.unit.serve.conftest import MODEL, POLL_SECONDS, Replica
 from workers.storage import layout
 
 POINTER = layout.live_pointer(MODEL)
 
 
 def look(replica: Replica, times: int) -> None:
+    """As the follower does by itself: with a pause before each."""
     for _ in range(times):
+        replica.clock.now += 2 * POLL_SECONDS
         replica.look()
 
 
@@ -44,6 +46,15 @@ def test_a_pointer_that_is_missing_for_a_moment_changes_nothing(serving: Replica
         look(serving, 1)
     assert serving.live_number() == 1
     assert serving.metrics.swaps == [(MODEL, 1)]
+
+
+def test_wake_ups_without_end_make_no_model_disappear_sooner(serving: Replica) -> None:
+    serving.store.delete(POINTER)
+    for _ in range(20):
+        serving.look()
+    assert serving.embed().headers["x-model-version"] == "1"
+    look(serving, 2)
+    assert serving.embed().status_code == 404
 
 
 @pytest.mark.parametrize("broken", ["live.json", "models/", ""])

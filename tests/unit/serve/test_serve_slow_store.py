@@ -10,7 +10,7 @@ import pytest
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.slow_store import SlowStore
 from tests.fakes.versions import random_heads, store_version
-from tests.unit.serve.conftest import MODEL, SPEC, Replica
+from tests.unit.serve.conftest import MODEL, POLL_SECONDS, SPEC, Replica
 from workers.contract.errors import StorageUnavailable
 from workers.contract.version import LivePointer
 from workers.serve.settings import ServeArgs
@@ -20,11 +20,12 @@ from workers.storage.local import LocalStore
 from workers.storage.port import ObjectStore
 from workers.storage.versions import write_live
 
-NEVER = 60.0
+NEVER = 3600.0
+PATIENCE = 60.0
 
 
 def until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -41,8 +42,10 @@ def following(slow: SlowStore) -> Iterator[Replica]:
     replica = Replica(slow, ServeArgs(store=slow.uri))
     replica.publish(version=1)
     replica.publish(version=1, model="other")
+    swapper = Swapper(replica.live, replica.resident, replica.metrics)
+    replica.follower = Follower(slow, replica.live, swapper, POLL_SECONDS)
     replica.follower.start()
-    assert replica.live.wait_ready(10)
+    assert replica.live.wait_ready(PATIENCE)
     yield replica
     slow.answer.set()
     replica.follower.stop()
@@ -54,7 +57,7 @@ def test_a_slow_model_delays_no_other_model(
 ) -> None:
     slow.slow = slow_part
     following.publish(version=2)
-    assert slow.asked.wait(10)
+    assert slow.asked.wait(PATIENCE)
     following.publish(version=2, model="other")
     until(lambda: following.live_number("other") == 2)
     assert following.live_number() == 1
@@ -77,7 +80,7 @@ def test_a_roll_back_does_not_wait_for_a_slow_load(following: Replica, slow: Slo
     until(lambda: following.live_number() == 2)
     slow.slow = "versions/3/heads.safetensors"
     following.publish(version=3)
-    assert slow.asked.wait(10)
+    assert slow.asked.wait(PATIENCE)
     following.point(generation=4, version=1)
     until(lambda: following.live_number() == 1)
     slow.answer.set()
@@ -91,7 +94,7 @@ def test_a_model_deleted_while_it_loads_does_not_come_back(
 ) -> None:
     slow.slow = "scenes/versions/2/heads.safetensors"
     following.publish(version=2)
-    assert slow.asked.wait(10)
+    assert slow.asked.wait(PATIENCE)
     slow.delete("models/scenes/live.json")
     until(lambda: following.live_number() is None)
     slow.answer.set()
@@ -109,7 +112,7 @@ def test_ready_only_once_every_model_was_tried(slow: SlowStore) -> None:
     until(lambda: replica.live_number("other") == 1)
     assert not replica.live.ready
     slow.answer.set()
-    assert replica.live.wait_ready(10)
+    assert replica.live.wait_ready(PATIENCE)
     assert replica.live_number() == 1
     replica.follower.stop()
 
@@ -118,7 +121,7 @@ def test_stopping_does_not_wait_for_a_store_that_hangs(slow: SlowStore) -> None:
     replica = Replica(slow, ServeArgs(store=slow.uri))
     slow.slow = "models/"
     replica.follower.start()
-    assert slow.asked.wait(10)
+    assert slow.asked.wait(PATIENCE)
     replica.follower.stop()
     assert not replica.follower.alive
     slow.answer.set()
@@ -132,7 +135,7 @@ def sleeping(store: FlakyStore) -> Iterator[Replica]:
     replica.follower = Follower(store, replica.live, swapper, NEVER)
     replica.publish(version=1)
     replica.follower.start()
-    assert replica.live.wait_ready(10)
+    assert replica.live.wait_ready(PATIENCE)
     yield replica
     replica.follower.stop()
 
@@ -160,11 +163,11 @@ def test_what_is_written_during_a_look_is_seen_after_it(tmp_path: Path) -> None:
     replica.follower = Follower(slow, replica.live, swapper, NEVER)
     replica.publish(version=1)
     replica.follower.start()
-    assert replica.live.wait_ready(10)
+    assert replica.live.wait_ready(PATIENCE)
     store_version(slow, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
     slow.slow = "live.json"
     replica.follower.wake()
-    assert slow.asked.wait(10)
+    assert slow.asked.wait(PATIENCE)
     slow.slow = None
     write_live(slow, MODEL, LivePointer(generation=2, version=2))
     replica.follower.wake()
@@ -201,12 +204,12 @@ def test_what_else_is_followed_may_hang(replica: Replica) -> None:
     release = threading.Event()
 
     def hang(store: ObjectStore) -> None:
-        assert release.wait(10)
+        assert release.wait(PATIENCE)
 
     follow_beside(replica, hang)
     replica.publish(version=1)
     replica.follower.start()
-    assert replica.live.wait_ready(10)
+    assert replica.live.wait_ready(PATIENCE)
     replica.publish(version=2)
     until(lambda: replica.live_number() == 2)
     release.set()

@@ -13,32 +13,36 @@ logger = logging.getLogger(__name__)
 class Errands:
     """Runs each errand that was begun since it last started, so that nothing is missed.
 
-    What takes long holds up its own name and one thread, and nobody else while others are free.
+    What takes long holds up its own name and one thread, and nobody else while others are free. What
+    is begun again while it runs goes to the end of the queue, however often that happens.
     """
 
     def __init__(self, threads: int, name: str) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._waiting: set[str] = set()
         self._running: set[str] = set()
-        self._again: set[str] = set()
+        self._again: dict[str, Callable[[], None]] = {}
         self._closed = False
         self._changed = threading.Condition()
         self._complaints: dict[str, str] = {}
 
     def begin(self, name: str, errand: Callable[[], None]) -> None:
-        """Run it soon; if it is running now, once more after that."""
+        """Run it soon; if it is running now, once more after that.
+
+        Raises RuntimeError where no thread can be started.
+        """
         with self._changed:
             if self._closed:
                 return
             if name in self._running:
-                self._again.add(name)
-                return
-            self._running.add(name)
-            self._threads.submit(self._run, name, errand)
+                self._again[name] = errand
+            elif name not in self._waiting:
+                self._enqueue(name, errand)
 
     def wait(self) -> None:
-        """Until nothing runs."""
+        """Until nothing runs, and nothing waits for that."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._running)
+            self._changed.wait_for(lambda: not self._running and not self._waiting)
 
     def close(self) -> None:
         """Begin nothing more. Does not wait: what hangs in a store may hang for long."""
@@ -46,15 +50,26 @@ class Errands:
             self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def _enqueue(self, name: str, errand: Callable[[], None]) -> None:
+        self._waiting.add(name)
+        try:
+            self._threads.submit(self._run, name, errand)
+        except RuntimeError:
+            # Otherwise this name would count as waiting for ever.
+            self._waiting.discard(name)
+            raise
+
     def _run(self, name: str, errand: Callable[[], None]) -> None:
-        while True:
-            self._attempt(name, errand)
-            with self._changed:
-                if name not in self._again or self._closed:
-                    self._running.discard(name)
-                    self._changed.notify_all()
-                    return
-                self._again.discard(name)
+        with self._changed:
+            self._waiting.discard(name)
+            self._running.add(name)
+        self._attempt(name, errand)
+        with self._changed:
+            self._running.discard(name)
+            self._changed.notify_all()
+            again = self._again.pop(name, None)
+            if again is not None and not self._closed:
+                self._enqueue(name, again)
 
     def _attempt(self, name: str, errand: Callable[[], None]) -> None:
         try:

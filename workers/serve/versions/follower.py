@@ -11,7 +11,9 @@ a few threads, loading in two others.
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from workers.contract.modality import NAME_PATTERN
@@ -28,7 +30,8 @@ _SHORTEST_PAUSE_SECONDS = 0.02
 _READING_THREADS = 4
 # Two, so that one large version does not delay another model's swap.
 _LOADING_THREADS = 2
-# A pointer that is not there once may be a glitch; a model that is deleted stays away.
+# A pointer that is not there once may be a glitch; a model that is deleted stays away. Looks that are a
+# pause apart, since many wake-ups would make three of them within one glitch.
 _LOOKS_UNTIL_GONE = 3
 
 Look = Callable[[ObjectStore], None]
@@ -44,6 +47,7 @@ class Follower:
         swapper: Swapper,
         poll_seconds: float,
         looks: Sequence[Look] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`looks`: what else is followed; each runs with every look at the models."""
         self._store = store
@@ -51,8 +55,9 @@ class Follower:
         self._swapper = swapper
         self._poll_seconds = poll_seconds
         self._looks = looks
+        self._clock = clock
         self._first_look = _FirstLook(live)
-        self._missed: dict[str, int] = {}
+        self._missed: dict[str, _Missed] = {}
         self._reading = Errands(_READING_THREADS, "follower-read")
         self._loading = Errands(_LOADING_THREADS, "follower-load")
         self._stopping = threading.Event()
@@ -135,28 +140,47 @@ class Follower:
         self._missed.pop(model, None)
         self._swapper.see(model, pointer)
         # A roll back waits for nobody: neither for its model's own load nor for other models'.
-        while self._swapper.at_hand(model):
-            self._swapper.take(model)
+        while self._swapper.take_at_hand(model):
+            pass
+        return self._begin_loading(model)
+
+    def _begin_loading(self, model: str) -> bool:
         if self._swapper.due(model) is None:
             return False
         self._loading.begin(model, partial(self._load, model))
         return True
 
     def _load(self, model: str) -> None:
+        """One version. If another is due by then, it is loaded after those of other models."""
+        loads = False
         try:
-            while self._swapper.due(model) is not None:
-                self._swapper.take(model)
+            self._swapper.take(model)
+            loads = self._begin_loading(model)
         finally:
-            self._first_look.tried(model)
+            if not loads:
+                self._first_look.tried(model)
 
     def _miss(self, model: str) -> None:
         if self._live.pointer(model) is None:
             return
-        self._missed[model] = self._missed.get(model, 0) + 1
+        now = self._clock()
+        before = self._missed.get(model)
+        if before is not None and now - before.at < self._poll_seconds:
+            return
+        missed = _Missed(1 if before is None else before.times + 1, now)
+        self._missed[model] = missed
         # A disk that is not mounted has no models either, and is no reason to stop answering.
-        if self._missed[model] >= _LOOKS_UNTIL_GONE and self._store.folders(""):
+        if missed.times >= _LOOKS_UNTIL_GONE and self._store.folders(""):
             del self._missed[model]
             self._swapper.drop(model)
+
+
+@dataclass(frozen=True)
+class _Missed:
+    """So many looks did not find the pointer; `at`: the last that counted."""
+
+    times: int
+    at: float
 
 
 class _FirstLook:

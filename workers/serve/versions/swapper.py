@@ -61,10 +61,15 @@ class Swapper:
         pointer = self._live.pointer(model)
         return None if pointer is None else self._due(model, pointer)
 
-    def at_hand(self, model: str) -> bool:
-        """Whether what is due is in memory already, so that taking it is a matter of moments."""
-        number = self.due(model)
-        return number is not None and self._resident.get(model, number) is not None
+    def take_at_hand(self, model: str) -> bool:
+        """Take the version that is due if it is in memory: a matter of moments. Whether it was."""
+        pointer = self._live.pointer(model)
+        number = None if pointer is None else self._due(model, pointer)
+        version = None if number is None else self._resident.get(model, number)
+        if pointer is None or version is None:
+            return False
+        self._swap(model, pointer, version)
+        return True
 
     def take(self, model: str) -> None:
         """Take the version that is due, or refuse it."""

@@ -1,0 +1,84 @@
+"""Errands of one name follow each other, and none keeps another from its turn."""
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from workers.serve.versions.errands import Errands
+
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def errands() -> Iterator[Errands]:
+    """With one thread, so that whoever keeps it keeps everything."""
+    made = Errands(1, "test")
+    yield made
+    made.close()
+
+
+def test_what_is_begun_again_and_again_starves_nobody(errands: Errands) -> None:
+    """As with wake-ups that come faster than a pointer is read."""
+    reached = threading.Event()
+
+    def begin_again() -> None:
+        if not reached.is_set():
+            errands.begin("busy", begin_again)
+
+    errands.begin("busy", begin_again)
+    errands.begin("patient", reached.set)
+    assert reached.wait(PATIENCE)
+    errands.wait()
+
+
+def test_what_waits_for_its_turn_is_begun_once(errands: Errands) -> None:
+    runs: list[str] = []
+    go_on, has_begun = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        has_begun.set()
+        assert go_on.wait(PATIENCE)
+
+    errands.begin("first", hold)
+    assert has_begun.wait(PATIENCE)
+    for _ in range(5):
+        errands.begin("second", lambda: runs.append("second"))
+    go_on.set()
+    errands.wait()
+    assert runs == ["second"]
+
+
+def test_what_is_begun_while_it_runs_runs_once_more(errands: Errands) -> None:
+    runs: list[int] = []
+    go_on, has_begun = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        runs.append(1)
+        has_begun.set()
+        assert go_on.wait(PATIENCE)
+
+    errands.begin("one", hold)
+    assert has_begun.wait(PATIENCE)
+    for _ in range(5):
+        errands.begin("one", hold)
+    go_on.set()
+    errands.wait()
+    assert len(runs) == 2
+
+
+def test_an_errand_without_a_thread_can_be_begun_later(
+    errands: Errands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start: Callable[[threading.Thread], None] = threading.Thread.start
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    done = threading.Event()
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(RuntimeError):
+        errands.begin("one", done.set)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    errands.begin("one", done.set)
+    assert done.wait(PATIENCE)
