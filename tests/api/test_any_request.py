@@ -46,8 +46,6 @@ _BOUNDED = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-pytestmark = pytest.mark.timeout(300)
-
 
 def _operations() -> list[tuple[str, str]]:
     """Method and path of all of them, as the committed description has them."""

@@ -12,7 +12,7 @@ from cmcl.demo.stream import read_stream
 from cmcl.stack import LocalStack
 from tests.conftest import EXAMPLE_STREAM
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 
 class CommandLine:

@@ -28,7 +28,7 @@ from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
 from workers.storage.versions import read_version, read_version_file
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 MODEL = "e2e"
 # Long enough that a process can be killed while it trains.

@@ -29,7 +29,6 @@ _MOST_ROUNDS = 120
 _STRIDE = 1 if "CMCL_FAULT_EXAMPLES" in os.environ else 5
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name)
 def test_a_death_at_any_moment_changes_no_end(
     template: Template, stage: Path, life: Life, capsys: pytest.CaptureFixture[str]
@@ -38,7 +37,6 @@ def test_a_death_at_any_moment_changes_no_end(
     _report(capsys, life, "deaths", _strike(partial(World, template, stage), life, fate, 1))
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name)
 def test_an_error_at_any_moment_changes_no_end(
     template: Template, stage: Path, life: Life, capsys: pytest.CaptureFixture[str]

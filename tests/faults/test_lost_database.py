@@ -37,14 +37,12 @@ _LAGS = (1, 3) if _EVERY_ROUND else (2,)
 Records = dict[str, bytes]
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name)
 def test_a_life_ends_as_it_must_after_any_loss(template: Template, stage: Path, life: Life) -> None:
     for world in _worlds(template, stage, life, lag=0):
         check_end(world, life)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name)
 @pytest.mark.parametrize("lag", _LAGS)
 def test_records_of_some_seconds_ago_lead_to_nothing_twice(

@@ -4,7 +4,6 @@ import threading
 import time
 
 import httpx
-import pytest
 import torch
 
 from tests.fakes.versions import publish_version, random_heads
@@ -63,7 +62,6 @@ def fill(client: httpx.Client) -> None:
     client.headers.update(seen)
 
 
-@pytest.mark.timeout(180)
 def test_search_follows_each_swap_and_no_answer_is_of_two_versions(
     serve_url: str, store: ObjectStore
 ) -> None:

@@ -6,7 +6,6 @@ import socket
 import time
 
 import httpx
-import pytest
 
 from tests.fakes.versions import publish_version, random_heads
 from workers.contract.model import ModelSpec
@@ -57,7 +56,6 @@ def answered_in_a_crowd(url: str) -> bool | None:
             each.close()
 
 
-@pytest.mark.timeout(180)
 def test_a_crowd_that_waits_for_a_version_holds_up_nobody(
     serve_url: str, store: ObjectStore
 ) -> None:

@@ -119,7 +119,6 @@ def application_at(url: str) -> str:
     return told
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.usefixtures("second")
 def test_requests_of_a_replica_that_is_killed_are_answered_by_the_other(
     stack: LocalStack, serve_url: str, store: ObjectStore
@@ -137,7 +136,6 @@ def test_requests_of_a_replica_that_is_killed_are_answered_by_the_other(
     assert Counter(everybody.asked) == {"200": len(everybody.asked)}
 
 
-@pytest.mark.timeout(180)
 def test_requests_are_answered_while_the_application_is_changed_and_deleted(
     stack: LocalStack, serve_url: str, store: ObjectStore, second: subprocess.Popen[bytes]
 ) -> None:

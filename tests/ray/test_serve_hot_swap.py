@@ -59,7 +59,6 @@ def wait_for(client: httpx.Client, features: torch.Tensor, version: int) -> None
         assert time.monotonic() < deadline, f"version {version} did not come"
 
 
-@pytest.mark.timeout(180)
 def test_a_served_model_swaps_without_a_failed_request(serve_url: str, store: ObjectStore) -> None:
     features = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
     publish(store, 1)
@@ -109,7 +108,6 @@ def wait_until_printed(stack: LocalStack, line: str) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.timeout(180)
 def test_an_announced_swap_does_not_wait_for_the_next_look(
     stack: LocalStack, serve_url: str, store: ObjectStore, slow_looker: subprocess.Popen[bytes]
 ) -> None:

@@ -16,7 +16,6 @@ STORE = {"store": "s3://bucket/cmcl", "encoders": [TEXT]}
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(180)
 def test_a_node_that_comes_late_gets_its_replica_and_an_update_finds_room() -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "tests.ray.two_nodes"],

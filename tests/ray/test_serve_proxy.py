@@ -5,7 +5,6 @@ import socket
 import time
 
 import httpx
-import pytest
 
 from tests.fakes.versions import publish_version, random_heads
 from workers.contract.model import ModelSpec
@@ -44,7 +43,6 @@ def wait_until_live(url: str) -> None:
         assert time.monotonic() < deadline, "no version came"
 
 
-@pytest.mark.timeout(180)
 def test_half_closed_clients_and_absurd_headers_are_refused_at_the_proxy(
     serve_url: str, store: ObjectStore
 ) -> None:

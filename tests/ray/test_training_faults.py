@@ -16,7 +16,7 @@ from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
 from workers.train.job import train_dataset
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 # For some checkpoints, which the session's stack takes every second.
 LONG_ENOUGH = TrainingSpec(epochs=60, learning_rate=1e-4)

@@ -40,7 +40,6 @@ def told_by_a_job(stack: LocalStack) -> str:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(180)
 def test_a_job_goes_to_the_ray_that_runs_it_and_not_to_the_one_that_started_last(
     stack: LocalStack, younger: LocalStack
 ) -> None:

@@ -11,7 +11,7 @@ from workers.contract.errors import ObjectNotFound
 from workers.contract.model import TrainingSpec
 from workers.storage.port import ObjectStore
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ KUBECONFIG = os.environ.get("CMCL_TEST_KUBECONFIG", "")
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(600),
     pytest.mark.skipif(not KUBECONFIG, reason="CMCL_TEST_KUBECONFIG names no cluster"),
 ]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import httpx
 import psutil
-import pytest
 import torch
 
 from tests.fakes.flaky_store import FlakyStore
@@ -73,7 +72,6 @@ def swap_many(folder: Path) -> None:
     assert after_mib - before_mib < MOST_MIB, f"{after_mib - before_mib:.1f} MiB more"
 
 
-@pytest.mark.timeout(300)
 def test_memory_is_flat_from_the_fiftieth_swap_to_the_three_hundredth(tmp_path: Path) -> None:
     """In a process of its own: what other tests left running here allocates too."""
     swapping = get_context("spawn").Process(target=swap_many, args=(tmp_path / "store",))
