@@ -61,8 +61,15 @@ from:
 {{- end -}}
 
 {{- define "cmcl.kubernetesApiEgress" -}}
+{{- $api := .Values.networkPolicy.kubernetesApi -}}
 - ports:
-    {{- range .Values.networkPolicy.kubernetesApiPorts }}
+    {{- range $api.ports }}
     - {port: {{ . }}, protocol: TCP}
     {{- end }}
+  {{- with $api.cidrs }}
+  to:
+    {{- range . }}
+    - ipBlock: {cidr: {{ . | quote }}}
+    {{- end }}
+  {{- end }}
 {{- end -}}

@@ -12,6 +12,7 @@ OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
 INSIDE = {"app.kubernetes.io/part-of": "cmcl", "app.kubernetes.io/instance": "demo"}
 STRANGER = {"app": "somebody"}
 NOT_ENABLED = {"enabled": False}
+ONE_CLUSTER = {"oneCluster": True, "authSecret": "x"}
 
 
 def admits(release: Release, component: str, port: int | str, caller: dict[str, str]) -> bool:
@@ -204,14 +205,55 @@ def test_restricted_pods_reach_names_store_and_their_own(locked_down: Release) -
         assert all(rule.get("to") or rule["ports"] for rule in rules)
 
 
-def test_only_who_talks_to_kubernetes_may_go_there(locked_down: Release) -> None:
-    free = [name for name, rule in _egress(locked_down) if "to" not in rule]
-    # Its autoscaler does; the control plane makes no RayJobs here.
-    assert free == ["demo-cmcl-training"]
-    rayjobs = values_of("locked-down")
-    rayjobs["training"] = {"launcher": "kuberay"}
-    free = [name for name, rule in _egress(render(rayjobs)) if "to" not in rule]
-    assert free == ["demo-cmcl"]
+def _may_ask_kubernetes(values: Object) -> dict[str, Object]:
+    """The rule that leads to the Kubernetes API, by the policy that has it."""
+    ports = values["networkPolicy"]["kubernetesApi"]["ports"]
+    wanted = [{"port": port, "protocol": "TCP"} for port in ports]
+    rules = _egress(render(values))
+    return {name: rule for name, rule in rules if rule.get("ports") == wanted}
+
+
+@pytest.mark.parametrize(
+    ("changes", "asks"),
+    [
+        ({"training": {"autoscaling": {"enabled": True}}}, "demo-cmcl-training"),
+        (
+            {"training": {"autoscaling": {"enabled": True}}, "ray": ONE_CLUSTER},
+            "demo-cmcl-serving",
+        ),
+        ({"training": {"launcher": "kuberay"}}, "demo-cmcl"),
+        ({"training": {}}, None),
+    ],
+    ids=["autoscaler", "autoscaler of one cluster", "RayJobs", "nobody"],
+)
+def test_only_who_asks_kubernetes_may_go_there(changes: Object, asks: str | None) -> None:
+    """Pods with a token of Kubernetes: no hook has one, no submitter, no rank."""
+    values = values_of("locked-down") | changes
+    values["networkPolicy"]["kubernetesApi"] = {"ports": [16443]}
+    assert [*_may_ask_kubernetes(values)] == ([asks] if asks else [])
+    holders = {
+        template["metadata"]["labels"]["app.kubernetes.io/component"]
+        for template in render(values).pod_templates().values()
+        if _has_a_token(template["spec"])
+    }
+    assert len(holders) == (1 if asks else 0)
+
+
+def _has_a_token(spec: Object) -> bool:
+    mounted = {"name": "kubernetes-token"}.items()
+    return spec["automountServiceAccountToken"] or any(
+        mounted <= volume.items() for volume in spec["volumes"]
+    )
+
+
+def test_the_kubernetes_api_is_anywhere_until_its_networks_are_named(locked_down: Release) -> None:
+    (rule,) = [rule for _, rule in _egress(locked_down) if "to" not in rule]
+    assert [entry["port"] for entry in rule["ports"]] == [443, 6443]
+    values = values_of("locked-down")
+    named = {"cidrs": ["10.0.0.0/28", "fd00::/64"], "ports": [6443]}
+    values["networkPolicy"]["kubernetesApi"] = named
+    rule = _may_ask_kubernetes(values)["demo-cmcl-training"]
+    assert rule["to"] == [{"ipBlock": {"cidr": cidr}} for cidr in named["cidrs"]]
 
 
 def test_restricting_without_naming_the_store_is_refused() -> None:

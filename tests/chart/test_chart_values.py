@@ -57,7 +57,8 @@ OTHERS: dict[str, Any] = {
     "networkPolicy.monitoring": OTHER_PEERS,
     "networkPolicy.dns": OTHER_PEERS,
     "egress": [{"to": OTHER_PEERS}],
-    "kubernetesApiPorts": [9443],
+    "cidrs": ["10.9.0.0/24"],
+    "kubernetesApi.ports": [9443],
     "dnsPorts": [5353],
     "redisAddress": "other.example.org:6379",
 }
@@ -87,7 +88,7 @@ def _with(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str
 
 
 def _another(path: tuple[str, ...], current: Any) -> Any:
-    for name in (".".join(path), path[-1]):
+    for name in (".".join(path), ".".join(path[-2:]), path[-1]):
         if name in OTHERS:
             return OTHERS[name]
     if isinstance(current, bool):
@@ -216,6 +217,14 @@ def test_every_value_is_explained() -> None:
         (
             {"networkPolicy": {"clients": [{"namespaces": {}}]}},
             r"'/networkPolicy/clients/0': additional properties 'namespaces' not allowed",
+        ),
+        (
+            {"networkPolicy": {"kubernetesApi": {"cidrs": ["10.0.0.1"]}}},
+            r"'/networkPolicy/kubernetesApi/cidrs/0': '10.0.0.1' does not match",
+        ),
+        (
+            {"networkPolicy": {"kubernetesApi": {"ports": []}}},
+            r"'/networkPolicy/kubernetesApi/ports': minItems: got 0, want 1",
         ),
         (
             {"service": {"extraEnv": {"CMCL_PORT": "1"}}},
