@@ -64,7 +64,10 @@ class ServeArgs(Frozen):
         "list signed with one of them; by default nobody needs one",
     )
     recent_versions: int = Field(
-        default=4, ge=1, description="versions kept for requests that name one"
+        default=4,
+        ge=1,
+        description="versions kept for requests that name one; so many more may be loading for them, "
+        "before 429",
     )
     max_top_k: int = Field(default=1000, ge=1, description="hits of one search in a collection")
     max_payload_bytes: int = Field(

@@ -1,15 +1,45 @@
 """Which versions are in memory, and what leaves it."""
 
 import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.contract.errors import ObjectNotFound
+from workers.serve.errors import Overloaded
 from workers.serve.versions.loading import ServedVersion
 from workers.serve.versions.resident import KEPT_FOR_ROLLING_BACK, ResidentVersions
 from workers.storage import layout
+
+PATIENCE = 60.0
+
+
+class HeldLoads:
+    """Loads of a replica's versions that do not end before they are let go."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.begun: list[int] = []
+        self.go_on = threading.Event()
+        self._load = replica.resident.load
+
+    def __call__(self, model: str, number: int) -> ServedVersion:
+        self.begun.append(number)
+        assert self.go_on.wait(PATIENCE)
+        return self._load(model, number)
+
+
+async def until_begun(loads: HeldLoads, count: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while len(loads.begun) < count:
+            await asyncio.sleep(0.005)
+
+
+def asked_for(resident: ResidentVersions, number: int) -> asyncio.Task[ServedVersion]:
+    return asyncio.create_task(resident.find(MODEL, number))
 
 
 def publish_up_to(replica: Replica, last: int) -> None:
@@ -154,3 +184,67 @@ def test_a_version_retired_while_a_request_loads_it_does_not_answer(serving: Rep
     serving.resident = ResidentVersions(load_and_retire, 2, serving.metrics, serving.clock)
     serving.app = serving.app_of(serving.args)
     assert serving.embed(model="scenes@2").json()["error"]["code"] == "version_retired"
+
+
+def run_with_stored(replica: Replica, last: int, use: Coroutine[Any, Any, None]) -> None:
+    """With versions 2 to `last` in the store, of which none is live."""
+    for version in range(2, last + 1):
+        store_version(replica.store, MODEL, version, SPEC, random_heads(SPEC, seed=version))
+    asyncio.run(use)
+
+
+def test_as_many_named_versions_load_at_once_as_are_kept(serving: Replica) -> None:
+    loads = HeldLoads(serving)
+    resident = ResidentVersions(loads, 3, serving.metrics)
+
+    async def ask_for_many() -> None:
+        first = [asked_for(resident, number) for number in (2, 3, 4)]
+        await until_begun(loads, 2)
+        shared = asked_for(resident, 4)
+        with pytest.raises(
+            Overloaded, match=r"asks for scenes@5, .* 3 versions .* permitted are 3"
+        ):
+            await resident.find(MODEL, 5)
+        loads.go_on.set()
+        assert [each.number for each in await asyncio.gather(*first, shared)] == [2, 3, 4, 4]
+        assert (await resident.find(MODEL, 5)).number == 5
+
+    run_with_stored(serving, 5, ask_for_many())
+    assert sorted(loads.begun) == [2, 3, 4, 5]
+
+
+def test_loads_beyond_the_limit_are_429_with_retry_after(serving: Replica) -> None:
+    loads = HeldLoads(serving)
+    serving.resident = ResidentVersions(loads, 1, serving.metrics)
+    serving.app = serving.app_of(serving.args)
+
+    async def ask() -> None:
+        waiting = asked_for(serving.resident, 2)
+        await until_begun(loads, 1)
+        refused = await asyncio.to_thread(serving.embed, model="scenes@3")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert refused.json()["error"]["code"] == "too_many_loads"
+        loads.go_on.set()
+        await waiting
+
+    run_with_stored(serving, 3, ask())
+
+
+def test_a_swap_does_not_wait_for_the_versions_that_requests_name(serving: Replica) -> None:
+    loads = HeldLoads(serving)
+    resident = ResidentVersions(loads, 4, serving.metrics)
+
+    async def ask_and_swap() -> None:
+        # Two threads load what requests name, so the third only waits for its turn.
+        asked = [asked_for(resident, number) for number in (2, 3, 4)]
+        await until_begun(loads, 2)
+        swapped = asyncio.create_task(asyncio.to_thread(resident.load, MODEL, 4))
+        await until_begun(loads, 3)
+        assert set(loads.begun[:2]) == {2, 3}
+        assert loads.begun[2] == 4
+        loads.go_on.set()
+        versions = await asyncio.gather(*asked)
+        assert versions[2] is await swapped
+
+    run_with_stored(serving, 4, ask_and_swap())
+    assert sorted(loads.begun) == [2, 3, 4]

@@ -33,7 +33,9 @@ class VersionLookup:
     async def find(
         self, wanted: ModelReference, min_version: int, caller: Caller, routing: str | None = None
     ) -> Chosen:
-        """The version that answers. Raises InvalidRequest, NotFound, NotReady, VersionDamaged.
+        """The version that answers.
+
+        Raises InvalidRequest, NotFound, NotReady, Overloaded, VersionDamaged.
 
         `routing`: the header x-routing-key. Requests with the same one meet the same version while
         a trial lasts; without it those of the same key do, and where there are no keys, nobody.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from workers.contract.errors import WorkerError
+from workers.serve.errors import Overloaded
 from workers.serve.metrics import ServeMetrics
 from workers.serve.versions.loading import ServedVersion
 
@@ -43,7 +44,7 @@ class ResidentVersions:
         metrics: ServeMetrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`recent`: how many of those that requests named are kept."""
+        """`recent`: how many of those that requests named are kept, and how many may be loading."""
         self._load = load
         self._recent = recent
         self._metrics = metrics
@@ -52,6 +53,7 @@ class ResidentVersions:
         self._candidates: dict[str, ServedVersion] = {}
         self._named: OrderedDict[_Key, ServedVersion] = OrderedDict()
         self._loading: dict[_Key, Future[ServedVersion]] = {}
+        self._loading_for_requests: set[Future[ServedVersion]] = set()
         self._failed: OrderedDict[_Key, _Failure] = OrderedDict()
         self._lock = threading.Lock()
         # Their own: whoever asks for many versions must not delay a swap.
@@ -73,8 +75,9 @@ class ResidentVersions:
     async def find(self, model: str, number: int) -> ServedVersion:
         """The version, for a request; those that ask for it at the same time share one load.
 
-        Raises what loading raises. Where trying again cannot help, that is remembered for a
-        second: a client that asks for what is not there must not keep the store busy.
+        Raises what loading raises, and Overloaded where as many as may be are loading. Where trying
+        again cannot help, that is remembered for a second: a client that asks for what is not there
+        must not keep the store busy.
         """
         key = (model, number)
         with self._lock:
@@ -82,10 +85,7 @@ class ResidentVersions:
             if found is not None:
                 return found
             self._raise_if_failed(key)
-            future = self._loading.get(key)
-            if future is None:
-                future = self._loading[key] = Future()
-                self._threads.submit(self._fill, future, key, self._keep_named)
+            future = self._loading.get(key) or self._begin_named(key)
         # Shielded: a client that hangs up must not take the others' load with it.
         return await asyncio.shield(asyncio.wrap_future(future))
 
@@ -96,10 +96,8 @@ class ResidentVersions:
             found = self._find(key)
             if found is not None:
                 return found
-            future = self._loading.get(key)
-            mine = future is None
-            if future is None:
-                future = self._loading[key] = Future()
+            future = self._loading.setdefault(key, Future())
+            mine = _claimed(future)
         if mine:
             self._fill(future, key, lambda _: None)
         return future.result()
@@ -149,6 +147,28 @@ class ResidentVersions:
         answered = self._answered.get(model)
         return None if answered is None else answered.get(number)
 
+    def _begin_named(self, key: _Key) -> Future[ServedVersion]:
+        under_way = len(self._loading_for_requests)
+        if under_way >= self._recent:
+            model, number = key
+            raise Overloaded(
+                f"model asks for {model}@{number}, which is not in memory, and {under_way} versions "
+                f"that requests name are being loaded; permitted are {self._recent} at a time; try "
+                "again",
+                "model",
+                "too_many_loads",
+            )
+        future = self._loading[key] = Future()
+        self._loading_for_requests.add(future)
+        self._threads.submit(self._load_named, future, key)
+        return future
+
+    def _load_named(self, future: Future[ServedVersion], key: _Key) -> None:
+        with self._lock:
+            mine = _claimed(future)
+        if mine:
+            self._fill(future, key, self._keep_named)
+
     def _fill(
         self, future: Future[ServedVersion], key: _Key, keep: Callable[[ServedVersion], None]
     ) -> None:
@@ -165,6 +185,7 @@ class ResidentVersions:
         self, future: Future[ServedVersion], key: _Key, remember: Callable[[], None]
     ) -> None:
         with self._lock:
+            self._loading_for_requests.discard(future)
             # Otherwise it was retired, or its model deleted, while it loaded.
             if self._loading.get(key) is future:
                 del self._loading[key]
@@ -192,3 +213,13 @@ class ResidentVersions:
     def _report(self) -> None:
         answered = sum(len(each) for each in self._answered.values())
         self._metrics.resident(answered + len(self._candidates) + len(self._named))
+
+
+def _claimed(future: Future[ServedVersion]) -> bool:
+    """Whether the caller is the one to load it. Called with the lock.
+
+    A swap takes a load that only waits for its turn away from the requests' threads.
+    """
+    if future.running() or future.done():
+        return False
+    return future.set_running_or_notify_cancel()
