@@ -39,7 +39,7 @@ def collection(api: Api, name: str) -> Flow[Collection]:
 
 def delete_collection(api: Api, name: str) -> Flow[None]:
     """Remove a collection with all its items."""
-    yield from api.send(_request("DELETE", _at(name)))
+    yield from api.send(_request("DELETE", _at(name), headers=_once(api)))
 
 
 def add_items(api: Api, name: str, items: Iterable[Item], at_once: int = 1000) -> Flow[Written]:
@@ -97,11 +97,16 @@ def _in_pieces(
 ) -> Flow[Written]:
     left, written = iter(entries), None
     while piece := list(islice(left, at_once)):
-        response = yield from api.send(_request("POST", path, {field: piece}))
+        response = yield from api.send(_request("POST", path, {field: piece}, _once(api)))
         written = read(Written, response)
     if written is None:
         raise CmclError(f"there are no {field}; at least one is needed")
     return written
+
+
+def _once(api: Api) -> dict[str, str]:
+    """Sent again with this, a write is not done again."""
+    return {"idempotency-key": api.new_key()}
 
 
 def _request(

@@ -17,7 +17,7 @@ MIN_VERSION = "x-min-model-version"
 ROUTING_KEY = "x-routing-key"
 TIMEOUT_MS = "x-request-timeout-ms"
 
-_LONGEST_MS = 600_000
+LONGEST_MS = 600_000
 # A proxy in front has its own limit; uvicorn has none.
 _MOST_HEADER_BYTES = 32 << 10
 # Almost all requests are answered before; the others cost a task that listens to their socket.
@@ -59,9 +59,9 @@ def _seconds(text: str | None, replica: Replica) -> float:
     if text is None:
         return replica.args.queue_seconds
     # The form first: int() raises ValueError for thousands of digits.
-    if not re.fullmatch(r"[0-9]{1,6}", text) or not 1 <= int(text) <= _LONGEST_MS:
+    if not re.fullmatch(r"[0-9]{1,6}", text) or not 1 <= int(text) <= LONGEST_MS:
         raise InvalidRequest(
-            f"the header {TIMEOUT_MS} is {text[:60]!r}; permitted are 1 to {_LONGEST_MS}",
+            f"the header {TIMEOUT_MS} is {text[:60]!r}; permitted are 1 to {LONGEST_MS}",
             param=TIMEOUT_MS,
         )
     return int(text) / 1000

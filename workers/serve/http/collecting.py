@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
+from starlette.requests import Request
+
 from workers.contract.errors import StorageUnavailable, WorkerError
 from workers.contract.modality import NAME_PATTERN
 from workers.serve.access.port import Caller
@@ -24,10 +26,14 @@ from workers.serve.http.replica import Replica
 from workers.serve.search.collections import Collections, Permitted, TooManySegments
 from workers.serve.search.room import AllFull, CollectionFull, RowsUncounted, TooManyCollections
 from workers.serve.search.stored.ledger import CollectionBusy
+from workers.serve.search.stored.repeats import mark_of
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.writes import CollectionExists, NoCollection
 from workers.serve.versions.reference import shortened
 
+IDEMPOTENCY_KEY = "idempotency-key"
+# The proxy's, the same in all attempts at one request (cmcl/proxy.py).
+UNIQUE_ID = "x-unique-id"
 REVISION = "x-collection-revision"
 MIN_REVISION = "x-min-collection-revision"
 
@@ -59,6 +65,21 @@ def checked_name(name: str) -> str:
 def permitted_to(caller: Caller) -> Permitted:
     """Which collections exist for the caller."""
     return lambda revision: caller.sees(revision.owner)
+
+
+async def mark_of_write(request: Request, caller: Caller, body: bytes = b"") -> str | None:
+    """By which a write is known that comes again, see `stored/repeats.py`; None where nothing tells.
+
+    By the client's own key, or the proxy's. A client may name the proxy's header too, but the proxy
+    writes behind it.
+    """
+    name = IDEMPOTENCY_KEY if IDEMPOTENCY_KEY in request.headers else UNIQUE_ID
+    if not (given := request.headers.getlist(name)):
+        return None
+    about = (caller.key, request.method, request.url.path, name, given[-1])
+    parts = (*(each.encode() for each in about), body)
+    # In another thread: a large body takes a while.
+    return await asyncio.to_thread(mark_of, *parts)
 
 
 async def in_store(do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

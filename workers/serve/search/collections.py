@@ -91,15 +91,21 @@ class Collections:
         with self._room.for_one_more(wish.name, wish.owner):
             return self._made(writes.create(self._store, wish))
 
-    def delete(self, name: str, permitted: Permitted) -> None:
+    def delete(self, name: str, permitted: Permitted, mark: str | None = None) -> None:
         """Blocks. Raises as `writes.delete` does."""
-        self._room.deleted(self._made(writes.delete(self._store, name, permitted)))
+        self._room.deleted(self._made(writes.delete(self._store, name, permitted, mark)))
 
     def check_room(self, target: Revision, more: int) -> None:
         """Does not block. Raises CollectionFull, AllFull, RowsUncounted."""
         self._room.check_rows(target, more)
 
-    def write(self, target: Revision, entries: Sequence[Entry], permitted: Permitted) -> Revision:
+    def write(
+        self,
+        target: Revision,
+        entries: Sequence[Entry],
+        permitted: Permitted,
+        mark: str | None = None,
+    ) -> Revision:
         """Blocks. Raises as `writes.write` does, and TooManySegments."""
         if len(target.segments) >= _MOST_SEGMENTS:
             self._housekeeper.notice(target)
@@ -107,7 +113,7 @@ class Collections:
                 f"collection {target.name!r} has {len(target.segments)} segments, which are being "
                 "merged; try again"
             )
-        return self._made(writes.write(self._store, target, entries, permitted))
+        return self._made(writes.write(self._store, target, entries, permitted, mark))
 
     def _made(self, revision: Revision) -> Revision:
         self._follower.wake()

