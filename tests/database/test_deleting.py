@@ -30,7 +30,7 @@ def test_a_model_that_is_given_a_job_is_not_deleted(database: Database) -> None:
     posted, deleting = Event(), Event()
 
     def delete() -> None:
-        posted.wait(10)
+        posted.wait(60)
         deleting.set()
         with database.write() as connection:
             delete_model(connection, "scenes", LOCAL, NOW)
@@ -41,7 +41,7 @@ def test_a_model_that_is_given_a_job_is_not_deleted(database: Database) -> None:
             intake = Intake(LOCAL, ("s3://bucket",), NOW)
             accept_dataset(connection, NewDataset.model_validate(BODY), intake)
             posted.set()
-            assert deleting.wait(10)
+            assert deleting.wait(60)
             # Give the other transaction the time to run into ours.
             with pytest.raises(TimeoutError):
                 done.result(0.3)

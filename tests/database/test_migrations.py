@@ -88,6 +88,16 @@ def test_evaluations_are_read_out_of_old_manifests(first_release: Database) -> N
     assert recalls[dataset].at_1 == 0.5
 
 
+def test_outlines_are_read_out_of_old_manifests(first_release: Database) -> None:
+    """At once by the migration, and later where a service of the release before wrote the row."""
+    with first_release.write() as connection:
+        (by_migration,) = versions.outlines(connection, "scenes", None, 10)
+        connection.exec_driver_sql("UPDATE versions SET dataset = NULL, dataset_name = NULL")
+        (by_list,) = versions.outlines(connection, "scenes", None, 10)
+    told = {(each.dataset, each.dataset_name) for each in (by_migration, by_list)}
+    assert told == {(f"ds-{1:012}", "one")}
+
+
 def test_old_promotions_can_be_rolled_back(first_release: Database) -> None:
     with first_release.read() as connection:
         found = [versions.promotion(connection, "scenes", number) for number in (1, 2)]

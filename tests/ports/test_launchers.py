@@ -16,7 +16,7 @@ from tests.fakes.kubernetes_api import KubernetesApi, kubernetes_api
 from tests.fakes.launcher import FakeLauncher
 from tests.fakes.ray_jobs import FakeRayJobs
 
-_SECONDS = 20.0
+_SECONDS = 120.0
 
 
 class Rig(Protocol):

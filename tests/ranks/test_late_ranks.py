@@ -16,9 +16,12 @@ _PATIENCE, _LATE = 2.0, 4.0
 
 def _rank(rank: int, folder: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
+    store = dist.FileStore(f"{folder}/rendezvous", 2)
+    store.set(str(rank), "has started")
+    store.wait(["0", "1"], timedelta(seconds=300))
     dist.init_process_group(
         "gloo",
-        init_method=f"file://{folder}/rendezvous",
+        store=store,
         rank=rank,
         world_size=2,
         timeout=timedelta(seconds=_PATIENCE),

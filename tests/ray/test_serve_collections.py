@@ -13,7 +13,7 @@ from workers.storage.port import ObjectStore
 MODEL = "searched"
 SPEC = ModelSpec(width=16, modalities={"image": 12, "text": 8})
 ROWS, VERSIONS = 50, 3
-SECONDS = 30.0
+SECONDS = 120.0
 QUERY = torch.randn(1, 8, generator=torch.Generator().manual_seed(1))
 IMAGES = torch.randn(ROWS, 12, generator=torch.Generator().manual_seed(2))
 

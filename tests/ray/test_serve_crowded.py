@@ -16,8 +16,8 @@ SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
 BODY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}).encode()
 # Above what Ray would take at once before (256), below what a replica takes.
 CROWD = 400
-SECONDS = 20.0
-STARTING_SECONDS = 60.0
+SECONDS = 120.0
+STARTING_SECONDS = 300.0
 
 
 def waiting_for_a_version() -> bytes:

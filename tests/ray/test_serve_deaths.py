@@ -25,7 +25,7 @@ SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
 BODY = {"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}
 REPLICA = f"ServeReplica:{NAME}:"
 CLIENTS, HELD = 4, 8
-SECONDS = 60.0
+SECONDS = 300.0
 
 
 def publish(store: ObjectStore, version: int) -> None:

@@ -19,7 +19,7 @@ ENCODER = EncoderSpec(modality="text", kind="synthetic", width=8)
 SPEC = ModelSpec(width=16, modalities={"image": 12, "text": 8})
 # More than one pass of the encoder.
 TEXTS = [f"a chair, {number} times" for number in range(100)]
-SECONDS = 20.0
+SECONDS = 120.0
 
 pytestmark = pytest.mark.ray
 

@@ -21,9 +21,9 @@ from workers.storage.versions import write_live
 MODEL = "hot-swap"
 SPEC = ModelSpec(width=16, modalities={"image": 12, "text": 8})
 VERSIONS = 4
-SECONDS = 20.0
+SECONDS = 120.0
 # A process that imports torch and Ray, beside all the others.
-STARTING_SECONDS = 60.0
+STARTING_SECONDS = 300.0
 
 
 def ask(client: httpx.Client, features: torch.Tensor, **changes: object) -> httpx.Response:

@@ -13,8 +13,8 @@ from workers.storage.port import ObjectStore
 MODEL = "behind-the-proxy"
 SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
 BODY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}).encode()
-SECONDS = 20.0
-STARTING_SECONDS = 60.0
+SECONDS = 120.0
+STARTING_SECONDS = 300.0
 
 
 def request(*headers: str) -> bytes:

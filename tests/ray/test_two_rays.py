@@ -9,7 +9,7 @@ import pytest
 
 from cmcl.stack import LocalStack, Ports
 
-SECONDS = 60.0
+SECONDS = 300.0
 TELL = "python -c \"import os; print(os.environ['RAY_ADDRESS'])\""
 
 

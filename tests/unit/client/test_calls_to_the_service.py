@@ -251,7 +251,7 @@ def test_a_pre_flight_is_asked_and_answered(
     for _ in range(2):
         rounds.tick()
         published_plane.clock.advance(1)
-    answer = published.await_preflight(asked.id, timeout=5, poll_seconds=0.001)
+    answer = published.await_preflight(asked.id, timeout=60, poll_seconds=0.001)
     assert answer.outlook == outlook
     assert [each.id for each in published.preflights("scenes")] == [asked.id]
 

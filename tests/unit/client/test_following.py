@@ -175,7 +175,7 @@ def test_watching_tells_every_change_once_and_ends_with_the_job(
     states = ["queued", "queued", "running", "published"]
     server.answer = Streams([stream(*blocks, event(3, "job.published"))], states)
     seen: list[Job] = []
-    ended = client.watch("job-1", seen.append, timeout=5)
+    ended = client.watch("job-1", seen.append, timeout=60)
     assert ended.state == "published"
     assert [each.state for each in seen] == ["queued", "running", "running", "running", "published"]
     updates = [each.progress.updates_done if each.progress else None for each in seen]
@@ -187,7 +187,7 @@ def test_watching_goes_on_where_the_stream_ends_before_the_job(
 ) -> None:
     streams: list[Answer | None] = [(204, ""), (204, ""), stream(event(1, "job.published"))]
     server.answer = Streams(streams, ["queued", "queued", "queued", "published"])
-    assert client.watch("job-1", timeout=5, poll_seconds=0.001).state == "published"
+    assert client.watch("job-1", timeout=60, poll_seconds=0.001).state == "published"
 
 
 @pytest.mark.parametrize("body", [None, ": ping\n\n", progress(1)])
@@ -230,7 +230,7 @@ def test_a_real_job_is_watched_to_its_end(kind: str, plane: ControlPlane, url: s
         attempt = plane.tick_to(job, JobState.RUNNING).attempt
         report_progress(plane.store, job, attempt, "training", 4)
         plane.tick()
-        running.wait(5)
+        running.wait(60)
         plane.run_to_end(job)
 
     def on_change(now: Job) -> None:

@@ -36,7 +36,7 @@ class Queue:
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(main, 10))
+    asyncio.run(asyncio.wait_for(main, 60))
 
 
 def lengths(encoded: Encoded) -> list[int]:

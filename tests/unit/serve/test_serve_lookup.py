@@ -68,7 +68,7 @@ def test_requests_for_one_version_share_one_load(serving: Replica) -> None:
     def load(model: str, number: int) -> ServedVersion:
         loads.append(number)
         entered.set()
-        assert release.wait(5)
+        assert release.wait(60)
         return load_version(serving.store, model, number)
 
     async def ask_ten_times() -> list[ServedVersion]:

@@ -13,7 +13,7 @@ from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.http.api import create_api
 
 BODY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}).encode()
-SECONDS = 10.0
+SECONDS = 120.0
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def watched(tmp_path: Path) -> Watched:
 
 
 def run(what: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(what, 10))
+    asyncio.run(asyncio.wait_for(what, 60))
 
 
 def test_a_shadowed_request_is_scored_and_written(watched: Watched) -> None:

@@ -16,7 +16,7 @@ from tests.unit.service.observe.samples import shown
 from workers.contract.version import ANNOUNCEMENTS, LivePointer
 from workers.storage.versions import read_live
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 120.0
 FIRST, SECOND = LivePointer(generation=1, version=1), LivePointer(generation=2, version=7)
 
 

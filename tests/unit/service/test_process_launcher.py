@@ -12,7 +12,7 @@ from service.launchers.process import ProcessLauncher
 
 
 def _ended(launcher: ProcessLauncher, name: str) -> LaunchStatus:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (status := launcher.status(name)).has_ended:
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -34,7 +34,7 @@ SPEC = JobSpec(
     ),
 )
 KEY = layout.run_progress("job-1", 1)
-SECONDS = 10.0
+SECONDS = 120.0
 
 
 class NotedStore(FlakyStore):

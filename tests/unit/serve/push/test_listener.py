@@ -12,7 +12,7 @@ from tests.fakes.channel import FakeChannel
 from workers.serve.push.listener import Listener
 from workers.serve.push.port import ChannelLost
 
-SECONDS = 10.0
+SECONDS = 120.0
 
 
 @dataclass

@@ -27,7 +27,7 @@ from workers.serve.errors import Unauthorized
 from workers.storage import layout
 
 PAIR = make_pair()
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 120.0
 
 
 class HeldStore(FlakyStore):

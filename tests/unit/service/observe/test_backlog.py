@@ -57,7 +57,7 @@ def test_many_scrapes_at_once_ask_the_database_once() -> None:
 
     def read() -> int:
         asked.append(1)
-        is_reading.wait(5)
+        is_reading.wait(60)
         return 7
 
     kept = Kept(read, 5, ScriptedClock())

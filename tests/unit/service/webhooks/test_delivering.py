@@ -215,7 +215,7 @@ def test_odd_receivers_are_failures_in_our_own_words(
     office.plane.post_dataset()
     began = time.monotonic()
     office.deliver()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     (delivery,) = office.deliveries(webhook["id"])
     assert (delivery["error"], delivery["status"]) == (error, None)
 
@@ -255,14 +255,14 @@ def test_a_dead_receiver_does_not_hold_up_the_others(
     office: PostOffice, receiver: Receiver, other_receiver: Receiver
 ) -> None:
     receiver.answers = [_says_nothing]
-    office.answer_seconds = 1.0
+    office.answer_seconds = 3.0
     dead = [office.make(f"{receiver.url}/{number}") for number in range(3)]
     healthy = office.make(other_receiver.url)
     for number in range(5):
         office.plane.post_dataset(f"set-{number}")
     began = time.monotonic()
     office.deliver()
-    assert time.monotonic() - began < 2.9, "one message to each dead one, side by side"
+    assert time.monotonic() - began < 8.9, "one message to each dead one, side by side"
     assert {delivery["status"] for delivery in office.deliveries(healthy["id"])} == {204}
     assert len(other_receiver.received) == 5
     for webhook in dead:
