@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow.fs
+import ray
 import ray.train
 import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -27,7 +28,9 @@ from workers.storage.uris import open_store
 from workers.train.job import train_dataset
 from workers.train.notice import listen_for_notice
 from workers.train.patience import Patience, patience_here
+from workers.train.warm.deaths import DeathsToldOf
 from workers.train.warm.ranks import serve_attempts
+from workers.train.warm.resident import NAME, NAMESPACE
 
 # Deaths that one run survives. Nodes that go with notice are not counted, nor are changes of size.
 _RESTARTS, _FOR_EVER = 2, -1
@@ -70,9 +73,14 @@ def run_resident_group(store_uri: str, ranks: Ranks) -> None:
     """Ranks that serve attempts until the desk retires them; raises where Ray gives up."""
     files = _files(store_uri, _RESIDENT, f"resident-{uuid.uuid4().hex[:12]}")
     failures = FailureConfig(max_failures=_FOR_EVER)
-    callbacks: list[Any] = [_ShortGoodbye()]
+    callbacks: list[Any] = [_ShortGoodbye(), DeathsToldOf(tell_resident)]
     run = RunConfig(failure_config=failures, callbacks=callbacks, **files)
     _trainer(_serve_on_rank, {}, run, ranks).fit()
+
+
+def tell_resident(words: str) -> None:
+    """That a group died. Called in Ray Train's controller, which ends with the resident."""
+    ray.get_actor(NAME, NAMESPACE).group_died.remote(words)
 
 
 class _ShortGoodbye(UserCallback):

@@ -61,7 +61,7 @@ class Answer:
     working    it is the next or being worked on
     done       its candidate is complete
     failed     it has none, and `words` say why
-    elsewhere  this group has other code or another size; it makes room and takes nothing more
+    elsewhere  this group is of another kind or about to end, as `words` say; it makes room
     """
 
     state: Literal["waiting", "working", "done", "failed", "elsewhere"]
@@ -83,9 +83,10 @@ class Desk:
         self._outcomes: dict[Attempt, Answer] = {}
         self._current: Assignment | None = None
         self._number = self._first_of_group = 0
-        self._restarts = 0
+        self._deaths = 0
         self._began = 0.0
         self._words = ""
+        self._has_group = False
         self._idle_since = clock()
 
     @property
@@ -128,11 +129,28 @@ class Desk:
         return Answer("working" if is_next or self._is_in_work(attempt) else "waiting")
 
     def group_started(self) -> None:
-        """New ranks are there, and the ones before them have ended; they begin again."""
-        if self._current is not None:
-            self._count_restart()
+        """New ranks are there, and the ones before them have ended; they begin again.
+
+        That alone is no death: a group is also started anew to become larger.
+        """
+        self._has_group, self._began = True, self._clock()
+        self._drop_abandoned()
         in_work = self._current is not None
         self._first_of_group = self._number - in_work
+
+    def group_died(self, words: str) -> None:
+        """Its ranks ended with an error, and are replaced. `words`: the cluster's own.
+
+        Counted for the attempt in work. Ranks that die before they have started take none: that is
+        counted for the attempt which waits for them.
+        """
+        had_started, self._has_group = self._has_group, False
+        self._drop_abandoned()
+        if self._current is None and not had_started:
+            self._take()
+        if self._current is not None:
+            worked = self._clock() - self._began if had_started else 0.0
+            self._count_death(worked, words)
 
     def next(self, after: int) -> Assignment | Retire | None:
         """What a rank that has done number `after` is to do; None: nothing yet."""
@@ -162,21 +180,23 @@ class Desk:
         """Whether the ranks work on what nobody wants."""
         return self._current is not None and self._current.attempt not in self._wanted
 
-    def _count_restart(self) -> None:
-        if self._clock() - self._began >= FORGIVEN_AFTER_SECONDS:
-            self._restarts = 0
-        self._restarts, self._began = self._restarts + 1, self._clock()
+    def _drop_abandoned(self) -> None:
         if self.is_abandoned():
             self._end(Answer("failed", "nobody wants it"))
-        elif self._restarts > RESTARTS:
-            words = self._words or "its ranks were killed"
-            self._end(Answer("failed", f"the ranks died {self._restarts} times: {words}"))
+
+    def _count_death(self, seconds_worked: float, words: str) -> None:
+        if seconds_worked >= FORGIVEN_AFTER_SECONDS:
+            self._deaths = 0
+        self._deaths += 1
+        if self._deaths > RESTARTS:
+            words = f"the ranks died {self._deaths} times: {self._words or words}"
+            self._end(Answer("failed", words))
 
     def _take(self) -> None:
         if not self._line:
             return
         self._number += 1
-        self._restarts, self._began, self._words = 0, self._clock(), ""
+        self._deaths, self._began, self._words = 0, self._clock(), ""
         self._current = Assignment(self._number, self._line.pop(0).attempt)
 
     def _end(self, answer: Answer) -> None:

@@ -89,10 +89,16 @@ def test_refusal_is_told_in_its_words(desk: Desk) -> None:
     assert (answer.state, answer.words) == ("failed", "a smaller learning rate")
 
 
+def replace_group(desk: Desk) -> None:
+    """The ranks die, and new ones come."""
+    desk.group_died("SIGKILL")
+    desk.group_started()
+
+
 def test_new_ranks_begin_the_attempt_again(desk: Desk) -> None:
     join(desk, FIRST)
     desk.next(after=0)
-    desk.group_started()
+    replace_group(desk)
     assert desk.next(after=0) == Assignment(1, FIRST)
     desk.finished(1)
     assert desk.answer(FIRST).state == "done"
@@ -103,11 +109,48 @@ def test_attempt_that_ranks_die_of_fails_with_their_last_words(desk: Desk) -> No
     desk.next(after=0)
     desk.stumbled(1, "out of memory")
     for _ in range(RESTARTS):
-        desk.group_started()
+        replace_group(desk)
         assert desk.answer(FIRST).state == "working"
-    desk.group_started()
+    desk.group_died("SIGKILL")
     answer = desk.answer(FIRST)
     assert (answer.state, answer.words) == ("failed", "the ranks died 3 times: out of memory")
+
+
+def test_group_that_becomes_larger_has_not_died(desk: Desk) -> None:
+    join(desk, FIRST)
+    desk.next(after=0)
+    for _ in range(3 * RESTARTS):
+        desk.group_started()
+        assert desk.next(after=0) == Assignment(1, FIRST)
+    for _ in range(RESTARTS):
+        replace_group(desk)
+    assert desk.answer(FIRST).state == "working"
+
+
+def test_ranks_that_die_before_they_have_started_are_counted_for_who_waits_for_them() -> None:
+    desk = Desk()
+    assert join(desk, FIRST, SECOND) == ["working", "waiting"]
+    for _ in range(RESTARTS):
+        desk.group_died("no GPU answers")
+        assert desk.answer(FIRST).state == "working"
+    desk.group_died("no GPU answers")
+    answer = desk.answer(FIRST)
+    assert (answer.state, answer.words) == ("failed", "the ranks died 3 times: no GPU answers")
+    assert desk.answer(SECOND).state == "working"
+    desk.group_started()
+    assert desk.next(after=0) == Assignment(2, SECOND)
+
+
+def test_nobody_pays_for_ranks_that_die_with_nothing_in_work(desk: Desk) -> None:
+    join(desk, FIRST)
+    desk.next(after=0)
+    desk.refused(1, "NaN in column b")
+    join(desk, SECOND)
+    replace_group(desk)
+    assert desk.next(after=0) == Assignment(2, SECOND)
+    for _ in range(RESTARTS):
+        replace_group(desk)
+    assert desk.answer(SECOND).state == "working"
 
 
 def test_deaths_are_counted_for_each_attempt_anew(desk: Desk) -> None:
@@ -115,7 +158,7 @@ def test_deaths_are_counted_for_each_attempt_anew(desk: Desk) -> None:
         join(desk, attempt)
         desk.next(after=0)
         for _ in range(RESTARTS):
-            desk.group_started()
+            replace_group(desk)
         desk.finished(number)
         assert desk.answer(attempt).state == "done"
 
@@ -123,15 +166,16 @@ def test_deaths_are_counted_for_each_attempt_anew(desk: Desk) -> None:
 def test_deaths_are_forgiven_to_groups_that_worked_for_long() -> None:
     now = 0.0
     desk = Desk(lambda: now)
+    desk.group_started()
     join(desk, FIRST)
     desk.next(after=0)
     for _ in range(3 * RESTARTS):
         now += FORGIVEN_AFTER_SECONDS
-        desk.group_started()
+        replace_group(desk)
         assert desk.answer(FIRST).state == "working"
     for _ in range(RESTARTS):
         now += 1
-        desk.group_started()
+        replace_group(desk)
     assert desk.answer(FIRST).state == "failed"
 
 
