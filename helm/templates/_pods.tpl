@@ -26,10 +26,23 @@ capabilities:
 {{- end }}
 {{- end -}}
 
+{{/* What users and the chart write on pods. root, group; own: the chart's annotations, as text. */}}
+{{- define "cmcl.podAnnotations" -}}
+{{- with .group.podAnnotations }}
+{{- toYaml . }}
+{{ end }}
+{{- with .root.Values.secretsRevision -}}
+cmcl/secrets: {{ . | quote }}
+{{ end }}
+{{- with .own }}
+{{- . }}
+{{- end }}
+{{- end -}}
+
 {{- define "cmcl.podMetadata" -}}
 labels: {{- include "cmcl.podLabels" . | nindent 2 }}
-{{- with .group.podAnnotations }}
-annotations: {{- toYaml . | nindent 2 }}
+{{- with include "cmcl.podAnnotations" . | trim }}
+annotations: {{- . | nindent 2 }}
 {{- end }}
 {{- end -}}
 

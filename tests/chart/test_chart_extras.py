@@ -121,9 +121,9 @@ def test_what_sites_write_reaches_the_pods_of_rayjobs() -> None:
     pods = helm_python.values_from_yaml(
         render(values).one("ConfigMap", "demo-cmcl-pods")["data"]["pods.yaml"]
     )
-    assert pods["workers"]["metadata"]["annotations"] == {"a": "b"}
+    assert pods["workers"]["metadata"]["annotations"]["a"] == "b"
     assert pods["workers"]["metadata"]["labels"]["c"] == "d"
-    assert "annotations" not in pods["head"]["metadata"]
+    assert "a" not in pods["head"]["metadata"]["annotations"]
 
 
 def test_a_mirror_and_digests_reach_every_image(locked_down: Release) -> None:

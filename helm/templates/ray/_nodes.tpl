@@ -21,81 +21,90 @@ authOptions:
      root; component: training or serving; group: its values; part: the values of the part, for its
      extras; settings: variables by name; resources; ports by name; readinessPath and readinessPort;
      noticeSeconds: how long before its end it says so; autoscaled: it is the head of a cluster with an
-     autoscaler; spread: its pods do the same work. */}}
+     autoscaler; spread: its pods do the same work; counts: how many there are, where KubeRay makes a new
+     cluster for another number.
+     KubeRay makes new pods when the hash of a cluster differs, and leaves out of it tolerations (an
+     admission may add some) and numbers of pods (an autoscaler writes them): so a RayService with more
+     replicas would stay as it is (rayservice_controller.go, shouldUpdateCluster). It takes annotations in. */}}
 {{- define "cmcl.rayNode" -}}
-metadata: {{- include "cmcl.podMetadata" . | nindent 2 }}
-spec:
-  {{- include "cmcl.podSpec" (dict "root" .root "account" (include "cmcl.rayServiceAccount" .root) "group" .group) | nindent 2 }}
-  {{- if .spread }}
-  {{- include "cmcl.spread" . | nindent 2 }}
-  {{- end }}
-  {{- with .noticeSeconds }}
-  terminationGracePeriodSeconds: {{ add . 30 }}
-  {{- end }}
-  containers:
-    - name: ray
-      image: {{ include "cmcl.image" (dict "root" .root "image" .root.Values.ray.image) }}
-      imagePullPolicy: {{ .root.Values.ray.image.pullPolicy }}
-      # KubeRay copies this to the init container that it adds to workers.
-      securityContext: {{- include "cmcl.containerSecurityContext" .root | nindent 8 }}
-      env:
-        - name: RAY_USAGE_STATS_ENABLED
-          value: "0"
-        {{- include "cmcl.userEnv" .root | nindent 8 }}
-        {{- with include "cmcl.storeEnv" .root }}
-        {{- trim . | nindent 8 }}
-        {{- end }}
-        {{- with include "cmcl.extraEnv" (merge dict .part.extraEnv .settings) }}
-        {{- trim . | nindent 8 }}
-        {{- end }}
-      {{- with .ports }}
-      ports:
-        {{- range $name, $port := . }}
-        - name: {{ $name }}
-          containerPort: {{ $port }}
-        {{- end }}
+{{- $spec := include "cmcl.rayNodeSpec" . -}}
+{{- $own := printf "cmcl/pods: %s" (list (fromYaml $spec) .counts | toJson | sha256sum) -}}
+metadata: {{- include "cmcl.podMetadata" (dict "root" .root "component" .component "group" .group "own" $own) | nindent 2 }}
+spec: {{- $spec | nindent 2 }}
+{{- end -}}
+
+{{- define "cmcl.rayNodeSpec" -}}
+{{- include "cmcl.podSpec" (dict "root" .root "account" (include "cmcl.rayServiceAccount" .root) "group" .group) }}
+{{- if .spread }}
+{{ include "cmcl.spread" . }}
+{{- end }}
+{{- with .noticeSeconds }}
+terminationGracePeriodSeconds: {{ add . 30 }}
+{{- end }}
+containers:
+  - name: ray
+    image: {{ include "cmcl.image" (dict "root" .root "image" .root.Values.ray.image) }}
+    imagePullPolicy: {{ .root.Values.ray.image.pullPolicy }}
+    # KubeRay copies this to the init container that it adds to workers.
+    securityContext: {{- include "cmcl.containerSecurityContext" .root | nindent 6 }}
+    env:
+      - name: RAY_USAGE_STATS_ENABLED
+        value: "0"
+      {{- include "cmcl.userEnv" .root | nindent 6 }}
+      {{- with include "cmcl.storeEnv" .root }}
+      {{- trim . | nindent 6 }}
       {{- end }}
-      {{- with .noticeSeconds }}
-      # At SIGTERM it is too late: Ray ends a node's processes at once.
-      lifecycle:
-        preStop:
-          exec:
-            command:
-              - sh
-              - -c
-              - >-
-                ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message "the pod ends"
-                --deadline-remaining-seconds {{ int . }} && sleep {{ int . }}
+      {{- with include "cmcl.extraEnv" (merge dict .part.extraEnv .settings) }}
+      {{- trim . | nindent 6 }}
       {{- end }}
-      # KubeRay's own probes call wget, which slim images do not have.
-      livenessProbe:
-        httpGet: {path: /api/healthz, port: 52365}
-        initialDelaySeconds: 30
-        periodSeconds: 5
-        timeoutSeconds: 5
-        failureThreshold: 24
-      readinessProbe:
-        httpGet: {path: {{ .readinessPath }}, port: {{ .readinessPort }}}
-        periodSeconds: 5
-        timeoutSeconds: 5
-      resources: {{- toYaml .resources | nindent 8 }}
-      volumeMounts:
-        {{- include "cmcl.volumeMounts" .root | nindent 8 }}
-        {{- with .part.extraVolumeMounts }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
-  volumes:
-    - name: tmp
-      emptyDir: {}
-    - name: home
-      emptyDir: {}
-    {{- with include "cmcl.storeVolume" .root }}
-    {{- trim . | nindent 4 }}
+    {{- with .ports }}
+    ports:
+      {{- range $name, $port := . }}
+      - name: {{ $name }}
+        containerPort: {{ $port }}
+      {{- end }}
     {{- end }}
-    {{- if .autoscaled }}
-    {{- include "cmcl.autoscalerVolume" . | nindent 4 }}
+    {{- with .noticeSeconds }}
+    # At SIGTERM it is too late: Ray ends a node's processes at once.
+    lifecycle:
+      preStop:
+        exec:
+          command:
+            - sh
+            - -c
+            - >-
+              ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message "the pod ends"
+              --deadline-remaining-seconds {{ int . }} && sleep {{ int . }}
     {{- end }}
-    {{- with .part.extraVolumes }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    # KubeRay's own probes call wget, which slim images do not have.
+    livenessProbe:
+      httpGet: {path: /api/healthz, port: 52365}
+      initialDelaySeconds: 30
+      periodSeconds: 5
+      timeoutSeconds: 5
+      failureThreshold: 24
+    readinessProbe:
+      httpGet: {path: {{ .readinessPath }}, port: {{ .readinessPort }}}
+      periodSeconds: 5
+      timeoutSeconds: 5
+    resources: {{- toYaml .resources | nindent 6 }}
+    volumeMounts:
+      {{- include "cmcl.volumeMounts" .root | nindent 6 }}
+      {{- with .part.extraVolumeMounts }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+volumes:
+  - name: tmp
+    emptyDir: {}
+  - name: home
+    emptyDir: {}
+  {{- with include "cmcl.storeVolume" .root }}
+  {{- trim . | nindent 2 }}
+  {{- end }}
+  {{- if .autoscaled }}
+  {{- include "cmcl.autoscalerVolume" . | nindent 2 }}
+  {{- end }}
+  {{- with .part.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end -}}

@@ -20,5 +20,5 @@ maxReplicas: {{ $pods }}
 rayStartParams:
   {{- include "cmcl.placesFor" (dict "resource" "cmcl_encoder" "number" 2) | nindent 2 }}
   {{- include "cmcl.numGpus" $gpus | nindent 2 }}
-template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.encoderWorkers "resources" $resources "noticeSeconds" $serving.drainSeconds) $node) | nindent 2 }}
+template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.encoderWorkers "resources" $resources "noticeSeconds" $serving.drainSeconds "counts" $pods) $node) | nindent 2 }}
 {{- end -}}

@@ -56,5 +56,5 @@ minReplicas: {{ $pods }}
 maxReplicas: {{ $pods }}
 # Twice as many as there are replicas: new arguments start theirs beside the old ones.
 rayStartParams: {{- include "cmcl.placesFor" (dict "resource" "cmcl_replica" "number" (mul 2 $serving.replicasPerPod)) | nindent 2 }}
-template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.workers "resources" $serving.workers.resources "noticeSeconds" $serving.drainSeconds "spread" true) $node) | nindent 2 }}
+template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.workers "resources" $serving.workers.resources "noticeSeconds" $serving.drainSeconds "spread" true "counts" $pods) $node) | nindent 2 }}
 {{- end -}}

@@ -32,7 +32,10 @@
 {{ mulf .Values.training.gpusPerRank .Values.training.ranksPerPod | ceil | int }}
 {{- end -}}
 
+{{/* root; counts: how many there are, where they are part of a RayService. */}}
 {{- define "cmcl.trainingWorkers" -}}
+{{- $counts := .counts -}}
+{{- with .root -}}
 {{- $training := .Values.training -}}
 {{- $resources := deepCopy $training.workers.resources -}}
 {{- with include "cmcl.gpusOfRanks" . | int -}}
@@ -43,7 +46,8 @@
 {{- /* KubeRay puts all workers behind the endpoint: those without a proxy must not get ready. */ -}}
 {{- $node = mergeOverwrite $node (include "cmcl.proxyNode" . | fromYaml) (dict "settings" (merge dict $node.settings (include "cmcl.servingSettings" . | fromYaml))) -}}
 {{- end -}}
-{{- include "cmcl.rayNode" (merge (dict "root" . "group" $training.workers "resources" $resources "noticeSeconds" $training.noticeSeconds) $node) -}}
+{{- include "cmcl.rayNode" (merge (dict "root" . "group" $training.workers "resources" $resources "noticeSeconds" $training.noticeSeconds "counts" $counts) $node) -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "cmcl.trainingNode" -}}
@@ -71,20 +75,20 @@ CMCL_PEER_SECONDS: {{ .Values.training.peerSeconds | quote }}
 {{- if gt (int $scaling.minPods) $most -}}
 {{- fail (printf "training.autoscaling.minPods is %d; it must be at most maxPods, which is %d" (int $scaling.minPods) $most) -}}
 {{- end -}}
+{{- $least := $pods -}}
+{{- if include "cmcl.autoscales" . -}}
+{{- $least = int $scaling.minPods -}}
+{{- else -}}
+{{- $most = $pods -}}
+{{- end -}}
 groupName: ranks
-{{- if include "cmcl.autoscales" . }}
-replicas: {{ $scaling.minPods }}
-minReplicas: {{ $scaling.minPods }}
+replicas: {{ $least }}
+minReplicas: {{ $least }}
 maxReplicas: {{ $most }}
-{{- else }}
-replicas: {{ $pods }}
-minReplicas: {{ $pods }}
-maxReplicas: {{ $pods }}
-{{- end }}
 rayStartParams:
   num-cpus: {{ $training.ranksPerPod | int64 | quote }}
   {{- include "cmcl.numGpus" (include "cmcl.gpusOfRanks" . | int) | nindent 2 }}
-template: {{- include "cmcl.trainingWorkers" . | nindent 2 }}
+template: {{- include "cmcl.trainingWorkers" (dict "root" . "counts" (ternary (list $least $most) nil .Values.ray.oneCluster)) | nindent 2 }}
 {{- end -}}
 
 {{/* What the service lays over the pods of a RayJob. */}}
@@ -93,7 +97,7 @@ template: {{- include "cmcl.trainingWorkers" . | nindent 2 }}
 {{- fail "ray.oneCluster is true and training.launcher is kuberay, which makes a cluster for each attempt: choose one of them" -}}
 {{- end -}}
 head: {{- include "cmcl.trainingHead" . | nindent 2 }}
-workers: {{- include "cmcl.trainingWorkers" . | nindent 2 }}
+workers: {{- include "cmcl.trainingWorkers" (dict "root" .) | nindent 2 }}
 {{- if eq .Values.training.rayJobs.submissionMode "K8sJobMode" }}
 submitter: {{- include "cmcl.submitter" . | nindent 2 }}
 {{- end }}

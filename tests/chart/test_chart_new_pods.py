@@ -1,0 +1,107 @@
+"""What makes pods anew: what KubeRay would not notice, and what stands in a Secret."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.chart.release import Object, Release, render, values_of
+
+TOLERATIONS = [{"key": "pool", "operator": "Exists"}]
+AUTOSCALED = {"enabled": True, "minPods": 1, "maxPods": 4}
+
+
+def _clusters(release: Release) -> dict[str, Object]:
+    """The spec of every Ray cluster, by the kind of what makes it."""
+    return {
+        item["kind"]: item["spec"].get("rayClusterConfig", item["spec"])
+        for item in release.of_kind("RayCluster", "RayService")
+    }
+
+
+def _as_kuberay_compares(cluster: Object) -> Object:
+    """KubeRay 1.7, GenerateHashWithoutReplicasAndWorkersToDelete: what it leaves out of the hash."""
+    cluster = copy.deepcopy(cluster)
+    for group in cluster["workerGroupSpecs"]:
+        for name in ("replicas", "minReplicas", "maxReplicas"):
+            del group[name]
+    for template in _templates(cluster):
+        template["spec"].pop("tolerations", None)
+    return cluster
+
+
+def _templates(cluster: Object) -> Iterator[Object]:
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        yield group["template"]
+
+
+def _anew(before: Release, after: Release) -> set[str]:
+    """Those that KubeRay makes anew when one release follows the other."""
+    old, new = _clusters(before), _clusters(after)
+    return {
+        kind
+        for kind, cluster in new.items()
+        if _as_kuberay_compares(cluster) != _as_kuberay_compares(old[kind])
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "anew"),
+    [
+        ({"serving": {"replicas": 2}}, {"RayService"}),
+        ({"serving": {"workers": {"tolerations": TOLERATIONS}}}, {"RayService"}),
+        ({"training": {"head": {"tolerations": TOLERATIONS}}}, {"RayCluster"}),
+        ({"secretsRevision": "2"}, {"RayCluster", "RayService"}),
+        # KubeRay itself follows the number of a cluster that stands for itself.
+        ({"training": {"ranks": 4}}, set()),
+        ({"training": {"autoscaling": AUTOSCALED | {"enabled": False}}}, set()),
+        ({"service": {"maxAttempts": 5}}, set()),
+    ],
+    ids=str,
+)
+def test_new_pods_come_for_what_kuberay_would_not_see(changes: Object, anew: set[str]) -> None:
+    assert _anew(render({}), render(changes)) == anew
+
+
+def test_more_encoders_are_more_pods_of_theirs() -> None:
+    encoder = {"modality": "text", "kind": "synthetic", "width": 8}
+    one, two = (
+        render({"serving": {"encoders": [encoder | {"replicas": count}]}}) for count in (1, 2)
+    )
+    assert _anew(one, two) == {"RayService"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"ranks": 2}, {"ranks": 4}),
+        ({"autoscaling": AUTOSCALED}, {"autoscaling": AUTOSCALED | {"maxPods": 6}}),
+        ({"autoscaling": AUTOSCALED}, {"autoscaling": AUTOSCALED | {"minPods": 2}}),
+    ],
+    ids=str,
+)
+def test_ranks_inside_a_rayservice_are_counted_as_well(before: Object, after: Object) -> None:
+    one, two = (
+        render(values_of("one-cluster") | {"training": {"ranksPerPod": 2, **training}})
+        for training in (before, after)
+    )
+    assert _anew(one, two) == {"RayService"}
+
+
+def test_the_same_values_make_the_same_pods(release: Release, releases: dict[str, Release]) -> None:
+    (example,) = [name for name, each in releases.items() if each is release]
+    assert _anew(release, render(values_of(example))) == set()
+
+
+def test_another_revision_of_the_secrets_restarts_all_that_stays() -> None:
+    def marks(values: dict[str, Any]) -> dict[str, Any]:
+        pods = render(values).pod_templates()
+        found = {where: each["metadata"].get("annotations", {}) for where, each in pods.items()}
+        return {where: each.get("cmcl/secrets") for where, each in found.items()}
+
+    assert {*marks({}).values()} == {None}
+    changed = marks({"secretsRevision": "2026-11-27"})
+    stays = {where for where in changed if where.startswith(("Deployment", "Ray"))}
+    assert len(stays) == 5
+    assert {changed[where] for where in stays} == {"2026-11-27"}
