@@ -57,6 +57,12 @@ class Resident:
         self._desk.group_started()
         self._tell()
 
+    async def group_died(self, words: str) -> None:
+        """Told by Ray Train's controller, which replaces it."""
+        print(f"the ranks died: {words}", flush=True)
+        self._desk.group_died(words)
+        self._tell()
+
     async def next(self, after: int) -> Assignment | Retire | None:
         """What a rank that has done number `after` is to do; None: ask again."""
         return await self._until(lambda: self._desk.next(after))

@@ -1,5 +1,6 @@
 """What Ray Train's controller tells of a group that it replaces."""
 
+import inspect
 import pickle
 
 import pytest
@@ -28,6 +29,7 @@ from ray.train.v2.api.preemption import PreemptionInfo
 
 from workers.train.ray_run import tell_resident
 from workers.train.warm.deaths import DeathsToldOf
+from workers.train.warm.resident import Resident
 
 
 def told_of(*states: TrainControllerState) -> list[str]:
@@ -68,6 +70,7 @@ def test_no_group_has_died_that_ran_grew_was_preempted_or_found_no_room(
 
 
 def test_ray_train_takes_the_callback_to_its_controller() -> None:
+    assert inspect.iscoroutinefunction(Resident.group_died)
     callback = DeathsToldOf(tell_resident)
     assert RunConfig(name="any", callbacks=[callback]).callbacks == [callback]
     assert isinstance(pickle.loads(pickle.dumps(callback)), DeathsToldOf)
