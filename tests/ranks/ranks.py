@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from tests.fakes.pair_shards import write_pair_shards
 from workers.contract.dataset import Shard
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec, TrainingSpec
+from workers.methods.port import Lesson, Peers
+from workers.methods.sampled_replay import SampledReplay
 from workers.model.features import content_keys
 from workers.model.heads import initial_heads
 from workers.model.loss import Everywhere, positives, symmetric_info_nce, unit
@@ -26,6 +29,7 @@ from workers.train.certify import Earlier, weights_of
 from workers.train.distributed import (
     Gathering,
     World,
+    gathered,
     lengths_of,
     share_of,
     sum_moments,
@@ -79,6 +83,7 @@ def everything(shards: Sequence[Shard], here: World) -> dict[str, object]:
         "second streamed": _trained(here, again, _streamed(shards)),
         "traffic": _traffic(here, again),
         "scores": _largest_scores(here),
+        "replayed scores": _largest_replayed_scores(here, again),
     }
 
 
@@ -185,6 +190,20 @@ def _traffic(here: World, memory: Memory) -> dict[str, int]:
         "free": free,
         "entries": sum(space.free_EI.numel() for space in learned.spaces.values()),
     }
+
+
+def _largest_replayed_scores(here: World, memory: Memory) -> int:
+    """The same of an update that also learns from sampled rows of earlier datasets."""
+    narrow = SPEC.model_copy(update={"width": 3})  # Else embeddings are more numbers than scores.
+    heads = conditioned(narrow, initial_heads(narrow), PAIR, _held(), Run(here))
+    lesson = Lesson(heads, memory, {}, PAIR, SPEC.training, seed=3)
+    spaces = {name: everything_free(*weight.shape) for name, weight in heads.weights.items()}
+    first, second = ((heads.weights[name], spaces[name]) for name in PAIR.modalities)
+    replay = SampledReplay(lesson, PairInEigenCoordinates(first, second))
+    peers = Peers(here.size, partial(share_of, here=here), partial(gathered, here=here))
+    with _Largest(BATCH) as largest:
+        replay.loss(peers).backward()  # type: ignore[no-untyped-call]
+    return largest.numbers
 
 
 class _Largest(TorchDispatchMode):

@@ -78,23 +78,29 @@ def test_bytes_that_travel_are_those_of_the_formula(
     ranks: list[dict[str, dict[str, int]]],
 ) -> None:
     """Per update: embeddings of both sides, two keys and three statistics of each row once; of the
-    gradients the free entries. Per dataset: half of each symmetric moment, the cross moment, a count.
+    gradients the free entries. Every second update: embeddings and statistics of sampled rows. Per
+    dataset: half of each symmetric moment, the cross moment, a count.
     """
     size = len(ranks)
     longest = -(-BATCH // size)
-    row = 2 * SPEC.width * 4 + 2 * 8 + 3 * 4
+    sampled = 2 * SPEC.width * 4 + 3 * 4
+    row = sampled + 2 * 8
     first, second = (head_width(width) for width in SPEC.modalities.values())
     moments = first * (first + 1) // 2 + second * (second + 1) // 2 + first * second + 1
     for rank in ranks:
         found = rank["traffic"]
         assert 0 < found["free"] < found["entries"]
-        assert found["gathered"] == found["updates"] * longest * row
+        sampled_updates = (found["updates"] + 1) // 2
+        rows = found["updates"] * row + sampled_updates * sampled
+        assert found["gathered"] == longest * rows
         assert found["reduced"] == found["updates"] * found["free"] * 4 + moments * 8
 
 
 def test_no_rank_holds_more_scores_than_its_share(
     ranks: list[dict[str, int]], alone: dict[str, int]
 ) -> None:
-    assert alone["scores"] == BATCH * BATCH
-    for rank in ranks:
-        assert 0 < rank["scores"] <= -(-BATCH // len(ranks)) * BATCH
+    """Neither of the new rows nor of those that are replayed."""
+    for scores in ("scores", "replayed scores"):
+        assert alone[scores] == BATCH * BATCH
+        for rank in ranks:
+            assert 0 < rank[scores] <= -(-BATCH // len(ranks)) * BATCH

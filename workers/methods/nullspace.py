@@ -120,7 +120,8 @@ class _Replaying(UpdateRule):
         loss = batch.loss()
         total = loss
         if self.updates % _SAMPLED_EVERY == 0:
-            total = loss + self.weight * _SAMPLED_SHARE * _SAMPLED_EVERY * self.sampled.loss()
+            replayed = self.sampled.loss(batch.peers)
+            total = loss + self.weight * _SAMPLED_SHARE * _SAMPLED_EVERY * replayed
         total.backward()  # type: ignore[no-untyped-call]
         if self.updates % _MOMENTS_EVERY == 0:
             self.moments.add_gradient(self.pair, self.weight * _MOMENTS_EVERY)

@@ -39,16 +39,31 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class Peers:
+    """The processes that share the work of an update; alone there is one, and nothing travels.
+
+    `own`: from the number of rows that all of them have to the part that is this one's. `gather`:
+    rows of that part (L × anything) and the number of all rows to all of them, in their order. All
+    processes must gather alike.
+    """
+
+    count: int = 1
+    own: Callable[[int], slice] = slice
+    gather: Callable[[Tensor, int], Tensor] = lambda rows_LX, _: rows_LX
+
+
+@dataclass(frozen=True)
 class Batch:
     """One global batch.
 
     `loss` runs the pair on this batch and answers InfoNCE; under DDP it is this rank's share times
     the number of ranks, so that the average over ranks is the loss. It may be called more than
-    once.
+    once. `peers` are for terms that a method divides in the same way.
     """
 
     loss: Callable[[], Tensor]
     everywhere: PairedRows | None = None
+    peers: Peers = Peers()
 
     @property
     def rows(self) -> PairedRows:

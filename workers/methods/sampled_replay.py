@@ -1,12 +1,13 @@
 """Sampled replay: InfoNCE on rows that never were, drawn from an earlier pair's moments.
 
-Shapes: S sampled rows, B of them in a batch, E width of the embeddings, I and J widths of what
-two heads read.
+Shapes: S sampled rows, B of them in a batch, L of a batch in this process, E width of the
+embeddings, I and J widths of what two heads read.
 
 Mean, covariance and cross-covariance of a pair are in its pooled moments (the constant 1 of every
 row is the mean's column). Gaussian rows with these moments keep what moment replay's quadratic
 loss does not see: unit length and the temperature of the very loss that is trained. Rows are drawn
-once per dataset; an update takes a batch of one earlier pair at a time.
+once per dataset; an update takes a batch of one earlier pair at a time. Processes draw alike, and
+each computes its part of a batch.
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.methods.port import Lesson
-from workers.model.loss import symmetric_info_nce, unit
+from workers.methods.port import Lesson, Peers
+from workers.model.loss import Everywhere, symmetric_info_nce, unit
 from workers.model.pair import PairInEigenCoordinates, rotate
 from workers.nullspace.moments import PairMoments
 
@@ -43,6 +44,12 @@ class _Side:
             case _:
                 return rows
 
+    def of_all(self, own_LE: Tensor, index_B: Tensor, peers: Peers) -> Tensor:
+        """Embeddings of the whole batch, without a graph; only those that move have to travel."""
+        if self.head is None:
+            return self.rows[index_B]
+        return peers.gather(own_LE.detach(), len(index_B))
+
 
 class SampledReplay:
     """Batches of sampled rows of the earlier pairs that share a modality with the one in training."""
@@ -57,18 +64,32 @@ class SampledReplay:
         self._seeds = torch.randint(2**62, (len(self._touching),), generator=self.random)
         self._sampled: dict[int, tuple[_Side, _Side]] = {}
 
-    def loss(self) -> Tensor:
-        """InfoNCE of a batch of one dataset's pair, drawn at random, times the number of datasets."""
+    def loss(self, peers: Peers) -> Tensor:
+        """InfoNCE of a batch of one dataset's pair, drawn at random, times the number of datasets.
+
+        Of that this process's share, times the number of processes: gradients are averaged.
+        """
         if not self._touching:
             return self._like_EI.new_zeros(())
         training = self._lesson.training
         chosen = int(torch.multinomial(self._datasets, 1, generator=self.random))
         index_B = torch.randint(_ROWS, (training.batch_size,), generator=self.random)
         index_B = index_B.to(self._like_EI.device)
-        first_BE, second_BE = (side.embeddings(self._pair, index_B) for side in self._of(chosen))
-        same_BB = index_B[:, None] == index_B
-        loss = symmetric_info_nce((first_BE, second_BE), same_BB, training.temperature)
-        return loss * self._datasets.sum()
+        index_L = index_B[peers.own(len(index_B))]
+        first, second = self._of(chosen)
+        first_LE, second_LE = (side.embeddings(self._pair, index_L) for side in (first, second))
+        everywhere = Everywhere(
+            first.of_all(first_LE, index_B, peers),
+            second.of_all(second_LE, index_B, peers),
+            lambda rows_LX: peers.gather(rows_LX, len(index_B)),
+        )
+        share = symmetric_info_nce(
+            (first_LE, second_LE),
+            index_L[:, None] == index_B,
+            training.temperature,
+            everywhere if peers.count > 1 else None,
+        )
+        return share * self._datasets.sum() * peers.count
 
     def _of(self, number: int) -> tuple[_Side, _Side]:
         """The rows of a pair, drawn when they are first asked for: the first update waits for those

@@ -99,6 +99,11 @@ class Gathering:
         return torch.cat([part[:length] for part, length in parts])
 
 
+def gathered(local_LX: Tensor, rows: int, here: World) -> Tensor:
+    """All `rows` rows, of which each rank has its share."""
+    return Gathering(local_LX, lengths_of(rows, here), here).wait()
+
+
 def averaged(module: nn.Module, free: Mapping[nn.Parameter, Tensor], here: World) -> nn.Module:
     """The module under DDP: backward leaves the mean of the ranks' gradients, each as soon as it is there.
 
@@ -234,6 +239,15 @@ def meet(here: World) -> None:
     """
     if here.size > 1:
         dist.barrier(group=here.late)
+
+
+def largest(value: float, here: World) -> float:
+    """The largest of the ranks' numbers, none of them NaN; they may come late from their share."""
+    if here.size == 1:
+        return value
+    told = torch.tensor([value], dtype=torch.float64)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX, group=here.late)
+    return float(told)
 
 
 def sum_scalar(value: Tensor, here: World) -> float:

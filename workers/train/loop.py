@@ -12,7 +12,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from workers.methods.port import Batch, Lesson, Method
+from workers.methods.port import Batch, Lesson, Method, Peers
 from workers.model.heads import ModalityHeads
 from workers.model.pair import (
     PairInEigenCoordinates,
@@ -22,7 +22,7 @@ from workers.model.pair import (
 from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace
 from workers.train.average import TailAverage
-from workers.train.distributed import averaged, sum_scalar
+from workers.train.distributed import World, averaged, gathered, share_of, sum_scalar
 from workers.train.objective import GlobalLoss
 from workers.train.optimizer import optimizer_for, optimizer_state, restore_optimizer
 from workers.train.rows.order import Plan
@@ -87,12 +87,13 @@ class _Training:
         self._wrapped = averaged(self._objective, free, run.here)
         self._optimizer = optimizer_for(self._objective, spec)
         self._average = TailAverage(self._pair.changes, spec.averaged_share)
+        self._peers = _peers(run.here)
         self.loss, self.done = torch.zeros((), device=run.device), 0
 
     def update(self, batch: LocalBatch, total: int) -> None:
         """One step of the optimizer."""
         self._optimizer.zero_grad(set_to_none=True)
-        asked = Batch(partial(self._wrapped, batch), batch.everywhere)
+        asked = Batch(partial(self._wrapped, batch), batch.everywhere, self._peers)
         self.loss = self._rule.backward(asked) / self._here.size
         self._optimizer.step()
         self._rule.after_update()
@@ -163,6 +164,10 @@ def mean_loss(
     with closing(rows.batches(replace(_plan(lesson), epochs=1), run.here)) as batches:
         losses = [objective(batch) / run.here.size for batch in islice(batches, _BATCHES_OF_MEAN)]
     return sum_scalar(torch.stack(losses).mean(), run.here)
+
+
+def _peers(here: World) -> Peers:
+    return Peers(here.size, partial(share_of, here=here), partial(gathered, here=here))
 
 
 def _plan(lesson: Lesson) -> Plan:
