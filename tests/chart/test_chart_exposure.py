@@ -11,7 +11,7 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Replica
 from workers.contract.version import ANNOUNCEMENTS
-from workers.serve.http.api import create_api
+from workers.serve.http.api import describe
 from workers.serve.settings import ServeArgs
 from workers.storage.local import LocalStore
 
@@ -67,7 +67,7 @@ def _of_service(folder: Path) -> set[str]:
 
 
 def _of_serving(folder: Path) -> set[str]:
-    app = create_api(Replica(FlakyStore(LocalStore(folder)), ARGS).parts(ARGS)).app
+    app = describe(Replica(FlakyStore(LocalStore(folder)), ARGS).parts(ARGS))
     routes = {str(getattr(route, "path", "")) for route in app.routes}
     return (routes | set(app.openapi()["paths"]) | {ANNOUNCEMENTS}) - {""}
 

@@ -6,7 +6,7 @@ class RecordedMetrics:
 
     def __init__(self) -> None:
         self.answers: list[tuple[str, int]] = []
-        self.errors: list[int] = []
+        self.statuses: list[int] = []
         self.batches: list[tuple[int, int]] = []
         self.stages: list[str] = []
         self.swaps: list[tuple[str, int]] = []
@@ -25,8 +25,13 @@ class RecordedMetrics:
         assert seconds >= 0
         self.answers.append((model, rows))
 
-    def turned_away(self, status: int) -> None:
-        self.errors.append(status)
+    def finished(self, status: int) -> None:
+        self.statuses.append(status)
+
+    @property
+    def errors(self) -> list[int]:
+        """Statuses of requests that did not get what they asked for."""
+        return [status for status in self.statuses if status >= 400]
 
     def batch(self, requests: int, rows: int) -> None:
         self.batches.append((requests, rows))

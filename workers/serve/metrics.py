@@ -10,8 +10,8 @@ class ServeMetrics(Protocol):
         """A request got its embeddings, so long after its first byte was seen."""
         ...
 
-    def turned_away(self, status: int) -> None:
-        """A request got an error."""
+    def finished(self, status: int) -> None:
+        """A request of any kind ended, with this status."""
         ...
 
     def batch(self, requests: int, rows: int) -> None:

@@ -72,12 +72,11 @@ class RayMetrics:
         self._counters.watched.append((_gauge(name, description), read))
 
     def answered(self, model: str, rows: int, seconds: float) -> None:
-        self._counters.add("requests", 1, status="200")
         self._counters.add("rows", rows, model=model)
         if next(self._answers) % _OBSERVED == 0:
             self._request.observe(seconds, {"model": model})
 
-    def turned_away(self, status: int) -> None:
+    def finished(self, status: int) -> None:
         self._counters.add("requests", 1, status=str(status))
 
     def batch(self, requests: int, rows: int) -> None:

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from workers.serve.http.counted import Counted
 from workers.serve.http.errors import install_error_handlers
 from workers.serve.http.replica import Replica
 from workers.serve.http.routes import (
@@ -17,7 +18,6 @@ from workers.serve.http.routes import (
     search,
     similarity,
 )
-from workers.serve.http.short_way import ShortWay
 
 _ROUTERS = (
     embeddings.router,
@@ -30,8 +30,13 @@ _ROUTERS = (
 )
 
 
-def create_api(replica: Replica) -> ShortWay:
+def create_api(replica: Replica) -> Counted:
     """The ASGI application of one replica."""
+    return Counted(embeddings.past_the_layers(describe(replica), replica), replica.metrics.finished)
+
+
+def describe(replica: Replica) -> FastAPI:
+    """All routes, as they are described."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -39,8 +44,8 @@ def create_api(replica: Replica) -> ShortWay:
             yield
 
     app = FastAPI(title="cmcl embeddings", lifespan=lifespan)
-    install_error_handlers(app, replica.metrics)
+    install_error_handlers(app)
     for router in _ROUTERS:
         app.include_router(router(replica))
     app.include_router(announcements.router(replica.announcer))
-    return embeddings.past_the_layers(app, replica)
+    return app

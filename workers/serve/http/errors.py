@@ -1,4 +1,4 @@
-"""How errors are answered: in OpenAI's shape, and counted."""
+"""How errors are answered: in OpenAI's shape."""
 
 from collections.abc import Mapping
 
@@ -8,20 +8,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from workers.serve.errors import ApiError, InvalidRequest
-from workers.serve.metrics import ServeMetrics
-
-# nginx's number for "the client went away"; nobody reads it, but it is counted.
-_CLIENT_CLOSED_REQUEST = 499
+from workers.serve.http.counted import CLIENT_CLOSED_REQUEST
 
 
-def install_error_handlers(app: FastAPI, metrics: ServeMetrics) -> None:
-    """Let every error leave in OpenAI's shape, and be counted."""
+def install_error_handlers(app: FastAPI) -> None:
+    """Let every error leave in OpenAI's shape."""
 
     async def on_error(_: Request, error: Exception) -> Response:
-        return answer_to(error, metrics)
+        return answer_to(error)
 
     async def on_http_exception(request: Request, error: HTTPException) -> Response:
-        metrics.turned_away(error.status_code)
         message = f"{request.method} {request.url.path}: {error.detail}"
         code = "method_not_allowed" if error.status_code == 405 else "path_not_found"
         headers = error.headers or {}
@@ -32,17 +28,14 @@ def install_error_handlers(app: FastAPI, metrics: ServeMetrics) -> None:
     app.exception_handler(HTTPException)(on_http_exception)
 
 
-def answer_to(error: Exception, metrics: ServeMetrics) -> Response:
+def answer_to(error: Exception) -> Response:
     """What the client is told. Of a bug nothing but that: its traceback is for the log."""
     if isinstance(error, ClientDisconnect):
-        metrics.turned_away(_CLIENT_CLOSED_REQUEST)
-        return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     if isinstance(error, ApiError):
-        metrics.turned_away(error.status)
         return _response(
             error.status, error.kind, str(error), error.param, error.code, error.headers
         )
-    metrics.turned_away(500)
     message = "the request failed because of an error in the server"
     return _response(500, ApiError.kind, message, None, ApiError.default_code, {})
 

@@ -14,7 +14,6 @@ from starlette.types import Receive, Scope, Send
 
 from workers.serve.errors import ApiError
 from workers.serve.http.errors import answer_to
-from workers.serve.metrics import ServeMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +23,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 class ShortWay:
     """An ASGI application: requests of one path and method go to `handler`, all others to `app`."""
 
-    def __init__(
-        self, app: FastAPI, path: str, method: str, handler: Handler, metrics: ServeMetrics
-    ) -> None:
+    def __init__(self, app: FastAPI, path: str, method: str, handler: Handler) -> None:
         self.app = app
         self._path = path
         self._method = method
         self._handler = handler
-        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
@@ -48,7 +44,7 @@ class ShortWay:
         try:
             return await self._handler(request)
         except (ApiError, ClientDisconnect) as error:
-            return answer_to(error, self._metrics)
+            return answer_to(error)
         except Exception as error:
             logger.exception("%s %s failed", self._method, self._path)
-            return answer_to(error, self._metrics)
+            return answer_to(error)

@@ -15,8 +15,8 @@ from workers.contract.access import KeySnapshot, SnapshotKey
 from workers.contract.version import ANNOUNCEMENTS
 from workers.serve.access.signatures import read_public_keys
 from workers.serve.access.snapshot import SignedKeys
-from workers.serve.http.api import create_api
-from workers.serve.http.short_way import ShortWay
+from workers.serve.http.api import create_api, describe
+from workers.serve.http.replica import Replica as Parts
 from workers.storage import layout
 
 PAIR = make_pair()
@@ -29,8 +29,8 @@ LAB, SHOP = mint(), mint()
 QUERY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]})
 
 
-def guarded(replica: Replica) -> ShortWay:
-    """The replica's interface, asking for keys of two owners."""
+def guarded(replica: Replica) -> Parts:
+    """The replica's parts, asking for keys of two owners."""
     owners = {LAB: "lab", SHOP: "shop"}
     listed = tuple(
         SnapshotKey(id=key.id, name=owner, sha256=key.digest, owner=owner)
@@ -40,12 +40,12 @@ def guarded(replica: Replica) -> ShortWay:
     replica.store.put(layout.key_snapshot(), sign(snapshot, read_signing_key(PAIR.private)))
     keys = SignedKeys(read_public_keys(PAIR.public))
     keys.refresh(replica.store)
-    return create_api(replace(replica.parts(replica.args), access=keys))
+    return replace(replica.parts(replica.args), access=keys)
 
 
-def routes(short_way: ShortWay) -> Iterator[tuple[str, str]]:
+def routes(parts: Parts) -> Iterator[tuple[str, str]]:
     """All that the description knows, and what is not in it."""
-    app = short_way.app
+    app = describe(parts)
     for path, operations in app.openapi()["paths"].items():
         for method in operations:
             yield method.upper(), path.replace("{", "").replace("}", "")
@@ -64,9 +64,9 @@ def bearer(key: KeyText) -> dict[str, str]:
     ids=["none", "unknown", "of another scheme"],
 )
 def test_no_route_answers_without_a_valid_key(serving: Replica, headers: dict[str, str]) -> None:
-    app = guarded(serving)
-    client = AppClient(app)
-    asked = [(method, path) for method, path in routes(app) if path not in OPEN]
+    parts = guarded(serving)
+    client = AppClient(create_api(parts))
+    asked = [(method, path) for method, path in routes(parts) if path not in OPEN]
     assert {("POST", "/v1/embeddings"), ("GET", "/v1/models")} <= set(asked)
     answers = {each: client.request(*each, headers=headers, content=QUERY) for each in asked}
     assert {each: answer.status_code for each, answer in answers.items()} == dict.fromkeys(
@@ -80,7 +80,7 @@ def test_no_route_answers_without_a_valid_key(serving: Replica, headers: dict[st
 def test_a_model_exists_for_its_owner_alone(serving: Replica) -> None:
     serving.point(generation=2, version=1, owner="lab")
     serving.look()
-    client = AppClient(guarded(serving))
+    client = AppClient(create_api(guarded(serving)))
     for key, status, models in ((LAB, 200, [MODEL]), (SHOP, 404, [])):
         headers = bearer(key)
         assert client.post("/v1/embeddings", content=QUERY, headers=headers).status_code == status

@@ -6,7 +6,6 @@ import pytest
 from fastapi import FastAPI
 
 from tests.fakes.app_client import AppClient
-from tests.fakes.serve_metrics import RecordedMetrics
 from workers.contract.version import ANNOUNCEMENTS, Announcement
 from workers.serve.http.errors import install_error_handlers
 from workers.serve.http.routes.announcements import router
@@ -30,7 +29,7 @@ def told() -> Told:
 @pytest.fixture
 def client(told: Told) -> AppClient:
     app = FastAPI()
-    install_error_handlers(app, RecordedMetrics())
+    install_error_handlers(app)
     app.include_router(router(told))
     return AppClient(app)
 

@@ -77,7 +77,7 @@ def router(replica: Replica) -> APIRouter:
 
 def past_the_layers(app: FastAPI, replica: Replica) -> ShortWay:
     """The same route before all others; FastAPI's own stays for the description."""
-    return ShortWay(app, _PATH, "POST", _Embeddings(replica).answer, replica.metrics)
+    return ShortWay(app, _PATH, "POST", _Embeddings(replica).answer)
 
 
 @dataclass(frozen=True)

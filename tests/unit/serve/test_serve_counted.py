@@ -1,0 +1,87 @@
+"""Every request is counted once, whatever became of it."""
+
+import asyncio
+import contextlib
+from dataclasses import replace
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from tests.unit.serve.conftest import Replica
+from workers.serve.access.port import Caller
+from workers.serve.http.api import create_api
+from workers.serve.http.counted import Counted
+
+SCOPE: Scope = {"type": "http"}
+
+
+async def nothing(*_: object) -> Message:
+    return {"type": "http.disconnect"}
+
+
+def counts_of(app: object, *, cancelled: bool = False) -> list[int]:
+    """What is counted of one request to this application."""
+    counted: list[int] = []
+
+    async def ask() -> None:
+        whole = Counted(app, counted.append)  # type: ignore[arg-type]
+        task = asyncio.ensure_future(whole(SCOPE, nothing, nothing))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        if cancelled:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ValueError):
+            await task
+
+    asyncio.run(ask())
+    return counted
+
+
+async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 201, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def never_answers(scope: Scope, receive: Receive, send: Send) -> None:
+    await asyncio.Event().wait()
+
+
+async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+    raise ValueError
+
+
+async def breaks_off(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    raise ValueError
+
+
+@pytest.mark.parametrize(("app", "status"), [(answers, 201), (fails, 500), (breaks_off, 500)])
+def test_a_request_is_counted_by_its_last_status(app: object, status: int) -> None:
+    assert counts_of(app) == [status]
+
+
+def test_a_cancelled_request_is_counted_as_given_up() -> None:
+    assert counts_of(never_answers, cancelled=True) == [499]
+
+
+def test_every_answer_of_a_replica_is_counted_once(serving: Replica) -> None:
+    serving.embed()
+    serving.embed(input=[])
+    for path in ("/v1/models", "/v1/nothing", "/v1/embeddings", "/healthz", "/openapi.json"):
+        serving.get(path)
+    assert serving.metrics.statuses == [200, 400, 200, 404, 405, 200, 200]
+
+
+class Broken:
+    """A doorkeeper with a bug."""
+
+    ready = True
+
+    def admit(self, authorization: str | None) -> Caller:
+        raise RuntimeError
+
+
+def test_a_bug_is_counted_once(serving: Replica) -> None:
+    serving.app = create_api(replace(serving.parts(serving.args), access=Broken()))
+    assert serving.embed().status_code == 500
+    assert serving.get("/v1/models").status_code == 500
+    assert serving.metrics.statuses == [500, 500]

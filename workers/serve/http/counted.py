@@ -1,0 +1,41 @@
+"""The one place where requests are counted: once each, by the status with which they ended."""
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# nginx's number for "the client went away before it was answered"; nobody reads it.
+CLIENT_CLOSED_REQUEST = 499
+
+
+class Counted:
+    """An ASGI application around all others, so that nothing which answers can be forgotten."""
+
+    def __init__(self, app: ASGIApp, count: Callable[[int], None]) -> None:
+        self.app = app
+        self._count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        # Serve cancels a request whose client has gone.
+        status = CLIENT_CLOSED_REQUEST
+
+        async def told(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, told)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            status = 500
+            raise
+        finally:
+            self._count(status)
