@@ -10,8 +10,8 @@
 {{- $full -}}
 {{- end -}}
 
-{{/* What every pod carries and what selects pods; `component` is service, training, serving, migration
-     or test. Not app.kubernetes.io/name: on Ray's pods that is KubeRay's, whose Service for the head of
+{{/* What every pod carries and what selects pods; `component` is service, training, serving, migration,
+     rebuild or test. Not app.kubernetes.io/name: on Ray's pods that is KubeRay's, whose Service for the head of
      a RayService selects by its own value and would find none (kuberay#2648). */}}
 {{- define "cmcl.selectorLabels" -}}
 app.kubernetes.io/part-of: {{ .root.Chart.Name }}

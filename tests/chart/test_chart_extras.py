@@ -77,7 +77,7 @@ def test_each_group_runs_where_and_before_whom_it_is_told(
 @pytest.mark.parametrize(
     ("path", "pods"),
     [
-        (("service",), {"service", "migration", "test"}),
+        (("service",), {"service", "migration", "rebuild", "test"}),
         (("training", "head"), {"training"}),
         (("training", "workers"), {"training"}),
         (("serving", "head"), {"serving"}),

@@ -11,6 +11,7 @@ RAY_PORTS = {6379, 8265, 10001, 52365, 30000}
 OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
 INSIDE = {"app.kubernetes.io/part-of": "cmcl", "app.kubernetes.io/instance": "demo"}
 STRANGER = {"app": "somebody"}
+ONCE = {"test", "migration", "rebuild"}
 NOT_ENABLED = {"enabled": False}
 ONE_CLUSTER = {"oneCluster": True, "authSecret": "x"}
 
@@ -52,8 +53,8 @@ def _selects(selector: Object, labels: dict[str, str]) -> bool:
 def _components(release: Release) -> set[str]:
     labels = (template["metadata"]["labels"] for template in release.pod_templates().values())
     found = {own["app.kubernetes.io/component"] for own in labels}
-    # Nobody calls the test and the migration: see below.
-    return found - {"test", "migration"}
+    # Nobody calls what runs once: see below.
+    return found - ONCE
 
 
 def test_strangers_reach_no_port_of_ray(release: Release) -> None:
@@ -126,7 +127,7 @@ def test_every_pod_with_a_port_has_a_policy(release: Release) -> None:
 def test_nobody_calls_what_runs_once(release: Release) -> None:
     labels = (template["metadata"]["labels"] for template in release.pod_templates().values())
     found = {own["app.kubernetes.io/component"] for own in labels}
-    for component in found & {"test", "migration"}:
+    for component in found & ONCE:
         assert not admits(release, component, "http", _own("service"))
 
 

@@ -60,6 +60,9 @@ OTHERS: dict[str, Any] = {
     "cidrs": ["10.9.0.0/24"],
     "kubernetesApi.ports": [9443],
     "dnsPorts": [5353],
+    "rebuild.mode": "restore",
+    "rebuild.schedule": "@weekly",
+    "rebuild.verify": "manifests",
     "redisAddress": "other.example.org:6379",
 }
 OTHER_TEXT, OTHER_MAP = "other", {"other": "x"}
@@ -252,6 +255,7 @@ def test_every_value_is_explained() -> None:
             r"'/training/head/podAnnotations/ray.io~1x': false schema",
         ),
         ({"service": {"podLabels": {"a": "b c"}}}, r"'/service/podLabels/a': 'b c' does not match"),
+        ({"rebuild": {"schedule": "weekly"}}, r"'/rebuild/schedule': 'weekly' does not match"),
         ({"service": {"reconcileSeconds": 0}}, r"'/service/reconcileSeconds': exclusiveMinimum"),
     ],
     ids=lambda part: json.dumps(part) if isinstance(part, dict) else "",

@@ -2,7 +2,7 @@
      Whole numbers pass through int64, because 1048576 would be written 1.048576e+06 otherwise. */}}
 {{- define "cmcl.settings" -}}
 {{- if include "cmcl.usesSqlite" . }}
-CMCL_DATABASE_URL: sqlite:////var/lib/cmcl/database/cmcl.db
+CMCL_DATABASE_URL: {{ include "cmcl.sqliteUrl" . }}
 {{- end }}
 CMCL_STORE_URI: {{ .Values.store.uri | quote }}
 CMCL_ALLOWED_PREFIXES: {{ join "," .Values.service.allowedPrefixes | quote }}
@@ -104,6 +104,10 @@ CMCL_KUBERAY_KEPT_SECONDS: {{ $jobs.keptSeconds | int64 | quote }}
 {{ default (printf "http://%s-head-svc:8265" (include "cmcl.trainingCluster" .)) .Values.service.rayAddress }}
 {{- end -}}
 
+{{- define "cmcl.sqliteUrl" -}}
+sqlite:////var/lib/cmcl/database/cmcl.db
+{{- end -}}
+
 {{- define "cmcl.databaseEnv" -}}
 {{- with .Values.database.existingSecret }}
 - name: CMCL_DATABASE_URL
@@ -111,6 +115,18 @@ CMCL_KUBERAY_KEPT_SECONDS: {{ $jobs.keptSeconds | int64 | quote }}
     secretKeyRef:
       name: {{ . }}
       key: {{ $.Values.database.secretKey }}
+{{- end }}
+{{- end -}}
+
+{{- define "cmcl.signingEnv" -}}
+{{- with .Values.access.endpoint }}
+{{- if .signingSecret }}
+- name: CMCL_SNAPSHOT_SIGNING_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ .signingSecret }}
+      key: {{ .signingSecretKey }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
@@ -123,15 +139,7 @@ CMCL_KUBERAY_KEPT_SECONDS: {{ $jobs.keptSeconds | int64 | quote }}
       name: {{ include "cmcl.adminSecret" . }}
       key: {{ .Values.access.adminSecretKey }}
       optional: {{ not .Values.access.adminSecret }}
-{{- with .Values.access.endpoint }}
-{{- if .signingSecret }}
-- name: CMCL_SNAPSHOT_SIGNING_KEY
-  valueFrom:
-    secretKeyRef:
-      name: {{ .signingSecret }}
-      key: {{ .signingSecretKey }}
-{{- end }}
-{{- end }}
+{{- include "cmcl.signingEnv" . }}
 {{- if not (include "cmcl.makesRayJobs" .) }}
 # Ray's client sends the token of the training cluster only when told so.
 - name: RAY_AUTH_MODE

@@ -61,6 +61,7 @@ readinessPort: 52365
 {{- define "cmcl.trainingSettings" -}}
 CMCL_CHECKPOINT_SECONDS: {{ .Values.training.checkpointSeconds | quote }}
 CMCL_PEER_SECONDS: {{ .Values.training.peerSeconds | quote }}
+CMCL_SCRATCH_BYTES: {{ .Values.training.scratchBytes | int64 | quote }}
 {{- end -}}
 
 {{/* The worker group of the ranks. */}}

@@ -20,9 +20,14 @@ def _serving(release: Release) -> Object:
 
 
 def test_pods_of_training_have_every_setting_of_training() -> None:
-    values = {"checkpointSeconds": 20, "peerSeconds": 90.5, "extraEnv": {"NCCL_DEBUG": "INFO"}}
-    training = _training(render({"training": values}))
-    expected = {"CMCL_CHECKPOINT_SECONDS": "20", "CMCL_PEER_SECONDS": "90.5", "NCCL_DEBUG": "INFO"}
+    told = {"checkpointSeconds": 20, "peerSeconds": 90.5, "scratchBytes": 200_000_000_000}
+    training = _training(render({"training": {**told, "extraEnv": {"NCCL_DEBUG": "INFO"}}}))
+    expected = {
+        "CMCL_CHECKPOINT_SECONDS": "20",
+        "CMCL_PEER_SECONDS": "90.5",
+        "CMCL_SCRATCH_BYTES": "200000000000",
+        "NCCL_DEBUG": "INFO",
+    }
     known = {f"CMCL_{field.upper()}" for field in TrainSettings.model_fields}
     assert known == {name for name in expected if name.startswith("CMCL_")}
     for group in (training["headGroupSpec"], *training["workerGroupSpecs"]):

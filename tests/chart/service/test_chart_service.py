@@ -203,6 +203,7 @@ def test_identities_of_service_and_ray_are_two(production: Release) -> None:
     }
     assert used == {
         "Deployment": "demo-cmcl",
+        "CronJob": "demo-cmcl",
         # Before an install there is no account of ours, and the test asks for nothing.
         "Job": "default",
         "Pod": "default",
