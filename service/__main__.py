@@ -56,12 +56,12 @@ def _serve(settings: Settings, _: argparse.Namespace) -> None:
     import uvicorn
 
     from service.app import create_app
-    from service.control.records.guard import check_not_lost
+    from service.control.records.guard import check_at_start
 
     config = log_config(settings.log_level, secret_texts(settings))
     logging.config.dictConfig(config)
     app = create_app(settings)
-    check_not_lost(app.state.context)
+    check_at_start(app.state.context)
     uvicorn.run(
         app,
         host=settings.host,

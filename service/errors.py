@@ -4,6 +4,7 @@
     ├── Refused                     the request cannot be done as asked
     │   ├── NotFound                no such model, dataset, job or version
     │   ├── Conflict                it contradicts what is there already
+    │   │   └── DatabaseBehind      object storage knows more than the database
     │   ├── Unprocessable           a field has a value that is not permitted
     │   ├── UnsupportedMediaType    the body is not declared as what is needed
     │   ├── BodyTooLarge            the body has more bytes than permitted
@@ -51,6 +52,10 @@ class NotFound(Refused):
 
 class Conflict(Refused):
     """It contradicts what is there already."""
+
+
+class DatabaseBehind(Conflict):
+    """Object storage knows more than the database, which was lost or restored from an old dump."""
 
 
 class Unprocessable(Refused):

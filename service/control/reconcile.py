@@ -24,7 +24,7 @@ from service.control.steps import attempts, publish
 from service.control.steps.watch import watch
 from service.database.queries import jobs, models, trials, versions
 from service.database.rows import JobRecord, ModelRecord, TrialRecord, VersionRecord
-from service.errors import DatabaseError, DatabaseUnavailable
+from service.errors import DatabaseBehind, DatabaseError, DatabaseUnavailable
 from service.launchers.port import LauncherError
 from service.states import JobState
 from workers.contract.errors import StorageUnavailable
@@ -43,7 +43,8 @@ STEPS: dict[JobState, Step] = {
     JobState.HELD: lambda _context, _job, _model: None,
 }
 
-_OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable)
+# What a person must see to; nothing is wrong with this program.
+_OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable, DatabaseBehind)
 _LONGEST_PAUSE_SECONDS = 30.0
 # However much happens, somebody else must get to the processor as well.
 _SHORTEST_PAUSE_SECONDS = 0.01
@@ -222,7 +223,7 @@ class Reconciler:
             else:
                 with self._context.metrics.step(job.state, job.id):
                     STEPS[job.state](self._context, job, model)
-        except (LauncherError, StorageUnavailable) as error:
+        except (LauncherError, StorageUnavailable, DatabaseBehind) as error:
             self._tell_user(job, f"waiting: {error}")
             raise
         except DatabaseError:

@@ -94,8 +94,12 @@ def run_file(job: str, attempt: int, name: str) -> str:
     return f"{run_prefix(job, attempt)}/candidate/{name}"
 
 
+def models() -> str:
+    return "models/"
+
+
 def model_prefix(model: str) -> str:
-    return f"models/{model}/"
+    return f"{models()}{model}/"
 
 
 def version_file(model: str, version: int, name: str) -> str:
@@ -124,8 +128,12 @@ def records() -> str:
     return "records/"
 
 
+def model_records() -> str:
+    return f"{records()}models/"
+
+
 def model_record(model: str) -> str:
-    return f"{records()}models/{model}.json"
+    return f"{model_records()}{model}.json"
 
 
 def dataset_record(dataset: str) -> str:

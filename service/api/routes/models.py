@@ -20,6 +20,7 @@ from service.control.data.intake import create_model
 from service.control.lookup import get_model
 from service.control.models import branch, remove
 from service.control.models.policy import set_policy
+from service.control.records.guard import check_not_lost
 from service.database.queries import models
 from service.database.rows import AnswerRecord
 from workers.contract.policy import GatePolicy
@@ -43,6 +44,7 @@ def post_model(
         status = 201 if created.is_new else 200
         return record(key, status, ModelView.of(created.model), f"/v1/models/{body.name}")
 
+    check_not_lost(context)
     return answer(context, key, effect)
 
 

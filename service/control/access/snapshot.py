@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from service.control.access.keys import OPERATOR, sha256
 from service.control.access.signing import read_signed, sign
 from service.control.context import Context
+from service.control.records.guard import check_not_lost
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
-from service.errors import DatabaseError
+from service.errors import DatabaseBehind, DatabaseError
 from service.principal import Scope
 from workers.contract.access import OPERATOR_KEY, KeySnapshot, SnapshotKey
 from workers.contract.errors import ObjectNotFound, StorageError
@@ -50,7 +51,7 @@ class SnapshotWriter:
         """One look. Never raises: the next one may do better."""
         try:
             self._look()
-        except (DatabaseError, StorageError) as error:
+        except (DatabaseBehind, DatabaseError, StorageError) as error:
             self._complain(error)
         except Exception:
             # If this ended the thread, a revoked key would be valid for the replicas for ever.
@@ -86,6 +87,8 @@ class SnapshotWriter:
         return read_signed(token, self._signing_key)
 
     def _write(self, wanted: tuple[SnapshotKey, ...], serial: int, now: datetime) -> None:
+        # Keys that embed must not stop to because the database that knew them was lost.
+        check_not_lost(self._context)
         snapshot = KeySnapshot(serial=serial, issued_at=now, keys=wanted)
         self._context.store.put(layout.key_snapshot(), sign(snapshot, self._signing_key))
         self._context.metrics.key_snapshots.labels("written").inc()

@@ -9,6 +9,7 @@ that died before that is made good when a service starts and compares.
 from sqlalchemy import Connection
 
 from service.control.context import Context
+from service.control.records.guard import check_not_behind
 from service.database.queries import models, trials, versions
 from service.database.rows import ModelRecord
 from workers.contract.errors import InvalidVersion
@@ -18,7 +19,11 @@ from workers.storage.versions import read_live, remove_live, write_live
 
 
 def mirror(context: Context, name: str) -> None:
-    """Write live.json as the database has it, or remove a deleted model's, and say so."""
+    """Write live.json as the database has it, or remove a deleted model's, and say so.
+
+    Raises DatabaseBehind where it shows more than the database knows: that is never written over.
+    """
+    check_not_behind(context, name)
     with context.database.read() as connection:
         model = models.find(connection, name)
         pointer = None if model is None else _pointer(connection, model)
@@ -39,7 +44,11 @@ def mirror(context: Context, name: str) -> None:
 
 
 def recheck_mirror(context: Context, model: ModelRecord) -> None:
-    """After a start: is live.json what the database believes it is? If not, mirror again."""
+    """After a start: is live.json what the database believes it is? If not, mirror again.
+
+    Raises DatabaseBehind.
+    """
+    check_not_behind(context, model.name)
     if _is_wrong(context, model):
         with context.database.write() as connection:
             models.forget_mirrored(connection, model.name)

@@ -1,35 +1,78 @@
-"""Before a service starts: an empty database beside a bucket that has records is a lost one.
+"""A database that was lost, or restored from an old dump, does no harm to what the bucket knows.
 
-Going on would do harm. The first model of an old name would write over its versions, the list of keys
-would be written without any, and after a day the sweeper would remove datasets that no row speaks of.
+An empty one beside a bucket with models is a lost one. Going on would do harm: the first model of an old
+name would write over its versions, the list of keys would be written without any, and after a day the
+sweeper would remove datasets that no row speaks of. One that is older than the bucket would show the
+replicas generations that they have seen with other versions.
 """
 
 import logging
 
 from service.control.context import Context
 from service.database.queries import models
-from service.errors import Conflict
-from workers.contract.errors import StorageError
+from service.database.rows import ModelRecord
+from service.errors import DatabaseBehind
+from workers.contract.errors import InvalidVersion, StorageError
+from workers.contract.version import LivePointer
 from workers.storage import layout
+from workers.storage.versions import read_live
 
 logger = logging.getLogger(__name__)
 
+_REBUILD = "`cmcl admin rebuild` (or `python -m service admin rebuild`) restores it"
+
+
+def check_at_start(context: Context) -> None:
+    """Raises DatabaseBehind, in words for whoever starts the service on a lost database."""
+    try:
+        check_not_lost(context)
+    except StorageError as error:
+        # A service starts without its store, and carries on once it answers. Whatever a lost database
+        # could harm looks again.
+        logger.warning("whether the database was lost is not known: %s", error)
+
 
 def check_not_lost(context: Context) -> None:
-    """Raises Conflict, in words for whoever starts the service."""
+    """Raises DatabaseBehind if no model is known here and some are in the bucket; StorageError.
+
+    Keys alone make no database: whoever lost it may have made the first ones already.
+    """
     with context.database.read() as connection:
         if models.has_any(connection):
             return
-    prefix = layout.model_record("").removesuffix(".json")
-    try:
-        found = next(iter(context.store.keys(prefix)), None)
-    except StorageError as error:
-        # A service starts without its store, and carries on once it answers.
-        logger.warning("whether the database was lost is not known: %s", error)
+    for prefix in (layout.model_records(), layout.models()):
+        if next(iter(context.store.keys(prefix)), None) is not None:
+            raise DatabaseBehind(
+                f"the database has no model, and {context.store.uri} has something under {prefix}: this "
+                f"is another database, or it was lost. {_REBUILD}; for a new start, give CMCL_STORE_URI "
+                "another place"
+            )
+
+
+def check_not_behind(context: Context, name: str) -> None:
+    """Raises DatabaseBehind if replicas were told of more than this database knows; StorageError.
+
+    The pointer is read first: it is only written once the database has what it shows.
+    """
+    pointer = _shown(context, name)
+    with context.database.read() as connection:
+        model = models.find(connection, name)
+    if pointer is None or model is None or _is_known(pointer, model):
         return
-    if found is not None:
-        raise Conflict(
-            f"the database is empty, and {context.store.uri} has records of models: this is another "
-            "database, or it was lost. `python -m service admin rebuild` restores it; for a new start, "
-            "give CMCL_STORE_URI another place"
-        )
+    raise DatabaseBehind(
+        f"{layout.live_pointer(name)} has generation {pointer.generation} and revision {pointer.revision}, "
+        f"the database {model.live_generation} and {model.live_revision}: it was lost, or is older than "
+        f"the bucket. Nothing of model {name!r} is published. Stop the service; {_REBUILD}"
+    )
+
+
+def _shown(context: Context, name: str) -> LivePointer | None:
+    """None for one that is damaged as well: nobody follows that."""
+    try:
+        return read_live(context.store, name)
+    except InvalidVersion:
+        return None
+
+
+def _is_known(pointer: LivePointer, model: ModelRecord) -> bool:
+    return pointer.generation <= model.live_generation and pointer.revision <= model.live_revision

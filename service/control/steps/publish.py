@@ -2,6 +2,7 @@
 
 from service.control.context import Context
 from service.control.models import promote
+from service.control.records.guard import check_not_behind
 from service.control.steps import gate, outcomes
 from service.control.steps.attempts import job_spec
 from service.database.queries import jobs, models, versions
@@ -23,7 +24,11 @@ class _LostRace(Exception):
 
 
 def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
-    """gating -> published, held, rejected or failed. Somebody's approval overrules the policy."""
+    """gating -> published, held, rejected or failed. Somebody's approval overrules the policy.
+
+    Raises DatabaseBehind: then the candidate waits until the database was rebuilt.
+    """
+    check_not_behind(context, model.name)
     try:
         candidate = _sound_candidate(context, job, model)
     except WorkerError as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from service.control.context import Context
+from service.control.records.guard import check_not_lost
 from service.control.sweep.purge import remove_all
 from service.database.queries import sweeping
 from service.database.queries.sweeping import Kind
@@ -44,7 +45,8 @@ ROOTS = (
 
 
 def sweep_leftovers(context: Context) -> None:
-    """One look at each folder of the store."""
+    """One look at each folder of the store. Raises DatabaseBehind: then no row speaks of anything."""
+    check_not_lost(context)
     for root in ROOTS:
         names = [name for name in context.store.folders(root.folder) if root.name.match(name)]
         unknown: set[str] = set()

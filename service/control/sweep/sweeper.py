@@ -13,7 +13,7 @@ from datetime import timedelta
 from service.control.context import Context
 from service.control.sweep import deleted_models, ended, expired, leftovers
 from service.database.queries import leases
-from service.errors import DatabaseUnavailable
+from service.errors import DatabaseBehind, DatabaseUnavailable
 from service.launchers.port import LauncherUnavailable
 from workers.contract.errors import StorageUnavailable
 
@@ -39,7 +39,7 @@ _PAUSE_SECONDS = 60.0
 _ROUNDS_BETWEEN_RARE_DUTIES = 60
 _LEASE = timedelta(minutes=5)
 _NAME = "sweeper"
-_OUTAGES = (DatabaseUnavailable, LauncherUnavailable, StorageUnavailable)
+_OUTAGES = (DatabaseBehind, DatabaseUnavailable, LauncherUnavailable, StorageUnavailable)
 
 
 class Sweeper:

@@ -10,7 +10,7 @@ from cmcl.cli import main as client_main
 from service.__main__ import main
 from service.control.access.signing import make_pair, read_signing_key
 from service.control.access.snapshot import SnapshotWriter
-from service.control.records.guard import check_not_lost
+from service.control.records.guard import check_at_start
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.database.queries import leases
@@ -124,13 +124,13 @@ def test_a_service_does_not_start_on_a_lost_database(
     assert main([]) == 1
     assert "admin rebuild" in capsys.readouterr().err
     assert run()[0] == 0
-    check_not_lost(plane.context)
+    check_at_start(plane.context)
 
 
 def test_a_service_starts_without_its_store(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path)
     plane.store.broken = ""
-    check_not_lost(plane.context)
+    check_at_start(plane.context)
     plane.close()
 
 
