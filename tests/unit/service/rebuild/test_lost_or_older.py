@@ -1,0 +1,140 @@
+"""A lost or older database never harms what the bucket knows; whoever must act is told what to do."""
+
+import logging
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from service.control.access.keys import sha256
+from service.control.access.signing import make_pair, read_signing_key
+from service.control.access.snapshot import SnapshotWriter
+from service.control.records.guard import check_at_start
+from service.control.sweep.sweeper import Sweeper
+from service.database.migrations import upgrade
+from service.database.queries import keys
+from service.database.queries.keys import KeyRecord
+from service.errors import DatabaseBehind
+from service.principal import Scope
+from service.states import JobState
+from tests.fakes.control_plane import SPEC, ControlPlane
+from tests.fakes.trainer import train
+from tests.fakes.wreckage import wreck
+from workers.contract.version import LivePointer
+from workers.storage import layout
+from workers.storage.versions import read_live, write_live
+
+
+@pytest.fixture
+def lost(plane: ControlPlane) -> ControlPlane:
+    """A bucket with a version that answers, and a database without any row."""
+    wreck(plane.context.database)
+    upgrade(plane.context.database)
+    return plane
+
+
+def _remove_records(plane: ControlPlane) -> None:
+    for key in list(plane.store.keys(layout.records())):
+        plane.store.delete(key)
+
+
+def _make_key(plane: ControlPlane) -> None:
+    scopes = frozenset({Scope.ADMIN})
+    key = KeyRecord("k-1", "default", "first", scopes, sha256("secret"), plane.clock(), "local")
+    with plane.context.database.write() as connection:
+        keys.create(connection, key)
+
+
+@pytest.mark.parametrize("have_records", [True, False])
+@pytest.mark.parametrize("has_key", [True, False])
+def test_no_service_starts_on_a_lost_database(
+    lost: ControlPlane, *, have_records: bool, has_key: bool
+) -> None:
+    """Also where an earlier release wrote no records, and where the first key was made already."""
+    if not have_records:
+        _remove_records(lost)
+    if has_key:
+        _make_key(lost)
+    with pytest.raises(DatabaseBehind, match="cmcl admin rebuild"):
+        check_at_start(lost.context)
+
+
+def test_a_lost_database_takes_no_model(lost: ControlPlane) -> None:
+    """A service that started while its store was away finds out at the latest here."""
+    response = lost.client.post("/v1/models", json={"name": "scenes", **SPEC})
+    assert response.status_code == 409
+    assert "cmcl admin rebuild" in response.json()["detail"]
+
+
+def test_a_lost_database_leaves_the_list_of_keys_as_it_is(
+    lost: ControlPlane, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost.store.put(layout.key_snapshot(), b"of the database that was lost")
+    SnapshotWriter(lost.context, read_signing_key(make_pair().private)).round()
+    assert lost.store.read(layout.key_snapshot()) == b"of the database that was lost"
+    assert "cmcl admin rebuild" in caplog.text
+
+
+def test_a_lost_database_gives_no_folder_up(lost: ControlPlane) -> None:
+    folders = lost.store.folders("datasets/")
+    for _ in range(2):
+        Sweeper(lost.context).sweep()
+        lost.clock.advance(timedelta(days=2).total_seconds())
+    assert lost.store.folders("datasets/") == folders != []
+
+
+def _show_more(plane: ControlPlane, **later: int) -> LivePointer:
+    """live.json as the replicas follow it: of a database that is lost."""
+    shown = read_live(plane.store, "scenes")
+    assert shown is not None
+    pointer = shown.model_copy(update=later)
+    write_live(plane.store, "scenes", pointer)
+    return pointer
+
+
+@pytest.mark.parametrize("later", [{"generation": 9}, {"revision": 40}])
+def test_a_live_pointer_is_never_replaced_by_an_earlier_one(
+    plane: ControlPlane, later: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    pointer = _show_more(plane, **later)
+    plane.client.put("/v1/models/scenes/live", json={"version": 1})
+    with caplog.at_level(logging.WARNING):
+        plane.tick(3)
+    assert read_live(plane.store, "scenes") == pointer
+    assert "cmcl admin rebuild" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_nothing_is_published_where_replicas_know_more(plane: ControlPlane) -> None:
+    """Also by a service that has looked at live.json before, and goes on."""
+    head = plane.model().head
+    job = plane.post_dataset("late")
+    attempt = plane.tick_to(job, JobState.RUNNING).attempt
+    _show_more(plane, generation=9)
+    train(plane.store, job, attempt)
+    plane.tick(5)
+    found = plane.job(job)
+    assert found.state == JobState.GATING
+    assert "cmcl admin rebuild" in (found.message or "")
+    assert plane.model().head == head
+
+
+def test_a_database_that_caught_up_goes_on(plane: ControlPlane) -> None:
+    job = plane.post_dataset("late")
+    attempt = plane.tick_to(job, JobState.RUNNING).attempt
+    before = read_live(plane.store, "scenes")
+    assert before is not None
+    _show_more(plane, generation=9)
+    train(plane.store, job, attempt)
+    plane.tick(5)
+    write_live(plane.store, "scenes", before)
+    plane.clock.advance(60)
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+
+
+def test_a_new_place_is_no_lost_database(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path)
+    _make_key(plane)
+    check_at_start(plane.context)
+    plane.create_model()
+    plane.close()
