@@ -1,13 +1,11 @@
 """Answers to POSTs: done once, remembered, and repeated for the same key.
 
 Most of them are one transaction: a second request with the same key waits for it, and gets its
-answer. Work that takes long, and reaches beyond the database, claims its key first: a second request
-is told meanwhile that the first is under way.
+answer. Work that takes long, and reaches beyond the database, claims its key first, and can be repeated.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -19,9 +17,6 @@ from service.database.queries import answers
 from service.database.queries.answers import Place
 from service.database.rows import AnswerRecord, KeyClaim
 from service.errors import Conflict, FieldProblem, Unprocessable
-
-# A request that has been at it for so long has died, with its process.
-DEAD_AFTER = timedelta(minutes=15)
 
 
 @dataclass(frozen=True)
@@ -74,25 +69,27 @@ def answered(
 def answer_long(
     context: Context, key: RequestKey | None, work: Callable[[], AnswerRecord]
 ) -> JSONResponse:
-    """The same for work beyond one transaction. Raises Conflict while another request is at it.
+    """The same for work beyond one transaction.
 
-    `work` can be repeated: a process that dies leaves its claim, and after a while the next request
-    with the key takes it over.
+    `work` can be repeated, answers the same once it was done, and refuses by itself while somebody is
+    at it. So a request that finds its key claimed does it as well: whoever claimed it may have died
+    when the work was done, and not yet answered.
     """
     if key is None:
         return Answered(work()).response()
     mine = KeyClaim(key.fingerprint, context.clock())
-    known = context.database.settle(lambda connection: _claim(connection, key, mine))
-    if known is not None:
-        return known.response()
+    found = context.database.settle(lambda connection: _claim(connection, key, mine))
+    if isinstance(found, Answered):
+        return found.response()
     try:
         fresh = work()
     except Exception:
-        with context.database.write() as connection:
-            answers.release(connection, _place(key), mine)
+        if found is mine:
+            with context.database.write() as connection:
+                answers.release(connection, _place(key), mine)
         raise
     with context.database.write() as connection:
-        answers.fulfil(connection, _place(key), mine, fresh)
+        answers.fulfil(connection, _place(key), found, fresh)
     return Answered(fresh).response()
 
 
@@ -104,16 +101,15 @@ def record(
     return AnswerRecord(fingerprint, status, location, body.model_dump(mode="json"))
 
 
-def _claim(connection: Connection, key: RequestKey, mine: KeyClaim) -> Answered | None:
-    """The answer that is known; None once the key is claimed."""
+def _claim(connection: Connection, key: RequestKey, mine: KeyClaim) -> Answered | KeyClaim:
+    """The answer that is known, or the claim under which there is none yet: ours or another's."""
     known = answers.find(connection, _place(key))
     if known is None:
         answers.claim(connection, _place(key), mine)
-        return None
-    if isinstance(known, KeyClaim) and mine.created_at - known.created_at > DEAD_AFTER:
+        return mine
+    if isinstance(known, KeyClaim):
         _check_same_body(key, known)
-        if answers.take_over(connection, _place(key), known, mine):
-            return None
+        return known
     return _again(key, known)
 
 

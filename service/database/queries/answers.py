@@ -35,15 +35,9 @@ def claim(connection: Connection, place: Place, mine: KeyClaim) -> None:
     connection.execute(insert(answers).values(**_columns(place), **vars(mine)))
 
 
-def take_over(connection: Connection, place: Place, theirs: KeyClaim, mine: KeyClaim) -> bool:
-    """Claim in the place of one that died. False if somebody else was faster."""
-    statement = update(answers).where(_claimed(place, theirs)).values(created_at=mine.created_at)
-    return connection.execute(statement).rowcount == 1
-
-
-def fulfil(connection: Connection, place: Place, mine: KeyClaim, answer: AnswerRecord) -> None:
-    """The answer to what was claimed; nothing, if the claim was lost."""
-    connection.execute(update(answers).where(_claimed(place, mine)).values(**vars(answer)))
+def fulfil(connection: Connection, place: Place, claim: KeyClaim, answer: AnswerRecord) -> None:
+    """The answer to what was claimed; nothing, if it was answered or given up meanwhile."""
+    connection.execute(update(answers).where(_claimed(place, claim)).values(**vars(answer)))
 
 
 def release(connection: Connection, place: Place, mine: KeyClaim) -> None:

@@ -1,14 +1,21 @@
 """Completing: what is missing or wrong is said, whoever dies is followed, and nobody waits for ever."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
 
+from service.api.answers import answer_long
+from service.api.dependencies import RequestKey
 from service.control.data import assemble
+from service.control.sweep.sweeper import Sweeper
+from service.database.rows import AnswerRecord
 from service.principal import LOCAL
+from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.mortal import Death, Lifeline, MortalDatabase, MortalStore
 from tests.fakes.uploads import MIB, announce, complete, pattern, send, stored_keys
+from tests.unit.service.uploads.test_sending import parquet
 from workers.contract.errors import StorageUnavailable
 
 
@@ -136,6 +143,30 @@ def test_who_was_taken_for_dead_changes_nothing(plane: ControlPlane) -> None:
     assert seen["state"] == "complete"
     assert stored_keys(plane, upload) == ["file-2"]
     assert plane.store.read(f"uploads/{upload}/file-2") == b"abc"
+
+
+def test_a_lost_answer_is_given_again_whenever_it_is_asked_for(plane: ControlPlane) -> None:
+    """After a crash behind the work, and after a dataset was learned from the file; key or no key."""
+    data = parquet()
+    upload = announce(plane, len(data))
+    send(plane, upload, 1, data)
+    path, headers = f"/v1/uploads/{upload}/complete", {"Idempotency-Key": "key-1"}
+    key = RequestKey("*", "key-1", f"POST {path}", hashlib.sha256().hexdigest())
+
+    def complete_and_die() -> AnswerRecord:
+        assemble.complete(plane.context, upload, LOCAL)
+        raise Death
+
+    with pytest.raises(Death):
+        answer_long(plane.context, key, complete_and_die)
+    first = plane.client.post(path, headers=headers)
+    assert (first.status_code, first.json()["state"]) == (200, "complete")
+    shards = [{"uri": first.json()["uri"]}]
+    job = plane.post_dataset("one", shards=shards)
+    assert plane.run_to_end(job).state == JobState.PUBLISHED
+    Sweeper(plane.context).sweep()
+    for again in (plane.client.post(path, headers=headers), plane.client.post(path)):
+        assert (again.status_code, again.json()) == (200, first.json())
 
 
 def _die_while_completing(plane: ControlPlane, upload: str, dies_at: int) -> None:
