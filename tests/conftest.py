@@ -5,11 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cmcl.client import Client
 from cmcl.stack import LocalStack, Ports
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
+
+# The same examples on every run, and no bound on their seconds: a machine that is slow today, or an
+# example never seen before, is no fault of the change under test.
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 
 EXAMPLE_STREAM = Path(__file__).parent.parent / "examples" / "stream"
 

@@ -29,7 +29,7 @@ def test_blocked_share_is_counted_from_the_mask() -> None:
     assert state.datasets_left == datasets_left([1.0, 0.625])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(0.15, 1.0), st.floats(0.2, 0.98), st.integers(2, 8))
 def test_a_geometric_stream_is_forecast_exactly(start: float, factor: float, seen: int) -> None:
     shares = [start * factor**step for step in range(200)]

@@ -99,7 +99,7 @@ def test_drift_does_not_know_which_side_is_first(
     assert swapped == pytest.approx(relative_drift(pair_moments(*old_rows), then, now), rel=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(1001, 2000))
 def test_norm_change_equals_brute_force_over_rows(one: int, other: int) -> None:
     generator = torch.Generator().manual_seed(one)

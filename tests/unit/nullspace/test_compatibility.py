@@ -50,7 +50,7 @@ def free_change(seed: int, inputs: SecondMoment, outputs: SecondMoment) -> torch
     return outs.vectors_II @ change @ ins.vectors_II.mT
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.sampled_from([1.0, 1e-3, 1e-6]))
 def test_report_equals_brute_force_over_all_rows(seed: int, size: float) -> None:
     first, second = random(seed, 30, FIRST) + 0.5, random(seed + 1, 20, SECOND) - 0.5

@@ -38,7 +38,7 @@ def assert_unit(rows_BF: torch.Tensor) -> None:
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 500), st.floats(0.01, 1.0))
 def test_a_variance_comes_out_as_itself_over_itself_plus_floor(seed: int, ridge: float) -> None:
     unit = cone(seed)
@@ -51,7 +51,7 @@ def test_a_variance_comes_out_as_itself_over_itself_plus_floor(seed: int, ridge:
     torch.testing.assert_close(whitened.mean(0), torch.zeros(8, dtype=DOUBLE), atol=1e-5, rtol=0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 500))
 def test_rotated_features_come_out_rotated(seed: int) -> None:
     unit = cone(seed)
@@ -70,7 +70,7 @@ def test_conditioned_rows_of_a_cone_point_everywhere() -> None:
     assert_unit(conditioned)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.permutations(range(4)))
 def test_order_of_shards_changes_nothing(order: list[int]) -> None:
     shards = [homogeneous_moment(shard) for shard in cone(2).float().chunk(4)]

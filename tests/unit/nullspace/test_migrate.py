@@ -45,7 +45,7 @@ def measured_error(
     return float((error.square().sum() / target.square().sum()).sqrt())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 500), st.integers(FEATURES + 1, 14))
 def test_full_column_rank_migrates_any_row_exactly(seed: int, width: int) -> None:
     old, new = heads(seed, width)
@@ -56,7 +56,7 @@ def test_full_column_rank_migrates_any_row_exactly(seed: int, width: int) -> Non
     assert measured_error(found, unseen, old, new) < 1e-6
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 500), st.integers(1, FEATURES))
 def test_error_on_the_rows_equals_the_measured_one(seed: int, width: int) -> None:
     rows, (old, new) = features(seed), heads(seed, width)
@@ -68,7 +68,7 @@ def test_error_on_the_rows_equals_the_measured_one(seed: int, width: int) -> Non
     assert many.predicted_error == pytest.approx(many.error_on_rows, rel=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 500), st.integers(1, FEATURES))
 def test_of_many_rows_no_other_map_has_a_smaller_error(seed: int, width: int) -> None:
     rows, (old, new) = features(seed), heads(seed, width)
@@ -113,7 +113,7 @@ def test_identical_versions_give_the_identity(count: int) -> None:
         assert found.predicted_error < 1e-9
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 500), st.integers(1, 12))
 def test_expected_moment_keeps_energy_and_mean(seed: int, count: int) -> None:
     rows = features(seed, count + 1)

@@ -24,7 +24,7 @@ def assert_same(left: PairMoments, right: PairMoments) -> None:
     torch.testing.assert_close(left.cross_IJ, right.cross_IJ)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 40), max_size=4), st.integers(0, 1000))
 def test_moments_do_not_depend_on_how_rows_are_split(cuts: list[int], seed: int) -> None:
     first, second = rows(seed)
@@ -38,7 +38,7 @@ def test_moments_do_not_depend_on_how_rows_are_split(cuts: list[int], seed: int)
     assert_same(total, pair_moments(first, second))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(1001, 2000))
 def test_subtracting_a_dataset_gives_back_the_others(one: int, other: int) -> None:
     kept, removed = pair_moments(*rows(one)), pair_moments(*rows(other))

@@ -48,7 +48,7 @@ def test_protected_share_equals_projection_of_the_rows() -> None:
     assert report.protected_share == pytest.approx(float(expected), rel=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 500), st.floats(0.3, 1.0))
 def test_the_same_dataset_again_lies_in_the_protected_span(seed: int, kept: float) -> None:
     report = preflight(head(seed), head(seed), rectangular_mask, kept)
@@ -131,7 +131,7 @@ def test_random_directions_are_not_familiar_and_old_ones_are() -> None:
     assert not any("same encoder" in sentence for sentence in reports[0].advice)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 500), st.integers(501, 1000), st.floats(1e-3, 1e3))
 def test_distance_is_a_distance_and_has_no_scale(one: int, other: int, scale: float) -> None:
     first, second, third = (moment(inputs(seed, count=9)) for seed in (one, other, one + other))

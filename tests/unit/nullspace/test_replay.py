@@ -58,7 +58,7 @@ def brute_force(rows: Rows, then: PairWeights, now: PairWeights) -> float:
     return float(size - 2 * after.diag().mean() / before.diag().mean())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(10, 10_000), st.sampled_from([1e-4, 0.1, 1.0, 10.0]))
 def test_quality_equals_brute_force_over_all_row_pairs(seed: int, distance: float) -> None:
     causes = random(seed, 40, 3)

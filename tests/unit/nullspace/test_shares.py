@@ -206,7 +206,7 @@ def random_change(seed: int, space: UpdateSpace) -> Tensor:
 
 
 @BOTH_RULES
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 9))
 def test_free_changes_send_old_rows_into_orthogonal_spaces(
     rule: MaskRule, seed: int, first_rank: int, second_rank: int

@@ -59,7 +59,7 @@ def kept(changes: Changes) -> float:
     return float(sum(change.square().sum() for change in changes)) ** 0.5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.floats(0.01, 1.2), st.sampled_from([0.01, 0.3, 3.0]))
 def test_shrunk_changes_never_drift_beyond_the_bound(
     seed: int, fraction: float, size: float
@@ -88,7 +88,7 @@ def test_changes_within_the_bound_are_returned_untouched() -> None:
     assert shrunk.drift_before == shrunk.drift_after == bound
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.floats(0.0, 1.0))
 def test_blocked_entries_stay_exactly_zero(seed: int, fraction: float) -> None:
     pair = Pair(seed)
@@ -98,7 +98,7 @@ def test_blocked_entries_stay_exactly_zero(seed: int, fraction: float) -> None:
         assert (change[~space.free_EI] == 0).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.floats(0.01, 1.0), st.floats(0.01, 1.0))
 def test_a_larger_bound_keeps_more_of_the_change(seed: int, one: float, other: float) -> None:
     pair = Pair(seed, size=0.01)  # Small: drift falls steadily as the change shrinks.

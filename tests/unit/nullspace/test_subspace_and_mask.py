@@ -47,7 +47,7 @@ def test_null_space_basis_is_orthonormal_at_low_rank() -> None:
     torch.testing.assert_close(vectors.mT @ vectors, torch.eye(30, dtype=DOUBLE))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 500), st.floats(0.05, 1.0))
 def test_rank_is_the_smallest_that_keeps_the_energy(seed: int, kept: float) -> None:
     values = eigenbasis(random_moment(seed, 30, 8)).values_I
@@ -118,7 +118,7 @@ SPECTRA = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(SPECTRA, SPECTRA, st.floats(0.01, 1.0))
 def test_product_rule_blocks_the_largest_and_no_more_than_needed(
     outputs: EigenBasis, inputs: EigenBasis, kept: float
@@ -132,7 +132,7 @@ def test_product_rule_blocks_the_largest_and_no_more_than_needed(
     assert free.sum() + blocked.min() > (1 - kept) * total - 1e-9 * total
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SPECTRA, SPECTRA, st.floats(0.01, 1.0))
 def test_product_rule_blocks_no_more_than_the_rectangle(
     outputs: EigenBasis, inputs: EigenBasis, kept: float

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.serve.search.index.filters import (
@@ -101,7 +101,6 @@ def stored(rows: list[dict[str, Any] | None]) -> Payloads:
     )
 
 
-@settings(deadline=None)
 @given(filters, st.lists(payloads, max_size=6))
 def test_a_filter_finds_what_plain_python_finds(
     wanted: dict[str, Any], rows: list[dict[str, Any] | None]
@@ -110,7 +109,6 @@ def test_a_filter_finds_what_plain_python_finds(
     assert found.tolist() == [holds(wanted, row) for row in rows]
 
 
-@settings(deadline=None)
 @given(filters, st.lists(st.lists(st.tuples(payloads, st.booleans()), max_size=4), min_size=1))
 def test_joined_payloads_answer_like_those_they_came_from(
     wanted: dict[str, Any], parts: list[list[tuple[dict[str, Any] | None, bool]]]

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.control.sweep.leftovers import sweep_leftovers
@@ -225,12 +225,7 @@ def check_shards_are_there(world: World) -> None:
                 assert world.plane.store.size(key) == shard.bytes
 
 
-@settings(
-    max_examples=EXAMPLES,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@settings(max_examples=EXAMPLES)
 @given(EVENTS)
 @example([("post", 1), ("step", 4), ("wait", 4), ("learn", 0)])
 @example([("upload", 1), ("wait", 2), ("learn", 0)])
