@@ -59,6 +59,18 @@ def test_what_is_missing_is_looked_for_under_the_names_that_the_monitors_give(
     assert gone == {}
 
 
+@pytest.mark.parametrize("scraped", [True, False])
+def test_a_service_that_others_scrape_is_not_called_gone_under_our_name(scraped: bool) -> None:
+    monitoring = {"prometheusRule": {"enabled": True}, "serviceMonitor": {"enabled": scraped}}
+    (work, *_) = render({"monitoring": monitoring}).one("PrometheusRule", "demo-cmcl")["spec"][
+        "groups"
+    ]
+    (gone, *_) = work["rules"]
+    bare = "absent(cmcl_service_reconcile_round_age_seconds)"
+    assert gone["alert"] == "CmclServiceGone"
+    assert (bare in gone["expr"]) is not scraped
+
+
 def test_nobody_is_woken_about_an_endpoint_that_is_not_scraped() -> None:
     for scraped in (True, False):
         monitoring = {"prometheusRule": {"enabled": True}, "podMonitor": {"enabled": scraped}}
