@@ -6,11 +6,11 @@ from uuid import uuid4
 
 import torch
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
-from workers.contract.errors import StorageUnavailable
 from workers.serve.access.port import Doorkeeper, OpenDoor
 from workers.serve.access.signatures import read_public_keys
 from workers.serve.access.snapshot import SignedKeys
@@ -26,6 +26,7 @@ from workers.serve.ray_metrics import RayMetrics
 from workers.serve.rollout.trials import Trials
 from workers.serve.search.collections import open_collections
 from workers.serve.settings import ServeArgs
+from workers.serve.versions.first_look import wait_for_first_look
 from workers.serve.versions.follower import Follower, Look
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import ServedVersion, load_version
@@ -42,7 +43,10 @@ class Embedder:
     """Answers embedding queries. A new version of a model never restarts it."""
 
     def __init__(self, args: ServeArgs, encoders: Mapping[str, Handle]) -> None:
-        """Follow the store. Raises StorageUnavailable if it cannot be seen: Serve tries again."""
+        """Follow the store; it may be away (`wait_for_first_look`).
+
+        Nothing is raised for that: Serve gives an application up for good after some failed starts.
+        """
         logging.basicConfig(level=logging.INFO)
         torch.set_num_threads(1)
         self._args = args
@@ -65,10 +69,8 @@ class Embedder:
             self._store, self._live, swapper, args.seconds_between_looks, looks
         )
         self._follower.start()
-        # A replica that took requests before its first look would answer them with 503.
-        if not self._live.wait_ready(args.first_look_seconds):
-            self._follower.stop()
-            raise StorageUnavailable(f"{args.store} was not seen in {args.first_look_seconds:g} s")
+        self._metrics.watch("ready", "1 once the store was seen.", lambda: float(self._live.ready))
+        wait_for_first_look(self._live, args.first_look_seconds, _others_answer)
         self._collections = open_collections(
             *(self._store, self._live, args.seconds_between_looks, args.collection_limits)
         )
@@ -78,8 +80,9 @@ class Embedder:
                 "collections_behind", "Not searched as they are now.", self._collections.behind
             )
             self._collections.start()
-            # Those that take longer are loaded while this replica answers everything else.
-            self._collections.wait_loaded(args.first_look_seconds)
+            if self._live.ready:
+                # Those that take longer are loaded while this replica answers everything else.
+                self._collections.wait_loaded(args.first_look_seconds)
         self._listener = Listener(open_channel, self._wake, self._metrics.hears)
         self._listener.start()
 
@@ -120,6 +123,17 @@ class Embedder:
 
     def _load(self, model: str, number: int) -> ServedVersion:
         return load_version(self._store, model, number)
+
+
+def _others_answer() -> bool:
+    """Whether replicas of this application take requests. This one, which is starting, does not."""
+    me = serve.get_replica_context()
+    try:
+        application = serve.status().applications[me.app_name]
+    except (RayError, KeyError):
+        return False
+    states = application.deployments[me.deployment].replica_states
+    return any(state == "RUNNING" and count for state, count in states.items())
 
 
 def _doorkeeper(args: ServeArgs, metrics: RayMetrics) -> tuple[Doorkeeper, Sequence[Look]]:

@@ -56,7 +56,10 @@ class ServeArgs(Frozen):
         default=2, ge=0, le=60, description="how long x-min-model-version waits, before 503"
     )
     first_look_seconds: float = Field(
-        default=30, gt=0, description="how long a new replica waits for the store"
+        default=30,
+        gt=0,
+        description="how long a new replica waits for the store before it takes requests without, "
+        "where no other replica answers",
     )
     access_public_key: str | None = Field(
         default=None,

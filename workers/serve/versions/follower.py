@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from workers.contract.errors import WorkerError
 from workers.contract.modality import NAME_PATTERN
 from workers.serve.versions.errands import Errands
+from workers.serve.versions.first_look import FirstLook
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.swapper import Swapper
 from workers.storage.port import ObjectStore
@@ -56,7 +58,7 @@ class Follower:
         self._poll_seconds = poll_seconds
         self._looks = looks
         self._clock = clock
-        self._first_look = _FirstLook(live)
+        self._first_look = FirstLook(live)
         self._missed: dict[str, _Missed] = {}
         self._reading = Errands(_READING_THREADS, "follower-read")
         self._loading = Errands(_LOADING_THREADS, "follower-load")
@@ -116,7 +118,12 @@ class Follower:
 
     def _list(self) -> None:
         """Which models there are. Those with a pointer are read anyway, be they listed or not."""
-        models = [name for name in self._store.folders(_MODELS) if re.fullmatch(NAME_PATTERN, name)]
+        try:
+            names = self._store.folders(_MODELS)
+        except WorkerError as error:
+            self._first_look.failed(error)
+            raise
+        models = [name for name in names if re.fullmatch(NAME_PATTERN, name)]
         self._live.listed(models)
         self._first_look.listed(models)
         for model in models:
@@ -181,28 +188,3 @@ class _Missed:
 
     times: int
     at: float
-
-
-class _FirstLook:
-    """Over when every model of the first listing was tried: loaded, refused or found without one."""
-
-    def __init__(self, live: LiveVersions) -> None:
-        self._live = live
-        self._left: set[str] | None = None
-        self._lock = threading.Lock()
-
-    def listed(self, models: Sequence[str]) -> None:
-        with self._lock:
-            if self._left is None:
-                self._left = set(models)
-            self._check()
-
-    def tried(self, model: str) -> None:
-        with self._lock:
-            if self._left is not None:
-                self._left.discard(model)
-                self._check()
-
-    def _check(self) -> None:
-        if not self._left:
-            self._live.become_ready()

@@ -93,6 +93,7 @@ class LiveVersions:
         # Deleted, while the store still has files of theirs: no models that are about to begin.
         self._gone: frozenset[str] = frozenset()
         self._ready = threading.Event()
+        self._waits_for = "this replica has not seen the store yet"
         self._watchers: set[_Watcher] = set()
         self._writing = threading.Lock()
 
@@ -186,6 +187,15 @@ class LiveVersions:
         with self._writing:
             self._listed = frozenset(models)
             self._gone &= self._listed
+
+    def not_ready(self, reason: str) -> None:
+        """Why the first look is not over, in words."""
+        self._waits_for = reason
+
+    @property
+    def waits_for(self) -> str:
+        """Why this replica is not ready; of no meaning once it is."""
+        return self._waits_for
 
     def become_ready(self) -> None:
         """Each model's live version was tried once."""

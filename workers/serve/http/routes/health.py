@@ -29,7 +29,7 @@ def router(replica: Replica) -> APIRouter:
     async def readyz() -> Response:
         """The replica knows what is live and who may ask, and every live head gives a vector."""
         if not replica.live.ready:
-            raise NotReady("this replica has not seen the store yet")
+            raise NotReady(replica.live.waits_for)
         if not replica.access.ready:
             raise NotReady("this replica has not seen the list of keys yet")
         await tried.every_head()
