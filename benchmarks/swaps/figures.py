@@ -15,10 +15,19 @@ _OK = 200
 
 @dataclass(frozen=True)
 class Swap:
-    """A move of the pointer, and how many seconds later its version was everywhere."""
+    """A move of the pointer, and how many seconds later its version was everywhere.
+
+    `next_at`: when the next move came. `everywhere` is None where the version was not everywhere then.
+    """
 
     move: Move
     everywhere: float | None
+    next_at: float
+
+    @property
+    def over_at(self) -> float:
+        """Replicas differed until then, or went on to differ."""
+        return self.next_at if self.everywhere is None else self.move.at + self.everywhere
 
 
 def followed(moves: Sequence[Move], answers: Answers, end: float) -> list[Swap]:
@@ -28,9 +37,13 @@ def followed(moves: Sequence[Move], answers: Answers, end: float) -> list[Swap]:
     None where none of them had a later answer by the new version.
     """
     good = np.sort(answers[answers["status"] == _OK], order="sent")
-    edges = np.searchsorted(good["sent"], [*(move.at for move in moves), end])
-    spans = zip(moves, edges, edges[1:], strict=False)
-    return [Swap(move, _everywhere(move, good[first:last])) for move, first, last in spans]
+    times = [*(move.at for move in moves), end]
+    edges = np.searchsorted(good["sent"], times)
+    spans = zip(moves, edges, edges[1:], times[1:], strict=False)
+    return [
+        Swap(move, _everywhere(move, good[first:last]), next_at)
+        for move, first, last, next_at in spans
+    ]
 
 
 def _everywhere(move: Move, answers: Answers) -> float | None:
@@ -75,14 +88,16 @@ def during(answers: Answers, swaps: Sequence[Swap]) -> Answers:
     ended = answers["sent"] + answers["seconds"]
     hit = np.zeros(len(answers), bool)
     for swap in swaps:
-        until = swap.move.at + (swap.everywhere or 0)
-        hit |= (answers["sent"] < until) & (ended > swap.move.at)
+        hit |= (answers["sent"] < swap.over_at) & (ended > swap.move.at)
     found: Answers = answers[hit]
     return found
 
 
 def swap_times(swaps: Sequence[Swap]) -> dict[str, Any]:
-    """Milliseconds from the pointer's move until no answer was by another version."""
+    """Milliseconds from the pointer's move until no answer was by another version.
+
+    Of those that got there; `never` says how many did not.
+    """
     found = np.array([each.everywhere for each in swaps if each.everywhere is not None])
     late = sum(each.everywhere is None for each in swaps)
     if not len(found):

@@ -5,14 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.endpoint.load import ANSWER, CUT, RIGHT, WRONG, Answers
+from benchmarks.endpoint.load import ANSWER, CUT, RIGHT, TOO_LATE, WRONG, Answers
 from benchmarks.outages.outcome import Moment, outcome
 from benchmarks.outages.patient import Call
 from benchmarks.peers.contest import Cell
 from benchmarks.serving import goals
+from benchmarks.serving_swaps import Run, _document, _parser
 from benchmarks.swaps import figures
 from benchmarks.swaps.figures import Swap
-from benchmarks.swaps.memory import slope
+from benchmarks.swaps.memory import Memory, slope
 from benchmarks.swaps.mover import Move, order
 
 CELL = Cell("ours", "binary", 256, 16, 10, 10.0, 20.0, 40.0, 10240.0, 0, 0)
@@ -33,7 +34,7 @@ def move(at: float, version: int) -> Move:
 
 
 def swap(at: float, everywhere: float | None) -> Swap:
-    return Swap(move(at, 2), everywhere)
+    return Swap(move(at, 2), everywhere, next_at=at + 1)
 
 
 def test_a_swap_is_over_when_the_last_answer_by_another_version_has_come() -> None:
@@ -69,6 +70,28 @@ def test_requests_in_a_swap_are_those_under_way_while_versions_differ() -> None:
     found = answers(answer(0.0, 0.5), answer(0.9, 0.2), answer(1.1, 0.1), answer(1.5, 0.1))
     during = figures.during(found, [swap(1.0, 0.2)])
     assert during["sent"].tolist() == [0.9, 1.1]
+
+
+def test_a_swap_that_is_never_over_lasts_until_the_next_move() -> None:
+    found = answers(answer(0.5, 0.1), answer(1.9, 0.1), answer(2.1, 0.1))
+    assert figures.during(found, [swap(1.0, None)])["sent"].tolist() == [1.9]
+
+
+def test_every_answer_counts_and_every_swap_that_none_saw_everywhere() -> None:
+    """Also what failed before the seconds of which the latency is told, and what hung."""
+    found = answers(
+        *[answer(at / 10, 0.01) for at in range(90)],
+        answer(0.05, 0.1, CUT, version=-1),
+        answer(2.0, 0.1, checked=WRONG, version=2),
+        answer(4.1, 10.0, TOO_LATE, version=-1),
+    )
+    run = Run(found, [move(4.0, 2), move(5.0, 1)], Memory([]), begin=1.0, end=8.0)
+    document = _document(_parser().parse_args([]), run)
+    goals = {goal["what"]: goal["measured"] for goal in document["goals"]}
+    assert document["failed"] == {"cut": 1, "too late": 1}
+    assert goals["failed requests"] == 2
+    assert goals["answers not of their version"] == 1
+    assert goals["swaps never seen everywhere"] == 1
 
 
 def test_moves_go_round_in_a_circle_with_a_roll_back_every_fifth_time() -> None:
