@@ -71,6 +71,17 @@ def test_parts_wait_for_what_they_need() -> None:
                 assert name not in STAY
 
 
+def test_all_but_the_maker_of_the_bucket_come_back_after_a_reboot() -> None:
+    """Docker waits for nobody then: each part ends or tries again until what it needs is there."""
+    assert {PARTS[name]["restart"] for name in STAY} == {"unless-stopped"}
+    assert PARTS.keys() - {*STAY} == {"bucket"}
+    command = PARTS["serving"]["command"]
+    assert command[:2] == ["python", "/etc/cmcl/serve.py"], "test_compose_serve has what it does"
+    mounted = [volume.split(":")[1] for volume in PARTS["serving"]["volumes"]]
+    assert {command[1], command[3]} == {*mounted}
+    assert command[2] == PARTS["service"]["environment"]["CMCL_RAY_ADDRESS"]
+
+
 @pytest.mark.parametrize("name", STAY)
 def test_what_stays_is_looked_after(name: str) -> None:
     test = PARTS[name]["healthcheck"]["test"]

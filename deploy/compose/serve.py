@@ -1,0 +1,103 @@
+"""Keeps the embeddings application on a Ray cluster: `python serve.py ADDRESS CONFIG`, until SIGTERM.
+
+A head that was started anew has forgotten what it served. So this looks every few seconds at what is
+served, and hands CONFIG over when an application of it is missing, or could not be deployed because
+something else was not there yet. ADDRESS is that of Ray's dashboard; the token is in RAY_AUTH_TOKEN.
+Exit status 1: Ray does not accept CONFIG.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+_APPLICATIONS = "/api/serve/applications/"
+_SECONDS = 5.0
+# Starting Serve's controller is part of the answer.
+_PATIENCE = 60.0
+
+
+class NotAccepted(Exception):
+    """Ray's own words about a configuration."""
+
+
+class Keeper:
+    """Looks, and hands over what is missing. `tell` hears what changed since the last look."""
+
+    def __init__(
+        self, client: httpx.Client, config: dict[str, Any], tell: Callable[[str], None]
+    ) -> None:
+        self._client, self._config, self._tell = client, config, tell
+        self._told = ""
+        self._is_current = False
+
+    def look(self) -> None:
+        """Raises NotAccepted."""
+        try:
+            said = ", ".join(f"{name} is {state}" for name, state in self._served().items())
+        except httpx.HTTPError as error:
+            said = f"Ray does not answer: {error}"
+        if said != self._told:
+            self._tell(said)
+        self._told = said
+
+    def _served(self) -> dict[str, str]:
+        """The state of each application of ours, once all are handed over."""
+        states = self._states()
+        # What is there already may be of a configuration before this one: Ray sees whether it differs.
+        if not self._is_current or not {None, "DEPLOY_FAILED"}.isdisjoint(states.values()):
+            self._hand_over()
+            self._is_current = True
+        return {name: state or "handed over" for name, state in states.items()}
+
+    def _hand_over(self) -> None:
+        answer = self._client.put(_APPLICATIONS, json=self._config)
+        if answer.status_code == httpx.codes.BAD_REQUEST:
+            raise NotAccepted(answer.text)
+        answer.raise_for_status()
+
+    def _states(self) -> dict[str, str | None]:
+        """None for what is not there."""
+        answer = self._client.get(_APPLICATIONS)
+        answer.raise_for_status()
+        served = answer.json()["applications"]
+        names = [application["name"] for application in self._config["applications"]]
+        return {name: served.get(name, {}).get("status") for name in names}
+
+
+def keep(keeper: Keeper, stopping: threading.Event) -> None:
+    """Until `stopping` is set. Raises NotAccepted."""
+    while not stopping.is_set():
+        keeper.look()
+        stopping.wait(_SECONDS)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit status."""
+    if len(arguments) != 2:
+        print("usage: python serve.py ADDRESS CONFIG", file=sys.stderr)
+        return 2
+    address, config = arguments
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with httpx.Client(base_url=address, headers=headers, timeout=_PATIENCE) as client:
+        wanted = yaml.safe_load(Path(config).read_text())
+        try:
+            keep(Keeper(client, wanted, lambda said: print(said, flush=True)), stopping)
+        except NotAccepted as error:
+            print(f"{config}: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

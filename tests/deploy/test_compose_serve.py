@@ -1,0 +1,145 @@
+"""compose/serve.py: what is served comes back after Ray's head was started anew, and SIGTERM ends it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from deploy.compose.serve import Keeper, NotAccepted, keep, main
+from tests.architecture.repository import ROOT
+
+SCRIPT = ROOT / "deploy" / "compose" / "serve.py"
+CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose" / "serve.yaml").read_text())
+
+
+class Head:
+    """A Ray head's dashboard, as far as it is asked: it forgets what it serves when it starts anew."""
+
+    def __init__(self) -> None:
+        self.is_up = True
+        self.accepts = True
+        self.states: dict[str, str] = {}
+        self.handed_over: list[Any] = []
+
+    def start_anew(self) -> None:
+        self.is_up, self.states = True, {}
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        if not self.is_up:
+            raise httpx.ConnectError("connection refused", request=request)
+        assert request.url.path == "/api/serve/applications/"
+        if request.method == "GET":
+            served = {name: {"status": state} for name, state in self.states.items()}
+            return httpx.Response(200, json={"applications": served})
+        if not self.accepts:
+            return httpx.Response(400, text="no such field: replica")
+        config = json.loads(request.content)
+        self.handed_over.append(config)
+        self.states = {each["name"]: "RUNNING" for each in config["applications"]}
+        return httpx.Response(200)
+
+
+class Steps(threading.Event):
+    """What happens between two looks, one after another; then it is set."""
+
+    def __init__(self, *steps: Callable[[], None]) -> None:
+        super().__init__()
+        self._steps = [*steps]
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        if self._steps:
+            self._steps.pop(0)()
+        else:
+            self.set()
+        return self.is_set()
+
+
+@pytest.fixture
+def head() -> Head:
+    return Head()
+
+
+def _told(head: Head, *steps: Callable[[], None]) -> list[str]:
+    """What a keeper says over those steps."""
+    told: list[str] = []
+    client = httpx.Client(base_url="http://ray:8265", transport=httpx.MockTransport(head.answer))
+    with client:
+        keep(Keeper(client, CONFIG, told.append), Steps(*steps))
+    return told
+
+
+def _nothing() -> None:
+    """Time goes by."""
+
+
+def test_what_is_served_is_handed_over_once(head: Head) -> None:
+    told = _told(head, _nothing, _nothing)
+    assert head.handed_over == [CONFIG]
+    assert told == ["embeddings is handed over", "embeddings is RUNNING"]
+
+
+def test_a_head_that_starts_anew_serves_again(head: Head) -> None:
+    def fall() -> None:
+        head.is_up = False
+
+    told = _told(head, _nothing, fall, head.start_anew, _nothing)
+    assert head.handed_over == [CONFIG, CONFIG]
+    assert told[2:] == [
+        "Ray does not answer: connection refused",
+        "embeddings is handed over",
+        "embeddings is RUNNING",
+    ]
+
+
+def test_what_could_not_be_deployed_is_tried_again(head: Head) -> None:
+    _told(head, lambda: head.states.update(embeddings="DEPLOY_FAILED"), _nothing)
+    assert len(head.handed_over) == 2
+
+
+def test_an_application_of_a_configuration_before_is_replaced(head: Head) -> None:
+    head.states = {"embeddings": "RUNNING"}
+    _told(head, _nothing)
+    assert head.handed_over == [CONFIG]
+
+
+def test_what_serves_is_left_alone(head: Head) -> None:
+    _told(head, *(lambda state=state: head.states.update(embeddings=state) for state in STATES))
+    assert len(head.handed_over) == 1
+
+
+# Of Ray's ApplicationStatus; a replica that comes back mends the second.
+STATES = ("DEPLOYING", "UNHEALTHY", "RUNNING")
+
+
+def test_a_configuration_that_ray_refuses_ends_it(head: Head) -> None:
+    head.accepts = False
+    with pytest.raises(NotAccepted, match="no such field: replica"):
+        _told(head)
+
+
+def test_it_says_how_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["http://ray:8265"]) == 2
+    assert "usage: python serve.py ADDRESS CONFIG" in capsys.readouterr().err
+
+
+def test_sigterm_ends_it_well_while_ray_is_away(tmp_path: Path) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text(yaml.safe_dump(CONFIG))
+    # Nobody listens at port 1.
+    command = [sys.executable, str(SCRIPT), "http://127.0.0.1:1", str(config)]
+    quiet = {**os.environ, "NO_PROXY": "127.0.0.1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=quiet) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("Ray does not answer")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
