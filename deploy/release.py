@@ -14,6 +14,11 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 CHARTS = ("helm", "deploy/with-operator")
+# Where the version is the first group: tags of images that a chart does not name.
+NAMED = {
+    "deploy/compose.yaml": r"\$\{CMCL_VERSION:-([^}]*)\}",
+    "docs/deploying.md": r"--build-arg VERSION=(\S+)|REGISTRY/cmcl-\w+:(\S+)",
+}
 
 
 class NotReleasable(Exception):
@@ -56,6 +61,15 @@ def different_versions(root: Path = ROOT) -> Iterator[str]:
         for field, value in said.items():
             if value != own:
                 yield f"{path} has the {field} {value}; pyproject.toml has {own}"
+    for name, pattern in NAMED.items():
+        found = {"".join(groups) for groups in _groups(pattern, (root / name).read_text())}
+        for value in sorted((found or {"none"}) - {own}):
+            yield f"{name} has the tag {value}; pyproject.toml has {own}"
+
+
+def _groups(pattern: str, text: str) -> Iterator[tuple[str, ...]]:
+    for match in re.finditer(pattern, text):
+        yield match.groups("")
 
 
 def _complaints(tag: str, root: Path) -> Iterator[str]:

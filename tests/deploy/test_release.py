@@ -10,6 +10,7 @@ import yaml
 
 from deploy.release import (
     CHARTS,
+    NAMED,
     NotReleasable,
     check,
     different_versions,
@@ -39,7 +40,7 @@ CHANGELOG = """# Changelog
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """What a release looks at, with a changelog that has the version."""
-    for name in ("pyproject.toml", *(f"{chart}/Chart.yaml" for chart in CHARTS)):
+    for name in ("pyproject.toml", *NAMED, *(f"{chart}/Chart.yaml" for chart in CHARTS)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "CHANGELOG.md").write_text(CHANGELOG.replace("0.1.0", version()))
@@ -64,6 +65,19 @@ def test_every_reason_against_a_release_is_told(tree: Path) -> None:
         f"the tag is v7.0.0; pyproject.toml wants v{version()}",
         f"helm/Chart.yaml has the appVersion 9{version()}; pyproject.toml has {version()}",
         "CHANGELOG.md has no section '## [7.0.0] - YYYY-MM-DD' with entries",
+    ]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_tag_that_was_left_behind_is_told(tree: Path, name: str) -> None:
+    file = tree / name
+    file.write_text(file.read_text().replace(version(), "0.0.9"))
+    assert [*different_versions(tree)] == [
+        f"{name} has the tag 0.0.9; pyproject.toml has {version()}"
+    ]
+    file.write_text("")
+    assert [*different_versions(tree)] == [
+        f"{name} has the tag none; pyproject.toml has {version()}"
     ]
 
 
