@@ -60,11 +60,21 @@ class Buildah:
             raise NoBuildah("buildah is not installed (apt-get install buildah netavark)")
         if os.geteuid() != 0:
             raise NoBuildah("buildah is used as root here, and this is another user")
-        if not any(Path(path).exists() for path in _NETAVARK):
-            raise NoBuildah("netavark is not installed (apt-get install netavark)")
         folder.mkdir(parents=True, exist_ok=True)
         has_overlay = "overlay" in Path("/proc/filesystems").read_text().split()
-        return cls(folder, "overlay" if has_overlay else "vfs")
+        found = cls(folder, "overlay" if has_overlay else "vfs")
+        found._try_out()
+        if not any(Path(path).exists() for path in _NETAVARK):
+            raise NoBuildah("netavark is not installed (apt-get install netavark)")
+        return found
+
+    def _try_out(self) -> None:
+        """Root inside a container may lack what buildah needs: rather told now than after minutes."""
+        done = self._run(["from", "scratch"], check=False)
+        if done.returncode != 0:
+            told = (done.stdout + done.stderr).strip()[-300:]
+            raise NoBuildah(f"buildah makes no container here: {told}")
+        self._run(["rm", done.stdout.strip()])
 
     def described(self) -> dict[str, str]:
         """What builds here, and how."""

@@ -5,6 +5,7 @@ images`, and for whoever asks with CMCL_TEST_IMAGES=service or CMCL_TEST_IMAGES=
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,4 +85,16 @@ def test_a_machine_without_buildah_is_told_what_to_install(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NoBuildah, match="apt-get install buildah"):
+        Buildah.find(tmp_path / "images")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user is told so before")
+def test_a_machine_where_buildah_may_not_work_is_told_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "buildah"
+    program.write_text("#!/bin/sh\necho 'mount: operation not permitted' >&2\nexit 125\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoBuildah, match="no container here: mount: operation not permitted"):
         Buildah.find(tmp_path / "images")
