@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from tests.fakes.encoders import RecordedHops
+from tests.fakes.letter_encoder import LetterEncoders
+from tests.unit.serve.conftest import Replica
 from workers.serve.encoders.client import EncoderClients
 from workers.serve.encoders.frozen import Encoded, Unreadable
 from workers.serve.encoders.port import EncoderInfo, EncoderUnavailable, UnreadableItem
-from workers.serve.encoders.spec import EncoderSpec
+from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
+from workers.serve.http.api import create_api
 
 SPEC = EncoderSpec(
     modality="text",
@@ -95,25 +98,71 @@ def test_an_encoder_that_does_not_answer_in_time_is_unavailable() -> None:
         encode(Silent(), ["a"])
 
 
-def test_a_full_encoder_is_unavailable_until_there_is_room() -> None:
-    class Held(RecordedHops):
-        def __init__(self) -> None:
-            super().__init__()
-            self.go = asyncio.Event()
+class Held(RecordedHops):
+    """Answers nobody until it may go on."""
 
-        async def __call__(self, raw: Sequence[str | bytes]) -> Encoded:
-            await self.go.wait()
-            return await super().__call__(raw)
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
 
-    async def main() -> None:
+    async def __call__(self, raw: Sequence[str | bytes]) -> Encoded:
+        encoded = await super().__call__(raw)
+        await self.go.wait()
+        return encoded
+
+
+PATIENT = SPEC.model_copy(update={"answer_seconds": 600})
+
+
+def test_keys_take_turns_at_an_encoder() -> None:
+    """What is at it came first; of what waits the modest one's is next."""
+
+    async def main() -> list[Sequence[str | bytes]]:
         hops = Held()
-        encoders = clients(hops, SPEC.model_copy(update={"answer_seconds": 10}))
-        first = asyncio.ensure_future(encoders.encode("text", ["a"] * 6))
+        encoders = clients(hops, PATIENT)
+        greedy = [
+            asyncio.ensure_future(encoders.encode("text", ["g"] * 3, "greedy")) for _ in range(8)
+        ]
         await asyncio.sleep(0)
-        with pytest.raises(EncoderUnavailable, match=r"6 items waiting, and 3 more .* limit of 8"):
-            await encoders.encode("text", ["b"] * 3)
+        modest = asyncio.ensure_future(encoders.encode("text", ["m"], "modest"))
+        while len(hops.sent) < PASSES_AHEAD:
+            await asyncio.sleep(0)
+        assert hops.sent == [["g"] * 3] * PASSES_AHEAD
         hops.go.set()
-        await first
-        assert (await encoders.encode("text", ["b"] * 3)).shape == (3, 2)
+        await asyncio.gather(modest, *greedy)
+        return hops.sent
 
-    asyncio.run(main())
+    assert ["m"] in asyncio.run(main())[PASSES_AHEAD : PASSES_AHEAD + 2]
+
+
+def test_whoever_gives_up_waiting_takes_no_place() -> None:
+    async def main() -> list[Sequence[str | bytes]]:
+        hops = Held()
+        encoders = clients(hops, PATIENT)
+        asked = [asyncio.ensure_future(encoders.encode("text", [name] * 3)) for name in "abcdefgh"]
+        while len(hops.sent) < PASSES_AHEAD:
+            await asyncio.sleep(0)
+        for each in asked[2:6]:  # Two that are at it, and two that wait.
+            each.cancel()
+        await asyncio.gather(*asked[2:6], return_exceptions=True)
+        hops.go.set()
+        await asyncio.gather(*asked[:2], *asked[6:])
+        return [sent[0] for sent in hops.sent]
+
+    assert asyncio.run(main()) == list("abcdgh")
+
+
+def test_a_full_encoder_refuses_with_a_time_to_ask_again(with_encoder: Replica) -> None:
+    spec = SPEC.model_copy(update={"width": 4, "max_queued": 8})
+    args = with_encoder.args.model_copy(update={"encoders": (spec,)})
+    parts = with_encoder.parts(args)
+    with_encoder.app = create_api(parts)
+    assert isinstance(with_encoder.encoders, LetterEncoders)
+    with parts.admission.at_encoder("text", "other", 6):
+        full = with_encoder.embed(modality=None, input=["a"] * 3)
+    assert full.status_code == 429
+    assert full.headers["retry-after"] == "1"
+    assert "6 items at the encoder of 'text' are being worked on" in full.text
+    assert with_encoder.encoders.asked == []
+    assert with_encoder.embed(modality=None, input=["a"] * 3).status_code == 200
+    assert parts.admission.encoders["text"].total == 0

@@ -129,8 +129,8 @@ def test_heavy_work_that_does_not_end_is_found_out_and_what_waits_behind_it_is_n
 
     async def get_stuck() -> list[float]:
         idle = heavy.busy_seconds
-        stuck = asyncio.ensure_future(heavy.run(release.wait))
-        behind = [asyncio.ensure_future(heavy.run(lambda: None)) for _ in range(3)]
+        stuck = asyncio.ensure_future(heavy.run("a", release.wait))
+        behind = [asyncio.ensure_future(heavy.run("a", lambda: None)) for _ in range(3)]
         while heavy._began is None:
             await asyncio.sleep(0.001)
         clock.now = 500.0
@@ -142,6 +142,40 @@ def test_heavy_work_that_does_not_end_is_found_out_and_what_waits_behind_it_is_n
     assert asyncio.run(get_stuck()) == [0.0, 500.0, 0.0]
 
 
+def test_keys_take_turns_at_heavy_work() -> None:
+    """One that asks for much does not keep others waiting, and what nobody waits for is left out."""
+    release, done, heavy = threading.Event(), list[str](), HeavyThread()
+
+    async def ask(key: str) -> None:
+        await heavy.run(key, lambda: done.append(key))
+
+    async def ask_much_and_little() -> None:
+        first = asyncio.ensure_future(heavy.run("greedy", release.wait))
+        greedy = [asyncio.ensure_future(ask("greedy")) for _ in range(4)]
+        modest = asyncio.ensure_future(ask("modest"))
+        await asyncio.sleep(0)
+        greedy.pop(0).cancel()
+        release.set()
+        await asyncio.gather(first, modest, *greedy)
+
+    asyncio.run(ask_much_and_little())
+    assert done == ["modest", "greedy", "greedy", "greedy"]
+
+
+def test_heavy_work_that_fails_fails_alone() -> None:
+    heavy = HeavyThread()
+
+    def fail() -> None:
+        raise ValueError("of this piece")
+
+    async def ask() -> list[object]:
+        asked = heavy.run("a", fail), heavy.run("a", lambda: 1)
+        return list(await asyncio.gather(*asked, return_exceptions=True))
+
+    failed, fine = asyncio.run(ask())
+    assert (str(failed), fine) == ("of this piece", 1)
+
+
 def test_a_batcher_says_how_long_its_heavy_work_goes_on() -> None:
     batcher = Batcher(RecordedMetrics())
 
@@ -149,7 +183,7 @@ def test_a_batcher_says_how_long_its_heavy_work_goes_on() -> None:
         time.sleep(0.02)
         return batcher.heavy_seconds
 
-    assert asyncio.run(batcher.run(measured)) >= 0.02
+    assert asyncio.run(batcher.run("a", measured)) >= 0.02
     assert batcher.heavy_seconds == 0
 
 

@@ -15,7 +15,7 @@ from workers.model.migration import same_conditioning
 from workers.nullspace.certificate import PairWeights
 from workers.nullspace.compatibility import stored_change
 from workers.serve.across.memories import identity_of, read_memory
-from workers.serve.compute.port import Compute
+from workers.serve.compute.port import BACKGROUND, Compute
 from workers.serve.versions.loading import ServedVersion
 from workers.storage.port import ObjectStore
 
@@ -73,7 +73,7 @@ class Compatibilities:
 
     async def _find(self, old: ServedVersion, new: ServedVersion) -> Changes:
         memory = await asyncio.to_thread(read_memory, self._store, old)
-        return await self._compute.run(_changes, memory, old.heads, new.heads)
+        return await self._compute.run(BACKGROUND, _changes, memory, old.heads, new.heads)
 
 
 @torch.inference_mode()

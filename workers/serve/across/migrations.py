@@ -15,7 +15,7 @@ from workers.model.migration import (
 from workers.nullspace.migrate import Migration
 from workers.serve.across.memories import identity_of, read_memory
 from workers.serve.across.results import SharedResults
-from workers.serve.compute.port import Compute
+from workers.serve.compute.port import BACKGROUND, Compute
 from workers.serve.versions.loading import ServedVersion
 from workers.storage.port import ObjectStore
 
@@ -33,25 +33,27 @@ class Migrations:
         self._compute = compute
         self._maps: SharedResults[_Key, Migration | CannotMigrate] = SharedResults(most)
 
-    async def between(self, modality: str, old: ServedVersion, new: ServedVersion) -> Migration:
+    async def between(
+        self, modality: str, old: ServedVersion, new: ServedVersion, key: str = BACKGROUND
+    ) -> Migration:
         """The map from the vectors of one version to those of the other.
 
-        Raises CannotMigrate, and WorkerError where the moments cannot be read.
+        `key`: of whoever asks. Raises CannotMigrate, and WorkerError where the moments cannot be read.
         """
-        key = (identity_of(old), identity_of(new), modality)
-        found = await self._maps.get(key, lambda: self._find(modality, old, new))
+        asked = (identity_of(old), identity_of(new), modality)
+        found = await self._maps.get(asked, lambda: self._find(modality, old, new, key))
         if isinstance(found, CannotMigrate):
             raise type(found)(*found.args)  # Its own, as each raising adds to a traceback.
         return found
 
     async def _find(
-        self, modality: str, old: ServedVersion, new: ServedVersion
+        self, modality: str, old: ServedVersion, new: ServedVersion, key: str
     ) -> Migration | CannotMigrate:
         refusal = _refusal(modality, old, new)
         if refusal is not None:
             return refusal
         memory = await asyncio.to_thread(read_memory, self._store, old)
-        return await self._compute.run(_map, modality, memory, old, new)
+        return await self._compute.run(key, _map, modality, memory, old, new)
 
 
 def _refusal(modality: str, old: ServedVersion, new: ServedVersion) -> CannotMigrate | None:

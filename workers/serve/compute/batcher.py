@@ -72,9 +72,9 @@ class Batcher:
         self._schedule(loop)
         return await future
 
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(self, key: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Compute`. Not in the thread of the products: they must not wait for a second."""
-        return await self._others.run(lambda: function(*args, **kwargs))
+        return await self._others.run(key, lambda: function(*args, **kwargs))
 
     @property
     def heavy_seconds(self) -> float:

@@ -1,15 +1,28 @@
 """One thread for what takes long, which says how long it has been at the same piece of work.
 
 Many pieces may wait for it, so whether it moves cannot be told from one more that is put behind them.
+Keys take turns: a hundred searches of one do not keep another's waiting for more than one of them.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from workers.serve.turns import Turns
 
 T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class _Piece:
+    """`answer` gets what `work` returns or raises, or is cancelled."""
+
+    work: Callable[[], Any]
+    answer: asyncio.Future[Any]
 
 
 class HeavyThread:
@@ -20,6 +33,8 @@ class HeavyThread:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="heavy")
         self._clock = clock
         self._began: float | None = None
+        self._turns: Turns[_Piece] = Turns()
+        self._is_busy = False
 
     @property
     def busy_seconds(self) -> float:
@@ -27,13 +42,40 @@ class HeavyThread:
         began = self._began
         return 0.0 if began is None else self._clock() - began
 
-    async def run(self, work: Callable[[], T]) -> T:
+    async def run(self, key: str, work: Callable[[], T]) -> T:
         """What `work` returns or raises. Abandoned work is not begun; what has begun goes on."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, work)
+        loop = asyncio.get_running_loop()
+        piece = _Piece(work, loop.create_future())
+        self._turns.add(key, piece)
+        self._go_on(loop)
+        answer: T = await piece.answer
+        return answer
 
     def close(self) -> None:
         """End the thread, once what runs in it is over."""
         self._executor.shutdown()
+
+    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """With whoever is next, unless the thread is at something."""
+        while self._turns and not self._is_busy:
+            piece = self._turns.take()
+            if not piece.answer.done():
+                self._is_busy = True
+                running = loop.run_in_executor(self._executor, self._timed, piece.work)
+                running.add_done_callback(partial(self._ended, piece, loop))
+
+    def _ended(
+        self, piece: _Piece, loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any]
+    ) -> None:
+        self._is_busy = False
+        self._go_on(loop)
+        error = done.exception()
+        if piece.answer.done():
+            return  # Abandoned meanwhile.
+        if error is not None:
+            piece.answer.set_exception(error)
+        else:
+            piece.answer.set_result(done.result())
 
     def _timed(self, work: Callable[[], T]) -> T:
         self._began = self._clock()

@@ -9,6 +9,9 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
+# Whose turn it is where nobody waits for what is done.
+BACKGROUND = "(background)"
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -50,8 +53,11 @@ class Compute(Protocol):
         """
         ...
 
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Anything heavy, one after the other, in a thread beside that of the products."""
+    async def run(self, key: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Anything heavy, one after the other, in a thread beside that of the products.
+
+        `key`: of whoever asks, who takes turns with others; or BACKGROUND.
+        """
         ...
 
     @property

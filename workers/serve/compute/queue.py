@@ -1,10 +1,10 @@
 """Rows that wait for the heads; whoever sends much takes turns with whoever sends little."""
 
 import asyncio
-from collections import OrderedDict, deque
 from dataclasses import dataclass
 
 from workers.serve.compute.port import Ticket
+from workers.serve.turns import Turns
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 
@@ -29,15 +29,15 @@ class FairQueue:
     """First come, first served within a key; keys take turns. Used from one event loop."""
 
     def __init__(self) -> None:
-        self._by_key: OrderedDict[str, deque[Work]] = OrderedDict()
+        self._turns: Turns[Work] = Turns()
         self.rows = 0
 
     def __bool__(self) -> bool:
-        return bool(self._by_key)
+        return bool(self._turns)
 
     def add(self, work: Work) -> None:
         """Behind what its key has waiting."""
-        self._by_key.setdefault(work.ticket.key, deque()).append(work)
+        self._turns.add(work.ticket.key, work)
         self.rows += work.rows
 
     def take(self, most_rows: int) -> list[Work]:
@@ -47,16 +47,11 @@ class FairQueue:
         """
         taken: list[Work] = []
         rows = 0
-        while self._by_key:
-            key, waiting = next(iter(self._by_key.items()))
-            if taken and rows + waiting[0].rows > most_rows:
+        while self._turns:
+            if taken and rows + self._turns.next.rows > most_rows:
                 break
-            work = waiting.popleft()
+            work = self._turns.take()
             self.rows -= work.rows
-            if waiting:
-                self._by_key.move_to_end(key)
-            else:
-                del self._by_key[key]
             if not work.future.done():
                 taken.append(work)
                 rows += work.rows

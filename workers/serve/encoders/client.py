@@ -1,17 +1,19 @@
 """The encoders as a replica of the endpoint sees them: bounds first, then a hop to each one's process.
 
+Who may have how many items here is decided before (`http/admission.py`); here keys take turns.
+
 Shapes: B items, F width of the raw feature.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import numpy as np
 
 from workers.serve.encoders.frozen import Encoded, Unreadable
+from workers.serve.encoders.places import Places
 from workers.serve.encoders.port import EncoderInfo, EncoderUnavailable, UnreadableItem
-from workers.serve.encoders.spec import EncoderSpec
+from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
 from workers.serve.versions.loading import Float32Array
 
 # One that is encoded and one that waits for it, for each process.
@@ -33,9 +35,11 @@ class EncoderClients:
         """By modality."""
         return {modality: client.info for modality, client in self._clients.items()}
 
-    async def encode(self, modality: str, raw: Sequence[str | bytes]) -> Float32Array:
+    async def encode(
+        self, modality: str, raw: Sequence[str | bytes], key: str = ""
+    ) -> Float32Array:
         """Features (B × F). Raises KeyError, UnreadableItem, EncoderUnavailable."""
-        return await self._clients[modality].encode(raw)
+        return await self._clients[modality].encode(raw, key)
 
 
 class _Client:
@@ -45,34 +49,20 @@ class _Client:
         self.info = EncoderInfo(name=spec.name, raw=spec.raw, width=spec.width)
         self._spec = spec
         self._ask = ask
-        self._queued = 0
+        self._places = Places(PASSES_AHEAD * spec.max_batch * spec.replicas)
 
-    async def encode(self, raw: Sequence[str | bytes]) -> Float32Array:
+    async def encode(self, raw: Sequence[str | bytes], key: str) -> Float32Array:
         for index, item in enumerate(raw):
             _check(index, item, self._spec)
-        with self._room_for(len(raw)):
-            parts = await self._in_parts(raw)
+        parts = await self._in_parts(raw, key)
         return np.concatenate([np.empty((0, self._spec.width), np.float32), *parts])
 
-    @contextmanager
-    def _room_for(self, items: int) -> Iterator[None]:
-        if self._queued + items > self._spec.max_queued:
-            raise EncoderUnavailable(
-                f"the encoder of {self._spec.modality!r} has {self._queued} items waiting, and "
-                f"{items} more are over its limit of {self._spec.max_queued}"
-            )
-        self._queued += items
-        try:
-            yield
-        finally:
-            self._queued -= items
-
-    async def _in_parts(self, raw: Sequence[str | bytes]) -> list[Float32Array]:
+    async def _in_parts(self, raw: Sequence[str | bytes], key: str) -> list[Float32Array]:
         """A part is a pass. Few at a time, so that smaller requests come between."""
         size = self._spec.max_batch
         turns = asyncio.Semaphore(_PARTS_AT_ONCE * self._spec.replicas)
         asked = [
-            asyncio.ensure_future(self._part(start, raw[start : start + size], turns))
+            asyncio.ensure_future(self._part(key, start, raw[start : start + size], turns))
             for start in range(0, len(raw), size)
         ]
         try:
@@ -89,9 +79,9 @@ class _Client:
                 part.cancel()
 
     async def _part(
-        self, start: int, raw: Sequence[str | bytes], turns: asyncio.Semaphore
+        self, key: str, start: int, raw: Sequence[str | bytes], turns: asyncio.Semaphore
     ) -> Float32Array:
-        async with turns:
+        async with turns, self._places.held(key, len(raw)):
             encoded = await self._ask(raw)
         if isinstance(encoded, Unreadable):
             raise UnreadableItem(start + encoded.index, encoded.reason)

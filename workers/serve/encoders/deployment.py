@@ -19,14 +19,11 @@ from workers.serve.encoders.client import EncoderClients
 from workers.serve.encoders.frozen import Encoded
 from workers.serve.encoders.port import Encoders, EncoderUnavailable, NoEncoders
 from workers.serve.encoders.registry import open_encoder
-from workers.serve.encoders.spec import EncoderSpec
+from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
 from workers.serve.places import ENCODER, one_of
 
 Handle = DeploymentHandle[Any]
 
-# More than one pass, so that the next one is full when the one that runs ends; what is beyond waits
-# in the replica that sent it.
-_PASSES_AHEAD = 4
 _ITEMS = [1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 _SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10]
 
@@ -86,7 +83,7 @@ def _application(spec: EncoderSpec, *, own_nodes: bool) -> serve.Application:
     deployment = _ENCODER.options(
         name=f"Encoder-{spec.modality}",
         num_replicas=spec.replicas,
-        max_ongoing_requests=_PASSES_AHEAD * spec.max_batch,
+        max_ongoing_requests=PASSES_AHEAD * spec.max_batch,
         # A second process beside the old one needs a second GPU, which may not be there.
         max_surge_percent=0 if spec.num_gpus else 100,
         ray_actor_options={

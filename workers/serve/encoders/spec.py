@@ -8,6 +8,10 @@ from pydantic import Field, model_validator
 from workers.contract.modality import Frozen, Modality
 from workers.contract.model import FeatureWidth
 
+# More than one pass, so that the next one is full when the one that runs ends; what is beyond waits
+# in the replica that sent it.
+PASSES_AHEAD = 4
+
 EncoderKind = Literal["synthetic", "sentence-transformers"]
 RawKind = Literal["text", "bytes"]
 
@@ -59,7 +63,7 @@ class EncoderSpec(Frozen):
     max_queued: int = Field(
         default=8192,
         ge=1,
-        description="items that one replica of the endpoint has at the encoder, before 503",
+        description="items that one replica of the endpoint has at the encoder, before 429",
     )
     answer_seconds: float = Field(
         default=10, gt=0, le=600, description="how long the endpoint waits for it, before 503"

@@ -6,6 +6,7 @@ Rows and bytes, because a request of 4096 rows is not one of 1 row. Requests, be
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from workers.serve.errors import Overloaded
 from workers.serve.settings import ServeArgs
@@ -114,7 +115,8 @@ class _Held:
 
 
 class Admission:
-    """What one replica takes on: requests, rows that are embedded, bytes of bodies in memory, exports.
+    """What one replica takes on: requests, rows that are embedded, bytes of bodies in memory, exports,
+    and items at each encoder, by its modality.
 
     An export keeps a whole index in memory until its last byte is taken.
     """
@@ -124,3 +126,12 @@ class Admission:
         self.rows = Budget(args.max_rows_in_flight, "rows")
         self.exports = Budget(args.max_exports, "exports", keeps_room=True)
         self.bytes = Budget(args.max_bytes_in_flight, "bytes of request bodies", keeps_room=True)
+        self.encoders = {
+            spec.modality: Budget(spec.max_queued, f"items at the encoder of {spec.modality!r}")
+            for spec in args.encoders
+        }
+
+    def at_encoder(self, modality: str, key: str, items: int) -> AbstractContextManager[None]:
+        """Counts items while they are encoded. Entering it raises Overloaded if they are too many."""
+        budget = self.encoders.get(modality)
+        return nullcontext() if budget is None else budget.held(key, items)

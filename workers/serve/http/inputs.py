@@ -52,16 +52,22 @@ async def embed_items(
 
     Raises InvalidRequest, NotReady, DeadlineExceeded.
     """
-    parts = await features_of(replica, version, items)
+    parts = await features_of(replica, version, items, key=ticket.key)
     return await embed_parts(replica, version, parts, normalize=normalize, ticket=ticket)
 
 
 async def features_of(
-    replica: Replica, version: ServedVersion, items: Sequence[Item], field: str = "input"
+    replica: Replica,
+    version: ServedVersion,
+    items: Sequence[Item],
+    field: str = "input",
+    *,
+    key: str,
 ) -> list[ModalityRows]:
     """Features of the items, by modality: as they were sent, or by the encoder in front.
 
-    `field`: where the items stand in the body. Raises InvalidRequest, NotReady.
+    `field`: where the items stand in the body. `key`: whose turn it is at the encoder. Raises
+    InvalidRequest, NotReady, Overloaded.
     """
     positions: dict[str, list[int]] = {}
     for index, item in enumerate(items):
@@ -69,7 +75,7 @@ async def features_of(
     return [
         ModalityRows(
             modality,
-            await _features(replica, version, modality, _Placed(items, indices, field)),
+            await _features(replica, version, modality, _Placed(items, indices, field, key)),
             np.array(indices),
         )
         for modality, indices in positions.items()
@@ -116,8 +122,10 @@ async def encoded(
     modality: str,
     raw: Sequence[str | bytes],
     field: str = "input",
+    *,
+    key: str,
 ) -> Float32Array:
-    """Features (B × F) by the encoder in front. Raises InvalidRequest, NotReady."""
+    """Features (B × F) by the encoder in front. Raises InvalidRequest, NotReady, Overloaded."""
     width = width_of(modality, version.spec)
     info = _encoder(replica, modality, field, of_text=isinstance(raw[0], str))
     if info.width != width:
@@ -128,7 +136,8 @@ async def encoded(
             "wrong_encoder",
         )
     try:
-        return checked(await replica.encoders.encode(modality, raw))
+        with replica.admission.at_encoder(modality, key, len(raw)):
+            return checked(await replica.encoders.encode(modality, raw, key))
     except UnreadableItem as error:
         reason = f"cannot be encoded: {error.reason}"
         raise WrongRow(error.index, reason, "unreadable_item", field) from error
@@ -156,11 +165,12 @@ def _encoder(replica: Replica, modality: str, field: str, *, of_text: bool) -> E
 
 @dataclass(frozen=True)
 class _Placed:
-    """Those items of a request that have one modality, by their numbers in the field."""
+    """Those items of a request that have one modality, by their numbers in the field; `key` sent it."""
 
     items: Sequence[Item]
     indices: Sequence[int]
     field: str
+    key: str
 
 
 async def _features(
@@ -189,7 +199,9 @@ async def _features(
     for places in by_kind.values():
         with _row_is(placed.field, [placed.indices[place] for place in places]):
             wanted = [raw[place] for place in places]
-            rows_BF[places] = await encoded(replica, version, modality, wanted, placed.field)
+            rows_BF[places] = await encoded(
+                *(replica, version, modality, wanted, placed.field), key=placed.key
+            )
     return rows_BF
 
 

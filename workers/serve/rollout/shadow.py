@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from workers.contract.rollout import PairAgreement
-from workers.serve.compute.port import Compute
+from workers.serve.compute.port import BACKGROUND, Compute
 from workers.serve.metrics import ServeMetrics
 from workers.serve.rollout.agreement import TwoVersions
 from workers.serve.rollout.observations import Observations
@@ -108,7 +108,7 @@ class Shadow:
         try:
             agreements: dict[str, PairAgreement] = {}
             for modality, rows_BF in request.features.items():
-                found = await self._compute.run(versions.score, modality, rows_BF)
+                found = await self._compute.run(BACKGROUND, versions.score, modality, rows_BF)
                 agreements |= {
                     pair: agreements.get(pair, PairAgreement()) + one for pair, one in found.items()
                 }

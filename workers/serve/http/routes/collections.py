@@ -141,7 +141,7 @@ class _Items:
                 model = ModelReference(target.model, None)
                 chosen = await replica.lookup.find(model, asking.min_version, asking.caller)
                 with replica.admission.rows.held(asking.caller.key, len(items)):
-                    entries = await self._entries(chosen.version, items)
+                    entries = await self._entries(chosen.version, items, asking.caller.key)
             return await self._write(target, entries, asking.caller, mark)
 
     async def remove(self, name: str, request: Request) -> Response:
@@ -158,12 +158,12 @@ class _Items:
             return await self._write(target, entries, asking.caller, mark)
 
     async def _entries(
-        self, version: ServedVersion, items: Sequence[CollectionItem]
+        self, version: ServedVersion, items: Sequence[CollectionItem], key: str
     ) -> list[Entry]:
         most = self._replica.args.max_payload_bytes
         payloads = [payload_text(item.payload, index, most) for index, item in enumerate(items)]
         entries: list[Entry | None] = [None] * len(items)
-        for part in await features_of(self._replica, version, items, "items"):
+        for part in await features_of(self._replica, version, items, "items", key=key):
             for row_F, position in zip(part.rows_BF, part.positions_B.tolist(), strict=True):
                 entries[position] = Entry(
                     items[position].id, part.modality, np.asarray(row_F), payloads[position]

@@ -143,7 +143,9 @@ class _Embeddings:
         check_count(rows, self._replica.args.max_rows)
         with self._replica.admission.rows.held(asking.caller.key, rows):
             parts = (
-                [read] if isinstance(read, ModalityRows) else await self._from_json(read, version)
+                [read]
+                if isinstance(read, ModalityRows)
+                else await self._from_json(read, version, asking.caller.key)
             )
             laps.lap("encode")
             embeddings_BE = await embed_parts(
@@ -155,14 +157,15 @@ class _Embeddings:
         return parts, embeddings_BE
 
     async def _from_json(
-        self, body: EmbeddingRequest, version: ServedVersion
+        self, body: EmbeddingRequest, version: ServedVersion, key: str
     ) -> list[ModalityRows]:
         if body.items is not None:
             _check_unnamed(body)
-            return await features_of(self._replica, version, body.items)
+            return await features_of(self._replica, version, body.items, key=key)
         if body.texts is not None:
             modality = body.modality or _TEXT
-            return [_whole(modality, await encoded(self._replica, version, modality, body.texts))]
+            rows_BF = await encoded(self._replica, version, modality, body.texts, key=key)
+            return [_whole(modality, rows_BF)]
         modality = _stated(body.modality)
         width = width_of(modality, version.spec)
         return [_whole(modality, from_lists(body.rows, a_feature(modality), width))]

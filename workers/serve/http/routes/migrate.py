@@ -141,8 +141,10 @@ class _Migrate:
             rows = len(vectors_BE)
             check_count(rows, replica.args.max_rows)
             with replica.admission.rows.held(asking.caller.key, rows):
-                found = await self._map(query.asked, old.version, new.version)
-                migrated_BE = await replica.compute.run(_apply, found, vectors_BE)
+                found = await self._map(query.asked, old.version, new.version, asking.caller.key)
+                migrated_BE = await replica.compute.run(
+                    asking.caller.key, _apply, found, vectors_BE
+                )
             response = _response(request, query, (old, new), found, migrated_BE)
         replica.metrics.answered(new.version.model, rows, laps.seconds)
         return response
@@ -161,10 +163,10 @@ class _Migrate:
         return old, await find(wanted, asking.min_version, asking.caller, asking.routing)
 
     async def _map(
-        self, asked: MigrateParameters, old: ServedVersion, new: ServedVersion
+        self, asked: MigrateParameters, old: ServedVersion, new: ServedVersion, key: str
     ) -> Migration:
         try:
-            found = await self._migrations.between(asked.modality, old, new)
+            found = await self._migrations.between(asked.modality, old, new, key)
             check_error(asked.modality, found, asked.most_error)
         except CannotMigrate as error:
             code, field = _CODES[type(error)]

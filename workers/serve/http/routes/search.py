@@ -89,7 +89,7 @@ class _Search:
             wanted = self._wanted(query, index.version)
             with replica.admission.rows.held(asking.caller.key, 1):
                 query_E = await self._embedded(index.version, query.query, asking.ticket)
-                found = await replica.compute.run(index.search, query_E, wanted)
+                found = await replica.compute.run(asking.caller.key, index.search, query_E, wanted)
         replica.metrics.answered(index.version.model, 1, laps.seconds)
         return Response(_body(index, found), media_type=JSON, headers=_headers(index))
 
@@ -142,7 +142,7 @@ class _Search:
         return Wanted(query.top_k, modalities, wanted, query.exact)
 
     async def _embedded(self, version: ServedVersion, query: Item, ticket: Ticket) -> Float32Array:
-        parts = await features_of(self._replica, version, [query], "query")
+        parts = await features_of(*(self._replica, version, [query], "query"), key=ticket.key)
         embeddings_BE = await embed_parts(self._replica, version, parts, ticket=ticket)
         query_E: Float32Array = embeddings_BE[0]
         return query_E

@@ -87,16 +87,17 @@ class _Similarity:
                 *(asking.min_version, asking.caller, asking.routing or query.user),
             )
             version, rows = chosen.version, len(query.queries) + len(query.candidates)
-            with replica.admission.rows.held(asking.caller.key, rows):
+            key = asking.caller.key
+            with replica.admission.rows.held(key, rows):
                 sides = [
-                    await features_of(replica, version, query.queries, "queries"),
-                    await features_of(replica, version, query.candidates, "candidates"),
+                    await features_of(replica, version, query.queries, "queries", key=key),
+                    await features_of(replica, version, query.candidates, "candidates", key=key),
                 ]
                 embedded = [
                     await embed_parts(replica, version, parts, ticket=asking.ticket)
                     for parts in sides
                 ]
-                answer = await self._scored(version, query.top_k, *embedded)
+                answer = await self._scored(key, version, query.top_k, *embedded)
         replica.metrics.answered(version.model, rows, laps.seconds)
         replica.trials.answered(version, features_by_modality(chain(*sides)))
         headers = {"x-model-version": str(version.number), "x-model-channel": chosen.channel}
@@ -121,6 +122,7 @@ class _Similarity:
 
     async def _scored(
         self,
+        key: str,
         version: ServedVersion,
         top_k: int | None,
         queries_QE: Float32Array,
@@ -129,7 +131,7 @@ class _Similarity:
         if len(queries_QE) * len(candidates_CE) <= _INLINE_SCORES:
             return _answer(version.label, top_k, queries_QE, candidates_CE)
         compute = self._replica.compute
-        return await compute.run(_answer, version.label, top_k, queries_QE, candidates_CE)
+        return await compute.run(key, _answer, version.label, top_k, queries_QE, candidates_CE)
 
 
 def _answer(
