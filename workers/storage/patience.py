@@ -13,18 +13,26 @@ PATIENCE_SECONDS = 120.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 
 
-def patiently(ask: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
+def patiently(
+    ask: Callable[[], T],
+    seconds: float = PATIENCE_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
     """What `ask` answers; asked again, with growing pauses, while the store is unavailable.
 
-    What it asks must be harmless to ask twice. Raises StorageUnavailable after `seconds`.
+    What it asks must be harmless to ask twice, and be about one object: patience that several share
+    is used up by the first, and each is asked for again when the last one fails. Raises
+    StorageUnavailable `seconds` after the first failure; how long an answer took before counts not.
     """
-    give_up_at, pause = time.monotonic() + seconds, _FIRST_PAUSE
+    pause, give_up_at = _FIRST_PAUSE, None
     while True:
         try:
             return ask()
         except StorageUnavailable as error:
-            if time.monotonic() + pause > give_up_at:
+            give_up_at = clock() + seconds if give_up_at is None else give_up_at
+            if clock() + pause > give_up_at:
                 raise
             print(f"asked again in {pause:g} s: {error}", flush=True)
-        time.sleep(pause)
+        sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)

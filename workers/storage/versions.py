@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from workers.contract.errors import (
 )
 from workers.contract.version import FileEntry, LivePointer, VersionManifest
 from workers.storage import layout
+from workers.storage.patience import patiently
 from workers.storage.port import ObjectStore
 
 T = TypeVar("T")
@@ -62,11 +64,15 @@ def read_version_file(store: ObjectStore, manifest: VersionManifest, name: str) 
 
 
 def write_candidate(store: ObjectStore, manifest: VersionManifest, files: dict[str, bytes]) -> None:
-    """Files first, manifest last; the manifest can be written once. Raises ObjectExists."""
+    """Files first, manifest last; the manifest can be written once.
+
+    Each is tried again for a while. Raises ObjectExists, StorageUnavailable.
+    """
     for name, data in files.items():
-        store.put(layout.run_file(manifest.job, manifest.attempt, name), data)
+        key = layout.run_file(manifest.job, manifest.attempt, name)
+        patiently(partial(store.put, key, data))
     key = layout.run_file(manifest.job, manifest.attempt, layout.MANIFEST)
-    store.create(key, manifest.model_dump_json().encode())
+    patiently(partial(store.create, key, manifest.model_dump_json().encode()))
 
 
 def check_candidate(store: ObjectStore, manifest: VersionManifest) -> None:
