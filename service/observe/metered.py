@@ -88,6 +88,11 @@ class MeteredStore:
             chunks = self._store.stream(key)
         return self._waited("stream", chunks)
 
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        """See the port."""
+        with self._call("read_range", key):
+            return self._store.read_range(key, start, stop)
+
     def download(self, key: str, path: Path) -> None:
         """See the port."""
         with self._call("download", key):

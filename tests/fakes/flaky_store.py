@@ -28,6 +28,10 @@ class FlakyStore:
         self._pass(key)
         return self._store.stream(key)
 
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        self._pass(key)
+        return self._store.read_range(key, start, stop)
+
     def download(self, key: str, path: Path) -> None:
         self._pass(key)
         self._store.download(key, path)

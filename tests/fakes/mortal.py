@@ -165,6 +165,10 @@ class MortalStore:
         self._look("stream", key)
         return self._store.stream(key)
 
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        self._look("read_range", key)
+        return self._store.read_range(key, start, stop)
+
     def download(self, key: str, path: Path) -> None:
         self._look("download", key)
         self._store.download(key, path)

@@ -1,6 +1,7 @@
 """A bucket that is slow, refuses, breaks off or lies: said as what it is, and never believed."""
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from tests.fakes.faulty_bucket import (
     other_bytes,
     slow_down,
 )
-from workers.contract.dataset import ShardRef
+from workers.contract.dataset import Shard, ShardRef
 from workers.contract.errors import DigestMismatch, InvalidDataset, ObjectExists, StorageUnavailable
 from workers.storage.port import CHUNK_BYTES
 from workers.storage.s3 import S3Store
+from workers.storage.scratch import Scratch
 from workers.storage.shards import fetch
+from workers.storage.verified import PIECE_BYTES, open_verified
 from workers.storage.versions import entry_for, read_verified
 
 LARGE = bytes(range(256)) * 12_000
@@ -166,3 +169,36 @@ def test_a_composition_is_complete_or_absent(bucket: FaultyBucket, store: S3Stor
         store.compose(["part"], "whole")
     store.compose(["part"], "whole")
     assert store.read("whole") == b"x"
+
+
+def stored_shard(store: S3Store, data: bytes) -> Shard:
+    store.put("shard", data)
+    digest = hashlib.sha256(data).hexdigest()
+    return Shard(uri=f"{store.uri}/shard", sha256=digest, bytes=len(data), rows=1)
+
+
+def test_a_piece_of_a_shard_that_breaks_off_is_asked_for_alone(
+    bucket: FaultyBucket, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytes(range(256)) * (PIECE_BYTES // 256 + 1)
+    shard = stored_shard(store, data)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+    bucket.order("GET", half_a_body)
+    with open_verified(shard, Scratch()).reading() as source:
+        assert source.read() == data
+    assert sum(request.startswith("GET") for request in bucket.requests) == 3
+
+
+def test_a_shard_of_other_bytes_is_refused(
+    bucket: FaultyBucket, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = stored_shard(store, b"abcdef")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+    bucket.order("GET", other_bytes)
+    with pytest.raises(InvalidDataset, match="its SHA-256 is"):
+        open_verified(shard, Scratch())
+    with pytest.raises(InvalidDataset, match="it has 6 bytes, expected 7"):
+        open_verified(shard.model_copy(update={"bytes": 7}), Scratch())
+    store.delete("shard")
+    with pytest.raises(InvalidDataset, match="there is no such object"):
+        open_verified(shard, Scratch())

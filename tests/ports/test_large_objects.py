@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from workers.contract.errors import ObjectNotFound
 from workers.storage.multipart import SMALLEST_PART, Multipart
 from workers.storage.port import CHUNK_BYTES, ObjectStore, PresignedPut
 
@@ -27,6 +28,16 @@ def test_a_stream_gives_every_byte_in_chunks(store: ObjectStore, size: int) -> N
     chunks = list(store.stream("a/key"))
     assert b"".join(chunks) == data
     assert all(0 < len(chunk) <= CHUNK_BYTES for chunk in chunks)
+
+
+def test_a_range_has_its_bytes_and_ends_with_the_object(store: ObjectStore) -> None:
+    data = patterned(1000)
+    store.put("key", data)
+    for start, stop in [(0, 1), (7, 500), (999, 1000), (990, 5000), (0, 1000)]:
+        assert store.read_range("key", start, stop) == data[start:stop]
+    assert store.read_range("key", 1000, 1001) == b""
+    with pytest.raises(ObjectNotFound):
+        store.read_range("other", 0, 1)
 
 
 def test_a_stream_shows_the_object_as_it_was_opened(store: ObjectStore) -> None:

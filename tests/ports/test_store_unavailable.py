@@ -23,6 +23,7 @@ def uses(store: ObjectStore, file: Path) -> list[Callable[[], object]]:
     return [
         lambda: store.read("a/b"),
         lambda: store.size("a/b"),
+        lambda: store.read_range("a/b", 0, 1),
         lambda: store.download("a/b", file),
         lambda: store.put("a/b", b""),
         lambda: store.create("a/b", b""),

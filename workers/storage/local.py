@@ -47,6 +47,11 @@ class LocalStore:
             except FileNotFoundError as error:
                 raise ObjectNotFound(f"there is no object {key!r}") from error
 
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        with _translated(key), self.open(key) as file:
+            file.seek(start)
+            return file.read(stop - start)
+
     def download(self, key: str, path: Path) -> None:
         with _translated(key), self.open(key) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target, CHUNK_BYTES)

@@ -44,6 +44,13 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of an object of any size, fewer where it ends before.
+
+        `stop` is larger than `start`. Raises ObjectNotFound.
+        """
+        ...
+
     def download(self, key: str, path: Path) -> None:
         """Copy an object of any size to a local file. Raises ObjectNotFound."""
         ...

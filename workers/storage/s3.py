@@ -32,6 +32,7 @@ _CONFIG = Config(
 # boto3's default session is not made for several threads; the clients that it gives are.
 _MAKING_A_CLIENT = threading.Lock()
 _NOT_FOUND = {"404", "NoSuchKey", "NotFound"}
+_BEYOND_THE_END = {"416", "InvalidRange"}
 _CONFLICT = {"409", "ConditionalRequestConflict"}
 _TAKEN = {"412", "PreconditionFailed"} | _CONFLICT
 
@@ -62,6 +63,17 @@ class S3Store:
     def stream(self, key: str) -> Iterator[bytes]:
         with _translated(key):
             return _chunks(self._client.get_object(**self._at(key))["Body"], key)
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        with _translated(key):
+            try:
+                answer = self._client.get_object(**self._at(key), Range=f"bytes={start}-{stop - 1}")
+            except ClientError as error:
+                if _code_of(error) in _BEYOND_THE_END:
+                    return b""
+                raise
+            body: bytes = answer["Body"].read()
+            return body
 
     def download(self, key: str, path: Path) -> None:
         with _translated(key):
@@ -158,11 +170,15 @@ def _new_client() -> Any:
         return boto3.client("s3", config=_CONFIG)
 
 
+def _code_of(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
 def _was_unclear(error: ClientError) -> bool:
     """Whether the refusal may mean ourselves: a request was sent again, or several came at once."""
     answer = error.response
     resent = answer.get("ResponseMetadata", {}).get("RetryAttempts", 0) > 0
-    code = answer.get("Error", {}).get("Code")
+    code = _code_of(error)
     return code in _CONFLICT or (resent and code in _TAKEN)
 
 
@@ -178,7 +194,7 @@ def _translated(key: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
+        code = _code_of(error)
         if code in _NOT_FOUND:
             raise ObjectNotFound(f"there is no object {key!r}") from error
         if code in _TAKEN:

@@ -5,6 +5,7 @@ kinds are brought into this form by `formats`.
 """
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ FEATURES = columns.FEATURES
 # these lengths a row would silently lose its direction. The query endpoint has the same bounds.
 _SHORTEST = 1e-12
 _LONGEST = 1e18
+_BUFFER_BYTES = 1 << 20
+# Of both sides: 16 MiB as float32, and some times that while Parquet is decoded.
+_VALUES_AT_ONCE = 1 << 22
 # Of each id, sixteen bytes of digest are held to find it again: about 6 GiB for so many rows.
 MOST_ROWS = 50_000_000
 
@@ -129,14 +133,31 @@ class ShardChecker:
             self._seen.add(digest)
 
 
-def read_rows(paths: list[Path], every: int = 1) -> Rows:
+def open_in_pieces(source: Path | pa.NativeFile) -> pq.ParquetFile:
+    """A shard of which memory holds what is being read, however large its row groups are."""
+    # Without a buffer, a column of a whole row group is read at once; and buffered before it is asked
+    # for, a whole file stays in memory until its end, at two thirds of the rate.
+    return pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
+
+def rows_at_once(schema: pa.Schema, most: int = columns.ROWS_AT_ONCE) -> int:
+    """How many rows of a shard are decoded at a time: fewer where they are wide."""
+    width: int = sum(schema.field(name).type.list_size for name in FEATURES)
+    return max(1, min(most, _VALUES_AT_ONCE // width))
+
+
+def read_rows(paths: Sequence[Path], every: int = 1) -> Rows:
+    """Rows of verified shards at local paths; see `rows_of`."""
+    return rows_of(map(open_in_pieces, paths), every)
+
+
+def rows_of(files: Iterable[pq.ParquetFile], every: int = 1) -> Rows:
     """Rows of verified shards as float32: all, or the first and `every` so many after it.
 
-    Columns that are the user's own stay unread.
+    One file is asked for when those before it are read. Columns that are the user's own stay unread.
     """
     tables, rows = [], 0
-    for path in paths:
-        file = pq.ParquetFile(path, pre_buffer=False)
+    for file in files:
         tables.append(_read(file, -rows % every, every))
         rows += file.metadata.num_rows
     first_BI, second_BI = (
@@ -149,7 +170,7 @@ def read_rows(paths: list[Path], every: int = 1) -> Rows:
 def _read(file: pq.ParquetFile, first: int, every: int) -> pa.Table:
     """Rows `first`, `first + every` and so on; memory holds a little more than these."""
     known, parts, row = columns.known_columns(file.schema_arrow), [], 0
-    for batch in file.iter_batches(columns.ROWS_AT_ONCE, columns=known):
+    for batch in file.iter_batches(rows_at_once(file.schema_arrow), columns=known):
         chosen = np.arange((first - row) % every, batch.num_rows, every)
         parts.append(batch.take(pa.array(chosen)))
         row += batch.num_rows

@@ -1,79 +1,145 @@
 """The bytes of a shard, checked once more, for readers that want some of its rows.
 
-A copy is made where the store is far away. What lies on a disk of this machine is read in place: it
-is opened first and checked through the same descriptor, so that another file under its name changes
-nothing, and looked at again in the end, in case somebody wrote into it.
+A copy is made where the store is far away, piece by piece: memory holds some pieces however large the
+shard is, and what fails is asked for again where it failed. What lies on a disk of this machine is
+read in place: it is opened first and checked through the same descriptor, so that another file under
+its name changes nothing, and looked at again in the end, in case somebody wrote into it.
 """
 
 import hashlib
+import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import BinaryIO
 
+import pyarrow as pa
+
 from workers.contract.dataset import Shard
-from workers.contract.errors import InvalidDataset, ObjectNotFound
+from workers.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
 from workers.storage.local import LocalStore
 from workers.storage.patience import patiently
-from workers.storage.port import CHUNK_BYTES
-from workers.storage.shards import fetch
+from workers.storage.port import CHUNK_BYTES, ObjectStore
+from workers.storage.scratch import Scratch
 from workers.storage.uris import locate
 
+# One request of a bucket for so much is nearly as quick as one for all, and is soon asked again.
+PIECE_BYTES = 16 << 20
+PIECES_AT_ONCE = 4
 
-def open_verified(shard: Shard, folder: Path) -> "VerifiedFile":
-    """The shard, checked. Raises InvalidDataset, or StorageUnavailable after some patience.
 
-    `folder` is for a copy; it is not seen there any more, and gone with the last who reads it.
+def open_verified(shard: Shard, scratch: Scratch) -> "VerifiedFile":
+    """The shard, checked. `scratch` is for a copy.
+
+    Raises InvalidDataset; StorageUnavailable after some patience, and where there is no room.
     """
     store, key = locate(shard.uri)
-    if isinstance(store, LocalStore):
-        return _in_place(shard, store, key)
-    path = folder / "shard.parquet"
     try:
-        patiently(lambda: fetch(shard, path))
-        return VerifiedFile(shard, path.open("rb"), None)
-    finally:
-        path.unlink(missing_ok=True)
+        if isinstance(store, LocalStore):
+            return _in_place(shard, store, key)
+        return _copied(shard, store, key, scratch)
+    except ObjectNotFound as error:
+        raise InvalidDataset(f"{shard.uri}: there is no such object") from error
 
 
 class VerifiedFile:
     """An open shard whose digest was right."""
 
-    def __init__(self, shard: Shard, file: BinaryIO, stamp: tuple[int, int] | None) -> None:
-        self._shard, self._stamp = shard, stamp
-        self._file = file
+    def __init__(
+        self, shard: Shard, file: io.RawIOBase | BinaryIO, stamp: tuple[int, int] | None
+    ) -> None:
+        self._shard, self._file, self._stamp = shard, file, stamp
 
     def close(self) -> None:
         """It will not be read."""
         self._file.close()
 
     @contextmanager
-    def reading(self) -> Iterator[BinaryIO]:
-        """The file; closed in the end. Raises InvalidDataset if it was changed meanwhile."""
-        with self._file as file:
-            yield file
-            if self._stamp is not None and self._stamp != _stamp(file):
+    def reading(self) -> Iterator[pa.NativeFile]:
+        """The file for Arrow; closed in the end. Raises InvalidDataset if it was changed meanwhile."""
+        # Through the descriptor that was checked, but without Python, whose lock every read asks for.
+        with closing(self._file), pa.OSFile(f"/dev/fd/{self._file.fileno()}") as source:
+            yield source
+            if self._stamp is not None and self._stamp != _stamp(self._file.fileno()):
                 raise InvalidDataset(f"{self._shard.uri}: it was changed while it was read")
 
 
-def _in_place(shard: Shard, store: LocalStore, key: str) -> VerifiedFile:
-    try:
-        file = store.open(key)
-    except ObjectNotFound as error:
-        raise InvalidDataset(f"{shard.uri}: there is no such object") from error
-    stamp, digest = _stamp(file), hashlib.sha256()
-    while chunk := file.read(CHUNK_BYTES):
-        digest.update(chunk)
-    if digest.hexdigest() != shard.sha256:
-        file.close()
+def _copied(shard: Shard, store: ObjectStore, key: str, scratch: Scratch) -> VerifiedFile:
+    size = patiently(partial(store.size, key))
+    if size != shard.bytes:
         raise InvalidDataset(
-            f"{shard.uri}: its SHA-256 is {digest.hexdigest()}, expected {shard.sha256}"
+            f"{shard.uri}: it has {size} bytes, expected {shard.bytes}: it is not the file that was "
+            "verified"
         )
-    file.seek(0)
+    digest, file = hashlib.sha256(), scratch.new_file()
+    try:
+        file.reserve(size)
+        with closing(pieces(store, key, size)) as all_pieces:
+            for piece in all_pieces:
+                digest.update(piece)
+                _write(file, piece)
+        _check_digest(shard, digest.hexdigest())
+    except BaseException:
+        file.close()
+        raise
+    return VerifiedFile(shard, file, None)
+
+
+def pieces(store: ObjectStore, key: str, size: int) -> Generator[bytes]:
+    """All bytes of an object in their order, a few pieces on their way at a time."""
+
+    def piece(start: int) -> bytes:
+        return store.read_range(key, start, min(start + PIECE_BYTES, size))
+
+    with ThreadPoolExecutor(PIECES_AT_ONCE, "pieces") as threads:
+        asked: deque[Future[bytes]] = deque()
+        try:
+            for start in range(0, size, PIECE_BYTES):
+                asked.append(threads.submit(patiently, partial(piece, start)))
+                if len(asked) == PIECES_AT_ONCE:
+                    yield asked.popleft().result()
+            while asked:
+                yield asked.popleft().result()
+        finally:
+            for each in asked:
+                each.cancel()
+
+
+def _write(file: io.RawIOBase, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _in_place(shard: Shard, store: LocalStore, key: str) -> VerifiedFile:
+    file = patiently(partial(store.open, key))
+    try:
+        stamp, digest, place = _stamp(file.fileno()), hashlib.sha256(), 0
+        while chunk := patiently(partial(_read_at, file, place, shard.uri)):
+            digest.update(chunk)
+            place += len(chunk)
+        _check_digest(shard, digest.hexdigest())
+    except BaseException:
+        file.close()
+        raise
     return VerifiedFile(shard, file, stamp)
 
 
-def _stamp(file: BinaryIO) -> tuple[int, int]:
-    found = os.fstat(file.fileno())
+def _read_at(file: BinaryIO, place: int, uri: str) -> bytes:
+    try:
+        return os.pread(file.fileno(), CHUNK_BYTES, place)
+    except OSError as error:
+        raise StorageUnavailable(f"{uri}: {error.strerror}") from error
+
+
+def _check_digest(shard: Shard, found: str) -> None:
+    if found != shard.sha256:
+        raise InvalidDataset(f"{shard.uri}: its SHA-256 is {found}, expected {shard.sha256}")
+
+
+def _stamp(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
     return found.st_size, found.st_mtime_ns

@@ -14,6 +14,12 @@ class TrainSettings(BaseSettings):
         gt=0,
         description="between two checkpoints of a dataset: at most so much is trained again",
     )
+    scratch_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="of the local disk (TMPDIR) that one rank may use for rows and copies of shards; "
+        "0: all that is free",
+    )
     peer_seconds: float = Field(
         default=60,
         ge=2,

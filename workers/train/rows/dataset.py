@@ -1,10 +1,9 @@
 """From a verified dataset to its rows: those to train on, and those to measure recall on."""
 
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from workers.contract.dataset import DatasetManifest, Shard
@@ -12,7 +11,9 @@ from workers.contract.model import ModelSpec
 from workers.model.features import content_keys
 from workers.model.retrieval import HeldOut
 from workers.model.rows import PairedRows
-from workers.storage.shards import Rows, fetch, read_rows
+from workers.storage.scratch import Scratch
+from workers.storage.shards import Rows, open_in_pieces, rows_of
+from workers.storage.verified import open_verified
 from workers.train.rows.held import HeldRows
 from workers.train.rows.port import TrainingRows
 from workers.train.rows.reader import read_rows as read_raw_rows
@@ -27,23 +28,31 @@ MOST_HELD_OUT = 16_384
 
 
 def training_rows(
-    dataset: DatasetManifest, spec: ModelSpec, held_bytes: int = HELD_BYTES
+    dataset: DatasetManifest,
+    spec: ModelSpec,
+    held_bytes: int = HELD_BYTES,
+    scratch: Scratch | None = None,
 ) -> TrainingRows:
-    """Held in memory where they are few, else streamed from a local disk.
+    """Held in memory where they are few, else streamed from a local disk, which is `scratch`.
 
     Raises InvalidDataset if a shard is not what was verified at intake; streamed rows when they are
     read.
     """
     first, second = (spec.modalities[modality] for modality in dataset.pair.modalities)
     if dataset.rows * (first + second) * 4 > held_bytes:
-        return StreamedRows(dataset.shards, (first, second))
-    parts = [keyed(raw) for raw in read_raw_rows(dataset.shards, 0, dataset.rows)]
+        return StreamedRows(dataset.shards, (first, second), scratch)
+    parts = [keyed(raw) for raw in read_raw_rows(dataset.shards, 0, dataset.rows, scratch)]
     return HeldRows(paired(joined(parts)))
 
 
-def held_out_rows(shards: Sequence[Shard]) -> HeldOut | None:
-    """Rows of evaluation shards, evenly chosen where they are many; None where there are none."""
-    return held_out(_read(shards)) if shards else None
+def held_out_rows(shards: Sequence[Shard], scratch: Scratch | None = None) -> HeldOut | None:
+    """Rows of evaluation shards, evenly chosen where they are many; None where there are none.
+
+    `scratch` is for a copy, of one shard at a time. Raises InvalidDataset, StorageUnavailable.
+    """
+    every = -(-sum(shard.rows for shard in shards) // MOST_HELD_OUT)
+    files = _files(shards, scratch or Scratch())
+    return held_out(rows_of(files, every)) if shards else None
 
 
 def paired_rows(rows: Rows) -> PairedRows:
@@ -66,12 +75,8 @@ def held_out(rows: Rows) -> HeldOut:
     return HeldOut(paired_rows(rows), labels)
 
 
-def _read(shards: Sequence[Shard]) -> Rows:
-    every = -(-sum(shard.rows for shard in shards) // MOST_HELD_OUT)
-    with tempfile.TemporaryDirectory(prefix="cmcl-shards-") as folder:
-        paths = []
-        for index, shard in enumerate(shards):
-            path = Path(folder) / f"{index}.parquet"
-            fetch(shard, path)
-            paths.append(path)
-        return read_rows(paths, every)
+def _files(shards: Sequence[Shard], scratch: Scratch) -> Iterator[pq.ParquetFile]:
+    """One after the other: each is gone when the next one is asked for."""
+    for shard in shards:
+        with open_verified(shard, scratch).reading() as source:
+            yield open_in_pieces(source)

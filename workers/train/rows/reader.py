@@ -1,26 +1,22 @@
 """From shards in object storage to raw rows, in their order, row group by row group.
 
 The next shard is fetched and checked while the present one is decoded. Memory holds some thousand
-rows, however large shards and row groups are.
+rows and some pieces of a file, however large shards and row groups are.
 """
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workers.contract.dataset import Shard
-from workers.storage.shards import FEATURES
+from workers.storage.scratch import Scratch
+from workers.storage.shards import FEATURES, open_in_pieces, rows_at_once
 from workers.storage.verified import VerifiedFile, open_verified
 
-# Without it, a column of a whole row group is read at once, however large the group; and buffered
-# before it is asked for, a whole file stays in memory until its end, at two thirds of the rate.
-_BUFFER_BYTES = 1 << 20
 _ROWS_AT_ONCE = 4096
 
 
@@ -44,26 +40,30 @@ class _Part:
     stop: int
 
 
-def read_rows(shards: Sequence[Shard], start: int, stop: int) -> Iterator[RawRows]:
-    """Rows `start` to `stop` of the dataset. Raises InvalidDataset, StorageUnavailable."""
-    parts = list(_parts(shards, start, stop))
-    with (
-        tempfile.TemporaryDirectory(prefix="cmcl-shards-") as folder,
-        ThreadPoolExecutor(1, "shards") as thread,
-    ):
-        ahead = [_fetch(thread, part, folder) for part in parts[:1]]
+def read_rows(
+    shards: Sequence[Shard], start: int, stop: int, scratch: Scratch | None = None
+) -> Iterator[RawRows]:
+    """Rows `start` to `stop` of the dataset; `scratch` is for copies, of two shards at a time.
+
+    Raises InvalidDataset, StorageUnavailable.
+    """
+    parts, scratch = list(_parts(shards, start, stop)), scratch or Scratch()
+    with ThreadPoolExecutor(1, "shards") as thread:
+        ahead = [_fetch(thread, part, scratch) for part in parts[:1]]
         try:
             for number, part in enumerate(parts):
                 file = ahead.pop().result()
-                ahead += [_fetch(thread, after, folder) for after in parts[number + 1 : number + 2]]
+                ahead += [
+                    _fetch(thread, next_, scratch) for next_ in parts[number + 1 : number + 2]
+                ]
                 yield from _decode(file, part)
         finally:
             for fetched in ahead:
                 _leave(fetched)
 
 
-def _fetch(thread: ThreadPoolExecutor, part: _Part, folder: str) -> Future[VerifiedFile]:
-    return thread.submit(open_verified, part.shard, Path(folder))
+def _fetch(thread: ThreadPoolExecutor, part: _Part, scratch: Scratch) -> Future[VerifiedFile]:
+    return thread.submit(open_verified, part.shard, scratch)
 
 
 def _leave(fetched: Future[VerifiedFile]) -> None:
@@ -83,11 +83,11 @@ def _parts(shards: Sequence[Shard], start: int, stop: int) -> Iterator[_Part]:
 
 
 def _decode(verified: VerifiedFile, part: _Part) -> Iterator[RawRows]:
-    # Through the descriptor that was checked, but without Python: its lock is asked for at every read.
-    with verified.reading() as checked, pa.OSFile(f"/dev/fd/{checked.fileno()}") as source:
-        file = pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+    with verified.reading() as source:
+        file = open_in_pieces(source)
         groups, position = _row_groups(file, part)
-        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=list(FEATURES)):
+        rows = rows_at_once(file.schema_arrow, _ROWS_AT_ONCE)
+        for batch in file.iter_batches(rows, row_groups=groups, columns=list(FEATURES)):
             begin = max(part.start - position, 0)
             end = min(part.stop - position, batch.num_rows)
             position += batch.num_rows

@@ -1,23 +1,21 @@
 """Rows on a local disk, as records of fixed width: any of them can be read at once.
 
 Parquet is decoded once and not once an epoch, and a block of neighbours is one read whatever row
-groups the user's files have. The file has no name: when its process ends, however it ends, its room
-is free again. It lies in TMPDIR. Memory is what is being read; the rest is the system's page cache.
+groups the user's files have. The disk keeps room for all rows from the first on. Memory is what is
+being read; the rest is the system's page cache.
 
 Shapes: K neighbouring rows, F and G widths of the two sides.
 """
 
 import os
-import shutil
-import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from workers.contract.errors import StorageUnavailable
 from workers.model.features import content_keys
+from workers.storage.scratch import Scratch
 from workers.train.rows.reader import RawRows
 
 
@@ -65,10 +63,10 @@ class _Segment:
 class Spool:
     """Rows `start` to `stop` of a dataset; they are appended in their order and read in any."""
 
-    def __init__(self, start: int, stop: int) -> None:
+    def __init__(self, start: int, stop: int, scratch: Scratch) -> None:
         self._next, self._stop, self._bytes = start, stop, 0
         # Open for as long as this is there: it has no name to be opened by.
-        self._file = tempfile.TemporaryFile(prefix="cmcl-rows-", buffering=0)  # noqa: SIM115
+        self._file = scratch.new_file()
         weakref.finalize(self, self._file.close)
         self._segments: list[_Segment] = []
 
@@ -81,7 +79,8 @@ class Spool:
         """The next rows. Raises StorageUnavailable where the disk has no room for all of them."""
         packed = _packed(records)
         if not self._segments or self._segments[-1].record != packed.dtype:
-            self._check_room(packed.dtype.itemsize)
+            rows = self._stop - self._next
+            self._file.reserve(self._bytes + rows * packed.dtype.itemsize)
             self._segments.append(_Segment(packed.dtype, self._next, self._next, self._bytes))
         self._write(memoryview(packed.data).cast("B"))
         self._next += len(packed)
@@ -108,15 +107,6 @@ class Spool:
         while data:
             written = os.pwrite(self._file.fileno(), data, self._bytes)
             data, self._bytes = data[written:], self._bytes + written
-
-    def _check_room(self, record_bytes: int) -> None:
-        needed = (self._stop - self._next) * record_bytes
-        free = shutil.disk_usage(tempfile.gettempdir()).free
-        if needed > free:
-            raise StorageUnavailable(
-                f"{tempfile.gettempdir()} has {free >> 20} MiB free, and this rank's share of the "
-                f"dataset takes {needed >> 20} MiB: let TMPDIR name a larger disk, or use more ranks"
-            )
 
 
 def _packed(records: Records) -> np.ndarray:

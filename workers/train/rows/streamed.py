@@ -12,6 +12,7 @@ import torch
 
 from workers.contract.dataset import Shard
 from workers.model.rows import PairedRows
+from workers.storage.scratch import Scratch
 from workers.train.distributed import World, share_of
 from workers.train.rows.order import Lanes, Plan, Window, block_rows, lane_windows
 from workers.train.rows.port import CHUNK_ROWS, LocalBatch, Transform
@@ -23,10 +24,13 @@ _CHUNKS_AHEAD, _BATCHES_AHEAD = 2, 3
 
 
 class StreamedRows:
-    """See the port. `widths` are those of the two raw features."""
+    """See the port. `widths` are those of the two raw features; `scratch` is the local disk."""
 
-    def __init__(self, shards: Sequence[Shard], widths: tuple[int, int]) -> None:
+    def __init__(
+        self, shards: Sequence[Shard], widths: tuple[int, int], scratch: Scratch | None = None
+    ) -> None:
         self._shards, self._widths = shards, widths
+        self._scratch = scratch or Scratch()
         self._lanes = Lanes(sum(shard.rows for shard in shards))
         self._block = block_rows(sum(widths) * 4)
         self._spool: Spool | None = None
@@ -71,8 +75,9 @@ class StreamedRows:
     def _filling(self, here: World) -> Iterator[Records]:
         """Rows as they come from the store; once all have come, they are on the disk."""
         first, last = self._share(here)
-        spool = Spool(first, last)
-        for raw in prefetched(read_rows(self._shards, first, last), _CHUNKS_AHEAD):
+        spool = Spool(first, last, self._scratch)
+        raw_rows = read_rows(self._shards, first, last, self._scratch)
+        for raw in prefetched(raw_rows, _CHUNKS_AHEAD):
             records = keyed(raw)
             spool.append(records)
             yield records

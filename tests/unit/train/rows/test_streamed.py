@@ -9,9 +9,10 @@ import torch
 
 from tests.fakes.pair_shards import numbered_rows, write_pair_shard, write_pair_shards
 from workers.contract.dataset import Shard
-from workers.contract.errors import InvalidDataset
+from workers.contract.errors import InvalidDataset, StorageUnavailable
 from workers.model.features import content_keys
 from workers.model.rows import PairedRows
+from workers.storage.scratch import Scratch
 from workers.train.distributed import World
 from workers.train.rows.order import Plan
 from workers.train.rows.reader import read_rows
@@ -135,6 +136,12 @@ def test_shard_that_is_gone_is_refused_in_words(shards: list[Shard]) -> None:
     rows = StreamedRows([shards[0], gone], WIDTHS)
     with pytest.raises(InvalidDataset, match="there is no such object"):
         list(rows.batches(PLAN, World(0, 1), same))
+
+
+def test_a_disk_without_room_is_found_out_with_the_first_rows(shards: list[Shard]) -> None:
+    rows = StreamedRows(shards, WIDTHS, Scratch(limit=ROWS * sum(WIDTHS) * 2))  # Keys need more.
+    with pytest.raises(StorageUnavailable, match="CMCL_SCRATCH_BYTES"):
+        next(iter(rows.chunks(World(0, 1))))
 
 
 def test_reading_can_be_begun_again_after_it_failed(shards: list[Shard]) -> None:
