@@ -88,4 +88,6 @@ def _check(learned: Learned, dataset: Dataset) -> None:
 
 def _remember(dataset: Dataset, learned: Learned) -> Earlier:
     heads = learned.knowledge.heads
-    return Earlier(dataset.name, dataset.pair, learned.moments, weights_of(dataset.pair, heads))
+    return Earlier.held(
+        dataset.name, dataset.pair, learned.moments, weights_of(dataset.pair, heads)
+    )

@@ -174,7 +174,7 @@ def learn_stream(stream: Sequence[Dataset], spec: ModelSpec) -> list[Learnt]:
         learned = learn_one(spec, knowledge, dataset, earlier)
         knowledge = learned.knowledge
         then = weights_of(dataset.pair, knowledge.heads)
-        remembered = Earlier(dataset.name, dataset.pair, learned.moments, then)
+        remembered = Earlier.held(dataset.name, dataset.pair, learned.moments, then)
         found.append(Learnt(dataset, knowledge, remembered))
     return found
 
@@ -187,7 +187,7 @@ def reindexed(learnt: Sequence[Learnt]) -> dict[str, Reindexed]:
 
 def _reindexed(one: Learnt, new: ModalityHeads) -> Reindexed:
     pair, rows, old = one.dataset.pair, one.dataset.held_out.rows, one.knowledge.heads
-    remembered = one.remembered
+    remembered = one.remembered.read()
     maps = {modality: _map(one.knowledge, modality, new) for modality in pair.modalities}
     return Reindexed(
         rows=len(rows),
@@ -219,7 +219,7 @@ def _side(one: Learnt, modality: str, new: ModalityHeads, found: Migration) -> S
 
 def _own_moments(one: Learnt, modality: str) -> PairMoments:
     """Of a modality's rows against themselves."""
-    moments = one.remembered.moments
+    moments = one.remembered.read().moments
     own = moments.first if modality == one.dataset.pair.first else moments.second
     return PairMoments(own, own, own.sum_II)
 

@@ -40,6 +40,7 @@ class FailureReason(StrEnum):
     RUN_DEADLINE = "run_deadline"  # the attempt did not end in time
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"  # each permitted attempt ended without a candidate
     TRAINING_FAILED = "training_failed"  # the attempt says that another one would fail alike
+    STORE_DAMAGED = "store_damaged"  # what earlier datasets left is; the new one is not to blame
     INVALID_CANDIDATE = "invalid_candidate"  # the candidate is damaged, or answers another question
     DRIFT_TOO_LARGE = "drift_too_large"  # an earlier dataset's scores moved beyond the bound
     FORGETTING_TOO_LARGE = (

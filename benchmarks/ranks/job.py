@@ -98,7 +98,7 @@ def make_parent(spec: ModelSpec, part: Part, path: Path) -> None:
 def _earlier(first: Learned) -> Earlier:
     one, other = first.spaces
     pair = ModalityPair(first=one, second=other)
-    return Earlier("first", pair, first.moments, weights_of(pair, first.knowledge.heads))
+    return Earlier.held("first", pair, first.moments, weights_of(pair, first.knowledge.heads))
 
 
 def _moments(learned: Learned) -> list[torch.Tensor]:

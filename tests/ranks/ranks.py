@@ -148,7 +148,7 @@ def _trained(here: World, memory: Memory, rows: TrainingRows) -> dict[str, torch
         heads = conditioned(SPEC, heads, PAIR, rows, Run(here))
         before = Knowledge(heads, memory)
     learned = learn(SPEC, before, Task(PAIR, rows, seed=3), Run(here, watcher=losses))
-    earlier = Earlier("old", PAIR, pair_moments(*_features(5)), weights_of(PAIR, heads))
+    earlier = Earlier.held("old", PAIR, pair_moments(*_features(5)), weights_of(PAIR, heads))
     drift = earlier.drift(learned.knowledge.heads) if memory.by_pair else 0.0
     return {
         **learned.knowledge.heads.weights,

@@ -5,6 +5,7 @@ WorkerError                     anything we raise on purpose
 ├── NothingToLearn              no entry of the two heads may move; a retry cannot help
 ├── TrainingDiverged            the loss or a head is no longer finite; a retry cannot help
 ├── InvalidVersion              a stored version is incomplete or damaged
+├── StoreDamaged                what earlier datasets left is; a retry helps once it is restored
 ├── VersionTaken                another version has this number; a retry cannot help
 └── StorageError                object storage
     ├── ObjectNotFound          nothing under that key
@@ -35,6 +36,10 @@ class TrainingDiverged(WorkerError):
 
 class InvalidVersion(WorkerError):
     """A stored version is incomplete or damaged."""
+
+
+class StoreDamaged(WorkerError):
+    """What earlier datasets left is missing or damaged. Says which object, and what to do."""
 
 
 class VersionTaken(WorkerError):

@@ -22,6 +22,8 @@ Phase = Literal[
     "done",
 ]
 
+FailureReason = Literal["invalid_dataset", "training_failed", "store_damaged"]
+
 
 class JobSpec(Frozen):
     """Everything an attempt needs; written to `runs/<job>/a<attempt>/spec.json` before Ray is told.
@@ -76,9 +78,12 @@ class Progress(BaseModel):
 
 
 class Failure(Frozen):
-    """`runs/<job>/a<attempt>/failure.json`: left where another attempt would fail alike."""
+    """`runs/<job>/a<attempt>/failure.json`: left where another attempt would fail alike.
 
-    reason: Literal["invalid_dataset", "training_failed"]
+    `invalid_dataset`: the new rows. `store_damaged`: what earlier datasets left, not the new rows.
+    """
+
+    reason: FailureReason
     message: str
 
 

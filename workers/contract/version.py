@@ -128,6 +128,10 @@ class VersionReport(Frozen):
     evaluation: dict[str, Recall] = Field(
         default={}, description="by dataset that has evaluation shards, this one included"
     )
+    not_evaluated: dict[str, str] = Field(
+        default={},
+        description="why, by earlier dataset whose held-out rows are missing or damaged in the store",
+    )
 
 
 class VersionManifest(Frozen):

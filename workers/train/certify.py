@@ -3,7 +3,8 @@
 Shapes: E width of the embeddings, I width of what a head reads.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
@@ -21,6 +22,7 @@ from workers.nullspace.moments import PairMoments
 from workers.nullspace.replay import quality_loss
 from workers.nullspace.shrink import Shrunk, shrink_to_bound
 from workers.nullspace.subspace import eigenbasis
+from workers.train.distributed import ALONE, World, largest
 from workers.train.loop import new_heads
 
 # Ranks of a head's spectra are told at this share of the energy.
@@ -28,17 +30,42 @@ _CAPACITY_ENERGY = 0.95
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """A dataset of an earlier version: its own moments, and the heads that learned it."""
+class Remembered:
+    """What is left of an earlier dataset: its own moments, and the heads that learned it."""
 
-    dataset: str
-    pair: ModalityPair
     moments: PairMoments
     then: PairWeights
 
+    @property
+    def nbytes(self) -> int:
+        """Of memory."""
+        moments, then = self.moments, self.then
+        sums = (moments.first.sum_II, moments.second.sum_II, moments.cross_IJ)
+        return sum(tensor.nbytes for tensor in (*sums, then.first_EI, then.second_EJ))
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A dataset of an earlier version. `read` gives what is left of it, whenever that is needed: their
+    number grows without end, and memory holds one."""
+
+    dataset: str
+    pair: ModalityPair
+    read: Callable[[], Remembered]
+
+    @classmethod
+    def held(
+        cls, dataset: str, pair: ModalityPair, moments: PairMoments, then: PairWeights
+    ) -> "Earlier":
+        """One that is in memory anyway."""
+        remembered = Remembered(moments, then)
+        return cls(dataset, pair, lambda: remembered)
+
     def drift(self, now: ModalityHeads) -> float:
-        """Since the version that learned it."""
-        return relative_drift(self.moments, self.then, weights_of(self.pair, now))
+        """Since the version that learned it; infinite where it is no number."""
+        left = self.read()
+        drift = relative_drift(left.moments, left.then, weights_of(self.pair, now))
+        return math.inf if math.isnan(drift) else drift
 
 
 def weights_of(pair: ModalityPair, heads: ModalityHeads) -> PairWeights:
@@ -60,8 +87,12 @@ def limit_drift(
     spaces: Mapping[str, UpdateSpace],
     changes: tuple[Tensor, Tensor],
     earlier: Sequence[Earlier],
+    here: World = ALONE,
 ) -> Limited:
-    """Shrink the changes of both heads until no earlier dataset moved by more than permitted."""
+    """Shrink the changes of both heads until no earlier dataset moved by more than permitted.
+
+    Each rank measures its share of them; the result is alike on all.
+    """
     bound = spec.drift_bound
     touched = [one for one in earlier if set(one.pair.modalities) & set(lesson.pair.modalities)]
     if bound is None or not touched:
@@ -69,40 +100,49 @@ def limit_drift(
 
     def largest_drift(candidate: tuple[Tensor, Tensor]) -> float:
         heads = new_heads(lesson, spaces, candidate)
-        return max(one.drift(heads) for one in touched)
+        own = (one.drift(heads) for one in touched[here.rank :: here.size])
+        return largest(max(own, default=0.0), here)
 
     first, second = (spaces[modality] for modality in lesson.pair.modalities)
     return Limited(*shrink_to_bound(changes, (first, second), largest_drift, bound))
 
 
-def drifts(
-    earlier: Sequence[Earlier], parent: ModalityHeads, now: ModalityHeads
-) -> dict[str, Drift]:
-    """Drift of every earlier dataset, since the version that learned it and since the parent."""
+@dataclass(frozen=True)
+class Certificate:
+    """What became of one earlier dataset."""
+
+    drift: Drift
+    quality: Quality
+
+
+def certificates(
+    earlier: Iterable[Earlier], parent: ModalityHeads, now: ModalityHeads
+) -> dict[str, Certificate]:
+    """Of every earlier dataset: its drift since the version that learned it and since the parent, how
+    good it still is, and how the norms of its embeddings changed."""
     return {
-        one.dataset: Drift(
-            since_learned=one.drift(now),
-            against_parent=relative_drift(
-                one.moments, weights_of(one.pair, parent), weights_of(one.pair, now)
-            ),
+        one.dataset: _certificate(
+            one.pair, one.read(), weights_of(one.pair, parent), weights_of(one.pair, now)
         )
         for one in earlier
     }
 
 
-def qualities(earlier: Sequence[Earlier], now: ModalityHeads) -> dict[str, Quality]:
-    """How good every earlier dataset still is, and how the norms of its embeddings changed."""
-    return {one.dataset: _quality(one, weights_of(one.pair, now)) for one in earlier}
-
-
-def _quality(one: Earlier, now: PairWeights) -> Quality:
-    first, second = one.pair.modalities
-    return Quality(
-        now=quality_loss(one.moments, one.then, now),
-        norm_change={
-            first: relative_norm_change(one.moments.first, one.then.first_EI, now.first_EI),
-            second: relative_norm_change(one.moments.second, one.then.second_EJ, now.second_EJ),
-        },
+def _certificate(
+    pair: ModalityPair, left: Remembered, parent: PairWeights, now: PairWeights
+) -> Certificate:
+    moments, then = left.moments, left.then
+    first, second = pair.modalities
+    drift = Drift(
+        since_learned=relative_drift(moments, then, now),
+        against_parent=relative_drift(moments, parent, now),
+    )
+    norm_change = {
+        first: relative_norm_change(moments.first, then.first_EI, now.first_EI),
+        second: relative_norm_change(moments.second, then.second_EJ, now.second_EJ),
+    }
+    return Certificate(
+        drift, Quality(now=quality_loss(moments, then, now), norm_change=norm_change)
     )
 
 

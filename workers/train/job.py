@@ -6,7 +6,7 @@ rank alone writes. With one process and no process group it is the same code.
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 
@@ -17,6 +17,7 @@ from workers.contract.errors import (
     NothingToLearn,
     ObjectExists,
     ObjectNotFound,
+    StoreDamaged,
     TrainingDiverged,
 )
 from workers.contract.job import JobSpec
@@ -32,11 +33,12 @@ from workers.model.artifact import (
 from workers.storage import layout
 from workers.storage.patience import patiently
 from workers.storage.port import ObjectStore
+from workers.storage.scratch import Scratch
 from workers.storage.uris import open_store
 from workers.storage.versions import entry_for, read_candidate, write_candidate
-from workers.train.certify import capacities, drifts, protections, qualities
+from workers.train.certify import Earlier, capacities, certificates, protections
 from workers.train.checkpoint import StoredCheckpoints
-from workers.train.distributed import from_leader, united, world
+from workers.train.distributed import from_leader, meet, united, world
 from workers.train.learn import Learned, Task, learn
 from workers.train.lineage import Parent, evaluate, read_earlier, read_parent
 from workers.train.notice import notice_given
@@ -58,24 +60,32 @@ def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) 
     # A rank group that Ray restarted may find that its forerunner had finished.
     if from_leader(lambda: _is_complete(store, spec), here):
         return
-    seconds = TrainSettings().checkpoint_seconds
+    settings = TrainSettings()
+    seconds, scratch = settings.checkpoint_seconds, Scratch(settings.scratch_bytes)
     try:
         with (
             Reporter(store, spec, here) as reporter,
             StoredCheckpoints(store, spec, here, seconds, notice_given) as checkpoints,
         ):
-            _train(store, spec, Run(here, device, reporter, checkpoints), reporter)
-    except (InvalidDataset, NothingToLearn, TrainingDiverged) as error:
+            run = Run(here, device, reporter, checkpoints)
+            _train(store, spec, run, reporter, scratch)
+    except (InvalidDataset, NothingToLearn, StoreDamaged, TrainingDiverged) as error:
         leave_failure(store, spec, error)
         raise
 
 
-def _train(store: ObjectStore, spec: JobSpec, run: Run, reporter: Reporter) -> None:
+def _train(
+    store: ObjectStore, spec: JobSpec, run: Run, reporter: Reporter, scratch: Scratch
+) -> None:
     here = run.here
     reporter.enter("reading")
-    parent = patiently(lambda: read_parent(store, spec))
-    earlier = patiently(lambda: read_earlier(store, spec, parent))
-    rows = training_rows(spec.dataset, spec.spec)
+    parent = read_parent(store, spec)
+    earlier = read_earlier(store, spec, parent)
+    # A share of the earlier datasets for each rank: their number grows without end.
+    share = earlier[here.rank :: here.size]
+    _check(share)
+    meet(here)
+    rows = training_rows(spec.dataset, spec.spec, scratch=scratch)
     task = Task(spec.dataset.pair, rows, _seed(spec), earlier)
 
     learned = learn(spec.spec, parent.knowledge, task, run)
@@ -83,32 +93,38 @@ def _train(store: ObjectStore, spec: JobSpec, run: Run, reporter: Reporter) -> N
 
     reporter.enter("certifying")
     heads = learned.knowledge.heads
-    # A share of the earlier datasets for each rank: their number grows without end.
-    share = earlier[here.rank :: here.size]
-    drift = united(drifts(share, parent.knowledge.heads, heads), here)
-    quality = united(qualities(share, heads), here)
+    own = certificates(share, parent.knowledge.heads, heads)
+    meet(here)
+    certified = united(own, here)
     if not here.leads:
         return
 
-    evaluation = patiently(lambda: evaluate(store, spec, parent, heads))
+    evaluation = evaluate(store, spec, parent, heads, scratch)
     report = VersionReport(
         final_loss=learned.trained.final_loss,
         updates=learned.trained.updates,
         temperature=learned.trained.temperature,
         ranks=here.size,
         protection=protections(spec.spec, learned.spaces),
-        drift=drift,
-        quality=quality,
+        drift={dataset: each.drift for dataset, each in certified.items()},
+        quality={dataset: each.quality for dataset, each in certified.items()},
         capacity=capacities(spec.spec, _next_lessons(spec, parent, learned)),
         shrinkage=learned.shrinkage,
         recall_before=evaluation.before,
         evaluation=evaluation.now,
+        not_evaluated=evaluation.missing,
         seconds=reporter.seconds,
     )
 
     reporter.enter("writing")
-    patiently(lambda: _write(store, spec, parent, learned, report))
+    _write(store, spec, parent, learned, report)
     reporter.enter("done")
+
+
+def _check(share: Sequence[Earlier]) -> None:
+    """Damage is found before the training, which may take hours. Raises StoreDamaged."""
+    for one in share:
+        one.read()
 
 
 def _next_lessons(spec: JobSpec, parent: Parent, learned: Learned) -> Mapping[str, Lesson]:

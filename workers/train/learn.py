@@ -87,7 +87,7 @@ def learn(spec: ModelSpec, before: Knowledge, task: Task, run: Run | None = None
     trained = train_pair(method, lesson, spaces, rows, run, saved)
 
     run.watcher.enter("limiting")
-    limited = limit_drift(spec, lesson, spaces, trained.changes, task.earlier)
+    limited = limit_drift(spec, lesson, spaces, trained.changes, task.earlier, run.here)
     after = new_heads(lesson, spaces, limited.changes)
     kept = method.keep(lesson, after, _seen(method, start, task))
     memory = before.memory.with_dataset(task.pair, start.moments)

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-from workers.contract.errors import InvalidDataset, WorkerError
-from workers.contract.job import Failure, JobSpec, Phase, Progress
+from workers.contract.errors import InvalidDataset, StoreDamaged, WorkerError
+from workers.contract.job import Failure, FailureReason, JobSpec, Phase, Progress
 from workers.storage.layout import run_failure, run_progress
 from workers.storage.port import ObjectStore
 from workers.train.distributed import World
@@ -154,9 +154,16 @@ class Reporter(Watcher):
 
 def leave_failure(store: ObjectStore, spec: JobSpec, error: WorkerError) -> None:
     """Tell the control plane, in the user's words, that another attempt would not help."""
-    failure = Failure(
-        reason="invalid_dataset" if isinstance(error, InvalidDataset) else "training_failed",
-        message=str(error),
-    )
+    failure = Failure(reason=_reason(error), message=str(error))
     key = run_failure(spec.job, spec.attempt)
     store.put(key, failure.model_dump_json().encode())
+
+
+def _reason(error: WorkerError) -> FailureReason:
+    match error:
+        case InvalidDataset():
+            return "invalid_dataset"
+        case StoreDamaged():
+            return "store_damaged"
+        case _:
+            return "training_failed"

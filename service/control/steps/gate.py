@@ -86,6 +86,8 @@ def _excess_forgetting(policy: GatePolicy, candidate: VersionManifest) -> Shortf
     floor = policy.min_backward_transfer
     if floor is None or len(candidate.learned) == 1:
         return None
+    if candidate.report.not_evaluated:
+        return Shortfall(FailureReason.NOT_MEASURED, _not_evaluated_words(candidate))
     change = backward_transfer(candidate)
     if change is None:
         message = "min_backward_transfer is set, and no earlier dataset has held-out rows"
@@ -97,6 +99,19 @@ def _excess_forgetting(policy: GatePolicy, candidate: VersionManifest) -> Shortf
         f"permitted (min_backward_transfer): {floor:+.4f} or more"
     )
     return Shortfall(FailureReason.FORGETTING_TOO_LARGE, message)
+
+
+def _not_evaluated_words(candidate: VersionManifest) -> str:
+    names = {learned.dataset: learned.name for learned in candidate.learned}
+    lost = [
+        f"{names.get(dataset, dataset)!r} ({dataset}): {why}"
+        for dataset, why in candidate.report.not_evaluated.items()
+    ]
+    return (
+        "min_backward_transfer is set, and held-out rows of earlier datasets are missing or damaged in "
+        f"object storage: {'; '.join(lost)}. Restore them from a backup and retry the job, or approve "
+        "the candidate by hand"
+    )
 
 
 def _missing_gain(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:

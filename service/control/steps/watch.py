@@ -142,7 +142,7 @@ def _end_with(context: Context, job: JobRecord, failure: Failure) -> None:
     if failure.reason == "invalid_dataset":
         outcomes.quarantine(context, job, failure.message)
     else:
-        outcomes.fail(context, job, FailureReason.TRAINING_FAILED, failure.message)
+        outcomes.fail(context, job, FailureReason(failure.reason), failure.message)
 
 
 # What the launcher says of an attempt that we have told to stop; or it goes on saying that it runs.

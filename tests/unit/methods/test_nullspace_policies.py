@@ -20,7 +20,7 @@ from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights, relative_drift
 from workers.nullspace.moments import PairMoments, SecondMoment, pair_moments
 from workers.nullspace.replay import quality_loss
-from workers.train.certify import Earlier, drifts, qualities, weights_of
+from workers.train.certify import Earlier, certificates, weights_of
 from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn
 from workers.train.rows.held import HeldRows
 
@@ -168,7 +168,7 @@ def policies() -> dict[str, tuple[ModalityHeads, ModalityHeads, Earlier]]:
         spec = SPEC.model_copy(update={"protection": ProtectionSpec(policy=policy, max_drift=0.2)})
         one = learn_one(spec, before_the_first(spec), IMAGE_TEXT, 0)
         heads = one.knowledge.heads
-        earlier = Earlier("one", IMAGE_TEXT, one.moments, weights_of(IMAGE_TEXT, heads))
+        earlier = Earlier.held("one", IMAGE_TEXT, one.moments, weights_of(IMAGE_TEXT, heads))
         two = learn_one(spec, one.knowledge, AUDIO_IMAGE, 1, earlier)
         found[policy] = (heads, two.knowledge.heads, earlier)
     return found
@@ -201,14 +201,14 @@ def test_penalty_is_the_gradient_of_the_squared_drift_of_one_head() -> None:
 
 def test_max_drift_is_kept_under_either_policy(policies) -> None:  # type: ignore[no-untyped-def]
     for parent, now, earlier in policies.values():
-        drift = drifts([earlier], parent, now)["one"]
+        drift = certificates([earlier], parent, now)["one"].drift
         assert 0 < drift.since_learned <= 0.2
         assert drift.since_learned == pytest.approx(drift.against_parent)
 
 
 def test_improve_keeps_earlier_datasets_better_than_preserve(policies) -> None:  # type: ignore[no-untyped-def]
     quality = {
-        policy: qualities([earlier], now)["one"].now
+        policy: certificates([earlier], now, now)["one"].quality.now
         for policy, (_, now, earlier) in policies.items()
     }
     assert quality["improve"] < -0.97

@@ -164,3 +164,17 @@ def test_a_tag_that_is_none_is_refused(plane: ControlPlane, tag: str) -> None:
     answer = plane.client.put(POLICY, json={}, headers={"If-Match": tag})
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"] == "If-Match"
+
+
+def test_an_earlier_dataset_whose_held_out_rows_are_lost_was_not_shown(grown: ControlPlane) -> None:
+    _set(grown, min_backward_transfer=-0.05)
+    job = grown.post_dataset("two")
+    grown.tick_to(job, JobState.RUNNING)
+    candidate = train(grown.store, job, grown.job(job).attempt, write=False)
+    lost = {candidate.learned[0].dataset: "there is no such object"}
+    report = candidate.report.model_copy(update={"not_evaluated": lost})
+    _rewrite(grown, candidate, report=report)
+    ended = grown.run_to_end(job)
+    assert ended.reason == FailureReason.NOT_MEASURED
+    assert "'one'" in str(ended.message)
+    assert "there is no such object" in str(ended.message)

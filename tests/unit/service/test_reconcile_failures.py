@@ -300,6 +300,7 @@ def test_a_short_outage_of_the_store_is_survived(plane: ControlPlane) -> None:
     [
         (Failure(reason="invalid_dataset", message="another digest"), "invalid_dataset"),
         (Failure(reason="training_failed", message="diverged"), "training_failed"),
+        (Failure(reason="store_damaged", message="restore it"), "store_damaged"),
     ],
 )
 def test_an_attempt_that_knows_better_is_not_repeated(

@@ -9,7 +9,7 @@ from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from workers.model.retrieval import HeldOut, measure
 from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights
-from workers.train.certify import Earlier, drifts, weights_of
+from workers.train.certify import Earlier, certificates, weights_of
 from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn
 from workers.train.rows.held import HeldRows
 
@@ -99,19 +99,19 @@ def test_shrinking_keeps_the_bound_and_says_what_it_cost() -> None:
     spec = spec_with(policy="preserve", kept_energy=0.3, max_drift=0.02)
     first = learned_from(latent_rows(1), spec)
     heads = first.knowledge.heads
-    earlier = Earlier("one", PAIR, first.moments, weights_of(PAIR, heads))
+    earlier = Earlier.held("one", PAIR, first.moments, weights_of(PAIR, heads))
     second = learned_from(latent_rows(2), spec, first.knowledge, earlier)
     assert second.shrinkage is not None
     assert second.shrinkage.drift_before > 0.02 >= second.shrinkage.drift_after
     assert second.shrinkage.loss_after > second.shrinkage.loss_before
-    drift = drifts([earlier], heads, second.knowledge.heads)["one"]
+    drift = certificates([earlier], heads, second.knowledge.heads)["one"].drift
     assert drift.since_learned == pytest.approx(second.shrinkage.drift_after, rel=1e-4)
 
 
 def test_within_the_bound_nothing_is_shrunk() -> None:
     spec = spec_with(policy="preserve", max_drift=50.0)
     first = learned_from(latent_rows(1), spec)
-    earlier = Earlier("one", PAIR, first.moments, weights_of(PAIR, first.knowledge.heads))
+    earlier = Earlier.held("one", PAIR, first.moments, weights_of(PAIR, first.knowledge.heads))
     assert learned_from(latent_rows(2), spec, first.knowledge, earlier).shrinkage is None
 
 

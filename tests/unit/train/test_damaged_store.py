@@ -1,0 +1,99 @@
+"""What became of earlier datasets in the store is never said to be the new dataset's fault."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.flaky_store import FlakyStore
+from tests.unit.train.test_job import STREAM, prepare_job, run
+from workers.contract.errors import InvalidDataset, StoreDamaged
+from workers.contract.job import Failure
+from workers.storage import layout
+from workers.storage.local import LocalStore
+from workers.storage.versions import publish_files, read_candidate
+from workers.train.lineage import read_earlier, read_parent
+
+MOMENTS = layout.dataset_moments("ds-1")
+HEADS = layout.version_file("m", 1, layout.HEADS)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one version."""
+    folder = tmp_path_factory.mktemp("first")
+    store = LocalStore(folder / "store")
+    run(store, prepare_job(store, folder, STREAM.datasets[0]))
+    publish_files(store, read_candidate(store, "job-1", 1))
+    return folder / "store"
+
+
+@pytest.fixture
+def store(first: Path, tmp_path: Path) -> LocalStore:
+    return LocalStore(Path(shutil.copytree(first, tmp_path / "store")))
+
+
+def removed(store: LocalStore, key: str) -> None:
+    store.delete(key)
+
+
+def altered(store: LocalStore, key: str) -> None:
+    data = store.read(key)
+    store.put(key, data[:-1] + bytes([data[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("damage", [removed, altered])
+@pytest.mark.parametrize("key", [MOMENTS, HEADS])
+def test_damage_to_earlier_datasets_is_not_the_new_ones_fault(
+    store: LocalStore, tmp_path: Path, key: str, damage: Callable[[LocalStore, str], None]
+) -> None:
+    damage(store, key)
+    job = prepare_job(store, tmp_path, STREAM.datasets[1], version=2)
+    with pytest.raises(StoreDamaged):
+        run(store, job)
+    failure = Failure.model_validate_json(store.read(layout.run_failure("job-2", 1)))
+    assert failure.reason == "store_damaged"
+    assert key in failure.message
+    assert "restore that object from a backup" in failure.message
+
+
+def test_lost_held_out_rows_of_an_earlier_dataset_are_told_and_cost_no_version(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    manifest = layout.dataset_manifest("ds-1")
+    text = store.read(manifest).replace(b"fashion_vt.test", b"fashion_vt.gone")
+    store.put(manifest, text)
+    run(store, prepare_job(store, tmp_path, STREAM.datasets[1], version=2))
+    report = read_candidate(store, "job-2", 1).report
+    assert set(report.evaluation) == {"ds-2"}
+    assert set(report.not_evaluated) == {"ds-1"}
+    assert "there is no such object" in report.not_evaluated["ds-1"]
+    assert set(report.drift) == {"ds-1"}, "the certificate needs no rows"
+
+
+def test_lost_held_out_rows_of_the_new_dataset_are_its_own_fault(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    job = prepare_job(store, tmp_path, STREAM.datasets[1], version=2)
+    (shard,) = job.dataset.evaluation_shards
+    gone = shard.model_copy(update={"uri": f"{shard.uri}.gone"})
+    dataset = job.dataset.model_copy(update={"evaluation_shards": (gone,)})
+    bad = job.model_copy(update={"dataset": dataset})
+    store.put(layout.run_spec("job-2", 1), bad.model_dump_json().encode())
+    with pytest.raises(InvalidDataset):
+        run(store, bad)
+
+
+@pytest.mark.parametrize(("room", "times"), [(0, 2), (1 << 30, 1)])
+def test_earlier_datasets_are_read_when_needed_and_kept_where_there_is_room(
+    store: LocalStore, tmp_path: Path, room: int, times: int
+) -> None:
+    """So that memory does not grow with their number."""
+    job = prepare_job(store, tmp_path, STREAM.datasets[1], version=2)
+    noted = FlakyStore(store)
+    (earlier,) = read_earlier(noted, job, read_parent(noted, job), room)
+    assert MOMENTS not in noted.calls
+    earlier.read()
+    earlier.read()
+    assert noted.calls.count(MOMENTS) == times
