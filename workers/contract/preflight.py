@@ -31,7 +31,7 @@ class _Answer(BaseModel):
 class RowFindings(_Answer):
     """What is odd about the raw rows of one side; the last four counts are of finite rows."""
 
-    rows: int
+    rows: int = Field(description="that were looked at: all, or some of a large dataset")
     width: int
     expected_width: int
     nan: int = Field(description="values")

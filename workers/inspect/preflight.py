@@ -8,15 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from workers.contract.errors import InvalidDataset
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
 from workers.contract.preflight import AskedShard
 from workers.contract.version import VersionManifest
 from workers.inspect.protected import protected_moments, remark_on_method
+from workers.inspect.sample import sampled
 from workers.inspect.versions import check_modality, find_version, heads_of, kept_of, memory_of
 from workers.methods.port import Lesson
 from workers.methods.registry import method_for
@@ -28,9 +26,8 @@ from workers.nullspace.preflight import Findings, HeadMoments, Preflight, check_
 from workers.storage.formats.user_file import Side
 from workers.storage.intake import Address, take
 from workers.storage.port import ObjectStore
-from workers.storage.shards import FEATURES, ShardChecker, read_rows
+from workers.storage.shards import FEATURES, ShardChecker
 from workers.train.learn import Knowledge, conditioned, prepared_rows
-from workers.train.rows.dataset import paired_rows
 from workers.train.rows.held import HeldRows
 from workers.train.run import Run
 
@@ -87,13 +84,17 @@ def dataset_outlook(
     with tempfile.TemporaryDirectory(prefix="cmcl-preflight-") as folder:
         paths = {Path(folder) / f"{index}.parquet": shard for index, shard in enumerate(shards)}
         refusals = tuple(_refused_at_intake(manifest.spec, pair, paths, allowed))
-        rows = _readable_rows(list(paths))
-    found = {} if rows is None else _findings(manifest.spec, pair, rows)
-    if rows is not None:
-        refusals += tuple(_refused_by_training(manifest.spec, len(rows)))
-    advice = tuple(f"{name}: {words}" for name, one in found.items() for words in one.advice)
+        sample = sampled(list(paths))
+    if sample is None:
+        return DatasetOutlook(model, version, pair.modalities, refusals, {}, {}, ())
+    rows, found = sample.rows, _findings(manifest.spec, pair, sample.rows)
+    refusals += tuple(_refused_by_training(manifest.spec, sample.of))
+    advice = (
+        *sample.advice,
+        *(f"{name}: {words}" for name, one in found.items() for words in one.advice),
+    )
     outlook = DatasetOutlook(model, version, pair.modalities, refusals, found, {}, advice)
-    if refusals or rows is None:
+    if refusals:
         return outlook
     return _with_heads(outlook, _heads(store, manifest, pair, rows), manifest.spec)
 
@@ -122,39 +123,6 @@ def _sides(spec: ModelSpec, pair: ModalityPair) -> tuple[Side, Side]:
         for column, modality in zip(FEATURES, pair.modalities, strict=True)
     )
     return first, second
-
-
-def _readable_rows(paths: Sequence[Path]) -> PairedRows | None:
-    """All rows, whatever their values are; None where files are not what they must be."""
-    try:
-        schemas = [pq.read_schema(path) for path in paths]
-        if not all(_are_alike(schemas, column) for column in FEATURES):
-            return None
-        if any(_has_gaps(path) for path in paths):
-            return None
-        return paired_rows(read_rows(list(paths)))
-    except (pa.ArrowException, OSError):
-        return None
-
-
-def _are_alike(schemas: Sequence[pa.Schema], column: str) -> bool:
-    """Whether every file has it once, as fixed-size lists of floats of one width."""
-    if any(schema.names.count(name) > 1 for schema in schemas for name in ("label", column)):
-        return False
-    if any(column not in schema.names for schema in schemas):
-        return False
-    first, *others = (schema.field(column).type for schema in schemas)
-    if not pa.types.is_fixed_size_list(first) or any(kind != first for kind in others):
-        return False
-    return bool(first.list_size > 0 and pa.types.is_floating(first.value_type))
-
-
-def _has_gaps(path: Path) -> bool:
-    """Whether rows or values are missing, or there are no rows at all."""
-    table = pq.read_table(path, columns=list(FEATURES))
-    chunks = [chunk for column in table.columns for chunk in column.chunks]
-    gaps = any(chunk.null_count or chunk.flatten().null_count for chunk in chunks)
-    return bool(gaps) or table.num_rows == 0
 
 
 def _findings(spec: ModelSpec, pair: ModalityPair, rows: PairedRows) -> dict[str, Findings]:

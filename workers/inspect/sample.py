@@ -1,0 +1,72 @@
+"""Rows of a dataset that was not posted yet, as many as memory should hold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workers.model.rows import PairedRows
+from workers.storage.shards import FEATURES, open_in_pieces, rows_at_once, rows_of
+from workers.train.rows.dataset import paired_rows
+
+# 256 MiB as float32; moments are summed and duplicates looked for in what is read.
+MOST_VALUES = 2**26
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows that are looked at closely, evenly chosen out of `of`."""
+
+    rows: PairedRows
+    of: int
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """That there are others."""
+        if len(self.rows) == self.of:
+            return ()
+        return (
+            f"Findings and shares are of {len(self.rows):,} rows, evenly chosen out of {self.of:,}.",
+        )
+
+
+def sampled(paths: Sequence[Path], most_values: int = MOST_VALUES) -> Sample | None:
+    """Rows of `most_values` values at most over both sides, whatever these are.
+
+    None where files are not what they must be, or where a row alone has more.
+    """
+    try:
+        files = [open_in_pieces(path) for path in paths]
+        schemas = [file.schema_arrow for file in files]
+        if not all(_are_alike(schemas, column) for column in FEATURES):
+            return None
+        width = sum(schemas[0].field(column).type.list_size for column in FEATURES)
+        rows = sum(file.metadata.num_rows for file in files)
+        most_rows = most_values // width
+        if most_rows == 0 or any(_has_gaps(file) for file in files):
+            return None
+        return Sample(paired_rows(rows_of(files, every=-(-rows // most_rows))), rows)
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _are_alike(schemas: Sequence[pa.Schema], column: str) -> bool:
+    """Whether every file has it once, as fixed-size lists of floats of one width."""
+    if any(schema.names.count(name) > 1 for schema in schemas for name in ("label", column)):
+        return False
+    if any(column not in schema.names for schema in schemas):
+        return False
+    first, *others = (schema.field(column).type for schema in schemas)
+    if not pa.types.is_fixed_size_list(first) or any(kind != first for kind in others):
+        return False
+    return bool(first.list_size > 0 and pa.types.is_floating(first.value_type))
+
+
+def _has_gaps(file: pq.ParquetFile) -> bool:
+    """Whether rows or values are missing, or there are no rows at all."""
+    batches = file.iter_batches(rows_at_once(file.schema_arrow), columns=list(FEATURES))
+    columns = (column for batch in batches for column in batch.columns)
+    gaps = any(column.null_count or column.flatten().null_count for column in columns)
+    return gaps or file.metadata.num_rows == 0
