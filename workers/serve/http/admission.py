@@ -1,7 +1,8 @@
 """How much is taken on at once: requests, rows and bytes.
 
 Rows and bytes, because a request of 4096 rows is not one of 1 row. Requests, because one that waits
-(for its body, for a version) holds neither rows nor many bytes.
+(for its body, for a version) holds neither rows nor many bytes. All of them count until the answer has
+left (`until_sent`), so that slow readers pile up nothing.
 """
 
 import time
@@ -22,7 +23,7 @@ class Budget:
     share among those that ask now, so that one that sends without end does not shut out the others.
 
     `keeps_room`: a share is left for somebody who has not asked yet. For what may be held for a long
-    time by a client that does nothing; rows are gone after a product, and nobody waits for that.
+    time by a client that does nothing.
     """
 
     def __init__(
@@ -49,6 +50,10 @@ class Budget:
         """Count this from now on. Raises Overloaded if it is too much now."""
         self._check(key, amount)
         self._change(key, amount)
+
+    def exchange(self, key: str, before: int, after: int) -> None:
+        """Count `after` in place of `before`, however much it is: what was made cannot be refused."""
+        self._change(key, after - before)
 
     def give_back(self, key: str, amount: int) -> None:
         """Count it no more."""
@@ -115,7 +120,7 @@ class _Held:
 
 
 class Admission:
-    """What one replica takes on: requests, rows that are embedded, bytes of bodies in memory, exports,
+    """What one replica takes on: requests, rows that are embedded, bytes of bodies and answers, exports,
     and items at each encoder, by its modality.
 
     An export keeps a whole index in memory until its last byte is taken.
@@ -123,9 +128,11 @@ class Admission:
 
     def __init__(self, args: ServeArgs) -> None:
         self.requests = Budget(args.max_requests_in_flight, "requests", keeps_room=True)
-        self.rows = Budget(args.max_rows_in_flight, "rows")
+        self.rows = Budget(args.max_rows_in_flight, "rows", keeps_room=True)
         self.exports = Budget(args.max_exports, "exports", keeps_room=True)
-        self.bytes = Budget(args.max_bytes_in_flight, "bytes of request bodies", keeps_room=True)
+        self.bytes = Budget(
+            args.max_bytes_in_flight, "bytes of bodies and answers", keeps_room=True
+        )
         self.encoders = {
             spec.modality: Budget(spec.max_queued, f"items at the encoder of {spec.modality!r}")
             for spec in args.encoders

@@ -18,6 +18,7 @@ from workers.serve.http.routes import (
     search,
     similarity,
 )
+from workers.serve.http.until_sent import UntilSent
 
 _ROUTERS = (
     embeddings.router,
@@ -32,7 +33,9 @@ _ROUTERS = (
 
 def create_api(replica: Replica) -> Counted:
     """The ASGI application of one replica."""
-    return Counted(embeddings.past_the_layers(describe(replica), replica), replica.metrics.finished)
+    routes = embeddings.past_the_layers(describe(replica), replica)
+    sent = UntilSent(routes, replica.admission.bytes, replica.args.body_seconds)
+    return Counted(sent, replica.metrics.finished)
 
 
 def describe(replica: Replica) -> FastAPI:

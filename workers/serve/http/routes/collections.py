@@ -79,14 +79,14 @@ class _Collections:
         replica = self._replica
         asking = read_asking(request, replica)
         collections = collections_of(replica)
-        async with held_body(request, replica.args, replica.admission, asking.caller.key) as body:
-            wanted = parse(CollectionRequest, body)
-            checked_name(name)
-            model = _name_alone(wanted.model)
-            async with given_up_with(request, asking):
-                await replica.lookup.find(model, 0, asking.caller)
-            wish = Wish(name, model.name, asking.caller.owner, wanted.feature_type)
-            return self._answer(await in_store(collections.create, wish))
+        body = await held_body(request, replica.args, replica.admission, asking.caller.key)
+        wanted = parse(CollectionRequest, body)
+        checked_name(name)
+        model = _name_alone(wanted.model)
+        async with given_up_with(request, asking):
+            await replica.lookup.find(model, 0, asking.caller)
+        wish = Wish(name, model.name, asking.caller.owner, wanted.feature_type)
+        return self._answer(await in_store(collections.create, wish))
 
     async def list_all(self, request: Request) -> Response:
         """All collections of the caller, by name."""
@@ -130,32 +130,32 @@ class _Items:
         replica = self._replica
         asking = read_asking(request, replica)
         collections_of(replica)
-        async with held_body(request, replica.args, replica.admission, asking.caller.key) as body:
-            items = parse_items(body, replica.args.max_rows).items
-            async with given_up_with(request, asking):
-                target = await find(replica, name, asking.caller)
-                mark = await mark_of_write(request, asking.caller, body)
-                if mark is not None and was_written_for(target, mark):
-                    return _written(target, len(items))
-                self._check_room(target, len(items))
-                model = ModelReference(target.model, None)
-                chosen = await replica.lookup.find(model, asking.min_version, asking.caller)
-                with replica.admission.rows.held(asking.caller.key, len(items)):
-                    entries = await self._entries(chosen.version, items, asking.caller.key)
-            return await self._write(target, entries, asking.caller, mark)
+        body = await held_body(request, replica.args, replica.admission, asking.caller.key)
+        items = parse_items(body, replica.args.max_rows).items
+        async with given_up_with(request, asking):
+            target = await find(replica, name, asking.caller)
+            mark = await mark_of_write(request, asking.caller, body)
+            if mark is not None and was_written_for(target, mark):
+                return _written(target, len(items))
+            self._check_room(target, len(items))
+            model = ModelReference(target.model, None)
+            chosen = await replica.lookup.find(model, asking.min_version, asking.caller)
+            with replica.admission.rows.held(asking.caller.key, len(items)):
+                entries = await self._entries(chosen.version, items, asking.caller.key)
+        return await self._write(target, entries, asking.caller, mark)
 
     async def remove(self, name: str, request: Request) -> Response:
         """Remove items; one that is not there is no error."""
         replica = self._replica
         asking = read_asking(request, replica)
         collections_of(replica)
-        async with held_body(request, replica.args, replica.admission, asking.caller.key) as body:
-            ids = parse_removal(body, replica.args.max_rows).ids
-            async with given_up_with(request, asking):
-                target = await find(replica, name, asking.caller)
-                mark = await mark_of_write(request, asking.caller, body)
-            entries = [Entry(each, "", None, None) for each in dict.fromkeys(ids)]
-            return await self._write(target, entries, asking.caller, mark)
+        body = await held_body(request, replica.args, replica.admission, asking.caller.key)
+        ids = parse_removal(body, replica.args.max_rows).ids
+        async with given_up_with(request, asking):
+            target = await find(replica, name, asking.caller)
+            mark = await mark_of_write(request, asking.caller, body)
+        entries = [Entry(each, "", None, None) for each in dict.fromkeys(ids)]
+        return await self._write(target, entries, asking.caller, mark)
 
     async def _entries(
         self, version: ServedVersion, items: Sequence[CollectionItem], key: str

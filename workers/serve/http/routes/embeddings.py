@@ -25,6 +25,7 @@ from workers.serve.http.inputs import (
 from workers.serve.http.laps import Laps
 from workers.serve.http.replica import Replica
 from workers.serve.http.short_way import ShortWay
+from workers.serve.http.until_sent import hold_until_sent
 from workers.serve.http.wire.answers import ARROW, JSON, RAW, json_embeddings
 from workers.serve.http.wire.binary import dtype_of
 from workers.serve.http.wire.forms import (
@@ -112,15 +113,15 @@ class _Embeddings:
         """
         replica, laps = self._replica, Laps(self._replica.metrics)
         asking = read_asking(request, replica)
-        async with (
-            held_body(request, replica.args, replica.admission, asking.caller.key) as body,
-            given_up_with(request, asking),
-        ):
+        body = await held_body(request, replica.args, replica.admission, asking.caller.key)
+        async with given_up_with(request, asking):
             query = _read(request, body, replica.args.max_rows)
             laps.lap("read")
             chosen = await self._choose(query, asking)
             laps.lap("look_up")
-            parts, embeddings_BE = await self._embedded(query, chosen.version, asking, laps)
+            parts, embeddings_BE = await self._embedded(
+                request, query, chosen.version, asking, laps
+            )
             response = _response(request, query, chosen, embeddings_BE)
             laps.lap("write")
         replica.metrics.answered(chosen.version.model, len(embeddings_BE), laps.seconds)
@@ -133,26 +134,31 @@ class _Embeddings:
         return await self._replica.lookup.find(wanted, asking.min_version, asking.caller, routing)
 
     async def _embedded(
-        self, query: _Query, version: ServedVersion, asking: Asking, laps: Laps
+        self,
+        request: Request,
+        query: _Query,
+        version: ServedVersion,
+        asking: Asking,
+        laps: Laps,
     ) -> tuple[list[ModalityRows], Float32Array]:
-        """Features and embeddings. Rows count as held from before an encoder gets to see them."""
+        """Features and embeddings. Rows count from before an encoder gets to see them."""
         _check_dimensions(query.options, version)
         given = query.given
         read = given if isinstance(given, EmbeddingRequest) else given(version)
         rows = read.count if isinstance(read, EmbeddingRequest) else len(read.rows_BF)
         check_count(rows, self._replica.args.max_rows)
-        with self._replica.admission.rows.held(asking.caller.key, rows):
-            parts = (
-                [read]
-                if isinstance(read, ModalityRows)
-                else await self._from_json(read, version, asking.caller.key)
-            )
-            laps.lap("encode")
-            embeddings_BE = await embed_parts(
-                *(self._replica, version, parts),
-                normalize=query.options.normalize,
-                ticket=asking.ticket,
-            )
+        hold_until_sent(request, self._replica.admission.rows, asking.caller.key, rows)
+        parts = (
+            [read]
+            if isinstance(read, ModalityRows)
+            else await self._from_json(read, version, asking.caller.key)
+        )
+        laps.lap("encode")
+        embeddings_BE = await embed_parts(
+            *(self._replica, version, parts),
+            normalize=query.options.normalize,
+            ticket=asking.ticket,
+        )
         laps.lap("embed")
         return parts, embeddings_BE
 

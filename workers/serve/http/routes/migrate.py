@@ -36,6 +36,7 @@ from workers.serve.http.asking import Asking, given_up_with, read_asking
 from workers.serve.http.body import held_body
 from workers.serve.http.laps import Laps
 from workers.serve.http.replica import Replica
+from workers.serve.http.until_sent import hold_until_sent
 from workers.serve.http.wire.answers import ARROW, JSON, RAW, json_embeddings
 from workers.serve.http.wire.binary import dtype_of
 from workers.serve.http.wire.forms import binary_rows, form_of, vectors_in_the_form_asked_for
@@ -130,21 +131,17 @@ class _Migrate:
         """
         replica, laps = self._replica, Laps(self._replica.metrics)
         asking = read_asking(request, replica)
-        async with (
-            held_body(request, replica.args, replica.admission, asking.caller.key) as body,
-            given_up_with(request, asking),
-        ):
+        body = await held_body(request, replica.args, replica.admission, asking.caller.key)
+        async with given_up_with(request, asking):
             query = _read(request, body, replica.args.max_rows)
             old, new = await self._versions(query.asked, asking)
             width_of(query.asked.modality, old.version.spec)
             vectors_BE = query.rows(f"a vector of {old.version.label}", old.version.spec.width)
             rows = len(vectors_BE)
             check_count(rows, replica.args.max_rows)
-            with replica.admission.rows.held(asking.caller.key, rows):
-                found = await self._map(query.asked, old.version, new.version, asking.caller.key)
-                migrated_BE = await replica.compute.run(
-                    asking.caller.key, _apply, found, vectors_BE
-                )
+            hold_until_sent(request, replica.admission.rows, asking.caller.key, rows)
+            found = await self._map(query.asked, old.version, new.version, asking.caller.key)
+            migrated_BE = await replica.compute.run(asking.caller.key, _apply, found, vectors_BE)
             response = _response(request, query, (old, new), found, migrated_BE)
         replica.metrics.answered(new.version.model, rows, laps.seconds)
         return response

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from workers.serve.access.port import Caller
 from workers.serve.compute.port import Ticket
@@ -23,11 +23,11 @@ from workers.serve.http.collecting import (
     find,
     not_found,
 )
-from workers.serve.http.held_stream import HeldStream
 from workers.serve.http.inputs import embed_parts, features_of
 from workers.serve.http.laps import Laps
 from workers.serve.http.replica import Replica
 from workers.serve.http.routes.collections import documented
+from workers.serve.http.until_sent import hold_until_sent
 from workers.serve.http.wire.answers import JSON
 from workers.serve.http.wire.collections import SearchRequest
 from workers.serve.http.wire.requests import Item, parse
@@ -80,10 +80,8 @@ class _Search:
         replica, laps = self._replica, Laps(self._replica.metrics)
         asking = read_asking(request, replica)
         collections_of(replica)
-        async with (
-            held_body(request, replica.args, replica.admission, asking.caller.key) as body,
-            given_up_with(request, asking),
-        ):
+        body = await held_body(request, replica.args, replica.admission, asking.caller.key)
+        async with given_up_with(request, asking):
             query = parse(SearchRequest, body, replica.args.max_rows)
             index = await self._index(name, request, asking)
             wanted = self._wanted(query, index.version)
@@ -113,12 +111,9 @@ class _Search:
         async with given_up_with(request, asking):
             index = await self._index(name, request, asking)
         export, kind = FORMATS.get(format_) or (pgvector_table(table), "text/plain; charset=utf-8")
-        args, admission = self._replica.args, self._replica.admission
-        return HeldStream(
-            *(export(index), admission.exports, asking.caller.key, args.body_seconds),
-            media_type=kind,
-            headers=_headers(index),
-        )
+        # The index stays in memory until then, be it replaced or deleted everywhere else.
+        hold_until_sent(request, self._replica.admission.exports, asking.caller.key, 1)
+        return StreamingResponse(export(index), media_type=kind, headers=_headers(index))
 
     async def _index(self, name: str, request: Request, asking: Asking) -> Index:
         """Raises InvalidRequest, NotFound, NotReady."""
@@ -178,7 +173,7 @@ class _Waiting:
     def _shown(self) -> Shown | None:
         """Of another owner's collection no more than of one that does not exist."""
         shown = self._collections.shown(self._name)
-        return shown if shown and self._caller.sees(shown.revision.owner) else None
+        return shown if shown and self._caller.owns(shown.revision.owner) else None
 
     def _new_enough(self, min_version: int, min_revision: int) -> Index | None:
         shown = self._shown()

@@ -19,6 +19,7 @@ from workers.serve.http.body import held_body
 from workers.serve.http.inputs import embed_parts, features_by_modality, features_of
 from workers.serve.http.laps import Laps
 from workers.serve.http.replica import Replica
+from workers.serve.http.until_sent import hold_until_sent
 from workers.serve.http.wire.answers import JSON
 from workers.serve.http.wire.requests import STRICT, Items, parse
 from workers.serve.http.wire.rows import check_count
@@ -76,10 +77,8 @@ class _Similarity:
         """Cosine of each query and each candidate, or the best candidates of each query."""
         replica, laps = self._replica, Laps(self._replica.metrics)
         asking = read_asking(request, replica)
-        async with (
-            held_body(request, replica.args, replica.admission, asking.caller.key) as body,
-            given_up_with(request, asking),
-        ):
+        body = await held_body(request, replica.args, replica.admission, asking.caller.key)
+        async with given_up_with(request, asking):
             query = parse(SimilarityRequest, body, replica.args.max_rows)
             self._check_sizes(query)
             chosen = await replica.lookup.find(
@@ -88,16 +87,15 @@ class _Similarity:
             )
             version, rows = chosen.version, len(query.queries) + len(query.candidates)
             key = asking.caller.key
-            with replica.admission.rows.held(key, rows):
-                sides = [
-                    await features_of(replica, version, query.queries, "queries", key=key),
-                    await features_of(replica, version, query.candidates, "candidates", key=key),
-                ]
-                embedded = [
-                    await embed_parts(replica, version, parts, ticket=asking.ticket)
-                    for parts in sides
-                ]
-                answer = await self._scored(key, version, query.top_k, *embedded)
+            hold_until_sent(request, replica.admission.rows, key, rows)
+            sides = [
+                await features_of(replica, version, query.queries, "queries", key=key),
+                await features_of(replica, version, query.candidates, "candidates", key=key),
+            ]
+            embedded = [
+                await embed_parts(replica, version, parts, ticket=asking.ticket) for parts in sides
+            ]
+            answer = await self._scored(key, version, query.top_k, *embedded)
         replica.metrics.answered(version.model, rows, laps.seconds)
         replica.trials.answered(version, features_by_modality(chain(*sides)))
         headers = {"x-model-version": str(version.number), "x-model-channel": chosen.channel}

@@ -1,0 +1,178 @@
+"""What a request takes up counts until its answer has left: slow readers pile up nothing."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tests.fakes.served_app import served
+from tests.unit.serve.conftest import MODEL, Replica
+from workers.serve.http.admission import Budget
+from workers.serve.http.api import create_api
+from workers.serve.http.replica import Replica as Parts
+from workers.serve.http.until_sent import UntilSent, hold_until_sent
+
+PATIENCE = 60.0
+# More than the sockets of both sides take by themselves.
+LARGE = bytes(range(256)) * (32 << 12)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@contextmanager
+def unread_answer(rows: Budget, stall_seconds: float) -> Iterator[socket.socket]:
+    """Of a server that answers with much, to a client that has read nothing of it yet."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        hold_until_sent(Request(scope), rows, "key", 1)
+        await Response(LARGE)(scope, receive, send)
+
+    layer = UntilSent(app, Budget(1, "bytes"), stall_seconds)
+    with served(layer) as url, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        client.settimeout(PATIENCE)
+        client.connect((httpx.URL(url).host, httpx.URL(url).port))
+        client.sendall(b"GET / HTTP/1.1\r\nhost: replica\r\nconnection: close\r\n\r\n")
+        yield client
+
+
+def read_all(client: socket.socket) -> bytes:
+    found = bytearray()
+    while piece := client.recv(1 << 20):
+        found += piece
+    return bytes(found).partition(b"\r\n\r\n")[2]
+
+
+def test_an_answer_that_nobody_reads_counts_until_it_is_read() -> None:
+    rows = Budget(10, "rows")
+    with unread_answer(rows, stall_seconds=PATIENCE) as client:
+        assert client.recv(1) == b"H"
+        assert rows.total == 1
+        assert read_all(client) == LARGE
+        until(lambda: rows.total == 0)
+
+
+def test_who_reads_nothing_is_given_up_and_has_no_whole_answer() -> None:
+    rows = Budget(10, "rows")
+    with unread_answer(rows, stall_seconds=0.2) as client:
+        assert client.recv(1) == b"H"
+        until(lambda: rows.total == 0)
+        assert len(read_all(client)) < len(LARGE)
+
+
+def test_a_client_that_hangs_up_holds_nothing() -> None:
+    rows = Budget(10, "rows")
+    with unread_answer(rows, stall_seconds=PATIENCE) as client:
+        assert client.recv(1) == b"H"
+        client.close()
+        until(lambda: rows.total == 0)
+
+
+IMAGE = [1, 2, 3, 4, 5]
+ITEM = {"modality": "image", "feature": IMAGE}
+EMBEDDINGS = ("/v1/embeddings", {"model": MODEL, "modality": "image", "input": [IMAGE] * 3})
+SIMILARITY = ("/v1/similarity", {"model": MODEL, "queries": [ITEM], "candidates": [ITEM] * 2})
+
+Take = Callable[[], Awaitable[object]]
+
+
+async def at_once() -> None:
+    """A client that reads."""
+
+
+async def ask(app: ASGIApp, path: str, fields: dict[str, object], take: Take) -> tuple[int, int]:
+    """Status and bytes of the answer to a POST; `take` is awaited for each piece of it."""
+    body = json.dumps(fields).encode()
+    received = iter([{"type": "http.request", "body": body, "more_body": False}])
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        for message in received:
+            return message
+        await asyncio.sleep(3600)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await take()
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "scheme": "http",
+        "query_string": b"",
+        "headers": [(b"content-length", str(len(body)).encode())],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+    await app(scope, receive, send)
+    return sent[0]["status"], sum(len(each.get("body", b"")) for each in sent)
+
+
+def held_by(parts: Parts) -> tuple[int, int, int]:
+    """Requests, rows and bytes."""
+    admission = parts.admission
+    return admission.requests.total, admission.rows.total, admission.bytes.total
+
+
+@pytest.mark.parametrize(("path", "fields"), [EMBEDDINGS, SIMILARITY])
+def test_a_request_and_its_answer_count_while_the_client_does_not_read(
+    serving: Replica, path: str, fields: dict[str, object]
+) -> None:
+    parts = serving.parts(serving.args)
+
+    async def read_late() -> None:
+        reaches, reads = asyncio.Event(), asyncio.Event()
+
+        async def later() -> None:
+            reaches.set()
+            await reads.wait()
+
+        asked = asyncio.create_task(ask(create_api(parts), path, fields, later))
+        await asyncio.wait_for(reaches.wait(), PATIENCE)
+        held = held_by(parts)
+        reads.set()
+        status, size = await asked
+        assert status == 200
+        assert held == (1, 3, size)
+
+    asyncio.run(read_late())
+    assert held_by(parts) == (0, 0, 0)
+
+
+def test_answers_that_nobody_reads_are_as_many_as_the_limit_permits(serving: Replica) -> None:
+    args = serving.args.model_copy(update={"max_rows": 3, "max_rows_in_flight": 6})
+    parts = serving.parts(args)
+    app = create_api(parts)
+
+    async def pile_up() -> list[int]:
+        reads = asyncio.Event()
+        slow = [asyncio.create_task(ask(app, *EMBEDDINGS, reads.wait)) for _ in range(2)]
+        async with asyncio.timeout(PATIENCE):
+            while parts.admission.rows.total < 6:
+                await asyncio.sleep(0.005)
+        refused, _ = await ask(app, *EMBEDDINGS, at_once)
+        reads.set()
+        statuses = [status for status, _ in await asyncio.gather(*slow)]
+        return [refused, *statuses, (await ask(app, *EMBEDDINGS, at_once))[0]]
+
+    assert asyncio.run(pile_up()) == [429, 200, 200, 200]

@@ -1,0 +1,108 @@
+"""What a request takes up, counted until its answer has left: its place, its rows, bytes in memory.
+
+A client that asks for much and reads slowly would otherwise have answer after answer pile up, each of
+them counted nowhere.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from workers.serve.http.admission import Budget
+
+logger = logging.getLogger(__name__)
+
+_HOLDING = "cmcl.holding"
+# More than most answers have. uvicorn takes a message of any size at once, and lets the next one wait
+# until a client has read most of it.
+_PIECE_BYTES = 256 << 10
+
+
+class UntilSent:
+    """An ASGI layer: at the end of each request it gives back what was held for it.
+
+    `bytes_held`: where answers count, in place of the bodies that they answer.
+    `stall_seconds`: for each 256 KiB of an answer to leave, before its connection is given up. Under
+    a proxy of Ray's own nothing waits here, as it takes in answers whole.
+    """
+
+    def __init__(self, app: ASGIApp, bytes_held: Budget, stall_seconds: float) -> None:
+        self._app = app
+        self._bytes_held = bytes_held
+        self._stall_seconds = stall_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        holding = scope[_HOLDING] = _Holding()
+
+        async def send_in_time(message: Message) -> None:
+            body = message.get("body", b"")
+            if body and not message.get("more_body"):
+                holding.exchange(self._bytes_held, len(body))
+            if len(body) <= _PIECE_BYTES:
+                await self._send(message, send)
+                return
+            for piece in _pieces(message):
+                await self._send(piece, send)
+
+        try:
+            await self._app(scope, receive, send_in_time)
+        except _Stalled:
+            # Without an end the server closes the connection, so nobody takes it for complete.
+            logger.warning("a client took nothing for %g s; given up", self._stall_seconds)
+        finally:
+            holding.give_back()
+
+    async def _send(self, message: Message, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                await send(message)
+        except TimeoutError as error:
+            raise _Stalled from error
+
+
+def hold_until_sent(request: Request, budget: Budget, key: str, amount: int) -> None:
+    """Count this from now until the answer has left, or the request has failed. Raises Overloaded."""
+    budget.take(key, amount)
+    holding: _Holding = request.scope[_HOLDING]
+    holding.add(budget, key, amount)
+
+
+class _Holding:
+    """What one request holds of each budget."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[Budget, str], int] = {}
+
+    def add(self, budget: Budget, key: str, amount: int) -> None:
+        self._held[budget, key] = self._held.get((budget, key), 0) + amount
+
+    def exchange(self, budget: Budget, amount: int) -> None:
+        """Whoever holds some of this budget holds so much from now on."""
+        for (held, key), before in self._held.items():
+            if held is budget:
+                budget.exchange(key, before, amount)
+                self._held[held, key] = amount
+
+    def give_back(self) -> None:
+        for (budget, key), amount in self._held.items():
+            budget.give_back(key, amount)
+
+
+class _Stalled(BaseException):
+    """Nobody took the next piece in time. No `Exception`: there is nobody left to be told of one."""
+
+
+def _pieces(message: Message) -> Iterator[Message]:
+    """One that is large in several, the last of them empty: it is taken when the others have left."""
+    body = message["body"]
+    for begin in range(0, len(body), _PIECE_BYTES):
+        piece = body[begin : begin + _PIECE_BYTES]
+        yield {**message, "body": piece, "more_body": True}
+    yield {**message, "body": b"", "more_body": message.get("more_body", False)}
