@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import socket
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,13 +13,13 @@ from workers.contract.errors import StorageUnavailable
 from workers.contract.job import Progress
 from workers.storage.layout import run_progress
 from workers.storage.uris import open_store
+from workers.train.warm.connection import Connection, OverSocket
 from workers.train.warm.desk import Answer, Attempt
-from workers.train.warm.wire import Request, Setup, answer_from_line, socket_path
+from workers.train.warm.wire import Request, Setup, socket_path
 
 # A job that stands in line waits for as long as ranks of its own would take to start; then it looks
 # now and then whether the cluster has room for them.
 _PATIENCE_SECONDS = 20.0
-_LOOK_SECONDS = 1.0
 # An object store charges for every write, and a control plane is patient for minutes.
 _TELL_SECONDS = 5.0
 # What the results may depend on beside our own code.
@@ -33,14 +32,15 @@ def learn_warm(request: Request) -> Answer | None:
     That is so if the group died, is made of something else, or is busy while the cluster has room.
     """
     try:
-        connection = _connect() or _look_for_it(request)
-        with connection:
-            connection.sendall(request.to_line())
+        with _known(request) or _looked_for(request) as connection:
             answer = _wait(connection, request)
     except OSError as error:
         print(f"the resident ranks cannot be used: {error}", flush=True)
         return None
-    return None if answer is None or answer.state == "elsewhere" else answer
+    if answer is not None and answer.state == "elsewhere":
+        print(f"this attempt starts ranks of its own: {answer.words}", flush=True)
+        return None
+    return answer
 
 
 def setup_here(ranks: int, min_ranks: int, gpus_per_rank: float) -> Setup:
@@ -48,44 +48,36 @@ def setup_here(ranks: int, min_ranks: int, gpus_per_rank: float) -> Setup:
     return Setup(_code(), ranks, min_ranks, gpus_per_rank)
 
 
-def _connect() -> socket.socket | None:
-    """The resident of the cluster that Ray told this process of; None if none listens."""
+def _known(request: Request) -> Connection | None:
+    """To the resident of the cluster that Ray told this process of; None if none listens here."""
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        return None
+    return _to_socket(socket_path(address), request) if address else None
+
+
+def _looked_for(request: Request) -> Connection:
+    """Start the resident, or have it listen again. Raises OSError if that cannot be."""
+    from workers.train.warm.start import OverRay, open_resident
+
+    resident, path = open_resident(request.attempt.store_uri, request.setup, request.idle_seconds)
+    return _to_socket(path, request) or OverRay(resident, request)
+
+
+def _to_socket(path: Path, request: Request) -> Connection | None:
+    """None where the resident is on another node, or there is none."""
     try:
-        return _connected(socket_path(address))
+        return OverSocket(path, request)
     except (FileNotFoundError, ConnectionRefusedError):
         return None
 
 
-def _connected(path: Path) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.connect(str(path))
-    except OSError:
-        connection.close()
-        raise
-    return connection
-
-
-def _look_for_it(request: Request) -> socket.socket:
-    """Start the resident, or have it listen again. Raises OSError if that cannot be."""
-    from workers.train.warm.start import open_resident
-
-    uri, idle_seconds = request.attempt.store_uri, request.idle_seconds
-    return _connected(open_resident(uri, request.setup, idle_seconds))
-
-
-def _wait(connection: socket.socket, request: Request) -> Answer | None:
+def _wait(connection: Connection, request: Request) -> Answer | None:
     """The final answer; None if the attempt need not wait. Raises OSError if the resident died."""
-    connection.settimeout(_LOOK_SECONDS)
-    answer, received = Answer("waiting"), b""
+    answer = Answer("waiting")
     patient_until = time.monotonic() + _PATIENCE_SECONDS
     tell_at = 0.0
     while not answer.is_final:
         try:
-            received += _received(connection)
+            answer = connection.hear() or answer
         except TimeoutError:
             if answer.state == "waiting" and time.monotonic() >= tell_at:
                 _tell_that_it_waits(request.attempt)
@@ -93,9 +85,6 @@ def _wait(connection: socket.socket, request: Request) -> Answer | None:
             is_patient = answer.state != "waiting" or time.monotonic() < patient_until
             if not is_patient and _has_room(request.setup):
                 return None
-        *lines, received = received.split(b"\n")
-        for line in lines:
-            answer = answer_from_line(line)
     return answer
 
 
@@ -107,13 +96,6 @@ def _tell_that_it_waits(attempt: Attempt) -> None:
         store.put(run_progress(attempt.job, attempt.attempt), progress.model_dump_json().encode())
     except StorageUnavailable as error:
         print(f"that it waits was not written: {error}", flush=True)
-
-
-def _received(connection: socket.socket) -> bytes:
-    received = connection.recv(1 << 16)
-    if not received:
-        raise ConnectionError("they ended")
-    return received
 
 
 def _has_room(setup: Setup) -> bool:

@@ -1,7 +1,8 @@
 """How the job of an attempt speaks with the resident: one line of JSON up, some lines down.
 
-A Unix socket, because Ray's own ways cost the job most of a second for imports, and because the
-kernel closes it when the job dies: that is how the resident knows. Both are on the head node.
+Through a Unix socket, because Ray's own ways cost the job most of a second for imports, and because
+the kernel closes it when the job dies: that is how the resident knows. Jobs run on the resident's
+node, the head, unless a site gives its drivers other places: then the same lines travel through Ray.
 """
 
 import json
@@ -13,6 +14,12 @@ from pathlib import Path
 from workers.contract.policy import Priority
 from workers.train.warm.desk import PRIORITIES, Answer, Attempt
 
+_SETTINGS = {
+    "ranks": "CMCL_RANKS",
+    "min_ranks": "CMCL_MIN_RANKS",
+    "gpus_per_rank": "CMCL_GPUS_PER_RANK",
+}
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -22,6 +29,17 @@ class Setup:
     ranks: int
     min_ranks: int
     gpus_per_rank: float
+
+    def differences(self, wanted: "Setup") -> str:
+        """What an attempt wants that this group is not, by the names of settings; empty: nothing."""
+        found = [
+            f"{_SETTINGS[name]} is {ours} for the ranks that stay and {theirs} for this attempt"
+            for name, ours in asdict(self).items()
+            if name != "code" and ours != (theirs := getattr(wanted, name))
+        ]
+        if self.code != wanted.code:
+            found.append("the ranks that stay run another release of cmcl, torch, ray or numpy")
+        return "; ".join(found)
 
 
 @dataclass(frozen=True)
