@@ -79,6 +79,10 @@ class Embedder:
             self._metrics.watch(
                 "collections_behind", "Not searched as they are now.", self._collections.behind
             )
+            damaged = self._collections.damaged
+            self._metrics.watch(
+                "collections_damaged", "Stored, but they fail their checks.", lambda: len(damaged())
+            )
             self._collections.start()
             if self._live.ready:
                 # Those that take longer are loaded while this replica answers everything else.
@@ -129,10 +133,9 @@ def _others_answer() -> bool:
     """Whether replicas of this application take requests. This one, which is starting, does not."""
     me = serve.get_replica_context()
     try:
-        application = serve.status().applications[me.app_name]
+        states = serve.status().applications[me.app_name].deployments[me.deployment].replica_states
     except (RayError, KeyError):
         return False
-    states = application.deployments[me.deployment].replica_states
     return any(state == "RUNNING" and count for state, count in states.items())
 
 
