@@ -28,7 +28,7 @@ authOptions:
      replicas would stay as it is (rayservice_controller.go, shouldUpdateCluster). It takes annotations in. */}}
 {{- define "cmcl.rayNode" -}}
 {{- $spec := include "cmcl.rayNodeSpec" . -}}
-{{- $own := printf "cmcl/pods: %s" (list (fromYaml $spec) .counts | toJson | sha256sum) -}}
+{{- $own := printf "checksum/pods: %s" (list (fromYaml $spec) .counts | toJson | sha256sum) -}}
 metadata: {{- include "cmcl.podMetadata" (dict "root" .root "component" .component "group" .group "own" $own) | nindent 2 }}
 spec: {{- $spec | nindent 2 }}
 {{- end -}}
