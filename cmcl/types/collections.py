@@ -52,6 +52,7 @@ class Collection(Answer):
     feature_type: str
     revision: int = Field(description="grows with each change")
     stored_bytes: int
+    damaged: str | None = Field(default=None, description="what is wrong with what is stored")
     searched: Searched | None = None
 
 

@@ -4,6 +4,7 @@ ApiError
 ├── InvalidRequest       400   the message names field, value and what is permitted
 │   └── WrongRow               one row of it
 ├── Unauthorized         401   no key, or one that is not valid
+├── Forbidden            403   it is there, and not for this key
 ├── NotFound             404   no such model, version or path
 ├── BodyTimeout          408   the body did not arrive in time
 ├── Conflict             409   the name is taken
@@ -70,6 +71,14 @@ class Unauthorized(ApiError):
     kind = "authentication_error"
     default_code = "invalid_api_key"
     headers = MappingProxyType({"www-authenticate": "Bearer"})
+
+
+class Forbidden(ApiError):
+    """The message says whose key may."""
+
+    status = 403
+    kind = "permission_error"
+    default_code = "forbidden"
 
 
 class NotFound(ApiError):

@@ -9,7 +9,7 @@ class Caller:
     """Somebody who was let in.
 
     `key`: what requests are counted and shared by. `owner`: whose models and collections exist for
-    them; None: everybody's.
+    them; None: everybody's, as for the operator, and for all where no keys are asked for.
     """
 
     key: str
@@ -17,7 +17,11 @@ class Caller:
 
     def sees(self, owner: str | None) -> bool:
         """Whether a model or collection of that owner exists for this caller."""
-        return self.owner is None or owner is None or self.owner == owner
+        return owner is None or self.owns(owner)
+
+    def owns(self, owner: str | None) -> bool:
+        """Whether what that owner has is this caller's to use; of what nobody owns, the operator's."""
+        return self.owner is None or self.owner == owner
 
 
 class Doorkeeper(Protocol):

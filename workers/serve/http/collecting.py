@@ -8,12 +8,13 @@ from typing import ParamSpec, TypeVar
 
 from starlette.requests import Request
 
-from workers.contract.errors import StorageUnavailable, WorkerError
+from workers.contract.errors import InvalidVersion, StorageUnavailable, WorkerError
 from workers.contract.modality import NAME_PATTERN
 from workers.serve.access.port import Caller
 from workers.serve.errors import (
     ApiError,
     Conflict,
+    Forbidden,
     Full,
     InvalidRequest,
     NotFound,
@@ -62,9 +63,28 @@ def checked_name(name: str) -> str:
     return name
 
 
+class Ownerless(WorkerError):
+    """It was made while nobody needed a key, or by the operator, who alone may use it."""
+
+
+def listed_for(caller: Caller) -> Permitted:
+    """Which collections the caller may use."""
+    return lambda revision: caller.owns(revision.owner)
+
+
 def permitted_to(caller: Caller) -> Permitted:
-    """Which collections exist for the caller."""
-    return lambda revision: caller.sees(revision.owner)
+    """Which collections exist for the caller; of one without an owner it raises Ownerless."""
+
+    def permitted(revision: Revision) -> bool:
+        if revision.owner is None and not caller.owns(None):
+            raise Ownerless(
+                f"collection {revision.name!r} has no owner, so the operator's key alone may use "
+                "it: ask whoever runs the endpoint to export or delete it, or make one of your own "
+                "under another name"
+            )
+        return caller.owns(revision.owner)
+
+    return permitted
 
 
 async def mark_of_write(request: Request, caller: Caller, body: bytes = b"") -> str | None:
@@ -95,8 +115,10 @@ def worded(error: WorkerError) -> ApiError:
     for kind, word in _WORDS.items():
         if isinstance(error, kind):
             return word(str(error))
+    # Errors of other kinds name the store's address, which is nothing for a caller's eyes.
+    reason = f": {error}" if isinstance(error, InvalidVersion) else ""
     return VersionDamaged(
-        "the collection is stored, but it fails its checks", code="collection_damaged"
+        f"the collection is stored, but it fails its checks{reason}", code="collection_damaged"
     )
 
 
@@ -113,6 +135,7 @@ def _busy(message: str) -> Overloaded:
 _WORDS: Mapping[type[WorkerError], Callable[[str], ApiError]] = MappingProxyType(
     {
         NoCollection: not_found,
+        Ownerless: lambda message: Forbidden(message, "name", "collection_without_owner"),
         CollectionExists: lambda message: Conflict(message, "name"),
         CollectionBusy: _busy,
         TooManySegments: _busy,

@@ -1,9 +1,9 @@
 """Collections as routes use them: changes go to the store, searches to what is in memory."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from workers.contract.errors import StorageUnavailable
+from workers.contract.errors import InvalidVersion, StorageUnavailable
 from workers.serve.search.follower import CollectionsFollower
 from workers.serve.search.held import Shown
 from workers.serve.search.housekeeper import Housekeeper
@@ -77,14 +77,29 @@ class Collections:
         """How many collections this replica does not search as they are now; does not block."""
         return self._follower.behind()
 
+    def damaged(self) -> Mapping[str, str]:
+        """Those whose stored parts fail their checks, as this replica has seen: what is wrong, by
+        name. Does not block.
+        """
+        return self._follower.damaged()
+
     def find(self, name: str, permitted: Permitted) -> Revision:
         """As it is in the store. Blocks. Raises NoCollection, StorageUnavailable, InvalidVersion."""
         return writes.existing(ledger.newest(self._store, name), name, permitted)
 
     def all(self, permitted: Permitted) -> list[Revision]:
-        """By name, as they are in the store. Blocks. Raises as `find` does."""
-        heads = (ledger.newest(self._store, name) for name in ledger.collection_names(self._store))
+        """By name, as they are in the store, without those that cannot be read (see `damaged`).
+
+        Blocks. Raises StorageUnavailable.
+        """
+        heads = (self._readable(name) for name in ledger.collection_names(self._store))
         return [head for head in heads if head and not head.deleted and permitted(head)]
+
+    def _readable(self, name: str) -> Revision | None:
+        try:
+            return ledger.newest(self._store, name)
+        except InvalidVersion:
+            return None  # The follower complains of it; the others are to be seen all the same.
 
     def create(self, wish: writes.Wish) -> Revision:
         """Blocks. Raises as `writes.create` does, and TooManyCollections."""

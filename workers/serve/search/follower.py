@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
-from workers.contract.errors import WorkerError
+from workers.contract.errors import (
+    DigestMismatch,
+    InvalidVersion,
+    ObjectNotFound,
+    WorkerError,
+)
 from workers.serve.search.held import Held, Shown, same
 from workers.serve.search.index.index import GRAPH_FROM_ROWS
 from workers.serve.search.stored import ledger
@@ -26,6 +31,8 @@ _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 15.0
 # Live versions are looked at more often than the store: it costs nothing.
 _SWAP_SECONDS = 0.02
+# What no waiting mends.
+_DAMAGE = (DigestMismatch, InvalidVersion, ObjectNotFound)
 
 
 @dataclass
@@ -35,6 +42,7 @@ class _Followed:
     held: Held
     head: Revision | None = None
     problem: str | None = None
+    is_damaged: bool = False
     failures: int = 0
     retry_at: float = 0.0
 
@@ -57,6 +65,7 @@ class CollectionsFollower:
         self._clock = clock
         self._followed: dict[str, _Followed] = {}
         self._shown: Mapping[str, Shown] = MappingProxyType({})
+        self._damaged: Mapping[str, str] = MappingProxyType({})
         self._complaints: dict[str, str] = {}
         self._woken = threading.Event()
         self._loaded = threading.Event()
@@ -102,6 +111,10 @@ class CollectionsFollower:
         """How many collections are not searched at their newest revision by their live version."""
         return sum(not self._is_followed(each) for each in self._shown.values())
 
+    def damaged(self) -> Mapping[str, str]:
+        """Names of those whose stored parts fail their checks, and in words what is wrong."""
+        return self._damaged
+
     def look(self) -> None:
         """Look at every collection once. Raises StorageUnavailable if they cannot be listed."""
         names = ledger.collection_names(self._store)
@@ -109,6 +122,7 @@ class CollectionsFollower:
             del self._followed[name]
             self._complaints.pop(f"collection {name}", None)
             self._put(name, None)
+            self._put_damage(name, None)
         for name in names:
             if name not in self._followed:
                 self._followed[name] = _Followed(Held(self._store, self._graph_from, self._clock))
@@ -161,12 +175,14 @@ class CollectionsFollower:
             self._failed(followed, error)
         else:
             if not followed.held.is_working:
-                followed.failures, followed.problem = 0, None
+                followed.failures, followed.problem, followed.is_damaged = 0, None, False
         self._show(name, followed)
 
     def _failed(self, followed: _Followed, error: Exception) -> None:
         followed.held.give_up()
-        followed.problem = str(error)
+        # Without the store's address, which is nothing for a caller's eyes.
+        followed.problem = str(error).replace(f"{self._store.uri}/", "")
+        followed.is_damaged = isinstance(error, _DAMAGE)
         followed.failures += 1
         # The exponent is bounded too: 2.0 ** 1024 overflows, and a week of failures gets there.
         delay = _FIRST_DELAY_SECONDS * 2.0 ** min(followed.failures, 16)
@@ -203,13 +219,22 @@ class CollectionsFollower:
         """In one step: a request that reads it once sees one index, whatever happens meanwhile."""
         shown = None
         if followed.head is not None and not followed.head.deleted:
-            shown = Shown(followed.head, followed.held.index, followed.problem)
+            shown = Shown(
+                *(followed.head, followed.held.index, followed.problem, followed.is_damaged)
+            )
         self._put(name, shown)
+        damage = followed.problem if followed.is_damaged else None
+        if damage != self._damaged.get(name):
+            self._put_damage(name, damage)
 
     def _put(self, name: str, shown: Shown | None) -> None:
         if shown != self._shown.get(name):
             others = {other: each for other, each in self._shown.items() if other != name}
             self._shown = MappingProxyType(others | ({name: shown} if shown else {}))
+
+    def _put_damage(self, name: str, damage: str | None) -> None:
+        others = {other: each for other, each in self._damaged.items() if other != name}
+        self._damaged = MappingProxyType(others | ({name: damage} if damage else {}))
 
     def _complain(self, about: str, error: Exception) -> None:
         """Log once and not with every look: a store that is down for an hour fills no disk."""

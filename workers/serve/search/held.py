@@ -27,12 +27,13 @@ class Shown:
     """What is known of a collection, as of one moment.
 
     `index` None: it is being made, or the model has no live version. `problem`: why it does not
-    follow.
+    follow; `is_damaged`: and trying again cannot help, until somebody mends what is stored.
     """
 
     revision: Revision
     index: Index | None
     problem: str | None = None
+    is_damaged: bool = False
 
     @cached_property
     def rows(self) -> int:

@@ -91,13 +91,22 @@ class Housekeeper:
 
     def _sweep_all(self) -> None:
         try:
-            for name in ledger.collection_names(self._store):
-                self.tidy(name)
-                sweep(self._store, name, datetime.now(UTC))
+            names = ledger.collection_names(self._store)
         except WorkerError as error:
             logger.warning("collections are not swept now: %s", error)
+            return
+        for name in names:
+            self.sweep_safely(name)
+
+    def sweep_safely(self, name: str) -> None:
+        """Tidy and sweep one. Never raises: what one collection meets is no other's trouble."""
+        try:
+            self.tidy(name)
+            sweep(self._store, name, datetime.now(UTC))
+        except WorkerError as error:
+            logger.warning("collection %s is not swept now: %s", name, error)
         except Exception:
-            logger.exception("collections cannot be swept")
+            logger.exception("collection %s cannot be swept", name)
 
 
 def _next_sweep() -> float:

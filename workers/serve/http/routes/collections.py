@@ -24,6 +24,7 @@ from workers.serve.http.collecting import (
     collections_of,
     find,
     in_store,
+    listed_for,
     mark_of_write,
     permitted_to,
     worded,
@@ -94,9 +95,12 @@ class _Collections:
         collections = collections_of(self._replica)
         with self._replica.admission.requests.held(asking.caller.key, 1):
             async with given_up_with(request, asking):
-                revisions = await in_store(collections.all, permitted_to(asking.caller))
+                revisions = await in_store(collections.all, listed_for(asking.caller))
         data = [_described(each, collections.shown(each.name)) for each in revisions]
-        return JSONResponse({"object": "list", "data": data})
+        # Of those that cannot be read nobody can tell whose they are.
+        damage = collections.damaged() if asking.caller.owns(None) else {}
+        damaged = [{"id": name, "reason": reason} for name, reason in sorted(damage.items())]
+        return JSONResponse({"object": "list", "data": data, "damaged": damaged})
 
     async def show(self, name: str, request: Request) -> Response:
         """One collection: what the store has, and what this replica searches."""
@@ -215,6 +219,7 @@ def _described(revision: Revision, shown: Shown | None) -> dict[str, object]:
         "created": int(revision.created_at.timestamp()),
         "changed": int(revision.changed_at.timestamp()),
         "stored_bytes": sum(segment.bytes for segment in revision.segments),
+        "damaged": shown.problem if shown is not None and shown.is_damaged else None,
         "searched": _searched(shown),
     }
 

@@ -95,7 +95,9 @@ def read_revision(store: ObjectStore, name: str, number: int) -> Revision:
     try:
         return Revision.model_validate_json(store.read(key))
     except ValidationError as error:
-        raise InvalidVersion(f"{store.uri}/{key} cannot be read: {error}") from error
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, wrong["loc"])) or "all of it"
+        raise InvalidVersion(f"{key} cannot be read ({place}: {wrong['msg']})") from error
 
 
 def commit(store: ObjectStore, name: str, change: Change, mark: str | None = None) -> Revision:

@@ -150,11 +150,11 @@ def opened(store: ObjectStore, collection: str, segment: Segment) -> Iterator[pq
         path = Path(folder) / "segment.parquet"
         store.download(key, path)
         if sha256_of_file(path) != segment.sha256:
-            raise DigestMismatch(f"{store.uri}/{key} is not what its revision promised (SHA-256)")
+            raise DigestMismatch(f"{key} is not what its revision promised (SHA-256)")
         try:
             file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
-            raise InvalidVersion(f"{store.uri}/{key} cannot be read: {error}") from error
+            raise InvalidVersion(f"{key} cannot be read: {error}") from error
         with file:
             yield file
 
