@@ -23,6 +23,7 @@ def version_view(version: Version) -> RenderableType:
     return Group(
         fields(_facts(version), f"{version.model}@{version.version}"),
         matrix(version.evaluation_matrix, names),
+        *not_measured(version.report.not_evaluated, names),
         certificate(version, names),
         capacity(version.capacity),
         lineage(version.lineage),
@@ -43,6 +44,14 @@ def matrix(rows: list[EvaluationRow], names: Mapping[str, str]) -> RenderableTyp
         cells = [_recall_cell(row, dataset, learned) for dataset in datasets]
         table.add_row(str(row.version), Text(names.get(row.learned, row.learned)), *cells)
     return table
+
+
+def not_measured(why: Mapping[str, str], names: Mapping[str, str]) -> list[RenderableType]:
+    """A line for each earlier dataset whose held-out rows the store has lost."""
+    return [
+        Text(f"{names.get(dataset, dataset)} was not measured: {words}\n", style="yellow")
+        for dataset, words in why.items()
+    ]
 
 
 def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:

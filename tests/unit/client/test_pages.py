@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from cmcl.commands.preflights import _view as preflight_view
 from cmcl.terminal.console import Columns, as_text, fields, table
 from cmcl.terminal.options import name_of
-from cmcl.terminal.version_view import capacity, matrix
+from cmcl.terminal.version_view import capacity, matrix, not_measured
 from cmcl.types import EvaluationRow, Preflight
 from workers.contract.version import HeadCapacity, Recall
 
@@ -34,6 +34,11 @@ def row(version: int, learned: str, **at_1: float) -> EvaluationRow:
 
 ROWS = [row(1, "a", a=0.9), row(2, "b", a=0.88, b=0.5), row(3, "c", a=0.7, b=0.52)]
 NAMES = {"a": "birds", "b": "[bold]bees", "c": "cats"}
+
+
+def test_a_dataset_that_could_not_be_measured_is_told_with_the_reason() -> None:
+    (line,) = not_measured({"a": "there is no such object"}, NAMES)
+    assert drawn(line).strip() == "birds was not measured: there is no such object"
 
 
 def test_a_matrix_shows_what_became_of_each_dataset_since_it_was_learned() -> None:
