@@ -7,5 +7,5 @@ streamed.py    rows on a local disk, for one that is not: memory does not depend
 reader.py      from shards in object storage to raw rows, row group by row group
 spool.py       the local disk's part
 prefetch.py    the next items while the present one is in use
-choose.py      which of the two a dataset gets
+dataset.py     which of the two a dataset gets, and its held-out rows
 """
