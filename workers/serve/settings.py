@@ -38,13 +38,15 @@ class ServeArgs(Frozen):
     max_rows_in_flight: int = Field(default=32768, ge=1, description="in one replica, before 429")
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="largest request body")
     max_bytes_in_flight: int = Field(
-        default=512 << 20, ge=1024, description="bodies in one replica's memory, before 429"
+        default=512 << 20,
+        ge=1024,
+        description="bodies in one replica's memory, and answers in their place, before 429",
     )
     body_seconds: float = Field(
         default=30,
         gt=0,
         le=3600,
-        description="for a request's body to arrive, before 408; and for a piece of an export to leave",
+        description="for a request's body to arrive, before 408; and for each 256 KiB of an answer to leave",
     )
     queue_seconds: float = Field(
         default=30,

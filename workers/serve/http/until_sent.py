@@ -40,31 +40,14 @@ class UntilSent:
             await self._app(scope, receive, send)
             return
         holding = scope[_HOLDING] = _Holding()
-
-        async def send_in_time(message: Message) -> None:
-            body = message.get("body", b"")
-            if body and not message.get("more_body"):
-                holding.exchange(self._bytes_held, len(body))
-            if len(body) <= _PIECE_BYTES:
-                await self._send(message, send)
-                return
-            for piece in _pieces(message):
-                await self._send(piece, send)
-
+        sending = _Sending(send, holding, self._bytes_held, self._stall_seconds)
         try:
-            await self._app(scope, receive, send_in_time)
+            await self._app(scope, receive, sending)
         except _Stalled:
             # Without an end the server closes the connection, so nobody takes it for complete.
             logger.warning("a client took nothing for %g s; given up", self._stall_seconds)
         finally:
             holding.give_back()
-
-    async def _send(self, message: Message, send: Send) -> None:
-        try:
-            async with asyncio.timeout(self._stall_seconds):
-                await send(message)
-        except TimeoutError as error:
-            raise _Stalled from error
 
 
 def hold_until_sent(request: Request, budget: Budget, key: str, amount: int) -> None:
@@ -93,6 +76,43 @@ class _Holding:
     def give_back(self) -> None:
         for (budget, key), amount in self._held.items():
             budget.give_back(key, amount)
+
+
+class _Sending:
+    """`send` of one request: in pieces, each of which must leave in time."""
+
+    def __init__(
+        self, send: Send, holding: _Holding, bytes_held: Budget, stall_seconds: float
+    ) -> None:
+        self._send = send
+        self._holding = holding
+        self._bytes_held = bytes_held
+        self._stall_seconds = stall_seconds
+        self._start: Message | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            # It leaves with the first piece: timing costs more than all else here.
+            self._start = message
+            return
+        body = message.get("body", b"")
+        if body and not message.get("more_body"):
+            self._holding.exchange(self._bytes_held, len(body))
+        if len(body) <= _PIECE_BYTES:
+            await self._send_in_time(message)
+            return
+        for piece in _pieces(message):
+            await self._send_in_time(piece)
+
+    async def _send_in_time(self, message: Message) -> None:
+        start, self._start = self._start, None
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                if start is not None:
+                    await self._send(start)
+                await self._send(message)
+        except TimeoutError as error:
+            raise _Stalled from error
 
 
 class _Stalled(BaseException):
