@@ -102,7 +102,7 @@ def mask(wanted: Filter, payloads: Payloads) -> Mask:
 def _any_of(wanted: AnyOf, payloads: Payloads) -> Mask:
     found = np.zeros(len(payloads), bool)
     for kind in Kind:
-        column = payloads.columns.get((wanted.field, kind))
+        column = payloads.column(wanted.field, kind)
         values = [value for value in wanted.values if _kind(value) == kind]
         if column is not None and values:
             found[column.rows_where(lambda c, v=values: _is_in(c, v))] = True  # type: ignore[misc]
@@ -122,7 +122,7 @@ def _is_in(values: pa.Array, wanted: list[Scalar]) -> pa.BooleanArray:
 def _in_range(wanted: Range, payloads: Payloads) -> Mask:
     found = np.zeros(len(payloads), bool)
     kind = _kind(next(iter(wanted.bounds.values())))
-    column = payloads.columns.get((wanted.field, kind))
+    column = payloads.column(wanted.field, kind)
     if column is not None:
         found[_rows_within(column, wanted.bounds)] = True
     return found

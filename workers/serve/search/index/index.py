@@ -98,7 +98,7 @@ class Index:
     @property
     def memory_bytes(self) -> int:
         """Of vectors, graphs, ids and payloads; Python's table of ids comes on top."""
-        texts = (part.contents.payloads.texts.nbytes for part in self.parts)
+        texts = (part.contents.payloads.nbytes for part in self.parts)
         ids = (part.contents.ids.nbytes for part in self.parts)
         vectors = (part.vectors_NE.nbytes for part in self.parts)
         graphs = (part.graph.memory_bytes for part in self.parts if part.graph is not None)

@@ -1,20 +1,27 @@
-"""Payloads of many rows, and their fields as columns that a filter can go through.
+"""Payloads of many rows, and their fields in tables that a filter can go through.
 
-A field's column has an entry for each row that has it, several where its value is a list, so memory
-follows what payloads hold, however many different fields they have.
+There is one table for each kind of value, with an entry for each value, several where it is a list. All
+fields are in it, one after the other, so memory follows what payloads hold: a payload of 4 KiB can have
+400 fields that no other has, and an array for each field would take 50 times its bytes.
 """
 
 import json
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
 RowNumbers = NDArray[np.int32]
+FieldNumbers = NDArray[np.int64]
+
+# One million payloads can have more bytes than 32-bit offsets reach.
+_TEXTS = pa.large_string()
 
 
 class Kind(StrEnum):
@@ -25,7 +32,7 @@ class Kind(StrEnum):
     FLAG = "flag"
 
 
-_TYPES = {Kind.TEXT: pa.string(), Kind.NUMBER: pa.float64(), Kind.FLAG: pa.bool_()}
+_TYPES = {Kind.TEXT: _TEXTS, Kind.NUMBER: pa.float64(), Kind.FLAG: pa.bool_()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,67 +49,146 @@ class Column:
 
 
 @dataclass(frozen=True, eq=False)
-class Payloads:
-    """`texts`: each row's JSON object, or null. `columns`: by field and kind."""
+class _Table:
+    """All values of one kind. Those of field number f stand from `starts[f]` to `starts[f + 1]`."""
 
-    texts: pa.StringArray
-    columns: Mapping[tuple[str, Kind], Column]
+    names: pa.LargeStringArray
+    starts: NDArray[np.int64]
+    rows: RowNumbers
+    values: pa.Array
+
+    @classmethod
+    def of(
+        cls, names: pa.Array, fields: FieldNumbers, rows: RowNumbers, values: pa.Array
+    ) -> "_Table":
+        """Of entries in the order of rows; `fields` are numbers of names, not all of which need occur."""
+        used, numbers = np.unique(fields, return_inverse=True)
+        order = np.argsort(numbers, kind="stable")
+        starts = np.searchsorted(numbers[order], np.arange(len(used) + 1))
+        return cls(names.take(pa.array(used)), starts, rows[order], values.take(pa.array(order)))
+
+    def column(self, name: str) -> Column | None:
+        number = pc.index(self.names, pa.scalar(name, _TEXTS)).as_py()
+        if number < 0:
+            return None
+        start, end = self.starts[number : number + 2].tolist()
+        return Column(self.rows[start:end], self.values.slice(start, end - start))
+
+    @property
+    def fields(self) -> FieldNumbers:
+        """The number of each entry's field."""
+        return np.repeat(np.arange(len(self.names)), np.diff(self.starts))
+
+    @property
+    def nbytes(self) -> int:
+        parts = (self.names, self.starts, self.rows, self.values)
+        return sum(part.nbytes for part in parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Payloads:
+    """`texts`: each row's JSON object, or null."""
+
+    texts: pa.LargeStringArray
+    tables: Mapping[Kind, _Table]
 
     @classmethod
     def of(cls, texts: pa.StringArray) -> "Payloads":
         """Read each payload once."""
-        entries: dict[tuple[str, Kind], tuple[list[int], list[object]]] = {}
+        entries = {kind: _Entries() for kind in Kind}
         for row, text in enumerate(texts.to_pylist()):
-            for field, kind, value in _values(text):
-                rows, values = entries.setdefault((field, kind), ([], []))
-                rows.append(row)
-                values.append(value)
+            for name, kind, value in _values(text):
+                entries[kind].add(name, row, value)
         return cls(
-            texts,
-            {
-                key: Column(np.array(rows, np.int32), pa.array(values, _TYPES[key[1]]))
-                for key, (rows, values) in entries.items()
-            },
+            texts.cast(_TEXTS), {kind: each.table(_TYPES[kind]) for kind, each in entries.items()}
         )
 
     @classmethod
     def joined(cls, parts: Sequence["Payloads"], kept: Sequence[Mask]) -> "Payloads":
         """The rows that are kept of each part, one part after the other; nothing is read again."""
         texts = [each.texts.filter(pa.array(keep)) for each, keep in zip(parts, kept, strict=True)]
-        starts = np.cumsum([0, *(len(each) for each in texts)])
-        keys = {key for each in parts for key in each.columns}
-        columns = {}
-        for key in keys:
+        starts = np.cumsum([0, *(len(each) for each in texts)]).tolist()
+        tables = {}
+        for kind in Kind:
             pieces = [
-                _kept(each.columns[key], keep, int(start))
+                _kept(each.tables[kind], keep, start)
                 for each, keep, start in zip(parts, kept, starts, strict=False)
-                if key in each.columns
             ]
-            columns[key] = Column(
-                np.concatenate([piece.rows for piece in pieces]),
-                pa.concat_arrays([piece.values for piece in pieces]),
-            )
-        return cls(pa.concat_arrays(texts), columns)
+            tables[kind] = _together(pieces)
+        return cls(pa.concat_arrays(texts), tables)
 
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def nbytes(self) -> int:
+        """Of texts and tables."""
+        return sum([self.texts.nbytes, *(table.nbytes for table in self.tables.values())])
 
-def _kept(column: Column, keep: Mask, start: int) -> Column:
+    def column(self, name: str, kind: Kind) -> Column | None:
+        """The values of that kind that rows have in the field of this name; None where none has."""
+        return self.tables[kind].column(name)
+
+
+@dataclass
+class _Entries:
+    """Of one kind, as they are read; numbers are kept as numbers, not as Python's objects."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+    fields: "array[int]" = field(default_factory=lambda: array("q"))
+    rows: "array[int]" = field(default_factory=lambda: array("i"))
+    values: list[object] = field(default_factory=list)
+
+    def add(self, name: str, row: int, value: object) -> None:
+        self.fields.append(self.numbers.setdefault(name, len(self.numbers)))
+        self.rows.append(row)
+        self.values.append(value)
+
+    def table(self, type_: pa.DataType) -> _Table:
+        names = pa.array(list(self.numbers), _TEXTS)
+        fields, rows = np.array(self.fields, np.int64), np.array(self.rows, np.int32)
+        return _Table.of(names, fields, rows, pa.array(self.values, type_))
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Entries of a table, of whose rows some are left out and all are numbered anew."""
+
+    names: pa.LargeStringArray
+    fields: FieldNumbers
+    rows: RowNumbers
+    values: pa.Array
+
+
+def _kept(table: _Table, keep: Mask, start: int) -> _Piece:
     new_numbers = np.cumsum(keep, dtype=np.int32) - 1 + start
-    entries = keep[column.rows]
-    rows = new_numbers[column.rows[entries]].astype(np.int32)
-    return Column(rows, column.values.filter(pa.array(entries)))
+    entries = keep[table.rows]
+    rows = new_numbers[table.rows[entries]].astype(np.int32)
+    return _Piece(table.names, table.fields[entries], rows, table.values.filter(pa.array(entries)))
+
+
+def _together(pieces: Sequence[_Piece]) -> _Table:
+    """One table of all; the same name is the same field."""
+    names = pa.concat_arrays([piece.names for piece in pieces]).dictionary_encode()
+    numbers = names.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    firsts = np.cumsum([0, *(len(piece.names) for piece in pieces)])
+    fields = [numbers[piece.fields + first] for piece, first in zip(pieces, firsts, strict=False)]
+    return _Table.of(
+        names.dictionary,
+        np.concatenate(fields),
+        np.concatenate([piece.rows for piece in pieces]),
+        pa.concat_arrays([piece.values for piece in pieces]),
+    )
 
 
 def _values(text: str | None) -> Iterator[tuple[str, Kind, object]]:
     """Each value that a filter can compare, with its field."""
     payload = {} if text is None else json.loads(text)
-    for field, value in payload.items():
+    for name, value in payload.items():
         for each in value if isinstance(value, list) else (value,):
             if isinstance(each, bool):
-                yield field, Kind.FLAG, each
+                yield name, Kind.FLAG, each
             elif isinstance(each, int | float):
-                yield field, Kind.NUMBER, float(each)
+                yield name, Kind.NUMBER, float(each)
             elif isinstance(each, str):
-                yield field, Kind.TEXT, each
+                yield name, Kind.TEXT, each
