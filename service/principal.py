@@ -5,6 +5,8 @@ from enum import StrEnum
 
 # Whose things are that nobody in particular made.
 DEFAULT_OWNER = "default"
+# In the place of an owner: all of them. No owner can be called so.
+EVERY_OWNER = "*"
 
 
 class Scope(StrEnum):

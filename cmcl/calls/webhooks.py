@@ -9,13 +9,20 @@ from cmcl.types import Delivery, NewWebhook, Webhook
 
 
 def create_webhook(
-    api: Api, url: str, kinds: Sequence[str] = (), model: str | None = None
+    api: Api,
+    url: str,
+    kinds: Sequence[str] = (),
+    model: str | None = None,
+    *,
+    every_owner: bool = False,
 ) -> Flow[NewWebhook]:
     """Have events sent to `url`; the secret of the signatures is told once, in `secret`.
 
-    Without `kinds`, of what somebody would act upon; without `model`, of every model.
+    Without `kinds`, of what somebody would act upon; without `model`, of every model of the
+    key's owner. `every_owner`: of the whole deployment, for the operator alone.
     """
-    body = {"url": url, "kinds": list(kinds) or None, "model": model}
+    asked = True if every_owner else None
+    body = {"url": url, "kinds": list(kinds) or None, "model": model, "every_owner": asked}
     given = {field: value for field, value in body.items() if value is not None}
     made = yield from api.post(NewWebhook, "/v1/webhooks", given)
     if made.secret is None:

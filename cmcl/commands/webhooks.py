@@ -17,7 +17,7 @@ _COLUMNS: Columns[Webhook] = {
     "webhook": lambda webhook: webhook.id,
     "url": lambda webhook: webhook.url,
     "kinds": lambda webhook: ", ".join(webhook.kinds or ()) or "all",
-    "model": lambda webhook: webhook.model,
+    "of": lambda webhook: "every owner" if webhook.every_owner else webhook.model,
     "created": lambda webhook: webhook.created_at,
     "failing since": lambda webhook: webhook.failing_since,
     "disabled": lambda webhook: webhook.disabled_reason,
@@ -38,12 +38,19 @@ def add_webhook(
     address: Annotated[str, typer.Argument(metavar="ADDRESS", help="https://...")],
     kind: Annotated[list[str] | None, typer.Option(help="of events; repeatable")] = None,
     model: Annotated[str | None, typer.Option(help="of this model alone")] = None,
+    every_owner: Annotated[
+        bool, typer.Option("--every-owner", help="of the whole deployment; for the operator alone")
+    ] = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Have events sent to an address. The secret of their signatures is shown this once."""
     with Client(url) as client:
-        show(client.create_webhook(address, kind or (), model), as_json, _view)
+        show(
+            client.create_webhook(address, kind or (), model, every_owner=every_owner),
+            as_json,
+            _view,
+        )
 
 
 @app.command("list")

@@ -15,6 +15,7 @@ class Webhook(Answer):
     url: str
     kinds: list[str]
     model: str | None = None
+    every_owner: bool = False
     created_at: datetime
     failing_since: datetime | None = None
     disabled_at: datetime | None = None

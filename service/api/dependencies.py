@@ -12,6 +12,7 @@ from service.api.access import Anybody
 from service.control.context import Context
 from service.control.reconcile import Reconciler
 from service.errors import FieldProblem, Unprocessable, UnsupportedMediaType
+from service.principal import EVERY_OWNER
 from workers.contract.modality import NAME_PATTERN
 
 # The largest number that a column can hold.
@@ -28,10 +29,6 @@ UploadPath = Annotated[str, Path(alias="upload", pattern=r"^up-[0-9a-f]{12}$")]
 VersionPath = Annotated[int, Path(alias="version", ge=1, le=LARGEST_NUMBER)]
 ModelQuery = Annotated[str | None, Query(alias="model", pattern=NAME_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=200, description="items of one page")]
-
-
-# Keys of whoever sees everybody's things are no tenant's: an answer must not be repeated to one.
-_EVERYBODYS = "*"
 
 
 @dataclass(frozen=True)
@@ -86,8 +83,9 @@ async def get_request_key(
     if key is None:
         return None
     fingerprint = hashlib.sha256(await request.body()).hexdigest()
+    # Of whoever sees everybody's things, an answer is no tenant's: it must not be repeated to one.
     return RequestKey(
-        principal.owner or _EVERYBODYS, key, f"{request.method} {request.url.path}", fingerprint
+        principal.owner or EVERY_OWNER, key, f"{request.method} {request.url.path}", fingerprint
     )
 
 

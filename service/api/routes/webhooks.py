@@ -48,6 +48,7 @@ class WebhookView(BaseModel):
     url: str
     kinds: tuple[str, ...]
     model: str | None
+    every_owner: bool = Field(description="whether it is told of the whole deployment")
     created_at: datetime
     failing_since: datetime | None = Field(description="since when nothing could be delivered")
     disabled_at: datetime | None = Field(description="nothing is sent to it from then on")

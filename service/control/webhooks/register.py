@@ -15,9 +15,9 @@ from service.control.webhooks.addresses import LONGEST_URL, AddressRefused, chec
 from service.database.queries import webhooks
 from service.database.queries.webhooks import DeliveryRecord, WebhookRecord
 from service.database.rows import Happening
-from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
+from service.errors import Conflict, FieldProblem, Forbidden, NotFound, Unprocessable
 from service.event_kinds import WORTH_A_MESSAGE, EventKind
-from service.principal import Principal
+from service.principal import EVERY_OWNER, Principal
 from workers.contract.modality import Frozen, ModelName
 
 MOST_WEBHOOKS = 100
@@ -38,7 +38,13 @@ class NewWebhook(Frozen):
         description="kinds of events to be told of",
     )
     model: ModelName | None = Field(
-        default=None, description="of this model alone; without it, of all that the key sees"
+        default=None,
+        description="of this model alone; without it, of all models of the key's owner",
+    )
+    every_owner: bool = Field(
+        default=False,
+        description="of the whole deployment, whoever a model belongs to; for the operator alone, "
+        "without `model`",
     )
 
 
@@ -61,12 +67,10 @@ def create_webhook(
 ) -> WebhookRecord:
     """A new webhook, whose messages are signed with the secret.
 
-    Raises Unprocessable for an address that is not permitted, NotFound for the model, Conflict
-    where the owner has too many.
+    Raises Unprocessable for an address that is not permitted, NotFound for the model, Forbidden
+    where it is not the principal's to hear of all owners, Conflict where the owner has too many.
     """
-    owner = registrar.principal.owns_as
-    if request.model is not None:
-        owner = get_model(connection, request.model, registrar.principal).owner
+    owner = _owner(connection, request, registrar.principal)
     if webhooks.count(connection, owner) >= MOST_WEBHOOKS:
         raise Conflict(f"there are {MOST_WEBHOOKS} webhooks, which is the most; delete one")
     webhook = WebhookRecord(
@@ -105,12 +109,31 @@ def try_webhook(connection: Connection, webhook: str, registrar: Registrar) -> D
     happening = Happening(
         kind=EventKind.WEBHOOK_TEST, owner=found.owner, model=found.model or "", data=told
     )
-    message = webhooks.payload(happening, registrar.now)
+    message = webhooks.payload(found, happening, registrar.now)
     made = webhooks.add_delivery(connection, found.id, message, registrar.now)
     delivery = webhooks.find_delivery(connection, made)
     if delivery is None:
         raise RuntimeError(f"delivery {made} was inserted and is not there")
     return delivery
+
+
+def _owner(connection: Connection, request: NewWebhook, principal: Principal) -> str:
+    """Whose events it is told of."""
+    if request.every_owner:
+        _check_hears_all(request, principal)
+        return EVERY_OWNER
+    if request.model is None:
+        return principal.owns_as
+    return get_model(connection, request.model, principal).owner
+
+
+def _check_hears_all(request: NewWebhook, principal: Principal) -> None:
+    if principal.owner is not None:
+        message = f"your key is of owner {principal.owner!r} and hears of that owner alone"
+        raise Forbidden(message, FieldProblem("every_owner", message, value=True))
+    if request.model is not None:
+        message = "a webhook of one model hears of that model's owner; leave one of the two out"
+        raise Unprocessable(message, FieldProblem("every_owner", message, value=True))
 
 
 def _checked(url: str, prefixes: tuple[str, ...]) -> str:

@@ -25,11 +25,14 @@ from sqlalchemy import (
 
 from service.database.rows import Happening
 from service.database.tables import deliveries, webhooks
+from service.principal import EVERY_OWNER
+
+_ABOUT = ("model", "dataset", "job", "version")
 
 
 @dataclass(frozen=True)
 class WebhookRecord:
-    """Where somebody wants to be told of events, and how that goes."""
+    """Where somebody wants to be told of events, and how that goes; of all owners, or of one."""
 
     id: str
     owner: str
@@ -44,6 +47,11 @@ class WebhookRecord:
     rests_until: datetime | None = None
     lease_owner: str | None = None
     lease_until: datetime | None = None
+
+    @property
+    def every_owner(self) -> bool:
+        """Whether it is told of the whole deployment."""
+        return self.owner == EVERY_OWNER
 
     def __repr__(self) -> str:
         """Without the secret and the address, which may hold one."""
@@ -126,7 +134,7 @@ def notify(connection: Connection, happening: Happening, now: datetime) -> None:
     query = (
         select(webhooks)
         .where(
-            webhooks.c.owner == happening.owner,
+            webhooks.c.owner.in_((happening.owner, EVERY_OWNER)),
             webhooks.c.disabled_at.is_(None),
             or_(webhooks.c.model.is_(None), webhooks.c.model == happening.model),
         )
@@ -134,14 +142,16 @@ def notify(connection: Connection, happening: Happening, now: datetime) -> None:
     )
     for webhook in _read(connection, query):
         if happening.kind in webhook.kinds:
-            add_delivery(connection, webhook.id, payload(happening, now), now)
+            add_delivery(connection, webhook.id, payload(webhook, happening, now), now)
 
 
-def payload(happening: Happening, now: datetime) -> dict[str, object]:
-    """The message, in the form that Standard Webhooks recommends."""
-    about = {
-        name: getattr(happening, name) or None for name in ("model", "dataset", "job", "version")
-    }
+def payload(webhook: WebhookRecord, happening: Happening, now: datetime) -> dict[str, object]:
+    """The message, in the form that Standard Webhooks recommends.
+
+    Whoever hears of all owners is told which one it is.
+    """
+    told = ("owner", *_ABOUT) if webhook.every_owner else _ABOUT
+    about = {name: getattr(happening, name) or None for name in told}
     return {
         "type": happening.kind,
         "timestamp": now.isoformat(),
