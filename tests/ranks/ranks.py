@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.fakes.pair_shards import write_pair_shards
 from workers.contract.dataset import Shard
 from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec, TrainingSpec
+from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from workers.methods.port import Lesson, Peers
 from workers.methods.sampled_replay import SampledReplay
 from workers.model.features import content_keys
@@ -25,7 +25,7 @@ from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows
 from workers.nullspace.mask import everything_free
 from workers.nullspace.moments import pair_moments
-from workers.train.certify import Earlier, weights_of
+from workers.train.certify import Earlier, limit_drift, weights_of
 from workers.train.distributed import (
     Gathering,
     World,
@@ -84,6 +84,7 @@ def everything(shards: Sequence[Shard], here: World) -> dict[str, object]:
         "traffic": _traffic(here, again),
         "scores": _largest_scores(here),
         "replayed scores": _largest_replayed_scores(here, again),
+        "limited": _limited(here),
     }
 
 
@@ -174,6 +175,27 @@ class Losses(Watcher):
         if here.size > 1:
             dist.all_reduce(shares)
         return shares
+
+
+def _limited(here: World) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random changes, shrunk for the sake of more earlier datasets than there are ranks."""
+    bounded = ProtectionSpec(policy="preserve", max_drift=0.01)
+    spec = SPEC.model_copy(update={"protection": bounded})
+    heads = initial_heads(spec)
+    lesson = Lesson(heads, Memory(), {}, PAIR, spec.training, seed=3)
+    spaces = {name: everything_free(*weight.shape) for name, weight in heads.weights.items()}
+    first, second = (
+        torch.randn(weight.shape, generator=torch.Generator().manual_seed(4))
+        for weight in heads.weights.values()
+    )
+    earlier = [
+        Earlier.held(str(seed), PAIR, pair_moments(*_features(seed)), weights_of(PAIR, heads))
+        for seed in range(5)
+    ]
+    limited = limit_drift(spec, lesson, spaces, (first, second), earlier, here)
+    assert limited.shrunk is not None
+    assert limited.shrunk.drift_after <= 0.01 < limited.shrunk.drift_before
+    return limited.changes
 
 
 def _traffic(here: World, memory: Memory) -> dict[str, int]:

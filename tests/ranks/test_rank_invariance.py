@@ -68,6 +68,13 @@ def test_ranks_train_the_heads_of_one(
             torch.testing.assert_close(rank[dataset][name], value, rtol=0, atol=1e-5)
 
 
+def test_ranks_that_share_the_earlier_datasets_keep_the_bound_of_one(
+    ranks: list[dict[str, tuple[torch.Tensor, ...]]], alone: dict[str, tuple[torch.Tensor, ...]]
+) -> None:
+    for rank in ranks:
+        torch.testing.assert_close(rank["limited"], alone["limited"], rtol=0, atol=1e-6)
+
+
 def test_second_dataset_is_certified(alone: dict[str, dict[str, torch.Tensor]]) -> None:
     """Else the comparison of certificates would compare nothing."""
     assert alone["second"]["certificate"] > 0.01
