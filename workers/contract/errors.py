@@ -70,3 +70,7 @@ class StorageUnavailable(StorageError):
     """The store did not answer as it should; trying again can help."""
 
     retry_can_help = True
+
+
+HOPELESS = (InvalidDataset, NothingToLearn, StoreDamaged, TrainingDiverged)
+"""What another attempt would meet again: people have to do something first."""

@@ -12,14 +12,7 @@ from importlib.metadata import version as installed_version
 
 import torch
 
-from workers.contract.errors import (
-    InvalidDataset,
-    NothingToLearn,
-    ObjectExists,
-    ObjectNotFound,
-    StoreDamaged,
-    TrainingDiverged,
-)
+from workers.contract.errors import HOPELESS, ObjectExists, ObjectNotFound, TrainingDiverged
 from workers.contract.job import JobSpec
 from workers.contract.version import LearnedDataset, VersionManifest, VersionReport
 from workers.methods.port import Lesson
@@ -69,7 +62,7 @@ def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) 
         ):
             run = Run(here, device, reporter, checkpoints)
             _train(store, spec, run, reporter, scratch)
-    except (InvalidDataset, NothingToLearn, StoreDamaged, TrainingDiverged) as error:
+    except HOPELESS as error:
         leave_failure(store, spec, error)
         raise
 

@@ -20,7 +20,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 
-from workers.contract.errors import InvalidDataset, NothingToLearn, TrainingDiverged
+from workers.contract.errors import HOPELESS
 from workers.contract.job import submission_id
 from workers.storage.layout import run_prefix
 from workers.storage.s3 import S3Store
@@ -98,7 +98,7 @@ class _OnlyWhatMayHelp(_ShortGoodbye):
         """Raises what a rank raised, if it is of that kind."""
         super().after_exception(run_context, worker_exceptions)
         for error in worker_exceptions.values():
-            if isinstance(error, InvalidDataset | NothingToLearn | TrainingDiverged):
+            if isinstance(error, HOPELESS):
                 raise error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import torch
 
-from workers.contract.errors import InvalidDataset, NothingToLearn, TrainingDiverged
+from workers.contract.errors import HOPELESS
 from workers.train.distributed import World, meet, world
 from workers.train.job import train_dataset
 from workers.train.warm.desk import Assignment, Retire
@@ -42,7 +42,7 @@ def _work_on(assignment: Assignment, resident: Any, here: World, device: torch.d
     attempt = assignment.attempt
     try:
         train_dataset(attempt.store_uri, attempt.job, attempt.attempt, device)
-    except (InvalidDataset, NothingToLearn, TrainingDiverged) as error:
+    except HOPELESS as error:
         ray.get(resident.refused.remote(assignment.number, str(error)))
         raise
     except BaseException:
