@@ -79,6 +79,11 @@ class Embedder:
             self._metrics.watch(
                 "collections_behind", "Not searched as they are now.", self._collections.behind
             )
+            self._metrics.watch(
+                "collections_bytes",
+                "In memory, with vectors of two versions.",
+                self._collections.bytes,
+            )
             damaged = self._collections.damaged
             self._metrics.watch(
                 "collections_damaged", "Stored, but they fail their checks.", lambda: len(damaged())

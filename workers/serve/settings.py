@@ -86,6 +86,12 @@ class ServeArgs(Frozen):
     max_searched_rows: int = Field(
         default=2_000_000, ge=1, description="in all collections together, before 507"
     )
+    max_collections_bytes: int = Field(
+        default=2 << 30,
+        ge=1 << 20,
+        description="of a replica's memory for all collections, counted with vectors of two versions, "
+        "before 507",
+    )
     max_exports: int = Field(
         default=4, ge=1, description="of collections, at once in one replica, before 429"
     )
@@ -150,7 +156,12 @@ class ServeArgs(Frozen):
     @property
     def collection_limits(self) -> Limits:
         """As collections take them."""
-        return Limits(self.max_collections, self.max_collection_rows, self.max_searched_rows)
+        return Limits(
+            self.max_collections,
+            self.max_collection_rows,
+            self.max_searched_rows,
+            self.max_collections_bytes,
+        )
 
     @property
     def identity(self) -> str:

@@ -20,7 +20,7 @@ from workers.storage.port import ObjectStore
 _MOST_SEGMENTS = 256
 
 Permitted = Callable[[Revision], bool]
-NO_LIMITS = Limits(sys.maxsize, sys.maxsize, sys.maxsize)
+NO_LIMITS = Limits(*[sys.maxsize] * 4)
 
 
 class TooManySegments(StorageUnavailable):
@@ -110,9 +110,17 @@ class Collections:
         """Blocks. Raises as `writes.delete` does."""
         self._room.deleted(self._made(writes.delete(self._store, name, permitted, mark)))
 
-    def check_room(self, target: Revision, more: int) -> None:
-        """Does not block. Raises CollectionFull, AllFull, RowsUncounted."""
-        self._room.check_rows(target, more)
+    def bytes(self) -> int:
+        """What they take in memory, with vectors of two versions; does not block."""
+        return self._room.bytes()
+
+    def check_room(self, target: Revision, rows: int, size: int) -> None:
+        """Whether so many rows, of so many bytes in memory, fit. Does not block.
+
+        Raises CollectionFull, AllFull, RowsUncounted.
+        """
+        self._room.check_rows(target, rows)
+        self._room.check_bytes(size)
 
     def write(
         self,

@@ -40,6 +40,18 @@ class Shown:
         """How many there are at most: see `rows_at_most`."""
         return rows_at_most(self.revision, self.index)
 
+    @cached_property
+    def sure_bytes(self) -> int:
+        """What was read takes in memory, with vectors of two versions: that of before is kept."""
+        index = self.index
+        return index.contents_bytes + 2 * index.vectors_bytes if index is not None else 0
+
+    @cached_property
+    def unread_bytes(self) -> int:
+        """In the store, of what was not read yet: as much or less will be in memory."""
+        read = self.index.revision if self.index is not None else 0
+        return sum(each.bytes for each in self.revision.segments if each.last > read)
+
 
 def rows_at_most(revision: Revision, index: Index | None) -> int:
     """How many rows a revision has, as far as can be told from what this index has read of it.

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 
 class Limits(NamedTuple):
-    """Collections of one owner, rows of one collection, rows of all of them in a replica."""
+    """Collections of one owner, rows of one collection, rows and bytes of all of them in a replica."""
 
     collections: int
     rows: int
     all_rows: int
+    all_bytes: int

@@ -5,13 +5,17 @@ same moment a limit can be passed by what they take on in the time of a look.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from workers.contract.errors import WorkerError
 from workers.serve.search.held import Shown, rows_at_most
+from workers.serve.search.index.index import ROW_BYTES
 from workers.serve.search.limits import Limits
 from workers.serve.search.stored.revision import Revision
+
+# Texts, and the tables of their fields.
+_PAYLOAD_TIMES = 3
 
 
 class TooManyCollections(WorkerError):
@@ -23,7 +27,7 @@ class CollectionFull(WorkerError):
 
 
 class AllFull(WorkerError):
-    """All collections together have as many rows as a replica holds."""
+    """All collections together have as many rows, or bytes, as a replica holds."""
 
 
 class RowsUncounted(WorkerError):
@@ -101,3 +105,38 @@ class Room:
                 f"more would be over the limit of {self._limits.all_rows}; remove items or "
                 "collections, or ask whoever runs it for a larger max_searched_rows"
             )
+
+    def bytes(self) -> int:
+        """What all collections take in memory, with vectors of two versions, as far as was read."""
+        return sum(each.sure_bytes for each in self._shown().values())
+
+    def check_bytes(self, more: int) -> None:
+        """Whether what takes so many bytes fits. Raises AllFull, RowsUncounted."""
+        shown = self._shown().values()
+        sure, unread = (
+            sum(each.sure_bytes for each in shown),
+            sum(each.unread_bytes for each in shown),
+        )
+        limit = self._limits.all_bytes
+        if sure + more > limit:
+            raise AllFull(
+                f"the collections of this endpoint take {sure} bytes of memory, and these items "
+                f"{more}, which is over the limit of {limit}; remove items or collections, or ask "
+                "whoever runs it for a larger max_collections_bytes"
+            )
+        if sure + unread + more > limit:
+            raise RowsUncounted(
+                f"the collections of this endpoint may take {sure + unread} of {limit} bytes of "
+                f"memory; what was written last is still being read; try again"
+            )
+
+
+def bytes_of(width: int, ids: Iterable[str], payloads: Iterable[str | None]) -> int:
+    """What new rows take in memory: vectors of two versions of that width, ids and payloads."""
+    return sum(
+        2 * 4 * width
+        + ROW_BYTES
+        + len(id_.encode())
+        + _PAYLOAD_TIMES * len((payload or "").encode())
+        for id_, payload in zip(ids, payloads, strict=True)
+    )

@@ -13,12 +13,14 @@ from workers.serve.search.room import (
     Room,
     RowsUncounted,
     TooManyCollections,
+    bytes_of,
 )
 from workers.serve.search.stored import ledger
 from workers.serve.search.stored.revision import Revision
 from workers.serve.settings import ServeArgs
+from workers.storage import layout
 
-LIMITS = Limits(collections=3, rows=60, all_rows=80)
+LIMITS = Limits(collections=3, rows=60, all_rows=80, all_bytes=1 << 20)
 
 
 def items(first: int, count: int) -> list[dict[str, Any]]:
@@ -135,6 +137,58 @@ def test_rows_of_another_collection_count_before_they_are_read(scene: Scene) -> 
     room.check_rows(other, 30)
     with pytest.raises(AllFull):
         room.check_rows(other, 31)
+
+
+def test_bytes_are_counted_as_after_the_next_swap(scene: Scene) -> None:
+    """The index of the version before stays: no swap takes a replica beyond what was promised."""
+    add(scene.store, entries(0, 50, payload='{"a": 1}'))
+    before = scene.settle()
+    room = Room(LIMITS, scene.follower.all_shown)
+    counted = room.bytes()
+    assert counted == before.contents_bytes + 2 * before.vectors_bytes
+    scene.swap(2)
+    scene.settle()
+    assert room.bytes() == counted
+
+
+def test_what_is_written_is_counted_as_it_is_held(scene: Scene) -> None:
+    new = entries(0, 50, payload='{"a": "some words"}')
+    add(scene.store, new)
+    scene.settle()
+    room = Room(LIMITS, scene.follower.all_shown)
+    width = scene.index().version.spec.width
+    expected = bytes_of(width, [each.id for each in new], [each.payload for each in new])
+    assert 0.5 * expected < room.bytes() < 1.5 * expected
+
+
+def test_bytes_that_are_not_read_yet_are_asked_for_again(scene: Scene) -> None:
+    add(scene.store, entries(0, 50))
+    scene.settle()
+    used = Room(LIMITS, scene.follower.all_shown).bytes()
+    tight = Room(LIMITS._replace(all_bytes=used + 10), scene.follower.all_shown)
+    tight.check_bytes(10)
+    with pytest.raises(AllFull, match=f"take {used} bytes of memory, and these items 11"):
+        tight.check_bytes(11)
+    add(scene.store, entries(50, 1))
+    scene.store.broken = layout.collection_segments(NAME)
+    scene.follower.look()
+    with pytest.raises(RowsUncounted, match="still being read"):
+        tight.check_bytes(10)
+
+
+def test_too_many_bytes_are_refused_before_anything_is_written(searching: Searching) -> None:
+    args = searching.args.model_copy(update={"max_collections_bytes": 3000})
+    searching.close()
+    searching.args = args
+    searching.open()
+    searching.add("things", items(0, 5))
+    revision = ledger.newest_number(searching.store, "things")
+    response = searching.ask("POST", "/things/items", {"items": items(5, 20)})
+    assert (response.status_code, response.json()["error"]["code"]) == (507, "collections_full")
+    assert "over the limit of 3000" in response.json()["error"]["message"]
+    assert "max_collections_bytes" in response.json()["error"]["message"]
+    assert ledger.newest_number(searching.store, "things") == revision
+    assert searching.ask("POST", "/things/items/delete", {"ids": ["i1"]}).status_code == 200
 
 
 def test_the_largest_collection_must_fit() -> None:

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -43,10 +42,11 @@ from workers.serve.http.wire.collections import (
 )
 from workers.serve.http.wire.requests import parse
 from workers.serve.search.held import Shown
+from workers.serve.search.room import bytes_of
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.segments import Entry
 from workers.serve.search.stored.writes import Wish, was_written_for
-from workers.serve.versions.loading import ServedVersion
+from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.reference import ModelReference, parse_reference
 
 
@@ -141,11 +141,17 @@ class _Items:
             mark = await mark_of_write(request, asking.caller, body)
             if mark is not None and was_written_for(target, mark):
                 return _written(target, len(items))
-            self._check_room(target, len(items))
+            payloads = self._payloads(items)
             model = ModelReference(target.model, None)
             chosen = await replica.lookup.find(model, asking.min_version, asking.caller)
+            size = bytes_of(chosen.version.spec.width, [item.id for item in items], payloads)
+            self._check_room(target, len(items), size)
             with replica.admission.rows.held(asking.caller.key, len(items)):
-                entries = await self._entries(chosen.version, items, asking.caller.key)
+                rows = await self._rows(chosen.version, items, asking.caller.key)
+            entries = [
+                Entry(item.id, item.modality, row_F, payload)
+                for item, row_F, payload in zip(items, rows, payloads, strict=True)
+            ]
         return await self._write(target, entries, asking.caller, mark)
 
     async def remove(self, name: str, request: Request) -> Response:
@@ -161,18 +167,18 @@ class _Items:
         entries = [Entry(each, "", None, None) for each in dict.fromkeys(ids)]
         return await self._write(target, entries, asking.caller, mark)
 
-    async def _entries(
-        self, version: ServedVersion, items: Sequence[CollectionItem], key: str
-    ) -> list[Entry]:
+    def _payloads(self, items: Sequence[CollectionItem]) -> list[str | None]:
         most = self._replica.args.max_payload_bytes
-        payloads = [payload_text(item.payload, index, most) for index, item in enumerate(items)]
-        entries: list[Entry | None] = [None] * len(items)
+        return [payload_text(item.payload, index, most) for index, item in enumerate(items)]
+
+    async def _rows(
+        self, version: ServedVersion, items: Sequence[CollectionItem], key: str
+    ) -> list[Float32Array]:
+        """The feature of each item."""
+        found: dict[int, Float32Array] = {}
         for part in await features_of(self._replica, version, items, "items", key=key):
-            for row_F, position in zip(part.rows_BF, part.positions_B.tolist(), strict=True):
-                entries[position] = Entry(
-                    items[position].id, part.modality, np.asarray(row_F), payloads[position]
-                )
-        return [entry for entry in entries if entry is not None]
+            found.update(zip(part.positions_B.tolist(), part.rows_BF, strict=True))
+        return [found[position] for position in range(len(items))]
 
     async def _write(
         self, target: Revision, entries: Sequence[Entry], caller: Caller, mark: str | None
@@ -184,10 +190,10 @@ class _Items:
         )
         return _written(written, len(entries))
 
-    def _check_room(self, target: Revision, more: int) -> None:
+    def _check_room(self, target: Revision, rows: int, size: int) -> None:
         """As far as this replica has read: a collection may get a little larger than permitted."""
         try:
-            collections_of(self._replica).check_room(target, more)
+            collections_of(self._replica).check_room(target, rows, size)
         except WorkerError as error:
             raise worded(error) from error
 

@@ -6,6 +6,7 @@ Shapes: E width of the embeddings.
 import heapq
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 from workers.serve.search.index.filters import Filter, mask
 from workers.serve.search.index.parts import Part
@@ -15,6 +16,8 @@ from workers.serve.versions.loading import Float32Array, ServedVersion
 GRAPH_FROM_ROWS = 100_000
 # As many are compared in the time that a graph takes: what a filter leaves, if it is no more.
 FEW_ROWS = GRAPH_FROM_ROWS // 10
+# Of each row in Python's table of ids.
+ROW_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,19 @@ class Index:
 
     @property
     def memory_bytes(self) -> int:
-        """Of vectors, graphs, ids and payloads; Python's table of ids comes on top."""
-        texts = (part.contents.payloads.nbytes for part in self.parts)
-        ids = (part.contents.ids.nbytes for part in self.parts)
+        """Of all that this index holds."""
+        return self.contents_bytes + self.vectors_bytes
+
+    @cached_property
+    def contents_bytes(self) -> int:
+        """Of ids and payloads, and of the table of ids: what indexes of two versions share."""
+        parts = [part.contents for part in self.parts]
+        stored = sum(int(each.ids.nbytes) + each.payloads.nbytes for each in parts)
+        return stored + ROW_BYTES * sum(map(len, parts))
+
+    @cached_property
+    def vectors_bytes(self) -> int:
+        """Of vectors and graphs: what each version has its own of."""
         vectors = (part.vectors_NE.nbytes for part in self.parts)
         graphs = (part.graph.memory_bytes for part in self.parts if part.graph is not None)
-        return sum([*texts, *ids, *vectors, *graphs])
+        return sum([*vectors, *graphs])
