@@ -16,8 +16,10 @@ from pydantic import SecretStr
 from service.api.dependencies import require_body_type
 from service.api.middleware.authentication import Authentication
 from service.api.middleware.body_limit import BodyLimit
+from service.api.middleware.hosts import Hosts
 from service.api.middleware.request_log import RequestLog
 from service.api.openapi import PROBLEMS, DescribedApp, operation_id
+from service.api.places import Places
 from service.api.problems import add_problem_handlers
 from service.api.routes import (
     candidates,
@@ -126,6 +128,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     app.state.context = context
     app.state.reconciler = reconciler
     app.state.probes = operations.Probes()
+    app.state.part_places = Places(settings.upload_parts_at_once)
     app.state.completions = CapacityLimiter(uploads.COMPLETED_AT_ONCE)
     app.state.feed = Feed(context.database, is_stopping=events.is_server_stopping)
     context.metrics.round_age.set_function(reconciler.seconds_since_round)
@@ -137,7 +140,8 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
         max_bytes=settings.max_body_bytes,
         max_part_bytes=settings.upload_part_bytes_max,
     )
-    app.add_middleware(Authentication, doorkeeper=context.doorkeeper)
+    hosts = Hosts(settings.allowed_hosts)
+    app.add_middleware(Authentication, doorkeeper=context.doorkeeper, hosts=hosts)
     app.add_middleware(RequestLog, metrics=context.metrics)
     return app
 

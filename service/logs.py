@@ -120,8 +120,8 @@ def secret_texts(settings: Settings) -> list[str]:
     A short password is a word that lines are full of; in an address it is hidden anyway.
     """
     found = [unquote(urlsplit(settings.database_url).password or "")]
-    if settings.admin_key is not None:
-        found.append(settings.admin_key.get_secret_value())
+    keys = (settings.admin_key, settings.metrics_key)
+    found += [key.get_secret_value() for key in keys if key is not None]
     if settings.snapshot_signing_key is not None:
         # By line: whoever quotes PEM may have put its line ends elsewhere.
         found += _hidden_lines(settings.snapshot_signing_key.get_secret_value())

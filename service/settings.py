@@ -186,6 +186,12 @@ class Settings(BaseSettings):
     upload_part_bytes_max: int = Field(
         default=64 * 2**20, ge=1, description="largest part of an uploaded file"
     )
+    upload_parts_at_once: int = Field(
+        default=16,
+        ge=2,
+        description="parts that one replica of the service takes at one time, each of them with its size "
+        "on the disk; one owner gets half of them, and more are answered 429",
+    )
     upload_expiry_hours: float = Field(
         default=24, gt=0, description="an upload that is not finished by then is removed"
     )
@@ -203,9 +209,19 @@ class Settings(BaseSettings):
         default="on",
         description="whether requests need a key; off only where host is this machine's loopback",
     )
+    allowed_hosts: CommaSeparated = Field(
+        default=(),
+        description="comma-separated names, beside this machine's loopback, by which requests may ask "
+        "for the service while auth is off; web pages could reach it by names of theirs otherwise",
+    )
     admin_key: OperatorsKey | None = Field(
         default=None,
         description="a key that may do everything, for the first steps: 32 characters at least",
+    )
+    metrics_key: OperatorsKey | None = Field(
+        default=None,
+        description="what scrapers must send to /metrics as a bearer token: 32 characters at least; "
+        "without one, everybody who reaches the port reads names of models there",
     )
     snapshot_signing_key: SigningKey | None = Field(
         default=None,

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO
 
+from anyio import fail_after
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
@@ -20,6 +21,8 @@ from service.errors import BodyCutOff, FieldProblem, NoRoom, Unprocessable
 
 # What is written at once: small enough to be held many times, large enough to be worth a thread.
 _BLOCK_BYTES = 1 << 20
+# Without a byte for so long, a client is gone, whatever its connection says.
+_PATIENCE_SECONDS = 60.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*(?=,|;|$)")
 
@@ -70,18 +73,34 @@ class Spool:
 
 
 @asynccontextmanager
-async def spooled(request: Request) -> AsyncIterator[Spooled]:
+async def spooled(
+    request: Request, patience_seconds: float = _PATIENCE_SECONDS
+) -> AsyncIterator[Spooled]:
     """The request's body in a file. Raises BodyCutOff, BodyTooLarge, NoRoom, Unprocessable."""
     with NamedTemporaryFile(prefix="cmcl-upload-") as file:
         spool = Spool(file)
-        try:
-            async for piece in request.stream():
-                await spool.add(piece)
-        except ClientDisconnect as error:
-            raise BodyCutOff("the connection ended before the body did") from error
+        async for piece in _pieces(request, patience_seconds):
+            await spool.add(piece)
         digest = await spool.finish()
         _check_promises(request, spool.bytes, digest)
         yield Spooled(Path(file.name), spool.bytes, digest)
+
+
+async def _pieces(request: Request, patience_seconds: float) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises BodyCutOff where it ends too early, or stops to come."""
+    stream = request.stream()
+    while True:
+        try:
+            with fail_after(patience_seconds):
+                piece = await anext(stream, None)
+        except ClientDisconnect as error:
+            raise BodyCutOff("the connection ended before the body did") from error
+        except TimeoutError as error:
+            message = f"no byte of the body came for {patience_seconds:g} s; send it again"
+            raise BodyCutOff(message) from error
+        if piece is None:
+            return
+        yield piece
 
 
 def _check_promises(request: Request, size: int, digest: str) -> None:

@@ -32,7 +32,7 @@ class AppClient:
         return asyncio.run(self._request(method, path, **options))
 
     async def _request(self, method: str, path: str, **options: object) -> httpx.Response:
-        client = httpx.AsyncClient(transport=self._transport, base_url="http://service")
+        client = httpx.AsyncClient(transport=self._transport, base_url="http://localhost")
         async with client:
             return await client.request(method, path, **options)  # type: ignore[arg-type]
 

@@ -47,14 +47,16 @@ CMCL_LOST_ATTEMPT_GRACE_SECONDS: {{ .Values.service.lostAttemptGraceSeconds | qu
 CMCL_MAX_BODY_BYTES: {{ .Values.service.maxBodyBytes | int64 | quote }}
 CMCL_UPLOAD_BYTES_MAX: {{ .Values.service.uploadBytesMax | int64 | quote }}
 CMCL_UPLOAD_PART_BYTES_MAX: {{ .Values.service.uploadPartBytesMax | int64 | quote }}
+CMCL_UPLOAD_PARTS_AT_ONCE: {{ .Values.service.uploadPartsAtOnce | int64 | quote }}
 CMCL_UPLOAD_EXPIRY_HOURS: {{ .Values.service.uploadExpiryHours | quote }}
 CMCL_IDEMPOTENCY_HOURS: {{ .Values.service.idempotencyHours | quote }}
 CMCL_RUNS_KEPT_DAYS: {{ .Values.service.runsKeptDays | quote }}
 CMCL_REJECTED_KEPT_DAYS: {{ .Values.service.rejectedKeptDays | quote }}
 CMCL_EVENTS_KEPT_DAYS: {{ .Values.service.eventsKeptDays | quote }}
 CMCL_WEBHOOK_PREFIXES: {{ join "," .Values.service.webhookPrefixes | quote }}
-# Whoever reaches the pod's port could do everything otherwise.
+# Whoever reaches the pod's port could do everything otherwise. With keys, any host may be asked for.
 CMCL_AUTH: "on"
+CMCL_ALLOWED_HOSTS: ""
 CMCL_REQUESTS_PER_MINUTE_PER_KEY: {{ .Values.access.requestsPerMinute | int64 | quote }}
 {{- with .Values.access.oidc }}
 CMCL_OIDC_OWNER_CLAIM: {{ .ownerClaim | quote }}
@@ -139,6 +141,13 @@ sqlite:////var/lib/cmcl/database/cmcl.db
       name: {{ include "cmcl.adminSecret" . }}
       key: {{ .Values.access.adminSecretKey }}
       optional: {{ not .Values.access.adminSecret }}
+{{- with .Values.access.metricsSecret }}
+- name: CMCL_METRICS_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ $.Values.access.metricsSecretKey }}
+{{- end }}
 {{- include "cmcl.signingEnv" . }}
 {{- if not (include "cmcl.makesRayJobs" .) }}
 # Ray's client sends the token of the training cluster only when told so.

@@ -1,38 +1,42 @@
 """Nothing behind this layer is reached without a key, and no body is read for whoever has none."""
 
-from urllib.parse import urlsplit
-
 from anyio import CapacityLimiter, to_thread
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.access import OPEN_PATHS
+from service.api.access import METRICS, OPEN_PATHS, PROBES
+from service.api.middleware.hosts import Hosts, headers
 from service.api.problems import refusal
 from service.control.access.doorkeeper import Caller, Doorkeeper
-from service.errors import Forbidden, ServiceError
+from service.errors import ServiceError
 from service.logs import name_principal
 
 _SCHEME = "bearer"
 # An issuer of tokens that hangs may hold up so many threads, and none of the others.
 _THREADS_FOR_ISSUER = 4
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Authentication:
     """Puts the principal into the request's state; counts requests, and notes a key's use."""
 
-    def __init__(self, app: ASGIApp, doorkeeper: Doorkeeper) -> None:
+    def __init__(self, app: ASGIApp, doorkeeper: Doorkeeper, hosts: Hosts) -> None:
         self._app = app
         self._doorkeeper = doorkeeper
+        self._hosts = hosts
         self._issuer_threads = CapacityLimiter(_THREADS_FOR_ISSUER)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or scope["path"] in PROBES:
             await self._app(scope, receive, send)
             return
         try:
+            if self._doorkeeper.is_open:
+                self._hosts.check(scope)
             caller = await self._admit(scope)
         except ServiceError as error:
             await refusal(error, scope["path"])(scope, receive, send)
+            return
+        if caller is None:
+            await self._app(scope, receive, send)
             return
         scope.setdefault("state", {})["principal"] = caller.principal
         name_principal(caller.principal.name)
@@ -41,10 +45,13 @@ class Authentication:
         if self._doorkeeper.is_use_due(caller):
             await to_thread.run_sync(self._doorkeeper.write_use, caller)
 
-    async def _admit(self, scope: Scope) -> Caller:
-        if self._doorkeeper.is_open:
-            _check_origin(scope)
+    async def _admit(self, scope: Scope) -> Caller | None:
+        """Nobody in particular where no key is asked for, whoever it is."""
         shown = _bearer(scope)
+        if scope["path"] == METRICS:
+            self._doorkeeper.check_scraper(shown)
+        if scope["path"] in OPEN_PATHS:
+            return None
         caller = self._doorkeeper.recognize(shown)
         if caller is None:
             caller = await self._look_up(shown or "", scope)
@@ -60,29 +67,8 @@ class Authentication:
 
 def _bearer(scope: Scope) -> str | None:
     """What stands behind `Authorization: Bearer`; two such headers are none."""
-    given = _headers(scope, b"authorization")
+    given = headers(scope, b"authorization")
     if len(given) != 1:
         return None
-    scheme, _, shown = given[0].decode("latin-1").partition(" ")
+    scheme, _, shown = given[0].partition(" ")
     return shown.strip() if scheme.lower() == _SCHEME and shown.strip() else None
-
-
-def _check_origin(scope: Scope) -> None:
-    """Where no key is asked for, a browser on this machine must not do what some web page wants."""
-    for origin in _headers(scope, b"origin"):
-        if _host(origin.decode("latin-1")) not in _LOOPBACK:
-            raise Forbidden(
-                "pages of other machines are refused while no keys are asked for; "
-                "set CMCL_AUTH to on, and send a key"
-            )
-
-
-def _host(origin: str) -> str | None:
-    try:
-        return urlsplit(origin).hostname
-    except ValueError:
-        return None
-
-
-def _headers(scope: Scope, wanted: bytes) -> list[bytes]:
-    return [value for name, value in scope["headers"] if name == wanted]

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import text
 
+from service.api.access import METRICS
 from service.api.dependencies import ContextDep, ReconcilerDep
 from service.api.schemas import Health
 from service.control.context import Context
@@ -67,9 +68,9 @@ async def readyz(context: ContextDep, reconciler: ReconcilerDep, request: Reques
     return JSONResponse(health.model_dump(), 200 if is_ready else 503)
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(METRICS, response_class=Response)
 def metrics(context: ContextDep) -> Response:
-    """Prometheus' text format."""
+    """Prometheus' text format. With a metrics key, for whoever sends it as a bearer token."""
     body = generate_latest(context.metrics.registry)
     return Response(body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 

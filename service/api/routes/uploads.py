@@ -14,7 +14,8 @@ from sqlalchemy import Connection
 from service.api.access import Reader, Writer
 from service.api.answers import Answered, answer_long, answered, record
 from service.api.dependencies import BYTES, ContextDep, RequestKeyDep, UploadPath
-from service.api.spool import spooled
+from service.api.places import Places
+from service.api.spool import Spooled, spooled
 from service.control.context import Context
 from service.control.data import assemble, uploads
 from service.control.data.intake import random_id
@@ -36,6 +37,13 @@ def get_completions(request: Request) -> CapacityLimiter:
     return limiter
 
 
+def get_places(request: Request) -> Places:
+    """For the bodies of parts; those of this app."""
+    places: Places = request.app.state.part_places
+    return places
+
+
+PlacesDep = Annotated[Places, Depends(get_places)]
 CompletionsDep = Annotated[CapacityLimiter, Depends(get_completions)]
 PartPath = Annotated[int, Path(alias="number", ge=1, le=MOST_PARTS)]
 _RAW_BODY = {
@@ -122,21 +130,24 @@ def read_upload(upload: UploadPath, principal: Reader, context: ContextDep) -> U
 
 @router.put("/{upload}/parts/{number}", openapi_extra=_RAW_BODY)
 async def put_part(
-    upload: UploadPath, number: PartPath, principal: Writer, context: ContextDep, request: Request
+    upload: UploadPath,
+    number: PartPath,
+    principal: Writer,
+    context: ContextDep,
+    request: Request,
+    places: PlacesDep,
 ) -> PartView:
     """Send one part: the body is its bytes. It counts once this answers; sending it again is safe.
 
     Parts are numbered 1, 2, 3 in the order of the file, and can come in any order, also at the same
     time. A `Content-Digest: sha-256=:...:` is checked. All parts but the last have 5 MiB or more.
+    429 where too many are being taken at this moment; `Retry-After` says when to send it again.
     """
     await run_in_threadpool(uploads.check_takes_parts, context, upload, principal)
-    async with spooled(request) as body:
-        if body.bytes == 0:
-            message = f"it has no bytes; permitted: 1 to {context.settings.upload_part_bytes_max}"
-            raise Unprocessable("the part is empty", FieldProblem("body", message))
-        part = PartRecord(number, body.bytes, body.sha256)
-        received = ReceivedPart(body.path, part)
-        kept = await run_in_threadpool(uploads.keep_part, context, upload, received, principal)
+    with places.one(principal.owns_as):
+        async with spooled(request) as body:
+            received = _received(body, number, context)
+            kept = await run_in_threadpool(uploads.keep_part, context, upload, received, principal)
     return PartView(**vars(kept))
 
 
@@ -181,6 +192,14 @@ def presign_upload(
 def delete_upload(upload: UploadPath, principal: Writer, context: ContextDep) -> None:
     """Give an upload up. 409 while a dataset that names it was not learned yet."""
     uploads.abort(context, upload, principal)
+
+
+def _received(body: Spooled, number: int, context: Context) -> ReceivedPart:
+    """Raises Unprocessable for an empty one."""
+    if body.bytes == 0:
+        message = f"it has no bytes; permitted: 1 to {context.settings.upload_part_bytes_max}"
+        raise Unprocessable("the part is empty", FieldProblem("body", message))
+    return ReceivedPart(body.path, PartRecord(number, body.bytes, body.sha256))
 
 
 def _with_link(context: Context, given: Answered) -> Answered:

@@ -19,6 +19,9 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 
 _NEEDED = "a key is needed: send it as Authorization: Bearer cmcl_..."
+_SCRAPERS_KEY_NEEDED = (
+    "metrics are shown to whoever sends CMCL_METRICS_KEY as Authorization: Bearer ..."
+)
 # The same words for everything: they must not tell whether a key exists.
 _NOT_VALID = "the key is not valid: mistyped, expired or revoked"
 # Longer ones are read by nobody: keys are short, and a token is some thousand characters.
@@ -56,6 +59,8 @@ class Doorkeeper:
         self.is_open = settings.auth == "off"
         admin = settings.admin_key
         self._admin_digest = sha256(admin.get_secret_value()) if admin else None
+        scrapers = settings.metrics_key
+        self._scrapers_digest = sha256(scrapers.get_secret_value()) if scrapers else None
         self._database = database
         self._clock = clock
         self._tokens = tokens
@@ -73,6 +78,13 @@ class Doorkeeper:
         key = parse(shown)
         found = self._known.find(key) if key else None
         return _of_key(found) if found else None
+
+    def check_scraper(self, shown: str | None) -> None:
+        """Whether metrics are shown. Raises Unauthorized where they have a key, and this is another one."""
+        if self._scrapers_digest is None:
+            return
+        if shown is None or not hmac.compare_digest(self._scrapers_digest, sha256(shown)):
+            raise Unauthorized(_SCRAPERS_KEY_NEEDED)
 
     def asks_issuer(self, shown: str) -> bool:
         """Whether looking it up may wait for the issuer of tokens."""

@@ -24,6 +24,16 @@ def test_monitor_finds_the_service_and_its_port(production: Release) -> None:
     assert (endpoint["path"], endpoint["interval"]) == ("/metrics", "15s")
 
 
+def test_monitor_sends_the_key_that_the_service_asks_scrapers_for(production: Release) -> None:
+    (endpoint,) = production.one("ServiceMonitor", "demo-cmcl")["spec"]["endpoints"]
+    asked = production.settings()["CMCL_METRICS_KEY"]["secretKeyRef"]
+    assert endpoint["authorization"]["credentials"] == asked
+    monitored = render({"monitoring": {"serviceMonitor": {"enabled": True}}})
+    (open_to_all,) = monitored.of_kind("ServiceMonitor")[0]["spec"]["endpoints"]
+    assert "authorization" not in open_to_all
+    assert "CMCL_METRICS_KEY" not in monitored.settings()
+
+
 def test_prometheus_can_select_monitor_and_rules(production: Release) -> None:
     for item in production.of_kind("ServiceMonitor", "PodMonitor", "PrometheusRule"):
         assert item["metadata"]["labels"]["release"] == "prometheus"

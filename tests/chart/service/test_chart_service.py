@@ -63,11 +63,11 @@ def test_chart_sets_every_setting_and_no_other(
     # Each launcher is told its own.
     of_rayjobs = {name for name in known if name.startswith("CMCL_KUBERAY_")}
     assert known - set(production.settings()) == {*of_rayjobs, "CMCL_MIN_RANKS"}
-    assert known - set(queued.settings()) == {"CMCL_RAY_ADDRESS", "CMCL_SNAPSHOT_SIGNING_KEY"}
+    of_secrets = {"CMCL_SNAPSHOT_SIGNING_KEY", "CMCL_METRICS_KEY"}
+    assert known - set(queued.settings()) == {"CMCL_RAY_ADDRESS", *of_secrets}
     # Empty, they would be an issuer without a name.
     unset = {"CMCL_OIDC_ISSUER", "CMCL_OIDC_AUDIENCE", "CMCL_MIN_RANKS"}
-    unset.add("CMCL_SNAPSHOT_SIGNING_KEY")
-    assert known - set(trial.settings()) == {*of_rayjobs, *unset}
+    assert known - set(trial.settings()) == {*of_rayjobs, *unset, *of_secrets}
 
 
 def _migration(release: Release) -> Any:
@@ -79,6 +79,7 @@ def _set_environment(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = {
         "CMCL_DATABASE_URL": "postgresql://from-secret",
         "CMCL_ADMIN_KEY": "k" * 32,
+        "CMCL_METRICS_KEY": "m" * 32,
         "CMCL_SNAPSHOT_SIGNING_KEY": make_pair().private,
     }
     for name, value in release.settings().items():

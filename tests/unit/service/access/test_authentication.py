@@ -207,6 +207,61 @@ def test_without_keys_no_web_page_of_elsewhere_gets_in(tmp_path: Path) -> None:
     assert list(statuses.values()) == [404] * 3 + [403] * 6
 
 
+@pytest.mark.parametrize("auth", ["on", "off"])
+def test_metrics_with_a_key_are_for_whoever_sends_it(tmp_path: Path, auth: str) -> None:
+    key = "scrapers-of-the-tests-0123456789abcdef"
+    plane = ControlPlane(tmp_path, auth=auth, admin_key=ADMIN_KEY, metrics_key=key)
+    told = {
+        shown: Holder(plane, shown).get("/metrics").status_code for shown in (key, ADMIN_KEY, None)
+    }
+    assert told == {key: 200, ADMIN_KEY: 401, None: 401}
+    assert Holder(plane, None).get("/healthz").status_code == 200
+    # It opens nothing else.
+    if auth == "on":
+        assert Holder(plane, key).get("/v1/models").status_code == 401
+    plane.close()
+
+
+def test_without_keys_it_is_asked_for_by_names_of_this_machine(tmp_path: Path) -> None:
+    """A web page can lead a name of its own here: the browser then asks for that name."""
+    plane = ControlPlane(tmp_path, allowed_hosts=("cmcl.test",))
+    ours = (
+        "127.0.0.1:8000",
+        "localhost",
+        "LOCALHOST:3000",
+        "[::1]:8000",
+        "127.8.0.1",
+        "Cmcl.test:80",
+    )
+    others = (
+        "evil.example",
+        "evil.example:8000",
+        "10.0.3.7",
+        "localhost.evil.example",
+        "[",
+        "",
+        "a@b",
+    )
+    for path, refused in (("/v1/models", 403), ("/metrics", 403), ("/healthz", 200)):
+        for host in ours:
+            assert plane.client.get(path, headers={"Host": host}).status_code == 200, host
+        for host in others:
+            assert plane.client.get(path, headers={"Host": host}).status_code == refused, host
+    page = {"Host": "cmcl.test", "Origin": "http://cmcl.test:8000"}
+    assert plane.client.get("/v1/models", headers=page).status_code == 200
+    told = plane.client.get("/v1/models", headers={"Host": "evil.example"}).json()["detail"]
+    assert "'evil.example'" in told
+    assert "CMCL_ALLOWED_HOSTS" in told
+    plane.close()
+
+
+def test_with_keys_it_is_asked_for_by_any_name(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
+    operator = Holder(plane, ADMIN_KEY)
+    assert operator.get("/v1/models", headers={"Host": "cmcl.example"}).status_code == 200
+    plane.close()
+
+
 def starts(plane: ControlPlane, caplog: pytest.LogCaptureFixture) -> str:
     caplog.clear()
     with plane.client.running():

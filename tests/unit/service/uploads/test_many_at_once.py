@@ -36,7 +36,7 @@ async def complete_all(
 ) -> list[httpx.Response]:
     """All of them at once; another route is asked meanwhile."""
     transport = httpx.ASGITransport(plane.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         completing = [
             asyncio.create_task(client.post(f"/v1/uploads/{upload}/complete")) for upload in uploads
         ]
