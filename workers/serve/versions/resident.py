@@ -152,9 +152,8 @@ class ResidentVersions:
         if under_way >= self._recent:
             model, number = key
             raise Overloaded(
-                f"model asks for {model}@{number}, which is not in memory, and {under_way} versions "
-                f"that requests name are being loaded; permitted are {self._recent} at a time; try "
-                "again",
+                f"{model}@{number} is not in memory, and {under_way} versions that requests name are "
+                f"being loaded; permitted are {self._recent} at a time; try again",
                 "model",
                 "too_many_loads",
             )
