@@ -45,7 +45,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
         allowed_prefixes=prefixes,
         encoders=("text=synthetic:8",),
         # So that a test that kills a rank need not train for a minute first.
-        extra_environment={"CMCL_CHECKPOINT_SECONDS": "1"},
+        extra_environment={"CMCL_CHECKPOINT_SECONDS": "0.2"},
     )
     with stack as running:
         yield running

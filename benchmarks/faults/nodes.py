@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -42,10 +42,20 @@ class NodesError(Exception):
 
 
 class Nodes:
-    """A head without CPUs, and nodes that have one each: every rank is on a node of its own."""
+    """A head, and nodes that have one CPU each: every rank is on a node of its own.
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    `cpus_of_head`: with one, there is a rank on the head as well.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        cpus_of_head: int = 0,
+        others: Sequence[str] = ("127.0.0.2", "127.0.0.3"),
+    ) -> None:
         self.folder = folder
+        self._cpus_of_head, self._others = cpus_of_head, others
         # Short, because the path of a Unix socket may have 107 characters at most; and our own,
         # because Ray keeps there which cluster of the machine is the present one.
         self._files = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
@@ -59,8 +69,8 @@ class Nodes:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self.start_head()
-            self.add("127.0.0.2")
-            self.add("127.0.0.3")
+            for ip in self._others:
+                self.add(ip)
         except BaseException:
             self.stop()
             raise
@@ -142,7 +152,7 @@ class Nodes:
         self._files.cleanup()
 
     def _ray(self, ip: str, *options: str) -> None:
-        cpus = 0 if "--head" in options else 1
+        cpus = self._cpus_of_head if "--head" in options else 1
         words = [
             *(str(_PROGRAMS / "ray"), "start", "--block", "--disable-usage-stats", *options),
             *(f"--node-ip-address={ip}", f"--num-cpus={cpus}", "--object-store-memory=80000000"),

@@ -1,4 +1,4 @@
-"""Ranks that stay: the bits of cold ones, and an attempt survives the death of any process."""
+"""Ranks that stay: the bits of ranks of one's own, whatever dies; and room for whoever comes next."""
 
 import signal
 from pathlib import Path
@@ -6,12 +6,21 @@ from pathlib import Path
 import pytest
 
 from cmcl.stack import LocalStack
-from tests.ray.attempts import PATIENT, QUICK, SECONDS, Attempts, ray_processes, wait_until
+from tests.ray.attempts import Attempts, ended, ray_processes, wait_until
 from workers.contract.errors import ObjectNotFound
 from workers.contract.model import TrainingSpec
 from workers.storage.port import ObjectStore
 
 pytestmark = pytest.mark.ray
+
+QUICK = TrainingSpec(epochs=1)
+# For some checkpoints, of which the session's stack takes five a second.
+LONG = TrainingSpec(epochs=100, learning_rate=1e-4)
+# Longer than it takes to stop it.
+VERY_LONG = TrainingSpec(epochs=1000, learning_rate=1e-4)
+WILD = TrainingSpec(epochs=1, temperature=1e-40)
+ALONE = ("--ranks", "1")
+_GROUP = "Started training worker group"
 
 
 @pytest.fixture
@@ -19,58 +28,65 @@ def attempts(stack: LocalStack, store: ObjectStore, tmp_path: Path) -> Attempts:
     return Attempts(stack, store, tmp_path)
 
 
-def test_two_jobs_in_warm_ranks_make_the_bits_of_cold_ones(
-    attempts: Attempts, stack: LocalStack
+def ranks(stack: LocalStack) -> set[int]:
+    """Process numbers of all ranks of all groups."""
+    return {rank.pid for rank in ray_processes(stack, "RayTrainWorker")}
+
+
+def test_killed_rank_an_attempt_before_and_a_driver_elsewhere_leave_the_bits_of_cold_ranks(
+    attempts: Attempts, stack: LocalStack, tmp_path: Path
 ) -> None:
-    first = attempts.run("warm-0", 0)
-    ranks = {rank.pid for rank in ray_processes(stack, "RayTrainWorker")}
-    second = attempts.run("warm-1", 1)
-    assert {rank.pid for rank in ray_processes(stack, "RayTrainWorker")} == ranks
-    assert len(ranks) == 2
-    cold = [attempts.start(f"cold-{each}", each, QUICK, "--cold") for each in (0, 1)]
-    assert [each.wait(SECONDS) for each in cold] == [0, 0]
-    for warm, job in ((first, "cold-0"), (second, "cold-1")):
-        assert warm.files == attempts.candidate(job).files
-        assert warm.report.ranks == attempts.candidate(job).report.ranks == 2
+    broken = attempts.start("broken", 1, LONG)
+    wait_until(lambda: attempts.is_training("broken") and attempts.checkpoints("broken"))
+    ray_processes(stack, "RayTrainWorker")[-1].send_signal(signal.SIGKILL)
+    cold = attempts.start("cold", 1, LONG, "--cold")
+    assert [ended(each) for each in (broken, cold)] == [0, 0]
+    told = attempts.progress("broken")
+    assert told is not None
+    assert told.resumed_at, "it went on from a checkpoint"
+
+    assert ended(attempts.start("before", 0, QUICK)) == 0
+    stayed = ranks(stack)
+    assert len(stayed) == 2
+    # The resident's socket lies in the folder for temporary files, and here is another one: as on
+    # another node it is asked through Ray.
+    assert ended(attempts.start("again", 1, LONG, temporary=tmp_path)) == 0
+    assert ranks(stack) == stayed
+
+    for job in ("broken", "again"):
+        assert attempts.candidate(job).files == attempts.candidate("cold").files
+        assert attempts.candidate(job).report.ranks == 2
 
 
-@pytest.mark.parametrize("victim", ["RayTrainWorker", "ray::Resident"])
-def test_attempt_survives_the_death_of_what_serves_it(
-    attempts: Attempts, stack: LocalStack, victim: str
+def test_attempt_that_cannot_be_learned_is_told_and_one_that_is_stopped_makes_room(
+    attempts: Attempts,
 ) -> None:
-    job = f"orphan-{victim[-8:].lower()}"
-    attempt = attempts.start(job, 1, PATIENT)
-    wait_until(lambda: attempts.is_training(job))
-    ray_processes(stack, victim)[-1].send_signal(signal.SIGKILL)
-    assert attempt.wait(SECONDS) == 0
-    assert attempts.candidate(job).report.ranks == 2
-
-
-def test_attempt_that_is_stopped_makes_room_for_the_next(attempts: Attempts) -> None:
-    attempt = attempts.start("stopped", 1, PATIENT)
+    assert ended(attempts.start("wild", 0, WILD)) == 1
+    stopped = attempts.start("stopped", 1, VERY_LONG)
     wait_until(lambda: attempts.is_training("stopped"))
-    attempt.send_signal(signal.SIGTERM)
-    assert attempt.wait(10) != 0
-    attempts.run("after-stopped", 0)
-    with pytest.raises(ObjectNotFound):
-        attempts.candidate("stopped")
+    stopped.send_signal(signal.SIGTERM)
+    assert ended(stopped) != 0
+    assert ended(attempts.start("after", 0, QUICK)) == 0
+    for job in ("wild", "stopped"):
+        with pytest.raises(ObjectNotFound):
+            attempts.candidate(job)
 
 
-def test_data_that_cannot_be_learned_is_told_and_the_next_is(attempts: Attempts) -> None:
-    wild = TrainingSpec(epochs=1, temperature=1e-40)
-    assert attempts.start("wild", 0, wild).wait(SECONDS) == 1
-    attempts.run("tame", 0)
-
-
-def test_another_number_of_ranks_is_another_group_which_leaves_when_idle(
+def test_another_number_of_ranks_is_another_group_and_what_fails_alike_is_not_tried_again_there(
     attempts: Attempts, stack: LocalStack
 ) -> None:
-    attempts.run("two-ranks", 0)
-    assert attempts.run("one-rank", 0, "--ranks", "1").report.ranks == 1
-    wait_until(lambda: not ray_processes(stack, "ray::Resident"))
-    alone = ("--ranks", "1", "--idle-seconds", "5")
-    assert attempts.run("one-rank-warm", 0, *alone).report.ranks == 1
-    assert len(ray_processes(stack, "RayTrainWorker")) == 1
-    # Nothing comes for five seconds: all that the group held is free.
-    wait_until(lambda: not ray_processes(stack, "RayTrainWorker"))
-    assert not ray_processes(stack, "ray::Resident")
+    before = stack.log("driver").read_text().count(_GROUP)
+    assert ended(attempts.start("wild-alone", 0, WILD, *ALONE)) == 1
+    log = stack.log("driver").read_text()
+    assert log.count(_GROUP) == before + 1
+    assert "CMCL_RANKS is 2 for the ranks that stay and 1 for this attempt" in log
+    # The group of two makes room: all that it held is free.
+    wait_until(lambda: not ray_processes(stack, "ray::Resident") and not ranks(stack))
+
+
+def test_attempt_survives_the_death_of_the_resident(attempts: Attempts, stack: LocalStack) -> None:
+    orphan = attempts.start("orphan", 1, LONG, *ALONE)
+    wait_until(lambda: attempts.is_training("orphan"))
+    ray_processes(stack, "ray::Resident")[-1].send_signal(signal.SIGKILL)
+    assert ended(orphan) == 0
+    assert attempts.candidate("orphan").report.ranks == 1
