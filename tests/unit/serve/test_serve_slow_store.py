@@ -156,6 +156,41 @@ def test_many_wake_ups_are_few_looks(sleeping: Replica) -> None:
     assert looks <= (time.monotonic() - began) / 0.02 + 2
 
 
+class DistantStore(FlakyStore):
+    """Reading a pointer takes longer than the shortest pause between two looks."""
+
+    def read(self, key: str) -> bytes:
+        if key.endswith("live.json"):
+            time.sleep(0.03)
+        return super().read(key)
+
+
+def test_wake_ups_without_end_keep_no_model_from_its_turn(tmp_path: Path) -> None:
+    """Of more models than there are threads that read."""
+    distant = DistantStore(LocalStore(tmp_path / "store"))
+    replica = Replica(distant, ServeArgs(store=distant.uri))
+    models = [f"model-{number}" for number in range(7)]
+    swapper = Swapper(replica.live, replica.resident, replica.metrics)
+    replica.follower = Follower(distant, replica.live, swapper, NEVER)
+    stop = threading.Event()
+
+    def wake_without_end() -> None:
+        while not stop.wait(0.001):
+            replica.follower.wake()
+
+    waking = threading.Thread(target=wake_without_end)
+    waking.start()
+    replica.follower.start()
+    try:
+        for model in models:
+            replica.publish(version=1, model=model)
+        until(lambda: all(replica.live_number(model) == 1 for model in models))
+    finally:
+        stop.set()
+        waking.join()
+        replica.follower.stop()
+
+
 def test_what_is_written_during_a_look_is_seen_after_it(tmp_path: Path) -> None:
     slow = SlowStore(LocalStore(tmp_path / "store"))
     replica = Replica(slow, ServeArgs(store=slow.uri))
