@@ -161,7 +161,7 @@ class DistantStore(FlakyStore):
 
     def read(self, key: str) -> bytes:
         if key.endswith("live.json"):
-            time.sleep(0.03)
+            time.sleep(0.1)
         return super().read(key)
 
 
