@@ -18,6 +18,18 @@
 {{- end -}}
 {{- end -}}
 
+{{/* Names by which the endpoint may be asked for where it asks for no keys: those of its Service, and
+     whatever the values name. Any, where everybody may ask. */}}
+{{- define "cmcl.endpointHosts" -}}
+{{- $endpoint := .Values.access.endpoint -}}
+{{- $service := include "cmcl.servingService" . -}}
+{{- $names := list $service -}}
+{{- range list "" ".svc" ".svc.cluster.local" -}}
+{{- $names = append $names (printf "%s.%s%s" $service $.Release.Namespace .) -}}
+{{- end -}}
+{{- toYaml (ternary (list "*") (concat $names $endpoint.allowedHosts) $endpoint.open) -}}
+{{- end -}}
+
 {{- define "cmcl.ingress" -}}
 {{- include "cmcl.keysAreAsked" (merge (dict "kind" "ingress") .) -}}
 apiVersion: networking.k8s.io/v1

@@ -22,7 +22,7 @@ STARTING_SECONDS = 300.0
 
 def waiting_for_a_version() -> bytes:
     lines = [
-        *("POST /v1/embeddings HTTP/1.1", "host: endpoint", f"content-length: {len(BODY)}"),
+        *("POST /v1/embeddings HTTP/1.1", "host: localhost", f"content-length: {len(BODY)}"),
         *("x-min-model-version: 99", "connection: close"),
     ]
     return "\r\n".join([*lines, "", ""]).encode() + BODY

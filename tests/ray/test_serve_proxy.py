@@ -19,7 +19,7 @@ STARTING_SECONDS = 300.0
 
 def request(*headers: str) -> bytes:
     lines = [
-        *("POST /v1/embeddings HTTP/1.1", "host: endpoint", f"content-length: {len(BODY)}"),
+        *("POST /v1/embeddings HTTP/1.1", "host: localhost", f"content-length: {len(BODY)}"),
         *("x-min-model-version: 1", "connection: close", *headers),
     ]
     return "\r\n".join([*lines, "", ""]).encode() + BODY

@@ -68,6 +68,12 @@ class ServeArgs(Frozen):
         description="Ed25519 public key in PEM, or several: whoever asks needs a key that is in the "
         "list signed with one of them; by default nobody needs one",
     )
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="names by which requests may ask for the endpoint while nobody needs a key, beside "
+        "localhost and addresses in numbers, or `*` for any; web pages could reach it by names of "
+        "theirs otherwise",
+    )
     recent_versions: int = Field(
         default=4,
         ge=1,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import helm_python
+import httpx
 import pytest
 
 from cmcl.proxy import SERVING
@@ -15,7 +16,10 @@ from workers.serve.places import ENCODER, REPLICA
 from workers.serve.settings import ServeArgs
 
 # Those that the chart finds out by itself, or takes from elsewhere.
-ELSEWHERE = {"store", "replicas", "replicas_per_node", "access_public_key", "encoders"}
+ELSEWHERE = {
+    *("store", "replicas", "replicas_per_node", "encoders"),
+    *("access_public_key", "allowed_hosts"),
+}
 # Pods of the chart have no CPUs for it: replicas book places.
 ELSEWHERE.add("num_cpus")
 DEFAULTS = helm_python.values_from_yaml((CHART / "values.yaml").read_text())["serving"]["args"]
@@ -111,7 +115,22 @@ def test_an_argument_arrives_as_it_was_chosen(name: str) -> None:
 
 def test_chart_and_application_have_the_same_defaults() -> None:
     told = ServeArgs.model_validate(render({}).serve_args())
-    assert told == ServeArgs(store=told.store, replicas_per_node=1)
+    named = {"store": told.store, "allowed_hosts": told.allowed_hosts}
+    assert told == ServeArgs(**named, replicas_per_node=1)
+
+
+def test_without_keys_the_endpoint_knows_the_names_by_which_it_is_asked() -> None:
+    values: Object = {"access": {"endpoint": {"allowedHosts": ["embeddings.example.org"]}}}
+    release = render(values)
+    hosts = release.serve_args()["allowed_hosts"]
+    ours = httpx.URL(release.settings()["CMCL_EMBEDDINGS_URL"]).host
+    assert {ours, "embeddings.example.org"} <= set(hosts)
+    assert not any("*" in host for host in hosts)
+
+
+def test_an_endpoint_that_is_open_is_asked_for_by_any_name() -> None:
+    told = render({"access": {"endpoint": {"open": True}}}).serve_args()
+    assert told["allowed_hosts"] == ["*"]
 
 
 def test_bounds_are_those_of_the_application() -> None:

@@ -46,7 +46,7 @@ async def swap_and_ask(replica: Replica, swaps: int, generation: int) -> None:
     rows = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(0)).tolist()
     body = {"model": MODEL, "modality": "image", "input": rows, "encoding_format": "base64"}
     transport = httpx.ASGITransport(replica.app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         for number, version in enumerate(islice(cycle(range(1, VERSIONS + 1)), swaps), generation):
             replica.point(number, version)
             await asyncio.to_thread(replica.look)

@@ -40,7 +40,7 @@ async def client_of(serving: Replica) -> AsyncIterator[httpx.AsyncClient]:
     args = serving.args.model_copy(update=limits)
     app = create_api(replace(serving.parts(args), access=ByName()))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://replica") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         yield client
 
 

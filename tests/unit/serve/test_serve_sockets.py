@@ -26,7 +26,7 @@ def address(serving: Replica) -> Iterator[tuple[str, int]]:
 
 
 def head(length: int, *headers: str) -> bytes:
-    lines = ["POST /v1/embeddings HTTP/1.1", "host: replica", f"content-length: {length}", *headers]
+    lines = ["POST /v1/embeddings HTTP/1.1", "host: 127.0.0.1", f"content-length: {length}", *headers]
     return "\r\n".join([*lines, "", ""]).encode()
 
 

@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from workers.serve.http.counted import Counted
 from workers.serve.http.errors import install_error_handlers
+from workers.serve.http.hosts import KnownHosts
 from workers.serve.http.replica import Replica
 from workers.serve.http.routes import (
     announcements,
@@ -33,9 +35,12 @@ _ROUTERS = (
 
 def create_api(replica: Replica) -> Counted:
     """The ASGI application of one replica."""
-    routes = embeddings.past_the_layers(describe(replica), replica)
-    sent = UntilSent(routes, replica.admission.bytes, replica.args.body_seconds)
-    return Counted(sent, replica.metrics.finished)
+    args = replica.args
+    app: ASGIApp = embeddings.past_the_layers(describe(replica), replica)
+    app = UntilSent(app, replica.admission.bytes, args.body_seconds)
+    if args.access_public_key is None:
+        app = KnownHosts(app, args.allowed_hosts)
+    return Counted(app, replica.metrics.finished)
 
 
 def describe(replica: Replica) -> FastAPI:
