@@ -1,14 +1,14 @@
 """Files sent in parts. One that broke off, by a crash of ours or theirs, goes on where it stood.
 
-Nothing is kept on this side: the Idempotency-Key of an upload is made from the file's path, size
-and time of change, so the same file again is answered with the upload that was begun. Which parts
-have arrived is for the service to say; each is compared by its digest.
+Nothing is kept on this side: the Idempotency-Key of an upload is made from the file's name and SHA-256,
+so the same bytes again are answered with the upload that was begun. Which parts have arrived is for the
+service to say; each is compared by its digest.
 """
 
 import base64
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -40,14 +40,13 @@ class Part:
     size: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class LocalFile:
-    """A file as it is read from its beginning to its end, once."""
+    """A file as it was when it was first looked at."""
 
     path: Path
     size: int
     changed_ns: int
-    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256, repr=False)
 
     @classmethod
     def of(cls, path: Path) -> "LocalFile":
@@ -62,12 +61,6 @@ class LocalFile:
             )
         return cls(path.resolve(), found.st_size, found.st_mtime_ns)
 
-    @property
-    def key(self) -> str:
-        """The same for the same file, as long as nobody writes to it."""
-        told = f"{self.path}\0{self.size}\0{self.changed_ns}"
-        return f"upload-{hashlib.sha256(told.encode('utf-8', 'surrogateescape')).hexdigest()}"
-
     def parts(self, upload: Upload) -> Iterator[Part]:
         """All of it, in parts of the permitted sizes."""
         size = max(_PART_BYTES, upload.part_bytes_min, -(-self.size // _MOST_PARTS))
@@ -76,13 +69,12 @@ class LocalFile:
             yield Part(index + 1, start, min(size, self.size - start))
 
     def read(self, part: Part) -> bytes:
-        """One part; they are read in order, for the digest of the whole."""
+        """One part. Raises CmclError if somebody has written to the file since."""
         with self.path.open("rb") as file:
             file.seek(part.start)
             data = file.read(part.size)
         if len(data) != part.size or self.path.stat().st_mtime_ns != self.changed_ns:
             raise CmclError(f"{self.path} was changed while it was being sent; send it again")
-        self.digest.update(data)
         return data
 
 
@@ -91,16 +83,20 @@ def upload(
     path: str | PathLike[str],
     on_progress: Callable[[UploadProgress], None] | None = None,
 ) -> Flow[Upload]:
-    """Send a file; the answer's `uri` can stand in a dataset. The same file again is sent once."""
+    """Send a file; the answer's `uri` can stand in a dataset. The same file again is sent once.
+
+    It is read twice: its digest is announced, and the service takes nothing else for it.
+    """
     file = yield from _local(path)
-    begun = yield from _begin(api, file)
+    digest = yield from _whole_digest(file)
+    begun = yield from _begin(api, file, digest)
     there = {part.number: part.sha256 for part in begun.parts}
     for part in file.parts(begun):
         yield from _send_part(api, begun, file, part, there.get(part.number))
         if on_progress is not None:
             on_progress(UploadProgress(file.path, part.start + part.size, file.size))
     complete = begun if begun.state == "complete" else (yield from _complete(api, begun))
-    _check_digest(file, complete)
+    _check_digest(file, digest, complete)
     return complete
 
 
@@ -140,11 +136,12 @@ def _local(path: str | PathLike[str]) -> Flow[LocalFile]:
     return work(partial(LocalFile.of, Path(path)))
 
 
-def _begin(api: Api, file: LocalFile) -> Flow[Upload]:
-    """The upload of this file that was begun before, where it still can be used; else a new one."""
-    body = {"filename": file.path.name, "bytes": file.size}
+def _begin(api: Api, file: LocalFile, digest: str) -> Flow[Upload]:
+    """The upload of these bytes that was begun before, where it still can be used; else a new one."""
+    body = {"filename": file.path.name, "bytes": file.size, "sha256": digest}
+    key = _key(file.path.name, digest)
     for beginning in range(_MOST_BEGINNINGS):
-        begun = yield from api.post(Upload, "/v1/uploads", body, f"{file.key}-{beginning}")
+        begun = yield from api.post(Upload, "/v1/uploads", body, f"{key}-{beginning}")
         try:
             now = yield from upload_state(api, begun.id)
         except CmclError as error:
@@ -154,6 +151,12 @@ def _begin(api: Api, file: LocalFile) -> Flow[Upload]:
         if now.state in _USABLE:
             return now
     return (yield from api.post(Upload, "/v1/uploads", body))
+
+
+def _key(name: str, digest: str) -> str:
+    """The same for the same bytes; the name is told with them, and a key is good for one request."""
+    told = f"{name}\0{digest}".encode("utf-8", "surrogateescape")
+    return f"upload-{hashlib.sha256(told).hexdigest()}"
 
 
 def _complete(api: Api, upload: Upload) -> Flow[Upload]:
@@ -224,8 +227,8 @@ def _read(file: LocalFile, part: Part) -> Flow[bytes]:
         raise CmclError(f"{file.path} cannot be read: {error.strerror}") from error
 
 
-def _check_digest(file: LocalFile, complete: Upload) -> None:
-    if complete.sha256 not in (None, file.digest.hexdigest()):
+def _check_digest(file: LocalFile, digest: str, complete: Upload) -> None:
+    if complete.sha256 not in (None, digest):
         raise CmclError(
             f"{file.path} was changed while it was being sent, or arrived damaged; abort upload "
             f"{complete.id} and send it again"

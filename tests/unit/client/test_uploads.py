@@ -1,6 +1,7 @@
 """Files on their way to the service: in parts, again after a crash, and never damaged."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,11 @@ def test_the_same_file_again_is_the_same_upload_until_it_changes(
     path.write_bytes(b"one")
     first = service.upload(path)
     assert service.upload(path).id == first.id
+    os.utime(path, ns=(0, 0))
+    assert service.upload(path).id == first.id
     path.write_bytes(b"two")
+    # As long as before, and by its time nobody has written to it.
+    os.utime(path, ns=(0, 0))
     second = service.upload(path)
     assert second.id != first.id
     assert second.sha256 == hashlib.sha256(b"two").hexdigest()
@@ -261,13 +266,15 @@ def test_an_address_that_is_refused_is_no_reason_to_send_files(
 
 
 def test_a_service_elsewhere_is_sent_local_files_without_being_asked(
-    kind: str, plane: ControlPlane
+    kind: str, tmp_path: Path
 ) -> None:
+    plane = ControlPlane(tmp_path / "far", allowed_hosts=("service.example",))
     path = Path(plane.shard("near")["uri"].removeprefix("file://"))
     plane.create_model()
     with in_process(kind, plane.app, host="service.example") as client:
         accepted = client.add_dataset("scenes", "near", PAIR, [path])
         assert client.dataset(accepted.dataset.id).shards[0].uri.startswith("upload:")
+    plane.close()
 
 
 @pytest.mark.parametrize("made", [["a.txt"], [".a.parquet"], []])
