@@ -13,6 +13,7 @@ from service.database.rows import (
     JobRecord,
     ModelRecord,
     PromotionRecord,
+    VersionOutline,
     VersionRecord,
 )
 from service.states import FailureReason, JobState
@@ -221,7 +222,7 @@ class VersionSummary(BaseModel):
     retired_at: datetime | None = Field(description="when it was taken out of use")
 
     @classmethod
-    def of(cls, version: VersionRecord) -> Self:
+    def of(cls, version: VersionOutline) -> Self:
         """The view of a record."""
         return cls(
             model=version.model,
@@ -229,8 +230,8 @@ class VersionSummary(BaseModel):
             parent=version.parent,
             job=version.job,
             attempt=version.attempt,
-            dataset=version.manifest.dataset,
-            dataset_name=version.manifest.learned[-1].name,
+            dataset=version.dataset,
+            dataset_name=version.dataset_name,
             copied_from=version.copied_from,
             created_at=version.created_at,
             stored_at=version.stored_at,

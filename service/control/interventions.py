@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from service.control.data.intake import NewDataset
 from service.control.lookup import get_dataset, get_job, get_model, hold_model
 from service.database.queries import datasets, jobs, models
-from service.database.rows import Approval, JobRecord
+from service.database.rows import Approval, Fingerprints, JobRecord
 from service.errors import Conflict
 from service.principal import Principal
 from service.states import CANCELLABLE, JobState
@@ -99,10 +99,11 @@ def _reclaim(connection: Connection, job: JobRecord, principal: Principal) -> No
     datasets.lock(connection, job.dataset)
     dataset = get_dataset(connection, job.dataset, principal)
     fingerprint = NewDataset.model_validate(dataset.request).fingerprint
-    same = datasets.find_same(connection, dataset.model, fingerprint)
+    known_by = Fingerprints(fingerprint, dataset.content_fingerprint)
+    same = datasets.find_same(connection, dataset.model, known_by)
     if same is not None and same.id != dataset.id:
         raise Conflict(f"the same dataset was posted again meanwhile: {same.id}")
-    datasets.reclaim(connection, dataset.id, fingerprint)
+    datasets.reclaim(connection, dataset.id, known_by.by_address)
 
 
 def _check_can_follow(connection: Connection, job: JobRecord, principal: Principal) -> None:

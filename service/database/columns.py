@@ -69,6 +69,8 @@ def json_column(name: str, *, nullable: bool) -> Column[object]:
 Counter = BigInteger().with_variant(Integer, "sqlite")
 
 
-def index_of_some(name: str, where: ColumnElement[bool], *columns: str) -> Index:
+def index_of_some(
+    name: str, where: ColumnElement[bool], *columns: str, is_unique: bool = False
+) -> Index:
     """An index of the rows that are still to be looked after: as small as they are few."""
-    return Index(name, *columns, sqlite_where=where, postgresql_where=where)
+    return Index(name, *columns, unique=is_unique, sqlite_where=where, postgresql_where=where)

@@ -66,6 +66,17 @@ class ModelRecord:
 
 
 @dataclass(frozen=True)
+class Fingerprints:
+    """What a dataset is recognized by: its addresses, and the contents of the uploads that it names.
+
+    `by_content` is None where it names no upload.
+    """
+
+    by_address: str
+    by_content: str | None = None
+
+
+@dataclass(frozen=True)
 class DatasetRecord:
     """A dataset as it was posted, and its manifest once it was verified.
 
@@ -80,6 +91,7 @@ class DatasetRecord:
     pair: ModalityPair
     request: dict[str, object]
     fingerprint: str | None
+    content_fingerprint: str | None
     quarantine_reason: str | None
     manifest: DatasetManifest | None
     created_at: datetime
@@ -120,20 +132,31 @@ class JobRecord:
 
 
 @dataclass(frozen=True)
-class VersionRecord:
-    """A published version; it can answer once it is stored. One that a branch copied has no job."""
+class VersionOutline:
+    """A published version without its manifest, which grows with each dataset that was learned.
+
+    It can answer once it is stored. One that a branch copied has no job.
+    """
 
     model: str
     number: int
     job: str | None
     attempt: int
     parent: int | None
-    manifest: VersionManifest
-    evaluation: dict[str, Recall]
+    dataset: str
+    dataset_name: str
     copied_from: str | None
     created_at: datetime
     stored_at: datetime | None
     retired_at: datetime | None
+
+
+@dataclass(frozen=True)
+class VersionRecord(VersionOutline):
+    """A published version with all that is known of it."""
+
+    manifest: VersionManifest
+    evaluation: dict[str, Recall]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ NOT_KEPT = frozenset(
 )
 # Columns that records leave out, except those that manifests bring back.
 MAY_DIFFER = {
-    table: columns - {"manifest", "evaluation"} for table, columns in LEFT_OUT.items()
+    table: columns - {"manifest", "evaluation", "dataset", "dataset_name"}
+    for table, columns in LEFT_OUT.items()
 } | {"jobs": LEFT_OUT["jobs"] | {"message"}}
 
 

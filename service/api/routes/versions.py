@@ -49,7 +49,7 @@ def list_versions(
     """Versions of a model, the first one first."""
     with context.database.read() as connection:
         get_model(connection, model, principal)
-        found = versions.page(connection, model, cursor, limit + 1)
+        found = versions.outlines(connection, model, cursor, limit + 1)
     following = encode_cursor(found[limit - 1].number) if len(found) > limit else None
     views = [VersionSummary.of(version) for version in found[:limit]]
     return Page(items=views, next_cursor=following)

@@ -3,17 +3,17 @@
 import hashlib
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from pydantic import ConfigDict, Field
 from sqlalchemy import Connection
 
-from service.control.data.upload_uris import SCHEME, note_uses, problem_of
+from service.control.data.upload_uris import SCHEME, contents_of, note_uses, problem_of
 from service.control.lookup import get_dataset, get_model, hold_model
 from service.database.queries import datasets, jobs, models
-from service.database.rows import DatasetRecord, JobRecord, ModelRecord
+from service.database.rows import DatasetRecord, Fingerprints, JobRecord, ModelRecord
 from service.errors import Conflict, FieldProblem, Unprocessable
 from service.principal import Principal
 from workers.contract.dataset import ShardRef
@@ -69,12 +69,27 @@ class NewDataset(NewShards):
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same rows of the same model, whatever the dataset is called."""
+        """The same for the same addresses and the same model, whatever the dataset is called."""
         content = self.model_dump(mode="json", exclude={"name", "sealed"})
         if self.evaluation_share is None:
             # As it was before shares existed: what was posted then is still recognized.
             del content["evaluation_share"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def fingerprints(self, contents: Mapping[str, str]) -> Fingerprints:
+        """The same for the same files as well, if uploads are among them, however often they were sent.
+
+        `contents`: SHA-256 by address, of uploads that are there.
+        """
+        if not contents:
+            return Fingerprints(self.fingerprint)
+        by_content = self.model_copy(
+            update={
+                "shards": _by_content(self.shards, contents),
+                "evaluation_shards": _by_content(self.evaluation_shards, contents),
+            }
+        )
+        return Fingerprints(self.fingerprint, by_content.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -134,9 +149,10 @@ def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) 
     """
     model = hold_model(connection, request.model, intake.principal)
     check_modalities(model, request.pair)
+    known_by = _fingerprints(connection, request, intake)
     if request.sealed:
         _check_has_shards(request)
-        same = datasets.find_same(connection, request.model, request.fingerprint)
+        same = datasets.find_same(connection, request.model, known_by)
         if same is not None:
             return Accepted(same, jobs.of_dataset(connection, same.id), is_new=False)
     check_addresses(connection, request, intake)
@@ -145,7 +161,7 @@ def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) 
     datasets.create(connection, dataset, model.owner, document, request.pair, intake.now)
     _note_uploads(connection, dataset, request)
     if request.sealed:
-        return _sealed(connection, dataset, request, intake)
+        return _sealed(connection, dataset, known_by, intake)
     return Accepted(get_dataset(connection, dataset, intake.principal), None, is_new=True)
 
 
@@ -182,10 +198,11 @@ def seal_dataset(connection: Connection, dataset: str, intake: Intake) -> Accept
         return Accepted(found, jobs.of_dataset(connection, dataset), is_new=False)
     request = NewDataset.model_validate(found.request)
     _check_has_shards(request)
-    same = datasets.find_same(connection, request.model, request.fingerprint)
+    known_by = _fingerprints(connection, request, intake)
+    same = datasets.find_same(connection, request.model, known_by)
     if same is not None:
         raise Conflict(f"the same shards were posted as {same.id}; delete this one")
-    return _sealed(connection, dataset, request, intake)
+    return _sealed(connection, dataset, known_by, intake)
 
 
 def random_id() -> str:
@@ -202,12 +219,37 @@ def _open_request(connection: Connection, dataset: str, intake: Intake) -> NewDa
     return NewDataset.model_validate(found.request)
 
 
-def _sealed(connection: Connection, dataset: str, request: NewDataset, intake: Intake) -> Accepted:
-    datasets.seal(connection, dataset, request.fingerprint, intake.now)
+def _sealed(
+    connection: Connection, dataset: str, known_by: Fingerprints, intake: Intake
+) -> Accepted:
+    datasets.seal(connection, dataset, known_by, intake.now)
     found = get_dataset(connection, dataset, intake.principal)
     job = f"job-{random_id()}"
     jobs.create(connection, job, found, intake.now)
     return Accepted(found, jobs.of_dataset(connection, dataset), is_new=True)
+
+
+def _fingerprints(connection: Connection, request: NewDataset, intake: Intake) -> Fingerprints:
+    """As of now: an upload that is gone is known by its address alone."""
+    return request.fingerprints(_contents(connection, request, intake))
+
+
+def _contents(connection: Connection, request: NewShards, intake: Intake) -> dict[str, str]:
+    uris = (ref.uri for ref in (*request.shards, *request.evaluation_shards))
+    return contents_of(connection, uris, intake.principal)
+
+
+def _by_content(refs: Shards, contents: Mapping[str, str]) -> Shards:
+    """Files in the place of addresses. A digest that says the same of the file says nothing more."""
+    return tuple(
+        ShardRef(
+            uri=f"sha256:{contents[ref.uri]}",
+            sha256=None if ref.sha256 == contents[ref.uri] else ref.sha256,
+        )
+        if ref.uri in contents
+        else ref
+        for ref in refs
+    )
 
 
 def _check_has_shards(request: NewDataset) -> None:
@@ -253,24 +295,33 @@ def check_addresses(connection: Connection, request: NewShards, intake: Intake) 
             return problem_of(connection, uri, intake.principal)
         return _address_problem(uri, intake.allowed)
 
-    _check_each(request, judge)
+    _check_each(request, judge, _contents(connection, request, intake))
 
 
-def _check_each(request: NewShards, judge: Callable[[str], str | None]) -> None:
+def _check_each(
+    request: NewShards, judge: Callable[[str], str | None], contents: Mapping[str, str]
+) -> None:
     """Both lists together: a held-out shard that is trained on would measure nothing."""
     problems: list[FieldProblem] = []
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for field, refs in (
         ("shards", request.shards),
         ("evaluation_shards", request.evaluation_shards),
     ):
         for index, ref in enumerate(refs):
-            problem = f"{ref.uri!r} is named twice" if ref.uri in seen else judge(ref.uri)
+            file = contents.get(ref.uri, ref.uri)
+            problem = _same_file(ref.uri, seen[file]) if file in seen else judge(ref.uri)
             if problem:
                 problems.append(FieldProblem(f"{field}[{index}].uri", problem, ref.uri))
-            seen.add(ref.uri)
+            seen.setdefault(file, ref.uri)
     if problems:
         raise Unprocessable("an address cannot be used", *problems)
+
+
+def _same_file(uri: str, before: str) -> str:
+    if uri == before:
+        return f"{uri!r} is named twice"
+    return f"{uri!r} is the same file as {before!r} (SHA-256)"
 
 
 def _address_problem(uri: str, allowed: tuple[str, ...]) -> str | None:

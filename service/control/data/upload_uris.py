@@ -35,6 +35,17 @@ def problem_of(connection: Connection, uri: str, principal: Principal) -> str | 
     return None
 
 
+def contents_of(
+    connection: Connection, uris: Iterable[str], principal: Principal
+) -> dict[str, str]:
+    """SHA-256 of the file behind each of these addresses that is a complete upload of the principal's."""
+    named = {uri: upload for uri in uris if (upload := named_by(uri)) is not None}
+    if not named:
+        return {}
+    digests = uploads.digests(connection, named.values(), principal.owner)
+    return {uri: digests[upload] for uri, upload in named.items() if upload in digests}
+
+
 def note_uses(connection: Connection, dataset: str, uris: Iterable[str]) -> None:
     """Remember which uploads a dataset names: while it may still be read, they are kept."""
     named = {upload for upload in map(named_by, uris) if upload}

@@ -2,10 +2,10 @@
 
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, select, update
 
 from service.database.queries import records
-from service.database.rows import DatasetRecord
+from service.database.rows import DatasetRecord, Fingerprints
 from service.database.tables import datasets
 from workers.contract.dataset import DatasetManifest
 from workers.contract.modality import ModalityPair
@@ -48,12 +48,16 @@ def set_request(connection: Connection, dataset: str, request: dict[str, object]
     records.note(connection, "dataset", dataset)
 
 
-def seal(connection: Connection, dataset: str, fingerprint: str, now: datetime) -> None:
+def seal(connection: Connection, dataset: str, known_by: Fingerprints, now: datetime) -> None:
     """No shard is added any more. Raises WriteConflict if the model has the same already."""
     connection.execute(
         update(datasets)
         .where(datasets.c.id == dataset)
-        .values(fingerprint=fingerprint, sealed_at=now)
+        .values(
+            fingerprint=known_by.by_address,
+            content_fingerprint=known_by.by_content,
+            sealed_at=now,
+        )
     )
 
 
@@ -74,9 +78,21 @@ def find(connection: Connection, dataset: str) -> DatasetRecord | None:
     return None if row is None else _record(row)
 
 
-def find_same(connection: Connection, model: str, fingerprint: str) -> DatasetRecord | None:
-    """The dataset with these very shards that is being learned, or was."""
-    query = select(datasets).where(datasets.c.model == model, datasets.c.fingerprint == fingerprint)
+def find_same(connection: Connection, model: str, known_by: Fingerprints) -> DatasetRecord | None:
+    """The dataset with these very shards that is being learned, or was; by its addresses first."""
+    found = _holding(connection, model, datasets.c.fingerprint == known_by.by_address)
+    if found is None and known_by.by_content is not None:
+        is_same = datasets.c.content_fingerprint == known_by.by_content
+        # The condition of the index: what was given up is recognized no more.
+        is_held = datasets.c.fingerprint.is_not(None)
+        found = _holding(connection, model, and_(is_same, is_held))
+    return found
+
+
+def _holding(
+    connection: Connection, model: str, is_same: ColumnElement[bool]
+) -> DatasetRecord | None:
+    query = select(datasets).where(datasets.c.model == model, is_same)
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _record(row)
 

@@ -34,7 +34,7 @@ LEFT_OUT: dict[str, frozenset[str]] = {
     "models": frozenset({"lease_owner", "lease_until", "mirrored_revision"}),
     "datasets": frozenset({"manifest"}),
     "jobs": frozenset({"progress", "launched_at", "heard_at", "ended_at"}),
-    "versions": frozenset({"manifest", "evaluation"}),
+    "versions": frozenset({"manifest", "evaluation", "dataset", "dataset_name"}),
 }
 
 

@@ -3,6 +3,7 @@
 An upload's `attempt` is the fence of completing it: whoever completes has the next number.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from sqlalchemy import (
@@ -55,6 +56,16 @@ def hold(connection: Connection, upload: str) -> UploadRecord | None:
     query = select(uploads).where(uploads.c.id == upload).with_for_update(read=True)
     row = connection.execute(query).mappings().first()
     return None if row is None else _record(row)
+
+
+def digests(connection: Connection, named: Iterable[str], owner: str | None) -> dict[str, str]:
+    """By id: the measured SHA-256 of those that are complete; of that owner's alone, if one is given."""
+    query = select(uploads.c.id, uploads.c.sha256).where(
+        uploads.c.id.in_(named), uploads.c.state == _COMPLETE
+    )
+    if owner is not None:
+        query = query.where(uploads.c.owner == owner)
+    return {row.id: row.sha256 for row in connection.execute(query)}
 
 
 def parts(connection: Connection, upload: str) -> list[PartRecord]:

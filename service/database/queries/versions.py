@@ -1,13 +1,16 @@
 """Queries about versions and promotions."""
 
+from dataclasses import fields
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
 from service.database.queries import records
-from service.database.rows import PromotionRecord, VersionRecord
+from service.database.rows import PromotionRecord, VersionOutline, VersionRecord
 from service.database.tables import promotions, versions
 from workers.contract.version import Recall, VersionManifest
+
+_OUTLINE = tuple(versions.c[field.name] for field in fields(VersionOutline))
 
 
 def create(connection: Connection, manifest: VersionManifest, now: datetime) -> None:
@@ -42,6 +45,8 @@ def _insert(
             job=job,
             attempt=manifest.attempt,
             parent=manifest.parent,
+            dataset=manifest.dataset,
+            dataset_name=manifest.learned[-1].name,
             manifest=document,
             evaluation=document["report"]["evaluation"],
             copied_from=copied_from,
@@ -65,6 +70,17 @@ def page(connection: Connection, model: str, after: int | None, limit: int) -> l
         query = query.where(versions.c.number > after)
     rows = connection.execute(query.order_by(versions.c.number).limit(limit)).mappings()
     return [_record(row) for row in rows]
+
+
+def outlines(
+    connection: Connection, model: str, after: int | None, limit: int
+) -> list[VersionOutline]:
+    """The same without manifests: what a list shows."""
+    query = select(*_OUTLINE).where(versions.c.model == model)
+    if after is not None:
+        query = query.where(versions.c.number > after)
+    rows = connection.execute(query.order_by(versions.c.number).limit(limit)).mappings().all()
+    return [_outline(connection, row) for row in rows]
 
 
 def oldest_unstored(connection: Connection, model: str) -> VersionRecord | None:
@@ -116,7 +132,8 @@ def evaluations(
     connection: Connection, model: str, up_to: int
 ) -> list[tuple[int, str, dict[str, Recall]]]:
     """Number, dataset and recalls of each version up to that one, without its manifest."""
-    dataset = versions.c.manifest["dataset"].as_string()
+    # Null where a service of the release before has written the row.
+    dataset = func.coalesce(versions.c.dataset, versions.c.manifest["dataset"].as_string())
     query = (
         select(versions.c.number, dataset, versions.c.evaluation)
         .where(versions.c.model == model, versions.c.number <= up_to)
@@ -157,11 +174,21 @@ def _note(connection: Connection, model: str, number: int) -> None:
     records.note(connection, "version", records.version_name(model, number))
 
 
+def _outline(connection: Connection, row: RowMapping) -> VersionOutline:
+    if row["dataset"] is not None:
+        return VersionOutline(**row)
+    # A service of the release before has written the row: its manifest tells.
+    whole = find(connection, row["model"], row["number"])
+    if whole is None:
+        raise RuntimeError(f"model {row['model']!r} has no version {row['number']} any more")
+    return whole
+
+
 def _record(row: RowMapping) -> VersionRecord:
-    values = dict(row)
-    values["manifest"] = VersionManifest.model_validate(values["manifest"])
-    values["evaluation"] = _recalls(values["evaluation"])
-    return VersionRecord(**values)
+    manifest = VersionManifest.model_validate(row["manifest"])
+    told = {"dataset": manifest.dataset, "dataset_name": manifest.learned[-1].name}
+    parsed = {"manifest": manifest, "evaluation": _recalls(row["evaluation"])}
+    return VersionRecord(**{**row, **told, **parsed})
 
 
 def _recalls(evaluation: dict[str, object]) -> dict[str, Recall]:

@@ -60,6 +60,9 @@ datasets = Table(
     json_column("request", nullable=False),
     # Null while it is open, and once its job ended without a version: then it can be posted again.
     Column("fingerprint", String(64), nullable=True),
+    # The same with the contents of uploads in the place of their addresses, which are other ones each
+    # time that a file is sent; null where it names no upload. It holds as long as `fingerprint` does.
+    Column("content_fingerprint", String(64), nullable=True),
     Column("quarantine_reason", Words, nullable=True),
     json_column("manifest", nullable=True),
     Column("created_at", UtcDateTime, nullable=False),
@@ -69,6 +72,13 @@ datasets = Table(
     # When what only its job needed was given up: from then on the job cannot be carried on.
     Column("swept_at", UtcDateTime, nullable=True),
     UniqueConstraint("model", "fingerprint"),
+    index_of_some(
+        "uq_datasets_model_content_fingerprint",
+        column("fingerprint").is_not(None),
+        "model",
+        "content_fingerprint",
+        is_unique=True,
+    ),
     index_of_some("ix_datasets_unswept", column("swept_at").is_(None), "sequence"),
 )
 
@@ -126,6 +136,10 @@ versions = Table(
     Column("job", String(32), ForeignKey("jobs.id"), nullable=True, unique=True),
     Column("attempt", Integer, nullable=False),
     Column("parent", Integer, nullable=True),
+    # The manifest's, so that a list needs no manifests; null where a service of the release before has
+    # written the row.
+    Column("dataset", String(32), nullable=True),
+    Column("dataset_name", String(48), nullable=True),
     json_column("manifest", nullable=False),
     # {dataset: Recall}: the manifest's evaluation, so that a matrix needs no manifests.
     json_column("evaluation", nullable=False),
@@ -174,13 +188,7 @@ trials = Table(
     Column("ended_because", Words, nullable=True),
     # When what the replicas had written was removed.
     Column("swept_at", UtcDateTime, nullable=True),
-    Index(
-        "ix_trials_open",
-        "model",
-        unique=True,
-        sqlite_where=column("ended_at").is_(None),
-        postgresql_where=column("ended_at").is_(None),
-    ),
+    index_of_some("ix_trials_open", column("ended_at").is_(None), "model", is_unique=True),
     index_of_some(
         "ix_trials_unswept",
         and_(column("ended_at").is_not(None), column("swept_at").is_(None)),

@@ -56,6 +56,14 @@ def test_versions_and_promotions_come_in_pages(plane: ControlPlane) -> None:
     assert [[item["generation"] for item in page] for page in pages] == [[1, 2], [3]]
 
 
+def test_a_list_of_versions_reads_no_manifest(plane: ControlPlane) -> None:
+    plane.run_to_end(plane.post_dataset())
+    whole = plane.client.get("/v1/models/scenes/versions").json()
+    with plane.context.database.write() as connection:
+        connection.exec_driver_sql("UPDATE versions SET manifest = '{}'")
+    assert plane.client.get("/v1/models/scenes/versions").json() == whole
+
+
 def test_a_version_shows_its_whole_manifest(plane: ControlPlane) -> None:
     plane.run_to_end(plane.post_dataset())
     body = plane.client.get("/v1/models/scenes/versions/1").json()

@@ -42,6 +42,8 @@ class FoundVersion:
             "job": None if self.copied_from else manifest.job,
             "attempt": manifest.attempt,
             "parent": manifest.parent,
+            "dataset": manifest.dataset,
+            "dataset_name": manifest.learned[-1].name,
             "manifest": document,
             "evaluation": document["report"]["evaluation"],
             "copied_from": self.copied_from,
