@@ -33,6 +33,7 @@ class JobProgress(Answer):
     )
     eta_seconds: float | None = Field(default=None, description="until the phase is over")
     ranks: int | None = Field(default=None, description="processes that share the batch")
+    note: str | None = Field(default=None, description="why the attempt has no ranks yet")
     resumed_at: int | None = Field(
         default=None, description="updates that a checkpoint spared this attempt"
     )

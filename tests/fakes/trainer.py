@@ -64,7 +64,7 @@ def report_progress(
     attempt: int,
     phase: Phase,
     updates_done: int = 0,
-    figures: Mapping[str, float] | None = None,
+    figures: Mapping[str, float | str] | None = None,
 ) -> Progress:
     """Overwrite the attempt's progress; `figures` are what else it tells of this phase."""
     progress = Progress(

@@ -71,6 +71,9 @@ class Progress(BaseModel):
     )
     eta_seconds: float | None = Field(default=None, description="until the phase is over")
     ranks: int | None = Field(default=None, description="processes that share the batch")
+    note: str | None = Field(
+        default=None, description="why the attempt has no ranks yet; until it has, it has not begun"
+    )
     resumed_at: int | None = Field(
         default=None, description="updates that a checkpoint spared this run"
     )

@@ -71,7 +71,7 @@ def _watch_ended(context: Context, job: JobRecord, status: LaunchStatus) -> None
         _end_with(context, job, failure)
     elif missed not in (None, _SILENCE) and status.state in _STOPPED_BY_US:
         # Another attempt would wait, or run, just as long: that is for the user to decide.
-        outcomes.fail(context, job, FailureReason(missed), _deadline_words(context, missed))
+        outcomes.fail(context, job, FailureReason(missed), _deadline_words(context, job, missed))
     elif _has_been_over_for_a_while(context, job):
         why = _silence_words(context) if missed == _SILENCE else status.message or "no candidate"
         outcomes.lose_attempt(context, job, f"{status.state}, {why}")
@@ -108,7 +108,7 @@ def _with_progress(context: Context, job: JobRecord) -> JobRecord:
     now = context.clock()
     with context.database.write() as connection:
         jobs.set_progress(connection, job, progress, now)
-    return replace(job, progress=progress, heard_at=now)
+    return replace(job, progress=progress, heard_at=job.heard_at if progress.note else now)
 
 
 def _read_progress(context: Context, job: JobRecord) -> Progress | None:
@@ -177,7 +177,7 @@ def _missed_deadline(context: Context, job: JobRecord, extra: float = 0.0) -> st
     return None
 
 
-def _deadline_words(context: Context, reason: str | None) -> str:
+def _deadline_words(context: Context, job: JobRecord, reason: str | None) -> str:
     settings = context.settings
     if reason == FailureReason.RUN_DEADLINE:
         return f"the attempt had no candidate after {settings.run_deadline_seconds:g} s; it was stopped"
@@ -187,10 +187,12 @@ def _deadline_words(context: Context, reason: str | None) -> str:
             "it was taken back"
         )
     seconds = settings.start_deadline_seconds
-    return (
+    words = (
         f"the attempt reported no progress within {seconds:g} s; it was stopped. "
         "Does the cluster have the CPUs and GPUs that the ranks ask for?"
     )
+    note = job.progress.note if job.progress else None
+    return f"{words} It said: {note}" if note else words
 
 
 def _silence_words(context: Context) -> str:

@@ -207,9 +207,11 @@ def reject(connection: Connection, seen: JobRecord, approval: Approval, now: dat
 def set_progress(
     connection: Connection, seen: JobRecord, progress: Progress, now: datetime
 ) -> None:
-    """What the attempt says about itself: it gets on, so nothing else is to be said."""
+    """What the attempt says about itself: it gets on, unless it says why it has not begun."""
+    heard_at = seen.heard_at if progress.note else now
+    told = progress.model_dump(mode="json")
     connection.execute(
-        _as_seen(seen).values(progress=progress.model_dump(mode="json"), heard_at=now, message=None)
+        _as_seen(seen).values(progress=told, heard_at=heard_at, message=progress.note)
     )
 
 

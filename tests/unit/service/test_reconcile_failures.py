@@ -95,6 +95,20 @@ def test_no_progress_in_time_fails_the_job(plane: ControlPlane) -> None:
     assert plane.launcher.running() == []
 
 
+def test_attempt_that_says_why_it_has_no_ranks_is_heard_at_once_and_at_its_start_deadline(
+    plane: ControlPlane,
+) -> None:
+    job, note = plane.post_dataset(), "CMCL_RANKS is 2 for the ranks that stay and 4 for this one"
+    plane.tick_to(job, JobState.RUNNING)
+    report_progress(plane.store, job, 1, "starting", figures={"note": note})
+    plane.tick()
+    assert plane.job(job).message == note
+    plane.clock.advance(601)
+    plane.tick(2)
+    assert plane.job(job).reason == FailureReason.START_DEADLINE
+    assert note in (plane.job(job).message or "")
+
+
 def test_progress_keeps_the_start_deadline_away(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.RUNNING)

@@ -38,7 +38,9 @@ def learn_warm(request: Request) -> Answer | None:
         print(f"the resident ranks cannot be used: {error}", flush=True)
         return None
     if answer is not None and answer.state == "elsewhere":
-        print(f"this attempt starts ranks of its own: {answer.words}", flush=True)
+        note = f"this attempt starts ranks of its own: {answer.words}"
+        print(note, flush=True)
+        _tell(request.attempt, Progress(phase="starting", note=note, at=datetime.now(UTC)))
         return None
     return answer
 
@@ -80,7 +82,8 @@ def _wait(connection: Connection, request: Request) -> Answer | None:
             answer = connection.hear() or answer
         except TimeoutError:
             if answer.state == "waiting" and time.monotonic() >= tell_at:
-                _tell_that_it_waits(request.attempt)
+                # The control plane takes an attempt that is silent for dead, and one in line is not.
+                _tell(request.attempt, Progress(phase="waiting", at=datetime.now(UTC)))
                 tell_at = time.monotonic() + _TELL_SECONDS
             is_patient = answer.state != "waiting" or time.monotonic() < patient_until
             if not is_patient and _has_room(request.setup):
@@ -88,14 +91,12 @@ def _wait(connection: Connection, request: Request) -> Answer | None:
     return answer
 
 
-def _tell_that_it_waits(attempt: Attempt) -> None:
-    """The control plane takes an attempt that is silent for dead, and one in line is not."""
+def _tell(attempt: Attempt, progress: Progress) -> None:
     store = open_store(attempt.store_uri)
-    progress = Progress(phase="waiting", at=datetime.now(UTC))
     try:
         store.put(run_progress(attempt.job, attempt.attempt), progress.model_dump_json().encode())
     except StorageUnavailable as error:
-        print(f"that it waits was not written: {error}", flush=True)
+        print(f"its progress was not written: {error}", flush=True)
 
 
 def _has_room(setup: Setup) -> bool:

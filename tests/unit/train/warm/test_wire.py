@@ -71,13 +71,15 @@ def listener(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.s
         yield listening
 
 
-def answer_with(listener: socket.socket, *lines: bytes) -> threading.Thread:
+def answer_with(
+    listener: socket.socket, *lines: bytes, expected: Request = REQUEST
+) -> threading.Thread:
     """Play the resident for one job: say these lines, and go."""
 
     def play() -> None:
         connection, _ = listener.accept()
         with connection:
-            assert Request.from_line(connection.recv(1 << 16)) == REQUEST
+            assert Request.from_line(connection.recv(1 << 16)) == expected
             for line in lines:
                 connection.sendall(line)
 
@@ -103,10 +105,22 @@ def test_job_goes_on_alone_when_the_resident_dies(
     playing.join()
 
 
-def test_job_goes_on_alone_when_the_group_is_another(listener: socket.socket) -> None:
-    playing = answer_with(listener, answer_to_line(Answer("elsewhere")))
-    assert client.learn_warm(REQUEST) is None
+def test_job_goes_on_alone_when_the_group_is_another_and_tells_why(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    attempt = Attempt((tmp_path / "store").as_uri(), "job-1", 2)
+    request = Request(attempt, SETUP)
+    answer = answer_to_line(Answer("elsewhere", "CMCL_RANKS is 4"))
+    playing = answer_with(listener, answer, expected=request)
+    assert client.learn_warm(request) is None
     playing.join()
+    told = Progress.model_validate_json(
+        (tmp_path / "store" / run_progress("job-1", 2)).read_bytes()
+    )
+    assert (told.phase, told.note) == (
+        "starting",
+        "this attempt starts ranks of its own: CMCL_RANKS is 4",
+    )
 
 
 def test_job_that_stands_in_line_is_heard_of(listener: socket.socket, tmp_path: Path) -> None:
