@@ -23,7 +23,7 @@ def test_a_node_that_comes_late_gets_its_replica_and_an_update_finds_room() -> N
         capture_output=True,
         text=True,
         check=False,
-        timeout=170,
+        timeout=840,
     )
     assert ran.returncode == 0, ran.stderr
     nodes = json.loads(ran.stdout.splitlines()[-1])
@@ -32,7 +32,7 @@ def test_a_node_that_comes_late_gets_its_replica_and_an_update_finds_room() -> N
     assert set(nodes["early"]) < set(nodes["late"])
     # The old ones are still there.
     assert set(nodes["new"]) == set(nodes["late"])
-    assert nodes["ranks"] == 0
+    assert nodes["cpus"] == 0, "what a rank books, it finds nowhere here"
 
 
 @pytest.mark.parametrize("per_node", range(1, 101))

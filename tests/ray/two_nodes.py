@@ -12,8 +12,9 @@ from ray.cluster_utils import Cluster
 from workers.serve.places import REPLICA, one_of
 
 _SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
-_SECONDS = 60.0
-_A_WHILE = 5.0
+_SECONDS = 300.0
+# For what must not come: whoever waits longer sees no more of it.
+_A_MOMENT = 1.0
 
 
 @ray.remote
@@ -25,23 +26,20 @@ class Replica:
         return str(ray.get_runtime_context().get_node_id())
 
 
-@ray.remote(num_cpus=1)
-def rank() -> None:
-    """What a rank books, it finds nowhere here."""
-
-
 def main() -> None:
-    """Print the nodes of: the first generation with one node; with two; of the next one; ranks that ran."""
+    """Print the nodes of the first generation with one node, with two, and of the next one; and all CPUs."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **_SMALL})
     _add_node(cluster)
     ray.init(address=cluster.address, log_to_driver=False)
     old = _generation("old")
-    early = _nodes(old, _A_WHILE)
+    answers = _asked(old)
+    _nodes(answers, _SECONDS, count=1)
+    early = _nodes(answers, _A_MOMENT)
     _add_node(cluster)
-    late = _nodes(old, _SECONDS)
-    new = _nodes(_generation("new"), _SECONDS)
-    ran, _ = ray.wait([rank.remote()], timeout=_A_WHILE)
-    print(json.dumps({"early": early, "late": late, "new": new, "ranks": len(ran)}))
+    late = _nodes(answers, _SECONDS)
+    new = _nodes(_asked(_generation("new")), _SECONDS)
+    cpus = ray.cluster_resources().get("CPU", 0.0)
+    print(json.dumps({"early": early, "late": late, "new": new, "cpus": cpus}))
 
 
 def _add_node(cluster: Cluster) -> None:
@@ -54,9 +52,14 @@ def _generation(name: str) -> list[Any]:
     return [replica.options(**one_of(REPLICA, 1, name)).remote() for _ in range(2)]
 
 
-def _nodes(replicas: list[Any], seconds: float) -> list[str]:
-    waiting = [replica.node.remote() for replica in replicas]
-    there, _ = ray.wait(waiting, num_returns=len(waiting), timeout=seconds)
+def _asked(replicas: list[Any]) -> list[Any]:
+    """What they will answer."""
+    return [replica.node.remote() for replica in replicas]
+
+
+def _nodes(answers: list[Any], seconds: float, count: int = 2) -> list[str]:
+    """Of those that are there, once there are so many, or after so long."""
+    there, _ = ray.wait(answers, num_returns=count, timeout=seconds)
     nodes: list[str] = ray.get(there)
     return nodes
 
