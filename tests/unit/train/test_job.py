@@ -1,5 +1,8 @@
 """The main path in one process: from a spec in the store to a complete candidate, or to words."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,3 +192,36 @@ def test_shard_that_changed_after_it_was_verified_is_not_trained(
     failure = Failure.model_validate_json(store.read(layout.run_failure(job.job, 1)))
     assert failure.reason == "invalid_dataset"
     assert "train.parquet" in failure.message
+
+
+# A process of its own, as a notice stays for life. It ends well at the first checkpoint.
+NOTICED = """
+import os, sys, threading, time
+import torch
+from workers.storage.uris import open_store
+from workers.train.job import train_dataset
+from workers.train.notice import listen_for_notice
+
+def watch():
+    while not list(open_store(sys.argv[1]).keys("runs/job-1/a1/checkpoints/")):
+        time.sleep(0.05)
+    os._exit(0)
+
+listen_for_notice(lambda: "node-7").join()
+threading.Thread(target=watch, daemon=True).start()
+train_dataset(sys.argv[1], "job-1", 1, torch.device("cpu"))
+sys.exit("it was over without a checkpoint")
+"""
+
+
+def test_notice_that_a_node_goes_leaves_a_checkpoint_long_before_it_is_due(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    patient = TrainingSpec(epochs=1000, batch_size=32)
+    spec = SPEC.model_copy(update={"training": patient})
+    prepare_job(store, tmp_path, STREAM.datasets[0], spec=spec)
+    command = [sys.executable, "-c", NOTICED, store.uri]
+    seldom = {**os.environ, "CMCL_CHECKPOINT_SECONDS": "100000"}
+    done = subprocess.run(command, env=seldom, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "a node is about to go: node-7" in done.stdout
