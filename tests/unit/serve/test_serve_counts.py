@@ -116,16 +116,41 @@ def test_a_feature_wider_than_any_model_takes_is_refused(given: object, where: s
     assert str(error.value) == f"{where} has 16385 numbers; permitted are up to 16384"
 
 
-@pytest.mark.parametrize(
-    "other",
-    ['"user": 100000000000000000000', '"input": []', '"user": NaN'],
-    ids=["a large integer", "twice", "no JSON for others"],
-)
-def test_what_one_parser_does_not_take_is_counted_by_the_other(other: str) -> None:
-    listed = json.dumps([TEXT] * 21)
-    body = f'{{"model": "a", {other}, "input": {listed}}}'
+@pytest.mark.parametrize("number", ["100000000000000000000", "-9999999999999999999", "9" * 64])
+def test_integers_beyond_64_bits_hide_no_rows(number: str) -> None:
+    listed = json.dumps([{**TEXT, "text": "\u0000" + "0" * 40}] * 21)
+    body = f'{{"model": "a", "user": {number}, "input": {listed}}}'
     with pytest.raises(InvalidRequest, match="input has 21 rows; permitted are 1 to 20"):
         parse(EmbeddingRequest, body.encode(), 20)
+
+
+def test_an_integer_beyond_64_bits_is_a_number_like_others() -> None:
+    item = b'{"id": "a", "modality": "image", "feature": [1, 100000000000000000000]}'
+    body = b'{"items": [' + item + b"]" + b" " * 99 + b"}"
+    assert parse(ItemsRequest, body, 20).items[0].feature == [1.0, 1e20]
+
+
+@pytest.mark.parametrize("numbers", ["9" * 65, ",".join(["9" * 20] * 1001)], ids=["long", "many"])
+def test_integers_that_would_take_long_are_refused_before_they_are_parsed(numbers: str) -> None:
+    body = f'{{"items": [{{"payload": {{"n": [{numbers}]}}}}]}}' + " " * (256 << 10)
+    with pytest.raises(InvalidRequest, match="an integer of more than 64 bits") as error:
+        parse(ItemsRequest, body.encode(), 20)
+    assert error.value.code == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [('"input": []', "the body has a field more than once"), ('"user": NaN', "is not JSON")],
+)
+def test_a_large_body_that_cannot_be_counted_is_refused(field: str, message: str) -> None:
+    body = f'{{"model": "a", {field}, "input": {json.dumps(["text"] * 50_000)}}}'
+    with pytest.raises(InvalidRequest, match=message):
+        parse(EmbeddingRequest, body.encode(), 100_000)
+
+
+def test_a_small_body_is_left_to_the_parser_which_has_words_for_all_mistakes() -> None:
+    with pytest.raises(InvalidRequest, match="user is NaN"):
+        parse(EmbeddingRequest, b'{"model": "a", "user": NaN, "input": [1]}' + b" " * 99, 20)
 
 
 def test_fields_without_end_are_refused() -> None:

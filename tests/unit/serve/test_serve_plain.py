@@ -37,7 +37,7 @@ def assert_same_or_nothing(body: bytes) -> bool:
     plain = read_plain(body)
     if plain is None:
         return False
-    full = parse(EmbeddingRequest, body)
+    full = parse(EmbeddingRequest, body, 1 << 20)
     assert plain.options.model_dump() == full.model_dump(exclude={"input"})
     np.testing.assert_array_equal(plain.rows_BF, np.array(full.rows, np.float64))
     return True
@@ -87,4 +87,4 @@ def test_what_is_not_plain_is_left_to_the_other(body: bytes) -> None:
 
 def test_a_mistake_is_worded_by_the_other() -> None:
     with pytest.raises(InvalidRequest, match=r"input\[1\] is true"):
-        parse(EmbeddingRequest, b'{"model": "a", "input": [1, true]}')
+        parse(EmbeddingRequest, b'{"model": "a", "input": [1, true]}', 20)

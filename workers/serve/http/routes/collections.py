@@ -81,7 +81,7 @@ class _Collections:
         asking = read_asking(request, replica)
         collections = collections_of(replica)
         body = await held_body(request, replica.args, replica.admission, asking.caller.key)
-        wanted = parse(CollectionRequest, body)
+        wanted = parse(CollectionRequest, body, replica.args.max_rows)
         checked_name(name)
         model = _name_alone(wanted.model)
         async with given_up_with(request, asking):

@@ -122,10 +122,9 @@ def _of_kind(entries: list[Any], kind: type[T]) -> list[T] | None:
     return entries if entries and isinstance(entries[0], kind) else None
 
 
-def parse(model: type[M], body: bytes, most: int | None = None) -> M:
+def parse(model: type[M], body: bytes, most: int) -> M:
     """The body as JSON of that form; `most`: entries in a list. Raises InvalidRequest."""
-    if most is not None:
-        check_lengths(body, most)
+    check_lengths(body, most)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
