@@ -44,7 +44,7 @@ def test_what_was_seen_lies_in_the_store_once_the_replica_has_ended(serving: Rep
     trial = Candidate(version=2, revision=5, share=0, shadow=0)
     serving.point(generation=3, version=1, revision=5, candidate=trial)
     serving.look()
-    with TestClient(serving.app, base_url="http://replica") as client:
+    with TestClient(serving.app, base_url="http://127.0.0.1") as client:
         body = {"model": "scenes@2", "input": items("text", 1)}
         assert client.post("/v1/embeddings", json=body).status_code == 200
     key = layout.observation(MODEL, 5, "replica-1")
