@@ -1,11 +1,15 @@
 """Kinds of settings that need more than a type: how they are written, and what is permitted."""
 
+import json
 import re
 from ipaddress import ip_network
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
+
+Name = TypeVar("Name")
+Value = TypeVar("Value")
 
 _SHORTEST_KEY = 32
 _SERVER = re.compile(r"https?://[^\s/?#]+/?")
@@ -15,6 +19,18 @@ def _split_at_commas(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
+
+
+def _read_json(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        read = json.loads(value) if value.strip() else {}
+    except ValueError as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise ValueError('it is no JSON object, such as {"name": "value"}')  # noqa: TRY004
+    return read
 
 
 def _must_be_addresses(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -51,6 +67,7 @@ def _must_sign(value: SecretStr) -> SecretStr:
 
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_at_commas)]
+JsonObject = Annotated[dict[Name, Value], NoDecode, BeforeValidator(_read_json)]
 Proxies = Annotated[CommaSeparated, AfterValidator(_must_be_addresses)]
 OperatorsKey = Annotated[SecretStr, AfterValidator(_must_be_hard_to_guess)]
 SigningKey = Annotated[SecretStr, AfterValidator(_must_sign)]

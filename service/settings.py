@@ -4,19 +4,25 @@ Every field is the environment variable CMCL_<FIELD>. The table of settings in t
 generated from here, and the Helm chart's environment is checked against it.
 """
 
-import json
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.launchers.kuberay.pods import read_pod_templates
 from service.launchers.kuberay.resource import RAY_VERSION
 from service.launchers.labels import check_labels
 from service.launchers.runtime_env import check_runtime_env
-from service.setting_values import CommaSeparated, OperatorsKey, Proxies, ServerAddress, SigningKey
+from service.setting_values import (
+    CommaSeparated,
+    JsonObject,
+    OperatorsKey,
+    Proxies,
+    ServerAddress,
+    SigningKey,
+)
 from workers.contract.policy import Priority
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -69,10 +75,10 @@ class Settings(BaseSettings):
         description="ranks that stay on a Ray cluster leave after so long without an attempt, and "
         "what they hold is free; 0: never",
     )
-    runtime_env: Annotated[dict[str, Any], NoDecode] = Field(
+    runtime_env: JsonObject[str, Any] = Field(
         default={}, description="Ray's runtime environment of attempts, as a JSON object"
     )
-    job_labels: Annotated[dict[str, str], NoDecode] = Field(
+    job_labels: JsonObject[str, str] = Field(
         default={}, description="labels of all attempts beside our own, as a JSON object of texts"
     )
     driver_cpus: float = Field(
@@ -81,12 +87,12 @@ class Settings(BaseSettings):
     driver_memory_bytes: int = Field(
         default=0, ge=0, description="memory that the driver of a Ray job reserves"
     )
-    driver_resources: Annotated[dict[str, float], NoDecode] = Field(
+    driver_resources: JsonObject[str, float] = Field(
         default={},
         description="custom resources that the driver of a Ray job reserves, as a JSON object of "
         "numbers",
     )
-    driver_node_labels: Annotated[dict[str, str], NoDecode] = Field(
+    driver_node_labels: JsonObject[str, str] = Field(
         default={},
         description="labels of the Ray nodes on which the driver of a Ray job may run, as a JSON "
         "object of texts",
@@ -115,7 +121,7 @@ class Settings(BaseSettings):
         default="",
         description="Kueue's LocalQueue in which they wait; without one they start at once",
     )
-    kuberay_priority_classes: Annotated[dict[Priority, str], NoDecode] = Field(
+    kuberay_priority_classes: JsonObject[Priority, str] = Field(
         default={},
         description="Kueue's WorkloadPriorityClass by the model's priority, as a JSON object with "
         "low, normal and high; those left out have none",
@@ -254,26 +260,6 @@ class Settings(BaseSettings):
         default="python -m workers.train", description="what the launcher runs, without options"
     )
     log_level: LogLevel = Field(default="info", description="least severe level that is logged")
-
-    @field_validator(
-        "runtime_env",
-        "job_labels",
-        "driver_resources",
-        "driver_node_labels",
-        "kuberay_priority_classes",
-        mode="before",
-    )
-    @classmethod
-    def _read_json(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        try:
-            read = json.loads(value) if value.strip() else {}
-        except ValueError as error:
-            raise ValueError(f"it is not JSON: {error}") from error
-        if not isinstance(read, dict):
-            raise ValueError('it is no JSON object, such as {"name": "value"}')  # noqa: TRY004
-        return read
 
     @field_validator("runtime_env")
     @classmethod
