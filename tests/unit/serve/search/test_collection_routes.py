@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import MODEL
-from tests.unit.serve.search.conftest import NamedCallers, Searching
+from tests.unit.serve.search.conftest import Searching
 from tests.unit.serve.search.scene import feature
 from workers.serve.http.api import create_api
 from workers.serve.versions.loading import load_version
@@ -210,48 +210,6 @@ def test_a_revision_that_does_not_come_is_not_ready(searching: Searching) -> Non
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
         assert response.json()["error"]["code"] == "collection_not_ready"
-
-
-def test_what_others_own_does_not_exist(searching: Searching) -> None:
-    searching.door = NamedCallers()
-    searching.app = searching.app_of(searching.args)
-    alice, bob = {"authorization": "alice"}, {"authorization": "bob"}
-    assert searching.ask("PUT", "/hers", {"model": "scenes"}, alice).status_code == 200
-    assert searching.ask("GET", "/hers", None, alice).status_code == 200
-    assert searching.ask("GET", "/hers").status_code == 200
-    assert searching.ask("GET", "", None, bob).json()["data"] == []
-    for method, path, body in (
-        ("GET", "/hers", None),
-        ("DELETE", "/hers", None),
-        ("POST", "/hers/items", {"items": [item("image", 1)]}),
-        ("POST", "/hers/search", {"query": image_query(1)}),
-    ):
-        assert searching.ask(method, path, body, bob).status_code == 404
-    taken = searching.ask("PUT", "/hers", {"model": "scenes"}, bob)
-    assert taken.status_code == 409
-    assert "scenes" not in taken.text
-
-
-def test_what_has_no_owner_is_the_operators_alone(searching: Searching) -> None:
-    """It was made before keys were asked for: else every key could read and delete it."""
-    revision = searching.add("things", [item("image", 1)])
-    searching.door = NamedCallers()
-    searching.app = searching.app_of(searching.args)
-    bob = {"authorization": "bob"}
-    for method, path, body in (
-        ("GET", "", None),
-        ("DELETE", "", None),
-        ("POST", "/items", {"items": [item("image", 1)]}),
-        ("POST", "/items/delete", {"ids": ["image-1"]}),
-        ("POST", "/search", {"query": image_query(1)}),
-        ("GET", "/export?format=qdrant", None),
-    ):
-        refused = searching.ask(method, f"/things{path}", body, bob)
-        assert refused.status_code == 403, path
-        error = refused.json()["error"]
-        assert error["code"] == "collection_without_owner"
-        assert "the operator's key alone may use it" in error["message"]
-    assert searching.found("things", revision, query=image_query(1)) == ["image-1"]
 
 
 def test_a_store_that_is_down_refuses_writes_and_goes_on_searching(searching: Searching) -> None:
