@@ -106,7 +106,10 @@ def _bytes(ranks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     of, updates = told[0], told[0]["updates"]
     if size == 1:
         return {}
-    gathered = -(-of["batch"] // size) * (2 * of["width"] * 4 + 2 * 8 + 3 * 4)
+    own = 2 * of["width"] * 4 + 2 * 8 + 3 * 4
+    # Every second update, from the first on.
+    sampled = (of["sides_replayed"] * of["width"] * 4 + 3 * 4) * ((updates + 1) // 2) / updates
+    gathered = -(-of["batch"] // size) * (own + sampled)
     reduced = of["free"] * 4
     given = max(each["given"] for each in told) - of["numbers_of_moments"] * 8
     return {

@@ -83,6 +83,7 @@ class Job:
                 **_entries(second),
                 "batch": self.spec.training.batch_size,
                 "width": self.spec.width,
+                "sides_replayed": len(first.spaces.keys() & set(self.part.pair.modalities)),
                 "numbers_of_moments": _numbers(second, first.knowledge.heads.conditioning.keys()),
                 "given": here.traffic.gathered + here.traffic.reduced,
                 "wire": noting.counted[-1] - noting.counted[0],
