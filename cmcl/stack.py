@@ -22,8 +22,8 @@ import httpx
 from cmcl.proxy import SERVING
 
 _HOST = "127.0.0.1"
-# Slow machines import torch and Ray for half a minute.
-_READY_SECONDS = 120.0
+# Busy machines import torch and Ray for minutes. A part that ends is told of at once.
+_READY_SECONDS = 300.0
 _STOP_SECONDS = 5.0
 
 _RAY = {

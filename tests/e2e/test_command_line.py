@@ -32,7 +32,7 @@ class CommandLine:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=600,
             check=False,
         )
         assert ended.returncode == code, ended.stdout + ended.stderr

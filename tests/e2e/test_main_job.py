@@ -33,6 +33,8 @@ pytestmark = pytest.mark.ray
 MODEL = "e2e"
 # Long enough that a process can be killed while it trains.
 PATIENT = TrainingSpec(epochs=120, learning_rate=1e-4)
+# Everything takes seconds; this is for a machine that is ten times busier.
+SECONDS = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +57,8 @@ def post(client: Client, model: str, dataset: StreamDataset) -> str:
     return str(accepted["job"]["id"])
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.1)
@@ -76,7 +78,7 @@ def test_first_dataset_becomes_the_first_version(
     client: Client, stream: Stream, load: QueryLoad, stack: LocalStack
 ) -> None:
     client.create_model(MODEL, ModelSpec(modalities=stream.modalities))
-    ended = client.watch(post(client, MODEL, stream.datasets[0]), timeout=120)
+    ended = client.watch(post(client, MODEL, stream.datasets[0]), timeout=SECONDS)
     assert (ended["state"], ended["version"], ended["attempt"]) == ("published", 1, 1)
     manifest = client.version(MODEL, 1)
     assert manifest.report.ranks == 2
@@ -101,7 +103,7 @@ def test_two_ranks_on_ray_make_the_version_of_one_process(
         *("--store", stack.store_uri, "--model", MODEL, "--version", "1"),
         *("--into", tmp_path.as_uri()),
     ]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
     alone = heads_of(open_store(tmp_path.as_uri()), 1)
     for modality, weight in heads_of(store, 1).weights.items():
         torch.testing.assert_close(weight, alone.weights[modality], rtol=0, atol=1e-5)
@@ -118,24 +120,23 @@ def test_killed_control_plane_adopts_its_job_and_publishes_once(
         client.job(job)
     stack.start_service()
     stack.wait_for_service()
-    ended = client.watch(job, timeout=120)
+    ended = client.watch(job, timeout=SECONDS)
     assert (ended["state"], ended["attempt"]) == ("published", 1)
     assert [version["version"] for version in client.versions("adopted")] == [1]
 
 
 def test_killed_rank_still_gives_exactly_one_version(
-    client: Client, stack: LocalStack, stream: Stream
+    client: Client, stack: LocalStack, stream: Stream, store: ObjectStore
 ) -> None:
     client.create_model("survivor", ModelSpec(modalities=stream.modalities, training=PATIENT))
     job = post(client, "survivor", stream.datasets[1])
-    wait_until(lambda: is_training(client, job))
-    os.kill(rank_processes(stack)[-1], signal.SIGKILL)
-    seen: list[int] = []
-    ended = client.watch(
-        job, lambda now: seen.append((now["progress"] or {}).get("updates_done", 0)), timeout=200
+    wait_until(
+        lambda: is_training(client, job) and list(store.keys(layout.run_checkpoints(job, 1)))
     )
-    assert ended["state"] == "published"
-    assert seen != sorted(seen), "the ranks began again"
+    os.kill(rank_processes(stack)[-1], signal.SIGKILL)
+    ended = client.watch(job, timeout=SECONDS)
+    assert (ended["state"], ended["attempt"]) == ("published", 1)
+    assert ended["progress"]["resumed_at"], "the ranks began again, from a checkpoint"
     assert [version["version"] for version in client.versions("survivor")] == [1]
     assert client.version("survivor", 1).report.ranks == 2
 
@@ -151,9 +152,9 @@ def rank_processes(stack: LocalStack) -> list[int]:
 def test_second_version_protects_the_first_and_queries_never_fail(
     client: Client, stream: Stream, load: QueryLoad, store: ObjectStore
 ) -> None:
-    ended = client.watch(post(client, MODEL, stream.datasets[2]), timeout=120)
+    ended = client.watch(post(client, MODEL, stream.datasets[2]), timeout=SECONDS)
     assert ended["state"] == "published"
-    assert load.wait_for(2, timeout=20) is not None
+    assert load.wait_for(2, timeout=SECONDS) is not None
     manifest = client.version(MODEL, 2)
     drift = next(iter(manifest.report.drift.values()))
     assert 0 < drift.since_learned < 2
