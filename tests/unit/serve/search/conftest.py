@@ -99,7 +99,7 @@ def opened(store: FlakyStore) -> Iterator[Searching]:
     args = ServeArgs(
         store=store.uri,
         max_rows=20,
-        min_version_wait_seconds=2,
+        min_version_wait_seconds=60,
         max_top_k=50,
         max_payload_bytes=100,
         max_collection_rows=60,
