@@ -61,6 +61,7 @@ def use_everything(store: ObjectStore, folder: Path) -> None:
     store.copy("a", "d/e")
     store.compose(["a", "b"], "f")
     assert store.read("f") == b"12"
+    assert store.read_range("c", 1, 3) == b"bc"
     assert b"".join(store.stream("c")) == b"abc"
     store.download("c", folder / "other")
     assert store.size("c") == 3

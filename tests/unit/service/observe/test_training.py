@@ -36,7 +36,7 @@ def test_every_figure_of_an_attempt_is_shown(plane: ControlPlane) -> None:
 
 
 def test_no_figure_of_progress_was_forgotten() -> None:
-    assert {"phase", "at", *SHOWN.values()} == set(Progress.model_fields)
+    assert {"phase", "note", "at", *SHOWN.values()} == set(Progress.model_fields)
 
 
 def test_a_phase_without_a_figure_has_no_series_of_it(plane: ControlPlane) -> None:
