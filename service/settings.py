@@ -192,6 +192,12 @@ class Settings(BaseSettings):
     upload_part_bytes_max: int = Field(
         default=64 * 2**20, ge=1, description="largest part of an uploaded file"
     )
+    upload_bytes_per_owner_max: int = Field(
+        default=0,
+        ge=0,
+        description="bytes that the uploads of one owner may have together, from their announcement until "
+        "they are removed; 0: no bound",
+    )
     upload_parts_at_once: int = Field(
         default=16,
         ge=2,

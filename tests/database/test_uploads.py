@@ -22,7 +22,8 @@ UPLOAD = "up-0123456789ab"
 
 
 def test_an_upload_is_learned_and_swept(tmp_path: Path, database_url: str) -> None:
-    plane = ControlPlane(tmp_path, database_url=database_url)
+    bound = {"upload_bytes_per_owner_max": 2**30}
+    plane = ControlPlane(tmp_path, database_url=database_url, **bound)
     plane.create_model()
     uri = upload_whole(plane, parquet())
     send(plane, announce(plane, 3), 1, b"abc")

@@ -47,6 +47,7 @@ CMCL_LOST_ATTEMPT_GRACE_SECONDS: {{ .Values.service.lostAttemptGraceSeconds | qu
 CMCL_MAX_BODY_BYTES: {{ .Values.service.maxBodyBytes | int64 | quote }}
 CMCL_UPLOAD_BYTES_MAX: {{ .Values.service.uploadBytesMax | int64 | quote }}
 CMCL_UPLOAD_PART_BYTES_MAX: {{ .Values.service.uploadPartBytesMax | int64 | quote }}
+CMCL_UPLOAD_BYTES_PER_OWNER_MAX: {{ .Values.service.uploadBytesPerOwnerMax | int64 | quote }}
 CMCL_UPLOAD_PARTS_AT_ONCE: {{ .Values.service.uploadPartsAtOnce | int64 | quote }}
 CMCL_UPLOAD_EXPIRY_HOURS: {{ .Values.service.uploadExpiryHours | quote }}
 CMCL_IDEMPOTENCY_HOURS: {{ .Values.service.idempotencyHours | quote }}

@@ -88,8 +88,9 @@ class ReceivedPart:
 def begin(
     connection: Connection, upload: str, request: UploadRequest, context: Context, owner: str
 ) -> UploadRecord:
-    """Write an upload under that id. Raises Unprocessable."""
+    """Write an upload under that id. Raises Unprocessable, and Conflict where the owner has too many."""
     _check_size(request, context.settings)
+    _check_quota(connection, request, context.settings, owner)
     if request.direct:
         _check_direct(request, upload, context)
     new = NewUpload(request.filename, request.bytes, request.sha256, request.direct)
@@ -200,6 +201,21 @@ def _check_size(request: UploadRequest, settings: Settings) -> None:
     if request.bytes > most:
         message = f"permitted: 1 to {most}; split larger data into several shards"
         raise Unprocessable("the file is too large", FieldProblem("bytes", message, request.bytes))
+
+
+def _check_quota(
+    connection: Connection, request: UploadRequest, settings: Settings, owner: str
+) -> None:
+    permitted = settings.upload_bytes_per_owner_max
+    if permitted == 0:
+        return
+    there = uploads.bytes_of(connection, owner)
+    if there + request.bytes > permitted:
+        message = (
+            f"your uploads have {there} bytes and would have {there + request.bytes}, permitted are "
+            f"{permitted}: delete some, or wait until their datasets are learned"
+        )
+        raise Conflict(message, FieldProblem("bytes", message, request.bytes))
 
 
 def _check_direct(request: UploadRequest, upload: str, context: Context) -> None:

@@ -58,6 +58,18 @@ def hold(connection: Connection, upload: str) -> UploadRecord | None:
     return None if row is None else _record(row)
 
 
+def bytes_of(connection: Connection, owner: str) -> int:
+    """Bytes of all uploads of an owner, as announced, without those that were given up.
+
+    They are locked until this transaction ends: of two that announce at once, the second one counts what
+    the first one has announced.
+    """
+    theirs = (uploads.c.owner == owner, uploads.c.state != _ABORTED)
+    connection.execute(select(uploads.c.id).where(*theirs).order_by(uploads.c.id).with_for_update())
+    query = select(func.coalesce(func.sum(uploads.c.bytes), 0)).where(*theirs)
+    return int(connection.execute(query).scalar_one())
+
+
 def digests(connection: Connection, named: Iterable[str], owner: str | None) -> dict[str, str]:
     """By id: the measured SHA-256 of those that are complete; of that owner's alone, if one is given."""
     query = select(uploads.c.id, uploads.c.sha256).where(

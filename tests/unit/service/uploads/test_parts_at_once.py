@@ -1,4 +1,4 @@
-"""Bodies of parts are taken a few at a time: memory and disk are bounded, and no owner fills them."""
+"""Bodies of parts are taken a few at a time, and one owner's uploads have so many bytes and no more."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,6 +13,7 @@ from service.api.spool import spooled
 from service.errors import BodyCutOff, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import BYTES, announce
+from tests.unit.service.access.holder import ADMIN_KEY, Holder
 
 
 def test_one_owner_gets_half_of_the_places() -> None:
@@ -86,3 +87,18 @@ def test_a_body_that_stops_to_come_is_given_up() -> None:
 
     with pytest.raises(BodyCutOff, match=r"no byte of the body came for 0\.01 s"):
         asyncio.run(take())
+
+
+def test_uploads_of_one_owner_have_so_many_bytes_together(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, upload_bytes_per_owner_max=10)
+    operator = Holder(plane, ADMIN_KEY)
+    red, blue = (operator.holder(owner, owner=owner) for owner in ("red", "blue"))
+    body = {"filename": "x", "bytes": 6}
+    first = red.post("/v1/uploads", json=body).json()["id"]
+    refused = red.post("/v1/uploads", json=body)
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (409, "bytes")
+    assert "permitted are 10" in refused.json()["detail"]
+    assert blue.post("/v1/uploads", json=body).status_code == 201
+    assert red.request("DELETE", f"/v1/uploads/{first}").status_code == 204
+    assert red.post("/v1/uploads", json=body).status_code == 201
+    plane.close()
