@@ -102,7 +102,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 class Parts:
     """What tests replace; None means the real thing, as the settings say.
 
-    With an `executor`, datasets are validated within this process.
+    With an `executor`, datasets are validated and candidates are judged there, within this process.
     """
 
     store: ObjectStore | None = None
@@ -162,6 +162,7 @@ def create_context(settings: Settings, parts: Parts) -> Context:
         store=MeteredStore(parts.store or open_store(settings.store_uri), metrics),
         launcher=Breaker(MeteredLauncher(parts.launcher or _launcher(settings), metrics)),
         validations=_validations(settings, parts, bell),
+        threads=parts.executor or DaemonThreads("step"),
         bell=bell,
         announcer=_announcer(settings, metrics),
         metrics=metrics,
@@ -197,7 +198,7 @@ def _validations(settings: Settings, parts: Parts, bell: Bell) -> Validations:
     if parts.executor is not None:
         return Validations(parts.executor, bell.ring)
     apart = Apart(settings.validation_deadline_seconds, share_of_memory())
-    return Validations(DaemonThreads(), bell.ring, apart)
+    return Validations(DaemonThreads("validation"), bell.ring, apart)
 
 
 def _launcher(settings: Settings) -> Launcher:

@@ -1,5 +1,6 @@
 """What every decision may use; made once, in `service.app`."""
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -25,6 +26,8 @@ class Context:
     store: ObjectStore
     launcher: Launcher
     validations: Validations
+    # For steps that take longer than a round should.
+    threads: Executor
     bell: Bell
     announcer: Announcer
     metrics: Metrics

@@ -2,7 +2,7 @@
 
 Each round, for each model that has work, one of: mirror the live pointer; judge the version on trial;
 put a published version in place; take the one job in flight (or else the oldest that waits) one step
-further. Everything it knows is in the database and in object storage: it can die at any line and start again anywhere.
+further. What reads or copies whole files is done in a thread beside the rounds. Everything it knows is in the database and in object storage: it can die at any line and start again anywhere.
 Truth, in this order: committed row > complete candidate in object storage > the launcher's word.
 """
 
@@ -15,8 +15,10 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import islice
 
+from service.control.aside import Aside
 from service.control.bell import EVERYBODY
 from service.control.context import Context
 from service.control.models import mirror, rollout
@@ -51,7 +53,7 @@ _SHORTEST_PAUSE_SECONDS = 0.01
 _CHECKED_IN_A_ROUND = 50
 # Replicas tell what they have seen every few seconds.
 _BETWEEN_LOOKS_AT_A_TRIAL = timedelta(seconds=3)
-# Longer than any call to the launcher or a copy of a version should take.
+# Longer than any call to the launcher should take.
 _HEALTHY_SECONDS = 120.0
 
 
@@ -81,6 +83,7 @@ class Reconciler:
         # When the trial of a model was judged last.
         self._judged_at: dict[str, datetime] = {}
         self._last_tick = context.clock()
+        self._aside = Aside(context.threads, context.bell.ring)
 
     def run(self, stop: threading.Event) -> None:
         """Rounds until `stop` is set, and between them what has just happened here.
@@ -160,6 +163,7 @@ class Reconciler:
             self._pauses.pop(name, None)
 
     def _advance(self, name: str) -> None:
+        is_busy = self._aside.is_busy(name)
         self._check_mirror(name)
         with self._context.database.read() as connection:
             model = models.find(connection, name)
@@ -171,7 +175,7 @@ class Reconciler:
         if not model.is_mirrored:
             with self._context.metrics.step("mirror"):
                 self._mirror(name)
-        elif model.deleted_at is None:
+        elif model.deleted_at is None and not is_busy:
             self._carry_on(model, trial, unstored, job)
 
     def _carry_on(
@@ -186,10 +190,15 @@ class Reconciler:
             with self._context.metrics.step("judge"):
                 rollout.look(self._context, trial)
         elif unstored is not None:
-            with self._context.metrics.step("store", unstored.job):
-                publish.store_version(self._context, unstored)
+            self._aside.begin(model.name, partial(self._store, unstored))
+        elif job is not None and job.state == JobState.GATING:
+            self._aside.begin(model.name, partial(self._step, job, model))
         elif job is not None:
             self._step(job, model)
+
+    def _store(self, version: VersionRecord) -> None:
+        with self._context.metrics.step("store", version.job):
+            publish.store_version(self._context, version)
 
     def _may_judge(self, name: str) -> bool:
         """Not in each round: it reads the store, and the model's jobs must get on as well."""

@@ -144,6 +144,7 @@ class World:
             store=self.store,
             launcher=self.cluster,
             validations=Validations(InlineExecutor(), lambda: None),
+            threads=InlineExecutor(),
             bell=Bell(),
             clock=self.clock,
         )

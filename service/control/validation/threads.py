@@ -10,10 +10,13 @@ T = TypeVar("T")
 
 
 class DaemonThreads(Executor):
-    """One thread for each call; whoever submits sees to it that they are few.
+    """One thread of that name for each call; whoever submits sees to it that they are few.
 
     The pool of the standard library is waited for when a process ends, hung calls included.
     """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """See `concurrent.futures.Executor`."""
@@ -29,5 +32,5 @@ class DaemonThreads(Executor):
             else:
                 future.set_result(result)
 
-        threading.Thread(target=run, name="validation", daemon=True).start()
+        threading.Thread(target=run, name=self._name, daemon=True).start()
         return future

@@ -1,0 +1,116 @@
+"""Judging and storing go on beside the rounds: however large a candidate is, other models get on."""
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from service.control.aside import Aside
+from service.control.reconcile import Reconciler
+from service.states import JobState
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.trainer import train
+
+
+class Held(Executor):
+    """Keeps what it was given until the test has it done."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Future[None], Callable[[], None]]] = []
+
+    def submit(self, step: Callable[[], None]) -> Future[None]:  # type: ignore[override]
+        self._kept.append((Future(), step))
+        return self._kept[-1][0]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def go(self) -> None:
+        """The oldest one."""
+        future, step = self._kept.pop(0)
+        try:
+            future.set_result(step())
+        except Exception as error:  # noqa: BLE001 (an executor passes on whatever it was)
+            future.set_exception(error)
+
+
+@pytest.fixture
+def held(plane: ControlPlane) -> Held:
+    """Of a control plane whose steps aside take as long as the test says."""
+    held = Held()
+    plane.reconciler = Reconciler(replace(plane.context, threads=held))
+    return held
+
+
+def _to_gating(plane: ControlPlane, model: str) -> str:
+    job = plane.post_dataset("one", model)
+    train(plane.store, job, plane.tick_to(job, JobState.RUNNING).attempt)
+    plane.tick_to(job, JobState.GATING)
+    return job
+
+
+def test_other_models_get_on_while_a_candidate_is_judged(plane: ControlPlane, held: Held) -> None:
+    plane.create_model("large")
+    large = _to_gating(plane, "large")
+    plane.tick()
+    assert len(held) == 1
+    small = plane.post_dataset("two")
+    plane.tick_to(small, JobState.RUNNING)
+    plane.tick(5)
+    assert len(held) == 1
+    lease = plane.model("large").lease_until
+    assert lease is not None
+    assert lease > plane.clock() - timedelta(seconds=1)
+    assert plane.job(large).state == JobState.GATING
+    held.go()
+    assert plane.job(large).state == JobState.PUBLISHED
+
+
+def test_a_roll_back_reaches_the_replicas_while_a_version_is_stored(plane: ControlPlane) -> None:
+    for name in ("one", "two"):
+        plane.run_to_end(plane.post_dataset(name))
+    held = Held()
+    plane.reconciler = Reconciler(replace(plane.context, threads=held))
+    job = plane.post_dataset("three")
+    train(plane.store, job, plane.tick_to(job, JobState.RUNNING).attempt)
+    plane.tick_to(job, JobState.GATING)
+    plane.tick()
+    held.go()
+    plane.tick()
+    assert (len(held), plane.job(job).state) == (1, JobState.PUBLISHED)
+    plane.client.put("/v1/models/scenes/live", json={"version": 1})
+    plane.tick()
+    assert plane.answering() == (3, 1)
+    held.go()
+    plane.tick(2)
+    assert plane.answering() == (4, 3)
+
+
+def test_a_step_that_failed_is_tried_again(plane: ControlPlane, held: Held) -> None:
+    job = _to_gating(plane, "scenes")
+    plane.tick()
+    plane.store.broken = "candidate"
+    held.go()
+    plane.tick()
+    assert "waiting: " in (plane.job(job).message or "")
+    plane.store.broken = None
+    plane.clock.advance(60)
+    plane.tick()
+    held.go()
+    assert plane.job(job).state == JobState.PUBLISHED
+
+
+def test_few_steps_are_aside_at_one_time_and_one_of_each_model() -> None:
+    held, rung = Held(), list[str]()
+    aside = Aside(held, rung.append)
+    for model in "abcdef":
+        assert not aside.is_busy(model)
+        aside.begin(model, lambda: None)
+    assert [model for model in "abcdef" if aside.is_busy(model)] == [*"abcd"]
+    held.go()
+    assert rung == ["a"]
+    assert not aside.is_busy("a")
+    aside.begin("e", lambda: None)
+    assert aside.is_busy("e")
