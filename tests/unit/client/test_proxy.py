@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
@@ -31,7 +32,7 @@ defaults
     option redispatch 1
     retry-on {RAY_SERVE_HAPROXY_RETRY_ON}
 frontend all
-    bind 127.0.0.1:{port}
+    bind {socket}
     default_backend replicas
 backend replicas
     server one 127.0.0.1:{one}
@@ -52,8 +53,8 @@ def replica(requests: list[bytes]) -> Iterator[int]:
                     return
                 with client:
                     request = b""
-                    while not request.endswith(BODY):
-                        request += client.recv(1 << 16)
+                    while not request.endswith(BODY) and (more := client.recv(1 << 16)):
+                        request += more
                     requests.append(request)
                     if len(requests) > 1:
                         client.sendall(ANSWER)
@@ -67,41 +68,41 @@ def replica(requests: list[bytes]) -> Iterator[int]:
             thread.join()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @contextmanager
-def proxy(folder: Path, one: int, other: int) -> Iterator[str]:
-    port, path = free_port(), folder / "haproxy.cfg"
-    path.write_text(CONFIGURATION.format(**SERVING, port=port, one=one, other=other))
-    process = subprocess.Popen([get_haproxy_binary(), "-f", str(path)])
-    try:
-        deadline = time.monotonic() + SECONDS
-        while not listens(port):
-            assert process.poll() is None, "HAProxy does not take this configuration"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+def proxy(one: int, other: int) -> Iterator[httpx.Client]:
+    """A client of it. At a socket in a folder: a port could be taken by others meanwhile."""
+    # Paths of sockets have a hundred characters at most.
+    with TemporaryDirectory(prefix="cmcl-") as folder:
+        path, at = Path(folder) / "haproxy.cfg", Path(folder) / "proxy.sock"
+        path.write_text(CONFIGURATION.format(**SERVING, socket=at, one=one, other=other))
+        process = subprocess.Popen([get_haproxy_binary(), "-f", str(path)])
+        try:
+            deadline = time.monotonic() + SECONDS
+            while not listens(at):
+                assert process.poll() is None, "HAProxy does not take this configuration"
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            transport = httpx.HTTPTransport(uds=str(at))
+            with httpx.Client(transport=transport, timeout=SECONDS) as client:
+                yield client
+        finally:
+            process.kill()
+            process.wait()
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def listens(at: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(at)) == 0
 
 
-def test_both_attempts_at_one_request_have_one_id(tmp_path: Path) -> None:
+def test_both_attempts_at_one_request_have_one_id() -> None:
     requests: list[bytes] = []
-    with replica(requests) as one, replica(requests) as other, proxy(tmp_path, one, other) as url:
-        answer = httpx.post(url, content=BODY, timeout=SECONDS, trust_env=False)
+    with replica(requests) as one, replica(requests) as other, proxy(one, other) as client:
+        answer = client.post("http://localhost", content=BODY)
         assert (answer.status_code, len(requests)) == (200, 2)
         assert requests[0] == requests[1]
         assert b"\r\nx-unique-id: " in requests[0]
-        httpx.post(url, content=BODY, timeout=SECONDS, trust_env=False)
+        client.post("http://localhost", content=BODY)
     assert requests[2] != requests[1]
 
 
