@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,15 +34,18 @@ class TrialFailed(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """A container, folders that it may write to, and where its processes print."""
+    """A container, folders that it may write to, where its processes print, and all parts of the trial."""
 
     buildah: Buildah
     container: Container
     volumes: Mapping[Path, str]
     logs: Path
+    parts: list["Part"]
 
     @classmethod
-    def make(cls, buildah: Buildah, container: Container, name: str, folder: Path) -> "Place":
+    def make(
+        cls, buildah: Buildah, container: Container, name: str, folder: Path, parts: list["Part"]
+    ) -> "Place":
         """`folder` is shared by all places: its `store` is their volume."""
         uid, _, gid = container.user.partition(":")
         own = folder / name
@@ -50,13 +53,15 @@ class Place:
         for path in volumes:
             path.mkdir(parents=True, exist_ok=True)
             os.chown(path, int(uid), int(gid))
-        return cls(buildah, container, {**volumes, _SMOKE: "/smoke:ro"}, folder)
+        return cls(buildah, container, {**volumes, _SMOKE: "/smoke:ro"}, folder, parts)
 
     def start(self, name: str, command: list[str], environment: Mapping[str, str]) -> "Part":
         """A process that runs until the trial ends."""
         log = self.logs / f"{name}.log"
         started = self.buildah.start(self.container, command, environment, self.volumes, log)
-        return Part(name, started, log)
+        part = Part(name, started, log, self.parts)
+        self.parts.append(part)
+        return part
 
     def written(self) -> Iterator[Path]:
         """What its processes left outside their volumes: all else belongs to root."""
@@ -69,19 +74,23 @@ class Place:
 
 @dataclass(frozen=True)
 class Part:
-    """A process of the trial."""
+    """A process of the trial, and those that it needs."""
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    parts: Sequence["Part"]
 
     def wait_for(self, url: str) -> float:
         """Seconds until it answers 200. Raises TrialFailed."""
         started = time.monotonic()
         headers = {"Authorization": f"Bearer {_TOKEN}"}
         while time.monotonic() < started + _SECONDS:
-            if self.process.poll() is not None:
-                raise TrialFailed(f"{self.name} ended while it was starting:\n{self.last_words()}")
+            for part in self.parts:
+                if part.process.poll() is not None:
+                    raise TrialFailed(
+                        f"{part.name} ended while {self.name} was starting:\n{part.last_words()}"
+                    )
             try:
                 if httpx.get(url, timeout=2, headers=headers).status_code == httpx.codes.OK:
                     return round(time.monotonic() - started, 1)
@@ -106,7 +115,7 @@ def try_service(buildah: Buildah, image: str, folder: Path) -> dict[str, Any]:
     """The control plane alone: it becomes ready, as its user, with SQLite and a folder."""
     ports = Ports.free()
     with buildah.container(image) as container:
-        place = Place.make(buildah, container, "service", folder)
+        place = Place.make(buildah, container, "service", folder, [])
         ready = _start_service(place, image, ports, ranks=1)
         return {"service_seconds": ready, "written_elsewhere": [*map(str, place.written())]}
 
@@ -117,8 +126,9 @@ def try_both(buildah: Buildah, service: str, worker: str, folder: Path) -> dict[
     with ExitStack() as stack:
         nodes = stack.enter_context(buildah.container(worker))
         plane = stack.enter_context(buildah.container(service))
-        ray = Place.make(buildah, nodes, "worker", folder)
-        control = Place.make(buildah, plane, "service", folder)
+        parts: list[Part] = []
+        ray = Place.make(buildah, nodes, "worker", folder, parts)
+        control = Place.make(buildah, plane, "service", folder, parts)
         answers: dict[str, Any] = {"ray_seconds": _start_ray(ray, ports)}
         answers["service_seconds"] = _start_service(control, service, ports, ranks=_RANKS)
         answers["embeddings_seconds"] = _start_embeddings(ray, ports)
