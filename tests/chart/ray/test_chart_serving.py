@@ -162,6 +162,18 @@ def test_every_node_that_serves_has_haproxy_and_the_time_to_drain(production: Re
         assert expected.items() <= environment_of(container).items()
 
 
+def test_haproxy_is_as_patient_as_the_endpoint_that_it_stands_before() -> None:
+    args = {"bodySeconds": 99.5, "queueSeconds": 300}
+    variables = environment_of(render({"serving": {"args": args}}).container("serving"))
+    prefix = "RAY_SERVE_HAPROXY"
+    assert variables[f"{prefix}_TIMEOUT_CLIENT_S"] == "100"
+    assert "\n    timeout http-request 100s\n" in variables[f"{prefix}_RETRY_ON"]
+    # The longest that a request may ask for comes on top of its body; a proxy that is replaced ends
+    # as late as a replica.
+    assert variables[f"{prefix}_TIMEOUT_SERVER_S"] == "730"
+    assert variables[f"{prefix}_HARD_STOP_AFTER_S"] == "400"
+
+
 # They are read when ray.serve is imported, which warns while it is.
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 def test_ray_knows_the_variables_of_its_proxy(trial: Release) -> None:
