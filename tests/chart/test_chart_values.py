@@ -40,6 +40,7 @@ OTHERS: dict[str, Any] = {
     "rayAddress": "http://other.example.org",
     "parentRefs": [{"name": "other"}],
     "hostnames": ["other.example.org"],
+    "allowedHosts": ["other.example.org"],
     "size": "9Gi",
     "scratchSize": "9Gi",
     "accessMode": "ReadWriteMany",
