@@ -130,6 +130,8 @@ class VersionReport(Frozen):
     )
     not_evaluated: dict[str, str] = Field(
         default={},
+        # Readers of the release before refuse fields that they do not know; most need not meet it.
+        exclude_if=lambda told: not told,
         description="why, by earlier dataset whose held-out rows are missing or damaged in the store",
     )
 

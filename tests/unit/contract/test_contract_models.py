@@ -109,6 +109,13 @@ def test_what_other_releases_write_may_have_more_fields(kind: type[BaseModel]) -
     assert kind.model_validate({**model.model_dump(), "new": 1}) == model
 
 
+def test_a_report_of_measured_datasets_can_be_read_by_the_release_before() -> None:
+    """Its reports were without this field, and it refuses fields that it does not know."""
+    assert "not_evaluated" not in REPORT.model_dump_json()
+    told = REPORT.model_copy(update={"not_evaluated": {"d-0": "shard 0 is missing"}})
+    assert VersionReport.model_validate_json(told.model_dump_json()) == told
+
+
 @pytest.mark.parametrize("model", MODELS, ids=name_of)
 def test_nothing_can_be_changed_afterwards(model: BaseModel) -> None:
     field = next(iter(type(model).model_fields))
