@@ -1,8 +1,9 @@
 """Keeps the embeddings application on a Ray cluster: `python serve.py ADDRESS CONFIG`, until SIGTERM.
 
 A head that was started anew has forgotten what it served. So this looks every few seconds at what is
-served, and hands CONFIG over when an application of it is missing, or could not be deployed because
-something else was not there yet. ADDRESS is that of Ray's dashboard; the token is in RAY_AUTH_TOKEN.
+served, and hands CONFIG over when an application of it is missing. One that could not be deployed, because
+something else was not there yet, is removed first: to Ray the same CONFIG once more is nothing to do.
+ADDRESS is that of Ray's dashboard; the token is in RAY_AUTH_TOKEN.
 Exit status 1: Ray does not accept CONFIG.
 """
 
@@ -50,8 +51,11 @@ class Keeper:
     def _served(self) -> dict[str, str]:
         """The state of each application of ours, once all are handed over."""
         states = self._states()
+        failed = "DEPLOY_FAILED" in states.values()
+        if failed:
+            self._client.delete(_APPLICATIONS).raise_for_status()
         # What is there already may be of a configuration before this one: Ray sees whether it differs.
-        if not self._is_current or not {None, "DEPLOY_FAILED"}.isdisjoint(states.values()):
+        if failed or not self._is_current or None in states.values():
             self._hand_over()
             self._is_current = True
         return {name: state or "handed over" for name, state in states.items()}
@@ -66,9 +70,13 @@ class Keeper:
         """None for what is not there."""
         answer = self._client.get(_APPLICATIONS)
         answer.raise_for_status()
-        served = answer.json()["applications"]
         names = [application["name"] for application in self._config["applications"]]
-        return {name: served.get(name, {}).get("status") for name in names}
+        try:
+            served = answer.json()["applications"]
+            return {name: served.get(name, {}).get("status") for name in names}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            message = f"no list of applications, but {answer.text[:80]!r}"
+            raise httpx.DecodingError(message, request=answer.request) from error
 
 
 def keep(keeper: Keeper, stopping: threading.Event) -> None:

@@ -22,12 +22,16 @@ CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose" / "serve.ya
 
 
 class Head:
-    """A Ray head's dashboard, as far as it is asked: it forgets what it serves when it starts anew."""
+    """A Ray head's dashboard, as far as it is asked: it forgets what it serves when it starts anew.
+
+    What it is handed over once more is nothing to do, whatever became of it the first time.
+    """
 
     def __init__(self) -> None:
         self.is_up = True
         self.accepts = True
         self.states: dict[str, str] = {}
+        self.content: bytes | None = None
         self.handed_over: list[Any] = []
 
     def start_anew(self) -> None:
@@ -39,12 +43,16 @@ class Head:
         assert request.url.path == "/api/serve/applications/"
         if request.method == "GET":
             served = {name: {"status": state} for name, state in self.states.items()}
-            return httpx.Response(200, json={"applications": served})
+            told = json.dumps({"applications": served}).encode()
+            return httpx.Response(200, content=told if self.content is None else self.content)
+        if request.method == "DELETE":
+            self.states = {}
+            return httpx.Response(200)
         if not self.accepts:
             return httpx.Response(400, text="no such field: replica")
         config = json.loads(request.content)
         self.handed_over.append(config)
-        self.states = {each["name"]: "RUNNING" for each in config["applications"]}
+        self.states = {each["name"]: "RUNNING" for each in config["applications"]} | self.states
         return httpx.Response(200)
 
 
@@ -102,8 +110,26 @@ def test_a_head_that_starts_anew_serves_again(head: Head) -> None:
 
 
 def test_what_could_not_be_deployed_is_tried_again(head: Head) -> None:
-    _told(head, lambda: head.states.update(embeddings="DEPLOY_FAILED"), _nothing)
+    told = _told(head, lambda: head.states.update(embeddings="DEPLOY_FAILED"), _nothing, _nothing)
     assert len(head.handed_over) == 2
+    assert told[1:] == ["embeddings is DEPLOY_FAILED", "embeddings is RUNNING"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"<html>", b"\xff", b"[]", b"{}", b'{"applications": []}', b'{"applications": null}'],
+)
+def test_an_answer_that_is_no_list_of_applications_is_waited_out(
+    head: Head, content: bytes
+) -> None:
+    head.content = content
+
+    def mend() -> None:
+        head.content = None
+
+    told = _told(head, mend, _nothing)
+    assert told[0].startswith("Ray does not answer: no list of applications, but ")
+    assert told[1:] == ["embeddings is handed over", "embeddings is RUNNING"]
 
 
 def test_an_application_of_a_configuration_before_is_replaced(head: Head) -> None:
