@@ -10,10 +10,11 @@ Exit status 1: Ray does not accept CONFIG.
 import os
 import signal
 import sys
-import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import httpx
 import yaml
@@ -79,11 +80,11 @@ class Keeper:
             raise httpx.DecodingError(message, request=answer.request) from error
 
 
-def keep(keeper: Keeper, stopping: threading.Event) -> None:
-    """Until `stopping` is set. Raises NotAccepted."""
-    while not stopping.is_set():
+def keep(keeper: Keeper, pause: Callable[[float], object] = time.sleep) -> NoReturn:
+    """Looks, and pauses for so many seconds, until one of them raises. Raises NotAccepted."""
+    while True:
         keeper.look()
-        stopping.wait(_SECONDS)
+        pause(_SECONDS)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -92,19 +93,22 @@ def main(arguments: Sequence[str]) -> int:
         print("usage: python serve.py ADDRESS CONFIG", file=sys.stderr)
         return 2
     address, config = arguments
-    stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, _stop)
     token = os.environ.get("RAY_AUTH_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with httpx.Client(base_url=address, headers=headers, timeout=_PATIENCE) as client:
         wanted = yaml.safe_load(Path(config).read_text())
         try:
-            keep(Keeper(client, wanted, lambda said: print(said, flush=True)), stopping)
+            keep(Keeper(client, wanted, lambda said: print(said, flush=True)))
         except NotAccepted as error:
             print(f"{config}: {error}", file=sys.stderr)
             return 1
-    return 0
+
+
+def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Out of a request, too: what a signal handler returns from is gone on with."""
+    raise SystemExit(0)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +57,21 @@ class Head:
         return httpx.Response(200)
 
 
-class Steps(threading.Event):
-    """What happens between two looks, one after another; then it is set."""
+class AllDone(Exception):
+    """All steps are taken."""
+
+
+class Steps:
+    """What happens in the pauses between two looks, one after another."""
 
     def __init__(self, *steps: Callable[[], None]) -> None:
-        super().__init__()
         self._steps = [*steps]
 
-    def wait(self, timeout: float | None = None) -> bool:
-        assert timeout is not None
-        if self._steps:
-            self._steps.pop(0)()
-        else:
-            self.set()
-        return self.is_set()
+    def __call__(self, seconds: float) -> None:
+        assert seconds > 0
+        if not self._steps:
+            raise AllDone
+        self._steps.pop(0)()
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def _told(head: Head, *steps: Callable[[], None]) -> list[str]:
     """What a keeper says over those steps."""
     told: list[str] = []
     client = httpx.Client(base_url="http://ray:8265", transport=httpx.MockTransport(head.answer))
-    with client:
+    with client, suppress(AllDone):
         keep(Keeper(client, CONFIG, told.append), Steps(*steps))
     return told
 
@@ -158,14 +160,35 @@ def test_it_says_how_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: python serve.py ADDRESS CONFIG" in capsys.readouterr().err
 
 
-def test_sigterm_ends_it_well_while_ray_is_away(tmp_path: Path) -> None:
+@contextmanager
+def _script(tmp_path: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    """serve.py by itself, beside a head of which the dashboard is at that port of this machine."""
     config = tmp_path / "serve.yaml"
     config.write_text(yaml.safe_dump(CONFIG))
-    # Nobody listens at port 1.
-    command = [sys.executable, str(SCRIPT), "http://127.0.0.1:1", str(config)]
+    command = [sys.executable, str(SCRIPT), f"http://127.0.0.1:{port}", str(config)]
     quiet = {**os.environ, "NO_PROXY": "127.0.0.1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=quiet) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_sigterm_ends_it_well_while_ray_is_away(tmp_path: Path) -> None:
+    # Nobody listens at port 1.
+    with _script(tmp_path, 1) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("Ray does not answer")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+
+
+def test_sigterm_ends_a_request_that_nobody_answers(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        with _script(tmp_path, silent.getsockname()[1]) as process, silent.accept()[0]:
+            process.send_signal(signal.SIGTERM)
+            told, _ = process.communicate(timeout=120)
+    assert (process.returncode, told) == (0, ""), (
+        "told: it waited until its patience was at its end"
+    )
