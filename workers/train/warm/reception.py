@@ -95,9 +95,7 @@ class Reception:
 
     def leave(self, request_line: bytes) -> None:
         """Of a job elsewhere: it asks no more, whether it had its answer or not."""
-        attempt = Request.from_line(request_line).attempt
-        if attempt in self._absences:
-            self._forget(attempt)
+        self._forget(Request.from_line(request_line).attempt)
 
     async def until(self, look: Callable[[], T | None]) -> T | None:
         """What `look` finds, as soon as it finds anything; None if that takes long."""
@@ -176,8 +174,10 @@ class Reception:
         self._absences[attempt] = loop.call_later(patience, self._forget, attempt)
 
     def _forget(self, attempt: Attempt) -> None:
-        self._absences.pop(attempt).cancel()
-        self._leave(attempt)
+        """Once: its job may leave while a call of it still waits."""
+        if absence := self._absences.pop(attempt, None):
+            absence.cancel()
+            self._leave(attempt)
 
     def _other_answer(self, attempt: Attempt, told: Answer) -> Answer | None:
         answer = self.desk.answer(attempt)

@@ -69,9 +69,12 @@ def test_job_elsewhere_that_says_so_has_gone_at_once() -> None:
     async def play() -> None:
         scene = Scene(PATIENT)
         await scene.ask(FIRST)
+        waiting = asyncio.ensure_future(scene.ask(FIRST, told=WORKING))
+        await asyncio.sleep(0)
         scene.reception.leave(FIRST.to_line())
         assert scene.reception.desk.is_empty
-        scene.reception.leave(FIRST.to_line())
+        assert (await waiting).is_final, "the call that it no longer waits for ends as well"
+        assert scene.reception.desk.is_empty
 
     run(play)
 
