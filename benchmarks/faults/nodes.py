@@ -18,7 +18,7 @@ from typing import Self
 
 import psutil
 
-_START_SECONDS = 90.0
+_START_SECONDS = 300.0
 _PROGRAMS = Path(sys.executable).parent
 _RANK_LINE = re.compile(r"pid=(\d+)\) world_rank=(\d+)")
 _GROUP_LINE = "Started training worker group"
