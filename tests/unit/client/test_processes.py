@@ -22,7 +22,13 @@ from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.served_app import served
 from tests.unit.client.either import PROMPT
 
-PROGRAM = "import sys; from cmcl.cli import main; sys.exit(main())"
+# Whoever starts the tests may ignore SIGINT, and a child inherits that.
+PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from cmcl.cli import main
+sys.exit(main())
+"""
 PAGE = (Path(__file__).parents[3] / "docs" / "client.md").read_text()
 
 
