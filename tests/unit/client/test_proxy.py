@@ -59,13 +59,14 @@ def replica(requests: list[bytes]) -> Iterator[int]:
                     if len(requests) > 1:
                         client.sendall(ANSWER)
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         try:
             yield server.getsockname()[1]
         finally:
             server.shutdown(socket.SHUT_RDWR)
-            thread.join()
+            thread.join(SECONDS)
+            assert not thread.is_alive()
 
 
 @contextmanager
