@@ -108,7 +108,9 @@ class Collections:
 
     def delete(self, name: str, permitted: Permitted, mark: str | None = None) -> None:
         """Blocks. Raises as `writes.delete` does."""
-        self._room.deleted(self._made(writes.delete(self._store, name, permitted, mark)))
+        made = self._made(writes.delete(self._store, name, permitted, mark))
+        if made.deleted:  # Else it was deleted before, and is there again.
+            self._room.deleted(made)
 
     def bytes(self) -> int:
         """What they take in memory, with vectors of two versions; does not block."""

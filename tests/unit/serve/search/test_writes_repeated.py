@@ -1,5 +1,7 @@
 """A write that comes again, from a proxy or from its client, is done once."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from tests.fakes.flaky_store import FlakyStore
@@ -8,6 +10,7 @@ from tests.unit.serve.search.scene import EVERYONE, NAME, add, create, entries
 from workers.serve.search.stored import ledger, writes
 from workers.serve.search.stored.compaction import compact
 from workers.serve.search.stored.repeats import mark_of
+from workers.serve.search.stored.sweep import sweep
 
 BY_CLIENT = {"idempotency-key": "one"}
 BY_PROXY = {"x-unique-id": "4d1c"}
@@ -85,6 +88,34 @@ def test_a_deletion_sent_again_is_no_error_and_another_one_is(searching: Searchi
     for _ in range(2):
         assert searching.ask("DELETE", "/things", headers=BY_PROXY).status_code == 200
     assert searching.ask("DELETE", "/things", headers=BY_CLIENT).status_code == 404
+
+
+def test_a_deletion_sent_again_leaves_a_collection_that_was_made_since(store: FlakyStore) -> None:
+    mark = mark_of(b"request")
+    create(store)
+    writes.delete(store, NAME, EVERYONE, mark)
+    for change in range(ledger.KEPT_REVISIONS + 1):
+        made = add(store, entries(change, 1))
+    sweep(store, NAME, datetime.now(UTC))
+    again = writes.delete(store, NAME, EVERYONE, mark)
+    assert again == made
+    assert not again.deleted
+    assert writes.delete(store, NAME, EVERYONE, mark_of(b"another")).deleted
+
+
+def test_a_collection_made_anew_is_counted_after_a_late_deletion(searching: Searching) -> None:
+    for _ in range(2):
+        assert searching.ask("DELETE", "/things", headers=BY_PROXY).status_code == 200
+        assert searching.ask("PUT", "/things", {"model": "scenes"}).status_code == 200
+    statuses = [searching.ask("PUT", f"/c{n}", {"model": "scenes"}).status_code for n in range(3)]
+    assert statuses == [200, 200, 507]
+
+
+def test_a_write_is_done_again_in_a_collection_made_anew(searching: Searching) -> None:
+    post(searching, thing(1), BY_CLIENT)
+    assert searching.ask("DELETE", "/things").status_code == 200
+    assert searching.ask("PUT", "/things", {"model": "scenes"}).status_code == 200
+    assert payload(searching, post(searching, thing(1), BY_CLIENT)) == 1
 
 
 def test_a_merged_write_is_still_known(store: FlakyStore) -> None:

@@ -4,7 +4,7 @@ A proxy sends a request again whose replica died, or seemed to, before it answer
 By then the write may be in the store, and others may have written after it: done once more it would
 undo what they did. So what a write makes has its request's mark in its name, and whoever is about to
 make a change looks for that mark first. It is known for as long as the names are: until the collection
-is freed, or an hour after the write was merged with others.
+is freed, or an hour after the write was merged with others, or the deletion was made.
 """
 
 import hashlib

@@ -28,7 +28,10 @@ class Segment(Frozen):
 
 
 class Dropped(Frozen):
-    """A segment that counts no more, kept for a while for those who are reading it."""
+    """A segment that counts no more, kept for a while for those who are reading it.
+
+    Or a name of none: with the mark of a deletion, by which that is known if it comes again.
+    """
 
     name: str
     at: datetime

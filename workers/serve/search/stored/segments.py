@@ -71,7 +71,7 @@ def write_entries(
     with segment_writer(sink, feature_type) as writer:
         writer.write_batch(batch)
     data = sink.getvalue()
-    name = _name(mark)
+    name = new_name(mark)
     store.create(layout.collection_segment(collection, name), data)
     digest = hashlib.sha256(data).hexdigest()
     return Segment(name=name, sha256=digest, bytes=len(data), rows=len(entries), first=1, last=1)
@@ -79,7 +79,7 @@ def write_entries(
 
 def store_file(store: ObjectStore, collection: str, path: Path, template: Segment) -> Segment:
     """Store a file that was written with `segment_writer`; rows and revisions are the template's."""
-    name = _name(new_mark())
+    name = new_name(new_mark())
     store.upload(path, layout.collection_segment(collection, name))
     fields = {"name": name, "sha256": sha256_of_file(path), "bytes": path.stat().st_size}
     return template.model_copy(update=fields)
@@ -124,7 +124,7 @@ def segment_writer(sink: io.BytesIO | Path, feature_type: FeatureType) -> pq.Par
     )
 
 
-def _name(mark: str) -> str:
+def new_name(mark: str) -> str:
     """In lexical order the oldest is first, and the name tells its age, and whose it is."""
     return f"{time.time_ns() // 1_000_000:013d}-{marked(mark)}.parquet"
 

@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from workers.contract.errors import StorageUnavailable, WorkerError
 from workers.serve.search.stored.compaction import GRACE
 from workers.serve.search.stored.ledger import Change, commit
-from workers.serve.search.stored.repeats import is_marked, new_mark
+from workers.serve.search.stored.repeats import mark_of, new_mark
 from workers.serve.search.stored.revision import Dropped, FeatureType, Revision, Segment
 from workers.serve.search.stored.segments import (
     Entry,
     age_seconds,
     is_written_for,
+    new_name,
     write_entries,
 )
 from workers.storage.port import ObjectStore
@@ -92,15 +93,19 @@ def delete(
 ) -> Revision:
     """Let it be gone, with all that is in it. Raises NoCollection, CollectionBusy, StorageUnavailable.
 
-    Where the request with this mark has deleted it before, that is what it is told again.
+    Where the request with this mark has deleted it before, nothing is deleted, and the answer is the
+    newest revision: by then somebody may have made a collection of that name anew.
     """
+    mark = mark or new_mark()
 
     def change(head: Revision | None) -> Revision:
-        if head is not None and mark is not None and permitted(head):
-            _check_not_deleted_for(head, mark)
+        if head is not None and any(is_written_for(each.name, mark) for each in head.dropped):
+            raise _Unchanged(head)
         present = existing(head, name, permitted)
         now = datetime.now(UTC)
-        dropped = tuple(Dropped(name=each.name, at=now) for each in present.segments)
+        # A deletion leaves a name with its mark there, of no segment, which outlives the collection.
+        names = (*(each.name for each in present.segments), new_name(mark))
+        dropped = tuple(Dropped(name=each, at=now) for each in names)
         fields = {"deleted": True, "segments": (), "dropped": (*present.dropped, *dropped)}
         return present.model_copy(update={**fields, "changed_at": now})
 
@@ -124,7 +129,8 @@ def write(
     mark = mark or new_mark()
     if was_written_for(target, mark):
         return target
-    segment = write_entries(store, target.name, entries, target.feature_type, mark)
+    mark_here = _mark_in(target, mark)
+    segment = write_entries(store, target.name, entries, target.feature_type, mark_here)
 
     def change(head: Revision | None) -> Revision:
         present = existing(head, target.name, permitted)
@@ -134,18 +140,19 @@ def write(
             raise _Unchanged(present)
         return _with_segment(present, segment)
 
-    return _committed(store, target.name, change, mark)
+    return _committed(store, target.name, change, mark_here)
 
 
 def was_written_for(revision: Revision, mark: str) -> bool:
-    """Whether the request with this mark has written to it already."""
+    """Whether the request with this mark has written to it already, since it was made."""
     names = [*(each.name for each in revision.segments), *(each.name for each in revision.dropped)]
-    return any(is_written_for(name, mark) for name in names)
+    mark_here = _mark_in(revision, mark)
+    return any(is_written_for(name, mark_here) for name in names)
 
 
-def _check_not_deleted_for(head: Revision, mark: str) -> None:
-    if head.deleted and is_marked(head.change, mark):
-        raise _Unchanged(head)
+def _mark_in(revision: Revision, mark: str) -> str:
+    """One made anew under its name keeps the names of what the one before has dropped."""
+    return mark_of(mark.encode(), str(revision.born).encode())
 
 
 def _committed(store: ObjectStore, name: str, change: Change, mark: str | None) -> Revision:
