@@ -6,43 +6,80 @@ models of this service would wait for it, and their leases would run out meanwhi
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+
+from service.clock import Clock
+
+Step = Callable[[], None]
 
 # More of them share one disk and one line to the store.
 _AT_ONCE = 4
 
 
+@dataclass(frozen=True)
+class _UnderWay:
+    future: Future[None]
+    since: datetime
+
+
 class Aside:
-    """One step at a time of each model. Used from the reconciler's thread alone.
+    """One step at a time of each model, a few at a time of all, in the order in which they were begun.
 
     Nothing is lost with a step that does not end: like every other one, it can be cut off anywhere and
-    run again, here or elsewhere. `ring` is called with the model when one has ended.
+    run again, here or elsewhere. As it may wait for its place, a step looks for itself what there is to
+    do. `ring` is called with the model when one has ended. Used from the reconciler's thread alone, but
+    for `longest`.
     """
 
-    def __init__(self, executor: Executor, ring: Callable[[str], None]) -> None:
+    def __init__(self, executor: Executor, ring: Callable[[str], None], clock: Clock) -> None:
         self._executor = executor
         self._ring = ring
-        self._under_way: dict[str, Future[None]] = {}
+        self._clock = clock
+        self._waiting: dict[str, Step] = {}
+        self._under_way: dict[str, _UnderWay] = {}
 
-    def begin(self, model: str, step: Callable[[], None]) -> None:
-        """Start it; without a place, nothing: the next round tries again.
+    def begin(self, model: str, step: Step) -> bool:
+        """Start it, or have it wait for its place; whether it was started.
 
         Raises what the step raises, if it has ended already.
         """
-        if len(self._under_way) >= _AT_ONCE:
-            return
-        future = self._executor.submit(step)
-        self._under_way[model] = future
-        if not self._has_ended(model, future):
-            future.add_done_callback(lambda _: self._ring(model))
+        self._waiting[model] = step
+        self._fill()
+        started = self._under_way.get(model)
+        if started is not None and started.future.done():
+            del self._under_way[model]
+            started.future.result()
+        return started is not None
 
     def is_busy(self, model: str) -> bool:
-        """Whether a step of the model is under way. Raises what it raised, once, if it has ended."""
-        future = self._under_way.get(model)
-        return future is not None and not self._has_ended(model, future)
+        """Whether a step of the model waits, is under way, or is yet to be told of by `ended`."""
+        return model in self._waiting or model in self._under_way
 
-    def _has_ended(self, model: str, future: Future[None]) -> bool:
-        if not future.done():
-            return False
-        del self._under_way[model]
-        future.result()
-        return True
+    def ended(self) -> dict[str, Future[None]]:
+        """Steps that have ended since, by model; their places go to those that wait."""
+        ended = {name: step.future for name, step in self._under_way.items() if step.future.done()}
+        for model in ended:
+            del self._under_way[model]
+        self._fill()
+        return ended
+
+    def longest(self) -> tuple[str, float] | None:
+        """The model whose step has been under way for the longest time, and the seconds; from any thread."""
+        steps = [(step.since, model) for model, step in self._under_way.copy().items()]
+        if not steps:
+            return None
+        since, model = min(steps)
+        return model, (self._clock() - since).total_seconds()
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._under_way) < _AT_ONCE:
+            model = next(iter(self._waiting))
+            future = self._executor.submit(self._waiting.pop(model))
+            self._under_way[model] = _UnderWay(future, self._clock())
+            if not future.done():
+                future.add_done_callback(partial(self._tell, model))
+
+    def _tell(self, model: str, _: Future[None]) -> None:
+        self._ring(model)

@@ -2,7 +2,8 @@
 
 Each round, for each model that has work, one of: mirror the live pointer; judge the version on trial;
 put a published version in place; take the one job in flight (or else the oldest that waits) one step
-further. What reads or copies whole files is done in a thread beside the rounds. Everything it knows is in the database and in object storage: it can die at any line and start again anywhere.
+further. What reads or copies whole files is done in a thread beside the rounds. Everything it knows is
+in the database and in object storage: it can die at any line and start again anywhere.
 Truth, in this order: committed row > complete candidate in object storage > the launcher's word.
 """
 
@@ -55,6 +56,8 @@ _CHECKED_IN_A_ROUND = 50
 _BETWEEN_LOOKS_AT_A_TRIAL = timedelta(seconds=3)
 # Longer than any call to the launcher should take.
 _HEALTHY_SECONDS = 120.0
+# Longer than it takes to read, check and copy the largest version over a slow line.
+_LONGEST_STEP_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,22 @@ class _Pause:
 
     until: datetime
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """What there is to do for a model."""
+
+    model: ModelRecord
+    trial: TrialRecord | None
+    unstored: VersionRecord | None
+    job: JobRecord | None
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the next thing reads or copies the files of a whole version."""
+        is_gating = self.job is not None and self.job.state == JobState.GATING
+        return self.unstored is not None or is_gating
 
 
 class Reconciler:
@@ -83,7 +102,7 @@ class Reconciler:
         # When the trial of a model was judged last.
         self._judged_at: dict[str, datetime] = {}
         self._last_tick = context.clock()
-        self._aside = Aside(context.threads, context.bell.ring)
+        self._aside = Aside(context.threads, context.bell.ring, context.clock)
 
     def run(self, stop: threading.Event) -> None:
         """Rounds until `stop` is set, and between them what has just happened here.
@@ -115,9 +134,19 @@ class Reconciler:
         """How long ago the last round came to an end."""
         return (self._context.clock() - self._last_tick).total_seconds()
 
+    def hung(self) -> str | None:
+        """What is wrong if a step beside the rounds does not end: only a new process is rid of it."""
+        longest = self._aside.longest()
+        if longest is None or longest[1] < _LONGEST_STEP_SECONDS:
+            return None
+        model, seconds = longest
+        return f"judging or storing a version of model {model!r} has not ended for {seconds:.0f} s"
+
     def tick(self, only: frozenset[str] | None = None) -> None:
         """One round over all models that have work, or those of them that are named."""
         with self._context.metrics.round():
+            for name, ended in self._aside.ended().items():
+                self._guard(name, ended.result)
             for name in self._names():
                 if only is None or name in only or EVERYBODY in only:
                     self._attend(name)
@@ -149,56 +178,72 @@ class Reconciler:
             models.claim(connection, self._name, now, renew_before, now + whole)
 
     def _attend(self, name: str) -> None:
-        """One model's turn; its errors stay its own."""
+        """One model's turn."""
         pause = self._pauses.get(name)
-        if pause is not None and self._context.clock() < pause.until:
-            return
+        if pause is None or self._context.clock() >= pause.until:
+            self._guard(name, partial(self._advance, name))
+
+    def _guard(self, name: str, step: Callable[[], None]) -> None:
+        """Errors of one model stay its own."""
         try:
-            self._advance(name)
+            step()
         except Exception as error:  # noqa: BLE001
             # Whatever it is, the other models' jobs must get on; this one is tried again.
             self._report(error, f"model {name} does not get on", {"model": name})
-            self._pauses[name] = self._longer(pause)
+            self._pauses[name] = self._longer(self._pauses.get(name))
         else:
-            self._pauses.pop(name, None)
+            # What goes on beside the rounds may still fail as it did before.
+            if not self._aside.is_busy(name):
+                self._pauses.pop(name, None)
 
     def _advance(self, name: str) -> None:
-        is_busy = self._aside.is_busy(name)
         self._check_mirror(name)
+        tasks = self._look(name)
+        if tasks is None:
+            return
+        if not tasks.model.is_mirrored:
+            with self._context.metrics.step("mirror"):
+                self._mirror(name)
+        elif tasks.model.deleted_at is None and not self._aside.is_busy(name):
+            self._carry_on(tasks)
+
+    def _look(self, name: str) -> _Tasks | None:
+        """What there is to do; None where the model is not ours."""
         with self._context.database.read() as connection:
             model = models.find(connection, name)
             trial = trials.running(connection, name)
             unstored = versions.oldest_unstored(connection, name)
             job = jobs.current(connection, name)
         if model is None or model.lease_owner != self._name:
-            return
-        if not model.is_mirrored:
-            with self._context.metrics.step("mirror"):
-                self._mirror(name)
-        elif model.deleted_at is None and not is_busy:
-            self._carry_on(model, trial, unstored, job)
+            return None
+        return _Tasks(model, trial, unstored, job)
 
-    def _carry_on(
-        self,
-        model: ModelRecord,
-        trial: TrialRecord | None,
-        unstored: VersionRecord | None,
-        job: JobRecord | None,
-    ) -> None:
+    def _carry_on(self, tasks: _Tasks) -> None:
         """The one next thing, once the replicas know all that is decided."""
-        if trial is not None and self._may_judge(model.name):
+        if tasks.trial is not None and self._may_judge(tasks.model.name):
             with self._context.metrics.step("judge"):
-                rollout.look(self._context, trial)
-        elif unstored is not None:
-            self._aside.begin(model.name, partial(self._store, unstored))
-        elif job is not None and job.state == JobState.GATING:
-            self._aside.begin(model.name, partial(self._step, job, model))
-        elif job is not None:
-            self._step(job, model)
+                rollout.look(self._context, tasks.trial)
+        elif tasks.is_large:
+            self._begin_aside(tasks)
+        elif tasks.job is not None:
+            self._step(tasks.job, tasks.model)
 
-    def _store(self, version: VersionRecord) -> None:
-        with self._context.metrics.step("store", version.job):
-            publish.store_version(self._context, version)
+    def _begin_aside(self, tasks: _Tasks) -> None:
+        name = tasks.model.name
+        has_place = self._aside.begin(name, partial(self._finish, name))
+        if not has_place and tasks.unstored is None and tasks.job is not None:
+            self._tell_user(tasks.job, "waiting: other candidates are being judged and stored")
+
+    def _finish(self, name: str) -> None:
+        """Beside the rounds: judge the candidate or store the version, if that is still to be done."""
+        tasks = self._look(name)
+        if tasks is None or tasks.model.deleted_at is not None:
+            return
+        if tasks.unstored is not None:
+            with self._context.metrics.step("store", tasks.unstored.job):
+                publish.store_version(self._context, tasks.unstored)
+        elif tasks.job is not None and tasks.is_large:
+            self._step(tasks.job, tasks.model)
 
     def _may_judge(self, name: str) -> bool:
         """Not in each round: it reads the store, and the model's jobs must get on as well."""

@@ -43,11 +43,17 @@ class Probes:
         return "ok"
 
 
-@router.get("/healthz")
-async def healthz() -> Health:
-    """The process answers. Nothing else is asked, so that an outage elsewhere restarts nobody."""
+@router.get("/healthz", response_model=Health, responses={503: {"model": Health}})
+async def healthz(reconciler: ReconcilerDep) -> JSONResponse:
+    """The process answers, and nothing hangs in it that only another process would be rid of.
+
+    Nothing else is asked, so that an outage elsewhere restarts nobody.
+    """
     # Not in a thread: they may all be waiting for whatever does not answer.
-    return Health(status="ok")
+    hung = reconciler.hung()
+    if hung is None:
+        return JSONResponse(Health(status="ok").model_dump())
+    return JSONResponse(Health(status="hung", checks={"reconciler": hung}).model_dump(), 503)
 
 
 @router.get("/readyz", response_model=Health, responses={503: {"model": Health}})

@@ -10,6 +10,7 @@ import pytest
 from service.control.aside import Aside
 from service.control.reconcile import Reconciler
 from service.states import JobState
+from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 
@@ -102,15 +103,77 @@ def test_a_step_that_failed_is_tried_again(plane: ControlPlane, held: Held) -> N
     assert plane.job(job).state == JobState.PUBLISHED
 
 
-def test_few_steps_are_aside_at_one_time_and_one_of_each_model() -> None:
-    held, rung = Held(), list[str]()
-    aside = Aside(held, rung.append)
-    for model in "abcdef":
-        assert not aside.is_busy(model)
-        aside.begin(model, lambda: None)
-    assert [model for model in "abcdef" if aside.is_busy(model)] == [*"abcd"]
+def test_a_failing_step_is_tried_less_and_less_often(plane: ControlPlane, held: Held) -> None:
+    _to_gating(plane, "scenes")
+    plane.store.broken = "candidate"
+    tries = 0
+    for _ in range(40):
+        plane.tick()
+        while len(held):
+            held.go()
+            tries += 1
+    assert 3 <= tries <= 8
+
+
+def test_candidates_that_end_without_a_version_keep_no_place(
+    plane: ControlPlane, held: Held
+) -> None:
+    """Nobody asks for a model any more once its only job has ended."""
+    names = [*"abcde"]
+    jobs = []
+    for name in names:
+        plane.create_model(name)
+        plane.client.put(
+            f"/v1/models/{name}/policy", json={"min_gain": 0.5 if name != "e" else None}
+        )
+        jobs.append(_to_gating(plane, name))
+    plane.tick()
+    assert len(held) == 4
+    assert "other candidates" in (plane.job(jobs[-1]).message or "")
+    for _ in range(4):
+        held.go()
+    assert {plane.job(job).state for job in jobs[:-1]} == {JobState.REJECTED}
+    plane.tick()
+    assert len(held) == 1
     held.go()
-    assert rung == ["a"]
-    assert not aside.is_busy("a")
-    aside.begin("e", lambda: None)
-    assert aside.is_busy("e")
+    assert plane.job(jobs[-1]).state == JobState.PUBLISHED
+
+
+def test_a_step_that_hangs_has_the_process_ended(plane: ControlPlane, held: Held) -> None:
+    _to_gating(plane, "scenes")
+    plane.tick()
+    plane.app.state.reconciler = plane.reconciler
+    plane.clock.advance(1700)
+    plane.tick()
+    assert plane.client.get("/healthz").status_code == 200
+    plane.clock.advance(100)
+    plane.tick()
+    answer = plane.client.get("/healthz")
+    assert answer.status_code == 503
+    assert "'scenes' has not ended for" in answer.json()["checks"]["reconciler"]
+    held.go()
+    plane.tick()
+    assert plane.client.get("/healthz").status_code == 200
+
+
+def _nothing() -> None:
+    pass
+
+
+def test_steps_get_their_places_in_the_order_in_which_they_were_begun() -> None:
+    held, rung = Held(), list[str]()
+    aside = Aside(held, rung.append, ScriptedClock())
+    assert [aside.begin(model, _nothing) for model in "fedcba"] == [True] * 4 + [False] * 2
+    assert all(aside.is_busy(model) for model in "abcdef")
+    held.go()
+    assert rung == ["f"]
+    assert not aside.begin("g", _nothing)
+    assert [*aside.ended()] == ["f"]
+    assert (aside.is_busy("f"), len(held)) == (False, 4)
+    for _ in range(4):
+        held.go()
+    assert [*aside.ended()] == [*"edcb"]
+    held.go()
+    held.go()
+    assert [*aside.ended()] == [*"ag"]
+    assert aside.longest() is None
