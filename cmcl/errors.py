@@ -28,6 +28,7 @@ class CmclError(Exception):
 
     status: of HTTP; 0 when there was no answer. type: the problem's, `urn:cmcl:problem:...`.
     fields: what is wrong with each field. request_id: what to look for in the service's log.
+    retry_after: seconds after which the server wants to be asked again, where it tells.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class CmclError(Exception):
         type: str | None = None,  # noqa: A002 - RFC 9457 calls it so
         fields: tuple[FieldError, ...] = (),
         request_id: str | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.type = type
         self.fields = fields
         self.request_id = request_id
+        self.retry_after = retry_after
 
 
 class Unreachable(CmclError):
@@ -75,7 +78,14 @@ def refusal(response: httpx.Response) -> CmclError:
         kind if isinstance(kind, str) else None,
         fields,
         response.headers.get("x-request-id"),
+        retry_after(response),
     )
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """In seconds, as the service tells it; a date is left to our own pauses."""
+    text = str(response.headers.get("retry-after", ""))
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def secret_lost(what: str, identifier: str) -> CmclError:

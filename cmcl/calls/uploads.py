@@ -29,6 +29,8 @@ _USABLE = frozenset({"open", "completing", "complete"})
 # The service reads the whole file once more; a request that takes longer is looked after.
 _LOOK_SECONDS = 1.0
 _LONGEST_LOOK_SECONDS = 1800.0
+# The service takes a few parts at a time, and one of 16 MiB may come over a slow line.
+_LONGEST_TURN_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -180,9 +182,11 @@ def _send_part(
     api: Api, upload: Upload, file: LocalFile, part: Part, digest_there: str | None
 ) -> Flow[None]:
     """Send a part, unless the same bytes have arrived already."""
+    if upload.state != "open":
+        return
     data = yield from _read(file, part)
     digest = hashlib.sha256(data)
-    if upload.state != "open" or digest.hexdigest() == digest_there:
+    if digest.hexdigest() == digest_there:
         return
     told = base64.b64encode(digest.digest()).decode()
     request = Exchange(
@@ -194,9 +198,22 @@ def _send_part(
         },
         content=data,
     )
-    arrived = read(UploadPart, (yield from api.send(request)))
+    arrived = read(UploadPart, (yield from _send_in_turn(api, request)))
     if arrived.sha256 != digest.hexdigest():
         raise CmclError(f"part {part.number} of {file.path} arrived damaged; send it again")
+
+
+def _send_in_turn(api: Api, request: Exchange) -> Flow[httpx.Response]:
+    """Send it again, however often, for as long as the service has too much to do."""
+    deadline = api.clock() + _LONGEST_TURN_SECONDS
+    while True:
+        try:
+            return (yield from api.send(request))
+        except CmclError as error:
+            pause = max(_LOOK_SECONDS, error.retry_after or 0.0)
+            if error.status != httpx.codes.TOO_MANY_REQUESTS or api.clock() + pause > deadline:
+                raise
+        yield Pause(pause)
 
 
 def _send_whole(request: Exchange, file: LocalFile) -> Flow[None]:

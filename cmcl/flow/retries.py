@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from cmcl.errors import PASSING, CmclError
+from cmcl.errors import PASSING, CmclError, retry_after
 
 _CONFLICT = 409
 _PROXYS = frozenset({404, 500})
@@ -38,7 +38,7 @@ class Retries:
 
     def pause_after(self, response: httpx.Response, failed: int) -> float | None:
         """Seconds until the request may succeed; None where asking again is of no use."""
-        asked = _retry_after(response)
+        asked = retry_after(response)
         status = response.status_code
         # 409 with a time: the same request is being carried out just now.
         passing = status in PASSING or _is_of_a_proxy(response)
@@ -54,9 +54,3 @@ def _is_of_a_proxy(response: httpx.Response) -> bool:
     it starts, in plain text. Our own servers say everything in JSON."""
     media_type = str(response.headers.get("content-type", ""))
     return response.status_code in _PROXYS and media_type.startswith("text/plain")
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """In seconds, as the service tells it; a date is left to our own pauses."""
-    text = str(response.headers.get("retry-after", ""))
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None

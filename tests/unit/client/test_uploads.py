@@ -1,6 +1,7 @@
 """Files on their way to the service: in parts, again after a crash, and never damaged."""
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 from cmcl import Client, CmclError
 from cmcl.calls import uploads
 from cmcl.flow.api import Api
+from cmcl.flow.effects import Exchange
 from cmcl.flow.retries import Retries
 from cmcl.types import Upload, UploadProgress
 from tests.fakes.control_plane import SPEC, ControlPlane
@@ -187,6 +189,47 @@ def test_an_end_that_is_refused_is_not_waited_for() -> None:
     begun = Upload(id="up-1", filename="a", bytes=3, state="open")
     with pytest.raises(CmclError, match="part 2 is missing"):
         Driven(uploads._complete(ONCE, begun), [refused, still])
+
+
+def busy(seconds: int) -> httpx.Response:
+    return httpx.Response(429, json={}, headers={"retry-after": str(seconds)})
+
+
+PART = Exchange("PUT", "/v1/uploads/up-1/parts/1", content=b"one")
+
+
+def test_a_part_is_sent_again_until_the_service_has_a_place_for_it() -> None:
+    api = Api(Retries(attempts=4, first_pause=0.0), clock=lambda: 0.0)
+    driven = Driven(uploads._send_in_turn(api, PART), [busy(2)] * 30 + [httpx.Response(200)])
+    assert driven.result.status_code == 200
+    assert driven.paused == [2.0] * 30
+
+
+def test_a_part_for_which_there_is_no_place_in_half_an_hour_is_refused() -> None:
+    seconds = itertools.count(0, 600)
+    api = Api(Retries(attempts=1), clock=lambda: float(next(seconds)))
+    with pytest.raises(CmclError) as caught:
+        Driven(uploads._send_in_turn(api, PART), [busy(60)] * 3)
+    assert (caught.value.status, caught.value.retry_after) == (429, 60.0)
+
+
+def test_a_part_that_is_refused_is_not_sent_again() -> None:
+    with pytest.raises(CmclError, match="it was damaged"):
+        Driven(
+            uploads._send_in_turn(ONCE, PART),
+            [httpx.Response(422, json={"detail": "it was damaged"})],
+        )
+
+
+@pytest.mark.parametrize("state", ["completing", "complete"])
+def test_nothing_is_read_for_an_upload_that_takes_no_more_parts(tmp_path: Path, state: str) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"one")
+    begun = Upload.model_validate({"id": "up-1", "filename": "a", "bytes": 3, "state": state})
+    sending = uploads._send_part(
+        ONCE, begun, uploads.LocalFile.of(path), uploads.Part(1, 0, 3), None
+    )
+    assert list(sending) == []
 
 
 def test_a_signed_address_gets_the_file_and_no_key(
