@@ -7,6 +7,7 @@ rank alone writes. With one process and no process group it is the same code.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 
@@ -78,10 +79,10 @@ def _train(
     share = earlier[here.rank :: here.size]
     _check(share)
     meet(here)
-    rows = training_rows(spec.dataset, spec.spec, scratch=scratch)
-    task = Task(spec.dataset.pair, rows, _seed(spec), earlier)
-
-    learned = learn(spec.spec, parent.knowledge, task, run)
+    # Copies of held-out rows need the room on the local disk that training rows have until here.
+    with closing(training_rows(spec.dataset, spec.spec, scratch=scratch)) as rows:
+        task = Task(spec.dataset.pair, rows, _seed(spec), earlier)
+        learned = learn(spec.spec, parent.knowledge, task, run)
     _check_finite(learned, spec)
 
     reporter.enter("certifying")

@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,9 +23,12 @@ from workers.contract.version import VersionManifest
 from workers.inspect.capacity import model_capacity
 from workers.storage import layout
 from workers.storage.local import LocalStore
+from workers.storage.scratch import Scratch
 from workers.storage.shards import fetch
 from workers.storage.versions import check_candidate, publish_files, read_candidate
 from workers.train.job import train_dataset
+from workers.train.lineage import evaluate
+from workers.train.rows.dataset import training_rows
 
 STREAM = read_stream(EXAMPLE_STREAM)
 SPEC = ModelSpec(width=32, modalities=STREAM.modalities, training=TrainingSpec(epochs=1))
@@ -152,6 +158,25 @@ def test_dataset_without_held_out_rows_has_no_recall(store: LocalStore, tmp_path
     run(store, bare)
     candidate = read_candidate(store, "job-1", 1)
     assert (candidate.report.recall_before, candidate.learned[0].recall) == (None, None)
+
+
+def test_held_out_rows_have_the_whole_local_disk_for_their_copies(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 1 << 24
+
+    def evaluate_with_all_room(*told: Any) -> Any:
+        scratch = told[-1]
+        assert isinstance(scratch, Scratch)
+        with closing(scratch.new_file()) as file:
+            file.reserve(limit)
+        return evaluate(*told)
+
+    monkeypatch.setenv("CMCL_SCRATCH_BYTES", str(limit))
+    monkeypatch.setattr("workers.train.job.training_rows", partial(training_rows, held_bytes=0))
+    monkeypatch.setattr("workers.train.job.evaluate", evaluate_with_all_room)
+    run(store, prepare_job(store, tmp_path, STREAM.datasets[0]))
+    assert "ds-1" in read_candidate(store, "job-1", 1).report.evaluation
 
 
 def test_complete_candidate_is_left_as_it_is(store: LocalStore, tmp_path: Path) -> None:

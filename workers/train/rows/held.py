@@ -40,3 +40,6 @@ class HeldRows:
     def held(self) -> PairedRows:
         """See the port."""
         return self.raw
+
+    def close(self) -> None:
+        """See the port: they have nothing of the local disk."""

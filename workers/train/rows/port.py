@@ -50,6 +50,10 @@ class TrainingRows(Protocol):
         """All rows; None where they are not in memory."""
         ...
 
+    def close(self) -> None:
+        """They are not asked for any more: what they have of the local disk is free again."""
+        ...
+
 
 @dataclass(frozen=True)
 class TurnedRows:

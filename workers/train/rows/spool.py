@@ -65,8 +65,8 @@ class Spool:
 
     def __init__(self, start: int, stop: int, scratch: Scratch) -> None:
         self._next, self._stop, self._bytes = start, stop, 0
-        # Open for as long as this is there: it has no name to be opened by.
         self._file = scratch.new_file()
+        # Nobody closes one whose reading failed.
         weakref.finalize(self, self._file.close)
         self._segments: list[_Segment] = []
 
@@ -74,6 +74,10 @@ class Spool:
     def is_full(self) -> bool:
         """All rows are there."""
         return self._next == self._stop
+
+    def close(self) -> None:
+        """Its room on the disk is free again."""
+        self._file.close()
 
     def append(self, records: Records) -> None:
         """The next rows. Raises StorageUnavailable where the disk has no room for all of them."""

@@ -41,6 +41,12 @@ class StreamedRows:
     def held(self) -> None:
         """See the port."""
 
+    def close(self) -> None:
+        """See the port."""
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
     def chunks(self, here: World) -> Iterator[PairedRows]:
         """See the port."""
         records = self._records(here)
