@@ -46,4 +46,4 @@ def test_a_model_that_is_given_a_job_is_not_deleted(database: Database) -> None:
             with pytest.raises(TimeoutError):
                 done.result(0.3)
         with pytest.raises(Conflict, match="has not ended"):
-            done.result(10)
+            done.result(60)

@@ -215,7 +215,7 @@ def test_removing_a_webhook_waits_for_those_who_tell_it_something(database: Data
             removal = thread.submit(remove)
             with pytest.raises(TimeoutError):
                 removal.result(0.2)
-        removal.result(10)
+        removal.result(60)
     assert _number_of_deliveries(database) == 0
 
 

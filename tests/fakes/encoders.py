@@ -28,7 +28,7 @@ class LengthEncoder:
 
     def features(self, items: Sequence[str]) -> Float32Array:
         self.passes.append(list(items))
-        assert self.go.wait(10), "the test forgot to let the encoder go on"
+        assert self.go.wait(60), "the test forgot to let the encoder go on"
         if "bug" in items:
             raise RuntimeError("out of memory")
         return np.array([[len(item), len(item)] for item in items], np.float32)

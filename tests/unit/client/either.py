@@ -54,7 +54,7 @@ class Awaited:
 @contextmanager
 def connected(kind: str, url: str, **options: Any) -> Iterator[Client]:
     """A client of that kind to a real socket."""
-    options = {"retries": PROMPT, "timeout": 5.0, **options}
+    options = {"retries": PROMPT, "timeout": 60.0, **options}
     if kind == "blocking":
         with Client(url, url, **options) as client:
             yield client

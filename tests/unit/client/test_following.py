@@ -240,7 +240,7 @@ def test_a_real_job_is_watched_to_its_end(kind: str, plane: ControlPlane, url: s
 
     thread = meanwhile(live)
     with connected(kind, url) as client:
-        ended = client.watch(job, on_change, timeout=20)
+        ended = client.watch(job, on_change, timeout=60)
     thread.join()
     assert (ended.state, ended.version) == ("published", 1)
     assert running.is_set()

@@ -47,7 +47,7 @@ class Answers:
 
 def ask_until(stop: threading.Event, url: str, rows: list[list[float]], answers: Answers) -> None:
     body = {"model": MODEL, "modality": "image", "input": rows}
-    with httpx.Client(base_url=url, timeout=10) as client:
+    with httpx.Client(base_url=url, timeout=60) as client:
         while not stop.is_set():
             response = client.post("/v1/embeddings", json=body)
             if response.status_code != 200:

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def test_a_store_that_hangs_holds_up_no_other_request(plane: ControlPlane) -> No
     app = create_app(plane.context.settings, Parts(store=store, launcher=plane.launcher))
     app.state.probes = Probes(patience_seconds=0.05)
     try:
-        with served(app) as url, httpx.Client(base_url=url, timeout=20) as client:
+        with served(app) as url, httpx.Client(base_url=url, timeout=60) as client:
             # More than there are threads for requests.
             for _ in range(50):
                 checks = client.get("/readyz").json()["checks"]
@@ -218,17 +219,17 @@ def test_the_reconciler_outlives_a_failed_round(plane: ControlPlane) -> None:
     reconciler: Reconciler = plane.mortal_reconciler(lifeline)
     with plane.context.database.write() as connection:
         connection.exec_driver_sql("ALTER TABLE models RENAME TO hidden")
-    thread = threading.Thread(target=reconciler.run, args=[stop])
+    thread = threading.Thread(target=reconciler.run, args=[stop], daemon=True)
     thread.start()
     errors = plane.context.metrics.registry
-    for _ in range(200):
-        name, labels = "cmcl_service_reconcile_errors_total", {"error": "DatabaseUnavailable"}
-        if (errors.get_sample_value(name, labels) or 0) >= 2:
-            break
+    name, labels = "cmcl_service_reconcile_errors_total", {"error": "DatabaseUnavailable"}
+    deadline = time.monotonic() + 60
+    while (errors.get_sample_value(name, labels) or 0) < 2:
+        assert time.monotonic() < deadline
         stop.wait(0.05)
     assert thread.is_alive()
     stop.set()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -22,7 +22,7 @@ STREAM = {"Accept": "text/event-stream"}
 @contextmanager
 def _listening(url: str, path: str, **headers: str) -> Iterator[Iterator[ServerSentEvent]]:
     with (
-        httpx.Client(base_url=url, timeout=20) as client,
+        httpx.Client(base_url=url, timeout=60) as client,
         client.stream("GET", path, headers={**STREAM, **headers}) as response,
     ):
         assert response.status_code == 200

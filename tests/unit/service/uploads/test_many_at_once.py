@@ -25,7 +25,7 @@ class SlowStore(FlakyStore):
         with self._lock:
             self.inside += 1
             self.most = max(self.most, self.inside)
-        assert self.go.wait(20)
+        assert self.go.wait(60)
         with self._lock:
             self.inside -= 1
         super().compose(parts, target)  # type: ignore[arg-type]
@@ -40,8 +40,9 @@ async def complete_all(
         completing = [
             asyncio.create_task(client.post(f"/v1/uploads/{upload}/complete")) for upload in uploads
         ]
-        while slow.inside < COMPLETED_AT_ONCE:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while slow.inside < COMPLETED_AT_ONCE:
+                await asyncio.sleep(0.01)
         for upload in uploads:
             assert (await client.get(f"/v1/uploads/{upload}")).status_code == 200
         slow.go.set()
