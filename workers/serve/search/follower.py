@@ -218,10 +218,12 @@ class CollectionsFollower:
     def _show(self, name: str, followed: _Followed) -> None:
         """In one step: a request that reads it once sees one index, whatever happens meanwhile."""
         shown = None
-        if followed.head is not None and not followed.head.deleted:
-            shown = Shown(
-                *(followed.head, followed.held.index, followed.problem, followed.is_damaged)
-            )
+        head = followed.head
+        if head is not None and not head.deleted:
+            live = self._live.get(head.model)
+            width = live.version.spec.width if live is not None else None
+            index, problem = followed.held.index, followed.problem
+            shown = Shown(head, width, index, problem, followed.is_damaged)
         self._put(name, shown)
         damage = followed.problem if followed.is_damaged else None
         if damage != self._damaged.get(name):

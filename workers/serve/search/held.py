@@ -14,8 +14,10 @@ from functools import cached_property
 
 from workers.serve.search.index.draft import Draft
 from workers.serve.search.index.index import Index
+from workers.serve.search.memory import vectors_bytes
 from workers.serve.search.projection import Steps, can_continue, catch_up, loaded, reprojected
 from workers.serve.search.stored.revision import Revision
+from workers.serve.search.stored.segments import texts_bytes_of
 from workers.serve.versions.loading import ServedVersion
 from workers.storage.port import ObjectStore
 
@@ -26,11 +28,13 @@ logger = logging.getLogger(__name__)
 class Shown:
     """What is known of a collection, as of one moment.
 
-    `index` None: it is being made, or the model has no live version. `problem`: why it does not
-    follow; `is_damaged`: and trying again cannot help, until somebody mends what is stored.
+    `width`: of the vectors it is to have; None: the model has no live version. `index` None: it is
+    being made, or the model has no live version. `problem`: why it does not follow; `is_damaged`: and
+    trying again cannot help, until somebody mends what is stored.
     """
 
     revision: Revision
+    width: int | None
     index: Index | None
     problem: str | None = None
     is_damaged: bool = False
@@ -48,9 +52,13 @@ class Shown:
 
     @cached_property
     def unread_bytes(self) -> int:
-        """In the store, of what was not read yet: as much or less will be in memory."""
+        """What was not read yet takes in memory, or less; 0 where nobody is going to read it."""
+        if self.width is None or self.is_damaged:
+            return 0
         read = self.index.revision if self.index is not None else 0
-        return sum(each.bytes for each in self.revision.segments if each.last > read)
+        unread = [each for each in self.revision.segments if each.last > read]
+        rows = sum(each.rows for each in unread)
+        return vectors_bytes(rows, self.width) + sum(map(texts_bytes_of, unread))
 
 
 def rows_at_most(revision: Revision, index: Index | None) -> int:

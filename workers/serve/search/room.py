@@ -5,17 +5,13 @@ same moment a limit can be passed by what they take on in the time of a look.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from workers.contract.errors import WorkerError
 from workers.serve.search.held import Shown, rows_at_most
-from workers.serve.search.index.index import ROW_BYTES
 from workers.serve.search.limits import Limits
 from workers.serve.search.stored.revision import Revision
-
-# Texts, and the tables of their fields.
-_PAYLOAD_TIMES = 3
 
 
 class TooManyCollections(WorkerError):
@@ -113,10 +109,8 @@ class Room:
     def check_bytes(self, more: int) -> None:
         """Whether what takes so many bytes fits. Raises AllFull, RowsUncounted."""
         shown = self._shown().values()
-        sure, unread = (
-            sum(each.sure_bytes for each in shown),
-            sum(each.unread_bytes for each in shown),
-        )
+        sure = sum(each.sure_bytes for each in shown)
+        unread = sum(each.unread_bytes for each in shown)
         limit = self._limits.all_bytes
         if sure + more > limit:
             raise AllFull(
@@ -129,14 +123,3 @@ class Room:
                 f"the collections of this endpoint may take {sure + unread} of {limit} bytes of "
                 f"memory; what was written last is still being read; try again"
             )
-
-
-def bytes_of(width: int, ids: Iterable[str], payloads: Iterable[str | None]) -> int:
-    """What new rows take in memory: vectors of two versions of that width, ids and payloads."""
-    return sum(
-        2 * 4 * width
-        + ROW_BYTES
-        + len(id_.encode())
-        + _PAYLOAD_TIMES * len((payload or "").encode())
-        for id_, payload in zip(ids, payloads, strict=True)
-    )

@@ -1,22 +1,27 @@
 """How many collections and rows there may be, and what who passes a limit is told."""
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.unit.serve.search.conftest import NamedCallers, Searching
 from tests.unit.serve.search.scene import NAME, Scene, add, entries, feature, removals
+from workers.serve.search.held import Shown
 from workers.serve.search.limits import Limits
+from workers.serve.search.memory import rows_bytes
 from workers.serve.search.room import (
     AllFull,
     CollectionFull,
     Room,
     RowsUncounted,
     TooManyCollections,
-    bytes_of,
 )
 from workers.serve.search.stored import ledger
+from workers.serve.search.stored.compaction import compact
 from workers.serve.search.stored.revision import Revision
+from workers.serve.search.stored.segments import texts_bytes_of
 from workers.serve.settings import ServeArgs
 from workers.storage import layout
 
@@ -40,6 +45,12 @@ def head_of(scene: Scene) -> Revision:
     head = ledger.newest(scene.store, NAME)
     assert head is not None
     return head
+
+
+def shown_of(scene: Scene) -> Shown:
+    shown = scene.follower.shown(NAME)
+    assert shown is not None
+    return shown
 
 
 @pytest.fixture
@@ -157,8 +168,48 @@ def test_what_is_written_is_counted_as_it_is_held(scene: Scene) -> None:
     scene.settle()
     room = Room(LIMITS, scene.follower.all_shown)
     width = scene.index().version.spec.width
-    expected = bytes_of(width, [each.id for each in new], [each.payload for each in new])
-    assert 0.5 * expected < room.bytes() < 1.5 * expected
+    expected = rows_bytes(width, [each.id for each in new], [each.payload for each in new])
+    assert 0.5 * expected < room.bytes() <= expected
+
+
+LISTED = json.dumps({"a": [1] * 500}, separators=(",", ":"))
+OWN_FIELDS = json.dumps({f"{n:02}": 1 for n in range(100)}, separators=(",", ":"))
+
+
+@pytest.mark.parametrize("payload", [LISTED, OWN_FIELDS, None], ids=["a list", "fields", "none"])
+def test_rows_take_no_more_than_is_counted_before_they_are_read(
+    scene: Scene, payload: str | None
+) -> None:
+    """Whether they are merged, or as they were written."""
+    for number in range(3):
+        add(scene.store, entries(20 * number, 20, payload=payload))
+    head = head_of(scene)
+    merged = compact(scene.store, head)
+    index = scene.settle()
+    unread = [replace(shown_of(scene), index=None, revision=each) for each in (head, merged)]
+    taken = index.contents_bytes + 2 * index.vectors_bytes
+    for each in unread:
+        assert taken <= each.unread_bytes < 3 * taken
+
+
+@pytest.mark.parametrize(
+    "why", [{"is_damaged": True}, {"width": None}], ids=["damaged", "no model"]
+)
+def test_what_nobody_is_going_to_read_takes_no_room(scene: Scene, why: dict[str, Any]) -> None:
+    add(scene.store, entries(0, 50))
+    scene.settle()
+    shown = replace(shown_of(scene), index=None)
+    tight = Room(LIMITS._replace(all_bytes=100), lambda: {NAME: replace(shown, **why)})
+    tight.check_bytes(100)
+    with pytest.raises(RowsUncounted):
+        Room(LIMITS._replace(all_bytes=100), lambda: {NAME: shown}).check_bytes(100)
+
+
+def test_a_segment_of_an_older_release_is_counted_by_its_file(scene: Scene) -> None:
+    (segment,) = add(scene.store, entries(0, 50, payload='{"a": 1}')).segments
+    time, mark, _ = segment.name.split("-")
+    older = segment.model_copy(update={"name": f"{time}-{mark}.parquet"})
+    assert texts_bytes_of(older) == segment.bytes
 
 
 def test_bytes_that_are_not_read_yet_are_asked_for_again(scene: Scene) -> None:

@@ -42,7 +42,7 @@ from workers.serve.http.wire.collections import (
 )
 from workers.serve.http.wire.requests import parse
 from workers.serve.search.held import Shown
-from workers.serve.search.room import bytes_of
+from workers.serve.search.memory import rows_bytes
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.segments import Entry
 from workers.serve.search.stored.writes import Wish, was_written_for
@@ -144,7 +144,7 @@ class _Items:
             payloads = self._payloads(items)
             model = ModelReference(target.model, None)
             chosen = await replica.lookup.find(model, asking.min_version, asking.caller)
-            size = bytes_of(chosen.version.spec.width, [item.id for item in items], payloads)
+            size = rows_bytes(chosen.version.spec.width, [item.id for item in items], payloads)
             self._check_room(target, len(items), size)
             with replica.admission.rows.held(asking.caller.key, len(items)):
                 rows = await self._rows(chosen.version, items, asking.caller.key)

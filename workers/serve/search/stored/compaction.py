@@ -16,7 +16,12 @@ import pyarrow.compute as pc
 
 from workers.serve.search.stored.ledger import commit
 from workers.serve.search.stored.revision import Dropped, FeatureType, Revision, Segment
-from workers.serve.search.stored.segments import batches, segment_writer, store_file
+from workers.serve.search.stored.segments import (
+    batch_texts_bytes,
+    batches,
+    segment_writer,
+    store_file,
+)
 from workers.storage.port import ObjectStore
 
 # As many may pile up before somebody sets about it.
@@ -86,20 +91,25 @@ def _merge(store: ObjectStore, revision: Revision, run: tuple[Segment, ...]) -> 
     with TemporaryDirectory(prefix="cmcl-compaction-") as folder:
         path = Path(folder) / "merged.parquet"
         kept = _kept_batches(store, revision.name, run, keeps_removals)
-        rows = _write(path, kept, revision.feature_type)
+        rows, texts_bytes = _write(path, kept, revision.feature_type)
         if not rows:
             return ()
         fields = {"rows": rows, "first": run[0].first, "last": run[-1].last}
-        return (store_file(store, revision.name, path, run[0].model_copy(update=fields)),)
+        template = run[0].model_copy(update=fields)
+        return (store_file(store, revision.name, path, template, texts_bytes),)
 
 
-def _write(path: Path, kept: Iterator[pa.RecordBatch], feature_type: FeatureType) -> int:
-    rows = 0
+def _write(
+    path: Path, kept: Iterator[pa.RecordBatch], feature_type: FeatureType
+) -> tuple[int, int]:
+    """How many rows, and what their ids and payloads take in memory."""
+    rows = texts_bytes = 0
     with segment_writer(path, feature_type) as writer:
         for batch in kept:
             writer.write_batch(batch)
             rows += batch.num_rows
-    return rows
+            texts_bytes += batch_texts_bytes(batch)
+    return rows, texts_bytes
 
 
 def _kept_batches(
