@@ -1,13 +1,15 @@
 """Rows of a dataset that was not posted yet, as many as memory should hold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workers.contract.errors import InvalidDataset
 from workers.model.rows import PairedRows
+from workers.storage.formats.user_file import reading
 from workers.storage.shards import FEATURES, open_in_pieces, rows_at_once, rows_of
 from workers.train.rows.dataset import paired_rows
 
@@ -35,21 +37,37 @@ class Sample:
 def sampled(paths: Sequence[Path], most_values: int = MOST_VALUES) -> Sample | None:
     """Rows of `most_values` values at most over both sides, whatever these are.
 
-    None where files are not what they must be, or where a row alone has more.
+    None where files are missing or not what they must be, or where a row alone has more. Raises
+    StorageUnavailable where this machine cannot read them.
     """
-    try:
-        files = [open_in_pieces(path) for path in paths]
-        schemas = [file.schema_arrow for file in files]
-        if not all(_are_alike(schemas, column) for column in FEATURES):
-            return None
-        width = sum(schemas[0].field(column).type.list_size for column in FEATURES)
-        rows = sum(file.metadata.num_rows for file in files)
-        most_rows = most_values // width
-        if most_rows == 0 or any(_has_gaps(file) for file in files):
-            return None
-        return Sample(paired_rows(rows_of(files, every=-(-rows // most_rows))), rows)
-    except (pa.ArrowException, OSError):
+    if not all(path.exists() for path in paths):
         return None
+    try:
+        with reading("the rows", "Parquet", pa.ArrowException):
+            return _sampled(paths, most_values)
+    except InvalidDataset:
+        return None
+
+
+def _sampled(paths: Sequence[Path], most_values: int) -> Sample | None:
+    schemas, rows = [], 0
+    for file in _opened(paths):
+        schemas.append(file.schema_arrow)
+        rows += file.metadata.num_rows
+    if not all(_are_alike(schemas, column) for column in FEATURES):
+        return None
+    width = sum(schemas[0].field(column).type.list_size for column in FEATURES)
+    most_rows = most_values // width
+    if most_rows == 0 or any(_has_gaps(file) for file in _opened(paths)):
+        return None
+    return Sample(paired_rows(rows_of(_opened(paths), every=-(-rows // most_rows))), rows)
+
+
+def _opened(paths: Sequence[Path]) -> Iterator[pq.ParquetFile]:
+    """One after the other: each is closed when the next one is asked for."""
+    for path in paths:
+        with open_in_pieces(path) as file:
+            yield file
 
 
 def _are_alike(schemas: Sequence[pa.Schema], column: str) -> bool:

@@ -1,11 +1,16 @@
 """What a pre-flight holds in memory is bounded, however many rows there are and however wide."""
 
+import errno
+import os
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.fakes.pair_shards import numbered_rows, write_pair_shards
+from workers.contract.errors import StorageUnavailable
 from workers.inspect.sample import Sample, sampled
+from workers.storage.shards import open_in_pieces
 
 ROWS = 1000
 
@@ -32,3 +37,35 @@ def test_a_sample_is_evenly_chosen(tmp_path: Path) -> None:
 
 def test_rows_wider_than_permitted_are_not_read(tmp_path: Path) -> None:
     assert sample_of(tmp_path, 7) is None
+
+
+def test_one_file_at_a_time_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[pq.ParquetFile] = []
+
+    def open_alone(path: Path) -> pq.ParquetFile:
+        assert all(file.closed for file in opened)
+        opened.append(open_in_pieces(path))
+        return opened[-1]
+
+    monkeypatch.setattr("workers.inspect.sample.open_in_pieces", open_alone)
+    assert sample_of(tmp_path, 800) is not None
+    assert opened
+    assert all(file.closed for file in opened)
+
+
+def test_a_machine_that_cannot_read_is_no_fault_of_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_too_many(path: Path) -> pq.ParquetFile:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr("workers.inspect.sample.open_in_pieces", open_too_many)
+    with pytest.raises(StorageUnavailable, match="Too many open files"):
+        sample_of(tmp_path, 800)
+
+
+def test_files_that_are_damaged_or_were_never_fetched_have_no_sample(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(b"PAR1 and nothing more")
+    assert sampled([damaged]) is None
+    assert sampled([tmp_path / "never-fetched.parquet"]) is None
