@@ -140,12 +140,24 @@ def test_integers_that_would_take_long_are_refused_before_they_are_parsed(number
 
 @pytest.mark.parametrize(
     ("field", "message"),
-    [('"input": []', "the body has a field more than once"), ('"user": NaN', "is not JSON")],
+    [('"input": []', "the body has a field more than once"), ('"user": nil', "is not JSON: it is")],
 )
 def test_a_large_body_that_cannot_be_counted_is_refused(field: str, message: str) -> None:
     body = f'{{"model": "a", {field}, "input": {json.dumps(["text"] * 50_000)}}}'
     with pytest.raises(InvalidRequest, match=message):
         parse(EmbeddingRequest, body.encode(), 100_000)
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_of_a_large_body_it_is_told_where_a_number_is_none(word: str) -> None:
+    texts = json.dumps(['"NaN\\', "Infinity"] * 2 + ["text"] * 50_000)
+    body = f'{{"model": "a", "input": {texts}, "user": [1.0, {word}]}}'.encode()
+    with pytest.raises(InvalidRequest) as error:
+        parse(EmbeddingRequest, body, 100_000)
+    name = word.removeprefix("-")
+    place = body.rindex(name.encode())
+    told = f"the body has {name} at byte {place}; permitted are finite numbers"
+    assert (str(error.value), error.value.code) == (told, "invalid_json")
 
 
 def test_a_small_body_is_left_to_the_parser_which_has_words_for_all_mistakes() -> None:

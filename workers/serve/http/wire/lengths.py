@@ -26,6 +26,11 @@ _LONG = b"0" * 19
 _DIGITS_AS_ZEROS = bytes(b"0"[0] if byte in b"0123456789" else b" "[0] for byte in range(256))
 
 
+# What Python's `json.dumps` writes where there is no number.
+_NO_NUMBERS = (b"NaN", b"Infinity")
+_MOST_TEXTS = 8
+
+
 class _LongIntegers(Exception):
     """The message is for the client."""
 
@@ -48,8 +53,8 @@ def _fields(body: bytes) -> Iterable[tuple[str, object]]:
         document = _parsed(body)
     except _LongIntegers as error:
         return _left_to_the_parser(body, str(error))
-    except _NOT_JSON as error:
-        return _left_to_the_parser(body, f"the body is not JSON: {error}")
+    except _NOT_JSON:
+        return _left_to_the_parser(body, _what_is_wrong(body))
     if not isinstance(document, simdjson.Object):
         return ()
     _check_few(len(document))
@@ -102,6 +107,43 @@ def _long_runs(body: bytes) -> Iterator[tuple[int, int]]:
         end = digits.index(b" ", start)
         yield start, end
         start = digits.find(_LONG, end)
+
+
+def _what_is_wrong(body: bytes) -> str:
+    """In words, for a body that is too large for the parser's own."""
+    finite = body
+    for name in _NO_NUMBERS:
+        finite = finite.replace(name, b"0")
+    if finite == body or not _is_json(finite):
+        return (
+            "the body is not JSON: it is cut off, a comma, bracket or quote is missing or one too "
+            "many, or a value is none; of one of up to "
+            f"{_MOST_BYTES_OF_THE_OTHER} bytes it would be told where"
+        )
+    found = [(_outside_texts(body, name), name.decode()) for name in _NO_NUMBERS]
+    places = [f"{name} at byte {place}" for place, name in found if place is not None]
+    return f"the body has {' and '.join(places) or 'NaN or Infinity'}; permitted are finite numbers"
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        _parsed(body)
+    except (*_NOT_JSON, _LongIntegers):
+        return False
+    return True
+
+
+def _outside_texts(body: bytes, word: bytes) -> int | None:
+    """Where it first stands outside of quotes; None where that is not among the first few places."""
+    place = body.find(word)
+    for _ in range(_MOST_TEXTS):
+        if place < 0:
+            return None
+        before = body[:place].replace(rb"\\", b"").replace(rb"\"", b"")
+        if before.count(b'"') % 2 == 0:
+            return place
+        place = body.find(word, place + 1)
+    return None
 
 
 def _check_few(fields: int) -> None:
