@@ -22,7 +22,10 @@ def ask(replica: Replica, headers: dict[str, str], **changes: object) -> httpx.R
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost", "LOCALHOST:8001", "127.0.0.1:8001", "[::1]:8001", "10.1.2.3:8000", NAMED.upper()],
+    [
+        *("localhost", "LOCALHOST:8001", "127.0.0.1:8001", "[::1]:8001", "10.1.2.3:8000"),
+        *(NAMED.upper(), "localhost.", f"{NAMED}.:8001"),
+    ],
 )
 def test_names_that_are_known_and_addresses_in_numbers_are_answered(
     serving: Replica, host: str
@@ -31,7 +34,7 @@ def test_names_that_are_known_and_addresses_in_numbers_are_answered(
 
 
 @pytest.mark.parametrize(
-    "host", ["rebound.example.com:8001", f"x.{NAMED}", "127.0.0.1.nip.io", "["]
+    "host", ["rebound.example.com:8001", f"x.{NAMED}", "127.0.0.1.nip.io", "[", "localhost.."]
 )
 def test_a_name_that_a_page_has_led_here_is_refused(serving: Replica, host: str) -> None:
     refused = ask(serving, {"host": host})

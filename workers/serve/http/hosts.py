@@ -28,7 +28,7 @@ class KnownHosts:
     def __init__(self, app: ASGIApp, named: Sequence[str]) -> None:
         """`named`: beside this machine's loopback, and addresses in numbers; `*` is any."""
         self.app = app
-        self._named = frozenset(name.lower() for name in named)
+        self._named = frozenset(name.lower().removesuffix(".") for name in named)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
@@ -69,9 +69,9 @@ def _headers(scope: Scope, wanted: bytes) -> Iterator[str]:
 
 
 def _name_in(address: str) -> str:
-    """In lower case, without the port; nothing where there is none."""
+    """In lower case, without the port, nor the dot of an absolute name; nothing where there is none."""
     try:
-        return urlsplit(address).hostname or ""
+        return (urlsplit(address).hostname or "").removesuffix(".")
     except ValueError:
         return ""
 
