@@ -30,6 +30,10 @@ class Queue:
     def release(self) -> None:
         self.encoder.go.set()
 
+    async def until_read(self) -> None:
+        """Until whatever was asked for before waits for a pass: items are read one after another."""
+        assert await self.ask("bad") == Unreadable(0, "it is bad")
+
     async def until_passes(self, count: int) -> None:
         while len(self.encoder.passes) < count:
             await asyncio.sleep(0.001)
@@ -50,7 +54,7 @@ def test_what_comes_during_a_pass_shares_the_next() -> None:
         first = queue.ask("a")
         await queue.until_passes(1)
         others = [queue.ask("bb"), queue.ask("ccc", "dddd")]
-        await asyncio.sleep(0.05)
+        await queue.until_read()
         queue.release()
         assert [lengths(each) for each in await asyncio.gather(first, *others)] == [
             [1],
@@ -69,7 +73,7 @@ def test_a_pass_has_no_more_items_than_it_may() -> None:
         first = queue.ask("a")
         await queue.until_passes(1)
         others = [queue.ask("b", "b", "b"), queue.ask("c", "c"), queue.ask("d")]
-        await asyncio.sleep(0.05)
+        await queue.until_read()
         queue.release()
         await asyncio.gather(first, *others)
         assert queue.encoder.passes == [["a"], ["b", "b", "b"], ["c", "c", "d"]]
@@ -103,7 +107,7 @@ def test_nothing_is_encoded_for_a_request_that_was_abandoned() -> None:
         first = queue.ask("a")
         await queue.until_passes(1)
         abandoned, patient = queue.ask("b"), queue.ask("c")
-        await asyncio.sleep(0.05)
+        await queue.until_read()
         abandoned.cancel()
         queue.release()
         await asyncio.gather(first, patient)
@@ -112,13 +116,22 @@ def test_nothing_is_encoded_for_a_request_that_was_abandoned() -> None:
     run(main())
 
 
-def test_a_pass_waits_for_company_where_it_is_told_to() -> None:
+def test_a_pass_waits_for_company_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
+        company, waits = asyncio.Event(), []
+
+        async def wait(seconds: float) -> None:
+            waits.append(seconds)
+            await company.wait()
+
+        monkeypatch.setattr(asyncio, "sleep", wait)
         queue = Queue(SPEC.model_copy(update={"batch_wait_seconds": 0.2}))
         queue.release()
-        first = queue.ask("a")
-        await asyncio.sleep(0.02)
-        await asyncio.gather(first, queue.ask("b"))
+        asked = [queue.ask("a"), queue.ask("b")]
+        await queue.until_read()
+        assert (waits, queue.encoder.passes) == ([0.2], [])
+        company.set()
+        await asyncio.gather(*asked)
         assert queue.encoder.passes == [["a", "b"]]
 
     run(main())

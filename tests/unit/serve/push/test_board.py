@@ -1,7 +1,6 @@
 """The actor without Ray: everybody who waits hears of an announcement, and a flood is a few beats."""
 
 import asyncio
-import time
 
 import pytest
 
@@ -12,18 +11,16 @@ LISTENERS = 50
 
 
 def test_everybody_who_waits_is_told_at_once() -> None:
-    async def inside() -> tuple[list[int], float]:
-        board = Board(wait_seconds=30)
+    async def inside() -> list[int]:
+        board = Board(wait_seconds=3600)
         seen = await board.wait(-1)
         waiting = [asyncio.create_task(board.wait(seen)) for _ in range(LISTENERS)]
         await asyncio.sleep(0)
-        began = time.monotonic()
         board.announce()
-        return await asyncio.gather(*waiting), time.monotonic() - began
+        async with asyncio.timeout(60):
+            return await asyncio.gather(*waiting)
 
-    counts, seconds = asyncio.run(inside())
-    assert counts == [1] * LISTENERS
-    assert seconds < 10, "they did not wait for the end of their calls"
+    assert asyncio.run(inside()) == [1] * LISTENERS
 
 
 def test_who_comes_later_hears_of_what_was_missed() -> None:
