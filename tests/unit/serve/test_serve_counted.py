@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from tests.unit.serve.conftest import Replica
+from tests.unit.serve.conftest import MODEL, Replica
+from workers.contract.version import ANNOUNCEMENTS
 from workers.serve.access.port import Caller
 from workers.serve.http.api import create_api
 from workers.serve.http.counted import Counted
 
-SCOPE: Scope = {"type": "http"}
+SCOPE: Scope = {"type": "http", "path": "/v1/embeddings"}
 
 
 async def nothing(*_: object) -> Message:
@@ -66,9 +67,17 @@ def test_a_cancelled_request_is_counted_as_given_up() -> None:
 def test_every_answer_of_a_replica_is_counted_once(serving: Replica) -> None:
     serving.embed()
     serving.embed(input=[])
-    for path in ("/v1/models", "/v1/nothing", "/v1/embeddings", "/healthz", "/openapi.json"):
+    for path in ("/v1/models", "/v1/nothing", "/v1/embeddings", "/openapi.json"):
         serving.get(path)
-    assert serving.metrics.statuses == [200, 400, 200, 404, 405, 200, 200]
+    assert serving.metrics.statuses == [200, 400, 200, 404, 405, 200]
+
+
+def test_what_no_user_asks_for_is_not_counted(serving: Replica) -> None:
+    assert [serving.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
+    news = {"model": MODEL, "generation": 1, "revision": 1}
+    told = serving.run(lambda client: client.post(ANNOUNCEMENTS, json=news))
+    assert told.status_code == 202
+    assert serving.metrics.statuses == []
 
 
 class Broken:

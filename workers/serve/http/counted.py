@@ -1,12 +1,20 @@
-"""The one place where requests are counted: once each, by the status with which they ended."""
+"""The one place where requests are counted: once each, by the status with which they ended.
+
+What no user asks for is not: probes (a check that finds a replica not ready would count as a query that
+failed) and announcements of the control plane.
+"""
 
 import asyncio
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from workers.contract.version import ANNOUNCEMENTS
+
 # nginx's number for "the client went away before it was answered"; nobody reads it.
 CLIENT_CLOSED_REQUEST = 499
+# Probes, and what brings about a look and nothing else.
+NOT_ASKED_BY_USERS = frozenset({"/healthz", "/readyz", ANNOUNCEMENTS})
 
 
 class Counted:
@@ -18,7 +26,7 @@ class Counted:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in NOT_ASKED_BY_USERS:
             await self.app(scope, receive, send)
             return
         # Serve cancels a request whose client has gone.

@@ -12,13 +12,11 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from workers.contract.version import ANNOUNCEMENTS
 from workers.serve.errors import Forbidden
+from workers.serve.http.counted import NOT_ASKED_BY_USERS
 from workers.serve.http.errors import answer_to
 
 _HERE = "localhost"
-# Probes, and what brings about a look and nothing else: they come by whatever name.
-_HARMLESS = frozenset({"/healthz", "/readyz", ANNOUNCEMENTS})
 _ANY = "*"
 
 
@@ -32,13 +30,16 @@ class KnownHosts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
-        if scope["type"] == "http" and scope["path"] not in _HARMLESS and _ANY not in self._named:
+        if scope["type"] == "http" and not self._comes_by_any_name(scope["path"]):
             try:
                 self._check(scope)
             except Forbidden as error:
                 await answer_to(error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+    def _comes_by_any_name(self, path: str) -> bool:
+        return path in NOT_ASKED_BY_USERS or _ANY in self._named
 
     def _check(self, scope: Scope) -> None:
         """Raises Forbidden."""
