@@ -86,7 +86,7 @@ class Desk:
         self._deaths = 0
         self._began = 0.0
         self._words = ""
-        self._has_group = False
+        self._has_group = self._ends_as_it_should = False
         self._idle_since = clock()
 
     @property
@@ -129,11 +129,12 @@ class Desk:
         return Answer("working" if is_next or self._is_in_work(attempt) else "waiting")
 
     def group_started(self) -> None:
-        """New ranks are there, and the ones before them have ended; they begin again.
+        """All new ranks are there, and the ones before them have ended; they begin again.
 
         That alone is no death: a group is also started anew to become larger.
         """
         self._has_group, self._began = True, self._clock()
+        self._ends_as_it_should = False
         self._drop_abandoned()
         in_work = self._current is not None
         self._first_of_group = self._number - in_work
@@ -141,12 +142,15 @@ class Desk:
     def group_died(self, words: str) -> None:
         """Its ranks ended with an error, and are replaced. `words`: the cluster's own.
 
-        Counted for the attempt in work. Ranks that die before they have started take none: that is
-        counted for the attempt which waits for them.
+        Counted for the attempt in work, else for the one which waits for the next ranks: they may
+        never come to it. Ranks that end over what was refused or abandoned are nobody's deaths.
         """
-        had_started, self._has_group = self._has_group, False
+        is_nobodys = self._ends_as_it_should or self.is_abandoned()
+        had_started, self._has_group, self._ends_as_it_should = self._has_group, False, False
         self._drop_abandoned()
-        if self._current is None and not had_started:
+        if is_nobodys:
+            return
+        if self._current is None:
             self._take()
         if self._current is not None:
             worked = self._clock() - self._began if had_started else 0.0
@@ -167,9 +171,10 @@ class Desk:
             self._end(Answer("done"))
 
     def refused(self, number: int, words: str) -> None:
-        """It would fail alike again."""
+        """It would fail alike again. Its ranks end with that, and are replaced."""
         if self._current is not None and self._current.number == number:
             self._end(Answer("failed", words))
+            self._ends_as_it_should = True
 
     def stumbled(self, number: int, words: str) -> None:
         """A rank ended with an error that another go may not meet."""

@@ -24,10 +24,7 @@ def serve_attempts(device: torch.device) -> None:
     """
     resident, here = ray.get_actor(NAME, NAMESPACE), world()
     _import_the_rest()
-    if here.leads:
-        ray.get(resident.group_started.remote())
-        threading.Thread(target=_end_when_abandoned, args=[resident], daemon=True).start()
-    meet(here)
+    _tell_of_the_group(resident, here)
     done = 0
     while True:
         found: Any = ray.get(resident.next.remote(done))
@@ -36,6 +33,15 @@ def serve_attempts(device: torch.device) -> None:
         if isinstance(found, Assignment):
             _work_on(found, resident, here, device)
             done = found.number
+
+
+def _tell_of_the_group(resident: Any, here: World) -> None:
+    """It has started once all its ranks are there, and none asks for work before that is told."""
+    meet(here)
+    if here.leads:
+        ray.get(resident.group_started.remote())
+        threading.Thread(target=_end_when_abandoned, args=[resident], daemon=True).start()
+    meet(here)
 
 
 def _work_on(assignment: Assignment, resident: Any, here: World, device: torch.device) -> None:

@@ -141,11 +141,38 @@ def test_ranks_that_die_before_they_have_started_are_counted_for_who_waits_for_t
     assert desk.next(after=0) == Assignment(2, SECOND)
 
 
-def test_nobody_pays_for_ranks_that_die_with_nothing_in_work(desk: Desk) -> None:
+def test_ranks_that_die_with_nothing_in_work_are_counted_for_who_waits_for_them() -> None:
+    desk = Desk()
+    join(desk, FIRST, SECOND)
+    for _ in range(RESTARTS):
+        desk.group_started()
+        desk.group_died("CUDA error")
+        assert desk.answer(FIRST).state == "working"
+    desk.group_started()
+    desk.group_died("CUDA error")
+    answer = desk.answer(FIRST)
+    assert (answer.state, answer.words) == ("failed", "the ranks died 3 times: CUDA error")
+    assert desk.answer(SECOND).state == "working"
+
+
+def test_nobody_pays_for_ranks_that_end_over_a_refused_attempt(desk: Desk) -> None:
     join(desk, FIRST)
     desk.next(after=0)
     desk.refused(1, "NaN in column b")
     join(desk, SECOND)
+    replace_group(desk)
+    assert desk.next(after=0) == Assignment(2, SECOND)
+    for _ in range(RESTARTS):
+        replace_group(desk)
+    assert desk.answer(SECOND).state == "working"
+    desk.group_died("SIGKILL")
+    assert desk.answer(SECOND).state == "failed"
+
+
+def test_nobody_pays_for_ranks_that_end_over_an_abandoned_attempt(desk: Desk) -> None:
+    join(desk, FIRST, SECOND)
+    desk.next(after=0)
+    desk.leave(FIRST)
     replace_group(desk)
     assert desk.next(after=0) == Assignment(2, SECOND)
     for _ in range(RESTARTS):
@@ -242,6 +269,20 @@ def test_ranks_retire_after_so_many_attempts_and_new_ones_go_on(desk: Desk) -> N
     assert desk.next(after=ATTEMPTS_PER_GROUP) == Retire()
     desk.group_started()
     assert desk.next(after=0) == Assignment(ATTEMPTS_PER_GROUP + 1, SECOND)
+
+
+def test_new_ranks_that_die_at_their_start_after_others_retired_are_counted(desk: Desk) -> None:
+    for number in range(1, ATTEMPTS_PER_GROUP + 1):
+        join(desk, FIRST)
+        desk.next(after=number - 1)
+        desk.finished(number)
+        desk.leave(FIRST)
+    join(desk, SECOND)
+    assert desk.next(after=ATTEMPTS_PER_GROUP) == Retire()
+    for _ in range(RESTARTS + 1):
+        assert desk.answer(SECOND).state == "working"
+        desk.group_died("no GPU answers")
+    assert desk.answer(SECOND).state == "failed"
 
 
 def test_idle_is_counted_from_the_end_of_the_last_attempt() -> None:
