@@ -2,6 +2,7 @@
 
 import base64
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -116,13 +117,21 @@ def test_no_answer_mixes_versions_in_swaps_under_load(searching: Searching) -> N
             found = [hit["id"] for hit in response.json()["data"]]
             answers.append((int(response.headers["x-model-version"]), found))
 
-    asking = threading.Thread(target=ask)
+    def until_asked() -> None:
+        """An answer more."""
+        known, deadline = len(answers), time.monotonic() + 60
+        while len(answers) == known:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
+    until_asked()
     for number in range(2, 10):
         searching.publish(version=number)
         right[number] = nearest(searching, number, query, 12)[:10]
         searching.look()
-        threading.Event().wait(0.05)
+        until_asked()
     stop.set()
     asking.join()
     assert {version for version, _ in answers} > {1}
@@ -190,9 +199,12 @@ def test_a_collection_of_a_deleted_model_says_so(searching: Searching) -> None:
     for _ in range(5):
         searching.look()
         searching.clock.now += 60
-    threading.Event().wait(0.1)
-    response = searching.ask("POST", "/things/search", {"query": image_query(1)})
-    assert response.status_code == 404
+    deadline = time.monotonic() + 60
+    while (
+        response := searching.ask("POST", "/things/search", {"query": image_query(1)})
+    ).status_code != 404:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert "no such model any more" in response.json()["error"]["message"]
     assert searching.ask("GET", "/things").status_code == 200
     assert searching.ask("DELETE", "/things").status_code == 200

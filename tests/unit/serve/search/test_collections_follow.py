@@ -1,6 +1,7 @@
 """Collections follow the model: vectors are made anew from features, and the old ones answer meanwhile."""
 
 import threading
+import time
 
 import pytest
 
@@ -320,12 +321,10 @@ def test_the_thread_follows_by_itself(filled: Scene) -> None:
         filled.swap(2)
         add(filled.store, entries(900, 1))
         filled.follower.wake()
-        deadline = threading.Event()
-        for _ in range(500):
-            index = filled.index()
-            if index.version.number == 2 and index.rows == 41:
-                break
-            deadline.wait(0.01)
+        deadline = time.monotonic() + 60
+        while (filled.index().version.number, filled.index().rows) != (2, 41):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         assert filled.follower.alive
     finally:
         filled.follower.stop()
