@@ -84,12 +84,12 @@ def test_a_hundred_listeners_cost_what_one_does(plane: ControlPlane) -> None:
 def test_nobody_looks_where_nobody_listens(plane: ControlPlane) -> None:
     async def listen_and_leave() -> list[str]:
         feed = Feed(plane.context.database, look_seconds=0.01)
+        await asyncio.to_thread(_tell, plane)
         async with aclosing(feed.follow(EVERYTHING, 0)) as items:
-            waiting = asyncio.create_task(anext(items))
-            await asyncio.sleep(0.1)
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
-        await asyncio.sleep(0.1)
+            await anext(items)
+        looking = feed._task
+        assert looking is not None
+        await _until(looking.done)
         with _counted(plane) as statements:
             await asyncio.sleep(0.1)
         return statements
