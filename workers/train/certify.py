@@ -73,6 +73,14 @@ def weights_of(pair: ModalityPair, heads: ModalityHeads) -> PairWeights:
     return PairWeights(heads.weights[pair.first], heads.weights[pair.second])
 
 
+def own_earlier(earlier: Sequence[Earlier], here: World) -> Sequence[Earlier]:
+    """A share of the earlier datasets for each rank: their number grows without end.
+
+    It is the same share whatever a rank does with them, so that memory holds what was read before.
+    """
+    return earlier[here.rank :: here.size]
+
+
 @dataclass(frozen=True)
 class Limited:
     """Changes that keep the bound; `shrunk` is None where none was asked for."""
@@ -91,20 +99,24 @@ def limit_drift(
 ) -> Limited:
     """Shrink the changes of both heads until no earlier dataset moved by more than permitted.
 
-    Each rank measures its share of them; the result is alike on all.
+    Each rank measures those of its share; the result is alike on all.
     """
     bound = spec.drift_bound
-    touched = [one for one in earlier if set(one.pair.modalities) & set(lesson.pair.modalities)]
-    if bound is None or not touched:
+    if bound is None or not _touched(earlier, lesson):
         return Limited(changes)
+    own = _touched(own_earlier(earlier, here), lesson)
 
     def largest_drift(candidate: tuple[Tensor, Tensor]) -> float:
         heads = new_heads(lesson, spaces, candidate)
-        own = (one.drift(heads) for one in touched[here.rank :: here.size])
-        return largest(max(own, default=0.0), here)
+        return largest(max((one.drift(heads) for one in own), default=0.0), here)
 
     first, second = (spaces[modality] for modality in lesson.pair.modalities)
     return Limited(*shrink_to_bound(changes, (first, second), largest_drift, bound))
+
+
+def _touched(earlier: Sequence[Earlier], lesson: Lesson) -> list[Earlier]:
+    """Those that have a modality of the pair in training."""
+    return [one for one in earlier if set(one.pair.modalities) & set(lesson.pair.modalities)]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from workers.storage.port import ObjectStore
 from workers.storage.scratch import Scratch
 from workers.storage.uris import open_store
 from workers.storage.versions import entry_for, read_candidate, write_candidate
-from workers.train.certify import Earlier, capacities, certificates, protections
+from workers.train.certify import Earlier, capacities, certificates, own_earlier, protections
 from workers.train.checkpoint import StoredCheckpoints
 from workers.train.distributed import from_leader, meet, united, world
 from workers.train.learn import Learned, Task, learn
@@ -75,8 +75,7 @@ def _train(
     reporter.enter("reading")
     parent = read_parent(store, spec)
     earlier = read_earlier(store, spec, parent)
-    # A share of the earlier datasets for each rank: their number grows without end.
-    share = earlier[here.rank :: here.size]
+    share = own_earlier(earlier, here)
     _check(share)
     meet(here)
     # Copies of held-out rows need the room on the local disk that training rows have until here.

@@ -1,0 +1,50 @@
+"""What earlier datasets keep, measured by ranks that have a share of them each."""
+
+import pytest
+import torch
+
+from workers.contract.modality import ModalityPair
+from workers.contract.model import ModelSpec, ProtectionSpec
+from workers.methods.port import Lesson
+from workers.model.heads import initial_heads
+from workers.model.memory import Memory
+from workers.nullspace.mask import everything_free
+from workers.nullspace.moments import pair_moments
+from workers.train import certify
+from workers.train.certify import Earlier, Remembered, limit_drift, own_earlier, weights_of
+from workers.train.distributed import World
+
+NEW = ModalityPair(first="image", second="text")
+OTHER = ModalityPair(first="audio", second="depth")
+SPEC = ModelSpec(
+    width=4,
+    modalities=dict.fromkeys((*NEW.modalities, *OTHER.modalities), 5),
+    protection=ProtectionSpec(policy="preserve", max_drift=50.0),
+)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_bound_on_drift_reads_the_touched_ones_of_the_ranks_own_share_and_no_others(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = initial_heads(SPEC)
+    read: set[str] = set()
+
+    def earlier(name: str, pair: ModalityPair) -> Earlier:
+        def remembered() -> Remembered:
+            read.add(name)
+            first_BI, second_BJ = (
+                torch.randn(8, heads.weights[modality].shape[1]) for modality in pair.modalities
+            )
+            return Remembered(pair_moments(first_BI, second_BJ), weights_of(pair, heads))
+
+        return Earlier(name, pair, remembered)
+
+    every = [earlier(f"{n}", pair) for n, pair in enumerate((NEW, OTHER, NEW, OTHER, OTHER, NEW))]
+    spaces = {name: everything_free(*heads.weights[name].shape) for name in NEW.modalities}
+    first, second = (0.1 * torch.ones_like(heads.weights[name]) for name in NEW.modalities)
+    lesson = Lesson(heads, Memory(), {}, NEW, SPEC.training, seed=3)
+    here = World(rank, 2)
+    monkeypatch.setattr(certify, "largest", lambda value, _: value)
+    limit_drift(SPEC, lesson, spaces, (first, second), every, here)
+    assert read == {one.dataset for one in own_earlier(every, here) if one.pair == NEW}
