@@ -1,7 +1,7 @@
-"""An executor without threads: work is done when it is handed in."""
+"""Executors that do work at once, never, or when there are threads."""
 
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -27,3 +27,14 @@ class IdleExecutor(Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """A future that nobody fulfils."""
         return Future()
+
+
+class ScarceThreads(ThreadPoolExecutor):
+    """While `are_gone` what is submitted stays in the queue and raises, as with any executor."""
+
+    are_gone = False
+
+    def _adjust_thread_count(self) -> None:
+        if self.are_gone:
+            raise RuntimeError("can't start new thread")
+        super()._adjust_thread_count()  # type: ignore[misc]

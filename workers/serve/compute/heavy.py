@@ -28,9 +28,13 @@ class _Piece:
 class HeavyThread:
     """Used from one event loop."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        executor: ThreadPoolExecutor | None = None,
+    ) -> None:
         # One, as torch has one thread: more would only take turns.
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="heavy")
+        self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="heavy")
         self._clock = clock
         self._began: float | None = None
         self._turns: Turns[_Piece] = Turns()
@@ -43,7 +47,10 @@ class HeavyThread:
         return 0.0 if began is None else self._clock() - began
 
     async def run(self, key: str, work: Callable[[], T]) -> T:
-        """What `work` returns or raises. Abandoned work is not begun; what has begun goes on."""
+        """What `work` returns or raises. Abandoned work is not begun; what has begun goes on.
+
+        Raises RuntimeError where no thread can be started, or this is closed.
+        """
         loop = asyncio.get_running_loop()
         piece = _Piece(work, loop.create_future())
         self._turns.add(key, piece)
@@ -60,26 +67,34 @@ class HeavyThread:
         while self._turns and not self._is_busy:
             piece = self._turns.take()
             if not piece.answer.done():
-                self._is_busy = True
-                running = loop.run_in_executor(self._executor, self._timed, piece.work)
-                running.add_done_callback(partial(self._ended, piece, loop))
+                self._begin(piece, loop)
+
+    def _begin(self, piece: _Piece, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            running = loop.run_in_executor(self._executor, self._timed, piece)
+        except RuntimeError as error:
+            piece.answer.set_exception(error)
+        else:
+            self._is_busy = True
+            running.add_done_callback(partial(self._ended, piece, loop))
 
     def _ended(
         self, piece: _Piece, loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any]
     ) -> None:
         self._is_busy = False
-        self._go_on(loop)
         error = done.exception()
-        if piece.answer.done():
-            return  # Abandoned meanwhile.
-        if error is not None:
-            piece.answer.set_exception(error)
-        else:
-            piece.answer.set_result(done.result())
+        if not piece.answer.done():  # Else abandoned meanwhile.
+            if error is not None:
+                piece.answer.set_exception(error)
+            else:
+                piece.answer.set_result(done.result())
+        self._go_on(loop)
 
-    def _timed(self, work: Callable[[], T]) -> T:
+    def _timed(self, piece: _Piece) -> Any:
+        if piece.answer.done():
+            return None  # It stayed in the executor's queue when no thread could be started for it.
         self._began = self._clock()
         try:
-            return work()
+            return piece.work()
         finally:
             self._began = None
