@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.executor import ScarceThreads
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.contract.errors import ObjectNotFound
@@ -224,6 +225,22 @@ def test_loads_beyond_the_limit_are_429_with_retry_after(serving: Replica) -> No
         assert refused.json()["error"]["code"] == "too_many_loads"
         loads.go_on.set()
         await waiting
+
+    run_with_stored(serving, 3, ask())
+
+
+def test_a_load_that_gets_no_thread_fails_and_holds_up_nothing(serving: Replica) -> None:
+    threads = ScarceThreads(1)
+    resident = ResidentVersions(serving.resident.load, 1, serving.metrics, threads=threads)
+
+    async def ask() -> None:
+        threads.are_gone = True
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await resident.find(MODEL, 2)
+        threads.are_gone = False
+        assert (await asyncio.wait_for(resident.find(MODEL, 3), PATIENCE)).number == 3
+        assert (await asyncio.wait_for(resident.find(MODEL, 2), PATIENCE)).number == 2
 
     run_with_stored(serving, 3, ask())
 

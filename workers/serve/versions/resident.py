@@ -43,8 +43,12 @@ class ResidentVersions:
         recent: int,
         metrics: ServeMetrics,
         clock: Callable[[], float] = time.monotonic,
+        threads: ThreadPoolExecutor | None = None,
     ) -> None:
-        """`recent`: how many of those that requests named are kept, and how many may be loading."""
+        """`recent`: how many of those that requests named are kept, and how many may be loading.
+
+        `threads`: that load what requests name.
+        """
         self._load = load
         self._recent = recent
         self._metrics = metrics
@@ -57,7 +61,7 @@ class ResidentVersions:
         self._failed: OrderedDict[_Key, _Failure] = OrderedDict()
         self._lock = threading.Lock()
         # Their own: whoever asks for many versions must not delay a swap.
-        self._threads = ThreadPoolExecutor(_LOADING_THREADS, thread_name_prefix="named-version")
+        self._threads = threads or ThreadPoolExecutor(_LOADING_THREADS, "named-version")
 
     def get(self, model: str, number: int) -> ServedVersion | None:
         """The version, if it is in memory."""
@@ -75,7 +79,8 @@ class ResidentVersions:
     async def find(self, model: str, number: int) -> ServedVersion:
         """The version, for a request; those that ask for it at the same time share one load.
 
-        Raises what loading raises, and Overloaded where as many as may be are loading. Where trying
+        Raises what loading raises, Overloaded where as many as may be are loading, and RuntimeError where
+        no thread can be started. Where trying
         again cannot help, that is remembered for a second: a client that asks for what is not there
         must not keep the store busy.
         """
@@ -159,7 +164,14 @@ class ResidentVersions:
             )
         future = self._loading[key] = Future()
         self._loading_for_requests.add(future)
-        self._threads.submit(self._load_named, future, key)
+        try:
+            self._threads.submit(self._load_named, future, key)
+        except RuntimeError:
+            # Otherwise this version would count as loading for ever.
+            del self._loading[key]
+            self._loading_for_requests.discard(future)
+            future.cancel()
+            raise
         return future
 
     def _load_named(self, future: Future[ServedVersion], key: _Key) -> None:
