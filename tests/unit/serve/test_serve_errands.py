@@ -1,10 +1,12 @@
 """Errands of one name follow each other, and none keeps another from its turn."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.fakes.executor import ScarceThreads
 from workers.serve.versions.errands import Errands
 
 PATIENCE = 60.0
@@ -13,7 +15,7 @@ PATIENCE = 60.0
 @pytest.fixture
 def errands() -> Iterator[Errands]:
     """With one thread, so that whoever keeps it keeps everything."""
-    made = Errands(1, "test")
+    made = Errands(ThreadPoolExecutor(1))
     yield made
     made.close()
 
@@ -67,18 +69,13 @@ def test_what_is_begun_while_it_runs_runs_once_more(errands: Errands) -> None:
     assert len(runs) == 2
 
 
-def test_an_errand_without_a_thread_can_be_begun_later(
-    errands: Errands, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start: Callable[[threading.Thread], None] = threading.Thread.start
-
-    def fail(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    done = threading.Event()
-    monkeypatch.setattr(threading.Thread, "start", fail)
+def test_an_errand_without_a_thread_can_be_begun_later() -> None:
+    threads, done = ScarceThreads(1), threading.Event()
+    errands = Errands(threads)
+    threads.are_gone = True
     with pytest.raises(RuntimeError):
         errands.begin("one", done.set)
-    monkeypatch.setattr(threading.Thread, "start", start)
+    threads.are_gone = False
     errands.begin("one", done.set)
     assert done.wait(PATIENCE)
+    errands.close()

@@ -17,8 +17,9 @@ class Errands:
     is begun again while it runs goes to the end of the queue, however often that happens.
     """
 
-    def __init__(self, threads: int, name: str) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        """`threads` are its own from now on, and end with it."""
+        self._threads = threads
         self._waiting: set[str] = set()
         self._running: set[str] = set()
         self._again: dict[str, Callable[[], None]] = {}

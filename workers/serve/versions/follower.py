@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,8 +61,8 @@ class Follower:
         self._clock = clock
         self._first_look = FirstLook(live)
         self._missed: dict[str, _Missed] = {}
-        self._reading = Errands(_READING_THREADS, "follower-read")
-        self._loading = Errands(_LOADING_THREADS, "follower-load")
+        self._reading = Errands(ThreadPoolExecutor(_READING_THREADS, "follower-read"))
+        self._loading = Errands(ThreadPoolExecutor(_LOADING_THREADS, "follower-load"))
         self._stopping = threading.Event()
         self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
