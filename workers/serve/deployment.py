@@ -60,7 +60,9 @@ class Embedder:
             "requests_in_flight", "Admitted.", lambda: self._admission.requests.total
         )
         self._metrics.watch("rows_in_flight", "Admitted.", lambda: self._admission.rows.total)
-        self._metrics.watch("body_bytes", "In memory.", lambda: self._admission.bytes.total)
+        self._metrics.watch(
+            "body_bytes", "Of bodies and answers, in memory.", lambda: self._admission.bytes.total
+        )
         self._metrics.watch("rows_waiting", "For a product.", lambda: self._compute.waiting_rows)
         self._resident = ResidentVersions(self._load, args.recent_versions, self._metrics)
         swapper = Swapper(self._live, self._resident, self._metrics)
