@@ -14,6 +14,7 @@ from service.control.lookup import get_model
 from service.control.models import trials
 from service.control.models.observed import figures
 from service.control.models.wish import Wish
+from service.control.records.guard import check_may_change
 from service.database.rows import TrialRecord
 from workers.contract.rollout import RolloutRule, TrialPlan
 
@@ -115,6 +116,7 @@ def put_candidate(
     what was observed already.
     """
     wish = Wish(principal, body.reason or "put on trial by a user", context.clock(), seen)
+    check_may_change(context, model, principal)
     with context.database.write() as connection:
         trial = trials.set_candidate(connection, model, body.version, body.plan, wish)
         found = get_model(connection, model, principal)
@@ -128,5 +130,6 @@ def delete_candidate(
 ) -> None:
     """Take the candidate back: the version stays, and nobody is answered by it any more."""
     wish = Wish(principal, reason or "taken back by a user", context.clock())
+    check_may_change(context, model, principal)
     with context.database.write() as connection:
         trials.take_back(connection, model, wish)

@@ -20,7 +20,7 @@ from service.control.data.intake import create_model
 from service.control.lookup import get_model
 from service.control.models import branch, remove
 from service.control.models.policy import set_policy
-from service.control.records.guard import check_not_lost
+from service.control.records.guard import check_may_change, check_not_lost
 from service.database.queries import models
 from service.database.rows import AnswerRecord
 from workers.contract.policy import GatePolicy
@@ -73,6 +73,7 @@ def delete_model(model: ModelPath, principal: Admin, context: ContextDep) -> Non
 
     Its name is not given again; its files are removed some time later.
     """
+    check_may_change(context, model, principal)
     with context.database.write() as connection:
         remove.delete_model(connection, model, principal, context.clock())
 

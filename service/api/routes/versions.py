@@ -31,6 +31,7 @@ from service.control.lookup import get_model, get_version
 from service.control.models import remove
 from service.control.models.promote import choose, roll_back
 from service.control.models.wish import Wish
+from service.control.records.guard import check_may_change
 from service.database.queries import versions
 from service.database.rows import AnswerRecord
 from service.errors import NotFound
@@ -74,6 +75,7 @@ def retire_version(
 
     Its heads and its manifest stay, because later versions are measured against them.
     """
+    check_may_change(context, model, principal)
     with context.database.write() as connection:
         remove.retire_version(connection, model, version, principal, context.clock())
 
@@ -102,6 +104,7 @@ def put_live(
 ) -> LiveView:
     """Promote a version. It answers once the replicas have followed."""
     wish = Wish(principal, body.reason or "promoted by a user", context.clock(), seen)
+    check_may_change(context, model, principal)
     with context.database.write() as connection:
         live = choose(connection, model, body.version, wish)
     response.headers.update(etag(live.generation))
@@ -125,6 +128,7 @@ def post_rollback(
         view = LiveView(version=live.version, generation=live.generation)
         return record(key, 200, view)
 
+    check_may_change(context, model, principal)
     response = answer(context, key, effect)
     response.headers.update(etag(json.loads(bytes(response.body))["generation"]))
     return response

@@ -14,6 +14,7 @@ from service.control.context import Context
 from service.control.models import promote, trials
 from service.control.models.observed import gather
 from service.control.models.wish import Wish
+from service.control.records.guard import check_not_behind
 from service.database.queries import models
 from service.database.queries import trials as trial_rows
 from service.database.rows import ModelRecord, TrialRecord
@@ -48,11 +49,13 @@ def judge(rule: RolloutRule, observed: Observed) -> Verdict | None:
 
 
 def look(context: Context, trial: TrialRecord) -> None:
-    """Add up what the replicas have told, and do what follows from it."""
+    """Add up what the replicas have told, and do what follows from it. Raises DatabaseBehind."""
     observed = gather(context.store, trial)
     verdict = judge(trial.plan.rule, observed)
     if verdict is None and observed == trial.observed:
         return
+    if verdict is not None:
+        check_not_behind(context, trial.model)
     with context.database.write() as connection:
         model = models.lock(connection, trial.model)
         now = trial_rows.running(connection, trial.model)

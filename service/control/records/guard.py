@@ -9,9 +9,11 @@ replicas generations that they have seen with other versions.
 import logging
 
 from service.control.context import Context
+from service.control.lookup import get_model
 from service.database.queries import models
 from service.database.rows import ModelRecord
 from service.errors import DatabaseBehind
+from service.principal import Principal
 from workers.contract.errors import InvalidVersion, StorageError
 from workers.contract.version import LivePointer
 from workers.storage import layout
@@ -20,6 +22,7 @@ from workers.storage.versions import read_live
 logger = logging.getLogger(__name__)
 
 _REBUILD = "`cmcl admin rebuild` (or `python -m service admin rebuild`) restores it"
+_WHERE_MODELS_LIE = (layout.model_records(), layout.models())
 
 
 def check_at_start(context: Context) -> None:
@@ -37,16 +40,37 @@ def check_not_lost(context: Context) -> None:
 
     Keys alone make no database: whoever lost it may have made the first ones already.
     """
+    if _has_models(context):
+        return
+    prefix = next((each for each in _WHERE_MODELS_LIE if _has_anything(context, each)), None)
+    # Looked at again: another process may have made the first model, and its files, in between.
+    if prefix is None or _has_models(context):
+        return
+    raise DatabaseBehind(
+        f"the database has no model, and {context.store.uri} has something under {prefix}: this "
+        f"is another database, or it was lost. {_REBUILD}; for a new start, give CMCL_STORE_URI "
+        "another place"
+    )
+
+
+def _has_models(context: Context) -> bool:
     with context.database.read() as connection:
-        if models.has_any(connection):
-            return
-    for prefix in (layout.model_records(), layout.models()):
-        if next(iter(context.store.keys(prefix)), None) is not None:
-            raise DatabaseBehind(
-                f"the database has no model, and {context.store.uri} has something under {prefix}: this "
-                f"is another database, or it was lost. {_REBUILD}; for a new start, give CMCL_STORE_URI "
-                "another place"
-            )
+        return models.has_any(connection)
+
+
+def _has_anything(context: Context, prefix: str) -> bool:
+    return next(iter(context.store.keys(prefix)), None) is not None
+
+
+def check_may_change(context: Context, name: str, principal: Principal) -> None:
+    """Before somebody changes what replicas are told. Raises NotFound, and as `check_not_behind` does.
+
+    A change raises the database's generation or revision: behind one that is lost it would come to
+    show as known what it never knew, and replicas would not follow.
+    """
+    with context.database.read() as connection:
+        get_model(connection, name, principal)
+    check_not_behind(context, name)
 
 
 def check_not_behind(context: Context, name: str) -> None:
@@ -60,9 +84,10 @@ def check_not_behind(context: Context, name: str) -> None:
     if pointer is None or model is None or _is_known(pointer, model):
         return
     raise DatabaseBehind(
-        f"{layout.live_pointer(name)} has generation {pointer.generation} and revision {pointer.revision}, "
-        f"the database {model.live_generation} and {model.live_revision}: it was lost, or is older than "
-        f"the bucket. Nothing of model {name!r} is published. Stop the service; {_REBUILD}"
+        f"{layout.live_pointer(name)} has generation {pointer.generation} (version {pointer.version}) and "
+        f"revision {pointer.revision}, the database {model.live_generation} (version "
+        f"{model.live_version}) and {model.live_revision}: it was lost, or is older than the bucket. "
+        f"Nothing of model {name!r} is published. Stop the service; {_REBUILD}"
     )
 
 
@@ -75,4 +100,7 @@ def _shown(context: Context, name: str) -> LivePointer | None:
 
 
 def _is_known(pointer: LivePointer, model: ModelRecord) -> bool:
+    """A generation has one version for ever: with another one, it is of another history."""
+    if pointer.generation == model.live_generation and pointer.version != model.live_version:
+        return False
     return pointer.generation <= model.live_generation and pointer.revision <= model.live_revision

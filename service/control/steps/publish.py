@@ -47,7 +47,11 @@ def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
 
 
 def store_version(context: Context, version: VersionRecord) -> None:
-    """Put the files of a published version in place, then let it answer, or be tried."""
+    """Put the files of a published version in place, then let it answer, or be tried.
+
+    Raises DatabaseBehind: then nothing is put anywhere until the database was rebuilt.
+    """
+    check_not_behind(context, version.model)
     if version.copied_from is None:
         publish_files(context.store, version.manifest)
     else:

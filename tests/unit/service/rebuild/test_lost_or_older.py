@@ -1,6 +1,8 @@
 """A lost or older database never harms what the bucket knows; whoever must act is told what to do."""
 
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,15 +11,16 @@ import pytest
 from service.control.access.keys import sha256
 from service.control.access.signing import make_pair, read_signing_key
 from service.control.access.snapshot import SnapshotWriter
-from service.control.records.guard import check_at_start
+from service.control.records.guard import check_at_start, check_not_lost
 from service.control.sweep.sweeper import Sweeper
 from service.database.migrations import upgrade
-from service.database.queries import keys
+from service.database.queries import keys, models
 from service.database.queries.keys import KeyRecord
 from service.errors import DatabaseBehind
 from service.principal import Scope
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
+from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.trainer import train
 from tests.fakes.wreckage import wreck
 from workers.contract.version import LivePointer
@@ -97,12 +100,53 @@ def test_a_live_pointer_is_never_replaced_by_an_earlier_one(
     plane: ControlPlane, later: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     pointer = _show_more(plane, **later)
-    plane.client.put("/v1/models/scenes/live", json={"version": 1})
+    with plane.context.database.write() as connection:
+        models.revise(connection, "scenes", plane.clock())
     with caplog.at_level(logging.WARNING):
         plane.tick(3)
     assert read_live(plane.store, "scenes") == pointer
     assert "cmcl admin rebuild" in caplog.text
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_no_change_makes_an_older_database_look_like_the_newer_one(
+    plane: ControlPlane, more: int
+) -> None:
+    """Of one generation there are no two versions: replicas that saw the first keep it for ever."""
+    plane.run_to_end(plane.post_dataset("two"))
+    before = plane.model()
+    pointer = _show_more(plane, version=9, generation=before.live_generation + more)
+    live, scenes = {"version": 1}, "/v1/models/scenes"
+    answers = [
+        plane.client.put(f"{scenes}/live", json=live),
+        plane.client.post(f"{scenes}/rollback", json={}),
+        plane.client.put(f"{scenes}/candidate", json={**live, "share": 0.5}),
+        plane.client.request("DELETE", f"{scenes}/candidate"),
+        plane.client.request("DELETE", f"{scenes}/versions/1"),
+        plane.client.request("DELETE", scenes),
+    ]
+    for answer in answers:
+        assert answer.status_code == 409, answer.text
+        assert "cmcl admin rebuild" in answer.json()["detail"]
+    plane.tick(3)
+    assert read_live(plane.store, "scenes") == pointer
+    after = plane.model()
+    assert (after.live_generation, after.live_revision) == (
+        before.live_generation,
+        before.live_revision,
+    )
+
+
+def test_a_version_is_put_nowhere_where_replicas_know_more(plane: ControlPlane) -> None:
+    """Published before the older dump was taken, stored after it."""
+    job = plane.post_dataset("two")
+    train(plane.store, job, plane.tick_to(job, JobState.RUNNING).attempt)
+    plane.tick_to(job, JobState.PUBLISHED)
+    pointer = _show_more(plane, generation=9, version=9)
+    plane.tick(3)
+    assert plane.versions()[-1].stored_at is None
+    assert read_live(plane.store, "scenes") == pointer
 
 
 def test_nothing_is_published_where_replicas_know_more(plane: ControlPlane) -> None:
@@ -130,6 +174,20 @@ def test_a_database_that_caught_up_goes_on(plane: ControlPlane) -> None:
     write_live(plane.store, "scenes", before)
     plane.clock.advance(60)
     assert plane.run_to_end(job).state == JobState.PUBLISHED
+
+
+def test_a_model_that_another_process_makes_meanwhile_is_no_lost_database(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path)
+
+    class MadeWhileLookedAt(FlakyStore):
+        def keys(self, prefix: str) -> Iterator[str]:
+            if read_live(plane.store, "scenes") is None:
+                plane.create_model()
+                write_live(plane.store, "scenes", LivePointer(generation=1, version=1))
+            return super().keys(prefix)
+
+    check_not_lost(replace(plane.context, store=MadeWhileLookedAt(plane.store)))
+    plane.close()
 
 
 def test_a_new_place_is_no_lost_database(tmp_path: Path) -> None:
