@@ -19,6 +19,7 @@ from typing import Self
 import psutil
 
 _START_SECONDS = 300.0
+_TRIES = 3
 _PROGRAMS = Path(sys.executable).parent
 _RANK_LINE = re.compile(r"pid=(\d+)\) world_rank=(\d+)")
 _GROUP_LINE = "Started training worker group"
@@ -68,9 +69,7 @@ class Nodes:
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            self.start_head()
-            for ip in self._others:
-                self.add(ip)
+            self._start()
         except BaseException:
             self.stop()
             raise
@@ -89,10 +88,33 @@ class Nodes:
         """Of the head."""
         return f"127.0.0.1:{self._port}"
 
+    def _start(self) -> None:
+        """Start all; again where that fails.
+
+        Ray's client server, which nobody uses and nothing turns off, takes its head along where that
+        one needs more than half a minute, as on a very busy machine.
+        """
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                self.start_head()
+                for ip in self._others:
+                    self.add(ip)
+            except NodesError:
+                self._end_all()
+                if not tries_left:
+                    raise
+            else:
+                return
+
     def start_head(self) -> None:
         """The head, at the same address each time."""
-        # With its dashboard: Ray Train asks there whether a controller lives, to clean up after it.
-        options = (f"--port={self._port}", f"--dashboard-port={_free_port()}")
+        options = (
+            f"--port={self._port}",
+            # With its dashboard: Ray Train asks there whether a controller lives, to clean up after it.
+            f"--dashboard-port={_free_port()}",
+            # Where the usual one is taken, by another Ray, the node would end.
+            f"--ray-client-server-port={_free_port()}",
+        )
         self._ray("127.0.0.1", "--head", *options)
 
     def add(self, ip: str) -> None:
@@ -146,10 +168,13 @@ class Nodes:
 
     def stop(self) -> None:
         """End all that was started here, at once."""
+        self._end_all()
+        self._files.cleanup()
+
+    def _end_all(self) -> None:
         for process in self.processes.values():
             _end(process)
         self.processes.clear()
-        self._files.cleanup()
 
     def _ray(self, ip: str, *options: str) -> None:
         cpus = self._cpus_of_head if "--head" in options else 1
@@ -166,8 +191,9 @@ class Nodes:
     def _wait_for(self, ip: str) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while "Ray runtime started" not in self.log(ip).read_text(errors="replace"):
-            if time.monotonic() > deadline or self.processes[ip].poll() is not None:
-                raise NodesError(f"a node did not start; see {self.log(ip)}")
+            ended = [name for name, node in self.processes.items() if node.poll() is not None]
+            if ended or time.monotonic() > deadline:
+                raise NodesError(f"a node did not start; see {self.log((ended or [ip])[0])}")
             time.sleep(0.1)
 
     def _spawn(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
