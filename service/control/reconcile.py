@@ -13,7 +13,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -97,7 +98,7 @@ class Reconciler:
         self._name = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._pauses: dict[str, _Pause] = {}
         # Models whose live.json may not be what the database believes it is.
-        self._unchecked: set[str] = set()
+        self._unchecked: dict[str, None] = {}
         self._has_listed_live = False
         # When the trial of a model was judged last.
         self._judged_at: dict[str, datetime] = {}
@@ -158,7 +159,7 @@ class Reconciler:
         now = self._context.clock()
         with self._context.database.read() as connection:
             if not self._has_listed_live:
-                self._unchecked.update(models.with_pointer(connection))
+                self._unchecked |= dict.fromkeys(models.with_pointer(connection))
                 self._has_listed_live = True
             leased = models.leased(connection, self._name, now)
         self._context.metrics.leases_held.set(len(leased))
@@ -197,6 +198,27 @@ class Reconciler:
                 self._pauses.pop(name, None)
 
     def _advance(self, name: str) -> None:
+        with self._behind_told(name):
+            self._go_on(name)
+
+    @contextmanager
+    def _behind_told(self, name: str) -> Iterator[None]:
+        """Where the database turns out to be behind the bucket, the model's job says so.
+
+        An attempt that runs is watched all the same, and one that is not wanted any more is stopped.
+        """
+        try:
+            yield
+        except DatabaseBehind as error:
+            tasks = self._look(name)
+            if tasks is not None and tasks.job is not None:
+                if tasks.job.state == JobState.RUNNING or tasks.job.cancel_requested:
+                    self._step(tasks.job, tasks.model)
+                else:
+                    self._tell_user(tasks.job, f"waiting: {error}")
+            raise
+
+    def _go_on(self, name: str) -> None:
         self._check_mirror(name)
         tasks = self._look(name)
         if tasks is None:
@@ -240,7 +262,8 @@ class Reconciler:
         if tasks is None or tasks.model.deleted_at is not None:
             return
         if tasks.unstored is not None:
-            with self._context.metrics.step("store", tasks.unstored.job):
+            step = self._context.metrics.step("store", tasks.unstored.job)
+            with self._behind_told(name), step:
                 publish.store_version(self._context, tasks.unstored)
         elif tasks.job is not None and tasks.is_large:
             self._step(tasks.job, tasks.model)
@@ -255,19 +278,21 @@ class Reconciler:
 
     def _mirror(self, name: str) -> None:
         """If this fails half-way, what was written may be older than what another one wrote."""
-        self._unchecked.add(name)
+        self._unchecked[name] = None
         mirror.mirror(self._context, name)
-        self._unchecked.discard(name)
+        self._unchecked.pop(name, None)
 
     def _check_mirror(self, name: str) -> None:
         """Once per model after a start: another process may have died while it mirrored."""
         if name not in self._unchecked:
             return
+        # To the end: one that cannot be checked must not keep the others from it.
+        self._unchecked[name] = self._unchecked.pop(name)
         with self._context.database.read() as connection:
             model = models.find(connection, name)
         if model is not None:
             mirror.recheck_mirror(self._context, model)
-        self._unchecked.discard(name)
+        self._unchecked.pop(name, None)
 
     def _step(self, job: JobRecord, model: ModelRecord) -> None:
         try:

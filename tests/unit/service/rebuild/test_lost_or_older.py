@@ -11,6 +11,7 @@ import pytest
 from service.control.access.keys import sha256
 from service.control.access.signing import make_pair, read_signing_key
 from service.control.access.snapshot import SnapshotWriter
+from service.control.reconcile import Reconciler
 from service.control.records.guard import check_at_start, check_not_lost
 from service.control.sweep.sweeper import Sweeper
 from service.database.migrations import upgrade
@@ -161,6 +162,42 @@ def test_nothing_is_published_where_replicas_know_more(plane: ControlPlane) -> N
     assert found.state == JobState.GATING
     assert "cmcl admin rebuild" in (found.message or "")
     assert plane.model().head == head
+
+
+def test_after_a_restart_on_an_older_database_a_job_says_what_it_waits_for(
+    plane: ControlPlane,
+) -> None:
+    """What waits is not begun, what runs is watched all the same."""
+    job, known = plane.post_dataset("late"), read_live(plane.store, "scenes")
+    assert known is not None
+    _show_more(plane, generation=9)
+    plane.reconciler = Reconciler(plane.context)
+    plane.tick(2)
+    assert plane.job(job).state == JobState.QUEUED
+    assert "cmcl admin rebuild" in (plane.job(job).message or "")
+    write_live(plane.store, "scenes", known)
+    plane.clock.advance(60)
+    attempt = plane.tick_to(job, JobState.RUNNING).attempt
+    _show_more(plane, generation=9)
+    plane.reconciler = Reconciler(plane.context)
+    train(plane.store, job, attempt)
+    plane.tick()
+    assert plane.job(job).state == JobState.GATING
+
+
+def test_models_that_cannot_be_checked_keep_no_other_from_it(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few are looked at in a round; one whose live.json is gone is made good all the same."""
+    monkeypatch.setattr("service.control.reconcile._CHECKED_IN_A_ROUND", 1)
+    plane.create_model("zoo")
+    with plane.context.database.write() as connection:
+        models.set_live(connection, "zoo", 1, 1, plane.clock())
+        models.set_mirrored(connection, "zoo", 1)
+    _show_more(plane, generation=9)
+    plane.reconciler = Reconciler(plane.context)
+    plane.tick(4)
+    assert plane.answering("zoo") == (1, 1)
 
 
 def test_a_database_that_caught_up_goes_on(plane: ControlPlane) -> None:
