@@ -196,13 +196,13 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         description="bytes that the uploads of one owner may have together, from their announcement until "
-        "they are removed; 0: no bound",
+        "they are removed, but for what is announced at the same moment; 0: no bound",
     )
     upload_parts_at_once: int = Field(
         default=16,
         ge=2,
         description="parts that one replica of the service takes at one time, each of them with its size "
-        "on the disk; one owner gets half of them, and more are answered 429",
+        "on the disk; one owner gets all but two of them, and more are answered 429",
     )
     upload_expiry_hours: float = Field(
         default=24, gt=0, description="an upload that is not finished by then is removed"

@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from service.errors import TooManyRequests
 
 _RETRY_SECONDS = 2
+_KEPT_FOR_OTHERS = 2
 
 
 class Places:
-    """So many for all, and half of them for one owner, so that nobody keeps the others out.
+    """So many for all, and all but two of them for one owner, so that nobody keeps the others out.
+
+    Without keys everybody is one owner: half of the places would lie idle.
 
     Used on the event loop alone. Who finds none free is told so at once: to wait, a request would hold
     its connection, and with it what of its body has arrived already.
@@ -18,7 +21,7 @@ class Places:
 
     def __init__(self, total: int) -> None:
         self._total = total
-        self._share = -(-total // 2)
+        self._share = max(1, total - _KEPT_FOR_OTHERS)
         self._taken: Counter[str] = Counter()
 
     @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO
 
-from anyio import fail_after
+from anyio import current_time, fail_after
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
@@ -23,6 +23,8 @@ from service.errors import BodyCutOff, FieldProblem, NoRoom, Unprocessable
 _BLOCK_BYTES = 1 << 20
 # Without a byte for so long, a client is gone, whatever its connection says.
 _PATIENCE_SECONDS = 60.0
+# Slower than this over the whole body, it would hold its place for hours.
+_LEAST_BYTES_PER_SECOND = 64 << 10
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*(?=,|;|$)")
 
@@ -87,19 +89,31 @@ async def spooled(
 
 
 async def _pieces(request: Request, patience_seconds: float) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises BodyCutOff where it ends too early, or stops to come."""
+    """The body as it comes. Raises BodyCutOff where it ends too early, or stops to come.
+
+    Only the time in which it is waited for counts, not that in which it is written.
+    """
     stream = request.stream()
+    waited, arrived = 0.0, 0
     while True:
+        left = patience_seconds + arrived / _LEAST_BYTES_PER_SECOND - waited
+        before = current_time()
         try:
-            with fail_after(patience_seconds):
+            with fail_after(min(patience_seconds, left)):
                 piece = await anext(stream, None)
         except ClientDisconnect as error:
             raise BodyCutOff("the connection ended before the body did") from error
         except TimeoutError as error:
-            message = f"no byte of the body came for {patience_seconds:g} s; send it again"
+            message = (
+                f"{arrived} bytes of the body came in {waited + current_time() - before:.1f} s, and no more: "
+                f"permitted are {patience_seconds:g} s without a byte, and {patience_seconds:g} s more "
+                f"than {_LEAST_BYTES_PER_SECOND} bytes/s take; send it again"
+            )
             raise BodyCutOff(message) from error
         if piece is None:
             return
+        waited += current_time() - before
+        arrived += len(piece)
         yield piece
 
 

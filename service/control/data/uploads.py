@@ -206,6 +206,10 @@ def _check_size(request: UploadRequest, settings: Settings) -> None:
 def _check_quota(
     connection: Connection, request: UploadRequest, settings: Settings, owner: str
 ) -> None:
+    """A soft bound: whoever announces several uploads at one moment may pass it with them.
+
+    To be exact, each announcement would have to wait for whatever holds one of the owner's uploads.
+    """
     permitted = settings.upload_bytes_per_owner_max
     if permitted == 0:
         return

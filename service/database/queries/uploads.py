@@ -61,12 +61,11 @@ def hold(connection: Connection, upload: str) -> UploadRecord | None:
 def bytes_of(connection: Connection, owner: str) -> int:
     """Bytes of all uploads of an owner, as announced, without those that were given up.
 
-    They are locked until this transaction ends: of two that announce at once, the second one counts what
-    the first one has announced.
+    Nothing is locked: what others announce in transactions that have not ended is not among them.
     """
-    theirs = (uploads.c.owner == owner, uploads.c.state != _ABORTED)
-    connection.execute(select(uploads.c.id).where(*theirs).order_by(uploads.c.id).with_for_update())
-    query = select(func.coalesce(func.sum(uploads.c.bytes), 0)).where(*theirs)
+    query = select(func.coalesce(func.sum(uploads.c.bytes), 0)).where(
+        uploads.c.owner == owner, uploads.c.state != _ABORTED
+    )
     return int(connection.execute(query).scalar_one())
 
 

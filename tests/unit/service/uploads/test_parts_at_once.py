@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -16,7 +17,7 @@ from tests.fakes.uploads import BYTES, announce
 from tests.unit.service.access.holder import ADMIN_KEY, Holder
 
 
-def test_one_owner_gets_half_of_the_places() -> None:
+def test_two_places_are_kept_for_other_owners() -> None:
     places = Places(4)
     with places.one("red"), places.one("red"):
         _is_refused(places, "red", "2 parts of your files")
@@ -85,8 +86,35 @@ def test_a_body_that_stops_to_come_is_given_up() -> None:
         async with spooled(request, patience_seconds=0.01):
             raise AssertionError("nothing came")
 
-    with pytest.raises(BodyCutOff, match=r"no byte of the body came for 0\.01 s"):
+    with pytest.raises(BodyCutOff, match=r"0 bytes of the body came .* 0\.01 s without"):
         asyncio.run(take())
+
+
+def test_a_body_that_trickles_is_given_up() -> None:
+    """One byte just before the patience ends each time would hold a place without end."""
+
+    async def receive() -> dict[str, object]:
+        await asyncio.sleep(0.001)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def take() -> None:
+        request = Request({"type": "http", "method": "PUT", "headers": []}, receive)
+        async with spooled(request, patience_seconds=0.1):
+            raise AssertionError("it never ends")
+
+    with pytest.raises(BodyCutOff, match="more than 65536 bytes/s take"):
+        asyncio.run(take())
+
+
+def test_one_owner_alone_gets_most_places_and_never_all() -> None:
+    places = Places(16)
+    with ExitStack() as taken:
+        for _ in range(14):
+            taken.enter_context(places.one("red"))
+        with pytest.raises(TooManyRequests, match="14 parts of your files"), places.one("red"):
+            pass
+        with places.one("blue"), places.one("blue"):
+            pass
 
 
 def test_uploads_of_one_owner_have_so_many_bytes_together(tmp_path: Path) -> None:
