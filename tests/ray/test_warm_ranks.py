@@ -20,7 +20,8 @@ LONG = TrainingSpec(epochs=120, learning_rate=1e-4)
 VERY_LONG = TrainingSpec(epochs=1000, learning_rate=1e-4)
 WILD = TrainingSpec(epochs=1, temperature=1e-40)
 ALONE = ("--ranks", "1")
-_GROUP = "Started training worker group"
+# In the words of Ray Train; Ray brings them to the driver's output some time later.
+_GROUP_OF_ONE = "Started training worker group of size 1:"
 
 
 @pytest.fixture
@@ -75,11 +76,16 @@ def test_attempt_that_cannot_be_learned_is_told_and_one_that_is_stopped_makes_ro
 def test_another_number_of_ranks_is_another_group_and_what_fails_alike_is_not_tried_again_there(
     attempts: Attempts, stack: LocalStack
 ) -> None:
-    before = stack.log("driver").read_text().count(_GROUP)
+    def driver_log() -> str:
+        return stack.log("driver").read_text()
+
+    assert ended(attempts.start("two", 0, QUICK)) == 0
+    wait_until(lambda: len(ranks(stack)) == 2)
+    before = driver_log().count(_GROUP_OF_ONE)
     assert ended(attempts.start("wild-alone", 0, WILD, *ALONE)) == 1
-    log = stack.log("driver").read_text()
-    assert log.count(_GROUP) == before + 1
-    assert "CMCL_RANKS is 2 for the ranks that stay and 1 for this attempt" in log
+    wait_until(lambda: driver_log().count(_GROUP_OF_ONE) > before)
+    assert driver_log().count(_GROUP_OF_ONE) == before + 1
+    assert "CMCL_RANKS is 2 for the ranks that stay and 1 for this attempt" in driver_log()
     # The group of two makes room: all that it held is free.
     wait_until(lambda: not ray_processes(stack, "ray::Resident") and not ranks(stack))
 
