@@ -9,15 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 
-from workers.contract.dataset import DatasetManifest, ShardRef
+from workers.contract.dataset import DatasetManifest, Shard
 from workers.contract.errors import ObjectNotFound
 from workers.contract.job import JobSpec, Progress
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec, TrainingSpec
 from workers.storage import layout
 from workers.storage.port import ObjectStore
-from workers.storage.shards import fetch
-from workers.storage.versions import check_candidate, read_candidate
+from workers.storage.versions import check_candidate, read_candidate, sha256_of_file
 
 _WIDTHS = (256, 192)
 _FIRST, _SECOND = "vision", "text"
@@ -47,7 +46,12 @@ class Job:
         path = folder / "rows.parquet"
         _write_rows(path, self.size.rows)
         self.store.upload(path, _KEY)
-        shard = fetch(ShardRef(uri=f"{self.store.uri}/{_KEY}"), folder / "again.parquet")
+        shard = Shard(
+            uri=f"{self.store.uri}/{_KEY}",
+            sha256=sha256_of_file(path),
+            bytes=path.stat().st_size,
+            rows=self.size.rows,
+        )
         pair = ModalityPair(first=_FIRST, second=_SECOND)
         self._write_spec(
             JobSpec(

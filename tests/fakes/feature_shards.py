@@ -1,12 +1,14 @@
 """Real Parquet shards, with room for whatever can be wrong with one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.contract.dataset import ShardRef
+from workers.contract.dataset import Shard, ShardRef
+from workers.storage.shards import Rows, count_rows, download, open_in_pieces, rows_of
 
 
 def feature_table(
@@ -29,3 +31,16 @@ def write_shard(path: Path, table: pa.Table) -> ShardRef:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
     return ShardRef(uri=path.resolve().as_uri())
+
+
+def fetch(ref: ShardRef | Shard, path: Path) -> Shard:
+    """Bring a shard in the internal form to `path`; what is so of it. Raises as `download` does."""
+    digest = download(ref, ref.uri, path)
+    return Shard(
+        uri=ref.uri, sha256=digest, bytes=path.stat().st_size, rows=count_rows(path, ref.uri)
+    )
+
+
+def read_rows(paths: Sequence[Path], every: int = 1) -> Rows:
+    """Rows of shards at these paths; see `rows_of`."""
+    return rows_of(map(open_in_pieces, paths), every)

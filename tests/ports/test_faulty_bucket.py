@@ -18,12 +18,12 @@ from tests.fakes.faulty_bucket import (
     other_bytes,
     slow_down,
 )
+from tests.fakes.feature_shards import fetch
 from workers.contract.dataset import Shard, ShardRef
 from workers.contract.errors import DigestMismatch, InvalidDataset, ObjectExists, StorageUnavailable
 from workers.storage.port import CHUNK_BYTES
 from workers.storage.s3 import S3Store
 from workers.storage.scratch import Scratch
-from workers.storage.shards import fetch
 from workers.storage.verified import PIECE_BYTES, open_verified
 from workers.storage.versions import entry_for, read_verified
 

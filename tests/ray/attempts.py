@@ -11,6 +11,7 @@ import psutil
 from cmcl.demo.stream import read_stream
 from cmcl.stack import LocalStack
 from tests.conftest import EXAMPLE_STREAM
+from tests.fakes.feature_shards import fetch
 from workers.contract.dataset import DatasetManifest, ShardRef
 from workers.contract.errors import ObjectNotFound
 from workers.contract.job import JobSpec, Progress
@@ -18,7 +19,6 @@ from workers.contract.model import ModelSpec, TrainingSpec
 from workers.contract.version import VersionManifest
 from workers.storage import layout
 from workers.storage.port import ObjectStore
-from workers.storage.shards import fetch
 from workers.storage.versions import check_candidate, read_candidate
 
 STREAM = read_stream(EXAMPLE_STREAM)

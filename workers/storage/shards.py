@@ -5,7 +5,7 @@ kinds are brought into this form by `formats`.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,18 +45,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.feature_a_BI)
-
-
-def fetch(ref: ShardRef | Shard, path: Path) -> Shard:
-    """Download one shard in the internal form and check what was promised about its bytes.
-
-    `rows` of the answer is what the file's footer says. Raises InvalidDataset if the file is
-    missing, truncated or has another digest; StorageUnavailable if trying again can help.
-    """
-    digest = download(ref, ref.uri, path)
-    return Shard(
-        uri=ref.uri, sha256=digest, bytes=path.stat().st_size, rows=count_rows(path, ref.uri)
-    )
 
 
 def download(
@@ -144,11 +132,6 @@ def rows_at_once(schema: pa.Schema, most: int = columns.ROWS_AT_ONCE) -> int:
     """How many rows of a shard are decoded at a time: fewer where they are wide."""
     width: int = sum(schema.field(name).type.list_size for name in FEATURES)
     return max(1, min(most, _VALUES_AT_ONCE // width))
-
-
-def read_rows(paths: Sequence[Path], every: int = 1) -> Rows:
-    """Rows of verified shards at local paths; see `rows_of`."""
-    return rows_of(map(open_in_pieces, paths), every)
 
 
 def rows_of(files: Iterable[pq.ParquetFile], every: int = 1) -> Rows:

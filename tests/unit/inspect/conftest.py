@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.fakes.feature_shards import fetch
 from tests.unit.benchmarks.tiny_stream import WIDTHS, features, labels, write_part
 from workers.contract.dataset import DatasetManifest, Shard, ShardRef
 from workers.contract.job import JobSpec
@@ -16,7 +17,6 @@ from workers.contract.model import ModelSpec
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.port import ObjectStore
-from workers.storage.shards import fetch
 from workers.storage.versions import publish_files, read_candidate
 from workers.train.job import train_dataset
 

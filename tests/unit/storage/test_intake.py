@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.fakes.feature_shards import fetch, read_rows
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.storage.feature_tables import paired
 from tests.unit.storage.user_files import (
@@ -24,7 +25,6 @@ from workers.storage import layout
 from workers.storage.intake import Address, DatasetIntake
 from workers.storage.local import LocalStore
 from workers.storage.shard_writer import ROWS_IN_A_GROUP, write_shard
-from workers.storage.shards import fetch, read_rows
 
 
 @pytest.fixture

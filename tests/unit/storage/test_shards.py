@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.fakes.feature_shards import fetch, read_rows
 from tests.unit.storage.feature_tables import WIDTHS, features, paired, with_column, with_value
 from workers.contract.dataset import ShardRef
 from workers.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
-from workers.storage.shards import ShardChecker, fetch, read_rows
+from workers.storage.shards import ShardChecker
 from workers.storage.versions import sha256_of_file
 
 URI = "s3://bucket/shard.parquet"

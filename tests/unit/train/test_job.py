@@ -15,6 +15,7 @@ import torch
 
 from cmcl.demo.stream import StreamDataset, read_stream
 from tests.conftest import EXAMPLE_STREAM
+from tests.fakes.feature_shards import fetch
 from workers.contract.dataset import DatasetManifest, Shard, ShardRef
 from workers.contract.errors import InvalidDataset, ObjectNotFound, TrainingDiverged
 from workers.contract.job import Failure, JobSpec, Progress
@@ -24,7 +25,6 @@ from workers.inspect.capacity import model_capacity
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.scratch import Scratch
-from workers.storage.shards import fetch
 from workers.storage.versions import check_candidate, publish_files, read_candidate
 from workers.train.job import train_dataset
 from workers.train.lineage import evaluate
