@@ -40,7 +40,7 @@ def soon(searching: Searching, method: str, path: str, body: object = None) -> h
 
     async def use(client: httpx.AsyncClient) -> httpx.Response:
         asked = client.request(method, path, json=body, headers=SOON)
-        answer = await asyncio.wait_for(asked, 5)
+        answer = await asyncio.wait_for(asked, 60)
         # Threads that still wait would hold up the end of this loop.
         slow = searching.store
         assert isinstance(slow, SlowStore)

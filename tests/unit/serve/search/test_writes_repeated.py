@@ -106,7 +106,9 @@ def test_a_deletion_sent_again_leaves_a_collection_that_was_made_since(store: Fl
 def test_a_collection_made_anew_is_counted_after_a_late_deletion(searching: Searching) -> None:
     for _ in range(2):
         assert searching.ask("DELETE", "/things", headers=BY_PROXY).status_code == 200
-        assert searching.ask("PUT", "/things", {"model": "scenes"}).status_code == 200
+        made = searching.ask("PUT", "/things", {"model": "scenes"}).json()["revision"]
+    query = {"modality": "image", "feature": [1.0, 2, 3, 4, 5]}
+    assert searching.found("things", made, query=query) == []
     statuses = [searching.ask("PUT", f"/c{n}", {"model": "scenes"}).status_code for n in range(3)]
     assert statuses == [200, 200, 507]
 
