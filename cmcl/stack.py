@@ -22,6 +22,9 @@ import httpx
 from cmcl.proxy import SERVING
 
 _HOST = "127.0.0.1"
+# Where neither Linux (32768 on) nor Ray (workers 10002 to 19999, Serve's replicas 30000 on) takes ports
+# by itself: any of theirs may be taken again before the process that it is meant for has started.
+_PORTS = range(20_000, 30_000)
 # Busy machines import torch and Ray for minutes. A part that ends is told of at once.
 _READY_SECONDS = 300.0
 _STOP_SECONDS = 5.0
@@ -62,7 +65,7 @@ class Ports:
         """Free ports; those that are given are checked instead. Raises StackError if taken."""
         if service and service == embeddings:
             raise StackError(f"port {service} is given twice; the two endpoints need one each")
-        sockets = [_bound(port) for port in (service, embeddings, *[0] * 6)]
+        sockets = [_bound(port) if port else _any() for port in (service, embeddings, *[0] * 6)]
         numbers = [held.getsockname()[1] for held in sockets]
         for held in sockets:
             held.close()
@@ -327,6 +330,17 @@ def _bound(port: int) -> socket.socket:
             f"port {port} cannot be used ({error.strerror}); choose another one"
         ) from error
     return held
+
+
+def _any() -> socket.socket:
+    for _ in range(len(_PORTS)):
+        try:
+            return _bound(secrets.choice(_PORTS))
+        except StackError:
+            continue
+    raise StackError(
+        f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free; end what holds them"
+    )
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
