@@ -12,6 +12,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from service.control.data.intake import NewDataset
+from service.control.data.upload_uris import SCHEME
 from service.control.rebuild.bucket import Bucket
 from service.control.rebuild.found.models import FoundModel
 from service.control.rebuild.found.versions import FoundVersion
@@ -78,8 +79,7 @@ class DatasetFolders:
         row["manifest"] = manifest and manifest.model_dump(mode="json")
         if learned is not None and row["sealed_at"] is None:
             # It was sealed and learned since the record was written.
-            sealed = NewDataset.model_validate(row["request"]).fingerprint
-            row.update(sealed_at=self.now, fingerprint=sealed)
+            row |= {"sealed_at": self.now, **_known_by(row, record.rows(uploads) if record else [])}
         if row["sealed_at"] is not None:
             job = self._job(row, job, learned)
         self._check(row, job, manifest, problem)
@@ -196,6 +196,17 @@ class DatasetFolders:
             "sealed_at": at,
             "deleted_at": None,
         }
+
+
+def _known_by(row: Row, named: Iterable[Row]) -> Row:
+    """What it would be recognized by, had it been sealed with these uploads."""
+    contents = {
+        f"{SCHEME}{upload['id']}": upload["sha256"]
+        for upload in named
+        if upload["state"] == "complete"
+    }
+    known_by = NewDataset.model_validate(row["request"]).fingerprints(contents)
+    return {"fingerprint": known_by.by_address, "content_fingerprint": known_by.by_content}
 
 
 def _learned(found: Iterable[FoundModel]) -> Iterable[tuple[str, _Learned]]:

@@ -11,7 +11,9 @@ from service.control.records.document import Record, write
 from service.errors import Conflict
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.uploads import upload_whole
 from tests.fakes.wreckage import everything, rebuild, wreck
+from tests.unit.service.uploads.test_sending import parquet
 from workers.storage import layout
 from workers.storage.versions import read_live
 
@@ -172,6 +174,21 @@ def test_a_dataset_without_any_record_is_queued(plane: ControlPlane) -> None:
     assert findings.damaged == []
     assert any(dataset in line and "queued" in line for line in findings.assumed)
     assert plane.run_to_end(dataset.replace("ds-", "job-")).version == 4
+
+
+def test_a_file_that_was_learned_is_known_again_though_sealed_after_the_record(
+    plane: ControlPlane,
+) -> None:
+    data = parquet()
+    body = plane.dataset_body("four", shards=[{"uri": upload_whole(plane, data)}], sealed=False)
+    dataset = plane.client.post("/v1/datasets", json=body).json()["dataset"]["id"]
+    plane.record()
+    accepted = plane.client.post(f"/v1/datasets/{dataset}/seal").json()
+    plane.run_to_end(accepted["job"]["id"])
+    assert _rebuilt(plane).damaged == []
+    again = plane.dataset_body("again", shards=[{"uri": upload_whole(plane, data)}])
+    answer = plane.client.post("/v1/datasets", json=again)
+    assert answer.json()["dataset"]["id"] == dataset
 
 
 def test_an_attempt_number_is_not_used_twice(plane: ControlPlane) -> None:
