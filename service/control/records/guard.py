@@ -63,14 +63,18 @@ def _has_anything(context: Context, prefix: str) -> bool:
 
 
 def check_may_change(context: Context, name: str, principal: Principal) -> None:
-    """Before somebody changes what replicas are told. Raises NotFound, and as `check_not_behind` does.
+    """Before somebody changes what replicas are told. Raises NotFound, DatabaseBehind.
 
     A change raises the database's generation or revision: behind one that is lost it would come to
-    show as known what it never knew, and replicas would not follow.
+    show as known what it never knew, and replicas would not follow. While the store is away a roll
+    back is taken all the same; whoever mirrors it looks again.
     """
     with context.database.read() as connection:
         get_model(connection, name, principal)
-    check_not_behind(context, name)
+    try:
+        check_not_behind(context, name)
+    except StorageError as error:
+        logger.warning("whether the database is behind for model %s is not known: %s", name, error)
 
 
 def check_not_behind(context: Context, name: str) -> None:
