@@ -26,12 +26,15 @@ SPEC = EncoderSpec(
 )
 
 
+KEY = "somebody"
+
+
 def clients(hops: RecordedHops, spec: EncoderSpec = SPEC) -> EncoderClients:
     return EncoderClients([spec], {spec.modality: hops})
 
 
 def encode(hops: RecordedHops, raw: Sequence[str | bytes]) -> list[list[float]]:
-    rows: list[list[float]] = asyncio.run(clients(hops).encode("text", raw)).tolist()
+    rows: list[list[float]] = asyncio.run(clients(hops).encode("text", raw, KEY)).tolist()
     return rows
 
 
@@ -43,7 +46,7 @@ def test_a_large_request_goes_in_parts_and_comes_back_in_order() -> None:
 
 
 def test_no_items_have_no_features() -> None:
-    assert asyncio.run(clients(RecordedHops()).encode("text", [])).shape == (0, 2)
+    assert asyncio.run(clients(RecordedHops()).encode("text", [], KEY)).shape == (0, 2)
 
 
 def test_what_stands_in_front_of_a_modality_is_told() -> None:
@@ -53,7 +56,7 @@ def test_what_stands_in_front_of_a_modality_is_told() -> None:
 
 def test_a_modality_without_an_encoder_is_a_key_error() -> None:
     with pytest.raises(KeyError):
-        asyncio.run(clients(RecordedHops()).encode("image", [b"x"]))
+        asyncio.run(clients(RecordedHops()).encode("image", [b"x"], KEY))
 
 
 def test_an_unreadable_item_is_named_by_its_place_in_the_request() -> None:
@@ -139,7 +142,9 @@ def test_whoever_gives_up_waiting_takes_no_place() -> None:
     async def main() -> list[Sequence[str | bytes]]:
         hops = Held()
         encoders = clients(hops, PATIENT)
-        asked = [asyncio.ensure_future(encoders.encode("text", [name] * 3)) for name in "abcdefgh"]
+        asked = [
+            asyncio.ensure_future(encoders.encode("text", [name] * 3, KEY)) for name in "abcdefgh"
+        ]
         while len(hops.sent) < PASSES_AHEAD:
             await asyncio.sleep(0)
         for each in asked[2:6]:  # Two that are at it, and two that wait.

@@ -35,9 +35,7 @@ class EncoderClients:
         """By modality."""
         return {modality: client.info for modality, client in self._clients.items()}
 
-    async def encode(
-        self, modality: str, raw: Sequence[str | bytes], key: str = ""
-    ) -> Float32Array:
+    async def encode(self, modality: str, raw: Sequence[str | bytes], key: str) -> Float32Array:
         """Features (B × F). Raises KeyError, UnreadableItem, EncoderUnavailable."""
         return await self._clients[modality].encode(raw, key)
 

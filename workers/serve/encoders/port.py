@@ -41,9 +41,7 @@ class Encoders(Protocol):
         """Empty where none is configured."""
         ...
 
-    async def encode(
-        self, modality: str, raw: Sequence[str | bytes], key: str = ""
-    ) -> Float32Array:
+    async def encode(self, modality: str, raw: Sequence[str | bytes], key: str) -> Float32Array:
         """Features (B × F). `key`: whose turn it is when several wait.
 
         Raises KeyError, UnreadableItem, EncoderUnavailable.
@@ -58,7 +56,5 @@ class NoEncoders:
     def infos(self) -> Mapping[str, EncoderInfo]:
         return {}
 
-    async def encode(
-        self, modality: str, raw: Sequence[str | bytes], key: str = ""
-    ) -> Float32Array:
+    async def encode(self, modality: str, raw: Sequence[str | bytes], key: str) -> Float32Array:
         raise KeyError(modality)

@@ -191,16 +191,15 @@ async def _features(
         else:
             rows_BF[place] = given
             packed.append(place)
-    if (
-        packed
-    ):  # All at once: a look at each row alone would take as long as a third of the product.
+    if packed:
+        # All at once: a look at each row alone would take as long as a third of the product.
         with _row_is(placed.field, [placed.indices[place] for place in packed]):
             checked(rows_BF[packed])
     for places in by_kind.values():
         with _row_is(placed.field, [placed.indices[place] for place in places]):
             wanted = [raw[place] for place in places]
             rows_BF[places] = await encoded(
-                *(replica, version, modality, wanted, placed.field), key=placed.key
+                replica, version, modality, wanted, placed.field, key=placed.key
             )
     return rows_BF
 

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from workers.contract.errors import (
     DigestMismatch,
@@ -26,6 +27,13 @@ logger = logging.getLogger(__name__)
 
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 15.0
+
+
+class _Due(NamedTuple):
+    """A version that is to be taken, and the pointer that says so."""
+
+    pointer: LivePointer
+    number: int
 
 
 class Swapper:
@@ -58,25 +66,23 @@ class Swapper:
 
     def due(self, model: str) -> int | None:
         """The version to take next: what the pointer names first, then what is on trial."""
-        pointer = self._live.pointer(model)
-        return None if pointer is None else self._due(model, pointer)
+        due = self._due(model)
+        return None if due is None else due.number
 
     def take_at_hand(self, model: str) -> bool:
         """Take the version that is due if it is in memory: a matter of moments. Whether it was."""
-        pointer = self._live.pointer(model)
-        number = None if pointer is None else self._due(model, pointer)
-        version = None if number is None else self._resident.get(model, number)
-        if pointer is None or version is None:
+        if (due := self._due(model)) is None:
             return False
-        self._swap(model, pointer, version)
+        if (version := self._resident.get(model, due.number)) is None:
+            return False
+        self._swap(model, due.pointer, version)
         return True
 
     def take(self, model: str) -> None:
         """Take the version that is due, or refuse it."""
-        pointer = self._live.pointer(model)
-        number = None if pointer is None else self._due(model, pointer)
-        if pointer is None or number is None:
+        if (due := self._due(model)) is None:
             return
+        pointer, number = due
         try:
             version = self._resident.load(model, number)
         except WorkerError as error:
@@ -97,10 +103,13 @@ class Swapper:
         self._metrics.gone(model)
         logger.info("%s is gone from the store and answers no more", model)
 
-    def _due(self, model: str, pointer: LivePointer) -> int | None:
-        number = self._wanted(model, pointer)
+    def _due(self, model: str) -> _Due | None:
+        pointer = self._live.pointer(model)
+        number = None if pointer is None else self._wanted(model, pointer)
+        if pointer is None or number is None:
+            return None
         refused = [each for each in self._live.refusals(model) if each.version == number]
-        return None if refused and self._clock() < refused[0].retry_at else number
+        return None if refused and self._clock() < refused[0].retry_at else _Due(pointer, number)
 
     def _wanted(self, model: str, pointer: LivePointer) -> int | None:
         live = self._live.get(model)

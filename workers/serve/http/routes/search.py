@@ -137,7 +137,7 @@ class _Search:
         return Wanted(query.top_k, modalities, wanted, query.exact)
 
     async def _embedded(self, version: ServedVersion, query: Item, ticket: Ticket) -> Float32Array:
-        parts = await features_of(*(self._replica, version, [query], "query"), key=ticket.key)
+        parts = await features_of(self._replica, version, [query], "query", key=ticket.key)
         embeddings_BE = await embed_parts(self._replica, version, parts, ticket=ticket)
         query_E: Float32Array = embeddings_BE[0]
         return query_E
