@@ -3,7 +3,7 @@
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -149,18 +149,19 @@ def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) 
     """
     model = hold_model(connection, request.model, intake.principal)
     check_modalities(model, request.pair)
-    known_by = _fingerprints(connection, request, intake)
-    if request.sealed:
+    contents = _contents(connection, request, intake)
+    known_by = request.fingerprints(contents) if request.sealed else None
+    if known_by is not None:
         _check_has_shards(request)
         same = datasets.find_same(connection, request.model, known_by)
         if same is not None:
             return Accepted(same, jobs.of_dataset(connection, same.id), is_new=False)
-    check_addresses(connection, request, intake)
+    _check_each(connection, request, NewShards(), contents, intake)
     dataset = f"ds-{random_id()}"
     document = request.model_dump(mode="json")
     datasets.create(connection, dataset, model.owner, document, request.pair, intake.now)
     _note_uploads(connection, dataset, request)
-    if request.sealed:
+    if known_by is not None:
         return _sealed(connection, dataset, known_by, intake)
     return Accepted(get_dataset(connection, dataset, intake.principal), None, is_new=True)
 
@@ -179,7 +180,7 @@ def add_shards(
         }
     )
     _check_number(grown)
-    check_addresses(connection, grown, intake)
+    _check_each(connection, added, request, _contents(connection, grown, intake), intake)
     _note_uploads(connection, dataset, added)
     datasets.set_request(connection, dataset, grown.model_dump(mode="json"))
     return get_dataset(connection, dataset, intake.principal)
@@ -198,7 +199,7 @@ def seal_dataset(connection: Connection, dataset: str, intake: Intake) -> Accept
         return Accepted(found, jobs.of_dataset(connection, dataset), is_new=False)
     request = NewDataset.model_validate(found.request)
     _check_has_shards(request)
-    known_by = _fingerprints(connection, request, intake)
+    known_by = request.fingerprints(_contents(connection, request, intake))
     same = datasets.find_same(connection, request.model, known_by)
     if same is not None:
         raise Conflict(f"the same shards were posted as {same.id}; delete this one")
@@ -229,12 +230,8 @@ def _sealed(
     return Accepted(found, jobs.of_dataset(connection, dataset), is_new=True)
 
 
-def _fingerprints(connection: Connection, request: NewDataset, intake: Intake) -> Fingerprints:
-    """As of now: an upload that is gone is known by its address alone."""
-    return request.fingerprints(_contents(connection, request, intake))
-
-
 def _contents(connection: Connection, request: NewShards, intake: Intake) -> dict[str, str]:
+    """As of now: an upload that is gone is known by its address alone."""
     uris = (ref.uri for ref in (*request.shards, *request.evaluation_shards))
     return contents_of(connection, uris, intake.principal)
 
@@ -289,28 +286,37 @@ def _note_uploads(connection: Connection, dataset: str, added: NewShards) -> Non
 
 def check_addresses(connection: Connection, request: NewShards, intake: Intake) -> None:
     """Shards may lie at allowed addresses, and among the poster's uploads. Raises Unprocessable."""
-
-    def judge(uri: str) -> str | None:
-        if uri.startswith(SCHEME):
-            return problem_of(connection, uri, intake.principal)
-        return _address_problem(uri, intake.allowed)
-
-    _check_each(request, judge, _contents(connection, request, intake))
+    contents = _contents(connection, request, intake)
+    _check_each(connection, request, NewShards(), contents, intake)
 
 
 def _check_each(
-    request: NewShards, judge: Callable[[str], str | None], contents: Mapping[str, str]
+    connection: Connection,
+    added: NewShards,
+    before: NewShards,
+    contents: Mapping[str, str],
+    intake: Intake,
 ) -> None:
-    """Both lists together: a held-out shard that is trained on would measure nothing."""
+    """Both lists together: a held-out shard that is trained on would measure nothing.
+
+    Those `before` were judged when they came. Raises Unprocessable.
+    """
     problems: list[FieldProblem] = []
-    seen: dict[str, str] = {}
+    seen = {
+        contents.get(ref.uri, ref.uri): ref.uri
+        for ref in (*before.shards, *before.evaluation_shards)
+    }
     for field, refs in (
-        ("shards", request.shards),
-        ("evaluation_shards", request.evaluation_shards),
+        ("shards", added.shards),
+        ("evaluation_shards", added.evaluation_shards),
     ):
         for index, ref in enumerate(refs):
             file = contents.get(ref.uri, ref.uri)
-            problem = _same_file(ref.uri, seen[file]) if file in seen else judge(ref.uri)
+            problem = (
+                _same_file(ref.uri, seen[file])
+                if file in seen
+                else _problem_of(connection, ref.uri, intake)
+            )
             if problem:
                 problems.append(FieldProblem(f"{field}[{index}].uri", problem, ref.uri))
             seen.setdefault(file, ref.uri)
@@ -318,18 +324,20 @@ def _check_each(
         raise Unprocessable("an address cannot be used", *problems)
 
 
+def _problem_of(connection: Connection, uri: str, intake: Intake) -> str | None:
+    if uri.startswith(SCHEME):
+        return problem_of(connection, uri, intake.principal)
+    try:
+        check_allowed(uri, intake.allowed)
+    except InvalidUri as error:
+        return str(error)
+    return None
+
+
 def _same_file(uri: str, before: str) -> str:
     if uri == before:
         return f"{uri!r} is named twice"
     return f"{uri!r} is the same file as {before!r} (SHA-256)"
-
-
-def _address_problem(uri: str, allowed: tuple[str, ...]) -> str | None:
-    try:
-        check_allowed(uri, allowed)
-    except InvalidUri as error:
-        return str(error)
-    return None
 
 
 def _differences(existing: ModelSpec, asked: ModelSpec) -> list[FieldProblem]:

@@ -1,6 +1,12 @@
 """A file is known by its bytes, however often it is sent and whatever it is called."""
 
+from collections.abc import Iterable
+
+import pytest
+from sqlalchemy import Connection
+
 from service.control.data.upload_uris import contents_of
+from service.database.queries import datasets
 from service.principal import EVERY_SCOPE, LOCAL, Principal
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
@@ -33,6 +39,43 @@ def test_a_file_is_not_trained_on_and_held_out(plane: ControlPlane) -> None:
     (problem,) = response.json()["errors"]
     assert problem["field"] == "evaluation_shards[0].uri"
     assert first in problem["message"]
+
+
+def _open(plane: ControlPlane, *uris: str) -> str:
+    """An open dataset with these shards, as whatever release has left it."""
+    body = plane.dataset_body("one", shards=[{"uri": uri} for uri in uris[:1]], sealed=False)
+    dataset: str = plane.client.post("/v1/datasets", json=body).json()["dataset"]["id"]
+    request = {**body, "shards": [{"uri": uri} for uri in uris]}
+    with plane.context.database.write() as connection:
+        datasets.set_request(connection, dataset, request)
+    return f"/v1/datasets/{dataset}"
+
+
+def test_only_what_is_added_is_judged(plane: ControlPlane) -> None:
+    """An open dataset may have equal files from a time when addresses alone were compared."""
+    first, again, third, other = (upload_whole(plane, parquet(name)) for name in "aaab")
+    path = _open(plane, first, again)
+    refused = plane.client.post(f"{path}/shards", json={"shards": [{"uri": other}, {"uri": third}]})
+    assert refused.status_code == 422
+    (problem,) = refused.json()["errors"]
+    assert (problem["field"], problem["value"]) == ("shards[1].uri", third)
+    added = plane.client.post(f"{path}/shards", json={"shards": [{"uri": other}]})
+    assert added.status_code == 200
+    assert plane.client.post(f"{path}/seal").status_code == 202
+
+
+def test_what_is_posted_is_looked_up_once(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, looks = upload_whole(plane, parquet()), list[object]()
+
+    def look(connection: Connection, uris: Iterable[str], principal: Principal) -> dict[str, str]:
+        looks.append(None)
+        return contents_of(connection, uris, principal)
+
+    monkeypatch.setattr("service.control.data.intake.contents_of", look)
+    assert _post(plane, uri)[0] == 202
+    assert len(looks) == 1
 
 
 def test_a_file_whose_job_was_cancelled_can_be_sent_and_learned(plane: ControlPlane) -> None:
