@@ -4,6 +4,7 @@ It gets copies of all versions up to that one, because a version is measured aga
 learned before it; from then on neither model knows of the other.
 """
 
+from collections.abc import Iterator
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -17,7 +18,8 @@ from service.principal import Principal
 
 __all__ = ["BranchPoint", "branch"]
 
-_PAGE = 100
+# Each has a manifest, which grows with the number of datasets that were learned.
+_PAGE = 10
 
 
 def branch(
@@ -55,10 +57,13 @@ def _check_can_start(version: VersionRecord) -> None:
         raise Conflict(f"{message}; try again shortly")
 
 
-def _lineage(connection: Connection, point: BranchPoint) -> list[VersionRecord]:
-    """All versions up to the point, the first one first."""
-    found: list[VersionRecord] = []
-    while not found or found[-1].number < point.version:
-        after = found[-1].number if found else None
-        found += versions.page(connection, point.model, after, _PAGE)
-    return [version for version in found if version.number <= point.version]
+def _lineage(connection: Connection, point: BranchPoint) -> Iterator[VersionRecord]:
+    """All versions up to the point, the first one first; a few manifests at a time are in memory.
+
+    They have to be read: each names its model, so a copy has another one.
+    """
+    after = 0
+    while after < point.version:
+        found = versions.page(connection, point.model, after, min(_PAGE, point.version - after))
+        yield from found
+        after = found[-1].number

@@ -21,7 +21,11 @@ def _branch(plane: ControlPlane, version: int = 2, name: str = "fork") -> int:
     return plane.client.post("/v1/models/scenes/branch", json=body).status_code
 
 
-def test_a_branch_has_every_version_up_to_its_point(three: ControlPlane) -> None:
+@pytest.mark.parametrize("read_at_once", [1, 10])
+def test_a_branch_has_every_version_up_to_its_point(
+    three: ControlPlane, monkeypatch: pytest.MonkeyPatch, read_at_once: int
+) -> None:
+    monkeypatch.setattr("service.control.models.branch._PAGE", read_at_once)
     assert _branch(three) == 201
     three.tick(5)
     assert [version.number for version in three.versions("fork")] == [1, 2]
