@@ -1,13 +1,18 @@
-"""Two replicas behind HAProxy as we set it: whoever asks loses nothing while replicas come and go."""
+"""Two replicas behind HAProxy as we set it: whoever asks loses nothing while replicas come and go, nor
+while more requests wait than Ray would let in by itself.
+"""
 
+import json
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import httpx
@@ -19,12 +24,15 @@ from tests.ray.attempts import ray_processes
 from tests.ray.second_application import CHANGED, DELETED, DEPLOYED, NAME, PREFIX
 from workers.contract.model import ModelSpec
 from workers.storage.port import ObjectStore
+from workers.storage.uris import open_store
 
 MODEL = "deaths"
 SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
 BODY = {"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}
 REPLICA = f"ServeReplica:{NAME}:"
 CLIENTS, HELD = 4, 8
+# For each replica more than Ray would take at once (256), and less than one takes.
+MANY = 640
 SECONDS = 300.0
 
 
@@ -92,7 +100,8 @@ def crowd(url: str, min_version: int) -> Iterator[Crowd]:
 
 @pytest.fixture(scope="module")
 def second(stack: LocalStack) -> Iterator[subprocess.Popen[bytes]]:
-    """Whoever deploys the second application."""
+    """Whoever deploys the second application; there is version 1 for it."""
+    publish(open_store(stack.store_uri), 1)
     command = [sys.executable, "-m", "tests.ray.second_application", stack.store_uri]
     process = stack.start_driver(command)
     wait_for_line(stack, DEPLOYED)
@@ -119,11 +128,45 @@ def application_at(url: str) -> str:
     return told
 
 
+def request_for_version(version: int) -> bytes:
+    body = json.dumps(BODY).encode()
+    lines = [
+        *(f"POST {PREFIX}/v1/embeddings HTTP/1.1", "host: localhost", "connection: close"),
+        *(f"content-length: {len(body)}", f"x-min-model-version: {version}"),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@contextmanager
+def many_waiting(url: str, version: int) -> Iterator[list[socket.socket]]:
+    """More connections than a thread each would bear."""
+    address = (httpx.URL(url).host, httpx.URL(url).port or 80)
+    with ExitStack() as closing:
+        waiting = [
+            closing.enter_context(socket.create_connection(address, timeout=SECONDS))
+            for _ in range(MANY)
+        ]
+        for each in waiting:
+            each.sendall(request_for_version(version))
+        yield waiting
+
+
+@pytest.mark.usefixtures("second")
+def test_many_that_wait_for_a_version_hold_up_nobody(serve_url: str) -> None:
+    wait_for_version(serve_url, 1)
+    with (
+        httpx.Client(base_url=serve_url, timeout=SECONDS) as client,
+        many_waiting(serve_url, version=99) as waiting,
+    ):
+        assert [outcome_of(client) for _ in range(CLIENTS * HELD)] == ["200"] * CLIENTS * HELD
+        answered, _, _ = select.select(waiting, [], [], 0)
+        assert answered == [], "whoever asked was answered after those who wait"
+
+
 @pytest.mark.usefixtures("second")
 def test_requests_of_a_replica_that_is_killed_are_answered_by_the_other(
     stack: LocalStack, serve_url: str, store: ObjectStore
 ) -> None:
-    publish(store, 1)
     wait_for_version(serve_url, 1)
     replicas = ray_processes(stack, REPLICA)
     assert len(replicas) == 2
