@@ -21,7 +21,7 @@ class Hosts:
     """This machine's loopback, and the names that the operator has given it."""
 
     def __init__(self, named: Sequence[str]) -> None:
-        self._named = frozenset(name.lower() for name in named)
+        self._named = frozenset(name.lower().removesuffix(".") for name in named)
 
     def check(self, scope: Scope) -> None:
         """Raises Forbidden for a request of a web page of elsewhere."""
@@ -41,7 +41,7 @@ class Hosts:
 
     def _is_ours(self, address: str) -> bool:
         try:
-            host = urlsplit(address).hostname or ""
+            host = (urlsplit(address).hostname or "").removesuffix(".")
         except ValueError:
             return False
         return host == _HERE or host in self._named or _is_loopback(host)

@@ -228,6 +228,7 @@ def test_without_keys_it_is_asked_for_by_names_of_this_machine(tmp_path: Path) -
     ours = (
         "127.0.0.1:8000",
         "localhost",
+        "localhost.:8000",
         "LOCALHOST:3000",
         "[::1]:8000",
         "127.8.0.1",
