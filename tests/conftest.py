@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from cmcl.client import Client
 from cmcl.stack import LocalStack, Ports, StackError
+from workers.contract.model import ModelSpec
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
 
@@ -44,6 +45,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
             # Ray's client server takes its head along where that needs more than half a minute, as on
             # a very busy machine.
             running = closing.enter_context(_new_stack(tmp_path_factory))
+        # Tests of the endpoint put versions into the store by themselves; beside them, a database
+        # without any model is a lost one.
+        with Client(running.service_url, running.embeddings_url) as client:
+            client.create_model("first", ModelSpec(modalities={"image": 2, "text": 2}))
         yield running
 
 
