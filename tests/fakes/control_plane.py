@@ -2,7 +2,9 @@
 
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
@@ -10,6 +12,8 @@ from service.app import Parts, create_app
 from service.control.context import Context
 from service.control.reconcile import Reconciler
 from service.control.records.recorder import Recorder
+from service.database.engine import open_database
+from service.database.migrations import upgrade
 from service.database.queries import datasets, jobs, models, versions
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord, VersionRecord
 from service.observe.spans import Spans
@@ -31,6 +35,17 @@ SPEC = {
     "modalities": {"image": 4, "text": 3, "audio": 4},
     "training": {"batch_size": 8},
 }
+
+
+@cache
+def _newest_tables() -> bytes:
+    """A SQLite database that has them and no rows: to migrate takes longer than most tests."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "cmcl.db"
+        database = open_database(f"sqlite:///{path}")
+        upgrade(database)
+        database.close()
+        return path.read_bytes()
 
 
 class ControlPlane:
@@ -61,6 +76,10 @@ class ControlPlane:
             "lost_attempt_grace_seconds": 0,
             **settings,
         }
+        database = folder / "cmcl.db"
+        if "database_url" not in settings and not database.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            database.write_bytes(_newest_tables())
         parts = Parts(self.store, self.launcher, executor or InlineExecutor(), self.clock, spans)
         self.app = create_app(Settings.model_validate(values), parts)
         self.context: Context = self.app.state.context
