@@ -24,7 +24,7 @@ from workers.serve.push.actor import open_channel
 from workers.serve.push.listener import Listener
 from workers.serve.ray_metrics import RayMetrics
 from workers.serve.rollout.trials import Trials
-from workers.serve.search.collections import open_collections
+from workers.serve.search.collections import Collections, open_collections
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.first_look import wait_for_first_look
 from workers.serve.versions.follower import Follower, Look
@@ -56,14 +56,7 @@ class Embedder:
         self._live = LiveVersions()
         self._compute = Batcher(self._metrics)
         self._admission = Admission(args)
-        self._metrics.watch(
-            "requests_in_flight", "Admitted.", lambda: self._admission.requests.total
-        )
-        self._metrics.watch("rows_in_flight", "Admitted.", lambda: self._admission.rows.total)
-        self._metrics.watch(
-            "body_bytes", "Of bodies and answers, in memory.", lambda: self._admission.bytes.total
-        )
-        self._metrics.watch("rows_waiting", "For a product.", lambda: self._compute.waiting_rows)
+        self._watch_load()
         self._resident = ResidentVersions(self._load, args.recent_versions, self._metrics)
         swapper = Swapper(self._live, self._resident, self._metrics)
         self._access, looks = _doorkeeper(args, self._metrics)
@@ -77,19 +70,7 @@ class Embedder:
             *(self._store, self._live, args.seconds_between_looks, args.collection_limits)
         )
         if self._collections is not None:
-            self._metrics.watch("collection_rows", "Searched.", self._collections.rows)
-            self._metrics.watch(
-                "collections_behind", "Not searched as they are now.", self._collections.behind
-            )
-            self._metrics.watch(
-                "collections_bytes",
-                "In memory, with vectors of two versions.",
-                self._collections.bytes,
-            )
-            damaged = self._collections.damaged
-            self._metrics.watch(
-                "collections_damaged", "Stored, but they fail their checks.", lambda: len(damaged())
-            )
+            _watch_collections(self._metrics, self._collections)
             self._collections.start()
             if self._live.ready:
                 # Those that take longer are loaded while this replica answers everything else.
@@ -127,6 +108,13 @@ class Embedder:
         if self._collections is not None and not self._collections.alive:
             raise RuntimeError("nobody follows the collections in this replica any more")
 
+    def _watch_load(self) -> None:
+        watch, admission, compute = self._metrics.watch, self._admission, self._compute
+        watch("requests_in_flight", "Admitted.", lambda: admission.requests.total)
+        watch("rows_in_flight", "Admitted.", lambda: admission.rows.total)
+        watch("body_bytes", "Of bodies and answers, in memory.", lambda: admission.bytes.total)
+        watch("rows_waiting", "For a product.", lambda: compute.waiting_rows)
+
     def _wake(self) -> None:
         self._follower.wake()
         if self._collections is not None:
@@ -134,6 +122,14 @@ class Embedder:
 
     def _load(self, model: str, number: int) -> ServedVersion:
         return load_version(self._store, model, number)
+
+
+def _watch_collections(metrics: RayMetrics, collections: Collections) -> None:
+    metrics.watch("collection_rows", "Searched.", collections.rows)
+    metrics.watch("collections_behind", "Not searched as they are now.", collections.behind)
+    metrics.watch("collections_bytes", "With vectors of two versions.", collections.bytes)
+    damaged = collections.damaged
+    metrics.watch("collections_damaged", "Stored, but they fail checks.", lambda: len(damaged()))
 
 
 def _others_answer() -> bool:
