@@ -33,17 +33,28 @@ class Swap:
 def followed(moves: Sequence[Move], answers: Answers, end: float) -> list[Swap]:
     """When each version was everywhere: once the last answer by another one had come.
 
-    Counted are requests that were sent between this move and the next (the last one's until `end`).
-    None where none of them had a later answer by the new version.
+    Counted are requests that were sent between this move and the next (the last one's until `end`),
+    but for those that the next move's version answered after it. None where none of them had a later
+    answer by the new version.
     """
     good = np.sort(answers[answers["status"] == _OK], order="sent")
     times = [*(move.at for move in moves), end]
+    followers: list[Move | None] = [*moves[1:], None]
     edges = np.searchsorted(good["sent"], times)
-    spans = zip(moves, edges, edges[1:], times[1:], strict=False)
+    spans = zip(moves, followers, edges, edges[1:], times[1:], strict=False)
     return [
-        Swap(move, _everywhere(move, good[first:last]), next_at)
-        for move, first, last, next_at in spans
+        Swap(move, _everywhere(move, _by_then(good[first:last], following)), next_at)
+        for move, following, first, last, next_at in spans
     ]
+
+
+def _by_then(answers: Answers, following: Move | None) -> Answers:
+    """Without those that the move that follows has brought about."""
+    if following is None:
+        return answers
+    came = answers["sent"] + answers["seconds"]
+    counted: Answers = answers[(came <= following.at) | (answers["version"] != following.version)]
+    return counted
 
 
 def _everywhere(move: Move, answers: Answers) -> float | None:

@@ -57,6 +57,15 @@ def test_a_version_that_answers_before_an_older_one_does_is_not_everywhere() -> 
     assert figures.followed([move(1.0, 2)], found, end=2.0)[0].everywhere is None
 
 
+def test_an_answer_that_the_next_move_has_brought_about_is_no_older_one() -> None:
+    """Sent before that move and answered after it, here by the version that answered before, too."""
+    found = answers(
+        answer(1.1, 0.1), answer(1.2, 0.1, version=2), answer(1.95, 0.1), answer(2.1, 0.1)
+    )
+    swaps = figures.followed([move(1.0, 2), move(2.0, 1)], found, end=3.0)
+    assert swaps[0].everywhere == pytest.approx(0.2)
+
+
 def test_times_of_swaps_tell_how_many_never_ended() -> None:
     assert figures.swap_times([swap(1, 0.2), swap(2, None)]) == {
         "p50": pytest.approx(200),
