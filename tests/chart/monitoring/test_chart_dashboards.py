@@ -20,7 +20,7 @@ DASHBOARDS: dict[str, Any] = {
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "info": ("_info",)}
 # A histogram is named by its parts, all else by itself.
 OF_SERVING = re.compile(r'_(counter|gauge|histogram)\(\s*\*?\(?\s*"(\w+)"')
-WATCHED = re.compile(r'\.watch\(\s*"(\w+)"')
+WATCHED = re.compile(r'\bwatch\(\s*"(\w+)"')
 METRIC = re.compile(r"\b(?:ray_|cmcl_)\w+")
 # Labels, and what stands in them, are no metrics.
 BRACES = re.compile(r"\{[^}]*\}|\b(?:by|on|without)\s*\([^)]*\)")
