@@ -6,12 +6,14 @@ pointer that moves every half second. `--minutes` goes on for so long instead: t
 
 import argparse
 import json
+import math
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ _RESULTS = Path(".cmcl/benchmarks")
 _STEM = "serving-swaps"
 _REQUESTS = 8
 _SETTLED = 50
+# After a move: what it has let go is free by then.
+_QUIET_SECONDS = 2.0
 _WARM_UP_SECONDS = 3.0
 # Whoever hangs is given up and counted as failed while answers are still recorded.
 _PATIENCE_SECONDS = 10.0
@@ -46,13 +50,21 @@ _GOALS = {"ratio": 1.2, "everywhere": 250}
 
 @dataclass(frozen=True)
 class Run:
-    """What was recorded; `begin` and `end`: of the seconds that count, by time.time()."""
+    """What was recorded; `begin` and `end`: of the seconds that count, by time.time().
+
+    `rounds`: moves in a row; before, between and after them nothing moves for a while.
+    """
 
     answers: Answers
-    moves: list[Move]
+    rounds: list[list[Move]]
     memory: Memory
     begin: float
     end: float
+
+    @property
+    def moves(self) -> list[Move]:
+        """All of them, in order."""
+        return [move for round_ in self.rounds for move in round_]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,29 +111,32 @@ def _run(options: argparse.Namespace, folder: Path, clients: Clients) -> Run:
             time.sleep(_WARM_UP_SECONDS)
             begin = time.time()
             time.sleep(options.steady)
-            moves = _swap(options, mover)
-            time.sleep(options.steady)
+            rounds = []
+            for round_ in _rounds(options, mover):
+                rounds.append(round_)
+                _say(f"{sum(map(len, rounds))} swaps")
+                time.sleep(options.steady)
             end = time.time()
             answers = clients.end()
         mover.close()
-    return Run(answers, moves, memory, begin, end)
+    return Run(answers, rounds, memory, begin, end)
 
 
-def _swap(options: argparse.Namespace, mover: Mover) -> list[Move]:
+def _rounds(options: argparse.Namespace, mover: Mover) -> Iterator[list[Move]]:
     """Move after move, at an even pace; what is late does not hurry the next one."""
-    moves: list[Move] = []
-    end = time.monotonic() + 60 * options.minutes if options.minutes else None
-    for version, is_rollback in order(options.versions):
-        if end is None and len(moves) == options.swaps:
-            break
-        if end is not None and time.monotonic() > end:
-            break
-        next_one = time.monotonic() + options.pause
-        moves.append(mover.move(version, is_rollback=is_rollback))
-        if len(moves) % _SETTLED == 0:
-            _say(f"{len(moves)} swaps")
-        time.sleep(max(0.0, next_one - time.monotonic()))
-    return moves
+    versions, done = order(options.versions), 0
+    end = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
+    while time.monotonic() < end and (options.minutes or done < options.swaps):
+        size = options.round if options.minutes else min(options.round, options.swaps - done)
+        yield [_one(options, mover, *next(versions)) for _ in range(size)]
+        done += size
+
+
+def _one(options: argparse.Namespace, mover: Mover, version: int, is_rollback: bool) -> Move:
+    next_one = time.monotonic() + options.pause
+    move = mover.move(version, is_rollback=is_rollback)
+    time.sleep(max(0.0, next_one - time.monotonic()))
+    return move
 
 
 @torch.inference_mode()
@@ -136,14 +151,16 @@ def _expected(options: argparse.Namespace, rows_RBF: Array) -> Expected:
 
 
 def _document(options: argparse.Namespace, run: Run) -> dict[str, Any]:
-    first, last = run.moves[0].at, run.moves[-1].at
-    swaps = figures.followed(run.moves, run.answers, last + options.pause)
-    before = figures.between(run.answers, run.begin, first)
-    after = figures.between(run.answers, last + options.pause, run.end)
-    swapping = figures.between(run.answers, first, last + options.pause)
+    spans = [(round_[0].at, round_[-1].at + options.pause) for round_ in run.rounds]
+    swaps = figures.followed(run.moves, run.answers, spans[-1][1])
+    steady, swapping = figures.parted(run.answers, spans, run.begin, run.end)
+    ratios = [
+        figures.latency(within)["p99"] / figures.latency(np.concatenate(around))["p99"]
+        for within, around in zip(swapping, pairwise(steady), strict=True)
+    ]
     latency = {
-        "steady": figures.latency(np.concatenate([before, after])),
-        "swapping": figures.latency(swapping),
+        "steady": figures.latency(np.concatenate(steady)),
+        "swapping": figures.latency(np.concatenate(swapping)),
         "in a swap": figures.latency(figures.during(run.answers, swaps)),
     }
     times = {
@@ -161,6 +178,8 @@ def _document(options: argparse.Namespace, run: Run) -> dict[str, Any]:
             {"what": "answers not of their version", "measured": wrong, "goal": 0},
             {"what": "swaps never seen everywhere", "measured": times["all"]["never"], "goal": 0},
             _goal("p99 swapping / steady", ratio, f"at most {_GOALS['ratio']}"),
+            _goal("the same in the best round", min(ratios), ""),
+            _goal("the same in the worst round", max(ratios), ""),
             *_times_goals(times["all"]),
             *_memory_goal(memory),
         ],
@@ -200,15 +219,17 @@ def _memory_goal(memory: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _memory(run: Run) -> list[dict[str, Any]]:
-    """Of each replica: before the first swap, after the fiftieth, at the end; and the slope."""
-    moves = np.array([swap.at for swap in run.moves])
-    done = np.searchsorted(moves, run.memory.times)
+    """Of each replica: before the first swap, after the fiftieth, at the end; and the slope.
+
+    Between rounds alone: a replica that loads a version holds its file as well.
+    """
+    moves, times = np.array([swap.at for swap in run.moves]), np.array(run.memory.times)
+    done = np.searchsorted(moves, times)
+    quiet = times - np.concatenate([[-math.inf], moves])[done] > _QUIET_SECONDS
+    settled = quiet & (done >= min(_SETTLED, len(moves) // 2))
     found = []
     for mebibytes in run.memory.mebibytes.values():
         looks = np.array(mebibytes)
-        settled = (done >= min(_SETTLED, len(moves) // 2)) & (
-            np.array(run.memory.times) <= moves[-1]
-        )
         trend = slope(done[settled].tolist(), looks[settled].tolist())
         found.append(
             {
@@ -227,7 +248,7 @@ def _configuration(options: argparse.Namespace, run: Run) -> dict[str, Any]:
         "replicas": options.replicas,
         "clients": f"{options.clients}, each {options.rows} rows a request, {options.form}",
         "swaps": f"{len(run.moves)} of {options.versions} versions, every {options.pause:g} s",
-        "steady": f"{options.steady:g} s before and after",
+        "rounds": f"{options.round} swaps, then {options.steady:g} s without any, and so on",
         "warm-up": f"{_WARM_UP_SECONDS:g} s",
         "seed": 0,
     }
@@ -238,7 +259,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--swaps", type=count, default=200, help="(default: 200)")
     parser.add_argument("--minutes", type=float, help="swap for so long instead: the soak")
     parser.add_argument("--pause", type=float, default=0.5, help="from swap to swap, in seconds")
-    parser.add_argument("--steady", type=float, default=20, help="seconds before and after")
+    parser.add_argument("--round", type=count, default=20, help="swaps in a row (default: 20)")
+    parser.add_argument("--steady", type=float, default=6, help="seconds between rounds")
     parser.add_argument("--versions", type=count, default=12, help="in the circle (default: 12)")
     parser.add_argument("--replicas", type=count, default=2, help="(default: 2)")
     parser.add_argument("--clients", type=count, default=4, help="(default: 4)")

@@ -88,8 +88,18 @@ def latency(answers: Answers) -> dict[str, float]:
     return {"answers": len(times), "p50": float(p50), "p95": float(p95), "p99": float(p99)}
 
 
-def between(answers: Answers, begin: float, end: float) -> Answers:
-    """Those that were asked for in that time."""
+def parted(
+    answers: Answers, spans: Sequence[tuple[float, float]], begin: float, end: float
+) -> tuple[list[Answers], list[Answers]]:
+    """Those that were asked for before, between and after the spans, and those within each."""
+    starts, ends = [span[0] for span in spans], [span[1] for span in spans]
+    outside = zip([begin, *ends], [*starts, end], strict=True)
+    return [_between(answers, *each) for each in outside], [
+        _between(answers, *each) for each in spans
+    ]
+
+
+def _between(answers: Answers, begin: float, end: float) -> Answers:
     found: Answers = answers[(answers["sent"] >= begin) & (answers["sent"] < end)]
     return found
 

@@ -18,9 +18,11 @@ _HOW = """\
   the store, verified and warmed; every fifth move is a roll back to the one before, which is in memory.
 - Every answer is compared with the embeddings that the version it names gives for these rows. Each
   version has other heads, so an answer mixed of two could not pass.
-- *steady*: the seconds before the first swap and after the last. *swapping*: all requests from the first
-  move to the last. *in a swap*: those that were under way while replicas differed. Clients ask without
-  a pause, so that both cores are always busy: what loading a version takes, requests do not get."""
+- *steady*: the seconds before, between and after rounds of swaps; *swapping*: all requests of the
+  rounds. They alternate because the machine's own pace changes by a fifth within minutes: with 20 s
+  before and after, the same code gave 1.12, 1.40 and 1.43. *in a swap*: those that were under way while
+  replicas differed. Clients ask without a pause, so that both cores are always busy: what loading a
+  version takes, requests do not get."""
 
 
 def markdown(document: Mapping[str, Any]) -> str:

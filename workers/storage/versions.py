@@ -1,6 +1,7 @@
 """Reading and writing versions: digests checked on every read, the manifest written last."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,9 +41,19 @@ def entry_for(data: bytes) -> FileEntry:
 def read_verified(store: ObjectStore, key: str, entry: FileEntry) -> bytes:
     """The object's bytes. Raises DigestMismatch if they are not those of `entry`."""
     data = store.read(key)
-    if entry_for(data) != entry:
+    if len(data) != entry.bytes or _considerate_sha256(data) != entry.sha256:
         raise DigestMismatch(f"{store.uri}/{key} is not what its manifest promised (SHA-256)")
     return data
+
+
+def _considerate_sha256(data: bytes) -> str:
+    """Lets who waits for the core go first, piece by piece: a replica hashes beside its answers."""
+    digest = hashlib.sha256()
+    with memoryview(data) as view:
+        for begin in range(0, len(view), _CHUNK):
+            digest.update(view[begin : begin + _CHUNK])
+            os.sched_yield()
+    return digest.hexdigest()
 
 
 def read_candidate(store: ObjectStore, job: str, attempt: int) -> VersionManifest:

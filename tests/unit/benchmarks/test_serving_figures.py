@@ -94,13 +94,20 @@ def test_every_answer_counts_and_every_swap_that_none_saw_everywhere() -> None:
         answer(2.0, 0.1, checked=WRONG, version=2),
         answer(4.1, 10.0, TOO_LATE, version=-1),
     )
-    run = Run(found, [move(4.0, 2), move(5.0, 1)], Memory([]), begin=1.0, end=8.0)
+    run = Run(found, [[move(4.0, 2)], [move(5.0, 1)]], Memory([]), begin=1.0, end=8.0)
     document = _document(_parser().parse_args([]), run)
     goals = {goal["what"]: goal["measured"] for goal in document["goals"]}
     assert document["failed"] == {"cut": 1, "too late": 1}
     assert goals["failed requests"] == 2
     assert goals["answers not of their version"] == 1
     assert goals["swaps never seen everywhere"] == 1
+
+
+def test_rounds_are_compared_with_the_seconds_around_them() -> None:
+    found = answers(*[answer(at, 0.1) for at in (0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5)])
+    steady, swapping = figures.parted(found, [(2.0, 3.0), (4.0, 5.0)], begin=1.0, end=6.0)
+    assert [part["sent"].tolist() for part in steady] == [[1.5], [3.5], [5.5]]
+    assert [part["sent"].tolist() for part in swapping] == [[2.5], [4.5]]
 
 
 def test_moves_go_round_in_a_circle_with_a_roll_back_every_fifth_time() -> None:

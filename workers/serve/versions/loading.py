@@ -24,9 +24,6 @@ from workers.storage.versions import read_version, read_version_file
 
 Float32Array = NDArray[np.float32]
 
-# A row alone, and what is multiplied without a hop to another thread: torch prepares for each.
-_SERVED_ROWS = (1, 32)
-
 
 @dataclass(frozen=True)
 class ServedVersion:
@@ -92,17 +89,10 @@ def _file(store: ObjectStore, manifest: VersionManifest, name: str) -> bytes:
 
 @torch.inference_mode()
 def _test(version: ServedVersion, selftest: bytes) -> None:
-    """As requests will ask: through the heads laid out for serving, at the sizes of their batches."""
-    for modality, promised in load_selftest(selftest, version.serving).items():
+    """As requests will ask: through the heads laid out for serving."""
+    for modality, (features_BF, expected_BE) in load_selftest(selftest, version.serving).items():
         try:
-            for rows in _SERVED_ROWS:
-                features_BF, expected_BE = (_repeated(each, rows) for each in promised)
-                given_BE = unit_length(version.head(modality).outputs(features_BF))
-                check_selftest(modality, given_BE, expected_BE)
+            given_BE = unit_length(version.head(modality).outputs(features_BF))
+            check_selftest(modality, given_BE, expected_BE)
         except RuntimeError as error:  # torch's word for widths that do not fit together
             raise InvalidVersion(f"the self-test does not fit the heads: {error}") from error
-
-
-def _repeated(rows_BW: torch.Tensor, rows: int) -> torch.Tensor:
-    """So many rows; those that there are, over and over."""
-    return rows_BW[torch.arange(rows) % len(rows_BW)]
