@@ -79,3 +79,18 @@ def test_an_errand_without_a_thread_can_be_begun_later() -> None:
     errands.begin("one", done.set)
     assert done.wait(PATIENCE)
     errands.close()
+
+
+def test_what_an_executor_has_kept_and_refused_does_not_run() -> None:
+    threads, runs, done = ScarceThreads(2), [], threading.Event()
+    errands = Errands(threads)
+    threads.are_gone = True
+    with pytest.raises(RuntimeError):
+        errands.begin("one", lambda: runs.append("kept"))
+    threads.are_gone = False
+    errands.begin("one", done.set)
+    assert done.wait(PATIENCE)
+    errands.wait()
+    errands.close()
+    threads.shutdown()
+    assert runs == []

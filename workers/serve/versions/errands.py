@@ -20,7 +20,9 @@ class Errands:
     def __init__(self, threads: ThreadPoolExecutor) -> None:
         """`threads` are its own from now on, and end with it."""
         self._threads = threads
-        self._waiting: set[str] = set()
+        # By a token: an executor that cannot start a thread raises and keeps what it was given, which
+        # must not run beside the errand that is begun in its place.
+        self._waiting: dict[str, object] = {}
         self._running: set[str] = set()
         self._again: dict[str, Callable[[], None]] = {}
         self._closed = False
@@ -52,17 +54,19 @@ class Errands:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _enqueue(self, name: str, errand: Callable[[], None]) -> None:
-        self._waiting.add(name)
+        turn = self._waiting[name] = object()
         try:
-            self._threads.submit(self._run, name, errand)
+            self._threads.submit(self._run, name, turn, errand)
         except RuntimeError:
             # Otherwise this name would count as waiting for ever.
-            self._waiting.discard(name)
+            del self._waiting[name]
             raise
 
-    def _run(self, name: str, errand: Callable[[], None]) -> None:
+    def _run(self, name: str, turn: object, errand: Callable[[], None]) -> None:
         with self._changed:
-            self._waiting.discard(name)
+            if self._waiting.get(name) is not turn:
+                return
+            del self._waiting[name]
             self._running.add(name)
         self._attempt(name, errand)
         with self._changed:
