@@ -91,9 +91,10 @@ class Reporter(Watcher):
         self._tell(self._snapshot(updates_done=updates))
 
     def is_curious(self) -> bool:
-        """Whether it is time to tell again; never in a rank that does not write."""
+        """Whether it is time to tell again, or the first update is due; never where none is written."""
         age = time.monotonic() - self._last_told
-        return self._here.leads and age > _SECONDS_BETWEEN_WRITES
+        is_first = self._phase == "training" and not self._progress.updates_done
+        return self._here.leads and (is_first or age > _SECONDS_BETWEEN_WRITES)
 
     def update_done(self, update: UpdateDone) -> None:
         """Told after every update; heard where it was curious, and after the last one."""

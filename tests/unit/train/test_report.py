@@ -15,7 +15,7 @@ from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.train.distributed import ALONE, World
 from workers.train.report import Reporter
-from workers.train.run import UpdateDone
+from workers.train.run import Sight, UpdateDone
 
 SHARD = Shard(uri="file:///x.parquet", sha256="0" * 64, bytes=1, rows=1)
 SPEC = JobSpec(
@@ -73,6 +73,17 @@ def test_heart_beats_while_nothing_changes(store: NotedStore) -> None:
         after = store.progress()
     assert after.at > before.at
     assert (after.phase, after.updates_done, after.loss) == ("training", 8, 0.5)
+
+
+def test_the_first_update_is_told_at_once(store: NotedStore) -> None:
+    """Whoever watches sees that training goes, and how long it took to begin."""
+    reporter = Reporter(store, SPEC, ALONE)
+    assert not reporter.is_curious()
+    reporter.enter("training")
+    assert reporter.is_curious()
+    sight = Sight(gradient_norm=1.0, removed_share=0.5, drift=None)
+    reporter.update_done(UpdateDone(1, 8, torch.tensor(0.5), sight))
+    assert not reporter.is_curious()
 
 
 def test_heart_stops_with_the_job(store: NotedStore) -> None:
