@@ -7,6 +7,7 @@ Programs other than browsers send what they like; to keep those out, ask for key
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -18,6 +19,8 @@ from workers.serve.http.errors import answer_to
 
 _HERE = "localhost"
 _ANY = "*"
+# Clients of one endpoint use few names, and reading one costs a request of one row a twentieth.
+_NAMES = 64
 
 
 class KnownHosts:
@@ -69,6 +72,7 @@ def _headers(scope: Scope, wanted: bytes) -> Iterator[str]:
     return (value.decode("latin-1") for name, value in scope["headers"] if name == wanted)
 
 
+@lru_cache(_NAMES)
 def _name_in(address: str) -> str:
     """In lower case, without the port, nor the dot of an absolute name; nothing where there is none."""
     try:
@@ -77,6 +81,7 @@ def _name_in(address: str) -> str:
         return ""
 
 
+@lru_cache(_NAMES)
 def _is_in_numbers(name: str) -> bool:
     try:
         ip_address(name)
@@ -85,5 +90,6 @@ def _is_in_numbers(name: str) -> bool:
     return True
 
 
+@lru_cache(_NAMES)
 def _is_loopback(name: str) -> bool:
     return _is_in_numbers(name) and ip_address(name).is_loopback
