@@ -32,14 +32,18 @@ class Scratch:
                 "a folder on a disk that can be written to"
             ) from error
 
+    def check(self, size: int) -> None:
+        """So much could be held by itself. Raises StorageUnavailable beyond the limit."""
+        if self._limit and size > self._limit:
+            raise StorageUnavailable(
+                f"{size} bytes are needed in {tempfile.gettempdir()}, "
+                f"CMCL_SCRATCH_BYTES permits {self._limit} to a rank: raise it, or use more ranks"
+            )
+
     def take(self, size: int) -> None:
         """So many bytes more. Raises StorageUnavailable beyond the limit."""
         with self._lock:
-            if self._limit and self._taken + size > self._limit:
-                raise StorageUnavailable(
-                    f"{self._taken + size} bytes are needed in {tempfile.gettempdir()}, "
-                    f"CMCL_SCRATCH_BYTES permits {self._limit} to a rank: raise it, or use more ranks"
-                )
+            self.check(self._taken + size)
             self._taken += size
 
     def give_back(self, size: int) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -43,6 +43,14 @@ def open_verified(shard: Shard, scratch: Scratch) -> "VerifiedFile":
         return _copied(shard, store, key, scratch)
     except ObjectNotFound as error:
         raise InvalidDataset(f"{shard.uri}: there is no such object") from error
+
+
+def check_room(shards: Iterable[Shard], scratch: Scratch) -> None:
+    """Each of them could be copied, one at a time. Raises StorageUnavailable."""
+    for shard in shards:
+        store, _ = locate(shard.uri)
+        if not isinstance(store, LocalStore):
+            scratch.check(shard.bytes)
 
 
 class VerifiedFile:

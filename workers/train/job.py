@@ -29,6 +29,7 @@ from workers.storage.patience import patiently
 from workers.storage.port import ObjectStore
 from workers.storage.scratch import Scratch
 from workers.storage.uris import open_store
+from workers.storage.verified import check_room
 from workers.storage.versions import entry_for, read_candidate, write_candidate
 from workers.train.certify import Earlier, capacities, certificates, own_earlier, protections
 from workers.train.checkpoint import StoredCheckpoints
@@ -77,6 +78,7 @@ def _train(
     earlier = read_earlier(store, spec, parent)
     share = own_earlier(earlier, here)
     _check(share)
+    check_room(spec.dataset.evaluation_shards, scratch)
     meet(here)
     # Copies of held-out rows need the room on the local disk that training rows have until here.
     with closing(training_rows(spec.dataset, spec.spec, scratch=scratch)) as rows:

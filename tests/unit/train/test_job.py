@@ -17,7 +17,12 @@ from cmcl.demo.stream import StreamDataset, read_stream
 from tests.conftest import EXAMPLE_STREAM
 from tests.fakes.feature_shards import fetch
 from workers.contract.dataset import DatasetManifest, Shard, ShardRef
-from workers.contract.errors import InvalidDataset, ObjectNotFound, TrainingDiverged
+from workers.contract.errors import (
+    InvalidDataset,
+    ObjectNotFound,
+    StorageUnavailable,
+    TrainingDiverged,
+)
 from workers.contract.job import Failure, JobSpec, Progress
 from workers.contract.model import ModelSpec, TrainingSpec
 from workers.contract.version import VersionManifest
@@ -177,6 +182,22 @@ def test_held_out_rows_have_the_whole_local_disk_for_their_copies(
     monkeypatch.setattr("workers.train.job.evaluate", evaluate_with_all_room)
     run(store, prepare_job(store, tmp_path, STREAM.datasets[0]))
     assert "ds-1" in read_candidate(store, "job-1", 1).report.evaluation
+
+
+def test_held_out_rows_that_cannot_be_copied_are_found_out_before_training(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = prepare_job(store, tmp_path, STREAM.datasets[0])
+    far = job.dataset.evaluation_shards[0].model_copy(
+        update={"uri": "s3://held-out/rows.parquet", "bytes": (1 << 24) + 1}
+    )
+    dataset = job.dataset.model_copy(update={"evaluation_shards": (far,)})
+    large = job.model_copy(update={"dataset": dataset})
+    store.put(layout.run_spec(job.job, 1), large.model_dump_json().encode())
+    monkeypatch.setenv("CMCL_SCRATCH_BYTES", str(1 << 24))
+    monkeypatch.setattr("workers.train.job.learn", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(StorageUnavailable, match=r"16777217 bytes.*CMCL_SCRATCH_BYTES permits"):
+        run(store, large)
 
 
 def test_complete_candidate_is_left_as_it_is(store: LocalStore, tmp_path: Path) -> None:
