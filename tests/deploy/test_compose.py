@@ -97,6 +97,12 @@ def test_our_parts_can_write_nothing_but_folders_in_memory(name: str) -> None:
     assert all(volume.endswith(":ro") for volume in part.get("volumes", []))
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_our_parts_end_when_they_are_asked_to(name: str) -> None:
+    """Python alone as the first process ignores SIGTERM for as long as it imports."""
+    assert OURS[name]["init"] is True
+
+
 def test_nothing_is_reached_from_the_network_by_default() -> None:
     ports = [port for part in PARTS.values() for port in part.get("ports", [])]
     assert len(ports) == 2
