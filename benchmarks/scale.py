@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -37,13 +38,16 @@ _RESULTS = Path(".cmcl/benchmarks")
 _DECOMPOSED = 1024
 
 Constants = dict[str, dict[float, float]]
+Timing = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured of this machine: constants by the number of processes at once; `fixed` of one
-    rank alone, and of one among others."""
+    """What was measured of this machine on `cores` cores, by the number of ranks: `own` with a process
+    for each as far as there are cores, `shared` with all. `fixed`: of one rank alone, and of one among
+    others."""
 
+    cores: int
     own: dict[int, Constants]
     shared: dict[int, Constants]
     fixed: tuple[float, float]
@@ -52,13 +56,18 @@ class Found:
 
     def rates(self, ranks: int) -> Machine:
         """As so many ranks see it."""
-        cores = max(self.own)
         return Machine(
             ranks,
-            cores,
-            curves(self.own[min(ranks, cores)]),
+            self.cores,
+            curves(self.own[ranks]),
             curves(self.shared[ranks]) if ranks > 1 else {},
             self.fixed[min(ranks, 2) - 1],
+        )
+
+    def own_of(self, processes: int) -> Constants:
+        """Over all that was measured with so many processes at once."""
+        return _mean(
+            [own for ranks, own in self.own.items() if min(ranks, self.cores) == processes]
         )
 
     def forecast(self) -> Forecast:
@@ -86,15 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measured(workloads: Sequence[Workload], ranks: int) -> dict[str, Any]:
     """The whole document. Progress is told on stderr."""
-    found = _constants(workloads, ranks)
-    updates = []
-    for size in range(1, ranks + 1):
-        _say(f"updates on {size} rank(s)")
-        timings = in_group(partial(_all_updates, workloads), size)[0]
-        updates += [
-            _compared(found, workload, size, timing)
-            for workload, timing in zip(workloads, timings, strict=True)
-        ]
+    found, timings = _found(workloads, ranks)
+    updates = [
+        _compared(found, workload, size, timing)
+        for size, of_size in timings.items()
+        if size <= ranks
+        for workload, timing in zip(workloads, of_size, strict=True)
+    ]
     updates.sort(key=lambda one: (one["streamed"], one["width"], one["batch"], one["ranks"]))
     return {
         "updates": updates,
@@ -104,14 +111,13 @@ def measured(workloads: Sequence[Workload], ranks: int) -> dict[str, Any]:
             "reading": f"{found.shard_bytes_per_second / 2**20:.0f} MiB/s of shards for a rank, and "
             "batches from the local disk as above, measured here",
         },
-        "own": {str(size): constants for size, constants in found.own.items()},
+        "own": {
+            str(processes): found.own_of(processes)
+            for processes in sorted({min(size, found.cores) for size in found.own})
+        },
         "shared": {str(size): constants for size, constants in found.shared.items()},
         "machine": {**machine(), "threads of a rank": 1},
     }
-
-
-def _all_updates(workloads: Sequence[Workload]) -> list[dict[str, Any]]:
-    return [time_updates(workload) for workload in workloads]
 
 
 def _compared(
@@ -132,19 +138,44 @@ def _compared(
     }
 
 
-def _constants(workloads: Sequence[Workload], ranks: int) -> Found:
+def _found(workloads: Sequence[Workload], ranks: int) -> tuple[Found, dict[int, list[Timing]]]:
+    """Constants, and how long updates took by the number of ranks.
+
+    Constants are measured before and after the updates that they are to predict: the machine's own pace
+    changes by a fifth within minutes.
+    """
     streamed = next(workload for workload in workloads if workload.shards)
-    own, shared = {}, {}
-    for processes in range(1, len(os.sched_getaffinity(0)) + 1):
-        _say(f"products and passes, {processes} process(es)")
-        own[processes] = _mean(in_group(partial(_own_constants, streamed), processes))
-    for processes in range(2, max(ranks, 2) + 1):
-        _say(f"collectives, {processes} processes")
-        shared[processes] = _mean(in_group(_shared_constants, processes))
+    cores = len(os.sched_getaffinity(0))
+    own: dict[int, Constants] = {}
+    shared: dict[int, Constants] = {}
+    timings: dict[int, list[Timing]] = {}
+    before: dict[int, Constants] = {}
+    for size in range(1, max(ranks, 2) + 1):
+        processes = min(size, cores)
+        first = before.pop(processes, None) or _own(streamed, processes)
+        _say(f"updates on {size} rank(s)")
+        together = in_group(partial(_together, workloads), size)
+        timings[size] = together[0][1]
+        if size > 1:
+            shared[size] = _mean([constants for constants, _ in together])
+        before[processes] = _own(streamed, processes)
+        own[size] = _mean([first, before[processes]])
     _say("the rest")
     rates = in_group(partial(_rest, streamed), 1)[0]
-    found = Found(own, shared, (0.0, 0.0), *rates)
-    return replace(found, fixed=(_fixed(found, streamed, 1), _fixed(found, streamed, 2)))
+    found = Found(cores, own, shared, (0.0, 0.0), *rates)
+    return replace(found, fixed=(_fixed(found, streamed, 1), _fixed(found, streamed, 2))), timings
+
+
+def _own(streamed: Workload, processes: int) -> Constants:
+    _say(f"products and passes, {processes} process(es)")
+    return _mean(in_group(partial(_own_constants, streamed), processes))
+
+
+def _together(workloads: Sequence[Workload]) -> tuple[Constants, list[Timing]]:
+    """Collectives, before and after updates."""
+    before = _shared_constants()
+    timings = [time_updates(workload) for workload in workloads]
+    return _mean([before, _shared_constants()]), timings
 
 
 def _fixed(found: Found, streamed: Workload, ranks: int) -> float:
@@ -162,7 +193,8 @@ def _own_constants(streamed: Workload) -> Constants:
 
 
 def _shared_constants() -> Constants:
-    return constants_of_many(world())
+    here = world()
+    return constants_of_many(here) if here.size > 1 else {}
 
 
 def _rest(streamed: Workload) -> tuple[float, float]:
@@ -185,12 +217,18 @@ def _seconds(task: Callable[[], object]) -> float:
 
 
 def _mean(groups: Sequence[Constants]) -> Constants:
-    """Over the processes of a group."""
+    """Over processes, or over looks; sizes that are measured themselves are averaged, too."""
+    if len(groups) == 1:
+        return groups[0]
     return {
-        name: {
-            size: sum(each[name][size] for each in groups) / len(groups) for size in groups[0][name]
-        }
-        for name in groups[0]
+        name: _mean_points([sorted(each[name].items()) for each in groups]) for name in groups[0]
+    }
+
+
+def _mean_points(curves_: Sequence[Sequence[tuple[float, float]]]) -> dict[float, float]:
+    return {
+        fmean(size for size, _ in points): fmean(seconds for _, seconds in points)
+        for points in zip(*curves_, strict=True)
     }
 
 

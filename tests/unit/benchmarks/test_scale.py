@@ -135,7 +135,7 @@ def test_the_page_and_the_pictures_show_what_was_found(tmp_path: Path) -> None:
     points = {1.0: 1e-9, 1e9: 1.0}
     own = dict.fromkeys(machine(1, 2).own, points)
     shared = dict.fromkeys(SHARED, points)
-    found = Found({1: own, 2: own}, {2: shared}, (1e-3, 2e-3), 1e9, 0.5)
+    found = Found(2, {1: own, 2: own}, {2: shared}, (1e-3, 2e-3), 1e9, 0.5)
     shape = Shape(64, 32, 32, 2)
     predicted = update_terms(shape, found.rates(2))
     measured = {"median": 2 * sum(predicted.values()), "windows": 9, "calm_windows": 8}
