@@ -33,6 +33,7 @@ from workers.storage.versions import write_live
 
 _RESULTS = Path(".cmcl/benchmarks")
 _STEM = "serving"
+_STEM_WRAPPED = "serving-wrapped"
 _INFINITY = Path(".cmcl/bench-infinity")
 _BUILD = "benchmarks.peers.infinity_model.build"
 _WORDS = 512
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         document = measured(options, Path(folder))
     page = markdown(document)
     options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / _STEM
+    stem = options.out / (_STEM_WRAPPED if options.wrapped else _STEM)
     stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
     stem.with_suffix(".md").write_text(page)
     print(page)
@@ -99,6 +100,9 @@ def _contestants(
     ours = stack.enter_context(_ours(folder / "ours", width))
     found = [contest.ours(ours, width)]
     found.append(contest.bare(stack.enter_context(servers.bare(folder, width)), width))
+    if options.wrapped:
+        wrapped = stack.enter_context(_wrapped(folder / "wrapped", width))
+        found.append(contest.bare(wrapped, width, "wrapped"))
     if options.without_infinity:
         return found, None
     programs = options.infinity / "bin"
@@ -116,6 +120,14 @@ def _ours(folder: Path, width: int) -> Iterator[str]:
         store_version(store, 1, width)
         write_live(store, MODEL, LivePointer(generation=1, version=1))
         running.wait_for_version(1, width)
+        yield running.address
+
+
+@contextmanager
+def _wrapped(folder: Path, width: int) -> Iterator[str]:
+    """The address of the bare application behind HAProxy."""
+    settings = {"width": width}
+    with Ours(folder, settings=settings, driver="benchmarks.peers.wrapped") as running:
         yield running.address
 
 
@@ -146,18 +158,21 @@ def _clients_alone(clients: Clients, folder: Path, width: int) -> float:
 def goals(cells: Sequence[Cell], products: Mapping[int, float]) -> list[dict[str, Any]]:
     """What was to be reached, beside the cell in which it was furthest from it."""
     by_place = {(c.server, c.form, c.rows, c.clients): c for c in cells}
-    rates, latencies, shares = [], [], []
+    rates, latencies, wrapped, shares = [], [], [], []
     for (server, form, rows, clients), cell in by_place.items():
         ours = by_place["ours", form, rows, clients]
         if server == "infinity":
             rates.append((ours.requests_per_second / cell.requests_per_second, _name(cell)))
         if server == "bare" and cell.clients == _GOAL_CLIENTS:
             latencies.append((ours.p50 / cell.p50, _name(cell)))
+        if server == "wrapped" and cell.clients == _GOAL_CLIENTS:
+            wrapped.append((ours.p50 / cell.p50, _name(cell)))
         if server == "ours" and cell.form == "binary" and cell.rows == _GOAL_ROWS:
             shares.append((cell.rows_per_second / products[_GOAL_ROWS], _name(cell)))
     return [
         *_worst("requests / s, ours / Infinity", min, rates, f"above {_GOALS['infinity']:g}"),
         *_worst("p50, ours / bare, 16 clients", max, latencies, f"at most {_GOALS['bare']}"),
+        *_worst("p50, ours / wrapped, 16 clients", max, wrapped, ""),
         *_worst("share of the products' rate", min, shares, f"at least {_GOALS['products']}"),
     ]
 
@@ -202,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=count, default=2, help="(default: 2)")
     parser.add_argument("--infinity", type=Path, default=_INFINITY, help=f"(default: {_INFINITY})")
     parser.add_argument("--without-infinity", action="store_true", help="leave it out")
+    parser.add_argument("--wrapped", action="store_true", help="bare under Ray Serve, too")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
 

@@ -57,9 +57,11 @@ class Ours:
         environment: Mapping[str, str] | None = None,
         settings: Mapping[str, object] | None = None,
         nodes: int = 1,
+        driver: str = "benchmarks.endpoint.driver",
     ) -> None:
         """`settings`: of `ServeArgs`, where they are not to be as they are by default. `nodes`: on
-        two, each has room for one replica."""
+        two, each has room for one replica. `driver`: the module that deploys."""
+        self._module = driver
         self._replicas = replicas
         self._nodes = nodes
         self._settings = {
@@ -92,7 +94,7 @@ class Ours:
             args = {"store": self.store_uri, "replicas": self._replicas, **self._settings}
             self._driver = self.stack.start_driver(
                 [
-                    *(sys.executable, "-m", "benchmarks.endpoint.driver"),
+                    *(sys.executable, "-m", self._module),
                     *(json.dumps(args), str(self.stack.ports.embeddings)),
                 ]
             )

@@ -98,8 +98,9 @@ def ours(address: str, width: int) -> Contestant:
     return Contestant("ours", ("json", "base64", "binary"), prepare)
 
 
-def bare(address: str, width: int) -> Contestant:
-    """`benchmarks.peers.bare`: the same requests, but for its own path of raw rows."""
+def bare(address: str, width: int, name: str = "bare") -> Contestant:
+    """`benchmarks.peers.bare`, also where it is wrapped: the same requests, but for its own path of
+    raw rows."""
 
     def prepare(size: Size) -> tuple[str, list[bytes], Check]:
         if size.form != "binary":
@@ -112,7 +113,7 @@ def bare(address: str, width: int) -> Contestant:
         ]
         return address, requests, Expected(size.form, {1: _embeddings(rows_RBF, width)})
 
-    return Contestant("bare", ("json", "base64", "binary"), prepare)
+    return Contestant(name, ("json", "base64", "binary"), prepare)
 
 
 def infinity(address: str, width: int, words: int) -> Contestant:

@@ -14,6 +14,8 @@ _SERVERS = """\
   limits, checks of every row, metrics.
 - *bare*: one process of FastAPI and uvicorn, a pydantic model, the same heads
   (`benchmarks/peers/bare.py`); one version, no limits, no checks, no metrics.
+- *wrapped*, where it was asked for: the same application as a replica of Ray Serve behind HAProxy, as
+  ours is (`benchmarks/peers/wrapped.py`): what these two cost, whatever they wrap.
 - *Infinity*: infinity-emb on torch, batches of up to 256, one thread. It takes texts, so each row is
   one word, a few bytes where ours are asked for 1024 numbers; its model is a table and two linear maps
   of the same width: the products of a conditioned head. It has no binary form.
