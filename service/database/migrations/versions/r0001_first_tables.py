@@ -11,7 +11,16 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create every table."""
+    """Create every table, those that others point at before them."""
+    _create_idempotency()
+    _create_models()
+    _create_datasets()
+    _create_promotions()
+    _create_jobs()
+    _create_versions()
+
+
+def _create_idempotency() -> None:
     op.create_table(
         "idempotency",
         sa.Column("key", sa.String(length=255), nullable=False),
@@ -23,6 +32,9 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("key", "route", name=op.f("pk_idempotency")),
     )
+
+
+def _create_models() -> None:
     op.create_table(
         "models",
         sa.Column("name", sa.String(length=48), nullable=False),
@@ -34,6 +46,9 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_models")),
     )
+
+
+def _create_datasets() -> None:
     op.create_table(
         "datasets",
         sa.Column("sequence", sa.Integer(), autoincrement=True, nullable=False),
@@ -53,6 +68,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("model", "fingerprint", name=op.f("uq_datasets_model_fingerprint")),
     )
     op.create_index(op.f("ix_datasets_model"), "datasets", ["model"], unique=False)
+
+
+def _create_promotions() -> None:
     op.create_table(
         "promotions",
         sa.Column("model", sa.String(length=48), nullable=False),
@@ -67,6 +85,9 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("model", "generation", name=op.f("pk_promotions")),
     )
+
+
+def _create_jobs() -> None:
     op.create_table(
         "jobs",
         sa.Column("sequence", sa.Integer(), autoincrement=True, nullable=False),
@@ -96,6 +117,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("id", name=op.f("uq_jobs_id")),
     )
     op.create_index(op.f("ix_jobs_model_state"), "jobs", ["model", "state"], unique=False)
+
+
+def _create_versions() -> None:
     op.create_table(
         "versions",
         sa.Column("model", sa.String(length=48), nullable=False),
