@@ -23,7 +23,7 @@ from service.setting_values import (
     ServerAddress,
     SigningKey,
 )
-from workers.contract.policy import Priority
+from workers.contract.priority import Priority
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

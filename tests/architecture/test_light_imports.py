@@ -32,6 +32,11 @@ def test_the_control_plane_loads_no_ray(module: str) -> None:
     assert "ray" not in loaded_by(module)
 
 
+@pytest.mark.parametrize("module", ["workers.train.__main__", "workers.train.warm.client"])
+def test_the_job_of_a_warm_attempt_loads_nothing_that_takes_long(module: str) -> None:
+    assert not loaded_by(module).intersection({"ray", "torch", "numpy", "pydantic", "boto3"})
+
+
 def test_libraries_of_encoders_are_loaded_in_their_own_processes_alone() -> None:
     loaded = loaded_by("workers.serve.app")
     assert "workers.serve.encoders.deployment" in loaded

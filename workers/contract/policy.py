@@ -6,9 +6,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from workers.contract.modality import Frozen
+from workers.contract.priority import Priority
 from workers.contract.rollout import TrialTerms
-
-Priority = Literal["low", "normal", "high"]
 
 
 class RolloutPolicy(TrialTerms):

@@ -7,6 +7,7 @@ deaths.py      which ends of a group count against an attempt
 ranks.py       what each rank of that run does
 client.py      what the job of an attempt does: it asks, waits, and passes the outcome on
 connection.py  how it reaches the resident on its own node
+telling.py     what it tells while it has no ranks
 start.py       how it finds or starts the resident, and reaches one on another node
 wire.py        what they say
 arguments.py   how large a group is to be, on the command line

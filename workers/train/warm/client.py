@@ -1,18 +1,16 @@
-"""What the job of an attempt does with the resident group. It imports Ray only where it must."""
+"""What the job of an attempt does with the resident group.
+
+Imports are most of what such a process does: it loads Ray, or what writes its progress, where it must.
+"""
 
 import hashlib
 import os
 import time
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import workers
-from workers.contract.errors import StorageUnavailable
-from workers.contract.job import Progress
-from workers.storage.layout import run_progress
-from workers.storage.uris import open_store
 from workers.train.warm.connection import Connection, OverSocket
 from workers.train.warm.desk import Answer, Attempt
 from workers.train.warm.wire import Request, Setup, socket_path
@@ -40,7 +38,7 @@ def learn_warm(request: Request) -> Answer | None:
     if answer is not None and answer.state == "elsewhere":
         note = f"this attempt starts ranks of its own: {answer.words}"
         print(note, flush=True)
-        _tell(request.attempt, Progress(phase="starting", note=note, at=datetime.now(UTC)))
+        _tell(request.attempt, "starting", note)
         return None
     return answer
 
@@ -83,7 +81,7 @@ def _wait(connection: Connection, request: Request) -> Answer | None:
         except TimeoutError:
             if answer.state == "waiting" and time.monotonic() >= tell_at:
                 # The control plane takes an attempt that is silent for dead, and one in line is not.
-                _tell(request.attempt, Progress(phase="waiting", at=datetime.now(UTC)))
+                _tell(request.attempt, "waiting")
                 tell_at = time.monotonic() + _TELL_SECONDS
             is_patient = answer.state != "waiting" or time.monotonic() < patient_until
             if not is_patient and _has_room(request.setup):
@@ -91,12 +89,10 @@ def _wait(connection: Connection, request: Request) -> Answer | None:
     return answer
 
 
-def _tell(attempt: Attempt, progress: Progress) -> None:
-    store = open_store(attempt.store_uri)
-    try:
-        store.put(run_progress(attempt.job, attempt.attempt), progress.model_dump_json().encode())
-    except StorageUnavailable as error:
-        print(f"its progress was not written: {error}", flush=True)
+def _tell(attempt: Attempt, phase: Literal["starting", "waiting"], note: str | None = None) -> None:
+    from workers.train.warm.telling import tell
+
+    tell(attempt, phase, note)
 
 
 def _has_room(setup: Setup) -> bool:
