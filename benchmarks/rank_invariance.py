@@ -103,20 +103,19 @@ def _gap(one: torch.Tensor, other: torch.Tensor) -> float:
 def _bytes(ranks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Per update: what the busiest rank gives, by our count and by the formula; all ranks on the wire."""
     size, told = len(ranks), [rank["traffic"] for rank in ranks]
-    of, updates = told[0], told[0]["updates"]
+    of, counted = told[0], told[0]["updates"] - 1
     if size == 1:
         return {}
     own = 2 * of["width"] * 4 + 2 * 8 + 3 * 4
-    # Every second update, from the first on.
-    sampled = (of["sides_replayed"] * of["width"] * 4 + 3 * 4) * ((updates + 1) // 2) / updates
+    # Every second update; the first one, which is not counted, is one of them.
+    sampled = (of["sides_replayed"] * of["width"] * 4 + 3 * 4) * (counted // 2) / counted
     gathered = -(-of["batch"] // size) * (own + sampled)
     reduced = of["free"] * 4
-    given = max(each["given"] for each in told) - of["numbers_of_moments"] * 8
     return {
         "free_share": of["free"] / of["entries"],
-        "given": given / updates,
+        "given": max(each["given"] for each in told) / counted,
         "formula": gathered + reduced,
-        "wire": of["wire"] / (updates - 1),
+        "wire": of["wire"] / counted,
         # Each rank's rows go to all others; a ring reduces with twice the payload, less a share.
         "wire_formula": size * (size - 1) * gathered + 2 * (size - 1) * reduced,
     }

@@ -1,6 +1,5 @@
 """What each rank does: a dataset for a model that has something to protect and to replay."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from workers.contract.dataset import Shard
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec
 from workers.train.certify import Earlier, weights_of
-from workers.train.distributed import World, world
+from workers.train.distributed import Traffic, World, world
 from workers.train.learn import Learned, Task, before_the_first, learn
 from workers.train.rows.port import TrainingRows
 from workers.train.rows.streamed import StreamedRows
@@ -37,19 +36,30 @@ class Part:
 
 
 class Noting(Watcher):
-    """The loss curve, and the wire between the first update's end and the last's."""
+    """The loss curve, and what travelled between the first update's end and the last's: what is sent
+    once a dataset is sent before."""
 
-    def __init__(self) -> None:
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic = traffic
         self.shares: list[torch.Tensor] = []
-        self.counted: list[int] = []
+        self._given: list[int] = []
+        self._wire: list[int] = []
 
     def update_done(self, update: UpdateDone) -> None:
         self.shares.append(update.local_loss)
         if update.done in (1, update.total):
             # All ranks have done it, and none goes on: what is counted is whole updates.
             _meet()
-            self.counted.append(bytes_on_loopback())
+            self._given.append(self._traffic.gathered + self._traffic.reduced)
+            self._wire.append(bytes_on_loopback())
             _meet()
+
+    def travelled(self) -> dict[str, int]:
+        """Bytes of all updates but the first: by this rank's own count, and on the wire."""
+        return {
+            "given": self._given[-1] - self._given[0],
+            "wire": self._wire[-1] - self._wire[0],
+        }
 
     def losses(self) -> torch.Tensor:
         """Of whole batches."""
@@ -71,7 +81,8 @@ class Job:
     def __call__(self) -> dict[str, Any]:
         """What must not depend on the number of ranks, and what travelled."""
         first: Learned = torch.load(self.parent, weights_only=False)
-        noting, here = Noting(), World(world().rank, world().size)
+        here = World(world().rank, world().size)
+        noting = Noting(here.traffic)
         task = Task(self.part.pair, self.part.rows(self.way, self.spec), seed=8)
         second = learn(self.spec, first.knowledge, task, Run(here, watcher=noting))
         return {
@@ -84,9 +95,7 @@ class Job:
                 "batch": self.spec.training.batch_size,
                 "width": self.spec.width,
                 "sides_replayed": len(first.spaces.keys() & set(self.part.pair.modalities)),
-                "numbers_of_moments": _numbers(second, first.knowledge.heads.conditioning.keys()),
-                "given": here.traffic.gathered + here.traffic.reduced,
-                "wire": noting.counted[-1] - noting.counted[0],
+                **noting.travelled(),
             },
         }
 
@@ -114,19 +123,6 @@ def _entries(learned: Learned) -> dict[str, int]:
         "free": sum(int(space.free_EI.sum()) for space in spaces),
         "entries": sum(space.free_EI.numel() for space in spaces),
     }
-
-
-def _numbers(learned: Learned, known: Collection[str]) -> int:
-    """That the sums over a dataset send, of symmetric ones one half; the sums of modalities that are
-    new once more, to condition them. Each with a count."""
-    first, second = (len(side) for side in _moments(learned)[:2])
-    widths = [
-        learned.knowledge.heads.weights[name].shape[1]
-        for name in learned.spaces
-        if name not in known
-    ]
-    halves = [width * (width + 1) // 2 + 1 for width in widths]
-    return first * (first + 1) // 2 + second * (second + 1) // 2 + first * second + 1 + sum(halves)
 
 
 def _meet() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ranks.ranks import BATCH, SPEC, everything, in_ranks, write_shards
+from tests.ranks.ranks import BATCH, PAIR, SPEC, everything, in_ranks, write_shards
 from workers.contract.dataset import Shard
+from workers.methods.sampled_replay import SAMPLED_ROWS
 from workers.model.features import head_width
 from workers.train.distributed import World
 
@@ -55,7 +56,10 @@ def test_ranks_have_the_gradient_of_one(
         torch.testing.assert_close(rank["gradient"], alone["gradient"], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dataset", ["first", "second", "first streamed", "second streamed"])
+@pytest.mark.parametrize(
+    "dataset",
+    ["first", "second", "second of one modality", "first streamed", "second streamed"],
+)
 def test_ranks_train_the_heads_of_one(
     ranks: list[dict[str, dict[str, torch.Tensor]]],
     alone: dict[str, dict[str, torch.Tensor]],
@@ -86,20 +90,23 @@ def test_bytes_that_travel_are_those_of_the_formula(
 ) -> None:
     """Per update: embeddings of both sides, two keys and three statistics of each row once; of the
     gradients the free entries. Every second update: embeddings and statistics of sampled rows. Per
-    dataset: half of each symmetric moment, the cross moment, a count.
+    dataset: half of each symmetric moment, the cross moment, a count; and of the earlier pair its
+    moments in the coordinates of the heads, and the sampled rows, of which each rank makes a part.
     """
     size = len(ranks)
     longest = -(-BATCH // size)
     sampled = 2 * SPEC.width * 4 + 3 * 4
     row = sampled + 2 * 8
-    first, second = (head_width(width) for width in SPEC.modalities.values())
+    first, second = (head_width(SPEC.modalities[name]) for name in PAIR.modalities)
     moments = first * (first + 1) // 2 + second * (second + 1) // 2 + first * second + 1
+    turned = -(-first // size) * (first + second) + -(-second // size) * second
+    earlier = turned + -(-SAMPLED_ROWS // size) * (first + second)
     for rank in ranks:
         found = rank["traffic"]
         assert 0 < found["free"] < found["entries"]
         sampled_updates = (found["updates"] + 1) // 2
         rows = found["updates"] * row + sampled_updates * sampled
-        assert found["gathered"] == longest * rows
+        assert found["gathered"] == longest * rows + earlier * 4
         assert found["reduced"] == found["updates"] * found["free"] * 4 + moments * 8
 
 

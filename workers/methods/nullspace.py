@@ -103,14 +103,13 @@ class Improve(Preserve):
 
     def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
         replay = MomentReplay(lesson, pair), SampledReplay(lesson, pair)
-        return _Replaying(pair, *replay, self.replay_weight)
+        return _Replaying(*replay, self.replay_weight)
 
 
 @dataclass
 class _Replaying(UpdateRule):
     """Quadratic loss of whole datasets now and then, InfoNCE of sampled rows in between."""
 
-    pair: PairInEigenCoordinates
     moments: MomentReplay
     sampled: SampledReplay
     weight: float
@@ -121,10 +120,10 @@ class _Replaying(UpdateRule):
         total = loss
         if self.updates % _SAMPLED_EVERY == 0:
             replayed = self.sampled.loss(batch.peers)
-            total = loss + self.weight * _SAMPLED_SHARE * _SAMPLED_EVERY * replayed
-        total.backward()  # type: ignore[no-untyped-call]
+            total = total + self.weight * _SAMPLED_SHARE * _SAMPLED_EVERY * replayed
         if self.updates % _MOMENTS_EVERY == 0:
-            self.moments.add_gradient(self.pair, self.weight * _MOMENTS_EVERY)
+            total = total + self.weight * _MOMENTS_EVERY * self.moments.loss(batch.peers)
+        total.backward()  # type: ignore[no-untyped-call]
         self.updates += 1
         return loss.detach()
 

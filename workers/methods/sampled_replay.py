@@ -1,13 +1,13 @@
 """Sampled replay: InfoNCE on rows that never were, drawn from an earlier pair's moments.
 
-Shapes: S sampled rows, B of them in a batch, L of a batch in this process, E width of the
-embeddings, I and J widths of what two heads read.
+Shapes: S sampled rows, O of them drawn in this process, B in a batch, L of a batch in this process,
+E width of the embeddings, I and J widths of what two heads read.
 
 Mean, covariance and cross-covariance of a pair are in its pooled moments (the constant 1 of every
 row is the mean's column). Gaussian rows with these moments keep what moment replay's quadratic
 loss does not see: unit length and the temperature of the very loss that is trained. Rows are drawn
-once per dataset; an update takes a batch of one earlier pair at a time. Processes draw alike, and
-each computes its part of a batch.
+once per dataset, each process some of them; an update takes a batch of one earlier pair at a time, of
+which each process computes its part.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from workers.model.loss import Everywhere, symmetric_info_nce, unit
 from workers.model.pair import PairInEigenCoordinates, rotate
 from workers.nullspace.moments import PairMoments
 
-_ROWS = 2048
+SAMPLED_ROWS = 2048
 # The products behind the moments are float32: this share of the mean square is their rounding.
 _ROUNDING = 1e-5
 # Shares of the mean variance that are added to all, the least that will do.
@@ -73,10 +73,10 @@ class SampledReplay:
             return self._like_EI.new_zeros(())
         training = self._lesson.training
         chosen = int(torch.multinomial(self._datasets, 1, generator=self.random))
-        index_B = torch.randint(_ROWS, (training.batch_size,), generator=self.random)
+        index_B = torch.randint(SAMPLED_ROWS, (training.batch_size,), generator=self.random)
         index_B = index_B.to(self._like_EI.device)
         index_L = index_B[peers.own(len(index_B))]
-        first, second = self._of(chosen)
+        first, second = self._of(chosen, peers)
         first_LE, second_LE = (side.embeddings(self._pair, index_L) for side in (first, second))
         everywhere = Everywhere(
             first.of_all(first_LE, index_B, peers),
@@ -91,34 +91,41 @@ class SampledReplay:
         )
         return share * self._datasets.sum() * peers.count
 
-    def _of(self, number: int) -> tuple[_Side, _Side]:
+    def _of(self, number: int, peers: Peers) -> tuple[_Side, _Side]:
         """The rows of a pair, drawn when they are first asked for: the first update waits for those
         of one pair. Each has a generator of its own, so the order of asking changes nothing."""
         if number not in self._sampled:
-            self._sampled[number] = self._drawn(number)
+            self._sampled[number] = self._drawn(number, peers)
         return self._sampled[number]
 
-    def _drawn(self, number: int) -> tuple[_Side, _Side]:
+    def _drawn(self, number: int, peers: Peers) -> tuple[_Side, _Side]:
         pair, moments = self._touching[number]
         random = torch.Generator().manual_seed(int(self._seeds[number]))
-        rows_SK = gaussian_rows(moments, _ROWS, random)
+        rows_OK = gaussian_rows(moments, SAMPLED_ROWS, random, peers.own(SAMPLED_ROWS))
         width = moments.cross_IJ.shape[0]
-        first, second = pair.modalities
-        return self._side(first, rows_SK[:, :width]), self._side(second, rows_SK[:, width:])
+        parts = zip(pair.modalities, (rows_OK[:, :width], rows_OK[:, width:]), strict=True)
+        first, second = (self._side(modality, rows_OI, peers) for modality, rows_OI in parts)
+        return first, second
 
-    def _side(self, modality: str, rows_SI: Tensor) -> _Side:
+    def _side(self, modality: str, rows_OI: Tensor, peers: Peers) -> _Side:
+        """From this process's rows to all of them, as an update wants them."""
         names = self._lesson.pair.modalities
-        if modality in names:
-            side = names.index(modality)
-            head = (self._pair.first, self._pair.second)[side]
-            return _Side(side, rotate(rows_SI, head.space).to(self._like_EI))
-        outputs_EE = self._pair.second.space.outputs.vectors_II
-        embeddings_SE = rows_SI @ self._lesson.heads.weights[modality].double().mT @ outputs_EE
-        return _Side(None, unit(embeddings_SE).to(self._like_EI))
+        number = names.index(modality) if modality in names else None
+        if number is not None:
+            head = (self._pair.first, self._pair.second)[number]
+            wanted = rotate(rows_OI, head.space)
+        else:
+            outputs_EE = self._pair.second.space.outputs.vectors_II
+            weight_EI = outputs_EE.mT @ self._lesson.heads.weights[modality].double()
+            wanted = unit(rows_OI @ weight_EI.mT.to(rows_OI))
+        return _Side(number, peers.gather(wanted.to(self._like_EI), SAMPLED_ROWS))
 
 
-def gaussian_rows(moments: PairMoments, rows: int, random: torch.Generator) -> Tensor:
-    """Rows (S × (I + J), float64) of both sides with the mean and covariance of the moments.
+def gaussian_rows(
+    moments: PairMoments, rows: int, random: torch.Generator, own: slice = slice(None)
+) -> Tensor:
+    """Rows (S × (I + J), float32) of both sides with the mean and covariance of the moments; of `rows`
+    that are drawn alike everywhere those in `own`.
 
     The last column of either side is the constant 1 of homogeneous features.
     """
@@ -130,7 +137,7 @@ def gaussian_rows(moments: PairMoments, rows: int, random: torch.Generator) -> T
     rounding = _ROUNDING * float(second_KK.diagonal().mean())
     root_KK = _root(second_KK - torch.outer(mean_K, mean_K), rounding)
     noise_SK = torch.randn(rows, len(mean_K), generator=random, dtype=torch.float64)
-    rows_SK: Tensor = noise_SK @ root_KK.mT + mean_K
+    rows_SK: Tensor = noise_SK[own].float() @ root_KK.mT.float() + mean_K.float()
     constants = [mean.cross_IJ.shape[0] - 1, len(mean_K) - 1]
     rows_SK[:, constants] = 1.0
     return rows_SK

@@ -75,12 +75,6 @@ class PairInEigenCoordinates(nn.Module):
             first_EI = self.turn_EE @ first_EI
         return first_EI, second_EI
 
-    def add_gradients(self, first_EI: Tensor, second_EJ: Tensor) -> None:
-        """Add gradients with respect to `weights()` to those of the changes."""
-        own_EI = first_EI if self._one_basis else self.turn_EE.mT @ first_EI
-        self.first.add_gradient(own_EI)
-        self.second.add_gradient(second_EJ)
-
     @property
     def changes(self) -> tuple[nn.Parameter, nn.Parameter]:
         """What is trained: M of the first and of the second head."""
@@ -111,12 +105,6 @@ class HeadInEigenCoordinates(nn.Module):
 
     def forward(self, rotated_LI: Tensor) -> Tensor:
         return rotated_LI @ self.weight_EI.mT
-
-    def add_gradient(self, gradient_EI: Tensor) -> None:
-        """Add a gradient that was not made by backward; blocked entries stay without one."""
-        left_EI = gradient_EI * self.free_EI if self._blocks else gradient_EI
-        grad = self.change_EI.grad
-        self.change_EI.grad = left_EI if grad is None else grad.add_(left_EI)
 
     def drift_so_far(self) -> float | None:
         """√(Σ r_i s_j M_ij² / Σ r_i s_j (VᵀW₀U)_ij²); None where no score is at stake."""

@@ -10,7 +10,7 @@ from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from workers.methods.drift_penalty import PenalisedDrift
 from workers.methods.moment_replay import MomentReplay
 from workers.methods.nullspace import Preserve
-from workers.methods.port import Batch, Lesson
+from workers.methods.port import Batch, Lesson, Peers
 from workers.methods.sampled_replay import gaussian_rows
 from workers.methods.sealed import input_basis
 from workers.model.heads import ModalityHeads, initial_heads
@@ -95,7 +95,8 @@ def test_gradient_of_moment_replay_is_that_of_the_quality_losses(pair: ModalityP
     """Closed form against finite differences of the certificate, counted once per dataset."""
     lesson = random_lesson(pair, IMAGE_TEXT, IMAGE_TEXT, AUDIO_IMAGE)
     module = moved_pair(lesson)
-    MomentReplay(lesson, module).add_gradient(module, weight=0.7)
+    replayed = 0.7 * MomentReplay(lesson, module).loss(Peers())
+    replayed.backward()  # type: ignore[no-untyped-call]
 
     def total() -> float:
         loss = 0.0
@@ -112,6 +113,7 @@ def test_gradient_of_moment_replay_is_that_of_the_quality_losses(pair: ModalityP
             loss += lesson.memory.datasets_of(key) * quality_loss(moments, parent, current)
         return 0.7 * loss
 
+    assert float(replayed.detach()) == pytest.approx(total(), rel=1e-9)
     for head in (module.first, module.second):
         row, column = (int(index) for index in head.free_EI.nonzero()[3])
         step, data = 1e-5, head.change_EI.data
@@ -148,7 +150,7 @@ def test_sampled_rows_have_the_moments_that_they_are_drawn_from() -> None:
 def test_moments_of_rank_one_can_be_sampled() -> None:
     first, second = torch.ones(5, 3), torch.ones(5, 2)
     sampled = gaussian_rows(pair_moments(first, second), 10, torch.Generator())
-    torch.testing.assert_close(sampled, torch.ones(10, 5, dtype=torch.float64), atol=0.01, rtol=0)
+    torch.testing.assert_close(sampled, torch.ones(10, 5), atol=0.01, rtol=0)
 
 
 def test_what_are_no_moments_is_refused() -> None:
