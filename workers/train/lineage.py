@@ -61,7 +61,7 @@ def read_earlier(
     They are read when they are asked for; what fits into `room` bytes stays in memory. Reading raises
     StoreDamaged, and StorageUnavailable after some patience.
     """
-    shelf = _Shelf(store, job.model, room)
+    shelf = _Shelf(store, job, parent.knowledge.heads, room)
     return tuple(
         Earlier(learned.dataset, learned.pair, partial(shelf.read, learned))
         for learned in parent.learned
@@ -122,8 +122,8 @@ def _held_out(store: ObjectStore, learned: LearnedDataset, scratch: Scratch) -> 
 class _Shelf:
     """What is left of earlier datasets. A bound on drift asks for it some times: what fits stays."""
 
-    def __init__(self, store: ObjectStore, model: str, room: int) -> None:
-        self._store, self._model, self._room = store, model, room
+    def __init__(self, store: ObjectStore, job: JobSpec, parent: ModalityHeads, room: int) -> None:
+        self._store, self._job, self._parent, self._room = store, job, parent, room
         self._held: dict[str, Remembered] = {}
 
     def read(self, learned: LearnedDataset) -> Remembered:
@@ -140,9 +140,14 @@ class _Shelf:
     def _read(self, learned: LearnedDataset) -> Remembered:
         key = layout.dataset_moments(learned.dataset)
         data = patiently(partial(read_verified, self._store, key, learned.moments))
-        manifest = patiently(partial(read_version, self._store, self._model, learned.version))
-        then = _heads(self._store, manifest)
+        then = self._heads_of(learned.version)
         return Remembered(load_moments(data), weights_of(learned.pair, then))
+
+    def _heads_of(self, version: int) -> ModalityHeads:
+        if version == self._job.parent:
+            return self._parent
+        manifest = patiently(partial(read_version, self._store, self._job.model, version))
+        return _heads(self._store, manifest)
 
 
 @contextmanager

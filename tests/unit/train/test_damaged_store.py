@@ -97,3 +97,17 @@ def test_earlier_datasets_are_read_when_needed_and_kept_where_there_is_room(
     earlier.read()
     earlier.read()
     assert noted.calls.count(MOMENTS) == times
+
+
+@pytest.mark.parametrize(("parent", "times"), [(1, 1), (2, 2)])
+def test_heads_of_the_parent_are_read_once(
+    store: LocalStore, tmp_path: Path, parent: int, times: int
+) -> None:
+    """Those of the version before it are read beside them, and checked."""
+    job = prepare_job(store, tmp_path, STREAM.datasets[1], version=2)
+    noted = FlakyStore(store)
+    known = read_parent(noted, job)
+    (earlier,) = read_earlier(noted, job.model_copy(update={"parent": parent}), known)
+    then = earlier.read().then
+    assert noted.calls.count(HEADS) == times
+    assert then.first_EI.equal(known.knowledge.heads.weights[earlier.pair.first])
