@@ -35,19 +35,32 @@ def sha256_of_file(path: Path) -> str:
 
 def entry_for(data: bytes) -> FileEntry:
     """What a manifest says about these bytes."""
-    return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+    return FileEntry(sha256=_sha256(data), bytes=len(data))
 
 
-def read_verified(store: ObjectStore, key: str, entry: FileEntry) -> bytes:
-    """The object's bytes. Raises DigestMismatch if they are not those of `entry`."""
+def read_verified(
+    store: ObjectStore, key: str, entry: FileEntry, considerate: bool = False
+) -> bytes:
+    """The object's bytes. Raises DigestMismatch if they are not those of `entry`.
+
+    `considerate`: hashed as `_considerate_sha256` does.
+    """
     data = store.read(key)
-    if len(data) != entry.bytes or _considerate_sha256(data) != entry.sha256:
+    hashed = _considerate_sha256 if considerate else _sha256
+    if len(data) != entry.bytes or hashed(data) != entry.sha256:
         raise DigestMismatch(f"{store.uri}/{key} is not what its manifest promised (SHA-256)")
     return data
 
 
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def _considerate_sha256(data: bytes) -> str:
-    """Lets who waits for the core go first, piece by piece: a replica hashes beside its answers."""
+    """Lets who waits for the core go first, piece by piece: a replica hashes beside its answers.
+
+    On a machine that is full it takes some times as long, which nobody waits for there.
+    """
     digest = hashlib.sha256()
     with memoryview(data) as view:
         for begin in range(0, len(view), _CHUNK):
@@ -66,12 +79,15 @@ def read_version(store: ObjectStore, model: str, version: int) -> VersionManifes
     return _parse(store, layout.version_file(model, version, layout.MANIFEST))
 
 
-def read_version_file(store: ObjectStore, manifest: VersionManifest, name: str) -> bytes:
-    """One verified file. Raises ObjectNotFound, DigestMismatch; InvalidVersion if it has no such."""
+def read_version_file(
+    store: ObjectStore, manifest: VersionManifest, name: str, considerate: bool = False
+) -> bytes:
+    """One verified file, as `read_verified` reads it. Raises ObjectNotFound, DigestMismatch;
+    InvalidVersion if it has no such."""
     key = layout.version_file(manifest.model, manifest.version, name)
     if name not in manifest.files:
         raise InvalidVersion(f"the manifest of version {manifest.version} names no {name}")
-    return read_verified(store, key, manifest.files[name])
+    return read_verified(store, key, manifest.files[name], considerate)
 
 
 def write_candidate(store: ObjectStore, manifest: VersionManifest, files: dict[str, bytes]) -> None:

@@ -12,7 +12,7 @@ def read_memory(store: ObjectStore, version: ServedVersion) -> bytes:
     manifest = read_version(store, version.model, version.number)
     if manifest.created_at != version.created_at:
         raise InvalidVersion(f"the store has another {version.label} by now")
-    return read_version_file(store, manifest, layout.MEMORY)
+    return read_version_file(store, manifest, layout.MEMORY, considerate=True)
 
 
 def identity_of(version: ServedVersion) -> tuple[str, float]:

@@ -82,7 +82,7 @@ def _file(store: ObjectStore, manifest: VersionManifest, name: str) -> bytes:
     if name not in manifest.files:
         raise InvalidVersion(f"the manifest of {manifest.model}@{manifest.version} names no {name}")
     try:
-        return read_version_file(store, manifest, name)
+        return read_version_file(store, manifest, name, considerate=True)
     except ObjectNotFound as error:
         raise InvalidVersion(f"{manifest.model}@{manifest.version}: {error}") from error
 
