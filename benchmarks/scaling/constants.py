@@ -4,18 +4,19 @@ Nothing here runs an update: products, passes and collectives are timed one by o
 Shapes: L rows of a rank, B of a batch, E width of the embeddings, I of what a head reads.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from benchmarks.scaling.group import seconds_together
+from benchmarks.scaling.group import seconds_by_turns
 from workers.model.loss import Everywhere, symmetric_info_nce, unit
 from workers.train.distributed import Gathering, World
 
 Points = dict[float, float]
+Curves = Mapping[str, Iterable[tuple[float, Callable[[], object]]]]
 
 _DIMENSIONS = (32, 64, 128, 256, 512, 1024)
 _WIDE = 1024
@@ -31,7 +32,7 @@ _BYTES = (1 << 10, 1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 23)
 
 def constants_of_one() -> dict[str, Points]:
     """What a process needs for itself; sizes as in `model.Rates`."""
-    curves: dict[str, Iterable[tuple[float, Callable[[], object]]]] = {
+    curves: Curves = {
         "rows product": ((size, _rows_product(size)) for size in _DIMENSIONS),
         "inner product": ((size, _inner_product(size)) for size in _DIMENSIONS),
         "scores, one direction": ((r * c, partial(_scores_alone, r)) for r, c in _SCORES if r == c),
@@ -40,16 +41,16 @@ def constants_of_one() -> dict[str, Points]:
         "rows": ((rows * 2 * _WIDE, _rows(rows)) for rows in _DIMENSIONS),
         "packing": ((2 * width * width, _packing(width)) for width in _WIDTHS),
     }
-    return {name: _measured(tasks) for name, tasks in curves.items()}
+    return _measured(curves)
 
 
 def constants_of_many(here: World) -> dict[str, Points]:
     """Collectives, by the bytes that each rank gives."""
-    return {
-        "gather": _measured((size, _gather(size, here)) for size in _BYTES),
-        "reduce": _measured((size, _reduce(size)) for size in _BYTES),
-        "waiting": _never_less(dict(_waiting(rows) for rows in _WORK)),
+    collectives: Curves = {
+        "gather": ((size, _gather(size, here)) for size in _BYTES),
+        "reduce": ((size, _reduce(size)) for size in _BYTES),
     }
+    return {**_measured(collectives), "waiting": _never_less(_waiting())}
 
 
 def _never_less(points: Points) -> Points:
@@ -59,26 +60,31 @@ def _never_less(points: Points) -> Points:
     return dict(zip(sizes, largest, strict=True))
 
 
-def _waiting(rows: int) -> tuple[float, float]:
-    """(seconds of some work, how much longer a collective takes for those who come to it from there).
+def _waiting() -> Points:
+    """By seconds of some work: how much longer a collective takes for those who come to it from there.
 
     Nobody is done at the same time as the others, least of all where ranks take turns on a core.
     """
-    work, meeting = _rows_product(rows), _reduce(_BYTES[0])
-
-    def both() -> None:
-        work()
-        meeting()
-
-    apart = seconds_together(work) + seconds_together(meeting)
-    longer = seconds_together(both) - apart
-    agreed = torch.tensor([apart, longer], dtype=torch.float64)
-    torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
-    return float(agreed[0]), max(float(agreed[1]), _LEAST)
+    meeting, works = _reduce(_BYTES[0]), [_rows_product(rows) for rows in _WORK]
+    both = [partial(_one_after_the_other, work, meeting) for work in works]
+    alone, *found = seconds_by_turns([meeting, *works, *both])
+    apart = torch.tensor(found[: len(works)], dtype=torch.float64) + alone
+    longer = torch.tensor(found[len(works) :], dtype=torch.float64) - apart
+    for agreed in (apart, longer):
+        torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
+    return dict(zip(apart.tolist(), longer.clamp(min=_LEAST).tolist(), strict=True))
 
 
-def _measured(tasks: Iterable[tuple[float, Callable[[], object]]]) -> dict[float, float]:
-    return {size: seconds_together(task) for size, task in tasks}
+def _one_after_the_other(first: Callable[[], object], second: Callable[[], object]) -> None:
+    first()
+    second()
+
+
+def _measured(curves: Curves) -> dict[str, Points]:
+    """All of them by turns, so that they have met the same machine."""
+    tasks = {name: dict(of_curve) for name, of_curve in curves.items()}
+    found = iter(seconds_by_turns([task for each in tasks.values() for task in each.values()]))
+    return {name: {size: next(found) for size in each} for name, each in tasks.items()}
 
 
 def _random(*shape: int) -> Tensor:
@@ -125,14 +131,15 @@ def _heads(width: int) -> Callable[[], None]:
     """W₀ + M, the mask, AdamW and the average, as workers/model/pair.py and workers/train have them."""
     changes = [torch.nn.Parameter(torch.zeros(width, width)) for _ in range(2)]
     starts, means = ([_random(width, width) for _ in changes] for _ in range(2))
-    free, slopes = ([_random(width, width) for _ in changes] for _ in range(2))
+    slopes = [_random(width, width) for _ in changes]
+    free = [(slope > 0).float() for slope in slopes]
     optimizer = torch.optim.AdamW(changes, lr=1e-3, fused=True)
 
     def passes() -> None:
         with torch.no_grad():
             for change, start, mask, slope in zip(changes, starts, free, slopes, strict=True):
                 torch.add(start, change)
-                change.grad = slope * mask
+                change.grad = slope.mul_(mask)
         optimizer.step()
         with torch.no_grad():
             for mean, change in zip(means, changes, strict=True):
@@ -165,10 +172,11 @@ def _packing(width: int) -> Callable[[], None]:
     def passes() -> None:
         for slope, gradient in zip(slopes, gradients, strict=True):
             gradient.copy_(slope)
-        packed = torch.cat([one[free] for one, free in zip(gradients, index, strict=True)]).div_(2)
+        chosen = [one.index_select(0, free) for one, free in zip(gradients, index, strict=True)]
+        packed = torch.cat(chosen).div_(2)
         parts = packed.split([len(free) for free in index])  # type: ignore[no-untyped-call]
         for gradient, free, part in zip(gradients, index, parts, strict=True):
-            gradient[free] = part
+            gradient.scatter_(0, free, part)
         for slope, gradient in zip(slopes, gradients, strict=True):
             slope.copy_(gradient)
 

@@ -4,7 +4,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,15 +48,23 @@ def _one(rank: int, task: Callable[[], Any], size: int, folder: str) -> None:
 
 def seconds_together(task: Callable[[], object]) -> float:
     """Median seconds of `task` while all processes of the group do it at once."""
-    count = _of_a_window(task)
-    windows, until = Windows(_size(), _WINDOWS), time.perf_counter() + _PATIENCE_SECONDS
-    while _not_all(windows.is_enough or time.perf_counter() > until):
-        windows.tick()
-        for _ in range(count):
-            task()
-            windows.tick()
-        windows.pause()
-    return windows.timing().median
+    return seconds_by_turns([task])[0]
+
+
+def seconds_by_turns(tasks: Sequence[Callable[[], object]]) -> list[float]:
+    """The same of each of several tasks, window by window in turn: the machine's own pace changes within
+    minutes, and what is compared or added up should have met the same."""
+    counts = [_of_a_window(task) for task in tasks]
+    windows = [Windows(_size(), _WINDOWS) for _ in tasks]
+    until = time.perf_counter() + _PATIENCE_SECONDS * len(tasks)
+    while _not_all(all(one.is_enough for one in windows) or time.perf_counter() > until):
+        for task, count, window in zip(tasks, counts, windows, strict=True):
+            window.tick()
+            for _ in range(count):
+                task()
+                window.tick()
+            window.pause()
+    return [one.timing().median for one in windows]
 
 
 def _of_a_window(task: Callable[[], object]) -> int:
