@@ -113,7 +113,9 @@ def averaged(module: nn.Module, free: Mapping[nn.Parameter, Tensor], here: World
     if here.size == 1:
         return module
     # Buffers are made alike once and never change; DDP would send them with every update.
-    wrapped = DistributedDataParallel(module, forward_sync_buffers=False)
+    wrapped = DistributedDataParallel(
+        module, forward_sync_buffers=False, gradient_as_bucket_view=True
+    )
     index = {
         parameter: mask.flatten().nonzero().flatten()
         for parameter, mask in free.items()
