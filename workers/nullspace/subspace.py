@@ -127,7 +127,9 @@ def _decompose(sum_II: Tensor, scale: float = 0.0) -> EigenBasis:
     Rounding is measured against the largest eigenvalue or against `scale`, whichever is larger.
     """
     values_I, vectors_II = torch.linalg.eigh((sum_II + sum_II.mT) / 2)
-    values_I, vectors_II = values_I.flip(0).clamp_min(0), vectors_II.flip(1)
+    # LAPACK gives them column by column. A checkpoint gives them row by row, and a product may be
+    # rounded otherwise for it.
+    values_I, vectors_II = values_I.flip(0).clamp_min(0), vectors_II.flip(1).contiguous()
     rank = int((values_I > _ZERO * max(float(values_I[0]), scale)).sum())
     vectors_II[:, rank:] = _canonical(vectors_II[:, rank:])
     return EigenBasis(vectors_II, values_I)
