@@ -61,10 +61,6 @@ class VerifiedFile:
     ) -> None:
         self._shard, self._file, self._stamp = shard, file, stamp
 
-    def close(self) -> None:
-        """It will not be read."""
-        self._file.close()
-
     @contextmanager
     def reading(self) -> Iterator[pa.NativeFile]:
         """The file for Arrow; closed in the end. Raises InvalidDataset if it was changed meanwhile."""

@@ -4,11 +4,40 @@ import queue
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 _LOOK_SECONDS = 0.1
+
+
+class Ahead(Generic[T]):
+    """Items that a thread makes from now on, up to `depth` of them before they are asked for.
+
+    They come in their order, and errors in their place. Whoever has it closes it.
+    """
+
+    def __init__(self, items: Iterator[T], depth: int) -> None:
+        self._made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+        self._left = threading.Event()
+        self._maker = threading.Thread(
+            target=_make, args=[items, self._made, self._left], daemon=True, name="prefetch"
+        )
+        self._maker.start()
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            item, error = self._made.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+
+    def close(self) -> None:
+        """The thread ends, which closes `items`."""
+        self._left.set()
+        self._maker.join()
 
 
 def prefetched(items: Iterator[T], depth: int) -> Generator[T]:
@@ -16,21 +45,8 @@ def prefetched(items: Iterator[T], depth: int) -> Generator[T]:
 
     Whoever stops asking ends the thread; `items` is closed by it.
     """
-    ahead: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
-    left = threading.Event()
-    maker = threading.Thread(target=_make, args=[items, ahead, left], daemon=True, name="prefetch")
-    maker.start()
-    try:
-        while True:
-            item, error = ahead.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-    finally:
-        left.set()
-        maker.join()
+    with closing(Ahead(items, depth)) as ahead:
+        yield from ahead
 
 
 def _make(

@@ -1,12 +1,14 @@
 """From shards in object storage to raw rows, in their order, row group by row group.
 
-The next shard is fetched and checked while the present one is decoded. Memory holds some thousand
-rows and some pieces of a file, however large shards and row groups are.
+Two neighbouring shards are at work at a time, each in a thread: fetched, checked, then decoded until
+two batches wait to be asked for. Memory holds some thousand rows and some pieces of a file, however
+large shards and row groups are.
 """
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +17,11 @@ import pyarrow.parquet as pq
 from workers.contract.dataset import Shard
 from workers.storage.scratch import Scratch
 from workers.storage.shards import FEATURES, open_in_pieces, rows_at_once
-from workers.storage.verified import VerifiedFile, open_verified
+from workers.storage.verified import open_verified
+from workers.train.rows.prefetch import Ahead
 
-_ROWS_AT_ONCE = 4096
+_SHARDS_AT_ONCE = 2
+_ROWS_AT_ONCE, _BATCHES_AHEAD = 4096, 2
 
 
 @dataclass(frozen=True)
@@ -42,34 +46,25 @@ class _Part:
 
 def read_rows(
     shards: Sequence[Shard], start: int, stop: int, scratch: Scratch | None = None
-) -> Iterator[RawRows]:
+) -> Generator[RawRows]:
     """Rows `start` to `stop` of the dataset; `scratch` is for copies, of two shards at a time.
 
     Raises InvalidDataset, StorageUnavailable.
     """
-    parts, scratch = list(_parts(shards, start, stop)), scratch or Scratch()
-    with ThreadPoolExecutor(1, "shards") as thread:
-        ahead = [_fetch(thread, part, scratch) for part in parts[:1]]
-        try:
-            for number, part in enumerate(parts):
-                file = ahead.pop().result()
-                ahead += [
-                    _fetch(thread, next_, scratch) for next_ in parts[number + 1 : number + 2]
-                ]
-                yield from _decode(file, part)
-        finally:
-            for fetched in ahead:
-                _leave(fetched)
+    parts, scratch = _parts(shards, start, stop), scratch or Scratch()
+    ahead = deque(_begun(part, scratch) for part in islice(parts, _SHARDS_AT_ONCE))
+    try:
+        while ahead:
+            yield from ahead[0]
+            ahead.popleft().close()
+            ahead.extend(_begun(part, scratch) for part in islice(parts, 1))
+    finally:
+        for each in ahead:
+            each.close()
 
 
-def _fetch(thread: ThreadPoolExecutor, part: _Part, scratch: Scratch) -> Future[VerifiedFile]:
-    return thread.submit(open_verified, part.shard, scratch)
-
-
-def _leave(fetched: Future[VerifiedFile]) -> None:
-    """Nobody will read it."""
-    if not fetched.cancel() and fetched.exception() is None:
-        fetched.result().close()
+def _begun(part: _Part, scratch: Scratch) -> Ahead[RawRows]:
+    return Ahead(_checked_rows(part, scratch), _BATCHES_AHEAD)
 
 
 def _parts(shards: Sequence[Shard], start: int, stop: int) -> Iterator[_Part]:
@@ -82,8 +77,8 @@ def _parts(shards: Sequence[Shard], start: int, stop: int) -> Iterator[_Part]:
         first += shard.rows
 
 
-def _decode(verified: VerifiedFile, part: _Part) -> Iterator[RawRows]:
-    with verified.reading() as source:
+def _checked_rows(part: _Part, scratch: Scratch) -> Iterator[RawRows]:
+    with open_verified(part.shard, scratch).reading() as source:
         file = open_in_pieces(source)
         groups, position = _row_groups(file, part)
         rows = rows_at_once(file.schema_arrow, _ROWS_AT_ONCE)

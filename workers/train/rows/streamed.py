@@ -6,6 +6,7 @@ Shapes: K rows of a window, L rows of this rank, F and G widths of the two sides
 """
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -82,11 +83,11 @@ class StreamedRows:
         """Rows as they come from the store; once all have come, they are on the disk."""
         first, last = self._share(here)
         spool = Spool(first, last, self._scratch)
-        raw_rows = read_rows(self._shards, first, last, self._scratch)
-        for raw in prefetched(raw_rows, _CHUNKS_AHEAD):
-            records = keyed(raw)
-            spool.append(records)
-            yield records
+        with closing(read_rows(self._shards, first, last, self._scratch)) as raw_rows:
+            for raw in raw_rows:
+                records = keyed(raw)
+                spool.append(records)
+                yield records
         if not spool.is_full:
             raise RuntimeError(f"the shards have fewer rows than {last - first}")
         self._spool = spool

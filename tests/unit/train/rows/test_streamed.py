@@ -15,7 +15,6 @@ from workers.model.rows import PairedRows
 from workers.storage.scratch import Scratch
 from workers.train.distributed import World
 from workers.train.rows.order import Plan
-from workers.train.rows.reader import read_rows
 from workers.train.rows.streamed import StreamedRows
 
 ROWS, WIDTHS = 2000, (5, 3)
@@ -151,19 +150,3 @@ def test_reading_can_be_begun_again_after_it_failed(shards: list[Shard]) -> None
     del chunks
     again = [number for chunk in rows.chunks(World(0, 1)) for number in numbers(chunk)]
     assert again == list(range(1, ROWS + 1))
-
-
-def own_memory() -> int:
-    """Bytes that this process has for itself."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
-
-
-def test_memory_of_reading_does_not_grow_with_a_shard(tmp_path: Path) -> None:
-    rows, width = 240_000, 64
-    features = np.random.default_rng(0).standard_normal((rows, width), np.float32)
-    shard = write_pair_shard(tmp_path / "long.parquet", (features, features), group_rows=4096)
-    before, most = own_memory(), 0
-    for _ in read_rows([shard], 0, rows):
-        most = max(most, own_memory() - before)
-    assert most < features.nbytes  # Half of what the file has.
