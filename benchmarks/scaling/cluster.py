@@ -65,8 +65,8 @@ class Cluster:
         return self._passes(2 * entries, 8)
 
     def packing(self, entries: float) -> float:
-        """All into a bucket and back; of half of them values and 64-bit places, out and back."""
-        return self._passes(entries, 8)
+        """All into a bucket; of half of them values and 64-bit places, out and back."""
+        return self._passes(entries, 6)
 
     def gather(self, bytes_each: float, ranks: int) -> float:
         """A ring: everything of the others passes through each."""

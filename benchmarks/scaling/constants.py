@@ -162,8 +162,8 @@ def _rows(rows: int) -> Callable[[], None]:
 
 
 def _packing(width: int) -> Callable[[], None]:
-    """What DDP does with two gradients beside the collective: all of both into its bucket and back,
-    and with the product's hook the free entries out of the bucket and back."""
+    """What DDP does with two gradients beside the collective: all of both into its bucket, and with the
+    product's hook the free entries out of the bucket and back."""
     slopes = [_random(width * width) for _ in range(2)]
     index = [(one > 0).nonzero().flatten() for one in slopes]
     bucket = torch.cat(slopes)
@@ -177,8 +177,6 @@ def _packing(width: int) -> Callable[[], None]:
         parts = packed.split([len(free) for free in index])  # type: ignore[no-untyped-call]
         for gradient, free, part in zip(gradients, index, parts, strict=True):
             gradient.scatter_(0, free, part)
-        for slope, gradient in zip(slopes, gradients, strict=True):
-            slope.copy_(gradient)
 
     return passes
 
