@@ -29,7 +29,7 @@ Contestant = Callable[[Windows], None]
 # A round of Trainer's loop: it is the slowest by far.
 _PUBLISHED_UPDATES = 32
 # In a round; the first one brings the files into the page cache.
-_READINGS = 3
+_READINGS = 9
 
 
 @dataclass(frozen=True)
