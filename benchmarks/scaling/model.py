@@ -19,6 +19,7 @@ from typing import Protocol
 
 _MEETINGS = 3
 _FLOAT, _DOUBLE, _KEYS, _SUMS = 4, 8, 16, 12
+_BUCKET = 1 << 20
 TERMS = ("products", "passes", "gather", "reduce", "waiting", "fixed", "read")
 
 
@@ -117,9 +118,12 @@ def gathered_bytes(shape: Shape, embedding_bytes: int = _FLOAT) -> tuple[float, 
     return embeddings, embeddings, shape.local * _KEYS, shape.local * _SUMS
 
 
-def reduced_bytes(shape: Shape) -> float:
-    """What one rank gives to the all-reduce of an update."""
-    return shape.head_entries * shape.free_share * _FLOAT
+def reduced_bytes(shape: Shape) -> tuple[float, ...]:
+    """What one rank gives to each all-reduce of an update: DDP closes a bucket once it has a MiB, so
+    heads that are no smaller travel one by one."""
+    both = shape.head_entries * shape.free_share * _FLOAT
+    is_apart = shape.head_entries // 2 * _FLOAT >= _BUCKET
+    return (both / 2, both / 2) if is_apart else (both,)
 
 
 def moment_bytes(inputs: int) -> float:
@@ -153,4 +157,6 @@ def _gather(shape: Shape, rates: Rates) -> float:
 
 
 def _reduce(shape: Shape, rates: Rates) -> float:
-    return rates.reduce(reduced_bytes(shape), shape.ranks) if shape.ranks > 1 else 0.0
+    if shape.ranks == 1:
+        return 0.0
+    return sum(rates.reduce(one, shape.ranks) for one in reduced_bytes(shape))

@@ -21,7 +21,7 @@ Global batch B, N ranks, L = B / N rows of each; E width of the embeddings, I of
 | products | heads: 2 · 2 · L·I·E multiply-adds; scores: 1 + 2 times L·B·E alone, 2 + 2 times with others |
 | passes | softmax of L·B scores (in two directions with others), both heads with their optimizer (2·E·I entries), selecting and unit length of L·(I + E), packing of what travels |
 | gather | each rank gives L·E·4 bytes twice (2 bytes a number in bfloat16), L·16 of keys, L·12 of log-sums |
-| reduce | each rank gives 4 bytes for each free entry of both heads |
+| reduce | each rank gives 4 bytes for each free entry, head by head |
 | waiting | three times an update the last rank is waited for; by the seconds of work before |
 | fixed | the interpreter's time, alone or under DDP: an update of next to no numbers, less its collectives |
 | read | streamed rows: reading and 2·L·I·I multiply-adds of rotation, where they take longer than the update beside them or find no core of their own |

@@ -88,7 +88,8 @@ def test_rows_that_are_streamed_are_rotated() -> None:
 def test_bytes_are_those_of_the_formulas() -> None:
     shape = Shape(batch=12, width=5, inputs=7, ranks=3, free_share=0.5)
     assert gathered_bytes(shape) == (80, 80, 64, 48)
-    assert reduced_bytes(shape) == 4 * 0.5 * 2 * 5 * 7
+    assert reduced_bytes(shape) == (4 * 0.5 * 2 * 5 * 7,)
+    assert reduced_bytes(Shape(batch=12, width=512, inputs=512, ranks=3)) == (2**20, 2**20)
     assert moment_bytes(7) == 8 * (7 * 8 / 2 + 7 * 8 / 2 + 49 + 1)
 
 
