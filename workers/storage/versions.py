@@ -21,6 +21,7 @@ from workers.storage.patience import patiently
 from workers.storage.port import ObjectStore
 
 T = TypeVar("T")
+Hash = Callable[[bytes], str]
 _CHUNK = 1 << 20
 
 
@@ -35,29 +36,26 @@ def sha256_of_file(path: Path) -> str:
 
 def entry_for(data: bytes) -> FileEntry:
     """What a manifest says about these bytes."""
-    return FileEntry(sha256=_sha256(data), bytes=len(data))
+    return FileEntry(sha256=sha256_of(data), bytes=len(data))
+
+
+def sha256_of(data: bytes) -> str:
+    """SHA-256 of bytes in memory, at once."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_verified(
-    store: ObjectStore, key: str, entry: FileEntry, considerate: bool = False
+    store: ObjectStore, key: str, entry: FileEntry, hashed: Hash = sha256_of
 ) -> bytes:
-    """The object's bytes. Raises DigestMismatch if they are not those of `entry`.
-
-    `considerate`: hashed as `_considerate_sha256` does.
-    """
+    """The object's bytes. Raises DigestMismatch if they are not those of `entry`."""
     data = store.read(key)
-    hashed = _considerate_sha256 if considerate else _sha256
     if len(data) != entry.bytes or hashed(data) != entry.sha256:
         raise DigestMismatch(f"{store.uri}/{key} is not what its manifest promised (SHA-256)")
     return data
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _considerate_sha256(data: bytes) -> str:
-    """Lets who waits for the core go first, piece by piece: a replica hashes beside its answers.
+def considerate_sha256_of(data: bytes) -> str:
+    """The same; lets who waits for the core go first, piece by piece: a replica hashes beside its answers.
 
     On a machine that is full it takes some times as long, which nobody waits for there.
     """
@@ -80,14 +78,14 @@ def read_version(store: ObjectStore, model: str, version: int) -> VersionManifes
 
 
 def read_version_file(
-    store: ObjectStore, manifest: VersionManifest, name: str, considerate: bool = False
+    store: ObjectStore, manifest: VersionManifest, name: str, hashed: Hash = sha256_of
 ) -> bytes:
     """One verified file, as `read_verified` reads it. Raises ObjectNotFound, DigestMismatch;
     InvalidVersion if it has no such."""
     key = layout.version_file(manifest.model, manifest.version, name)
     if name not in manifest.files:
         raise InvalidVersion(f"the manifest of version {manifest.version} names no {name}")
-    return read_verified(store, key, manifest.files[name], considerate)
+    return read_verified(store, key, manifest.files[name], hashed)
 
 
 def write_candidate(store: ObjectStore, manifest: VersionManifest, files: dict[str, bytes]) -> None:

@@ -4,7 +4,7 @@ from workers.contract.errors import InvalidVersion
 from workers.serve.versions.loading import ServedVersion
 from workers.storage import layout
 from workers.storage.port import ObjectStore
-from workers.storage.versions import read_version, read_version_file
+from workers.storage.versions import considerate_sha256_of, read_version, read_version_file
 
 
 def read_memory(store: ObjectStore, version: ServedVersion) -> bytes:
@@ -12,7 +12,7 @@ def read_memory(store: ObjectStore, version: ServedVersion) -> bytes:
     manifest = read_version(store, version.model, version.number)
     if manifest.created_at != version.created_at:
         raise InvalidVersion(f"the store has another {version.label} by now")
-    return read_version_file(store, manifest, layout.MEMORY, considerate=True)
+    return read_version_file(store, manifest, layout.MEMORY, considerate_sha256_of)
 
 
 def identity_of(version: ServedVersion) -> tuple[str, float]:

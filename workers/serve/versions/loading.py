@@ -20,7 +20,7 @@ from workers.model.heads import ModalityHeads
 from workers.serve.compute.heads import ServingHead, unit_length
 from workers.storage import layout
 from workers.storage.port import ObjectStore
-from workers.storage.versions import read_version, read_version_file
+from workers.storage.versions import considerate_sha256_of, read_version, read_version_file
 
 Float32Array = NDArray[np.float32]
 
@@ -82,7 +82,7 @@ def _file(store: ObjectStore, manifest: VersionManifest, name: str) -> bytes:
     if name not in manifest.files:
         raise InvalidVersion(f"the manifest of {manifest.model}@{manifest.version} names no {name}")
     try:
-        return read_version_file(store, manifest, name, considerate=True)
+        return read_version_file(store, manifest, name, considerate_sha256_of)
     except ObjectNotFound as error:
         raise InvalidVersion(f"{manifest.model}@{manifest.version}: {error}") from error
 
