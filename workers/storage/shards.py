@@ -128,10 +128,10 @@ def open_in_pieces(source: Path | pa.NativeFile) -> pq.ParquetFile:
     return pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
-def rows_at_once(schema: pa.Schema, most: int = columns.ROWS_AT_ONCE) -> int:
+def rows_at_once(schema: pa.Schema, values: int = _VALUES_AT_ONCE) -> int:
     """How many rows of a shard are decoded at a time: fewer where they are wide."""
     width: int = sum(schema.field(name).type.list_size for name in FEATURES)
-    return max(1, min(most, _VALUES_AT_ONCE // width))
+    return max(1, min(columns.ROWS_AT_ONCE, values // width))
 
 
 def rows_of(files: Iterable[pq.ParquetFile], every: int = 1) -> Rows:

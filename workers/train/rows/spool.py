@@ -9,7 +9,7 @@ Shapes: K neighbouring rows, F and G widths of the two sides.
 
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,18 @@ def joined(parts: Sequence[Records]) -> Records:
         np.concatenate([part.second_KG for part in parts]),
         np.concatenate([part.keys_K2 for part in parts]),
     )
+
+
+def regrouped(parts: Iterable[Records], rows: int) -> Iterator[Records]:
+    """The same rows, at least so many together, but for the last ones."""
+    waiting: list[Records] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= rows:
+            yield joined(waiting)
+            waiting = []
+    if waiting:
+        yield joined(waiting)
 
 
 @dataclass

@@ -19,9 +19,11 @@ from workers.train.rows.order import Lanes, Plan, Window, block_rows, lane_windo
 from workers.train.rows.port import CHUNK_ROWS, LocalBatch, Transform
 from workers.train.rows.prefetch import prefetched
 from workers.train.rows.reader import read_rows
-from workers.train.rows.spool import Records, Spool, joined, keyed
+from workers.train.rows.spool import Records, Spool, regrouped, joined, keyed
 
 _CHUNKS_AHEAD, _BATCHES_AHEAD = 2, 3
+# A chunk's sums of products take a third longer in pieces of a quarter of so many.
+_ROWS_TOGETHER = 2048
 
 
 class StreamedRows:
@@ -84,8 +86,7 @@ class StreamedRows:
         first, last = self._share(here)
         spool = Spool(first, last, self._scratch)
         with closing(read_rows(self._shards, first, last, self._scratch)) as raw_rows:
-            for raw in raw_rows:
-                records = keyed(raw)
+            for records in regrouped(map(keyed, raw_rows), _ROWS_TOGETHER):
                 spool.append(records)
                 yield records
         if not spool.is_full:
