@@ -19,7 +19,7 @@ from workers.train.rows.order import Lanes, Plan, Window, block_rows, lane_windo
 from workers.train.rows.port import CHUNK_ROWS, LocalBatch, Transform
 from workers.train.rows.prefetch import prefetched
 from workers.train.rows.reader import read_rows
-from workers.train.rows.spool import Records, Spool, regrouped, joined, keyed
+from workers.train.rows.spool import Records, Spool, joined, keyed, regrouped
 
 _CHUNKS_AHEAD, _BATCHES_AHEAD = 2, 3
 # A chunk's sums of products take a third longer in pieces of a quarter of so many.
