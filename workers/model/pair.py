@@ -5,6 +5,8 @@ Shapes: L rows, E width of the embeddings, I and J widths of what the two heads 
 
 import math
 from dataclasses import dataclass
+from functools import partial
+from weakref import proxy
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +97,9 @@ class HeadInEigenCoordinates(nn.Module):
         self.start_EI: Tensor
         self.free_EI: Tensor
         self.change_EI = nn.Parameter(torch.zeros_like(self.start_EI))
-        self.change_EI.register_post_accumulate_grad_hook(self._block)  # type: ignore[no-untyped-call]
+        # Weak: torch does not see through a hook that holds what its own tensor belongs to.
+        block = partial(HeadInEigenCoordinates.block, proxy(self))  # type: ignore[arg-type]
+        self.change_EI.register_post_accumulate_grad_hook(block)  # type: ignore[no-untyped-call]
         self.seen: list[tuple[Tensor, Tensor]] | None = None
 
     @property
@@ -116,7 +120,7 @@ class HeadInEigenCoordinates(nn.Module):
         )
         return (moved / size) ** 0.5 if size > 0 else None
 
-    def _block(self, change_EI: Tensor) -> None:
+    def block(self, change_EI: Tensor) -> None:
         """In place, before DDP or anything else reads the gradient."""
         gradient_EI = change_EI.grad
         if gradient_EI is None:

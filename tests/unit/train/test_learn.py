@@ -1,11 +1,14 @@
 """Learning one dataset without a store: odd data is survived, and what cannot be learned is said."""
 
+import gc
+from typing import get_args
+
 import pytest
 import torch
 
 from workers.contract.errors import NothingToLearn
 from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from workers.contract.model import MethodName, ModelSpec, ProtectionSpec, TrainingSpec
 from workers.model.retrieval import HeldOut, measure
 from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights
@@ -76,6 +79,25 @@ def test_odd_data_is_learned_twice_without_nan(name: str) -> None:
         assert bool(weight.isfinite().all())
     found = measure(again.knowledge.heads, PAIR, HeldOut(ODD[name], None))
     assert found.at_1 >= 0
+
+
+@pytest.mark.parametrize("method", get_args(MethodName))
+def test_learning_leaves_nothing_in_memory(method: MethodName) -> None:
+    """Warm ranks learn one dataset after another in the same processes."""
+    spec = SPEC.model_copy(update={"method": method})
+    before = learned_from(latent_rows(0), spec).knowledge
+    tensors, modules = _in_memory()
+    learned_from(latent_rows(1), spec, before)
+    assert modules == 0
+    assert _in_memory() == (tensors, modules)
+
+
+def _in_memory() -> tuple[int, int]:
+    """Tensors, and modules that train."""
+    gc.collect()
+    kinds = [type(one) for one in gc.get_objects()]
+    tensors = sum(issubclass(kind, torch.Tensor) for kind in kinds)
+    return tensors, sum(issubclass(kind, torch.nn.Module) for kind in kinds)
 
 
 def test_a_dataset_smaller_than_a_batch_is_refused_in_words() -> None:
