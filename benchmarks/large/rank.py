@@ -2,10 +2,11 @@
 
 import argparse
 from datetime import timedelta
+from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
+from benchmarks.scaling.group import joined
 from workers.train.job import train_dataset
 
 
@@ -18,15 +19,8 @@ def main() -> None:
         parser.add_argument(name, required=True, type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{options.meeting}",
-        rank=options.rank,
-        world_size=options.size,
-        timeout=timedelta(minutes=30),
-    )
-    train_dataset(options.store, options.job, 1, torch.device("cpu"))
-    dist.destroy_process_group()
+    with joined(Path(options.meeting), options.rank, options.size, timedelta(minutes=30)):
+        train_dataset(options.store, options.job, 1, torch.device("cpu"))
 
 
 if __name__ == "__main__":

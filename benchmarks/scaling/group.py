@@ -4,7 +4,8 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,14 +37,28 @@ def in_group(task: Callable[[], T], size: int) -> list[T]:
 def _one(rank: int, task: Callable[[], Any], size: int, folder: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    if size > 1:
-        rendezvous = f"file://{folder}/rendezvous"
-        dist.init_process_group(
-            "gloo", init_method=rendezvous, rank=rank, world_size=size, timeout=_TIMEOUT
-        )
-    torch.save(task(), Path(folder) / f"{rank}.pt")
-    if size > 1:
-        dist.destroy_process_group()
+    with joined(Path(folder) / "rendezvous", rank, size) if size > 1 else nullcontext():
+        torch.save(task(), Path(folder) / f"{rank}.pt")
+
+
+@contextmanager
+def joined(meeting: Path, rank: int, size: int, timeout: timedelta = _TIMEOUT) -> Iterator[None]:
+    """One of `size` processes that meet at a file and are joined by gloo.
+
+    In the end gloo's threads are gone, or it raises: one that lets go of its last work while Python
+    ends would abort the process (docs/log.md).
+    """
+    # Imported later, it would hold the group to the end of the process: by its default arguments.
+    import torch.distributed.nn  # noqa: F401
+
+    dist.init_process_group(
+        "gloo", init_method=meeting.as_uri(), rank=rank, world_size=size, timeout=timeout
+    )
+    yield
+    dist.destroy_process_group()
+    names = [(thread / "comm").read_text() for thread in Path("/proc/self/task").iterdir()]
+    if any("gloo" in name for name in names):
+        raise RuntimeError(f"something still holds the process group: {' '.join(names)}")
 
 
 def seconds_together(task: Callable[[], object]) -> float:

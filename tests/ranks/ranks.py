@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.scaling.group import joined
 from tests.fakes.pair_shards import write_pair_shards
 from workers.contract.dataset import Shard
 from workers.contract.modality import ModalityPair
@@ -63,15 +63,8 @@ def in_ranks(check: Callable[[World], object], size: int, folder: Path) -> list[
 def _rank(rank: int, check: Callable[[World], object], size: int, folder: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous-{size}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=60),
-    )
-    torch.save(check(world()), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    with joined(Path(folder) / f"rendezvous-{size}", rank, size):
+        torch.save(check(world()), Path(folder) / f"{rank}.pt")
 
 
 def everything(shards: Sequence[Shard], here: World) -> dict[str, object]:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from benchmarks.scaling.group import joined
 from workers.train.distributed import World, largest, meet, world
 
 _PATIENCE, _LATE = 0.5, 1.5
@@ -16,26 +17,18 @@ _PATIENCE, _LATE = 0.5, 1.5
 
 def _rank(rank: int, folder: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
-    here = world()
-    # From here on a collective gives a rank up that is late; before, they wait for each other's start.
-    _set_pg_timeout(timedelta(seconds=_PATIENCE), dist.group.WORLD)
-    time.sleep(_LATE * rank)
-    _meets(here)
-    assert world().late is here.late
-    dist.destroy_process_group()
+    with joined(Path(folder) / "rendezvous", rank, size=2):
+        _meets(world())
 
 
 def _meets(here: World) -> None:
+    # From here on a collective gives a rank up that is late; before, they wait for each other's start.
+    _set_pg_timeout(timedelta(seconds=_PATIENCE), dist.group.WORLD)
+    time.sleep(_LATE * here.rank)
     meet(here)
     time.sleep(_LATE * here.rank)
     assert largest(float(here.rank), here) == 1.0
+    assert world().late is here.late
 
 
 def test_ranks_meet_after_longer_than_a_collective_waits(tmp_path: Path) -> None:

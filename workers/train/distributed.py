@@ -7,9 +7,9 @@ what two heads read.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cache
 from itertools import pairwise
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from workers.nullspace.moments import PairMoments, SecondMoment
 T = TypeVar("T")
 
 _LATEST = timedelta(hours=12)
+_late_groups: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
 
 @dataclass
@@ -57,10 +58,17 @@ def world() -> World:
     return World(dist.get_rank(), dist.get_world_size(), late=_late_group(dist.group.WORLD))
 
 
-@cache
-def _late_group(group: dist.ProcessGroup) -> Any:
-    """The same ranks, with more patience; made once, while they all stand at the same line."""
-    return dist.new_group(dist.get_process_group_ranks(group), _LATEST, backend="gloo")
+def _late_group(group: Any) -> Any:
+    """The same ranks, with more patience; made once, while they all stand at the same line.
+
+    torch holds it until the process group is destroyed. Whoever holds it longer keeps its threads,
+    and one that lets go of its last work while Python ends aborts the process (docs/log.md).
+    """
+    late = _late_groups.get(group.group_name)
+    if late is None:
+        late = dist.new_group(dist.get_process_group_ranks(group), _LATEST, backend="gloo")
+        _late_groups[group.group_name] = late
+    return late
 
 
 def share_of(rows: int, here: World) -> slice:
