@@ -21,6 +21,8 @@ T = TypeVar("T")
 _TIMEOUT = timedelta(seconds=300)
 # Calm ones, of each constant; for so long they are waited for.
 _WINDOWS, _PATIENCE_SECONDS = 3, 3.0
+# glibc's largest threshold for blocks of their own is 32 MiB.
+_ONCE_LET_GO = 31 << 20
 _MARGIN, _CLOCK = 1.2, 1e-7
 
 
@@ -37,6 +39,9 @@ def in_group(task: Callable[[], T], size: int) -> list[T]:
 def _one(rank: int, task: Callable[[], Any], size: int, folder: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    # Whoever has let go of so much keeps what it lets go of later, as a rank that has read its rows.
+    # Else each pass over some MiB is paid for in page faults, which an update has none of.
+    torch.empty(_ONCE_LET_GO, dtype=torch.uint8)
     with joined(Path(folder) / "rendezvous", rank, size) if size > 1 else nullcontext():
         torch.save(task(), Path(folder) / f"{rank}.pt")
 
