@@ -1,0 +1,167 @@
+"""Does the memory of anything grow from job to job?
+
+`python -m benchmarks.training_soak`: the whole local system, one dataset after another for model after
+model, all in the same warm ranks; after each job what every process has in memory.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.arguments import OneLineParser, count
+from benchmarks.markdown import listed, table
+from benchmarks.report import machine
+from benchmarks.soak.processes import Looks
+from cmcl.client import Client
+from cmcl.demo.stream import Stream, read_stream
+from cmcl.stack import LocalStack, Ports
+from workers.contract.model import ModelSpec
+
+_RESULTS = Path(".cmcl/benchmarks")
+_STEM = "training-soak"
+_DOTS_PER_INCH = 110
+# By then everything has been imported, and each kind of dataset was met.
+_SETTLED_MODELS = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it, leave a page, its picture and its document; status 1 if a job failed."""
+    options = _parser().parse_args(arguments)
+    # As an error that unwinds: Ray would outlive this process otherwise.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    document = _measured(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / _STEM
+    _draw(document, stem.with_suffix(".png"))
+    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
+    stem.with_suffix(".md").write_text(_markdown(document))
+    print(_markdown(document))
+    print(json.dumps(document), flush=True)
+    return 1 if document["failed"] else 0
+
+
+def _measured(options: argparse.Namespace) -> dict[str, Any]:
+    stream, looks = read_stream(options.stream), Looks()
+    seconds: list[float] = []
+    failed: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="cmcl-soak-") as folder:
+        stack = LocalStack(
+            *(Path(folder) / "stack", Ports.free(), options.ranks),
+            allowed_prefixes=(stream.folder.as_uri(),),
+        )
+        with stack, Client(stack.service_url, stack.embeddings_url) as client:
+            for state, took in _jobs(client, stream, options):
+                looks.look(stack)
+                seconds.append(took)
+                failed += [state] if state != "published" else []
+                _say(f"{looks.jobs} jobs, the last in {took:.1f} s: {state}")
+    since = _SETTLED_MODELS * len(stream.datasets)
+    return {
+        "machine": machine(),
+        "jobs": looks.jobs,
+        "failed": failed,
+        "ranks": options.ranks,
+        "width": options.width,
+        "since": since,
+        "seconds": seconds,
+        "mebibytes": looks.mebibytes,
+        "growth": {
+            name: asdict(found) if found else None for name, found in looks.growth(since).items()
+        },
+    }
+
+
+def _jobs(
+    client: Client, stream: Stream, options: argparse.Namespace
+) -> Iterator[tuple[str, float]]:
+    """Of one dataset after another: how its job ended, and after how many seconds."""
+    for number in range(options.models):
+        model = f"soak-{number}"
+        client.create_model(model, ModelSpec(width=options.width, modalities=stream.modalities))
+        for dataset in stream.datasets:
+            begin = time.monotonic()
+            accepted = client.add_dataset(model, dataset.name, dataset.pair, dataset.shards)
+            ended = client.watch(str(accepted["job"]["id"]), poll_seconds=0.1)
+            yield str(ended["state"]), time.monotonic() - begin
+
+
+def _markdown(document: Mapping[str, Any]) -> str:
+    since, seconds = document["since"], document["seconds"]
+    rows = [
+        [name.rpartition(" ")[0] or name, *(f"{sizes[at]:.0f}" for at in (0, since, -1)), words]
+        for name, sizes in document["mebibytes"].items()
+        if len(sizes) == document["jobs"]
+        for words in [_words(document["growth"][name])]
+    ]
+    memory = (
+        "Memory is what a process has for itself, without what it shares with files. *Growth*: MiB per "
+        f"hundred jobs after the first {since}, with its 95 % interval.\n"
+    )
+    jobs = (
+        f"{len(document['failed'])} jobs failed. A job took {median(seconds[since : 2 * since]):.1f} s "
+        f"after the first {since} (median of as many), {median(seconds[-since:]):.1f} s in the end.\n"
+    )
+    return "\n".join(
+        [
+            "# Job after job in the same processes\n",
+            "## Question",
+            "Does the memory of anything grow from job to job, and do jobs take longer?\n",
+            "## Machine",
+            listed(document["machine"]),
+            "\n## Configuration",
+            f"- {document['jobs']} jobs: the datasets of examples/stream for model after model",
+            f"- width: {document['width']}",
+            f"- ranks: {document['ranks']}, which stay between jobs\n",
+            memory,
+            "## Result",
+            jobs,
+            table(["process", "first job", f"job {since + 1}", "last job", "growth"], rows),
+            f"\n![Memory over jobs]({_STEM}.png)\n",
+        ]
+    )
+
+
+def _words(growth: Mapping[str, float] | None) -> str:
+    return f"{growth['value']:+.1f} ± {growth['half_width']:.1f}" if growth else "–"
+
+
+def _draw(document: Mapping[str, Any], path: Path) -> None:
+    figure, axis = plt.subplots(figsize=(11, 4.6), layout="constrained")
+    for name, sizes in document["mebibytes"].items():
+        if len(sizes) == document["jobs"]:
+            axis.plot(range(1, len(sizes) + 1), sizes, label=name.rpartition(" ")[0] or name)
+    axis.set(xlabel="jobs", ylabel="MiB of a process's own", xlim=(1, None), ylim=(0, None))
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(path, dpi=_DOTS_PER_INCH)
+    plt.close(figure)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="python -m benchmarks.training_soak", description=__doc__)
+    parser.add_argument("--models", type=count, default=12, help="each learns all datasets")
+    parser.add_argument("--width", type=count, default=512, help="of the embeddings")
+    parser.add_argument("--ranks", type=count, default=2, help="that stay warm (default: 2)")
+    parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
+    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    return parser
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
