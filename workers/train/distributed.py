@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from workers.nullspace.moments import PairMoments, SecondMoment
 T = TypeVar("T")
 
 _LATEST = timedelta(hours=12)
-_late_groups: WeakValueDictionary[str, Any] = WeakValueDictionary()
+_late_groups: WeakKeyDictionary[Any, ref[Any]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -64,10 +64,11 @@ def _late_group(group: Any) -> Any:
     torch holds it until the process group is destroyed. Whoever holds it longer keeps its threads,
     and one that lets go of its last work while Python ends aborts the process (docs/log.md).
     """
-    late = _late_groups.get(group.group_name)
+    known = _late_groups.get(group)
+    late = known() if known else None
     if late is None:
         late = dist.new_group(dist.get_process_group_ranks(group), _LATEST, backend="gloo")
-        _late_groups[group.group_name] = late
+        _late_groups[group] = ref(late)
     return late
 
 
