@@ -88,12 +88,13 @@ def test_learning_leaves_nothing_in_memory(method: MethodName) -> None:
     before = learned_from(latent_rows(0), spec).knowledge
     tensors, modules = _in_memory()
     learned_from(latent_rows(1), spec, before)
-    assert modules == 0
-    assert _in_memory() == (tensors, modules)
+    tensors_then, modules_then = _in_memory()
+    assert tensors_then <= tensors
+    assert modules_then <= modules
 
 
 def _in_memory() -> tuple[int, int]:
-    """Tensors, and modules that train."""
+    """Tensors, and modules that train; other tests keep some."""
     gc.collect()
     kinds = [type(one) for one in gc.get_objects()]
     tensors = sum(issubclass(kind, torch.Tensor) for kind in kinds)
