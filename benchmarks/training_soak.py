@@ -151,12 +151,19 @@ def _draw(document: Mapping[str, Any], path: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks.training_soak", description=__doc__)
-    parser.add_argument("--models", type=count, default=12, help="each learns all datasets")
+    parser.add_argument("--models", type=_models, default=12, help="each learns all datasets")
     parser.add_argument("--width", type=count, default=512, help="of the embeddings")
     parser.add_argument("--ranks", type=count, default=2, help="that stay warm (default: 2)")
     parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
+
+
+def _models(text: str) -> int:
+    """So many that something is left once the system has settled."""
+    if (models := count(text)) <= _SETTLED_MODELS:
+        raise argparse.ArgumentTypeError(f"{text} is too few: at least {_SETTLED_MODELS + 1}")
+    return models
 
 
 def _say(words: str) -> None:

@@ -16,6 +16,7 @@ import psutil
 
 from benchmarks.endpoint.bodies import Array, features
 from benchmarks.endpoint.stored import MODALITY, MODEL
+from benchmarks.processes import family, title
 from cmcl.stack import LocalStack, Ports, StackError
 
 _READY_SECONDS = 120.0
@@ -156,16 +157,15 @@ class Ours:
         """Their processes."""
         return self.find(_REPLICA)
 
-    def find(self, title: str) -> list[psutil.Process]:
+    def find(self, words: str) -> list[psutil.Process]:
         """Processes of this Ray with these words in their title."""
         roots = [self.stack.processes["ray"], *([self._second] if self._second else [])]
-        family = [each for root in roots for each in _family(root.pid)]
-        return [each for each in family if title in _title(each)]
+        return [each for root in roots for each in family(root.pid) if words in title(each)]
 
     def proxy(self) -> list[psutil.Process]:
         """HAProxy: it has left the family of the process that started it."""
         folder = str(self.stack.proxy_folder)
-        return [each for each in psutil.process_iter() if folder in _title(each)]
+        return [each for each in psutil.process_iter() if folder in title(each)]
 
     def doors(self) -> dict[str, str]:
         """Address of each replica without HAProxy, by name, as HAProxy's configuration has them."""
@@ -205,18 +205,3 @@ def _is_ready(address: str) -> bool:
 def _cpus_of_head(replicas: int) -> int:
     """As `cmcl.stack` gives it; they are a count."""
     return 2 * replicas + 4
-
-
-def _family(number: int) -> list[psutil.Process]:
-    try:
-        found: list[psutil.Process] = psutil.Process(number).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-    return found
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return ""

@@ -18,6 +18,8 @@ from typing import Self
 
 import psutil
 
+from benchmarks.processes import family, title
+
 _START_SECONDS = 300.0
 _TRIES = 3
 _PROGRAMS = Path(sys.executable).parent
@@ -161,8 +163,8 @@ class Nodes:
     def find(self, words: str) -> psutil.Process:
         """The process of this cluster with these words in its title."""
         for node in self.processes.values():
-            for child in psutil.Process(node.pid).children(recursive=True):
-                if words in _title(child):
+            for child in family(node.pid):
+                if words in title(child):
                     return child
         raise LookupError(f"no process of {sorted(self.processes)} is called {words!r}")
 
@@ -210,27 +212,17 @@ class Nodes:
 
 def _end(node: subprocess.Popen[bytes]) -> None:
     """All below it, as Ray's workers have groups of their own; and its group, as some have left it."""
-    try:
-        family = psutil.Process(node.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        family = []
+    below = family(node.pid)
     try:
         os.killpg(node.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass  # All of the group has ended already.
-    for child in family:
+    for child in below:
         try:
             child.kill()
         except psutil.NoSuchProcess:
             pass  # It was quicker.
     node.wait()
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return ""
 
 
 def _free_port() -> int:

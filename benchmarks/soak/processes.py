@@ -1,10 +1,12 @@
 """Who of a local system is who, and what each has in memory."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import psutil
 
+from benchmarks.processes import family, title
 from benchmarks.swaps.memory import Slope, slope
 from cmcl.stack import LocalStack
 
@@ -41,26 +43,15 @@ class Looks:
 
 
 def _sizes(stack: LocalStack) -> Mapping[str, float]:
-    """MiB that a process has for itself and shares with nobody's file."""
-    found = {"service": _own(psutil.Process(stack.processes["service"].pid))}
-    family = psutil.Process(stack.processes["ray"].pid).children(recursive=True)
-    for each in sorted(family, key=lambda one: one.pid):
-        for role, words in _ROLES.items():
-            if words in _title(each):
-                found[f"{role} {each.pid}"] = _own(each)
+    """MiB that a process has for itself, without what it shares with files; those that are there."""
+    roles = [(psutil.Process(stack.processes["service"].pid), "service")]
+    for each in family(stack.processes["ray"].pid):
+        roles += [
+            (each, f"{role} {each.pid}") for role, words in _ROLES.items() if words in title(each)
+        ]
+    found = {}
+    for process, name in roles:
+        with suppress(psutil.NoSuchProcess):
+            info = process.memory_info()
+            found[name] = float(info.rss - info.shared) / 2**20
     return found
-
-
-def _own(process: psutil.Process) -> float:
-    try:
-        info = process.memory_info()
-    except psutil.NoSuchProcess:
-        return 0.0
-    return float(info.rss - info.shared) / 2**20
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return ""
