@@ -18,6 +18,7 @@ from benchmarks.control.databases import NAMES, fresh_database
 from benchmarks.control.intake import measure_intake
 from benchmarks.control.live import measure_live
 from benchmarks.control.page import markdown
+from benchmarks.progress import say
 from benchmarks.report import machine
 
 _RESULTS = Path(".cmcl/benchmarks")
@@ -41,18 +42,18 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     """The whole document. Progress is told on stderr."""
     document: dict[str, Any] = {"intake": {}, "backlog": {}, "machine": machine()}
     for name in NAMES:
-        _say(f"intake on {name}")
+        say(f"intake on {name}")
         with tempfile.TemporaryDirectory() as folder, fresh_database(name, Path(folder)) as url:
             document["intake"][name] = measure_intake(
                 url, Path(folder), options.seconds, options.clients
             )
-        _say(f"backlog on {name}")
+        say(f"backlog on {name}")
         with tempfile.TemporaryDirectory() as folder, fresh_database(name, Path(folder)) as url:
             document["backlog"][name] = measure_backlog(
                 url, Path(folder), options.queued, options.finished
             )
     if not options.without_ray:
-        _say("from POST to live on the local system")
+        say("from POST to live on the local system")
         with tempfile.TemporaryDirectory() as folder:
             document["live"] = measure_live(options.stream, Path(folder))
     return document
@@ -68,10 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--without-ray", action="store_true", help="leave POST to live out")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch import Tensor
 from benchmarks.arguments import OneLineParser
 from benchmarks.chain import Dataset, learn_one
 from benchmarks.folder import InvalidStream, Stream, read_stream
+from benchmarks.progress import say
 from benchmarks.reindex_report import as_text, document, markdown
 from workers.contract.model import ModelSpec, TrainingSpec
 from workers.inspect.measured import (
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     methods = {}
     for name, spec in specs.items():
-        _say(f"learning {len(stream.datasets)} datasets with {name}")
+        say(f"learning {len(stream.datasets)} datasets with {name}")
         methods[name] = reindexed(learn_stream(stream.datasets, spec))
     question = (__doc__ or "").partition("\n")[0]
     answer = document(stream, next(iter(specs.values())), methods)
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stem = out / f"reindex-{stream.name}-{options.width}"
     stem.with_suffix(".json").write_text(json.dumps(answer, allow_nan=False) + "\n")
     stem.with_suffix(".md").write_text(markdown(answer, question))
-    _say(f"results are in {out}")
+    say(f"results are in {out}")
     if options.json:
         print(json.dumps(answer, allow_nan=False), flush=True)
     return 0
@@ -269,10 +270,6 @@ def recall_at_10(queries_NE: Tensor, index_NE: Tensor, rows: PairedRows) -> floa
 
 def _mixed(found: Compatibility) -> float:
     return fmean([found.first_stored.against_old, found.second_stored.against_old])
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.arguments import OneLineParser, count, counts
+from benchmarks.progress import say
 from benchmarks.report import machine
 from benchmarks.scaling.constants import constants_of_many, constants_of_one
 from benchmarks.scaling.forecast import Forecast
@@ -153,21 +154,21 @@ def _found(workloads: Sequence[Workload], ranks: int) -> tuple[Found, dict[int, 
     for size in range(1, max(ranks, 2) + 1):
         processes = min(size, cores)
         first = before.pop(processes, None) or _own(streamed, processes)
-        _say(f"updates on {size} rank(s)")
+        say(f"updates on {size} rank(s)")
         together = in_group(partial(_together, workloads), size)
         timings[size] = together[0][1]
         if size > 1:
             shared[size] = _mean([constants for constants, _ in together])
         before[processes] = _own(streamed, processes)
         own[size] = _mean([first, before[processes]])
-    _say("the rest")
+    say("the rest")
     rates = in_group(partial(_rest, streamed), 1)[0]
     found = Found(cores, own, shared, (0.0, 0.0), *rates)
     return replace(found, fixed=(_fixed(found, streamed, 1), _fixed(found, streamed, 2))), timings
 
 
 def _own(streamed: Workload, processes: int) -> Constants:
-    _say(f"products and passes, {processes} process(es)")
+    say(f"products and passes, {processes} process(es)")
     return _mean(in_group(partial(_own_constants, streamed), processes))
 
 
@@ -247,7 +248,7 @@ def _workloads(options: argparse.Namespace) -> Iterator[list[Workload]]:
         shards = tuple(write_shards(folder, 1, batch * options.updates, width - 1))
         found = [*held, Workload(width, batch, options.updates, folder, shards)]
         for workload in found:
-            _say(f"what a model of width {workload.width} knows before")
+            say(f"what a model of width {workload.width} knows before")
             prepare(workload)
         yield found
 
@@ -262,10 +263,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

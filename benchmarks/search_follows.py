@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.arguments import OneLineParser, count, counts
 from benchmarks.folder import InvalidStream, Stream, read_stream
+from benchmarks.progress import say
 from benchmarks.reindex import learn_stream
 from benchmarks.report import machine
 from benchmarks.search.page import markdown
@@ -48,13 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _document(options: argparse.Namespace, stream: Stream) -> dict[str, Any]:
     spec = _spec(stream, options.width, options.epochs)
-    _say(f"learning {len(stream.datasets)} datasets")
+    say(f"learning {len(stream.datasets)} datasets")
     learnt = learn_stream(stream.datasets, spec)
     with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
         found, alone = swaps(learnt, spec, Path(folder))
     following, searching = [], []
     for rows in options.rows:
-        _say(f"a collection of {rows} rows")
+        say(f"a collection of {rows} rows")
         with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
             one = measured(rows, options.feature_width, options.width, Path(folder))
         following.append(asdict(one[0]))
@@ -89,10 +90,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--feature-width", type=count, default=768)
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

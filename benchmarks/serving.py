@@ -26,6 +26,7 @@ from benchmarks.endpoint.stored import MODALITY, MODEL, store_version
 from benchmarks.peers import contest, servers
 from benchmarks.peers.contest import Cell, Contestant, Pace, Size
 from benchmarks.peers.page import markdown
+from benchmarks.progress import say
 from benchmarks.report import machine
 from workers.contract.version import LivePointer
 from workers.storage.uris import open_store
@@ -95,7 +96,7 @@ def _contestants(
     options: argparse.Namespace, folder: Path, stack: ExitStack
 ) -> tuple[list[Contestant], dict[str, float] | None]:
     """All servers, running until `stack` is left; and what Infinity's model alone takes."""
-    _say("starting the servers")
+    say("starting the servers")
     width = options.width
     ours = stack.enter_context(_ours(folder / "ours", width))
     found = [contest.ours(ours, width)]
@@ -193,7 +194,7 @@ def _name(cell: Cell) -> str:
 def _told(cells: Iterator[Cell]) -> Iterator[Cell]:
     for cell in cells:
         rate, p50 = cell.requests_per_second, cell.p50
-        _say(f"{_name(cell)}: {cell.server} {rate:.0f} requests / s, p50 {p50:.2f} ms")
+        say(f"{_name(cell)}: {cell.server} {rate:.0f} requests / s, p50 {p50:.2f} ms")
         yield cell
 
 
@@ -220,10 +221,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--wrapped", action="store_true", help="bare under Ray Serve, too")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from benchmarks.outages.cases import CASES, Scene
 from benchmarks.outages.outcome import Moment, Outcome, outcome
 from benchmarks.outages.page import markdown
 from benchmarks.outages.patient import Patient
+from benchmarks.progress import say
 from benchmarks.report import machine
 from cmcl.proxy import BUFFER_KIB, RAYS_OWN
 from workers.contract.version import LivePointer
@@ -83,14 +84,14 @@ def _outcomes(
     environment: Mapping[str, str],
 ) -> list[Outcome]:
     """One system for all of these cases, each as often as it is repeated."""
-    _say(f"starting, proxy: {settings}")
+    say(f"starting, proxy: {settings}")
     material = _material(options)
     found = []
     with _scene(options, environment, material) as scene:
         for name in cases:
             for _ in range(options.repeats if name == "replica" else 1):
                 found.append(_outcome(options, clients, scene, material, (name, settings)))
-                _say(str(found[-1]))
+                say(str(found[-1]))
     return found
 
 
@@ -177,10 +178,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=count, default=1024, help="F = E (default: 1024)")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

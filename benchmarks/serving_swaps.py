@@ -26,6 +26,7 @@ from benchmarks.endpoint.bodies import FORMS, Array, Expected, Form, feature_req
 from benchmarks.endpoint.load import Answers, Load
 from benchmarks.endpoint.ours import Ours
 from benchmarks.endpoint.stored import MODALITY, MODEL, heads_of, store_version
+from benchmarks.progress import say
 from benchmarks.report import machine
 from benchmarks.swaps import figures
 from benchmarks.swaps.memory import Memory, slope
@@ -92,7 +93,7 @@ def _run(options: argparse.Namespace, folder: Path, clients: Clients) -> Run:
     rows_RBF = features(_REQUESTS, options.rows, options.width)
     with Ours(folder / "ours", replicas=options.replicas) as ours:
         store = open_store(ours.store_uri)
-        _say(f"storing {options.versions} versions")
+        say(f"storing {options.versions} versions")
         for version in range(1, options.versions + 1):
             store_version(store, version, options.width)
         write_live(store, MODEL, LivePointer(generation=1, version=1))
@@ -116,7 +117,7 @@ def _run(options: argparse.Namespace, folder: Path, clients: Clients) -> Run:
             rounds = []
             for round_ in _rounds(options, mover):
                 rounds.append(round_)
-                _say(f"{sum(map(len, rounds))} swaps")
+                say(f"{sum(map(len, rounds))} swaps")
                 time.sleep(options.steady)
             end = time.time()
             answers = clients.end()
@@ -272,10 +273,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=count, default=1024, help="F = E (default: 1024)")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from benchmarks.figures import Figures, chain_figures, joint_figures
 from benchmarks.folder import InvalidStream, Stream, read_stream
 from benchmarks.joint import JointOutcome
 from benchmarks.pictures import draw_all
+from benchmarks.progress import say
 from benchmarks.report import Failure, Report, document, markdown, print_tables
 from benchmarks.runs import Failed, Result, Run, known_methods, perform_all, spec_of
 from workers.contract.model import TrainingSpec
@@ -88,7 +89,7 @@ def _methods(text: str) -> tuple[str, ...]:
 def _stream(options: argparse.Namespace) -> Stream:
     stream = read_stream(options.folder, options.order)
     for note in stream.notes:
-        _say(note)
+        say(note)
     if options.name is None:
         return stream
     if Path(options.name).name != options.name:
@@ -116,7 +117,7 @@ def _training(options: argparse.Namespace, stream: Stream) -> dict[str, int]:
     training = {} if options.epochs is None else {"epochs": options.epochs}
     usual, fewest = TrainingSpec().batch_size, stream.fewest_rows
     if fewest < usual:
-        _say(f"batches have {fewest} rows, not {usual}: the smallest dataset has no more")
+        say(f"batches have {fewest} rows, not {usual}: the smallest dataset has no more")
         training["batch_size"] = fewest
     return training
 
@@ -127,10 +128,10 @@ def _perform(
     """All runs, told on stderr as they end; by method and seed."""
     results: dict[tuple[str, int], Result] = {}
     jobs = min(options.jobs, len(runs))
-    _say(f"{len(runs)} runs over {len(stream.datasets)} datasets, {jobs} at a time")
+    say(f"{len(runs)} runs over {len(stream.datasets)} datasets, {jobs} at a time")
     for run, result in perform_all(stream, (options.folder, options.order), runs, jobs):
         results[run.method, run.spec.seed] = result
-        _say(f"[{len(results)}/{len(runs)}] {run}: {_ended(result)}")
+        say(f"[{len(results)}/{len(runs)}] {run}: {_ended(result)}")
     return results
 
 
@@ -187,7 +188,7 @@ def _leave(report: Report, out: Path, answer: str) -> None:
     (out / f"{report.stem}.json").write_text(answer + "\n")
     pictures = draw_all(report, out)
     (out / f"{report.stem}.md").write_text(markdown(report, pictures))
-    _say(f"results are in {out}")
+    say(f"results are in {out}")
 
 
 def _in_words(detail: Mapping[str, Any]) -> str:
@@ -195,10 +196,6 @@ def _in_words(detail: Mapping[str, Any]) -> str:
     field = ".".join(str(part) for part in detail["loc"]) or "model"
     got = f", got {detail['input']}" if isinstance(detail["input"], int | float | str) else ""
     return f"{field}: {detail['msg']}{got}"
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

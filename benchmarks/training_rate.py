@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arguments import OneLineParser, count, counts
+from benchmarks.progress import say
 from benchmarks.report import machine
 from benchmarks.training.contest import Contest
 from benchmarks.training.page import markdown
@@ -47,11 +48,11 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     loops = [
         _loops(contest, batch, threads) for threads in options.threads for batch in options.batches
     ]
-    _say("reading")
+    say("reading")
     reading = _reading(contest, options.shards)
     start = None
     if not options.without_ray:
-        _say("the start of warm jobs")
+        say("the start of warm jobs")
         with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
             start = measure_start(options.stream, Path(folder), options.ranks)
     return {
@@ -73,7 +74,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _loops(contest: Contest, batch: int, threads: int) -> dict[str, Any]:
-    _say(f"batch {batch}, {threads} thread(s)")
+    say(f"batch {batch}, {threads} thread(s)")
     found = contest.loops(batch, threads)
     return {
         "batch": batch,
@@ -125,10 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--without-ray", action="store_true", help="leave the start of jobs out")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

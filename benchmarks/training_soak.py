@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.arguments import OneLineParser, count
 from benchmarks.markdown import listed, table
+from benchmarks.progress import say
 from benchmarks.report import machine
 from benchmarks.soak.processes import Looks
 from cmcl.client import Client
@@ -67,7 +68,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
                 looks.look(stack)
                 seconds.append(took)
                 failed += [state] if state != "published" else []
-                _say(f"{looks.jobs} jobs, the last in {took:.1f} s: {state}")
+                say(f"{looks.jobs} jobs, the last in {took:.1f} s: {state}")
     since = _SETTLED_MODELS * len(stream.datasets)
     return {
         "machine": machine(),
@@ -164,10 +165,6 @@ def _models(text: str) -> int:
     if (models := count(text)) <= _SETTLED_MODELS:
         raise argparse.ArgumentTypeError(f"{text} is too few: at least {_SETTLED_MODELS + 1}")
     return models
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

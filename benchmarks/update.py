@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.arguments import OneLineParser, count, counts
+from benchmarks.progress import say
 from benchmarks.protected import (
     KEPT_ENERGY,
     PAIR,
@@ -84,11 +85,11 @@ def measured(width: int, batches: Sequence[int], repeats: int) -> dict[str, Any]
     setting = random_setting(width, max(*batches, _START_ROWS))
     by_batch = {}
     for batch in batches:
-        _say(f"updates at batch {batch}")
+        say(f"updates at batch {batch}")
         by_batch[str(batch)] = _updates(setting, batch, repeats)
-    _say("start of a dataset")
+    say("start of a dataset")
     start = _start(setting, repeats)
-    _say("moments")
+    say("moments")
     moments = _moments(width, repeats)
     where = machine()
     versions = {name: where.pop(name) for name in _VERSIONS}
@@ -294,10 +295,6 @@ def _moments_line(moments: Mapping[str, float]) -> str:
 
 def _listed(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
