@@ -4,11 +4,19 @@ from collections.abc import Sequence
 
 import httpx
 
+from service.control.access.keys import parse
 from tests.fakes.app_client import AppClient
 from tests.fakes.control_plane import ControlPlane
 
 ADMIN_KEY = "operator-of-the-tests-0123456789abcdef"
 EVERY_SCOPE = ("admin", "embed", "read", "train", "write")
+
+
+def secret_of(key: str) -> str:
+    """All of it: a secret may hold underscores, as what stands before it does."""
+    parsed = parse(key)
+    assert parsed is not None, "not the form of a key"
+    return parsed.secret
 
 
 class Holder(AppClient):
