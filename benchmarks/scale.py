@@ -24,7 +24,12 @@ import torch
 from benchmarks.arguments import OneLineParser, count, counts
 from benchmarks.progress import say
 from benchmarks.report import machine
-from benchmarks.scaling.constants import constants_of_many, constants_of_one
+from benchmarks.scaling.constants import (
+    constants_of_many,
+    constants_of_one,
+    usual_waiting,
+    waiting,
+)
 from benchmarks.scaling.forecast import Forecast
 from benchmarks.scaling.group import in_group
 from benchmarks.scaling.machine import Machine, curves
@@ -173,10 +178,15 @@ def _own(streamed: Workload, processes: int) -> Constants:
 
 
 def _together(workloads: Sequence[Workload]) -> tuple[Constants, list[Timing]]:
-    """Collectives, before and after updates."""
-    before = _shared_constants()
-    timings = [time_updates(workload) for workload in workloads]
-    return _mean([before, _shared_constants()]), timings
+    """Collectives before and after updates, waiting also in between."""
+    if world().size == 1:
+        return {}, [time_updates(workload) for workload in workloads]
+    before, looks, timings = constants_of_many(world()), [waiting()], []
+    for workload in workloads:
+        timings.append(time_updates(workload))
+        looks.append(waiting())
+    collectives = _mean([before, constants_of_many(world())])
+    return {**collectives, "waiting": usual_waiting(looks)}, timings
 
 
 def _fixed(found: Found, streamed: Workload, ranks: int) -> float:
@@ -191,11 +201,6 @@ def _fixed(found: Found, streamed: Workload, ranks: int) -> float:
 
 def _own_constants(streamed: Workload) -> Constants:
     return {**constants_of_one(), "read": reading_alone(streamed)}
-
-
-def _shared_constants() -> Constants:
-    here = world()
-    return constants_of_many(here) if here.size > 1 else {}
 
 
 def _rest(streamed: Workload) -> tuple[float, float]:

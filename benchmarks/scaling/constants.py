@@ -4,9 +4,10 @@ Nothing here runs an update: products, passes and collectives are timed one by o
 Shapes: L rows of a rank, B of a batch, E width of the embeddings, I of what a head reads.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
+from statistics import fmean, median
 
 import torch
 from torch import Tensor
@@ -50,20 +51,14 @@ def constants_of_many(here: World) -> dict[str, Points]:
         "gather": ((size, _gather(size, here)) for size in _BYTES),
         "reduce": ((size, _reduce(size)) for size in _BYTES),
     }
-    return {**_measured(collectives), "waiting": _never_less(_waiting())}
+    return _measured(collectives)
 
 
-def _never_less(points: Points) -> Points:
-    """Nobody waits less because there was more to do; a difference of two timings may say so."""
-    sizes = sorted(points)
-    largest = accumulate((points[size] for size in sizes), max)
-    return dict(zip(sizes, largest, strict=True))
-
-
-def _waiting() -> Points:
+def waiting() -> Points:
     """By seconds of some work: how much longer a collective takes for those who come to it from there.
 
-    Nobody is done at the same time as the others, least of all where ranks take turns on a core.
+    Nobody is done at the same time as the others, least of all where ranks take turns on a core. How they
+    take them changes from minute to minute: one look says little, `usual_waiting` of several more.
     """
     meeting, works = _reduce(_BYTES[0]), [_rows_product(rows) for rows in _WORK]
     both = [partial(_one_after_the_other, work, meeting) for work in works]
@@ -73,6 +68,18 @@ def _waiting() -> Points:
     for agreed in (apart, longer):
         torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
     return dict(zip(apart.tolist(), longer.clamp(min=_LEAST).tolist(), strict=True))
+
+
+def usual_waiting(looks: Sequence[Points]) -> Points:
+    """What most looks at the same works say."""
+    works = zip(*(sorted(look.items()) for look in looks), strict=True)
+    usual = [
+        (fmean(work), median(longer))
+        for work, longer in (zip(*each, strict=True) for each in works)
+    ]
+    # Nobody waits less because there was more to do; a difference of two timings may say so.
+    most = accumulate((longer for _, longer in usual), max)
+    return dict(zip((work for work, _ in usual), most, strict=True))
 
 
 def _one_after_the_other(first: Callable[[], object], second: Callable[[], object]) -> None:

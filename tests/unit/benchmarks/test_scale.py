@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.scale import Found
 from benchmarks.scaling.cluster import Cluster
+from benchmarks.scaling.constants import usual_waiting
 from benchmarks.scaling.curves import Curve
 from benchmarks.scaling.forecast import RANKS, Forecast
 from benchmarks.scaling.group import in_group
@@ -116,6 +117,12 @@ def test_ranks_wait_three_times_for_the_last() -> None:
     assert update_terms(shape, machine(2, 2))["waiting"] == pytest.approx(3 * STRAIGHT.at(1.0))
     assert machine(2, 2).waiting(7.0) == pytest.approx(7e-9)
     assert update_terms(Shape(8, 4, 6, 1), machine(1, 2))["waiting"] == 0
+
+
+def test_one_odd_look_at_waiting_does_not_count() -> None:
+    looks = [{1.0: 0.1, 2.0: 0.3}, {1.0: 0.2, 2.0: 0.1}, {1.0: 9.0, 2.0: 0.15}]
+    usual = usual_waiting(looks)
+    assert usual == {1.0: 0.2, 2.0: 0.2}, "never less after more work"
 
 
 def test_reading_is_hidden_where_a_core_is_free() -> None:
