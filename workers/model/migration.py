@@ -11,8 +11,6 @@ CannotMigrate
 
 from dataclasses import dataclass
 
-import torch
-
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.nullspace.migrate import Migration, migration
@@ -66,9 +64,7 @@ def check_same_conditioning(modality: str, old: NumberedHeads, new: NumberedHead
 def same_conditioning(modality: str, old: ModalityHeads, new: ModalityHeads) -> bool:
     """Whether both versions have learned the modality from the same first dataset."""
     then, now = (heads.conditioning.get(modality) for heads in (old, new))
-    if then is None or now is None:
-        return False
-    return torch.equal(then.mean_F, now.mean_F) and torch.equal(then.map_FF, now.map_FF)
+    return then is not None and now is not None and then.equals(now)
 
 
 def migration_between(

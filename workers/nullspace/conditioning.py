@@ -31,6 +31,10 @@ class Conditioning:
         """Width of the raw feature."""
         return len(self.mean_F)
 
+    def equals(self, other: "Conditioning") -> bool:
+        """Whether both are of the same first dataset: every number is the same."""
+        return torch.equal(self.mean_F, other.mean_F) and torch.equal(self.map_FF, other.map_FF)
+
     def to(self, device: torch.device) -> "Conditioning":
         """On another device."""
         return Conditioning(self.mean_F.to(device), self.map_FF.to(device))

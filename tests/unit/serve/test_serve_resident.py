@@ -6,9 +6,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+import torch
 
 from tests.fakes.executor import ScarceThreads
-from tests.fakes.versions import random_heads, store_version
+from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.contract.errors import ObjectNotFound
 from workers.serve.errors import Overloaded
@@ -68,6 +69,21 @@ def test_the_last_four_and_the_live_one_stay_in_memory(serving: Replica) -> None
     publish_up_to(serving, 7)
     assert in_memory(serving) == [3, 4, 5, 6, 7]
     assert serving.metrics.resident_versions == 5
+
+
+def test_heads_that_a_dataset_did_not_touch_are_held_once(serving: Replica) -> None:
+    first = serving.resident.get(MODEL, 1)
+    assert first is not None
+    changed = first.heads.replaced({"text": first.heads.weights["text"] + 1})
+    publish_version(serving.store, MODEL, 2, SPEC, changed, 2)
+    serving.look()
+    second = serving.resident.get(MODEL, 2)
+    assert second is not None
+    assert second.heads.weights["image"] is first.heads.weights["image"]
+    assert torch.equal(second.heads.weights["text"], changed.weights["text"])
+    # What answers is a view of what is held.
+    of_both = [each.head("image").weight_EF.data_ptr() for each in (first, second)]
+    assert of_both[0] == of_both[1]
 
 
 def test_a_version_rolled_back_to_counts_as_the_latest(serving: Replica) -> None:

@@ -3,8 +3,8 @@
 Shapes: B rows, F width of the raw feature, E width of the embeddings, W any of these.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import numpy as np
@@ -49,6 +49,10 @@ class ServedVersion:
     def head(self, modality: str) -> ServingHead:
         """The head of this modality, laid out for serving. Raises KeyError."""
         return self.serving[modality]
+
+    def sharing(self, others: Sequence["ServedVersion"]) -> "ServedVersion":
+        """The same; heads and maps that one of the others has, too, are held once for both."""
+        return replace(self, heads=self.heads.sharing([each.heads for each in others]))
 
     @property
     def label(self) -> str:

@@ -1,5 +1,6 @@
 """Versions in memory: those that answered last, so that rolling back reads nothing; those on trial;
-and those that requests name exactly (`name@7`), loaded on demand.
+and those that requests name exactly (`name@7`), loaded on demand. Most of a version is in the one before
+as well, and held once for both.
 """
 
 import asyncio
@@ -184,7 +185,7 @@ class ResidentVersions:
         self, future: Future[ServedVersion], key: _Key, keep: Callable[[ServedVersion], None]
     ) -> None:
         try:
-            version = self._load(*key)
+            version = self._load(*key).sharing(self.of(key[0]))
         except Exception as error:  # noqa: BLE001 - whatever it is, all who wait get to see it
             self._ended(future, key, partial(self._remember, key, error))
             future.set_exception(error)
