@@ -77,9 +77,16 @@ def _are_alike(schemas: Sequence[pa.Schema], column: str) -> bool:
     if any(column not in schema.names for schema in schemas):
         return False
     first, *others = (schema.field(column).type for schema in schemas)
-    if not pa.types.is_fixed_size_list(first) or any(kind != first for kind in others):
+    if not pa.types.is_fixed_size_list(first) or any(
+        _gist(kind) != _gist(first) for kind in others
+    ):
         return False
     return bool(first.list_size > 0 and pa.types.is_floating(first.value_type))
+
+
+def _gist(kind: pa.DataType) -> tuple[object, ...]:
+    """Of lists: what numbers and how many. Whether one may be missing is part of the type as well."""
+    return (kind.value_type, kind.list_size) if pa.types.is_fixed_size_list(kind) else (kind,)
 
 
 def _has_gaps(file: pq.ParquetFile) -> bool:

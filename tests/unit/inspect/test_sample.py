@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests.fakes.pair_shards import numbered_rows, write_pair_shards
 from workers.contract.errors import StorageUnavailable
 from workers.inspect.sample import Sample, sampled
+from workers.storage.shard_writer import write_shard
 from workers.storage.shards import open_in_pieces
 
 ROWS = 1000
@@ -33,6 +35,19 @@ def test_a_sample_is_evenly_chosen(tmp_path: Path) -> None:
     found = sample_of(tmp_path, 8 * ROWS // 10)
     assert found is not None
     assert found.rows.first_NI[:, 0].tolist() == list(range(1, ROWS + 1, 10))
+
+
+def test_our_own_shards_and_users_go_together(tmp_path: Path) -> None:
+    write_pair_shards(tmp_path, *numbered_rows(ROWS), [300, 700])
+    paths = [tmp_path / f"{number}.parquet" for number in range(2)]
+    ours = tmp_path / "ours.parquet"
+    write_shard(ours, pq.read_table(paths[0]).to_batches())
+    assert pq.read_schema(ours) != pq.read_schema(paths[0])
+    mixed, plain = sampled([ours, paths[1]]), sampled(paths)
+    assert mixed is not None
+    assert plain is not None
+    assert torch.equal(mixed.rows.first_NI, plain.rows.first_NI)
+    assert torch.equal(mixed.rows.second_NJ, plain.rows.second_NJ)
 
 
 def test_rows_wider_than_permitted_are_not_read(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def known_columns(schema: pa.Schema) -> list[str]:
 
 
 def _features(lists: pa.Array, side: Side, first_row: int, file: UserFile) -> pa.Array:
-    if lists.null_count:
+    if lists.null_count or lists.flatten().null_count:
         raise file.wrong(f"column {side.column!r} has missing values")
     if not pa.types.is_fixed_size_list(lists.type):
         _check_lengths(pc.list_value_length(lists).to_numpy(), side, first_row, file)
