@@ -105,8 +105,9 @@ def _goals(
             ratio, least = seconds[peer] / seconds["mask"], goal.get(batch, "–")
             goals.append({"what": f"mask / {peer}, {where}", "measured": ratio, "goal": least})
     readers = {name: one["median"] for name, one in reading["readers"].items()}
-    share = readers["pyarrow"] / readers["ours"]
-    goals.append({"what": "reading / pyarrow", "measured": share, "goal": 0.8})
+    for files in ("users' files", "own shards"):
+        share = readers[f"pyarrow, {files}"] / readers[f"ours, {files}"]
+        goals.append({"what": f"reading / pyarrow, {files}", "measured": share, "goal": 0.8})
     if start is not None:
         seconds = start["median_seconds"]
         goals.append({"what": "warm start, s", "measured": seconds, "goal": "under 3"})

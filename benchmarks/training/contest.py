@@ -20,7 +20,8 @@ from benchmarks.training.ours import (
     random_sides,
 )
 from benchmarks.training.published_loop import PublishedLoop
-from benchmarks.training.reading import readers, write_shards
+from benchmarks.training.reading import as_users_do, readers, write_shards
+from workers.storage.shard_writer import write_shard
 from workers.train.learn import Knowledge
 from workers.train.rows.streamed import StreamedRows
 
@@ -48,13 +49,18 @@ class Contest:
             return self._by_turns({**self._peers(batch, folder), **self._ours(batch, folder)})
 
     def reading(self, shards: int) -> dict[str, Timing]:
-        """Seconds of reading so many shards of `rows` rows once, by our reader and by pyarrow's."""
+        """Seconds of reading so many shards of `rows` rows once, by our reader and by pyarrow's: of files as
+        users write them, which are read in place, and of our own."""
         torch.set_num_threads(os.cpu_count() or 1)
-        with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as folder:
-            written = write_shards(Path(folder), shards, self.rows, self.width)
-            return self._by_turns(
-                {name: _each_is_one(read) for name, read in readers(written).items()}
-            )
+        with tempfile.TemporaryDirectory(prefix="cmcl-bench-") as name:
+            contestants: dict[str, Contestant] = {}
+            for kind, write in (("users' files", as_users_do), ("own shards", write_shard)):
+                folder = Path(name) / write.__name__
+                folder.mkdir()
+                written = write_shards(folder, shards, self.rows, self.width, write)
+                for reader, read in readers(written).items():
+                    contestants[f"{reader}, {kind}"] = _each_is_one(read)
+            return self._by_turns(contestants)
 
     def _by_turns(self, contestants: Mapping[str, Contestant]) -> dict[str, Timing]:
         """Every round runs all of them; the first unit of work of each round is warm-up."""

@@ -1,29 +1,44 @@
 """Reading of shards: ours, with its check of every byte, beside pyarrow's own scan of the files."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from workers.contract.dataset import Shard
-from workers.storage.shard_writer import write_shard
+from workers.storage.shard_writer import ROWS_IN_A_GROUP, write_shard
 from workers.storage.shards import FEATURES
 from workers.train.rows.reader import read_rows
 
 _ROWS_AT_ONCE = 4096
 
 
-def write_shards(folder: Path, shards: int, rows: int, width: int) -> list[Shard]:
-    """Random float16 features of both sides, in the form in which the service keeps rows."""
+Write = Callable[[Path, Iterable[pa.RecordBatch]], object]
+
+
+def as_users_do(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    """What pyarrow makes of a table with features, without compression, which they do not take. Unlike our
+    own shards it notes for each number whether it is there."""
+    table = pa.Table.from_batches(list(batches))
+    pq.write_table(
+        table, path, compression="none", use_dictionary=False, row_group_size=ROWS_IN_A_GROUP
+    )
+
+
+def write_shards(
+    folder: Path, shards: int, rows: int, width: int, write: Write = write_shard
+) -> list[Shard]:
+    """Random float16 features of both sides; by default in the form in which the service keeps rows."""
     random = np.random.default_rng(0)
     found = []
     for number in range(shards):
         path = folder / f"{number}.parquet"
-        write_shard(path, _batches(random, number * rows, rows, width))
+        write(path, _batches(random, number * rows, rows, width))
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = path.stat().st_size

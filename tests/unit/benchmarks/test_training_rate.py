@@ -9,9 +9,10 @@ import torch
 from benchmarks.training.bare import AutogradLoop, BareLoop, Sides, batches
 from benchmarks.training.calm import Window, Windows
 from benchmarks.training.ours import Clock, OurLoop, held, learned_before, random_sides
-from benchmarks.training.reading import readers, write_shards
+from benchmarks.training.reading import Write, as_users_do, readers, write_shards
 from tests.architecture.repository import ROOT
 from tests.unit.benchmarks.ticks import Ticks
+from workers.storage.shard_writer import write_shard
 from workers.storage.shards import FEATURES
 from workers.train.rows.reader import read_rows
 
@@ -92,8 +93,9 @@ def test_nothing_measured_is_an_error() -> None:
         windows.timing()
 
 
-def test_both_readers_read_every_row(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, 2, 50, 8)
+@pytest.mark.parametrize("write", [write_shard, as_users_do])
+def test_both_readers_read_every_row(tmp_path: Path, write: Write) -> None:
+    shards = write_shards(tmp_path, 2, 50, 8, write)
     assert {name: read() for name, read in readers(shards).items()} == {
         "ours": 100,
         "pyarrow": 100,
