@@ -1,6 +1,5 @@
 """What each rank of the resident group does: the next attempt, and the next, until told to end."""
 
-import gc
 import os
 import threading
 import traceback
@@ -13,6 +12,7 @@ from workers.contract.errors import HOPELESS
 from workers.train.distributed import World, meet, world
 from workers.train.job import train_dataset
 from workers.train.warm.desk import Assignment, Retire
+from workers.train.warm.memory import give_back
 from workers.train.warm.resident import NAME, NAMESPACE
 
 
@@ -55,16 +55,9 @@ def _work_on(assignment: Assignment, resident: Any, here: World, device: torch.d
         ray.get(resident.stumbled.remote(assignment.number, traceback.format_exc()))
         raise
     finally:
-        _forget(device)
+        give_back(device)
     if here.leads:
         ray.get(resident.finished.remote(assignment.number))
-
-
-def _forget(device: torch.device) -> None:
-    """Give back what the attempt held: the next one may need all of it."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _import_the_rest() -> None:
