@@ -33,6 +33,8 @@ _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # Each of these questions is a task that Ray's head remembers, 4 KB of it, by default 100,000 of them.
+    "RAY_task_events_max_num_task_in_gcs": "10000",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
     # Nobody takes this machine away; a process less for each group of ranks.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
