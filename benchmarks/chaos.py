@@ -22,7 +22,8 @@ from benchmarks.control.killer import KINDS, Killer
 from benchmarks.report import machine
 from cmcl.client import Client, CmclError
 from cmcl.demo.stream import read_stream
-from cmcl.stack import LocalStack, Ports
+from cmcl.ports import Ports
+from cmcl.stack import LocalStack
 from workers.contract.model import ModelSpec
 from workers.storage import layout
 from workers.storage.port import ObjectStore

@@ -28,7 +28,8 @@ from benchmarks.report import machine
 from benchmarks.soak.processes import Looks
 from cmcl.client import Client
 from cmcl.demo.stream import Stream, read_stream
-from cmcl.stack import LocalStack, Ports
+from cmcl.ports import Ports
+from cmcl.stack import LocalStack
 from workers.contract.model import ModelSpec
 
 _RESULTS = Path(".cmcl/benchmarks")

@@ -7,7 +7,6 @@ and no other Ray on the machine (`ray stop` would take them all).
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,12 +18,9 @@ from typing import Self
 
 import httpx
 
+from cmcl.ports import HOST, Ports, StackError
 from cmcl.proxy import SERVING
 
-_HOST = "127.0.0.1"
-# Where neither Linux (32768 on) nor Ray (workers 10002 to 19999, Serve's replicas 30000 on) takes ports
-# by itself: any of theirs may be taken again before the process that it is meant for has started.
-_PORTS = range(20_000, 30_000)
 # Busy machines import torch and Ray for minutes. A part that ends is told of at once.
 _READY_SECONDS = 300.0
 _STOP_SECONDS = 5.0
@@ -43,35 +39,6 @@ _RAY = {
     **SERVING,
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
-
-
-class StackError(Exception):
-    """A part of the local stack did not start. The message names its log."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Ports on loopback."""
-
-    service: int
-    embeddings: int
-    ray: int
-    ray_client: int
-    dashboard: int
-    proxy_metrics: int
-    proxy_stats: int
-    proxy_fallback: int
-
-    @classmethod
-    def free(cls, service: int = 0, embeddings: int = 0) -> "Ports":
-        """Free ports; those that are given are checked instead. Raises StackError if taken."""
-        if service and service == embeddings:
-            raise StackError(f"port {service} is given twice; the two endpoints need one each")
-        sockets = [_bound(port) if port else _any() for port in (service, embeddings, *[0] * 6)]
-        numbers = [held.getsockname()[1] for held in sockets]
-        for held in sockets:
-            held.close()
-        return cls(*numbers)
 
 
 @dataclass
@@ -98,15 +65,15 @@ class LocalStack:
 
     @property
     def service_url(self) -> str:
-        return f"http://{_HOST}:{self.ports.service}"
+        return f"http://{HOST}:{self.ports.service}"
 
     @property
     def embeddings_url(self) -> str:
-        return f"http://{_HOST}:{self.ports.embeddings}"
+        return f"http://{HOST}:{self.ports.embeddings}"
 
     @property
     def dashboard_url(self) -> str:
-        return f"http://{_HOST}:{self.ports.dashboard}"
+        return f"http://{HOST}:{self.ports.dashboard}"
 
     @property
     def ray_headers(self) -> dict[str, str]:
@@ -160,7 +127,7 @@ class LocalStack:
                 # A folder of its own: in the common one stands the address of the Ray that started
                 # last, and the jobs of every other Ray on the machine would go there.
                 f"--temp-dir={self._sockets.name}",
-                *(f"--node-ip-address={_HOST}", f"--port={self.ports.ray}"),
+                *(f"--node-ip-address={HOST}", f"--port={self.ports.ray}"),
                 *(f"--dashboard-port={self.ports.dashboard}", "--include-dashboard=true"),
                 # Jobs go through it. Its default port is taken where another Ray runs; 0: any free one.
                 "--dashboard-agent-listen-port=0",
@@ -183,11 +150,11 @@ class LocalStack:
             "embeddings",
             [
                 *(sys.executable, "-m", "workers.serve", "--store", self.store_uri),
-                *("--host", _HOST, "--port", str(self.ports.embeddings)),
+                *("--host", HOST, "--port", str(self.ports.embeddings)),
                 *(f"--encoder={encoder}" for encoder in self.encoders),
             ],
             # For this part alone: Ray's job client would follow it instead of CMCL_RAY_ADDRESS.
-            RAY_ADDRESS=f"{_HOST}:{self.ports.ray}",
+            RAY_ADDRESS=f"{HOST}:{self.ports.ray}",
         )
 
     def start_ranks(self) -> None:
@@ -205,7 +172,7 @@ class LocalStack:
         It is the caller's to wait for; its output goes to the log `driver`.
         """
         name = "driver"
-        self._spawn(name, command, RAY_ADDRESS=f"{_HOST}:{self.ports.ray}")
+        self._spawn(name, command, RAY_ADDRESS=f"{HOST}:{self.ports.ray}")
         return self.processes.pop(name)
 
     def wait_for_ray(self) -> None:
@@ -275,7 +242,7 @@ class LocalStack:
             "CMCL_RAY_ADDRESS": self.dashboard_url,
             "CMCL_RANKS": str(self.ranks),
             "CMCL_EMBEDDINGS_URL": self.embeddings_url,
-            "CMCL_HOST": _HOST,
+            "CMCLHOST": HOST,
             "CMCL_AUTH": "off",
             "CMCL_PORT": str(self.ports.service),
             **self.extra_environment,
@@ -319,30 +286,6 @@ class LocalStack:
                 pass  # Not listening yet: that is what we wait for.
             time.sleep(0.1)
         raise StackError(f"{name} was not ready after {_READY_SECONDS:g} s; see {self.log(name)}")
-
-
-def _bound(port: int) -> socket.socket:
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        held.bind((_HOST, port))
-    except OSError as error:
-        held.close()
-        raise StackError(
-            f"port {port} cannot be used ({error.strerror}); choose another one"
-        ) from error
-    return held
-
-
-def _any() -> socket.socket:
-    for _ in range(len(_PORTS)):
-        try:
-            return _bound(secrets.choice(_PORTS))
-        except StackError:
-            continue
-    raise StackError(
-        f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free; end what holds them"
-    )
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:

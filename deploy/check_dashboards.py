@@ -25,7 +25,8 @@ import yaml
 from cmcl import Client
 from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import read_stream
-from cmcl.stack import LocalStack, Ports
+from cmcl.ports import Ports
+from cmcl.stack import LocalStack
 from cmcl.types.collections import Item
 from deploy.live_prometheus import Prometheus, PrometheusError, Target
 from workers.contract.model import ModelSpec, TrainingSpec

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from cmcl.client import Client
-from cmcl.stack import LocalStack, Ports, StackError
+from cmcl.ports import Ports, StackError
+from cmcl.stack import LocalStack
 from workers.contract.model import ModelSpec
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store

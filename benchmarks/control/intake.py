@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from benchmarks.control.databases import spread
-from cmcl.stack import Ports
+from cmcl.ports import Ports
 from service.control.data.intake import Intake, NewDataset, accept_dataset, create_model
 from service.database.engine import open_database
 from service.database.migrations import upgrade

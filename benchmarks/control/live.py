@@ -14,7 +14,8 @@ import httpx
 
 from cmcl.client import Client, CmclError
 from cmcl.demo.stream import Stream, read_stream
-from cmcl.stack import LocalStack, Ports
+from cmcl.ports import Ports
+from cmcl.stack import LocalStack
 from workers.contract.model import ModelSpec
 
 _MODEL = "live"

@@ -17,7 +17,8 @@ import psutil
 from benchmarks.endpoint.bodies import Array, features
 from benchmarks.endpoint.stored import MODALITY, MODEL
 from benchmarks.processes import family, title
-from cmcl.stack import LocalStack, Ports, StackError
+from cmcl.ports import Ports, StackError
+from cmcl.stack import LocalStack
 
 _READY_SECONDS = 120.0
 _STOP_SECONDS = 20.0

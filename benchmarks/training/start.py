@@ -13,7 +13,8 @@ from typing import Any
 
 from cmcl.client import Client
 from cmcl.demo.stream import Stream, read_stream
-from cmcl.stack import LocalStack, Ports
+from cmcl.ports import Ports
+from cmcl.stack import LocalStack
 from workers.contract.job import Progress
 from workers.contract.model import ModelSpec
 from workers.storage import layout

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cmcl.stack import LocalStack, Ports, StackError
+from cmcl.ports import Ports, StackError
+from cmcl.stack import LocalStack
 from cmcl.terminal.console import stderr, stdout
 from cmcl.terminal.exits import Refused
 from cmcl.terminal.options import AsJson

@@ -17,8 +17,9 @@ from cmcl.demo.picture import draw_forgetting
 from cmcl.demo.queries import QueryLoad, QueryReport
 from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.demo.tables import comparison_table, version_table
+from cmcl.ports import Ports
 from cmcl.progress import watch_with_bar
-from cmcl.stack import LocalStack, Ports
+from cmcl.stack import LocalStack
 from workers.contract.model import ModelSpec
 from workers.contract.version import VersionManifest
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from cmcl.client import CmclError, Unreachable
-from cmcl.stack import StackError
+from cmcl.ports import StackError
 from cmcl.terminal.console import stderr
 
 

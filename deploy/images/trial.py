@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 
+from cmcl.ports import Ports
 from cmcl.proxy import SERVING
-from cmcl.stack import Ports
 from deploy.images.buildah import Buildah, Container
 
 _HOST = "127.0.0.1"

@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from cmcl.stack import Ports
+from cmcl.ports import Ports
 from tests.fakes.control_plane import ControlPlane
 
 KEY = "operator-key-of-the-tests-0123456789abcdef"

@@ -7,7 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cmcl.stack import LocalStack, Ports
+from cmcl.ports import Ports
+from cmcl.stack import LocalStack
 
 SECONDS = 300.0
 TELL = "python -c \"import os; print(os.environ['RAY_ADDRESS'])\""

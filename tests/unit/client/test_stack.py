@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cmcl.stack import LocalStack, Ports, StackError
+from cmcl.ports import Ports, StackError
+from cmcl.stack import LocalStack
 from service.settings import Settings
 
 # Prints the id of a child that would run for a minute, and waits for it.
