@@ -59,11 +59,11 @@ def prepare(workload: Workload) -> None:
         torch.save(learned_before(workload.width), workload.knowledge)
 
 
-def time_updates(workload: Workload) -> dict[str, Any]:
-    """Of the second half of a training, in which all iterates are averaged, too; and which share of
-    the entries was free."""
+def time_updates(workload: Workload, windows: Windows | None = None) -> dict[str, Any]:
+    """Of the second half of a training, in which all iterates are averaged, too, and of what `windows` had
+    before; and which share of the entries was free."""
     known: Knowledge = torch.load(workload.knowledge, weights_only=False)
-    windows = Windows(world().size)
+    windows = windows or Windows(world().size)
     loop = OurLoop(known, workload.rows(), workload.batch, "mask")
     learned = loop.run(Clock(windows, begin=0.5))
     windows.pause()
