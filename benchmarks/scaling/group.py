@@ -1,5 +1,6 @@
 """Groups of processes on this machine that do the same at the same time, joined by gloo."""
 
+import gc
 import math
 import os
 import tempfile
@@ -60,6 +61,8 @@ def joined(meeting: Path, rank: int, size: int, timeout: timedelta = _TIMEOUT) -
         "gloo", init_method=meeting.as_uri(), rank=rank, world_size=size, timeout=timeout
     )
     yield
+    # DDP and what hangs on it is a circle.
+    gc.collect()
     dist.destroy_process_group()
     names = [(thread / "comm").read_text() for thread in Path("/proc/self/task").iterdir()]
     if any("gloo" in name for name in names):

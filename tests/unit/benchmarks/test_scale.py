@@ -1,5 +1,6 @@
 """The model of time: its terms are those of the loop, and what is said of clusters follows from them."""
 
+import gc
 import math
 import resource
 from pathlib import Path
@@ -187,3 +188,15 @@ def page_faults_of_a_pass() -> float:
 def test_what_is_timed_alone_pays_for_no_page_faults() -> None:
     """As an update pays for none: constants had been up to four times too large."""
     assert in_group(page_faults_of_a_pass, 1)[0] < 100
+
+
+def lets_go_in_a_circle() -> int:
+    """What DDP leaves: a circle that ends when the collector comes by, with the process group in it."""
+    gc.disable()
+    ring: list[object] = [torch.distributed.group.WORLD]
+    ring.append(ring)
+    return torch.distributed.get_rank()
+
+
+def test_a_group_ends_also_where_a_circle_holds_it() -> None:
+    assert in_group(lets_go_in_a_circle, 2) == [0, 1]
