@@ -242,7 +242,7 @@ class LocalStack:
             "CMCL_RAY_ADDRESS": self.dashboard_url,
             "CMCL_RANKS": str(self.ranks),
             "CMCL_EMBEDDINGS_URL": self.embeddings_url,
-            "CMCLHOST": HOST,
+            "CMCL_HOST": HOST,
             "CMCL_AUTH": "off",
             "CMCL_PORT": str(self.ports.service),
             **self.extra_environment,

@@ -75,9 +75,12 @@ def test_one_port_is_not_enough_for_two_endpoints() -> None:
 def test_the_service_understands_the_environment_that_the_stack_makes(
     stack: LocalStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Whatever the user's shell says: keys are not asked for, so nobody else on the network may ask.
+    monkeypatch.setenv("CMCL_HOST", "0.0.0.0")  # noqa: S104
     for name, value in stack._environment().items():
         monkeypatch.setenv(name, value)
     settings = Settings()
+    assert settings.host == "127.0.0.1"
     assert settings.store_uri == stack.store_uri
     assert settings.allowed_prefixes == ("a", "b")
     assert settings.ray_address == stack.dashboard_url
