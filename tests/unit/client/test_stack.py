@@ -76,7 +76,7 @@ def test_the_service_understands_the_environment_that_the_stack_makes(
     stack: LocalStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whatever the user's shell says: keys are not asked for, so nobody else on the network may ask.
-    monkeypatch.setenv("CMCL_HOST", "0.0.0.0")  # noqa: S104
+    monkeypatch.setenv("CMCL_HOST", "0.0.0.0")
     for name, value in stack._environment().items():
         monkeypatch.setenv(name, value)
     settings = Settings()
