@@ -54,10 +54,12 @@ def _work_on(assignment: Assignment, resident: Any, here: World, device: torch.d
     except BaseException:
         ray.get(resident.stumbled.remote(assignment.number, traceback.format_exc()))
         raise
+    else:
+        if here.leads:
+            ray.get(resident.finished.remote(assignment.number))
     finally:
+        # Whoever waits for the attempt does not wait for this.
         give_back(device)
-    if here.leads:
-        ray.get(resident.finished.remote(assignment.number))
 
 
 def _import_the_rest() -> None:
