@@ -16,11 +16,10 @@ from typing import Any
 
 import httpx
 
-from cmcl.ports import Ports
+from cmcl.ports import HOST, Ports
 from cmcl.proxy import SERVING
 from deploy.images.buildah import Buildah, Container
 
-_HOST = "127.0.0.1"
 _TOKEN = "for-this-trial-alone"  # noqa: S105 - of a cluster on loopback, for a minute
 _STORE = "/var/lib/cmcl/store"
 _SMOKE = Path(__file__).parent.parent / "smoke"
@@ -140,7 +139,7 @@ def try_both(buildah: Buildah, service: str, worker: str, folder: Path) -> dict[
 def _start_ray(place: Place, ports: Ports) -> float:
     command = [
         *("ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=8"),
-        *(f"--node-ip-address={_HOST}", f"--port={ports.ray}", "--include-dashboard=true"),
+        *(f"--node-ip-address={HOST}", f"--port={ports.ray}", "--include-dashboard=true"),
         *(f"--dashboard-port={ports.dashboard}", "--object-store-memory=200000000"),
         # Jobs go through it. Its default port is taken where another Ray runs; 0: any free one.
         "--dashboard-agent-listen-port=0",
@@ -148,39 +147,39 @@ def _start_ray(place: Place, ports: Ports) -> float:
         f"--ray-client-server-port={ports.ray_client}",
     ]
     part = place.start("ray", command, _environment(ports))
-    return part.wait_for(f"http://{_HOST}:{ports.dashboard}/api/version")
+    return part.wait_for(f"http://{HOST}:{ports.dashboard}/api/version")
 
 
 def _start_service(place: Place, image: str, ports: Ports, ranks: int) -> float:
     settings = {
         "CMCL_DATABASE_URL": "sqlite:////tmp/cmcl.db",
         "CMCL_STORE_URI": f"file://{_STORE}",
-        "CMCL_RAY_ADDRESS": f"http://{_HOST}:{ports.dashboard}",
+        "CMCL_RAY_ADDRESS": f"http://{HOST}:{ports.dashboard}",
         "CMCL_RANKS": str(ranks),
-        "CMCL_HOST": _HOST,
+        "CMCL_HOST": HOST,
         "CMCL_PORT": str(ports.service),
         "CMCL_AUTH": "off",
     }
     entrypoint = place.buildah.inspect(image)["config"]["Entrypoint"]
     part = place.start("service", entrypoint, {**_environment(ports), **settings})
-    return part.wait_for(f"http://{_HOST}:{ports.service}/readyz")
+    return part.wait_for(f"http://{HOST}:{ports.service}/readyz")
 
 
 def _start_embeddings(place: Place, ports: Ports) -> float:
     command = [
         *("python", "-m", "workers.serve", "--store", f"file://{_STORE}"),
-        *("--host", _HOST, "--port", str(ports.embeddings)),
+        *("--host", HOST, "--port", str(ports.embeddings)),
     ]
-    address = {"RAY_ADDRESS": f"{_HOST}:{ports.ray}"}
+    address = {"RAY_ADDRESS": f"{HOST}:{ports.ray}"}
     part = place.start("embeddings", command, {**_environment(ports), **address})
-    return part.wait_for(f"http://{_HOST}:{ports.embeddings}/readyz")
+    return part.wait_for(f"http://{HOST}:{ports.embeddings}/readyz")
 
 
 def _smoke(place: Place, ports: Ports) -> dict[str, Any]:
     command = [
         *("python", "/smoke/smoke.py", "--stream=/opt/cmcl/examples/stream"),
-        f"--service=http://{_HOST}:{ports.service}",
-        f"--embeddings=http://{_HOST}:{ports.embeddings}",
+        f"--service=http://{HOST}:{ports.service}",
+        f"--embeddings=http://{HOST}:{ports.embeddings}",
     ]
     found: dict[str, Any] = json.loads(place.start("smoke", command, {}).finish())
     if found["ranks"] != _RANKS:
