@@ -172,7 +172,8 @@ def _found(workloads: Sequence[Workload], ranks: int) -> tuple[Found, dict[int, 
     say("the rest")
     rates = in_group(partial(_rest, streamed), 1)[0]
     found = Found(cores, own, shared, (0.0, 0.0), *rates)
-    return replace(found, fixed=(_fixed(found, streamed, 1), _fixed(found, streamed, 2))), timings
+    alone, among_others = (_fixed(found, streamed, size) for size in (1, 2))
+    return replace(found, fixed=(alone, max(alone, among_others))), timings
 
 
 def _own(streamed: Workload, processes: int) -> Constants:
@@ -201,13 +202,14 @@ def _collectives() -> Constants:
 
 
 def _fixed(found: Found, streamed: Workload, ranks: int) -> float:
-    """What is left of an update of next to no numbers, without what the model knows of it."""
+    """What is left of an update of next to no numbers, without what the model knows of others."""
     smallest = tiny(streamed.folder)
     prepare(smallest)
     timing = in_group(partial(time_updates, smallest), ranks)[0]
     shape = Shape(smallest.batch, smallest.width, smallest.width, ranks)
     known = update_terms(shape, found.rates(ranks))
-    return max(0.0, float(timing["median"]) - known["gather"] - known["reduce"])
+    between = known["gather"] + known["reduce"] + known["waiting"]
+    return max(0.0, float(timing["median"]) - between)
 
 
 def _own_constants(streamed: Workload) -> Constants:

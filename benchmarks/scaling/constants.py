@@ -12,12 +12,14 @@ from statistics import fmean, median
 import torch
 from torch import Tensor
 
-from benchmarks.scaling.group import seconds_by_turns
+from benchmarks.scaling.group import seconds_by_turns, seconds_in_a_ring
 from workers.model.loss import Everywhere, symmetric_info_nce, unit
 from workers.train.distributed import Gathering, World
 
 Points = dict[float, float]
-Curves = Mapping[str, Iterable[tuple[float, Callable[[], object]]]]
+Task = Callable[[], object]
+Curves = Mapping[str, Iterable[tuple[float, Task]]]
+Timer = Callable[[Sequence[Task]], list[float]]
 
 _DIMENSIONS = (32, 64, 128, 256, 512, 1024)
 _WIDE = 1024
@@ -42,20 +44,21 @@ def constants_of_one() -> dict[str, Points]:
         "rows": ((rows * 2 * _WIDE, _rows(rows)) for rows in _DIMENSIONS),
         "packing": ((2 * width * width, _packing(width)) for width in _WIDTHS),
     }
-    return _measured(curves)
+    return _measured(curves, seconds_in_a_ring)
 
 
 def constants_of_many(here: World) -> dict[str, Points]:
-    """Collectives, by the bytes that each rank gives."""
+    """Collectives, by the bytes that each rank gives, where all come to them at once."""
     collectives: Curves = {
         "gather": ((size, _gather(size, here)) for size in _BYTES),
         "reduce": ((size, _reduce(size)) for size in _BYTES),
     }
-    return _measured(collectives)
+    return _measured(collectives, seconds_by_turns)
 
 
 def waiting() -> Points:
-    """By seconds of some work: how much longer a collective takes for those who come to it from there.
+    """By seconds of some work, cores shared fairly: how much longer a collective takes for those who come
+    to it from there.
 
     Nobody is done at the same time as the others, least of all where ranks take turns on a core. How they
     take them changes from minute to minute: one look says little, `usual_waiting` of several more.
@@ -63,11 +66,19 @@ def waiting() -> Points:
     meeting, works = _reduce(_BYTES[0]), [_rows_product(rows) for rows in _WORK]
     both = [partial(_one_after_the_other, work, meeting) for work in works]
     alone, *found = seconds_by_turns([meeting, *works, *both])
-    apart = torch.tensor(found[: len(works)], dtype=torch.float64) + alone
-    longer = torch.tensor(found[len(works) :], dtype=torch.float64) - apart
-    for agreed in (apart, longer):
-        torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
+    together = torch.tensor(found[len(works) :], dtype=torch.float64)
+    torch.distributed.all_reduce(together, op=torch.distributed.ReduceOp.MAX)
+    apart = fair_share_seconds(torch.tensor(found[: len(works)], dtype=torch.float64)) + alone
+    longer = together - apart
     return dict(zip(apart.tolist(), longer.clamp(min=_LEAST).tolist(), strict=True))
+
+
+def fair_share_seconds(seconds: Tensor) -> Tensor:
+    """Seconds that each process would need if cores were shared fairly; one that had a core of its own,
+    while two others shared one, needed half of theirs."""
+    rates = 1 / seconds
+    torch.distributed.all_reduce(rates)
+    return torch.distributed.get_world_size() / rates
 
 
 def usual_waiting(looks: Sequence[Points]) -> Points:
@@ -82,15 +93,15 @@ def usual_waiting(looks: Sequence[Points]) -> Points:
     return dict(zip((work for work, _ in usual), most, strict=True))
 
 
-def _one_after_the_other(first: Callable[[], object], second: Callable[[], object]) -> None:
+def _one_after_the_other(first: Task, second: Task) -> None:
     first()
     second()
 
 
-def _measured(curves: Curves) -> dict[str, Points]:
+def _measured(curves: Curves, seconds_of: Timer) -> dict[str, Points]:
     """All of them by turns, so that they have met the same machine."""
     tasks = {name: dict(of_curve) for name, of_curve in curves.items()}
-    found = iter(seconds_by_turns([task for each in tasks.values() for task in each.values()]))
+    found = iter(seconds_of([task for each in tasks.values() for task in each.values()]))
     return {name: {size: next(found) for size in each} for name, each in tasks.items()}
 
 
@@ -144,10 +155,11 @@ def _heads(width: int) -> Callable[[], None]:
 
     def passes() -> None:
         with torch.no_grad():
-            for change, start, mask, slope in zip(changes, starts, free, slopes, strict=True):
-                torch.add(start, change)
+            sums = [start + change for start, change in zip(starts, changes, strict=True)]
+            for change, mask, slope in zip(changes, free, slopes, strict=True):
                 change.grad = slope.mul_(mask)
         optimizer.step()
+        del sums
         with torch.no_grad():
             for mean, change in zip(means, changes, strict=True):
                 mean.lerp_(change, 0.1)

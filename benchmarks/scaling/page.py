@@ -23,13 +23,14 @@ Global batch B, N ranks, L = B / N rows of each; E width of the embeddings, I of
 | gather | each rank gives L·E·4 bytes twice (2 bytes a number in bfloat16), L·16 of keys, L·12 of log-sums |
 | reduce | each rank gives 4 bytes for each free entry, head by head |
 | waiting | three times an update the last rank is waited for; by the seconds of work before |
-| fixed | the interpreter's time, alone or under DDP: an update of next to no numbers, less its collectives |
+| fixed | the interpreter's time, alone or under DDP: an update of next to no numbers, less collectives and waiting |
 | read | streamed rows: reading and 2·L·I·I multiply-adds of rotation, where they take longer than the update beside them or find no core of their own |
 
 Once for a dataset: one all-reduce of 8 · (I(I+1) + I² + 1) bytes of moments.
 
 On this machine ranks beyond the cores take turns: what a rank computes is multiplied by N / cores.
-Products and passes were measured with min(N, cores) processes at once, collectives with N. gloo takes
+Products and passes were measured with min(N, cores) processes at once, each once and then the next, so
+that caches are as in an update; collectives with N, which come to them at once. gloo takes
 the cores that the ranks compute with, so nothing of a collective is taken to be hidden."""
 _CALM = (
     "Others used the machine, too: constants and updates are of windows in which others used at most "

@@ -95,12 +95,17 @@ class Windows:
         """Enough calm windows to tell a time by."""
         return sum(window.is_calm for window in self.all) >= self._enough
 
+    def chosen(self) -> list[int]:
+        """Which of all windows count: the calm ones, or the calmest where there were too few."""
+        calm = [number for number, window in enumerate(self.all) if window.is_calm]
+        calmest = sorted(range(len(self.all)), key=lambda number: self.all[number].others)
+        return calm if self.is_enough else calmest[: self._enough]
+
     def timing(self) -> Timing:
         """Raises ValueError where no window was closed."""
         if not self.all:
             raise ValueError("nothing was measured: one unit of work is none to be timed")
-        calm = [window for window in self.all if window.is_calm]
-        chosen = calm if self.is_enough else sorted(self.all, key=_others)[: self._enough]
+        chosen = [self.all[number] for number in self.chosen()]
         found = torch.tensor([window.of_one for window in chosen], dtype=torch.float64)
         return Timing(
             median=median(found.tolist()),
@@ -108,8 +113,8 @@ class Windows:
             p95=float(found.quantile(0.95)),
             cpu=mean(window.cpu / window.count for window in chosen),
             windows=len(self.all),
-            calm_windows=len(calm),
-            others=max(map(_others, chosen)),
+            calm_windows=sum(window.is_calm for window in self.all),
+            others=max(window.others for window in chosen),
         )
 
     def _window(self, begin: tuple[float, float, float], end: tuple[float, float, float]) -> Window:
@@ -120,10 +125,6 @@ class Windows:
     @staticmethod
     def _clocks() -> tuple[float, float, float]:
         return time.perf_counter(), _busy_seconds(), time.process_time()
-
-
-def _others(window: Window) -> float:
-    return window.others
 
 
 def _busy_seconds() -> float:

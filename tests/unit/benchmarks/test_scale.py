@@ -3,17 +3,19 @@
 import gc
 import math
 import resource
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.scale import Found
+from benchmarks.scaling import group
 from benchmarks.scaling.cluster import Cluster
-from benchmarks.scaling.constants import usual_waiting
+from benchmarks.scaling.constants import fair_share_seconds, usual_waiting
 from benchmarks.scaling.curves import Curve
 from benchmarks.scaling.forecast import RANKS, Forecast
-from benchmarks.scaling.group import in_group
+from benchmarks.scaling.group import in_group, seconds_in_a_ring
 from benchmarks.scaling.machine import Machine
 from benchmarks.scaling.model import (
     TERMS,
@@ -25,6 +27,7 @@ from benchmarks.scaling.model import (
 )
 from benchmarks.scaling.page import markdown
 from benchmarks.scaling.plots import draw_all
+from benchmarks.training import calm
 
 SHARED = ("gather", "reduce", "waiting")
 STRAIGHT = Curve(((1.0, 1e-9), (1e9, 1.0)))
@@ -124,6 +127,28 @@ def test_one_odd_look_at_waiting_does_not_count() -> None:
     looks = [{1.0: 0.1, 2.0: 0.3}, {1.0: 0.2, 2.0: 0.1}, {1.0: 9.0, 2.0: 0.15}]
     usual = usual_waiting(looks)
     assert usual == {1.0: 0.2, 2.0: 0.2}, "never less after more work"
+
+
+def of_two_unequal_processes() -> list[float]:
+    """One takes three seconds for what the other does in one."""
+    seconds = torch.tensor([3.0 if torch.distributed.get_rank() else 1.0], dtype=torch.float64)
+    found: list[float] = fair_share_seconds(seconds).tolist()
+    return found
+
+
+def test_cores_shared_fairly_do_as_much_in_all() -> None:
+    """In three seconds they do it four times, each of them twice: 1.5 seconds."""
+    assert in_group(of_two_unequal_processes, 2) == [[pytest.approx(1.5)]] * 2
+
+
+def test_in_a_ring_each_is_done_once_and_then_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calm, "WINDOW_SECONDS", 0.0)
+    monkeypatch.setattr(group, "_PATIENCE_SECONDS", 0.01)
+    done: list[str] = []
+    seconds = seconds_in_a_ring([partial(done.append, name) for name in "abc"])
+    assert "".join(done) == "abc" * (len(done) // 3)
+    assert len(seconds) == 3
+    assert min(seconds) > 0
 
 
 def test_reading_is_hidden_where_a_core_is_free() -> None:
