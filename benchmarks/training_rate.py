@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,11 @@ def _goals(
     for found in loops:
         seconds = {name: one["mean"] for name, one in found["loops"].items()}
         batch, where = found["batch"], f"batch {found['batch']}, {found['threads']} thread(s)"
-        for peer, goal in _GOALS.items():
-            ratio, least = seconds[peer] / seconds["mask"], goal.get(batch, "–")
-            goals.append({"what": f"mask / {peer}, {where}", "measured": ratio, "goal": least})
+        for loop, (peer, goal) in product(("mask", "mask, bfloat16"), _GOALS.items()):
+            # A goal is for the same precision as its peer's.
+            least = goal.get(batch, "–") if loop == "mask" else "–"
+            ratio = seconds[peer] / seconds[loop]
+            goals.append({"what": f"{loop} / {peer}, {where}", "measured": ratio, "goal": least})
     readers = {name: one["median"] for name, one in reading["readers"].items()}
     for files in ("users' files", "own shards"):
         share = readers[f"pyarrow, {files}"] / readers[f"ours, {files}"]

@@ -92,11 +92,13 @@ class Contest:
 
     def _ours(self, batch: int, folder: Path) -> dict[str, Contestant]:
         known, width = _known(self.width), self.width - 1
-        streamed = write_shards(folder, 1, self.rows, width)
+        rows = held(random_sides(self.rows, width, seed=0))
+        streamed = StreamedRows(write_shards(folder, 1, self.rows, width), (width, width))
         loops = {
-            "mask": OurLoop(known, held(random_sides(self.rows, width, seed=0)), batch, "mask"),
-            "mask, streamed": OurLoop(known, StreamedRows(streamed, (width, width)), batch, "mask"),
-            "improve": OurLoop(known, held(random_sides(self.rows, width, 0)), batch, "improve"),
+            "mask": OurLoop(known, rows, batch, "mask"),
+            "mask, streamed": OurLoop(known, streamed, batch, "mask"),
+            "mask, bfloat16": OurLoop(known, rows, batch, "mask", "bfloat16"),
+            "improve": OurLoop(known, rows, batch, "improve"),
         }
         return {name: _our(loop) for name, loop in loops.items()}
 

@@ -12,7 +12,7 @@ from benchmarks.training.bare import Sides
 from benchmarks.training.calm import Windows
 from workers.contract.job import Phase
 from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from workers.contract.model import ModelSpec, Precision, ProtectionSpec, TrainingSpec
 from workers.model.rows import PairedRows
 from workers.train.distributed import world
 from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn
@@ -53,14 +53,16 @@ class Clock(Watcher):
             self.windows.tick()
 
 
-def spec_of(width: int, batch: int, epochs: int, policy: str) -> ModelSpec:
+def spec_of(
+    width: int, batch: int, epochs: int, policy: str, precision: Precision = "float32"
+) -> ModelSpec:
     """A head reads `width` numbers, so a feature has one less: the constant is appended."""
     names = {name for pair in (*_BEFORE, PAIR) for name in pair.modalities}
     return ModelSpec(
         width=width,
         modalities=dict.fromkeys(sorted(names), width - 1),
         protection=POLICIES[policy],
-        training=TrainingSpec(epochs=epochs, batch_size=batch),
+        training=TrainingSpec(epochs=epochs, batch_size=batch, precision=precision),
     )
 
 
@@ -90,11 +92,12 @@ class OurLoop:
     rows: TrainingRows
     batch: int
     policy: str
+    precision: Precision = "float32"
 
     def run(self, clock: Clock) -> Learned:
         """One pass over the rows."""
         width, _ = self.known.heads.weights[PAIR.first].shape
-        spec = spec_of(width, self.batch, 1, self.policy)
+        spec = spec_of(width, self.batch, 1, self.policy, self.precision)
         task = Task(PAIR, self.rows, seed=7)
         return learn(spec, self.known, task, Run(world(), watcher=clock))
 

@@ -16,8 +16,9 @@ _LOOPS = """\
 - *published*: Hugging Face's Trainer, its DataLoader, dense projections of both gradients on both
   sides, then AdamW; logging, saving and bars switched off; its loss has one direction.
 - *mask*: `workers.train.learn` on a model that learned two datasets before, rows in memory; *mask,
-  streamed*: rows from Parquet shards through the local disk; *improve*: the product's default, with
-  replay of the earlier datasets.
+  streamed*: rows from Parquet shards through the local disk; *mask, bfloat16*: heads are multiplied in
+  bfloat16, beside peers in float32; *improve*: the product's default, with replay of the earlier
+  datasets.
 
 All on the same features, by turns in one process. An update is forward, backward and optimizer, with
 the choice of its rows."""

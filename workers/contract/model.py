@@ -8,6 +8,7 @@ from workers.contract.modality import Frozen, Modality
 
 WIDEST_FEATURE = 16384
 FeatureWidth = Annotated[int, Field(ge=1, le=WIDEST_FEATURE)]
+Precision = Literal["float32", "bfloat16"]
 
 
 class TrainingSpec(Frozen):
@@ -31,10 +32,10 @@ class TrainingSpec(Frozen):
     unit_vectors: bool = Field(
         default=True, description="whether InfoNCE sees embeddings at unit length"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         default="float32",
         description="of the matrix products of an update; heads and optimizer are float32 and "
-        "moments float64 either way. bfloat16 is for GPUs",
+        "moments float64 either way. bfloat16 is for GPUs, and CPUs that have it (AVX-512 BF16, AMX)",
     )
     averaged_share: float = Field(
         default=0.5,

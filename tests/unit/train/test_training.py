@@ -208,7 +208,7 @@ def test_learnt_temperature_moves_and_a_fixed_one_stays() -> None:
 
 
 def test_bfloat16_products_learn_with_heads_of_float32() -> None:
-    """On any device; it pays on GPUs alone."""
+    """On any device."""
     rows = features(IMAGE_TEXT, 8, seed=11)
     rough = SPEC.training.model_copy(update={"precision": "bfloat16"})
     exact_run, rough_run = (
