@@ -3,9 +3,10 @@
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from benchmarks.faults.attempts import Size
 from benchmarks.faults.scene import Scene
 
 STORE_AWAY_SECONDS = 30.0
@@ -21,7 +22,8 @@ Act = Callable[[Scene], float]
 class Case:
     """A fault, and what it is done to. `ranks`: how many at most and at least.
 
-    `share` of the updates is done when it comes.
+    `share` of the updates is done when it comes. `longer`: so many times the epochs, where a training
+    would be over before the fault is.
     """
 
     fault: str
@@ -30,6 +32,11 @@ class Case:
     store: Literal["file", "s3"] = "file"
     settings: Mapping[str, str] = field(default_factory=dict)
     share: float = 0.4
+    longer: int = 1
+
+    def size(self, usual: Size) -> Size:
+        """Of the training that it is done to."""
+        return replace(usual, epochs=self.longer * usual.epochs)
 
 
 def _killed(words: str) -> Act:
@@ -126,7 +133,11 @@ CASES: Mapping[str, Case] = {
     "hang": Case("a rank hangs (SIGSTOP)", _hang_rank(1), settings=_HANGS),
     "leader-hang": Case("the leading rank hangs", _hang_rank(0), settings=_HANGS),
     "store": Case(
-        f"the store is away for {STORE_AWAY_SECONDS:g} s", _shut_store, store="s3", share=0.1
+        f"the store is away for {STORE_AWAY_SECONDS:g} s",
+        _shut_store,
+        store="s3",
+        share=0.1,
+        longer=5,
     ),
     "notice": Case(
         f"a node goes after a notice of {NOTICE_SECONDS} s",
@@ -134,5 +145,6 @@ CASES: Mapping[str, Case] = {
         # So that the checkpoint that the notice asks for is the only one.
         settings={"CMCL_CHECKPOINT_SECONDS": _NEVER},
         share=0.2,
+        longer=5,
     ),
 }

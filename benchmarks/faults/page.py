@@ -39,7 +39,9 @@ def _row(outcome: Mapping[str, Any]) -> str:
     cells = [
         outcome["fault"],
         _resumed(outcome),
-        *(_known(outcome[name]) for name in ("pause", "at_update", "resumed_at")),
+        _known(outcome["pause"]),
+        f"{outcome['at_update']} of {outcome['updates']}",
+        _known(outcome["resumed_at"]),
         *(str(outcome[name]) for name in ("repeated", "attempts", "ranks")),
         _result(outcome),
     ]
@@ -57,6 +59,8 @@ def _known(value: float | None) -> str:
 
 
 def _result(outcome: Mapping[str, Any]) -> str:
+    if not outcome["came_in_time"]:
+        return "**not tested**: the training was over before the fault was"
     if outcome["distance"] is None:
         return "equal to the bit"
     verdict = "the same" if outcome["is_same"] else "**another one**"

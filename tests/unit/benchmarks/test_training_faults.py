@@ -1,12 +1,14 @@
 """What the benchmark of faults makes of what it saw."""
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from benchmarks.faults.attempts import Job, Size
+from benchmarks.faults.cases import CASES
 from benchmarks.faults.page import markdown
 from benchmarks.faults.watch import Watch
 from benchmarks.training_faults import Outcome
@@ -82,7 +84,7 @@ def test_next_attempt_goes_on_from_the_newest_checkpoint(job: Job, tmp_path: Pat
 
 
 def outcome(ranks: int, distance: float | None) -> Outcome:
-    return Outcome("a fault", 9.5, 9.0, 0, 50, 45, 5, 1, ranks, distance)
+    return Outcome("a fault", 9.5, 9.0, 0, 50, 100, 45, 5, 1, ranks, distance)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +97,11 @@ def test_as_many_ranks_must_give_the_bits(
     assert outcome(ranks, distance).is_same is is_same
 
 
-def test_page_says_where_a_result_is_another_one() -> None:
-    page = markdown(
+def page_of(found: Outcome) -> str:
+    told = {"is_same": found.is_same, "came_in_time": found.came_in_time}
+    return markdown(
         {
-            "outcomes": [{**vars(outcome(2, 0.5)), "is_same": False}],
+            "outcomes": [{**vars(found), **told}],
             "size": vars(SIZE),
             "updates": 100,
             "seconds": 20.0,
@@ -107,4 +110,20 @@ def test_page_says_where_a_result_is_another_one() -> None:
             "machine": {"cores": 2},
         }
     )
-    assert "| a fault | 9.5 | 9 | 50 | 45 | 5 | 1 | 2 | **another one**: 5.0e-01 apart |" in page
+
+
+def test_page_says_where_a_result_is_another_one() -> None:
+    row = "| a fault | 9.5 | 9 | 50 of 100 | 45 | 5 | 1 | 2 | **another one**: 5.0e-01 apart |"
+    assert row in page_of(outcome(2, 0.5))
+
+
+def test_a_training_that_was_over_before_its_fault_shows_nothing() -> None:
+    late = replace(outcome(2, None), resumed=None)
+    assert not late.came_in_time
+    assert "**not tested**" in page_of(late)
+    assert replace(late, meanwhile=1).came_in_time
+
+
+def test_a_fault_that_takes_long_comes_in_a_longer_training() -> None:
+    assert CASES["rank"].size(SIZE) == SIZE
+    assert CASES["store"].size(SIZE).epochs == 5 * SIZE.epochs
