@@ -202,7 +202,7 @@ def _collectives() -> Constants:
 
 
 def _fixed(found: Found, streamed: Workload, ranks: int) -> float:
-    """What is left of an update of next to no numbers, without what the model knows of others."""
+    """An update of next to no numbers, less collectives and waiting."""
     smallest = tiny(streamed.folder)
     prepare(smallest)
     timing = in_group(partial(time_updates, smallest), ranks)[0]
