@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-_EXPLAINED = """Columns: *resumed*, seconds from the fault to the first update of the ranks that went on from a checkpoint (or that no rank had to go back, and how many updates the next news told of); *pause*, the longest time without news of another update; *repeated*, updates that were done twice; *attempts*, more than one where the fault ends the driver and the control plane would submit another; *result*, beside that of a run that nothing happened to."""
+_EXPLAINED = """Columns: *resumed*, seconds from the fault to the first update of the ranks that went on from a checkpoint (or that no rank had to go back, and how many updates the next news told of); *pause*, the longest time without news of another update; *at update*, of all, which are more where a fault takes longer than the rest of the usual training; *repeated*, updates that were done twice; *attempts*, more than one where the fault ends the driver and the control plane would submit another; *result*, beside that of a run that nothing happened to."""
 
 
 def markdown(document: Mapping[str, Any]) -> str:
