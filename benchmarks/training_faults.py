@@ -37,9 +37,9 @@ _UNDISTURBED = Case("nothing", lambda _: 0.0)
 class Outcome:
     """Seconds from the fault, and what was lost; `resumed` is None where no rank had to go back.
 
-    `updates` are those of the whole training. `pause` is the longest time without news of another update, `meanwhile` the updates that the next
-    news told of where no rank went back. `distance` is that of the heads from those of
-    the run without a fault; None where they are equal to the bit.
+    `updates` are those of the whole training. `pause` is the longest time without news of another
+    update, `meanwhile` the updates that the next news told of where no rank went back. `distance` is
+    that of the heads from those of the run without a fault; None where they are equal to the bit.
     """
 
     fault: str
