@@ -1,4 +1,6 @@
-"""An app on a real socket of this machine, in a thread: for what must be seen while it goes on."""
+"""An app on a real socket of this machine, in a thread, with the protocol of our replicas: for what must be
+seen while it goes on.
+"""
 
 import threading
 import time
@@ -8,12 +10,14 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from workers.serve.http.one_write import OneWrite
+
 
 @contextmanager
 def served(app: ASGIApp) -> Iterator[str]:
     """Its address, until the block ends. Without its lifespan: nothing happens by itself."""
     config = uvicorn.Config(
-        app, port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=1
+        app, port=0, http=OneWrite, lifespan="off", log_config=None, timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="served app")

@@ -1,14 +1,21 @@
-"""HAProxy in front of the replicas: who closes half of a socket or sends absurd headers is told so."""
+"""HAProxy in front of the replicas: who closes half of a socket or sends absurd headers is told so. And
+what lets it send a request of a replica that dies to another one.
+"""
 
 import json
 import socket
 import time
 
 import httpx
+import psutil
+import pytest
 
+from cmcl.stack import LocalStack
+from tests.fakes.segments import segments_received
 from tests.fakes.versions import publish_version, random_heads
+from tests.ray.attempts import ray_processes
 from workers.contract.model import ModelSpec
-from workers.storage.port import ObjectStore
+from workers.storage.uris import open_store
 
 MODEL = "behind-the-proxy"
 SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
@@ -37,20 +44,50 @@ def answer(url: str, sent: bytes, *, half_close: bool) -> bytes:
     return received
 
 
-def wait_until_live(url: str) -> None:
-    deadline = time.monotonic() + STARTING_SECONDS
-    while b"200 OK" not in answer(url, request(), half_close=False):
-        assert time.monotonic() < deadline, "no version came"
-
-
-def test_half_closed_clients_and_absurd_headers_are_answered_by_the_proxy(
-    serve_url: str, store: ObjectStore
-) -> None:
+@pytest.fixture(scope="module")
+def live_url(stack: LocalStack) -> str:
+    """Where the model is answered for."""
+    store = open_store(stack.store_uri)
     publish_version(store, MODEL, 1, SPEC, random_heads(SPEC, 1), generation=1)
-    wait_until_live(serve_url)
+    deadline = time.monotonic() + STARTING_SECONDS
+    while b"200 OK" not in answer(stack.embeddings_url, request(), half_close=False):
+        assert time.monotonic() < deadline, "no version came"
+    return stack.embeddings_url
+
+
+def test_half_closed_clients_and_absurd_headers_are_answered_by_the_proxy(live_url: str) -> None:
     # Whoever closes counts as gone, unless the whole request went on to a replica before.
-    closed = answer(serve_url, request(), half_close=True)
+    closed = answer(live_url, request(), half_close=True)
     assert closed.split(b" ", 2)[1] in (b"400", b"200")
     much = request("x-much: " + "x" * 50_000)
-    assert answer(serve_url, much, half_close=False).split(b" ", 2)[1] in (b"400", b"431")
-    assert b"200 OK" in answer(serve_url, request(), half_close=False)
+    assert answer(live_url, much, half_close=False).split(b" ", 2)[1] in (b"400", b"431")
+    assert b"200 OK" in answer(live_url, request(), half_close=False)
+
+
+def answers_on(port: int) -> bool:
+    """Whether HTTP is spoken there; a replica listens to Ray as well."""
+    try:
+        httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=SECONDS).raise_for_status()
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def ports_of(process: psutil.Process) -> list[int]:
+    connections = process.net_connections(kind="tcp")
+    return [each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN]
+
+
+@pytest.mark.usefixtures("live_url")
+def test_a_replica_writes_head_and_body_of_an_answer_at_once(
+    stack: LocalStack,
+) -> None:
+    [replica] = ray_processes(stack, "ServeReplica:embeddings:Embedder")
+    [port] = filter(answers_on, ports_of(replica))
+    with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as client:
+        client.sendall(request())
+        answered = b""
+        while chunk := client.recv(65536):
+            answered += chunk
+        assert answered.startswith(b"HTTP/1.1 200 OK")
+        assert segments_received(client) == 1

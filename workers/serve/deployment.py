@@ -19,6 +19,7 @@ from workers.serve.compute.watch import stuck
 from workers.serve.encoders.deployment import Handle, encoders_behind
 from workers.serve.http.admission import Admission
 from workers.serve.http.api import create_api
+from workers.serve.http.one_write import write_answers_at_once
 from workers.serve.http.replica import Replica
 from workers.serve.push.actor import open_channel
 from workers.serve.push.listener import Listener
@@ -49,6 +50,7 @@ class Embedder:
         """
         logging.basicConfig(level=logging.INFO)
         torch.set_num_threads(1)
+        write_answers_at_once()
         self._args = args
         self._encoders = encoders_behind(args.encoders, encoders)
         self._store = open_store(args.store)

@@ -1,0 +1,89 @@
+"""An answer leaves whole or not at all, as long as it is not a large one."""
+
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+import uvicorn
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp
+from uvicorn.config import HTTP_PROTOCOLS
+
+from tests.fakes.segments import segments_received
+from tests.fakes.served_app import served
+from workers.serve.http.one_write import OneWrite, write_answers_at_once
+
+SECONDS = 120.0
+GET = b"GET / HTTP/1.1\r\nhost: replica\r\n\r\n"
+HEAD = b"HEAD / HTTP/1.1\r\nhost: replica\r\n\r\n"
+LAST = b"GET / HTTP/1.1\r\nhost: replica\r\nconnection: close\r\n\r\n"
+
+
+@contextmanager
+def connected(app: ASGIApp) -> Iterator[socket.socket]:
+    with served(app) as url:
+        address = (httpx.URL(url).host, httpx.URL(url).port or 0)
+        with socket.create_connection(address, timeout=SECONDS) as client:
+            yield client
+
+
+def read_until(client: socket.socket, end: bytes) -> bytes:
+    found = b""
+    while not found.endswith(end):
+        piece = client.recv(1 << 20)
+        assert piece, f"closed after {found!r}"
+        found += piece
+    return found
+
+
+def test_head_and_body_are_one_segment() -> None:
+    with connected(Response(b"the body")) as client:
+        for answers in range(1, 4):
+            client.sendall(GET)
+            assert read_until(client, b"the body").startswith(b"HTTP/1.1 200 OK")
+            assert segments_received(client) == answers
+
+
+def test_an_answer_without_a_body_leaves_as_well() -> None:
+    with connected(Response(b"the body")) as client:
+        client.sendall(HEAD)
+        assert b"content-length: 8" in read_until(client, b"\r\n\r\n")
+        assert segments_received(client) == 1
+
+
+def test_what_the_server_itself_refuses_leaves_before_the_connection_is_closed() -> None:
+    with connected(Response(b"the body")) as client:
+        client.sendall(b"no HTTP at all\r\n\r\n")
+        assert read_until(client, b"received.").startswith(b"HTTP/1.1 400")
+        assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("pieces", [1, 64])
+def test_a_large_answer_comes_whole(pieces: int) -> None:
+    size = 16 << 20
+    piece = bytes(range(256)) * (size // pieces // 256)
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(pieces):
+            yield piece
+
+    headers = {"content-length": str(size)}
+    with connected(StreamingResponse(body(), headers=headers)) as client:
+        client.sendall(LAST)
+        received = bytearray()
+        while chunk := client.recv(1 << 20):
+            received += chunk
+    assert bytes(received).partition(b"\r\n\r\n")[2] == piece * pieces
+
+
+def test_servers_that_are_started_after_it_was_asked_for_do_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(HTTP_PROTOCOLS, "auto", "somebody:else")
+    write_answers_at_once()
+    # As Ray Serve makes it.
+    config = uvicorn.Config(Response, factory=True, lifespan="off", log_config=None)
+    config.load()
+    assert config.http_protocol_class is OneWrite
