@@ -3,7 +3,8 @@
 An embedding is a pure function of the request, so a request whose replica dies before it answers is
 sent to another one. HAProxy can do that with what it holds in memory as a whole: it waits for the body
 (bodies come in pieces on any real network), and keeps it up to the size of its buffer. What is
-larger fails once and is the client's to send again, as `cmcl.Client` does.
+larger fails once and is the client's to send again, as `cmcl.Client` does. So is an answer that was cut
+after a part of it had come; replicas write all but large ones at once (workers/serve/http/one_write.py).
 
 A write that is sent again must not be done twice. Every request has an id of HAProxy's, the same in
 each attempt, by which the endpoint knows a write that it has done (docs/search.md).

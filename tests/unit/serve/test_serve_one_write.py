@@ -7,8 +7,9 @@ from contextlib import contextmanager
 import httpx
 import pytest
 import uvicorn
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
 from tests.fakes.segments import segments_received
@@ -51,6 +52,40 @@ def test_an_answer_without_a_body_leaves_as_well() -> None:
         client.sendall(HEAD)
         assert b"content-length: 8" in read_until(client, b"\r\n\r\n")
         assert segments_received(client) == 1
+
+
+def test_who_waits_to_be_asked_for_a_body_is_asked_first() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await Request(scope, receive).body()
+        await Response(body)(scope, receive, send)
+
+    waits = b"POST / HTTP/1.1\r\nhost: replica\r\nexpect: 100-continue\r\ncontent-length: 8\r\n\r\n"
+    with connected(app) as client:
+        client.sendall(waits)
+        assert read_until(client, b"\r\n\r\n").startswith(b"HTTP/1.1 100")
+        client.sendall(b"the body")
+        assert read_until(client, b"the body").startswith(b"HTTP/1.1 200 OK")
+        assert segments_received(client) == 2
+
+
+def test_requests_that_come_together_are_answered_one_after_the_other() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(scope["path"])(scope, receive, send)
+
+    with connected(app) as client:
+        client.sendall(GET.replace(b"/", b"/1", 1) + HEAD + GET.replace(b"/", b"/2", 1))
+        answers = read_until(client, b"/2").split(b"HTTP/1.1 200 OK")
+        assert [answer.partition(b"\r\n\r\n")[2] for answer in answers] == [b"", b"/1", b"", b"/2"]
+
+
+def test_an_answer_that_breaks_off_does_not_look_whole() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    with connected(app) as client:
+        client.sendall(GET)
+        assert read_until(client, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        assert client.recv(1) == b""
 
 
 def test_what_the_server_itself_refuses_leaves_before_the_connection_is_closed() -> None:

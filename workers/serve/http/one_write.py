@@ -1,9 +1,8 @@
 """The head of an answer leaves with its body, in one write.
 
-uvicorn writes them one after the other. A replica that was killed in between had its client left with
-half an answer: HAProxy sends a request to another replica as long as nothing of an answer has come,
-and a head is something (8 of 100 kills under load, docs/log.md). What one write holds, the kernel
-delivers or not.
+uvicorn writes them one after the other. A replica that was killed in between left its client with half
+an answer: HAProxy sends a request to another replica as long as nothing of an answer has come, and a
+head is something. What one write holds, the kernel delivers or not (docs/log.md has the numbers).
 """
 
 import asyncio
@@ -12,18 +11,17 @@ from typing import Any, cast
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-# As much as asyncio itself lets wait before it asks for a pause.
-_MOST_BYTES = 64 << 10
-
 
 class OneWrite(HttpToolsProtocol):
-    """uvicorn's protocol, on a connection that joins what is written in one turn of the loop."""
+    """uvicorn's protocol. An app that sends a head and no body for a while has the head wait."""
 
-    def connection_made(  # type: ignore[override]  # as uvicorn's own
-        self, transport: asyncio.Transport
-    ) -> None:
-        """As asyncio has it."""
-        super().connection_made(cast("asyncio.Transport", _Joined(transport, self.loop)))
+    def on_headers_complete(self) -> None:
+        """As uvicorn's, which makes the cycle of a request here, but for an upgrade."""
+        before = self.cycle
+        super().on_headers_complete()
+        # Nothing is written after the head of an answer to HEAD.
+        if self.cycle is not before and self.scope["method"] != "HEAD":
+            self.cycle.transport = cast("asyncio.Transport", _HeadWithBody(self.transport))
 
 
 def write_answers_at_once() -> None:
@@ -34,31 +32,30 @@ def write_answers_at_once() -> None:
     HTTP_PROTOCOLS["auto"] = f"{OneWrite.__module__}:{OneWrite.__qualname__}"
 
 
-class _Joined:
-    """A transport; what it does not say here is the one's behind it."""
+class _HeadWithBody:
+    """The transport of one answer; what it does not say here is the connection's."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._loop = loop
-        self._pieces: list[bytes] = []
-        self._bytes = 0
+        self._head = b""
+        self._begun = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        if not self._pieces:
-            self._loop.call_soon(self._flush)
-        self._pieces.append(data)
-        self._bytes += len(data)
-        if self._bytes > _MOST_BYTES:
-            self._flush()
+        if self._begun:
+            self._transport.write(self._taken() + data)
+        elif data.startswith(b"HTTP/1.1 100 "):
+            self._transport.write(data)
+        else:
+            self._begun, self._head = True, data
 
     def close(self) -> None:
-        self._flush()
+        if head := self._taken():
+            self._transport.write(head)
         self._transport.close()
 
-    def _flush(self) -> None:
-        pieces, self._pieces, self._bytes = self._pieces, [], 0
-        if pieces and not self._transport.is_closing():
-            self._transport.write(b"".join(pieces))
+    def _taken(self) -> bytes:
+        head, self._head = self._head, b""
+        return head
