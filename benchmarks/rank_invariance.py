@@ -25,7 +25,7 @@ from benchmarks.report import machine
 from benchmarks.scaling.group import in_group
 from workers.contract.dataset import Shard
 from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
-from workers.storage.shards import count_rows
+from workers.storage.shards import describe_shard
 from workers.storage.versions import sha256_of_file
 from workers.train.rows.held import HeldRows
 
@@ -144,12 +144,7 @@ def _job(options: argparse.Namespace, way: str, folder: Path) -> Job:
 
 
 def _shard(path: Path) -> Shard:
-    return Shard(
-        uri=path.resolve().as_uri(),
-        sha256=sha256_of_file(path),
-        bytes=path.stat().st_size,
-        rows=count_rows(path, str(path)),
-    )
+    return describe_shard(path, path.resolve().as_uri(), sha256_of_file(path))
 
 
 def _parser() -> OneLineParser:

@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 
-from workers.contract.dataset import DatasetManifest, Shard
+from workers.contract.dataset import DatasetManifest
 from workers.contract.errors import ObjectNotFound
 from workers.contract.job import JobSpec, Progress
 from workers.contract.modality import ModalityPair
 from workers.contract.model import ModelSpec, TrainingSpec
 from workers.storage import layout
 from workers.storage.port import ObjectStore
+from workers.storage.shards import describe_shard
 from workers.storage.versions import check_candidate, read_candidate, sha256_of_file
 
 _WIDTHS = (256, 192)
@@ -46,12 +47,7 @@ class Job:
         path = folder / "rows.parquet"
         _write_rows(path, self.size.rows)
         self.store.upload(path, _KEY)
-        shard = Shard(
-            uri=f"{self.store.uri}/{_KEY}",
-            sha256=sha256_of_file(path),
-            bytes=path.stat().st_size,
-            rows=self.size.rows,
-        )
+        shard = describe_shard(path, f"{self.store.uri}/{_KEY}", sha256_of_file(path))
         pair = ModalityPair(first=_FIRST, second=_SECOND)
         self._write_spec(
             JobSpec(

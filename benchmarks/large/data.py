@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workers.contract.dataset import Shard
+from workers.storage.shards import describe_shard
 from workers.storage.versions import sha256_of_file
 
 _HIDDEN = 64
@@ -30,7 +31,7 @@ def write_dataset(folder: Path, rows: int, width: int, shards: int) -> list[Shar
     for number, length in enumerate(lengths):
         path = folder / f"{number:04d}.parquet"
         _write(path, _chunks(random, mixing, noise, length), number)
-        written.append(_described(path, length))
+        written.append(_described(path))
         print(f"made {number + 1} of {shards} shards", flush=True)
     return written
 
@@ -66,10 +67,5 @@ def _write(path: Path, chunks: Iterator[list[np.ndarray]], number: int) -> None:
     writer.close()
 
 
-def _described(path: Path, rows: int) -> Shard:
-    return Shard(
-        uri=path.resolve().as_uri(),
-        sha256=sha256_of_file(path),
-        bytes=path.stat().st_size,
-        rows=rows,
-    )
+def _described(path: Path) -> Shard:
+    return describe_shard(path, path.resolve().as_uri(), sha256_of_file(path))

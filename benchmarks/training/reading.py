@@ -1,6 +1,5 @@
 """Reading of shards: ours, with its check of every byte, beside pyarrow's own scan of the files."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,8 @@ import pyarrow.parquet as pq
 
 from workers.contract.dataset import Shard
 from workers.storage.shard_writer import ROWS_IN_A_GROUP, write_shard
-from workers.storage.shards import FEATURES
+from workers.storage.shards import FEATURES, describe_shard
+from workers.storage.versions import sha256_of_file
 from workers.train.rows.reader import read_rows
 
 _ROWS_AT_ONCE = 4096
@@ -39,10 +39,7 @@ def write_shards(
     for number in range(shards):
         path = folder / f"{number}.parquet"
         write(path, _batches(random, number * rows, rows, width))
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = path.stat().st_size
-        found.append(Shard(uri=path.as_uri(), sha256=digest, bytes=size, rows=rows))
+        found.append(describe_shard(path, path.as_uri(), sha256_of_file(path)))
     return found
 
 

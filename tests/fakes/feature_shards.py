@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workers.contract.dataset import Shard, ShardRef
-from workers.storage.shards import Rows, count_rows, download, open_in_pieces, rows_of
+from workers.storage.shards import Rows, describe_shard, download, open_in_pieces, rows_of
 
 
 def feature_table(
@@ -35,10 +35,7 @@ def write_shard(path: Path, table: pa.Table) -> ShardRef:
 
 def fetch(ref: ShardRef | Shard, path: Path) -> Shard:
     """Bring a shard in the internal form to `path`; what is so of it. Raises as `download` does."""
-    digest = download(ref, ref.uri, path)
-    return Shard(
-        uri=ref.uri, sha256=digest, bytes=path.stat().st_size, rows=count_rows(path, ref.uri)
-    )
+    return describe_shard(path, ref.uri, download(ref, ref.uri, path))
 
 
 def read_rows(paths: Sequence[Path], every: int = 1) -> Rows:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workers.contract.dataset import Shard
+from workers.storage.shards import describe_shard
 from workers.storage.versions import sha256_of_file
 
 
@@ -21,12 +22,7 @@ def write_pair_shard(
     }
     ids = pa.array([f"{path.stem}-{row}" for row in range(len(sides[0]))])
     pq.write_table(pa.table({"id": ids, **columns}), path, row_group_size=group_rows)
-    return Shard(
-        uri=path.as_uri(),
-        sha256=sha256_of_file(path),
-        bytes=path.stat().st_size,
-        rows=len(sides[0]),
-    )
+    return describe_shard(path, path.as_uri(), sha256_of_file(path))
 
 
 def write_pair_shards(

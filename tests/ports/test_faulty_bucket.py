@@ -7,6 +7,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from blake3 import blake3
 from botocore.config import Config
 
 from tests.fakes.faulty_bucket import (
@@ -173,8 +174,8 @@ def test_a_composition_is_complete_or_absent(bucket: FaultyBucket, store: S3Stor
 
 def stored_shard(store: S3Store, data: bytes) -> Shard:
     store.put("shard", data)
-    digest = hashlib.sha256(data).hexdigest()
-    return Shard(uri=f"{store.uri}/shard", sha256=digest, bytes=len(data), rows=1)
+    digests = {"sha256": hashlib.sha256(data).hexdigest(), "blake3": blake3(data).hexdigest()}
+    return Shard(uri=f"{store.uri}/shard", bytes=len(data), rows=1, **digests)
 
 
 def test_a_piece_of_a_shard_that_breaks_off_is_asked_for_alone(
@@ -195,7 +196,7 @@ def test_a_shard_of_other_bytes_is_refused(
     shard = stored_shard(store, b"abcdef")
     monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
     bucket.order("GET", other_bytes)
-    with pytest.raises(InvalidDataset, match="its SHA-256 is"):
+    with pytest.raises(InvalidDataset, match="its BLAKE3 is"):
         open_verified(shard, Scratch())
     with pytest.raises(InvalidDataset, match="it has 6 bytes, expected 7"):
         open_verified(shard.model_copy(update={"bytes": 7}), Scratch())

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from workers.contract.modality import Frozen, ModalityPair, ModelName, Sha256
+from workers.contract.modality import Blake3, Frozen, ModalityPair, ModelName, Sha256
 
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 FileFormat = Literal["parquet", "arrow", "npz", "safetensors", "hdf5"]
@@ -29,11 +29,14 @@ class SourceFile(Frozen):
 class Shard(Frozen):
     """One Parquet file after it was read and verified.
 
+    `sha256`: what it is known by, and what others can compute. `blake3`: what readers check, at a third
+    of the work; None where it was verified by a release that did not take it.
     `source`: where it was converted or split; None where it is the user's own file.
     """
 
     uri: Uri
     sha256: Sha256
+    blake3: Blake3 | None = None
     bytes: int = Field(ge=1)
     rows: int = Field(ge=1)
     source: SourceFile | None = None

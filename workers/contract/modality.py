@@ -13,6 +13,7 @@ ModelName = Annotated[
 ]
 Modality = Annotated[str, StringConstraints(pattern=MODALITY_PATTERN), Field(examples=["image"])]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Blake3 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Frozen(BaseModel):

@@ -19,7 +19,7 @@ from workers.storage.formats.user_file import Side, UserFile
 from workers.storage.hold_out import held_out_rows
 from workers.storage.port import ObjectStore
 from workers.storage.shard_writer import ShardWriter, write_shard
-from workers.storage.shards import ShardChecker, count_rows, download
+from workers.storage.shards import ShardChecker, count_rows, describe_shard, download
 from workers.storage.versions import sha256_of_file
 
 
@@ -87,12 +87,7 @@ class DatasetIntake:
         """A shard to train on: the user's own, or what became of it. Raises as `take` does."""
         taken = self._checked(ref, address)
         if not taken.converted:
-            return Shard(
-                uri=address.uri,
-                sha256=taken.source.sha256,
-                bytes=taken.source.bytes,
-                rows=count_rows(self._path, ref.uri),
-            )
+            return describe_shard(self._path, address.uri, taken.source.sha256)
         return self._stored(
             self._path, partial(layout.training_shard, self._dataset, index), taken.source
         )
@@ -134,13 +129,7 @@ class DatasetIntake:
         digest = sha256_of_file(path)
         key = key_for(digest)
         self._store.upload(path, key)
-        shard = Shard(
-            uri=f"{self._store.uri}/{key}",
-            sha256=digest,
-            bytes=path.stat().st_size,
-            rows=count_rows(path, key),
-            source=source,
-        )
+        shard = describe_shard(path, f"{self._store.uri}/{key}", digest, source)
         path.unlink()
         return shard
 

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.contract.dataset import Shard, ShardRef
+from workers.contract.dataset import Shard, ShardRef, SourceFile
 from workers.contract.errors import InvalidDataset, ObjectNotFound
 from workers.storage.formats import columns
 from workers.storage.formats.parquet import known_batches, open_parquet
 from workers.storage.uris import locate, locate_allowed
-from workers.storage.versions import sha256_of_file
+from workers.storage.versions import blake3_of_file, sha256_of_file
 
 FEATURES = columns.FEATURES
 # Rows are brought to unit length in float32, where squares underflow and overflow: outside of
@@ -72,6 +72,18 @@ def count_rows(path: Path, uri: str) -> int:
     if rows == 0:
         raise InvalidDataset(f"{uri}: it has no rows, at least 1 is needed")
     return rows
+
+
+def describe_shard(path: Path, uri: str, sha256: str, source: SourceFile | None = None) -> Shard:
+    """What a manifest says of the shard at `path`, which is kept at `uri`. Raises InvalidDataset."""
+    return Shard(
+        uri=uri,
+        sha256=sha256,
+        blake3=blake3_of_file(path),
+        bytes=path.stat().st_size,
+        rows=count_rows(path, uri),
+        source=source,
+    )
 
 
 class ShardChecker:

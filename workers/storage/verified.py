@@ -17,6 +17,7 @@ from functools import partial
 from typing import BinaryIO
 
 import pyarrow as pa
+from blake3 import blake3
 
 from workers.contract.dataset import Shard
 from workers.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
@@ -25,6 +26,7 @@ from workers.storage.patience import patiently
 from workers.storage.port import CHUNK_BYTES, ObjectStore
 from workers.storage.scratch import Scratch
 from workers.storage.uris import locate
+from workers.storage.versions import Hasher
 
 # One request of a bucket for so much is nearly as quick as one for all, and is soon asked again.
 PIECE_BYTES = 16 << 20
@@ -78,14 +80,14 @@ def _copied(shard: Shard, store: ObjectStore, key: str, scratch: Scratch) -> Ver
             f"{shard.uri}: it has {size} bytes, expected {shard.bytes}: it is not the file that was "
             "verified"
         )
-    digest, file = hashlib.sha256(), scratch.new_file()
+    digest, file = _Digest(shard), scratch.new_file()
     try:
         file.reserve(size)
         with closing(pieces(store, key, size)) as all_pieces:
             for piece in all_pieces:
                 digest.update(piece)
                 _write(file, piece)
-        _check_digest(shard, digest.hexdigest())
+        digest.check()
     except BaseException:
         file.close()
         raise
@@ -121,11 +123,11 @@ def _write(file: io.RawIOBase, data: bytes) -> None:
 def _in_place(shard: Shard, store: LocalStore, key: str) -> VerifiedFile:
     file = patiently(partial(store.open, key))
     try:
-        stamp, digest, place = _stamp(file.fileno()), hashlib.sha256(), 0
+        stamp, digest, place = _stamp(file.fileno()), _Digest(shard), 0
         while chunk := patiently(partial(_read_at, file, place, shard.uri)):
             digest.update(chunk)
             place += len(chunk)
-        _check_digest(shard, digest.hexdigest())
+        digest.check()
     except BaseException:
         file.close()
         raise
@@ -139,9 +141,28 @@ def _read_at(file: BinaryIO, place: int, uri: str) -> bytes:
         raise StorageUnavailable(f"{uri}: {error.strerror}") from error
 
 
-def _check_digest(shard: Shard, found: str) -> None:
-    if found != shard.sha256:
-        raise InvalidDataset(f"{shard.uri}: its SHA-256 is {found}, expected {shard.sha256}")
+class _Digest:
+    """Of what was read of a shard so far: BLAKE3, or SHA-256 where nothing else is known of it."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._uri = shard.uri
+        self._hash: Hasher
+        if shard.blake3 is None:
+            self._name, self._expected, self._hash = "SHA-256", shard.sha256, hashlib.sha256()
+        else:
+            self._name, self._expected, self._hash = "BLAKE3", shard.blake3, blake3()
+
+    def update(self, data: bytes) -> None:
+        self._hash.update(data)
+
+    def check(self) -> None:
+        """Raises InvalidDataset if these are not the bytes that were verified."""
+        found = self._hash.hexdigest()
+        if found != self._expected:
+            raise InvalidDataset(
+                f"{self._uri}: its {self._name} is {found}, expected {self._expected}: it is not the "
+                "file that was verified"
+            )
 
 
 def _stamp(descriptor: int) -> tuple[int, int]:

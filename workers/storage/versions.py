@@ -5,8 +5,9 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
+from blake3 import blake3
 from pydantic import ValidationError
 
 from workers.contract.errors import (
@@ -25,9 +26,24 @@ Hash = Callable[[bytes], str]
 _CHUNK = 1 << 20
 
 
+class Hasher(Protocol):
+    """What hashlib and blake3 give."""
+
+    def update(self, data: bytes, /) -> object: ...
+    def hexdigest(self) -> str: ...
+
+
 def sha256_of_file(path: Path) -> str:
     """SHA-256 of a local file, in constant memory."""
-    digest = hashlib.sha256()
+    return _of_file(path, hashlib.sha256())
+
+
+def blake3_of_file(path: Path) -> str:
+    """BLAKE3 of a local file, in constant memory."""
+    return _of_file(path, blake3())
+
+
+def _of_file(path: Path, digest: Hasher) -> str:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from blake3 import blake3
 
 from tests.fakes.feature_shards import fetch, read_rows
 from tests.fakes.flaky_store import FlakyStore
@@ -85,6 +86,7 @@ def test_internal_parquet_stays_where_it_is(
     shard = intake.training_shard(*named(theirs / "a"), 0)
     assert shard.uri == (theirs / "a").as_uri()
     assert shard.sha256 == hashlib.sha256((theirs / "a").read_bytes()).hexdigest()
+    assert shard.blake3 == blake3((theirs / "a").read_bytes()).hexdigest()
     assert shard.source is None
     assert list(store.keys("")) == []
 

@@ -234,7 +234,7 @@ def test_shard_that_changed_after_it_was_verified_is_not_trained(
     )
     job = prepare_job(store, tmp_path, moved)
     pq.write_table(pq.read_table(path).slice(1), path)
-    with pytest.raises(InvalidDataset, match="SHA-256"):
+    with pytest.raises(InvalidDataset, match="BLAKE3"):
         run(store, job)
     failure = Failure.model_validate_json(store.read(layout.run_failure(job.job, 1)))
     assert failure.reason == "invalid_dataset"

@@ -66,12 +66,12 @@ def test_nothing_is_left_once_all_rows_came(shards: list[Shard]) -> None:
 
 
 def test_an_error_of_a_shard_comes_after_the_rows_before_it(shards: list[Shard]) -> None:
-    wrong = shards[3].model_copy(update={"sha256": "0" * 64})
+    wrong = shards[3].model_copy(update={"blake3": "0" * 64})
     before, reading = held(), read_rows([*shards[:3], wrong, shards[4]], 0, ROWS)
     found = 0
     while found < sum(UNEVEN[:3]):
         found += len(next(reading))
-    with pytest.raises(InvalidDataset, match=r"3\.parquet: its SHA-256 is"):
+    with pytest.raises(InvalidDataset, match=r"3\.parquet: its BLAKE3 is"):
         next(reading)
     assert held() == before
 

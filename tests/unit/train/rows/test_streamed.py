@@ -123,11 +123,29 @@ def test_transform_meets_every_batch(shards: list[Shard]) -> None:
         assert torch.equal(batch.rows.first_NI[:, 0], 2 * batch.rows.second_NJ[:, 0])
 
 
-def test_shard_of_other_bytes_is_refused_in_words(shards: list[Shard]) -> None:
-    wrong = shards[1].model_copy(update={"sha256": "0" * 64})
+@pytest.mark.parametrize(
+    ("known", "name"),
+    [
+        ({"blake3": "0" * 64}, "BLAKE3"),
+        # As a manifest has it that was written before shards had a BLAKE3.
+        ({"blake3": None, "sha256": "0" * 64}, "SHA-256"),
+    ],
+)
+def test_shard_of_other_bytes_is_refused_in_words(
+    shards: list[Shard], known: dict[str, str | None], name: str
+) -> None:
+    wrong = shards[1].model_copy(update=known)
     rows = StreamedRows([shards[0], wrong], WIDTHS)
-    with pytest.raises(InvalidDataset, match=r"its SHA-256 is [0-9a-f]+, expected 0000"):
+    with pytest.raises(InvalidDataset, match=rf"its {name} is [0-9a-f]+, expected 0000"):
         list(rows.chunks(World(0, 1)))
+
+
+def test_shard_without_a_blake3_is_read_as_before(shards: list[Shard]) -> None:
+    older = [shard.model_copy(update={"blake3": None}) for shard in shards]
+    chunks = zip(
+        *(StreamedRows(each, WIDTHS).chunks(World(0, 1)) for each in (shards, older)), strict=True
+    )
+    assert all(torch.equal(new.first_NI, old.first_NI) for new, old in chunks)
 
 
 def test_shard_that_is_gone_is_refused_in_words(shards: list[Shard]) -> None:
