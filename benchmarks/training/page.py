@@ -88,7 +88,7 @@ def _reading(found: Mapping[str, Any]) -> str:
     head = ("reader", "median s", "p95", "CPU s", "MiB / s", "windows (calm), others")
     words = (
         f"{found['rows']:,} rows, {found['bytes'] / 2**20:.0f} MiB in {found['shards']} files, from "
-        "the page cache. Ours checks the SHA-256 of every file, which pyarrow does not. Users' files are "
+        "the page cache. Ours checks a digest (BLAKE3) of every file, which pyarrow does not. Users' files are "
         "as pyarrow writes a table by default, without compression; they note for each number whether it "
         "is there, and our own say once that none is missing."
     )

@@ -16,7 +16,8 @@ from workers.storage.versions import sha256_of_file
 from workers.train.rows.reader import read_rows
 
 _ROWS_AT_ONCE = 4096
-
+# Arrow's own choice, whatever our reader has it take.
+_POOL = pa.default_memory_pool()
 
 Write = Callable[[Path, Iterable[pa.RecordBatch]], object]
 
@@ -70,5 +71,5 @@ def _ours(shards: Sequence[Shard]) -> int:
 def _pyarrow(shards: Sequence[Shard]) -> int:
     """With as many threads as pyarrow likes, and its own read-ahead."""
     files = [shard.uri.removeprefix("file://") for shard in shards]
-    scanner = ds.dataset(files, format="parquet").scanner(columns=list(FEATURES))
+    scanner = ds.dataset(files, format="parquet").scanner(columns=list(FEATURES), memory_pool=_POOL)
     return sum(batch.num_rows for batch in scanner.to_batches())

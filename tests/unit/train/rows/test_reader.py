@@ -1,9 +1,11 @@
 """Rows as they come from shards: in their order, each shard checked before it gives any."""
 
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.fakes.pair_shards import numbered_rows, write_pair_shards
@@ -74,6 +76,15 @@ def test_an_error_of_a_shard_comes_after_the_rows_before_it(shards: list[Shard])
     with pytest.raises(InvalidDataset, match=r"3\.parquet: its BLAKE3 is"):
         next(reading)
     assert held() == before
+
+
+@pytest.mark.skipif("jemalloc" not in pa.supported_memory_backends(), reason="Arrow lacks it")
+def test_arrow_takes_its_memory_from_jemalloc_while_shards_are_read(shards: list[Shard]) -> None:
+    pa.set_memory_pool(pa.system_memory_pool())
+    with closing(read_rows(shards, 0, ROWS)) as reading:
+        next(reading)
+        assert pa.default_memory_pool().backend_name == "jemalloc"
+        assert pa.jemalloc_memory_pool().bytes_allocated() > 0
 
 
 def own_memory() -> int:
