@@ -38,9 +38,13 @@ def answer(url: str, sent: bytes, *, half_close: bool) -> bytes:
         client.sendall(sent)
         if half_close:
             client.shutdown(socket.SHUT_WR)
-        received = b""
-        while chunk := client.recv(65536):
-            received += chunk
+        return read_all(client)
+
+
+def read_all(client: socket.socket) -> bytes:
+    received = b""
+    while chunk := client.recv(65536):
+        received += chunk
     return received
 
 
@@ -79,15 +83,10 @@ def ports_of(process: psutil.Process) -> list[int]:
 
 
 @pytest.mark.usefixtures("live_url")
-def test_a_replica_writes_head_and_body_of_an_answer_at_once(
-    stack: LocalStack,
-) -> None:
+def test_a_replica_writes_head_and_body_of_an_answer_at_once(stack: LocalStack) -> None:
     [replica] = ray_processes(stack, "ServeReplica:embeddings:Embedder")
     [port] = filter(answers_on, ports_of(replica))
     with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as client:
         client.sendall(request())
-        answered = b""
-        while chunk := client.recv(65536):
-            answered += chunk
-        assert answered.startswith(b"HTTP/1.1 200 OK")
+        assert read_all(client).startswith(b"HTTP/1.1 200 OK")
         assert segments_received(client) == 1
