@@ -26,7 +26,6 @@ from benchmarks.scaling.group import in_group
 from workers.contract.dataset import Shard
 from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from workers.storage.shards import describe_shard
-from workers.storage.versions import sha256_of_file
 from workers.train.rows.held import HeldRows
 
 _RESULTS, _STREAM = Path(".cmcl/benchmarks"), Path("examples/stream")
@@ -144,7 +143,7 @@ def _job(options: argparse.Namespace, way: str, folder: Path) -> Job:
 
 
 def _shard(path: Path) -> Shard:
-    return describe_shard(path, path.resolve().as_uri(), sha256_of_file(path))
+    return describe_shard(path, path.resolve().as_uri())
 
 
 def _parser() -> OneLineParser:

@@ -17,7 +17,7 @@ from workers.contract.model import ModelSpec, TrainingSpec
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.shards import describe_shard
-from workers.storage.versions import check_candidate, read_candidate, sha256_of_file
+from workers.storage.versions import check_candidate, read_candidate
 
 _WIDTHS = (256, 192)
 _FIRST, _SECOND = "vision", "text"
@@ -47,7 +47,7 @@ class Job:
         path = folder / "rows.parquet"
         _write_rows(path, self.size.rows)
         self.store.upload(path, _KEY)
-        shard = describe_shard(path, f"{self.store.uri}/{_KEY}", sha256_of_file(path))
+        shard = describe_shard(path, f"{self.store.uri}/{_KEY}")
         pair = ModalityPair(first=_FIRST, second=_SECOND)
         self._write_spec(
             JobSpec(

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from workers.contract.dataset import Shard
 from workers.storage.shards import describe_shard
-from workers.storage.versions import sha256_of_file
 
 _HIDDEN = 64
 _CHUNK = 16384
@@ -31,7 +30,7 @@ def write_dataset(folder: Path, rows: int, width: int, shards: int) -> list[Shar
     for number, length in enumerate(lengths):
         path = folder / f"{number:04d}.parquet"
         _write(path, _chunks(random, mixing, noise, length), number)
-        written.append(_described(path))
+        written.append(describe_shard(path, path.resolve().as_uri()))
         print(f"made {number + 1} of {shards} shards", flush=True)
     return written
 
@@ -65,7 +64,3 @@ def _write(path: Path, chunks: Iterator[list[np.ndarray]], number: int) -> None:
         row += size
     assert writer is not None
     writer.close()
-
-
-def _described(path: Path) -> Shard:
-    return describe_shard(path, path.resolve().as_uri(), sha256_of_file(path))

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 
 from workers.contract.dataset import Shard
 from workers.storage.shards import describe_shard
-from workers.storage.versions import sha256_of_file
 
 
 def write_pair_shard(
@@ -22,7 +21,7 @@ def write_pair_shard(
     }
     ids = pa.array([f"{path.stem}-{row}" for row in range(len(sides[0]))])
     pq.write_table(pa.table({"id": ids, **columns}), path, row_group_size=group_rows)
-    return describe_shard(path, path.as_uri(), sha256_of_file(path))
+    return describe_shard(path, path.as_uri())
 
 
 def write_pair_shards(

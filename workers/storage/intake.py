@@ -20,7 +20,7 @@ from workers.storage.hold_out import held_out_rows
 from workers.storage.port import ObjectStore
 from workers.storage.shard_writer import ShardWriter, write_shard
 from workers.storage.shards import ShardChecker, count_rows, describe_shard, download
-from workers.storage.versions import sha256_of_file
+from workers.storage.versions import Digests, digests_of_file
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,13 @@ class Address:
 
 @dataclass(frozen=True)
 class Taken:
-    """A user's file as Parquet in the internal form, at a local path; its values are not yet checked."""
+    """A user's file as Parquet in the internal form, at a local path; its values are not yet checked.
+
+    `digests`: of what lies there; None where it was converted.
+    """
 
     source: SourceFile
-    converted: bool
+    digests: Digests | None
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,18 @@ def take(ref: ShardRef, address: Address, path: Path, sides: tuple[Side, Side]) 
     Raises InvalidDataset if it is missing, has another digest or cannot be read; InvalidUri if it
     lies, by now, outside of what is allowed; StorageUnavailable if trying again can help.
     """
-    digest = download(ref, address.uri, path, address.allowed)
-    file = UserFile(path, ref.uri, digest, sides)
-    format_ = format_of(file)
-    source = SourceFile(uri=ref.uri, sha256=digest, bytes=path.stat().st_size, format=format_.name)
+    digests = download(ref, address.uri, path, address.allowed)
+    file = UserFile(path, ref.uri, digests.sha256, sides)
+    format_, size = format_of(file), path.stat().st_size
+    source = SourceFile(uri=ref.uri, sha256=digests.sha256, bytes=size, format=format_.name)
     if format_ is PARQUET and not must_be_converted(path, ref.uri):
         count_rows(path, ref.uri)
-        return Taken(source, converted=False)
+        return Taken(source, digests)
     beside = path.with_name(f"{path.name}.converted")
     if write_shard(beside, format_.read(file)) == 0:
         raise file.wrong("it has no rows, at least 1 is needed")
     beside.replace(path)
-    return Taken(source, converted=True)
+    return Taken(source, None)
 
 
 class DatasetIntake:
@@ -86,8 +89,8 @@ class DatasetIntake:
     def training_shard(self, ref: ShardRef, address: Address, index: int) -> Shard:
         """A shard to train on: the user's own, or what became of it. Raises as `take` does."""
         taken = self._checked(ref, address)
-        if not taken.converted:
-            return describe_shard(self._path, address.uri, taken.source.sha256)
+        if taken.digests is not None:
+            return describe_shard(self._path, address.uri, taken.digests)
         return self._stored(
             self._path, partial(layout.training_shard, self._dataset, index), taken.source
         )
@@ -95,7 +98,7 @@ class DatasetIntake:
     def evaluation_shard(self, ref: ShardRef, address: Address, index: int) -> Shard:
         """A held-out shard, copied into our store. Raises as `take` does."""
         taken = self._checked(ref, address)
-        source = taken.source if taken.converted else None
+        source = taken.source if taken.digests is None else None
         return self._stored(
             self._path, partial(layout.evaluation_shard, self._dataset, index), source
         )
@@ -126,10 +129,10 @@ class DatasetIntake:
     def _stored(
         self, path: Path, key_for: Callable[[str], str], source: SourceFile | None
     ) -> Shard:
-        digest = sha256_of_file(path)
-        key = key_for(digest)
+        digests = digests_of_file(path)
+        key = key_for(digests.sha256)
         self._store.upload(path, key)
-        shard = describe_shard(path, f"{self._store.uri}/{key}", digest, source)
+        shard = describe_shard(path, f"{self._store.uri}/{key}", digests, source)
         path.unlink()
         return shard
 

@@ -18,7 +18,7 @@ from workers.contract.errors import InvalidDataset, ObjectNotFound
 from workers.storage.formats import columns
 from workers.storage.formats.parquet import known_batches, open_parquet
 from workers.storage.uris import locate, locate_allowed
-from workers.storage.versions import blake3_of_file, sha256_of_file
+from workers.storage.versions import Digests, digests_of_file
 
 FEATURES = columns.FEATURES
 # Rows are brought to unit length in float32, where squares underflow and overflow: outside of
@@ -49,8 +49,8 @@ class Rows:
 
 def download(
     ref: ShardRef | Shard, address: str, path: Path, allowed: tuple[str, ...] | None = None
-) -> str:
-    """Download a user's file of any format from `address`; its SHA-256.
+) -> Digests:
+    """Download a user's file of any format from `address`; its digests.
 
     `ref.uri` is what messages name. `allowed`: prefixes that it must not leave, whatever links lie
     in its way by now. Raises InvalidDataset, InvalidUri, StorageUnavailable.
@@ -60,10 +60,10 @@ def download(
         store.download(key, path)
     except ObjectNotFound as error:
         raise InvalidDataset(f"{ref.uri}: there is no such object") from error
-    digest = sha256_of_file(path)
-    if ref.sha256 is not None and digest != ref.sha256:
-        raise InvalidDataset(f"{ref.uri}: its SHA-256 is {digest}, expected {ref.sha256}")
-    return digest
+    digests = digests_of_file(path)
+    if ref.sha256 is not None and digests.sha256 != ref.sha256:
+        raise InvalidDataset(f"{ref.uri}: its SHA-256 is {digests.sha256}, expected {ref.sha256}")
+    return digests
 
 
 def count_rows(path: Path, uri: str) -> int:
@@ -74,12 +74,18 @@ def count_rows(path: Path, uri: str) -> int:
     return rows
 
 
-def describe_shard(path: Path, uri: str, sha256: str, source: SourceFile | None = None) -> Shard:
-    """What a manifest says of the shard at `path`, which is kept at `uri`. Raises InvalidDataset."""
+def describe_shard(
+    path: Path, uri: str, known: Digests | None = None, source: SourceFile | None = None
+) -> Shard:
+    """What a manifest says of the shard at `path`, which is kept at `uri`. Raises InvalidDataset.
+
+    `known`: its digests, where somebody has computed them.
+    """
+    digests = known or digests_of_file(path)
     return Shard(
         uri=uri,
-        sha256=sha256,
-        blake3=blake3_of_file(path),
+        sha256=digests.sha256,
+        blake3=digests.blake3,
         bytes=path.stat().st_size,
         rows=count_rows(path, uri),
         source=source,

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -33,21 +34,30 @@ class Hasher(Protocol):
     def hexdigest(self) -> str: ...
 
 
+@dataclass(frozen=True)
+class Digests:
+    """Of one file."""
+
+    sha256: str
+    blake3: str
+
+
+def digests_of_file(path: Path) -> Digests:
+    """Both of a local file, which is read once, in constant memory."""
+    return Digests(*_of_file(path, hashlib.sha256(), blake3()))
+
+
 def sha256_of_file(path: Path) -> str:
     """SHA-256 of a local file, in constant memory."""
-    return _of_file(path, hashlib.sha256())
+    return _of_file(path, hashlib.sha256())[0]
 
 
-def blake3_of_file(path: Path) -> str:
-    """BLAKE3 of a local file, in constant memory."""
-    return _of_file(path, blake3())
-
-
-def _of_file(path: Path, digest: Hasher) -> str:
+def _of_file(path: Path, *hashers: Hasher) -> list[str]:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+            for hasher in hashers:
+                hasher.update(chunk)
+    return [hasher.hexdigest() for hasher in hashers]
 
 
 def entry_for(data: bytes) -> FileEntry:

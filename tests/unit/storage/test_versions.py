@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.mortal import Death, Lifeline, MortalStore
@@ -18,10 +19,12 @@ from workers.contract.version import LivePointer
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import (
+    Digests,
     Hash,
     check_candidate,
     considerate_sha256_of,
     copy_version,
+    digests_of_file,
     entry_for,
     publish_files,
     read_candidate,
@@ -62,6 +65,9 @@ def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(b"x" * (3 << 20))
     assert sha256_of_file(tmp_path / "abc") == entry_for(b"abc").sha256 == ABC
     assert sha256_of_file(tmp_path / "large") == entry_for(b"x" * (3 << 20)).sha256
+    assert digests_of_file(tmp_path / "large") == Digests(
+        sha256_of_file(tmp_path / "large"), blake3(b"x" * (3 << 20)).hexdigest()
+    )
 
 
 @pytest.mark.parametrize("hashed", [sha256_of, considerate_sha256_of])
