@@ -28,6 +28,7 @@ COPY workers ./workers
 # Bytecode is compared with nothing at run time: times of files change on their way into a registry.
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
     && /opt/build/bin/pip --python /opt/cmcl/bin/python install --no-deps --prefix /app dist/*.whl \
+    && cp -r service workers /app/lib/python3*/site-packages/ \
     && python3 -m compileall -q --invalidation-mode unchecked-hash -s /app -p /opt/cmcl /app/lib
 
 # ---- third-party packages. A lock names all of them, so nothing is resolved (--no-deps).

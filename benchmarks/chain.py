@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
-from workers.contract.version import Recall
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import Recall
 from workers.model.retrieval import HeldOut, measure
 from workers.model.rows import PairedRows
 from workers.train.certify import Earlier, weights_of

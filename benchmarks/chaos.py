@@ -21,10 +21,10 @@ from benchmarks.control.halves import halves
 from benchmarks.control.killer import KINDS, Killer
 from benchmarks.report import machine
 from cmcl.client import Client, CmclError
+from cmcl.contract.model import ModelSpec
 from cmcl.demo.stream import read_stream
 from cmcl.ports import Ports
 from cmcl.stack import LocalStack
-from workers.contract.model import ModelSpec
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store

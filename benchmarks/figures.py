@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 from benchmarks.chain import Outcome
 from benchmarks.joint import JointOutcome
-from workers.contract.version import Recall
+from cmcl.contract.version import Recall
 
 # None: a dataset without labels has no accuracy.
 Row = Sequence[float | None]

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.chain import Dataset
-from workers.contract.modality import ModalityPair
+from cmcl.contract.modality import ModalityPair
 from workers.storage.shards import FEATURES, Rows
 from workers.train.rows.dataset import held_out, paired_rows
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.chain import Dataset
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec, TrainingSpec
-from workers.contract.version import Recall
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.version import Recall
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.loss import symmetric_info_nce, unit
 from workers.model.retrieval import measure

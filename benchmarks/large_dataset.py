@@ -22,11 +22,11 @@ from benchmarks.large.data import write_dataset
 from benchmarks.large.limit import Limit, limits
 from benchmarks.large.page import draw, markdown
 from benchmarks.report import machine
-from workers.contract.dataset import DatasetManifest, Shard
-from workers.contract.errors import ObjectNotFound
-from workers.contract.job import JobSpec, Progress
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.dataset import DatasetManifest, Shard
+from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.job import JobSpec, Progress
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import read_candidate

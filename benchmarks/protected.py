@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ProtectionSpec, TrainingSpec
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ProtectionSpec, TrainingSpec
 from workers.methods.nullspace import Preserve
 from workers.methods.port import Batch, Lesson, UpdateRule
 from workers.model.heads import ModalityHeads

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from workers.contract.model import TrainingSpec
+from cmcl.contract.model import TrainingSpec
 from workers.model.loss import symmetric_info_nce, unit
 from workers.model.rows import PairedRows
 from workers.nullspace.moments import SecondMoment

@@ -23,8 +23,8 @@ from benchmarks.ranks.page import markdown
 from benchmarks.ranks.wire import enter_own_network
 from benchmarks.report import machine
 from benchmarks.scaling.group import in_group
-from workers.contract.dataset import Shard
-from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.dataset import Shard
+from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from workers.storage.shards import describe_shard
 from workers.train.rows.held import HeldRows
 

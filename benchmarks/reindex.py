@@ -24,7 +24,7 @@ from benchmarks.chain import Dataset, learn_one
 from benchmarks.folder import InvalidStream, Stream, read_stream
 from benchmarks.progress import say
 from benchmarks.reindex_report import as_text, document, markdown
-from workers.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.inspect.measured import (
     Embedded,
     MeasuredMigration,

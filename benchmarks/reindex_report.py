@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.folder import Stream
 from benchmarks.report import machine
-from workers.contract.model import ModelSpec
+from cmcl.contract.model import ModelSpec
 from workers.inspect.show import aligned
 
 if TYPE_CHECKING:

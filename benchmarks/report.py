@@ -15,7 +15,7 @@ from rich.table import Table
 from benchmarks.figures import Figures, Spread
 from benchmarks.folder import Stream
 from benchmarks.runs import JOINT
-from workers.contract.model import ModelSpec
+from cmcl.contract.model import ModelSpec
 
 _CPU_FILE, _MEMORY_FILE = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _POINTS = 100

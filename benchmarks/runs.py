@@ -20,7 +20,7 @@ import torch
 from benchmarks.chain import Outcome, run_chain
 from benchmarks.folder import Stream, read_stream
 from benchmarks.joint import JointOutcome, train_jointly
-from workers.contract.model import MethodName, ModelSpec
+from cmcl.contract.model import MethodName, ModelSpec
 
 JOINT = "joint"
 # Names of the benchmark that are a method of the product with another setting.

@@ -22,7 +22,7 @@ from benchmarks.report import machine
 from benchmarks.search.page import markdown
 from benchmarks.search.recall import swaps
 from benchmarks.search.speed import measured
-from workers.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, TrainingSpec
 
 _RESULTS = Path(".cmcl/benchmarks")
 _STEM = "search-follows"

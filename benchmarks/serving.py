@@ -28,7 +28,7 @@ from benchmarks.peers.contest import Cell, Contestant, Pace, Size
 from benchmarks.peers.page import markdown
 from benchmarks.progress import say
 from benchmarks.report import machine
-from workers.contract.version import LivePointer
+from cmcl.contract.version import LivePointer
 from workers.storage.uris import open_store
 from workers.storage.versions import write_live
 

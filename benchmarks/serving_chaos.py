@@ -31,8 +31,8 @@ from benchmarks.outages.page import markdown
 from benchmarks.outages.patient import Patient
 from benchmarks.progress import say
 from benchmarks.report import machine
+from cmcl.contract.version import LivePointer
 from cmcl.proxy import BUFFER_KIB, RAYS_OWN
-from workers.contract.version import LivePointer
 from workers.storage.uris import open_store
 from workers.storage.versions import write_live
 

@@ -33,7 +33,7 @@ from benchmarks.swaps.memory import Memory, slope
 from benchmarks.swaps.mover import Move, Mover, order
 from benchmarks.swaps.page import markdown
 from benchmarks.swaps.picture import draw
-from workers.contract.version import LivePointer
+from cmcl.contract.version import LivePointer
 from workers.storage.uris import open_store
 from workers.storage.versions import write_live
 

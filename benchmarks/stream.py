@@ -26,7 +26,7 @@ from benchmarks.pictures import draw_all
 from benchmarks.progress import say
 from benchmarks.report import Failure, Report, document, markdown, print_tables
 from benchmarks.runs import Failed, Result, Run, known_methods, perform_all, spec_of
-from workers.contract.model import TrainingSpec
+from cmcl.contract.model import TrainingSpec
 
 _RESULTS = Path(".cmcl/benchmarks")
 

@@ -27,10 +27,10 @@ from benchmarks.progress import say
 from benchmarks.report import machine
 from benchmarks.soak.processes import Looks
 from cmcl.client import Client
+from cmcl.contract.model import ModelSpec
 from cmcl.demo.stream import Stream, read_stream
 from cmcl.ports import Ports
 from cmcl.stack import LocalStack
-from workers.contract.model import ModelSpec
 
 _RESULTS = Path(".cmcl/benchmarks")
 _STEM = "training-soak"

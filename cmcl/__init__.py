@@ -1,5 +1,19 @@
-"""What users import and type: a client for the REST API, the command line, and a local stack."""
+"""A client for the REST API, the command line, and a local stack.
 
-from cmcl.client import AsyncClient, Client, CmclError
+`service` and `workers` import `cmcl.contract` alone, so the client is loaded when it is first used.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cmcl.client import AsyncClient, Client, CmclError
 
 __all__ = ["AsyncClient", "Client", "CmclError"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from cmcl import client
+
+    return getattr(client, name)

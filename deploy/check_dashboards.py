@@ -23,15 +23,15 @@ import httpx
 import yaml
 
 from cmcl import Client
+from cmcl.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.policy import GatePolicy
+from cmcl.contract.rollout import TrialPlan
 from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import read_stream
 from cmcl.ports import Ports
 from cmcl.stack import LocalStack
 from cmcl.types.collections import Item
 from deploy.live_prometheus import Prometheus, PrometheusError, Target
-from workers.contract.model import ModelSpec, TrainingSpec
-from workers.contract.policy import GatePolicy
-from workers.contract.rollout import TrialPlan
 
 ROOT = Path(__file__).parents[1]
 STREAM = ROOT / "examples" / "stream"

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cmcl.contract.priority import Priority
 from service.launchers.kuberay.pods import read_pod_templates
 from service.launchers.kuberay.resource import RAY_VERSION
 from service.launchers.labels import check_labels
@@ -23,7 +24,6 @@ from service.setting_values import (
     ServerAddress,
     SigningKey,
 )
-from workers.contract.priority import Priority
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from cmcl.client import Client
+from cmcl.contract.model import ModelSpec
 from cmcl.ports import Ports, StackError
 from cmcl.stack import LocalStack
-from workers.contract.model import ModelSpec
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
 

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import insert
 
 from benchmarks.control.databases import spread
+from cmcl.contract.model import ModelSpec
 from service.app import Parts, create_context
 from service.control.context import Context
 from service.control.reconcile import Reconciler
@@ -23,7 +24,6 @@ from service.database.tables import datasets, jobs
 from service.launchers.port import LaunchState, LaunchStatus, Submission
 from service.settings import Settings
 from service.states import JobState
-from workers.contract.model import ModelSpec
 
 _SPEC = ModelSpec(modalities={"image": 4, "text": 3})
 _FEW = 10

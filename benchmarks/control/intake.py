@@ -18,12 +18,12 @@ from typing import Any
 import httpx
 
 from benchmarks.control.databases import spread
+from cmcl.contract.model import ModelSpec
 from cmcl.ports import Ports
 from service.control.data.intake import Intake, NewDataset, accept_dataset, create_model
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.principal import LOCAL
-from workers.contract.model import ModelSpec
 
 _SPEC = ModelSpec(modalities={"image": 1280, "text": 384})
 _PREFIX = "s3://captures"

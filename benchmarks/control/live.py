@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 
 from cmcl.client import Client, CmclError
+from cmcl.contract.model import ModelSpec
 from cmcl.demo.stream import Stream, read_stream
 from cmcl.ports import Ports
 from cmcl.stack import LocalStack
-from workers.contract.model import ModelSpec
 
 _MODEL = "live"
 # The attempt's own phases that are learning and not the system: what any trainer would do.

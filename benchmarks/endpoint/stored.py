@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 import torch
 
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
-from workers.contract.version import LearnedDataset, VersionManifest, VersionReport
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
 from workers.model.artifact import save_heads, save_kept, save_memory, save_selftest
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 
-from workers.contract.dataset import DatasetManifest
-from workers.contract.errors import ObjectNotFound
-from workers.contract.job import JobSpec, Progress
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.job import JobSpec, Progress
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.shards import describe_shard

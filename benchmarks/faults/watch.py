@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from benchmarks.faults.attempts import Job
-from workers.contract.job import Progress
+from cmcl.contract.job import Progress
 
 
 @dataclass(frozen=True)

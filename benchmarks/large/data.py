@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.contract.dataset import Shard
+from cmcl.contract.dataset import Shard
 from workers.storage.shards import describe_shard
 
 _HIDDEN = 64

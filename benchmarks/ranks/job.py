@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.ranks.wire import bytes_on_loopback
-from workers.contract.dataset import Shard
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
+from cmcl.contract.dataset import Shard
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
 from workers.train.certify import Earlier, weights_of
 from workers.train.distributed import Traffic, World, world
 from workers.train.learn import Learned, Task, before_the_first, learn

@@ -12,7 +12,7 @@ from benchmarks.scaling.constants import Points
 from benchmarks.scaling.group import seconds_together
 from benchmarks.training.calm import Windows
 from benchmarks.training.ours import Clock, OurLoop, held, learned_before, random_sides
-from workers.contract.dataset import Shard
+from cmcl.contract.dataset import Shard
 from workers.train.distributed import ALONE, world
 from workers.train.learn import Knowledge
 from workers.train.rows.order import Plan

@@ -18,7 +18,7 @@ import torch
 from benchmarks.chain import Dataset
 from benchmarks.reindex import Learnt
 from benchmarks.search.world import World
-from workers.contract.model import ModelSpec
+from cmcl.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
 from workers.serve.search.index.index import Index, Wanted
 from workers.serve.search.stored.segments import Entry

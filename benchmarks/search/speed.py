@@ -19,7 +19,7 @@ from usearch.compiled import MetricKind
 from usearch.index import search as usearch_search
 
 from benchmarks.search.world import World
-from workers.contract.model import ModelSpec
+from cmcl.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
 from workers.serve.search.index.draft import project
 from workers.serve.search.index.graph import Graph

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from workers.contract.model import ModelSpec
-from workers.contract.version import LivePointer
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import LivePointer
 from workers.model.heads import ModalityHeads
 from workers.serve.search.follower import CollectionsFollower
 from workers.serve.search.index.index import GRAPH_FROM_ROWS, Index

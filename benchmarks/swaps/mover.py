@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import httpx
 
 from benchmarks.endpoint.stored import MODEL
-from workers.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
+from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
 from workers.storage.port import ObjectStore
 from workers.storage.versions import write_live
 

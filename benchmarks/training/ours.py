@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.training.bare import Sides
 from benchmarks.training.calm import Windows
-from workers.contract.job import Phase
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec, Precision, ProtectionSpec, TrainingSpec
+from cmcl.contract.job import Phase
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec, Precision, ProtectionSpec, TrainingSpec
 from workers.model.rows import PairedRows
 from workers.train.distributed import world
 from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn

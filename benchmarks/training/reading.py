@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from workers.contract.dataset import Shard
+from cmcl.contract.dataset import Shard
 from workers.storage.shard_writer import ROWS_IN_A_GROUP, write_shard
 from workers.storage.shards import FEATURES, describe_shard
 from workers.train.rows.reader import read_rows

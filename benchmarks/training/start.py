@@ -12,11 +12,11 @@ from statistics import median
 from typing import Any
 
 from cmcl.client import Client
+from cmcl.contract.job import Progress
+from cmcl.contract.model import ModelSpec
 from cmcl.demo.stream import Stream, read_stream
 from cmcl.ports import Ports
 from cmcl.stack import LocalStack
-from workers.contract.job import Progress
-from workers.contract.model import ModelSpec
 from workers.storage import layout
 
 _MODEL = "start"

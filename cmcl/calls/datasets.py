@@ -11,13 +11,13 @@ from cmcl.calls.shards import (
     UploadMode,
     post_with_shards,
 )
+from cmcl.contract.modality import ModalityPair
 from cmcl.errors import Json
 from cmcl.flow.api import Answer as AnyAnswer
 from cmcl.flow.api import Api, given, segment
 from cmcl.flow.effects import Flow, Items
 from cmcl.types import Accepted, Dataset, DatasetSummary
 from cmcl.types.answer import Answer
-from workers.contract.modality import ModalityPair
 
 T = TypeVar("T")
 

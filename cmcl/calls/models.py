@@ -1,10 +1,10 @@
 """Models: made, branched, deleted, and which of their versions answers."""
 
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.policy import GatePolicy
 from cmcl.flow.api import Api, posted_reason, read, revision_of, segment
 from cmcl.flow.effects import Exchange, Flow, Items
 from cmcl.types import Live, Model, Policy, Promotion
-from workers.contract.model import ModelSpec
-from workers.contract.policy import GatePolicy
 
 
 def create_model(api: Api, name: str, spec: ModelSpec) -> Flow[Model]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from cmcl.calls.uploads import upload
+from cmcl.contract.dataset import ShardRef
 from cmcl.errors import CmclError, FieldError, Json
 from cmcl.flow.api import Api
 from cmcl.flow.effects import Flow
 from cmcl.types import UploadProgress
-from workers.contract.dataset import ShardRef
 
 T = TypeVar("T")
 

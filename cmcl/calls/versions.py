@@ -1,9 +1,9 @@
 """Versions of a model, and the one on trial."""
 
+from cmcl.contract.rollout import TrialPlan
 from cmcl.flow.api import Api, posted_reason, segment
 from cmcl.flow.effects import Flow, Items
 from cmcl.types import Candidate, Version, VersionSummary
-from workers.contract.rollout import TrialPlan
 
 
 def versions(api: Api, model: str) -> Items[VersionSummary]:

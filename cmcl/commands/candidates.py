@@ -6,11 +6,11 @@ import typer
 from rich.console import Group, RenderableType
 
 from cmcl.client import Client
+from cmcl.contract.policy import GatePolicy
+from cmcl.contract.rollout import TrialPlan
 from cmcl.terminal.console import Cell, Columns, fields, say, show, stdout, table
 from cmcl.terminal.options import DEFAULT_URL, AsJson, ModelName, Reason, Url
 from cmcl.types import Agreement, Candidate, Policy
-from workers.contract.policy import GatePolicy
-from workers.contract.rollout import TrialPlan
 
 app = typer.Typer(no_args_is_help=True, help="A version on trial beside the one that answers.")
 

@@ -6,11 +6,11 @@ import typer
 from rich.console import RenderableType
 
 from cmcl.client import Client
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.policy import GatePolicy
 from cmcl.terminal.console import Columns, fields, say, show, show_all
 from cmcl.terminal.options import DEFAULT_URL, AsJson, ModelName, Url, Yes
 from cmcl.types import Model, Policy
-from workers.contract.model import ModelSpec
-from workers.contract.policy import GatePolicy
 
 app = typer.Typer(no_args_is_help=True, help="Models.")
 

@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cmcl.client import Client
+from cmcl.contract.preflight import Outlook
 from cmcl.terminal.console import as_text, show
 from cmcl.terminal.exits import Refused
 from cmcl.terminal.following import upload_bars
@@ -19,7 +20,6 @@ from cmcl.terminal.options import (
     parse_pair,
 )
 from cmcl.types import Preflight
-from workers.contract.preflight import Outlook
 
 
 def preflight(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from workers.contract.version import Recall, VersionManifest
+from cmcl.contract.version import Recall, VersionManifest
 
 
 @dataclass(frozen=True)

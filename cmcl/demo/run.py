@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from cmcl.client import Client, CmclError, Json
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import VersionManifest
 from cmcl.demo.figures import StreamFigures, stream_figures
 from cmcl.demo.picture import draw_forgetting
 from cmcl.demo.queries import QueryLoad, QueryReport
@@ -20,8 +22,6 @@ from cmcl.demo.tables import comparison_table, version_table
 from cmcl.ports import Ports
 from cmcl.progress import watch_with_bar
 from cmcl.stack import LocalStack
-from workers.contract.model import ModelSpec
-from workers.contract.version import VersionManifest
 
 MODEL = "demo"
 # Says that a folder is the demo's own, to be emptied without asking.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from workers.contract.dataset import ShardRef
-from workers.contract.modality import ModalityPair
+from cmcl.contract.dataset import ShardRef
+from cmcl.contract.modality import ModalityPair
 
 
 @dataclass(frozen=True)

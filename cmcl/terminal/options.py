@@ -9,7 +9,7 @@ import typer
 
 from cmcl.calls.shards import UploadMode
 from cmcl.client import DEFAULT_EMBEDDINGS_URL, DEFAULT_SERVICE_URL
-from workers.contract.modality import ModalityPair
+from cmcl.contract.modality import ModalityPair
 
 Url = Annotated[
     str, typer.Option("--url", envvar="CMCL_URL", help="the control plane", show_default=True)

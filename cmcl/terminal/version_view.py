@@ -6,9 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cmcl.contract.version import HeadCapacity, LearnedDataset
 from cmcl.terminal.console import Cell, as_text, fields
 from cmcl.types import EvaluationRow, Version
-from workers.contract.version import HeadCapacity, LearnedDataset
 
 _BAR = 20
 # Points of recall that count as a change: less is the noise of small held-out sets.

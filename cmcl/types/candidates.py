@@ -4,8 +4,8 @@ from datetime import datetime
 
 from pydantic import Field
 
+from cmcl.contract.rollout import RolloutRule
 from cmcl.types.answer import Answer
-from workers.contract.rollout import RolloutRule
 
 
 class Agreement(Answer):

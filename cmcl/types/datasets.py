@@ -4,10 +4,10 @@ from datetime import datetime
 
 from pydantic import Field
 
+from cmcl.contract.dataset import DatasetManifest, ShardRef
+from cmcl.contract.modality import ModalityPair
 from cmcl.types.answer import Answer
 from cmcl.types.jobs import Job
-from workers.contract.dataset import DatasetManifest, ShardRef
-from workers.contract.modality import ModalityPair
 
 
 class DatasetSummary(Answer):

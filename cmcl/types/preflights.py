@@ -2,9 +2,9 @@
 
 from datetime import datetime
 
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.preflight import Outlook
 from cmcl.types.answer import Answer
-from workers.contract.modality import ModalityPair
-from workers.contract.preflight import Outlook
 
 
 class Preflight(Answer):

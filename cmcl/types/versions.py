@@ -4,8 +4,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from cmcl.types.answer import Answer
-from workers.contract.version import (
+from cmcl.contract.version import (
     Drift,
     HeadCapacity,
     LearnedDataset,
@@ -16,6 +15,7 @@ from workers.contract.version import (
     VersionManifest,
     VersionReport,
 )
+from cmcl.types.answer import Answer
 
 
 class VersionSummary(Answer):

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cmcl import Client, CmclError
-from workers.contract.model import ModelSpec
+from cmcl.contract.model import ModelSpec
 
 _DATASET = 1
 _WIDTH = 64

@@ -8,12 +8,12 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request
 
+from cmcl.contract.modality import NAME_PATTERN
 from service.api.access import Anybody
 from service.control.context import Context
 from service.control.reconcile import Reconciler
 from service.errors import FieldProblem, Unprocessable, UnsupportedMediaType
 from service.principal import EVERY_OWNER
-from workers.contract.modality import NAME_PATTERN
 
 # The largest number that a column can hold.
 LARGEST_NUMBER = 2**31 - 1

@@ -13,6 +13,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from cmcl.contract.errors import StorageUnavailable
+from cmcl.contract.modality import MODALITY_PATTERN, NAME_PATTERN
 from service.errors import (
     BodyCutOff,
     BodyTooLarge,
@@ -32,8 +34,6 @@ from service.errors import (
     UnsupportedMediaType,
     WriteConflict,
 )
-from workers.contract.errors import StorageUnavailable
-from workers.contract.modality import MODALITY_PATTERN, NAME_PATTERN
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,20 @@ from typing import Annotated, Generic, Literal, Self, TypeVar
 from fastapi import Body
 from pydantic import BaseModel, ConfigDict, Field
 
+from cmcl.contract.dataset import DatasetManifest, ShardRef
+from cmcl.contract.job import Progress
+from cmcl.contract.modality import Frozen, ModalityPair, ModelName
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import (
+    Drift,
+    HeadCapacity,
+    LearnedDataset,
+    Protection,
+    Quality,
+    Recall,
+    Shrinkage,
+    VersionManifest,
+)
 from service.api.dependencies import LARGEST_NUMBER
 from service.control.data.intake import NewDataset
 from service.database.rows import (
@@ -17,20 +31,6 @@ from service.database.rows import (
     VersionRecord,
 )
 from service.states import FailureReason, JobState
-from workers.contract.dataset import DatasetManifest, ShardRef
-from workers.contract.job import Progress
-from workers.contract.modality import Frozen, ModalityPair, ModelName
-from workers.contract.model import ModelSpec
-from workers.contract.version import (
-    Drift,
-    HeadCapacity,
-    LearnedDataset,
-    Protection,
-    Quality,
-    Recall,
-    Shrinkage,
-    VersionManifest,
-)
 
 Item = TypeVar("Item", bound=BaseModel)
 

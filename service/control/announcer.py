@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import httpx
 
-from workers.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
+from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
 
 logger = logging.getLogger(__name__)
 

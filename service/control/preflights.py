@@ -17,6 +17,11 @@ from collections.abc import Callable, Mapping
 from pydantic import Field, ValidationError
 from sqlalchemy import Connection
 
+from cmcl.contract.dataset import ShardRef
+from cmcl.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
+from cmcl.contract.job import submission_id
+from cmcl.contract.modality import Frozen, ModalityPair
+from cmcl.contract.preflight import AskedShard, AskedShards, PreflightAnswer
 from service.control.context import Context, is_past
 from service.control.data.intake import (
     Intake,
@@ -40,11 +45,6 @@ from service.launchers.port import (
     Submission,
 )
 from service.principal import Principal
-from workers.contract.dataset import ShardRef
-from workers.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
-from workers.contract.job import submission_id
-from workers.contract.modality import Frozen, ModalityPair
-from workers.contract.preflight import AskedShard, AskedShards, PreflightAnswer
 from workers.storage import layout
 
 logger = logging.getLogger(__name__)

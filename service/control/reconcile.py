@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
 
+from cmcl.contract.errors import StorageUnavailable
 from service.control.aside import Aside
 from service.control.bell import EVERYBODY
 from service.control.context import Context
@@ -31,7 +32,6 @@ from service.database.rows import JobRecord, ModelRecord, TrialRecord, VersionRe
 from service.errors import DatabaseBehind, DatabaseError, DatabaseUnavailable
 from service.launchers.port import LauncherError
 from service.states import JobState
-from workers.contract.errors import StorageUnavailable
 
 logger = logging.getLogger(__name__)
 

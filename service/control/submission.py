@@ -2,11 +2,11 @@
 
 import shlex
 
+from cmcl.contract.job import submission_id
 from service.control.context import Context
 from service.database.rows import JobRecord, ModelRecord
 from service.launchers.port import Submission
 from service.settings import Settings
-from workers.contract.job import submission_id
 
 
 def attempt_submission(context: Context, job: JobRecord, model: ModelRecord) -> Submission:

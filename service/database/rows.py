@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.job import Progress
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.policy import GatePolicy
+from cmcl.contract.rollout import Observed, TrialPlan
+from cmcl.contract.version import Recall, VersionManifest
 from service.states import FailureReason, JobState
-from workers.contract.dataset import DatasetManifest
-from workers.contract.job import Progress
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
-from workers.contract.policy import GatePolicy
-from workers.contract.rollout import Observed, TrialPlan
-from workers.contract.version import Recall, VersionManifest
 
 PromotionKind = Literal["published", "promoted", "rolled_back"]
 TrialOutcome = Literal["promoted", "taken_back", "changed"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from workers.contract.priority import Priority
+from cmcl.contract.priority import Priority
 
 
 class LauncherError(Exception):

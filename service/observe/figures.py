@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cmcl.contract.version import VersionManifest
 from service.clock import Clock
 from service.database.engine import Database
 from service.database.queries import versions
 from service.database.queries.figures import Versioned, versioned
 from service.observe.backlog import Kept
-from workers.contract.version import VersionManifest
 
 _KEPT_SECONDS = 60.0
 _MOST_MODELS = 200

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
 from service.launchers.port import (
     Launcher,
     LauncherRefused,
@@ -17,7 +18,6 @@ from service.launchers.port import (
     Submission,
 )
 from service.observe.metrics import Metrics, outcome_of, timed
-from workers.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
 from workers.storage.port import ObjectStore, PresignedPut
 
 T = TypeVar("T")

@@ -145,7 +145,7 @@ class Metrics:
         )
         self.upload_bytes = self._counter("upload_bytes", "Bytes of uploaded parts that were kept")
         build = Info("cmcl_service_build", "What runs here", registry=self.registry)
-        build.info({"version": version("cmcl")})
+        build.info({"version": version("cmcl-embeddings")})
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(f"cmcl_service_{name}", meaning, labels, registry=self.registry)

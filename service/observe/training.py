@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cmcl.contract.job import Progress
 from service.clock import Clock
 from service.database.engine import Database
 from service.database.queries.figures import Training, training
 from service.observe.backlog import Kept
-from workers.contract.job import Progress
 
 _KEPT_SECONDS = 5.0
 _MOST_MODELS = 200

@@ -18,23 +18,25 @@ LINTER = Path(sys.executable).parent / "lint-imports"
 PLANTED = [
     ("the control plane is layered", "service.states", "service.database.tables"),
     ("the data plane is layered", "workers.model.heads", "workers.train.loop"),
+    ("workers never import the service", "workers.storage.local", "service.states"),
     (
-        "workers never import the service, and nobody imports the client",
-        "workers.storage.local",
-        "service.states",
+        "service and workers import the contract of cmcl, and nothing else of it",
+        "workers.train.loop",
+        "cmcl.errors",
     ),
+    ("cmcl is layered", "cmcl.contract.policy", "cmcl.client"),
     (
         "the service knows of the workers only what a job is told and where things lie",
         "service.app",
         "torch",
     ),
-    ("the client knows the contract alone", "cmcl.client", "workers.storage.uris"),
+    ("the client imports neither service nor workers", "cmcl.client", "workers.storage.uris"),
     (
         "the maths knows tensors and nothing of ours",
         "workers.nullspace.moments",
-        "workers.contract.modality",
+        "cmcl.contract.modality",
     ),
-    ("contract and storage know neither torch nor Ray", "workers.contract.job", "ray"),
+    ("contract and storage know neither torch nor Ray", "cmcl.contract.job", "ray"),
     (
         "model and methods know neither Ray nor HTTP nor buckets",
         "workers.methods.vanilla",

@@ -4,12 +4,12 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import insert, update
 
+from cmcl.contract.model import ModelSpec
 from service.database.engine import Database
 from service.database.queries import backlog, models
 from service.database.queries.backlog import Backlog, Standing
 from service.database.tables import datasets, jobs, versions
 from service.states import TERMINAL, JobState
-from workers.contract.model import ModelSpec
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SPEC = ModelSpec(modalities={"image": 4, "text": 3})

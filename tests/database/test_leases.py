@@ -7,12 +7,12 @@ from threading import Barrier
 
 import pytest
 
+from cmcl.contract.model import ModelSpec
 from service.database.engine import Database
 from service.database.queries import models
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
-from workers.contract.model import ModelSpec
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SPEC = ModelSpec(modalities={"image": 4, "text": 3})

@@ -9,6 +9,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect
 
+from cmcl.contract.policy import GatePolicy
+from cmcl.contract.rollout import Observed, TrialPlan
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.database.queries import answers, backlog, datasets, jobs, models, trials, versions
@@ -18,8 +20,6 @@ from service.errors import WriteConflict
 from service.states import JobState
 from tests.database.rows_of_r0001 import NOW, write_first_release
 from tests.database.rows_of_r0003 import write_third_release
-from workers.contract.policy import GatePolicy
-from workers.contract.rollout import Observed, TrialPlan
 
 
 def test_migrations_lead_to_the_tables(database: Database) -> None:

@@ -9,6 +9,8 @@ from threading import Barrier
 import pytest
 from sqlalchemy import text
 
+from cmcl.contract.job import Progress
+from cmcl.contract.model import ModelSpec
 from service.control.data.intake import Intake, NewDataset, accept_dataset, create_model
 from service.database.engine import Database, open_database
 from service.database.queries import jobs, models
@@ -17,8 +19,6 @@ from service.database.rows import JobRecord
 from service.errors import DatabaseUnavailable, WriteConflict
 from service.principal import LOCAL
 from service.states import IllegalMove, JobState
-from workers.contract.job import Progress
-from workers.contract.model import ModelSpec
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SPEC = ModelSpec(modalities={"image": 4, "text": 3})

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from cmcl.client import Client, CmclError, Json
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.stack import LocalStack
 from tests.conftest import EXAMPLE_STREAM
-from workers.contract.model import ModelSpec, TrainingSpec
 from workers.model.artifact import load_heads
 from workers.model.heads import ModalityHeads
 from workers.storage import layout

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.contract.dataset import Shard, ShardRef
+from cmcl.contract.dataset import Shard, ShardRef
 from workers.storage.shards import Rows, describe_shard, download, open_in_pieces, rows_of
 
 

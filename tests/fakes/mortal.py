@@ -12,10 +12,10 @@ from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection
 
+from cmcl.contract.errors import StorageUnavailable
 from service.database.engine import Database
 from service.errors import DatabaseUnavailable
 from service.launchers.port import Launcher, LauncherUnavailable, LaunchStatus, Submission
-from workers.contract.errors import StorageUnavailable
 from workers.storage.port import ObjectStore, PresignedPut
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from workers.contract.rollout import Observation, PairAgreement
+from cmcl.contract.rollout import Observation, PairAgreement
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.versions import read_live

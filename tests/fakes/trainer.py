@@ -6,8 +6,8 @@ It reads the attempt's spec.json and the parent's manifest from the store, as th
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from workers.contract.job import JobSpec, Phase, Progress
-from workers.contract.version import (
+from cmcl.contract.job import JobSpec, Phase, Progress
+from cmcl.contract.version import (
     Drift,
     LearnedDataset,
     VersionManifest,

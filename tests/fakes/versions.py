@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 
 import torch
 
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
-from workers.contract.version import (
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import (
     LearnedDataset,
     LivePointer,
     VersionManifest,

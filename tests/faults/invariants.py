@@ -6,11 +6,11 @@ from typing import Any
 
 from sqlalchemy import Table, select
 
+from cmcl.contract.job import submission_id
+from cmcl.contract.version import VersionManifest
 from service.database import tables
 from service.states import IN_FLIGHT, TERMINAL, JobState, check_move
 from tests.faults.world import DEADLINES, SKEW_SECONDS, World
-from workers.contract.job import submission_id
-from workers.contract.version import VersionManifest
 from workers.storage import layout
 from workers.storage.versions import read_live, read_verified, read_version, read_version_file
 

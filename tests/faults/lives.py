@@ -7,14 +7,14 @@ the middle of it.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cmcl.contract.policy import GatePolicy
+from cmcl.contract.rollout import RolloutRule
 from service.database.queries import models, trials, versions
 from service.database.rows import JobRecord
 from service.launchers.port import LaunchState
 from service.states import TERMINAL, JobState
 from tests.fakes.replica_words import observe
 from tests.faults.world import BAD, MODEL, World
-from workers.contract.policy import GatePolicy
-from workers.contract.rollout import RolloutRule
 from workers.storage.versions import read_live
 
 Act = Callable[[World], None]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.policy import GatePolicy
 from service.states import JobState
 from tests.faults.ending import come_to_an_end, serve
 from tests.faults.invariants import Witness
 from tests.faults.replica import Order, Replica
 from tests.faults.world import BAD, Template, World
-from workers.contract.policy import GatePolicy
 from workers.storage import layout
 from workers.storage.versions import read_live
 

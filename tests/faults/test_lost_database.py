@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete, select, update
 
+from cmcl.contract.version import VersionManifest
 from service.control.context import Context
 from service.control.rebuild.bucket import Bucket
 from service.control.rebuild.run import Rebuild
@@ -25,7 +26,6 @@ from service.database.engine import Database
 from service.states import TERMINAL, JobState
 from tests.faults.lives import LIVES, Life, check_end, is_quiet
 from tests.faults.world import Template, World
-from workers.contract.version import VersionManifest
 from workers.storage import layout
 from workers.storage.versions import check_object, read_live, read_version
 

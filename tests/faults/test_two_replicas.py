@@ -25,6 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from cmcl.contract.policy import GatePolicy
 from service.launchers.port import LaunchState
 from service.states import CANCELLABLE, JobState
 from tests.faults.ending import come_to_an_end, serve
@@ -32,7 +33,6 @@ from tests.faults.invariants import Witness
 from tests.faults.postgres import Postgres
 from tests.faults.replica import Order, Replica
 from tests.faults.world import BAD, GOOD_SHARDS, SKEW_SECONDS, Template, World
-from workers.contract.policy import GatePolicy
 
 _EXAMPLES = int(os.environ.get("CMCL_FAULT_EXAMPLES", "40"))
 _STEPS = 60

@@ -16,6 +16,10 @@ import numpy as np
 import pyarrow as pa
 from sqlalchemy import Connection
 
+from cmcl.contract.errors import ObjectExists
+from cmcl.contract.job import Failure, JobSpec
+from cmcl.contract.policy import GatePolicy
+from cmcl.contract.rollout import RolloutRule, TrialPlan
 from service.control import interventions
 from service.control.bell import Bell
 from service.control.context import Context
@@ -37,10 +41,6 @@ from tests.fakes.executor import InlineExecutor
 from tests.fakes.feature_shards import feature_table
 from tests.fakes.trainer import leave_checkpoint, report_progress, train
 from tests.faults.cluster import Cluster
-from workers.contract.errors import ObjectExists
-from workers.contract.job import Failure, JobSpec
-from workers.contract.policy import GatePolicy
-from workers.contract.rollout import RolloutRule, TrialPlan
 from workers.storage import layout
 from workers.storage.local import LocalStore
 

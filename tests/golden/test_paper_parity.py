@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import TrainingSpec
 from tests.fakes.turned_rows import turned
 from tests.golden.paper_reference import Learner, Rows, Settings, loss, same_items, slopes
-from workers.contract.modality import ModalityPair
-from workers.contract.model import TrainingSpec
 from workers.methods.paper import Paper
 from workers.methods.port import Lesson
 from workers.model.heads import ModalityHeads

@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 
+from cmcl.contract.dataset import Shard
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from tests.fakes.pair_shards import write_pair_shards
-from workers.contract.dataset import Shard
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec, TrainingSpec
 from workers.model.rows import PairedRows
 from workers.train.distributed import World
 from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn

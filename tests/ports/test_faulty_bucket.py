@@ -10,6 +10,8 @@ import pytest
 from blake3 import blake3
 from botocore.config import Config
 
+from cmcl.contract.dataset import Shard, ShardRef
+from cmcl.contract.errors import DigestMismatch, InvalidDataset, ObjectExists, StorageUnavailable
 from tests.fakes.faulty_bucket import (
     Fault,
     FaultyBucket,
@@ -20,8 +22,6 @@ from tests.fakes.faulty_bucket import (
     slow_down,
 )
 from tests.fakes.feature_shards import fetch
-from workers.contract.dataset import Shard, ShardRef
-from workers.contract.errors import DigestMismatch, InvalidDataset, ObjectExists, StorageUnavailable
 from workers.storage.port import CHUNK_BYTES
 from workers.storage.s3 import S3Store
 from workers.storage.scratch import Scratch

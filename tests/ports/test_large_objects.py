@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from workers.contract.errors import ObjectNotFound
+from cmcl.contract.errors import ObjectNotFound
 from workers.storage.multipart import SMALLEST_PART, Multipart
 from workers.storage.port import CHUNK_BYTES, ObjectStore, PresignedPut
 

@@ -7,7 +7,7 @@ from threading import Barrier, Event
 
 import pytest
 
-from workers.contract.errors import InvalidUri, ObjectExists, ObjectNotFound, StorageUnavailable
+from cmcl.contract.errors import InvalidUri, ObjectExists, ObjectNotFound, StorageUnavailable
 from workers.storage.port import ObjectStore
 
 Root = Callable[[str], ObjectStore]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.dataset import Shard
 from tests.fakes.pair_shards import numbered_rows, write_pair_shards
-from workers.contract.dataset import Shard
 from workers.storage.port import ObjectStore
 from workers.storage.scratch import Scratch
 from workers.train.rows.reader import read_rows

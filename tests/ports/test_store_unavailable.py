@@ -12,7 +12,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from workers.contract.errors import InvalidUri, ObjectNotFound, StorageUnavailable
+from cmcl.contract.errors import InvalidUri, ObjectNotFound, StorageUnavailable
 from workers.storage.local import LocalStore, _open_beneath
 from workers.storage.port import ObjectStore
 from workers.storage.s3 import S3Store
@@ -95,7 +95,7 @@ def test_a_full_disk_takes_nothing_and_loses_nothing(tmp_path: Path) -> None:
     program = f"""
 import resource, signal
 from pathlib import Path
-from workers.contract.errors import StorageUnavailable
+from cmcl.contract.errors import StorageUnavailable
 from workers.storage.local import LocalStore, _open_beneath
 store = LocalStore(Path({str(tmp_path)!r}))
 store.put("kept", b"x" * 1000)

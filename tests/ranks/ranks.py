@@ -11,10 +11,10 @@ import torch.multiprocessing as mp
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.scaling.group import joined
+from cmcl.contract.dataset import Shard
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from tests.fakes.pair_shards import write_pair_shards
-from workers.contract.dataset import Shard
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from workers.methods.port import Lesson, Peers
 from workers.methods.sampled_replay import SampledReplay
 from workers.model.features import content_keys

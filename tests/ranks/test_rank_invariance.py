@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cmcl.contract.dataset import Shard
 from tests.ranks.ranks import BATCH, PAIR, SPEC, everything, in_ranks, write_shards
-from workers.contract.dataset import Shard
 from workers.methods.sampled_replay import SAMPLED_ROWS
 from workers.model.features import head_width
 from workers.train.distributed import World

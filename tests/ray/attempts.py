@@ -8,15 +8,15 @@ from pathlib import Path
 
 import psutil
 
+from cmcl.contract.dataset import DatasetManifest, ShardRef
+from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.job import JobSpec, Progress
+from cmcl.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.version import VersionManifest
 from cmcl.demo.stream import read_stream
 from cmcl.stack import LocalStack
 from tests.conftest import EXAMPLE_STREAM
 from tests.fakes.feature_shards import fetch
-from workers.contract.dataset import DatasetManifest, ShardRef
-from workers.contract.errors import ObjectNotFound
-from workers.contract.job import JobSpec, Progress
-from workers.contract.model import ModelSpec, TrainingSpec
-from workers.contract.version import VersionManifest
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.versions import check_candidate, read_candidate

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import httpx
 import torch
 
+from cmcl.contract.model import ModelSpec
 from tests.fakes.versions import publish_version, random_heads
-from workers.contract.model import ModelSpec
 from workers.storage.port import ObjectStore
 
 MODEL = "searched"

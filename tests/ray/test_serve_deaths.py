@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 import httpx
 import pytest
 
+from cmcl.contract.model import ModelSpec
 from cmcl.stack import LocalStack
 from tests.fakes.versions import publish_version, random_heads
 from tests.ray.attempts import ray_processes
 from tests.ray.second_application import CHANGED, DELETED, DEPLOYED, NAME, PREFIX
-from workers.contract.model import ModelSpec
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
 

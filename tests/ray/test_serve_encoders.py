@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from cmcl.contract.model import ModelSpec
 from tests.fakes.versions import publish_version, random_heads
-from workers.contract.model import ModelSpec
 from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.encoders.synthetic import SyntheticEncoder
 from workers.storage.port import ObjectStore

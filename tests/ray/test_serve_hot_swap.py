@@ -11,10 +11,10 @@ import httpx
 import pytest
 import torch
 
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
 from cmcl.stack import LocalStack
 from tests.fakes.versions import publish_version, random_heads
-from workers.contract.model import ModelSpec
-from workers.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
 from workers.storage.port import ObjectStore
 from workers.storage.versions import write_live
 

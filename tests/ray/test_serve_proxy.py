@@ -10,11 +10,11 @@ import httpx
 import psutil
 import pytest
 
+from cmcl.contract.model import ModelSpec
 from cmcl.stack import LocalStack
 from tests.fakes.segments import segments_received
 from tests.fakes.versions import publish_version, random_heads
 from tests.ray.attempts import ray_processes
-from workers.contract.model import ModelSpec
 from workers.storage.uris import open_store
 
 MODEL = "behind-the-proxy"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.model import TrainingSpec
 from cmcl.stack import LocalStack
 from tests.ray.attempts import Attempts, ended, ray_processes, wait_until
-from workers.contract.errors import ObjectNotFound
-from workers.contract.model import TrainingSpec
 from workers.storage.port import ObjectStore
 
 pytestmark = pytest.mark.ray

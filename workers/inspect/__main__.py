@@ -15,9 +15,9 @@ from typing import NoReturn
 
 from pydantic import ValidationError
 
-from workers.contract.errors import WorkerError
-from workers.contract.modality import ModalityPair
-from workers.contract.preflight import AskedShard
+from cmcl.contract.errors import WorkerError
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.preflight import AskedShard
 from workers.inspect.capacity import model_capacity
 from workers.inspect.compare import compare
 from workers.inspect.delivery import asked_shards, leave_error, leave_outlook

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from workers.contract.errors import InvalidVersion
-from workers.contract.version import LearnedDataset, VersionManifest
+from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.version import LearnedDataset, VersionManifest
 from workers.inspect.protected import protected_moments, remark_on_method
 from workers.inspect.versions import find_version, heads_of, kept_of, memory_of
 from workers.methods.port import Lesson

@@ -5,7 +5,7 @@ For every dataset that both have learned: what moments predict, and what held-ou
 
 from dataclasses import dataclass
 
-from workers.contract.version import LearnedDataset, VersionManifest
+from cmcl.contract.version import LearnedDataset, VersionManifest
 from workers.inspect.measured import MeasuredPair, embedded, measured_pair
 from workers.inspect.versions import Unanswerable, find_version, heads_of, held_out_of, moments_of
 from workers.model.heads import ModalityHeads

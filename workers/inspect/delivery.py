@@ -2,8 +2,8 @@
 
 from pydantic import ValidationError
 
-from workers.contract.errors import InvalidVersion, WorkerError
-from workers.contract.preflight import AskedShards, Outlook, PreflightAnswer
+from cmcl.contract.errors import InvalidVersion, WorkerError
+from cmcl.contract.preflight import AskedShards, Outlook, PreflightAnswer
 from workers.inspect.preflight import DatasetOutlook
 from workers.inspect.show import as_json
 from workers.storage.port import ObjectStore

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.contract.modality import ModalityPair
+from cmcl.contract.modality import ModalityPair
 from workers.model.heads import ModalityHeads
 from workers.model.rows import PairedRows
 from workers.nullspace.compatibility import Compatibility, MixedScores, measured_agreement

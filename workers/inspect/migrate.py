@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from workers.contract.version import VersionManifest
+from cmcl.contract.version import VersionManifest
 from workers.inspect.measured import MeasuredMigration, measured_migration
 from workers.inspect.versions import (
     Unanswerable,

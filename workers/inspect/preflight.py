@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workers.contract.errors import InvalidDataset
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
-from workers.contract.preflight import AskedShard
-from workers.contract.version import VersionManifest
+from cmcl.contract.errors import InvalidDataset
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.preflight import AskedShard
+from cmcl.contract.version import VersionManifest
 from workers.inspect.protected import protected_moments, remark_on_method
 from workers.inspect.sample import sampled
 from workers.inspect.versions import check_modality, find_version, heads_of, kept_of, memory_of

@@ -3,7 +3,7 @@
 Shapes: E width of the embeddings, I width of what the head reads.
 """
 
-from workers.contract.model import ModelSpec
+from cmcl.contract.model import ModelSpec
 from workers.methods.port import Lesson
 from workers.methods.stable_index import published_spans
 from workers.nullspace.preflight import HeadMoments

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.contract.errors import InvalidDataset
+from cmcl.contract.errors import InvalidDataset
 from workers.model.rows import PairedRows
 from workers.storage.formats.user_file import reading
 from workers.storage.shards import FEATURES, open_in_pieces, rows_at_once, rows_of

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from workers.contract.dataset import DatasetManifest
-from workers.contract.errors import ObjectNotFound
-from workers.contract.version import LearnedDataset, VersionManifest
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.version import LearnedDataset, VersionManifest
 from workers.methods.port import Kept
 from workers.model.artifact import load_heads, load_kept, load_memory, load_moments
 from workers.model.heads import ModalityHeads

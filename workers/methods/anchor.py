@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from workers.contract.modality import ModalityPair
+from cmcl.contract.modality import ModalityPair
 from workers.methods.port import Batch, Lesson, Method, UpdateRule
 from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
 from workers.nullspace.moments import PairMoments, SecondMoment

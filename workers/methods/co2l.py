@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.contract.modality import ModalityPair
-from workers.contract.model import TrainingSpec
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import TrainingSpec
 from workers.methods.port import Batch, Lesson, State, UpdateRule
 from workers.methods.replay_memory import (
     Draws,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from workers.contract.model import TrainingSpec
+from cmcl.contract.model import TrainingSpec
 from workers.methods.der import DER, output_error
 from workers.methods.port import Batch, Lesson, State, UpdateRule
 from workers.methods.replay_memory import Draws, MovingHeads, loss_on, memories_for

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from workers.contract.modality import ModalityPair
+from cmcl.contract.modality import ModalityPair
 from workers.methods.port import Lesson, Peers
 from workers.model.pair import PairInEigenCoordinates
 from workers.nullspace.certificate import PairWeights

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from workers.contract.modality import ModalityPair
-from workers.contract.model import TrainingSpec
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import TrainingSpec
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from workers.contract.model import MethodName, ModelSpec
+from cmcl.contract.model import MethodName, ModelSpec
 from workers.methods.anchor import Anchor
 from workers.methods.cflat import CFlat
 from workers.methods.cila import CILA

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.contract.modality import ModalityPair
-from workers.contract.model import TrainingSpec
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import TrainingSpec
 from workers.methods.port import Kept, Lesson, Method, Seen, State
 from workers.model.heads import ModalityHeads
 from workers.model.loss import symmetric_info_nce, unit

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from workers.contract.errors import InvalidVersion
-from workers.contract.model import ModelSpec
+from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.model import ModelSpec
 from workers.model.features import head_width
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory

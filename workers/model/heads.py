@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from workers.contract.model import ModelSpec
+from cmcl.contract.model import ModelSpec
 from workers.model.features import head_width, prepare
 from workers.nullspace.conditioning import Conditioning
 

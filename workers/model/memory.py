@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 
-from workers.contract.modality import ModalityPair
+from cmcl.contract.modality import ModalityPair
 from workers.model.heads import ModalityHeads
 from workers.nullspace.moments import PairMoments, SecondMoment
 

@@ -9,8 +9,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from workers.contract.modality import ModalityPair
-from workers.contract.version import Recall
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.version import Recall
 from workers.model.heads import ModalityHeads
 from workers.model.loss import unit
 from workers.model.rows import PairedRows

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ray
 
-from workers.contract.errors import InvalidUri
+from cmcl.contract.errors import InvalidUri
 from workers.serve.app import deploy, withdraw
 from workers.serve.encoders.spec import parse_encoder
 from workers.serve.settings import ServeArgs

@@ -6,8 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from workers.contract.dataset import Uri
-from workers.contract.modality import Frozen
+from cmcl.contract.dataset import Uri
+from cmcl.contract.modality import Frozen
 from workers.serve.access.signatures import read_public_keys
 from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.search.limits import Limits

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from workers.contract.dataset import Shard, ShardRef, SourceFile
+from cmcl.contract.dataset import Shard, ShardRef, SourceFile
 from workers.storage import layout
 from workers.storage.formats.parquet import known_batches, must_be_converted, open_parquet
 from workers.storage.formats.registry import PARQUET, format_of

@@ -1,6 +1,6 @@
 """Which keys are permitted: the same in every adapter, whatever its disk or bucket would accept."""
 
-from workers.contract.errors import InvalidUri
+from cmcl.contract.errors import InvalidUri
 
 _ODD = frozenset("\\\x7f") | {chr(code) for code in range(32)}
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from workers.contract.errors import InvalidUri, ObjectExists, ObjectNotFound, StorageUnavailable
+from cmcl.contract.errors import InvalidUri, ObjectExists, ObjectNotFound, StorageUnavailable
 from workers.storage.keys import checked_key, checked_prefix
 from workers.storage.port import CHUNK_BYTES
 

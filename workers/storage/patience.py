@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from workers.contract.errors import StorageUnavailable
+from cmcl.contract.errors import StorageUnavailable
 
 T = TypeVar("T")
 

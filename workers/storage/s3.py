@@ -17,7 +17,7 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from workers.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
+from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
 from workers.storage.keys import checked_key, checked_prefix
 from workers.storage.multipart import Multipart
 from workers.storage.port import CHUNK_BYTES, PresignedPut

@@ -12,7 +12,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from workers.contract.errors import StorageUnavailable
+from cmcl.contract.errors import StorageUnavailable
 
 
 class Scratch:

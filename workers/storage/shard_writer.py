@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.contract.errors import StorageUnavailable
+from cmcl.contract.errors import StorageUnavailable
 from workers.storage.formats.columns import FEATURES
 
 ROWS_IN_A_GROUP = 8192

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.contract.dataset import Shard, ShardRef, SourceFile
-from workers.contract.errors import InvalidDataset, ObjectNotFound
+from cmcl.contract.dataset import Shard, ShardRef, SourceFile
+from cmcl.contract.errors import InvalidDataset, ObjectNotFound
 from workers.storage.formats import columns
 from workers.storage.formats.parquet import known_batches, open_parquet
 from workers.storage.uris import locate, locate_allowed

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from workers.contract.errors import InvalidUri
+from cmcl.contract.errors import InvalidUri
 from workers.storage.local import LocalStore
 from workers.storage.port import ObjectStore
 

@@ -19,8 +19,8 @@ from typing import BinaryIO
 import pyarrow as pa
 from blake3 import blake3
 
-from workers.contract.dataset import Shard
-from workers.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
+from cmcl.contract.dataset import Shard
+from cmcl.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
 from workers.storage.local import LocalStore
 from workers.storage.patience import patiently
 from workers.storage.port import CHUNK_BYTES, ObjectStore

@@ -11,13 +11,13 @@ from typing import Protocol, TypeVar
 from blake3 import blake3
 from pydantic import ValidationError
 
-from workers.contract.errors import (
+from cmcl.contract.errors import (
     DigestMismatch,
     InvalidVersion,
     ObjectNotFound,
     VersionTaken,
 )
-from workers.contract.version import FileEntry, LivePointer, VersionManifest
+from cmcl.contract.version import FileEntry, LivePointer, VersionManifest
 from workers.storage import layout
 from workers.storage.patience import patiently
 from workers.storage.port import ObjectStore

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
-from workers.contract.version import Drift, HeadCapacity, Protection, Quality, Shrinkage
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import Drift, HeadCapacity, Protection, Quality, Shrinkage
 from workers.methods.port import Lesson
 from workers.methods.sealed import input_basis
 from workers.methods.stable_index import published_spans

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from workers.contract.errors import InvalidVersion, ObjectNotFound, StorageError
-from workers.contract.job import JobSpec
+from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageError
+from cmcl.contract.job import JobSpec
 from workers.storage import layout
 from workers.storage.patience import patiently
 from workers.storage.port import ObjectStore

@@ -13,9 +13,9 @@ from importlib.metadata import version as installed_version
 
 import torch
 
-from workers.contract.errors import HOPELESS, ObjectExists, ObjectNotFound, TrainingDiverged
-from workers.contract.job import JobSpec
-from workers.contract.version import LearnedDataset, VersionManifest, VersionReport
+from cmcl.contract.errors import HOPELESS, ObjectExists, ObjectNotFound, TrainingDiverged
+from cmcl.contract.job import JobSpec
+from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
 from workers.methods.port import Lesson
 from workers.model.artifact import (
     save_heads,

@@ -10,10 +10,10 @@ from functools import partial
 
 from torch import Tensor
 
-from workers.contract.errors import InvalidDataset, NothingToLearn
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
-from workers.contract.version import Shrinkage
+from cmcl.contract.errors import InvalidDataset, NothingToLearn
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import Shrinkage
 from workers.methods.port import Kept, Lesson, Method, Seen
 from workers.methods.registry import method_for
 from workers.model.features import head_width, unit_rows, with_constant

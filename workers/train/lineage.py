@@ -7,16 +7,16 @@ from functools import partial
 
 from pydantic import BaseModel, ValidationError
 
-from workers.contract.dataset import Shard
-from workers.contract.errors import (
+from cmcl.contract.dataset import Shard
+from cmcl.contract.errors import (
     DigestMismatch,
     InvalidDataset,
     InvalidVersion,
     ObjectNotFound,
     StoreDamaged,
 )
-from workers.contract.job import JobSpec
-from workers.contract.version import LearnedDataset, Recall, VersionManifest
+from cmcl.contract.job import JobSpec
+from cmcl.contract.version import LearnedDataset, Recall, VersionManifest
 from workers.model.artifact import load_heads, load_kept, load_memory, load_moments
 from workers.model.heads import ModalityHeads
 from workers.model.retrieval import HeldOut, measure

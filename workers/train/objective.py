@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from workers.contract.model import TrainingSpec
+from cmcl.contract.model import TrainingSpec
 from workers.model.loss import Everywhere, positives, symmetric_info_nce, unit
 from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows

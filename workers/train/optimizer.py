@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from workers.contract.model import TrainingSpec
+from cmcl.contract.model import TrainingSpec
 from workers.train.objective import GlobalLoss
 
 _MOMENTUM = 0.9

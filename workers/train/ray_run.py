@@ -20,8 +20,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 
-from workers.contract.errors import HOPELESS
-from workers.contract.job import submission_id
+from cmcl.contract.errors import HOPELESS
+from cmcl.contract.job import submission_id
 from workers.storage.layout import run_prefix
 from workers.storage.s3 import S3Store
 from workers.storage.uris import open_store

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-from workers.contract.errors import InvalidDataset, StoreDamaged, WorkerError
-from workers.contract.job import Failure, FailureReason, JobSpec, Phase, Progress
+from cmcl.contract.errors import InvalidDataset, StoreDamaged, WorkerError
+from cmcl.contract.job import Failure, FailureReason, JobSpec, Phase, Progress
 from workers.storage.layout import run_failure, run_progress
 from workers.storage.port import ObjectStore
 from workers.train.distributed import World

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import torch
 
-from workers.contract.dataset import DatasetManifest
-from workers.contract.job import JobSpec
-from workers.contract.model import ModelSpec
-from workers.contract.version import VersionManifest
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.job import JobSpec
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import VersionManifest
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store

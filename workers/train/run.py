@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from workers.contract.job import Phase
+from cmcl.contract.job import Phase
 from workers.train.distributed import ALONE, World
 
 Tensors = Mapping[str, Tensor]

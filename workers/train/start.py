@@ -4,7 +4,7 @@ checkpoint, so that a run that goes on need not find it out again."""
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from workers.contract.modality import ModalityPair
+from cmcl.contract.modality import ModalityPair
 from workers.model.artifact import moment_tensors, moments_from
 from workers.model.heads import ModalityHeads
 from workers.nullspace.conditioning import Conditioning

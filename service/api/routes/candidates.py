@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
+from cmcl.contract.rollout import RolloutRule, TrialPlan
 from service.api.access import Reader, Trainer
 from service.api.dependencies import LARGEST_NUMBER, ContextDep, ModelPath
 from service.api.etags import SeenRevision, etag
@@ -16,7 +17,6 @@ from service.control.models.observed import figures
 from service.control.models.wish import Wish
 from service.control.records.guard import check_may_change
 from service.database.rows import TrialRecord
-from workers.contract.rollout import RolloutRule, TrialPlan
 
 router = APIRouter(prefix="/v1/models/{model}/candidate", tags=["versions"])
 

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy import Connection
 
+from cmcl.contract.policy import GatePolicy
 from service.api.access import Admin, Reader, Trainer, Writer
 from service.api.answers import answer, record
 from service.api.dependencies import (
@@ -23,7 +24,6 @@ from service.control.models.policy import set_policy
 from service.control.records.guard import check_may_change, check_not_lost
 from service.database.queries import models
 from service.database.rows import AnswerRecord
-from workers.contract.policy import GatePolicy
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 

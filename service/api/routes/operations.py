@@ -9,12 +9,12 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import text
 
+from cmcl.contract.errors import StorageError
 from service.api.access import METRICS
 from service.api.dependencies import ContextDep, ReconcilerDep
 from service.api.schemas import Health
 from service.control.context import Context
 from service.errors import DatabaseError
-from workers.contract.errors import StorageError
 
 router = APIRouter(tags=["operations"])
 

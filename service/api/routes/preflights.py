@@ -8,6 +8,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.preflight import Outlook
 from service.api.access import Reader, Trainer
 from service.api.answers import answer, record
 from service.api.dependencies import (
@@ -25,8 +27,6 @@ from service.control.preflights import NewPreflight, ask, get_preflight
 from service.database.queries import preflights
 from service.database.queries.preflights import PreflightRecord, PreflightState
 from service.database.rows import AnswerRecord
-from workers.contract.modality import ModalityPair
-from workers.contract.preflight import Outlook
 
 router = APIRouter(prefix="/v1", tags=["preflights"])
 

@@ -16,12 +16,12 @@ from typing import Annotated
 from pydantic import Field, StringConstraints, field_validator
 from sqlalchemy import Connection
 
+from cmcl.contract.access import KEY_PATTERN, key_id
+from cmcl.contract.modality import NAME_PATTERN, Frozen
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from service.errors import FieldProblem, Forbidden, NotFound
 from service.principal import EVERY_SCOPE, LOCAL, RECONCILER, Principal, Scope
-from workers.contract.access import KEY_PATTERN, key_id
-from workers.contract.modality import NAME_PATTERN, Frozen
 
 # Whoever holds CMCL_ADMIN_KEY, or a shell where the service runs.
 OPERATOR = Principal("operator", None, EVERY_SCOPE)

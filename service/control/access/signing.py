@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import ValidationError
 
-from workers.contract.access import SNAPSHOT_ALGORITHM, SNAPSHOT_TYPE, KeySnapshot
+from cmcl.contract.access import SNAPSHOT_ALGORITHM, SNAPSHOT_TYPE, KeySnapshot
 
 _JWS = jwt.PyJWS(algorithms=[SNAPSHOT_ALGORITHM])
 

@@ -12,6 +12,8 @@ from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from cmcl.contract.access import OPERATOR_KEY, KeySnapshot, SnapshotKey
+from cmcl.contract.errors import ObjectNotFound, StorageError
 from service.control.access.keys import OPERATOR, sha256
 from service.control.access.signing import read_signed, sign
 from service.control.context import Context
@@ -20,8 +22,6 @@ from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from service.errors import DatabaseBehind, DatabaseError
 from service.principal import Scope
-from workers.contract.access import OPERATOR_KEY, KeySnapshot, SnapshotKey
-from workers.contract.errors import ObjectNotFound, StorageError
 from workers.storage import layout
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import jwt
 
+from cmcl.contract.modality import NAME_PATTERN
 from service.errors import FieldProblem, Forbidden, IssuerUnavailable, Unauthorized
 from service.principal import Principal, Scope
-from workers.contract.modality import NAME_PATTERN
 
 logger = logging.getLogger(__name__)
 

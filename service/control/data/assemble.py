@@ -12,13 +12,13 @@ from datetime import timedelta
 
 from sqlalchemy import Connection
 
+from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
 from service.control.context import Context
 from service.control.data.uploads import existing, visible
 from service.database.queries import uploads
 from service.database.rows import PartRecord, UploadRecord
 from service.errors import Conflict, FieldProblem
 from service.principal import Principal
-from workers.contract.errors import ObjectNotFound, StorageUnavailable
 from workers.storage import layout
 from workers.storage.multipart import SMALLEST_PART
 from workers.storage.port import ObjectStore

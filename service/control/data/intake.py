@@ -10,16 +10,16 @@ from datetime import datetime
 from pydantic import ConfigDict, Field
 from sqlalchemy import Connection
 
+from cmcl.contract.dataset import ShardRef
+from cmcl.contract.errors import InvalidUri
+from cmcl.contract.modality import Frozen, ModalityPair, ModelName
+from cmcl.contract.model import ModelSpec
 from service.control.data.upload_uris import SCHEME, contents_of, note_uses, problem_of
 from service.control.lookup import get_dataset, get_model, hold_model
 from service.database.queries import datasets, jobs, models
 from service.database.rows import DatasetRecord, Fingerprints, JobRecord, ModelRecord
 from service.errors import Conflict, FieldProblem, Unprocessable
 from service.principal import Principal
-from workers.contract.dataset import ShardRef
-from workers.contract.errors import InvalidUri
-from workers.contract.modality import Frozen, ModalityPair, ModelName
-from workers.contract.model import ModelSpec
 from workers.storage.uris import check_allowed
 
 _MOST_SHARDS = 10_000

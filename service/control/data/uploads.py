@@ -13,6 +13,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from sqlalchemy import Connection
 
+from cmcl.contract.errors import InvalidDataset
+from cmcl.contract.modality import Frozen, Sha256
 from service.control.context import Context
 from service.control.data.upload_uris import named_by
 from service.database.queries import uploads
@@ -20,8 +22,6 @@ from service.database.rows import NewUpload, PartRecord, UploadRecord
 from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.principal import Principal
 from service.settings import Settings
-from workers.contract.errors import InvalidDataset
-from workers.contract.modality import Frozen, Sha256
 from workers.storage import layout
 from workers.storage.multipart import LARGEST_PART
 from workers.storage.port import PresignedPut

@@ -8,13 +8,13 @@ that died before that is made good when a service starts and compares.
 
 from sqlalchemy import Connection
 
+from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.rollout import Candidate
+from cmcl.contract.version import LivePointer
 from service.control.context import Context
 from service.control.records.guard import check_not_behind
 from service.database.queries import models, trials, versions
 from service.database.rows import ModelRecord
-from workers.contract.errors import InvalidVersion
-from workers.contract.rollout import Candidate
-from workers.contract.version import LivePointer
 from workers.storage.versions import read_live, remove_live, write_live
 
 

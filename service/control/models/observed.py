@@ -4,9 +4,9 @@ import logging
 
 from pydantic import ValidationError
 
+from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.rollout import Observation, Observed, PairAgreement
 from service.database.rows import TrialRecord
-from workers.contract.errors import ObjectNotFound
-from workers.contract.rollout import Observation, Observed, PairAgreement
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 

@@ -4,12 +4,12 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from cmcl.contract.policy import GatePolicy
 from service.control.lookup import get_model
 from service.database.queries import events, models
 from service.database.rows import Happening, ModelRecord
 from service.errors import PreconditionFailed
 from service.principal import Principal
-from workers.contract.policy import GatePolicy
 
 
 def set_policy(

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from cmcl.contract.rollout import TrialPlan
 from service.control.models import trials
 from service.control.models.wish import Wish, as_seen, that_can_answer
 from service.database.queries import events, models, versions
@@ -26,7 +27,6 @@ from service.database.rows import (
 )
 from service.errors import Conflict
 from service.principal import RECONCILER
-from workers.contract.rollout import TrialPlan
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from sqlalchemy import Connection
 
+from cmcl.contract.rollout import Observed, PairAgreement, RolloutRule
 from service.control.context import Context
 from service.control.models import promote, trials
 from service.control.models.observed import gather
@@ -19,7 +20,6 @@ from service.database.queries import models
 from service.database.queries import trials as trial_rows
 from service.database.rows import ModelRecord, TrialRecord
 from service.principal import RECONCILER
-from workers.contract.rollout import Observed, PairAgreement, RolloutRule
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection
 
+from cmcl.contract.rollout import Observed, TrialPlan
 from service.control.models.observed import figures
 from service.control.models.wish import Wish, as_seen, that_can_answer
 from service.database.queries import events, models, trials
@@ -22,7 +23,6 @@ from service.database.rows import (
     VersionRecord,
 )
 from service.errors import Conflict, NotFound
-from workers.contract.rollout import Observed, TrialPlan
 
 
 def get_trial(connection: Connection, model: str) -> TrialRecord:

@@ -5,12 +5,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cmcl.contract.dataset import Shard
+from cmcl.contract.errors import InvalidVersion, ObjectNotFound
+from cmcl.contract.version import FileEntry
 from service.control.rebuild.findings import Findings
 from service.control.records.document import DamagedRecord, Recorded, key_of, read
 from service.database.queries.records import Kind
-from workers.contract.dataset import Shard
-from workers.contract.errors import InvalidVersion, ObjectNotFound
-from workers.contract.version import FileEntry
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.versions import check_object

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from cmcl.contract.errors import StorageError
 from service.clock import utc_now
 from service.control.access.signing import read_signing_key
 from service.control.rebuild.bucket import Bucket
@@ -12,7 +13,6 @@ from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.errors import Conflict
 from service.settings import Settings
-from workers.contract.errors import StorageError
 from workers.storage.uris import open_store
 
 # Everything else was restored, and somebody must look at what was not.

@@ -15,11 +15,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from sqlalchemy import Column, Table
 
+from cmcl.contract.modality import Sha256
 from service.database.columns import UtcDateTime
 from service.database.queries.records import Kind, Row, Tables
 from service.database.tables import metadata
 from service.errors import Conflict
-from workers.contract.modality import Sha256
 from workers.storage import layout
 
 

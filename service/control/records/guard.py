@@ -8,14 +8,14 @@ replicas generations that they have seen with other versions.
 
 import logging
 
+from cmcl.contract.errors import InvalidVersion, StorageError
+from cmcl.contract.version import LivePointer
 from service.control.context import Context
 from service.control.lookup import get_model
 from service.database.queries import models
 from service.database.rows import ModelRecord
 from service.errors import DatabaseBehind
 from service.principal import Principal
-from workers.contract.errors import InvalidVersion, StorageError
-from workers.contract.version import LivePointer
 from workers.storage import layout
 from workers.storage.versions import read_live
 

@@ -14,12 +14,12 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
+from cmcl.contract.errors import ObjectNotFound, StorageError
 from service.control.context import Context
 from service.control.records.document import Record, encode_rows, key_of, write
 from service.database.queries import events, leases, records
 from service.database.queries.records import Kind, Mark, Tables
 from service.errors import DatabaseError
-from workers.contract.errors import ObjectNotFound, StorageError
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 

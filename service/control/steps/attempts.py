@@ -3,6 +3,9 @@
 Each step looks at what is there and does one thing. It may be cut off anywhere and run again.
 """
 
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.errors import StorageUnavailable, WorkerError
+from cmcl.contract.job import JobSpec, submission_id
 from service.control.context import Context, is_past
 from service.control.data.intake import NewDataset
 from service.control.data.uploads import resolve
@@ -17,9 +20,6 @@ from service.database.queries import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
 from service.launchers.port import LauncherRefused
 from service.states import FailureReason, JobState
-from workers.contract.dataset import DatasetManifest
-from workers.contract.errors import StorageUnavailable, WorkerError
-from workers.contract.job import JobSpec, submission_id
 from workers.storage import layout
 
 _WITH_AN_ATTEMPT = (JobState.SUBMITTING, JobState.RUNNING, JobState.GATING, JobState.HELD)

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.job import JobSpec
+from cmcl.contract.policy import GatePolicy
+from cmcl.contract.version import LearnedDataset, VersionManifest
 from service.states import FailureReason
-from workers.contract.errors import InvalidVersion
-from workers.contract.job import JobSpec
-from workers.contract.policy import GatePolicy
-from workers.contract.version import LearnedDataset, VersionManifest
 
 
 def check_answers(

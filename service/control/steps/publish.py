@@ -1,5 +1,7 @@
 """From a complete candidate to a stored version: judge, publish, store."""
 
+from cmcl.contract.errors import WorkerError
+from cmcl.contract.version import LearnedDataset, VersionManifest
 from service.control.context import Context
 from service.control.models import promote
 from service.control.records.guard import check_not_behind
@@ -8,8 +10,6 @@ from service.control.steps.attempts import job_spec
 from service.database.queries import jobs, models, versions
 from service.database.rows import JobRecord, ModelRecord, VersionRecord
 from service.states import FailureReason, JobState
-from workers.contract.errors import WorkerError
-from workers.contract.version import LearnedDataset, VersionManifest
 from workers.storage.versions import (
     check_candidate,
     check_number_is_free,

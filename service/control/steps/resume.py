@@ -4,8 +4,8 @@ import logging
 
 from pydantic import ValidationError
 
-from workers.contract.errors import ObjectNotFound
-from workers.contract.job import JobSpec
+from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.job import JobSpec
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 

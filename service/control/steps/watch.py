@@ -10,14 +10,14 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
+from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.job import Failure, Progress, submission_id
 from service.control.context import Context, is_past
 from service.control.steps import outcomes
 from service.database.queries import jobs
 from service.database.rows import JobRecord, ModelRecord
 from service.launchers.port import LaunchState, LaunchStatus
 from service.states import FailureReason, JobState
-from workers.contract.errors import ObjectNotFound
-from workers.contract.job import Failure, Progress, submission_id
 from workers.storage import layout
 
 logger = logging.getLogger(__name__)

@@ -6,12 +6,12 @@ the database, with the fence, and then removed. What nobody can ask for is first
 
 from datetime import timedelta
 
+from cmcl.contract.job import submission_id
 from service.control.context import Context
 from service.control.sweep.purge import remove_all
 from service.database.queries import sweeping
 from service.database.queries.sweeping import EndedJob, Learned
 from service.states import JobState
-from workers.contract.job import submission_id
 from workers.storage import layout
 
 _AT_ONCE = 100

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
+from cmcl.contract.modality import NAME_PATTERN
 from service.control.context import Context
 from service.control.records.guard import check_not_lost
 from service.control.sweep.purge import remove_all
 from service.database.queries import sweeping
 from service.database.queries.sweeping import Kind
-from workers.contract.modality import NAME_PATTERN
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from workers.contract.errors import StorageError
+from cmcl.contract.errors import StorageError
 from workers.storage.port import ObjectStore
 
 logger = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ import uuid
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
+from cmcl.contract.errors import StorageUnavailable
 from service.control.context import Context
 from service.control.sweep import deleted_models, ended, expired, leftovers
 from service.database.queries import leases
 from service.errors import DatabaseBehind, DatabaseUnavailable
 from service.launchers.port import LauncherUnavailable
-from workers.contract.errors import StorageUnavailable
 
 logger = logging.getLogger(__name__)
 

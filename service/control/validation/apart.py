@@ -18,9 +18,8 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from service.control.validation.task import Errand, Leash, ValidationTask, Word
-from workers.contract.dataset import DatasetManifest
-from workers.contract.errors import (
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.errors import (
     DigestMismatch,
     InvalidDataset,
     InvalidUri,
@@ -30,6 +29,7 @@ from workers.contract.errors import (
     StorageUnavailable,
     WorkerError,
 )
+from service.control.validation.task import Errand, Leash, ValidationTask, Word
 from workers.storage.port import ObjectStore
 
 logger = logging.getLogger(__name__)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from workers.contract.dataset import DatasetManifest, ShardRef
-from workers.contract.modality import Frozen, ModalityPair
-from workers.contract.model import ModelSpec
+from cmcl.contract.dataset import DatasetManifest, ShardRef
+from cmcl.contract.modality import Frozen, ModalityPair
+from cmcl.contract.model import ModelSpec
 from workers.storage.port import ObjectStore
 
 

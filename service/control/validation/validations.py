@@ -10,11 +10,11 @@ from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.errors import StorageUnavailable, WorkerError
 from service.control.validation.task import Killable, Reader, ValidationTask
 from service.control.validation.turns import Turn, Turns
 from service.control.validation.verify import Here
-from workers.contract.dataset import DatasetManifest
-from workers.contract.errors import StorageUnavailable, WorkerError
 from workers.storage.port import ObjectStore
 
 logger = logging.getLogger(__name__)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
+from cmcl.contract.errors import InvalidDataset, InvalidVersion, ObjectExists, ObjectNotFound
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
 from service.control.validation.task import Leash, ValidationTask
-from workers.contract.dataset import DatasetManifest, Shard, ShardRef
-from workers.contract.errors import InvalidDataset, InvalidVersion, ObjectExists, ObjectNotFound
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
 from workers.storage import layout
 from workers.storage.formats.user_file import Side
 from workers.storage.intake import Address, DatasetIntake, Split

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 from sqlalchemy import Connection
 
+from cmcl.contract.modality import Frozen, ModelName
 from service.control.data.intake import random_id
 from service.control.lookup import get_model
 from service.control.webhooks.addresses import LONGEST_URL, AddressRefused, check_url
@@ -18,7 +19,6 @@ from service.database.rows import Happening
 from service.errors import Conflict, FieldProblem, Forbidden, NotFound, Unprocessable
 from service.event_kinds import WORTH_A_MESSAGE, EventKind
 from service.principal import EVERY_OWNER, Principal
-from workers.contract.modality import Frozen, ModelName
 
 MOST_WEBHOOKS = 100
 _SECRET_BYTES = 32

@@ -4,11 +4,11 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, select, update
 
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.modality import ModalityPair
 from service.database.queries import records
 from service.database.rows import DatasetRecord, Fingerprints
 from service.database.tables import datasets
-from workers.contract.dataset import DatasetManifest
-from workers.contract.modality import ModalityPair
 
 
 def create(

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, select
 
+from cmcl.contract.job import Progress
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.policy import GatePolicy
 from service.database.tables import jobs, models
 from service.states import JobState
-from workers.contract.job import Progress
-from workers.contract.model import ModelSpec
-from workers.contract.policy import GatePolicy
 
 
 @dataclass(frozen=True)

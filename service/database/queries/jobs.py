@@ -6,11 +6,11 @@ from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, Update, insert, select, update
 
+from cmcl.contract.job import Progress
 from service.database.queries import events
 from service.database.rows import Approval, DatasetRecord, Happening, JobRecord
 from service.database.tables import jobs
 from service.states import IN_FLIGHT, FailureReason, JobState, check_move
-from workers.contract.job import Progress
 
 # What is known about the present attempt; nothing, before it began.
 _NO_ATTEMPT: Mapping[str, None] = {

@@ -5,11 +5,11 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, or_, select, update
 
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.policy import GatePolicy
 from service.database.queries import records
 from service.database.rows import BranchPoint, ModelRecord
 from service.database.tables import jobs, models, trials, versions
-from workers.contract.model import ModelSpec
-from workers.contract.policy import GatePolicy
 
 
 def create(

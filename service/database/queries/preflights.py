@@ -6,8 +6,8 @@ from enum import StrEnum
 
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 
+from cmcl.contract.preflight import Outlook
 from service.database.tables import preflights
-from workers.contract.preflight import Outlook
 
 
 class PreflightState(StrEnum):

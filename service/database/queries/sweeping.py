@@ -23,11 +23,11 @@ from sqlalchemy import (
     update,
 )
 
+from cmcl.contract.version import VersionManifest
 from service.database.queries import records
 from service.database.tables import answers, datasets, jobs, models, orphans, uploads, versions
 from service.database.tables import preflights as preflight_rows
 from service.states import JobState
-from workers.contract.version import VersionManifest
 
 Kind = Literal["datasets", "jobs", "preflights", "uploads", "models"]
 

@@ -5,10 +5,10 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, update
 
+from cmcl.contract.rollout import Observed, TrialPlan
 from service.database.queries import records
 from service.database.rows import TrialOutcome, TrialRecord
 from service.database.tables import models, trials
-from workers.contract.rollout import Observed, TrialPlan
 
 
 def add(connection: Connection, trial: TrialRecord) -> None:

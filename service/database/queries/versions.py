@@ -5,10 +5,10 @@ from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
+from cmcl.contract.version import Recall, VersionManifest
 from service.database.queries import records
 from service.database.rows import PromotionRecord, VersionOutline, VersionRecord
 from service.database.tables import promotions, versions
-from workers.contract.version import Recall, VersionManifest
 
 _OUTLINE = tuple(versions.c[field.name] for field in fields(VersionOutline))
 

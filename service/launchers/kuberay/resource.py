@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cmcl.contract.priority import Priority
 from service.launchers.kuberay.pods import PodTemplates, pod_template
 from service.launchers.labels import legal_value
 from service.launchers.port import Submission
-from workers.contract.priority import Priority
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 # Of our image of the pods: the control plane has no Ray of its own to ask.

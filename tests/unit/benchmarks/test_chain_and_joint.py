@@ -9,8 +9,8 @@ from benchmarks.chain import Dataset, learn_one, run_chain
 from benchmarks.folder import Stream, read_stream
 from benchmarks.joint import JointOutcome, _Joint, conditioned_heads, train_jointly
 from benchmarks.runs import Failed, Run, perform_all, spec_of
+from cmcl.contract.model import ModelSpec
 from tests.unit.benchmarks.tiny_stream import write_stream
-from workers.contract.model import ModelSpec
 from workers.model.heads import initial_heads
 from workers.model.retrieval import measure
 from workers.train.learn import before_the_first, prepared_rows

@@ -12,7 +12,7 @@ from benchmarks.chain import Outcome
 from benchmarks.figures import METRICS, Spread, chain_figures, joint_figures, spread
 from benchmarks.joint import JointOutcome
 from benchmarks.pictures import change_since_learned, retention
-from workers.contract.version import Recall
+from cmcl.contract.version import Recall
 
 MATRIX = [[0.5, 0.1, 0.2], [0.4, 0.6, 0.3], [0.3, 0.7, 0.9]]
 UNTRAINED = [0.0, 0.05, 0.1]

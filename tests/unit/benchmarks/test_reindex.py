@@ -11,9 +11,9 @@ import torch
 from benchmarks.folder import read_stream
 from benchmarks.reindex import POLICIES, Learnt, Reindexed, learn_stream, main, reindexed
 from benchmarks.reindex_report import COLUMNS
+from cmcl.contract.model import ModelSpec
 from tests.unit.benchmarks.command import Answer, answer_of
 from tests.unit.benchmarks.tiny_stream import NAMES, write_stream
-from workers.contract.model import ModelSpec
 from workers.model.retrieval import measure
 from workers.model.rows import PairedRows
 

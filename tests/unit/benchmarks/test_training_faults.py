@@ -12,7 +12,7 @@ from benchmarks.faults.cases import CASES
 from benchmarks.faults.page import markdown
 from benchmarks.faults.watch import Watch
 from benchmarks.training_faults import Outcome
-from workers.contract.job import JobSpec, Phase, Progress
+from cmcl.contract.job import JobSpec, Phase, Progress
 from workers.storage import layout
 from workers.storage.uris import open_store
 

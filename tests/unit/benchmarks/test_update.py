@@ -10,7 +10,7 @@ import torch
 from benchmarks.protected import MaskedPair, random_setting
 from benchmarks.published import PlainPair, PublishedPair, projection
 from benchmarks.update import by_turns, main
-from workers.contract.model import TrainingSpec
+from cmcl.contract.model import TrainingSpec
 from workers.model.pair import rotate
 from workers.nullspace.mask import UpdateSpace, everything_free
 from workers.train.optimizer import EPSILON

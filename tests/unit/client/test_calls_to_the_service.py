@@ -6,6 +6,10 @@ import pytest
 
 from cmcl import Client, CmclError
 from cmcl.client import Calls
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.policy import GatePolicy
+from cmcl.contract.preflight import Outlook, PreflightAnswer
+from cmcl.contract.rollout import RolloutRule, TrialPlan
 from cmcl.types import Job
 from service.control.preflights import PreflightRounds
 from service.states import JobState
@@ -14,10 +18,6 @@ from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.replica_words import PAIR as PAIR_KEY
 from tests.fakes.replica_words import agreement, observe
 from tests.fakes.trainer import train
-from workers.contract.model import ModelSpec
-from workers.contract.policy import GatePolicy
-from workers.contract.preflight import Outlook, PreflightAnswer
-from workers.contract.rollout import RolloutRule, TrialPlan
 
 PAIR = ("image", "text")
 SCENES = ModelSpec.model_validate(SPEC)

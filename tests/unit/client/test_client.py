@@ -8,12 +8,12 @@ import pytest
 
 from cmcl import Client, CmclError
 from cmcl.client import FINAL_STATES, Unreachable
+from cmcl.contract.dataset import ShardRef
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
 from service.states import TERMINAL
 from tests.unit.client.either import connected
 from tests.unit.client.rest_server import RestServer
-from workers.contract.dataset import ShardRef
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
 
 AT = "2026-11-24T00:00:00Z"
 PAIR = ModalityPair(first="image", second="text")

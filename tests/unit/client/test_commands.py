@@ -13,6 +13,7 @@ import pytest
 import typer.main
 
 from cmcl.cli import app
+from cmcl.contract.preflight import Outlook, PreflightAnswer
 from cmcl.terminal.exits import Exit
 from service.control.preflights import PreflightRounds
 from service.database.queries import jobs
@@ -23,7 +24,6 @@ from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.trainer import train
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.rest_server import RestServer
-from workers.contract.preflight import Outlook, PreflightAnswer
 
 WIDTHS = ["--modality=image=4", "--modality=text=3", "--width=8"]
 

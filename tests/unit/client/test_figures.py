@@ -4,10 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cmcl.demo.figures import backward_transfer, stream_figures
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
-from workers.contract.version import (
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import (
     Drift,
     FileEntry,
     LearnedDataset,
@@ -15,6 +14,7 @@ from workers.contract.version import (
     VersionManifest,
     VersionReport,
 )
+from cmcl.demo.figures import backward_transfer, stream_figures
 
 DIGEST = "0" * 64
 AT_1 = [[0.8], [0.6, 0.5], [0.7, 0.3, 0.9]]

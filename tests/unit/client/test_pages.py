@@ -9,11 +9,11 @@ from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
 from cmcl.commands.preflights import _view as preflight_view
+from cmcl.contract.version import HeadCapacity, Recall
 from cmcl.terminal.console import Columns, as_text, fields, table
 from cmcl.terminal.options import name_of
 from cmcl.terminal.version_view import capacity, matrix, not_measured
 from cmcl.types import EvaluationRow, Preflight
-from workers.contract.version import HeadCapacity, Recall
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)
 

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from cmcl import Client
 from cmcl.cli import main
+from cmcl.contract.job import Progress
 from cmcl.progress import JobView, bar_fields, duration, figures, watch_with_bar, words
 from cmcl.terminal.exits import Exit
 from cmcl.types import Job, JobProgress
 from tests.unit.client.rest_server import Asked, RestServer
-from workers.contract.job import Progress
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)
 # As a service tells it that knows no more.

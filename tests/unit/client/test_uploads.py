@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from cmcl import Client, CmclError
 from cmcl.calls import uploads
+from cmcl.contract.model import ModelSpec
 from cmcl.flow.api import Api
 from cmcl.flow.effects import Exchange
 from cmcl.flow.retries import Retries
@@ -22,7 +23,6 @@ from tests.fakes.feature_shards import feature_table, write_shard
 from tests.unit.client.driven import Driven
 from tests.unit.client.either import in_process
 from tests.unit.client.rest_server import Asked, RestServer
-from workers.contract.model import ModelSpec
 from workers.storage.multipart import SMALLEST_PART
 
 PAIR = ("image", "text")

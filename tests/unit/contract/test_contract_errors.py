@@ -1,7 +1,7 @@
 """Errors of the data plane: one tree, each says whether a retry can help."""
 
-from workers.contract import errors
-from workers.contract.errors import StorageUnavailable, WorkerError
+from cmcl.contract import errors
+from cmcl.contract.errors import StorageUnavailable, WorkerError
 
 
 def all_errors() -> list[type[WorkerError]]:

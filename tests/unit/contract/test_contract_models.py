@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from workers.contract.dataset import DatasetManifest, Shard, ShardRef
-from workers.contract.job import JobSpec, Progress, submission_id
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
-from workers.contract.version import (
+from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
+from cmcl.contract.job import JobSpec, Progress, submission_id
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.version import (
     Drift,
     FileEntry,
     LearnedDataset,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from workers.contract.modality import Modality, ModalityPair, ModelName
+from cmcl.contract.modality import Modality, ModalityPair, ModelName
 
 MODEL_NAME: TypeAdapter[str] = TypeAdapter(ModelName)
 MODALITY: TypeAdapter[str] = TypeAdapter(Modality)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
+from cmcl.contract.job import JobSpec
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
 from tests.fakes.feature_shards import fetch
 from tests.unit.benchmarks.tiny_stream import WIDTHS, features, labels, write_part
-from workers.contract.dataset import DatasetManifest, Shard, ShardRef
-from workers.contract.job import JobSpec
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.port import ObjectStore

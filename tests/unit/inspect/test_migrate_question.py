@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from cmcl.contract.version import VersionManifest
 from tests.unit.benchmarks.tiny_stream import features
 from tests.unit.inspect.conftest import LOSSY, ROOMY, grow, spec_of
-from workers.contract.version import VersionManifest
 from workers.inspect.migrate import Migrated, MigrationQuestion, migrate
 from workers.inspect.versions import Unanswerable, find_version, heads_of
 from workers.model.artifact import save_heads

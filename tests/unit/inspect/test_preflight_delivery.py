@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.preflight import AskedShard, AskedShards, PreflightAnswer
 from tests.unit.inspect.conftest import shard_file
 from tests.unit.inspect.test_inspect_command import Said, ask
-from workers.contract.errors import ObjectNotFound
-from workers.contract.preflight import AskedShard, AskedShards, PreflightAnswer
 from workers.storage.local import LocalStore
 from workers.storage.port import ObjectStore
 

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.preflight import AskedShard
 from tests.unit.benchmarks.tiny_stream import WIDTHS, features, labels, write_part
 from tests.unit.inspect.conftest import shard_file
-from workers.contract.modality import ModalityPair
-from workers.contract.preflight import AskedShard
 from workers.inspect.preflight import DatasetOutlook, dataset_outlook
 from workers.inspect.versions import Unanswerable, find_version, heads_of, moments_of
 from workers.nullspace.mask import product_mask

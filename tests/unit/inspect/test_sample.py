@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from cmcl.contract.errors import StorageUnavailable
 from tests.fakes.pair_shards import numbered_rows, write_pair_shards
-from workers.contract.errors import StorageUnavailable
 from workers.inspect.sample import Sample, sampled
 from workers.storage.shard_writer import write_shard
 from workers.storage.shards import open_in_pieces

@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import TrainingSpec
 from tests.fakes.turned_rows import seen
-from workers.contract.modality import ModalityPair
-from workers.contract.model import TrainingSpec
 from workers.methods.port import Batch, Kept, Lesson, Method
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmcl.contract.modality import ModalityPair
 from tests.unit.methods.lessons import (
     AUDIO_DEPTH,
     AUDIO_IMAGE,
@@ -17,7 +18,6 @@ from tests.unit.methods.lessons import (
     random_rows,
     weights_now,
 )
-from workers.contract.modality import ModalityPair
 from workers.methods.anchor import Anchor
 from workers.methods.port import Lesson
 from workers.model.pair import PairInEigenCoordinates

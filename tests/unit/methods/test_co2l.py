@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmcl.contract.modality import ModalityPair
 from tests.fakes.turned_rows import seen
 from tests.unit.methods.lessons import (
     AUDIO_DEPTH,
@@ -24,7 +25,6 @@ from tests.unit.methods.lessons import (
     taught,
     weights_now,
 )
-from workers.contract.modality import ModalityPair
 from workers.methods.cila import CILA
 from workers.methods.co2l import Co2L, relation_loss
 from workers.methods.port import Lesson

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmcl.contract.modality import ModalityPair
 from tests.unit.methods.lessons import (
     AUDIO_DEPTH,
     AUDIO_IMAGE,
@@ -19,7 +20,6 @@ from tests.unit.methods.lessons import (
     taught,
     weights_now,
 )
-from workers.contract.modality import ModalityPair
 from workers.methods.der import DER
 from workers.methods.derpp import DERpp
 from workers.methods.port import Method

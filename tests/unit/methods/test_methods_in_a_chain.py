@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from tests.fakes.turned_rows import seen, turned
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec, TrainingSpec
 from workers.methods.anchor import Anchor
 from workers.methods.cflat import CFlat
 from workers.methods.cila import CILA

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from workers.methods.drift_penalty import PenalisedDrift
 from workers.methods.moment_replay import MomentReplay
 from workers.methods.nullspace import Preserve

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from workers.contract.model import ModelSpec
+from cmcl.contract.model import ModelSpec
 from workers.model.features import content_keys, prepare
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.nullspace.conditioning import Conditioning

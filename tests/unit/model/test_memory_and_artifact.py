@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from workers.contract.errors import InvalidVersion
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
+from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
 from workers.model import artifact
 from workers.model.heads import initial_heads
 from workers.model.memory import Memory

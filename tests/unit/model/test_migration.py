@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
 from tests.fakes.versions import random_heads
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.model.migration import (

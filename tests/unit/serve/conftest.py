@@ -11,12 +11,12 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import LivePointer
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import publish_version, random_heads
-from workers.contract.model import ModelSpec
-from workers.contract.version import LivePointer
 from workers.serve.access.port import OpenDoor
 from workers.serve.compute.batcher import Batcher
 from workers.serve.encoders.port import Encoders, NoEncoders

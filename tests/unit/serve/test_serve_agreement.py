@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
 from tests.fakes.versions import random_heads
 from tests.unit.serve.versions_at_hand import PAIRS, SPEC, rows, version
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
 from workers.serve.rollout.agreement import TwoVersions, partners_of
 from workers.serve.rollout.recent import RecentFeatures
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from cmcl.contract.version import ANNOUNCEMENTS
 from tests.unit.serve.conftest import MODEL, Replica
-from workers.contract.version import ANNOUNCEMENTS
 from workers.serve.access.port import Caller
 from workers.serve.http.api import create_api
 from workers.serve.http.counted import Counted

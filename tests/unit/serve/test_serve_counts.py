@@ -5,9 +5,9 @@ import tracemalloc
 
 import pytest
 
+from cmcl.contract.model import WIDEST_FEATURE
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import Replica
-from workers.contract.model import WIDEST_FEATURE
 from workers.serve.errors import InvalidRequest
 from workers.serve.http.api import create_api
 from workers.serve.http.routes.migrate import MigrateRequest

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
+from cmcl.contract.version import VersionManifest
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
-from workers.contract.version import VersionManifest
 from workers.model.artifact import save_heads, save_selftest
 from workers.serve.settings import ServeArgs
 from workers.storage import layout

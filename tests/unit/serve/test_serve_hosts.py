@@ -5,9 +5,9 @@ import json
 import httpx
 import pytest
 
+from cmcl.contract.version import ANNOUNCEMENTS
 from service.control.access.signing import make_pair
 from tests.unit.serve.conftest import MODEL, Replica
-from workers.contract.version import ANNOUNCEMENTS
 
 BODY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]})
 NAMED = "embeddings.example.org"

@@ -6,9 +6,9 @@ import threading
 import httpx
 import pytest
 
+from cmcl.contract.errors import ObjectNotFound
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
-from workers.contract.errors import ObjectNotFound
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.loading import ServedVersion, load_version
 from workers.serve.versions.resident import ResidentVersions

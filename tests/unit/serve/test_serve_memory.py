@@ -15,10 +15,10 @@ import httpx
 import psutil
 import torch
 
+from cmcl.contract.model import ModelSpec
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, Replica
-from workers.contract.model import ModelSpec
 from workers.serve.settings import ServeArgs
 from workers.storage.local import LocalStore
 

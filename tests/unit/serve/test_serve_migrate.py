@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from cmcl.contract.model import ModelSpec
 from tests.fakes.versions import publish_version, random_heads
 from tests.unit.serve.conftest import MODEL, Replica
-from workers.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
 from workers.nullspace.conditioning import Conditioning
 from workers.serve.http.wire.answers import RAW

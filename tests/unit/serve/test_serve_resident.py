@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from cmcl.contract.errors import ObjectNotFound
 from tests.fakes.executor import ScarceThreads
 from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
-from workers.contract.errors import ObjectNotFound
 from workers.serve.errors import Overloaded
 from workers.serve.versions.loading import ServedVersion
 from workers.serve.versions.resident import KEPT_FOR_ROLLING_BACK, ResidentVersions

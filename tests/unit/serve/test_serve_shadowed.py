@@ -3,9 +3,9 @@
 import httpx
 from fastapi.testclient import TestClient
 
+from cmcl.contract.rollout import Candidate, Observation
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.test_serve_similarity import items
-from workers.contract.rollout import Candidate, Observation
 from workers.serve.http.api import create_api
 from workers.storage import layout
 

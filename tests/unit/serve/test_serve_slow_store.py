@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.errors import StorageUnavailable
+from cmcl.contract.version import LivePointer
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.slow_store import SlowStore
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, POLL_SECONDS, SPEC, Replica
-from workers.contract.errors import StorageUnavailable
-from workers.contract.version import LivePointer
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.swapper import Swapper

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from cmcl.contract.rollout import Candidate, Observation
+from cmcl.contract.version import LivePointer
 from tests.fakes.compute import ImmediateCompute
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import random_heads
 from tests.unit.serve.versions_at_hand import SPEC, rows, version
-from workers.contract.rollout import Candidate, Observation
-from workers.contract.version import LivePointer
 from workers.serve.errors import InvalidRequest
 from workers.serve.rollout.trials import Trials
 from workers.serve.versions.live import LiveVersions, Refusal

@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
 from tests.fakes.versions import random_heads
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
 from workers.serve.versions.loading import Float32Array, ServedVersion
 

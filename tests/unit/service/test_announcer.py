@@ -10,11 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cmcl.contract.version import ANNOUNCEMENTS, LivePointer
 from service.control.announcer import Announcer
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver, receiving
 from tests.unit.service.observe.samples import shown
-from workers.contract.version import ANNOUNCEMENTS, LivePointer
 from workers.storage.versions import read_live
 
 WAIT_SECONDS = 120.0

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
+from cmcl.contract.errors import InvalidDataset, InvalidUri
+from cmcl.contract.modality import ModalityPair
 from service.control.validation.task import ValidationTask
 from service.control.validation.verify import verify
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
-from workers.contract.dataset import DatasetManifest, Shard, ShardRef
-from workers.contract.errors import InvalidDataset, InvalidUri
-from workers.contract.modality import ModalityPair
 from workers.storage import layout
 from workers.storage.versions import sha256_of_file
 

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.job import JobSpec
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.policy import GatePolicy
+from cmcl.contract.version import VersionManifest
 from service.control.steps.gate import check_answers, judge
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
-from workers.contract.errors import InvalidVersion
-from workers.contract.job import JobSpec
-from workers.contract.model import ModelSpec
-from workers.contract.policy import GatePolicy
-from workers.contract.version import VersionManifest
 from workers.storage import layout
 
 Asked = tuple[JobSpec, VersionManifest, VersionManifest]

@@ -2,11 +2,11 @@
 
 import pytest
 
+from cmcl.contract.policy import GatePolicy
+from cmcl.contract.version import Recall, VersionManifest
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
-from workers.contract.policy import GatePolicy
-from workers.contract.version import Recall, VersionManifest
 
 POLICY = "/v1/models/scenes/policy"
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from cmcl.contract.model import ModelSpec
 from service.api.schemas import NewModel
 from tests.fakes.control_plane import SPEC, ControlPlane
-from workers.contract.model import ModelSpec
 
 
 def test_a_model_answers_with_everything_resolved(plane: ControlPlane) -> None:

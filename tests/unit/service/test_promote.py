@@ -2,8 +2,8 @@
 
 import pytest
 
+from cmcl.contract.version import LivePointer
 from tests.fakes.control_plane import ControlPlane
-from workers.contract.version import LivePointer
 from workers.storage import layout
 from workers.storage.versions import write_live
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from cmcl.contract.version import VersionManifest
 from tests.fakes.control_plane import ControlPlane
-from workers.contract.version import VersionManifest
 
 
 def _all_pages(plane: ControlPlane, path: str, limit: int) -> list[list[dict[str, object]]]:

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from cmcl.contract.job import Failure
 from service.database import tables
 from service.launchers.port import LaunchState
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.executor import IdleExecutor
 from tests.fakes.trainer import report_progress, train
-from workers.contract.job import Failure
 from workers.storage import layout
 
 

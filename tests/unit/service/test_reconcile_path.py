@@ -1,9 +1,9 @@
 """The life of one dataset, hop by hop."""
 
+from cmcl.contract.job import JobSpec
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import report_progress, train
-from workers.contract.job import JobSpec
 from workers.storage import layout
 from workers.storage.versions import read_version
 

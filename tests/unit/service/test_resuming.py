@@ -2,12 +2,12 @@
 
 import pytest
 
+from cmcl.contract.job import Failure, JobSpec
 from service.control.steps import attempts
 from service.launchers.port import LaunchState
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import leave_checkpoint, train
-from workers.contract.job import Failure, JobSpec
 from workers.storage import layout
 
 

@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.dataset import DatasetManifest, ShardRef
+from cmcl.contract.errors import InvalidDataset, StorageUnavailable
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
 from service.app import Parts, create_app
 from service.control.reconcile import Reconciler
 from service.control.validation.apart import Apart, share_of_memory
@@ -21,10 +25,6 @@ from service.control.validation.validations import Cord
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
-from workers.contract.dataset import DatasetManifest, ShardRef
-from workers.contract.errors import InvalidDataset, StorageUnavailable
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
 from workers.storage.local import LocalStore
 
 SPEC = ModelSpec.model_validate(

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.dataset import DatasetManifest, Shard
+from cmcl.contract.errors import InvalidDataset
+from cmcl.contract.modality import ModalityPair
 from service.control.validation.turns import Turn
 from service.control.validation.validations import Read, Validations
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.executor import InlineExecutor
-from workers.contract.dataset import DatasetManifest, Shard
-from workers.contract.errors import InvalidDataset
-from workers.contract.modality import ModalityPair
 
 MANIFEST = DatasetManifest(
     dataset="ds-0123456789ab",

@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime
 
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
-from workers.contract.version import LearnedDataset, VersionManifest, VersionReport
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
 from workers.storage import layout
 from workers.storage.versions import entry_for
 

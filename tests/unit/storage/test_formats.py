@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cmcl.contract.errors import InvalidDataset
 from tests.unit.storage.user_files import (
     NAMED,
     SIDES,
@@ -19,7 +20,6 @@ from tests.unit.storage.user_files import (
     rows_of,
     table,
 )
-from workers.contract.errors import InvalidDataset
 from workers.storage.formats.columns import ROWS_AT_ONCE
 from workers.storage.formats.registry import format_of
 from workers.storage.versions import sha256_of_file

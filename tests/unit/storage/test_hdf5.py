@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
+from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from tests.unit.storage.user_files import (
     URI,
     arrays,
@@ -17,7 +18,6 @@ from tests.unit.storage.user_files import (
     rows_of,
     write_hdf5,
 )
-from workers.contract.errors import InvalidDataset, StorageUnavailable
 from workers.storage.formats import hdf5_apart
 from workers.storage.formats.columns import ROWS_AT_ONCE
 from workers.storage.formats.user_file import Side, UserFile

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from blake3 import blake3
 
+from cmcl.contract.dataset import Shard, ShardRef
+from cmcl.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
 from tests.fakes.feature_shards import fetch, read_rows
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.storage.feature_tables import paired
@@ -20,8 +22,6 @@ from tests.unit.storage.user_files import (
     write_parquet,
     write_safetensors,
 )
-from workers.contract.dataset import Shard, ShardRef
-from workers.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
 from workers.storage import layout
 from workers.storage.intake import Address, DatasetIntake
 from workers.storage.local import LocalStore

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmcl.contract.errors import InvalidDataset
 from tests.unit.storage.user_files import arrays, rows_of, write_npz, write_packed_npz
-from workers.contract.errors import InvalidDataset
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.contract.errors import StorageUnavailable
+from cmcl.contract.errors import StorageUnavailable
 from workers.storage.patience import patiently
 
 

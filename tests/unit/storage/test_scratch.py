@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from workers.contract.errors import StorageUnavailable
+from cmcl.contract.errors import StorageUnavailable
 from workers.storage.scratch import Scratch
 
 MIB = 1 << 20

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cmcl.contract.dataset import ShardRef
+from cmcl.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
 from tests.fakes.feature_shards import fetch, read_rows
 from tests.unit.storage.feature_tables import WIDTHS, features, paired, with_column, with_value
-from workers.contract.dataset import ShardRef
-from workers.contract.errors import InvalidDataset, InvalidUri, StorageUnavailable
 from workers.storage.shards import ShardChecker
 from workers.storage.versions import sha256_of_file
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cmcl.contract.errors import InvalidDataset
 from tests.unit.storage.feature_tables import WIDTHS, paired, with_column, with_value
 from tests.unit.storage.user_files import URI, features_of, rows_of
-from workers.contract.errors import InvalidDataset
 from workers.storage.formats.parquet import must_be_converted
 from workers.storage.formats.parquet_footer import LARGEST_FOOTER, column_chunks
 from workers.storage.formats.user_file import HARMLESS_BYTES, check_expansion

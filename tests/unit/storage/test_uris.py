@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.contract.errors import InvalidUri
+from cmcl.contract.errors import InvalidUri
 from workers.storage.local import LocalStore
 from workers.storage.s3 import S3Store
 from workers.storage.uris import check_allowed, locate, locate_allowed, open_store

@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from tests.fakes.flaky_store import FlakyStore
-from tests.fakes.mortal import Death, Lifeline, MortalStore
-from tests.unit.storage.candidate import FILES, manifest_of
-from workers.contract.errors import (
+from cmcl.contract.errors import (
     DigestMismatch,
     InvalidVersion,
     ObjectExists,
     ObjectNotFound,
     VersionTaken,
 )
-from workers.contract.version import LivePointer
+from cmcl.contract.version import LivePointer
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.mortal import Death, Lifeline, MortalStore
+from tests.unit.storage.candidate import FILES, manifest_of
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import (

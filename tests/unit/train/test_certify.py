@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec, ProtectionSpec
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec, ProtectionSpec
 from workers.methods.port import Lesson
 from workers.model.heads import initial_heads
 from workers.model.memory import Memory

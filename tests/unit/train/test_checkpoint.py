@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from cmcl.contract.dataset import DatasetManifest, Shard
+from cmcl.contract.job import JobSpec
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import MethodName, ModelSpec, ProtectionSpec, TrainingSpec
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.pair_shards import write_pair_shards
-from workers.contract.dataset import DatasetManifest, Shard
-from workers.contract.job import JobSpec
-from workers.contract.modality import ModalityPair
-from workers.contract.model import MethodName, ModelSpec, ProtectionSpec, TrainingSpec
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.port import ObjectStore

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.errors import InvalidDataset, StoreDamaged
+from cmcl.contract.job import Failure
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.train.test_job import STREAM, prepare_job, run
-from workers.contract.errors import InvalidDataset, StoreDamaged
-from workers.contract.job import Failure
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import publish_files, read_candidate

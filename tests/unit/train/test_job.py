@@ -13,19 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cmcl.demo.stream import StreamDataset, read_stream
-from tests.conftest import EXAMPLE_STREAM
-from tests.fakes.feature_shards import fetch
-from workers.contract.dataset import DatasetManifest, Shard, ShardRef
-from workers.contract.errors import (
+from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
+from cmcl.contract.errors import (
     InvalidDataset,
     ObjectNotFound,
     StorageUnavailable,
     TrainingDiverged,
 )
-from workers.contract.job import Failure, JobSpec, Progress
-from workers.contract.model import ModelSpec, TrainingSpec
-from workers.contract.version import VersionManifest
+from cmcl.contract.job import Failure, JobSpec, Progress
+from cmcl.contract.model import ModelSpec, TrainingSpec
+from cmcl.contract.version import VersionManifest
+from cmcl.demo.stream import StreamDataset, read_stream
+from tests.conftest import EXAMPLE_STREAM
+from tests.fakes.feature_shards import fetch
 from workers.inspect.capacity import model_capacity
 from workers.storage import layout
 from workers.storage.local import LocalStore

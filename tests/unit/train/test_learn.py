@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 import torch
 
-from workers.contract.errors import NothingToLearn
-from workers.contract.modality import ModalityPair
-from workers.contract.model import MethodName, ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.errors import NothingToLearn
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import MethodName, ModelSpec, ProtectionSpec, TrainingSpec
 from workers.model.retrieval import HeldOut, measure
 from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights

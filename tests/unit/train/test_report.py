@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cmcl.contract.dataset import DatasetManifest, Shard
+from cmcl.contract.job import JobSpec, Progress
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
 from tests.fakes.flaky_store import FlakyStore
-from workers.contract.dataset import DatasetManifest, Shard
-from workers.contract.job import JobSpec, Progress
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.train.distributed import ALONE, World

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from tests.fakes.turned_rows import turned
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec, TrainingSpec
 from workers.methods.nullspace import Preserve
 from workers.methods.port import Lesson, Method
 from workers.methods.vanilla import Vanilla

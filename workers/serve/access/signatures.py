@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydantic import ValidationError
 
-from workers.contract.access import SNAPSHOT_ALGORITHM, SNAPSHOT_TYPE, KeySnapshot
+from cmcl.contract.access import SNAPSHOT_ALGORITHM, SNAPSHOT_TYPE, KeySnapshot
 
 # Whatever the token's header says: with a public key alone nobody can sign by another algorithm.
 _JWS = jwt.PyJWS(algorithms=[SNAPSHOT_ALGORITHM])

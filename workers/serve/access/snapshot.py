@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from workers.contract.access import (
+from cmcl.contract.access import (
     KEY_PATTERN,
     OPERATOR_KEY,
     KeySnapshot,
     SnapshotKey,
     key_id,
 )
-from workers.contract.errors import ObjectNotFound, StorageError
+from cmcl.contract.errors import ObjectNotFound, StorageError
 from workers.serve.access.port import Caller
 from workers.serve.access.signatures import NotSigned, verified
 from workers.serve.errors import NotReady, Unauthorized

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from workers.contract.errors import WorkerError
-from workers.contract.modality import ModalityPair
+from cmcl.contract.errors import WorkerError
+from cmcl.contract.modality import ModalityPair
 from workers.model.artifact import load_memory
 from workers.model.heads import ModalityHeads
 from workers.model.migration import same_conditioning

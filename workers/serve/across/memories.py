@@ -1,6 +1,6 @@
 """The moments of a version that is served: fetched when they are needed, and not kept."""
 
-from workers.contract.errors import InvalidVersion
+from cmcl.contract.errors import InvalidVersion
 from workers.serve.versions.loading import ServedVersion
 from workers.storage import layout
 from workers.storage.port import ObjectStore

@@ -5,8 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workers.contract.modality import Frozen, Modality
-from workers.contract.model import FeatureWidth
+from cmcl.contract.modality import Frozen, Modality
+from cmcl.contract.model import FeatureWidth
 
 # More than one pass, so that the next one is full when the one that runs ends; what is beyond waits
 # in the replica that sent it.

@@ -8,8 +8,8 @@ from typing import ParamSpec, TypeVar
 
 from starlette.requests import Request
 
-from workers.contract.errors import InvalidVersion, StorageUnavailable, WorkerError
-from workers.contract.modality import NAME_PATTERN
+from cmcl.contract.errors import InvalidVersion, StorageUnavailable, WorkerError
+from cmcl.contract.modality import NAME_PATTERN
 from workers.serve.access.port import Caller
 from workers.serve.errors import (
     ApiError,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from workers.contract.version import ANNOUNCEMENTS
+from cmcl.contract.version import ANNOUNCEMENTS
 
 # nginx's number for "the client went away before it was answered"; nobody reads it.
 CLIENT_CLOSED_REQUEST = 499

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.contract.modality import ModalityPair
-from workers.contract.rollout import PairAgreement
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.rollout import PairAgreement
 from workers.nullspace.compatibility import kept_share
 from workers.serve.compute.heads import unit_length
 from workers.serve.rollout.recent import RecentFeatures

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from workers.contract.errors import WorkerError
-from workers.contract.rollout import Observation, PairAgreement
+from cmcl.contract.errors import WorkerError
+from cmcl.contract.rollout import Observation, PairAgreement
 from workers.serve.metrics import ServeMetrics
 from workers.serve.rollout.trial import Trial
 from workers.storage import layout

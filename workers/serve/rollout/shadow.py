@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from workers.contract.rollout import PairAgreement
+from cmcl.contract.rollout import PairAgreement
 from workers.serve.compute.port import BACKGROUND, Compute
 from workers.serve.metrics import ServeMetrics
 from workers.serve.rollout.agreement import TwoVersions

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from workers.contract.errors import InvalidVersion, StorageUnavailable
+from cmcl.contract.errors import InvalidVersion, StorageUnavailable
 from workers.serve.search.follower import CollectionsFollower
 from workers.serve.search.held import Shown
 from workers.serve.search.housekeeper import Housekeeper

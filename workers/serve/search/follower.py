@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
-from workers.contract.errors import (
+from cmcl.contract.errors import (
     DigestMismatch,
     InvalidVersion,
     ObjectNotFound,

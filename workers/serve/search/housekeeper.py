@@ -10,7 +10,7 @@ import threading
 import time
 from datetime import UTC, datetime
 
-from workers.contract.errors import WorkerError
+from cmcl.contract.errors import WorkerError
 from workers.serve.search.stored import ledger
 from workers.serve.search.stored.compaction import Superseded, compact, is_due
 from workers.serve.search.stored.revision import Revision

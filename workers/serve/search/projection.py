@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from workers.contract.errors import InvalidVersion
+from cmcl.contract.errors import InvalidVersion
 from workers.serve.search.index.draft import Draft, Frozen, by_modality, project
 from workers.serve.search.index.payloads import Mask
 from workers.serve.search.stored.revision import Revision

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from workers.contract.errors import WorkerError
+from cmcl.contract.errors import WorkerError
 from workers.serve.search.held import Shown, rows_at_most
 from workers.serve.search.limits import Limits
 from workers.serve.search.stored.revision import Revision

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from workers.contract.errors import WorkerError
+from cmcl.contract.errors import WorkerError
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
-from workers.contract.errors import WorkerError
+from cmcl.contract.errors import WorkerError
 from workers.serve.versions.live import LiveVersions
 
 logger = logging.getLogger(__name__)

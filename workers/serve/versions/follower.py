@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from workers.contract.errors import WorkerError
-from workers.contract.modality import NAME_PATTERN
+from cmcl.contract.errors import WorkerError
+from cmcl.contract.modality import NAME_PATTERN
 from workers.serve.versions.errands import Errands
 from workers.serve.versions.first_look import FirstLook
 from workers.serve.versions.live import LiveVersions

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeVar
 
-from workers.contract.rollout import Candidate
-from workers.contract.version import LivePointer
+from cmcl.contract.rollout import Candidate
+from cmcl.contract.version import LivePointer
 from workers.serve.versions.loading import ServedVersion
 
 T = TypeVar("T")

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.contract.errors import InvalidVersion, ObjectNotFound
-from workers.contract.modality import ModalityPair
-from workers.contract.model import ModelSpec
-from workers.contract.version import VersionManifest
+from cmcl.contract.errors import InvalidVersion, ObjectNotFound
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.version import VersionManifest
 from workers.model.artifact import check_selftest, load_heads, load_selftest
 from workers.model.heads import ModalityHeads
 from workers.serve.compute.heads import ServingHead, unit_length

@@ -4,7 +4,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Literal
 
-from workers.contract.errors import ObjectNotFound, StorageUnavailable, WorkerError
+from cmcl.contract.errors import ObjectNotFound, StorageUnavailable, WorkerError
 from workers.serve.access.port import Caller
 from workers.serve.errors import ApiError, InvalidRequest, NotFound, NotReady, VersionDamaged
 from workers.serve.rollout.routing import answered_by_candidate

@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from workers.contract.modality import NAME_PATTERN
+from cmcl.contract.modality import NAME_PATTERN
 from workers.serve.errors import InvalidRequest
 
 _VERSION_PATTERN = r"[1-9][0-9]{0,8}"

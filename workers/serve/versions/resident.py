@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from workers.contract.errors import WorkerError
+from cmcl.contract.errors import WorkerError
 from workers.serve.errors import Overloaded
 from workers.serve.metrics import ServeMetrics
 from workers.serve.versions.loading import ServedVersion

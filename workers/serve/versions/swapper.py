@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from workers.contract.errors import (
+from cmcl.contract.errors import (
     DigestMismatch,
     InvalidVersion,
     ObjectNotFound,
     StorageUnavailable,
     WorkerError,
 )
-from workers.contract.version import LivePointer
+from cmcl.contract.version import LivePointer
 from workers.serve.metrics import ServeMetrics
 from workers.serve.versions.live import LiveVersions, Refusal
 from workers.serve.versions.loading import ServedVersion

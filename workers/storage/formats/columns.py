@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from workers.contract.errors import InvalidDataset
+from cmcl.contract.errors import InvalidDataset
 from workers.storage.formats.user_file import Side, UserFile
 
 FEATURES = ("feature_a", "feature_b")

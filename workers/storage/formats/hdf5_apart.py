@@ -17,7 +17,7 @@ from typing import IO
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from workers.contract.errors import StorageUnavailable
+from cmcl.contract.errors import StorageUnavailable
 from workers.storage.formats.user_file import UserFile
 
 # Exit statuses of the child; the last line of its standard error says why.

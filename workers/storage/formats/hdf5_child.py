@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from workers.contract.errors import InvalidDataset, StorageUnavailable
+from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from workers.storage.bounds import bound, end_with
 from workers.storage.formats import hdf5
 from workers.storage.formats.hdf5_apart import AS_JSON, UNAVAILABLE, WRONG

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.contract.errors import InvalidDataset
+from cmcl.contract.errors import InvalidDataset
 from workers.storage.formats.columns import (
     FEATURES,
     ROWS_AT_ONCE,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from workers.contract.dataset import FileFormat
+from cmcl.contract.dataset import FileFormat
 from workers.storage.formats import (
     arrow,
     hdf5_apart,

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.contract.errors import InvalidDataset, StorageUnavailable
+from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 
 # A file that would unfold to more than both of these is a decompression bomb, not a file of
 # features: encoders' outputs hardly compress, and one picture with a few captions gives a factor of

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from workers.contract.dataset import DatasetManifest, Shard
-from workers.contract.model import ModelSpec
+from cmcl.contract.dataset import DatasetManifest, Shard
+from cmcl.contract.model import ModelSpec
 from workers.model.features import content_keys
 from workers.model.retrieval import HeldOut
 from workers.model.rows import PairedRows

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.contract.dataset import Shard
-from workers.contract.errors import InvalidDataset, StorageUnavailable
+from cmcl.contract.dataset import Shard
+from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from workers.storage.scratch import Scratch
 from workers.storage.shards import FEATURES, open_in_pieces, rows_at_once
 from workers.storage.verified import open_verified

@@ -11,7 +11,7 @@ from contextlib import closing
 import numpy as np
 import torch
 
-from workers.contract.dataset import Shard
+from cmcl.contract.dataset import Shard
 from workers.model.rows import PairedRows
 from workers.storage.scratch import Scratch
 from workers.train.distributed import World, share_of

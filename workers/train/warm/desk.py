@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from workers.contract.priority import Priority
+from cmcl.contract.priority import Priority
 
 # Where an attempt stands in line, the last first. One that is in work is finished whatever comes: it
 # would have to go back to its last checkpoint, and the ranks to be started anew.

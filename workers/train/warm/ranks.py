@@ -8,7 +8,7 @@ from typing import Any
 import ray
 import torch
 
-from workers.contract.errors import HOPELESS
+from cmcl.contract.errors import HOPELESS
 from workers.train.distributed import World, meet, world
 from workers.train.job import train_dataset
 from workers.train.warm.desk import Assignment, Retire

@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime
 
-from workers.contract.errors import StorageUnavailable
-from workers.contract.job import Phase, Progress
+from cmcl.contract.errors import StorageUnavailable
+from cmcl.contract.job import Phase, Progress
 from workers.storage.layout import run_progress
 from workers.storage.uris import open_store
 from workers.train.warm.desk import Attempt

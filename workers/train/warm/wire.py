@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from workers.contract.priority import Priority
+from cmcl.contract.priority import Priority
 from workers.train.warm.desk import PRIORITIES, Answer, Attempt
 
 _SETTINGS = {

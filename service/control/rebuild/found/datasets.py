@@ -11,6 +11,10 @@ from datetime import datetime
 
 from pydantic import ValidationError
 
+from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
+from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.job import submission_id
+from cmcl.contract.version import LearnedDataset
 from service.control.data.intake import NewDataset
 from service.control.data.upload_uris import SCHEME
 from service.control.rebuild.bucket import Bucket
@@ -19,10 +23,6 @@ from service.control.rebuild.found.versions import FoundVersion
 from service.database.queries.records import Row
 from service.database.tables import datasets, jobs, upload_uses, uploads
 from service.states import JobState
-from workers.contract.dataset import DatasetManifest, Shard, ShardRef
-from workers.contract.errors import InvalidVersion
-from workers.contract.job import submission_id
-from workers.contract.version import LearnedDataset
 from workers.storage import layout
 
 _ID = re.compile(r"^ds-[0-9a-f]{12}\Z")

@@ -6,13 +6,13 @@ What else a key permitted is not in it, and so is not given back.
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from cmcl.contract.access import OPERATOR_KEY, SnapshotKey
+from cmcl.contract.errors import ObjectNotFound
 from service.control.access.signing import read_signed
 from service.control.rebuild.bucket import Bucket
 from service.control.rebuild.found.pointer import ACTOR
 from service.database.queries.records import Row
 from service.principal import DEFAULT_OWNER, Scope
-from workers.contract.access import OPERATOR_KEY, SnapshotKey
-from workers.contract.errors import ObjectNotFound
 from workers.storage import layout
 
 

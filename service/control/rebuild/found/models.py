@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.policy import GatePolicy
+from cmcl.contract.version import LivePointer
 from service.control.rebuild.bucket import Bucket
 from service.control.rebuild.found.pointer import Pointer
 from service.control.rebuild.found.versions import FoundVersion, ModelFolder
 from service.database.queries.records import Row, version_name
 from service.database.tables import models, promotions, trials, versions
 from service.principal import DEFAULT_OWNER
-from workers.contract.errors import InvalidVersion
-from workers.contract.policy import GatePolicy
-from workers.contract.version import LivePointer
 from workers.storage import layout
 from workers.storage.versions import read_live
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from cmcl.contract.policy import GatePolicy
+from cmcl.contract.rollout import Candidate, Observed, TrialPlan
+from cmcl.contract.version import LivePointer
 from service.control.rebuild.findings import Findings
 from service.database.queries.records import Row
-from workers.contract.policy import GatePolicy
-from workers.contract.rollout import Candidate, Observed, TrialPlan
-from workers.contract.version import LivePointer
 
 ACTOR = "rebuild"
 

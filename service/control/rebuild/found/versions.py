@@ -6,11 +6,11 @@ from datetime import datetime
 
 from pydantic import ValidationError
 
+from cmcl.contract.errors import InvalidVersion, WorkerError
+from cmcl.contract.version import VersionManifest
 from service.control.rebuild.bucket import Bucket
 from service.control.validation.verify import read_manifest
 from service.database.queries.records import Row
-from workers.contract.errors import InvalidVersion, WorkerError
-from workers.contract.version import VersionManifest
 from workers.storage import layout
 from workers.storage.versions import (
     copy_version,

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 
 import pytest
 
+from cmcl.contract.access import KeySnapshot, SnapshotKey
+from cmcl.contract.version import ANNOUNCEMENTS
 from service.control.access.keys import KeyText, mint
 from service.control.access.signing import make_pair, read_signing_key, sign
 from tests.fakes.app_client import AppClient
 from tests.unit.serve.conftest import MODEL, Replica
-from workers.contract.access import KeySnapshot, SnapshotKey
-from workers.contract.version import ANNOUNCEMENTS
 from workers.serve.access.signatures import read_public_keys
 from workers.serve.access.snapshot import SignedKeys
 from workers.serve.http.api import create_api, describe

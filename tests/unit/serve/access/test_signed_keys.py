@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
+from cmcl.contract.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot, SnapshotKey
 from service.control.access.keys import KeyText, mint
 from service.control.access.signing import make_pair, read_signing_key, sign
 from tests.fakes.flaky_store import FlakyStore
-from workers.contract.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot, SnapshotKey
 from workers.serve.access.port import Caller
 from workers.serve.access.signatures import read_public_keys
 from workers.serve.access.snapshot import SignedKeys

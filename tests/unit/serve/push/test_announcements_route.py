@@ -5,8 +5,8 @@ import json
 import pytest
 from fastapi import FastAPI
 
+from cmcl.contract.version import ANNOUNCEMENTS, Announcement
 from tests.fakes.app_client import AppClient
-from workers.contract.version import ANNOUNCEMENTS, Announcement
 from workers.serve.http.errors import install_error_handlers
 from workers.serve.http.routes.announcements import router
 

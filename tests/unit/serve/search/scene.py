@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cmcl.contract.version import LivePointer
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.versions_at_hand import rows, version
-from workers.contract.version import LivePointer
 from workers.serve.search.follower import CollectionsFollower
 from workers.serve.search.index.draft import project
 from workers.serve.search.index.index import Found, Index, Wanted

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from cmcl.contract.model import ModelSpec
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.search.scene import (
     EVERYONE,
@@ -19,7 +20,6 @@ from tests.unit.serve.search.scene import (
     search,
 )
 from tests.unit.serve.versions_at_hand import version
-from workers.contract.model import ModelSpec
 from workers.serve.search.index.graph import is_installed
 from workers.serve.search.index.index import Index
 from workers.serve.search.stored import ledger, writes

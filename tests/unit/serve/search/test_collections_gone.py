@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from cmcl.contract.errors import StorageUnavailable
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.search.scene import EVERYONE, NAME, Scene, add, create, entries
-from workers.contract.errors import StorageUnavailable
 from workers.serve.search.stored import ledger, writes
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.sweep import _freed, sweep

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmcl.contract.errors import DigestMismatch, StorageUnavailable
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.search.scene import EVERYONE, NAME, add, create, entries, feature, removals
-from workers.contract.errors import DigestMismatch, StorageUnavailable
 from workers.serve.search.housekeeper import Housekeeper
 from workers.serve.search.stored import ledger, writes
 from workers.serve.search.stored.compaction import (

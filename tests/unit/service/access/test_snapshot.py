@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.access import OPERATOR_KEY, KeySnapshot
+from cmcl.contract.errors import ObjectNotFound
 from service.__main__ import main
 from service.control.access.signing import make_pair, read_signing_key
 from service.control.access.snapshot import SnapshotWriter
@@ -19,8 +21,6 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.service.access.holder import ADMIN_KEY, Holder
 from tests.unit.service.observe.samples import shown
-from workers.contract.access import OPERATOR_KEY, KeySnapshot
-from workers.contract.errors import ObjectNotFound
 from workers.serve.access.signatures import NotSigned, read_public_keys, verified
 from workers.serve.access.snapshot import SignedKeys
 from workers.serve.errors import Unauthorized

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
+from cmcl.contract.job import Phase, Progress
 from service.event_kinds import FINAL, MEANINGS, WORTH_A_MESSAGE, EventKind
 from service.states import TERMINAL, JobState
 from tests.architecture.repository import ROOT
@@ -15,7 +16,6 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import receiving
 from tests.fakes.served_app import served
 from tests.unit.service.webhooks.post_office import PostOffice
-from workers.contract.job import Phase, Progress
 
 DOCUMENT = (ROOT / "docs" / "events.md").read_text()
 

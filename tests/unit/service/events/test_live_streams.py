@@ -9,12 +9,12 @@ import httpx
 import pytest
 from httpx_sse import EventSource, ServerSentEvent
 
+from cmcl.contract.job import Progress
 from service.database.queries import jobs
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served
 from tests.fakes.trainer import FIGURES, report_progress
-from workers.contract.job import Progress
 
 STREAM = {"Accept": "text/event-stream"}
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
+from cmcl.contract.version import HeadCapacity, VersionReport
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.replica_words import agreement, observe
 from tests.fakes.trainer import FIGURES, report_progress, train
-from workers.contract.version import HeadCapacity, VersionReport
 
 
 def shown(plane: ControlPlane, name: str, **labels: str) -> float | None:

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from cmcl.contract.version import Drift, VersionReport
 from service.database.queries import models
 from service.errors import DatabaseUnavailable
 from service.observe.backlog import Kept
@@ -14,7 +15,6 @@ from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.unit.service.observe.samples import capacity, shown
-from workers.contract.version import Drift, VersionReport
 
 
 def test_jobs_and_their_ages_are_shown_by_state(plane: ControlPlane) -> None:

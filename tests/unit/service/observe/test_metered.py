@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
 from service.launchers.port import (
     Launcher,
     LauncherRefused,
@@ -19,7 +20,6 @@ from service.observe.metrics import Metrics
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.launcher import FakeLauncher
 from tests.unit.service.observe.samples import value
-from workers.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
 from workers.storage.local import LocalStore
 from workers.storage.port import ObjectStore
 

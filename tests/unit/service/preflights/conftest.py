@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from cmcl.contract.preflight import Outlook, PreflightAnswer
 from service.control.preflights import PreflightRounds
 from service.database.queries import preflights
 from service.database.queries.preflights import PreflightRecord, PreflightState
 from tests.fakes.control_plane import ControlPlane
-from workers.contract.preflight import Outlook, PreflightAnswer
 
 OUTLOOK = Outlook(
     version=1,

@@ -2,6 +2,7 @@
 
 from sqlalchemy import select
 
+from cmcl.contract.preflight import AskedShards
 from service.control.preflights import PreflightRounds
 from service.control.sweep.sweeper import Sweeper
 from service.database import tables
@@ -10,7 +11,6 @@ from service.database.queries.preflights import PreflightState
 from service.launchers.port import LaunchState
 from tests.fakes.uploads import announce, complete, send
 from tests.unit.service.preflights.conftest import Asking
-from workers.contract.preflight import AskedShards
 
 RUNNING, DONE, FAILED = PreflightState.RUNNING, PreflightState.DONE, PreflightState.FAILED
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.contract.version import LivePointer
 from service.control.access.keys import sha256
 from service.control.access.signing import make_pair, read_signing_key
 from service.control.access.snapshot import SnapshotWriter
@@ -24,7 +25,6 @@ from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.trainer import train
 from tests.fakes.wreckage import wreck
-from workers.contract.version import LivePointer
 from workers.storage import layout
 from workers.storage.versions import read_live, write_live
 

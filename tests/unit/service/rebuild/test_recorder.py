@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from sqlalchemy import func, select
 
+from cmcl.contract.policy import GatePolicy
 from service.control.records.recorder import Recorder
 from service.database.tables import unrecorded
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.mortal import Death, Lifeline, MortalDatabase, MortalStore
 from tests.fakes.wreckage import everything, rebuild, wreck
-from workers.contract.policy import GatePolicy
 from workers.storage import layout
 
 POLICY = "/v1/models/scenes/policy"

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cmcl.contract.errors import ObjectNotFound
 from service.control.sweep.leftovers import sweep_leftovers
 from service.control.sweep.sweeper import DUTIES
 from service.database.queries import datasets, versions
@@ -19,7 +20,6 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
 from tests.fakes.uploads import upload_whole
 from tests.unit.service.uploads.test_sending import parquet
-from workers.contract.errors import ObjectNotFound
 from workers.storage import layout
 from workers.storage.versions import read_verified, read_version, read_version_file
 

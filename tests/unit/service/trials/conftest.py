@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from cmcl.contract.version import LivePointer
 from tests.fakes.control_plane import ControlPlane
-from workers.contract.version import LivePointer
 from workers.storage.versions import read_live
 
 CANDIDATE = "/v1/models/scenes/candidate"

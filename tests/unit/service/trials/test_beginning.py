@@ -2,10 +2,10 @@
 
 import pytest
 
+from cmcl.contract.rollout import Candidate
 from service.states import JobState
 from tests.fakes.replica_words import observe
 from tests.unit.service.trials.conftest import CANDIDATE, Trials
-from workers.contract.rollout import Candidate
 
 
 def test_replicas_are_told_of_a_trial_and_its_end(trials: Trials) -> None:

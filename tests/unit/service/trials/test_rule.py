@@ -4,13 +4,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from cmcl.contract.rollout import Observed, PairAgreement, RolloutRule
 from service.control.models.rollout import judge, look
 from service.database.queries import trials as rows
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.replica_words import PAIR, agreement, observe
 from tests.unit.service.observe.samples import shown
 from tests.unit.service.trials.conftest import Trials
-from workers.contract.rollout import Observed, PairAgreement, RolloutRule
 from workers.storage import layout
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

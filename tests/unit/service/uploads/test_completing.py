@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from cmcl.contract.errors import StorageUnavailable
 from service.api.answers import answer_long
 from service.api.dependencies import RequestKey
 from service.control.data import assemble
@@ -16,7 +17,6 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.mortal import Death, Lifeline, MortalDatabase, MortalStore
 from tests.fakes.uploads import MIB, announce, complete, pattern, send, stored_keys
 from tests.unit.service.uploads.test_sending import parquet
-from workers.contract.errors import StorageUnavailable
 
 
 def refused(plane: ControlPlane, upload: str) -> tuple[str, str]:

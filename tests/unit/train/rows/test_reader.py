@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cmcl.contract.dataset import Shard
+from cmcl.contract.errors import InvalidDataset
 from tests.fakes.pair_shards import numbered_rows, write_pair_shards
-from workers.contract.dataset import Shard
-from workers.contract.errors import InvalidDataset
 from workers.train.rows.reader import RawRows, read_rows
 
 ROWS = 6000

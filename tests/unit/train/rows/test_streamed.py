@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from cmcl.contract.dataset import Shard
+from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from tests.fakes.pair_shards import numbered_rows, write_pair_shard, write_pair_shards
-from workers.contract.dataset import Shard
-from workers.contract.errors import InvalidDataset, StorageUnavailable
 from workers.model.features import content_keys
 from workers.model.rows import PairedRows
 from workers.storage.scratch import Scratch

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.contract.job import Progress
+from cmcl.contract.job import Progress
 from workers.storage.layout import run_progress
 from workers.train.warm import client
 from workers.train.warm.desk import Answer, Attempt

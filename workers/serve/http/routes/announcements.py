@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from workers.contract.version import ANNOUNCEMENTS, Announcement
+from cmcl.contract.version import ANNOUNCEMENTS, Announcement
 from workers.serve.errors import BodyTimeout, BodyTooLarge, InvalidRequest
 from workers.serve.push.port import Announcer
 

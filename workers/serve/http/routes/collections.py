@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from workers.contract.errors import WorkerError
+from cmcl.contract.errors import WorkerError
 from workers.serve.access.port import Caller
 from workers.serve.errors import InvalidRequest
 from workers.serve.http.asking import given_up_with, read_asking

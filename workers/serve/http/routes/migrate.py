@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from workers.contract.errors import StorageUnavailable, WorkerError
+from cmcl.contract.errors import StorageUnavailable, WorkerError
 from workers.model.migration import (
     CannotMigrate,
     NothingKept,

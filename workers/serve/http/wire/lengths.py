@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import simdjson
 
-from workers.contract.model import WIDEST_FEATURE
+from cmcl.contract.model import WIDEST_FEATURE
 from workers.serve.errors import InvalidRequest
 
 # More than any request has; each one that nobody knows would become a record of an error.

@@ -13,7 +13,7 @@ import simdjson
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from workers.contract.model import WIDEST_FEATURE
+from cmcl.contract.model import WIDEST_FEATURE
 from workers.serve.http.wire.requests import EmbeddingOptions
 
 # More rows than any replica takes on at once; the other parser says so.

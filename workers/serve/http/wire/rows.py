@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.contract.model import ModelSpec
+from cmcl.contract.model import ModelSpec
 from workers.serve.errors import InvalidRequest, WrongRow
 from workers.serve.versions.loading import Float32Array
 from workers.serve.versions.reference import shortened

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from workers.contract.errors import InvalidVersion
+from cmcl.contract.errors import InvalidVersion
 from workers.serve.search.index.graph import Graph
 from workers.serve.search.index.index import GRAPH_FROM_ROWS, Index
 from workers.serve.search.index.parts import Contents, Part, joined

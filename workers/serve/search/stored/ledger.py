@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
 
-from workers.contract.errors import InvalidVersion, ObjectExists, ObjectNotFound, WorkerError
+from cmcl.contract.errors import InvalidVersion, ObjectExists, ObjectNotFound, WorkerError
 from workers.serve.search.stored.repeats import marked, new_mark
 from workers.serve.search.stored.revision import Revision
 from workers.storage import layout

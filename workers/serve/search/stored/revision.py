@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from workers.contract.modality import NAME_PATTERN, Frozen, ModelName, Sha256
+from cmcl.contract.modality import NAME_PATTERN, Frozen, ModelName, Sha256
 
 CollectionName = Annotated[
     str, StringConstraints(pattern=NAME_PATTERN), Field(examples=["street-photos"])

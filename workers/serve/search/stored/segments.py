@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from workers.contract.errors import DigestMismatch, InvalidVersion
+from cmcl.contract.errors import DigestMismatch, InvalidVersion
 from workers.serve.search.memory import texts_bytes
 from workers.serve.search.stored.repeats import is_marked, marked, new_mark
 from workers.serve.search.stored.revision import FeatureType, Segment

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import datetime
 
-from workers.contract.errors import ObjectExists, ObjectNotFound
+from cmcl.contract.errors import ObjectExists, ObjectNotFound
 from workers.serve.search.stored import ledger
 from workers.serve.search.stored.compaction import GRACE, still_kept
 from workers.serve.search.stored.revision import Revision

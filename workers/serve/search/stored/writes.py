@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from workers.contract.errors import StorageUnavailable, WorkerError
+from cmcl.contract.errors import StorageUnavailable, WorkerError
 from workers.serve.search.stored.compaction import GRACE
 from workers.serve.search.stored.ledger import Change, commit
 from workers.serve.search.stored.repeats import mark_of, new_mark

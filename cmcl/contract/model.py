@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workers.contract.modality import Frozen, Modality
+from cmcl.contract.modality import Frozen, Modality
 
 WIDEST_FEATURE = 16384
 FeatureWidth = Annotated[int, Field(ge=1, le=WIDEST_FEATURE)]

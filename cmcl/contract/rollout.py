@@ -9,7 +9,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from workers.contract.modality import Frozen
+from cmcl.contract.modality import Frozen
 
 
 class RolloutRule(Frozen):

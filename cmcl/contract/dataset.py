@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from workers.contract.modality import Blake3, Frozen, ModalityPair, ModelName, Sha256
+from cmcl.contract.modality import Blake3, Frozen, ModalityPair, ModelName, Sha256
 
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 FileFormat = Literal["parquet", "arrow", "npz", "safetensors", "hdf5"]

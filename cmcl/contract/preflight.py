@@ -2,8 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from workers.contract.dataset import ShardRef, Uri
-from workers.contract.modality import Frozen
+from cmcl.contract.dataset import ShardRef, Uri
+from cmcl.contract.modality import Frozen
 
 
 class AskedShard(ShardRef):

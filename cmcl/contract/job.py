@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from workers.contract.dataset import DatasetManifest
-from workers.contract.modality import Frozen, ModelName
-from workers.contract.model import ModelSpec
+from cmcl.contract.dataset import DatasetManifest
+from cmcl.contract.modality import Frozen, ModelName
+from cmcl.contract.model import ModelSpec
 
 # `waiting`: for the ranks, which learn another attempt.
 Phase = Literal[

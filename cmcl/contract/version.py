@@ -4,9 +4,9 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from workers.contract.modality import Frozen, ModalityPair, ModelName, Sha256
-from workers.contract.model import ModelSpec
-from workers.contract.rollout import Candidate
+from cmcl.contract.modality import Frozen, ModalityPair, ModelName, Sha256
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.rollout import Candidate
 
 
 class FileEntry(Frozen):

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from workers.contract.modality import Sha256
+from cmcl.contract.modality import Sha256
 
 SNAPSHOT_ALGORITHM = "EdDSA"
 # In the JWS header: a token that was signed with the same key for something else is no snapshot.

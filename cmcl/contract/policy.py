@@ -5,9 +5,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from workers.contract.modality import Frozen
-from workers.contract.priority import Priority
-from workers.contract.rollout import TrialTerms
+from cmcl.contract.modality import Frozen
+from cmcl.contract.priority import Priority
+from cmcl.contract.rollout import TrialTerms
 
 
 class RolloutPolicy(TrialTerms):
