@@ -15,6 +15,7 @@ from rich.table import Table
 from benchmarks.figures import Figures, Spread
 from benchmarks.folder import Stream
 from benchmarks.runs import JOINT
+from cmcl.contract import DISTRIBUTION
 from cmcl.contract.model import ModelSpec
 
 _CPU_FILE, _MEMORY_FILE = Path("/proc/cpuinfo"), Path("/proc/meminfo")
@@ -114,13 +115,13 @@ def configuration(report: Report) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Where it ran, and on what."""
-    packages = ("cmcl", "torch", "numpy")
     return {
         "cpu": _field(_CPU_FILE, "model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(int((_field(_MEMORY_FILE, "MemTotal") or "0").split()[0]) / 2**20, 1),
         "python": platform.python_version(),
-        **{package: version(package) for package in packages},
+        "cmcl": version(DISTRIBUTION),
+        **{package: version(package) for package in ("torch", "numpy")},
     }
 
 

@@ -13,6 +13,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from pydantic import SecretStr
 
+from cmcl.contract import DISTRIBUTION
 from service.api.dependencies import require_body_type
 from service.api.middleware.authentication import Authentication
 from service.api.middleware.body_limit import BodyLimit
@@ -118,7 +119,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     reconciler = Reconciler(context)
     app = DescribedApp(
         title="cmcl control plane",
-        version=version("cmcl-embeddings"),
+        version=version(DISTRIBUTION),
         lifespan=_lifespan(context, reconciler),
         generate_unique_id_function=operation_id,
         dependencies=[Depends(require_body_type)],

@@ -20,6 +20,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from cmcl.contract import DISTRIBUTION
 from service.observe.spans import NoSpans, Spans
 from service.states import FailureReason, JobState
 
@@ -145,7 +146,7 @@ class Metrics:
         )
         self.upload_bytes = self._counter("upload_bytes", "Bytes of uploaded parts that were kept")
         build = Info("cmcl_service_build", "What runs here", registry=self.registry)
-        build.info({"version": version("cmcl-embeddings")})
+        build.info({"version": version(DISTRIBUTION)})
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(f"cmcl_service_{name}", meaning, labels, registry=self.registry)

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cmcl.contract import DISTRIBUTION
 from cmcl.contract.dataset import Uri
 from cmcl.contract.modality import Frozen
 from workers.serve.access.signatures import read_public_keys
@@ -172,7 +173,7 @@ class ServeArgs(Frozen):
     @property
     def identity(self) -> str:
         """Digest of arguments and release: equal where a running application may stay."""
-        return sha256(f"{version('cmcl')} {self.model_dump_json()}".encode()).hexdigest()[:16]
+        return sha256(f"{version(DISTRIBUTION)} {self.model_dump_json()}".encode()).hexdigest()[:16]
 
     @property
     def seconds_between_looks(self) -> float:

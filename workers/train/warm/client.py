@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import workers
+from cmcl import contract
 from workers.train.warm.connection import Connection, OverSocket
 from workers.train.warm.desk import Answer, Attempt
 from workers.train.warm.wire import Request, Setup, socket_path
@@ -21,7 +22,7 @@ _PATIENCE_SECONDS = 20.0
 # An object store charges for every write, and a control plane is patient for minutes.
 _TELL_SECONDS = 5.0
 # What the results may depend on beside our own code.
-_PACKAGES = ("cmcl", "torch", "ray", "numpy")
+_PACKAGES = ("torch", "ray", "numpy")
 
 
 def learn_warm(request: Request) -> Answer | None:
@@ -105,11 +106,12 @@ def _has_room(setup: Setup) -> bool:
 
 
 def _code() -> str:
-    """A digest of the workers' sources and of the packages below them."""
+    """A digest of the sources of workers and contract, and of the packages below them."""
     digest = hashlib.blake2b(digest_size=16)
-    root = Path(workers.__path__[0])
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    for package in _PACKAGES:
-        digest.update(f"{package}={version(package)}".encode())
+    for package in (workers, contract):
+        root = Path(package.__path__[0])
+        for path in sorted(root.rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    for name in _PACKAGES:
+        digest.update(f"{name}={version(name)}".encode())
     return digest.hexdigest()
