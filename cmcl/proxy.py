@@ -13,6 +13,10 @@ HAProxy's own patience is the endpoint's: as long for a body to come and for a p
 leave, and for an answer longer than any request may ask for.
 """
 
+from pathlib import Path
+
+from cmcl.ports import Ports
+
 # A row of 1024 numbers is 20 KiB of JSON or 4 KiB of raw floats. A request under way takes up to
 # three buffers: 48 MiB for 64 of them.
 BUFFER_KIB = 256
@@ -51,3 +55,17 @@ RAYS_OWN = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "10",
 }
+
+
+def places(ports: Ports, folder: Path) -> dict[str, str]:
+    """HAProxy's ports and files on this machine: Ray's defaults are fixed, so two stacks would collide."""
+    return {
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.proxy_metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.proxy_stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.proxy_fallback),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
+    }

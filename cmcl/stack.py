@@ -2,6 +2,9 @@
 
 Each is a child process in a group of its own, so that stopping takes exactly what was started here
 and no other Ray on the machine (`ray stop` would take them all).
+
+Other users of the machine reach none of its files: Ray opens its own folder to everybody, and puts the
+socket there by which HAProxy is steered, so all of it lies in a folder that is private.
 """
 
 import os
@@ -11,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +23,12 @@ from typing import Self
 import httpx
 
 from cmcl.ports import HOST, Ports, StackError
-from cmcl.proxy import SERVING
+from cmcl.proxy import SERVING, places
 
 # Busy machines import torch and Ray for minutes. A part that ends is told of at once.
 _READY_SECONDS = 300.0
 _STOP_SECONDS = 5.0
+_PRIVATE = 0o700
 
 _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,6 +57,9 @@ class LocalStack:
     extra_environment: dict[str, str] = field(default_factory=dict)
     # As `python -m workers.serve --encoder` takes them.
     encoders: tuple[str, ...] = ()
+    # Whether both endpoints ask for keys. The operator's key and the pair that signs the list of keys
+    # are made once and stay in the folder.
+    keys: bool = False
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,7 +67,7 @@ class LocalStack:
         self._token = secrets.token_hex(16)
         self._ranks_starter: subprocess.Popen[bytes] | None = None
         # Short, because the path of a Unix socket may have 107 characters at most. Ray may still be
-        # writing there when it is ended.
+        # writing there when it is ended. Private (0700), as `tempfile` makes it.
         self._sockets = tempfile.TemporaryDirectory(prefix="cmcl-", ignore_cleanup_errors=True)
         self.proxy_folder.mkdir()
 
@@ -85,6 +93,16 @@ class LocalStack:
         return (self.folder / "store").as_uri()
 
     @property
+    def operator_key(self) -> str | None:
+        """The key that may do everything, once `start` has made it; None without `keys`."""
+        path = self._keys / "operator"
+        return path.read_text(encoding="ascii") if self.keys and path.is_file() else None
+
+    @property
+    def _keys(self) -> Path:
+        return self.folder / "keys"
+
+    @property
     def proxy_folder(self) -> Path:
         """Where Serve writes what it tells HAProxy, in a folder for each node."""
         return Path(self._sockets.name) / "proxy"
@@ -107,8 +125,7 @@ class LocalStack:
 
     def start(self) -> None:
         """Start all parts and wait until each answers. Raises StackError."""
-        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
-        (self.folder / "store").mkdir(exist_ok=True)
+        self.prepare_folder()
         self.start_ray()
         self.start_service()
         self.wait_for_ray()
@@ -116,6 +133,18 @@ class LocalStack:
         self._wait("service", f"{self.service_url}/readyz")
         self._wait("embeddings", f"{self.embeddings_url}/readyz")
         self.start_ranks()
+
+    def prepare_folder(self) -> None:
+        """Make the folder, private to this user, and the keys. Raises StackError."""
+        self.folder.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        for name in ("logs", "store", "keys"):
+            (self.folder / name).mkdir(exist_ok=True)
+            (self.folder / name).chmod(_PRIVATE)
+        # The folder itself may be the user's own, and shared.
+        for path in self.folder.glob("cmcl.db*"):
+            path.chmod(0o600)
+        if self.keys:
+            self._make_keys()
 
     def start_ray(self) -> None:
         """A head node with the Jobs API; its CPUs are a count, not a reservation."""
@@ -125,8 +154,9 @@ class LocalStack:
             [
                 *(str(program), "start", "--head", "--block", "--disable-usage-stats"),
                 # A folder of its own: in the common one stands the address of the Ray that started
-                # last, and the jobs of every other Ray on the machine would go there.
-                f"--temp-dir={self._sockets.name}",
+                # last, and the jobs of every other Ray on the machine would go there. Ray gives it the
+                # mode 0777, so it lies in one that is private.
+                f"--temp-dir={self._sockets.name}/ray",
                 *(f"--node-ip-address={HOST}", f"--port={self.ports.ray}"),
                 *(f"--dashboard-port={self.ports.dashboard}", "--include-dashboard=true"),
                 # Jobs go through it. Its default port is taken where another Ray runs; 0: any free one.
@@ -141,8 +171,15 @@ class LocalStack:
         )
 
     def start_service(self) -> None:
-        """The control plane."""
-        self._spawn("service", [sys.executable, "-m", "service"])
+        """The control plane. It alone gets the operator's key and the private half of the pair."""
+        access = {"CMCL_AUTH": "off"}
+        if self.keys:
+            access = {
+                "CMCL_AUTH": "on",
+                "CMCL_ADMIN_KEY": self.operator_key or "",
+                "CMCL_SNAPSHOT_SIGNING_KEY": self._pair("PRIVATE"),
+            }
+        self._spawn("service", [sys.executable, "-m", "service"], **access)
 
     def start_embeddings(self) -> None:
         """The endpoint that answers queries."""
@@ -152,6 +189,7 @@ class LocalStack:
                 *(sys.executable, "-m", "workers.serve", "--store", self.store_uri),
                 *("--host", HOST, "--port", str(self.ports.embeddings)),
                 *(f"--encoder={encoder}" for encoder in self.encoders),
+                *([f"--access-public-key={self._keys / 'public.pem'}"] if self.keys else []),
             ],
             # For this part alone: Ray's job client would follow it instead of CMCL_RAY_ADDRESS.
             RAY_ADDRESS=f"{HOST}:{self.ports.ray}",
@@ -177,7 +215,7 @@ class LocalStack:
 
     def wait_for_ray(self) -> None:
         """Until jobs can be submitted. Raises StackError."""
-        self._wait("ray", f"{self.dashboard_url}/api/version")
+        self._wait("ray", f"{self.dashboard_url}/api/version", self.ray_headers)
 
     def wait_for_service(self) -> None:
         """Until the control plane is ready. Raises StackError."""
@@ -232,7 +270,7 @@ class LocalStack:
         return {
             **os.environ,
             **_RAY,
-            **self._proxy_environment(),
+            **places(self.ports, self.proxy_folder),
             "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._token,
@@ -243,24 +281,34 @@ class LocalStack:
             "CMCL_RANKS": str(self.ranks),
             "CMCL_EMBEDDINGS_URL": self.embeddings_url,
             "CMCL_HOST": HOST,
-            "CMCL_AUTH": "off",
             "CMCL_PORT": str(self.ports.service),
             **self.extra_environment,
         }
 
-    def _proxy_environment(self) -> dict[str, str]:
-        """HAProxy's ports and files; its defaults are fixed, so two stacks would collide."""
-        folder = str(self.proxy_folder)
-        return {
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(self.ports.proxy_metrics),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(self.ports.proxy_stats),
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(self.ports.proxy_fallback),
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
-        }
+    def _make_keys(self) -> None:
+        """What is not there yet: the operator's key, and the pair for the list of keys."""
+        if not (self._keys / "operator").is_file():
+            self._write_key("operator", os.environ.get("CMCL_ADMIN_KEY") or secrets.token_hex(32))
+        if not (self._keys / "pair.pem").is_file():
+            command = [sys.executable, "-m", "service", "keys", "signing-key"]
+            made = subprocess.run(command, capture_output=True, text=True, check=False)
+            if made.returncode != 0:
+                raise StackError(f"no signing key could be made: {made.stderr.strip()}")
+            self._write_key("pair.pem", made.stdout)
+        self._write_key("public.pem", self._pair("PUBLIC"))
+
+    def _pair(self, half: str) -> str:
+        """The block of one half, PRIVATE or PUBLIC, in PEM."""
+        text = (self._keys / "pair.pem").read_text(encoding="ascii")
+        start, end = f"-----BEGIN {half} KEY-----", f"-----END {half} KEY-----"
+        return start + text.split(start, 1)[1].split(end, 1)[0] + end + "\n"
+
+    def _write_key(self, name: str, text: str) -> None:
+        """As a whole or not at all: half a key would be taken for one at the next start."""
+        written = self._keys / f".{name}"
+        written.write_text(text, encoding="ascii")
+        written.chmod(0o600)
+        written.rename(self._keys / name)
 
     def _spawn(self, name: str, command: list[str], **environment: str) -> None:
         with self.log(name).open("ab") as log:
@@ -271,15 +319,16 @@ class LocalStack:
                 stdin=subprocess.DEVNULL,
                 env={**self._environment(), **environment},
                 start_new_session=True,
+                umask=0o077,
             )
 
-    def _wait(self, name: str, url: str) -> None:
+    def _wait(self, name: str, url: str, headers: Mapping[str, str] | None = None) -> None:
         deadline = time.monotonic() + _READY_SECONDS
         while time.monotonic() < deadline:
             if self.processes[name].poll() is not None:
                 raise StackError(f"{name} ended while it was starting; see {self.log(name)}")
             try:
-                answer = httpx.get(url, timeout=2, headers=self.ray_headers)
+                answer = httpx.get(url, timeout=2, headers=headers)
                 if answer.status_code == httpx.codes.OK:
                     return
             except httpx.HTTPError:

@@ -33,12 +33,15 @@ def up(  # noqa: PLR0913 - each part has its options
         ),
     ] = None,
     *,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="both endpoints ask for keys; prints the operator's key")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole system on this machine until Ctrl-C."""
     prefixes = tuple(allow) if allow else (Path.cwd().as_uri(),)
     ports = Ports.free(port, embeddings_port)
-    stack = LocalStack(folder, ports, ranks, prefixes, encoders=tuple(encoder or ()))
+    stack = LocalStack(folder, ports, ranks, prefixes, encoders=tuple(encoder or ()), keys=keys)
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
@@ -85,7 +88,15 @@ def _tell_addresses(stack: LocalStack, as_json: bool) -> None:
     if as_json:
         urls = {"service_url": stack.service_url, "embeddings_url": stack.embeddings_url}
         more = {"dashboard_url": stack.dashboard_url, "store_uri": stack.store_uri}
-        print(json.dumps({**urls, **more}), flush=True)
+        key = {"operator_key": stack.operator_key} if stack.keys else {}
+        print(json.dumps({**urls, **more, **key}), flush=True)
         return
     for name, address in addresses.items():
         stdout().print(f"{name:<14} {address}", soft_wrap=True)
+    if stack.operator_key:
+        stdout().print(
+            f"\nThe operator's key, for the first steps:  export CMCL_KEY={stack.operator_key}\n"
+            "A key for an owner:  cmcl key create NAME --owner OWNER --scope read --scope write "
+            "--scope train --scope embed",
+            soft_wrap=True,
+        )

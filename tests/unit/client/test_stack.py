@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, fields
 from pathlib import Path
 
+import httpx
 import pytest
 
 from cmcl.ports import Ports, StackError
@@ -107,7 +108,10 @@ class RecordingStack(LocalStack):
     """Starts nothing, and remembers what it would have started."""
 
     def _spawn(self, name: str, command: list[str], **environment: str) -> None:
-        self.told = [*command, *(f"{key}={value}" for key, value in self._environment().items())]
+        self.told = [
+            *command,
+            *(f"{key}={value}" for key, value in {**self._environment(), **environment}.items()),
+        ]
 
 
 def test_ray_gets_no_port_that_another_stack_has_as_well(tmp_path: Path) -> None:
@@ -156,3 +160,60 @@ def has_ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+def modes(folder: Path) -> dict[str, str]:
+    return {path.name: oct(path.stat().st_mode & 0o777) for path in sorted(folder.iterdir())}
+
+
+def test_what_the_stack_makes_is_closed_to_other_users_of_the_machine(tmp_path: Path) -> None:
+    stack = RecordingStack(tmp_path / "made", Ports.free(), keys=True)
+    try:
+        stack.prepare_folder()
+        LocalStack._spawn(
+            stack, "part", ["sh", "-c", f"touch {tmp_path}/made/store/file; echo told"]
+        )
+        stack.processes["part"].wait()
+        assert oct(stack.folder.stat().st_mode & 0o777) == "0o700"
+        assert modes(stack.folder) == {"keys": "0o700", "logs": "0o700", "store": "0o700"}
+        assert modes(stack.folder / "store") == {"file": "0o600"}
+        assert set(modes(stack.folder / "keys").values()) == {"0o600"}
+        # Ray opens its own folder and the sockets within to everybody.
+        stack.start_ray()
+        [ray] = [part for part in stack.told if part.startswith("--temp-dir=")]
+        above = Path(ray.removeprefix("--temp-dir=")).parent
+        assert oct(above.stat().st_mode & 0o777) == "0o700"
+        assert stack.proxy_folder.parent == above
+    finally:
+        stack.stop()
+
+
+def test_with_keys_the_service_asks_for_them_and_the_operators_key_stays(tmp_path: Path) -> None:
+    keys = []
+    for _ in range(2):
+        stack = LocalStack(tmp_path, Ports.free(), keys=True)
+        try:
+            stack.prepare_folder()
+            stack.start_service()
+            stack.wait_for_service()
+            address = f"{stack.service_url}/v1/whoami"
+            assert httpx.get(address).status_code == 401
+            told = httpx.get(address, headers={"Authorization": f"Bearer {stack.operator_key}"})
+            assert "admin" in told.json()["scopes"]
+            keys.append(stack.operator_key)
+        finally:
+            stack.stop()
+    assert keys[0] == keys[1]
+
+
+def test_no_part_but_the_service_gets_the_operators_key(tmp_path: Path) -> None:
+    stack = RecordingStack(tmp_path, Ports.free(), keys=True)
+    try:
+        stack.prepare_folder()
+        for start in (stack.start_ray, stack.start_embeddings):
+            start()
+            assert stack.operator_key is not None
+            assert stack.operator_key not in " ".join(stack.told)
+            assert "PRIVATE" not in " ".join(stack.told)
+    finally:
+        stack.stop()
