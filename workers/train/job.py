@@ -13,6 +13,7 @@ from importlib.metadata import version as installed_version
 
 import torch
 
+from cmcl.contract import DISTRIBUTION
 from cmcl.contract.errors import HOPELESS, ObjectExists, ObjectNotFound, TrainingDiverged
 from cmcl.contract.job import JobSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
@@ -196,7 +197,7 @@ def _write(
         attempt=spec.attempt,
         dataset=spec.dataset.dataset,
         spec=spec.spec,
-        code_version=installed_version("cmcl"),
+        code_version=installed_version(DISTRIBUTION),
         created_at=datetime.now(UTC),
         files={name: entry_for(data) for name, data in files.items()},
         learned=(*parent.learned, line),
