@@ -5,6 +5,8 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from service.control.lookup import get_dataset, get_model, get_version
+from service.control.models.trials import end as end_trial
+from service.control.models.wish import Wish
 from service.database.queries import datasets, events, jobs, models, trials, versions
 from service.database.rows import Happening
 from service.errors import Conflict
@@ -20,7 +22,9 @@ def delete_model(connection: Connection, name: str, principal: Principal, now: d
         raise Conflict(f"a job of model {name!r} has not ended; cancel it first")
     trial = trials.running(connection, name)
     if trial is not None:
-        trials.end(connection, trial, "taken_back", "the model was deleted", now)
+        end_trial(
+            connection, model, trial, "taken_back", Wish(principal, "the model was deleted", now)
+        )
     models.set_deleted(connection, name, now)
     told = {"actor": principal.name}
     happening = Happening(kind="model.deleted", owner=model.owner, model=name, data=told)

@@ -5,6 +5,7 @@ import pytest
 from cmcl.contract.rollout import Candidate
 from service.states import JobState
 from tests.fakes.replica_words import observe
+from tests.unit.service.observe.samples import shown
 from tests.unit.service.trials.conftest import CANDIDATE, Trials
 
 
@@ -120,6 +121,20 @@ def test_what_is_tried_is_not_retired(trials: Trials) -> None:
     trials.put(2, share=0.1)
     retired = trials.plane.client.request("DELETE", "/v1/models/scenes/versions/2")
     assert (retired.status_code, "take it back first" in retired.text) == (409, True)
+
+
+def test_deleting_the_model_ends_its_trial_with_event_webhook_and_metric(trials: Trials) -> None:
+    plane = trials.plane
+    hook = {"url": "https://example.com/hook", "kinds": ["candidate.taken_back"]}
+    webhook = plane.client.post("/v1/webhooks", json=hook).json()["id"]
+    trials.put(2, share=0.1)
+    assert plane.client.request("DELETE", "/v1/models/scenes").status_code == 204
+    kind, version, details = trials.told()[-1]
+    assert (kind, version, details["actor"]) == ("candidate.taken_back", 2, "local")
+    assert details["reason"] == "the model was deleted"
+    (delivery,) = plane.client.get(f"/v1/webhooks/{webhook}/deliveries").json()["items"]
+    assert delivery["payload"]["type"] == "candidate.taken_back"
+    assert shown(plane, "trials_ended_total", outcome="taken_back") == 1
 
 
 def test_a_new_version_answers_and_ends_the_trial_of_an_older_one(trials: Trials) -> None:
