@@ -18,8 +18,25 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LARGEST_PORT = 65535
 # A name in ASCII, as it is looked up, or a number.
 _HOST = re.compile(rb"^[A-Za-z0-9._:-]+$")
-# IPv6 addresses that a gateway turns into the IPv4 address in their last four bytes.
+# IPv6 addresses that a gateway turns into the IPv4 address in their last four bytes (RFC 6052).
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# All that is given to the internet lies in there. What lies outside of it is local or reserved, or
+# carries an IPv4 address that a stack or a gateway may go on to: ::/96, ::ffff:0:0:0/96,
+# 64:ff9b:1::/48.
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+# Of the IANA registries of special-purpose addresses, what `ipaddress` calls global in one of the
+# Python versions that this runs on. Of 192.0.0.0/24 and 2001::/23 some addresses are reachable, and
+# all of them lead to protocol machinery: relays, port control, Teredo's embedded IPv4 addresses.
+_SPECIAL = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "2001::/23",
+        "2001:db8::/32",
+        "3fff::/20",
+    )
+)
 # Written so, a path can leave a prefix after the check.
 _HIDDEN_STEPS = ("%2e", "%2f", "%5c", "\\")
 
@@ -75,13 +92,17 @@ def check_public(addresses: Sequence[str]) -> None:
 
 
 def is_public(address: IpAddress) -> bool:
-    """Whether it belongs to the public internet, also when it is wrapped into another one."""
+    """Whether it belongs to the public internet; one that carries an IPv4 address as that one does."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if inner is None and address in _NAT64:
             inner = ipaddress.IPv4Address(address.packed[-4:])
         if inner is not None:
             return is_public(inner)
+        if address not in _GLOBAL_UNICAST:
+            return False
+    if any(address in network for network in _SPECIAL):
+        return False
     return address.is_global and not address.is_multicast
 
 

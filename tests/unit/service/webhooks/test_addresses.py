@@ -13,6 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.control.webhooks.addresses import AddressRefused, check_url, is_public, is_under
 from service.control.webhooks.sender import Answer, Sender
@@ -22,36 +24,58 @@ from tests.fakes.receiver import Receiver, receiving
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
+# Every block of the IANA registries of special-purpose addresses (IPv4, IPv6) and of multicast that
+# is not for the public internet, and the blocks that carry an IPv4 address of the inside.
+NOT_PUBLIC = (
+    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+    *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16"),
+    *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+    *("::/96", "::ffff:7f00:0/104", "::ffff:0:0:0/96", "64:ff9b:1::/48", "100::/64"),
+    *("100:0:0:1::/64", "2001::/23", "2001:db8::/32", "2002:a00::/24", "3fff::/20"),
+    *("5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
+    *("64:ff9b::a00:0/104", "4000::/3", "8000::/1"),
+)
+# Where an IPv4 address stands in an IPv6 address: the network, and how far from the right.
+CARRIERS = {
+    "compatible": ("::", 0),
+    "mapped": ("::ffff:0:0", 0),
+    "translated": ("::ffff:0:0:0", 0),
+    "NAT64": ("64:ff9b::", 0),
+    "local NAT64": ("64:ff9b:1::", 0),
+    "6to4": ("2002::", 80),
+    "Teredo": ("2001::", 0),
+}
+_inside = st.sampled_from(
+    [net for net in map(ipaddress.ip_network, NOT_PUBLIC) if net.version == 4]
+)
+
+
+@pytest.mark.parametrize("block", NOT_PUBLIC)
+def test_no_address_of_a_special_purpose_block_is_public(block: str) -> None:
+    network = ipaddress.ip_network(block)
+    size = network.num_addresses
+    for offset in {0, 1, size // 3, size // 2, size - 2, size - 1}:
+        assert not is_public(network[offset]), network[offset]
+
+
+@given(network=_inside, share=st.floats(0, 1), carrier=st.sampled_from(sorted(CARRIERS)))
+def test_an_inner_ipv4_address_is_public_in_no_ipv6_form(
+    network: ipaddress.IPv4Network, share: float, carrier: str
+) -> None:
+    inner = network[round(share * (network.num_addresses - 1))]
+    base, shift = CARRIERS[carrier]
+    address = ipaddress.IPv6Address(int(ipaddress.IPv6Address(base)) + (int(inner) << shift))
+    assert not is_public(address)
+
+
 @pytest.mark.parametrize(
     "address",
     [
-        "10.0.0.1",
-        "127.0.0.1",
-        "127.255.0.9",
-        "169.254.169.254",
-        "172.16.0.1",
-        "192.168.1.1",
-        "100.64.0.1",
-        "0.0.0.0",
-        "224.0.0.1",
-        "255.255.255.255",
-        "192.0.2.1",
-        "::",
-        "::1",
-        "fe80::1",
-        "fd00::1",
-        "ff02::1",
-        "2001:db8::1",
-        "::ffff:10.0.0.1",
-        "64:ff9b::a00:1",
-        "2002:a00:1::",
+        *("8.8.8.8", "1.1.1.1", "192.0.1.1", "192.88.98.1", "223.255.255.254"),
+        *("2606:4700::1111", "2a00:1450:4001::200e", "2001:200::1", "3ffe::1"),
+        *("::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"),
     ],
 )
-def test_addresses_of_inner_networks_are_not_public(address: str) -> None:
-    assert not is_public(ipaddress.ip_address(address))
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"])
 def test_addresses_of_the_internet_are_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
