@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from types import TracebackType
 
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from workers.serve.access.port import Caller
@@ -44,7 +45,7 @@ def read_asking(request: Request, replica: Replica) -> Asking:
     size = sum(len(name) + len(value) for name, value in headers.raw)
     if size > _MOST_HEADER_BYTES:
         raise HeadersTooLarge(f"the headers have {size} bytes; permitted are {_MOST_HEADER_BYTES}")
-    caller = replica.access.admit(headers.get("authorization"))
+    caller = replica.access.admit(authorization_of(headers))
     seconds = _seconds(headers.get(TIMEOUT_MS), replica)
     return Asking(
         caller,
@@ -53,6 +54,12 @@ def read_asking(request: Request, replica: Replica) -> Asking:
         parse_version(headers.get(MIN_VERSION), MIN_VERSION),
         headers.get(ROUTING_KEY),
     )
+
+
+def authorization_of(headers: Headers) -> str | None:
+    """The header Authorization; None where it was sent twice, as a proxy may have read the other one."""
+    given = headers.getlist("authorization")
+    return given[0] if len(given) == 1 else None
 
 
 def _seconds(text: str | None, replica: Replica) -> float:

@@ -60,10 +60,18 @@ def bearer(key: KeyText) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "headers",
-    [{}, bearer(mint()), {"Authorization": f"Basic {LAB.text}"}],
-    ids=["none", "unknown", "of another scheme"],
+    [
+        [],
+        list(bearer(mint()).items()),
+        [("Authorization", f"Basic {LAB.text}")],
+        [*bearer(LAB).items(), *bearer(mint()).items()],
+        [*bearer(LAB).items(), *bearer(LAB).items()],
+    ],
+    ids=["none", "unknown", "of another scheme", "two headers", "the same header twice"],
 )
-def test_no_route_answers_without_a_valid_key(serving: Replica, headers: dict[str, str]) -> None:
+def test_no_route_answers_without_one_valid_key(
+    serving: Replica, headers: list[tuple[str, str]]
+) -> None:
     parts = guarded(serving)
     client = AppClient(create_api(parts))
     asked = [(method, path) for method, path in routes(parts) if path not in OPEN]

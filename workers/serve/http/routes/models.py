@@ -10,7 +10,7 @@ from starlette.responses import Response
 from workers.serve.across.compatibilities import Changes, Compatibilities
 from workers.serve.encoders.port import EncoderInfo
 from workers.serve.errors import NotFound
-from workers.serve.http.asking import given_up_with, read_asking
+from workers.serve.http.asking import authorization_of, given_up_with, read_asking
 from workers.serve.http.replica import Replica
 from workers.serve.http.wire.answers import JSON
 from workers.serve.versions.live import LiveModel, Refusal
@@ -39,7 +39,7 @@ class _Models:
 
     async def list_models(self, request: Request) -> Response:
         """What answers now: versions, trials, modalities, and whether stored vectors still fit."""
-        caller = self._replica.access.admit(request.headers.get("authorization"))
+        caller = self._replica.access.admit(authorization_of(request.headers))
         data = [
             self._described(name, live, live.version)
             for name, live in sorted(self._replica.live.all().items())
