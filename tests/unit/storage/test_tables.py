@@ -1,6 +1,7 @@
 """Parquet and Arrow: lists of other kinds are converted, traps are told by their names."""
 
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,78 @@ def test_a_parquet_bomb_is_seen_in_its_footer(path: Path) -> None:
     _write_constant(path, 40)
     with pytest.raises(InvalidDataset, match="claim to unfold to"):
         rows_of(path)
+
+
+WIDE = WIDTHS[0] * 300
+
+
+# Where the numbers of rows stand in a footer, in their order: the file's; the values of the columns
+# id, label, feature_a and feature_b; the row group's.
+@pytest.mark.parametrize(
+    ("declared", "place", "claim", "words"),
+    [
+        (300, 0, 1 << 40, "declares 1099511627776 rows, and its row groups have 300 together"),
+        (300, 0, 299, "declares 299 rows, and its row groups have 300 together"),
+        (300, 0, 0, "declares 0 rows, and its row groups have 300 together"),
+        (300, 1, 299, "row group 0 declares 300 rows, and its column 'id' has 299"),
+        (300, 2, 1 << 40, "row group 0 declares 300 rows, and its column 'label' has 10995116277"),
+        (300, 3, 301, "declares 300 rows, and its row groups have 301 together"),
+        (WIDE, 0, WIDE - 1, f"'feature_a' declares {WIDE - 1} numbers, and {WIDE} were read"),
+    ],
+)
+def test_a_footer_that_disagrees_with_its_rows_is_refused(
+    path: Path, declared: int, place: int, claim: int, words: str
+) -> None:
+    pq.write_table(paired(rows=300), path)
+    _claim(path, declared, {place: claim})
+    with pytest.raises(InvalidDataset, match=f"{URI}: .*{words}"):
+        ShardChecker(WIDTHS).check(path, URI)
+
+
+@pytest.mark.parametrize(("claim", "read"), [(301, 300), (1 << 20, 300)])
+def test_rows_that_all_of_a_footer_declares_and_no_page_has_are_missed(
+    path: Path, claim: int, read: int
+) -> None:
+    pq.write_table(paired(rows=300), path)
+    _claim(path, 300, dict.fromkeys(range(4), claim))
+    words = f"row group 0 declares {claim} rows, and {read} were read"
+    with pytest.raises(InvalidDataset, match=words):
+        ShardChecker(WIDTHS).check(path, URI)
+
+
+def test_row_groups_that_make_up_for_each_other_are_refused(path: Path) -> None:
+    """Ranks read only the groups that have their rows: the total alone being right is not enough."""
+    table = paired(rows=301)
+    with pq.ParquetWriter(path, table.schema) as writer:
+        writer.write_table(table.slice(0, 100))
+        writer.write_table(table.slice(100))
+    _claim(path, 100, dict.fromkeys(range(3), 101))
+    _claim(path, 201, dict.fromkeys(range(3), 200))
+    assert sum(batch.num_rows for batch in pq.ParquetFile(path).iter_batches()) == 301
+    with pytest.raises(InvalidDataset, match="row group 0 declares 101 rows, and 100 were read"):
+        ShardChecker(WIDTHS).check(path, URI)
+
+
+def _claim(path: Path, declared: int, claims: Mapping[int, int]) -> None:
+    """Write other numbers into a footer, by place among the fields that have the declared one."""
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[-8:-4], "little")
+    pages, footer = whole[: -8 - size], whole[-8 - size : -8]
+    parts = footer.split(_number(declared))
+    assert len(parts) > max(claims)
+    changed = parts[0]
+    for place, part in enumerate(parts[1:]):
+        changed += _number(claims.get(place, declared)) + part
+    path.write_bytes(pages + changed + struct.pack("<I", len(changed)) + b"PAR1")
+
+
+def _number(value: int) -> bytes:
+    """A field of Thrift's compact protocol one behind the last one: int64, zigzag, as a varint."""
+    value, coded = value << 1, bytearray(b"\x16")
+    while value > 0x7F:
+        coded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*coded, value])
 
 
 def _write_constant(path: Path, groups: int) -> None:

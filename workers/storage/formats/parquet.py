@@ -1,8 +1,11 @@
 """Parquet: the internal form itself, or lists that can be brought into it.
 
-What the footer claims about features is held against the file's size (`parquet_footer`).
+What the footer claims about features is held against the file's size (`parquet_footer`), and what it
+claims about rows against the rows that are read: Arrow reads on where a row group ends early, and
+stops where it is longer than declared.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +31,8 @@ _ERRORS = (pa.ArrowException, ValueError)
 # Without it, a column of a whole row group is read at once, however large the group; and buffered
 # before it is asked for, all that was read stays in memory until the end of the file.
 _BUFFER = 1 << 20
+_TEXTS = ("id", "label")
+_WRITE_AGAIN = "the file is damaged, write it again"
 _WIDEST = 8  # bytes of the longest number that a column of features can hold
 
 
@@ -52,11 +57,16 @@ def open_parquet(path: Path, uri: str) -> pq.ParquetFile:
     """The file with its footer read. Raises InvalidDataset."""
     with reading(uri, "Parquet", *_ERRORS):
         _check_footer(path, uri)
-        return pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
+        parquet = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
+        _check_declared_rows(parquet.metadata, uri)
+        return parquet
 
 
 def known_batches(parquet: pq.ParquetFile, path: Path, uri: str) -> Iterator[pa.RecordBatch]:
-    """Our columns of its rows, as they are; texts by number of a dictionary."""
+    """Our columns of its rows, as they are; texts by number of a dictionary.
+
+    Features have to be lists. Raises InvalidDataset, also where rows that are declared are missing.
+    """
     schema = parquet.schema_arrow
     columns = known_columns(schema)
     # A text that fills a page and is repeated in each row must not be unfolded 8192 times.
@@ -69,11 +79,16 @@ def known_batches(parquet: pq.ParquetFile, path: Path, uri: str) -> Iterator[pa.
             buffer_size=_BUFFER,
             pre_buffer=False,
         )
-        for batch in again.iter_batches(ROWS_AT_ONCE, columns=columns):
-            # Damaged pages may hold numbers of texts that no dictionary has, and bytes that are no
-            # text; Arrow looks only when it is asked to.
-            batch.validate(full=True)
-            yield batch
+        # Group by group, as ranks read only the groups that have their rows.
+        for group in range(parquet.num_row_groups):
+            counts: Counter[str] = Counter()
+            for batch in again.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=columns):
+                # Damaged pages may hold numbers of texts that no dictionary has, and bytes that are
+                # no text; Arrow looks only when it is asked to.
+                batch.validate(full=True)
+                counts += _counts(batch)
+                yield batch
+            _check_read_rows(parquet.metadata.row_group(group), group, counts, uri)
 
 
 def _check_footer(path: Path, uri: str) -> None:
@@ -84,6 +99,56 @@ def _check_footer(path: Path, uri: str) -> None:
             raise InvalidDataset(f"{uri}: it is encrypted Parquet; write it without encryption")
         if chunk.column in FEATURES:
             claimed += chunk.values * _WIDEST
-        elif chunk.column in ("id", "label"):
+        elif chunk.column in _TEXTS:
             claimed += chunk.page_bytes
     check_expansion(claimed, path, uri)
+
+
+def _check_declared_rows(metadata: pq.FileMetaData, uri: str) -> None:
+    """Whether the footer agrees with itself. Raises InvalidDataset."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    rows = sum(group.num_rows for group in groups)
+    if rows != metadata.num_rows:
+        raise InvalidDataset(
+            f"{uri}: its footer declares {metadata.num_rows} rows, and its row groups have {rows} "
+            f"together; {_WRITE_AGAIN}"
+        )
+    for index, group in enumerate(groups):
+        for column, values in _declared_values(group):
+            if column not in FEATURES and values != group.num_rows:
+                raise InvalidDataset(
+                    f"{uri}: row group {index} declares {group.num_rows} rows, and its column "
+                    f"{column!r} has {values}; {_WRITE_AGAIN}"
+                )
+
+
+def _check_read_rows(
+    group: pq.RowGroupMetaData, index: int, counts: Counter[str], uri: str
+) -> None:
+    """Whether all that is declared was read. Raises InvalidDataset."""
+    if counts["rows"] != group.num_rows:
+        raise InvalidDataset(
+            f"{uri}: row group {index} declares {group.num_rows} rows, and {counts['rows']} were "
+            f"read; {_WRITE_AGAIN}"
+        )
+    for column, values in _declared_values(group):
+        if column in FEATURES and values != counts[column]:
+            raise InvalidDataset(
+                f"{uri}: in row group {index} column {column!r} declares {values} numbers, and "
+                f"{counts[column]} were read; {_WRITE_AGAIN}"
+            )
+
+
+def _declared_values(group: pq.RowGroupMetaData) -> Iterator[tuple[str, int]]:
+    """Of our columns: one value a row, but each number of a list of features."""
+    for index in range(group.num_columns):
+        column = group.column(index)
+        name, _, inner = column.path_in_schema.partition(".")
+        if name in FEATURES or (name in _TEXTS and not inner):
+            yield name, column.num_values
+
+
+def _counts(batch: pa.RecordBatch) -> Counter[str]:
+    """Rows of a batch, and numbers in its features."""
+    numbers = {name: len(batch.column(name).flatten()) for name in FEATURES}
+    return Counter({"rows": batch.num_rows, **numbers})
