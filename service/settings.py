@@ -240,8 +240,11 @@ class Settings(BaseSettings):
         description="Ed25519 private key in PEM that signs the list of keys for the embeddings "
         "endpoint; without one no list is written",
     )
-    requests_per_minute_per_key: int = Field(
-        default=6000, ge=1, description="before 429; counted by each replica of the service"
+    requests_per_minute_per_owner: int = Field(
+        default=6000,
+        ge=1,
+        description="requests that all keys and tokens of one owner may send within a minute, counted by "
+        "each replica of the service; further ones are answered 429. The operator's key has no limit",
     )
     oidc_issuer: str | None = Field(
         default=None, description="issuer of bearer tokens that are accepted beside keys"

@@ -49,7 +49,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         before.launcher,
         auth="on",
         admin_key=KEY,
-        requests_per_minute_per_key=1_000_000,
+        requests_per_minute_per_owner=1_000_000,
         webhook_prefixes=("http://127.0.0.1:9",),
     )
     with _serving(plane.app) as address:

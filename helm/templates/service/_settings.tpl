@@ -58,7 +58,7 @@ CMCL_WEBHOOK_PREFIXES: {{ join "," .Values.service.webhookPrefixes | quote }}
 # Whoever reaches the pod's port could do everything otherwise. With keys, any host may be asked for.
 CMCL_AUTH: "on"
 CMCL_ALLOWED_HOSTS: ""
-CMCL_REQUESTS_PER_MINUTE_PER_KEY: {{ .Values.access.requestsPerMinute | int64 | quote }}
+CMCL_REQUESTS_PER_MINUTE_PER_OWNER: {{ .Values.access.requestsPerMinute | int64 | quote }}
 {{- with .Values.access.oidc }}
 CMCL_OIDC_OWNER_CLAIM: {{ .ownerClaim | quote }}
 {{- if .issuer }}

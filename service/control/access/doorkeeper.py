@@ -39,15 +39,14 @@ class TokenReader(Protocol):
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request, as whom its requests are counted, and the id of the key, if it is one."""
+    """Who sent a request, and the id of the key, if it is one."""
 
     principal: Principal
-    counted_as: str
     key: str | None = None
 
 
-_LOCAL = Caller(LOCAL, "")
-_OPERATOR = Caller(OPERATOR, "operator")
+_LOCAL = Caller(LOCAL)
+_OPERATOR = Caller(OPERATOR)
 
 
 class Doorkeeper:
@@ -65,7 +64,7 @@ class Doorkeeper:
         self._clock = clock
         self._tokens = tokens
         self._known = KnownKeys(clock)
-        self._rates = Rates(settings.requests_per_minute_per_key)
+        self._rates = Rates(settings.requests_per_minute_per_owner)
 
     def recognize(self, shown: str | None) -> Caller | None:
         """Without waiting for anybody; None if it must be looked up. Raises Unauthorized."""
@@ -114,9 +113,9 @@ class Doorkeeper:
         return self._known.was_valid(key) if key else self.asks_issuer(shown)
 
     def count(self, caller: Caller) -> None:
-        """One more request of the caller. Raises TooManyRequests."""
-        if caller is not _LOCAL:
-            self._rates.count(caller.counted_as)
+        """One more request of the caller's owner; the operator has no limit. Raises TooManyRequests."""
+        if caller.principal.owner is not None:
+            self._rates.count(caller.principal.owner)
 
     def is_use_due(self, caller: Caller) -> bool:
         """Whether `write_use` has something to write; true once a minute."""
@@ -169,9 +168,8 @@ class Doorkeeper:
     def _read_token(self, shown: str) -> Caller:
         if self._tokens is None or len(shown) > _LONGEST:
             raise Unauthorized(_NOT_VALID)
-        principal = self._tokens.read(shown)
-        return Caller(principal, principal.name)
+        return Caller(self._tokens.read(shown))
 
 
 def _of_key(record: KeyRecord) -> Caller:
-    return Caller(Principal(record.name, record.owner, record.scopes), record.id, record.id)
+    return Caller(Principal(record.name, record.owner, record.scopes), record.id)

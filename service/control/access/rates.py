@@ -1,4 +1,4 @@
-"""How many requests a key may send, and how many wrong keys may come from one address.
+"""How many requests an owner may send, and how many wrong keys may come from one address.
 
 Counted in the memory of this process with a sliding window: the library's exact moving window keeps
 a list of all requests of the last minute, and never forgets an address that has sent one.
@@ -27,11 +27,14 @@ class Rates:
         self._requests = RateLimitItemPerMinute(per_minute, namespace="requests")
         self._failures = RateLimitItemPerMinute(FAILURES_PER_MINUTE, namespace="failures")
 
-    def count(self, caller: str) -> None:
-        """A request of a caller that we know."""
-        if not self._limiter.hit(self._requests, caller):
+    def count(self, owner: str) -> None:
+        """A request with any of the owner's keys or tokens."""
+        if not self._limiter.hit(self._requests, owner):
             raise self._refusal(
-                self._requests, caller, f"more than {self._requests.amount} requests a minute"
+                self._requests,
+                owner,
+                f"owner {owner!r} sent more than {self._requests.amount} requests within a minute, "
+                "with all keys together",
             )
 
     def check_address(self, address: str) -> None:

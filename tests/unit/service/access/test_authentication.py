@@ -154,12 +154,14 @@ def test_guessing_is_slowed_and_known_keys_still_work(operator: Holder) -> None:
     assert operator.get("/v1/models").status_code == 200
 
 
-def test_each_key_has_its_own_share_of_requests(tmp_path: Path) -> None:
-    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, requests_per_minute_per_key=5)
+def test_all_keys_of_an_owner_share_its_requests(tmp_path: Path) -> None:
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY, requests_per_minute_per_owner=5)
     operator = Holder(plane, ADMIN_KEY)
-    one, other = operator.holder(), operator.holder()
-    answers = [one.get("/v1/models") for _ in range(11)]
+    reds = [operator.holder(owner="red") for _ in range(3)]
+    other = operator.holder(owner="blue")
+    answers = [reds[number % 3].get("/v1/models") for number in range(11)]
     assert [answer.status_code for answer in answers[:5]] == [200] * 5
+    assert {operator.get("/v1/models").status_code for _ in range(20)} == {200}
     refused = answers[-1]
     assert refused.status_code == 429
     assert 1 <= int(refused.headers["retry-after"]) <= 60
