@@ -64,7 +64,7 @@ def _create(settings: Settings, options: argparse.Namespace) -> None:
 
     def work(database: Database) -> KeyRecord:
         with database.write() as connection:
-            return create_key(connection, new, minted, OPERATOR, utc_now())
+            return create_key(connection, new, minted, OPERATOR, utc_now(), settings.keys_per_owner)
 
     made = _with_database(settings, work)
     print(f"{made.id} of owner {made.owner!r}; it is not shown again:", file=sys.stderr)

@@ -246,6 +246,24 @@ class Settings(BaseSettings):
         description="requests that all keys and tokens of one owner may send within a minute, counted by "
         "each replica of the service; further ones are answered 429. The operator's key has no limit",
     )
+    keys_per_owner: int = Field(
+        default=100,
+        ge=1,
+        description="keys that one owner may have: those that are valid, and those that were made within "
+        "the last hour; a further one is answered 409. The operator may make more",
+    )
+    models_per_owner: int = Field(
+        default=500,
+        ge=1,
+        description="models that one owner may have, branches among them, and deleted ones that were made "
+        "within the last hour; a further one is answered 409. The operator may make more",
+    )
+    webhooks_per_owner: int = Field(
+        default=50,
+        ge=1,
+        description="webhooks that one owner may have; a further one is answered 409. Each event of the "
+        "owner is written once for each of them",
+    )
     oidc_issuer: str | None = Field(
         default=None, description="issuer of bearer tokens that are accepted beside keys"
     )

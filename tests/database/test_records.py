@@ -165,7 +165,7 @@ def test_the_same_model_at_once_is_one_model(database: Database) -> None:
     def post(_: int) -> bool:
         ready.wait()
         return database.settle(
-            lambda connection: create_model(connection, "scenes", SPEC, LOCAL, NOW).is_new
+            lambda connection: create_model(connection, "scenes", SPEC, LOCAL, NOW, 500).is_new
         )
 
     with ThreadPoolExecutor(4) as threads:

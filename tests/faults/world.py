@@ -194,7 +194,7 @@ class World:
 
     def branch(self, name: str, version: int) -> bool:
         point = BranchPoint(MODEL, version)
-        return self._may(lambda c: branch.branch(c, name, point, LOCAL, self.clock()))
+        return self._may(lambda c: branch.branch(c, name, point, LOCAL, self.clock(), 500))
 
     # What happens on the cluster.
 

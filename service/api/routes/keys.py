@@ -71,11 +71,15 @@ def whoami(principal: Anybody) -> Identity:
 def post_key(
     body: NewKey, principal: Admin, context: ContextDep, key: RequestKeyDep
 ) -> JSONResponse:
-    """Make a key. Its text is in this answer and nowhere else; keep it."""
+    """Make a key. Its text is in this answer and nowhere else; keep it.
+
+    409 where its owner has as many as are permitted.
+    """
     minted = mint()
 
     def effect(connection: Connection) -> AnswerRecord:
-        made = create_key(connection, body, minted, principal, context.clock())
+        most = context.settings.keys_per_owner
+        made = create_key(connection, body, minted, principal, context.clock(), most)
         return record(key, 201, CreatedKey.of(made), f"/v1/keys/{made.id}")
 
     given = answered(context, key, effect)

@@ -40,7 +40,8 @@ def post_model(
     """Create a model. The same name with the same specification answers 200 and the same model."""
 
     def effect(connection: Connection) -> AnswerRecord:
-        created = create_model(connection, body.name, body.spec, principal, context.clock())
+        most = context.settings.models_per_owner
+        created = create_model(connection, body.name, body.spec, principal, context.clock(), most)
         status = 201 if created.is_new else 200
         return record(key, status, ModelView.of(created.model), f"/v1/models/{body.name}")
 
@@ -93,7 +94,8 @@ def post_branch(
 
     def effect(connection: Connection) -> AnswerRecord:
         point = branch.BranchPoint(model, body.version)
-        made = branch.branch(connection, body.name, point, principal, context.clock())
+        most = context.settings.models_per_owner
+        made = branch.branch(connection, body.name, point, principal, context.clock(), most)
         return record(key, 201, ModelView.of(made), f"/v1/models/{body.name}")
 
     return answer(context, key, effect)

@@ -168,7 +168,10 @@ def send_test_message(
 
 
 def _registrar(context: Context, principal: Principal) -> Registrar:
-    return Registrar(principal, context.settings.webhook_prefixes, context.clock())
+    settings = context.settings
+    return Registrar(
+        principal, settings.webhook_prefixes, settings.webhooks_per_owner, context.clock()
+    )
 
 
 def _shown(webhook: WebhookRecord) -> dict[str, object]:

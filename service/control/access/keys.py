@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 
 from cmcl.contract.access import KEY_PATTERN, key_id
 from cmcl.contract.modality import NAME_PATTERN, Frozen
+from service.control.quotas import check_keys
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from service.errors import FieldProblem, Forbidden, NotFound
@@ -95,14 +96,24 @@ def sha256(secret: str) -> str:
 
 
 def create_key(
-    connection: Connection, new: NewKey, minted: KeyText, principal: Principal, now: datetime
+    connection: Connection,
+    new: NewKey,
+    minted: KeyText,
+    principal: Principal,
+    now: datetime,
+    most: int,
 ) -> KeyRecord:
-    """Store a key. Raises Forbidden for scopes that the principal lacks, and for other owners."""
+    """Store a key.
+
+    Raises Forbidden for scopes that the principal lacks, and for other owners; Conflict where the
+    owner has `most` keys.
+    """
     _check_scopes(new, principal)
-    days = new.expires_in_days
+    owner, days = _owner(new, principal), new.expires_in_days
+    check_keys(connection, owner, most, principal, now)
     key = KeyRecord(
         id=minted.id,
-        owner=_owner(new, principal),
+        owner=owner,
         name=new.name,
         scopes=frozenset(new.scopes),
         secret_sha256=minted.digest,

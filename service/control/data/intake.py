@@ -16,6 +16,7 @@ from cmcl.contract.modality import Frozen, ModalityPair, ModelName
 from cmcl.contract.model import ModelSpec
 from service.control.data.upload_uris import SCHEME, contents_of, note_uses, problem_of
 from service.control.lookup import get_dataset, get_model, hold_model
+from service.control.quotas import check_models
 from service.database.queries import datasets, jobs, models
 from service.database.rows import DatasetRecord, Fingerprints, JobRecord, ModelRecord
 from service.errors import Conflict, FieldProblem, Unprocessable
@@ -119,11 +120,20 @@ class Intake:
 
 
 def create_model(
-    connection: Connection, name: str, spec: ModelSpec, principal: Principal, now: datetime
+    connection: Connection,
+    name: str,
+    spec: ModelSpec,
+    principal: Principal,
+    now: datetime,
+    most: int,
 ) -> Created:
-    """The model of that name. Raises Conflict if it exists otherwise, or is somebody else's."""
+    """The model of that name.
+
+    Raises Conflict if it exists otherwise, is somebody else's, or the owner has `most` models.
+    """
     existing = models.find(connection, name)
     if existing is None:
+        check_models(connection, principal.owns_as, most, principal, now)
         models.create(connection, name, principal.owns_as, spec, now)
         return Created(get_model(connection, name, principal), is_new=True)
     check_name_is_ours(existing, principal)

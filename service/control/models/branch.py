@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from service.control.data.intake import check_name_is_ours
 from service.control.lookup import get_model, get_version
+from service.control.quotas import check_models
 from service.database.queries import events, models, versions
 from service.database.rows import BranchPoint, Happening, ModelRecord, VersionRecord
 from service.errors import Conflict, FieldProblem
@@ -23,9 +24,16 @@ _PAGE = 10
 
 
 def branch(
-    connection: Connection, name: str, point: BranchPoint, principal: Principal, now: datetime
+    connection: Connection,
+    name: str,
+    point: BranchPoint,
+    principal: Principal,
+    now: datetime,
+    most: int,
 ) -> ModelRecord:
     """The new model. Raises NotFound, and Conflict where the name is taken by something else.
+
+    Conflict as well where the owner has `most` models.
 
     The same branch again answers the model that is there.
     """
@@ -39,6 +47,7 @@ def branch(
         return existing
     source = get_model(connection, point.model, principal)
     _check_can_start(get_version(connection, point.model, point.version, principal))
+    check_models(connection, source.owner, most, principal, now)
     models.create(connection, name, source.owner, source.spec, now, point)
     for version in _lineage(connection, point):
         manifest = version.manifest.model_copy(update={"model": name})

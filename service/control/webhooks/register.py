@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from cmcl.contract.modality import Frozen, ModelName
 from service.control.data.intake import random_id
 from service.control.lookup import get_model
+from service.control.quotas import check_webhooks
 from service.control.webhooks.addresses import LONGEST_URL, AddressRefused, check_url
 from service.database.queries import webhooks
 from service.database.queries.webhooks import DeliveryRecord, WebhookRecord
@@ -20,7 +21,6 @@ from service.errors import Conflict, FieldProblem, Forbidden, NotFound, Unproces
 from service.event_kinds import WORTH_A_MESSAGE, EventKind
 from service.principal import EVERY_OWNER, Principal
 
-MOST_WEBHOOKS = 100
 _SECRET_BYTES = 32
 
 
@@ -50,10 +50,11 @@ class NewWebhook(Frozen):
 
 @dataclass(frozen=True)
 class Registrar:
-    """Who asks, under which prefixes webhooks may lie, and what time it is."""
+    """Who asks, under which prefixes webhooks may lie, how many an owner may have, and the time."""
 
     principal: Principal
     prefixes: tuple[str, ...]
+    most: int
     now: datetime
 
 
@@ -71,8 +72,7 @@ def create_webhook(
     where it is not the principal's to hear of all owners, Conflict where the owner has too many.
     """
     owner = _owner(connection, request, registrar.principal)
-    if webhooks.count(connection, owner) >= MOST_WEBHOOKS:
-        raise Conflict(f"there are {MOST_WEBHOOKS} webhooks, which is the most; delete one")
+    check_webhooks(connection, owner, registrar.most)
     webhook = WebhookRecord(
         id=f"wh-{random_id()}",
         owner=owner,

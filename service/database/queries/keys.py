@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, case, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, and_, case, func, insert, or_, select, update
 
 from service.database.tables import api_keys
 from service.principal import Scope
@@ -57,6 +57,18 @@ def page(
     if after is not None:
         query = query.where(api_keys.c.id > after)
     return [_record(row) for row in connection.execute(query.limit(limit)).mappings()]
+
+
+def count(connection: Connection, owner: str, now: datetime, made_after: datetime) -> int:
+    """How many keys of the owner are valid, or were made after that moment."""
+    is_current = and_(
+        api_keys.c.revoked_at.is_(None),
+        or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now),
+    )
+    query = select(func.count()).where(
+        api_keys.c.owner == owner, or_(is_current, api_keys.c.created_at > made_after)
+    )
+    return connection.execute(query).scalar_one()
 
 
 def has_any(connection: Connection) -> bool:

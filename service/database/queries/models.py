@@ -3,7 +3,17 @@
 from dataclasses import asdict
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    and_,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
@@ -46,6 +56,13 @@ def find(connection: Connection, name: str) -> ModelRecord | None:
     """The model of that name, also a deleted one: its name is not given again."""
     row = connection.execute(select(models).where(models.c.name == name)).mappings().one_or_none()
     return None if row is None else _record(row)
+
+
+def count(connection: Connection, owner: str, made_after: datetime) -> int:
+    """How many models of the owner are there, or were made after that moment."""
+    counts = or_(models.c.deleted_at.is_(None), models.c.created_at > made_after)
+    query = select(func.count()).select_from(models).where(models.c.owner == owner, counts)
+    return connection.execute(query).scalar_one()
 
 
 def has_any(connection: Connection) -> bool:

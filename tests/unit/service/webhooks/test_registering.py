@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from service.control.webhooks.register import MOST_WEBHOOKS
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver
 from tests.unit.service.access.holder import ADMIN_KEY, Holder
@@ -86,18 +85,6 @@ def test_a_look_alike_name_is_shown_as_what_it_is(plane_without_prefixes: Contro
     body = {"url": "https://ехample.com/hook"}
     response = plane_without_prefixes.client.post("/v1/webhooks", json=body)
     assert response.json()["url"].startswith("https://xn--ample-")
-
-
-def test_one_owner_has_a_bounded_number(plane_without_prefixes: ControlPlane) -> None:
-    client = plane_without_prefixes.client
-    with plane_without_prefixes.context.database.write() as connection:
-        for number in range(MOST_WEBHOOKS):
-            connection.exec_driver_sql(
-                "INSERT INTO webhooks (id, owner, url, secret, kinds, created_at) "
-                f"VALUES ('wh-{number:012x}', 'default', 'x', 'x', '[]', '2026-11-24')"
-            )
-    response = client.post("/v1/webhooks", json={"url": URL})
-    assert (response.status_code, "delete one" in response.json()["detail"]) == (409, True)
 
 
 def test_a_test_message_reaches_the_receiver(office: PostOffice, receiver: Receiver) -> None:

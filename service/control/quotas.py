@@ -1,0 +1,46 @@
+"""How much one owner may have: limits of rows that a tenant makes as often as it likes.
+
+Limits are soft by what is made at the same moment on PostgreSQL: to be exact, every request would
+have to wait for a lock that all of its owner's requests share. What was made within the last hour
+counts even if it is gone, so that making and removing in turn has the same limit.
+"""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from service.database.queries import keys, models, webhooks
+from service.errors import Conflict, FieldProblem
+from service.principal import Principal
+
+_COUNTS_ALTHOUGH_GONE = timedelta(hours=1)
+
+
+def check_keys(
+    connection: Connection, owner: str, most: int, principal: Principal, now: datetime
+) -> None:
+    """Before a key is made. Raises Conflict; the operator has no limit."""
+    if principal.owner is not None:
+        there = keys.count(connection, owner, now, now - _COUNTS_ALTHOUGH_GONE)
+        _check(there, most, owner, "keys that are valid or were made within the last hour")
+
+
+def check_models(
+    connection: Connection, owner: str, most: int, principal: Principal, now: datetime
+) -> None:
+    """Before a model is made, by itself or as a branch. Raises Conflict; the operator has no limit."""
+    if principal.owner is not None:
+        there = models.count(connection, owner, now - _COUNTS_ALTHOUGH_GONE)
+        _check(there, most, owner, "models, with deleted ones that were made within the last hour")
+
+
+def check_webhooks(connection: Connection, owner: str, most: int) -> None:
+    """Before a webhook is made, also by the operator: each event is written for all of them."""
+    _check(webhooks.count(connection, owner), most, owner, "webhooks")
+
+
+def _check(there: int, most: int, owner: str, what: str) -> None:
+    if there >= most:
+        message = f"owner {owner!r} has {there} {what}; permitted are {most}. Remove some, or ask "
+        message += "the operator for a larger limit"
+        raise Conflict(message, FieldProblem("owner", message, owner))

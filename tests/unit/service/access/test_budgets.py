@@ -1,0 +1,115 @@
+"""One owner has so much of everything, with all of its keys together, and others have theirs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.fakes.control_plane import SPEC, ControlPlane
+from tests.unit.service.access.holder import ADMIN_KEY, Holder
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    plane = ControlPlane(
+        tmp_path,
+        auth="on",
+        admin_key=ADMIN_KEY,
+        keys_per_owner=3,
+        models_per_owner=2,
+        webhooks_per_owner=2,
+    )
+    yield plane
+    plane.close()
+
+
+@pytest.fixture
+def operator(plane: ControlPlane) -> Holder:
+    return Holder(plane, ADMIN_KEY)
+
+
+@pytest.fixture
+def red(operator: Holder) -> Holder:
+    return operator.holder("one", owner="red")
+
+
+@pytest.fixture
+def blue(operator: Holder) -> Holder:
+    return operator.holder("one", owner="blue")
+
+
+def _key(holder: Holder) -> httpx.Response:
+    return holder.post("/v1/keys", json={"name": "more", "scopes": ["read", "admin", "embed"]})
+
+
+def _model(holder: Holder, name: str) -> httpx.Response:
+    return holder.post("/v1/models", json={"name": name, **SPEC})
+
+
+def _refused(answer: httpx.Response, *words: str) -> None:
+    assert answer.status_code == 409, answer.text
+    assert answer.json()["errors"][0]["field"] == "owner"
+    for word in words:
+        assert word in answer.json()["detail"]
+
+
+def test_an_owner_has_so_many_keys_whichever_of_them_makes_more(
+    operator: Holder, red: Holder, blue: Holder
+) -> None:
+    made = [Holder(red.plane, _key(red).json()["key"]) for _ in range(2)]
+    for holder in (red, *made):
+        _refused(_key(holder), "owner 'red' has 3 keys", "permitted are 3")
+    assert _key(blue).status_code == 201
+    assert operator.make_key("rescue", owner="red")["owner"] == "red"
+
+
+def test_keys_that_are_made_and_revoked_in_turn_count_for_an_hour(red: Holder) -> None:
+    for _ in range(2):
+        made = _key(red).json()["id"]
+        assert red.request("DELETE", f"/v1/keys/{made}").status_code == 204
+    _refused(_key(red), "made within the last hour")
+    red.plane.clock.advance(3601)
+    assert _key(red).status_code == 201
+
+
+def test_the_same_request_again_is_answered_although_the_last_key_was_made(red: Holder) -> None:
+    body = {"name": "more", "scopes": ["read"]}
+    answers = [red.post("/v1/keys", json=body, headers={"Idempotency-Key": key}) for key in "aabb"]
+    assert [answer.status_code for answer in answers] == [201] * 4
+    _refused(_key(red))
+
+
+def test_an_owner_has_so_many_models_and_others_have_theirs(
+    operator: Holder, red: Holder, blue: Holder
+) -> None:
+    assert [_model(red, name).status_code for name in ("a", "b")] == [201] * 2
+    _refused(_model(red, "c"), "owner 'red' has 2 models", "permitted are 2")
+    assert _model(red, "b").status_code == 200
+    assert _model(blue, "c").status_code == 201
+    assert [_model(operator, name).status_code for name in ("x", "y", "z")] == [201] * 3
+    assert red.request("DELETE", "/v1/models/a").status_code == 204
+    _refused(_model(red, "d"))
+    red.plane.clock.advance(3601)
+    assert _model(red, "d").status_code == 201
+
+
+def test_a_branch_counts_as_a_model(operator: Holder, tmp_path: Path) -> None:
+    plane = operator.plane
+    plane.client = operator.holder(owner="red")
+    plane.create_model()
+    plane.run_to_end(plane.post_dataset())
+    answers = [
+        plane.client.post("/v1/models/scenes/branch", json={"name": name, "version": 1})
+        for name in ("fork", "fork", "another")
+    ]
+    assert [answer.status_code for answer in answers] == [201, 201, 409]
+    _refused(answers[-1], "owner 'red' has 2 models")
+
+
+def test_an_owner_has_so_many_webhooks(red: Holder, blue: Holder) -> None:
+    body = {"url": "https://example.com/hook"}
+    answers = [red.post("/v1/webhooks", json=body) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [201, 201, 409]
+    _refused(answers[-1], "owner 'red' has 2 webhooks")
+    assert blue.post("/v1/webhooks", json=body).status_code == 201
