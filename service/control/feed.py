@@ -6,11 +6,13 @@ there one listener or a thousand. What is found is handed out in memory. Only a 
 asks the database by itself, for what it has missed.
 
 A listener that does not keep up is let go of: it comes back and goes on where it was, which costs
-less than to remember everything for it.
+less than to remember everything for it. The same happens to the oldest listener of the owner that has
+most of them, where another owner has fewer and there is no room: so one owner alone may have all.
 """
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -68,8 +70,9 @@ def number_events(database: Database) -> None:
 class _Listener:
     """One listener's queue. None in it, or an overflow, is its end."""
 
-    def __init__(self, wanted: EventFilter) -> None:
+    def __init__(self, wanted: EventFilter, owner: str | None) -> None:
         self.wanted = wanted
+        self.owner = owner
         self._items: asyncio.Queue[Item | None] = asyncio.Queue(_MOST_WAITING)
         self._is_behind = False
 
@@ -108,15 +111,16 @@ class Feed:
         self._most_listeners = most_listeners
         # Asked at every look: a server that waits for its streams must not wait long.
         self._is_stopping = is_stopping
-        self._listeners: set[_Listener] = set()
+        # In the order in which they came.
+        self._listeners: dict[_Listener, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._position = 0
         self._progress: dict[str, dict[str, object]] = {}
 
-    def check_room(self) -> None:
-        """Raises TooManyRequests where there are as many listeners as one process takes."""
-        if len(self._listeners) >= self._most_listeners:
+    def check_room(self, owner: str | None) -> None:
+        """Raises TooManyRequests where a listener of the owner (None: the operator) finds no room."""
+        if len(self._listeners) >= self._most_listeners and self._excess(owner) is None:
             message = f"{self._most_listeners} listen already; ask for pages, or try again later"
             raise TooManyRequests(message, _RETRY_AFTER_SECONDS)
 
@@ -129,10 +133,12 @@ class Feed:
         newest = await asyncio.to_thread(self._newest)
         return newest if after is None else min(after, newest)
 
-    async def follow(self, wanted: EventFilter, after: int) -> AsyncGenerator[Item, None]:
+    async def follow(
+        self, wanted: EventFilter, after: int, owner: str | None
+    ) -> AsyncGenerator[Item, None]:
         """Events behind `after`: those that are there, then those that come."""
         until = asyncio.get_running_loop().time() + self._longest_seconds
-        async with self._listen(wanted) as listener:
+        async with self._listen(wanted, owner) as listener:
             async for event in self._stored(wanted, after):
                 after = event.sequence
                 yield event
@@ -141,12 +147,14 @@ class Feed:
                     after = item.sequence
                     yield item
 
-    async def follow_job(self, job: str, after: int) -> AsyncGenerator[Item, None]:
+    async def follow_job(
+        self, job: str, after: int, owner: str | None
+    ) -> AsyncGenerator[Item, None]:
         """A job's events and progress, to the event that ends it for now."""
         wanted = EventFilter(job=job)
         until = asyncio.get_running_loop().time() + self._longest_seconds
         last: str | None = None
-        async with self._listen(wanted) as listener:
+        async with self._listen(wanted, owner) as listener:
             async for event in self._stored(wanted, after):
                 after, last = event.sequence, event.kind
                 yield event
@@ -161,10 +169,10 @@ class Feed:
                 yield item
 
     @asynccontextmanager
-    async def _listen(self, wanted: EventFilter) -> AsyncIterator[_Listener]:
+    async def _listen(self, wanted: EventFilter, owner: str | None) -> AsyncIterator[_Listener]:
         """Listen from now on; what is read from the database after this leaves no gap."""
-        listener = _Listener(wanted)
-        self._listeners.add(listener)
+        listener = _Listener(wanted, owner)
+        self._add(listener)
         try:
             async with self._starting:
                 if self._task is None or self._task.done():
@@ -175,7 +183,29 @@ class Feed:
                 listener.offer(Progress(wanted.job, self._progress[wanted.job]))
             yield listener
         finally:
-            self._listeners.discard(listener)
+            self._listeners.pop(listener, None)
+
+    def _add(self, listener: _Listener) -> None:
+        """In the place of another one where there is no room; without one it ends at once.
+
+        Others may have come since `check_room`: a stream begins some turns of the loop later.
+        """
+        if len(self._listeners) >= self._most_listeners:
+            excess = self._excess(listener.owner)
+            if excess is None:
+                listener.offer(None)
+                return
+            del self._listeners[excess]
+            excess.offer(None)
+        self._listeners[listener] = None
+
+    def _excess(self, owner: str | None) -> _Listener | None:
+        """The oldest listener of the owner that has most, if that are at least two more than this one has."""
+        counts = Counter(each.owner for each in self._listeners)
+        greediest, most = max(counts.items(), key=lambda item: item[1])
+        if most <= counts[owner] + 1:
+            return None
+        return next(each for each in self._listeners if each.owner == greediest)
 
     async def _stored(self, wanted: EventFilter, after: int) -> AsyncIterator[EventRecord]:
         """What is in the database behind `after`."""

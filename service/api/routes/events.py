@@ -157,8 +157,8 @@ async def list_events(
     if _EVENT_STREAM not in request.headers.get("accept", ""):
         return await run_in_threadpool(_page, context, wanted, cursor, limit)
     feed = get_feed(request)
-    feed.check_room()
-    return _stream(feed.follow(wanted, await feed.start(seen)))
+    feed.check_room(wanted.owner)
+    return _stream(feed.follow(wanted, await feed.start(seen), wanted.owner))
 
 
 @router.get(
@@ -176,8 +176,8 @@ async def follow_job(
     after = await feed.start(seen or 0)
     if await run_in_threadpool(_is_over, context, job, principal, after):
         return Response(status_code=204)
-    feed.check_room()
-    return _stream(feed.follow_job(job, after))
+    feed.check_room(principal.owner)
+    return _stream(feed.follow_job(job, after, principal.owner))
 
 
 def _page(context: Context, wanted: EventFilter, cursor: int | None, limit: int) -> Page[EventView]:

@@ -144,8 +144,8 @@ async def put_part(
     429 where too many are being taken at this moment; `Retry-After` says when to send it again.
     """
     await run_in_threadpool(uploads.check_takes_parts, context, upload, principal)
-    with places.one(principal.owns_as):
-        async with spooled(request) as body:
+    with places.one(principal.owns_as) as place:
+        async with spooled(place.watch(request)) as body:
             received = _received(body, number, context)
             kept = await run_in_threadpool(uploads.keep_part, context, upload, received, principal)
     return PartView(**vars(kept))

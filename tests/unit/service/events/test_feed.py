@@ -63,7 +63,7 @@ def test_a_hundred_listeners_cost_what_one_does(plane: ControlPlane) -> None:
         feed, heard = Feed(plane.context.database, look_seconds=0.01), []
 
         async def listen() -> None:
-            async with aclosing(feed.follow_job(job, 0)) as items:
+            async with aclosing(feed.follow_job(job, 0, None)) as items:
                 await _hear(items, heard)
 
         tasks = [asyncio.create_task(listen()) for _ in range(listeners)]
@@ -85,7 +85,7 @@ def test_nobody_looks_where_nobody_listens(plane: ControlPlane) -> None:
     async def listen_and_leave() -> list[str]:
         feed = Feed(plane.context.database, look_seconds=0.01)
         await asyncio.to_thread(_tell, plane)
-        async with aclosing(feed.follow(EVERYTHING, 0)) as items:
+        async with aclosing(feed.follow(EVERYTHING, 0, None)) as items:
             await anext(items)
         looking = feed._task
         assert looking is not None
@@ -105,7 +105,7 @@ def test_nothing_is_lost_between_what_was_and_what_comes(plane: ControlPlane) ->
 
         async def listen() -> list[int]:
             positions: list[int] = []
-            async with aclosing(feed.follow(EVERYTHING, 0)) as items:
+            async with aclosing(feed.follow(EVERYTHING, 0, None)) as items:
                 async for item in items:
                     assert isinstance(item, EventRecord)
                     positions.append(item.sequence)
@@ -127,7 +127,7 @@ def test_nothing_is_lost_between_what_was_and_what_comes(plane: ControlPlane) ->
 def test_a_listener_that_falls_behind_is_let_go_of(plane: ControlPlane) -> None:
     async def listen() -> tuple[int, int]:
         feed = Feed(plane.context.database, look_seconds=0.01)
-        slow, quick = feed.follow(EVERYTHING, 0), feed.follow(EVERYTHING, 0)
+        slow, quick = feed.follow(EVERYTHING, 0, None), feed.follow(EVERYTHING, 0, None)
         heard: list[Item] = []
 
         await asyncio.to_thread(_tell, plane)
@@ -151,7 +151,7 @@ def test_a_listener_that_falls_behind_is_let_go_of(plane: ControlPlane) -> None:
 def test_streams_end_where_the_database_fails(plane: ControlPlane) -> None:
     async def listen() -> list[Item]:
         feed = Feed(plane.context.database, look_seconds=0.01)
-        items = feed.follow(EVERYTHING, 0)
+        items = feed.follow(EVERYTHING, 0, None)
         await asyncio.to_thread(_tell, plane)
         heard = [await anext(items)]
         with plane.context.database.write() as connection:
@@ -166,7 +166,7 @@ def test_a_stream_has_an_end(plane: ControlPlane) -> None:
     async def listen() -> list[Item]:
         feed = Feed(plane.context.database, longest_seconds=0.1)
         async with asyncio.timeout(60):
-            return [item async for item in feed.follow(EVERYTHING, 0)]
+            return [item async for item in feed.follow(EVERYTHING, 0, None)]
 
     assert asyncio.run(listen()) == []
 
@@ -174,15 +174,65 @@ def test_a_stream_has_an_end(plane: ControlPlane) -> None:
 def test_more_listeners_than_there_is_room_for_are_refused(plane: ControlPlane) -> None:
     async def listen() -> None:
         feed = Feed(plane.context.database, most_listeners=2)
-        streams = [feed.follow(EVERYTHING, 0) for _ in range(2)]
+        streams = [feed.follow(EVERYTHING, 0, None) for _ in range(2)]
         await asyncio.to_thread(_tell, plane)
         for stream in streams:
-            feed.check_room()
+            feed.check_room(None)
             await anext(stream)
         with pytest.raises(TooManyRequests, match="2 listen already"):
-            feed.check_room()
+            feed.check_room(None)
         for stream in streams:
             await stream.aclose()
-        feed.check_room()
+        feed.check_room(None)
 
     asyncio.run(listen())
+
+
+def test_one_owner_may_have_all_streams_and_yields_them_to_others(plane: ControlPlane) -> None:
+    async def listen() -> None:
+        feed = Feed(plane.context.database, look_seconds=0.01, most_listeners=4)
+        await asyncio.to_thread(_tell, plane)
+
+        async def begin(owner: str) -> AsyncIterator[Item]:
+            feed.check_room(owner)
+            stream = feed.follow(EVERYTHING, 0, owner)
+            await anext(stream)
+            return stream
+
+        red = [await begin("red") for _ in range(4)]
+        with pytest.raises(TooManyRequests):
+            feed.check_room("red")
+        blue = [await begin("blue"), await begin("blue")]
+        async with asyncio.timeout(60):
+            # The oldest two of red have ended; nobody has more than the others now.
+            assert [[item async for item in stream] for stream in red[:2]] == [[], []]
+        for owner in ("red", "blue"):
+            with pytest.raises(TooManyRequests):
+                feed.check_room(owner)
+        green = await begin("green")
+        heard: list[Item] = []
+        task = asyncio.create_task(_hear(green, heard))
+        await asyncio.to_thread(_tell, plane)
+        await _until_heard(heard, 1)
+        task.cancel()
+        for stream in (*red[2:], *blue):
+            await stream.aclose()
+
+    asyncio.run(listen())
+
+
+def test_a_stream_that_finds_no_room_when_it_begins_ends_after_what_is_stored(
+    plane: ControlPlane,
+) -> None:
+    async def listen() -> list[Item]:
+        feed = Feed(plane.context.database, look_seconds=0.01, most_listeners=1)
+        await asyncio.to_thread(_tell, plane)
+        feed.check_room("red")
+        first, second = (feed.follow(EVERYTHING, 0, "red") for _ in range(2))
+        await anext(first)
+        async with asyncio.timeout(60):
+            heard = [item async for item in second]
+        await first.aclose()
+        return heard
+
+    assert len(asyncio.run(listen())) == 1

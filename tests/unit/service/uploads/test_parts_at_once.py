@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import Request
 
-from service.api.places import Places
+from service.api.places import STALLED_SECONDS, Places
 from service.api.spool import spooled
 from service.errors import BodyCutOff, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
@@ -115,6 +115,120 @@ def test_one_owner_alone_gets_most_places_and_never_all() -> None:
             pass
         with places.one("blue"), places.one("blue"):
             pass
+
+
+class Bodies:
+    """Parts of several owners that hold places, and bring bytes when the test says so."""
+
+    def __init__(self, total: int) -> None:
+        self.now = 0.0
+        self.places = Places(total, lambda: self.now)
+        self.sent: dict[str, asyncio.Queue[bytes]] = {}
+        self.tasks: dict[str, asyncio.Task[int]] = {}
+
+    async def begin(self, name: str) -> None:
+        """A part that waits for its first bytes; its owner is the name's first letter."""
+        self.sent[name] = asyncio.Queue()
+        self.tasks[name] = asyncio.create_task(self._take(name))
+        await self.turn()
+
+    async def _take(self, name: str) -> int:
+        async def receive() -> dict[str, object]:
+            body = await self.sent[name].get()
+            return {"type": "http.request", "body": body, "more_body": bool(body)}
+
+        with self.places.one(name[0]) as place:
+            request = Request({"type": "http", "method": "PUT", "headers": []}, receive)
+            return sum([len(piece) async for piece in place.watch(request).stream()])
+
+    async def send(self, name: str, size: int) -> None:
+        """So many bytes; 0 ends the body."""
+        self.sent[name].put_nowait(b"x" * size)
+        await self.turn()
+
+    async def turn(self) -> None:
+        """Whatever can happen now has happened."""
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    def refused(self) -> set[str]:
+        """Parts that were answered 429."""
+        return {
+            name
+            for name, task in self.tasks.items()
+            if task.done() and isinstance(task.exception(), TooManyRequests)
+        }
+
+
+def test_stalled_parts_give_their_places_to_other_owners_and_others_go_on() -> None:
+    async def take() -> None:
+        bodies = Bodies(5)
+        for name in ("red", "rest", "ruby", "blue", "best"):
+            await bodies.begin(name)
+        bodies.now = STALLED_SECONDS - 0.1
+        await bodies.begin("green")
+        assert bodies.refused() == {"green"}
+        for name in ("red", "ruby"):
+            await bodies.send(name, 1 << 20)
+        bodies.now = STALLED_SECONDS + 0.1
+        await bodies.begin("great")
+        # Parts of blue are stalled as well, but red has more places.
+        assert bodies.refused() == {"green", "rest"}
+        for name in ("red", "ruby", "blue", "best", "great"):
+            await bodies.send(name, 0)
+        assert {bodies.tasks[name].result() for name in ("red", "great")} == {1 << 20, 0}
+
+    asyncio.run(take())
+
+
+def test_an_owner_with_fewer_places_keeps_a_stalled_one() -> None:
+    async def take() -> None:
+        bodies = Bodies(3)
+        for name in ("red", "blue", "green"):
+            await bodies.begin(name)
+        bodies.now = 60
+        await bodies.send("red", 4 << 20)
+        await bodies.begin("rest")
+        assert bodies.refused() == {"rest"}
+        for name in ("red", "blue", "green"):
+            await bodies.send(name, 0)
+
+    asyncio.run(take())
+
+
+def test_a_part_that_trickles_is_stalled_as_well() -> None:
+    async def take() -> None:
+        bodies = Bodies(4)
+        for name in ("red", "rest", "blue", "best"):
+            await bodies.begin(name)
+        for second in range(1, 8):
+            bodies.now = second
+            for name in ("rest", "blue", "best"):
+                await bodies.send(name, 1 << 20)
+            await bodies.send("red", 1)
+        await bodies.begin("green")
+        assert bodies.refused() == {"red"}
+        for name in ("rest", "blue", "best", "green"):
+            await bodies.send(name, 0)
+
+    asyncio.run(take())
+
+
+def test_an_owners_own_stalled_part_makes_room_for_its_next_one() -> None:
+    async def take() -> None:
+        bodies = Bodies(4)
+        for name in ("red", "rest"):
+            await bodies.begin(name)
+        await bodies.begin("ruby")
+        assert bodies.refused() == {"ruby"}
+        bodies.now = 60
+        await bodies.begin("rose")
+        assert bodies.refused() - {"ruby"} <= {"red", "rest"}
+        assert len(bodies.refused()) == 2
+        for name in {"red", "rest", "rose"} - bodies.refused():
+            await bodies.send(name, 0)
+
+    asyncio.run(take())
 
 
 def test_uploads_of_one_owner_have_so_many_bytes_together(tmp_path: Path) -> None:
