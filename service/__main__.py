@@ -1,6 +1,7 @@
 """`python -m service`: settings, app, server. `... keys`, `... migrate`, `... admin`: what else there is."""
 
 import argparse
+import contextlib
 import logging.config
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -53,8 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(settings: Settings, _: argparse.Namespace) -> None:
     # They take seconds to import: wrong settings, and keys, need not wait for them.
-    import uvicorn
-
+    from service.api.server import make_server
     from service.app import create_app
     from service.control.records.guard import check_at_start
 
@@ -62,18 +62,8 @@ def _serve(settings: Settings, _: argparse.Namespace) -> None:
     logging.config.dictConfig(config)
     app = create_app(settings)
     check_at_start(app.state.context)
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        # Also where uvicorn's own variable says something else: there is one place for settings.
-        forwarded_allow_ips=list(settings.trusted_proxies),
-        log_config=config,
-        access_log=False,
-        server_header=False,
-        # A client that takes nothing any more would keep the process from ending for ever.
-        timeout_graceful_shutdown=10,
-    )
+    with contextlib.suppress(KeyboardInterrupt):
+        make_server(app, settings, config).run()
 
 
 def _migrate(settings: Settings, _: argparse.Namespace) -> None:

@@ -149,6 +149,13 @@ class Settings(BaseSettings):
         "whose requests they forward",
     )
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on")
+    max_connections: int = Field(
+        default=4096,
+        ge=16,
+        description="open connections of clients; at the limit a new one takes the place of the one that "
+        "has waited longest for its client, or is closed, and one address that is no trusted proxy has "
+        "half of them at most",
+    )
     max_attempts: int = Field(
         default=3, ge=1, description="attempts of a job before it counts as failed"
     )
