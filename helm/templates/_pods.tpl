@@ -99,8 +99,12 @@ topologySpreadConstraints:
 {{- range $name, $value := . }}
 - name: {{ $name }}
   {{- if kindIs "map" $value }}
+  {{- if hasKey $value "resourceFieldRef" }}
+  {{- /* What Go's types write where none is given. */}}
+  {{- $value = mergeOverwrite (dict "resourceFieldRef" (dict "divisor" "0")) $value }}
+  {{- end }}
   valueFrom: {{- toYaml $value | nindent 4 }}
-  {{- else }}
+  {{- else if $value }}
   value: {{ $value | quote }}
   {{- end }}
 {{- end }}

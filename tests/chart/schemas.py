@@ -2,6 +2,7 @@
 
 import functools
 import lzma
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from jsonschema import Draft7Validator  # type: ignore[import-untyped]
 
 from tests.chart.release import ROOT, Object
 
-# Data of ray-project/kuberay, which we do not ship: present on the developers' machines.
-CRDS = ROOT.parent / "shared" / "crds"
+# Data of ray-project/kuberay, which is not part of this repository: beside it on the developers' machines,
+# or in the folder that CMCL_TEST_CRDS names.
+CRDS = Path(os.environ.get("CMCL_TEST_CRDS", ROOT.parent / "shared" / "crds"))
 _INT_OR_STRING = {"anyOf": [{"type": "integer"}, {"type": "string"}]}
 
 

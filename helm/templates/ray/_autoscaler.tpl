@@ -8,7 +8,7 @@ autoscalerOptions:
   idleTimeoutSeconds: {{ $scaling.idleSeconds }}
   imagePullPolicy: {{ .Values.ray.image.pullPolicy }}
   securityContext: {{- include "cmcl.containerSecurityContext" . | nindent 4 }}
-  resources: {{- toYaml $scaling.resources | nindent 4 }}
+  resources: {{- include "cmcl.resources" (dict "resources" $scaling.resources "where" "training.autoscaling.resources") | nindent 4 }}
   env: {{- include "cmcl.userEnv" . | nindent 4 }}
   volumeMounts:
     - name: tmp

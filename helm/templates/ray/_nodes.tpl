@@ -19,7 +19,8 @@ authOptions:
 
 {{/* The pod template of one group of Ray nodes.
      root; component: training or serving; group: its values; part: the values of the part, for its
-     extras; settings: variables by name; resources; ports by name; readinessPath and readinessPort;
+     extras; settings: variables by name; resources, and where: their path in the values; ports by name;
+     readinessPath and readinessPort;
      noticeSeconds: how long before its end it says so; autoscaled: it is the head of a cluster with an
      autoscaler; spread: its pods do the same work; counts: how many there are, where KubeRay makes a new
      cluster for another number.
@@ -87,11 +88,11 @@ containers:
       httpGet: {path: {{ .readinessPath }}, port: {{ .readinessPort }}}
       periodSeconds: 5
       timeoutSeconds: 5
-    resources: {{- toYaml .resources | nindent 6 }}
+    resources: {{- include "cmcl.resources" . | nindent 6 }}
     volumeMounts:
       {{- include "cmcl.volumeMounts" .root | nindent 6 }}
       {{- with .part.extraVolumeMounts }}
-      {{- toYaml . | nindent 6 }}
+      {{- include "cmcl.canonicalMounts" . | nindent 6 }}
       {{- end }}
 volumes:
   - name: tmp
@@ -105,6 +106,6 @@ volumes:
   {{- include "cmcl.autoscalerVolume" . | nindent 2 }}
   {{- end }}
   {{- with .part.extraVolumes }}
-  {{- toYaml . | nindent 2 }}
+  {{- include "cmcl.canonicalVolumes" (dict "volumes" . "where" (printf "%s.extraVolumes" $.component)) | nindent 2 }}
   {{- end }}
 {{- end -}}

@@ -16,9 +16,10 @@ groupName: encoders
 replicas: {{ $pods }}
 minReplicas: {{ $pods }}
 maxReplicas: {{ $pods }}
+scaleStrategy: {}
 # Two in a pod for one: a new process starts beside the old one.
 rayStartParams:
   {{- include "cmcl.placesFor" (dict "resource" "cmcl_encoder" "number" 2) | nindent 2 }}
   {{- include "cmcl.numGpus" $gpus | nindent 2 }}
-template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.encoderWorkers "resources" $resources "noticeSeconds" $serving.drainSeconds "counts" $pods) $node) | nindent 2 }}
+template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.encoderWorkers "resources" $resources "where" "serving.encoderWorkers.resources" "noticeSeconds" $serving.drainSeconds "counts" $pods) $node) | nindent 2 }}
 {{- end -}}

@@ -31,7 +31,7 @@ ports:
 {{- define "cmcl.servingHead" -}}
 {{- $head := .Values.serving.head -}}
 {{- $node := include "cmcl.servingNode" . | fromYaml -}}
-{{- $own := dict "root" . "group" $head "resources" $head.resources "readinessPath" "/api/healthz" "readinessPort" 52365 "ports" (dict "gcs-server" 6379 "dashboard" 8265 "client" 10001 "serve" 8000) -}}
+{{- $own := dict "root" . "group" $head "resources" $head.resources "where" "serving.head.resources" "readinessPath" "/api/healthz" "readinessPort" 52365 "ports" (dict "gcs-server" 6379 "dashboard" 8265 "client" 10001 "serve" 8000) -}}
 {{- if .Values.ray.oneCluster -}}
 {{- /* Drivers of attempts run here. */ -}}
 {{- $_ := set $own "autoscaled" (include "cmcl.autoscales" .) -}}
@@ -56,7 +56,8 @@ groupName: replicas
 replicas: {{ $pods }}
 minReplicas: {{ $pods }}
 maxReplicas: {{ $pods }}
+scaleStrategy: {}
 # Twice as many as there are replicas: new arguments start theirs beside the old ones.
 rayStartParams: {{- include "cmcl.placesFor" (dict "resource" "cmcl_replica" "number" (mul 2 $serving.replicasPerPod)) | nindent 2 }}
-template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.workers "resources" $serving.workers.resources "noticeSeconds" $serving.drainSeconds "spread" true "counts" $pods) $node) | nindent 2 }}
+template: {{- include "cmcl.rayNode" (merge (dict "root" . "group" $serving.workers "resources" $serving.workers.resources "where" "serving.workers.resources" "noticeSeconds" $serving.drainSeconds "spread" true "counts" $pods) $node) | nindent 2 }}
 {{- end -}}

@@ -24,7 +24,7 @@
 {{/* Pod templates of training: the same in the RayCluster for all and in the RayJob of one attempt. */}}
 {{- define "cmcl.trainingHead" -}}
 {{- $head := .Values.training.head -}}
-{{- include "cmcl.rayNode" (merge (dict "root" . "group" $head "resources" $head.resources "autoscaled" (include "cmcl.autoscales" .) "ports" (dict "gcs-server" 6379 "dashboard" 8265 "client" 10001)) (include "cmcl.trainingNode" . | fromYaml)) -}}
+{{- include "cmcl.rayNode" (merge (dict "root" . "group" $head "resources" $head.resources "where" "training.head.resources" "autoscaled" (include "cmcl.autoscales" .) "ports" (dict "gcs-server" 6379 "dashboard" 8265 "client" 10001)) (include "cmcl.trainingNode" . | fromYaml)) -}}
 {{- end -}}
 
 {{/* GPUs of one pod of ranks. */}}
@@ -46,7 +46,7 @@
 {{- /* KubeRay puts all workers behind the endpoint: those without a proxy must not get ready. */ -}}
 {{- $node = mergeOverwrite $node (include "cmcl.proxyNode" . | fromYaml) (dict "settings" (merge dict $node.settings (include "cmcl.servingSettings" . | fromYaml))) -}}
 {{- end -}}
-{{- include "cmcl.rayNode" (merge (dict "root" . "group" $training.workers "resources" $resources "noticeSeconds" $training.noticeSeconds "counts" $counts) $node) -}}
+{{- include "cmcl.rayNode" (merge (dict "root" . "group" $training.workers "resources" $resources "where" "training.workers.resources" "noticeSeconds" $training.noticeSeconds "counts" $counts) $node) -}}
 {{- end -}}
 {{- end -}}
 
@@ -86,6 +86,7 @@ groupName: ranks
 replicas: {{ $least }}
 minReplicas: {{ $least }}
 maxReplicas: {{ $most }}
+scaleStrategy: {}
 rayStartParams:
   num-cpus: {{ $training.ranksPerPod | int64 | quote }}
   {{- include "cmcl.numGpus" (include "cmcl.gpusOfRanks" . | int) | nindent 2 }}

@@ -1,0 +1,91 @@
+{{/* A quantity of Kubernetes in its canonical form: no fraction, the largest unit, a string.
+     KubeRay writes a RayService back through Go's types when it adds its finalizer, and they write
+     2048Mi as 2Gi, 0.5 as 500m and 1 as "1". Where what Helm applied differs from that, KubeRay becomes the
+     owner of the whole list, and Helm's next server-side apply is a conflict.
+     A text or a number; where: the path of the value, for the message. */}}
+{{- define "cmcl.quantity" -}}
+{{- $text := .value | toString -}}
+{{- if kindIs "float64" .value -}}
+{{- /* YAML's numbers: %v would write 1e+06. */ -}}
+{{- $text = printf "%.9f" .value | trimSuffix "000000000" | trimSuffix "." -}}
+{{- end -}}
+{{- $number := regexFind "^[0-9]+(\\.[0-9]+)?" $text -}}
+{{- $suffix := trimPrefix $number $text -}}
+{{- $binary := hasSuffix "i" $suffix -}}
+{{- $step := ternary 1024 1000 $binary -}}
+{{- $units := ternary (list "" "Ki" "Mi" "Gi" "Ti" "Pi" "Ei") (list "m" "" "k" "M" "G" "T" "P" "E") $binary -}}
+{{- $at := 0 -}}
+{{- range $index, $unit := $units -}}
+{{- if eq $unit $suffix -}}
+{{- $at = $index -}}
+{{- end -}}
+{{- end -}}
+{{- /* Down to a unit in which it is whole, then up as far as it stays whole. */ -}}
+{{- $amount := float64 $number -}}
+{{- range until (len $units) -}}
+{{- if and (gt $at 0) (ne $amount (floor $amount)) -}}
+{{- $amount = mulf $amount $step -}}
+{{- $at = sub $at 1 | int -}}
+{{- end -}}
+{{- end -}}
+{{- if ne $amount (floor $amount) -}}
+{{- fail (printf "%s is %s, which is no whole number of %s: choose one that is" .where $text (ternary "bytes" "thousandths" $binary)) -}}
+{{- end -}}
+{{- $amount = int64 $amount -}}
+{{- range until (len $units) -}}
+{{- if and (lt (add $at 1) (len $units)) $amount (eq (mod $amount $step) 0) -}}
+{{- $amount = div $amount $step -}}
+{{- $at = add $at 1 | int -}}
+{{- end -}}
+{{- end -}}
+{{- if not $amount -}}
+0
+{{- else -}}
+{{ $amount }}{{ index $units $at }}
+{{- end -}}
+{{- end -}}
+
+{{/* Requests and limits with canonical quantities. resources; where. */}}
+{{- define "cmcl.resources" -}}
+{{- $canonical := dict -}}
+{{- range $kind, $amounts := .resources -}}
+{{- $written := dict -}}
+{{- range $name, $value := $amounts -}}
+{{- $where := printf "%s.%s.%s" $.where $kind $name -}}
+{{- $_ := set $written $name (include "cmcl.quantity" (dict "value" $value "where" $where)) -}}
+{{- end -}}
+{{- if $written -}}
+{{- $_ := set $canonical $kind $written -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $canonical -}}
+{{- end -}}
+
+{{/* Volumes as Go's types would write them: KubeRay owns their list otherwise (see above). volumes; where. */}}
+{{- define "cmcl.canonicalVolumes" -}}
+{{- $volumes := list -}}
+{{- range $index, $volume := .volumes -}}
+{{- $copy := deepCopy $volume -}}
+{{- $where := printf "%s[%d]" $.where $index -}}
+{{- with $copy.emptyDir -}}
+{{- if hasKey . "sizeLimit" -}}
+{{- $_ := set . "sizeLimit" (include "cmcl.quantity" (dict "value" .sizeLimit "where" (printf "%s.emptyDir.sizeLimit" $where))) -}}
+{{- end -}}
+{{- end -}}
+{{- with dig "ephemeral" "volumeClaimTemplate" "spec" "resources" dict $copy -}}
+{{- $resources := include "cmcl.resources" (dict "resources" . "where" (printf "%s.ephemeral.volumeClaimTemplate.spec.resources" $where)) | fromYaml -}}
+{{- $_ := set $copy.ephemeral.volumeClaimTemplate.spec "resources" $resources -}}
+{{- end -}}
+{{- $volumes = append $volumes $copy -}}
+{{- end -}}
+{{- toYaml $volumes -}}
+{{- end -}}
+
+{{/* Mounts likewise: Go leaves out what is false. */}}
+{{- define "cmcl.canonicalMounts" -}}
+{{- $mounts := list -}}
+{{- range . -}}
+{{- $mounts = append $mounts (ternary . (omit . "readOnly") (default false .readOnly)) -}}
+{{- end -}}
+{{- toYaml $mounts -}}
+{{- end -}}

@@ -1,0 +1,141 @@
+"""What KubeRay writes back into a RayService is what Helm applied, so that Helm can apply again.
+
+KubeRay adds its finalizer by an update of the whole object. Were a list changed on its way through Go's
+types, KubeRay would own it, and the next `helm upgrade`, which applies on the server's side, would be a
+conflict.
+"""
+
+import re
+from decimal import Decimal
+from typing import Any
+
+import helm_python
+import pytest
+
+from tests.chart.release import Object, Release, render, values_of
+
+RAY = ("RayService", "RayCluster")
+QUANTITIES = {"requests", "limits"}
+_UNITS = {
+    1000: ("m", "", "k", "M", "G", "T", "P", "E"),
+    1024: ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"),
+}
+
+
+def _quantity(value: Any) -> str:
+    """As `resource.Quantity` marshals: whole, in the largest unit, a string."""
+    found = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(value))
+    assert found is not None
+    base = 1024 if found[2].endswith("i") else 1000
+    units = _UNITS[base]
+    amount = Decimal(found[1]) * base ** units.index(found[2])
+    assert amount == int(amount), value
+    unit = 0
+    while amount and not amount % base and unit + 1 < len(units):
+        amount, unit = amount // base, unit + 1
+    return f"{int(amount)}{units[unit] if amount else ''}"
+
+
+def _written_back(node: Any) -> Any:
+    """A part of a Ray object after KubeRay's update, as far as ours have such parts."""
+    if isinstance(node, list):
+        return [_written_back(entry) for entry in node]
+    if not isinstance(node, dict):
+        return node
+    written = {
+        key: {name: _quantity(amount) for name, amount in part.items()}
+        if key in QUANTITIES
+        else _quantity(part)
+        if key == "sizeLimit"
+        else _written_back(part)
+        for key, part in node.items()
+    }
+    if "groupName" in node:
+        # No pointer, so that Go writes it even where it is empty.
+        written.setdefault("scaleStrategy", {})
+    if "mountPath" in node and not node.get("readOnly", True):
+        del written["readOnly"]
+    if node.get("value") == "":
+        del written["value"]
+    if "resourceFieldRef" in node:
+        written["resourceFieldRef"] = {"divisor": "0"} | node["resourceFieldRef"]
+    return written
+
+
+def _ray_objects(release: Release) -> dict[str, Object]:
+    return {item["metadata"]["name"]: item["spec"] for item in release.of_kind(*RAY)}
+
+
+def test_kuberay_changes_nothing_that_helm_applied(release: Release) -> None:
+    applied = _ray_objects(release)
+    assert applied
+    assert {name: _written_back(spec) for name, spec in applied.items()} == applied
+
+
+def test_kuberay_changes_nothing_of_what_users_write() -> None:
+    values = values_of("gpu")
+    values["training"]["autoscaling"]["resources"] = {"requests": {"cpu": "1000m"}}
+    part = {
+        "extraEnv": {
+            "EMPTY": "",
+            "MEMORY": {"resourceFieldRef": {"resource": "limits.memory"}},
+            "CPUS": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1"}},
+        },
+        "extraVolumes": [
+            {"name": "cache", "emptyDir": {"sizeLimit": "2048Mi"}},
+            {"name": "plain", "emptyDir": {}},
+            {
+                "name": "spool",
+                "ephemeral": {
+                    "volumeClaimTemplate": {
+                        "spec": {"resources": {"requests": {"storage": "1024Gi"}}}
+                    }
+                },
+            },
+        ],
+        "extraVolumeMounts": [
+            {"name": "cache", "mountPath": "/cache", "readOnly": False},
+            {"name": "plain", "mountPath": "/plain", "readOnly": True},
+        ],
+        "head": {"resources": {"requests": {"cpu": 0.5, "memory": "2048Mi"}}},
+        "workers": {"resources": {"requests": {"cpu": 2, "memory": "1.5Gi"}}},
+    }
+    for name in ("training", "serving"):
+        values[name] = {**values[name], **part} if name in values else part
+    applied = _ray_objects(render(values))
+    assert {name: _written_back(spec) for name, spec in applied.items()} == applied
+    (container,) = applied["demo-cmcl-serving"]["rayClusterConfig"]["headGroupSpec"]["template"][
+        "spec"
+    ]["containers"]
+    assert container["resources"]["requests"] == {"cpu": "500m", "memory": "2Gi"}
+    assert {"name": "EMPTY"} in container["env"]
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("2048Mi", "2Gi"),
+        ("1536Mi", "1536Mi"),
+        ("1.5Gi", "1536Mi"),
+        ("0.5Ki", "512"),
+        ("1000m", "1"),
+        ("1500m", "1500m"),
+        ("2000", "2k"),
+        (0.5, "500m"),
+        (2, "2"),
+        (1000000, "1M"),
+        (6442450944, "6442450944"),
+        ("0Gi", "0"),
+    ],
+)
+def test_a_quantity_becomes_what_go_would_write(written: Any, canonical: str) -> None:
+    release = render({"serving": {"workers": {"resources": {"limits": {"memory": written}}}}})
+    (container,) = release.groups()["replicas"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["memory"] == canonical == _quantity(written)
+
+
+@pytest.mark.parametrize(("amount", "unit"), [("0.1Gi", "bytes"), ("0.0005", "thousandths")])
+def test_a_quantity_without_such_a_form_is_refused(amount: str, unit: str) -> None:
+    words = rf"serving\.workers\.resources\.limits\.memory is {amount}, .* whole number of {unit}"
+    with pytest.raises(helm_python.HelmRenderError, match=words):
+        render({"serving": {"workers": {"resources": {"limits": {"memory": amount}}}}})
