@@ -72,9 +72,10 @@
 {{- $_ := set . "sizeLimit" (include "cmcl.quantity" (dict "value" .sizeLimit "where" (printf "%s.emptyDir.sizeLimit" $where))) -}}
 {{- end -}}
 {{- end -}}
-{{- with dig "ephemeral" "volumeClaimTemplate" "spec" "resources" dict $copy -}}
-{{- $resources := include "cmcl.resources" (dict "resources" . "where" (printf "%s.ephemeral.volumeClaimTemplate.spec.resources" $where)) | fromYaml -}}
-{{- $_ := set $copy.ephemeral.volumeClaimTemplate.spec "resources" $resources -}}
+{{- with dig "ephemeral" "volumeClaimTemplate" dict $copy -}}
+{{- $resources := dict "resources" (dig "spec" "resources" dict .) "where" (printf "%s.ephemeral.volumeClaimTemplate.spec.resources" $where) -}}
+{{- $_ := set . "metadata" (default dict .metadata) -}}
+{{- $_ := set . "spec" (mergeOverwrite (default dict .spec) (dict "resources" (include "cmcl.resources" $resources | fromYaml))) -}}
 {{- end -}}
 {{- $volumes = append $volumes $copy -}}
 {{- end -}}

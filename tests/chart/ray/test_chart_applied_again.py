@@ -53,6 +53,10 @@ def _written_back(node: Any) -> Any:
     if "groupName" in node:
         # No pointer, so that Go writes it even where it is empty.
         written.setdefault("scaleStrategy", {})
+    if "accessModes" in node.get("spec", {}):
+        # Likewise in a claim's template.
+        written = {"metadata": {}} | written
+        written["spec"] = {"resources": {}} | written["spec"]
     if "mountPath" in node and not node.get("readOnly", True):
         del written["readOnly"]
     if node.get("value") == "":
@@ -88,7 +92,10 @@ def test_kuberay_changes_nothing_of_what_users_write() -> None:
                 "name": "spool",
                 "ephemeral": {
                     "volumeClaimTemplate": {
-                        "spec": {"resources": {"requests": {"storage": "1024Gi"}}}
+                        "spec": {
+                            "accessModes": ["ReadWriteOnce"],
+                            "resources": {"requests": {"storage": "1024Gi"}},
+                        }
                     }
                 },
             },
