@@ -2,13 +2,16 @@
 
 Written after the API conventions (resourceVersion, Status objects, merge patches) and the sources of
 the two controllers: KubeRay looks at the deadline before all else; Kueue lets a suspended RayJob go,
-and permits another queue only while it waits.
+and permits another queue only while it waits. What Kueue queues is its own object, the Workload: it is
+made anew where the RayJob has other pods, and takes another queue otherwise only if it was never evicted
+(jobframework/reconciler.go, ensureOneWorkload and handleQueueNameChange).
 """
 
 import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
@@ -31,11 +34,22 @@ class Refusal(Exception):
         self.code, self.reason = code, reason
 
 
+@dataclass
+class Workload:
+    """What Kueue queues."""
+
+    queue: str
+    pods: list[int]
+    was_evicted: bool = False
+
+
 class KubernetesApi:
     """RayJobs by name; the test says what becomes of each."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, RayJob] = {}
+        # Of Kueue, by the RayJob's name: only for those with a queue.
+        self.workloads: dict[str, Workload] = {}
         # Uids of ConfigMaps, by name.
         self.config_maps: dict[str, str] = {}
         self.requests: list[str] = []
@@ -76,6 +90,12 @@ class KubernetesApi:
         self.become(name, "", "Initializing")
         self._obey_deadline(self.jobs[name])
 
+    def preempt(self, name: str) -> None:
+        """Kueue takes it back, and its pods are gone."""
+        self.jobs[name]["spec"]["suspend"] = True
+        self.become(name, "", "Suspended")
+        self.workloads[name].was_evicted = True
+
     def delete_config_map(self, name: str) -> None:
         """With all that belongs to it, as the garbage collector does a moment later."""
         uid = self.config_maps.pop(name)
@@ -115,6 +135,7 @@ class KubernetesApi:
             raise Refusal(409, "AlreadyExists", f'rayjobs.ray.io "{name}" already exists')
         self.jobs[name] = job
         self._write(job, status={"jobDeploymentStatus": "Suspended"} if _waits(job) else {})
+        self._queue(job)
         return job
 
     def _patch(self, job: RayJob, change: RayJob) -> RayJob:
@@ -127,8 +148,21 @@ class KubernetesApi:
         if _QUEUE in metadata.get("labels", {}) and not _waits(job):
             raise Refusal(403, "Forbidden", "queue-name: field is immutable")
         self._write(job, **_merged(job, change))
+        self._queue(job)
         self._obey_deadline(job)
         return job
+
+    def _queue(self, job: RayJob) -> None:
+        """As Kueue a moment later."""
+        queue = job["metadata"].get("labels", {}).get(_QUEUE)
+        if queue is None:
+            return
+        name, pods = job["metadata"]["name"], _pods(job)
+        workload = self.workloads.get(name)
+        if workload is None or workload.pods != pods:
+            self.workloads[name] = Workload(queue, pods)
+        elif not workload.was_evicted:
+            workload.queue = queue
 
     def _obey_deadline(self, job: RayJob) -> None:
         """As KubeRay a moment later; what runs has been there for longer than a second."""
@@ -167,6 +201,11 @@ def kubernetes_api() -> Iterator[KubernetesApi]:
 
 def _waits(job: RayJob) -> bool:
     return bool(job["spec"].get("suspend"))
+
+
+def _pods(job: RayJob) -> list[int]:
+    """Of each worker group."""
+    return [group["replicas"] for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
 
 
 def _merged(old: RayJob, change: RayJob) -> RayJob:

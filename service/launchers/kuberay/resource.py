@@ -1,8 +1,11 @@
 """The RayJob that an attempt is: https://docs.ray.io/en/latest/cluster/kubernetes/getting-started/rayjob-quick-start.html
 
 KubeRay repeats nothing (`backoffLimit: 0`): what happens after a loss is for the control plane to
-decide, which knows whether there is a candidate. Nothing scales by itself either, because Kueue
-refuses that: an elastic attempt asks for pods for all its ranks, and starts with what came.
+decide, which knows whether there is a candidate.
+
+The number of pods is fixed, and KubeRay submits nothing until all of them run. Kueue refuses a RayJob
+whose cluster scales, and a cluster that grew beyond what Kueue admitted would use the quota of others. So
+an elastic attempt waits here for room for all its ranks; `min_ranks` counts when it loses some later.
 """
 
 import hashlib
@@ -141,7 +144,7 @@ def _workers(submission: Submission, site: Site) -> dict[str, Any]:
     return {
         "groupName": "ranks",
         "replicas": pods,
-        "minReplicas": math.ceil(submission.min_ranks / site.ranks_per_pod),
+        "minReplicas": pods,
         "maxReplicas": pods,
         "rayStartParams": {
             "num-cpus": str(site.ranks_per_pod),

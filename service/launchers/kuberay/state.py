@@ -6,8 +6,12 @@
 
 A RayJob that is to end is neither deleted nor suspended. Deleted, its name would be free, and a
 control plane that comes late could start it again; suspended, it would be let go again by Kueue. It
-gets a deadline that is over instead, and where it waits, a queue that does not exist: KubeRay looks
-at the deadline before it submits anything, so what is marked while it waits can never run.
+gets a deadline that is over instead: KubeRay looks at the deadline before it submits anything, so what
+is marked while it waits can never run.
+
+One that waits also gets a queue that does not exist, and loses its workers. Kueue ignores a new queue
+on a Workload that it has evicted before, but replaces a Workload that has other pods than its RayJob,
+with the RayJob's queue. Were it admitted all the same, KubeRay would make its head alone before it fails.
 """
 
 from collections.abc import Mapping
@@ -53,14 +57,13 @@ def stopping(job: Mapping[str, Any]) -> dict[str, Any]:
         "annotations": {STOPPED_MARK: "true"},
         "resourceVersion": job["metadata"]["resourceVersion"],
     }
+    spec: dict[str, Any] = {"activeDeadlineSeconds": 1, "ttlSecondsAfterFinished": 0}
     is_queued = QUEUE_LABEL in job["metadata"].get("labels", {})
     if is_queued and job["spec"].get("suspend"):
         # Were it left in its queue, those behind it might wait for room that it no longer needs.
         metadata["labels"] = {QUEUE_LABEL: NO_QUEUE}
-    return {
-        "metadata": metadata,
-        "spec": {"activeDeadlineSeconds": 1, "ttlSecondsAfterFinished": 0},
-    }
+        spec["rayClusterSpec"] = {"workerGroupSpecs": []}
+    return {"metadata": metadata, "spec": spec}
 
 
 def _was_stopped(job: Mapping[str, Any], deployment: str) -> bool:

@@ -144,7 +144,7 @@ def test_an_attempt_arrives_at_kubernetes_as_the_values_say(
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]
     assert container["image"] == "cmcl-worker:0.1.0"
-    assert container["resources"]["limits"] == {"nvidia.com/gpu": 2, "memory": "6Gi"}
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "2", "memory": "6Gi"}
 
 
 @pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's CRDs are not part of this repository")
@@ -161,7 +161,8 @@ def test_the_pods_of_an_attempt_are_those_of_the_cluster(queued: Release, tmp_pa
     assert attempt["headGroupSpec"] == cluster["headGroupSpec"]
     assert of_attempt["template"] == of_cluster["template"]
     assert of_attempt["rayStartParams"] == of_cluster["rayStartParams"]
-    assert (of_attempt["replicas"], of_attempt["minReplicas"]) == (of_cluster["replicas"], 2)
+    for number in ("replicas", "minReplicas", "maxReplicas"):
+        assert of_attempt[number] == of_cluster[number]
     assert attempt["authOptions"] == cluster["authOptions"]
 
 

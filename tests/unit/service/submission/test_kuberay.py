@@ -9,7 +9,7 @@ import pytest
 from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
 
 from service.launchers.kuberay.launcher import KubeRayLauncher, connected
-from service.launchers.kuberay.resource import QUEUE_LABEL, Site
+from service.launchers.kuberay.resource import Site
 from service.launchers.port import (
     LauncherRefused,
     LauncherUnavailable,
@@ -110,7 +110,31 @@ def test_what_is_stopped_in_its_queue_leaves_it(
     launcher.submit(SUBMISSION)
     launcher.stop(ID)
     assert launcher.status(ID).state == STOPPED
-    assert api.jobs[ID]["metadata"]["labels"][QUEUE_LABEL] != "training"
+    assert api.workloads[ID].queue != "training"
+
+
+def test_what_kueue_took_back_leaves_its_queue_when_it_is_stopped(
+    api: KubernetesApi, launcher: KubeRayLauncher
+) -> None:
+    launcher.submit(SUBMISSION)
+    api.admit(ID)
+    api.become(ID, "RUNNING", "Running")
+    api.preempt(ID)
+    launcher.stop(ID)
+    assert launcher.status(ID).state == STOPPED
+    assert api.workloads[ID].queue != "training"
+
+
+def test_what_is_stopped_while_it_waits_asks_for_no_workers_when_it_is_let_go(
+    api: KubernetesApi, launcher: KubeRayLauncher
+) -> None:
+    """KubeRay makes the cluster, and looks at the deadline a second later."""
+    launcher.submit(SUBMISSION)
+    assert api.workloads[ID].pods == [2]
+    launcher.stop(ID)
+    assert api.jobs[ID]["spec"]["rayClusterSpec"]["workerGroupSpecs"] == []
+    # The rest of the cluster is as it was: without a head, KubeRay would refuse it.
+    assert api.jobs[ID]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
 
 
 def test_what_is_let_go_after_its_stop_never_runs(

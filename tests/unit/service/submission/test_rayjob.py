@@ -108,16 +108,15 @@ def test_a_priority_without_a_class_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "least", "per_pod", "pods"),
-    [(1, 1, 1, (1, 1)), (5, 3, 2, (3, 2)), (8, 8, 8, (1, 1)), (4, 1, 1, (4, 1))],
+    ("ranks", "least", "per_pod", "pods"), [(1, 1, 1, 1), (5, 3, 2, 3), (8, 8, 8, 1), (4, 1, 1, 4)]
 )
-def test_pods_have_room_for_all_ranks(
-    ranks: int, least: int, per_pod: int, pods: tuple[int, int]
+def test_pods_have_room_for_all_ranks_also_of_an_elastic_attempt(
+    ranks: int, least: int, per_pod: int, pods: int
 ) -> None:
+    """KubeRay submits nothing before all of them run: fewer are no start, and promise none."""
     submission = Submission("job-1-a1", ["true"], ranks=ranks, min_ranks=least)
     group = _group(ray_job(submission, Site("an-image", "2.60.0", ranks_per_pod=per_pod)))
-    assert (group["replicas"], group["minReplicas"]) == pods
-    assert group["maxReplicas"] == group["replicas"]
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (pods, pods, pods)
     assert group["rayStartParams"]["num-cpus"] == str(per_pod)
 
 
