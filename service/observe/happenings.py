@@ -74,8 +74,10 @@ def _log(happening: Happening) -> None:
     }
     source = _told(happening, "from")
     came = f" (it was {source})" if source else ""
+    message = _told(happening, "message")
+    why = f": {message}" if message else ""
     subject = happening.job or happening.dataset or happening.model
-    logger.info("%s: %s%s", happening.kind, subject, came, extra=fields)
+    logger.info("%s: %s%s%s", happening.kind, subject, came, why, extra=fields)
 
 
 def _told(happening: Happening, name: str) -> str:

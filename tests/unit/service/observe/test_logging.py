@@ -141,6 +141,20 @@ def test_each_move_is_logged_once_with_its_ids(
     assert [entry["version"] for entry in told] == [1]
 
 
+def test_the_line_of_a_failed_job_has_the_message_that_the_api_has(
+    plane: ControlPlane, heard: pytest.LogCaptureFixture
+) -> None:
+    plane.shards.mkdir(exist_ok=True)
+    (plane.shards / "broken.parquet").write_bytes(b"no Parquet")
+    shard = {"uri": (plane.shards / "broken.parquet").resolve().as_uri()}
+    job = plane.post_dataset(shards=[shard])
+    message = plane.run_to_end(job).message
+    assert message
+    (line,) = [entry for entry in lines(heard) if str(entry["message"]).startswith("job.failed")]
+    assert message in str(line["message"])
+    assert line["reason"] == "invalid_dataset"
+
+
 def test_a_users_move_names_the_request_and_its_author(
     plane: ControlPlane, heard: pytest.LogCaptureFixture
 ) -> None:
