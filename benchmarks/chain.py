@@ -3,11 +3,11 @@
 The code under test is the product's own (`workers.train.learn`), without store, service or Ray.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Recall
@@ -53,9 +53,11 @@ def run_chain(stream: Sequence[Dataset], spec: ModelSpec) -> Outcome:
     matrix, seconds = [], 0.0
     for dataset in stream:
         began = time.perf_counter()
-        learned = learn_one(spec, knowledge, dataset, earlier)
+        try:
+            learned = learn_one(spec, knowledge, dataset, earlier)
+        except TrainingDiverged as error:
+            raise ArithmeticError(f"{dataset.name}: {error}") from error
         seconds += time.perf_counter() - began
-        _check(learned, dataset)
         knowledge, earlier = learned.knowledge, (*earlier, _remember(dataset, learned))
         matrix.append(_measure_all(knowledge, stream))
     drifts = [one.drift(knowledge.heads) for one in earlier[:-1]]
@@ -77,13 +79,6 @@ def learn_one(
 
 def _measure_all(knowledge: Knowledge, stream: Sequence[Dataset]) -> list[Recall]:
     return [measure(knowledge.heads, one.pair, one.held_out) for one in stream]
-
-
-def _check(learned: Learned, dataset: Dataset) -> None:
-    heads = learned.knowledge.heads.weights.values()
-    finite = all(bool(weight_EI.isfinite().all()) for weight_EI in heads)
-    if not (finite and math.isfinite(learned.trained.final_loss)):
-        raise ArithmeticError(f"training on {dataset.name} diverged: its loss is not finite")
 
 
 def _remember(dataset: Dataset, learned: Learned) -> Earlier:

@@ -12,11 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.scaling.group import joined
 from cmcl.contract.dataset import Shard
+from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from tests.fakes.pair_shards import write_pair_shards
-from workers.methods.port import Lesson, Peers
+from tests.fakes.turned_rows import turned
+from workers.methods.port import Batch, Lesson, Method, Peers, UpdateRule
 from workers.methods.sampled_replay import SampledReplay
+from workers.methods.vanilla import Vanilla
 from workers.model.features import content_keys
 from workers.model.heads import initial_heads
 from workers.model.loss import Everywhere, positives, symmetric_info_nce, unit
@@ -36,6 +39,7 @@ from workers.train.distributed import (
     world,
 )
 from workers.train.learn import Knowledge, Task, conditioned, learn
+from workers.train.loop import train_pair
 from workers.train.objective import GlobalLoss
 from workers.train.rows.held import HeldRows
 from workers.train.rows.port import LocalBatch, TrainingRows
@@ -156,6 +160,51 @@ def _trained(here: World, memory: Memory, rows: TrainingRows) -> dict[str, torch
         "moments": learned.moments.cross_IJ,
         **{f"{name} map": it.map_FF for name, it in learned.knowledge.heads.conditioning.items()},
     }
+
+
+def diverged(here: World) -> dict[str, str]:
+    """What each rank raises where the loss stops being finite, on all ranks or on one of them."""
+    wild = TrainingSpec(
+        epochs=60, batch_size=BATCH, optimizer="sgd", learning_rate=1, unit_vectors=False
+    )
+    return {
+        "too large a learning rate": _raised(Vanilla(), wild, here),
+        "one rank's rows": _raised(_OddOnOneRank(here), SPEC.training, here),
+    }
+
+
+def _raised(method: Method, training: TrainingSpec, here: World) -> str:
+    heads = initial_heads(SPEC)
+    lesson = Lesson(heads, Memory(), {}, PAIR, training, seed=3)
+    spaces = method.update_spaces(lesson)
+    keys = torch.arange(ROWS)
+    rows = turned(lesson, spaces, PairedRows(*_features(2), keys, keys))
+    try:
+        train_pair(method, lesson, spaces, rows, Run(here))
+    except TrainingDiverged as error:
+        return str(error)
+    return "nothing"
+
+
+class _OddOnOneRank(Method):
+    """The loss of the last rank's rows is not finite in one update. The gradient is, so that no
+    other rank can see it."""
+
+    def __init__(self, here: World) -> None:
+        self._is_last = here.rank == here.size - 1
+
+    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
+        return _OddOnce() if self._is_last else UpdateRule()
+
+
+class _OddOnce(UpdateRule):
+    def __init__(self) -> None:
+        self._done = 0
+
+    def backward(self, batch: Batch) -> torch.Tensor:
+        self._done += 1
+        loss = super().backward(batch)
+        return loss * torch.nan if self._done == 4 else loss
 
 
 class Losses(Watcher):

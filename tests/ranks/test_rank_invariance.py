@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cmcl.contract.dataset import Shard
-from tests.ranks.ranks import BATCH, PAIR, SPEC, everything, in_ranks, write_shards
+from tests.ranks.ranks import BATCH, PAIR, SPEC, diverged, everything, in_ranks, write_shards
 from workers.methods.sampled_replay import SAMPLED_ROWS
 from workers.model.features import head_width
 from workers.train.distributed import World
@@ -118,3 +118,14 @@ def test_no_rank_holds_more_scores_than_its_share(
         assert alone[scores] == BATCH * BATCH
         for rank in ranks:
             assert 0 < rank[scores] <= -(-BATCH // len(ranks)) * BATCH
+
+
+def test_ranks_whose_training_diverges_end_at_the_same_update(tmp_path: Path) -> None:
+    """A rank that continued would wait for the others in its next collective."""
+    alone = diverged(World(0, 1))
+    first, second = in_ranks(diverged, 2, tmp_path)
+    assert first == second
+    assert first["one rank's rows"] == alone["one rank's rows"]
+    assert "loss of update 4 of" in alone["one rank's rows"]
+    # Scores grow a hundredfold with each update, and so does what rounding makes of them.
+    assert "the training diverged: the loss of update" in first["too large a learning rate"]

@@ -264,9 +264,10 @@ def largest(value: float, here: World) -> float:
     return float(told)
 
 
-def sum_scalar(value: Tensor, here: World) -> float:
-    """The sum over ranks of one number."""
+def summed(values_N: Tensor, here: World) -> list[float]:
+    """The sums over ranks of some numbers; waits for the device."""
     if here.size > 1:
-        value = value.clone()
-        dist.all_reduce(value)
-    return float(value)
+        values_N = values_N.clone()
+        dist.all_reduce(values_N)
+    sums: list[float] = values_N.tolist()
+    return sums

@@ -5,7 +5,6 @@ rank alone writes. With one process and no process group it is the same code.
 """
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from importlib.metadata import version as installed_version
 import torch
 
 from cmcl.contract import DISTRIBUTION
-from cmcl.contract.errors import HOPELESS, ObjectExists, ObjectNotFound, TrainingDiverged
+from cmcl.contract.errors import HOPELESS, ObjectExists, ObjectNotFound
 from cmcl.contract.job import JobSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
 from workers.methods.port import Lesson
@@ -85,7 +84,6 @@ def _train(
     with closing(training_rows(spec.dataset, spec.spec, scratch=scratch)) as rows:
         task = Task(spec.dataset.pair, rows, _seed(spec), earlier)
         learned = learn(spec.spec, parent.knowledge, task, run)
-    _check_finite(learned, spec)
 
     reporter.enter("certifying")
     heads = learned.knowledge.heads
@@ -142,20 +140,6 @@ def _is_complete(store: ObjectStore, spec: JobSpec) -> bool:
     except ObjectNotFound:
         return False
     return True
-
-
-def _check_finite(learned: Learned, spec: JobSpec) -> None:
-    """Raises TrainingDiverged: heads that are not finite must not become a version."""
-    trained, weights = learned.trained, learned.knowledge.heads.weights
-    heads = (weights[modality] for modality in spec.dataset.pair.modalities)
-    if math.isfinite(trained.final_loss) and all(bool(head.isfinite().all()) for head in heads):
-        return
-    training = spec.spec.training
-    raise TrainingDiverged(
-        f"the training diverged: the loss is {trained.final_loss} after {trained.updates} updates; "
-        f"try a smaller training.learning_rate (now {training.learning_rate:g}) or a larger "
-        f"training.temperature (now {training.temperature:g})"
-    )
 
 
 def _seed(spec: JobSpec) -> int:

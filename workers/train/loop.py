@@ -3,6 +3,7 @@
 Shapes: B rows of the global batch, L of them local, F and G raw widths, E width of the embeddings.
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from cmcl.contract.errors import TrainingDiverged
 from workers.methods.port import Batch, Lesson, Method, Peers
 from workers.model.heads import ModalityHeads
 from workers.model.pair import (
@@ -22,7 +24,7 @@ from workers.model.pair import (
 from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace
 from workers.train.average import TailAverage
-from workers.train.distributed import World, averaged, gathered, share_of, sum_scalar
+from workers.train.distributed import World, averaged, gathered, share_of, summed
 from workers.train.objective import GlobalLoss
 from workers.train.optimizer import optimizer_for, optimizer_state, restore_optimizer
 from workers.train.rows.order import Plan
@@ -33,6 +35,9 @@ Spaces = Mapping[str, UpdateSpace]
 
 # Enough batches for a mean that is told with two digits.
 _BATCHES_OF_MEAN = 200
+# A loss that is not finite makes all later ones so. Ten at once cost one collective and one wait for
+# the device; after every update, both would be a part of the update's time.
+_UPDATES_PER_CHECK = 10
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ def train_pair(
 ) -> Trained:
     """Train the two heads of the pair on `rows`; all ranks end with the same.
 
-    From `saved` on it goes as if it had never been interrupted.
+    From `saved` on it goes as if it had never been interrupted. Raises TrainingDiverged, on all ranks
+    after the same update, soon after the first loss that is not finite.
     """
     plan = _plan(lesson)
     total = plan.updates(len(rows))
@@ -78,7 +84,8 @@ class _Training:
     """All that changes from update to update."""
 
     def __init__(self, method: Method, lesson: Lesson, spaces: Spaces, run: Run) -> None:
-        spec, self._here = lesson.training, run.here
+        self._spec = spec = lesson.training
+        self._here = run.here
         self._pair = _pair(lesson, spaces).to(run.device)
         self._rule = method.update_rule(lesson, self._pair)
         self._objective = GlobalLoss(self._pair, spec, run.here).to(run.device)
@@ -89,6 +96,8 @@ class _Training:
         self._average = TailAverage(self._pair.changes, spec.averaged_share)
         self._peers = _peers(run.here)
         self.loss, self.done = torch.zeros((), device=run.device), 0
+        self._unchecked: list[Tensor] = []
+        self._final_loss = math.nan
 
     def update(self, batch: LocalBatch, total: int) -> None:
         """One step of the optimizer."""
@@ -99,6 +108,25 @@ class _Training:
         self._rule.after_update()
         self.done += 1
         self._average.after_update(self.done / total)
+        self._unchecked.append(self.loss)
+        if self.done % _UPDATES_PER_CHECK == 0 or self.done == total:
+            self._check_losses(total)
+
+    def _check_losses(self, total: int) -> None:
+        """Raises TrainingDiverged for the first loss of the latest updates that is not finite."""
+        losses = summed(torch.stack(self._unchecked), self._here)
+        self._unchecked = []
+        for update, loss in enumerate(losses, start=self.done - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss of update {update} of {total} is {loss}")
+        self._final_loss = losses[-1]
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        spec = self._spec
+        return TrainingDiverged(
+            f"the training diverged: {what}; create a model with a smaller training.learning_rate "
+            f"(now {spec.learning_rate:g}) or a larger training.temperature (now {spec.temperature:g})"
+        )
 
     def look(self, is_curious: bool) -> None:
         """Whether `sight` will be asked for after the next update."""
@@ -110,9 +138,13 @@ class _Training:
         return Sight(pair.gradient_norm(), pair.removed_share(), pair.drift_so_far())
 
     def result(self) -> Trained:
-        """What training gave."""
-        loss, temperature = sum_scalar(self.loss, self._here), self._objective.temperature
-        return Trained(self._average.values(), loss, self.done, temperature)
+        """What training gave; raises TrainingDiverged where that is not finite."""
+        changes = self._average.values()
+        # No loss follows the last update. Ranks compare, as entries that are blocked do not travel.
+        odd = torch.stack([(~change_EI.isfinite()).any() for change_EI in changes])
+        if any(summed(odd.float(), self._here)):
+            raise self._diverged(f"the heads are not finite after the last update, {self.done}")
+        return Trained(changes, self._final_loss, self.done, self._objective.temperature)
 
     def state(self) -> Tensors:
         """All that the next update depends on, alike on all ranks."""
@@ -163,7 +195,8 @@ def mean_loss(
     objective = GlobalLoss(pair, lesson.training, run.here).to(run.device)
     with closing(rows.batches(replace(_plan(lesson), epochs=1), run.here)) as batches:
         losses = [objective(batch) / run.here.size for batch in islice(batches, _BATCHES_OF_MEAN)]
-    return sum_scalar(torch.stack(losses).mean(), run.here)
+    (mean,) = summed(torch.stack(losses).mean(dim=0, keepdim=True), run.here)
+    return mean
 
 
 def _peers(here: World) -> Peers:

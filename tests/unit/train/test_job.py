@@ -213,8 +213,10 @@ def test_training_that_diverges_says_what_to_change(store: LocalStore, tmp_path:
     # Unit vectors at a temperature of 1e-40 give scores that float32 has no room for.
     wild = SPEC.model_copy(update={"training": TrainingSpec(epochs=1, temperature=1e-40)})
     job = prepare_job(store, tmp_path, STREAM.datasets[0], spec=wild)
-    with pytest.raises(TrainingDiverged, match=r"smaller training\.learning_rate"):
+    with pytest.raises(TrainingDiverged, match=r"update 1 of .*smaller training\.learning_rate"):
         run(store, job)
+    told = Progress.model_validate_json(store.read(layout.run_progress(job.job, 1)))
+    assert told.phase == "training"
     failure = Failure.model_validate_json(store.read(layout.run_failure(job.job, 1)))
     assert failure.reason == "training_failed"
     with pytest.raises(ObjectNotFound):
