@@ -1,19 +1,63 @@
 """A client for the REST API, the command line, and a local stack.
 
-`service` and `workers` import `cmcl.contract` alone, so the client is loaded when it is first used.
+`service` and `workers` import `cmcl.contract` alone, so each name below is loaded when it is first
+used: a process that needs the contract loads no HTTP client.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cmcl.client import AsyncClient, Client, CmclError
+    from cmcl.client import AsyncClient, Client
+    from cmcl.contract.dataset import ShardRef
+    from cmcl.contract.modality import ModalityPair
+    from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+    from cmcl.contract.policy import GatePolicy, RolloutPolicy
+    from cmcl.contract.rollout import RolloutRule, TrialPlan
+    from cmcl.errors import CmclError, FieldError, TookTooLong, Unreachable
+    from cmcl.flow.retries import Retries
+    from cmcl.types import Item, Query
 
-__all__ = ["AsyncClient", "Client", "CmclError"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "CmclError",
+    "FieldError",
+    "GatePolicy",
+    "Item",
+    "ModalityPair",
+    "ModelSpec",
+    "ProtectionSpec",
+    "Query",
+    "Retries",
+    "RolloutPolicy",
+    "RolloutRule",
+    "ShardRef",
+    "TookTooLong",
+    "TrainingSpec",
+    "TrialPlan",
+    "Unreachable",
+]
+
+_MODULES = {
+    "cmcl.client": ("AsyncClient", "Client"),
+    "cmcl.contract.dataset": ("ShardRef",),
+    "cmcl.contract.modality": ("ModalityPair",),
+    "cmcl.contract.model": ("ModelSpec", "ProtectionSpec", "TrainingSpec"),
+    "cmcl.contract.policy": ("GatePolicy", "RolloutPolicy"),
+    "cmcl.contract.rollout": ("RolloutRule", "TrialPlan"),
+    "cmcl.errors": ("CmclError", "FieldError", "TookTooLong", "Unreachable"),
+    "cmcl.flow.retries": ("Retries",),
+    "cmcl.types": ("Item", "Query"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from cmcl import client
+    return getattr(import_module(_MODULE_OF[name]), name)
 
-    return getattr(client, name)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,11 +1,10 @@
 """Collections at the query endpoint: search that follows the model."""
 
-import base64
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from cmcl.calls.embeddings import content_of
 from cmcl.errors import CmclError
 from cmcl.flow.api import Api, given, json_bytes, read, segment, validated
 from cmcl.flow.effects import Exchange, Flow, Items, Side
@@ -72,7 +71,7 @@ def search(  # noqa: PLR0913 - what can be said about a search
     `filter`: over payloads, docs/search.md has the language. `min_revision`: not before this change
     is seen, e.g. that of `add_items`; `min_version`: nor before this version answers.
     """
-    body: dict[str, Any] = {"query": _content(query), "top_k": top_k, "exact": exact}
+    body: dict[str, Any] = {"query": content_of(query), "top_k": top_k, "exact": exact}
     body |= {"modalities": list(modalities)} if modalities is not None else {}
     body |= {"filter": dict(filter)} if filter is not None else {}
     headers = {"x-min-collection-revision": min_revision, "x-min-model-version": min_version}
@@ -125,17 +124,4 @@ def _at(name: str) -> str:
 
 def _item(item: Item) -> dict[str, Any]:
     payload = {} if item.payload is None else {"payload": dict(item.payload)}
-    return {"id": item.id, **_content(item), **payload}
-
-
-def _content(item: Item | Query) -> dict[str, Any]:
-    """base64 costs a quarter of a list of numbers, for both sides."""
-    content: dict[str, Any] = {"modality": item.modality}
-    if item.feature is not None:
-        data = struct.pack(f"<{len(item.feature)}f", *item.feature)
-        content["feature"] = base64.b64encode(data).decode()
-    if item.text is not None:
-        content["text"] = item.text
-    if item.data is not None:
-        content["data"] = base64.b64encode(item.data).decode()
-    return content
+    return {"id": item.id, **content_of(item), **payload}

@@ -1,9 +1,8 @@
 """`cmcl collection` and `cmcl search`: items at the query endpoint, found by whatever version is live."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -11,9 +10,9 @@ from rich.text import Text
 
 from cmcl.client import Client
 from cmcl.terminal.console import Columns, fields, say, show, show_all, stdout, table
-from cmcl.terminal.exits import Refused
+from cmcl.terminal.items import parse_filter, read_items, read_query
 from cmcl.terminal.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, OfModel, Yes
-from cmcl.types import Collection, Found, Hit, Item, Query
+from cmcl.types import Collection, Found, Hit
 
 app = typer.Typer(no_args_is_help=True, help="Collections: search that follows the model.")
 
@@ -94,7 +93,7 @@ def add_items(
 ) -> None:
     """Add items; those that are there by the same id are replaced."""
     with Client(embeddings_url=embeddings_url) as client:
-        written = client.add_items(name, _items(file))
+        written = client.add_items(name, read_items(file))
     say(f"{name} is at revision {written.revision}", written, as_json)
 
 
@@ -144,38 +143,19 @@ def search(  # noqa: PLR0913 - what can be said about a search
     as_json: AsJson = False,
 ) -> None:
     """The items of a collection that are nearest to one of any modality."""
-    contents = data.read_bytes() if data else None
-    row = None if feature is None else _json(feature.read_text(encoding="utf-8"), str(feature))
+    query, wanted = read_query(modality, feature, text, data), parse_filter(where)
     with Client(embeddings_url=embeddings_url) as client:
         found = client.search(
             name,
-            Query(modality, row, text, contents),
+            query,
             top_k,
             modalities=among or None,
-            filter=None if where is None else _json(where, "--where"),
+            filter=wanted,
             exact=exact,
             min_revision=min_revision,
             min_version=min_version,
         )
     show(found, as_json, _found)
-
-
-def _items(path: Path) -> Iterator[Item]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                try:
-                    yield Item(**_json(line, where))
-                except TypeError as error:
-                    raise Refused(f"{where}: {error}") from error
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise Refused(f"{where} is no JSON: {error}") from error
 
 
 def _view(collection: Collection) -> RenderableType:

@@ -21,6 +21,9 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="JSON on stdout: one document, or one in each line")
 ]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", envvar="CMCL_MODEL")]
+QueriedModel = Annotated[
+    str, typer.Argument(metavar="MODEL", help="NAME for the live version, or NAME@VERSION")
+]
 OfModel = Annotated[
     str, typer.Option("--model", "-m", envvar="CMCL_MODEL", help="name of the model")
 ]

@@ -32,6 +32,42 @@ def test_a_file_that_holds_no_features_is_named(
     assert str(path) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"id": "a", "feature": [1.0]}', "line 1: 'modality' is missing"),
+        (b'\n{"id": "a", "modality": "m", "size": 1}', "line 2: there is no field 'size'"),
+        (b'{"id": 7, "modality": "m"}', "line 1: 'id' is 7; it must be a text"),
+        (b'{"id": "a", "modality": "m", "feature": ["x"]}', "a feature is a list of numbers"),
+        (b'{"id": "a", "modality": "m", "feature": "AAA="}', "2 bytes; float32 takes four"),
+        (b'{"id": "a", "modality": "m", "data": "?"}', "line 1: 'data' is not base64"),
+        (b"[1]", "line 1: an item is a JSON object with id, modality"),
+        (b"PAR1\x15\x04\xff", "looks like Parquet; features are JSON, and items are JSON objects"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"not json", "line 1 is not JSON"),
+    ],
+)
+def test_an_item_that_is_none_is_told_by_its_line(
+    tmp_path: Path, content: bytes, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "items.parquet"
+    path.write_bytes(content)
+    assert main(["collection", "add", "pictures", str(path)]) == Exit.REFUSED
+    shown = capsys.readouterr().err
+    assert str(path) in shown
+    assert words in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["embed", "search"])
+def test_words_in_the_place_of_a_file_are_told_the_option_for_words(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "shapes", "text", "ankle boot"]) == Exit.REFUSED
+    shown = capsys.readouterr().err
+    assert shown == "error: there is no file 'ankle boot'; for words use --text\n"
+
+
 @pytest.mark.parametrize("text", ["image", "image=", "image=wide", "image=\u00b2", "image=-1"])
 def test_a_modality_without_a_width_is_named(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["model", "create", "scenes", "--modality", text]) == Exit.USAGE
@@ -56,6 +92,12 @@ def test_a_modality_without_a_width_is_named(text: str, capsys: pytest.CaptureFi
         ),
         (["dataset", "add", "s3://b/---.parquet", "--model=m", "--pair=a,b"], "say --name"),
         (["model", "policy", "m", "--unset", "mood"], "permitted are max-drift"),
+        (["search", "pictures", "text"], "a FEATURE file, --text WORDS or --data FILE"),
+        (["search", "pictures", "text", "x.json", "--text=a"], "one thing to search for"),
+        (["search", "pictures", "text", "--text=a", "--where=5"], "--where"),
+        (["search", "pictures", "text", "--text=a", "--where={"], "--where"),
+        (["embed", "shapes"], "--text WORDS"),
+        (["embed", "shapes", "text", "x.json", "--text=a"], "--text WORDS"),
     ],
 )
 def test_what_cannot_be_understood_is_a_mistake_of_usage(
@@ -177,7 +219,7 @@ def test_the_demo_empties_no_folder_but_its_own(tmp_path: Path) -> None:
 
 
 def test_importing_the_client_loads_nothing_large_and_nothing_for_terminals() -> None:
-    program = "import json, sys, cmcl; print(json.dumps(sorted(sys.modules)))"
+    program = "import json, sys; from cmcl import Client; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from cmcl import Client, CmclError
+from cmcl import Client, CmclError, Query
 from cmcl.client import FINAL_STATES, Unreachable
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.modality import ModalityPair
@@ -133,11 +133,16 @@ def test_migrations_of_another_form_are_an_error_of_ours(
 
 
 def test_similarity_gives_all_scores_or_the_best(server: RestServer, client: Client) -> None:
-    queries = [{"modality": "text", "feature": [1.0]}]
-    candidates = [{"modality": "image", "feature": [2.0]}]
+    queries = [Query("text", text="a red chair")]
+    candidates = [Query("image", [2.0])]
     server.always((200, {"model": "scenes@3", "scores": [[0.5]]}))
     assert client.similarity("scenes", queries, candidates).scores == [[0.5]]
-    assert server.asked[0].body == {"model": "scenes", "queries": queries, "candidates": candidates}
+    packed = base64.b64encode(struct.pack("<f", 2.0)).decode()
+    assert server.asked[0].body == {
+        "model": "scenes",
+        "queries": [{"modality": "text", "text": "a red chair"}],
+        "candidates": [{"modality": "image", "feature": packed}],
+    }
     server.always((200, {"model": "scenes@3", "results": [[{"index": 0, "score": 0.5}]]}))
     best = client.similarity("scenes", queries, candidates, top_k=1).results
     assert best is not None

@@ -271,6 +271,19 @@ def test_embeddings_are_one_document(
     assert server.asked[0].body["input"] == [[1, 2]]
 
 
+def test_words_are_embedded_where_there_is_no_file(
+    cmcl: Cmcl, server: RestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMCL_EMBEDDINGS_URL", server.url)
+    vector = base64.b64encode(struct.pack("<2f", 0.5, -1.0)).decode()
+    server.always((200, {"model": "scenes@3", "data": [{"embedding": vector}] * 2}))
+    words = ("--text=a red chair", "--text=a table")
+    assert len(json.loads(cmcl("embed", "scenes", *words))["embeddings"]) == 2
+    cmcl("embed", "scenes", "caption", *words)
+    assert [asked.body["input"] for asked in server.asked] == 2 * [["a red chair", "a table"]]
+    assert [asked.body["modality"] for asked in server.asked] == ["text", "caption"]
+
+
 def test_migrated_vectors_are_one_document(
     cmcl: Cmcl, server: RestServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,7 +315,8 @@ def test_scores_are_one_document(
         "model": "scenes@3",
         "scores": [[0.5]],
     }
-    assert server.asked[0].body["candidates"] == [item, item]
+    packed = base64.b64encode(struct.pack("<f", 1)).decode()
+    assert server.asked[0].body["candidates"] == 2 * [{"modality": "text", "feature": packed}]
 
 
 @pytest.mark.parametrize("width", ["20", "40", "80", "300"])

@@ -1,0 +1,130 @@
+"""What editors, `help` and type checkers tell a user of the client."""
+
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import cmcl
+from cmcl import AsyncClient, Client
+from cmcl.client import Calls
+from tests.architecture.repository import ROOT
+
+CALLS = sorted(name for name in dir(Calls) if not name.startswith("_"))
+
+# A program of a user, checked by mypy --strict against the installed package. Each `type: ignore`
+# is a mistake that has to be found: one that is not needed is an error as well.
+PROGRAM = """
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import assert_type
+
+from cmcl import AsyncClient, Client, CmclError, Item, ModelSpec, Query, Retries, Unreachable
+from cmcl.types import Accepted, Embeddings, Job, Similarity, Written
+
+
+def blocking(client: Client) -> None:
+    client.create_model("shapes", ModelSpec(width=8, modalities={"image": 4, "text": 3}))
+    accepted = client.add_dataset("shapes", "fashion", ("image", "text"), [Path("fashion")])
+    assert_type(accepted, Accepted)
+    assert_type(client.jobs(model="shapes"), Iterator[Job])
+    assert_type(client.embed("shapes", "image", [[0.5]]), Embeddings)
+    assert_type(client.embed("shapes", "text", ["a red chair"]), Embeddings)
+    query = Query("text", text="a red chair")
+    assert_type(client.similarity("shapes", [query], [Query("image", [0.5])]), Similarity)
+    client.search("pictures", query, filter={"field": "label", "equals": "chair"})
+    assert_type(client.add_items("pictures", [Item("a", "image", [0.5])]), Written)
+    client.add_dataset("shapes", 5, ("image", "text"), [])  # type: ignore[arg-type]
+    client.add_dataset("shapes", "fashion", ("image", "text"))  # type: ignore[call-arg]
+    client.add_dataset("s", "f", ("a", "b"), [], upload="maybe")  # type: ignore[arg-type]
+    client.job("job-1").mood  # type: ignore[attr-defined]
+
+
+async def awaited(client: AsyncClient) -> None:
+    assert_type(await client.job("job-1"), Job)
+    assert_type(client.jobs(), AsyncIterator[Job])
+    await client.promote("shapes", "one")  # type: ignore[arg-type]
+
+
+try:
+    with Client(retries=Retries(attempts=1)) as client:
+        assert_type(Client.job(client, "job-1"), Job)
+except Unreachable as error:
+    assert isinstance(error, CmclError)
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A Python whose site-packages have the wheel's files as they are here; checkers find it there."""
+    python = tmp_path / "venv" / "bin" / "python"
+    making = [sys.executable, "-m", "venv", "--without-pip", str(python.parents[1])]
+    subprocess.run(making, check=True)
+    (site,) = python.parents[1].glob("lib/python*/site-packages")
+    shutil.copytree(ROOT / "cmcl", site / "cmcl")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def test_a_type_checker_knows_every_call_of_the_installed_client(
+    installed: Path, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    checker = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--config-file="]
+    done = subprocess.run(
+        [*checker, f"--python-executable={installed}", str(program)],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("name", CALLS)
+def test_each_call_shows_what_a_user_gives_and_gets(
+    kind: type[Client] | type[AsyncClient], name: str
+) -> None:
+    function, method = getattr(kind, name), getattr(kind(), name)
+    assert inspect.isfunction(function)
+    assert inspect.ismethod(method)
+    assert function.__qualname__ == f"{kind.__name__}.{name}"
+    assert inspect.getdoc(function)
+    on_class, on_object = inspect.signature(function), inspect.signature(method)
+    assert list(on_class.parameters) == ["self", *on_object.parameters]
+    assert "api" not in on_class.parameters
+    assert "Generator" not in str(on_class)
+    assert on_object.return_annotation is not inspect.Signature.empty
+
+
+def test_both_clients_take_the_same_arguments() -> None:
+    for name in CALLS:
+        blocking, awaited = (
+            inspect.signature(getattr(kind, name)) for kind in (Client, AsyncClient)
+        )
+        assert blocking.parameters == awaited.parameters
+    assert inspect.iscoroutinefunction(AsyncClient.job)
+    assert not inspect.iscoroutinefunction(Client.job)
+
+
+def test_every_name_that_is_exported_can_be_used() -> None:
+    assert {"Client", "Query", "Item", "ModelSpec", "Retries", "Unreachable"} <= set(cmcl.__all__)
+    for name in cmcl.__all__:
+        assert getattr(cmcl, name).__name__ == name
+        assert name in dir(cmcl)
+
+
+def test_who_imports_the_contract_loads_no_http_client() -> None:
+    program = "import json, sys, cmcl.contract.model; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert {"httpx", "cmcl.client"}.isdisjoint(json.loads(done.stdout))
