@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
     from cmcl.contract.policy import GatePolicy, RolloutPolicy
     from cmcl.contract.rollout import RolloutRule, TrialPlan
-    from cmcl.errors import CmclError, FieldError, TookTooLong, Unreachable
+    from cmcl.errors import CmclError, FieldError, TookTooLong, Unreachable, WrongServer
     from cmcl.flow.retries import Retries
     from cmcl.types import Item, Query
 
@@ -37,6 +37,7 @@ __all__ = [
     "TrainingSpec",
     "TrialPlan",
     "Unreachable",
+    "WrongServer",
 ]
 
 _MODULES = {
@@ -46,7 +47,7 @@ _MODULES = {
     "cmcl.contract.model": ("ModelSpec", "ProtectionSpec", "TrainingSpec"),
     "cmcl.contract.policy": ("GatePolicy", "RolloutPolicy"),
     "cmcl.contract.rollout": ("RolloutRule", "TrialPlan"),
-    "cmcl.errors": ("CmclError", "FieldError", "TookTooLong", "Unreachable"),
+    "cmcl.errors": ("CmclError", "FieldError", "TookTooLong", "Unreachable", "WrongServer"),
     "cmcl.flow.retries": ("Retries",),
     "cmcl.types": ("Item", "Query"),
 }

@@ -1,7 +1,8 @@
 """What can go wrong, in words.
 
 CmclError             the service refused, or something of ours cannot be sent
-├── Unreachable       nobody answered, also after several attempts
+├── Unreachable       no server answers, also after several attempts
+├── WrongServer       the address belongs to the other one of our two servers
 └── TookTooLong       a job did not end in the time that was given to it
 """
 
@@ -50,6 +51,10 @@ class CmclError(Exception):
 
 class Unreachable(CmclError):
     """No answer came. Whether the request was done is unknown."""
+
+
+class WrongServer(CmclError):
+    """The control plane was asked for embeddings, or the embeddings endpoint for the rest."""
 
 
 class TookTooLong(CmclError):

@@ -6,7 +6,7 @@ from typing import Any
 
 from cmcl.calls.embeddings import content_of
 from cmcl.errors import CmclError
-from cmcl.flow.api import Api, given, json_bytes, read, segment, validated
+from cmcl.flow.api import Api, given, json_bytes, listed, read, segment, validated
 from cmcl.flow.effects import Exchange, Flow, Items, Side
 from cmcl.flow.effects import Item as Listed
 from cmcl.types import Collection, Found, Item, Query, Written
@@ -26,7 +26,7 @@ def create_collection(
 def collections(api: Api) -> Items[Collection]:
     """All collections, by name."""
     response = yield from api.send(_request("GET", _PATH))
-    for each in response.json().get("data", ()):
+    for each in listed(response, "data", Side.EMBEDDINGS)["data"]:
         yield Listed(validated(Collection, each, response))
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import httpx
 
 from cmcl.errors import CmclError, Json, json_object, refusal
-from cmcl.flow.api import Api, json_bytes, read, segment, validated
+from cmcl.flow.api import Api, json_bytes, listed, read, segment, validated
 from cmcl.flow.effects import Exchange, Flow, Side
 from cmcl.types import Embeddings, Item, Migrated, Query, ServedModel, Similarity
 
@@ -79,9 +79,8 @@ def similarity(
 def served_models(api: Api) -> Flow[list[ServedModel]]:
     """The models that the endpoint answers for: versions, trials, whether stored vectors still fit."""
     response = yield from api.send(Exchange("GET", "/v1/models", Side.EMBEDDINGS))
-    return _understood(
-        response, lambda answer: [validated(ServedModel, one, response) for one in answer["data"]]
-    )
+    models = listed(response, "data", Side.EMBEDDINGS)["data"]
+    return [validated(ServedModel, each, response) for each in models]
 
 
 def served_model(api: Api, model: str) -> Flow[ServedModel]:

@@ -12,7 +12,7 @@ from httpx_sse import ServerSentEvent
 from pydantic import ValidationError
 
 from cmcl.errors import CmclError, may_pass, refusal
-from cmcl.flow.api import Api, segment, unreachable
+from cmcl.flow.api import Api, check_server, segment, unreachable
 from cmcl.flow.effects import (
     Exchange,
     Flow,
@@ -141,6 +141,7 @@ class Feed:
             raise _Over
         self._is_connected = is_stream(response)
         if not self._is_connected:
+            check_server(Side.SERVICE, response)
             if response.is_success or response.status_code in _NO_STREAM:
                 raise NoStream
             raise refusal(response)

@@ -11,11 +11,20 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from cmcl.errors import CmclError, Json, Unreachable, json_object, refusal
+from cmcl.errors import CmclError, Json, Unreachable, WrongServer, json_object, refusal
 from cmcl.flow.effects import Exchange, Flow, Item, Items, Params, Pause, Side, exchange
 from cmcl.flow.retries import Retries
 
 Answer = TypeVar("Answer", bound=BaseModel)
+
+# Every answer of our servers says which of the two it comes from.
+_SERVER_HEADER = "x-cmcl-server"
+_SERVERS = {"control-plane": Side.SERVICE, "embeddings": Side.EMBEDDINGS}
+_NAMES = {Side.SERVICE: "the control plane", Side.EMBEDDINGS: "the embeddings endpoint"}
+_SET_BY = {
+    Side.SERVICE: "CMCL_URL, --url or service_url",
+    Side.EMBEDDINGS: "CMCL_EMBEDDINGS_URL, --embeddings-url or embeddings_url",
+}
 
 
 def _fresh_key() -> str:
@@ -74,8 +83,8 @@ class Api:
         query = dict(params or {})
         while True:
             response = yield from self.send(Exchange("GET", path, params=query))
-            page = _object(response)
-            for item in page.get("items", ()):
+            page = listed(response, "items", Side.SERVICE)
+            for item in page["items"]:
                 yield Item(validated(kind, item, response))
             if not page.get("next_cursor"):
                 return
@@ -98,6 +107,7 @@ class Api:
                     raise unreachable(request.side, error) from error
                 yield Pause(self.retries.pause(attempt))
                 continue
+            check_server(request.side, response)
             pause = self.retries.pause_after(response, attempt)
             if pause is None or not _repeatable(request, response):
                 return response, attempt
@@ -159,18 +169,72 @@ def validated(kind: type[Answer], value: object, response: httpx.Response) -> An
         ) from error
 
 
+def listed(response: httpx.Response, field: str, side: Side) -> Json:
+    """The answer of a success, with a list in `field`. Raises CmclError for one of another form."""
+    body = _object(response)
+    if isinstance(body.get(field), list):
+        return body
+    _raise_if_foreign(side, _side_of_body(body), response)
+    raise CmclError(
+        f"the answer of {_address(response) or side} has no list {field!r}; is it a server of cmcl, "
+        f"and of the same version? Its address is {_SET_BY[side]}",
+        response.status_code,
+        request_id=response.headers.get("x-request-id"),
+    )
+
+
+def check_server(side: Side, response: httpx.Response) -> None:
+    """Raises WrongServer if the other one of our two servers has answered."""
+    if side == Side.ELSEWHERE:
+        return
+    named = _SERVERS.get(response.headers.get(_SERVER_HEADER, ""))
+    if named is None and response.is_error:
+        # A proxy may have dropped the header; each server words its errors in a form of its own.
+        named = _side_of_body(json_object(response) or {})
+    _raise_if_foreign(side, named, response)
+
+
 def unreachable(side: Side, error: httpx.TransportError) -> Unreachable:
     """In words, without what a URL may hold of secrets."""
-    url = _request_url(error)
-    where = f"{url.scheme}://{url.netloc.decode('ascii')}" if url else f"the {side}"
+    where = _address(error) or f"the {side}"
+    if "WRONG_VERSION_NUMBER" in str(error):
+        plain = where.replace("https://", "http://", 1)
+        return Unreachable(f"{where} does not speak TLS; try {plain}")
+    if isinstance(error, httpx.ConnectError) and side != Side.ELSEWHERE:
+        return Unreachable(
+            f"cannot connect to {where} ({error}); is `cmcl up` running? For another address of "
+            f"{_NAMES[side]}, set {_SET_BY[side]}"
+        )
     return Unreachable(f"{where} does not answer: {error or type(error).__name__}")
 
 
-def _request_url(error: httpx.TransportError) -> httpx.URL | None:
+def _raise_if_foreign(side: Side, found: Side | None, response: httpx.Response) -> None:
+    if found in (None, side):
+        return
+    raise WrongServer(
+        f"{_address(response) or 'this address'} is {_NAMES[found]}, and this needs {_NAMES[side]}: "
+        f"set {_SET_BY[side]} to its address",
+        response.status_code,
+        request_id=response.headers.get("x-request-id"),
+    )
+
+
+def _side_of_body(body: Json) -> Side | None:
+    """By the form of an answer: RFC 9457 and pages of `items`, or OpenAI's errors and lists."""
+    if str(body.get("type", "")).startswith("urn:cmcl:problem:") or "next_cursor" in body:
+        return Side.SERVICE
+    if isinstance(body.get("error"), dict) or body.get("object") == "list":
+        return Side.EMBEDDINGS
+    return None
+
+
+def _address(source: httpx.TransportError | httpx.Response) -> str | None:
+    """Scheme and host that were asked; None where no request is attached."""
     try:
-        return error.request.url
+        url = source.request.url
     except RuntimeError:
         return None
+    return f"{url.scheme}://{url.netloc.decode('ascii')}"
 
 
 def _object(response: httpx.Response) -> Json:

@@ -137,7 +137,18 @@ def test_a_server_that_is_not_there_has_an_exit_code_of_its_own(
         held.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{held.getsockname()[1]}"
         assert main(["model", "list", "--url", url]) == Exit.UNREACHABLE
-    assert capsys.readouterr().err.startswith(f"error: {url} does not answer: ")
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: cannot connect to {url} ")
+    assert "is `cmcl up` running?" in told
+    assert "set CMCL_URL" in told
+
+
+def test_a_server_without_tls_is_asked_for_by_http(
+    server: RestServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = server.url.replace("http://", "https://")
+    assert main(["model", "list", "--url", url]) == Exit.UNREACHABLE
+    assert f"{url} does not speak TLS; try {server.url}\n" in capsys.readouterr().err
 
 
 def test_a_refusal_by_the_server_is_told_in_its_words(

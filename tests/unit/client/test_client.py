@@ -245,7 +245,6 @@ def test_the_client_stops_watching_in_just_the_states_that_the_service_calls_ter
             },
             "the body cannot be used; width: it is 1, at least 2 is needed",
         ),
-        ({"error": {"message": "there is no model 'x'", "type": "t"}}, "there is no model 'x'"),
         ("<html>a proxy's page</html>", "HTTP 404: <html>a proxy's page</html>"),
         ("", "HTTP 404: "),
         ('"only text"', 'HTTP 404: "only text"'),
@@ -262,6 +261,12 @@ def test_a_refusal_is_told_in_the_words_of_whoever_refused(
         client.job("j-1")
     assert str(caught.value) == words
     assert caught.value.status == 404
+
+
+def test_a_refusal_by_the_endpoint_is_told_in_its_words(server: RestServer, client: Client) -> None:
+    server.always((404, {"error": {"message": "there is no model 'x'", "type": "t"}}))
+    with pytest.raises(CmclError, match=r"^there is no model 'x'$"):
+        client.served_model("x")
 
 
 def test_an_error_has_type_fields_and_request_id(server: RestServer, client: Client) -> None:

@@ -1,0 +1,85 @@
+"""Each address taken for the other one: the server is named, and the variable to set."""
+
+import pytest
+
+from cmcl import Client, CmclError
+from cmcl.client import WrongServer
+from cmcl.terminal.exits import Exit
+from tests.unit.client.command_line import Cmcl
+from tests.unit.client.rest_server import Answer, RestServer
+
+PLANE, ENDPOINT = {"x-cmcl-server": "control-plane"}, {"x-cmcl-server": "embeddings"}
+# What each server answers to a call that is meant for the other one, with and without the header.
+OF_THE_ENDPOINT: list[Answer] = [
+    (200, {"object": "list", "data": []}, ENDPOINT),
+    (404, {"error": {"message": "there is no such path"}}, ENDPOINT),
+    (404, "Not Found", ENDPOINT),
+    (200, {"object": "list", "data": []}),
+    (404, {"error": {"message": "there is no such path"}}),
+]
+OF_THE_PLANE: list[Answer] = [
+    (200, {"items": [], "next_cursor": None}, PLANE),
+    (404, {"type": "urn:cmcl:problem:not-found", "title": "x", "detail": "Not Found"}, PLANE),
+    (404, "Not Found", PLANE),
+    (200, {"items": [], "next_cursor": None}),
+    (404, {"type": "urn:cmcl:problem:not-found", "title": "x", "detail": "Not Found"}),
+]
+
+
+@pytest.mark.parametrize("answer", OF_THE_ENDPOINT)
+def test_the_endpoint_in_the_place_of_the_control_plane_is_named(
+    server: RestServer, client: Client, answer: Answer
+) -> None:
+    server.always(answer)
+    with pytest.raises(WrongServer) as caught:
+        list(client.models())
+    assert str(caught.value).startswith(f"{server.url} is the embeddings endpoint, and this needs")
+    assert "CMCL_URL" in str(caught.value)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("answer", OF_THE_PLANE)
+def test_the_control_plane_in_the_place_of_the_endpoint_is_named(
+    server: RestServer, client: Client, answer: Answer
+) -> None:
+    server.always(answer)
+    with pytest.raises(WrongServer) as caught:
+        client.served_models()
+    assert str(caught.value).startswith(f"{server.url} is the control plane, and this needs the")
+    assert "CMCL_EMBEDDINGS_URL" in str(caught.value)
+    with pytest.raises(WrongServer):
+        list(client.collections())
+
+
+@pytest.mark.parametrize("answer", [answer for answer in OF_THE_ENDPOINT if answer[0] != 200])
+def test_events_of_the_wrong_server_are_not_waited_for(
+    server: RestServer, client: Client, answer: Answer
+) -> None:
+    server.always(answer)
+    with pytest.raises(WrongServer):
+        list(client.events("job-1"))
+
+
+def test_a_server_of_the_right_name_is_believed(server: RestServer, client: Client) -> None:
+    server.always((200, {"items": [], "next_cursor": None}, PLANE))
+    assert list(client.models()) == []
+    server.always((404, {"error": {"message": "there is no model"}}, ENDPOINT))
+    with pytest.raises(CmclError, match=r"^there is no model$"):
+        client.served_model("x")
+
+
+@pytest.mark.parametrize("answer", [{}, {"items": {}}, {"data": []}])
+def test_a_list_without_its_items_is_no_empty_list(
+    server: RestServer, client: Client, answer: object
+) -> None:
+    server.always((200, answer))
+    with pytest.raises(CmclError, match="has no list 'items'; is it a server of cmcl"):
+        list(client.models())
+
+
+def test_listing_at_the_endpoint_is_no_success_on_the_command_line(
+    server: RestServer, cmcl: Cmcl
+) -> None:
+    server.always((200, {"object": "list", "data": []}, ENDPOINT))
+    told = cmcl("model", "list", "--url", server.url, code=Exit.REFUSED)
+    assert "is the embeddings endpoint" in told
