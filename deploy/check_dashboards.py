@@ -2,8 +2,9 @@
 
 `python -m deploy.check_dashboards` starts the whole system and Debian's Prometheus beside it, and uses
 it: two datasets, queries, texts, a collection, a rollback, a version in the shadow, refused questions. Then
-every expression of the dashboards and of the alert rules is asked, and every metric in those that may show
-nothing. What this run gives no reason to exist is expected to be missing, by name (NOT_HERE). Exit status 1: an
+every expression of the dashboards and of the alert rules is asked at one instant, as dashboards and rules
+ask: those of training while a dataset is trained, all others more than a minute after the last change. So is
+every metric in those that may show nothing. What this run gives no reason to exist is expected to be missing, by name (NOT_HERE). Exit status 1: an
 expression is not understood, or shows nothing. The last line is one JSON document.
 """
 
@@ -31,6 +32,7 @@ from cmcl.demo.stream import read_stream
 from cmcl.ports import Ports
 from cmcl.stack import LocalStack
 from cmcl.types.collections import Item
+from cmcl.types.jobs import Job
 from deploy.live_prometheus import Prometheus, PrometheusError, Target
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +58,8 @@ _SLOW = TrainingSpec(epochs=150)
 _TRACE = "import ray; ray.init(logging_level='error'); print('PORT', ray.nodes()[0]['MetricsExportPort'])"
 
 
+# Series of an attempt, which end with it.
+_OF_TRAINING = "cmcl_service_training_"
 # Of a metric in an expression; labels and what stands in them are none.
 _METRIC = re.compile(r"\b(?:ray_|cmcl_)\w+")
 _BRACES = re.compile(r"\{[^}]*\}|\b(?:by|on|without)\s*\([^)]*\)")
@@ -64,8 +68,8 @@ _BRACES = re.compile(r"\{[^}]*\}|\b(?:by|on|without)\s*\([^)]*\)")
 class Asked(Protocol):
     """A Prometheus, or what stands for one."""
 
-    def ask(self, expression: str, seconds: float) -> list[dict[str, Any]]:
-        """The series that it had at any moment of the last seconds. Raises PrometheusError."""
+    def ask(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
+        """The series at an instant, by default now. Raises PrometheusError."""
         ...
 
 
@@ -84,6 +88,18 @@ class Expression:
             return _QUIET
         reasons = (reason for part, reason in NOT_HERE.items() if part in self.text)
         return next(reasons, "")
+
+
+@dataclass(frozen=True)
+class Instants:
+    """When to ask, in seconds since 1970: while something was trained, and at the end."""
+
+    training: Sequence[float]
+    end: float
+
+    def of(self, expression: Expression) -> Sequence[float]:
+        """Those at which it must show something, at one of them at least."""
+        return self.training if _OF_TRAINING in expression.text else [self.end]
 
 
 @dataclass(frozen=True)
@@ -136,8 +152,15 @@ def expressions() -> list[Expression]:
     return [*found, *metrics_of(one for one in found if one.excuse)]
 
 
-def use(stack: LocalStack) -> None:
-    """Do something of everything that is shown."""
+def use(stack: LocalStack) -> Sequence[float]:
+    """Do something of everything that is shown. When something was being trained."""
+    training: list[float] = []
+
+    def watch(job: Job) -> None:
+        print(job.id, job.state)
+        if job.state == "running":
+            training.append(time.time())
+
     stream = read_stream(STREAM)
     host, port = "127.0.0.1", stack.ports.embeddings
     with Client(stack.service_url, stack.embeddings_url) as client:
@@ -149,7 +172,7 @@ def use(stack: LocalStack) -> None:
                 *(MODEL, dataset.name, dataset.pair.modalities, dataset.shards),
                 dataset.evaluation_shards,
             )
-            client.watch(accepted.job.id, lambda now: print(now.id, now.state))
+            client.watch(accepted.job.id, watch)
         probes = stream.probe_rows(32)
         load = QueryLoad(host, port, MODEL, probes, rate=50)
         load.start()
@@ -164,6 +187,7 @@ def use(stack: LocalStack) -> None:
         _ask(stack, {"model": "nobody", "modality": "text", "input": ["nothing"]})
         time.sleep(_SHADOW_SECONDS)
         load.stop()
+    return training
 
 
 def _ask(stack: LocalStack, body: dict[str, object]) -> None:
@@ -171,12 +195,15 @@ def _ask(stack: LocalStack, body: dict[str, object]) -> None:
     print("asked for a text:", answer.status_code)
 
 
-def ask_all(prometheus: Asked, wanted: Iterable[Expression], seconds: float) -> list[Answer]:
-    """How many series each had."""
+def ask_all(prometheus: Asked, wanted: Iterable[Expression], instants: Instants) -> list[Answer]:
+    """How many series each had, at the instant with the most."""
     answers = []
     for expression in wanted:
         try:
-            answers.append(Answer(expression, len(prometheus.ask(expression.text, seconds))))
+            counts = [
+                len(prometheus.ask(expression.text, instant)) for instant in instants.of(expression)
+            ]
+            answers.append(Answer(expression, max(counts, default=0)))
         except PrometheusError as error:
             answers.append(Answer(expression, 0, str(error)))
     return answers
@@ -234,11 +261,10 @@ def check(program: Path, folder: Path) -> list[Answer]:
     with stack:
         service = Target("service", f"127.0.0.1:{stack.ports.service}")
         targets = [service, Target("ray", ray_metrics(stack))]
-        started = time.time()
         port = Ports.free().service
         with Prometheus(program, folder / "prometheus", port, targets) as prometheus:
-            use(stack)
-            return ask_all(prometheus, expressions(), time.time() - started)
+            training = use(stack)
+            return ask_all(prometheus, expressions(), Instants(training, time.time()))
 
 
 if __name__ == "__main__":

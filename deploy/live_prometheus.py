@@ -27,14 +27,24 @@ class Target:
 
 
 class Prometheus:
-    """`with Prometheus(program, folder, port, targets) as it: it.ask("up")`."""
+    """`with Prometheus(program, folder, port, targets) as it: it.ask("up")`.
 
-    def __init__(self, program: Path, folder: Path, port: int, targets: Sequence[Target]) -> None:
+    `rules`: a file of alert rules, evaluated every second.
+    """
+
+    def __init__(
+        self,
+        program: Path,
+        folder: Path,
+        port: int,
+        targets: Sequence[Target],
+        rules: Path | None = None,
+    ) -> None:
         folder.mkdir(parents=True)
         self._folder = folder
         self._address = f"http://127.0.0.1:{port}"
         self._command = [
-            *(str(program), f"--config.file={self._written(targets)}"),
+            *(str(program), f"--config.file={self._written(targets, rules)}"),
             *(f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"),
         ]
 
@@ -53,27 +63,40 @@ class Prometheus:
         self._process.terminate()
         self._process.wait()
 
-    def ask(self, expression: str, seconds: float) -> list[dict[str, Any]]:
-        """The series that an expression had at any moment of the last seconds. Raises PrometheusError."""
-        now = time.time()
-        span = {"start": now - seconds, "end": now, "step": max(1.0, seconds / 1000)}
-        answer = httpx.post(
-            f"{self._address}/api/v1/query_range", data={"query": expression, **span}, timeout=30
-        ).json()
-        if answer["status"] != "success":
-            raise PrometheusError(answer["error"])
-        series: list[dict[str, Any]] = answer["data"]["result"]
+    def ask(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
+        """The series of an expression at an instant, by default now. Raises PrometheusError.
+
+        An instant and no range: a range has the series that were there once and are gone.
+        """
+        instant = {} if at is None else {"time": at}
+        found = self._get("query", {"query": expression, **instant})
+        series: list[dict[str, Any]] = found["result"]
         return series
 
-    def _written(self, targets: Sequence[Target]) -> Path:
+    def alerts(self) -> dict[str, str]:
+        """The alerts whose condition holds now, by name: `pending` or `firing`. Raises PrometheusError."""
+        found = self._get("alerts", {})["alerts"]
+        return {each["labels"]["alertname"]: each["state"] for each in found}
+
+    def _get(self, path: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        answer = httpx.get(f"{self._address}/api/v1/{path}", params=parameters, timeout=30).json()
+        if answer["status"] != "success":
+            raise PrometheusError(answer["error"])
+        data: dict[str, Any] = answer["data"]
+        return data
+
+    def _written(self, targets: Sequence[Target], rules: Path | None) -> Path:
         """JSON is YAML."""
         scraped = [
             {"job_name": target.job, "static_configs": [{"targets": [target.address]}]}
             for target in targets
         ]
         path = self._folder / "prometheus.yaml"
-        every = {"scrape_interval": "1s", "scrape_timeout": "1s"}
-        path.write_text(json.dumps({"global": every, "scrape_configs": scraped}))
+        every = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+        files = [] if rules is None else [str(rules)]
+        path.write_text(
+            json.dumps({"global": every, "rule_files": files, "scrape_configs": scraped})
+        )
         return path
 
     def _wait(self) -> None:

@@ -1,4 +1,4 @@
-"""Prometheus' own tool for checking rules: from PATH, or unpacked from Debian's package.
+"""Prometheus and its tool for checking rules: from PATH, or unpacked from Debian's packages.
 
 No root is needed for that: the package is downloaded and unpacked into .cmcl/tools, once.
 """
@@ -12,7 +12,7 @@ from tests.architecture.repository import ROOT
 
 _TOOLS = ROOT / ".cmcl" / "tools"
 # Its own package since Debian 13, a part of the other one before.
-_PACKAGES = ("promtool", "prometheus")
+_PACKAGES = {"promtool": ("promtool", "prometheus"), "prometheus": ("prometheus",)}
 _SECONDS = 90
 
 
@@ -20,12 +20,12 @@ class NoPromtool(Exception):
     """It is not here and cannot be had; says why."""
 
 
-def find_promtool() -> Path:
-    """The program. Raises NoPromtool."""
-    installed = shutil.which("promtool")
+def find_program(name: str) -> Path:
+    """`promtool` or `prometheus`. Raises NoPromtool."""
+    installed = shutil.which(name)
     if installed:
         return Path(installed)
-    kept = _TOOLS / "promtool"
+    kept = _TOOLS / name
     if not kept.exists():
         _fetch(kept)
     return kept
@@ -33,7 +33,7 @@ def find_promtool() -> Path:
 
 def run_promtool(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     """What it says about the files that the arguments name, or about a text. Raises NoPromtool."""
-    command = [str(find_promtool()), *arguments]
+    command = [str(find_program("promtool")), *arguments]
     return subprocess.run(
         command, cwd=ROOT, input=text, capture_output=True, text=True, timeout=_SECONDS, check=False
     )
@@ -41,18 +41,18 @@ def run_promtool(*arguments: str, text: str = "") -> subprocess.CompletedProcess
 
 def _fetch(target: Path) -> None:
     if not shutil.which("apt-get") or not shutil.which("dpkg"):
-        raise NoPromtool("promtool is not on PATH, and there is no apt-get to get it with")
+        raise NoPromtool(f"{target.name} is not on PATH, and there is no apt-get to get it with")
     target.parent.mkdir(parents=True, exist_ok=True)
     complaints = []
-    for package in _PACKAGES:
+    for package in _PACKAGES[target.name]:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             complaint = _unpack(package, Path(folder))
-            found = Path(folder) / "usr" / "bin" / "promtool"
+            found = Path(folder) / "usr" / "bin" / target.name
             if found.exists():
                 found.replace(target)
                 return
             complaints.append(f"{package}: {complaint or 'it is not in this package'}")
-    raise NoPromtool(f"promtool cannot be had: {'; '.join(complaints)}")
+    raise NoPromtool(f"{target.name} cannot be had: {'; '.join(complaints)}")
 
 
 def _unpack(package: str, folder: Path) -> str:

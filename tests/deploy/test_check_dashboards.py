@@ -5,6 +5,7 @@ it against a Prometheus that watches the whole system.
 from deploy.check_dashboards import (
     NOT_HERE,
     Expression,
+    Instants,
     ask_all,
     expressions,
     metrics_of,
@@ -18,14 +19,23 @@ EXCUSED = Expression("panel", "service: Errors", "sum(cmcl_reconcile_errors_tota
 QUIET = Expression("alert", "alert: TooMany", 'sum by (cmcl_no) (cmcl_typo{x="cmcl_no"}) > 5')
 
 
+AT = Instants(training=[30.0, 60.0], end=120.0)
+
+
 def complaints(prometheus: FakePrometheus, *wanted: Expression) -> list[str]:
-    return [one.complaint for one in ask_all(prometheus, wanted, 60.0) if one.complaint]
+    return [one.complaint for one in ask_all(prometheus, wanted, AT) if one.complaint]
 
 
 def test_a_panel_with_series_is_fine_and_one_without_is_not() -> None:
     assert complaints(FakePrometheus("cmcl_jobs"), SHOWN, GONE) == [
         "service: Gone shows nothing: sum(cmcl_gone)"
     ]
+
+
+def test_a_panel_must_show_something_at_the_end_and_one_of_training_while_it_lasts() -> None:
+    trained = Expression("panel", "training: Loss", "max(cmcl_service_training_loss)")
+    gone = FakePrometheus("cmcl_jobs", "cmcl_service_training_loss", end=60.0)
+    assert complaints(gone, SHOWN, trained) == ["service: Jobs shows nothing: sum(cmcl_jobs)"]
 
 
 def test_a_panel_that_has_nothing_to_show_in_this_run_is_excused() -> None:
@@ -58,7 +68,7 @@ def test_every_alert_and_every_excused_panel_has_its_metrics_asked_for() -> None
 
 
 def test_the_summary_counts_by_kind_and_names_what_is_missing() -> None:
-    answers = ask_all(FakePrometheus("cmcl_jobs"), [SHOWN, GONE, EXCUSED, QUIET], 60.0)
+    answers = ask_all(FakePrometheus("cmcl_jobs"), [SHOWN, GONE, EXCUSED, QUIET], AT)
     assert summary(answers) == {
         "panel": {"asked": 3, "with_series": 1},
         "alert": {"asked": 1, "with_series": 0},

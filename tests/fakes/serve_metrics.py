@@ -19,6 +19,7 @@ class RecordedMetrics:
         self.refused_key_lists = 0
         self.hearing: list[bool] = []
         self.agreements: list[tuple[str, str, float, float]] = []
+        self.ended_trials: list[str] = []
         self.dropped: list[str] = []
 
     def answered(self, model: str, rows: int, seconds: float) -> None:
@@ -64,6 +65,9 @@ class RecordedMetrics:
 
     def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
         self.agreements.append((model, pair, cosine, overlap))
+
+    def trial_ended(self, model: str) -> None:
+        self.ended_trials.append(model)
 
     def shadow_dropped(self, model: str) -> None:
         self.dropped.append(model)

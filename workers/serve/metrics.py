@@ -57,6 +57,10 @@ class ServeMetrics(Protocol):
         """How the candidate's scores across a pair agree with the live version's, mean so far."""
         ...
 
+    def trial_ended(self, model: str) -> None:
+        """The model's trial is over: its shadow's agreement describes nothing that is there now."""
+        ...
+
     def shadow_dropped(self, model: str) -> None:
         """A request was to be scored by the candidate as well, and there was no time for it."""
         ...

@@ -17,13 +17,13 @@ _Tags = tuple[tuple[str, str], ...]
 
 
 class RayMetrics:
-    """Ray's own metrics, because prometheus_client inside a Ray worker is exported by nobody.
+    """Ray's own metrics: what prometheus_client counts inside a Ray worker is not exported.
 
-    Counters are added up here and handed on once a second.
+    Counters are summed here, and exported once a second together with every gauge.
     """
 
     def __init__(self) -> None:
-        self._counters = _Counters(
+        self._series = _Series(
             requests=_counter("requests_total", "Requests by HTTP status.", "status"),
             rows=_counter("rows_total", "Rows that were embedded.", "model"),
             swaps=_counter("swaps_total", "Changes of the live version.", "model"),
@@ -38,12 +38,15 @@ class RayMetrics:
                 "shadow_dropped_total", "Requests that there was no time to shadow.", "model"
             ),
         )
-        self._live = _gauge("live_version", "The version that answers; 0: none.", "model")
+        self._live = _gauge("live_version", "The version that answers.", "model")
         self._lag = _gauge(
             "generations_behind", "Of what answers, behind the pointer seen last.", "model"
         )
         self._resident = _gauge("resident_versions", "Versions of all models in memory.")
         self._hears = _gauge("hears_announcements", "1 where replicas are told of changes at once.")
+        # From the start: an endpoint without a model is no endpoint that is gone.
+        self._series.set(self._resident, 0)
+        self._series.set(self._hears, 0)
         self._swap = _histogram(
             "swap_seconds", "From seeing a pointer to its version answering.", _SECONDS, "model"
         )
@@ -69,15 +72,15 @@ class RayMetrics:
 
     def watch(self, name: str, description: str, read: Callable[[], float]) -> None:
         """A gauge that is read once a second."""
-        self._counters.watched.append((_gauge(name, description), read))
+        self._series.watched.append((_gauge(name, description), read))
 
     def answered(self, model: str, rows: int, seconds: float) -> None:
-        self._counters.add("rows", rows, model=model)
+        self._series.add("rows", rows, model=model)
         if next(self._answers) % _OBSERVED == 0:
             self._request.observe(seconds, {"model": model})
 
     def finished(self, status: int) -> None:
-        self._counters.add("requests", 1, status=str(status))
+        self._series.add("requests", 1, status=str(status))
 
     def batch(self, requests: int, rows: int) -> None:
         if next(self._batches) % _OBSERVED == 0:
@@ -88,44 +91,53 @@ class RayMetrics:
         self._stage.observe(seconds, {"stage": name})
 
     def swapped(self, model: str, version: int, seconds: float) -> None:
-        self._counters.add("swaps", 1, model=model)
-        self._live.set(version, {"model": model})
+        self._series.add("swaps", 1, model=model)
+        self._series.set(self._live, version, model=model)
         self._swap.observe(seconds, {"model": model})
 
     def refused(self, model: str, kind: str) -> None:
-        self._counters.add("refused", 1, model=model, reason=kind)
+        self._series.add("refused", 1, model=model, reason=kind)
 
     def lag(self, model: str, generations: int) -> None:
-        self._lag.set(generations, {"model": model})
+        self._series.set(self._lag, generations, model=model)
 
     def gone(self, model: str) -> None:
-        self._live.set(0, {"model": model})
-        self._lag.set(0, {"model": model})
+        for gauge in (self._live, self._lag):
+            self._series.forget(gauge, model=model)
 
     def resident(self, versions: int) -> None:
-        self._resident.set(versions)
+        self._series.set(self._resident, versions)
 
     def key_list_refused(self) -> None:
-        self._counters.add("refused_key_lists", 1)
+        self._series.add("refused_key_lists", 1)
 
     def hears(self, announcements: bool) -> None:
-        self._hears.set(float(announcements))
+        self._series.set(self._hears, float(announcements))
 
     def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
-        self._shadow_cosine.set(cosine, {"model": model, "pair": pair})
-        self._shadow_overlap.set(overlap, {"model": model, "pair": pair})
+        self._series.set(self._shadow_cosine, cosine, model=model, pair=pair)
+        self._series.set(self._shadow_overlap, overlap, model=model, pair=pair)
+
+    def trial_ended(self, model: str) -> None:
+        for gauge in (self._shadow_cosine, self._shadow_overlap):
+            self._series.forget(gauge, model=model)
 
     def shadow_dropped(self, model: str) -> None:
-        self._counters.add("shadow_dropped", 1, model=model)
+        self._series.add("shadow_dropped", 1, model=model)
 
 
-class _Counters:
-    """Sums of what happened since the last second, told by whichever thread; and what is read then."""
+class _Series:
+    """Sums of counters since the last second, and the present values of gauges; for any thread.
+
+    Ray drops a gauge that was not set for two of its report intervals (20 s), so the thread here sets
+    each of them every second, changed or not. One that is forgotten disappears after those 20 s.
+    """
 
     def __init__(self, **counters: Counter) -> None:
         self._counters = counters
         self.watched: list[tuple[Gauge, Callable[[], float]]] = []
         self._sums: defaultdict[tuple[str, _Tags], float] = defaultdict(float)
+        self._values: dict[tuple[Gauge, _Tags], float] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         threading.Thread(target=self._run, name="metrics", daemon=True).start()
@@ -134,12 +146,28 @@ class _Counters:
         with self._lock:
             self._sums[name, tuple(tags.items())] += amount
 
+    def set(self, gauge: Gauge, value: float, **tags: str) -> None:
+        with self._lock:
+            self._values[gauge, tuple(tags.items())] = value
+
+    def forget(self, gauge: Gauge, **tags: str) -> None:
+        """Drop the values that have these tags, whatever others they have."""
+        with self._lock:
+            self._values = {
+                (each, labels): value
+                for (each, labels), value in self._values.items()
+                if each is not gauge or not tags.items() <= dict(labels).items()
+            }
+
     def _run(self) -> None:
         while not self._stopped.wait(_FLUSH_SECONDS):
             with self._lock:
                 sums, self._sums = self._sums, defaultdict(float)
+                values = dict(self._values)
             for (name, tags), amount in sums.items():
                 self._counters[name].inc(amount, dict(tags))
+            for (gauge, tags), value in values.items():
+                gauge.set(value, dict(tags))
             for gauge, read in self.watched:
                 gauge.set(read())
 

@@ -74,6 +74,7 @@ class Shadow:
     def forget(self, model: str) -> None:
         """The trial is over: let go of its versions."""
         self._versions.pop(model, None)
+        self._metrics.trial_ended(model)
 
     async def drained(self) -> None:
         """Wait until everything that was taken on has been scored."""

@@ -1,0 +1,95 @@
+"""What a real Prometheus sees of a real endpoint while nothing changes."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+import yaml
+
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.rollout import Candidate
+from cmcl.contract.version import LivePointer
+from cmcl.ports import Ports
+from cmcl.stack import LocalStack
+from deploy.check_dashboards import ray_metrics
+from deploy.live_prometheus import Prometheus, Target
+from tests.architecture.repository import ROOT
+from tests.deploy.promtool import NoPromtool, find_program
+from tests.fakes.versions import publish_version, random_heads
+from workers.storage.port import ObjectStore
+from workers.storage.versions import write_live
+
+pytestmark = pytest.mark.ray
+
+MODEL = "watched"
+SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
+RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
+STARTING_SECONDS = 300.0
+COMPARED = 64
+# Three times as long as Ray keeps a gauge that is not set again.
+QUIET_SECONDS = 60.0
+# What is set when it changes, and not by each request.
+OF_MODEL = f'{{model="{MODEL}"}}'
+GAUGES = {
+    *("ray_cmcl_serve_resident_versions", "ray_cmcl_serve_hears_announcements"),
+    *(f"ray_cmcl_serve_live_version{OF_MODEL}", f"ray_cmcl_serve_generations_behind{OF_MODEL}"),
+    *(f"ray_cmcl_serve_shadow_cosine{OF_MODEL}", f"ray_cmcl_serve_shadow_overlap{OF_MODEL}"),
+}
+
+
+def ask_for_both(client: httpx.Client) -> int:
+    """As many embeddings of each modality as a shadow compares; the worse of both statuses."""
+    bodies = [
+        {"model": MODEL, "modality": name, "input": torch.randn(COMPARED, width).tolist()}
+        for name, width in SPEC.modalities.items()
+    ]
+    return max(client.post("/v1/embeddings", json=body).status_code for body in bodies)
+
+
+def shown(prometheus: Prometheus) -> set[str]:
+    """Those of the gauges that have series at this instant."""
+    return {selector for selector in GAUGES if prometheus.ask(selector)}
+
+
+def endpoint_alerts() -> list[str]:
+    """Names of the rules about the endpoint."""
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    (rules,) = (group["rules"] for group in groups if group["name"] == "cmcl-endpoint")
+    return [rule["alert"] for rule in rules]
+
+
+@pytest.fixture
+def prometheus(stack: LocalStack, tmp_path: Path) -> Iterator[Prometheus]:
+    """Watches Ray's node as deploy/prometheus/README.md has it, with the rules that we ship."""
+    try:
+        program = find_program("prometheus")
+    except NoPromtool as reason:
+        pytest.skip(str(reason))
+    targets = [Target("cmcl-ray", ray_metrics(stack))]
+    port = Ports.free().service
+    with Prometheus(program, tmp_path / "prometheus", port, targets, RULES) as running:
+        yield running
+
+
+def test_series_of_an_endpoint_stay_while_nothing_changes_and_no_alert_waits_to_fire(
+    prometheus: Prometheus, stack: LocalStack, store: ObjectStore
+) -> None:
+    for version in (1, 2):
+        heads = random_heads(SPEC, version)
+        publish_version(store, MODEL, version, SPEC, heads, generation=version)
+    trial = Candidate(version=2, revision=1, share=0, shadow=1.0)
+    write_live(store, MODEL, LivePointer(generation=3, version=1, candidate=trial))
+    deadline, seen = time.monotonic() + STARTING_SECONDS, set()
+    with httpx.Client(base_url=stack.embeddings_url, timeout=STARTING_SECONDS) as client:
+        while seen != GAUGES:
+            assert time.monotonic() < deadline, GAUGES - seen
+            ask_for_both(client)
+            seen |= shown(prometheus)
+            time.sleep(0.5)
+        time.sleep(QUIET_SECONDS)
+        assert GAUGES - shown(prometheus) == set()
+        assert prometheus.alerts().keys() & set(endpoint_alerts()) == set()
+        assert ask_for_both(client) == 200
