@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from threading import Barrier, Thread
 
 import pytest
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, insert, select
 
 from service.control.feed import number_events
 from service.database.engine import Database, open_database
@@ -26,8 +26,8 @@ EVERYTHING = EventFilter()
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
-def _tell(connection: Connection, model: str) -> None:
-    events.tell(connection, Happening(kind="model.policy", owner="default", model=model), NOW)
+def _tell(connection: Connection, model: str, owner: str = "default") -> None:
+    events.tell(connection, Happening(kind="model.policy", owner=owner, model=model), NOW)
 
 
 def _told(database: Database, after: int = 0) -> list[tuple[int, str]]:
@@ -38,9 +38,9 @@ def _told(database: Database, after: int = 0) -> list[tuple[int, str]]:
     return [(event.sequence, event.model) for event in found]
 
 
-def _webhook(database: Database, name: str = "wh-1") -> WebhookRecord:
+def _webhook(database: Database, name: str = "wh-1", owner: str = "default") -> WebhookRecord:
     webhook = WebhookRecord(
-        name, "default", "https://example.com", "whsec_MDEyMzQ1", ("model.policy",), None, NOW
+        name, owner, "https://example.com", "whsec_MDEyMzQ1", ("model.policy",), None, NOW
     )
     with database.write() as connection:
         webhooks.create(connection, webhook)
@@ -165,7 +165,7 @@ def test_a_webhook_is_claimed_by_one_of_many(database: Database, database_url: s
         claimed: list[str] = []
         for _ in range(20):
             with replicas[number].write() as connection:
-                found = webhooks.claim(connection, f"replica-{number}", NOW, LATER, 3)
+                found = webhooks.claim(connection, f"replica-{number}", NOW, LATER, 3, 20)
             claimed += [webhook.id for webhook in found]
         return claimed
 
@@ -176,6 +176,63 @@ def test_a_webhook_is_claimed_by_one_of_many(database: Database, database_url: s
         replica.close()
 
 
+def test_one_owner_with_many_webhooks_leaves_places_to_others(database: Database) -> None:
+    names = {
+        owner: [f"wh-{owner}-{number}" for number in range(count)]
+        for owner, count in (("red", 9), ("blue", 3), ("green", 1))
+    }
+    for owner, webhooks_of_owner in names.items():
+        for name in webhooks_of_owner:
+            _webhook(database, name, owner)
+    with database.write() as connection:
+        _tell(connection, "scenes", "red")
+
+    def claim(limit: int) -> list[str]:
+        with database.write() as connection:
+            found = webhooks.claim(connection, "sender", NOW, LATER, limit, 6)
+        return sorted(webhook.id.split("-")[1] for webhook in found)
+
+    # Red alone has all but the places that are kept, and gets no more of them.
+    assert (claim(8), claim(2)) == (["red"] * 6, [])
+    with database.write() as connection:
+        for owner in ("blue", "green"):
+            _tell(connection, "scenes", owner)
+    assert claim(2) == ["blue", "green"]
+    with database.write() as connection:
+        for name in [webhook.id for webhook in webhooks.page(connection, "red", None, 9)]:
+            webhooks.release(connection, name, "sender", NOW)
+    # Blue has one place by now, and green none that is ready.
+    assert claim(6) == ["blue", "blue", "red", "red", "red", "red"]
+
+
+def test_messages_beyond_what_may_wait_for_an_owner_are_given_up(database: Database) -> None:
+    for name, owner in (("wh-1", "red"), ("wh-2", "red"), ("wh-3", "blue")):
+        _webhook(database, name, owner)
+    waiting = [
+        {
+            "id": f"dl-{number}",
+            "webhook": f"wh-{1 + number % 2}",
+            "payload": {},
+            "attempts": 0,
+            "next_at": NOW,
+            "created_at": NOW,
+        }
+        for number in range(webhooks.MOST_WAITING - 1)
+    ]
+    with database.write() as connection:
+        connection.execute(insert(deliveries), waiting)
+        for owner in ("red", "blue"):
+            _tell(connection, "scenes", owner)
+    with database.read() as connection:
+        query = select(deliveries).order_by(deliveries.c.sequence.desc()).limit(3)
+        blue, *red = connection.execute(query).mappings().all()
+    assert (blue["webhook"], blue["failed_at"]) == ("wh-3", None)
+    assert [row["webhook"] for row in red] == ["wh-2", "wh-1"]
+    # The first of the two is the last one that may wait.
+    assert (red[1]["failed_at"], red[0]["failed_at"]) == (None, NOW)
+    assert f"{webhooks.MOST_WAITING} messages of owner 'red' were waiting" in red[0]["error"]
+
+
 @on_postgresql
 def test_claiming_passes_over_what_another_has_locked(database: Database) -> None:
     for name in ("wh-1", "wh-2"):
@@ -183,8 +240,8 @@ def test_claiming_passes_over_what_another_has_locked(database: Database) -> Non
     with database.write() as connection:
         _tell(connection, "scenes")
     with _open_transaction(database) as first, _open_transaction(database) as second:
-        (one,) = webhooks.claim(first, "first", NOW, LATER, 1)
-        (two,) = webhooks.claim(second, "second", NOW, LATER, 5)
+        (one,) = webhooks.claim(first, "first", NOW, LATER, 1, 20)
+        (two,) = webhooks.claim(second, "second", NOW, LATER, 5, 20)
     assert {one.id, two.id} == {"wh-1", "wh-2"}
 
 
@@ -194,7 +251,7 @@ def test_whoever_tells_waits_neither_for_senders_nor_for_tellers(database: Datab
     with database.write() as connection:
         _tell(connection, "scenes")
     with _open_transaction(database) as first, _open_transaction(database) as second:
-        webhooks.claim(first, "sender", NOW, LATER, 5)
+        webhooks.claim(first, "sender", NOW, LATER, 5, 20)
         for connection in (first, second):
             connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
             _tell(connection, "scenes")

@@ -4,7 +4,7 @@ At least once: a message is recorded as delivered after its receiver took it, so
 just before the service died is sent again, under the same `webhook-id`. Not twice at the same time:
 a webhook's lease is held while it is sent to. And fair: each webhook has a lease, an order and a
 rest after a failure of its own, so a receiver that is down costs the others one place among
-`PLACES` for 15 seconds, every few minutes.
+`PLACES` for 15 seconds, every few minutes, and one owner never has all of the places.
 """
 
 import asyncio
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # Webhooks that are sent to at the same time.
 PLACES = 16
+# Some are kept for other owners: a receiver that does not answer holds its place for 15 seconds.
+MOST_OF_ONE_OWNER = PLACES - 2
 _PAUSE_SECONDS = 0.5
 # After an error, so many pauses.
 _PAUSES_AFTER_ERROR = 10
@@ -103,7 +105,7 @@ class Deliverer:
                 return []
         until = now + timedelta(seconds=_LEASE_SECONDS)
         with self._database.write() as connection:
-            return webhooks.claim(connection, self._name, now, until, places)
+            return webhooks.claim(connection, self._name, now, until, places, MOST_OF_ONE_OWNER)
 
     async def _serve(self, webhook: WebhookRecord) -> None:
         """One webhook's turn: message after message, until one fails or others should have it."""

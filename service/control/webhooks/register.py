@@ -110,7 +110,7 @@ def try_webhook(connection: Connection, webhook: str, registrar: Registrar) -> D
         kind=EventKind.WEBHOOK_TEST, owner=found.owner, model=found.model or "", data=told
     )
     message = webhooks.payload(found, happening, registrar.now)
-    made = webhooks.add_delivery(connection, found.id, message, registrar.now)
+    made = webhooks.add_delivery(connection, found, message, registrar.now)
     delivery = webhooks.find_delivery(connection, made)
     if delivery is None:
         raise RuntimeError(f"delivery {made} was inserted and is not there")

@@ -5,6 +5,7 @@ whoever holds the lease of its webhook, one delivery of a webhook at a time.
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,6 +28,9 @@ from service.database.rows import Happening
 from service.database.tables import deliveries, webhooks
 from service.principal import EVERY_OWNER
 
+# Messages of one owner that wait to be delivered. More are given up when they are written: receivers
+# that take nothing for days would fill the table otherwise, and every event waits for its messages.
+MOST_WAITING = 10_000
 _ABOUT = ("model", "dataset", "job", "version")
 
 
@@ -110,6 +114,15 @@ def page(
     return _read(connection, query)
 
 
+def set_secret(connection: Connection, webhook: str, seen: str, secret: str) -> None:
+    """Store the secret in another form, unless somebody else has done so."""
+    connection.execute(
+        update(webhooks)
+        .where(webhooks.c.id == webhook, webhooks.c.secret == seen)
+        .values(secret=secret)
+    )
+
+
 def count(connection: Connection, owner: str) -> int:
     """How many webhooks the owner has."""
     query = select(func.count()).select_from(webhooks).where(webhooks.c.owner == owner)
@@ -142,7 +155,7 @@ def notify(connection: Connection, happening: Happening, now: datetime) -> None:
     )
     for webhook in _read(connection, query):
         if happening.kind in webhook.kinds:
-            add_delivery(connection, webhook.id, payload(webhook, happening, now), now)
+            add_delivery(connection, webhook, payload(webhook, happening, now), now)
 
 
 def payload(webhook: WebhookRecord, happening: Happening, now: datetime) -> dict[str, object]:
@@ -160,16 +173,30 @@ def payload(webhook: WebhookRecord, happening: Happening, now: datetime) -> dict
 
 
 def add_delivery(
-    connection: Connection, webhook: str, message: dict[str, object], now: datetime
+    connection: Connection, webhook: WebhookRecord, message: dict[str, object], now: datetime
 ) -> str:
-    """Insert a delivery that is due at once; its id."""
+    """Insert a delivery that is due at once; its id. It is given up if the owner has so many waiting."""
     delivery = f"dl-{uuid.uuid4().hex[:12]}"
-    connection.execute(
-        insert(deliveries).values(
-            id=delivery, webhook=webhook, payload=message, attempts=0, next_at=now, created_at=now
+    values = {"id": delivery, "webhook": webhook.id, "payload": message, "attempts": 0}
+    if _has_waiting(connection, webhook.owner, MOST_WAITING):
+        error = (
+            f"{MOST_WAITING} messages of owner {webhook.owner!r} were waiting, which is the most"
         )
-    )
+        values |= {"failed_at": now, "error": error}
+    connection.execute(insert(deliveries).values(**values, next_at=now, created_at=now))
     return delivery
+
+
+def _has_waiting(connection: Connection, owner: str, number: int) -> bool:
+    """Whether so many messages of the owner's webhooks are not delivered yet; reads no more of them."""
+    theirs = select(webhooks.c.id).where(webhooks.c.owner == owner)
+    waiting = (
+        select(deliveries.c.sequence)
+        .where(deliveries.c.webhook.in_(theirs), _is_open())
+        .offset(number - 1)
+        .limit(1)
+    )
+    return connection.execute(waiting).first() is not None
 
 
 def find_delivery(connection: Connection, delivery: str) -> DeliveryRecord | None:
@@ -197,24 +224,48 @@ def is_any_due(connection: Connection, now: datetime) -> bool:
 
 
 def claim(
-    connection: Connection, sender: str, now: datetime, until: datetime, limit: int
+    connection: Connection,
+    sender: str,
+    now: datetime,
+    until: datetime,
+    limit: int,
+    most_of_one_owner: int,
 ) -> list[WebhookRecord]:
-    """Lease webhooks that have something due; those that were served longest ago come first.
+    """Lease webhooks that have something due, `limit` at most.
 
-    Of several senders that claim at once, each passes over what another has locked.
+    Owners that the sender serves fewest webhooks of come first, and no owner gets more than
+    `most_of_one_owner` of its places; of an owner, those that were served longest ago come first. Of
+    several senders that claim at once, each passes over what another has locked.
     """
-    ready = (
+    chosen = _fair_share(connection, sender, now, limit, most_of_one_owner)
+    free = (
         select(webhooks.c.id)
-        .where(_is_ready(now))
-        .order_by(webhooks.c.lease_until.asc().nulls_first())
-        .limit(limit)
+        .where(webhooks.c.id.in_(chosen), _is_ready(now))
         .with_for_update(skip_locked=True, key_share=True)
     )
-    ids = list(connection.scalars(ready))
+    ids = list(connection.scalars(free))
     connection.execute(
         update(webhooks).where(webhooks.c.id.in_(ids)).values(lease_owner=sender, lease_until=until)
     )
     return _read(connection, select(webhooks).where(webhooks.c.id.in_(ids)))
+
+
+def _fair_share(
+    connection: Connection, sender: str, now: datetime, limit: int, most_of_one_owner: int
+) -> list[str]:
+    """Ids of webhooks that are ready, one owner after another."""
+    is_mine = and_(webhooks.c.lease_owner == sender, webhooks.c.lease_until > now)
+    of_owner = select(webhooks.c.owner, func.count()).where(is_mine).group_by(webhooks.c.owner)
+    held = Counter(dict(connection.execute(of_owner).all()))
+    longest_ago = webhooks.c.lease_until.asc().nulls_first()
+    turn = func.row_number().over(partition_by=webhooks.c.owner, order_by=longest_ago)
+    ready = select(webhooks.c.id, webhooks.c.owner, turn.label("turn")).where(_is_ready(now))
+    ready = ready.order_by(turn, longest_ago).limit(limit * most_of_one_owner)
+    found = connection.execute(ready).all()
+    # A turn later for each webhook that is served already.
+    found.sort(key=lambda row: held[row.owner] + row.turn)
+    within = [row.id for row in found if held[row.owner] + row.turn <= most_of_one_owner]
+    return within[:limit]
 
 
 def release(connection: Connection, webhook: str, sender: str, now: datetime) -> None:
