@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from cmcl.contract import DISTRIBUTION
 from service.api.dependencies import require_body_type
 from service.api.middleware.authentication import Authentication
-from service.api.middleware.body_limit import BodyLimit
+from service.api.middleware.bodies import Bodies
 from service.api.middleware.hosts import Hosts
 from service.api.middleware.request_log import RequestLog
 from service.api.openapi import PROBLEMS, DescribedApp, operation_id
@@ -137,7 +137,8 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
         app.include_router(module.router)
     add_problem_handlers(app)
     app.add_middleware(
-        BodyLimit,
+        Bodies,
+        api=app,
         max_bytes=settings.max_body_bytes,
         max_part_bytes=settings.upload_part_bytes_max,
     )

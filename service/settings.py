@@ -194,7 +194,12 @@ class Settings(BaseSettings):
         ge=0,
         description="from an attempt's reported end without a candidate to the next attempt",
     )
-    max_body_bytes: int = Field(default=1024 * 1024, ge=1, description="largest request body")
+    max_body_bytes: int = Field(
+        default=1024 * 1024,
+        ge=1,
+        description="largest request body that lists shards, in bytes; other bodies have 16 KiB at most, "
+        "but for parts of files, and a larger one is answered 413",
+    )
     upload_bytes_max: int = Field(default=5 * 2**30, ge=1, description="largest uploaded file")
     upload_part_bytes_max: int = Field(
         default=64 * 2**20, ge=1, description="largest part of an uploaded file"

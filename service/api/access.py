@@ -5,6 +5,7 @@ Reader, Writer, Trainer, Admin or Anybody, and so says which scope it needs: to 
 description of the API.
 """
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
@@ -40,11 +41,16 @@ async def get_principal(
 ) -> Principal:
     """Whoever sent the request. Raises Forbidden without the scopes that the route needs."""
     principal: Principal = request.state.principal
-    for scope in needed.scopes:
+    check_scopes(principal, needed.scopes)
+    return principal
+
+
+def check_scopes(principal: Principal, needed: Iterable[str]) -> None:
+    """Raises Forbidden for the first scope that is missing."""
+    for scope in needed:
         if scope not in principal.scopes:
             has = ", ".join(sorted(principal.scopes)) or "none"
             raise Forbidden(f"this needs the scope {str(scope)!r}; your key has: {has}")
-    return principal
 
 
 Anybody = Annotated[Principal, Depends(get_principal)]

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,12 @@ _PATTERNS = {
     r"^[0-9a-f]{64}$": "64 lower-case hexadecimal digits",
 }
 _LONGEST_VALUE = 200
+_LONGEST_MESSAGE = 1000
+_LONGEST_DETAIL = 4000
+# Of one answer. What is left out is counted.
+_MOST_ERRORS = 50
+_MOST_IN_DETAIL = 3
+_MOST_BYTES = 64 << 10
 _UNAVAILABLE = 503
 _BARE = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]*$")
 
@@ -102,6 +108,7 @@ class Problem(BaseModel):
     detail: str
     instance: str = Field(description="path of the request")
     errors: list[ProblemField] = []
+    more_errors: int = Field(default=0, description="errors that are not in `errors`")
 
 
 class ProblemResponse(JSONResponse):
@@ -118,22 +125,26 @@ def problem(
     kind: Kind,
     detail: str,
     path: str,
-    fields: tuple[FieldProblem, ...] = (),
+    fields: Sequence[FieldProblem] = (),
     headers: Mapping[str, str] | None = None,
 ) -> ProblemResponse:
-    """The response for a problem of that kind."""
-    body = Problem(
-        type=f"urn:cmcl:problem:{kind.slug}",
-        title=kind.title,
-        status=kind.status,
-        detail=detail,
-        instance=path,
-        errors=[
-            ProblemField(field=field.field, message=field.message, value=_quotable(field.value))
-            for field in fields
-        ],
-    )
-    return ProblemResponse(body.model_dump(), kind.status, headers=headers)
+    """The response for a problem of that kind: with 50 of its fields, and 64 KiB, at most."""
+    quoted = [_quoted(field) for field in fields[:_MOST_ERRORS]]
+    while True:
+        body = Problem(
+            type=f"urn:cmcl:problem:{kind.slug}",
+            title=kind.title,
+            status=kind.status,
+            detail=_cut(detail, _LONGEST_DETAIL),
+            instance=_cut(path, _LONGEST_MESSAGE),
+            errors=quoted,
+            more_errors=len(fields) - len(quoted),
+        )
+        response = ProblemResponse(body.model_dump(), kind.status, headers=headers)
+        if len(response.body) <= _MOST_BYTES:
+            return response
+        # Characters beyond ASCII take six bytes each. Without any field there is always room.
+        quoted = quoted[: len(quoted) // 2]
 
 
 def add_problem_handlers(app: FastAPI) -> None:
@@ -176,8 +187,10 @@ async def _invalid(request: Request, error: RequestValidationError) -> ProblemRe
     if found and found[0]["type"] == "json_invalid":
         reason = found[0].get("ctx", {}).get("error", "")
         return problem(MALFORMED, f"the body is not JSON: {reason}", request.url.path)
-    fields = tuple(_field_problem(item) for item in found)
-    detail = "; ".join(f"{field.field}: {field.message}" for field in fields[:3])
+    fields = [_field_problem(item) for item in found]
+    detail = "; ".join(f"{field.field}: {field.message}" for field in fields[:_MOST_IN_DETAIL])
+    if len(fields) > _MOST_IN_DETAIL:
+        detail = f"{_cut(detail, _LONGEST_MESSAGE)}; and {len(fields) - _MOST_IN_DETAIL} more"
     return problem(INVALID, detail, request.url.path, fields)
 
 
@@ -211,6 +224,18 @@ def _path(location: tuple[object, ...]) -> str:
     return path
 
 
+def _quoted(field: FieldProblem) -> ProblemField:
+    return ProblemField(
+        field=_cut(field.field, _LONGEST_VALUE),
+        message=_cut(field.message, _LONGEST_MESSAGE),
+        value=_quotable(field.value),
+    )
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
 def _quotable(value: object) -> str | int | float | bool | None:
     """A value that JSON can carry back, and no more of it than a reader needs."""
     if value is None or isinstance(value, bool):
@@ -220,4 +245,4 @@ def _quotable(value: object) -> str | int | float | bool | None:
     if isinstance(value, int) and abs(value) < 2**53:
         return value
     text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+    return _cut(text, _LONGEST_VALUE)

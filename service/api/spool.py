@@ -21,12 +21,20 @@ from service.errors import BodyCutOff, FieldProblem, NoRoom, Unprocessable
 
 # What is written at once: small enough to be held many times, large enough to be worth a thread.
 _BLOCK_BYTES = 1 << 20
-# Without a byte for so long, a client is gone, whatever its connection says.
-_PATIENCE_SECONDS = 60.0
+# Without a byte for so long, a client is gone, whatever its connection says: others wait for its place.
+_PATIENCE_SECONDS = 20.0
 # Slower than this over the whole body, it would hold its place for hours.
 _LEAST_BYTES_PER_SECOND = 64 << 10
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*(?=,|;|$)")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How slowly a body may come: longest pause, and least rate over the whole of it."""
+
+    patience_seconds: float
+    bytes_per_second: int
 
 
 @dataclass(frozen=True)
@@ -81,33 +89,32 @@ async def spooled(
     """The request's body in a file. Raises BodyCutOff, BodyTooLarge, NoRoom, Unprocessable."""
     with NamedTemporaryFile(prefix="cmcl-upload-") as file:
         spool = Spool(file)
-        async for piece in _pieces(request, patience_seconds):
+        pace = Pace(patience_seconds, _LEAST_BYTES_PER_SECOND)
+        async for piece in in_time(_pieces(request), pace):
             await spool.add(piece)
         digest = await spool.finish()
         _check_promises(request, spool.bytes, digest)
         yield Spooled(Path(file.name), spool.bytes, digest)
 
 
-async def _pieces(request: Request, patience_seconds: float) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises BodyCutOff where it ends too early, or stops to come.
+async def in_time(pieces: AsyncIterator[bytes], pace: Pace) -> AsyncIterator[bytes]:
+    """The pieces of a body. Raises BodyCutOff where they come more slowly than the pace.
 
-    Only the time in which it is waited for counts, not that in which it is written.
+    Only the time in which a piece is waited for counts, not that in which it is written.
     """
-    stream = request.stream()
     waited, arrived = 0.0, 0
+    patience, rate = pace.patience_seconds, pace.bytes_per_second
     while True:
-        left = patience_seconds + arrived / _LEAST_BYTES_PER_SECOND - waited
+        left = patience + arrived / rate - waited
         before = current_time()
         try:
-            with fail_after(min(patience_seconds, left)):
-                piece = await anext(stream, None)
-        except ClientDisconnect as error:
-            raise BodyCutOff("the connection ended before the body did") from error
+            with fail_after(min(patience, left)):
+                piece = await anext(pieces, None)
         except TimeoutError as error:
             message = (
                 f"{arrived} bytes of the body came in {waited + current_time() - before:.1f} s, and no more: "
-                f"permitted are {patience_seconds:g} s without a byte, and {patience_seconds:g} s more "
-                f"than {_LEAST_BYTES_PER_SECOND} bytes/s take; send it again"
+                f"permitted are {patience:g} s without a byte, and {patience:g} s more "
+                f"than {rate} bytes/s take; send it again"
             )
             raise BodyCutOff(message) from error
         if piece is None:
@@ -115,6 +122,15 @@ async def _pieces(request: Request, patience_seconds: float) -> AsyncIterator[by
         waited += current_time() - before
         arrived += len(piece)
         yield piece
+
+
+async def _pieces(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises BodyCutOff where it ends too early."""
+    try:
+        async for piece in request.stream():
+            yield piece
+    except ClientDisconnect as error:
+        raise BodyCutOff("the connection ended before the body did") from error
 
 
 def _check_promises(request: Request, size: int, digest: str) -> None:

@@ -26,6 +26,7 @@ from service.control.context import Context, is_past
 from service.control.data.intake import (
     Intake,
     NewShards,
+    Shards,
     check_addresses,
     check_modalities,
     random_id,
@@ -49,7 +50,6 @@ from workers.storage import layout
 
 logger = logging.getLogger(__name__)
 
-_MOST_SHARDS = 10_000
 # People wait for the answer, but not as for a page: the launcher is asked once in a while.
 _ROUND_SECONDS = 1.0
 # Of different models; those of one owner that hang hold up nobody else. Which of them run at the same
@@ -64,7 +64,7 @@ class NewPreflight(Frozen):
     """A pre-flight as it is posted: the pair and the training shards of a dataset to be."""
 
     pair: ModalityPair
-    shards: tuple[ShardRef, ...] = Field(min_length=1, max_length=_MOST_SHARDS)
+    shards: Shards = Field(min_length=1)
 
 
 def ask(

@@ -6,8 +6,10 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, FailFast, Field
+from pydantic_core import PydanticCustomError
 from sqlalchemy import Connection
 
 from cmcl.contract.dataset import ShardRef
@@ -23,16 +25,33 @@ from service.errors import Conflict, FieldProblem, Unprocessable
 from service.principal import Principal
 from workers.storage.uris import check_allowed
 
-_MOST_SHARDS = 10_000
-Shards = tuple[ShardRef, ...]
+MOST_SHARDS = 10_000
+
+
+def _check_length(value: object) -> object:
+    """Before the items are looked at."""
+    if isinstance(value, list | tuple) and len(value) > MOST_SHARDS:
+        raise PydanticCustomError(
+            "too_long", f"there are {len(value)} shards, permitted are {MOST_SHARDS}"
+        )
+    return value
+
+
+# Validation ends at the first wrong item: each of them would be an error of its own.
+Shards = Annotated[
+    tuple[ShardRef, ...],
+    Field(max_length=MOST_SHARDS),
+    FailFast(),
+    BeforeValidator(_check_length),
+]
 
 
 class NewShards(Frozen):
     """Shards that an open dataset shall have as well."""
 
-    shards: Shards = Field(default=(), max_length=_MOST_SHARDS)
+    shards: Shards = ()
     evaluation_shards: Shards = Field(
-        default=(), max_length=_MOST_SHARDS, description="held out: measured on, never trained on"
+        default=(), description="held out: measured on, never trained on"
     )
 
 
@@ -268,8 +287,8 @@ def _check_has_shards(request: NewDataset) -> None:
 def _check_number(request: NewDataset) -> None:
     for field in ("shards", "evaluation_shards"):
         number = len(getattr(request, field))
-        if number > _MOST_SHARDS:
-            message = f"it would have {number} shards, permitted are {_MOST_SHARDS}"
+        if number > MOST_SHARDS:
+            message = f"it would have {number} shards, permitted are {MOST_SHARDS}"
             raise Unprocessable(message, FieldProblem(field, message, number))
 
 

@@ -1,0 +1,189 @@
+"""Hostile bodies: what they may cost before they are refused, and what the refusal may cost."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from starlette.types import Message, Scope
+
+from service.api.middleware.bodies import Bodies, Budget
+from service.api.spool import Pace
+from service.errors import TooManyRequests
+from tests.fakes.control_plane import SPEC, ControlPlane
+from tests.unit.service.access.holder import ADMIN_KEY, Holder
+from tests.unit.service.access.routes import ROUTES, WRITE
+
+JSON = {"Content-Type": "application/json"}
+MIB = 1 << 20
+MOST_ANSWER_BYTES = 64 << 10
+WRONG_SHARD = {"uri": 1}
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Holder]:
+    """A key that may read and nothing else."""
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
+    yield Holder(plane, ADMIN_KEY).holder("reader", ["read"])
+    plane.close()
+
+
+def _post(plane: ControlPlane, path: str, body: object) -> httpx.Response:
+    text = body if isinstance(body, str) else json.dumps(body)
+    return plane.client.post(path, content=text.encode(), headers=JSON)
+
+
+def _dataset(**changes: object) -> dict[str, object]:
+    pair = {"first": "image", "second": "text"}
+    return {"model": "scenes", "name": "one", "pair": pair, "shards": [], **changes}
+
+
+@pytest.mark.parametrize(
+    "route", [route for route, wanted in ROUTES.items() if wanted.scope is WRITE and wanted.options]
+)
+def test_no_byte_of_a_body_is_read_for_a_key_without_the_scope(reader: Holder, route: str) -> None:
+    class Unread(httpx.AsyncByteStream):
+        async def __aiter__(self):  # type: ignore[no-untyped-def]
+            raise AssertionError("it was read")
+            yield b""
+
+    method, path = route.split(" ")
+    path = path.replace("{upload}", "up-0123456789ab").replace("{dataset}", "ds-0123456789ab")
+    path = path.replace("{model}", "scenes").replace("{number}", "1")
+    options = {"content": Unread(), "headers": {**JSON, "Transfer-Encoding": "chunked"}}
+    assert reader.request(method, path, **options).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "pieces", [[], [b"{"], [b"{", *[b" "] * 1000]], ids=["nothing", "a stall", "a trickle"]
+)
+def test_a_body_that_comes_too_slowly_is_given_up(pieces: list[bytes]) -> None:
+    api = FastAPI()
+
+    @api.post("/")
+    async def post(request: Request) -> None:
+        await request.body()
+
+    waiting = iter(pieces)
+
+    async def receive() -> Message:
+        if (piece := next(waiting, None)) is None:
+            await asyncio.Event().wait()
+        await asyncio.sleep(0.002)
+        return {"type": "http.request", "body": piece, "more_body": True}
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    pace = Pace(patience_seconds=0.05, bytes_per_second=10_000)
+    app = Bodies(api, api, MIB, MIB, pace)
+    asyncio.run(asyncio.wait_for(app(_scope(), receive, send), 10))
+    assert sent[0]["status"] == 400
+    assert b"body-cut-off" in sent[1]["body"]
+
+
+def _scope() -> Scope:
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "headers": [(b"transfer-encoding", b"chunked")],
+    }
+
+
+def test_bytes_of_bodies_count_as_they_arrive_and_are_given_back() -> None:
+    budget = Budget()
+    with ExitStack() as stack:
+        ours = [stack.enter_context(budget.body("ours")) for _ in range(100)]
+        for body in ours[:24]:
+            body.add(MIB)
+        with pytest.raises(TooManyRequests):
+            ours[24].add(1)
+        theirs = stack.enter_context(budget.body("theirs"))
+        theirs.add(8 * MIB)
+        with pytest.raises(TooManyRequests):
+            theirs.add(1)
+    with budget.body("ours") as body:
+        body.add(24 * MIB)
+
+
+def test_unfinished_bodies_of_one_owner_are_bounded() -> None:
+    budget = Budget()
+    with ExitStack() as stack:
+        ours = [stack.enter_context(budget.body("ours")) for _ in range(256)]
+        with pytest.raises(TooManyRequests), budget.body("ours"):
+            pass
+        stack.enter_context(budget.body("theirs"))
+        ours[0].finish()
+        stack.enter_context(budget.body("ours"))
+    with budget.body("ours"):
+        pass
+
+
+def test_a_body_is_as_small_as_its_route_needs(plane: ControlPlane) -> None:
+    padded = json.dumps({"name": "new", **SPEC}) + " " * (16 << 10)
+    assert _post(plane, "/v1/models", padded).status_code == 413
+    assert _post(plane, "/v1/webhooks", {"kinds": ["x"] * 100_000}).status_code == 413
+    shards = [{"uri": f"file:///elsewhere/{number}.parquet"} for number in range(5000)]
+    assert _post(plane, "/v1/datasets", _dataset(shards=shards)).status_code == 422
+
+
+@pytest.mark.parametrize("path", ["/v1/datasets", "/v1/models/scenes/preflight"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shards": [0] * 340_000},
+        {"shards": [WRONG_SHARD] * 9_000},
+        {"shards": [{"uri": "x", **dict.fromkeys(map(str, range(90)), 0)}] * 1_000},
+        {f"unknown-{number}": 0 for number in range(40_000)},
+        {"shards": [dict.fromkeys(map(str, range(80_000)), 0)]},
+        {"shards": [[0] * 100_000]},
+    ],
+    ids=["items", "wrong items", "fields of items", "fields", "fields of one item", "lists"],
+)
+def test_what_is_wrong_a_thousand_times_is_validated_a_hundred_times_at_most(
+    plane: ControlPlane, path: str, changes: dict[str, object]
+) -> None:
+    response = _post(plane, path, _dataset(**changes))
+    assert response.status_code == 422
+    assert len(response.content) <= MOST_ANSWER_BYTES
+    answer = response.json()
+    assert 1 <= len(answer["errors"]) <= 50
+    assert len(answer["errors"]) + answer["more_errors"] <= 101
+
+
+def test_fifty_errors_are_quoted_and_the_rest_is_counted(plane: ControlPlane) -> None:
+    unknown = {f"unknown-{number}": 0 for number in range(90)}
+    answer = _post(plane, "/v1/models", {"name": "new", **SPEC, **unknown}).json()
+    assert len(answer["errors"]) == 50
+    assert answer["more_errors"] == 40
+    assert "87 more" in answer["detail"]
+
+
+def test_addresses_that_are_not_permitted_are_counted(plane: ControlPlane) -> None:
+    shards = [{"uri": f"file:///elsewhere/{number}.parquet"} for number in range(5_000)]
+    answer = _post(plane, "/v1/datasets", _dataset(shards=shards)).json()
+    assert len(answer["errors"]) + answer["more_errors"] == 5_000
+
+
+@pytest.mark.parametrize(
+    "letter", ["a", "\u4e2d", "\0"], ids=["ascii", "six bytes each", "control"]
+)
+def test_an_error_is_never_a_large_answer(plane: ControlPlane, letter: str) -> None:
+    shards = [{"uri": letter * 1000 + str(number)} for number in range(150)]
+    unknown = {letter * 100 + str(number): letter * 40 for number in range(15)}
+    for path, body in (
+        ("/v1/datasets", _dataset(shards=shards)),
+        ("/v1/models", {"name": "new", **SPEC, **unknown}),
+        ("/v1/models", {letter * 2_000: 0}),
+    ):
+        response = _post(plane, path, body)
+        assert response.status_code == 422
+        assert len(response.content) <= MOST_ANSWER_BYTES
+        assert response.json()["errors"]
