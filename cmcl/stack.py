@@ -29,6 +29,7 @@ from cmcl.proxy import SERVING, places
 _READY_SECONDS = 300.0
 _STOP_SECONDS = 5.0
 _PRIVATE = 0o700
+_TAIL_BYTES = 4096
 
 _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -61,6 +62,8 @@ class LocalStack:
     # are made once and stay in the folder.
     keys: bool = False
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    # Bytes of each log that earlier runs have written.
+    _logged_before: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder = self.folder.resolve()
@@ -265,6 +268,17 @@ class LocalStack:
         """Where a part writes what it prints."""
         return self.folder / "logs" / f"{name}.log"
 
+    def last_words(self, name: str, what: str) -> str:
+        """What became of a part, with the last line that it printed in this run."""
+        with self.log(name).open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(self._logged_before.get(name, 0), size - _TAIL_BYTES))
+            lines = log.read().decode(errors="replace").split("\n")
+        last = next(
+            (line.strip() for line in reversed(lines) if line.strip()), "it printed nothing"
+        )
+        return f"{name} {what}: {last} (log: {self.log(name)})"
+
     def _environment(self) -> dict[str, str]:
         programs = str(Path(sys.executable).parent)
         return {
@@ -312,6 +326,7 @@ class LocalStack:
 
     def _spawn(self, name: str, command: list[str], **environment: str) -> None:
         with self.log(name).open("ab") as log:
+            self._logged_before[name] = log.tell()
             self.processes[name] = subprocess.Popen(
                 command,
                 stdout=log,
@@ -326,7 +341,7 @@ class LocalStack:
         deadline = time.monotonic() + _READY_SECONDS
         while time.monotonic() < deadline:
             if self.processes[name].poll() is not None:
-                raise StackError(f"{name} ended while it was starting; see {self.log(name)}")
+                raise StackError(self.last_words(name, "ended while it was starting"))
             try:
                 answer = httpx.get(url, timeout=2, headers=headers)
                 if answer.status_code == httpx.codes.OK:
@@ -334,7 +349,7 @@ class LocalStack:
             except httpx.HTTPError:
                 pass  # Not listening yet: that is what we wait for.
             time.sleep(0.1)
-        raise StackError(f"{name} was not ready after {_READY_SECONDS:g} s; see {self.log(name)}")
+        raise StackError(self.last_words(name, f"was not ready after {_READY_SECONDS:g} s"))
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:

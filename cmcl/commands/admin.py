@@ -3,15 +3,17 @@
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from typing import Annotated, Literal
 
 import typer
 
-from cmcl.terminal.exits import Refused
+from cmcl.checkout import check_parts
 from cmcl.terminal.options import AsJson
 
-app = typer.Typer(no_args_is_help=True, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    help="For operators, on the machine of the service, while no service runs.",
+)
 
 
 @app.command()
@@ -48,11 +50,6 @@ def rebuild(
 
 def _of_the_service(arguments: list[str], environment: dict[str, str]) -> int:
     """Run a command of the service; its exit code. The client and the service share no code."""
-    # Its code comes with the client's, what it needs does not.
-    if find_spec("service") is None or find_spec("alembic") is None:
-        raise Refused(
-            "the service is not installed here: pip install 'cmcl[service]', or run this where the "
-            "service runs"
-        )
+    check_parts("cmcl admin", "alembic")
     command = [sys.executable, "-m", "service", *arguments]
     return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode

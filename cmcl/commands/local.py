@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -9,15 +11,39 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cmcl.checkout import check_parts
 from cmcl.ports import Ports, StackError
 from cmcl.stack import LocalStack
 from cmcl.terminal.console import stderr, stdout
 from cmcl.terminal.exits import Refused
 from cmcl.terminal.options import AsJson
 
+# Errors of pydantic take several lines; the first of each is enough here.
+_PARSE_ENCODERS = """
+import sys
+from pydantic import ValidationError
+from workers.serve.encoders.spec import parse_encoder
+for text in sys.argv[1:]:
+    try:
+        parse_encoder(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        sys.exit(f"{text!r}: {where}{first['msg'].removeprefix('Value error, ')}")
+    except ValueError as error:
+        sys.exit(str(error))
+"""
+# Seen with `ss -ltnp` on a running stack; Ray has no setting for the addresses of these ports.
+_LISTENING = (
+    "Control plane, endpoint and dashboard listen on 127.0.0.1. On all interfaces listen Ray's own "
+    "ports, which ask for a token of this run, and the metrics and statistics of Ray and HAProxy, "
+    "which ask for nothing: names and counts, no data. On a network that you do not trust, use a "
+    "firewall."
+)
+
 
 def up(  # noqa: PLR0913 - each part has its options
-    folder: Annotated[Path, typer.Option(help="database, store and logs")] = Path(".cmcl/up"),
+    folder: Annotated[Path, typer.Option(help="of database, store and logs")] = Path(".cmcl/up"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="of the control plane")] = 8000,
     embeddings_port: Annotated[
         int, typer.Option(min=1, max=65535, help="of the query endpoint")
@@ -39,6 +65,8 @@ def up(  # noqa: PLR0913 - each part has its options
     as_json: AsJson = False,
 ) -> None:
     """Run the whole system on this machine until Ctrl-C."""
+    check_parts("cmcl up", "alembic", "ray")
+    _check_encoders(encoder or [])
     prefixes = tuple(allow) if allow else (Path.cwd().as_uri(),)
     ports = Ports.free(port, embeddings_port)
     stack = LocalStack(folder, ports, ranks, prefixes, encoders=tuple(encoder or ()), keys=keys)
@@ -50,21 +78,22 @@ def up(  # noqa: PLR0913 - each part has its options
         _tell_addresses(stack, as_json)
         while not stopped.wait(1.0):
             for name in stack.ended():
-                raise StackError(f"{name} ended; see {stack.log(name)}")
+                raise StackError(stack.last_words(name, "ended"))
         stderr().print("stopping ...")
 
 
 def demo(
     stream: Annotated[Path, typer.Option(help="folder with stream.json")] = Path("examples/stream"),
     folder: Annotated[Path, typer.Option(help="emptied first")] = Path(".cmcl/demo"),
-    ranks: Annotated[int, typer.Option(min=1)] = 2,
-    queries_per_second: Annotated[float, typer.Option(min=1)] = 200.0,
+    ranks: Annotated[int, typer.Option(min=1, help="processes that train a dataset")] = 2,
+    queries_per_second: Annotated[float, typer.Option(min=1, help="asked all the while")] = 200.0,
     as_json: AsJson = False,
 ) -> None:
     """Learn a small real stream end to end, with and without protection, under queries.
 
     The last line on stdout is one JSON document; with --json, it is the only one.
     """
+    check_parts("cmcl demo", "alembic", "matplotlib", "pyarrow", "ray")
     # Here, because matplotlib is an extra that the other commands do without.
     from cmcl.demo.run import DemoError, DemoOptions, run_demo
 
@@ -75,6 +104,17 @@ def demo(
     except (DemoError, FileNotFoundError) as error:
         raise Refused(str(error)) from error
     raise typer.Exit(code)
+
+
+def _check_encoders(encoders: list[str]) -> None:
+    """Raises BadParameter, before anything is started. The client knows no kinds of encoders."""
+    if not encoders:
+        return
+    command = [sys.executable, "-c", _PARSE_ENCODERS, *encoders]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    if checked.returncode:
+        words = checked.stderr.strip().splitlines() or ["it cannot be read"]
+        raise typer.BadParameter(words[-1], param_hint="--encoder")
 
 
 def _tell_addresses(stack: LocalStack, as_json: bool) -> None:
@@ -100,3 +140,4 @@ def _tell_addresses(stack: LocalStack, as_json: bool) -> None:
             "--scope train --scope embed",
             soft_wrap=True,
         )
+    stderr().print(_LISTENING, soft_wrap=True, highlight=False)

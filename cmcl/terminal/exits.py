@@ -16,6 +16,7 @@ from enum import IntEnum
 from pydantic import ValidationError
 from rich.markup import escape
 
+from cmcl.checkout import PartsMissing
 from cmcl.client import CmclError, Unreachable
 from cmcl.ports import StackError
 from cmcl.terminal.console import stderr
@@ -71,6 +72,9 @@ def exit_code(error: Exception) -> Exit:
     """By the kind of error."""
     if isinstance(error, Unreachable):
         return Exit.UNREACHABLE
+    if isinstance(error, ValidationError):
+        # Options that cannot be; answers of another form are CmclErrors.
+        return Exit.USAGE
     return Exit.NO_VERSION if isinstance(error, NoVersion) else Exit.REFUSED
 
 
@@ -85,7 +89,7 @@ def in_words(error: Exception) -> str:
             f"{where}: {what}" if where else what
             for (where, _), what in zip(parts, words, strict=True)
         )
-    if isinstance(error, Refused | NoVersion | StackError | OSError):
+    if isinstance(error, Refused | NoVersion | PartsMissing | StackError | OSError):
         return str(error)
     return f"a mistake in cmcl, please report it: {error!r} (CMCL_DEBUG=1 shows where)"
 

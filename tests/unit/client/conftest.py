@@ -1,12 +1,16 @@
 """A control plane, a server with prepared answers, and both clients."""
 
 import shutil
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cmcl import Client
+from tests.architecture.repository import ROOT
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served
 from tests.unit.client.command_line import Cmcl
@@ -106,3 +110,15 @@ def cmcl(
         monkeypatch.setenv("CMCL_URL", url)
         monkeypatch.setenv("COLUMNS", "160")
         yield Cmcl(capsys)
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A Python whose site-packages have the wheel's files as they are here; checkers find it there."""
+    python = tmp_path / "venv" / "bin" / "python"
+    making = [sys.executable, "-m", "venv", "--without-pip", str(python.parents[1])]
+    subprocess.run(making, check=True)
+    (site,) = python.parents[1].glob("lib/python*/site-packages")
+    shutil.copytree(ROOT / "cmcl", site / "cmcl")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python

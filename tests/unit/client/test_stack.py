@@ -13,8 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cmcl.cli import main
 from cmcl.ports import Ports, StackError
 from cmcl.stack import LocalStack
+from cmcl.terminal.exits import Exit
 from service.settings import Settings
 
 # Prints the id of a child that would run for a minute, and waits for it.
@@ -152,6 +154,44 @@ def test_a_part_that_ended_by_itself_is_noticed(
     os.killpg(parent.pid, signal.SIGKILL)
     parent.wait()
     assert stack.ended() == ["part"]
+
+
+def test_a_part_that_ends_at_once_is_told_with_the_last_line_of_this_run(
+    stack: LocalStack,
+) -> None:
+    stack.log("part").parent.mkdir(parents=True)
+    stack.log("part").write_text("of an earlier run\n")
+    stack._spawn("part", [sys.executable, "-c", "print('first\\nrebuild it\\n')"])
+    with pytest.raises(StackError, match=r"part ended while it was starting: rebuild it \(log: "):
+        stack._wait("part", "http://127.0.0.1:9")
+    stack._spawn("part", [sys.executable, "-c", ""])
+    with pytest.raises(StackError, match="starting: it printed nothing"):
+        stack._wait("part", "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [
+        ("text=minilm", "use text=synthetic:384 or text=sentence-transformers:384:MODEL"),
+        ("text=minilm:384", "kind 'minilm' is unknown"),
+        ("text=synthetic:wide", "width: Input should be a valid integer"),
+        ("text=sentence-transformers:384", "needs a model: a folder or a name"),
+        ("text", "not of the form MODALITY=KIND:WIDTH[:MODEL]"),
+    ],
+)
+def test_an_encoder_that_cannot_be_is_refused_before_anything_starts(
+    tmp_path: Path,
+    encoder: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    folder = tmp_path / "up"
+    good = "--encoder=image=synthetic:64"
+    assert main(["up", f"--folder={folder}", good, f"--encoder={encoder}"]) == Exit.USAGE
+    assert words in capsys.readouterr().err
+    assert not folder.exists()
 
 
 def has_ended(pid: int) -> bool:

@@ -2,10 +2,8 @@
 
 import inspect
 import json
-import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ import pytest
 import cmcl
 from cmcl import AsyncClient, Client
 from cmcl.client import Calls
-from tests.architecture.repository import ROOT
 
 CALLS = sorted(name for name in dir(Calls) if not name.startswith("_"))
 
@@ -57,18 +54,6 @@ try:
 except Unreachable as error:
     assert isinstance(error, CmclError)
 """
-
-
-@pytest.fixture
-def installed(tmp_path: Path) -> Path:
-    """A Python whose site-packages have the wheel's files as they are here; checkers find it there."""
-    python = tmp_path / "venv" / "bin" / "python"
-    making = [sys.executable, "-m", "venv", "--without-pip", str(python.parents[1])]
-    subprocess.run(making, check=True)
-    (site,) = python.parents[1].glob("lib/python*/site-packages")
-    shutil.copytree(ROOT / "cmcl", site / "cmcl")
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return python
 
 
 def test_a_type_checker_knows_every_call_of_the_installed_client(

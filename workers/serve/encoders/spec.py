@@ -1,7 +1,7 @@
 """What a user decides about the encoder of one modality: an element of `ServeArgs.encoders`."""
 
 from pathlib import PurePath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -123,6 +123,11 @@ def parse_encoder(text: str) -> EncoderSpec:
     modality, equals, rest = text.partition("=")
     kind, colon, rest = rest.partition(":")
     width, _, model = rest.partition(":")
+    if equals and kind not in get_args(EncoderKind):
+        raise ValueError(
+            f"encoder {text!r}: kind {kind!r} is unknown; use {modality}=synthetic:384 or "
+            f"{modality}=sentence-transformers:384:MODEL"
+        )
     if not (equals and colon):
         raise ValueError(f"encoder {text!r} is not of the form MODALITY=KIND:WIDTH[:MODEL]")
     fields = {"modality": modality, "kind": kind, "width": width, "model": model or None}

@@ -1,0 +1,64 @@
+"""The wheel holds the client alone: what the commands that need more say where it is installed."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PROGRAM = "import sys; from cmcl.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def run(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line of that Python, in that folder."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        # -P as for the script `cmcl`: the current folder is not searched for packages.
+        [str(python), "-P", "-c", PROGRAM, *arguments],
+        cwd=folder,
+        env={**environment, "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("command", [["up"], ["demo"], ["admin", "rebuild", "--dry-run"]])
+@pytest.mark.parametrize("has_own_packages", [False, True])
+def test_what_needs_a_checkout_says_so_and_runs_no_package_of_the_user(
+    installed: Path, tmp_path: Path, command: list[str], has_own_packages: bool
+) -> None:
+    """Many projects have a package `service` or `workers` of their own."""
+    if has_own_packages:
+        (site,) = installed.parents[1].glob("lib/python*/site-packages")
+        for name in ("service", "workers"):
+            (site / name).mkdir()
+            (site / name / "__init__.py").write_text("raise SystemExit('of the user')")
+    done = run(installed, tmp_path, *command)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: `cmcl {command[0]}` runs the control plane and the")
+    assert "only the client is installed here: run it from a checkout of cmcl" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "pip install" not in done.stderr
+    assert not (tmp_path / ".cmcl").exists()
+
+
+def test_a_package_of_the_same_name_in_the_current_folder_is_not_run_in_place_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cmcl.cli import main
+
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert main(["up", "--folder=up"]) == 1
+    told = capsys.readouterr().err
+    assert f"the package {tmp_path}/workers would be run in place of ours" in told
+    assert not (tmp_path / "up").exists()
+
+
+def test_the_client_works_where_it_is_installed_alone(installed: Path, tmp_path: Path) -> None:
+    assert run(installed, tmp_path, "model", "--help").returncode == 0
+    done = run(installed, tmp_path, "model", "list", "--url=http://127.0.0.1:9")
+    assert done.returncode == 4
