@@ -1,12 +1,19 @@
-"""The command line, over the same REST API that everybody uses.
+"""The command line of cmcl, over the REST API.
 
-Exit codes: 0 done; 1 refused or failed; 2 not understood; 3 the job that was followed ended without
-a version, or a rebuild found damage; 4 no server answers; 130 Ctrl-C. A key is read from CMCL_KEY.
+CMCL_URL and CMCL_EMBEDDINGS_URL have the addresses, CMCL_KEY has the key.
+CMCL_MODEL stands for an argument MODEL, or the option where it is required.
+
+Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 the job that was
+followed ended without a version, or a rebuild found damage; 4 no server
+answers; 130 Ctrl-C.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version as installed_version
+from typing import Annotated, Any
 
 import typer
+import typer.main
 
 from cmcl.commands import (
     admin,
@@ -23,6 +30,13 @@ from cmcl.commands import (
     webhooks,
 )
 from cmcl.terminal.exits import ended
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"cmcl {installed_version('cmcl-embeddings')}")
+        raise typer.Exit
+
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 for name, group in {
@@ -49,6 +63,34 @@ app.command()(local.up)
 app.command()(local.demo)
 
 
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def command_tree() -> Any:
+    """The whole tree of commands. Typer shows the type of an option; of a flag it says nothing."""
+    tree = typer.main.get_command(app)
+    for each in _tree(tree):
+        for option in (*each.params, each.get_help_option(typer.Context(each))):
+            if getattr(option, "is_flag", False):
+                option.metavar = ""
+    return tree
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; answers the exit code."""
-    return ended(lambda: app(args=arguments, prog_name="cmcl"))
+    return ended(lambda: command_tree()(args=arguments, prog_name="cmcl"))
+
+
+def _tree(command: Any) -> Iterator[Any]:
+    yield command
+    for inner in getattr(command, "commands", {}).values():
+        yield from _tree(inner)

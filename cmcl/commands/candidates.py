@@ -8,11 +8,23 @@ from rich.console import Group, RenderableType
 from cmcl.client import Client
 from cmcl.contract.policy import GatePolicy
 from cmcl.contract.rollout import TrialPlan
-from cmcl.terminal.console import Cell, Columns, fields, say, show, stdout, table
-from cmcl.terminal.options import DEFAULT_URL, AsJson, ModelName, Reason, Url
+from cmcl.terminal.console import Cell, Columns, fields, say, show, table
+from cmcl.terminal.options import (
+    DEFAULT_URL,
+    AsJson,
+    ModelName,
+    ModelOfVersion,
+    Reason,
+    Url,
+    VersionNumber,
+    exact_version,
+)
 from cmcl.types import Agreement, Candidate, Policy
 
-app = typer.Typer(no_args_is_help=True, help="A version on trial beside the one that answers.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Trials: a version answers a share of the callers beside the live one, before it is promoted.",
+)
 
 Share = Annotated[float | None, typer.Option(help="of the callers who get its answers, 0 to 1")]
 Shadow = Annotated[
@@ -35,8 +47,8 @@ PromoteAfter = Annotated[
 
 @app.command("set")
 def set_candidate(  # noqa: PLR0913 - each term of a trial is an option
-    model: ModelName,
-    version: Annotated[int, typer.Argument(metavar="VERSION", min=1)],
+    model: ModelOfVersion,
+    version: VersionNumber = None,
     *,
     share: Share = None,
     shadow: Shadow = None,
@@ -49,7 +61,8 @@ def set_candidate(  # noqa: PLR0913 - each term of a trial is an option
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Try a version, or change its trial: what is not given is as if nobody had set it before."""
+    """Begin a trial of a version, or change it: terms that are not given have their defaults."""
+    name, number = exact_version(model, version)
     rule = _given(
         min_requests=min_requests,
         max_error_share=max_error_share,
@@ -59,20 +72,20 @@ def set_candidate(  # noqa: PLR0913 - each term of a trial is an option
     )
     plan = TrialPlan.model_validate({**_given(share=share, shadow=shadow), "rule": rule})
     with Client(url) as client:
-        trial = client.set_candidate(model, version, plan, reason)
-    say(f"{model}: version {trial.version} is on trial ({_seen_by(trial)})", trial, as_json)
+        trial = client.set_candidate(name, number, plan, reason)
+    say(f"{name}: version {trial.version} is on trial ({_seen_by(trial)})", trial, as_json)
 
 
 @app.command("show")
 def show_candidate(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """The version on trial, and how it compares with the one that answers."""
+    """Show the version on trial, and how it compares with the live one."""
     with Client(url) as client:
         show(client.candidate(model), as_json, _view)
 
 
 @app.command("end")
 def end_candidate(model: ModelName, reason: Reason = "", url: Url = DEFAULT_URL) -> None:
-    """Take it back; `cmcl promote` lets it answer instead."""
+    """End the trial without promoting the version; `cmcl promote` makes it live instead."""
     with Client(url) as client:
         client.end_candidate(model, reason)
 
@@ -94,7 +107,7 @@ def rollout_policy(  # noqa: PLR0913 - each term of a trial is an option
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Whether new versions answer at once or are tried first; options change it."""
+    """Show whether new versions are live at once or tried first; options change it."""
     terms = _given(publish_as=publish_as, share=share, shadow=shadow)
     rule = _given(
         min_requests=min_requests,
@@ -148,8 +161,7 @@ def _view(trial: Candidate) -> RenderableType:
         "refused": ", ".join(f"{replica}: {why}" for replica, why in seen.refused.items()),
     }
     pairs = [
-        Group(fields({}, title=pair), table([told], _PAIRS, stdout()))
-        for pair, told in seen.pairs.items()
+        Group(fields({}, title=pair), table([told], _PAIRS)) for pair, told in seen.pairs.items()
     ]
     return Group(fields(values), *pairs)
 

@@ -9,12 +9,18 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cmcl.client import Client
-from cmcl.terminal.console import Columns, fields, say, show, show_all, stdout, table
+from cmcl.terminal.console import Columns, fields, say, show, show_all, table
 from cmcl.terminal.items import parse_filter, read_items, read_query
 from cmcl.terminal.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, OfModel, Yes
 from cmcl.types import Collection, Found, Hit
 
-app = typer.Typer(no_args_is_help=True, help="Collections: search that follows the model.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Collections of items, searched with the live version of their model.",
+)
+
+
+CollectionName = Annotated[str, typer.Argument(metavar="COLLECTION", help="name of the collection")]
 
 
 def _rows(collection: Collection) -> str | None:
@@ -40,7 +46,7 @@ _HITS: Columns[Hit] = {
 
 @app.command("create")
 def create_collection(
-    name: str,
+    name: CollectionName,
     model: OfModel,
     feature_type: Annotated[str, typer.Option(help="float32, or float16: half of the store")] = (
         "float32"
@@ -48,7 +54,7 @@ def create_collection(
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Make a collection."""
+    """Create a collection of items, searched with the live version of MODEL."""
     with Client(embeddings_url=embeddings_url) as client:
         show(client.create_collection(name, model, feature_type), as_json, _view)
 
@@ -59,21 +65,22 @@ def list_collections(
 ) -> None:
     """All collections."""
     with Client(embeddings_url=embeddings_url) as client:
-        show_all(client.collections(), as_json, _COLUMNS)
+        hint = "no collections yet; make one: cmcl collection create NAME --model MODEL"
+        show_all(client.collections(), as_json, _COLUMNS, hint)
 
 
 @app.command("show")
 def show_collection(
-    name: str, embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL, as_json: AsJson = False
+    name: CollectionName, embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL, as_json: AsJson = False
 ) -> None:
-    """One collection: what is stored, and what the replica that answers searches."""
+    """Show what a collection stores, and what the replica that answers searches."""
     with Client(embeddings_url=embeddings_url) as client:
         show(client.collection(name), as_json, _view)
 
 
 @app.command("delete")
 def delete_collection(
-    name: str, embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL, yes: Yes = False
+    name: CollectionName, embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL, yes: Yes = False
 ) -> None:
     """Remove a collection with all its items."""
     if not yes:
@@ -84,14 +91,15 @@ def delete_collection(
 
 @app.command("add")
 def add_items(
-    name: str,
+    name: CollectionName,
     file: Annotated[
-        Path, typer.Argument(help="JSON lines: id, modality, feature or text, payload")
+        Path,
+        typer.Argument(metavar="FILE", help="JSON lines: id, modality, feature or text, payload"),
     ],
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Add items; those that are there by the same id are replaced."""
+    """Add items from a file; those with the same ids are replaced."""
     with Client(embeddings_url=embeddings_url) as client:
         written = client.add_items(name, read_items(file))
     say(f"{name} is at revision {written.revision}", written, as_json)
@@ -99,8 +107,8 @@ def add_items(
 
 @app.command("remove")
 def remove_items(
-    name: str,
-    ids: list[str],
+    name: CollectionName,
+    ids: Annotated[list[str], typer.Argument(metavar="IDS", help="of items")],
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,
 ) -> None:
@@ -112,37 +120,48 @@ def remove_items(
 
 @app.command("export")
 def export_collection(
-    name: str,
+    name: CollectionName,
     out: Annotated[Path, typer.Option(help="file to write")],
     form: Annotated[
         str, typer.Option("--format", help="qdrant, pgvector, or pgvector-ddl for its table")
     ] = "qdrant",
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
 ) -> None:
-    """Items with the vectors of the live version, for another store."""
+    """Write the items, with the vectors of the live version, for another vector store."""
     with Client(embeddings_url=embeddings_url) as client:
         out.write_bytes(client.export_collection(name, form))
 
 
 def search(  # noqa: PLR0913 - what can be said about a search
-    name: str,
-    modality: Annotated[str, typer.Argument(help="of what is searched for")],
-    feature: Annotated[Path | None, typer.Argument(help="JSON file with one feature")] = None,
+    name: CollectionName,
+    modality: Annotated[str, typer.Argument(metavar="MODALITY", help="of what is searched for")],
+    feature: Annotated[
+        Path | None, typer.Argument(metavar="FEATURE", help="JSON file with one feature")
+    ] = None,
     *,
-    text: Annotated[str | None, typer.Option(help="where an encoder of texts stands")] = None,
-    data: Annotated[Path | None, typer.Option(help="file for an encoder of files")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="words to search with, where the endpoint has an encoder")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="file to search with, e.g. a picture, where it has an encoder"),
+    ] = None,
     among: Annotated[
-        list[str] | None, typer.Option(help="modality of what is found; repeatable")
+        list[str] | None, typer.Option(help="find only items of this modality; repeatable")
     ] = None,
     where: Annotated[str | None, typer.Option(help="filter over payloads, as JSON")] = None,
-    top_k: int = 10,
-    exact: Annotated[bool, typer.Option("--exact", help="compare with every row")] = False,
-    min_revision: int = 0,
-    min_version: int = 0,
+    top_k: Annotated[int, typer.Option(min=1, help="items to find")] = 10,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="compare with every item, without the index")
+    ] = False,
+    min_revision: Annotated[
+        int, typer.Option(help="wait until this change of the collection is searched")
+    ] = 0,
+    min_version: Annotated[int, typer.Option(help="wait until this version is searched with")] = 0,
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     as_json: AsJson = False,
 ) -> None:
-    """The items of a collection that are nearest to one of any modality."""
+    """Find the items of a collection that are nearest to a feature, to words or to a file."""
     query, wanted = read_query(modality, feature, text, data), parse_filter(where)
     with Client(embeddings_url=embeddings_url) as client:
         found = client.search(
@@ -167,4 +186,5 @@ def _view(collection: Collection) -> RenderableType:
 def _found(found: Found) -> RenderableType:
     how = "exact" if found.exact else "approximate"
     answered = f"by {found.model}, revision {found.revision}, {how}"
-    return Group(table(found.data, _HITS, stdout()), Text(answered, style="dim"))
+    hits = table(found.data, _HITS) if found.data else Text("nothing was found")
+    return Group(hits, Text(answered, style="dim"))

@@ -12,6 +12,7 @@ from cmcl.terminal.following import follow, upload_bars
 from cmcl.terminal.options import (
     DEFAULT_URL,
     AsJson,
+    DatasetId,
     OfAnyModel,
     OfModel,
     PairText,
@@ -21,9 +22,12 @@ from cmcl.terminal.options import (
     name_of,
     parse_pair,
 )
-from cmcl.types import Dataset, DatasetSummary
+from cmcl.types import Accepted, Dataset, DatasetSummary
 
-app = typer.Typer(no_args_is_help=True, help="Datasets.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Datasets of paired features: each is learned by a job and makes one version.",
+)
 
 Evaluation = Annotated[
     list[str] | None, typer.Option(help="held-out folder, file or address; repeatable")
@@ -31,7 +35,9 @@ Evaluation = Annotated[
 Share = Annotated[
     float | None, typer.Option(min=0, max=0.5, help="of the rows that is held out, e.g. 0.1")
 ]
-Watch = Annotated[bool, typer.Option("--watch", help="follow the job to its end")]
+Watch = Annotated[
+    bool, typer.Option("--watch", help="follow the job to its end; exit code 3 without a version")
+]
 
 
 def _state(dataset: DatasetSummary) -> str:
@@ -44,7 +50,7 @@ _COLUMNS: Columns[DatasetSummary] = {
     "dataset": lambda dataset: dataset.id,
     "name": lambda dataset: dataset.name,
     "model": lambda dataset: dataset.model,
-    "pair": lambda dataset: str(dataset.pair),
+    "pair": lambda dataset: DatasetId(dataset.pair),
     "rows": lambda dataset: dataset.rows,
     "state": _state,
     "created": lambda dataset: dataset.created_at,
@@ -57,7 +63,9 @@ def add_dataset(  # noqa: PLR0913 - what a dataset has
     pair: PairText,
     model: OfModel,
     *,
-    name: Annotated[str | None, typer.Option(help="by default that of the folder")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="of the dataset; by default that of the folder or file")
+    ] = None,
     evaluation: Evaluation = None,
     evaluation_share: Share = None,
     upload: Upload = "auto",
@@ -76,7 +84,7 @@ def add_dataset(  # noqa: PLR0913 - what a dataset has
                 on_upload=on_upload,
             )
         job = accepted.job.id
-        say(f"dataset {accepted.dataset.id}, job {job}", accepted, as_json)
+        say(_accepted(accepted, title), accepted, as_json)
         if watch:
             follow(client, job, as_json)
 
@@ -85,15 +93,17 @@ def add_dataset(  # noqa: PLR0913 - what a dataset has
 def open_dataset(  # noqa: PLR0913 - what a dataset has
     pair: PairText,
     model: OfModel,
-    name: Annotated[str, typer.Argument()],
-    shards: Annotated[list[str] | None, typer.Argument(metavar="[SHARDS...]")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of the dataset")],
+    shards: Annotated[
+        list[str] | None, typer.Argument(metavar="SHARDS", help="folders, files, or addresses")
+    ] = None,
     *,
     evaluation_share: Share = None,
     upload: Upload = "auto",
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Post a dataset that more shards are appended to; `seal` begins its job."""
+    """Post a dataset that stays open for more shards; `seal` begins its job."""
     with Client(url) as client, upload_bars() as on_upload:
         opened = client.open_dataset(
             *(model, name, parse_pair(pair), shards or ()),
@@ -106,8 +116,10 @@ def open_dataset(  # noqa: PLR0913 - what a dataset has
 
 @app.command("append")
 def append_shards(
-    dataset: str,
-    shards: Annotated[list[str] | None, typer.Argument(metavar="[SHARDS...]")] = None,
+    dataset: DatasetId,
+    shards: Annotated[
+        list[str] | None, typer.Argument(metavar="SHARDS", help="folders, files, or addresses")
+    ] = None,
     evaluation: Evaluation = None,
     upload: Upload = "auto",
     url: Url = DEFAULT_URL,
@@ -123,9 +135,9 @@ def append_shards(
 
 @app.command("seal")
 def seal_dataset(
-    dataset: str, watch: Watch = False, url: Url = DEFAULT_URL, as_json: AsJson = False
+    dataset: DatasetId, watch: Watch = False, url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """No more shards: its job begins."""
+    """Close an open dataset; its job begins."""
     with Client(url) as client:
         sealed = client.seal_dataset(dataset)
         say(f"dataset {dataset}, job {sealed.job.id}", sealed, as_json)
@@ -139,29 +151,31 @@ def list_datasets(
 ) -> None:
     """Datasets in the order of their arrival."""
     with Client(url) as client:
-        show_all(client.datasets(model), as_json, _COLUMNS)
+        of_model = f" of model {model}" if model else ""
+        hint = "no datasets{} yet; post one: cmcl dataset add SHARDS --pair FIRST,SECOND"
+        show_all(client.datasets(model), as_json, _COLUMNS, hint.format(of_model))
 
 
 @app.command("show")
-def show_dataset(dataset: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def show_dataset(dataset: DatasetId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """One dataset with its shards."""
     with Client(url) as client:
         show(client.dataset(dataset), as_json, _view)
 
 
 @app.command("delete")
-def delete_dataset(dataset: str, url: Url = DEFAULT_URL) -> None:
+def delete_dataset(dataset: DatasetId, url: Url = DEFAULT_URL) -> None:
     """Remove a dataset that is open, or whose job ended without a version."""
     with Client(url) as client:
         client.delete_dataset(dataset)
 
 
 def upload_files(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES", help="to send")],
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Send files; prints the address of each, for a dataset. One that broke off goes on."""
+    """Send files, and print the address of each for use in a dataset. A broken upload is resumed."""
     with Client(url) as client, upload_bars() as on_upload:
         for file in files:
             sent = client.upload(file, on_upload)
@@ -169,6 +183,14 @@ def upload_files(
                 print_json(sent)
             else:
                 stdout().print(f"{sent.uri}  {file}", soft_wrap=True, highlight=False)
+
+
+def _accepted(accepted: Accepted, name: str) -> str:
+    """The same shards again are the dataset that is there, whatever they are called this time."""
+    known, job = accepted.dataset, accepted.job.id
+    if known.name == name:
+        return f"dataset {known.id}, job {job}"
+    return f"already dataset {known.id} ({known.name}), job {job}; the name {name} is not used"
 
 
 def _view(dataset: Dataset) -> RenderableType:

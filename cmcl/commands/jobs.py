@@ -9,16 +9,25 @@ from cmcl.client import Client
 from cmcl.progress import duration, figures
 from cmcl.terminal.console import Cell, Columns, fields, print_json, say, show, show_all, stdout
 from cmcl.terminal.following import follow
-from cmcl.terminal.options import DEFAULT_URL, AsJson, OfAnyModel, Reason, Url
+from cmcl.terminal.options import DEFAULT_URL, AsJson, JobId, OfAnyModel, Reason, Url
 from cmcl.types import Event, Job, JobProgress
 
-app = typer.Typer(no_args_is_help=True, help="Jobs.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Jobs: each makes a version of one dataset. Look at them, follow, cancel, retry, approve.",
+)
+
+
+def _made(job: Job) -> int | None:
+    """The version that it made. While it runs the service names the one that it would make."""
+    return job.version if job.state == "published" else None
+
 
 _COLUMNS: Columns[Job] = {
     "job": lambda job: job.id,
     "model": lambda job: job.model,
     "state": lambda job: job.state,
-    "version": lambda job: job.version,
+    "version": _made,
     "created": lambda job: job.created_at,
     "reason": lambda job: job.reason,
 }
@@ -27,31 +36,33 @@ _COLUMNS: Columns[Job] = {
 @app.command("list")
 def list_jobs(
     model: OfAnyModel = None,
-    state: Annotated[str | None, typer.Option(help="in this state alone")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="only those in this state, e.g. running")
+    ] = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Jobs in the order of their arrival."""
     with Client(url) as client:
-        show_all(client.jobs(model, state), as_json, _COLUMNS)
+        show_all(client.jobs(model, state), as_json, _COLUMNS, _none(model, state))
 
 
 @app.command("show")
-def show_job(job: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def show_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """One job: where it stands, and why."""
     with Client(url) as client:
         show(client.job(job), as_json, _view)
 
 
 @app.command("watch")
-def watch_job(job: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def watch_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Follow a job to its end; exit code 3 unless it became a version."""
     with Client(url) as client:
         follow(client, job, as_json)
 
 
 @app.command("cancel")
-def cancel_job(job: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def cancel_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Ask for a job to be stopped."""
     with Client(url) as client:
         asked = client.cancel(job)
@@ -59,7 +70,7 @@ def cancel_job(job: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> Non
 
 
 @app.command("retry")
-def retry_job(job: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def retry_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Give a failed job new attempts."""
     with Client(url) as client:
         asked = client.retry(job)
@@ -68,7 +79,7 @@ def retry_job(job: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None
 
 @app.command("approve")
 def approve_job(
-    job: str, reason: Reason = "", url: Url = DEFAULT_URL, as_json: AsJson = False
+    job: JobId, reason: Reason = "", url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
     """Publish a candidate that is held, or that the policy rejected."""
     with Client(url) as client:
@@ -78,7 +89,7 @@ def approve_job(
 
 @app.command("reject")
 def reject_job(
-    job: str, reason: Reason = "", url: Url = DEFAULT_URL, as_json: AsJson = False
+    job: JobId, reason: Reason = "", url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
     """Say no to a candidate that is held."""
     with Client(url) as client:
@@ -87,7 +98,7 @@ def reject_job(
 
 
 @app.command("events")
-def job_events(job: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def job_events(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """What happens to a job, from its beginning to its end, as it happens."""
     with Client(url) as client:
         for event in client.events(job):
@@ -95,6 +106,14 @@ def job_events(job: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> Non
                 print_json(event)
             elif event.kind != "progress":
                 stdout().print(_line(event), soft_wrap=True, highlight=False, markup=False)
+
+
+def _none(model: str | None, state: str | None) -> str:
+    """What an empty list means: nothing at all, or nothing of what was asked for."""
+    if state is None and model is None:
+        return "no jobs yet; a dataset begins one: cmcl dataset add SHARDS --pair FIRST,SECOND"
+    which = (f"of model {model}" if model else "", f"in state {state}" if state else "")
+    return " ".join(("no jobs", *filter(None, which)))
 
 
 def _line(event: Event) -> str:
@@ -109,7 +128,7 @@ def _progress_cells(progress: JobProgress) -> dict[str, Cell]:
     """What is told of the phase, and nothing of what is not."""
     left = progress.eta_seconds
     time_left: dict[str, Cell] = {} if left is None else {"time left": duration(left)}
-    return {"phase": progress.phase, **figures(progress), **time_left, "told": progress.at}
+    return {"phase": progress.phase, **figures(progress), **time_left, "reported": progress.at}
 
 
 def _view(job: Job) -> RenderableType:
@@ -125,7 +144,7 @@ def _view(job: Job) -> RenderableType:
             "attempt": job.attempt,
             **(_progress_cells(progress) if progress else {}),
             "parent version": job.parent_version,
-            "version": job.version,
+            "version": _made(job),
             "approval": f"{approval.decision} by {approval.actor}: {approval.reason or '-'}"
             if approval
             else None,

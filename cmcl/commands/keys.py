@@ -8,10 +8,12 @@ from rich.text import Text
 
 from cmcl.client import Client
 from cmcl.terminal.console import Columns, fields, show, show_all
-from cmcl.terminal.options import DEFAULT_URL, AsJson, Url
+from cmcl.terminal.options import DEFAULT_URL, AsJson, KeyId, Url
 from cmcl.types import ApiKey, NewApiKey, Whoami
 
-app = typer.Typer(no_args_is_help=True, help="Keys.")
+app = typer.Typer(
+    no_args_is_help=True, help="API keys: what they permit, listed without their secrets, revoked."
+)
 
 _COLUMNS: Columns[ApiKey] = {
     "key": lambda key: key.id,
@@ -27,14 +29,18 @@ _COLUMNS: Columns[ApiKey] = {
 
 @app.command("create")
 def create_key(
-    name: str,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of the key, for people")],
     scope: Annotated[list[str], typer.Option(help="read, write, train, admin, embed; repeatable")],
-    owner: Annotated[str | None, typer.Option(help="for the operator alone")] = None,
-    expires_in_days: Annotated[int | None, typer.Option(min=1)] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="whose models it may use; needs the operator's key")
+    ] = None,
+    expires_in_days: Annotated[
+        int | None, typer.Option(min=1, help="by default it never expires")
+    ] = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key. It is shown this once."""
+    """Make a key. Its secret is shown once."""
     scopes = [each.strip() for text in scope for each in text.split(",")]
     with Client(url) as client:
         show(client.create_key(name, scopes, owner, expires_in_days), as_json, _view)
@@ -44,20 +50,19 @@ def create_key(
 def list_keys(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """All keys, without their secrets."""
     with Client(url) as client:
-        show_all(client.keys(), as_json, _COLUMNS)
+        hint = "no keys yet; make one: cmcl key create NAME --scope read"
+        show_all(client.keys(), as_json, _COLUMNS, hint)
 
 
 @app.command("revoke")
-def revoke_key(
-    key: Annotated[str, typer.Argument(help="its id: key-...")], url: Url = DEFAULT_URL
-) -> None:
-    """Let a key open nothing any more."""
+def revoke_key(key: KeyId, url: Url = DEFAULT_URL) -> None:
+    """Revoke a key by its id."""
     with Client(url) as client:
         client.revoke_key(key)
 
 
 def whoami(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """For whom the service takes you, and what you may do."""
+    """Show the identity and the scopes that your key has."""
     with Client(url) as client:
         show(client.whoami(), as_json, _identity)
 

@@ -9,10 +9,13 @@ from cmcl.client import Client
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
 from cmcl.terminal.console import Columns, fields, say, show, show_all
-from cmcl.terminal.options import DEFAULT_URL, AsJson, ModelName, Url, Yes
+from cmcl.terminal.options import DEFAULT_URL, AsJson, ModelName, Url, Yes, exact_version
 from cmcl.types import Model, Policy
 
-app = typer.Typer(no_args_is_help=True, help="Models.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Models: created, listed, branched, deleted, and the policy for their new versions.",
+)
 
 
 def _widths(model: Model) -> str:
@@ -32,11 +35,15 @@ _BOUNDS = ("max-drift", "min-backward-transfer", "min-gain")
 
 @app.command("create")
 def create_model(  # noqa: PLR0913 - a model's specification
-    name: str,
-    modality: Annotated[list[str], typer.Option(help="NAME=WIDTH of its features; repeatable")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of the model")],
+    modality: Annotated[
+        list[str], typer.Option(help="NAME=WIDTH of its features; two at least, so repeat it")
+    ],
     *,
     width: Annotated[int, typer.Option(help="of the embeddings")] = 256,
-    method: str = "nullspace",
+    method: Annotated[
+        str, typer.Option(help="of learning; the others are there to compare with")
+    ] = "nullspace",
     policy: Annotated[
         str, typer.Option(help="improve (earlier datasets go on teaching) or preserve")
     ] = "improve",
@@ -46,12 +53,21 @@ def create_model(  # noqa: PLR0913 - a model's specification
     stable_index: Annotated[
         bool, typer.Option("--stable-index", help="stored vectors keep their scores")
     ] = False,
-    epochs: Annotated[int | None, typer.Option(help="passes over each dataset")] = None,
-    seed: int = 0,
+    epochs: Annotated[
+        int | None, typer.Option(help="passes over each dataset; 10 by default")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="rows of an update, over all ranks; 128 by default")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="of the optimizer; 0.001 by default")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the first heads and the order of rows")] = 0,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Create a model."""
+    """Create a model. The same name with the same specification answers the same model."""
+    training = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     spec = ModelSpec.model_validate(
         {
             "width": width,
@@ -62,7 +78,7 @@ def create_model(  # noqa: PLR0913 - a model's specification
                 "max_drift": max_drift,
                 "stable_index": stable_index,
             },
-            "training": {} if epochs is None else {"epochs": epochs},
+            "training": {name: value for name, value in training.items() if value is not None},
             "seed": seed,
         }
     )
@@ -74,7 +90,8 @@ def create_model(  # noqa: PLR0913 - a model's specification
 def list_models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """All models with their newest and their live version."""
     with Client(url) as client:
-        show_all(client.models(), as_json, _COLUMNS)
+        hint = "no models yet; create one: cmcl model create NAME --modality image=1280 --modality text=384"
+        show_all(client.models(), as_json, _COLUMNS, hint)
 
 
 @app.command("show")
@@ -86,16 +103,24 @@ def show_model(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False
 
 @app.command("branch")
 def branch_model(
-    model: Annotated[str, typer.Argument(help="to start from")],
-    version: Annotated[int, typer.Argument(min=1, help="its last version that is taken over")],
-    name: Annotated[str, typer.Argument(help="of the new model")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="to start from, as NAME@VERSION or NAME VERSION")
+    ],
+    version_and_name: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[VERSION] NAME",
+            help="the last version that the new model has, unless MODEL says it, and its name",
+        ),
+    ],
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Make a new model that has the versions of another one up to VERSION."""
+    """Create a new model that has the versions of another one up to VERSION."""
+    source, version, name = _branch(model, version_and_name)
     with Client(url) as client:
-        made = client.branch_model(model, version, name)
-    say(f"{made.name} goes on from version {version} of {model}", made, as_json)
+        made = client.branch_model(source, version, name)
+    say(f"{made.name} goes on from version {version} of {source}", made, as_json)
 
 
 @app.command("delete")
@@ -128,7 +153,7 @@ def model_policy(  # noqa: PLR0913 - each bound is an option
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """What a candidate must show before it is published; options change it."""
+    """Show what a candidate must achieve before it is published; options change it."""
     given: dict[str, Any] = {
         "max_drift": max_drift,
         "min_backward_transfer": min_backward_transfer,
@@ -190,6 +215,14 @@ def _modality_width(text: str) -> tuple[str, int]:
             f"{text!r}: write NAME=WIDTH, for example image=1280", param_hint="--modality"
         )
     return name, int(width)
+
+
+def _branch(model: str, given: list[str]) -> tuple[str, int, str]:
+    """Source, version and new name from `MODEL@VERSION NAME` or `MODEL VERSION NAME`."""
+    *version, name = given
+    if len(version) > 1 or (version and not (version[0].isascii() and version[0].isdecimal())):
+        raise typer.BadParameter(f"write MODEL@VERSION NAME, not {' '.join((model, *given))}")
+    return *exact_version(model, int(version[0]) if version else None), name
 
 
 def _bound(text: str) -> str:

@@ -1,12 +1,11 @@
 """`cmcl preflight`: what a dataset would meet, before it is posted."""
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from cmcl.client import Client
 from cmcl.contract.preflight import Outlook
-from cmcl.terminal.console import as_text, show
+from cmcl.terminal.console import Grid, as_text, show
 from cmcl.terminal.exits import Refused
 from cmcl.terminal.following import upload_bars
 from cmcl.terminal.options import (
@@ -21,6 +20,13 @@ from cmcl.terminal.options import (
 )
 from cmcl.types import Preflight
 
+_LEGEND = (
+    "free: share of the head's entries that may still change, now and after this dataset. "
+    "learnable share: of the dataset's energy, what lies on entries that may change. "
+    "like earlier data (familiarity): how much more of the features lies in the directions of the "
+    "earlier ones than by chance: 1 all of it, 0 no more, as where another encoder made them."
+)
+
 
 def preflight(
     shards: Sources,
@@ -30,7 +36,7 @@ def preflight(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """What a dataset would meet; exit code 1 if it would be refused. Nothing is trained or kept."""
+    """Check a dataset before it is posted; exit code 1 if it would be refused. Nothing is trained."""
     with Client(url) as client:
         with upload_bars() as on_upload:
             asked = client.ask_preflight(
@@ -49,11 +55,11 @@ def _view(preflight: Preflight) -> RenderableType:
     if outlook is None:
         return Text(f"{preflight.id}: {preflight.state}")
     lines = [Text(f"• {sentence}") for sentence in outlook.advice]
-    return Group(_heads(outlook), *lines)
+    return Group(_heads(outlook), Text(_LEGEND, style="dim"), *lines)
 
 
-def _heads(outlook: Outlook) -> Table:
-    table = Table("modality", "rows", "free now", "free after", "learnable", "familiar")
+def _heads(outlook: Outlook) -> Grid:
+    rows = []
     for modality in outlook.pair:
         found, head = outlook.findings.get(modality), outlook.heads.get(modality)
         moments = head.moments if head else None
@@ -64,5 +70,13 @@ def _heads(outlook: Outlook) -> Table:
             moments.learnable_share if moments else None,
             moments.familiarity if moments else None,
         )
-        table.add_row(Text(modality), *map(as_text, values))
-    return table
+        rows.append([Text(modality), *map(as_text, values)])
+    headings = (
+        "modality",
+        "rows",
+        "free now",
+        "free after",
+        "learnable share",
+        "like earlier data",
+    )
+    return Grid(headings, rows)

@@ -15,11 +15,12 @@ from cmcl.terminal.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, Quer
 def embed(
     model: QueriedModel,
     modality: Annotated[
-        str | None, typer.Argument(help="of the features; `text` where only --text is given")
+        str | None,
+        typer.Argument(metavar="MODALITY", help="of the features; by default text, for --text"),
     ] = None,
     features: Annotated[
         Path | None,
-        typer.Argument(metavar="[FEATURES]", help="JSON file with one feature or a list of them"),
+        typer.Argument(metavar="FEATURES", help="JSON file with one feature or a list of them"),
     ] = None,
     text: Annotated[
         list[str] | None,
@@ -42,13 +43,17 @@ def embed(
 
 def similarity(
     model: QueriedModel,
-    queries: Annotated[Path, typer.Argument(help="JSON file with one item or a list of them")],
-    candidates: Annotated[Path, typer.Argument(help="the same")],
-    top_k: Annotated[int | None, typer.Option(help="the best of each query alone")] = None,
+    queries: Annotated[
+        Path, typer.Argument(metavar="QUERIES", help="JSON file with one item or a list of them")
+    ],
+    candidates: Annotated[Path, typer.Argument(metavar="CANDIDATES", help="the same")],
+    top_k: Annotated[
+        int | None, typer.Option(help="only so many candidates of each query, the best first")
+    ] = None,
     embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
     _as_json: AsJson = True,
 ) -> None:
-    """Score items against each other; an item is {"modality": ..., "feature": [...]}."""
+    """Score queries against candidates; an item is {"modality": ..., "feature": [...]}, or has "text"."""
     asked, among = read_queries(queries), read_queries(candidates)
     with Client(embeddings_url=embeddings_url) as client:
         answer = client.similarity(model, asked, among, top_k)
@@ -57,8 +62,10 @@ def similarity(
 
 def migrate(
     model: QueriedModel,
-    modality: str,
-    vectors: Annotated[Path, typer.Argument(help="JSON file with one vector or a list of them")],
+    modality: Annotated[str, typer.Argument(metavar="MODALITY", help="of the vectors")],
+    vectors: Annotated[
+        Path, typer.Argument(metavar="VECTORS", help="JSON file with one vector or a list of them")
+    ],
     from_version: Annotated[int, typer.Option("--from", help="the version that stored them")],
     most_error: Annotated[
         float, typer.Option(help="relative error above which nothing is migrated", min=0, max=1)

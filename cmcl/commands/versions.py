@@ -1,19 +1,33 @@
 """`cmcl version`, `promote`, `rollback`, `history`: versions, and which one answers."""
 
-from typing import Annotated
-
 import typer
 
 from cmcl.client import Client
 from cmcl.terminal.console import Columns, say, show, show_all
-from cmcl.terminal.options import DEFAULT_URL, AsJson, ModelName, Reason, Url, Yes
+from cmcl.terminal.exits import Refused
+from cmcl.terminal.options import (
+    DEFAULT_URL,
+    AsJson,
+    ModelName,
+    ModelOfVersion,
+    Reason,
+    Url,
+    VersionNumber,
+    Yes,
+    exact_version,
+    model_version,
+)
 from cmcl.terminal.version_view import version_view
 from cmcl.types import Promotion, VersionSummary
 
-app = typer.Typer(no_args_is_help=True, help="Versions.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Versions: what each dataset made of a model, listed, shown, retired.",
+)
 
-Number = Annotated[int, typer.Argument(metavar="VERSION", min=1)]
-
+_NO_VERSION = (
+    "model {0!r} has no version yet; each dataset that is learned makes one: cmcl dataset add"
+)
 _COLUMNS: Columns[VersionSummary] = {
     "version": lambda version: version.version,
     "dataset": lambda version: version.dataset_name,
@@ -38,52 +52,63 @@ _HISTORY: Columns[Promotion] = {
 def list_versions(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Versions of a model, the first one first."""
     with Client(url) as client:
-        show_all(client.versions(model), as_json, _COLUMNS)
+        show_all(client.versions(model), as_json, _COLUMNS, _NO_VERSION.format(model))
 
 
 @app.command("show")
 def show_version(
-    model: ModelName, version: Number, url: Url = DEFAULT_URL, as_json: AsJson = False
+    model: ModelOfVersion,
+    version: VersionNumber = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
 ) -> None:
-    """One version: what became of each dataset, certificate, capacity, lineage."""
+    """One version, by default the newest: what became of each dataset, certificate, capacity, lineage."""
+    name, number = model_version(model, version)
     with Client(url) as client:
-        show(client.version(model, version), as_json, version_view)
+        number = number or client.model(name).head_version
+        if number is None:
+            raise Refused(_NO_VERSION.format(name))
+        show(client.version(name, number), as_json, version_view)
 
 
 @app.command("retire")
 def retire_version(
-    model: ModelName, version: Number, url: Url = DEFAULT_URL, yes: Yes = False
+    model: ModelOfVersion, version: VersionNumber = None, url: Url = DEFAULT_URL, yes: Yes = False
 ) -> None:
-    """Let a version answer no more."""
+    """Retire a version: no query is answered by it any more."""
+    name, number = exact_version(model, version)
     if not yes:
-        typer.confirm(f"retire version {version} of {model}?", abort=True, err=True)
+        typer.confirm(f"retire version {number} of {name}?", abort=True, err=True)
     with Client(url) as client:
-        client.retire_version(model, version)
+        client.retire_version(name, number)
 
 
 def promote(
-    model: ModelName,
-    version: Number,
+    model: ModelOfVersion,
+    version: VersionNumber = None,
     reason: Reason = "",
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Let a version answer queries."""
+    """Make a version the live one, which answers queries."""
+    name, number = exact_version(model, version)
     with Client(url) as client:
-        live = client.promote(model, version, reason)
-    say(f"{model}: version {live.version} answers (generation {live.generation})", live, as_json)
+        live = client.promote(name, number, reason)
+    say(f"{name}: version {live.version} answers (generation {live.generation})", live, as_json)
 
 
 def rollback(
     model: ModelName, reason: Reason = "", url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """Back to the version that was promoted before the one that answers."""
+    """Make the version live again that was promoted before the one that is live now."""
     with Client(url) as client:
         live = client.roll_back(model, reason)
     say(f"{model}: version {live.version} answers (generation {live.generation})", live, as_json)
 
 
 def history(model: ModelName, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Each change of the version that answers: who, when, why, from, to."""
+    """Each change of the live version: who, when, why, from, to."""
     with Client(url) as client:
-        show_all(client.promotions(model), as_json, _HISTORY)
+        show_all(
+            client.promotions(model), as_json, _HISTORY, f"no version of {model} was live so far"
+        )

@@ -8,10 +8,12 @@ from rich.text import Text
 
 from cmcl.client import Client
 from cmcl.terminal.console import Columns, fields, say, show, show_all
-from cmcl.terminal.options import DEFAULT_URL, AsJson, Url
+from cmcl.terminal.options import DEFAULT_URL, AsJson, Url, WebhookId
 from cmcl.types import Delivery, NewWebhook, Webhook
 
-app = typer.Typer(no_args_is_help=True, help="Webhooks.")
+app = typer.Typer(
+    no_args_is_help=True, help="Webhooks: addresses to which events are sent, and their deliveries."
+)
 
 _COLUMNS: Columns[Webhook] = {
     "webhook": lambda webhook: webhook.id,
@@ -36,15 +38,18 @@ _DELIVERIES: Columns[Delivery] = {
 @app.command("add")
 def add_webhook(
     address: Annotated[str, typer.Argument(metavar="ADDRESS", help="https://...")],
-    kind: Annotated[list[str] | None, typer.Option(help="of events; repeatable")] = None,
-    model: Annotated[str | None, typer.Option(help="of this model alone")] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="of events, e.g. job.failed; repeatable; by default those to act upon"),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="only events of this model")] = None,
     every_owner: Annotated[
         bool, typer.Option("--every-owner", help="of the whole deployment; for the operator alone")
     ] = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Have events sent to an address. The secret of their signatures is shown this once."""
+    """Send events to an address. The secret of their signatures is shown once."""
     with Client(url) as client:
         show(
             client.create_webhook(address, kind or (), model, every_owner=every_owner),
@@ -57,29 +62,31 @@ def add_webhook(
 def list_webhooks(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """All webhooks."""
     with Client(url) as client:
-        show_all(client.webhooks(), as_json, _COLUMNS)
+        hint = "no webhooks yet; add one: cmcl webhook add https://..."
+        show_all(client.webhooks(), as_json, _COLUMNS, hint)
 
 
 @app.command("delete")
-def delete_webhook(webhook: str, url: Url = DEFAULT_URL) -> None:
-    """Send no more to a webhook."""
+def delete_webhook(webhook: WebhookId, url: Url = DEFAULT_URL) -> None:
+    """Delete a webhook."""
     with Client(url) as client:
         client.delete_webhook(webhook)
 
 
 @app.command("test")
-def send_test(webhook: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Send it a message; `deliveries` shows what became of it."""
+def send_test(webhook: WebhookId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Send a test message to a webhook; `deliveries` shows what became of it."""
     with Client(url) as client:
         sent = client.test_webhook(webhook)
     say(f"delivery {sent.id} is on its way", sent, as_json)
 
 
 @app.command("deliveries")
-def list_deliveries(webhook: str, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def list_deliveries(webhook: WebhookId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """What was sent to a webhook, and what became of each message."""
     with Client(url) as client:
-        show_all(client.deliveries(webhook), as_json, _DELIVERIES)
+        hint = f"nothing was sent to {webhook} yet; try: cmcl webhook test {webhook}"
+        show_all(client.deliveries(webhook), as_json, _DELIVERIES, hint)
 
 
 def _view(webhook: NewWebhook) -> RenderableType:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from cmcl.contract.modality import Frozen, Modality
 
@@ -108,6 +108,14 @@ MethodName = Literal[
 ]
 
 
+def _check_two_modalities(given: object) -> object:
+    """In words: pydantic's own speak of the length of a dictionary."""
+    if isinstance(given, dict) and len(given) < 2:
+        only = f"only {next(iter(given))!r} is given" if given else "none is given"
+        raise ValueError(f"a model needs two modalities; {only}")
+    return given
+
+
 class ModelSpec(Frozen):
     """The whole description of a model.
 
@@ -116,7 +124,11 @@ class ModelSpec(Frozen):
     """
 
     width: int = Field(default=256, ge=2, le=8192, description="width of the embeddings")
-    modalities: dict[Modality, FeatureWidth] = Field(min_length=2, max_length=64)
+    modalities: Annotated[
+        dict[Modality, FeatureWidth],
+        Field(min_length=2, max_length=64),
+        BeforeValidator(_check_two_modalities),
+    ]
     method: MethodName = "nullspace"
     conditioning: float = Field(
         default=0.3,

@@ -7,7 +7,11 @@ from cmcl.demo.figures import StreamFigures, backward_transfer
 
 def version_table(figures: StreamFigures, seconds_to_live: list[float]) -> Table:
     """Per version: what it learned, what every earlier dataset lost, and how long it took."""
-    table = Table(title="What each version learned, and what the earlier datasets lost")
+    table = Table(
+        title="What each version learned, and what the earlier datasets lost",
+        caption="R@1: the nearest row has the query's label, or is its partner where rows have none; "
+        "R@10: its partner is among the ten nearest",
+    )
     table.add_column("#")
     table.add_column("dataset", no_wrap=True)
     for heading in ("R@1", "R@10", "BWT R@1", "BWT R@10", "drift", "to live"):

@@ -2,13 +2,14 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
 from pydantic import BaseModel
-from rich.console import Console, Group, RenderableType
-from rich.measure import Measurement
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,9 @@ Columns = Mapping[str, Callable[[T], Cell]]
 
 # Where nobody looks at a terminal, no line has to be broken.
 _UNBOUNDED = 1000
+# Columns of prose, addresses and documents, and the width to which their long words fold.
+_BREAKABLE = frozenset({"disabled", "error", "payload", "reason", "state", "url"})
+_FOLDED = 20
 
 
 def stdout() -> Console:
@@ -48,13 +52,16 @@ def show(document: T, as_json: bool, view: Callable[[T], RenderableType]) -> Non
         stdout().print(view(document))
 
 
-def show_all(items: Iterable[T], as_json: bool, columns: Columns[T]) -> None:
-    """A list: JSON lines, each as soon as it is there, or a table."""
+def show_all(items: Iterable[T], as_json: bool, columns: Columns[T], empty: str) -> None:
+    """A list: JSON lines, each as soon as it is there, or a table; `empty` is said where it has none."""
     if as_json:
         for item in items:
             print_json(item)
-    else:
-        stdout().print(table(list(items), columns, stdout()))
+        return
+    found = list(items)
+    stdout().print(
+        table(found, columns) if found else Text(empty, style="dim"), soft_wrap=not found
+    )
 
 
 def say(words: str, document: BaseModel, as_json: bool) -> None:
@@ -65,19 +72,59 @@ def say(words: str, document: BaseModel, as_json: bool) -> None:
         stdout().print(Text(words), soft_wrap=True)
 
 
-def table(items: Sequence[T], columns: Columns[T], console: Console) -> RenderableType:
-    """A row per item; where the terminal is too narrow for that, a line per value."""
-    if not items:
-        return Text("none", style="dim")
-    drawn = Table(*columns)
-    for item in items:
-        drawn.add_row(*(as_text(value(item)) for value in columns.values()))
-    unbounded = console.options.update(max_width=_UNBOUNDED)
-    if Measurement.get(console, unbounded, drawn).minimum <= console.width:
-        return drawn
-    return Group(
-        *(fields({title: value(item) for title, value in columns.items()}) for item in items)
-    )
+@dataclass(frozen=True)
+class Grid:
+    """A table in which no word is cut, because ids and names must be copied whole.
+
+    Columns fold between words, and where even that is too wide, each row is a list of its values.
+    Only the columns in `_BREAKABLE` fold inside of words.
+    """
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Text]]
+    title: str | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widths = self._widths(options.max_width)
+        if widths is None:
+            if self.title:
+                yield Text(self.title, style="italic")
+            for row in self.rows:
+                yield fields(dict(zip(self.headings, row, strict=True)))
+            return
+        drawn = Table(title=self.title, title_justify="left")
+        for heading, width in zip(self.headings, widths, strict=True):
+            drawn.add_column(Text(heading), width=width, overflow="fold")
+        for row in self.rows:
+            drawn.add_row(*row)
+        yield drawn
+
+    def _widths(self, width: int) -> list[int] | None:
+        """Of each column, so that the whole fits into `width`; None where it cannot."""
+        cells = [[Text(heading), *column] for heading, column in self._columns()]
+        least = [_least(heading, column) for heading, column in self._columns()]
+        # A space on both sides of a value, and a line between columns.
+        spare = width - sum(least) - 3 * len(least) - 1
+        if spare < 0:
+            return None
+        wanted = [max(map(_longest_line, column)) for column in cells]
+        widths = list(least)
+        # Those first that are soon whole, so that few columns fold.
+        for index in sorted(range(len(widths)), key=lambda index: wanted[index] - least[index]):
+            more = min(spare, max(0, wanted[index] - least[index]))
+            widths[index] += more
+            spare -= more
+        return widths
+
+    def _columns(self) -> Iterator[tuple[str, list[Text]]]:
+        for index, heading in enumerate(self.headings):
+            yield heading, [row[index] for row in self.rows]
+
+
+def table(items: Sequence[T], columns: Columns[T], title: str | None = None) -> Grid:
+    """A row per item, a column per value."""
+    rows = [[as_text(value(item)) for value in columns.values()] for item in items]
+    return Grid(list(columns), rows, title)
 
 
 def fields(values: Mapping[str, Cell], title: str | None = None) -> RenderableType:
@@ -98,5 +145,18 @@ def as_text(value: Cell) -> Text:
     if value is None or value == "":
         return Text("-", style="dim")
     if isinstance(value, datetime):
-        return Text(f"{value.astimezone():%Y-%m-%d %H:%M:%S}")
+        return Text(f"{value.astimezone():%Y-%m-%d %H:%M:%S %Z}")
     return Text(f"{value:.3f}" if isinstance(value, float) else str(value))
+
+
+def _least(heading: str, cells: Iterable[Text]) -> int:
+    """The narrowest width of a column in which no word is cut."""
+    words = [cell_len(word) for cell in cells for word in cell.plain.split()]
+    longest = max(words, default=1)
+    if heading in _BREAKABLE:
+        longest = min(longest, _FOLDED)
+    return max(longest, *(cell_len(word) for word in heading.split()))
+
+
+def _longest_line(cell: Text) -> int:
+    return max(map(cell_len, cell.plain.splitlines()), default=0)

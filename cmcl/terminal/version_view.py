@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from cmcl.contract.version import HeadCapacity, LearnedDataset
-from cmcl.terminal.console import Cell, as_text, fields
+from cmcl.terminal.console import Cell, Grid, as_text, fields
 from cmcl.types import EvaluationRow, Version
 
 _BAR = 20
@@ -15,6 +14,20 @@ _BAR = 20
 _NOTICEABLE = 0.5
 # Of a head; below it, few more datasets fit.
 _SCARCE = 0.2
+# What a retrieved row must have in common with the query to count; see contract.version.Recall.
+_COUNTS = {
+    "same label": "same label: the nearest row has the query's label.",
+    "same item": "same item: the nearest row is the query's own partner.",
+}
+_CERTIFICATE = (
+    "drift: root mean square change of the dataset's scores, relative to their size. "
+    "loss now (quality in the API): spectral contrastive loss; -1 is as when the dataset was learned, "
+    "lower is better, 0 is as good as no scores."
+)
+_CAPACITY = (
+    "free to learn: share of the head's entries that may still change. "
+    "inputs, outputs used: directions that hold 95 % of the energy learned so far."
+)
 
 
 def version_view(version: Version) -> RenderableType:
@@ -31,19 +44,22 @@ def version_view(version: Version) -> RenderableType:
 
 
 def matrix(rows: list[EvaluationRow], names: Mapping[str, str]) -> RenderableType:
-    """R@1 in per cent; down a column, what became of a dataset: green as good as when learned."""
+    """Recall at 1 in per cent; down a column, what became of a dataset: red where it lost."""
     datasets = [dataset for dataset in names if any(dataset in row.recall for row in rows)]
     if not datasets:
         return Text("no held-out rows, so nothing was measured\n", style="dim")
-    table = Table("version", "learned", *(names[dataset] for dataset in datasets))
-    table.title, table.title_justify = "R@1 (points since learned)", "left"
+    counts = {dataset: _counted(dataset, rows) for dataset in datasets}
+    headings = ("version", "learned", *(f"{names[each]} ({counts[each]})" for each in datasets))
+    lines = []
     learned: dict[str, float] = {}
     for row in rows:
         for dataset, recall in row.recall.items():
             learned.setdefault(dataset, recall.at_1)
         cells = [_recall_cell(row, dataset, learned) for dataset in datasets]
-        table.add_row(str(row.version), Text(names.get(row.learned, row.learned)), *cells)
-    return table
+        lines.append([Text(str(row.version)), Text(names.get(row.learned, row.learned)), *cells])
+    legend = " ".join(_COUNTS[each] for each in dict.fromkeys(counts.values()))
+    title = "recall at 1 in % (points since learned)"
+    return Group(Grid(headings, lines, title), Text(legend, style="dim"))
 
 
 def not_measured(why: Mapping[str, str], names: Mapping[str, str]) -> list[RenderableType]:
@@ -59,10 +75,7 @@ def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
     drift, quality = version.certificate.drift, version.certificate.quality
     if not drift and not quality:
         return Text("the first version: there is nothing that it could have moved\n", style="dim")
-    table = Table(
-        "earlier dataset", "drift since learned", "against parent", "quality (-1: as then)"
-    )
-    table.title, table.title_justify = "certificate", "left"
+    rows = []
     for dataset in dict.fromkeys((*drift, *quality)):
         moved, good = drift.get(dataset), quality.get(dataset)
         values: tuple[Cell, ...] = (
@@ -70,35 +83,37 @@ def certificate(version: Version, names: Mapping[str, str]) -> RenderableType:
             moved.against_parent if moved else None,
             good.now if good else None,
         )
-        table.add_row(Text(names.get(dataset, dataset)), *map(as_text, values))
-    return table
+        rows.append([Text(names.get(dataset, dataset)), *map(as_text, values)])
+    headings = ("earlier dataset", "drift since learned", "drift by this version", "loss now")
+    return Group(Grid(headings, rows, "certificate"), Text(_CERTIFICATE, style="dim"))
 
 
 def capacity(heads: Mapping[str, HeadCapacity]) -> RenderableType:
     """A bar per modality: how much of its head is free."""
     if not heads:
         return Text("")
-    table = Table("modality", "free to learn", "inputs", "outputs")
-    table.title, table.title_justify = "capacity", "left"
-    for modality, head in heads.items():
-        table.add_row(
+    rows = [
+        [
             Text(modality),
             _bar(head.free_share),
-            f"{head.input_rank} of {head.input_width}",
-            f"{head.output_rank} of {head.output_width}",
-        )
-    return table
+            Text(f"{head.input_rank} of {head.input_width}"),
+            Text(f"{head.output_rank} of {head.output_width}"),
+        ]
+        for modality, head in heads.items()
+    ]
+    headings = ("modality", "free to learn", "inputs used", "outputs used")
+    return Group(Grid(headings, rows, "capacity"), Text(_CAPACITY, style="dim"))
 
 
 def lineage(lines: tuple[LearnedDataset, ...]) -> RenderableType:
     """What it has learned, and from which files."""
-    table = Table("version", "dataset", "pair", "rows", "shards (SHA-256)")
-    table.title, table.title_justify = "lineage", "left"
+    rows = []
     for line in lines:
         digests = "\n".join(digest[:16] for digest in line.shard_digests)
         name = Text(f"{line.name}\n{line.dataset}")
-        table.add_row(str(line.version), name, str(line.pair), str(line.rows), digests)
-    return table
+        values = (line.version, name, str(line.pair), line.rows, digests)
+        rows.append([as_text(value) for value in values])
+    return Grid(("version", "dataset", "pair", "rows", "shards (SHA-256)"), rows, "lineage")
 
 
 def _facts(version: Version) -> dict[str, Cell]:
@@ -113,6 +128,12 @@ def _facts(version: Version) -> dict[str, Cell]:
         "stored": version.stored_at,
         "retired": version.retired_at,
     }
+
+
+def _counted(dataset: str, rows: list[EvaluationRow]) -> str:
+    """A dataset has an accuracy where its rows have labels, and then recall at 1 counts labels."""
+    measured = (row.recall[dataset] for row in rows if dataset in row.recall)
+    return "same item" if next(measured).accuracy is None else "same label"
 
 
 def _recall_cell(row: EvaluationRow, dataset: str, learned: Mapping[str, float]) -> Text:

@@ -28,11 +28,6 @@ def test_a_version_is_tried_and_taken_back(cmcl: Cmcl, plane: ControlPlane) -> N
     assert "no version" in cmcl("candidate", "show", "scenes", code=Exit.REFUSED)
 
 
-def test_a_trial_that_nobody_sees_is_refused_in_words(cmcl: Cmcl) -> None:
-    words = cmcl("candidate", "set", "scenes", "1", code=Exit.REFUSED)
-    assert "share and shadow are both 0" in words
-
-
 def test_new_versions_are_tried_first_where_the_policy_says_so(cmcl: Cmcl) -> None:
     cmcl("model", "policy", "scenes", "--max-drift=0.3")
     changed = cmcl.one(

@@ -84,6 +84,17 @@ def test_a_modality_without_a_width_is_named(text: str, capsys: pytest.CaptureFi
         (["model", "show"], "MODEL"),
         (["version", "show", "scenes", "zero"], "VERSION"),
         (["version", "show", "scenes", "0"], "VERSION"),
+        (["version", "show", "scenes@zero"], "write NAME@VERSION"),
+        (["version", "show", "scenes@0"], "numbered from 1"),
+        (["version", "retire", "scenes", "--yes"], "scenes@VERSION"),
+        (["candidate", "set", "scenes"], "scenes@VERSION"),
+        (["model", "branch", "scenes", "new"], "scenes@VERSION"),
+        (["model", "branch", "scenes", "x", "new"], "MODEL@VERSION NAME"),
+        (["job", "show", "nope"], "'nope' is no job id; see `cmcl job list`"),
+        (["job", "watch", "job-1"], "see `cmcl job list`"),
+        (["dataset", "show", "fashion"], "'fashion' is no dataset id; see `cmcl dataset list`"),
+        (["key", "revoke", "robot"], "see `cmcl key list`"),
+        (["webhook", "delete", "x"], "see `cmcl webhook list`"),
         (["dataset", "add", "x", "--model=m", "--pair=image"], "write FIRST,SECOND"),
         (["dataset", "add", "x", "--model=m", "--pair=a,b", "--upload=maybe"], "maybe"),
         (
@@ -112,9 +123,6 @@ def test_what_cannot_be_understood_is_a_mistake_of_usage(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["model", "create", "m", "--modality=a=1"], "modalities: "),
-        (["model", "create", "m", "--modality=a=1", "--modality=b=1", "--method=x"], "method: "),
-        (["dataset", "add", "x", "--model=m", "--pair=image,image"], "two different modalities"),
         (["dataset", "add", "no/such", "--model=m", "--pair=a,b"], "there is no file or folder"),
         (["upload", "no/such"], "cannot be read: No such file"),
         (["model", "list", "--url=ftp://x"], "is no address"),
@@ -124,6 +132,25 @@ def test_what_can_be_seen_to_be_wrong_is_refused_in_one_line(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == Exit.REFUSED
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model", "create", "m", "--modality=image=1"], "two modalities; only 'image' is given"),
+        (["model", "create", "m", "--modality=a=1", "--modality=b=1", "--width=1"], "width: "),
+        (["dataset", "add", "x", "--model=m", "--pair=image,image"], "two different modalities"),
+        (["candidate", "set", "m@2"], "share and shadow are both 0"),
+    ],
+)
+def test_options_that_cannot_be_are_a_mistake_of_usage_in_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == Exit.USAGE
     shown = capsys.readouterr()
     assert words in shown.err
     assert shown.err.count("\n") == 1

@@ -6,13 +6,14 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
 
-from cmcl.cli import app
+from cmcl.cli import app, command_tree
 from cmcl.contract.preflight import Outlook, PreflightAnswer
 from cmcl.terminal.exits import Exit
 from service.control.preflights import PreflightRounds
@@ -61,13 +62,23 @@ def train_next(plane: ControlPlane) -> threading.Thread:
 def test_models_are_made_shown_branched_and_deleted(cmcl: Cmcl) -> None:
     assert "image 4, text 3" in cmcl("model", "create", "trees", *WIDTHS)
     assert cmcl.one("model", "create", "trees", *WIDTHS)["width"] == 8
-    assert "branch" in cmcl("model", "branch", "scenes", "1", "branch")
+    assert "version 1 of scenes" in cmcl("model", "branch", "scenes", "1", "branch")
+    assert "version 1 of scenes" in cmcl("model", "branch", "scenes@1", "branch")
     assert [model["name"] for model in cmcl.lines("model", "list")] == ["branch", "scenes", "trees"]
     table = cmcl("model", "list")
     assert "│ scenes │ 2    │ 2    │ nullspace" in table
     assert "branched from   scenes@1" in cmcl("model", "show", "branch")
     cmcl("model", "delete", "trees", "--yes")
     assert "trees" not in cmcl("model", "list")
+
+
+def test_how_a_model_is_trained_can_be_said_when_it_is_made(cmcl: Cmcl) -> None:
+    chosen = ("--epochs=3", "--batch-size=32", "--learning-rate=0.01")
+    training = cmcl.one("model", "create", "trees", *WIDTHS, *chosen)["training"]
+    assert (training["epochs"], training["batch_size"], training["learning_rate"]) == (3, 32, 0.01)
+    assert training["optimizer"] == "adamw", "what is not said has its default"
+    told = cmcl("model", "create", "bees", *WIDTHS, "--batch-size=1", code=Exit.USAGE)
+    assert "training.batch_size: " in told
 
 
 def test_a_policy_is_shown_changed_and_bounds_are_dropped(cmcl: Cmcl) -> None:
@@ -127,6 +138,54 @@ def test_a_job_that_ends_without_a_version_has_an_exit_code_of_its_own(
     assert cmcl.one("job", "cancel", job)["state"] == "cancelled"
 
 
+def test_a_job_that_failed_shows_no_version(cmcl: Cmcl, plane: ControlPlane) -> None:
+    """The service names the version that a job would make; a failed one made none."""
+    bad = write_shard(plane.shards / "bad.parquet", feature_table(16, widths=(5, 3))).uri
+    job = cmcl.one("dataset", "add", bad, "--pair=image,text", "--model=scenes")["job"]["id"]
+    plane.run_to_end(job)
+    (line,) = (line for line in cmcl("job", "list").splitlines() if job in line)
+    assert [cell.strip() for cell in line.split("│")[3:5]] == ["failed", "-"]
+    shown = dict(line.split(None, 1) for line in cmcl("job", "show", job).splitlines() if line)
+    assert shown["version"].strip() == "-"
+
+
+def test_lists_are_of_all_models_unless_one_is_asked_for(
+    cmcl: Cmcl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMCL_MODEL", "trees")
+    cmcl("model", "create", "trees", *WIDTHS)
+    for group in ("job", "dataset"):
+        assert len(cmcl.lines(group, "list")) == 2
+        assert cmcl.lines(group, "list", "--model=trees") == []
+    assert "no version yet" in cmcl("version", "list"), "an argument that is needed comes from it"
+
+
+def test_an_empty_list_says_how_to_begin(cmcl: Cmcl) -> None:
+    cmcl("model", "create", "trees", *WIDTHS)
+    for arguments, words in {
+        ("job", "list", "--state=held"): "no jobs in state held\n",
+        ("job", "list", "--model=trees"): "no jobs of model trees\n",
+        ("dataset", "list", "--model=trees"): "cmcl dataset add",
+        ("version", "list", "trees"): "cmcl dataset add",
+        ("history", "trees"): "no version of trees was live so far",
+        ("key", "list"): "cmcl key create",
+    }.items():
+        assert words in cmcl(*arguments)
+        assert cmcl(*arguments, "--json") == ""
+
+
+def test_shards_that_are_there_under_another_name_are_told_as_such(
+    cmcl: Cmcl, plane: ControlPlane
+) -> None:
+    shard = plane.shard("more")["uri"]
+    arguments = ("dataset", "add", shard, "--pair=image,text", "--model=scenes")
+    first = cmcl(*arguments, "--name=pixtext").split()[1].rstrip(",")
+    again = cmcl(*arguments, "--name=pixtext2")
+    assert again.startswith(f"already dataset {first} (pixtext), job job-")
+    assert "the name pixtext2 is not used" in again
+    assert cmcl(*arguments, "--name=pixtext").startswith(f"dataset {first}, job job-")
+
+
 def test_an_open_dataset_is_grown_and_sealed(cmcl: Cmcl, plane: ControlPlane) -> None:
     opened = cmcl.one("dataset", "open", "many", "--pair=image,text", "--model=scenes")["id"]
     shard = plane.shard("more")["uri"]
@@ -165,11 +224,19 @@ def test_a_version_is_a_page_with_all_that_is_known(cmcl: Cmcl) -> None:
     page = cmcl("version", "show", "scenes", "2")
     for words in ("scenes@2", "certificate", "│ one", "lineage", "on 1 ranks"):
         assert words in page
-    assert cmcl.one("version", "show", "scenes", "2")["manifest"]["version"] == 2
+    for arguments, number in (
+        (("scenes", "2"), 2),
+        (("scenes@2",), 2),
+        (("scenes@1",), 1),
+        (("scenes",), 2),
+    ):
+        assert cmcl.one("version", "show", *arguments)["version"] == number
+    assert "version" in cmcl("version", "show", "scenes@1", "1", code=Exit.USAGE)
 
 
 def test_versions_are_promoted_rolled_back_and_retired(cmcl: Cmcl) -> None:
-    assert "version 1 answers (generation 3)" in cmcl("promote", "scenes", "1", "--reason=birds")
+    assert "version 1 answers (generation 3)" in cmcl("promote", "scenes@1", "--reason=birds")
+    assert "scenes@VERSION" in cmcl("promote", "scenes", code=Exit.USAGE)
     assert cmcl.one("rollback", "scenes")["version"] == 2
     history = cmcl.lines("history", "scenes")
     assert [change["kind"] for change in history[2:]] == ["promoted", "rolled_back"]
@@ -209,7 +276,7 @@ def test_webhooks_are_added_tried_and_deleted(cmcl: Cmcl) -> None:
     assert "https://example.com/x" in listed
     assert "whsec" not in listed
     cmcl("webhook", "delete", made["id"])
-    assert cmcl("webhook", "list") == "none\n"
+    assert "no webhooks yet; add one: cmcl webhook add" in cmcl("webhook", "list")
 
 
 def test_a_refused_pre_flight_is_refused_in_words(cmcl: Cmcl, plane: ControlPlane) -> None:
@@ -333,7 +400,36 @@ def test_tables_survive_any_terminal(
     ):
         shown = cmcl(*arguments)
         assert max(map(len, shown.splitlines())) <= int(width)
-    assert "…" not in cmcl("job", "list")
+        assert "…" not in shown
+        if int(width) >= 40:
+            identifiers = {line for line in cmcl.lines(*arguments)[0].values() if is_id(line)}
+            assert all(identifier in shown for identifier in identifiers)
+
+
+def every_command() -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All commands and groups by their names, as they are run."""
+
+    def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+        yield path, command
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from walk(inner, (*path, name))
+
+    yield from walk(command_tree(), ())
+
+
+def test_every_command_argument_and_option_has_a_help() -> None:
+    for path, command in every_command():
+        assert command.help, path
+        assert [each.name for each in command.params if not each.help] == [], path
+
+
+def test_no_flag_asks_for_a_value_in_the_help(cmcl: Cmcl) -> None:
+    for path, _ in every_command():
+        assert "<bool>" not in cmcl(*path, "--help"), path
+
+
+def test_the_version_is_that_of_the_distribution(cmcl: Cmcl) -> None:
+    assert cmcl("--version") == f"cmcl {version('cmcl-embeddings')}\n"
 
 
 def test_every_command_that_prints_has_json() -> None:

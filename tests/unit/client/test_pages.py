@@ -43,9 +43,21 @@ def test_a_dataset_that_could_not_be_measured_is_told_with_the_reason() -> None:
 
 def test_a_matrix_shows_what_became_of_each_dataset_since_it_was_learned() -> None:
     text = drawn(matrix(ROWS, NAMES))
-    assert "│ 1       │ birds      │ 90.0         │             │" in text
-    assert "│ 2       │ [bold]bees │ 88.0 (-2.0)  │ 50.0        │" in text
-    assert "│ 3       │ cats       │ 70.0 (-20.0) │ 52.0 (+2.0) │" in text
+    assert "│ 1       │ birds      │ 90.0              │                        │" in text
+    assert "│ 2       │ [bold]bees │ 88.0 (-2.0)       │ 50.0                   │" in text
+    assert "│ 3       │ cats       │ 70.0 (-20.0)      │ 52.0 (+2.0)            │" in text
+
+
+def test_recall_is_named_for_what_it_counts() -> None:
+    """At 1 a row with the same label counts where there are labels: then there is an accuracy."""
+    labelled = Recall(rows=10, at_1=0.9, at_5=0.9, at_10=0.9, accuracy=0.8)
+    rows = [EvaluationRow(version=1, learned="a", recall={"a": labelled}), *ROWS[1:2]]
+    text = drawn(matrix(rows, NAMES), width=160)
+    assert "birds (same label)" in text
+    assert "[bold]bees (same item)" in text
+    assert "the nearest row has the query's label" in text
+    assert "the nearest row is the query's own partner" in text
+    assert "own partner" not in drawn(matrix(rows[:1], NAMES))
 
 
 def test_a_matrix_is_green_where_it_gained_and_red_where_it_lost() -> None:
@@ -78,10 +90,35 @@ COLUMNS: Columns[Named] = {"name": lambda item: item.name, "value": lambda item:
 
 def test_a_table_is_a_list_of_values_where_the_terminal_is_narrow() -> None:
     items = [Named(name="job-0123456789ab", value="published"), Named(name="job-2")]
-    wide, narrow = (drawn(table(items, COLUMNS, Console(width=width)), width) for width in (60, 20))
+    wide, narrow = (drawn(table(items, COLUMNS), width) for width in (60, 20))
     assert "│ job-0123456789ab │ published │" in wide
     assert "│" not in narrow
     assert "name   job-0123456789ab".replace(" ", "") in narrow.replace(" ", "").replace("\n", "")
+
+
+LONG: Columns[Named] = {
+    "job": lambda item: item.name,
+    "created": lambda _: AT,
+    "reason": lambda item: item.value,
+}
+
+
+@pytest.mark.parametrize("width", range(36, 90, 3))
+def test_no_word_of_a_table_is_cut_however_narrow_it_is(width: int) -> None:
+    items = [Named(name="job-0123456789ab", value=f"its file {'x' * 70} has too few rows")]
+    text = drawn(table(items, LONG), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "job-0123456789ab" in text
+    assert "2026-11-2" in text
+    assert text.count("x") == 70, "prose folds, and is not cut either"
+
+
+def test_columns_that_fit_are_whole_and_the_others_fold() -> None:
+    items = [Named(name="job-0123456789ab", value="too few rows of one of both modalities")]
+    text = drawn(table(items, LONG), 72)
+    assert "│ job-0123456789ab │ 2026-11-2" in text
+    assert max(map(len, text.splitlines())) <= 72
 
 
 @pytest.mark.parametrize(
@@ -92,7 +129,7 @@ def test_a_table_is_a_list_of_values_where_the_terminal_is_narrow() -> None:
         (0, "0"),
         (0.5, "0.500"),
         ("[red]x[/red]", "[red]x[/red]"),
-        (AT, f"{AT.astimezone():%Y-%m-%d %H:%M:%S}"),
+        (AT, f"{AT.astimezone():%Y-%m-%d %H:%M:%S} {AT.astimezone().tzname()}"),
     ],
 )
 def test_values_are_written_as_they_are(value: Any, text: str) -> None:
