@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _serve(settings: Settings, _: argparse.Namespace) -> None:
+def _serve(settings: Settings, _: argparse.Namespace) -> int:
     # They take seconds to import: wrong settings, and keys, need not wait for them.
     from service.api.server import make_server
     from service.app import create_app
@@ -61,9 +61,15 @@ def _serve(settings: Settings, _: argparse.Namespace) -> None:
     config = log_config(settings.log_level, secret_texts(settings))
     logging.config.dictConfig(config)
     app = create_app(settings)
-    check_at_start(app.state.context)
-    with contextlib.suppress(KeyboardInterrupt):
-        make_server(app, settings, config).run()
+    try:
+        check_at_start(app.state.context)
+        server = make_server(app, settings, config)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run()
+        return 0 if server.started else 1
+    finally:
+        # The lifespan does it too, but has not begun where the check fails or the port is taken.
+        app.state.context.database.close()
 
 
 def _migrate(settings: Settings, _: argparse.Namespace) -> None:

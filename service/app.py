@@ -52,7 +52,7 @@ from service.control.webhooks.deliverer import Deliverer
 from service.control.webhooks.sender import Sender
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
-from service.errors import DatabaseError, ServiceError
+from service.errors import DatabaseError
 from service.launchers.breaker import Breaker
 from service.launchers.driver import Driver
 from service.launchers.kuberay.pods import read_pod_templates
@@ -149,10 +149,22 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
 
 
 def create_context(settings: Settings, parts: Parts) -> Context:
-    """The parts, with the newest form of the tables in place."""
+    """The parts, with the newest form of the tables in place. The database is closed on any error."""
     metrics, bell = Metrics(parts.spans or open_spans()), Bell()
-    witness = Witness(metrics, bell.ring)
-    database = _upgraded(MeteredDatabase(open_database(settings.database_url), metrics, witness))
+    opened = open_database(settings.database_url)
+    database = MeteredDatabase(opened, metrics, Witness(metrics, bell.ring))
+    try:
+        # A newer release may have left tables that are no use here.
+        upgrade(database)
+        return _context(settings, parts, database, metrics, bell)
+    except BaseException:
+        database.close()
+        raise
+
+
+def _context(
+    settings: Settings, parts: Parts, database: Database, metrics: Metrics, bell: Bell
+) -> Context:
     metrics.registry.register(BacklogCollector(database, parts.clock))
     metrics.registry.register(FiguresCollector(database, parts.clock))
     metrics.registry.register(TrainingCollector(database, parts.clock))
@@ -170,16 +182,6 @@ def create_context(settings: Settings, parts: Parts) -> Context:
         metrics=metrics,
         clock=parts.clock,
     )
-
-
-def _upgraded(database: Database) -> Database:
-    """With the newest tables, or closed again: a newer release may have left some that are no use here."""
-    try:
-        upgrade(database)
-    except ServiceError:
-        database.close()
-        raise
-    return database
 
 
 def _announcer(settings: Settings, metrics: Metrics) -> Announcer:

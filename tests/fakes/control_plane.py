@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psutil
 import pyarrow as pa
 
 from service.app import Parts, create_app
@@ -46,6 +47,12 @@ def _newest_tables() -> bytes:
         upgrade(database)
         database.close()
         return path.read_bytes()
+
+
+def open_databases(folder: Path) -> list[str]:
+    """Files of SQLite databases in the folder that this process has open."""
+    paths = [file.path for file in psutil.Process().open_files()]
+    return [path for path in paths if Path(path).match(f"{folder.resolve()}/cmcl.db*")]
 
 
 class ControlPlane:

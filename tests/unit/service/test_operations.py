@@ -13,13 +13,14 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from cmcl.contract.errors import InvalidUri
 from service.api.routes.operations import Probes
 from service.app import Parts, create_app
 from service.control.reconcile import Reconciler
 from service.logs import JsonLines, log_config
 from service.settings import Settings
 from tests.fakes.app_client import AppClient
-from tests.fakes.control_plane import ControlPlane
+from tests.fakes.control_plane import ControlPlane, open_databases
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.mortal import Lifeline
 from tests.fakes.served_app import served
@@ -65,6 +66,8 @@ def test_a_store_that_hangs_holds_up_no_other_request(plane: ControlPlane) -> No
             assert client.get("/v1/models").status_code == 200
     finally:
         store.answers.set()
+        app.state.context.validations.close()
+        app.state.context.database.close()
 
 
 def test_a_reconciler_that_stands_still_is_noticed(plane: ControlPlane) -> None:
@@ -231,6 +234,15 @@ def test_the_reconciler_outlives_a_failed_round(plane: ControlPlane) -> None:
     stop.set()
     thread.join(60)
     assert not thread.is_alive()
+
+
+def test_a_service_that_cannot_be_made_leaves_no_database_open(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'cmcl.db'}"
+    settings = Settings(database_url=url, store_uri="ftp://elsewhere", launcher="process")
+    with pytest.raises(InvalidUri):
+        create_app(settings)
+    assert (tmp_path / "cmcl.db").exists()
+    assert open_databases(tmp_path) == []
 
 
 def test_the_lifespan_runs_the_reconciler(tmp_path: Path) -> None:

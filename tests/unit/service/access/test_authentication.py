@@ -279,4 +279,5 @@ def test_a_service_that_lets_nobody_in_says_how_to_make_a_key(
     operated = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
     assert hint not in starts(operated, caplog)
     Holder(operated, ADMIN_KEY).make_key()
+    operated.close()
     assert hint not in starts(ControlPlane(tmp_path, auth="on"), caplog)

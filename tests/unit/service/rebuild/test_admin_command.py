@@ -14,7 +14,7 @@ from service.control.records.guard import check_at_start
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.database.queries import leases
-from tests.fakes.control_plane import ControlPlane
+from tests.fakes.control_plane import ControlPlane, open_databases
 from tests.fakes.wreckage import everything, rebuild, wreck
 from tests.unit.service.access.holder import ADMIN_KEY, Holder
 from workers.storage import layout
@@ -115,6 +115,7 @@ def test_a_database_on_which_a_service_works_is_refused(
 def test_a_service_does_not_start_on_a_lost_database(
     plane: ControlPlane,
     run: Run,
+    new_database: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_service_does_not_start_on_a_lost_database(
     monkeypatch.setattr("logging.config.dictConfig", lambda _: None)
     assert main([]) == 1
     assert "admin rebuild" in capsys.readouterr().err
+    assert open_databases(new_database.parent) == []
     assert run()[0] == 0
     check_at_start(plane.context)
 
