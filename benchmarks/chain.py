@@ -11,6 +11,7 @@ from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Recall
+from workers.methods.port import Method
 from workers.model.retrieval import HeldOut, measure
 from workers.model.rows import PairedRows
 from workers.train.certify import Earlier, weights_of
@@ -43,8 +44,8 @@ class Outcome:
     seconds: float
 
 
-def run_chain(stream: Sequence[Dataset], spec: ModelSpec) -> Outcome:
-    """Learn the datasets in order and measure all of them after each.
+def run_chain(stream: Sequence[Dataset], spec: ModelSpec, method: Method | None = None) -> Outcome:
+    """Learn the datasets in order and measure all of them after each, with the spec's method or this.
 
     Raises ArithmeticError if a training diverged.
     """
@@ -54,7 +55,7 @@ def run_chain(stream: Sequence[Dataset], spec: ModelSpec) -> Outcome:
     for dataset in stream:
         began = time.perf_counter()
         try:
-            learned = learn_one(spec, knowledge, dataset, earlier)
+            learned = learn_one(spec, knowledge, dataset, earlier, method)
         except TrainingDiverged as error:
             raise ArithmeticError(f"{dataset.name}: {error}") from error
         seconds += time.perf_counter() - began
@@ -65,7 +66,11 @@ def run_chain(stream: Sequence[Dataset], spec: ModelSpec) -> Outcome:
 
 
 def learn_one(
-    spec: ModelSpec, before: Knowledge, dataset: Dataset, earlier: tuple[Earlier, ...]
+    spec: ModelSpec,
+    before: Knowledge,
+    dataset: Dataset,
+    earlier: tuple[Earlier, ...],
+    method: Method | None = None,
 ) -> Learned:
     """One dataset with the product's own code."""
     task = Task(
@@ -74,7 +79,7 @@ def learn_one(
         seed=spec.seed * 1000 + len(earlier),
         earlier=earlier,
     )
-    return learn(spec, before, task)
+    return learn(spec, before, task, method=method)
 
 
 def _measure_all(knowledge: Knowledge, stream: Sequence[Dataset]) -> list[Recall]:

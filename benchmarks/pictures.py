@@ -110,7 +110,8 @@ def retention(matrix_TT: np.ndarray) -> np.ndarray:
 
 def _draw_curve(axis: Axes, name: str, kept_T: np.ndarray) -> None:
     """A method looks the same in every picture; the eleventh starts the colours anew, dashed."""
-    again, colour = divmod(known_methods().index(name), 10)
+    known = known_methods()
+    again, colour = divmod(known.index(name) if name in known else len(known), 10)
     wide = name in _OURS
     axis.plot(
         np.arange(1, len(kept_T) + 1),

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from benchmarks.chain import Outcome, run_chain
 from benchmarks.folder import Stream, read_stream
 from benchmarks.joint import JointOutcome, train_jointly
-from cmcl.contract.model import MethodName, ModelSpec
+from cmcl.contract.methods import BUILT_IN_METHODS, installed_methods
+from cmcl.contract.model import ModelSpec
+from workers.methods.registry import method_class
 
 JOINT = "joint"
 # Names of the benchmark that are a method of the product with another setting.
@@ -30,9 +32,15 @@ _POLICIES: Mapping[str, Mapping[str, Any]] = {
 
 
 def known_methods() -> tuple[str, ...]:
-    """All that can be run: the product's methods, the second policy of its own, joint training."""
-    first, *others = get_args(MethodName)
-    return (first, *_POLICIES, *others, JOINT)
+    """The product's methods, the second policy of its own, joint training, and the methods of
+    installed packages."""
+    first, *others = BUILT_IN_METHODS
+    return (first, *_POLICIES, *others, JOINT, *installed_methods())
+
+
+def is_place(method: str) -> bool:
+    """Whether it is written as `module:Class`: a method that needs no entry point."""
+    return ":" in method
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,11 @@ Result = Outcome | JointOutcome | Failed
 def spec_of(method: str, model: Mapping[str, Any]) -> ModelSpec:
     """The product's spec for a name of the benchmark; `model` has all other fields.
 
-    Joint training takes heads, conditioning and training from the spec, and no method.
+    Joint training takes heads, conditioning and training from the spec, and no method. A method at
+    `module:Class` goes by the name of its class.
     """
+    if is_place(method):
+        method = method.rpartition(":")[2].strip("_").lower()
     chosen = _POLICIES.get(method, {} if method == JOINT else {"method": method})
     return ModelSpec.model_validate({**model, **chosen})
 
@@ -72,7 +83,8 @@ def perform(stream: Stream, run: Run) -> Result:
     try:
         if run.method == JOINT:
             return train_jointly(stream.datasets, run.spec, run.joint_epochs)
-        return run_chain(stream.datasets, run.spec)
+        method = method_class(run.method).from_spec(run.spec) if is_place(run.method) else None
+        return run_chain(stream.datasets, run.spec, method)
     except Exception as error:  # noqa: BLE001 (whatever it was, the other runs go on)
         return Failed(f"{type(error).__name__}: {error}", traceback.format_exc())
 

@@ -25,8 +25,10 @@ from benchmarks.joint import JointOutcome
 from benchmarks.pictures import draw_all
 from benchmarks.progress import say
 from benchmarks.report import Failure, Report, document, markdown, print_tables
-from benchmarks.runs import Failed, Result, Run, known_methods, perform_all, spec_of
+from benchmarks.runs import Failed, Result, Run, is_place, known_methods, perform_all, spec_of
+from cmcl.contract.errors import UnknownMethod
 from cmcl.contract.model import TrainingSpec
+from workers.methods.registry import method_class
 
 _RESULTS = Path(".cmcl/benchmarks")
 
@@ -56,7 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m benchmarks.stream", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="NN_name_xy.{train,test}.parquet")
-    parser.add_argument("--methods", type=_methods, default=known_methods(), metavar="A,B,...")
+    parser.add_argument(
+        "--methods",
+        type=_methods,
+        default=known_methods(),
+        metavar="A,B,...",
+        help="names, or module:Class for a method of your own (default: all known names)",
+    )
     parser.add_argument("--seeds", type=count, default=3, help="how many, from 0 (default: 3)")
     parser.add_argument("--width", type=int, default=256, help="of the embeddings (default: 256)")
     parser.add_argument("--epochs", type=int, help="of all but joint (default: the product's)")
@@ -80,10 +88,21 @@ def _parser() -> argparse.ArgumentParser:
 def _methods(text: str) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in chosen:
-        if name not in known_methods():
+        if is_place(name):
+            _check_place(name)
+        elif name not in known_methods():
             known = ", ".join(known_methods())
-            raise argparse.ArgumentTypeError(f"unknown method {name!r}; known are {known}")
+            raise argparse.ArgumentTypeError(
+                f"unknown method {name!r}; known are {known}, and module:Class"
+            )
     return chosen
+
+
+def _check_place(place: str) -> None:
+    try:
+        method_class(place)
+    except UnknownMethod as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _stream(options: argparse.Namespace) -> Stream:

@@ -3,6 +3,7 @@
 WorkerError                     anything we raise on purpose
 ├── InvalidDataset              the user's rows cannot be used; a retry cannot help
 ├── NothingToLearn              no entry of the two heads may move; a retry cannot help
+├── UnknownMethod               the model's method is not installed; a retry helps once it is
 ├── TrainingDiverged            the loss or a head is no longer finite; a retry cannot help
 ├── InvalidVersion              a stored version is incomplete or damaged
 ├── StoreDamaged                what earlier datasets left is; a retry helps once it is restored
@@ -28,6 +29,10 @@ class InvalidDataset(WorkerError):
 
 class NothingToLearn(WorkerError):
     """No entry of the two heads may move, or no batch can be filled. Says what to change."""
+
+
+class UnknownMethod(WorkerError):
+    """The model's method is not installed where it is needed, or is none. Says what to install."""
 
 
 class TrainingDiverged(WorkerError):
@@ -72,5 +77,5 @@ class StorageUnavailable(StorageError):
     retry_can_help = True
 
 
-HOPELESS = (InvalidDataset, NothingToLearn, StoreDamaged, TrainingDiverged)
+HOPELESS = (InvalidDataset, NothingToLearn, StoreDamaged, TrainingDiverged, UnknownMethod)
 """What another attempt would meet again: people have to do something first."""

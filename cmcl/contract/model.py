@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
+from cmcl.contract.methods import BUILT_IN_METHODS, METHOD_ENTRY_POINTS
 from cmcl.contract.modality import Frozen, Modality
 
 WIDEST_FEATURE = 16384
@@ -93,19 +94,8 @@ class ProtectionSpec(Frozen):
         return by_policy[self.policy] if self.max_drift is None else self.max_drift
 
 
-MethodName = Literal[
-    "nullspace",
-    "paper",
-    "vanilla",
-    "anchor",
-    "ewc",
-    "gem",
-    "der",
-    "derpp",
-    "co2l",
-    "cila",
-    "cflat",
-]
+# Which names exist depends on what is installed, so a stored spec is valid without its method.
+MethodName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 
 
 def _check_two_modalities(given: object) -> object:
@@ -129,7 +119,11 @@ class ModelSpec(Frozen):
         Field(min_length=2, max_length=64),
         BeforeValidator(_check_two_modalities),
     ]
-    method: MethodName = "nullspace"
+    method: MethodName = Field(
+        default="nullspace",
+        description=f"built in: {', '.join(BUILT_IN_METHODS)}; others from installed packages, by the "
+        f"entry point group {METHOD_ENTRY_POINTS}",
+    )
     conditioning: float = Field(
         default=0.3,
         gt=0,

@@ -128,4 +128,6 @@ def test_mistakes_are_answered_in_one_line(
 
 
 def test_server_that_is_not_there_is_named(cmcl: CommandLine) -> None:
-    assert "cannot connect to http://127.0.0.1:9" in cmcl("model", "list", "--url", "http://127.0.0.1:9", code=4)
+    assert "cannot connect to http://127.0.0.1:9" in cmcl(
+        "model", "list", "--url", "http://127.0.0.1:9", code=4
+    )

@@ -10,11 +10,12 @@ The loop (workers/train/loop.py) asks a method four questions, in this order:
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import TrainingSpec
+from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates
@@ -118,6 +119,11 @@ class Method:
 
     # Whether it needs all rows of a dataset in memory: then it cannot learn one that is streamed.
     holds_rows = False
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec) -> Self:  # noqa: ARG003
+        """The method of a model; by default nothing of its spec is needed."""
+        return cls()
 
     def update_spaces(self, lesson: Lesson) -> Mapping[str, UpdateSpace]:
         """The space of each of the pair's two modalities."""

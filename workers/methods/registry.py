@@ -1,8 +1,11 @@
 """From a model's spec to its method."""
 
+import importlib
 from collections.abc import Callable, Mapping
 
-from cmcl.contract.model import MethodName, ModelSpec
+from cmcl.contract.errors import UnknownMethod
+from cmcl.contract.methods import BUILT_IN_METHODS, METHOD_ENTRY_POINTS, installed_methods
+from cmcl.contract.model import ModelSpec
 from workers.methods.anchor import Anchor
 from workers.methods.cflat import CFlat
 from workers.methods.cila import CILA
@@ -18,8 +21,34 @@ from workers.methods.vanilla import Vanilla
 
 
 def method_for(spec: ModelSpec) -> Method:
-    """The method that a model's spec names."""
-    return _METHODS[spec.method](spec)
+    """The method that a model's spec names: built in, or an entry point of an installed package.
+
+    Raises UnknownMethod.
+    """
+    built_in = _METHODS.get(spec.method)
+    if built_in is not None:
+        return built_in(spec)
+    point = installed_methods().get(spec.method)
+    if point is None:
+        known = ", ".join([*BUILT_IN_METHODS, *installed_methods()])
+        raise UnknownMethod(
+            f"the method {spec.method!r} is not installed where this model is trained; known here: "
+            f"{known}. Install the package that has it under the entry point group "
+            f"{METHOD_ENTRY_POINTS!r} in the workers' image"
+        )
+    return method_class(point.value).from_spec(spec)
+
+
+def method_class(place: str) -> type[Method]:
+    """The method at `module:Class`. Raises UnknownMethod where there is none."""
+    module, _, name = place.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UnknownMethod(f"the method {place!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UnknownMethod(f"{place!r} is no subclass of workers.methods.port.Method")
+    return found
 
 
 def _nullspace(spec: ModelSpec) -> Method:
@@ -30,16 +59,16 @@ def _nullspace(spec: ModelSpec) -> Method:
     return Improve(energy, replay_weight=protection.replay_weight, stable_index=stable_index)
 
 
-_METHODS: Mapping[MethodName, Callable[[ModelSpec], Method]] = {
+_METHODS: Mapping[str, Callable[[ModelSpec], Method]] = {
     "nullspace": _nullspace,
-    "paper": lambda _: Paper(),
-    "vanilla": lambda _: Vanilla(),
-    "anchor": lambda _: Anchor(),
-    "ewc": lambda _: EWC(),
-    "gem": lambda _: GEM(),
-    "der": lambda _: DER(),
-    "derpp": lambda _: DERpp(),
-    "co2l": lambda _: Co2L(),
-    "cila": lambda _: CILA(),
-    "cflat": lambda _: CFlat(),
+    "paper": Paper.from_spec,
+    "vanilla": Vanilla.from_spec,
+    "anchor": Anchor.from_spec,
+    "ewc": EWC.from_spec,
+    "gem": GEM.from_spec,
+    "der": DER.from_spec,
+    "derpp": DERpp.from_spec,
+    "co2l": Co2L.from_spec,
+    "cila": CILA.from_spec,
+    "cflat": CFlat.from_spec,
 }

@@ -17,6 +17,7 @@ from cmcl.contract.errors import HOPELESS, ObjectExists, ObjectNotFound
 from cmcl.contract.job import JobSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
 from workers.methods.port import Lesson
+from workers.methods.registry import method_for
 from workers.model.artifact import (
     save_heads,
     save_kept,
@@ -73,6 +74,8 @@ def _train(
     store: ObjectStore, spec: JobSpec, run: Run, reporter: Reporter, scratch: Scratch
 ) -> None:
     here = run.here
+    # Refuses a method that is not installed before anything is read.
+    method = method_for(spec.spec)
     reporter.enter("reading")
     parent = read_parent(store, spec)
     earlier = read_earlier(store, spec, parent)
@@ -83,7 +86,7 @@ def _train(
     # Copies of held-out rows need the room on the local disk that training rows have until here.
     with closing(training_rows(spec.dataset, spec.spec, scratch=scratch)) as rows:
         task = Task(spec.dataset.pair, rows, _seed(spec), earlier)
-        learned = learn(spec.spec, parent.knowledge, task, run)
+        learned = learn(spec.spec, parent.knowledge, task, run, method)
 
     reporter.enter("certifying")
     heads = learned.knowledge.heads

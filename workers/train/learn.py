@@ -72,9 +72,16 @@ def before_the_first(spec: ModelSpec) -> Knowledge:
     return Knowledge(initial_heads(spec))
 
 
-def learn(spec: ModelSpec, before: Knowledge, task: Task, run: Run | None = None) -> Learned:
-    """One more dataset. Every rank ends with the same; nothing but checkpoints is written anywhere."""
-    run, method = run or Run(), method_for(spec)
+def learn(
+    spec: ModelSpec,
+    before: Knowledge,
+    task: Task,
+    run: Run | None = None,
+    method: Method | None = None,
+) -> Learned:
+    """One more dataset, with `method` or the one that the spec names. Every rank ends with the same;
+    nothing but checkpoints is written anywhere."""
+    run, method = run or Run(), method or method_for(spec)
     _check_rows(spec, method, task)
     saved = run.checkpoints.newest(run.here)
     start = _resumed(before, task, run, saved) if saved else _begun(spec, before, task, run)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.errors import InvalidUri
+from cmcl.contract.methods import BUILT_IN_METHODS, installed_methods
 from cmcl.contract.modality import Frozen, ModalityPair, ModelName
 from cmcl.contract.model import ModelSpec
 from service.control.data.upload_uris import SCHEME, contents_of, note_uses, problem_of
@@ -148,11 +149,13 @@ def create_model(
 ) -> Created:
     """The model of that name.
 
-    Raises Conflict if it exists otherwise, is somebody else's, or the owner has `most` models.
+    Raises Conflict if it exists otherwise, is somebody else's, or the owner has `most` models, and
+    Unprocessable for a method that is not installed.
     """
     existing = models.find(connection, name)
     if existing is None:
         check_models(connection, principal.owns_as, most, principal, now)
+        _check_method(spec.method)
         models.create(connection, name, principal.owns_as, spec, now)
         return Created(get_model(connection, name, principal), is_new=True)
     check_name_is_ours(existing, principal)
@@ -162,6 +165,14 @@ def create_model(
             *_differences(existing.spec, spec),
         )
     return Created(existing, is_new=False)
+
+
+def _check_method(name: str) -> None:
+    if name in BUILT_IN_METHODS or name in (installed := installed_methods()):
+        return
+    permitted = ", ".join([*BUILT_IN_METHODS, *installed])
+    message = f"the method {name!r} is not installed in the service; permitted: {permitted}"
+    raise Unprocessable("unknown method", FieldProblem("method", message, name))
 
 
 def check_name_is_ours(existing: ModelRecord, principal: Principal) -> None:

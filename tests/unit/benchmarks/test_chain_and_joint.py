@@ -37,7 +37,7 @@ def test_the_chain_measures_all_datasets_after_each(stream: Stream) -> None:
 
 def test_a_diverged_training_is_an_error_and_no_figure(stream: Stream) -> None:
     cold = spec(stream, temperature=1e-45, unit_vectors=False)
-    with pytest.raises(ArithmeticError, match="01_one_vt: the training diverged: .* update 1 of"):
+    with pytest.raises(ArithmeticError, match=r"01_one_vt: the training diverged: .* update 1 of"):
         run_chain(stream.datasets, cold)
     with pytest.raises(ArithmeticError, match="joint training diverged"):
         train_jointly(stream.datasets, cold, [1])

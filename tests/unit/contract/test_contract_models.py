@@ -163,7 +163,7 @@ def refused(field: str, value: object) -> None:
     {
         "width": [0, 1, 8193, "wide", None, 1.5],
         "seed": [-1, 2**31],
-        "method": ["", "Nullspace", "joint", None],
+        "method": ["", "Nullspace", "os:system", "x" * 65, None],
         "modalities": [
             {},
             {"image": 4},

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ import pytest
 
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
+from tests.fakes.outside_method import MODULE, NAME, installed
 from tests.fakes.served_app import served
 
 
@@ -60,6 +62,19 @@ def test_a_bad_model_names_its_field(
 ) -> None:
     body = {**SPEC, "name": "new", **changes}
     assert field in _assert_problem(plane.client.post("/v1/models", json=body), 422)
+
+
+def test_a_method_that_is_not_installed_is_refused_with_those_that_are(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    body = {**SPEC, "name": "new", "method": NAME}
+    errors = _assert_problem(plane.client.post("/v1/models", json=body), 422)
+    assert "permitted: nullspace, paper, " in errors["method"]
+    with installed(tmp_path):
+        assert plane.client.post("/v1/models", json=body).status_code == 201
+        assert MODULE not in sys.modules, "the service has no torch to import it with"
+    # A model outlives the installation that made it.
+    assert plane.client.get("/v1/models/new").json()["method"] == NAME
 
 
 def test_a_model_cannot_change_its_specification(plane: ControlPlane) -> None:

@@ -9,7 +9,7 @@ import torch
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.job import JobSpec
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import MethodName, ModelSpec, ProtectionSpec, TrainingSpec
+from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.pair_shards import write_pair_shards
 from workers.storage import layout
@@ -59,7 +59,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Shard]:
     return write_pair_shards(folder, first, second, [120, 80], group_rows=33)
 
 
-def spec_for(method: MethodName, policy: str, **training: object) -> ModelSpec:
+def spec_for(method: str, policy: str, **training: object) -> ModelSpec:
     return ModelSpec(
         width=8,
         modalities=WIDTHS,
@@ -117,7 +117,7 @@ def tensors_of(learned: Learned) -> dict[str, torch.Tensor]:
 def test_interrupted_run_ends_with_the_bits_of_one_that_was_not(
     tmp_path: Path,
     shards: list[Shard],
-    method: MethodName,
+    method: str,
     policy: str,
     training: dict[str, object],
     held_bytes: int,

@@ -19,6 +19,7 @@ from cmcl.contract.errors import (
     ObjectNotFound,
     StorageUnavailable,
     TrainingDiverged,
+    UnknownMethod,
 )
 from cmcl.contract.job import Failure, JobSpec, Progress
 from cmcl.contract.model import ModelSpec, TrainingSpec
@@ -221,6 +222,20 @@ def test_training_that_diverges_says_what_to_change(store: LocalStore, tmp_path:
     assert failure.reason == "training_failed"
     with pytest.raises(ObjectNotFound):
         read_candidate(store, job.job, 1)
+
+
+def test_a_worker_without_the_method_fails_the_job_before_it_reads(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    other = SPEC.model_copy(update={"method": "not-installed-here"})
+    job = prepare_job(store, tmp_path, STREAM.datasets[0], spec=other)
+    with pytest.raises(UnknownMethod):
+        run(store, job)
+    failure = Failure.model_validate_json(store.read(layout.run_failure(job.job, 1)))
+    assert failure.reason == "training_failed"
+    assert "'not-installed-here' is not installed where" in failure.message
+    told = Progress.model_validate_json(store.read(layout.run_progress(job.job, 1)))
+    assert told.phase == "starting"
 
 
 def test_shard_that_changed_after_it_was_verified_is_not_trained(

@@ -7,11 +7,13 @@ import hashlib
 import os
 import time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import workers
 from cmcl import contract
+from cmcl.contract.methods import installed_methods
 from workers.train.warm.connection import Connection, OverSocket
 from workers.train.warm.desk import Answer, Attempt
 from workers.train.warm.wire import Request, Setup, socket_path
@@ -106,7 +108,8 @@ def _has_room(setup: Setup) -> bool:
 
 
 def _code() -> str:
-    """A digest of the sources of workers and contract, and of the packages below them."""
+    """A digest of the sources of the workers and of the contract, of the packages below them, and of
+    methods of other packages."""
     digest = hashlib.blake2b(digest_size=16)
     for package in (workers, contract):
         root = Path(package.__path__[0])
@@ -114,4 +117,17 @@ def _code() -> str:
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     for name in _PACKAGES:
         digest.update(f"{name}={version(name)}".encode())
+    for name, point in sorted(installed_methods().items()):
+        digest.update(f"{name}={point.value} {point.dist and point.dist.version}".encode())
+        digest.update(_source_of(point.module))
     return digest.hexdigest()
+
+
+def _source_of(module: str) -> bytes:
+    """Of a method's module, which may have been edited in place; empty where it cannot be found."""
+    try:
+        spec = find_spec(module)
+    except ImportError:
+        return b""
+    path = Path(spec.origin) if spec and spec.origin else None
+    return path.read_bytes() if path and path.is_file() else b""

@@ -1,0 +1,30 @@
+"""Which methods a model can name. Without pydantic, which the driver of an attempt does not load."""
+
+from importlib.metadata import EntryPoint, entry_points
+
+BUILT_IN_METHODS = (
+    "nullspace",
+    "paper",
+    "vanilla",
+    "anchor",
+    "ewc",
+    "gem",
+    "der",
+    "derpp",
+    "co2l",
+    "cila",
+    "cflat",
+)
+METHOD_ENTRY_POINTS = "cmcl.methods"
+
+
+def installed_methods() -> dict[str, EntryPoint]:
+    """Methods of other packages that are installed here, by name; none of them is imported.
+
+    A built-in name is not replaced. As with imports, the first package on the path wins.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=METHOD_ENTRY_POINTS):
+        if point.name not in BUILT_IN_METHODS:
+            found.setdefault(point.name, point)
+    return found
