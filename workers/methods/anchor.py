@@ -21,7 +21,8 @@ class Anchor(Method):
     G = W_aᵀ W_b since the parent version, and C are the mean moments of the pair's rows. Datasets
     of one pair are pooled and count as often as they are, so that the cost of an update does not
     grow with their number.
-    shared/method.md, section 8; the trace is the certificate's (workers/nullspace/certificate.py).
+    The penalty is the square of the certificate's drift (workers/nullspace/certificate.py), against
+    the parent instead of the version that learned the dataset.
     """
 
     weight: float = 1.0

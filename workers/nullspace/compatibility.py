@@ -71,8 +71,9 @@ def compatibility(moments: PairMoments, old: PairWeights, new: PairWeights) -> C
     """All row combinations of a dataset, exactly and from its moments alone.
 
     A vector of the first side stored by the old version meets a query of the second side by the
-    new one with G = W_u,oldᵀ W_v,new: the certificate of a version of which one head is old.
-    Exactly zero where nothing moved. Source: shared/method.md, section 5.
+    new one with G = W_u,oldᵀ W_v,new: the certificate of a version of which one head is old. Over
+    all row combinations the mean of (xᵀ ΔG y)² is tr(C_u ΔG C_v ΔGᵀ), with mean moments C.
+    Exactly zero where nothing moved.
     """
     first_stored = PairWeights(old.first_EI, new.second_EJ)
     second_stored = PairWeights(new.first_EI, old.second_EJ)

@@ -69,8 +69,10 @@ def migration(inputs: SecondMoment, old_EI: Tensor, new_EI: Tensor) -> Migration
     stands, which knows its own rows alone: with fewer rows than E the map would lose whatever
     other rows have outside their span, and claim an error of 0. It is what the moment says of
     rows like its own, see `expected_moment`; so heads that are equal give the identity wherever
-    W_old has full row rank. The error √( tr(Δ S Δᵀ) / tr(W_new S W_newᵀ) ), Δ = W_new − A W_old,
-    is that of A whatever was cut off. Source: shared/method.md, section 5.
+    W_old has full row rank. The map minimises the mean of |W_new x − A z|², which is tr(Δ S Δᵀ) for
+    Δ = W_new − A W_old: setting its derivative by A to zero gives the normal equations
+    A (W_old S W_oldᵀ) = W_new S W_oldᵀ. The error √( tr(Δ S Δᵀ) / tr(W_new S W_newᵀ) ) is that of A
+    whatever was cut off.
 
     Raises ValueError if widths differ, without rows, for values that are not finite and if
     nothing of the old vectors can be used (rank 0).

@@ -99,7 +99,7 @@ def preflight(
     afterwards is an expectation: training moves the heads.
 
     Raises ValueError if kept energy is not in (0, 1], without rows, for values that are not
-    finite and if widths differ from the earlier ones. Source: shared/method.md, section 5.
+    finite and if widths differ from the earlier ones.
     """
     _check(new, earlier, kept_energy)
     free_share_after = _free_share(new if earlier is None else earlier + new, rule, kept_energy)
