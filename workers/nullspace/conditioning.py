@@ -67,8 +67,9 @@ def conditioning(moment: SecondMoment, ridge: float) -> Conditioning:
     μ and C are their mean and covariance, the map is (C + e I)^-½ with e = ridge · λ_max: in the
     first dataset a direction of variance λ comes out with λ / (λ + e). The symmetric root
     (ZCA whitening, arXiv 1512.00809) is unique, so it does not depend on the eigenvectors that LAPACK
-    happens to return, and it turns with the features. Rows without spread (one row, or all rows equal) have no covariance to
-    whiten by, and centring would leave zeros: they get the identity and keep their mean.
+    happens to return, and it turns with the features. Rows without spread (one row, or all rows
+    equal) have no covariance to whiten by, and centring would leave zeros: they get the identity and
+    keep their mean.
     A moment of float64 rows is worth its time here, since the mean is subtracted from it.
 
     Raises ValueError if the ridge is not in (0, 1], without rows, for values that are not finite
