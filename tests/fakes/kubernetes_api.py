@@ -8,6 +8,7 @@ made anew where the RayJob has other pods, and takes another queue otherwise onl
 """
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,14 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import parse_qs
 
 from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
 
-RAYJOBS = "/apis/ray.io/v1/namespaces/default/rayjobs"
+RAYS = "/apis/ray.io/v1/namespaces/default"
+RAYJOBS = f"{RAYS}/rayjobs"
+PODS = "/api/v1/namespaces/default/pods"
+DEPLOYMENTS = "/apis/apps/v1/namespaces/default/deployments"
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 _QUEUE = "kueue.x-k8s.io/queue-name"
 _ENDED = ("Complete", "Failed")
@@ -50,6 +55,11 @@ class KubernetesApi:
         self.jobs: dict[str, RayJob] = {}
         # Of Kueue, by the RayJob's name: only for those with a queue.
         self.workloads: dict[str, Workload] = {}
+        # Labels of other objects, by collection and name; `ends` says what goes with which.
+        self.others: dict[str, dict[str, dict[str, str]]] = {}
+        self.ends: dict[str, list[str]] = {}
+        # Without its operator, what has a finalizer of KubeRay stays.
+        self.kuberay_runs = True
         # Uids of ConfigMaps, by name.
         self.config_maps: dict[str, str] = {}
         self.requests: list[str] = []
@@ -105,11 +115,19 @@ class KubernetesApi:
             if uid not in [each["uid"] for each in found["metadata"].get("ownerReferences", [])]
         }
 
-    def answer(self, method: str, path: str, body: RayJob | None) -> RayJob:
+    def has(self, collection: str, name: str, labels: dict[str, str], ends: str = "") -> None:
+        """An object that is neither RayJob nor ConfigMap; `ends` is another that goes with it."""
+        self.others.setdefault(collection, {})[name] = labels
+        if ends:
+            self.ends.setdefault(name, []).append(ends)
+
+    def answer(self, method: str, path: str, body: RayJob | None, selector: str = "") -> RayJob:
         """What the server says. Raises Refusal."""
         self.requests.append(f"{method} {path}")
         if self.refusal is not None:
             raise self.refusal
+        if path in self.others or path.rpartition("/")[0] in self.others:
+            return self._other(method, path, selector)
         if method == "GET" and path.startswith(CONFIG_MAPS):
             return self._config_map(path.removeprefix(f"{CONFIG_MAPS}/"))
         if not path.startswith(RAYJOBS):
@@ -122,6 +140,28 @@ class KubernetesApi:
         if method == "DELETE":
             return self.jobs.pop(name)
         return self._patch(self.jobs[name], body) if body is not None else self.jobs[name]
+
+    def _other(self, method: str, path: str, selector: str) -> dict[str, Any]:
+        if path not in self.others:
+            collection, _, name = path.rpartition("/")
+            if name not in self.others[collection]:
+                raise Refusal(404, "NotFound", f'"{name}" not found')
+            self._remove(collection, name)
+            return {"kind": "Status", "status": "Success"}
+        found = [name for name, labels in self.others[path].items() if _selects(selector, labels)]
+        if method == "DELETE":
+            for name in found:
+                if self.kuberay_runs or not path.startswith(RAYS):
+                    self._remove(path, name)
+            return {"kind": "Status", "status": "Success"}
+        return {"items": [{"metadata": {"name": name}} for name in found]}
+
+    def _remove(self, path: str, name: str) -> None:
+        self.others[path].pop(name, None)
+        for dependent in self.ends.get(name, []):
+            for collection in self.others:
+                if dependent in self.others[collection]:
+                    self._remove(collection, dependent)
 
     def _config_map(self, name: str) -> dict[str, Any]:
         if name not in self.config_maps:
@@ -199,6 +239,15 @@ def kubernetes_api() -> Iterator[KubernetesApi]:
         server.server_close()
 
 
+def _selects(selector: str, labels: dict[str, str]) -> bool:
+    """Terms `name=value` and `name in (value,value)`."""
+    for term in re.findall(r"[^,(]+(?:\([^)]*\))?", selector):
+        name, values = re.split(r"=| in ", term, maxsplit=1)
+        if labels.get(name) not in values.strip("()").split(","):
+            return False
+    return True
+
+
 def _waits(job: RayJob) -> bool:
     return bool(job["spec"].get("suspend"))
 
@@ -251,8 +300,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: RayJob | None) -> None:
         api = cast("_Server", self.server).api
+        path, _, query = self.path.partition("?")
+        (selector,) = parse_qs(query).get("labelSelector", [""])
         try:
-            self._send(200, api.answer(self.command, self.path.partition("?")[0], body))
+            self._send(200, api.answer(self.command, path, body, selector))
         except Refusal as error:
             status = {"kind": "Status", "status": "Failure", "code": error.code}
             self._send(error.code, {**status, "reason": error.reason, "message": str(error)})

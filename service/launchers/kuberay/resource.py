@@ -27,7 +27,7 @@ GROUP, VERSION, PLURAL = "ray.io", "v1", "rayjobs"
 RAY_VERSION = "2.60.0"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
-_RELEASE_LABEL = "app.kubernetes.io/instance"
+RELEASE_LABEL = "app.kubernetes.io/instance"
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "cmcl"}
 # KubeRay appends six characters, and refuses a cluster's name beyond 53.
 _LONGEST_NAME = 47
@@ -120,7 +120,7 @@ def _labels(submission: Submission, site: Site) -> dict[str, str]:
         if priority_class := site.priority_classes.get(submission.priority):
             labels[_PRIORITY_LABEL] = priority_class
     if site.release:
-        labels[_RELEASE_LABEL] = site.release
+        labels[RELEASE_LABEL] = site.release
     return labels | _MANAGED_BY
 
 
