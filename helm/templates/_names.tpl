@@ -43,6 +43,15 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ default (include "cmcl.fullname" .) .Values.service.serviceAccount.name }}
 {{- end -}}
 
+{{/* That of the service is not there before an install: one of its own, with the same identity. */}}
+{{- define "cmcl.migrationAccount" -}}
+{{- if .Values.service.serviceAccount.create -}}
+{{ include "cmcl.fullname" . }}-migration
+{{- else -}}
+{{ include "cmcl.serviceAccount" . }}
+{{- end -}}
+{{- end -}}
+
 {{- define "cmcl.rayServiceAccount" -}}
 {{ default (printf "%s-ray" (include "cmcl.fullname" .)) .Values.ray.serviceAccount.name }}
 {{- end -}}

@@ -44,6 +44,33 @@
 {{- end }}
 {{- end -}}
 
+{{/* Only pods of one node can mount a ReadWriteOnce volume. One pod of each kind may do that, on a single
+     node; several are there for several nodes, and all but one would wait for the volume for ever. */}}
+{{- define "cmcl.checkStoreIsShared" -}}
+{{- if and (include "cmcl.storeIsVolume" .) (eq .Values.store.volume.accessMode "ReadWriteOnce") -}}
+{{- $serving := .Values.serving -}}
+{{- $training := .Values.training -}}
+{{- $encoders := 0 -}}
+{{- range $serving.encoders -}}
+{{- $encoders = add $encoders (default 1 .replicas) -}}
+{{- end -}}
+{{- $ranks := include "cmcl.podCount" (dict "count" $training.ranks "perPod" $training.ranksPerPod) | int -}}
+{{- if include "cmcl.autoscales" . -}}
+{{- $ranks = max $ranks $training.autoscaling.maxPods -}}
+{{- end -}}
+{{- $pods := dict
+  "serving.replicas and replicasPerPod ask for" (include "cmcl.podCount" (dict "count" $serving.replicas "perPod" $serving.replicasPerPod) | int)
+  "serving.encoders ask for" $encoders
+  "training.ranks, ranksPerPod and autoscaling ask for" $ranks
+  "service.replicas or autoscaling ask for" (ternary 2 1 (and (not (include "cmcl.usesSqlite" .)) (not (empty (include "cmcl.hasReplicas" .))))) -}}
+{{- range $who, $number := $pods -}}
+{{- if gt (int $number) 1 -}}
+{{- fail (printf "store.uri is %s, on a volume with store.volume.accessMode ReadWriteOnce that pods of one node alone can mount, and %s %d pods: set store.uri to s3://..., set accessMode to ReadWriteMany with a storage class that has it, or ask for one pod" $.Values.store.uri $who (int $number)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "cmcl.storeVolume" -}}
 {{- if include "cmcl.storeIsVolume" . }}
 - name: store

@@ -11,6 +11,8 @@ import helm_python
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm"
 RELEASE_NAME = "demo"
+# A store that pods on several nodes reach.
+BUCKET = {"store": {"uri": "s3://bucket/store"}}
 EXAMPLES = tuple(sorted(path.stem for path in (CHART / "ci").glob("*.yaml")))
 _SEPARATOR = re.compile(r"^---$", re.MULTILINE)
 
@@ -39,11 +41,15 @@ class Release:
         """All objects of these kinds."""
         return [item for item in self.objects.values() if item["kind"] in kinds]
 
-    def pod_templates(self) -> dict[str, Object]:
-        """Every pod template, those inside Ray objects included, by where it stands."""
+    def pod_templates(self, *, at_the_end: bool = True) -> dict[str, Object]:
+        """Every pod template, those inside Ray objects included, by where it stands.
+
+        Without `at_the_end`, those alone that are there while the release is.
+        """
         return {
             f"{item['kind']} {item['metadata']['name']} {where}": template
             for item in self.objects.values()
+            if at_the_end or not is_uninstall_hook(item)
             for where, template in _pod_templates(item)
         }
 
@@ -108,6 +114,11 @@ def merged(values: Mapping[str, Any]) -> dict[str, Any]:
     """These values over the chart's defaults."""
     with helm_python.Chart.load(CHART) as chart:
         return chart.merge_values(dict(values))
+
+
+def is_uninstall_hook(item: Object) -> bool:
+    """Whether Helm makes it while it uninstalls, and at no other time."""
+    return item["metadata"].get("annotations", {}).get("helm.sh/hook") == "pre-delete"
 
 
 def environment_of(container: Object) -> dict[str, Any]:

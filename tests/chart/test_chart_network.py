@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import helm_python
 import pytest
 
-from tests.chart.release import Object, Release, render, values_of
+from tests.chart.release import BUCKET, Object, Release, is_uninstall_hook, render, values_of
 
 RAY_PORTS = {6379, 8265, 10001, 52365, 30000}
 OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
 INSIDE = {"app.kubernetes.io/part-of": "cmcl", "app.kubernetes.io/instance": "demo"}
 STRANGER = {"app": "somebody"}
-ONCE = {"test", "migration", "rebuild"}
+ONCE = {"test", "migration", "rebuild", "uninstall"}
 NOT_ENABLED = {"enabled": False}
 ONE_CLUSTER = {"oneCluster": True, "authSecret": "x"}
 
@@ -157,7 +157,9 @@ def test_the_test_reaches_what_it_asks(locked_down: Release) -> None:
 def test_no_policy_is_about_a_migration_that_is_not_made() -> None:
     left_to_pods = {"database": {"existingSecret": "x"}, "service": {"migration": NOT_ENABLED}}
     for values in ({}, left_to_pods):
-        names = [item["metadata"]["name"] for item in render(values).of_kind("NetworkPolicy")]
+        names = [
+            item["metadata"]["name"] for item in render(BUCKET | values).of_kind("NetworkPolicy")
+        ]
         assert "demo-cmcl-smoke" in names
         assert "demo-cmcl-migration" not in names
 
@@ -177,15 +179,20 @@ def test_name_servers_are_reached_where_their_pods_listen(
 ) -> None:
     """OpenShift's listen on another port than their Service, and policies see the pods'."""
     for release, ports in ((openshift, {53, 5353}), (locked_down, {53})):
-        for item in release.of_kind("NetworkPolicy"):
+        for item in _policies(release):
             to_names = item["spec"]["egress"][0]["ports"]
             assert {(entry["port"], entry["protocol"]) for entry in to_names} == {
                 (port, protocol) for port in ports for protocol in ("UDP", "TCP")
             }
 
 
+def _policies(release: Release) -> list[Object]:
+    """Those that are there while the release is."""
+    return [item for item in release.of_kind("NetworkPolicy") if not is_uninstall_hook(item)]
+
+
 def _egress(release: Release) -> Iterator[tuple[str, Object]]:
-    for item in release.of_kind("NetworkPolicy"):
+    for item in _policies(release):
         for rule in item["spec"].get("egress", []):
             yield item["metadata"]["name"], rule
 
@@ -198,7 +205,7 @@ def test_pods_go_where_they_like_unless_that_is_restricted(trial: Release) -> No
 
 def test_restricted_pods_reach_names_store_and_their_own(locked_down: Release) -> None:
     named = values_of("locked-down")["networkPolicy"]["egress"]
-    for item in locked_down.of_kind("NetworkPolicy"):
+    for item in _policies(locked_down):
         rules = item["spec"]["egress"]
         assert item["spec"]["policyTypes"] == ["Ingress", "Egress"]
         assert {"port": 53, "protocol": "UDP"} in rules[0]["ports"]
@@ -228,13 +235,13 @@ def _may_ask_kubernetes(values: Object) -> dict[str, Object]:
     ids=["autoscaler", "autoscaler of one cluster", "RayJobs", "nobody"],
 )
 def test_only_who_asks_kubernetes_may_go_there(changes: Object, asks: str | None) -> None:
-    """Pods with a token of Kubernetes: no hook has one, no submitter, no rank."""
+    """Pods with a token of Kubernetes: no submitter has one, no rank, no hook but that of uninstalling."""
     values = values_of("locked-down") | changes
     values["networkPolicy"]["kubernetesApi"] = {"ports": [16443]}
     assert [*_may_ask_kubernetes(values)] == ([asks] if asks else [])
     holders = {
         template["metadata"]["labels"]["app.kubernetes.io/component"]
-        for template in render(values).pod_templates().values()
+        for template in render(values).pod_templates(at_the_end=False).values()
         if _has_a_token(template["spec"])
     }
     assert len(holders) == (1 if asks else 0)

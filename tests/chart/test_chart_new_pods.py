@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.chart.release import Object, Release, render, values_of
+from tests.chart.release import BUCKET, Object, Release, render, values_of
 
 TOLERATIONS = [{"key": "pool", "operator": "Exists"}]
 AUTOSCALED = {"enabled": True, "minPods": 1, "maxPods": 4}
@@ -61,13 +61,14 @@ def _anew(before: Release, after: Release) -> set[str]:
     ids=str,
 )
 def test_new_pods_come_for_what_kuberay_would_not_see(changes: Object, anew: set[str]) -> None:
-    assert _anew(render({}), render(changes)) == anew
+    assert _anew(render(BUCKET), render(BUCKET | changes)) == anew
 
 
 def test_more_encoders_are_more_pods_of_theirs() -> None:
     encoder = {"modality": "text", "kind": "synthetic", "width": 8}
     one, two = (
-        render({"serving": {"encoders": [encoder | {"replicas": count}]}}) for count in (1, 2)
+        render(BUCKET | {"serving": {"encoders": [encoder | {"replicas": count}]}})
+        for count in (1, 2)
     )
     assert _anew(one, two) == {"RayService"}
 

@@ -1,9 +1,13 @@
 """Object storage: the same for the control plane and for every Ray node."""
 
+import re
+
+import helm_python
 import pytest
 
-from tests.chart.release import Object, Release, environment_of, render
+from tests.chart.release import BUCKET, Object, Release, environment_of, render
 
+ENCODER = {"modality": "text", "kind": "synthetic", "width": 8}
 KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 
 
@@ -71,6 +75,53 @@ def test_a_claim_that_exists_is_used_and_not_made() -> None:
     spec = release.one("Deployment", "demo-cmcl")["spec"]["template"]["spec"]
     claims = [item["persistentVolumeClaim"] for item in spec["volumes"] if "emptyDir" not in item]
     assert claims == [{"claimName": "ours"}, {"claimName": "ours"}]
+
+
+ONE_NODE = "accessMode ReadWriteOnce that pods of one node alone can mount, and "
+SHARED = {"store": {"volume": {"accessMode": "ReadWriteMany"}}}
+
+
+@pytest.mark.parametrize(
+    ("values", "who", "pods"),
+    [
+        ({"serving": {"replicas": 3}}, "serving.replicas and replicasPerPod", 3),
+        ({"serving": {"encoders": [ENCODER | {"replicas": 2}]}}, "serving.encoders", 2),
+        ({"training": {"ranks": 5, "ranksPerPod": 2}}, "training.ranks, ranksPerPod and auto", 3),
+        ({"training": {"autoscaling": {"enabled": True, "maxPods": 4}}}, "training.ranks", 4),
+        (
+            {"training": {"launcher": "kuberay", "ranks": 2}},
+            "training.ranks, ranksPerPod and autoscaling",
+            2,
+        ),
+        ({"database": {"existingSecret": "x"}}, "service.replicas or autoscaling", 2),
+    ],
+)
+def test_pods_on_several_nodes_do_not_share_a_volume_of_one(
+    values: Object, who: str, pods: int
+) -> None:
+    words = rf"{ONE_NODE}{re.escape(who)}.* ask for {pods} pods: set store\.uri to s3"
+    with pytest.raises(helm_python.HelmRenderError, match=words):
+        render(values)
+    claim = render(values | SHARED).one("PersistentVolumeClaim", "demo-cmcl-store")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert render(values | BUCKET).of_kind("RayService")
+
+
+def test_one_pod_of_each_kind_shares_it_on_a_single_node() -> None:
+    serving = {"replicas": 3, "replicasPerPod": 3, "encoders": [ENCODER]}
+    assert render({"serving": serving, "training": {"ranks": 4, "ranksPerPod": 4}}).of_kind(
+        "RayService"
+    )
+
+
+def test_what_pods_write_is_on_a_disk(release: Release) -> None:
+    """Uploads, shards and rows of ranks go to /tmp: in memory they would end the pod."""
+    for template in release.pod_templates().values():
+        volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+        assert "medium" not in volumes["tmp"]["emptyDir"]
+        assert {"name": "tmp", "mountPath": "/tmp"} in template["spec"]["containers"][0][
+            "volumeMounts"
+        ]
 
 
 def test_bucket_and_postgres_need_no_volume(production: Release) -> None:

@@ -61,6 +61,7 @@ OTHERS: dict[str, Any] = {
     "cidrs": ["10.9.0.0/24"],
     "kubernetesApi.ports": [9443],
     "dnsPorts": [5353],
+    "service.replicas": 3,
     "rebuild.mode": "restore",
     "rebuild.schedule": "@weekly",
     "rebuild.verify": "manifests",
@@ -81,7 +82,8 @@ def _leaves(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 def _at(node: Any, path: tuple[str, ...]) -> Any:
     for key in path:
-        node = node[key]
+        # Helm drops a null.
+        node = node.get(key)
     return node
 
 

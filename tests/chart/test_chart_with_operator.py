@@ -8,7 +8,7 @@ from pathlib import Path
 import helm_python
 import pytest
 
-from tests.chart.release import CHART, ROOT
+from tests.chart.release import BUCKET, CHART, ROOT
 
 FOLDER = ROOT / "deploy" / "with-operator"
 AROUND = helm_python.values_from_yaml((FOLDER / "Chart.yaml").read_text())
@@ -56,7 +56,7 @@ def with_parts(tmp_path: Path) -> Iterator[helm_python.Chart]:
 
 
 def test_values_in_their_places_reach_the_charts(with_parts: helm_python.Chart) -> None:
-    values = {"cmcl": {"training": {"ranks": 3}}, "kuberay-operator": {"enabled": True}}
+    values = {"cmcl": BUCKET | {"training": {"ranks": 3}}, "kuberay-operator": {"enabled": True}}
     files = with_parts.render(values, name="demo", namespace="test")
     (settings,) = (text for path, text in files.items() if path.endswith("service/configmap.yaml"))
     assert 'CMCL_RANKS: "3"' in settings

@@ -3,7 +3,8 @@
 {{- if include "cmcl.restores" . -}}
 0
 {{- else -}}
-{{ default (ternary 1 2 (not (empty (include "cmcl.usesSqlite" .)))) (int .Values.service.replicas) }}
+{{- $automatic := ternary 1 2 (not (empty (include "cmcl.usesSqlite" .))) -}}
+{{ ternary $automatic .Values.service.replicas (kindIs "invalid" .Values.service.replicas) | int }}
 {{- end -}}
 {{- end -}}
 

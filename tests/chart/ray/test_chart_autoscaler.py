@@ -3,7 +3,7 @@
 import helm_python
 import pytest
 
-from tests.chart.release import Object, Release, render
+from tests.chart.release import BUCKET, Object, Release, render
 
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 
@@ -21,7 +21,7 @@ def test_ranks_come_from_none_when_an_attempt_wants_them(gpu: Release) -> None:
     ranks = gpu.groups()["ranks"]
     assert (ranks["replicas"], ranks["minReplicas"], ranks["maxReplicas"]) == (0, 0, 4)
     limits = ranks["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert limits["nvidia.com/gpu"] == 4
+    assert limits["nvidia.com/gpu"] == "4"
 
 
 def test_without_it_they_are_there_from_the_start(production: Release) -> None:
@@ -32,7 +32,7 @@ def test_without_it_they_are_there_from_the_start(production: Release) -> None:
 
 def test_at_most_it_makes_what_one_attempt_needs() -> None:
     training = {"ranks": 5, "ranksPerPod": 2, "autoscaling": {"enabled": True}}
-    assert render({"training": training}).groups()["ranks"]["maxReplicas"] == 3
+    assert render(BUCKET | {"training": training}).groups()["ranks"]["maxReplicas"] == 3
 
 
 @pytest.mark.parametrize(

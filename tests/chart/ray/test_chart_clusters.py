@@ -5,7 +5,7 @@ import re
 import helm_python
 import pytest
 
-from tests.chart.release import ROOT, Object, Release, render
+from tests.chart.release import BUCKET, ROOT, Object, Release, render
 from workers.train.settings import TrainSettings
 
 
@@ -44,11 +44,11 @@ def test_pods_have_room_for_all_ranks(
     ranks: int, per_pod: int, gpus_per_rank: float, pods: int, gpus: int | None
 ) -> None:
     training = {"ranks": ranks, "ranksPerPod": per_pod, "gpusPerRank": gpus_per_rank}
-    (group,) = _training(render({"training": training}))["workerGroupSpecs"]
+    (group,) = _training(render(BUCKET | {"training": training}))["workerGroupSpecs"]
     assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == pods
     assert group["rayStartParams"]["num-cpus"] == str(per_pod)
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert limits.get("nvidia.com/gpu") == gpus
+    assert limits.get("nvidia.com/gpu") == (str(gpus) if gpus else None)
     assert group["rayStartParams"].get("num-gpus") == (str(gpus) if gpus else None)
 
 
@@ -61,7 +61,7 @@ def test_ray_counts_gpus_whatever_kubernetes_calls_them(name: str) -> None:
     release = render({"training": training, "serving": {"encoders": [encoder]}})
     for group, gpus in (("ranks", 2), ("encoders", 1)):
         spec = release.groups()[group]
-        assert spec["template"]["spec"]["containers"][0]["resources"]["limits"][name] == gpus
+        assert spec["template"]["spec"]["containers"][0]["resources"]["limits"][name] == str(gpus)
         counted = autoscaling_config._get_ray_resources_from_group_spec(spec, is_head=False)
         assert counted["GPU"] == gpus
 
@@ -69,7 +69,7 @@ def test_ray_counts_gpus_whatever_kubernetes_calls_them(name: str) -> None:
 def test_gpus_are_added_to_the_limits_of_the_user(production: Release) -> None:
     (group,) = _training(production)["workerGroupSpecs"]
     resources = group["template"]["spec"]["containers"][0]["resources"]
-    assert resources["limits"] == {"memory": "6Gi", "nvidia.com/gpu": 2}
+    assert resources["limits"] == {"memory": "6Gi", "nvidia.com/gpu": "2"}
     assert group["template"]["spec"]["nodeSelector"] == {"example.org/gpu": "h100"}
 
 

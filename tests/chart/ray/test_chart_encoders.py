@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.chart.ray.resources import custom_resources
-from tests.chart.release import CHART, Release, render
+from tests.chart.release import BUCKET, CHART, Release, render
 from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.places import ENCODER
 from workers.serve.settings import ServeArgs
@@ -48,12 +48,12 @@ def test_without_encoders_there_are_no_pods_for_them(trial: Release) -> None:
 def test_each_process_of_an_encoder_has_a_pod(
     encoders: list[dict[str, Any]], pods: int, gpus: int | None
 ) -> None:
-    group = render({"serving": {"encoders": encoders}}).groups()["encoders"]
+    group = render(BUCKET | {"serving": {"encoders": encoders}}).groups()["encoders"]
     assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == pods
     # A new process starts beside the old one.
     assert custom_resources(group) == {ENCODER: 2}
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert limits.get("nvidia.com/gpu") == gpus
+    assert limits.get("nvidia.com/gpu") == (str(gpus) if gpus else None)
     assert group["rayStartParams"].get("num-gpus") == (str(gpus) if gpus else None)
 
 

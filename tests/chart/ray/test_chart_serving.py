@@ -11,7 +11,7 @@ import pytest
 
 from cmcl.proxy import SERVING
 from tests.chart.ray.resources import custom_resources
-from tests.chart.release import CHART, ROOT, Object, Release, environment_of, render
+from tests.chart.release import BUCKET, CHART, ROOT, Object, Release, environment_of, render
 from workers.serve.places import ENCODER, REPLICA
 from workers.serve.settings import ServeArgs
 
@@ -61,7 +61,7 @@ def test_replicas_are_told_the_store_of_the_service(release: Release) -> None:
 
 @pytest.mark.parametrize(("replicas", "per_pod", "pods"), [(1, 1, 1), (3, 2, 2), (4, 4, 1)])
 def test_pods_have_room_for_old_and_new_replicas(replicas: int, per_pod: int, pods: int) -> None:
-    release = render({"serving": {"replicas": replicas, "replicasPerPod": per_pod}})
+    release = render(BUCKET | {"serving": {"replicas": replicas, "replicasPerPod": per_pod}})
     (group,) = _serving(release)["rayClusterConfig"]["workerGroupSpecs"]
     assert group["replicas"] == pods
     assert custom_resources(group) == {REPLICA: 2 * per_pod}
@@ -204,7 +204,7 @@ def test_a_new_cluster_takes_over_before_the_old_one_goes(release: Release) -> N
 def test_all_pods_but_one_stay_while_nodes_are_drained(
     replicas: int, per_pod: int, kept: int | None
 ) -> None:
-    release = render({"serving": {"replicas": replicas, "replicasPerPod": per_pod}})
+    release = render(BUCKET | {"serving": {"replicas": replicas, "replicasPerPod": per_pod}})
     budgets = [item["spec"] for item in release.of_kind("PodDisruptionBudget")]
     assert [budget["minAvailable"] for budget in budgets] == ([] if kept is None else [kept])
     assert {budget["unhealthyPodEvictionPolicy"] for budget in budgets} <= {"AlwaysAllow"}

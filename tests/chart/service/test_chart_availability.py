@@ -3,9 +3,9 @@
 import helm_python
 import pytest
 
-from tests.chart.release import Object, Release, render, values_of
+from tests.chart.release import BUCKET, Object, Release, render, values_of
 
-POSTGRES = {"database": {"existingSecret": "x"}}
+POSTGRES = BUCKET | {"database": {"existingSecret": "x"}}
 
 
 def _deployment(release: Release) -> Object:
@@ -41,6 +41,10 @@ def test_a_budget_is_made_where_there_are_several(
         budget = release.one("PodDisruptionBudget", "demo-cmcl")["spec"]
         assert budget["selector"]["matchLabels"] == _deployment(release)["selector"]["matchLabels"]
         assert budget["maxUnavailable"] == 1
+
+
+def test_none_answers_where_none_is_asked_for() -> None:
+    assert _deployment(render({"service": {"replicas": 0}}))["replicas"] == 0
 
 
 def test_an_autoscaler_alone_decides_about_replicas(production: Release) -> None:
