@@ -19,6 +19,8 @@ from tests.chart.restricted import injected
 from tests.chart.schemas import CRDS
 
 RELEASE = "demo"
+# Nobody has to run the pods of Jobs here.
+NO_HOOKS = "--no-hooks"
 TRIAL = CHART / "ci" / "trial.yaml"
 KUBECONFIG = os.environ.get("CMCL_TEST_KUBECONFIG", "")
 
@@ -78,11 +80,21 @@ def test_a_release_lives_its_whole_life(cluster: Cluster) -> None:
     assert _settings(cluster)["CMCL_MAX_ATTEMPTS"] == "3"
     assert _checksum(cluster) != upgraded, "the pods would not notice"
 
-    cluster.helm("uninstall", RELEASE)
+    cluster.helm("uninstall", RELEASE, NO_HOOKS)
     for kind in ("deployments", "rayclusters.ray.io", "rayservices.ray.io", "networkpolicies"):
         assert not {name for name in cluster.names(kind) if name.startswith("demo-cmcl")}, kind
     claims = cluster.names("persistentvolumeclaims")
     assert claims == {"demo-cmcl-database", "demo-cmcl-store"}, "versions outlive the release"
+
+
+def test_an_autoscaler_that_is_turned_on_keeps_the_replicas_that_run(cluster: Cluster) -> None:
+    """Helm gives the field up then, which Kubernetes would set back to 1."""
+    values = "database.existingSecret=x,store.uri=s3://bucket/store,service.replicas=3"
+    release = ("scaled", str(CHART), NO_HOOKS, "--set")
+    cluster.helm("install", *release, values)
+    cluster.helm("upgrade", *release, f"{values},service.autoscaling.enabled=true")
+    assert cluster.get("deployment", "scaled-cmcl")["spec"]["replicas"] == 3
+    cluster.helm("uninstall", "scaled", NO_HOOKS)
 
 
 def _checksum(cluster: Cluster) -> str:
@@ -107,7 +119,7 @@ def test_the_namespace_admits_every_pod(cluster: Cluster, trial: Release, gpu: R
         pod = as_pod(f"pod-{number}", {"metadata": {}, "spec": _with_an_account(spec)})
         answer = cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=pod)
         assert "created" in answer, where
-    cluster.helm("uninstall", "admission")
+    cluster.helm("uninstall", "admission", NO_HOOKS)
 
 
 def _with_an_account(spec: Object) -> Object:
