@@ -1,7 +1,11 @@
+{{- define "cmcl.name" -}}
+{{ default .Chart.Name .Values.nameOverride }}
+{{- end -}}
+
 {{/* The first part of all names. KubeRay allows a RayService 47 characters, cuts names of Secrets at
      50 and wants a letter in front; "-serving" and its own 6 characters must fit behind. */}}
 {{- define "cmcl.fullname" -}}
-{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $name := include "cmcl.name" . -}}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
 {{- $full = default $full .Values.fullnameOverride | trunc 36 | trimSuffix "-" -}}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) -}}
@@ -21,13 +25,20 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/* What selects the pods of the control plane: a Deployment's selector cannot be changed. */}}
 {{- define "cmcl.serviceSelector" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ include "cmcl.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: service
 {{- end -}}
 
 {{- define "cmcl.labels" -}}
-app.kubernetes.io/name: {{ .root.Chart.Name }}
+{{ include "cmcl.ownLabels" . }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "cmcl.ownLabels" -}}
+app.kubernetes.io/name: {{ include "cmcl.name" .root }}
 {{ include "cmcl.selectorLabels" . }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}

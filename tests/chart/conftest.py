@@ -7,7 +7,7 @@ from tests.chart.release import EXAMPLES, Release, render, values_of
 
 @pytest.fixture(scope="session")
 def releases() -> dict[str, Release]:
-    """The chart with every set of values that helm/ci has."""
+    """The chart with every set of values that helm/ci and helm/examples have."""
     return {example: render(values_of(example)) for example in EXAMPLES}
 
 

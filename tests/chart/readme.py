@@ -23,7 +23,8 @@ tables is refused with its path.
 
 ## What each set of values makes
 
-The sets in [ci](ci) are examples to start from; the tests render and check each.
+The sets in [examples](examples), and [trial](ci/trial-values.yaml), are there to start from; the tests render
+and check each.
 
 {kinds}
 ## Values

@@ -13,7 +13,14 @@ CHART = ROOT / "helm"
 RELEASE_NAME = "demo"
 # A store that pods on several nodes reach.
 BUCKET = {"store": {"uri": "s3://bucket/store"}}
-EXAMPLES = tuple(sorted(path.stem for path in (CHART / "ci").glob("*.yaml")))
+# One that needs nothing but KubeRay, which chart-testing installs (its files are ci/*-values.yaml), and
+# those that need Secrets, kinds or nodes of a site.
+_SETS = {
+    path.stem.removesuffix("-values"): path
+    for pattern in ("ci/*-values.yaml", "examples/*.yaml")
+    for path in CHART.glob(pattern)
+}
+EXAMPLES = tuple(sorted(_SETS))
 _SEPARATOR = re.compile(r"^---$", re.MULTILINE)
 
 # Objects of Kubernetes are known to their schemas only, not to a type checker.
@@ -127,8 +134,13 @@ def environment_of(container: Object) -> dict[str, Any]:
 
 
 def values_of(example: str) -> dict[str, Any]:
-    """The values in helm/ci/<example>.yaml."""
-    return helm_python.values_from_yaml((CHART / "ci" / f"{example}.yaml").read_text())
+    """The values of one set."""
+    return helm_python.values_from_yaml(path_of(example).read_text())
+
+
+def path_of(example: str) -> Path:
+    """The file of one set of values."""
+    return _SETS[example]
 
 
 def _pod_templates(node: Any, where: str = "") -> Iterator[tuple[str, Object]]:

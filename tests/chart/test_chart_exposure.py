@@ -23,7 +23,9 @@ ADDRESSES: Object = {
     "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
 }
 ENVIRONMENTS = sorted(
-    path for folder in (CHART / "ci", ROOT / "deploy" / "environments") for path in folder.glob("*")
+    path
+    for folder in (CHART / "ci", CHART / "examples", ROOT / "deploy" / "environments")
+    for path in folder.glob("*")
 )
 
 

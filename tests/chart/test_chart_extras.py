@@ -116,6 +116,31 @@ def test_what_sites_write_on_pods_is_added(
     assert changed == pods
 
 
+def test_labels_of_the_site_are_on_every_object_and_select_nothing() -> None:
+    values = values_of("production") | {"commonLabels": {"team": "vision"}}
+    values["service"]["podLabels"] = {"team": "pods"}
+    for path, item in render(values).objects.items():
+        if "tests/smoke.yaml" in path:
+            assert item["metadata"]["labels"]["team"] == "pods"
+        elif not path.startswith("extra-objects"):
+            assert item["metadata"]["labels"]["team"] == "vision", path
+        assert "'team'" not in str(item.get("spec", {}).get("selector", "")), path
+
+
+def test_another_name_is_on_every_object_and_selects_the_control_plane() -> None:
+    release = render({"nameOverride": "spaces"})
+    names = {
+        item["metadata"]["labels"]["app.kubernetes.io/name"] for item in release.objects.values()
+    }
+    assert names == {"spaces"}
+    deployment = release.one("Deployment", "demo-spaces")["spec"]
+    service = release.one("Service", "demo-spaces")["spec"]
+    pod = deployment["template"]["metadata"]["labels"]
+    for selector in (deployment["selector"]["matchLabels"], service["selector"]):
+        assert selector["app.kubernetes.io/name"] == "spaces"
+        assert selector.items() <= pod.items()
+
+
 def test_what_sites_write_reaches_the_pods_of_rayjobs() -> None:
     values = values_of("queued")
     values["training"]["workers"] |= {"podAnnotations": {"a": "b"}, "podLabels": {"c": "d"}}

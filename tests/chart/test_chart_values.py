@@ -45,6 +45,7 @@ OTHERS: dict[str, Any] = {
     "scratchSize": "9Gi",
     "accessMode": "ReadWriteMany",
     "pullPolicy": "Never",
+    "serviceType": "LoadBalancer",
     "logLevel": "debug",
     "launcher": "kuberay",
     "submissionMode": "K8sJobMode",
@@ -164,7 +165,8 @@ def _schema_leaves(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterat
 
 def test_schema_and_defaults_have_the_same_keys() -> None:
     schema = SCHEMA | {"properties": dict(SCHEMA["properties"])}
-    del schema["properties"]["global"]
+    for for_other_charts in ("global", "enabled"):
+        del schema["properties"][for_other_charts]
     assert {*_schema_leaves(schema)} == {*_leaves(DEFAULTS)}
 
 
@@ -260,6 +262,8 @@ def test_every_value_is_explained() -> None:
         ({"service": {"podLabels": {"a": "b c"}}}, r"'/service/podLabels/a': 'b c' does not match"),
         ({"rebuild": {"schedule": "weekly"}}, r"'/rebuild/schedule': 'weekly' does not match"),
         ({"service": {"reconcileSeconds": 0}}, r"'/service/reconcileSeconds': exclusiveMinimum"),
+        ({"commonLabels": {"helm.sh/chart": "x"}}, r"'/commonLabels/helm.sh~1chart': false schema"),
+        ({"service": {"scratchSize": "9K"}}, r"'/service/scratchSize': '9K' does not match"),
     ],
     ids=lambda part: json.dumps(part) if isinstance(part, dict) else "",
 )

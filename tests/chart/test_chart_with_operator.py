@@ -62,6 +62,21 @@ def test_values_in_their_places_reach_the_charts(with_parts: helm_python.Chart) 
     assert 'CMCL_RANKS: "3"' in settings
 
 
+def test_another_chart_may_switch_ours_on_and_off(tmp_path: Path) -> None:
+    """By the usual condition of a dependency, `cmcl.enabled`, which Helm leaves among our values."""
+    folder = tmp_path / "umbrella"
+    shutil.copytree(CHART, folder / "charts" / "cmcl")
+    folder.joinpath("Chart.yaml").write_text(
+        f"apiVersion: v2\nname: umbrella\nversion: 1.0.0\ndependencies:\n"
+        f"  - {{name: cmcl, version: {OURS['version']}, condition: cmcl.enabled}}\n"
+    )
+    with helm_python.Chart.load(folder) as chart:
+        for enabled in (True, False):
+            values = {"cmcl": {"enabled": enabled}, "global": {"region": "x"}}
+            files = chart.render(values, name="demo", namespace="test")
+            assert any("cmcl/templates" in path for path in files) is enabled
+
+
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [

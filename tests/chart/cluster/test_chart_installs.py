@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from tests.chart.cluster.tools import Cluster, NoTool, as_pod, find
-from tests.chart.release import CHART, Object, Release
+from tests.chart.release import CHART, Object, Release, path_of
 from tests.chart.restricted import injected
 from tests.chart.schemas import CRDS
 
 RELEASE = "demo"
 # Nobody has to run the pods of Jobs here.
 NO_HOOKS = "--no-hooks"
-TRIAL = CHART / "ci" / "trial.yaml"
+TRIAL = path_of("trial")
 KUBECONFIG = os.environ.get("CMCL_TEST_KUBECONFIG", "")
 
 pytestmark = [
@@ -106,7 +106,7 @@ def _checksum(cluster: Cluster) -> str:
 def test_every_set_is_taken_by_the_server(cluster: Cluster) -> None:
     """Those with objects of others need their CRDs, which a plain server lacks."""
     for example in ("gpu", "one-cluster", "openshift", "queued", "trial"):
-        values = ["--values", str(CHART / "ci" / f"{example}.yaml")]
+        values = ["--values", str(path_of(example))]
         cluster.helm("install", f"{RELEASE}-{example}", str(CHART), *values, "--dry-run=server")
 
 

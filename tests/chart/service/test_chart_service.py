@@ -232,6 +232,14 @@ def test_accounts_that_others_make_are_used_and_not_made(locked_down: Release) -
     assert used == {"default", "cmcl-service", "cmcl-ray"}
 
 
+def test_its_service_can_be_one_of_the_cloud() -> None:
+    annotations = {"example.org/load-balancer": "internal"}
+    chosen = {"serviceType": "LoadBalancer", "serviceAnnotations": annotations}
+    service = render({"service": chosen}).one("Service", "demo-cmcl")
+    assert service["spec"]["type"] == "LoadBalancer"
+    assert service["metadata"]["annotations"] == annotations
+
+
 def test_notes_name_objects_that_exist(release: Release) -> None:
     assert "rollout status deployment/demo-cmcl\n" in release.notes
     assert "No dataset of addresses" not in release.notes
