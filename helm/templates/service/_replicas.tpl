@@ -13,6 +13,18 @@
 {{- if and .Values.service.autoscaling.enabled (not (include "cmcl.restores" .)) }}true{{ end -}}
 {{- end -}}
 
+{{/* How many run, as long as Helm and not the autoscaler set that number; empty otherwise, and where no
+     cluster is asked. A field that Helm alone has set goes back to 1 when Helm no longer applies it. One that
+     the autoscaler has set is a conflict when Helm applies it, also at a rollback. */}}
+{{- define "cmcl.replicasOfHelm" -}}
+{{- $deployment := lookup "apps/v1" "Deployment" .Release.Namespace (include "cmcl.fullname" .) -}}
+{{- $ours := false -}}
+{{- range dig "metadata" "managedFields" list $deployment -}}
+{{- $ours = or $ours (and (eq .manager "helm") (hasKey (dig "fieldsV1" "f:spec" dict .) "f:replicas")) -}}
+{{- end -}}
+{{- if $ours }}{{ $deployment.spec.replicas }}{{ end -}}
+{{- end -}}
+
 {{/* Non-empty when there are several, now or when there is more to do. */}}
 {{- define "cmcl.hasReplicas" -}}
 {{- if or (include "cmcl.scalesService" .) (gt (include "cmcl.replicas" . | int) 1) }}true{{ end -}}
