@@ -79,6 +79,16 @@ _PATTERNS = {
     MODALITY_PATTERN: "a lower-case letter, then lower-case letters, digits and underscores, "
     "32 characters at most",
     r"^[0-9a-f]{64}$": "64 lower-case hexadecimal digits",
+    **{
+        rf"^{prefix}-[0-9a-f]{{12}}$": f"the id of a {thing}, {prefix}- and 12 hexadecimal digits; "
+        f"GET /v1/{listed} has them"
+        for prefix, thing, listed in (
+            ("job", "job", "jobs"),
+            ("ds", "dataset", "datasets"),
+            ("key", "key", "keys"),
+            ("wh", "webhook", "webhooks"),
+        )
+    },
 }
 _LONGEST_VALUE = 200
 _LONGEST_MESSAGE = 1000

@@ -107,7 +107,7 @@ def _question(
     questions: "argparse._SubParsersAction[_Parser]", name: str, words: str
 ) -> argparse.ArgumentParser:
     parser = questions.add_parser(name, help=words, description=words)
-    parser.add_argument("--store", required=True, help="URI of the object store")
+    parser.add_argument("--store", type=_address, required=True, help="its folder, or its address")
     parser.add_argument("--model", required=True)
     parser.add_argument("--json", action="store_true", help="one JSON document")
     return parser
@@ -121,7 +121,7 @@ def _preflight(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", type=_number, required=True)
     parser.add_argument("--pair", type=_pair, required=True, metavar="A,B")
     shards = parser.add_mutually_exclusive_group(required=True)
-    shards.add_argument("--shards", nargs="+", metavar="URI")
+    shards.add_argument("--shards", type=_address, nargs="+", metavar="FILE", help="or addresses")
     shards.add_argument("--shards-in", metavar="KEY", help="a document in the store names them")
     parser.add_argument("--into", metavar="KEY", help="leave the answer in the store as well")
 
@@ -142,6 +142,11 @@ def _migrate(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="predicted relative error above which nothing is written (default: 0.5)",
     )
+
+
+def _address(text: str) -> str:
+    """A path of this machine as an address; addresses as they are."""
+    return text if "://" in text else Path(text).absolute().as_uri()
 
 
 def _number(text: str) -> int:

@@ -56,7 +56,10 @@ def _allowing(uri: str, allowed_prefixes: tuple[str, ...]) -> str:
         if _lies_under(uri, prefix) and _stays_inside(uri, prefix):
             return prefix
     permitted = ", ".join(allowed_prefixes) or "none are configured"
-    raise InvalidUri(f"{uri!r} is outside the allowed prefixes ({permitted})")
+    raise InvalidUri(
+        f"{uri!r} is outside the allowed prefixes ({permitted}); to allow it: `cmcl up --allow`, or "
+        "CMCL_ALLOWED_PREFIXES of the service"
+    )
 
 
 def _must_name_an_object(uri: str) -> None:

@@ -71,6 +71,18 @@ class NewKey(Frozen):
         default=None, ge=1, le=3650, description="none: valid until it is revoked"
     )
 
+    @field_validator("scopes", mode="before")
+    @classmethod
+    def _must_be_scopes(cls, given: object) -> object:
+        permitted = ", ".join(Scope)
+        if isinstance(given, list | tuple):
+            if not given:
+                raise ValueError(f"a key needs a scope; permitted: {permitted}")
+            unknown = [each for each in given if isinstance(each, str) and each not in set(Scope)]
+            if unknown:
+                raise ValueError(f"scope {unknown[0]!r} is unknown; permitted: {permitted}")
+        return given
+
     @field_validator("name")
     @classmethod
     def _must_not_mislead(cls, value: str) -> str:

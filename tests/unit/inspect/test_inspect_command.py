@@ -97,7 +97,10 @@ def test_what_would_be_refused_ends_with_status_3(store: ObjectStore, tmp_path: 
         (["compare", "--from", "1", "--to", "9"], "no version 9"),
         (["preflight", "--version", "1", "--pair", "v,v", "--shards", "x"], "'v,v' is no pair"),
         (["preflight", "--version", "1", "--pair", "v", "--shards", "x"], "'v' is no pair"),
-        (["preflight", "--version", "1", "--pair", "v,t", "--shards", "x"], "permitted schemes"),
+        (
+            ["preflight", "--version", "1", "--pair", "v,t", "--shards", "ftp://x"],
+            "permitted schemes",
+        ),
         (["migrate", "--from", "1", "--to", "3", "--modality", "v"], "--vectors"),
         (["preflight", "--version", "1", "--pair", "v,x", "--shards", "x"], "no modality 'x'"),
     ],
@@ -118,6 +121,17 @@ def test_a_folder_that_cannot_be_written_is_said(store: ObjectStore, tmp_path: P
     assert said.status == 2
     (line,) = said.stderr.splitlines()
     assert "nowhere" in line
+
+
+def test_a_path_is_an_address(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad file.parquet").write_bytes(b"not Parquet")
+    monkeypatch.chdir(tmp_path)
+    said = ask("preflight", store, "--version=1", "--pair=v,t", "--shards", "bad file.parquet")
+    assert said.status == 3
+    assert "bad%20file.parquet: " in said.stdout
+    assert "neither Parquet nor Arrow IPC" in said.stdout
 
 
 def test_infinity_becomes_null_in_a_document() -> None:

@@ -92,6 +92,7 @@ def test_a_model_cannot_change_its_specification(plane: ControlPlane) -> None:
         ("name", "lower-case letters", {"name": "One!"}),
         ("shards", "at least 1", {"shards": []}),
         ("shards[0].uri", "outside the allowed prefixes", {"shards": [{"uri": "file:///etc/passwd"}]}),
+        ("shards[0].uri", "to allow it: `cmcl up --allow`", {"shards": [{"uri": "file:///etc/passwd"}]}),
         ("shards[0].uri", "schemes", {"shards": [{"uri": "https://elsewhere/x"}]}),
         ("shards[0].uri", "not an address", {"shards": [{"uri": "s3://[/x"}]}),
         ("shards[0].sha256", "64 lower-case hexadecimal", {"shards": [{"uri": "s3://b/x", "sha256": "abc"}]}),
@@ -107,6 +108,34 @@ def test_a_bad_dataset_names_its_field(
     errors = _assert_problem(plane.client.post("/v1/datasets", json=body), 422)
     assert words in errors[field]
     _assert_no_trace(plane)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("jobs/nope", "the id of a job, job- and 12 hexadecimal digits; GET /v1/jobs has them"),
+        ("datasets/fashion", "the id of a dataset, ds- and 12 hexadecimal digits"),
+        ("keys/robot", "the id of a key"),
+        ("webhooks/x", "the id of a webhook"),
+    ],
+)
+def test_what_is_no_id_is_told_the_form_of_one(plane: ControlPlane, path: str, words: str) -> None:
+    (problem,) = _assert_problem(plane.client.get(f"/v1/{path}"), 422).values()
+    assert words in problem
+
+
+@pytest.mark.parametrize(
+    ("scopes", "words"),
+    [
+        (["read", "foo"], "scope 'foo' is unknown; permitted: read, write, train, admin, embed"),
+        ([], "a key needs a scope; permitted: read, write, train, admin, embed"),
+    ],
+)
+def test_a_scope_that_is_unknown_is_named(
+    plane: ControlPlane, scopes: list[str], words: str
+) -> None:
+    body = {"name": "robot", "scopes": scopes}
+    assert _assert_problem(plane.client.post("/v1/keys", json=body), 422) == {"scopes": words}
 
 
 @pytest.mark.parametrize("climb", ["..", "%2e%2e", "a%00b", "%5C"])

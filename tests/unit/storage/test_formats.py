@@ -120,10 +120,20 @@ def test_both_names_of_a_side_at_once_are_refused(form: str, path: Path) -> None
         rows_of(path)
 
 
+@pytest.mark.parametrize("form", [form for form in NAMED if form != "hdf5"])
+def test_arrays_of_other_names_are_told(form: str, path: Path) -> None:
+    """HDF5 without any of the names is taken for the layout of one dataset for each row."""
+    WRITERS[form](path, {"y": arrays()["feature_a"], "x": arrays()["feature_b"]})
+    with pytest.raises(InvalidDataset, match="'feature_a' or 'image'; the file has: x, y"):
+        rows_of(path)
+
+
 @pytest.mark.parametrize("form", NAMED)
 def test_a_side_that_is_missing_is_named(form: str, path: Path) -> None:
     WRITERS[form](path, {"feature_a": arrays()["feature_a"]})
-    with pytest.raises(InvalidDataset, match="must be called 'feature_b' or 'text'; found: feat"):
+    with pytest.raises(
+        InvalidDataset, match="must be called 'feature_b' or 'text'; the file has: feat"
+    ):
         rows_of(path)
 
 

@@ -5,8 +5,9 @@ width); optional `id` and `label` of shape (rows,), text or whole numbers. Witho
 made from the file's digest and the row's number: unique, and the same whenever the file is read.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,8 @@ from workers.storage.formats.columns import LONGEST_TEXT, ROWS_AT_ONCE, feature_
 from workers.storage.formats.user_file import Side, UserFile, check_expansion
 
 BYTES_AT_ONCE = 16 << 20
+# In a message about names that are missing.
+_MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,12 @@ class NamedArray:
         return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
 
 
-def read_arrays(arrays: Mapping[str, NamedArray], file: UserFile) -> Iterator[pa.RecordBatch]:
-    """Batches in the internal form. Raises InvalidDataset."""
-    chosen = {side.column: _features_of(arrays, side, file) for side in file.sides}
+def read_arrays(
+    arrays: Mapping[str, NamedArray], file: UserFile, present: Iterable[str]
+) -> Iterator[pa.RecordBatch]:
+    """Batches in the internal form. `present`: names of all arrays of the file. Raises InvalidDataset."""
+    found = ", ".join(sorted(islice(present, _MOST_NAMES))) or "no arrays"
+    chosen = {side.column: _features_of(arrays, side, file, found) for side in file.sides}
     chosen |= {name: _text_of(arrays, name, file) for name in ("id", "label") if name in arrays}
     rows = _common_rows(chosen, file)
     row_bytes = sum(array.row_bytes for array in chosen.values())
@@ -59,12 +65,13 @@ def check_floats(dtype: np.dtype, stored_as: str, name: str, file: UserFile) -> 
         )
 
 
-def _features_of(arrays: Mapping[str, NamedArray], side: Side, file: UserFile) -> NamedArray:
+def _features_of(
+    arrays: Mapping[str, NamedArray], side: Side, file: UserFile, found: str
+) -> NamedArray:
     names = [name for name in (side.column, side.modality) if name in arrays]
     if len(names) != 1:
-        found = ", ".join(sorted(arrays)[:20]) or "none"
         raise file.wrong(
-            f"one array must be called {side.column!r} or {side.modality!r}; found: {found}"
+            f"one array must be called {side.column!r} or {side.modality!r}; the file has: {found}"
         )
     array = arrays[names[0]]
     check_floats(array.dtype, array.stored_as, names[0], file)

@@ -36,7 +36,7 @@ def read(file: UserFile) -> Iterator[pa.RecordBatch]:
         }
         named = [name for name in root if name in wanted]
         if named:
-            yield from read_arrays({name: _array(root, name, file) for name in named}, file)
+            yield from read_arrays({name: _array(root, name, file) for name in named}, file, root)
         else:
             yield from _read_rows(root, file)
 

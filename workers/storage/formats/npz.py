@@ -32,7 +32,8 @@ def read(file: UserFile) -> Iterator[pa.RecordBatch]:
             name: _array(stack.enter_context(archive.open(member)), member, file)
             for name, member in members.items()
         }
-        yield from read_arrays(arrays, file)
+        names = (member.filename.removesuffix(".npy") for member in archive.infolist())
+        yield from read_arrays(arrays, file, names)
 
 
 class _BoundedFile(io.FileIO):

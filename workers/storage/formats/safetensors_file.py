@@ -35,7 +35,7 @@ def read(file: UserFile) -> Iterator[pa.RecordBatch]:
             names = list(tensors.keys())
         entries = json.loads(header)
         arrays = {name: _array(entries[name], 8 + len(header), file) for name in names}
-        yield from read_arrays(arrays, file)
+        yield from read_arrays(arrays, file, names)
 
 
 def _header(file: UserFile) -> bytes:
