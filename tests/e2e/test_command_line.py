@@ -106,10 +106,6 @@ def test_promoting_names_the_new_generation(cmcl: CommandLine, published: str) -
         (("job", "watch", "job-000000000000"), "there is no job"),
         (("model", "create", "odd name", "--modality=a=1", "--modality=b=2"), "name"),
         (
-            ("dataset", "add", "README.md", "--model", "shapes", "--pair", "image,image"),
-            "two different modalities, got 'image' twice",
-        ),
-        (
             (
                 *("dataset", "add", "/etc/hosts", "--upload=never"),
                 *("--model", "shapes", "--pair", "image,text"),

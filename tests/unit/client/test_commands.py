@@ -5,15 +5,11 @@ import json
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer.main
 
-from cmcl.cli import app, command_tree
 from cmcl.contract.preflight import Outlook, PreflightAnswer
 from cmcl.terminal.exits import Exit
 from service.control.preflights import PreflightRounds
@@ -136,42 +132,6 @@ def test_a_job_that_ends_without_a_version_has_an_exit_code_of_its_own(
     assert "quarantined" in cmcl("dataset", "list")
     assert cmcl.one("job", "retry", job)["state"] == "queued"
     assert cmcl.one("job", "cancel", job)["state"] == "cancelled"
-
-
-def test_a_job_that_failed_shows_no_version(cmcl: Cmcl, plane: ControlPlane) -> None:
-    """The service names the version that a job would make; a failed one made none."""
-    bad = write_shard(plane.shards / "bad.parquet", feature_table(16, widths=(5, 3))).uri
-    job = cmcl.one("dataset", "add", bad, "--pair=image,text", "--model=scenes")["job"]["id"]
-    plane.run_to_end(job)
-    (line,) = (line for line in cmcl("job", "list").splitlines() if job in line)
-    assert [cell.strip() for cell in line.split("│")[3:5]] == ["failed", "-"]
-    shown = dict(line.split(None, 1) for line in cmcl("job", "show", job).splitlines() if line)
-    assert shown["version"].strip() == "-"
-
-
-def test_lists_are_of_all_models_unless_one_is_asked_for(
-    cmcl: Cmcl, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CMCL_MODEL", "trees")
-    cmcl("model", "create", "trees", *WIDTHS)
-    for group in ("job", "dataset"):
-        assert len(cmcl.lines(group, "list")) == 2
-        assert cmcl.lines(group, "list", "--model=trees") == []
-    assert "no version yet" in cmcl("version", "list"), "an argument that is needed comes from it"
-
-
-def test_an_empty_list_says_how_to_begin(cmcl: Cmcl) -> None:
-    cmcl("model", "create", "trees", *WIDTHS)
-    for arguments, words in {
-        ("job", "list", "--state=held"): "no jobs in state held\n",
-        ("job", "list", "--model=trees"): "no jobs of model trees\n",
-        ("dataset", "list", "--model=trees"): "cmcl dataset add",
-        ("version", "list", "trees"): "cmcl dataset add",
-        ("history", "trees"): "no version of trees was live so far",
-        ("key", "list"): "cmcl key create",
-    }.items():
-        assert words in cmcl(*arguments)
-        assert cmcl(*arguments, "--json") == ""
 
 
 def test_shards_that_are_there_under_another_name_are_told_as_such(
@@ -384,73 +344,3 @@ def test_scores_are_one_document(
     }
     packed = base64.b64encode(struct.pack("<f", 1)).decode()
     assert server.asked[0].body["candidates"] == 2 * [{"modality": "text", "feature": packed}]
-
-
-@pytest.mark.parametrize("width", ["20", "40", "80", "300"])
-def test_tables_survive_any_terminal(
-    cmcl: Cmcl, width: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", width)
-    for arguments in (
-        ("model", "list"),
-        ("job", "list"),
-        ("dataset", "list"),
-        ("version", "list", "scenes"),
-        ("history", "scenes"),
-    ):
-        shown = cmcl(*arguments)
-        assert max(map(len, shown.splitlines())) <= int(width)
-        assert "…" not in shown
-        if int(width) >= 40:
-            first = cmcl.lines(*arguments)[0]
-            assert first.get("id", first.get("job", first.get("name", ""))) in shown
-
-
-def every_command() -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands and groups by their names, as they are run."""
-
-    def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-        yield path, command
-        for name, inner in getattr(command, "commands", {}).items():
-            yield from walk(inner, (*path, name))
-
-    yield from walk(command_tree(), ())
-
-
-def test_every_command_argument_and_option_has_a_help() -> None:
-    for path, command in every_command():
-        assert command.help, path
-        assert [each.name for each in command.params if not each.help] == [], path
-
-
-def test_no_flag_asks_for_a_value_in_the_help(cmcl: Cmcl) -> None:
-    for path, _ in every_command():
-        assert "<bool>" not in cmcl(*path, "--help"), path
-
-
-def test_the_version_is_that_of_the_distribution(cmcl: Cmcl) -> None:
-    assert cmcl("--version") == f"cmcl {version('cmcl-embeddings')}\n"
-
-
-def test_every_command_that_prints_has_json() -> None:
-    silent = {
-        *{("model", "delete"), ("dataset", "delete"), ("version", "retire")},
-        *{("candidate", "end"), ("key", "revoke"), ("webhook", "delete")},
-        # An export is lines of its own form, whatever is said.
-        *{("collection", "delete"), ("collection", "export")},
-    }
-    without = set(commands_without("--json"))
-    assert without == silent
-
-
-def commands_without(option: str) -> Iterator[tuple[str, ...]]:
-    """Names of all commands that lack the option."""
-
-    def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        for name, inner in getattr(command, "commands", {}).items():
-            yield from walk(inner, (*path, name))
-        has = any(option in parameter.opts for parameter in command.params)
-        if not hasattr(command, "commands") and not has:
-            yield path
-
-    yield from walk(typer.main.get_command(app), ())

@@ -1,0 +1,50 @@
+"""What the command line says of itself."""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+from cmcl.cli import command_tree
+from tests.unit.client.command_line import Cmcl
+
+
+def every_command() -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All commands and groups by their names, as they are run."""
+
+    def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+        yield path, command
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from walk(inner, (*path, name))
+
+    yield from walk(command_tree(), ())
+
+
+def test_every_command_argument_and_option_has_a_help() -> None:
+    for path, command in every_command():
+        assert command.help, path
+        assert [each.name for each in command.params if not each.help] == [], path
+
+
+def test_no_flag_asks_for_a_value_in_the_help(cmcl: Cmcl) -> None:
+    for path, _ in every_command():
+        assert "<bool>" not in cmcl(*path, "--help"), path
+
+
+def test_the_version_is_that_of_the_distribution(cmcl: Cmcl) -> None:
+    assert cmcl("--version") == f"cmcl {version('cmcl-embeddings')}\n"
+
+
+def test_every_command_that_prints_has_json() -> None:
+    silent = {
+        *{("model", "delete"), ("dataset", "delete"), ("version", "retire")},
+        *{("candidate", "end"), ("key", "revoke"), ("webhook", "delete")},
+        # An export is lines of its own form, whatever is said.
+        *{("collection", "delete"), ("collection", "export")},
+    }
+    without = {
+        path
+        for path, command in every_command()
+        if not hasattr(command, "commands")
+        and not any("--json" in parameter.opts for parameter in command.params)
+    }
+    assert without == silent

@@ -1,0 +1,70 @@
+"""Lists on the command line: what they show, of what, and at which width."""
+
+import pytest
+
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.feature_shards import feature_table, write_shard
+from tests.unit.client.command_line import Cmcl
+
+WIDTHS = ["--modality=image=4", "--modality=text=3", "--width=8"]
+
+
+@pytest.fixture
+def plane(published_plane: ControlPlane) -> ControlPlane:
+    return published_plane
+
+
+def test_a_job_that_failed_shows_no_version(cmcl: Cmcl, plane: ControlPlane) -> None:
+    """The service names the version that a job would make; a failed one made none."""
+    bad = write_shard(plane.shards / "bad.parquet", feature_table(16, widths=(5, 3))).uri
+    job = cmcl.one("dataset", "add", bad, "--pair=image,text", "--model=scenes")["job"]["id"]
+    plane.run_to_end(job)
+    (line,) = (line for line in cmcl("job", "list").splitlines() if job in line)
+    assert [cell.strip() for cell in line.split("│")[3:5]] == ["failed", "-"]
+    shown = dict(line.split(None, 1) for line in cmcl("job", "show", job).splitlines() if line)
+    assert shown["version"].strip() == "-"
+
+
+def test_lists_are_of_all_models_unless_one_is_asked_for(
+    cmcl: Cmcl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMCL_MODEL", "trees")
+    cmcl("model", "create", "trees", *WIDTHS)
+    for group in ("job", "dataset"):
+        assert len(cmcl.lines(group, "list")) == 2
+        assert cmcl.lines(group, "list", "--model=trees") == []
+    assert "no version yet" in cmcl("version", "list"), "an argument that is needed comes from it"
+
+
+def test_an_empty_list_says_how_to_begin(cmcl: Cmcl) -> None:
+    cmcl("model", "create", "trees", *WIDTHS)
+    for arguments, words in {
+        ("job", "list", "--state=held"): "no jobs in state held\n",
+        ("job", "list", "--model=trees"): "no jobs of model trees\n",
+        ("dataset", "list", "--model=trees"): "cmcl dataset add",
+        ("version", "list", "trees"): "cmcl dataset add",
+        ("history", "trees"): "no version of trees was live so far",
+        ("key", "list"): "cmcl key create",
+    }.items():
+        assert words in cmcl(*arguments)
+        assert cmcl(*arguments, "--json") == ""
+
+
+@pytest.mark.parametrize("width", ["20", "40", "80", "300"])
+def test_tables_survive_any_terminal(
+    cmcl: Cmcl, width: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    for arguments in (
+        ("model", "list"),
+        ("job", "list"),
+        ("dataset", "list"),
+        ("version", "list", "scenes"),
+        ("history", "scenes"),
+    ):
+        shown = cmcl(*arguments)
+        assert max(map(len, shown.splitlines())) <= int(width)
+        assert "…" not in shown
+        if int(width) >= 40:
+            first = cmcl.lines(*arguments)[0]
+            assert first.get("id", first.get("job", first.get("name", ""))) in shown
