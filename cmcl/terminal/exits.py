@@ -2,7 +2,7 @@
 
 0    done
 1    refused, or failed: the line says by whom and why
-2    the command line is not understood
+2    wrong usage: an option or argument is missing, unknown or cannot be
 3    the job that was followed ended without a version
 4    no server answers
 130  Ctrl-C
