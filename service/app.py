@@ -49,6 +49,7 @@ from service.control.validation.apart import Apart, share_of_memory
 from service.control.validation.threads import DaemonThreads
 from service.control.validation.validations import Validations
 from service.control.webhooks.deliverer import Deliverer
+from service.control.webhooks.encryption import SecretCipher, encrypt_stored
 from service.control.webhooks.sender import Sender
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
@@ -248,6 +249,7 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         context.doorkeeper.warn_without_keys()
+        encrypt_stored(context.database, SecretCipher(context.settings.encryption_key))
         stop = threading.Event()
         # Daemons: a call that hangs must not keep the process from ending. Nothing is lost.
         threads = [
@@ -292,7 +294,8 @@ def _snapshot_loop(context: Context, signing_key: SecretStr) -> Loop:
 
 def _deliverer(context: Context) -> Deliverer:
     count = context.metrics.webhook_deliveries
-    sender = Sender(context.settings.webhook_prefixes)
+    cipher = SecretCipher(context.settings.encryption_key)
+    sender = Sender(context.settings.webhook_prefixes, cipher=cipher)
     return Deliverer(
         context.database, sender, context.clock, lambda outcome: count.labels(outcome).inc()
     )

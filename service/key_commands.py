@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from service.clock import utc_now
 from service.control.access.keys import OPERATOR, NewKey, create_key, mint, revoke_key
+from service.control.webhooks.encryption import new_key
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.database.queries import keys
@@ -25,7 +26,7 @@ _COLUMNS = ("id", "name", "owner", "scopes", "created", "expires", "last used", 
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """create, list, revoke and signing-key; each sets `run`, which gets settings and options."""
+    """create, list, revoke, signing-key and encryption-key; each sets `run`, which gets settings and options."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     create = commands.add_parser("create", help="make a key and print it, this once")
     create.add_argument("name", help="for people, and for the history of what the key does")
@@ -48,6 +49,10 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         "signing-key", help="make the pair that signs and checks the list of keys for replicas"
     )
     signing.set_defaults(run=_make_signing_key)
+    encryption = commands.add_parser(
+        "encryption-key", help="make a key that encrypts secrets of webhooks in the database"
+    )
+    encryption.set_defaults(run=_make_encryption_key)
 
 
 def _scopes(text: str) -> tuple[Scope, ...]:
@@ -114,6 +119,12 @@ def _make_signing_key(_: Settings, __: argparse.Namespace) -> None:
         file=sys.stderr,
     )
     print(f"{pair.private}{pair.public}", end="")
+
+
+def _make_encryption_key(_: Settings, __: argparse.Namespace) -> None:
+    """On standard output; it is kept nowhere."""
+    print("CMCL_ENCRYPTION_KEY of the service, and a secret:", file=sys.stderr)
+    print(new_key())
 
 
 def _with_database(settings: Settings, work: Callable[[Database], T]) -> T:

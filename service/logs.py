@@ -122,6 +122,8 @@ def secret_texts(settings: Settings) -> list[str]:
     found = [unquote(urlsplit(settings.database_url).password or "")]
     keys = (settings.admin_key, settings.metrics_key)
     found += [key.get_secret_value() for key in keys if key is not None]
+    if settings.encryption_key is not None:
+        found += settings.encryption_key.get_secret_value().split(",")
     if settings.snapshot_signing_key is not None:
         # By line: whoever quotes PEM may have put its line ends elsewhere.
         found += _hidden_lines(settings.snapshot_signing_key.get_secret_value())

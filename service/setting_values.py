@@ -66,10 +66,18 @@ def _must_sign(value: SecretStr) -> SecretStr:
     return value
 
 
+def _must_encrypt(value: SecretStr) -> SecretStr:
+    from service.control.webhooks.encryption import read_keys
+
+    read_keys(value.get_secret_value())
+    return value
+
+
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_at_commas)]
 JsonObject = Annotated[dict[Name, Value], NoDecode, BeforeValidator(_read_json)]
 Proxies = Annotated[CommaSeparated, AfterValidator(_must_be_addresses)]
 OperatorsKey = Annotated[SecretStr, AfterValidator(_must_be_hard_to_guess)]
 SigningKey = Annotated[SecretStr, AfterValidator(_must_sign)]
+EncryptionKeys = Annotated[SecretStr, AfterValidator(_must_encrypt)]
 # Empty for none.
 ServerAddress = Annotated[str, AfterValidator(_must_be_a_server)]

@@ -18,6 +18,7 @@ from service.launchers.labels import check_labels
 from service.launchers.runtime_env import check_runtime_env
 from service.setting_values import (
     CommaSeparated,
+    EncryptionKeys,
     JsonObject,
     OperatorsKey,
     Proxies,
@@ -251,6 +252,12 @@ class Settings(BaseSettings):
         default=None,
         description="Ed25519 private key in PEM that signs the list of keys for the embeddings "
         "endpoint; without one no list is written",
+    )
+    encryption_key: EncryptionKeys | None = Field(
+        default=None,
+        description="base64 of 32 random bytes under which secrets of webhooks are stored in the database, "
+        "or several separated by commas: the first one encrypts, all decrypt; without one, secrets are "
+        "stored in the clear",
     )
     requests_per_minute_per_owner: int = Field(
         default=6000,

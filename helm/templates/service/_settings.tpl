@@ -152,6 +152,13 @@ sqlite:////var/lib/cmcl/database/cmcl.db
       name: {{ . }}
       key: {{ $.Values.access.metricsSecretKey }}
 {{- end }}
+{{- with .Values.access.encryptionSecret }}
+- name: CMCL_ENCRYPTION_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ $.Values.access.encryptionSecretKey }}
+{{- end }}
 {{- include "cmcl.signingEnv" . }}
 {{- if not (include "cmcl.makesRayJobs" .) }}
 # Ray's client sends the token of the training cluster only when told so.

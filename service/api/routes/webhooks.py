@@ -20,6 +20,7 @@ from service.api.dependencies import (
 )
 from service.api.schemas import Page
 from service.control.context import Context
+from service.control.webhooks.encryption import SecretCipher
 from service.control.webhooks.register import (
     NewWebhook,
     Registrar,
@@ -170,7 +171,11 @@ def send_test_message(
 def _registrar(context: Context, principal: Principal) -> Registrar:
     settings = context.settings
     return Registrar(
-        principal, settings.webhook_prefixes, settings.webhooks_per_owner, context.clock()
+        principal,
+        settings.webhook_prefixes,
+        settings.webhooks_per_owner,
+        SecretCipher(settings.encryption_key),
+        context.clock(),
     )
 
 

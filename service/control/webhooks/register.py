@@ -14,6 +14,7 @@ from service.control.data.intake import random_id
 from service.control.lookup import get_model
 from service.control.quotas import check_webhooks
 from service.control.webhooks.addresses import LONGEST_URL, AddressRefused, check_url
+from service.control.webhooks.encryption import SecretCipher
 from service.database.queries import webhooks
 from service.database.queries.webhooks import DeliveryRecord, WebhookRecord
 from service.database.rows import Happening
@@ -50,11 +51,12 @@ class NewWebhook(Frozen):
 
 @dataclass(frozen=True)
 class Registrar:
-    """Who asks, under which prefixes webhooks may lie, how many an owner may have, and the time."""
+    """Who asks, where webhooks may lie, how many an owner has, what encrypts, and the time."""
 
     principal: Principal
     prefixes: tuple[str, ...]
     most: int
+    cipher: SecretCipher
     now: datetime
 
 
@@ -73,11 +75,12 @@ def create_webhook(
     """
     owner = _owner(connection, request, registrar.principal)
     check_webhooks(connection, owner, registrar.most)
+    name = f"wh-{random_id()}"
     webhook = WebhookRecord(
-        id=f"wh-{random_id()}",
+        id=name,
         owner=owner,
         url=_checked(request.url, registrar.prefixes),
-        secret=secret,
+        secret=registrar.cipher.encrypt(secret, name),
         kinds=tuple(sorted(set(request.kinds))),
         model=request.model,
         created_at=registrar.now,

@@ -19,6 +19,7 @@ import httpx
 from standardwebhooks.webhooks import Webhook
 
 from service.control.webhooks.addresses import AddressRefused, check_public, check_url, port_of
+from service.control.webhooks.encryption import SecretCipher, SecretUnreadable
 from service.control.webhooks.schedule import parse_retry_after
 from service.database.queries.webhooks import DeliveryRecord, WebhookRecord
 
@@ -69,10 +70,12 @@ class Sender:
         seconds: float = ANSWER_SECONDS,
         resolve: Resolve = resolve_host,
         tls: ssl.SSLContext | None = None,
+        cipher: SecretCipher | None = None,
     ) -> None:
         self._prefixes = prefixes
         self._seconds = seconds
         self._resolve = resolve
+        self._cipher = cipher or SecretCipher()
         # Made once: reading the certificates takes longer than a request.
         self._tls = tls or httpx.create_ssl_context()
 
@@ -83,6 +86,8 @@ class Sender:
                 return await self._send(webhook, delivery, now)
         except AddressRefused as error:
             return Answer(error=f"the address is not permitted: {error}")
+        except SecretUnreadable as error:
+            return Answer(error=f"its secret cannot be decrypted: {error}; tell the operator")
         except TimeoutError:
             return Answer(error=f"no answer within {self._seconds:g} s")
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
@@ -100,7 +105,8 @@ class Sender:
             return Answer(error="its host has no address")
         if not self._prefixes:
             check_public(addresses)
-        request = _request(url, addresses[0], webhook, delivery, now)
+        secret = self._cipher.decrypt(webhook.secret, webhook.id)
+        request = _request(url, addresses[0], secret, delivery, now)
         # A client per message: a connection is never shared between two names of one address.
         client = httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=self._seconds)
         async with client:
@@ -111,7 +117,7 @@ class Sender:
 
 
 def _request(
-    url: httpx.URL, address: str, webhook: WebhookRecord, delivery: DeliveryRecord, now: datetime
+    url: httpx.URL, address: str, secret: str, delivery: DeliveryRecord, now: datetime
 ) -> httpx.Request:
     """To the address, in the name of the host: also the certificate must be the host's."""
     body = json.dumps(delivery.payload, sort_keys=True, separators=(",", ":"))
@@ -121,7 +127,7 @@ def _request(
         "User-Agent": "cmcl-webhooks",
         "webhook-id": delivery.id,
         "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": Webhook(webhook.secret).sign(delivery.id, now, body),
+        "webhook-signature": Webhook(secret).sign(delivery.id, now, body),
     }
     return httpx.Request(
         "POST",

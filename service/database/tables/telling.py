@@ -44,7 +44,7 @@ webhooks = Table(
     Column("id", String(32), primary_key=True),
     Column("owner", String(64), nullable=False, index=True),
     Column("url", String(1024), nullable=False),
-    # In the clear, because every delivery is signed with it.
+    # As `service.control.webhooks.encryption` has it: every delivery is signed with it.
     Column("secret", String(128), nullable=False),
     json_column("kinds", nullable=False),
     Column("model", String(48), nullable=True),

@@ -6,6 +6,7 @@ import helm_python
 import pytest
 
 from service.control.access.signing import make_pair
+from service.control.webhooks.encryption import new_key
 from service.settings import Settings
 from tests.chart.release import (
     Release,
@@ -69,7 +70,7 @@ def test_chart_sets_every_setting_and_no_other(
     # Each launcher is told its own.
     of_rayjobs = {name for name in known if name.startswith("CMCL_KUBERAY_")}
     assert known - set(production.settings()) == {*of_rayjobs, "CMCL_MIN_RANKS"}
-    of_secrets = {"CMCL_SNAPSHOT_SIGNING_KEY", "CMCL_METRICS_KEY"}
+    of_secrets = {"CMCL_SNAPSHOT_SIGNING_KEY", "CMCL_METRICS_KEY", "CMCL_ENCRYPTION_KEY"}
     assert known - set(queued.settings()) == {"CMCL_RAY_ADDRESS", *of_secrets}
     # Empty, they would be an issuer without a name.
     unset = {"CMCL_OIDC_ISSUER", "CMCL_OIDC_AUDIENCE", "CMCL_MIN_RANKS"}
@@ -87,6 +88,7 @@ def _set_environment(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
         "CMCL_ADMIN_KEY": "k" * 32,
         "CMCL_METRICS_KEY": "m" * 32,
         "CMCL_SNAPSHOT_SIGNING_KEY": make_pair().private,
+        "CMCL_ENCRYPTION_KEY": new_key(),
     }
     for name, value in release.settings().items():
         if isinstance(value, str):
@@ -108,6 +110,7 @@ def test_settings_arrive_as_the_values_say(
     assert (settings.auth, settings.oidc_issuer) == ("on", "https://login.example.org")
     assert settings.admin_key is not None
     assert settings.snapshot_signing_key is not None
+    assert settings.encryption_key is not None
 
 
 def test_chart_and_service_have_the_same_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

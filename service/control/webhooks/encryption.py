@@ -1,0 +1,149 @@
+"""Secrets of webhooks at rest: AES-256-GCM under the keys of CMCL_ENCRYPTION_KEY.
+
+Every message is signed with its webhook's secret, so that a digest, which is enough for keys, would
+not do. Each secret is bound to its webhook's id: a row cannot be given the secret of another one.
+Stored is `aesgcm:` and, in base64, the id of the key, the nonce, and the secret with its tag.
+"""
+
+import base64
+import binascii
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from service.database.engine import Database
+from service.database.queries import webhooks
+from service.database.queries.webhooks import WebhookRecord
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "aesgcm:"
+_KEY_BYTES = 32
+_ID_BYTES = 4
+_NONCE_BYTES = 12
+_PAGE = 200
+
+
+class SecretUnreadable(Exception):
+    """A secret was encrypted under a key that is not there, or is no longer what was written."""
+
+
+class SecretCipher:
+    """Encrypts under the first key and decrypts under all; without keys, secrets stay as they are."""
+
+    def __init__(self, keys: SecretStr | None = None) -> None:
+        self._keys = [] if keys is None else read_keys(keys.get_secret_value())
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether secrets are encrypted."""
+        return bool(self._keys)
+
+    def encrypt(self, secret: str, webhook: str) -> str:
+        """What to store of a webhook's secret."""
+        if not self._keys:
+            return secret
+        key, nonce = self._keys[0], os.urandom(_NONCE_BYTES)
+        sealed = _aes(key).encrypt(nonce, secret.encode(), webhook.encode())
+        return _PREFIX + base64.b64encode(_id(key) + nonce + sealed).decode()
+
+    def decrypt(self, stored: str, webhook: str) -> str:
+        """The secret. Raises SecretUnreadable; one that was stored without keys is as it is."""
+        if not is_encrypted(stored):
+            return stored
+        # It takes a while to import, and only those who have a key need it.
+        from cryptography.exceptions import InvalidTag
+
+        data = base64.b64decode(stored.removeprefix(_PREFIX))
+        nonce, sealed = data[_ID_BYTES:][:_NONCE_BYTES], data[_ID_BYTES + _NONCE_BYTES :]
+        for key in self._keys:
+            if data.startswith(_id(key)):
+                try:
+                    return _aes(key).decrypt(nonce, sealed, webhook.encode()).decode()
+                except InvalidTag as error:
+                    raise SecretUnreadable("the stored secret was changed") from error
+        raise SecretUnreadable("it was encrypted under a key that CMCL_ENCRYPTION_KEY has not")
+
+    def is_current(self, stored: str) -> bool:
+        """Whether it is stored as `encrypt` would store it now."""
+        if not is_encrypted(stored):
+            return not self._keys
+        data = base64.b64decode(stored.removeprefix(_PREFIX))
+        return self.has_keys and data.startswith(_id(self._keys[0]))
+
+
+def is_encrypted(stored: str) -> bool:
+    """Whether a stored secret is not in the clear."""
+    return stored.startswith(_PREFIX)
+
+
+def new_key() -> str:
+    """A key that was never used."""
+    return base64.b64encode(os.urandom(_KEY_BYTES)).decode()
+
+
+def read_keys(text: str) -> list[bytes]:
+    """Keys in base64, separated by commas. Raises ValueError, which does not repeat them."""
+    try:
+        keys = [base64.b64decode(part.strip(), validate=True) for part in text.split(",")]
+    except binascii.Error:
+        keys = []
+    if not keys or any(len(key) != _KEY_BYTES for key in keys):
+        raise ValueError(
+            f"it must be base64 of {_KEY_BYTES} random bytes, or several of these separated by commas; "
+            "make one with `python -m service keys encryption-key`"
+        )
+    return keys
+
+
+def encrypt_stored(database: Database, cipher: SecretCipher) -> None:
+    """Store every secret under the first key: at the start, after a key was set or exchanged.
+
+    Without keys, warn once that secrets stand in the clear.
+    """
+    stored = list(_all_webhooks(database))
+    if any(not is_encrypted(webhook.secret) for webhook in stored) and not cipher.has_keys:
+        logger.warning(
+            "secrets of webhooks are stored in the clear; set CMCL_ENCRYPTION_KEY to what "
+            "`python -m service keys encryption-key` prints, and the next start encrypts them"
+        )
+    for webhook in stored:
+        if cipher.is_current(webhook.secret):
+            continue
+        try:
+            secret = cipher.decrypt(webhook.secret, webhook.id)
+        except SecretUnreadable as error:
+            # Its deliveries fail with the same words; those of the others go on.
+            logger.warning("the secret of %s cannot be decrypted: %s", webhook.id, error)
+            continue
+        new = cipher.encrypt(secret, webhook.id)
+        with database.write() as connection:
+            webhooks.set_secret(connection, webhook.id, webhook.secret, new)
+
+
+def _all_webhooks(database: Database) -> Iterator[WebhookRecord]:
+    after: str | None = None
+    while True:
+        with database.read() as connection:
+            found = webhooks.page(connection, None, after, _PAGE)
+        yield from found
+        if len(found) < _PAGE:
+            return
+        after = found[-1].id
+
+
+def _aes(key: bytes) -> "AESGCM":
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    return AESGCM(key)
+
+
+def _id(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()[:_ID_BYTES]
