@@ -11,7 +11,8 @@ from sqlalchemy import text
 
 from cmcl.contract.job import Progress
 from cmcl.contract.model import ModelSpec
-from service.control.data.intake import Intake, NewDataset, accept_dataset, create_model
+from service.control.data.intake import Intake, NewDataset, accept_dataset
+from service.control.models.create import create_model
 from service.database.engine import Database, open_database
 from service.database.queries import jobs, models
 from service.database.queries.figures import Training, training

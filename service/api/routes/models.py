@@ -17,9 +17,9 @@ from service.api.dependencies import (
 )
 from service.api.etags import SeenRevision, etag
 from service.api.schemas import ModelView, NewBranch, NewModel, Page
-from service.control.data.intake import create_model
 from service.control.lookup import get_model
 from service.control.models import branch, remove
+from service.control.models.create import create_model
 from service.control.models.policy import set_policy
 from service.control.records.guard import check_may_change, check_not_lost
 from service.database.queries import models

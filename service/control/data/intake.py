@@ -1,4 +1,4 @@
-"""Accepting what users post: models and datasets. One transaction each, nothing outside it."""
+"""Accepting what users post: datasets. One transaction each, nothing outside it."""
 
 import hashlib
 import json
@@ -14,13 +14,10 @@ from sqlalchemy import Connection
 
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.errors import InvalidUri
-from cmcl.contract.methods import BUILT_IN_METHODS, installed_methods
 from cmcl.contract.modality import Frozen, ModalityPair, ModelName
-from cmcl.contract.model import ModelSpec
 from service.control.data.upload_uris import SCHEME, contents_of, note_uses, problem_of
-from service.control.lookup import get_dataset, get_model, hold_model
-from service.control.quotas import check_models
-from service.database.queries import datasets, jobs, models
+from service.control.lookup import get_dataset, hold_model
+from service.database.queries import datasets, jobs
 from service.database.rows import DatasetRecord, Fingerprints, JobRecord, ModelRecord
 from service.errors import Conflict, FieldProblem, Unprocessable
 from service.principal import Principal
@@ -114,14 +111,6 @@ class NewDataset(NewShards):
 
 
 @dataclass(frozen=True)
-class Created:
-    """A model, and whether this request made it."""
-
-    model: ModelRecord
-    is_new: bool
-
-
-@dataclass(frozen=True)
 class Accepted:
     """A dataset with its job, and whether this request made them. An open one has no job yet."""
 
@@ -137,49 +126,6 @@ class Intake:
     principal: Principal
     allowed: tuple[str, ...]
     now: datetime
-
-
-def create_model(
-    connection: Connection,
-    name: str,
-    spec: ModelSpec,
-    principal: Principal,
-    now: datetime,
-    most: int,
-) -> Created:
-    """The model of that name.
-
-    Raises Conflict if it exists otherwise, is somebody else's, or the owner has `most` models, and
-    Unprocessable for a method that is not installed.
-    """
-    existing = models.find(connection, name)
-    if existing is None:
-        check_models(connection, principal.owns_as, most, principal, now)
-        _check_method(spec.method)
-        models.create(connection, name, principal.owns_as, spec, now)
-        return Created(get_model(connection, name, principal), is_new=True)
-    check_name_is_ours(existing, principal)
-    if existing.spec != spec:
-        raise Conflict(
-            f"model {name!r} exists with another specification; a model's specification is fixed",
-            *_differences(existing.spec, spec),
-        )
-    return Created(existing, is_new=False)
-
-
-def _check_method(name: str) -> None:
-    if name in BUILT_IN_METHODS or name in (installed := installed_methods()):
-        return
-    permitted = ", ".join([*BUILT_IN_METHODS, *installed])
-    message = f"the method {name!r} is not installed in the service; permitted: {permitted}"
-    raise Unprocessable("unknown method", FieldProblem("method", message, name))
-
-
-def check_name_is_ours(existing: ModelRecord, principal: Principal) -> None:
-    """Names are one space for all owners, because object storage has one folder per name."""
-    if existing.deleted_at is not None or not principal.sees(existing.owner):
-        message = f"the name {existing.name!r} is taken; choose another one"
-        raise Conflict(message, FieldProblem("name", message, existing.name))
 
 
 def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) -> Accepted:
@@ -378,12 +324,3 @@ def _same_file(uri: str, before: str) -> str:
     if uri == before:
         return f"{uri!r} is named twice"
     return f"{uri!r} is the same file as {before!r} (SHA-256)"
-
-
-def _differences(existing: ModelSpec, asked: ModelSpec) -> list[FieldProblem]:
-    there, wanted = existing.model_dump(mode="json"), asked.model_dump(mode="json")
-    return [
-        FieldProblem(field, f"it is {there[field]!r}", wanted[field])
-        for field in there
-        if there[field] != wanted[field]
-    ]

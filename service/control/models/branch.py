@@ -9,8 +9,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from service.control.data.intake import check_name_is_ours
 from service.control.lookup import get_model, get_version
+from service.control.models.create import check_name_is_ours
 from service.control.quotas import check_models
 from service.database.queries import events, models, versions
 from service.database.rows import BranchPoint, Happening, ModelRecord, VersionRecord
