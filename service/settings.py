@@ -6,20 +6,15 @@ generated from here, and the Helm chart's environment is checked against it.
 
 import shlex
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
-from cmcl.contract.priority import Priority
-from service.launchers.kuberay.pods import read_pod_templates
-from service.launchers.kuberay.resource import RAY_VERSION
-from service.launchers.labels import check_labels
-from service.launchers.runtime_env import check_runtime_env
+from service.launcher_settings import LauncherSettings
 from service.setting_values import (
     CommaSeparated,
     EncryptionKeys,
-    JsonObject,
     OperatorsKey,
     Proxies,
     ServerAddress,
@@ -35,7 +30,7 @@ def _local_store() -> str:
     return (Path.cwd() / ".cmcl" / "store").as_uri()
 
 
-class Settings(BaseSettings):
+class Settings(LauncherSettings):
     """Read once, when the process starts, and passed on as an object."""
 
     model_config = SettingsConfigDict(env_prefix="CMCL_", frozen=True, extra="ignore")
@@ -53,95 +48,6 @@ class Settings(BaseSettings):
         default=(),
         description="comma-separated addresses under which users' shards may lie; "
         "without one, no dataset is accepted",
-    )
-    launcher: Literal["ray", "kuberay", "process"] = Field(
-        default="ray",
-        description="how attempts run: as jobs of one Ray cluster, each as a RayJob of KubeRay with a "
-        "cluster of its own, or as processes on this machine",
-    )
-    ray_address: ServerAddress = Field(
-        default="http://127.0.0.1:8265", description="Ray's dashboard, where jobs are submitted"
-    )
-    ranks: int = Field(default=1, ge=1, description="training processes of one attempt")
-    min_ranks: int | None = Field(
-        default=None,
-        ge=1,
-        description="an attempt goes on with so few where there is no room for all; by default it "
-        "waits for all",
-    )
-    gpus_per_rank: float = Field(default=0, ge=0, description="GPUs that each rank asks for")
-    ranks_idle_seconds: float = Field(
-        default=1800,
-        ge=0,
-        description="ranks that stay on a Ray cluster leave after so long without an attempt, and "
-        "what they hold is free; 0: never",
-    )
-    runtime_env: JsonObject[str, Any] = Field(
-        default={}, description="Ray's runtime environment of attempts, as a JSON object"
-    )
-    job_labels: JsonObject[str, str] = Field(
-        default={}, description="labels of all attempts beside our own, as a JSON object of texts"
-    )
-    driver_cpus: float = Field(
-        default=0, ge=0, description="CPUs that the driver of a Ray job reserves"
-    )
-    driver_memory_bytes: int = Field(
-        default=0, ge=0, description="memory that the driver of a Ray job reserves"
-    )
-    driver_resources: JsonObject[str, float] = Field(
-        default={},
-        description="custom resources that the driver of a Ray job reserves, as a JSON object of "
-        "numbers",
-    )
-    driver_node_labels: JsonObject[str, str] = Field(
-        default={},
-        description="labels of the Ray nodes on which the driver of a Ray job may run, as a JSON "
-        "object of texts",
-    )
-    kuberay_namespace: str = Field(default="default", description="where RayJobs are made")
-    kuberay_image: str = Field(
-        default="", description="image of their pods; required with the launcher kuberay"
-    )
-    kuberay_ray_version: str = Field(
-        default=RAY_VERSION,
-        pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$",
-        description="of Ray in that image",
-    )
-    kuberay_release: str = Field(
-        default="",
-        max_length=63,
-        description="their label app.kubernetes.io/instance, by which those of several installations "
-        "can be told apart",
-    )
-    kuberay_owner: str = Field(
-        default="",
-        description="ConfigMap in that namespace; when it is deleted, Kubernetes deletes them too",
-    )
-    kuberay_service_account: str = Field(default="default", description="of their pods")
-    kuberay_queue: str = Field(
-        default="",
-        description="Kueue's LocalQueue in which they wait; without one they start at once",
-    )
-    kuberay_priority_classes: JsonObject[Priority, str] = Field(
-        default={},
-        description="Kueue's WorkloadPriorityClass by the model's priority, as a JSON object with "
-        "low, normal and high; those left out have none",
-    )
-    kuberay_ranks_per_pod: int = Field(default=1, ge=1, description="ranks that share a pod")
-    kuberay_gpu_resource: str = Field(
-        default="nvidia.com/gpu", description="under which name pods ask for GPUs"
-    )
-    kuberay_pod_template: Path | None = Field(
-        default=None,
-        description="YAML file with pod templates `head` and `workers`, laid over ours, and `submitter`",
-    )
-    kuberay_submission_mode: Literal["HTTPMode", "K8sJobMode", "SidecarMode"] = Field(
-        default="HTTPMode", description="how KubeRay hands the command to Ray"
-    )
-    kuberay_kept_seconds: int = Field(
-        default=60,
-        ge=0,
-        description="how long the pods of an attempt outlive its end, for their logs",
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     trusted_proxies: Proxies = Field(
@@ -307,26 +213,6 @@ class Settings(BaseSettings):
     )
     log_level: LogLevel = Field(default="info", description="least severe level that is logged")
 
-    @field_validator("runtime_env")
-    @classmethod
-    def _must_be_a_runtime_env(cls, value: dict[str, Any]) -> dict[str, Any]:
-        check_runtime_env(value)
-        return value
-
-    @field_validator("job_labels")
-    @classmethod
-    def _must_be_labels(cls, value: dict[str, str]) -> dict[str, str]:
-        check_labels(value)
-        return value
-
-    @field_validator("driver_resources")
-    @classmethod
-    def _must_be_amounts(cls, value: dict[str, float]) -> dict[str, float]:
-        for name, amount in value.items():
-            if amount < 0:
-                raise ValueError(f"{name!r} is {amount:g}; it must be 0 or more")
-        return value
-
     @field_validator("worker_command")
     @classmethod
     def _must_be_a_command(cls, value: str) -> str:
@@ -342,38 +228,6 @@ class Settings(BaseSettings):
                 f"do everything; set the first to on, or the other to one of {', '.join(_LOOPBACK)}"
             )
         return self
-
-    @model_validator(mode="after")
-    def _there_are_enough_ranks(self) -> Self:
-        if self.fewest_ranks > self.ranks:
-            raise ValueError(
-                f"CMCL_MIN_RANKS is {self.min_ranks}; it must be from 1 to CMCL_RANKS, "
-                f"which is {self.ranks}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _rayjobs_can_be_made(self) -> Self:
-        if self.launcher != "kuberay":
-            return self
-        if not self.kuberay_image:
-            raise ValueError("CMCL_KUBERAY_IMAGE is missing: the pods of RayJobs need an image")
-        for name in ("cpus", "memory_bytes", "resources", "node_labels"):
-            if getattr(self, f"driver_{name}"):
-                raise ValueError(
-                    f"CMCL_DRIVER_{name.upper()} is set, and a RayJob's driver has the head pod to "
-                    "itself: say in CMCL_KUBERAY_POD_TEMPLATE what that needs"
-                )
-        try:
-            read_pod_templates(self.kuberay_pod_template)
-        except ValueError as error:
-            raise ValueError(f"CMCL_KUBERAY_POD_TEMPLATE: {error}") from error
-        return self
-
-    @property
-    def fewest_ranks(self) -> int:
-        """`min_ranks`, resolved."""
-        return self.ranks if self.min_ranks is None else self.min_ranks
 
     @model_validator(mode="after")
     def _tokens_have_an_audience(self) -> Self:

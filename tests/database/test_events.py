@@ -12,9 +12,11 @@ from sqlalchemy import Connection, func, insert, select
 
 from service.control.feed import number_events
 from service.database.engine import Database, open_database
+from service.database.queries import deliveries as queue
 from service.database.queries import events, webhooks
+from service.database.queries.deliveries import Attempt
 from service.database.queries.events import EventFilter
-from service.database.queries.webhooks import Attempt, WebhookRecord
+from service.database.queries.webhooks import WebhookRecord
 from service.database.rows import Happening
 from service.database.tables import deliveries
 from service.database.tables import events as event_table
@@ -217,7 +219,7 @@ def test_messages_beyond_what_may_wait_for_an_owner_are_given_up(database: Datab
             "next_at": NOW,
             "created_at": NOW,
         }
-        for number in range(webhooks.MOST_WAITING - 1)
+        for number in range(queue.MOST_WAITING - 1)
     ]
     with database.write() as connection:
         connection.execute(insert(deliveries), waiting)
@@ -230,7 +232,7 @@ def test_messages_beyond_what_may_wait_for_an_owner_are_given_up(database: Datab
     assert [row["webhook"] for row in red] == ["wh-2", "wh-1"]
     # The first of the two is the last one that may wait.
     assert (red[1]["failed_at"], red[0]["failed_at"]) == (None, NOW)
-    assert f"{webhooks.MOST_WAITING} messages of owner 'red' were waiting" in red[0]["error"]
+    assert f"{queue.MOST_WAITING} messages of owner 'red' were waiting" in red[0]["error"]
 
 
 @on_postgresql
@@ -280,14 +282,14 @@ def test_of_two_that_sent_the_same_delivery_one_records_it(database: Database) -
     webhook = _webhook(database)
     with database.write() as connection:
         _tell(connection, "scenes")
-        seen = webhooks.next_due(connection, webhook.id, NOW)
+        seen = queue.next_due(connection, webhook.id, NOW)
     assert seen is not None
     with database.write() as connection:
-        assert webhooks.record_success(connection, seen, Attempt(NOW, 204))
-        assert not webhooks.record_success(connection, seen, Attempt(LATER, 204))
+        assert queue.record_success(connection, seen, Attempt(NOW, 204))
+        assert not queue.record_success(connection, seen, Attempt(LATER, 204))
         failed = Attempt(LATER, 500, "it answered 500", LATER, LATER)
-        assert not webhooks.record_failure(connection, seen, failed)
-        found = webhooks.find_delivery(connection, seen.id)
+        assert not queue.record_failure(connection, seen, failed)
+        found = queue.find(connection, seen.id)
     assert found is not None
     assert (found.attempts, found.status, found.delivered_at) == (1, 204, NOW)
 
@@ -299,7 +301,7 @@ def test_a_webhook_that_is_gone_is_told_nothing_more(database: Database) -> None
         webhooks.disable(connection, webhook.id, "it answered 410", NOW)
         _tell(connection, "scenes")
         assert not webhooks.is_any_due(connection, LATER)
-        (given_up,) = webhooks.deliveries_page(connection, webhook.id, None, 10)
+        (given_up,) = queue.page(connection, webhook.id, None, 10)
     assert given_up.failed_at == NOW
     assert given_up.error == "the webhook was disabled: it answered 410"
 

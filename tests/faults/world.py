@@ -25,7 +25,8 @@ from service.control.bell import Bell
 from service.control.context import Context
 from service.control.data.intake import Intake, NewDataset, accept_dataset
 from service.control.interventions import Word
-from service.control.models import branch, promote, trials
+from service.control.models import promote, trials
+from service.control.models.create import branch
 from service.control.models.policy import set_policy
 from service.control.models.wish import Wish
 from service.control.validation.validations import Validations
@@ -194,7 +195,7 @@ class World:
 
     def branch(self, name: str, version: int) -> bool:
         point = BranchPoint(MODEL, version)
-        return self._may(lambda c: branch.branch(c, name, point, LOCAL, self.clock(), 500))
+        return self._may(lambda c: branch(c, name, point, LOCAL, self.clock(), 500))
 
     # What happens on the cluster.
 

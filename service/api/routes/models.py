@@ -18,8 +18,8 @@ from service.api.dependencies import (
 from service.api.etags import SeenRevision, etag
 from service.api.schemas import ModelView, NewBranch, NewModel, Page
 from service.control.lookup import get_model
-from service.control.models import branch, remove
-from service.control.models.create import create_model
+from service.control.models import remove
+from service.control.models.create import BranchPoint, branch, create_model
 from service.control.models.policy import set_policy
 from service.control.records.guard import check_may_change, check_not_lost
 from service.database.queries import models
@@ -93,9 +93,9 @@ def post_branch(
     """
 
     def effect(connection: Connection) -> AnswerRecord:
-        point = branch.BranchPoint(model, body.version)
+        point = BranchPoint(model, body.version)
         most = context.settings.models_per_owner
-        made = branch.branch(connection, body.name, point, principal, context.clock(), most)
+        made = branch(connection, body.name, point, principal, context.clock(), most)
         return record(key, 201, ModelView.of(made), f"/v1/models/{body.name}")
 
     return answer(context, key, effect)

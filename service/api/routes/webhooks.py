@@ -30,8 +30,9 @@ from service.control.webhooks.register import (
     new_secret,
     try_webhook,
 )
-from service.database.queries import webhooks
-from service.database.queries.webhooks import DeliveryRecord, WebhookRecord
+from service.database.queries import deliveries, webhooks
+from service.database.queries.deliveries import DeliveryRecord
+from service.database.queries.webhooks import WebhookRecord
 from service.database.rows import AnswerRecord
 from service.principal import Principal
 
@@ -148,7 +149,7 @@ def list_deliveries(
     """What was sent to it and what will be, the newest first."""
     with context.database.read() as connection:
         get_webhook(connection, webhook, principal)
-        found = webhooks.deliveries_page(connection, webhook, cursor, limit + 1)
+        found = deliveries.page(connection, webhook, cursor, limit + 1)
     following = encode_cursor(found[limit - 1].sequence) if len(found) > limit else None
     views = [DeliveryView.of(delivery) for delivery in found[:limit]]
     return Page(items=views, next_cursor=following)

@@ -1,4 +1,4 @@
-"""Accepting what users post: datasets. One transaction each, nothing outside it."""
+"""Accepting datasets that users post. One transaction each, nothing outside it."""
 
 import hashlib
 import json

@@ -1,5 +1,10 @@
-"""Create a model. Names are one space for all owners; a specification never changes."""
+"""New models: without versions, or as a branch, which starts from a version of another model.
 
+A branch gets copies of all versions up to that one, because a version is measured against those that
+learned before it; from then on the two models are independent.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -7,12 +12,17 @@ from sqlalchemy import Connection
 
 from cmcl.contract.methods import BUILT_IN_METHODS, installed_methods
 from cmcl.contract.model import ModelSpec
-from service.control.lookup import get_model
+from service.control.lookup import get_model, get_version
 from service.control.quotas import check_models
-from service.database.queries import models
-from service.database.rows import ModelRecord
+from service.database.queries import events, models, versions
+from service.database.rows import BranchPoint, Happening, ModelRecord, VersionRecord
 from service.errors import Conflict, FieldProblem, Unprocessable
 from service.principal import Principal
+
+__all__ = ["BranchPoint", "branch", "create_model"]
+
+# Each has a manifest, which grows with the number of datasets that were learned.
+_PAGE = 10
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ def create_model(
         _check_method(spec.method)
         models.create(connection, name, principal.owns_as, spec, now)
         return Created(get_model(connection, name, principal), is_new=True)
-    check_name_is_ours(existing, principal)
+    _check_name_is_ours(existing, principal)
     if existing.spec != spec:
         raise Conflict(
             f"model {name!r} exists with another specification; a model's specification is fixed",
@@ -59,7 +69,62 @@ def _check_method(name: str) -> None:
     raise Unprocessable("unknown method", FieldProblem("method", message, name))
 
 
-def check_name_is_ours(existing: ModelRecord, principal: Principal) -> None:
+def branch(
+    connection: Connection,
+    name: str,
+    point: BranchPoint,
+    principal: Principal,
+    now: datetime,
+    most: int,
+) -> ModelRecord:
+    """The new model. Raises NotFound, and Conflict where the name is taken by something else.
+
+    Conflict as well where the owner has `most` models.
+
+    The same branch again answers the model that is there.
+    """
+    existing = models.find(connection, name)
+    if existing is not None:
+        _check_name_is_ours(existing, principal)
+        if existing.branched_from != point:
+            message = f"model {name!r} exists, and is no branch of version {point.version} of "
+            message += repr(point.model)
+            raise Conflict(message, FieldProblem("name", message, name))
+        return existing
+    source = get_model(connection, point.model, principal)
+    _check_can_start(get_version(connection, point.model, point.version, principal))
+    check_models(connection, source.owner, most, principal, now)
+    models.create(connection, name, source.owner, source.spec, now, point)
+    for version in _lineage(connection, point):
+        manifest = version.manifest.model_copy(update={"model": name})
+        versions.create_copy(connection, manifest, version, now)
+    told = {"from_model": point.model, "from_version": point.version, "actor": principal.name}
+    happening = Happening(kind="model.branched", owner=source.owner, model=name, data=told)
+    events.tell(connection, happening, now)
+    return get_model(connection, name, principal)
+
+
+def _check_can_start(version: VersionRecord) -> None:
+    if version.retired_at is not None:
+        raise Conflict(f"version {version.number} of {version.model!r} was retired")
+    if version.stored_at is None:
+        message = f"version {version.number} of {version.model!r} is still being stored"
+        raise Conflict(f"{message}; try again shortly")
+
+
+def _lineage(connection: Connection, point: BranchPoint) -> Iterator[VersionRecord]:
+    """All versions up to the point, the first one first; a few manifests at a time are in memory.
+
+    They have to be read: each names its model, so a copy has another one.
+    """
+    after = 0
+    while after < point.version:
+        found = versions.page(connection, point.model, after, min(_PAGE, point.version - after))
+        yield from found
+        after = found[-1].number
+
+
+def _check_name_is_ours(existing: ModelRecord, principal: Principal) -> None:
     """Names are one space for all owners, because object storage has one folder per name."""
     if existing.deleted_at is not None or not principal.sees(existing.owner):
         message = f"the name {existing.name!r} is taken; choose another one"

@@ -11,12 +11,12 @@ from service.control.context import Context
 from service.control.sweep.ended import forget_attempts
 from service.control.sweep.purge import remove_all
 from service.database.queries import (
+    deliveries,
     events,
     preflights,
     sweeping,
     trials,
     uploads,
-    webhooks,
 )
 from workers.storage import layout
 
@@ -54,7 +54,7 @@ def sweep_events(context: Context) -> None:
     """Events, and deliveries that will not be sent again."""
     before = context.clock() - timedelta(days=context.settings.events_kept_days)
     _in_batches(
-        context, lambda connection: webhooks.forget_before(connection, before, _ROWS_AT_ONCE)
+        context, lambda connection: deliveries.forget_before(connection, before, _ROWS_AT_ONCE)
     )
     _in_batches(context, lambda connection: events.forget_before(connection, before, _ROWS_AT_ONCE))
 

@@ -23,8 +23,9 @@ from service.control.feed import number_events
 from service.control.webhooks.schedule import seconds_to_next, seconds_to_rest
 from service.control.webhooks.sender import ANSWER_SECONDS, Answer, Sender
 from service.database.engine import Database
-from service.database.queries import webhooks
-from service.database.queries.webhooks import Attempt, DeliveryRecord, WebhookRecord
+from service.database.queries import deliveries, webhooks
+from service.database.queries.deliveries import Attempt, DeliveryRecord
+from service.database.queries.webhooks import WebhookRecord
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class Deliverer:
 
     def _next(self, webhook: WebhookRecord) -> DeliveryRecord | None:
         with self._database.read() as connection:
-            return webhooks.next_due(connection, webhook.id, self._clock())
+            return deliveries.next_due(connection, webhook.id, self._clock())
 
     def _release(self, webhook: WebhookRecord) -> None:
         with self._database.write() as connection:
@@ -145,11 +146,11 @@ class Deliverer:
         now = self._clock()
         with self._database.write() as connection:
             if answer.is_taken:
-                webhooks.record_success(connection, delivery, Attempt(now, answer.status))
+                deliveries.record_success(connection, delivery, Attempt(now, answer.status))
                 outcome = "delivered"
             else:
                 attempt = _failed(delivery, answer, now)
-                if webhooks.record_failure(connection, delivery, attempt):
+                if deliveries.record_failure(connection, delivery, attempt):
                     _disable_if_hopeless(connection, webhook.id, answer, attempt)
                 outcome = "retried" if attempt.again_at else "failed"
         self._observe(outcome)

@@ -15,8 +15,9 @@ from service.control.lookup import get_model
 from service.control.quotas import check_webhooks
 from service.control.webhooks.addresses import LONGEST_URL, AddressRefused, check_url
 from service.control.webhooks.encryption import SecretCipher
-from service.database.queries import webhooks
-from service.database.queries.webhooks import DeliveryRecord, WebhookRecord
+from service.database.queries import deliveries, webhooks
+from service.database.queries.deliveries import DeliveryRecord
+from service.database.queries.webhooks import WebhookRecord
 from service.database.rows import Happening
 from service.errors import Conflict, FieldProblem, Forbidden, NotFound, Unprocessable
 from service.event_kinds import WORTH_A_MESSAGE, EventKind
@@ -113,8 +114,8 @@ def try_webhook(connection: Connection, webhook: str, registrar: Registrar) -> D
         kind=EventKind.WEBHOOK_TEST, owner=found.owner, model=found.model or "", data=told
     )
     message = webhooks.payload(found, happening, registrar.now)
-    made = webhooks.add_delivery(connection, found, message, registrar.now)
-    delivery = webhooks.find_delivery(connection, made)
+    made = deliveries.add(connection, found.id, found.owner, message, registrar.now)
+    delivery = deliveries.find(connection, made)
     if delivery is None:
         raise RuntimeError(f"delivery {made} was inserted and is not there")
     return delivery

@@ -21,7 +21,8 @@ from standardwebhooks.webhooks import Webhook
 from service.control.webhooks.addresses import AddressRefused, check_public, check_url, port_of
 from service.control.webhooks.encryption import SecretCipher, SecretUnreadable
 from service.control.webhooks.schedule import parse_retry_after
-from service.database.queries.webhooks import DeliveryRecord, WebhookRecord
+from service.database.queries.deliveries import DeliveryRecord
+from service.database.queries.webhooks import WebhookRecord
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ def _branch(plane: ControlPlane, version: int = 2, name: str = "fork") -> int:
 def test_a_branch_has_every_version_up_to_its_point(
     three: ControlPlane, monkeypatch: pytest.MonkeyPatch, read_at_once: int
 ) -> None:
-    monkeypatch.setattr("service.control.models.branch._PAGE", read_at_once)
+    monkeypatch.setattr("service.control.models.create._PAGE", read_at_once)
     assert _branch(three) == 201
     three.tick(5)
     assert [version.number for version in three.versions("fork")] == [1, 2]

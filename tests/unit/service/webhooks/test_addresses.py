@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from service.control.webhooks.addresses import AddressRefused, check_url, is_public, is_under
 from service.control.webhooks.sender import Answer, Sender
-from service.database.queries.webhooks import DeliveryRecord, WebhookRecord
+from service.database.queries.deliveries import DeliveryRecord
+from service.database.queries.webhooks import WebhookRecord
 from tests.fakes.receiver import Receiver, receiving
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

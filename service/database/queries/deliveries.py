@@ -1,0 +1,165 @@
+"""Queries about deliveries: one message to one webhook, which is sent until it was taken or is given up."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, select, update
+
+from service.database.tables import deliveries, webhooks
+
+# Messages of one owner that wait to be delivered. More are given up when they are written: receivers
+# that take nothing for days would fill the table otherwise, and every event waits for its messages.
+MOST_WAITING = 10_000
+
+
+@dataclass(frozen=True)
+class DeliveryRecord:
+    """One message to one webhook. Its id stays the same however often it is sent."""
+
+    sequence: int
+    id: str
+    webhook: str
+    payload: dict[str, object]
+    attempts: int
+    next_at: datetime
+    status: int | None
+    error: str | None
+    created_at: datetime
+    delivered_at: datetime | None
+    failed_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How one attempt at a delivery ended: an HTTP status, or why there is none."""
+
+    at: datetime
+    status: int | None = None
+    error: str | None = None
+    # When to try again, and until when to leave the whole webhook alone. None: never again.
+    again_at: datetime | None = None
+    rests_until: datetime | None = None
+
+
+def add(
+    connection: Connection, webhook: str, owner: str, message: dict[str, object], now: datetime
+) -> str:
+    """Insert a delivery that is due at once; its id. It is given up if the owner has so many waiting."""
+    delivery = f"dl-{uuid.uuid4().hex[:12]}"
+    values = {"id": delivery, "webhook": webhook, "payload": message, "attempts": 0}
+    if _has_waiting(connection, owner, MOST_WAITING):
+        error = f"{MOST_WAITING} messages of owner {owner!r} were waiting, which is the most"
+        values |= {"failed_at": now, "error": error}
+    connection.execute(insert(deliveries).values(**values, next_at=now, created_at=now))
+    return delivery
+
+
+def find(connection: Connection, delivery: str) -> DeliveryRecord | None:
+    """The delivery of that id."""
+    query = select(deliveries).where(deliveries.c.id == delivery)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else DeliveryRecord(**row)
+
+
+def page(
+    connection: Connection, webhook: str, before: int | None, limit: int
+) -> list[DeliveryRecord]:
+    """Deliveries of a webhook, the newest first, older than `before`."""
+    query = select(deliveries).where(deliveries.c.webhook == webhook)
+    if before is not None:
+        query = query.where(deliveries.c.sequence < before)
+    rows = connection.execute(query.order_by(deliveries.c.sequence.desc()).limit(limit)).mappings()
+    return [DeliveryRecord(**row) for row in rows]
+
+
+def next_due(connection: Connection, webhook: str, now: datetime) -> DeliveryRecord | None:
+    """The delivery of a webhook that has been due longest."""
+    query = (
+        select(deliveries)
+        .where(deliveries.c.webhook == webhook, is_open(), deliveries.c.next_at <= now)
+        .order_by(deliveries.c.next_at, deliveries.c.sequence)
+        .limit(1)
+    )
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else DeliveryRecord(**row)
+
+
+def record_success(connection: Connection, seen: DeliveryRecord, attempt: Attempt) -> bool:
+    """It was taken. False if somebody else has recorded this attempt, or it is gone."""
+    changes = {"delivered_at": attempt.at, "error": None}
+    if not _record_attempt(connection, seen, attempt, changes):
+        return False
+    connection.execute(
+        update(webhooks)
+        .where(webhooks.c.id == seen.webhook, webhooks.c.failing_since.is_not(None))
+        .values(failing_since=None, rests_until=None)
+    )
+    return True
+
+
+def record_failure(connection: Connection, seen: DeliveryRecord, attempt: Attempt) -> bool:
+    """It was not taken. False if somebody else has recorded this attempt, or it is gone."""
+    then = {"next_at": attempt.again_at} if attempt.again_at else {"failed_at": attempt.at}
+    if not _record_attempt(connection, seen, attempt, {**then, "error": attempt.error}):
+        return False
+    connection.execute(
+        update(webhooks)
+        .where(webhooks.c.id == seen.webhook)
+        .values(
+            failing_since=func.coalesce(webhooks.c.failing_since, attempt.at),
+            rests_until=attempt.rests_until,
+        )
+    )
+    return True
+
+
+def give_up(connection: Connection, webhook: str, reason: str, now: datetime) -> None:
+    """Nothing that waits for the webhook is sent any more."""
+    connection.execute(
+        update(deliveries)
+        .where(deliveries.c.webhook == webhook, is_open())
+        .values(failed_at=now, error=_reason_or(reason))
+    )
+
+
+def forget_before(connection: Connection, moment: datetime, limit: int) -> int:
+    """Remove some deliveries that are older than that; how many."""
+    old = select(deliveries.c.sequence).where(deliveries.c.created_at < moment).limit(limit)
+    return connection.execute(delete(deliveries).where(deliveries.c.sequence.in_(old))).rowcount
+
+
+def is_open() -> ColumnElement[bool]:
+    """Whether it is still to be sent."""
+    return and_(deliveries.c.delivered_at.is_(None), deliveries.c.failed_at.is_(None))
+
+
+def _has_waiting(connection: Connection, owner: str, number: int) -> bool:
+    """Whether so many messages of the owner's webhooks are not delivered yet; reads no more of them."""
+    theirs = select(webhooks.c.id).where(webhooks.c.owner == owner)
+    waiting = (
+        select(deliveries.c.sequence)
+        .where(deliveries.c.webhook.in_(theirs), is_open())
+        .offset(number - 1)
+        .limit(1)
+    )
+    return connection.execute(waiting).first() is not None
+
+
+def _reason_or(reason: str) -> ColumnElement[str]:
+    """The error that is known already, or else why nobody tries any more."""
+    why = f"the webhook was disabled: {reason}"
+    return case((deliveries.c.error.is_(None), why), else_=deliveries.c.error)
+
+
+def _record_attempt(
+    connection: Connection, seen: DeliveryRecord, attempt: Attempt, changes: Mapping[str, object]
+) -> bool:
+    """The fence: of two that sent the same delivery, the first one to say so counts."""
+    statement = (
+        update(deliveries)
+        .where(deliveries.c.id == seen.id, deliveries.c.attempts == seen.attempts, is_open())
+        .values(attempts=seen.attempts + 1, status=attempt.status, **changes)
+    )
+    return connection.execute(statement).rowcount == 1
