@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import pytest
 from deploy.images.__main__ import main
 from deploy.images.buildah import Buildah, NoBuildah
 from deploy.images.measure import SERVICE_BYTES
+from tests.architecture.repository import ROOT
 
 ASKED = os.environ.get("CMCL_TEST_IMAGES", "")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FOLDER = Path(os.environ.get("CMCL_TEST_IMAGES_FOLDER", "/var/tmp/cmcl-images"))
 
 
@@ -68,7 +71,7 @@ def test_an_image_names_all_its_packages(made: dict[str, Any]) -> None:
         target = image["image"].partition(":")[0].rpartition("-")[2]
         sbom = json.loads((made["out"] / f"cmcl-{target}.sbom.cdx.json").read_text())
         assert len(sbom["components"]) == image["packages"] > 50
-        assert sbom["metadata"]["component"]["name"] == "cmcl"
+        assert sbom["metadata"]["component"]["name"] == PROJECT["name"]
 
 
 @pytest.mark.images

@@ -43,20 +43,14 @@ class Teardown:
 
     def delete_deployment(self, name: str) -> None:
         """Delete the control plane; one that is gone is no error."""
-        _unless_missing(
-            lambda: self._apps.delete_namespaced_deployment(
-                name, self._namespace, _request_timeout=_TIMES
-            )
-        )
+        delete = self._apps.delete_namespaced_deployment
+        _unless_missing(delete, name, self._namespace, _request_timeout=_TIMES)
 
     def delete_rays(self) -> None:
         """Delete all Ray objects of the release; a kind that Kubernetes does not know has none."""
         for plural in PLURALS:
-            _unless_missing(
-                lambda plural=plural: self._rays.delete_collection_namespaced_custom_object(
-                    **self._kind(plural)
-                )
-            )
+            delete = self._rays.delete_collection_namespaced_custom_object
+            _unless_missing(delete, **self._kind(plural))
 
     def left_of_service(self) -> list[str]:
         """Pods of the control plane."""
@@ -66,9 +60,8 @@ class Teardown:
         """Ray objects and pods, as kubectl names them."""
         found = []
         for plural in PLURALS:
-            listed = _unless_missing(
-                lambda plural=plural: self._rays.list_namespaced_custom_object(**self._kind(plural))
-            )
+            look = self._rays.list_namespaced_custom_object
+            listed = _unless_missing(look, **self._kind(plural))
             items = listed["items"] if listed else []
             found += [f"{plural}.{GROUP}/{item['metadata']['name']}" for item in items]
         return found + self._pods(_PODS)
@@ -139,10 +132,10 @@ def _wait(
     return left
 
 
-def _unless_missing(call: Callable[[], Any]) -> Any:
+def _unless_missing(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """The answer; None where Kubernetes knows no such object or kind."""
     try:
-        return call()
+        return call(*arguments, **named)
     except ApiException as error:
         if error.status != _NOT_FOUND:
             raise
