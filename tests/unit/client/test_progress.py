@@ -189,7 +189,7 @@ def test_a_job_s_page_says_how_it_gets_on(
 ) -> None:
     for progress, rows in ((TRAINING, [*WORDS, "phase training", "time left 0:01:30"]), (None, [])):
         server.always((200, job("running", progress).model_dump(mode="json")))
-        assert main(["job", "show", "job-1", "--url", server.url]) == Exit.DONE
+        assert main(["job", "show", "job-0123456789ab", "--url", server.url]) == Exit.DONE
         page = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
         assert [row for row in rows if row not in page] == []
         assert ("phase" in " ".join(page)) == bool(rows), "nothing is shown of what is not told"
