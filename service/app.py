@@ -25,6 +25,7 @@ from service.api.problems import add_problem_handlers
 from service.api.routes import (
     candidates,
     datasets,
+    description,
     events,
     jobs,
     keys,
@@ -93,6 +94,7 @@ _ROUTES = (
     webhooks,
     keys,
     operations,
+    description,
 )
 
 # Goes on until the event is set.
@@ -126,10 +128,16 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
         dependencies=[Depends(require_body_type)],
         responses=PROBLEMS,
         telemetry=context.metrics.spans.of_requests(),
+        # Ours are rendered once, and load nothing from elsewhere: routes/description.py.
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.context = context
     app.state.reconciler = reconciler
     app.state.probes = operations.Probes()
+    app.state.rendered_metrics = operations.keep_metrics(context)
+    app.state.description = description.Description(app.openapi)
     app.state.part_places = Places(settings.upload_parts_at_once)
     app.state.completions = CapacityLimiter(uploads.COMPLETED_AT_ONCE)
     app.state.feed = Feed(context.database, is_stopping=events.is_server_stopping)

@@ -5,7 +5,7 @@
 {{- define "cmcl.routedPaths" -}}
 {{- $paths := list "/v1" "/healthz" "/readyz" -}}
 {{- if eq .component "service" -}}
-{{- $paths = concat $paths (list "/docs" "/redoc" "/openapi.json") -}}
+{{- $paths = concat $paths (list "/docs" "/openapi.json") -}}
 {{- end -}}
 {{- toYaml $paths -}}
 {{- end -}}

@@ -23,7 +23,7 @@ OPEN_PATHS = frozenset(
     {
         *PROBES,
         METRICS,
-        *("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"),
+        *("/openapi.json", "/docs", "/docs/start", "/docs/script", "/docs/style"),
     }
 )
 

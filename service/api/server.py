@@ -27,6 +27,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
+from service.control.access.rates import client_network
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,6 @@ _OTHER_DESCRIPTORS = 256
 _BACKLOG = 1024
 _GRACEFUL_SECONDS = 10
 _FEWEST = 16
-# What a provider gives to one customer; single addresses are free to choose in it.
-_IPV6_CUSTOMER = 64
 
 
 class Connections:
@@ -130,16 +129,15 @@ class Connections:
 
     def source(self, address: str) -> str:
         """As whose connection it counts; empty for a proxy, which has no share."""
+        network = client_network(address)
+        return "" if self._is_proxy(address) or self._is_proxy(network) else network
+
+    def _is_proxy(self, address: str) -> bool:
         try:
             parsed = ip_address(address)
         except ValueError:
-            return address
-        parsed = getattr(parsed, "ipv4_mapped", None) or parsed
-        if any(parsed in proxy for proxy in self._proxies):
-            return ""
-        if parsed.version == 4:
-            return str(parsed)
-        return str(ip_network((parsed, _IPV6_CUSTOMER), strict=False))
+            return False
+        return any(parsed in proxy for proxy in self._proxies)
 
 
 class _State(ServerState):

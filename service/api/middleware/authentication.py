@@ -7,6 +7,7 @@ from service.api.access import METRICS, OPEN_PATHS, PROBES
 from service.api.middleware.hosts import Hosts, headers
 from service.api.problems import refusal
 from service.control.access.doorkeeper import Caller, Doorkeeper
+from service.control.access.rates import OpenRates
 from service.errors import ServiceError
 from service.logs import name_principal
 
@@ -22,6 +23,7 @@ class Authentication:
         self._app = app
         self._doorkeeper = doorkeeper
         self._hosts = hosts
+        self._open_rates = OpenRates()
         self._issuer_threads = CapacityLimiter(_THREADS_FOR_ISSUER)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,9 +50,10 @@ class Authentication:
     async def _admit(self, scope: Scope) -> Caller | None:
         """Nobody in particular where no key is asked for, whoever it is."""
         shown = _bearer(scope)
-        if scope["path"] == METRICS:
-            self._doorkeeper.check_scraper(shown)
         if scope["path"] in OPEN_PATHS:
+            self._open_rates.count(_address(scope))
+            if scope["path"] == METRICS:
+                self._doorkeeper.check_scraper(shown)
             return None
         caller = self._doorkeeper.recognize(shown)
         if caller is None:
@@ -60,9 +63,14 @@ class Authentication:
 
     async def _look_up(self, shown: str, scope: Scope) -> Caller:
         """In a thread: the database or the issuer is asked."""
-        address = scope["client"][0] if scope.get("client") else "unknown"
         limiter = self._issuer_threads if self._doorkeeper.asks_issuer(shown) else None
-        return await to_thread.run_sync(self._doorkeeper.look_up, shown, address, limiter=limiter)
+        return await to_thread.run_sync(
+            self._doorkeeper.look_up, shown, _address(scope), limiter=limiter
+        )
+
+
+def _address(scope: Scope) -> str:
+    return scope["client"][0] if scope.get("client") else "unknown"
 
 
 def _bearer(scope: Scope) -> str | None:

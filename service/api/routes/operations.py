@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from anyio import CapacityLimiter, fail_after, to_thread
 from fastapi import APIRouter, Request
@@ -12,6 +13,7 @@ from sqlalchemy import text
 from cmcl.contract.errors import StorageError
 from service.api.access import METRICS
 from service.api.dependencies import ContextDep, ReconcilerDep
+from service.api.kept import Kept, in_thread
 from service.api.schemas import Health
 from service.control.context import Context
 from service.errors import DatabaseError
@@ -21,6 +23,8 @@ router = APIRouter(tags=["operations"])
 # Probes come every few seconds, and what hangs can hang for minutes: it holds up so many threads of
 # its own, and none of those that answer requests.
 _THREADS = 2
+# Whoever asks more often gets the same answer.
+_KEPT_SECONDS = 1.0
 
 
 class Probes:
@@ -29,9 +33,15 @@ class Probes:
     def __init__(self, patience_seconds: float = 4.0) -> None:
         self._patience_seconds = patience_seconds
         self._threads: dict[str, CapacityLimiter] = {}
+        self._answers: dict[str, Kept[str]] = {}
 
     async def ask(self, name: str, question: Callable[[], None]) -> str:
-        """`ok`, or in words what is wrong: this is the report of it."""
+        """`ok`, or in words what is wrong: this is the report of it, a second old at most."""
+        if name not in self._answers:
+            self._answers[name] = Kept(partial(self._ask, name, question), _KEPT_SECONDS)
+        return await self._answers[name].get()
+
+    async def _ask(self, name: str, question: Callable[[], None]) -> str:
         threads = self._threads.setdefault(name, CapacityLimiter(_THREADS))
         try:
             with fail_after(self._patience_seconds):
@@ -75,10 +85,15 @@ async def readyz(context: ContextDep, reconciler: ReconcilerDep, request: Reques
 
 
 @router.get(METRICS, response_class=Response)
-def metrics(context: ContextDep) -> Response:
-    """Prometheus' text format. With a metrics key, for whoever sends it as a bearer token."""
-    body = generate_latest(context.metrics.registry)
-    return Response(body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format, at most a second old. Where there is a metrics key, it must be sent."""
+    rendered: Kept[bytes] = request.app.state.rendered_metrics
+    return Response(await rendered.get(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def keep_metrics(context: Context) -> Kept[bytes]:
+    """Rendering asks the database, and takes longer the more models there are."""
+    return Kept(in_thread(partial(generate_latest, context.metrics.registry)), _KEPT_SECONDS)
 
 
 def _ask_database(context: Context) -> None:

@@ -15,8 +15,10 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from service.errors import TooManyRequests
 
 FAILURES_PER_MINUTE = 60
+OPEN_PER_MINUTE = 600
 # What a provider gives to one customer; single addresses are free to choose in it.
 _IPV6_CUSTOMER = 64
+_RETRY_SECONDS = 5
 
 
 class Rates:
@@ -39,7 +41,7 @@ class Rates:
 
     def check_address(self, address: str) -> None:
         """Whether another key may be tried from there."""
-        client = _client(address)
+        client = client_network(address)
         if not self._limiter.test(self._failures, client):
             raise self._refusal(
                 self._failures, client, "too many requests with invalid keys from your address"
@@ -47,19 +49,37 @@ class Rates:
 
     def count_failure(self, address: str) -> None:
         """A key that was not valid came from there."""
-        self._limiter.hit(self._failures, _client(address))
+        self._limiter.hit(self._failures, client_network(address))
 
     def _refusal(self, limit: RateLimitItem, caller: str, message: str) -> TooManyRequests:
         until = self._limiter.get_window_stats(limit, caller).reset_time
         return TooManyRequests(message, max(1, math.ceil(until - time.time())))
 
 
-def _client(address: str) -> str:
-    """The address, or for IPv6 the network of it."""
+def client_network(address: str) -> str:
+    """As what a client is counted: its address, or for IPv6 the network of it."""
     try:
         parsed = ip_address(address)
     except ValueError:
         return address
+    # Where the service listens on `::`, all of IPv4 comes in one such network.
+    parsed = getattr(parsed, "ipv4_mapped", None) or parsed
     if not isinstance(parsed, IPv6Address):
-        return address
+        return str(parsed)
     return str(ip_network((parsed, _IPV6_CUSTOMER), strict=False))
+
+
+class OpenRates:
+    """Requests of one client for what needs no key."""
+
+    def __init__(self) -> None:
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._limit = RateLimitItemPerMinute(OPEN_PER_MINUTE, namespace="open")
+
+    def count(self, address: str) -> None:
+        """One more of them. Raises TooManyRequests."""
+        if not self._limiter.hit(self._limit, client_network(address)):
+            message = (
+                f"more than {OPEN_PER_MINUTE} requests without a key in a minute from your address"
+            )
+            raise TooManyRequests(message, _RETRY_SECONDS)

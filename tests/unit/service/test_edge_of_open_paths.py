@@ -1,0 +1,168 @@
+"""What answers without a key: made once for all who ask, limited by address, and loaded from nowhere else."""
+
+import asyncio
+import re
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client.core import GaugeMetricFamily
+
+from service.api.kept import Kept, in_thread
+from service.app import Parts, create_app
+from service.control.access.rates import OPEN_PER_MINUTE
+from service.errors import DatabaseUnavailable
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.served_app import served
+from workers.storage.local import LocalStore
+
+
+def _at_once(app: FastAPI, path: str, number: int) -> list[httpx.Response]:
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await asyncio.gather(*(client.get(path) for _ in range(number)))
+
+    return asyncio.run(ask())
+
+
+class _Counting:
+    """A collector that takes a while."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        self.times += 1
+        yield GaugeMetricFamily("of_the_test", "Counts how often it was asked.", value=self.times)
+
+
+class _CountingStore(FlakyStore):
+    times = 0
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        self.times += 1
+        return super().keys(prefix)
+
+
+def test_metrics_are_rendered_once_for_all_who_ask_within_a_second(plane: ControlPlane) -> None:
+    counting = _Counting()
+    plane.context.metrics.registry.register(counting)
+    before = counting.times
+    answers = _at_once(plane.app, "/metrics", 50)
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    # More only where a busy machine takes more than a second.
+    assert counting.times - before <= 3
+
+
+def test_the_description_is_rendered_once(plane: ControlPlane) -> None:
+    times = 0
+    describe = plane.app.openapi
+
+    def counted() -> int:
+        nonlocal times
+        times += 1
+        return len(describe())
+
+    async def ask() -> None:
+        kept = Kept(in_thread(counted))
+        await asyncio.gather(*(kept.get() for _ in range(20)))
+
+    asyncio.run(ask())
+    assert times == 1
+    assert len({answer.content for answer in _at_once(plane.app, "/openapi.json", 20)}) == 1
+
+
+def test_what_failed_is_made_again() -> None:
+    async def fails() -> None:
+        raise DatabaseUnavailable("it is away")
+
+    kept = Kept(fails)
+    for _ in range(2):
+        with pytest.raises(DatabaseUnavailable, match="away"):
+            asyncio.run(kept.get())
+
+
+def test_readiness_is_asked_once_for_all_who_ask_within_a_second(plane: ControlPlane) -> None:
+    store = _CountingStore(LocalStore(plane.folder / "counted"))
+    app = create_app(plane.context.settings, Parts(store=store, launcher=plane.launcher))
+    answers = _at_once(app, "/readyz", 50)
+    assert {answer.status_code for answer in answers} == {200}
+    assert store.times <= 3
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/openapi.json", "/docs"])
+def test_an_address_may_not_ask_without_end_for_what_is_open(
+    plane: ControlPlane, path: str
+) -> None:
+    with served(plane.app) as url, httpx.Client(base_url=url) as client:
+        statuses = [client.get(path).status_code for _ in range(OPEN_PER_MINUTE + 20)]
+        # The window slides: a few more are let in while the test runs.
+        assert statuses[0] == 200
+        assert statuses[-1] == 429
+        assert [client.get(probe).status_code for probe in ("/healthz", "/readyz")] == [200, 200]
+        assert client.get("/v1/models").status_code == 200
+
+
+def test_a_render_that_hangs_holds_up_nothing_else(plane: ControlPlane) -> None:
+    is_let_go, is_asked = threading.Event(), threading.Event()
+
+    class Hanging:
+        def collect(self) -> Iterator[GaugeMetricFamily]:
+            is_asked.set()
+            is_let_go.wait(30)
+            yield GaugeMetricFamily("of_the_test", "Hangs.", value=1)
+
+    is_let_go.set()
+    plane.context.metrics.registry.register(Hanging())
+    is_let_go.clear()
+    is_asked.clear()
+    with served(plane.app) as url, httpx.Client(base_url=url, timeout=30) as client:
+        waiting = [
+            threading.Thread(target=httpx.get, args=[f"{url}/metrics"], kwargs={"timeout": 60})
+            for _ in range(50)
+        ]
+        for each in waiting:
+            each.start()
+        assert is_asked.wait(10)
+        try:
+            for path in ("/healthz", "/v1/models", "/openapi.json"):
+                assert client.get(path).status_code == 200
+        finally:
+            is_let_go.set()
+            for each in waiting:
+                each.join()
+
+
+def test_a_client_that_has_the_description_is_sent_nothing(plane: ControlPlane) -> None:
+    first = plane.client.get("/openapi.json")
+    assert first.headers["content-encoding"] == "gzip"
+    again = plane.client.get("/openapi.json", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    plain = plane.client.get("/openapi.json", headers={"Accept-Encoding": "identity"})
+    assert plain.json() == first.json() == plane.app.openapi()
+
+
+def test_the_page_loads_nothing_from_elsewhere(plane: ControlPlane) -> None:
+    page = plane.client.get("/docs")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    assert "http" not in policy
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(loaded) == 3
+    assert not any(address.startswith(("http", "/")) for address in loaded)
+    assert "<script>" not in page.text
+
+
+def test_the_page_consists_of_what_the_package_has(plane: ControlPlane) -> None:
+    pytest.importorskip("fastapi_swagger", reason="the package of /docs is not installed")
+    for path, kind in (("script", "javascript"), ("style", "css"), ("start", "javascript")):
+        answer = plane.client.get(f"/docs/{path}")
+        assert answer.status_code == 200
+        assert kind in answer.headers["content-type"]
+        assert answer.headers["content-encoding"] == "gzip"
