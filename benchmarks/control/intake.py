@@ -55,12 +55,13 @@ def _body(name: str) -> dict[str, Any]:
 def _without_http(url: str, seconds: float) -> float:
     database = open_database(url)
     upgrade(database)
-    intake = Intake(LOCAL, (_PREFIX,), datetime.now(UTC))
+    now = datetime.now(UTC)
     with database.write() as connection:
-        create_model(connection, "intake", _SPEC, LOCAL, intake.now, most=1)
+        create_model(connection, "intake", _SPEC, LOCAL, now, most=1)
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         request = NewDataset.model_validate(_body(f"alone-{done}"))
+        intake = Intake.of(LOCAL, now, (_PREFIX,), request)
         with database.write() as connection:
             accept_dataset(connection, request, intake)
         done += 1

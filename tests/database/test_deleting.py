@@ -28,6 +28,8 @@ def test_a_model_that_is_given_a_job_is_not_deleted(database: Database) -> None:
     with database.write() as connection:
         models.create(connection, "scenes", "default", SPEC, NOW)
     posted, deleting = Event(), Event()
+    request = NewDataset.model_validate(BODY)
+    intake = Intake.of(LOCAL, NOW, ("s3://bucket",), request)
 
     def delete() -> None:
         posted.wait(60)
@@ -38,8 +40,7 @@ def test_a_model_that_is_given_a_job_is_not_deleted(database: Database) -> None:
     with ThreadPoolExecutor(1) as threads:
         done = threads.submit(delete)
         with database.write() as connection:
-            intake = Intake(LOCAL, ("s3://bucket",), NOW)
-            accept_dataset(connection, NewDataset.model_validate(BODY), intake)
+            accept_dataset(connection, request, intake)
             posted.set()
             assert deleting.wait(60)
             # Give the other transaction the time to run into ours.

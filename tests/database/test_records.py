@@ -41,7 +41,7 @@ def _post(database: Database, shard: str = "x") -> JobRecord:
         "shards": [{"uri": f"s3://bucket/{shard}"}],
     }
     request = NewDataset.model_validate(body)
-    intake = Intake(LOCAL, ("s3://bucket",), NOW)
+    intake = Intake.of(LOCAL, NOW, ("s3://bucket",), request)
     accepted = database.settle(lambda connection: accept_dataset(connection, request, intake))
     assert accepted.job is not None
     return accepted.job

@@ -162,7 +162,7 @@ class World:
                 "shards": [self.template.shards[shard]],
             }
         )
-        intake = Intake(LOCAL, self.settings.allowed_prefixes, self.clock())
+        intake = Intake.of(LOCAL, self.clock(), self.settings.allowed_prefixes, request)
         accepted = self.database.settle(lambda c: accept_dataset(c, request, intake))
         if accepted.job is not None and shard == BAD:
             self.bad_jobs.add(accepted.job.id)

@@ -57,8 +57,10 @@ def post_dataset(
     With `sealed: false` it stays open for more shards (201), and its job begins once it is sealed.
     """
 
+    intake = _intake(context, principal, body)
+
     def effect(connection: Connection) -> AnswerRecord:
-        accepted = accept_dataset(connection, body, _intake(context, principal))
+        accepted = accept_dataset(connection, body, intake)
         status = (202 if accepted.job else 201) if accepted.is_new else 200
         return record(key, status, _view(accepted), _location(accepted))
 
@@ -101,8 +103,10 @@ def append_shards(
 ) -> JSONResponse:
     """Add shards to an open dataset. 409 once it is sealed."""
 
+    intake = _intake(context, principal, body)
+
     def effect(connection: Connection) -> AnswerRecord:
-        grown = add_shards(connection, dataset, body, _intake(context, principal))
+        grown = add_shards(connection, dataset, body, intake)
         return record(key, 200, DatasetView.of(grown, None))
 
     return answer(context, key, effect)
@@ -114,8 +118,10 @@ def post_seal(
 ) -> JSONResponse:
     """No more shards: its job begins. Sealing again answers 200 and the same job."""
 
+    intake = _intake(context, principal, NewShards())
+
     def effect(connection: Connection) -> AnswerRecord:
-        sealed = seal_dataset(connection, dataset, _intake(context, principal))
+        sealed = seal_dataset(connection, dataset, intake)
         status = 202 if sealed.is_new else 200
         return record(key, status, _view(sealed), _location(sealed))
 
@@ -129,8 +135,8 @@ def delete_dataset(dataset: DatasetPath, principal: Writer, context: ContextDep)
         remove.delete_dataset(connection, dataset, principal, context.clock())
 
 
-def _intake(context: Context, principal: Principal) -> Intake:
-    return Intake(principal, context.settings.allowed_prefixes, context.clock())
+def _intake(context: Context, principal: Principal, posted: NewShards) -> Intake:
+    return Intake.of(principal, context.clock(), context.settings.allowed_prefixes, posted)
 
 
 def _view(accepted: Accepted) -> AcceptedDataset:

@@ -21,7 +21,7 @@ from service.api.dependencies import (
     encode_cursor,
 )
 from service.api.schemas import Page
-from service.control.data.intake import Intake
+from service.control.data.intake import Intake, NewShards
 from service.control.lookup import get_model
 from service.control.preflights import NewPreflight, ask, get_preflight
 from service.database.queries import preflights
@@ -73,7 +73,8 @@ def post_preflight(
 
     Nothing is trained or kept of it. 409 while the model has no version.
     """
-    intake = Intake(principal, context.settings.allowed_prefixes, context.clock())
+    posted = NewShards(shards=body.shards)
+    intake = Intake.of(principal, context.clock(), context.settings.allowed_prefixes, posted)
 
     def effect(connection: Connection) -> AnswerRecord:
         asked = ask(connection, model, body, intake)

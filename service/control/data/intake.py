@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import BeforeValidator, ConfigDict, FailFast, Field
 from pydantic_core import PydanticCustomError
@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.errors import InvalidUri
 from cmcl.contract.modality import Frozen, ModalityPair, ModelName
-from service.control.data.upload_uris import SCHEME, contents_of, note_uses, problem_of
+from service.control.data.upload_uris import SCHEME, contents_of, note_uses, problems_of
 from service.control.lookup import get_dataset, hold_model
 from service.database.queries import datasets, jobs
 from service.database.rows import DatasetRecord, Fingerprints, JobRecord, ModelRecord
@@ -121,11 +121,24 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Intake:
-    """Who posts, from where shards may come, and what time it is."""
+    """Who posts, what time it is, and which of the addresses that were posted cannot be used.
+
+    To judge an address may ask the file system, so it is done before the transaction, which holds the lock
+    of all writers. `judged`: by address, why it cannot be used, or None; uploads are not among them.
+    """
 
     principal: Principal
-    allowed: tuple[str, ...]
     now: datetime
+    judged: Mapping[str, str | None]
+
+    @classmethod
+    def of(
+        cls, principal: Principal, now: datetime, allowed: tuple[str, ...], posted: NewShards
+    ) -> Self:
+        """For what was posted, where shards may lie at `allowed`. Call it outside of a transaction."""
+        addresses = {ref.uri for ref in (*posted.shards, *posted.evaluation_shards)}
+        judged = {uri: _judge(uri, allowed) for uri in addresses if not uri.startswith(SCHEME)}
+        return cls(principal, now, judged)
 
 
 def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) -> Accepted:
@@ -288,6 +301,8 @@ def _check_each(
     Those `before` were judged when they came. Raises Unprocessable.
     """
     problems: list[FieldProblem] = []
+    named = [ref.uri for ref in (*added.shards, *added.evaluation_shards)]
+    unusable = {**intake.judged, **problems_of(connection, named, intake.principal)}
     seen = {
         contents.get(ref.uri, ref.uri): ref.uri
         for ref in (*before.shards, *before.evaluation_shards)
@@ -298,11 +313,8 @@ def _check_each(
     ):
         for index, ref in enumerate(refs):
             file = contents.get(ref.uri, ref.uri)
-            problem = (
-                _same_file(ref.uri, seen[file])
-                if file in seen
-                else _problem_of(connection, ref.uri, intake)
-            )
+            # An address that was not judged is a mistake of ours, and must not pass for a good one.
+            problem = _same_file(ref.uri, seen[file]) if file in seen else unusable[ref.uri]
             if problem:
                 problems.append(FieldProblem(f"{field}[{index}].uri", problem, ref.uri))
             seen.setdefault(file, ref.uri)
@@ -310,11 +322,10 @@ def _check_each(
         raise Unprocessable("an address cannot be used", *problems)
 
 
-def _problem_of(connection: Connection, uri: str, intake: Intake) -> str | None:
-    if uri.startswith(SCHEME):
-        return problem_of(connection, uri, intake.principal)
+def _judge(uri: str, allowed: tuple[str, ...]) -> str | None:
+    """Why an address cannot be used."""
     try:
-        check_allowed(uri, intake.allowed)
+        check_allowed(uri, allowed)
     except InvalidUri as error:
         return str(error)
     return None

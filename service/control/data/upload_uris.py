@@ -24,10 +24,19 @@ def named_by(uri: str) -> str | None:
     return found.group(1) if found else None
 
 
-def problem_of(connection: Connection, uri: str, principal: Principal) -> str | None:
-    """Why a dataset cannot name that upload; None if it can. It is kept until this transaction ends."""
-    name = named_by(uri)
-    found = uploads.hold(connection, name) if name else None
+def problems_of(
+    connection: Connection, uris: Iterable[str], principal: Principal
+) -> dict[str, str | None]:
+    """Of the addresses of uploads: why a dataset cannot name it; None if it can.
+
+    Those that it can name are kept until this transaction ends. One query, however many they are.
+    """
+    named = {uri: named_by(uri) for uri in uris if uri.startswith(SCHEME)}
+    held = uploads.hold(connection, [name for name in named.values() if name])
+    return {uri: _problem(uri, held.get(name or ""), principal) for uri, name in named.items()}
+
+
+def _problem(uri: str, found: UploadRecord | None, principal: Principal) -> str | None:
     if found is None or found.state == "aborted" or not principal.sees(found.owner):
         return f"there is no upload {uri.removeprefix(SCHEME)!r}"
     if found.state != "complete":

@@ -3,7 +3,7 @@
 An upload's `attempt` is the fence of completing it: whoever completes has the next number.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from sqlalchemy import (
@@ -51,11 +51,14 @@ def lock(connection: Connection, upload: str) -> UploadRecord | None:
     return None if row is None else _record(row)
 
 
-def hold(connection: Connection, upload: str) -> UploadRecord | None:
-    """The upload, and nobody gives it up before this transaction ends; others may hold it too."""
-    query = select(uploads).where(uploads.c.id == upload).with_for_update(read=True)
-    row = connection.execute(query).mappings().first()
-    return None if row is None else _record(row)
+def hold(connection: Connection, named: Sequence[str]) -> dict[str, UploadRecord]:
+    """Those uploads by id, and nobody gives them up before this transaction ends; others may hold them too."""
+    if not named:
+        return {}
+    # In the order of their ids, so that two that hold the same ones do not wait for each other.
+    query = select(uploads).where(uploads.c.id.in_(named)).order_by(uploads.c.id)
+    rows = connection.execute(query.with_for_update(read=True)).mappings()
+    return {row["id"]: _record(row) for row in rows}
 
 
 def bytes_of(connection: Connection, owner: str) -> int:
