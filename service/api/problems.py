@@ -90,6 +90,11 @@ _PATTERNS = {
         )
     },
 }
+# Of a path that there is not: most often it is the other server's.
+_ELSEWHERE = (
+    "this is the control plane; embeddings, similarity, migration and collections are at the embeddings "
+    "endpoint (CMCL_EMBEDDINGS_URL of the client, by default port 8001)"
+)
 _LONGEST_VALUE = 200
 _LONGEST_MESSAGE = 1000
 _LONGEST_DETAIL = 4000
@@ -189,7 +194,10 @@ async def _framework(request: Request, error: HTTPException) -> ProblemResponse:
     kind = FRAMEWORK.get(error.status_code)
     if kind is None:
         kind = Kind(error.status_code, "http-error", "The request failed")
-    return problem(kind, str(error.detail), request.url.path, headers=error.headers)
+    path, detail = request.url.path, str(error.detail)
+    if error.status_code == 404:
+        detail = f"there is no {path[:_LONGEST_VALUE]} here: {_ELSEWHERE}"
+    return problem(kind, detail, path, headers=error.headers)
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> ProblemResponse:

@@ -16,6 +16,8 @@ from service.observe.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 _HEADER = "x-request-id"
+# By which a client that has the wrong address finds out whose it is; the endpoint has one, too.
+_SERVER = ("x-cmcl-server", "control-plane")
 # What a client may call its request: nothing that could break a log line or a header.
 _ACCEPTABLE = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 # Asked every few seconds by machines; their lines would bury the others.
@@ -86,7 +88,9 @@ def _with_id(send: Send, name: str, answer: _Answer) -> Send:
     async def send_with_id(message: Message) -> None:
         if message["type"] == "http.response.start":
             answer.status, answer.began = message["status"], time.perf_counter()
-            MutableHeaders(scope=message)[_HEADER] = name
+            headers = MutableHeaders(scope=message)
+            headers[_HEADER] = name
+            headers[_SERVER[0]] = _SERVER[1]
         await send(message)
 
     return send_with_id

@@ -188,3 +188,20 @@ def test_errors_are_counted_by_status(serving: Replica) -> None:
 def test_a_million_wrong_numbers_make_one_error(serving: Replica) -> None:
     body = json.dumps({"model": "scenes", "modality": "image", "input": [["x"] * 99] * 40})
     assert 'input[0][0] is "x"' in problem(serving.send(body.encode()), 400)["message"]
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/datasets"), ("POST", "/v1/models"), ("GET", "/v1/jobs")]
+)
+def test_what_the_control_plane_is_to_be_asked_is_said_to_be_there(
+    serving: Replica, method: str, path: str
+) -> None:
+    response = serving.run(lambda client: client.request(method, path))
+    message = problem(response, 405 if path == "/v1/models" else 404)["message"]
+    assert "this is the embeddings endpoint" in message
+    assert "CMCL_URL" in message
+
+
+def test_every_answer_names_the_server(serving: Replica) -> None:
+    answers = [serving.embed(), serving.embed(input=[]), serving.get("/healthz"), serving.get("/x")]
+    assert {answer.headers["x-cmcl-server"] for answer in answers} == {"embeddings"}
+
+

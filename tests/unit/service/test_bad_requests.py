@@ -32,6 +32,22 @@ def _assert_no_trace(plane: ControlPlane) -> None:
     assert plane.client.get("/v1/jobs").json()["items"] == []
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/similarity", "/v1/collections/x"])
+def test_what_the_endpoint_is_to_be_asked_is_said_to_be_there(
+    plane: ControlPlane, path: str
+) -> None:
+    response = plane.client.post(path, json={})
+    _assert_problem(response, 404)
+    assert "this is the control plane" in response.json()["detail"]
+    assert "CMCL_EMBEDDINGS_URL" in response.json()["detail"]
+
+
+def test_every_answer_names_the_server(plane: ControlPlane) -> None:
+    paths = ("/v1/models", "/v1/models/none", "/nowhere", "/healthz")
+    answers = [plane.client.get(path) for path in paths]
+    assert {answer.headers["x-cmcl-server"] for answer in answers} == {"control-plane"}
+
+
 _LOOK_ALIKES = ["sc\u0435nes", "scenes\u200b", "\uff53cenes", "scenes\u0301"]
 _ODD_NAMES = ["Scenes", "a b", "../up", "", "-a", "a-", "x" * 49, "ä", "a\0b", "a/b", "%2e%2e"]
 

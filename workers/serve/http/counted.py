@@ -1,6 +1,6 @@
-"""The one place where requests are counted: once each, by the status with which they ended.
+"""The one place that every answer passes: it names the server, and counts requests by status.
 
-What no user asks for is not: probes (a check that finds a replica not ready would count as a query that
+What no user asks for is not counted: probes (a check that finds a replica not ready would count as a query that
 failed) and announcements of the control plane.
 """
 
@@ -15,6 +15,8 @@ from cmcl.contract.version import ANNOUNCEMENTS
 CLIENT_CLOSED_REQUEST = 499
 # Probes, and what brings about a look and nothing else.
 NOT_ASKED_BY_USERS = frozenset({"/healthz", "/readyz", ANNOUNCEMENTS})
+# By which a client that has the wrong address finds out whose it is; the control plane has one, too.
+_SERVER = (b"x-cmcl-server", b"embeddings")
 
 
 class Counted:
@@ -26,7 +28,7 @@ class Counted:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
-        if scope["type"] != "http" or scope["path"] in NOT_ASKED_BY_USERS:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         # Serve cancels a request whose client has gone.
@@ -36,6 +38,7 @@ class Counted:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message.get("headers", ()), _SERVER]
             await send(message)
 
         try:
@@ -46,4 +49,5 @@ class Counted:
             status = 500
             raise
         finally:
-            self._count(status)
+            if scope["path"] not in NOT_ASKED_BY_USERS:
+                self._count(status)

@@ -10,6 +10,13 @@ from starlette.requests import ClientDisconnect
 from workers.serve.errors import ApiError, InvalidRequest
 from workers.serve.http.counted import CLIENT_CLOSED_REQUEST
 
+# Of a path or method that there is not: most often it is the other server's.
+_ELSEWHERE = (
+    "this is the embeddings endpoint; models, datasets, jobs and versions are at the control plane "
+    "(CMCL_URL of the client, by default port 8000)"
+)
+_LONGEST_PATH = 200
+
 
 def install_error_handlers(app: FastAPI) -> None:
     """Let every error leave in OpenAI's shape."""
@@ -18,7 +25,8 @@ def install_error_handlers(app: FastAPI) -> None:
         return answer_to(error)
 
     async def on_http_exception(request: Request, error: HTTPException) -> Response:
-        message = f"{request.method} {request.url.path}: {error.detail}"
+        asked = f"{request.method} {request.url.path[:_LONGEST_PATH]}"
+        message = f"{asked}: {error.detail}; {_ELSEWHERE}"
         code = "method_not_allowed" if error.status_code == 405 else "path_not_found"
         headers = error.headers or {}
         return _response(error.status_code, InvalidRequest.kind, message, None, code, headers)
