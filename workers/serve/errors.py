@@ -50,18 +50,24 @@ class InvalidRequest(ApiError):
 
 
 class WrongRow(InvalidRequest):
-    """One row cannot be used; `reason` goes on where the row's name ends."""
+    """One row cannot be used; `reason` continues the sentence that begins with the row's name."""
 
     def __init__(
-        self, row: int, reason: str, code: str | None = None, field: str = "input"
+        self,
+        row: int,
+        reason: str,
+        code: str | None = None,
+        field: str = "input",
+        name: str | None = None,
     ) -> None:
-        super().__init__(f"{field} row {row} {reason}", field, code)
+        """`name`: what the client calls the row; by default "input row 3"."""
+        super().__init__(f"{name or f'{field} row {row}'} {reason}", field, code)
         self.row = row
         self._reason = reason
 
-    def at(self, row: int, field: str) -> "WrongRow":
-        """The same of a row that the client knows by another number."""
-        return WrongRow(row, self._reason, self.code, field)
+    def at(self, row: int, field: str, name: str) -> "WrongRow":
+        """The same of a row that the client knows by another number, and by this name."""
+        return WrongRow(row, self._reason, self.code, field, name)
 
 
 class Unauthorized(ApiError):

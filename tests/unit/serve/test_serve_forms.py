@@ -173,8 +173,8 @@ def test_a_form_that_nobody_reads_is_415(serving: Replica) -> None:
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ({"modality": "image", "feature": "!!"}, "input row 0 is not base64"),
-        ({"modality": "image", "feature": "AAAA"}, "input row 0 has 3 bytes of float32"),
+        ({"modality": "image", "feature": "!!"}, "input[0] is not base64"),
+        ({"modality": "image", "feature": "AAAA"}, "input[0] has 3 bytes, no whole float32"),
         ({"modality": "smell", "feature": [1]}, 'modality is "smell"'),
         ({"modality": "image", "data": "AAAA"}, "no encoder is configured"),
         ({"modality": "image", "text": "a", "data": "b"}, "it has text and data"),
@@ -190,10 +190,10 @@ def test_a_wrong_item_is_named(serving: Replica, item: dict[str, object], messag
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"modality": "text", "feature": [1.0] * 3}, "input row 2 has 3 numbers; a feature of"),
-        ({"modality": "text", "feature": [0.0] * 4}, "input row 2 is all zeros"),
-        ({"modality": "text", "feature": "AAAA"}, "input row 2 has 3 bytes of float32"),
-        ({"modality": "image", "feature": [1.0] * 4}, "input row 2 has 4 numbers; a feature of"),
+        ({"modality": "text", "feature": [1.0] * 3}, "input[2] has 3 numbers; a feature of"),
+        ({"modality": "text", "feature": [0.0] * 4}, "input[2] is all zeros"),
+        ({"modality": "text", "feature": "AAAA"}, "input[2] has 3 bytes"),
+        ({"modality": "image", "feature": [1.0] * 4}, "input[2] has 4 numbers; a feature of"),
     ],
 )
 def test_a_wrong_item_among_others_is_named_by_its_place(

@@ -171,7 +171,11 @@ def test_a_modality_without_moments_is_refused(replica: Replica) -> None:
         ({"input": []}, 400, "input"),
         ({"input": [1.0] * 5}, 400, "row 0 has 5 numbers; a vector of scenes@1 has 6"),
         ({"input": [[1.0] * 6, [0.0] * 6]}, 400, "input row 1 is all zeros"),
-        ({"input": ["AAAA"]}, 400, "row 0 has 3 bytes of float32; a vector of scenes@1 has 6"),
+        (
+            {"input": ["AAAA"]},
+            400,
+            "row 0 has 3 bytes, no whole float32 numbers; a vector of scenes@1 has 6",
+        ),
         ({"input": [[1.0] * 6] * 51}, 400, "input has 51 rows; permitted are 1 to 50"),
         ({"vectors": 1}, 400, 'there is no field "vectors"'),
     ],

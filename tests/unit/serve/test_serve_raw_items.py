@@ -61,7 +61,7 @@ def test_openais_client_understands_our_errors(client: openai.OpenAI) -> None:
 def test_an_item_that_cannot_be_encoded_is_named(with_encoder: Replica) -> None:
     response = with_encoder.embed(modality=None, input=["a cat", ""])
     assert response.status_code == 400
-    assert "input row 1 cannot be encoded: it is no text" in response.json()["error"]["message"]
+    assert "input[1] cannot be encoded: it is no text" in response.json()["error"]["message"]
 
 
 def test_files_for_an_encoder_of_texts_are_refused(with_encoder: Replica) -> None:

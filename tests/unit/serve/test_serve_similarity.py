@@ -116,12 +116,12 @@ def problem(response: httpx.Response, status: int = 400) -> dict[str, Any]:
         (
             {"candidates": [*items("text", 1), {"modality": "image", "feature": [1.0] * 4}]},
             "candidates",
-            "candidates row 1 has 4 numbers; a feature of modality 'image' has 5",
+            "candidates[1] has 4 numbers; a feature of modality 'image' has 5",
         ),
         (
             {"candidates": [*items("image", 3), {"modality": "text", "feature": [0.0] * 4}]},
             "candidates",
-            "candidates row 3 is all zeros",
+            "candidates[3] is all zeros",
         ),
         (
             {"queries": [*items("image", 1), {"modality": "text", "text": "a cat"}]},

@@ -14,8 +14,10 @@ def open_encoder(spec: EncoderSpec, watch: Watch) -> AnyQueue:
         return EncoderQueue(SyntheticEncoder(spec), spec, watch)
     if find_spec("sentence_transformers") is None:
         raise EncoderUnusable(
-            f"the encoder of {spec.modality!r} is of kind sentence-transformers, which needs the "
-            "extra `encoders` on the nodes: pip install 'cmcl[encoders]'"
+            f"the encoder of {spec.modality!r} is of kind sentence-transformers, and "
+            "sentence-transformers is not installed on this node. The worker image has it, and so has "
+            "a checkout after `make setup`; in an environment of your own: pip install "
+            "sentence-transformers pillow"
         )
     # Here, because importing it takes seconds and is for the encoder's own process alone.
     from workers.serve.encoders.sentence_transformers import SentenceTransformersEncoder

@@ -46,8 +46,9 @@ def collections_of(replica: Replica) -> Collections:
     """Raises NotInstalled."""
     if replica.collections is None:
         raise NotInstalled(
-            "this endpoint was installed without collections; they come with the extra `search`: "
-            "pip install 'cmcl[workers,search]'"
+            "this endpoint runs without collections, because usearch is not installed where it runs. "
+            "The worker image has it, and so has a checkout after `make setup`; in an environment of "
+            "your own: pip install usearch"
         )
     return replica.collections
 

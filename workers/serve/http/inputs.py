@@ -18,6 +18,7 @@ from workers.serve.compute.port import NO_TICKET, Ticket
 from workers.serve.encoders.port import EncoderInfo, EncoderUnavailable, UnreadableItem
 from workers.serve.errors import InvalidRequest, NotReady, WrongRow
 from workers.serve.http.replica import Replica
+from workers.serve.http.wire.collections import CollectionItem
 from workers.serve.http.wire.requests import Item
 from workers.serve.http.wire.rows import (
     a_feature,
@@ -29,6 +30,8 @@ from workers.serve.http.wire.rows import (
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 Positions = NDArray[np.int64]
+# Of an item's id, in a message.
+_LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ async def encoded(
             return checked(await replica.encoders.encode(modality, raw, key))
     except UnreadableItem as error:
         reason = f"cannot be encoded: {error.reason}"
-        raise WrongRow(error.index, reason, "unreadable_item", field) from error
+        name = f"{field}[{error.index}]"
+        raise WrongRow(error.index, reason, "unreadable_item", field, name) from error
     except EncoderUnavailable as error:
         message = f"the encoder of {modality!r} does not answer now; try again"
         raise NotReady(message, field, "encoder_unavailable") from error
@@ -172,6 +176,19 @@ class _Placed:
     field: str
     key: str
 
+    @contextmanager
+    def naming(self, places: Sequence[int]) -> Iterator[None]:
+        """Rows that are refused inside are those at these places: name them as the client does."""
+        try:
+            yield
+        except WrongRow as error:
+            index = self.indices[places[error.row]]
+            item = self.items[index]
+            name = f"{self.field}[{index}]"
+            if isinstance(item, CollectionItem):
+                name = f"item {item.id[:_LONGEST_NAME]!r}"
+            raise error.at(index, self.field, name) from error
+
 
 async def _features(
     replica: Replica, version: ServedVersion, modality: str, placed: _Placed
@@ -183,7 +200,7 @@ async def _features(
     raw: dict[int, str | bytes] = {}
     packed: list[int] = []
     for place, index in enumerate(placed.indices):
-        with _row_is(placed.field, [index]):
+        with placed.naming([place]):
             given = _given(placed.items[index], a_feature(modality), width)
         if isinstance(given, str | bytes):
             raw[place] = given
@@ -193,24 +210,15 @@ async def _features(
             packed.append(place)
     if packed:
         # All at once: a look at each row alone would take as long as a third of the product.
-        with _row_is(placed.field, [placed.indices[place] for place in packed]):
+        with placed.naming(packed):
             checked(rows_BF[packed])
     for places in by_kind.values():
-        with _row_is(placed.field, [placed.indices[place] for place in places]):
+        with placed.naming(places):
             wanted = [raw[place] for place in places]
             rows_BF[places] = await encoded(
                 replica, version, modality, wanted, placed.field, key=placed.key
             )
     return rows_BF
-
-
-@contextmanager
-def _row_is(field: str, indices: Sequence[int]) -> Iterator[None]:
-    """Rows that are refused inside are known to the client by these numbers."""
-    try:
-        yield
-    except WrongRow as error:
-        raise error.at(indices[error.row], field) from error
 
 
 def _given(item: Item, what: str, width: int) -> Float32Array | str | bytes:

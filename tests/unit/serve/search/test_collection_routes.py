@@ -247,7 +247,9 @@ def test_without_the_extra_everything_else_answers(searching: Searching) -> None
     searching.app = create_api(parts)
     response = searching.ask("GET", "/things")
     assert response.status_code == 501
-    assert "pip install 'cmcl[workers,search]'" in response.json()["error"]["message"]
+    message = response.json()["error"]["message"]
+    assert "pip install usearch" in message
+    assert "pip install 'cmcl" not in message
     assert searching.embed().status_code == 200
 
 
@@ -307,7 +309,18 @@ def test_nan_in_a_feature_is_refused(searching: Searching) -> None:
     items = [item("image", 0), {"id": "a", "modality": "image", "feature": encoded}]
     response = searching.ask("POST", "/things/items", {"items": items})
     assert response.status_code == 400
-    assert "items row 1 has nan" in response.json()["error"]["message"]
+    assert "item 'a' has nan" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("feature", [[1.0, 2.0, 3.0], base64.b64encode(bytes(12)).decode()])
+def test_a_feature_of_another_width_is_named_by_its_item(
+    searching: Searching, feature: object
+) -> None:
+    items = [item("image", 0), {"id": "a", "modality": "image", "feature": feature}]
+    response = searching.ask("POST", "/things/items", {"items": items})
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert message == "item 'a' has 3 numbers; a feature of modality 'image' has 5"
 
 
 def test_rows_are_held_while_they_are_encoded(searching: Searching) -> None:

@@ -80,8 +80,9 @@ def from_base64(text: str, index: int, what: str, width: int) -> Float32Array:
     except (binascii.Error, ValueError) as error:
         raise WrongRow(index, f"is not base64: {error}", "invalid_base64") from error
     if len(data) != 4 * width:
-        reason = f"has {len(data)} bytes of float32; {what} has {width} numbers"
-        raise WrongRow(index, reason, _WRONG_WIDTH)
+        numbers, rest = divmod(len(data), 4)
+        found = f"{numbers} numbers" if not rest else f"{len(data)} bytes, no whole float32 numbers"
+        raise WrongRow(index, f"has {found}; {what} has {width}", _WRONG_WIDTH)
     row_F: Float32Array = np.frombuffer(data, "<f4").astype(np.float32)
     return row_F
 
