@@ -67,7 +67,7 @@ bench-serving: setup  ## measure serving: beside bare FastAPI and Infinity, whil
 images: setup  ## build both images with buildah and try them as the user that they run as (as root)
 	$(BIN)/python -m deploy.images
 
-docs: setup  ## write the settings table, the OpenAPI document and the chart's README anew
+docs: setup  ## write the settings table, both OpenAPI documents and the chart's README
 	$(BIN)/python -m tests.architecture.generated
 
 # All locks come from one resolution, in a folder of its own: uv.lock holds addresses and is not kept.

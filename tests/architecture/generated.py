@@ -12,8 +12,12 @@ from service.app import create_app
 from service.settings import Settings
 from tests.architecture.repository import ROOT
 from tests.chart.readme import chart_readme
+from tests.fakes.flaky_store import FlakyStore
+from tests.unit.serve.conftest import Replica
 from workers.serve.encoders.spec import EncoderSpec
+from workers.serve.http.api import describe
 from workers.serve.settings import ServeArgs
+from workers.storage.local import LocalStore
 from workers.train.settings import TrainSettings
 
 Schema = dict[str, Any]
@@ -73,9 +77,19 @@ def openapi_document() -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
+def endpoint_openapi_document() -> str:
+    """`docs/openapi-embeddings.json`: what the embeddings endpoint answers under /openapi.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = FlakyStore(LocalStore(Path(folder)))
+        args = ServeArgs(store=store.uri)
+        document = describe(Replica(store, args).parts(args)).openapi()
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
 GENERATED = {
     "docs/settings.md": settings_document,
     "docs/openapi.json": openapi_document,
+    "docs/openapi-embeddings.json": endpoint_openapi_document,
     "helm/README.md": chart_readme,
 }
 

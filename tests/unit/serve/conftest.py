@@ -17,6 +17,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import publish_version, random_heads
+from tests.unit.serve.described import check_described
 from workers.serve.access.port import OpenDoor
 from workers.serve.compute.batcher import Batcher
 from workers.serve.encoders.port import Encoders, NoEncoders
@@ -112,7 +113,9 @@ class Replica:
         async def inside() -> httpx.Response:
             transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
             async with httpx.AsyncClient(
-                transport=transport, base_url="http://127.0.0.1"
+                transport=transport,
+                base_url="http://127.0.0.1",
+                event_hooks={"response": [_check]},
             ) as client:
                 return await use(client)
 
@@ -129,6 +132,11 @@ class Replica:
 
     def send(self, body: bytes, headers: dict[str, str] | None = None) -> httpx.Response:
         return self.run(lambda client: client.post("/v1/embeddings", content=body, headers=headers))
+
+
+async def _check(response: httpx.Response) -> None:
+    await response.aread()
+    check_described(response)
 
 
 @pytest.fixture

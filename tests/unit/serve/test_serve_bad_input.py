@@ -63,6 +63,15 @@ def test_numbers_that_are_not_finite_are_refused(serving: Replica, token: str, s
     assert "finite number" in error["message"]
 
 
+@pytest.mark.parametrize("tokens", [[9906, 1917], [[9906, 1917]], [[9906, 1917], [3]]])
+def test_token_ids_in_place_of_texts_are_recognized(serving: Replica, tokens: object) -> None:
+    error = problem(serving.embed(modality=None, input=tokens), 400)
+    assert error["code"] == "token_ids"
+    assert "check_embedding_ctx_length=False" in error["message"]
+    features = problem(serving.embed(modality=None, input=[0.5, -1.0]), 400)
+    assert "token" not in features["message"]
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -179,15 +188,6 @@ def test_unknown_paths_and_methods_have_the_same_shape(serving: Replica) -> None
     assert response.headers["allow"] == "POST"
 
 
-def test_errors_are_counted_by_status(serving: Replica) -> None:
-    serving.embed(input=[])
-    serving.embed(model="nothing")
-    assert serving.metrics.errors == [400, 404]
-
-
-def test_a_million_wrong_numbers_make_one_error(serving: Replica) -> None:
-    body = json.dumps({"model": "scenes", "modality": "image", "input": [["x"] * 99] * 40})
-    assert 'input[0][0] is "x"' in problem(serving.send(body.encode()), 400)["message"]
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/v1/datasets"), ("POST", "/v1/models"), ("GET", "/v1/jobs")]
 )
@@ -205,3 +205,12 @@ def test_every_answer_names_the_server(serving: Replica) -> None:
     assert {answer.headers["x-cmcl-server"] for answer in answers} == {"embeddings"}
 
 
+def test_errors_are_counted_by_status(serving: Replica) -> None:
+    serving.embed(input=[])
+    serving.embed(model="nothing")
+    assert serving.metrics.errors == [400, 404]
+
+
+def test_a_million_wrong_numbers_make_one_error(serving: Replica) -> None:
+    body = json.dumps({"model": "scenes", "modality": "image", "input": [["x"] * 99] * 40})
+    assert 'input[0][0] is "x"' in problem(serving.send(body.encode()), 400)["message"]

@@ -94,7 +94,10 @@ def test_rows_are_counted(serving: Replica) -> None:
 
 
 def test_the_request_is_documented(serving: Replica) -> None:
-    post = serving.get("/openapi.json").json()["paths"]["/v1/embeddings"]["post"]
-    properties = post["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    document = serving.get("/openapi.json").json()
+    post = document["paths"]["/v1/embeddings"]["post"]
+    schemas = document["components"]["schemas"]
+    reference = post["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    properties = schemas[reference.rpartition("/")[2]]["properties"]
     expected = {"model", "modality", "input", "encoding_format", "normalize", "dimensions", "user"}
     assert set(properties) == expected

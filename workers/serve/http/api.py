@@ -2,13 +2,16 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from cmcl.contract import DISTRIBUTION
 from workers.serve.http.counted import Counted
 from workers.serve.http.errors import install_error_handlers
 from workers.serve.http.hosts import KnownHosts
+from workers.serve.http.openapi import DescribedApp, operation_id
 from workers.serve.http.replica import Replica
 from workers.serve.http.routes import (
     announcements,
@@ -51,7 +54,13 @@ def describe(replica: Replica) -> FastAPI:
         async with replica.trials.written():
             yield
 
-    app = FastAPI(title="cmcl embeddings", lifespan=lifespan)
+    app = DescribedApp(
+        title="cmcl embeddings",
+        version=version(DISTRIBUTION),
+        lifespan=lifespan,
+        generate_unique_id_function=operation_id,
+        separate_input_output_schemas=False,
+    )
     install_error_handlers(app)
     for router in _ROUTERS:
         app.include_router(router(replica))

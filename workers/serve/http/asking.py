@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from workers.serve.access.port import Caller
 from workers.serve.compute.port import Ticket
 from workers.serve.errors import DeadlineExceeded, HeadersTooLarge, InvalidRequest
+from workers.serve.http.openapi import answered_header, header_parameter
 from workers.serve.http.replica import Replica
 from workers.serve.versions.reference import parse_version
 
@@ -19,6 +20,34 @@ ROUTING_KEY = "x-routing-key"
 TIMEOUT_MS = "x-request-timeout-ms"
 
 LONGEST_MS = 600_000
+_POSITIVE = {"type": "integer", "minimum": 1}
+# For the description: what `read_asking` reads, and what answers name.
+TIMEOUT = header_parameter(
+    TIMEOUT_MS,
+    {**_POSITIVE, "maximum": LONGEST_MS},
+    "how long the request may take, in milliseconds; then it is answered 504",
+)
+ASKED_VERSION = [
+    header_parameter(
+        MIN_VERSION, _POSITIVE, "wait until this version answers, or a later one; 503 if none comes"
+    ),
+    TIMEOUT,
+]
+ROUTED = [
+    *ASKED_VERSION,
+    header_parameter(
+        ROUTING_KEY, {"type": "string"}, "decides whether a version on trial answers; beats `user`"
+    ),
+]
+ANSWERED_VERSION = {
+    "x-model-version": answered_header({"type": "integer"}, "number of the version that answered")
+}
+ANSWERED_CHANNEL = {
+    **ANSWERED_VERSION,
+    "x-model-channel": answered_header(
+        {"type": "string", "enum": ["live", "candidate", "exact"]}, "why that version answered"
+    ),
+}
 # A proxy in front has its own limit; uvicorn has none.
 _MOST_HEADER_BYTES = 32 << 10
 # Almost all requests are answered before; the others cost a task that listens to their socket.

@@ -23,6 +23,7 @@ from workers.serve.errors import (
     Overloaded,
     VersionDamaged,
 )
+from workers.serve.http.openapi import answered_header, header_parameter
 from workers.serve.http.replica import Replica
 from workers.serve.search.collections import Collections, Permitted, TooManySegments
 from workers.serve.search.room import AllFull, CollectionFull, RowsUncounted, TooManyCollections
@@ -37,6 +38,18 @@ IDEMPOTENCY_KEY = "idempotency-key"
 UNIQUE_ID = "x-unique-id"
 REVISION = "x-collection-revision"
 MIN_REVISION = "x-min-collection-revision"
+# For the description.
+ASKED_REVISION = header_parameter(
+    MIN_REVISION,
+    {"type": "integer", "minimum": 1},
+    "wait until this revision is searched, or a later one; 503 if none comes",
+)
+REPEATABLE = header_parameter(
+    IDEMPOTENCY_KEY,
+    {"type": "string"},
+    "the same key with the same request is done once, however often it comes",
+)
+ANSWERED_REVISION = {REVISION: answered_header({"type": "integer"}, "of the collection")}
 
 P = ParamSpec("P")
 T = TypeVar("T")

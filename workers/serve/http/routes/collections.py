@@ -5,19 +5,19 @@ What is answered with success is in the store for good, and in the answer's revi
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cmcl.contract.errors import WorkerError
 from workers.serve.access.port import Caller
 from workers.serve.errors import InvalidRequest
-from workers.serve.http.asking import given_up_with, read_asking
+from workers.serve.http.asking import ASKED_VERSION, TIMEOUT, given_up_with, read_asking
 from workers.serve.http.body import held_body
 from workers.serve.http.collecting import (
+    ANSWERED_REVISION,
+    REPEATABLE,
     REVISION,
     checked_name,
     collections_of,
@@ -29,8 +29,8 @@ from workers.serve.http.collecting import (
     worded,
 )
 from workers.serve.http.inputs import features_of
+from workers.serve.http.openapi import BODY, WAIT, json_body, operation
 from workers.serve.http.replica import Replica
-from workers.serve.http.wire.answers import JSON
 from workers.serve.http.wire.collections import (
     CollectionItem,
     CollectionRequest,
@@ -41,6 +41,12 @@ from workers.serve.http.wire.collections import (
     payload_text,
 )
 from workers.serve.http.wire.requests import parse
+from workers.serve.http.wire.responses import (
+    Collection,
+    CollectionList,
+    CollectionWrite,
+    DeletedCollection,
+)
 from workers.serve.search.held import Shown
 from workers.serve.search.memory import rows_bytes
 from workers.serve.search.stored.revision import Revision
@@ -54,19 +60,53 @@ def router(replica: Replica) -> APIRouter:
     """The routes of this replica."""
     made = APIRouter(prefix="/v1/collections", tags=["collections"])
     collections, items = _Collections(replica), _Items(replica)
-    made.put("/{name}", openapi_extra=documented(CollectionRequest))(collections.create)
-    made.get("")(collections.list_all)
-    made.get("/{name}")(collections.show)
-    made.delete("/{name}")(collections.delete)
-    made.post("/{name}/items", openapi_extra=documented(ItemsRequest))(items.add)
-    made.post("/{name}/items/delete", openapi_extra=documented(RemovalRequest))(items.remove)
+    for method, path, described, handler in (
+        ("PUT", "/{name}", _CREATE, collections.create),
+        ("GET", "", _LIST, collections.list_all),
+        ("GET", "/{name}", _SHOW, collections.show),
+        ("DELETE", "/{name}", _DELETE, collections.delete),
+        ("POST", "/{name}/items", _ADD, items.add),
+        ("POST", "/{name}/items/delete", _REMOVE, items.remove),
+    ):
+        made.add_api_route(path, handler, methods=[method], **described)
     return made
 
 
-def documented(body: type[BaseModel]) -> dict[str, Any]:
-    """Registered by hand: FastAPI would validate the body a second time, and slower."""
-    schema = body.model_json_schema()
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
+_CREATE = operation(
+    "create_collection",
+    Collection,
+    BODY | {409, 501, 507},
+    body=json_body(CollectionRequest),
+    parameters=[TIMEOUT],
+    success={"headers": ANSWERED_REVISION},
+)
+_LIST = operation("list_collections", CollectionList, (WAIT - {404}) | {501}, parameters=[TIMEOUT])
+_SHOW = operation(
+    "read_collection",
+    Collection,
+    WAIT | {501},
+    parameters=[TIMEOUT],
+    success={"headers": ANSWERED_REVISION},
+)
+_DELETE = operation(
+    "delete_collection", DeletedCollection, (WAIT - {504}) | {501}, parameters=[REPEATABLE]
+)
+_ADD = operation(
+    "add_items",
+    CollectionWrite,
+    BODY | {501, 507},
+    body=json_body(ItemsRequest),
+    parameters=[*ASKED_VERSION, REPEATABLE],
+    success={"headers": ANSWERED_REVISION},
+)
+_REMOVE = operation(
+    "delete_items",
+    CollectionWrite,
+    BODY | {501, 507},
+    body=json_body(RemovalRequest),
+    parameters=[TIMEOUT, REPEATABLE],
+    success={"headers": ANSWERED_REVISION},
+)
 
 
 class _Collections:

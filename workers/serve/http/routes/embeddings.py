@@ -3,17 +3,23 @@
 Shapes: B rows, E width of the embeddings.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, FastAPI
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
 from workers.serve.errors import InvalidRequest
-from workers.serve.http.asking import Asking, given_up_with, read_asking
+from workers.serve.http.asking import (
+    ANSWERED_CHANNEL,
+    ROUTED,
+    Asking,
+    given_up_with,
+    read_asking,
+)
 from workers.serve.http.body import held_body
 from workers.serve.http.inputs import (
     ModalityRows,
@@ -23,11 +29,12 @@ from workers.serve.http.inputs import (
     features_of,
 )
 from workers.serve.http.laps import Laps
+from workers.serve.http.openapi import BODY, BYTES, json_body, operation, query_parameters
 from workers.serve.http.replica import Replica
 from workers.serve.http.short_way import ShortWay
 from workers.serve.http.until_sent import hold_until_sent
 from workers.serve.http.wire.answers import ARROW, JSON, RAW, json_embeddings
-from workers.serve.http.wire.binary import dtype_of
+from workers.serve.http.wire.binary import DTYPE, dtype_of
 from workers.serve.http.wire.forms import (
     binary_rows,
     form_of,
@@ -40,6 +47,7 @@ from workers.serve.http.wire.requests import (
     parse,
     parse_parameters,
 )
+from workers.serve.http.wire.responses import EmbeddingResponse
 from workers.serve.http.wire.rows import (
     a_feature,
     check_count,
@@ -52,27 +60,23 @@ from workers.serve.versions.lookup import Chosen
 from workers.serve.versions.reference import parse_reference, shortened
 
 _TEXT = "text"
-_FLOATS = {"type": "string", "format": "binary"}
-_DOCUMENTED_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            JSON: {"schema": EmbeddingRequest.model_json_schema()},
-            RAW: {"schema": _FLOATS},
-            ARROW: {"schema": _FLOATS},
-        },
-    }
-}
-
-
+_LOOKED_AT = 64
+_Rows = Sequence[Sequence[float]] | NDArray[np.float64]
 _PATH = "/v1/embeddings"
 
 
 def router(replica: Replica) -> APIRouter:
     """The route of this replica, as it is described."""
     made = APIRouter(tags=["embeddings"])
-    # Registered by hand: FastAPI would validate the body a second time, and slower.
-    made.post(_PATH, openapi_extra=_DOCUMENTED_BODY)(_Embeddings(replica).answer)
+    described = operation(
+        "create_embeddings",
+        EmbeddingResponse,
+        BODY | {415},
+        body={**json_body(EmbeddingRequest), RAW: BYTES, ARROW: BYTES},
+        parameters=[*ROUTED, *query_parameters(_BinaryOptions, "where the body is no JSON")],
+        success={"headers": ANSWERED_CHANNEL, "content": {RAW: BYTES, ARROW: BYTES}},
+    )
+    made.post(_PATH, **described)(_Embeddings(replica).answer)
     return made
 
 
@@ -95,7 +99,7 @@ class _Query:
 class _BinaryOptions(EmbeddingOptions):
     """The same as in JSON, in the address, and what the bytes are."""
 
-    dtype: str | None = None
+    dtype: str | None = DTYPE
 
 
 class _Embeddings:
@@ -172,7 +176,7 @@ class _Embeddings:
             modality = body.modality or _TEXT
             rows_BF = await encoded(self._replica, version, modality, body.texts, key=key)
             return [_whole(modality, rows_BF)]
-        modality = _stated(body.modality)
+        modality = _stated(body.modality, body.rows)
         width = width_of(modality, version.spec)
         return [_whole(modality, from_lists(body.rows, a_feature(modality), width))]
 
@@ -185,10 +189,25 @@ def _check_unnamed(body: EmbeddingRequest) -> None:
         )
 
 
-def _stated(modality: str | None) -> str:
-    if modality is None:
-        raise InvalidRequest("the field 'modality' is missing; features need one", "modality")
-    return modality
+def _stated(modality: str | None, rows: _Rows | None = None) -> str:
+    """The modality of features. `rows`: what may be token ids, where none is stated."""
+    if modality is not None:
+        return modality
+    if rows is not None and _look_like_tokens(rows):
+        raise InvalidRequest(
+            "the field 'modality' is missing, and the input looks like token ids: send texts "
+            "(LangChain: check_embedding_ctx_length=False); or, if these are features, name their "
+            "modality",
+            "modality",
+            "token_ids",
+        )
+    raise InvalidRequest("the field 'modality' is missing; features need one", "modality")
+
+
+def _look_like_tokens(rows: _Rows) -> bool:
+    """OpenAI's API takes tokens in place of texts, and some clients send them by default."""
+    first = rows[0][:_LOOKED_AT] if len(rows) else ()
+    return len(first) > 0 and all(each >= 0 and float(each).is_integer() for each in first)
 
 
 def _whole(modality: str, rows_BF: Float32Array) -> ModalityRows:
@@ -217,7 +236,7 @@ def _read(request: Request, body: bytes, most: int) -> _Query:
 
 
 def _plain_rows(plain: PlainRequest, version: ServedVersion) -> ModalityRows:
-    modality = _stated(plain.options.modality)
+    modality = _stated(plain.options.modality, plain.rows_BF)
     width = width_of(modality, version.spec)
     return _whole(modality, from_array(plain.rows_BF, a_feature(modality), width))
 

@@ -6,7 +6,9 @@ from starlette.responses import JSONResponse, Response
 
 from workers.serve.compute.watch import stuck
 from workers.serve.errors import NotReady
+from workers.serve.http.openapi import operation
 from workers.serve.http.replica import Replica
+from workers.serve.http.wire.responses import Health
 from workers.serve.versions.loading import ServedVersion
 
 # Longer than any product takes; a thread that does not move in this time does not move at all.
@@ -18,14 +20,14 @@ def router(replica: Replica) -> APIRouter:
     made = APIRouter(tags=["health"])
     tried = _Tried(replica)
 
-    @made.get("/healthz")
+    @made.get("/healthz", **operation("check_liveness", Health, {500, 503}))
     async def healthz() -> Response:
         """Both threads that compute move; and which application it is: a restarted driver looks."""
         if problem := await stuck(replica.compute, _MOVES_SECONDS):
             raise NotReady(problem)
         return JSONResponse({"status": "ok", "application": replica.args.identity})
 
-    @made.get("/readyz")
+    @made.get("/readyz", **operation("check_readiness", Health, {500, 503}))
     async def readyz() -> Response:
         """The replica knows what is live and who may ask, and every live head gives a vector."""
         if not replica.live.ready:

@@ -32,15 +32,23 @@ from workers.serve.errors import (
     VersionDamaged,
     WrongRow,
 )
-from workers.serve.http.asking import Asking, given_up_with, read_asking
+from workers.serve.http.asking import (
+    ANSWERED_CHANNEL,
+    ROUTED,
+    Asking,
+    given_up_with,
+    read_asking,
+)
 from workers.serve.http.body import held_body
 from workers.serve.http.laps import Laps
+from workers.serve.http.openapi import BODY, BYTES, json_body, operation, query_parameters
 from workers.serve.http.replica import Replica
 from workers.serve.http.until_sent import hold_until_sent
 from workers.serve.http.wire.answers import ARROW, JSON, RAW, json_embeddings
-from workers.serve.http.wire.binary import dtype_of
+from workers.serve.http.wire.binary import DTYPE, dtype_of
 from workers.serve.http.wire.forms import binary_rows, form_of, vectors_in_the_form_asked_for
 from workers.serve.http.wire.requests import STRICT, Encoding, Feature, parse, parse_parameters
+from workers.serve.http.wire.responses import MigrationResponse
 from workers.serve.http.wire.rows import check_count, checked, from_base64, from_lists, width_of
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import Chosen
@@ -84,26 +92,21 @@ class MigrateRequest(MigrateParameters):
 
 
 class _BinaryParameters(MigrateParameters):
-    dtype: str | None = None
-
-
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_DOCUMENTED_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            JSON: {"schema": MigrateRequest.model_json_schema()},
-            RAW: _BINARY,
-            ARROW: _BINARY,
-        },
-    }
-}
+    dtype: str | None = DTYPE
 
 
 def router(replica: Replica) -> APIRouter:
     """The route of this replica."""
     made = APIRouter(tags=["migrate"])
-    made.post("/v1/migrate", openapi_extra=_DOCUMENTED_BODY)(_Migrate(replica).answer)
+    described = operation(
+        "migrate_vectors",
+        MigrationResponse,
+        BODY | {415, 422},
+        body={**json_body(MigrateRequest), RAW: BYTES, ARROW: BYTES},
+        parameters=[*ROUTED, *query_parameters(_BinaryParameters, "where the body is no JSON")],
+        success={"headers": ANSWERED_CHANNEL, "content": {RAW: BYTES, ARROW: BYTES}},
+    )
+    made.post("/v1/migrate", **described)(_Migrate(replica).answer)
     return made
 
 

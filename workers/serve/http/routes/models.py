@@ -10,9 +10,11 @@ from starlette.responses import Response
 from workers.serve.across.compatibilities import Changes, Compatibilities
 from workers.serve.encoders.port import EncoderInfo
 from workers.serve.errors import NotFound
-from workers.serve.http.asking import authorization_of, given_up_with, read_asking
+from workers.serve.http.asking import TIMEOUT, authorization_of, given_up_with, read_asking
+from workers.serve.http.openapi import KEY, WAIT, operation
 from workers.serve.http.replica import Replica
 from workers.serve.http.wire.answers import JSON
+from workers.serve.http.wire.responses import Model, ModelList
 from workers.serve.versions.live import LiveModel, Refusal
 from workers.serve.versions.loading import ServedVersion
 from workers.serve.versions.reference import parse_reference
@@ -25,8 +27,9 @@ def router(replica: Replica) -> APIRouter:
     """The routes of this replica."""
     made = APIRouter(tags=["models"])
     models = _Models(replica)
-    made.get("/v1/models")(models.list_models)
-    made.get("/v1/models/{model}")(models.one_model)
+    made.get("/v1/models", **operation("list_models", ModelList, KEY))(models.list_models)
+    one = operation("read_model", Model, WAIT, parameters=[TIMEOUT])
+    made.get("/v1/models/{model}", **one)(models.one_model)
     return made
 
 

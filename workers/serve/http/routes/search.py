@@ -13,9 +13,17 @@ from starlette.responses import Response, StreamingResponse
 from workers.serve.access.port import Caller
 from workers.serve.compute.port import Ticket
 from workers.serve.errors import InvalidRequest, NotFound, NotReady
-from workers.serve.http.asking import Asking, given_up_with, read_asking
+from workers.serve.http.asking import (
+    ANSWERED_VERSION,
+    ASKED_VERSION,
+    Asking,
+    given_up_with,
+    read_asking,
+)
 from workers.serve.http.body import held_body
 from workers.serve.http.collecting import (
+    ANSWERED_REVISION,
+    ASKED_REVISION,
     MIN_REVISION,
     REVISION,
     checked_name,
@@ -25,12 +33,13 @@ from workers.serve.http.collecting import (
 )
 from workers.serve.http.inputs import embed_parts, features_of
 from workers.serve.http.laps import Laps
+from workers.serve.http.openapi import BODY, WAIT, json_body, operation
 from workers.serve.http.replica import Replica
-from workers.serve.http.routes.collections import documented
 from workers.serve.http.until_sent import hold_until_sent
 from workers.serve.http.wire.answers import JSON
 from workers.serve.http.wire.collections import SearchRequest
 from workers.serve.http.wire.requests import Item, parse
+from workers.serve.http.wire.responses import SearchResponse
 from workers.serve.http.wire.rows import width_of
 from workers.serve.search.exports import FORMATS, pgvector_table
 from workers.serve.search.held import Shown
@@ -41,15 +50,36 @@ from workers.serve.versions.reference import parse_version, shortened
 
 _WAIT_STEP_SECONDS = 0.02
 _TABLE_PATTERN = r"[a-z_][a-z0-9_]{0,62}"
-_DDL = "pgvector-ddl"
+_DDL, _DDL_KIND = "pgvector-ddl", "text/plain; charset=utf-8"
 
 
 def router(replica: Replica) -> APIRouter:
     """The routes of this replica."""
     made = APIRouter(prefix="/v1/collections", tags=["collections"])
     search = _Search(replica)
-    made.post("/{name}/search", openapi_extra=documented(SearchRequest))(search.answer)
-    made.get("/{name}/export", openapi_extra=_DOCUMENTED_EXPORT)(search.export)
+    searched = operation(
+        "search_collection",
+        SearchResponse,
+        BODY | {501},
+        body=json_body(SearchRequest),
+        parameters=[*ASKED_VERSION, ASKED_REVISION],
+        success={"headers": ANSWERED_VERSION | ANSWERED_REVISION},
+    )
+    exported = operation(
+        "export_collection",
+        None,
+        WAIT | {501},
+        parameters=[*_EXPORTED, *ASKED_VERSION, ASKED_REVISION],
+        success={
+            "headers": ANSWERED_VERSION | ANSWERED_REVISION,
+            "content": {
+                kind.partition(";")[0]: {"schema": {"type": "string"}}
+                for kind in (_DDL_KIND, *(each for _, each in FORMATS.values()))
+            },
+        },
+    )
+    made.post("/{name}/search", **searched)(search.answer)
+    made.get("/{name}/export", response_class=StreamingResponse, **exported)(search.export)
     return made
 
 
@@ -57,12 +87,10 @@ def _parameter(name: str, schema: dict[str, Any], *, required: bool) -> dict[str
     return {"name": name, "in": "query", "required": required, "schema": schema}
 
 
-_DOCUMENTED_EXPORT = {
-    "parameters": [
-        _parameter("format", {"type": "string", "enum": [*FORMATS, _DDL]}, required=True),
-        _parameter("table", {"type": "string", "pattern": _TABLE_PATTERN}, required=False),
-    ]
-}
+_EXPORTED = (
+    _parameter("format", {"type": "string", "enum": [*FORMATS, _DDL]}, required=True),
+    _parameter("table", {"type": "string", "pattern": f"^{_TABLE_PATTERN}$"}, required=False),
+)
 
 
 class _Search:
@@ -110,7 +138,7 @@ class _Search:
             )
         async with given_up_with(request, asking):
             index = await self._index(name, request, asking)
-        export, kind = FORMATS.get(format_) or (pgvector_table(table), "text/plain; charset=utf-8")
+        export, kind = FORMATS.get(format_) or (pgvector_table(table), _DDL_KIND)
         # The index stays in memory until then, be it replaced or deleted everywhere else.
         hold_until_sent(request, self._replica.admission.exports, asking.caller.key, 1)
         return StreamingResponse(export(index), media_type=kind, headers=_headers(index))

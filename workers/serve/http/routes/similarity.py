@@ -4,7 +4,6 @@ Shapes: Q queries, C candidates, K best, E width of the embeddings.
 """
 
 from itertools import chain
-from typing import Any
 
 import orjson
 import torch
@@ -14,14 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from workers.serve.errors import InvalidRequest
-from workers.serve.http.asking import given_up_with, read_asking
+from workers.serve.http.asking import ANSWERED_CHANNEL, ROUTED, given_up_with, read_asking
 from workers.serve.http.body import held_body
 from workers.serve.http.inputs import embed_parts, features_by_modality, features_of
 from workers.serve.http.laps import Laps
+from workers.serve.http.openapi import BODY, json_body, operation
 from workers.serve.http.replica import Replica
 from workers.serve.http.until_sent import hold_until_sent
 from workers.serve.http.wire.answers import JSON
 from workers.serve.http.wire.requests import STRICT, Items, parse
+from workers.serve.http.wire.responses import SimilarityResponse
 from workers.serve.http.wire.rows import check_count
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.reference import parse_reference
@@ -52,18 +53,18 @@ class SimilarityRequest(BaseModel):
     )
 
 
-_DOCUMENTED_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {JSON: {"schema": SimilarityRequest.model_json_schema()}},
-    }
-}
-
-
 def router(replica: Replica) -> APIRouter:
     """The route of this replica."""
     made = APIRouter(tags=["similarity"])
-    made.post("/v1/similarity", openapi_extra=_DOCUMENTED_BODY)(_Similarity(replica).answer)
+    described = operation(
+        "score_similarity",
+        SimilarityResponse,
+        BODY,
+        body=json_body(SimilarityRequest),
+        parameters=ROUTED,
+        success={"headers": ANSWERED_CHANNEL},
+    )
+    made.post("/v1/similarity", **described)(_Similarity(replica).answer)
     return made
 
 

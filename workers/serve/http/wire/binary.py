@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow
 from numpy.typing import NDArray
+from pydantic import Field
 
 from workers.serve.errors import InvalidRequest
 from workers.serve.http.wire.arrow_messages import check_messages
@@ -22,6 +23,12 @@ _LONGEST_REASON = 200
 # that are no UTF-8 raise UnicodeDecodeError, which is a ValueError.
 _DAMAGED = (pyarrow.ArrowException, ValueError, OSError, struct.error)
 DTYPES = {name: np.dtype(name) for name in ("float32", "float16", "float64")}
+# The field `dtype` of a model of parameters.
+DTYPE = Field(
+    default=None,
+    description="of a body of raw numbers; by default float32",
+    json_schema_extra={"enum": [*DTYPES]},
+)
 
 
 def dtype_of(name: str | None) -> np.dtype:
