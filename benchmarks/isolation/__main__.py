@@ -1,0 +1,289 @@
+"""Does the work of one owner notice the attacks of another?
+
+`python -m benchmarks.isolation` starts the whole local system with keys. One owner, bob, works steadily:
+embeddings, searches, reads, writes, and a kubelet's probes. Beside it one attack after the other runs
+from another source address, without a key or with those of the owner mallory: a quiet window, the
+attack, a recovery. What kept memory, or ended, is restarted before the next attack.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arguments import OneLineParser
+from benchmarks.isolation.attacker import AttackFailed, AttackFunction, AttackProcess
+from benchmarks.isolation.bystander import RATES, Steady
+from benchmarks.isolation.endpoint_attacks import (
+    costly_searches,
+    fill_collections,
+    idle_connections,
+    many_keys_rows,
+    nested_json,
+    stalled_bodies,
+    tiny_chunks,
+    unread_embeddings,
+    wrong_keys,
+)
+from benchmarks.isolation.owners import Owners
+from benchmarks.isolation.result import Goals, Windows, markdown, missed, processes, requests
+from benchmarks.isolation.service_attacks import (
+    endless_header,
+    endless_heads,
+    event_streams,
+    half_bodies,
+    many_shards,
+    metrics_flood,
+    minting,
+    openapi_flood,
+    pipelined_probes,
+    stalled_parts,
+    unfinished_heads,
+    unread_errors,
+    wide_branches,
+    wrong_kinds,
+    wrong_shards,
+)
+from benchmarks.isolation.watch import PROXY, REPLICA, SERVICE, Watch
+from benchmarks.progress import say
+from benchmarks.report import machine
+from cmcl.demo.stream import read_stream
+from cmcl.ports import Ports
+from cmcl.stack import LocalStack
+
+_RESULTS = Path(".cmcl/benchmarks")
+_STEM = "isolation"
+_PREPARE_SECONDS = 900.0
+_GRACE_SECONDS = 120.0
+
+# Those that leave most behind come last.
+ATTACKS: Mapping[str, AttackFunction] = {
+    each.__name__.replace("_", "-"): each
+    for each in (
+        endless_heads,
+        endless_header,
+        unfinished_heads,
+        idle_connections,
+        wrong_kinds,
+        wrong_shards,
+        unread_errors,
+        stalled_bodies,
+        many_keys_rows,
+        metrics_flood,
+        openapi_flood,
+        half_bodies,
+        event_streams,
+        many_shards,
+        stalled_parts,
+        unread_embeddings,
+        nested_json,
+        wrong_keys,
+        tiny_chunks,
+        pipelined_probes,
+        costly_searches,
+        minting,
+        fill_collections,
+        wide_branches,
+    )
+}
+# Training its model takes minutes.
+_LONG = frozenset({"wide-branches"})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it, leave a page and its document; status 1 if a goal is missed."""
+    options = _parser().parse_args(arguments)
+    # As an error that unwinds: Ray would outlive this process otherwise.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    document = run(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = options.out / _STEM
+    stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
+    stem.with_suffix(".md").write_text(markdown(document))
+    print(markdown(document))
+    if options.json:
+        print(json.dumps(document), flush=True)
+    return 1 if any(found["missed"] for found in document["attacks"].values()) else 0
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Start everything, and run one attack after the other."""
+    stream = read_stream(options.stream)
+    goals = Goals(mib=((SERVICE, 400), (PROXY, 128), (REPLICA, options.replica_mib)))
+    found: dict[str, dict[str, Any]] = {}
+    with ExitStack() as parts:
+        folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="cmcl-isolation-")))
+        prefixes = (stream.folder.as_uri(), folder.resolve().as_uri())
+        stack = LocalStack(
+            folder / "stack", Ports.free(), ranks=1, allowed_prefixes=prefixes, keys=True
+        )
+        say("starting the local system")
+        parts.enter_context(stack)
+        owners = Owners(stack, stream, folder / "rows")
+        say("both owners train a model")
+        owners.settle()
+        watch = parts.enter_context(Watch(stack))
+        steady = parts.enter_context(Steady(owners.bystander(RATES)))
+        for name in options.attacks:
+            found[name] = _Trial(stack, owners, watch, steady, options).of(name)
+            found[name]["missed"] = missed(found[name], goals)
+            say(_line(name, found[name]))
+            _restart(stack, owners, watch, found[name]["missed"])
+    return _document(options, goals, found)
+
+
+class _Trial:
+    """One attack, and what is seen of it."""
+
+    def __init__(
+        self,
+        stack: LocalStack,
+        owners: Owners,
+        watch: Watch,
+        steady: Steady,
+        options: argparse.Namespace,
+    ) -> None:
+        self._stack = stack
+        self._owners = owners
+        self._watch = watch
+        self._steady = steady
+        self._options = options
+
+    def of(self, name: str) -> dict[str, Any]:
+        """Quiet, attack, recovery. An attack that could not be carried out has an `error`."""
+        say(f"{name}: preparing")
+        attack, options = ATTACKS[name], self._options
+        target = self._owners.target(options.seconds, options.scale)
+        words = " ".join((attack.__doc__ or "").split())
+        process = AttackProcess(attack, target)
+        try:
+            process.prepare(_PREPARE_SECONDS)
+            with ThreadPoolExecutor(1) as datasets:
+                return {"words": words, **self._windows(process, datasets)}
+        except AttackFailed as error:
+            say(str(error))
+            return {"words": words, "error": str(error).strip().splitlines()[-1]}
+        finally:
+            process.end()
+
+    def _windows(self, process: AttackProcess, datasets: ThreadPoolExecutor) -> dict[str, Any]:
+        options = self._options
+        self._steady.take()
+        begin = time.monotonic()
+        time.sleep(options.quiet)
+        attack = time.monotonic()
+        process.go()
+        dataset = datasets.submit(self._owners.learn_another) if options.datasets else None
+        process.wait(options.seconds + _GRACE_SECONDS)
+        over = time.monotonic()
+        time.sleep(options.recovery)
+        end = time.monotonic()
+        found = {
+            **requests(self._steady.take(), Windows(begin, attack, over, end)),
+            **processes(self._watch.between(begin, attack), self._watch.between(attack, end)),
+            "parts_ended": self._stack.ended(),
+            "attacker": process.counts(_GRACE_SECONDS),
+        }
+        return {**found, "dataset": dataset.result()} if dataset else found
+
+
+def _restart(stack: LocalStack, owners: Owners, watch: Watch, missed: Sequence[str]) -> None:
+    """Restart the parts that kept something or ended, so that the next attack meets them new."""
+    marks = ("end_mib", "descriptors_kept", "ended", "error")
+    roles = {each.partition(".")[2] for each in missed if each.partition(".")[0] in marks}
+    if "error" in missed:
+        roles |= {SERVICE, PROXY, REPLICA}
+    if SERVICE in roles:
+        say("restarting the service")
+        stack.kill("service")
+        stack.start_service()
+        stack.wait_for_service()
+    for role in roles & {PROXY, REPLICA}:
+        say(f"restarting the {role}")
+        for process in watch.processes()[role]:
+            process.kill()
+    if roles:
+        owners.wait_until_answered()
+
+
+def _line(name: str, found: Mapping[str, Any]) -> str:
+    if "error" in found:
+        return f"{name}: {found['error']}"
+    return (
+        f"{name}: {found['failed']} of {found['requests']} failed, p99 {found['p99_s']} s "
+        f"(quiet {found['quiet_p99_s']}), healthz {found['healthz_worst_s']} s, "
+        f"MiB {found['peak_mib']}; missed: {', '.join(found['missed']) or 'nothing'}"
+    )
+
+
+def _document(
+    options: argparse.Namespace, goals: Goals, found: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    windows = f"{options.quiet:g}, {options.seconds:g}, {options.recovery:g}"
+    return {
+        "attacks": found,
+        "goals": asdict(goals),
+        "configuration": {
+            "quiet, attack and recovery, seconds": windows,
+            "requests of the other owner, each second": ", ".join(
+                f"{kind} {rate:g}" for kind, rate in RATES.items()
+            ),
+            "datasets of the other owner": "one during each attack" if options.datasets else "none",
+            "connections": f"{options.scale:g} times those of the description",
+            "attacker": "on the same machine, one process, source address 127.0.0.2",
+        },
+        "machine": machine(),
+    }
+
+
+def _attacks(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in ATTACKS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(ATTACKS)}")
+    return names
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="python -m benchmarks.isolation", description=__doc__)
+    parser.add_argument(
+        "--attacks",
+        type=_attacks,
+        default=[name for name in ATTACKS if name not in _LONG],
+        metavar="A,B",
+        help=f"of {', '.join(ATTACKS)} (default: all but {', '.join(_LONG)})",
+    )
+    for name, default, words in (
+        ("quiet", 8, "before each attack"),
+        ("seconds", 20, "of each attack"),
+        ("recovery", 25, "after each attack"),
+        ("scale", 1, "times the connections of each attack"),
+        ("replica-mib", 4096, "memory of a replica that counts as its budget"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=_seconds, default=default, help=f"{words} (default: {default})"
+        )
+    parser.add_argument("--datasets", action="store_true", help="bob posts one during each attack")
+    parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
+    parser.add_argument("--json", action="store_true", help="the document as the last line")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

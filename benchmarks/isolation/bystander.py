@@ -1,0 +1,264 @@
+"""The other owner, who works steadily in a process of his own while somebody attacks.
+
+Requests begin at fixed times whether or not earlier ones were answered, so a server that stands still
+delays all that come meanwhile and not only the first.
+"""
+
+import asyncio
+import base64
+import json
+import multiprocessing
+import struct
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import httpx
+
+TIMEOUT_SECONDS = 10.0
+PROBES = ("healthz service", "healthz endpoint")
+_SPAWN = multiprocessing.get_context("spawn")
+_STOP_SECONDS = 5.0
+_TAKE = "take"
+_PART = b"\0" * 65_536
+_UPLOAD = {"filename": "steady.bin", "bytes": len(_PART)}
+_CONNECTIONS = 16
+
+
+class Record(NamedTuple):
+    """One request. begin: by the monotonic clock, which all processes of a machine share. error: the
+    exception, where there was no answer (status 0)."""
+
+    kind: str
+    begin: float
+    seconds: float
+    status: int
+    error: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Nothing of the steady work is wrong, so every answer but 2xx is a failure."""
+        return not httpx.codes.OK <= self.status < httpx.codes.MULTIPLE_CHOICES
+
+
+@dataclass(frozen=True)
+class Bystander:
+    """Who works, where, and with what. feature: of `modality`, for queries. collection: of his own.
+
+    rates: requests of each kind in a second; a `write` is three requests.
+    """
+
+    service: str
+    endpoint: str
+    key: str
+    model: str
+    modality: str
+    feature: Sequence[float]
+    collection: str
+    rates: Mapping[str, float]
+
+
+RATES: Mapping[str, float] = {
+    "embed": 10,
+    "search": 2,
+    "read": 5,
+    "write": 1,
+    "add": 0.5,
+    "stream": 0.5,
+    PROBES[0]: 4,
+    PROBES[1]: 4,
+}
+
+
+class Steady:
+    """The process that works from now on; `take` gives what has been recorded since."""
+
+    def __init__(self, bystander: Bystander) -> None:
+        self._pipe, theirs = _SPAWN.Pipe()
+        self._process = _SPAWN.Process(target=_run, args=(bystander, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._pipe.close()
+        self._process.join(_STOP_SECONDS)
+        self._process.kill()
+
+    def take(self) -> list[Record]:
+        """All requests since the last call; those under way are waited for. Raises EOFError if the
+        process ended."""
+        self._pipe.send(_TAKE)
+        found: list[Record] = self._pipe.recv()
+        return found
+
+
+class _Work:
+    """Its requests, each recorded."""
+
+    def __init__(
+        self, bystander: Bystander, client: httpx.AsyncClient, prober: httpx.AsyncClient
+    ) -> None:
+        self._who = bystander
+        self._client = client
+        self._prober = prober
+        self.records: list[Record] = []
+        self.under_way: set[asyncio.Task[None]] = set()
+        # What `recorded` does not expect: an error of ours, raised with the next `take`.
+        self.errors: list[BaseException] = []
+        self._reads = 0
+        feature = base64.b64encode(struct.pack(f"<{len(bystander.feature)}f", *bystander.feature))
+        item = {"modality": bystander.modality, "feature": feature.decode()}
+        self._embed = _json({"model": bystander.model, "input": [item]})
+        self._search = _json({"query": item, "top_k": 5})
+        self._add = _json({"items": [{**item, "id": "steady", "payload": {"colour": "red"}}]})
+        self._acts: dict[str, Callable[[], Awaitable[object]]] = {
+            "embed": lambda: self._post("embed", "/v1/embeddings", self._embed),
+            "search": lambda: self._post("search", self._items("search"), self._search),
+            "add": lambda: self._post("add", self._items("items"), self._add),
+            "read": self._read,
+            "write": self._write,
+            "stream": self._stream,
+            PROBES[0]: lambda: self._probe(PROBES[0], self._who.service),
+            PROBES[1]: lambda: self._probe(PROBES[1], self._who.endpoint),
+        }
+
+    async def steadily(self, kind: str, per_second: float) -> None:
+        """Begin requests of this kind at fixed times, without end."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            task = asyncio.ensure_future(self._one(kind))
+            self.under_way.add(task)
+            task.add_done_callback(self._ended)
+            due += 1 / per_second
+            await asyncio.sleep(due - loop.time())
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.under_way.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self.errors.append(error)
+
+    async def _one(self, kind: str) -> None:
+        await self._acts[kind]()
+
+    async def recorded(
+        self, kind: str, request: Awaitable[httpx.Response]
+    ) -> httpx.Response | None:
+        """Await a request and record it; None where it failed."""
+        begin, status, error, answer = time.monotonic(), 0, "", None
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                answer = await request
+            status = answer.status_code
+        except (TimeoutError, httpx.TimeoutException):
+            error = "timeout"
+        except (httpx.HTTPError, OSError) as raised:
+            error = type(raised).__name__
+        record = Record(kind, begin, time.monotonic() - begin, status, error)
+        self.records.append(record)
+        return None if record.failed else answer
+
+    async def _post(self, kind: str, path: str, body: bytes) -> None:
+        url = self._who.endpoint + path
+        headers = {"content-type": "application/json"}
+        await self.recorded(kind, self._client.post(url, content=body, headers=headers))
+
+    def _items(self, what: str) -> str:
+        return f"/v1/collections/{self._who.collection}/{what}"
+
+    async def _read(self) -> None:
+        """Jobs and models by turns."""
+        self._reads += 1
+        path = "/v1/jobs" if self._reads % 2 else "/v1/models"
+        await self.recorded("read", self._client.get(self._who.service + path))
+
+    async def _write(self) -> None:
+        """Announce an upload, send its only part, abort it."""
+        url = f"{self._who.service}/v1/uploads"
+        answer = await self.recorded("write", self._client.post(url, json=_UPLOAD))
+        if answer is None:
+            return
+        upload = f"{url}/{answer.json()['id']}"
+        headers = {"content-type": "application/octet-stream"}
+        part = self._client.put(f"{upload}/parts/1", content=_PART, headers=headers)
+        await self.recorded("part", part)
+        await self.recorded("write", self._client.delete(upload))
+
+    async def _stream(self) -> None:
+        """Open the stream of events; the head of the answer is enough."""
+
+        async def opened() -> httpx.Response:
+            url, headers = f"{self._who.service}/v1/events", {"accept": "text/event-stream"}
+            async with self._client.stream("GET", url, headers=headers) as answer:
+                return answer
+
+        await self.recorded("stream", opened())
+
+    async def _probe(self, kind: str, url: str) -> None:
+        """On a connection of its own and without a key, as a kubelet asks."""
+
+        await self.recorded(kind, self._prober.get(f"{url}/healthz"))
+
+
+def _client(
+    max_connections: int | None = None,
+    max_keepalive_connections: int | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> httpx.AsyncClient:
+    limits = httpx.Limits(
+        max_connections=max_connections, max_keepalive_connections=max_keepalive_connections
+    )
+    return httpx.AsyncClient(
+        headers=headers, timeout=TIMEOUT_SECONDS, limits=limits, trust_env=False
+    )
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _run(bystander: Bystander, pipe: Connection) -> None:
+    try:
+        asyncio.run(_work(bystander, pipe))
+    except EOFError:
+        pass  # The parent has closed its end: that is how it ends.
+
+
+async def _work(bystander: Bystander, pipe: Connection) -> None:
+    async with AsyncExitStack() as stack:
+        headers = {"authorization": f"Bearer {bystander.key}"}
+        client = await stack.enter_async_context(_client(_CONNECTIONS, headers=headers))
+        prober = await stack.enter_async_context(_client(max_keepalive_connections=0))
+        work = _Work(bystander, client, prober)
+        steady = [asyncio.create_task(work.steadily(*each)) for each in bystander.rates.items()]
+        stack.callback(lambda: [task.cancel() for task in steady])
+        while True:
+            await _asked(pipe, steady)
+            if work.under_way:
+                await asyncio.wait(set(work.under_way))
+            if work.errors:
+                raise work.errors[0]
+            pipe.send(work.records)
+            work.records = []
+
+
+async def _asked(pipe: Connection, steady: Sequence[asyncio.Task[Any]]) -> None:
+    """Wait for the parent. Raises EOFError at the end, and what ended the work before that."""
+    asked = asyncio.get_running_loop().run_in_executor(None, pipe.recv)
+    await asyncio.wait([asked, *steady], return_when=asyncio.FIRST_COMPLETED)
+    for task in steady:
+        if task.done():
+            task.result()
+    await asked

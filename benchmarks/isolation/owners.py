@@ -1,0 +1,150 @@
+"""The two owners of a system with keys: their keys, models and the one collection of the bystander."""
+
+import itertools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from benchmarks.isolation.attacker import Target
+from benchmarks.isolation.bystander import Bystander
+from cmcl.client import Client, CmclError
+from cmcl.contract.dataset import ShardRef
+from cmcl.contract.model import ModelSpec, TrainingSpec
+from cmcl.demo.stream import Stream
+from cmcl.ports import StackError
+from cmcl.stack import LocalStack
+from cmcl.types import Item, Query
+
+ATTACKER, BYSTANDER = "mallory", "bob"
+_SCOPES = ("read", "write", "train", "embed", "admin")
+_COLLECTION = "steady"
+_ROWS = 200
+_ANSWERED_SECONDS = 90.0
+# In a row, so that a restart under way is over.
+_ANSWERED_TIMES = 5
+
+
+class Owners:
+    """Two owners at a running system. `rows`: a folder for files of more datasets."""
+
+    def __init__(self, stack: LocalStack, stream: Stream, rows: Path) -> None:
+        self._stack = stack
+        self._stream = stream
+        self._rows = rows
+        self._rows.mkdir()
+        # The smallest is enough, and is trained in seconds.
+        self._dataset = min(stream.datasets, key=lambda each: each.train.stat().st_size)
+        self._numbers = itertools.count(1)
+        operator = self._client(stack.operator_key or "")
+        with operator:
+            # One scope each, so that an attack shows what it needs; the admin key may mint all.
+            self._attackers = {
+                scope: _key(operator, ATTACKER, scope, _SCOPES if scope == "admin" else (scope,))
+                for scope in _SCOPES
+            }
+            self._key = _key(operator, BYSTANDER, "all", _SCOPES)
+
+    @property
+    def _widths(self) -> dict[str, int]:
+        return {name: self._stream.modalities[name] for name in self._dataset.pair.modalities}
+
+    @property
+    def _feature(self) -> list[float]:
+        return self._stream.probe_rows(1)[self._dataset.pair.second][0]
+
+    def settle(self) -> None:
+        """Train one small version for each owner, and fill the bystander's collection."""
+        spec = ModelSpec(modalities=self._widths, training=TrainingSpec(epochs=2))
+        for owner, key in ((ATTACKER, self._attackers["admin"]), (BYSTANDER, self._key)):
+            with self._client(key) as client:
+                client.create_model(owner, spec)
+                accepted = client.add_dataset(
+                    *(owner, self._dataset.name, self._dataset.pair, self._dataset.shards)
+                )
+                ended = client.watch(str(accepted["job"]["id"]))
+                if ended["state"] != "published":
+                    raise StackError(f"the dataset of {owner} is {ended['state']}")
+        with self._client(self._key) as client:
+            client.create_collection(_COLLECTION, BYSTANDER)
+            modality = self._dataset.pair.second
+            rows = pq.read_table(self._dataset.train, columns=["feature_b"]).slice(0, _ROWS)
+            client.add_items(
+                _COLLECTION,
+                [
+                    Item(id=f"row-{n}", modality=modality, feature=row)
+                    for n, row in enumerate(rows.column("feature_b").to_pylist())
+                ],
+            )
+        self.wait_until_answered()
+
+    def bystander(self, rates: Mapping[str, float]) -> Bystander:
+        """What the process of the steady work is given."""
+        return Bystander(
+            service=self._stack.service_url,
+            endpoint=self._stack.embeddings_url,
+            key=self._key,
+            model=BYSTANDER,
+            modality=self._dataset.pair.second,
+            feature=self._feature,
+            collection=_COLLECTION,
+            rates=rates,
+        )
+
+    def target(self, seconds: float, scale: float) -> Target:
+        """What the process of an attack is given."""
+        return Target(
+            service=self._stack.service_url,
+            endpoint=self._stack.embeddings_url,
+            keys=self._attackers,
+            model=ATTACKER,
+            widths=self._widths,
+            prefix=(self._rows / ATTACKER).resolve().as_uri(),
+            seconds=seconds,
+            scale=scale,
+        )
+
+    def learn_another(self) -> dict[str, Any]:
+        """Post another dataset of the bystander: how its job ended, after how many seconds."""
+        number = next(self._numbers)
+        path = self._rows / f"{number}.parquet"
+        # Other rows each time: the same ones would be the same dataset.
+        table = pq.read_table(self._dataset.train)
+        pq.write_table(table.slice(number, table.num_rows // 2), path)
+        begin = time.monotonic()
+        try:
+            with self._client(self._key) as client:
+                accepted = client.add_dataset(
+                    *(BYSTANDER, path.stem, self._dataset.pair),
+                    [ShardRef(uri=path.resolve().as_uri())],
+                )
+                state = str(client.watch(str(accepted["job"]["id"]), timeout=300)["state"])
+        except CmclError as error:
+            state = str(error)
+        return {"state": state, "seconds": round(time.monotonic() - begin, 1)}
+
+    def wait_until_answered(self) -> None:
+        """Until the bystander's queries and searches are answered. Raises StackError."""
+        query = Query(modality=self._dataset.pair.second, feature=self._feature)
+        deadline, answered = time.monotonic() + _ANSWERED_SECONDS, 0
+        with self._client(self._key) as client:
+            while answered < _ANSWERED_TIMES:
+                if time.monotonic() > deadline:
+                    raise StackError(f"queries of {BYSTANDER} are not answered")
+                try:
+                    client.embed(BYSTANDER, query.modality, [self._feature])
+                    client.search(_COLLECTION, query)
+                    next(iter(client.models()))
+                    answered += 1
+                except CmclError:
+                    answered = 0
+                time.sleep(0.2)
+
+    def _client(self, key: str) -> Client:
+        return Client(self._stack.service_url, self._stack.embeddings_url, key=key)
+
+
+def _key(operator: Client, owner: str, name: str, scopes: tuple[str, ...]) -> str:
+    return str(operator.create_key(name, scopes, owner)["key"])

@@ -1,0 +1,256 @@
+"""From requests and looks to the figures of one attack, what they must reach, and the page."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.isolation.bystander import PROBES, TIMEOUT_SECONDS, Record
+from benchmarks.isolation.watch import PROXY, REPLICA, ROLES, SERVICE, Look
+from benchmarks.markdown import listed, table
+
+Looks = Sequence[Mapping[str, Look]]
+_PERCENT_99 = 0.99
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What each attack must leave: seconds, MiB of PSS.
+
+    p99_s or so many times the quiet one, whichever is more. mib: peak of a role. kept_mib, kept_share:
+    what memory may have grown by when the recovery is over, whichever is more.
+    """
+
+    failed: int = 0
+    p99_s: float = 0.5
+    p99_times_quiet: float = 3.0
+    healthz_s: float = 1.0
+    mib: tuple[tuple[str, float], ...] = ((SERVICE, 400), (PROXY, 128), (REPLICA, 4096))
+    kept_mib: float = 64.0
+    kept_share: float = 0.25
+    kept_descriptors: int = 64
+
+
+@dataclass(frozen=True)
+class Windows:
+    """When what happened: quiet from `begin`, the attack from `attack`, recovery from `over` to `end`."""
+
+    begin: float
+    attack: float
+    over: float
+    end: float
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The nearest-rank percentile: the smallest value that so large a share does not exceed."""
+    if not values:
+        return None
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def requests(records: Sequence[Record], windows: Windows) -> dict[str, Any]:
+    """What the other owner saw. A request belongs to the window in which it began.
+
+    Probes of /healthz are no `requests`, and have figures of their own.
+    """
+    quiet = [each for each in records if windows.begin <= each.begin < windows.attack]
+    attacked = [each for each in records if windows.attack <= each.begin < windows.over]
+    after = [each for each in records if windows.over <= each.begin < windows.end]
+    work = _work(attacked)
+    kinds = sorted({each.kind for each in work})
+    return {
+        **{f"quiet_{name}": value for name, value in _times(_work(quiet)).items()},
+        **_times(work),
+        "requests": len(work),
+        "failed": _failed(work),
+        "failed_quiet": _failed(quiet),
+        "failed_afterwards": _failed(after),
+        "failures": dict(Counter(_cause(each) for each in attacked if each.failed)),
+        "kinds": {kind: _kind([each for each in work if each.kind == kind]) for kind in kinds},
+        "quiet_healthz_worst_s": _worst(quiet),
+        "healthz_worst_s": _worst(attacked),
+        "healthz_failed": _failed(_probes(attacked)),
+    }
+
+
+def processes(quiet: Looks, later: Looks) -> dict[str, Any]:
+    """What the system's processes took: before, and from the attack to the end of the recovery."""
+    before, end = quiet[-1], later[-1]
+    return {
+        "quiet_mib": {role: round(before[role].mib, 1) for role in ROLES},
+        "peak_mib": {role: round(max(each[role].mib for each in later), 1) for role in ROLES},
+        "end_mib": {role: round(end[role].mib, 1) for role in ROLES},
+        "descriptors": {role: _descriptors(role, before, later) for role in ROLES},
+        "ended": [role for role in ROLES if before[role].numbers - end[role].numbers],
+    }
+
+
+def missed(found: Mapping[str, Any], goals: Goals) -> list[str]:
+    """What an attack reached that it must not, by the names of its figures; empty if all holds."""
+    if "error" in found:
+        return ["error"]
+    names = ("failed", "failed_afterwards", "healthz_failed")
+    wrong = [name for name in names if found[name] > goals.failed]
+    bound = max(goals.p99_s, goals.p99_times_quiet * (found["quiet_p99_s"] or 0))
+    # Without a single request nothing is shown, and no goal is reached.
+    if found["p99_s"] is None or found["p99_s"] > bound:
+        wrong.append("p99_s")
+    if found["healthz_worst_s"] is None or found["healthz_worst_s"] > goals.healthz_s:
+        wrong.append("healthz_worst_s")
+    wrong += [f"peak_mib.{role}" for role, most in goals.mib if found["peak_mib"][role] > most]
+    for role in ROLES:
+        before, end = found["quiet_mib"][role], found["end_mib"][role]
+        descriptors = found["descriptors"][role]
+        if end > before + max(goals.kept_mib, goals.kept_share * before):
+            wrong.append(f"end_mib.{role}")
+        if descriptors["peak"] >= descriptors["limit"]:
+            wrong.append(f"descriptors.{role}")
+        elif descriptors["end"] > descriptors["quiet"] + goals.kept_descriptors:
+            wrong.append(f"descriptors_kept.{role}")
+    return wrong + [f"ended.{role}" for role in found["ended"]]
+
+
+def _work(records: Sequence[Record]) -> list[Record]:
+    return [each for each in records if each.kind not in PROBES]
+
+
+def _probes(records: Sequence[Record]) -> list[Record]:
+    return [each for each in records if each.kind in PROBES]
+
+
+def _times(records: Sequence[Record]) -> dict[str, float | None]:
+    seconds = [each.seconds for each in records]
+    found = {"p50_s": percentile(seconds, 0.5), "p99_s": percentile(seconds, _PERCENT_99)}
+    return {name: value and round(value, 4) for name, value in found.items()}
+
+
+def _failed(records: Sequence[Record]) -> int:
+    return sum(each.failed for each in records)
+
+
+def _cause(record: Record) -> str:
+    return f"{record.kind}: {record.error or record.status}"
+
+
+def _kind(records: Sequence[Record]) -> dict[str, Any]:
+    return {"requests": len(records), "failed": _failed(records), **_times(records)}
+
+
+def _worst(records: Sequence[Record]) -> float | None:
+    """A probe that failed says nothing of how long it would have taken: it counts as a time-out."""
+    probes = _probes(records)
+    seconds = [TIMEOUT_SECONDS if each.failed else each.seconds for each in probes]
+    return round(max(seconds), 4) if seconds else None
+
+
+def _descriptors(role: str, before: Mapping[str, Look], later: Looks) -> dict[str, int]:
+    return {
+        "quiet": before[role].descriptors,
+        "peak": max(each[role].descriptors for each in later),
+        "end": later[-1][role].descriptors,
+        "limit": max(each[role].limit for each in [before, *later]),
+    }
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """The page: question, machine, goals, what the other owner saw, what the processes took."""
+    attacks: Mapping[str, Mapping[str, Any]] = document["attacks"]
+    shown = {name: found for name, found in attacks.items() if "error" not in found}
+    held = sum(not found["missed"] for found in attacks.values())
+    question = (
+        "Does the work of one owner notice the attacks of another owner, or of a client without a key, "
+        "on the same system?\n"
+    )
+    summary = (
+        f"**{held} of {len(attacks)} attacks reach every goal.** Bold: a goal is missed. The last "
+        "column has what was not given back by the end of the recovery, and what ended; such a part is "
+        "restarted before the next attack.\n"
+    )
+    others = (
+        "\nNot among them, because they are no load: the files and sockets that other users of the "
+        "machine reach, addresses of webhooks, repeated headers, and files that lie about themselves. "
+        "Tests hold these (docs/security.md).\n"
+    )
+    errors = [
+        f"\n{name} was **not shown**: {found['error']}"
+        for name, found in attacks.items()
+        if "error" in found
+    ]
+    done = [[name, found["words"], _counts(found["attacker"])] for name, found in shown.items()]
+    return "\n".join(
+        [
+            "# Isolation: one owner attacks, another works\n",
+            "## Question",
+            question,
+            "## Machine",
+            listed(document["machine"]),
+            "\n## Configuration",
+            listed(document["configuration"]),
+            "\n## Goals",
+            _goals(document["goals"]),
+            "\n## Result",
+            summary,
+            _seen(shown),
+            *errors,
+            "\n## What failed",
+            _failures(shown),
+            "\n## The attacks",
+            table(["attack", "what the attacker has, and does", "counts"], done),
+            others,
+        ]
+    )
+
+
+def _goals(goals: Mapping[str, Any]) -> str:
+    memory = ", ".join(f"{role} {most:g}" for role, most in goals["mib"])
+    return listed(
+        {
+            "failed requests and probes of the other owner, during and after the attack": goals[
+                "failed"
+            ],
+            "p99 of his requests": f"{goals['p99_s']:g} s, or {goals['p99_times_quiet']:g} times the "
+            "quiet one",
+            "slowest /healthz": f"{goals['healthz_s']:g} s",
+            "peak of memory (PSS), MiB": memory,
+            "given back after the recovery": f"memory but for {goals['kept_mib']:g} MiB or "
+            f"{goals['kept_share']:.0%}, descriptors but for {goals['kept_descriptors']}",
+            "processes": "none ends, and none reaches its limit of descriptors",
+        }
+    )
+
+
+def _seen(shown: Mapping[str, Mapping[str, Any]]) -> str:
+    heads = ["attack", "failed", "of", "afterwards", "quiet p99, s", "p99, s", "/healthz, s"]
+    rows = []
+    for name, found in shown.items():
+        cells = {
+            "failed": found["failed"] + found["healthz_failed"],
+            "requests": found["requests"],
+            "failed_afterwards": found["failed_afterwards"],
+            "quiet_p99_s": _seconds(found["quiet_p99_s"]),
+            "p99_s": _seconds(found["p99_s"]),
+            "healthz_worst_s": _seconds(found["healthz_worst_s"]),
+            **{f"peak_mib.{role}": f"{found['peak_mib'][role]:.0f}" for role in ROLES},
+        }
+        bold = {*found["missed"], *(["failed"] if "healthz_failed" in found["missed"] else [])}
+        written = [f"**{cell}**" if key in bold else str(cell) for key, cell in cells.items()]
+        others = ("end_mib", "descriptors", "descriptors_kept", "ended")
+        rest = [each for each in found["missed"] if each.partition(".")[0] in others]
+        rows.append([name, *written, "**" + ", ".join(rest) + "**" if rest else ""])
+    return table([*heads, *(f"{role}, MiB" for role in ROLES), "kept, ended"], rows)
+
+
+def _failures(shown: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        [name, _counts(found["failures"])] for name, found in shown.items() if found["failures"]
+    ]
+    return table(["attack", "requests of the other owner"], rows) if rows else "Nothing."
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {number:,}" for name, number in sorted(counts.items()))
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

@@ -1,0 +1,119 @@
+"""Memory, descriptors and ends of the processes of a local stack, by role, twice a second."""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from benchmarks.processes import family, title
+from cmcl.stack import LocalStack
+
+SERVICE, PROXY, REPLICA, HEAD = ROLES = ("service", "proxy", "replica", "head")
+_EVERY_SECONDS = 0.5
+# Looking through all processes of the machine takes longer than reading a few of them.
+_FIND_SECONDS = 2.0
+_RAYS = {
+    "ServeReplica:embeddings:Embedder": REPLICA,
+    "gcs_server": HEAD,
+    "raylet/raylet": HEAD,
+    "dashboard/dashboard.py": HEAD,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """All processes of one role at one moment. mib: their proportional set size (PSS) together.
+
+    descriptors: of the process that has most; limit: of the same. numbers: their process ids, but those
+    of the service's children, which come and go with the datasets that they read.
+    """
+
+    mib: float = 0.0
+    descriptors: int = 0
+    limit: int = 0
+    numbers: frozenset[int] = frozenset()
+
+
+Sample = tuple[float, Mapping[str, Look]]
+
+
+class Watch:
+    """A thread that looks until the block ends. Times are of the monotonic clock."""
+
+    def __init__(self, stack: LocalStack) -> None:
+        self._stack = stack
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._samples: list[Sample] = []
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def between(self, begin: float, end: float) -> list[Mapping[str, Look]]:
+        """What was seen in that time, in order."""
+        return [looks for at, looks in list(self._samples) if begin <= at <= end]
+
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """Those that run now, by role."""
+        found: dict[str, list[psutil.Process]] = {role: [] for role in ROLES}
+        parts = dict(self._stack.processes)
+        if SERVICE in parts:
+            with suppress(psutil.NoSuchProcess):
+                found[SERVICE] = [psutil.Process(parts[SERVICE].pid), *family(parts[SERVICE].pid)]
+        for each in family(parts["ray"].pid) if "ray" in parts else []:
+            words = title(each)
+            for mark, role in _RAYS.items():
+                if mark in words:
+                    found[role].append(each)
+        # HAProxy has left the family of the process that started it.
+        folder = str(self._stack.proxy_folder)
+        for each in psutil.process_iter(["name"]):
+            if each.info["name"] == "haproxy" and folder in title(each):
+                found[PROXY].append(each)
+        return found
+
+    def _run(self) -> None:
+        found, due = self.processes(), time.monotonic() + _FIND_SECONDS
+        while not self._over.wait(_EVERY_SECONDS):
+            if time.monotonic() > due:
+                found, due = self.processes(), time.monotonic() + _FIND_SECONDS
+            looks = {role: _look(role, processes) for role, processes in found.items()}
+            self._samples.append((time.monotonic(), looks))
+
+
+def _look(role: str, processes: Sequence[psutil.Process]) -> Look:
+    seen = list(_seen(processes))
+    if not seen:
+        return Look()
+    most = max(seen, key=lambda each: each[2])
+    counted = seen[:1] if role == SERVICE else seen
+    return Look(
+        mib=sum(mib for _, mib, _, _ in seen),
+        descriptors=most[2],
+        limit=most[3],
+        numbers=frozenset(number for number, _, _, _ in counted),
+    )
+
+
+def _seen(processes: Sequence[psutil.Process]) -> Iterator[tuple[int, float, int, int]]:
+    """Number, MiB, descriptors and their limit, of those that are still there."""
+    for each in processes:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if each.status() != psutil.STATUS_ZOMBIE:
+                mib = each.memory_full_info().pss / 2**20
+                yield each.pid, mib, each.num_fds(), each.rlimit(psutil.RLIMIT_NOFILE)[0]
