@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from benchmarks.isolation.connections import HeldConnections, bound_socket, read_answer
+
 Act = Callable[[int], Awaitable[None]]
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -28,6 +30,8 @@ MEBIBYTE = 1 << 20
 _SPAWN = multiprocessing.get_context("spawn")
 # Descriptors that are no connection of an attack: pipes, libraries, the client of the preparation.
 _SPARE_DESCRIPTORS = 256
+# Between two bytes of a client that a server may take for a slow one.
+DRIP_SECONDS = 5.0
 _RETRY_SECONDS = 0.05
 _KEY_SECONDS = 15.0
 _CLEANUP_AT_ONCE = 32
@@ -103,15 +107,13 @@ class Attacker:
 
     @asynccontextmanager
     async def connection(self, url: str, *, reads: bool = True) -> AsyncIterator[Stream]:
-        """A connection, reset at the end. `reads` false: what comes is left in the kernel's buffers."""
+        """A connection, closed at once at the end. `reads` false: what comes stays in the kernel's buffers."""
         place = urlsplit(url)
-        made = socket.socket()
-        made.setblocking(False)
-        if not reads:
-            # Before connecting: the window that is offered to the server follows from it.
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        made = bound_socket(self.target.source)
         try:
-            made.bind((self.target.source, 0))
+            if not reads:
+                # Before connecting: the window that is offered to the server follows from it.
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             await asyncio.get_running_loop().sock_connect(made, (place.hostname, place.port))
             reader, writer = await asyncio.open_connection(sock=made)
         except BaseException:
@@ -145,20 +147,32 @@ class Attacker:
                 await writer.drain()
                 self.counts[str(await read_answer(reader))] += 1
 
-    async def hold(self, url: str, data: bytes, drip: bytes, seconds: float) -> None:
-        """Send `data`, then `drip` every so many seconds, until the other side closes."""
+    async def hold(self, url: str, data: bytes, drip: bytes = b"") -> None:
+        """Send `data`, then `drip` every few seconds, until the other side closes."""
         async with self.connection(url) as (reader, writer):
             writer.write(data)
             await writer.drain()
             while True:
                 try:
-                    async with asyncio.timeout(seconds):
+                    async with asyncio.timeout(DRIP_SECONDS):
                         if not await reader.read(1 << 16):
                             self.counts["closed by the other side"] += 1
                             return
                 except TimeoutError:
                     writer.write(drip)
                     await writer.drain()
+
+    async def hold_many(self, url: str, number: int, data: bytes, drip: bytes = b"") -> None:
+        """Hold so many connections for the window, as `hold` does, each with little to send."""
+        place = urlsplit(url)
+        many = self.many(number)
+
+        async def act(_: int) -> None:
+            where = (str(place.hostname), place.port or 80)
+            with HeldConnections(where, self.target.source, data, drip, DRIP_SECONDS) as held:
+                await held.keep(many, self.counts)
+
+        await self.crowd(1, act)
 
     async def leave_unread(self, url: str, data: bytes, seconds: float) -> None:
         """Send a request, read nothing for so long, then do it again on another connection."""
@@ -229,45 +243,6 @@ class Attacker:
                 self.counts["not deleted"] += 1
             else:
                 self.counts["not deleted"] += answer.is_error
-
-
-def head(method: str, path: str, key: str = "", length: int | None = None, **more: str) -> bytes:
-    """The head of a request; `more`: headers, with _ for -."""
-    headers = {"host": "127.0.0.1"} | ({"authorization": f"Bearer {key}"} if key else {})
-    headers |= {} if length is None else {"content-length": str(length)}
-    headers |= {name.replace("_", "-"): value for name, value in more.items()}
-    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
-
-
-def post(path: str, key: str, body: bytes, content_type: str = "application/json") -> bytes:
-    """A whole request with a body."""
-    return head("POST", path, key, len(body), content_type=content_type) + body
-
-
-async def read_answer(reader: asyncio.StreamReader) -> int:
-    """Read an answer to its end, keep nothing of it, and return its status.
-
-    Raises IncompleteReadError where it is cut.
-    """
-    text = await reader.readuntil(b"\r\n\r\n")
-    status_line, *lines = text.decode("latin-1").split("\r\n")
-    headers = {name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
-    if headers.get("transfer-encoding") == "chunked":
-        while size := int(await reader.readuntil(b"\r\n"), 16):
-            await _skip(reader, size + 2)
-        await reader.readuntil(b"\r\n")
-    else:
-        await _skip(reader, int(headers.get("content-length", 0)))
-    return int(status_line.split()[1])
-
-
-async def _skip(reader: asyncio.StreamReader, size: int) -> None:
-    while size:
-        piece = await reader.read(min(size, 1 << 18))
-        if not piece:
-            raise asyncio.IncompleteReadError(b"", size)
-        size -= len(piece)
 
 
 AttackFunction = Callable[[Attacker], Awaitable[None]]

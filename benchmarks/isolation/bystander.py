@@ -108,10 +108,15 @@ class _Work:
     """Its requests, each recorded."""
 
     def __init__(
-        self, bystander: Bystander, client: httpx.AsyncClient, prober: httpx.AsyncClient
+        self,
+        bystander: Bystander,
+        service: httpx.AsyncClient,
+        endpoint: httpx.AsyncClient,
+        prober: httpx.AsyncClient,
     ) -> None:
         self._who = bystander
-        self._client = client
+        self._service = service
+        self._endpoint = endpoint
         self._prober = prober
         self.records: list[Record] = []
         self.under_way: set[asyncio.Task[None]] = set()
@@ -171,9 +176,8 @@ class _Work:
         return None if record.failed else answer
 
     async def _post(self, kind: str, path: str, body: bytes) -> None:
-        url = self._who.endpoint + path
         headers = {"content-type": "application/json"}
-        await self.recorded(kind, self._client.post(url, content=body, headers=headers))
+        await self.recorded(kind, self._endpoint.post(path, content=body, headers=headers))
 
     def _items(self, what: str) -> str:
         return f"/v1/collections/{self._who.collection}/{what}"
@@ -182,26 +186,25 @@ class _Work:
         """Jobs and models by turns."""
         self._reads += 1
         path = "/v1/jobs" if self._reads % 2 else "/v1/models"
-        await self.recorded("read", self._client.get(self._who.service + path))
+        await self.recorded("read", self._service.get(path))
 
     async def _write(self) -> None:
         """Announce an upload, send its only part, abort it."""
-        url = f"{self._who.service}/v1/uploads"
-        answer = await self.recorded("write", self._client.post(url, json=_UPLOAD))
+        answer = await self.recorded("write", self._service.post("/v1/uploads", json=_UPLOAD))
         if answer is None:
             return
-        upload = f"{url}/{answer.json()['id']}"
+        upload = f"/v1/uploads/{answer.json()['id']}"
         headers = {"content-type": "application/octet-stream"}
-        part = self._client.put(f"{upload}/parts/1", content=_PART, headers=headers)
+        part = self._service.put(f"{upload}/parts/1", content=_PART, headers=headers)
         await self.recorded("part", part)
-        await self.recorded("write", self._client.delete(upload))
+        await self.recorded("write", self._service.delete(upload))
 
     async def _stream(self) -> None:
         """Open the stream of events; the head of the answer is enough."""
 
         async def opened() -> httpx.Response:
-            url, headers = f"{self._who.service}/v1/events", {"accept": "text/event-stream"}
-            async with self._client.stream("GET", url, headers=headers) as answer:
+            headers = {"accept": "text/event-stream"}
+            async with self._service.stream("GET", "/v1/events", headers=headers) as answer:
                 return answer
 
         await self.recorded("stream", opened())
@@ -216,12 +219,17 @@ def _client(
     max_connections: int | None = None,
     max_keepalive_connections: int | None = None,
     headers: Mapping[str, str] | None = None,
+    base_url: str = "",
 ) -> httpx.AsyncClient:
     limits = httpx.Limits(
         max_connections=max_connections, max_keepalive_connections=max_keepalive_connections
     )
     return httpx.AsyncClient(
-        headers=headers, timeout=TIMEOUT_SECONDS, limits=limits, trust_env=False
+        base_url=base_url,
+        headers=headers,
+        timeout=TIMEOUT_SECONDS,
+        limits=limits,
+        trust_env=False,
     )
 
 
@@ -238,10 +246,14 @@ def _run(bystander: Bystander, pipe: Connection) -> None:
 
 async def _work(bystander: Bystander, pipe: Connection) -> None:
     async with AsyncExitStack() as stack:
-        headers = {"authorization": f"Bearer {bystander.key}"}
-        client = await stack.enter_async_context(_client(_CONNECTIONS, headers=headers))
+        key = {"authorization": f"Bearer {bystander.key}"}
+        # A pool for each server: those that wait for one must not keep requests from the other.
+        service, endpoint = [
+            await stack.enter_async_context(_client(_CONNECTIONS, headers=key, base_url=url))
+            for url in (bystander.service, bystander.endpoint)
+        ]
         prober = await stack.enter_async_context(_client(max_keepalive_connections=0))
-        work = _Work(bystander, client, prober)
+        work = _Work(bystander, service, endpoint, prober)
         steady = [asyncio.create_task(work.steadily(*each)) for each in bystander.rates.items()]
         stack.callback(lambda: [task.cancel() for task in steady])
         while True:

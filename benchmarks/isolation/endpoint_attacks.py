@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from benchmarks.isolation.attacker import MEBIBYTE, Attacker, head, post, read_answer
+from benchmarks.isolation.attacker import MEBIBYTE, Attacker
+from benchmarks.isolation.connections import head, post, read_answer
 
 _JSON = "application/json"
 _RAW = "application/octet-stream"
@@ -40,12 +41,7 @@ def _rows(attacker: Attacker, rows: int) -> bytes:
 async def idle_connections(attacker: Attacker) -> None:
     """No key. 4,200 connections to the endpoint that send nothing."""
 
-    async def act(_: int) -> None:
-        async with attacker.connection(attacker.target.endpoint) as (reader, _writer):
-            await reader.read(1)
-            attacker.counts["closed by the other side"] += 1
-
-    await attacker.crowd(4200, act)
+    await attacker.hold_many(attacker.target.endpoint, 4200, b"")
 
 
 async def stalled_bodies(attacker: Attacker) -> None:
@@ -55,7 +51,7 @@ async def stalled_bodies(attacker: Attacker) -> None:
     async def act(number: int) -> None:
         key = keys[number % len(keys)]
         start = head("POST", _embeddings_path(attacker), key, 64 * MEBIBYTE, content_type=_RAW)
-        await attacker.hold(attacker.target.endpoint, start + b"\0" * 300_000, b"", 3600)
+        await attacker.hold(attacker.target.endpoint, start + b"\0" * 300_000)
 
     await attacker.crowd(8, act)
 

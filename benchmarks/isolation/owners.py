@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,28 +57,33 @@ class Owners:
 
     def settle(self) -> None:
         """Train one small version for each owner, and fill the bystander's collection."""
-        spec = ModelSpec(modalities=self._widths, training=TrainingSpec(epochs=2))
         for owner, key in ((ATTACKER, self._attackers["admin"]), (BYSTANDER, self._key)):
             with self._client(key) as client:
-                client.create_model(owner, spec)
-                accepted = client.add_dataset(
-                    *(owner, self._dataset.name, self._dataset.pair, self._dataset.shards)
-                )
-                ended = client.watch(str(accepted["job"]["id"]))
-                if ended["state"] != "published":
-                    raise StackError(f"the dataset of {owner} is {ended['state']}")
+                self._train(client, owner)
+        modality = self._dataset.pair.second
+        rows = pq.read_table(self._dataset.train, columns=["feature_b"]).slice(0, _ROWS)
+        features = rows.column("feature_b").to_pylist()
         with self._client(self._key) as client:
             client.create_collection(_COLLECTION, BYSTANDER)
-            modality = self._dataset.pair.second
-            rows = pq.read_table(self._dataset.train, columns=["feature_b"]).slice(0, _ROWS)
             client.add_items(
                 _COLLECTION,
                 [
-                    Item(id=f"row-{n}", modality=modality, feature=row)
-                    for n, row in enumerate(rows.column("feature_b").to_pylist())
+                    Item(id=f"row-{number}", modality=modality, feature=feature)
+                    for number, feature in enumerate(features)
                 ],
             )
         self.wait_until_answered()
+
+    def _train(self, client: Client, owner: str) -> None:
+        """One version of a model that is called like its owner, until it answers."""
+        dataset = self._dataset
+        spec = ModelSpec(modalities=self._widths, training=TrainingSpec(epochs=2))
+        client.create_model(owner, spec)
+        accepted = client.add_dataset(owner, dataset.name, dataset.pair, dataset.shards)
+        state = client.watch(str(accepted["job"]["id"]))["state"]
+        if state != "published":
+            raise StackError(f"the dataset of {owner} is {state}")
+        _await(lambda: client.embed(owner, dataset.pair.second, [self._feature]), times=1)
 
     def bystander(self, rates: Mapping[str, float]) -> Bystander:
         """What the process of the steady work is given."""
@@ -126,25 +131,36 @@ class Owners:
         return {"state": state, "seconds": round(time.monotonic() - begin, 1)}
 
     def wait_until_answered(self) -> None:
-        """Until the bystander's queries and searches are answered. Raises StackError."""
+        """Until the bystander's queries, searches and reads are answered. Raises StackError."""
         query = Query(modality=self._dataset.pair.second, feature=self._feature)
-        deadline, answered = time.monotonic() + _ANSWERED_SECONDS, 0
         with self._client(self._key) as client:
-            while answered < _ANSWERED_TIMES:
-                if time.monotonic() > deadline:
-                    raise StackError(f"queries of {BYSTANDER} are not answered")
-                try:
-                    client.embed(BYSTANDER, query.modality, [self._feature])
-                    client.search(_COLLECTION, query)
-                    next(iter(client.models()))
-                    answered += 1
-                except CmclError:
-                    answered = 0
-                time.sleep(0.2)
+
+            def ask() -> None:
+                client.embed(BYSTANDER, query.modality, [self._feature])
+                client.search(_COLLECTION, query)
+                next(iter(client.models()))
+
+            _await(ask, _ANSWERED_TIMES)
 
     def _client(self, key: str) -> Client:
         return Client(self._stack.service_url, self._stack.embeddings_url, key=key)
 
 
+def _await(ask: Callable[[], object], times: int) -> None:
+    """Until it succeeds so many times in a row. Raises StackError."""
+    deadline, answered = time.monotonic() + _ANSWERED_SECONDS, 0
+    while answered < times:
+        try:
+            ask()
+            answered += 1
+        except CmclError as error:
+            if time.monotonic() > deadline:
+                raise StackError(f"not answered for {_ANSWERED_SECONDS:g} s: {error}") from error
+            answered = 0
+        time.sleep(0.2)
+
+
 def _key(operator: Client, owner: str, name: str, scopes: tuple[str, ...]) -> str:
-    return str(operator.create_key(name, scopes, owner)["key"])
+    secret = operator.create_key(name, scopes, owner).key
+    assert secret is not None, "`create_key` raises where the answer has no secret"
+    return secret.get_secret_value()

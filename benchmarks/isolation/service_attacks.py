@@ -11,14 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.isolation.attacker import MEBIBYTE, Attacker, head, post
+from benchmarks.isolation.attacker import MEBIBYTE, Attacker
+from benchmarks.isolation.connections import head, post
 from cmcl.client import FINAL_STATES
 
 _BOMB = 400 * MEBIBYTE
 _EVENTS = "text/event-stream"
 _UNREAD_SECONDS = 10.0
-# One byte every so many seconds, from a client that a server may take for a slow one.
-_DRIP_SECONDS = 5.0
 _WIDE, _WIDE_ROWS, _WIDE_SECONDS = 3072, 64, 600.0
 
 
@@ -51,11 +50,8 @@ async def endless_header(attacker: Attacker) -> None:
 async def unfinished_heads(attacker: Attacker) -> None:
     """No key. 20,000 connections whose heads never end, with another byte every five seconds."""
 
-    async def act(_: int) -> None:
-        start = b"GET /v1/models HTTP/1.1\r\nhost: a\r\nx-slow: "
-        await attacker.hold(attacker.target.service, start, b"a", _DRIP_SECONDS)
-
-    await attacker.crowd(20_000, act)
+    start = b"GET /v1/models HTTP/1.1\r\nhost: a\r\nx-slow: "
+    await attacker.hold_many(attacker.target.service, 20_000, start, b"a")
 
 
 async def metrics_flood(attacker: Attacker) -> None:
@@ -84,11 +80,7 @@ async def half_bodies(attacker: Attacker) -> None:
     """A key that may only read. 2,000 connections send 1,000,000 bytes of a body of 1 MiB, and wait."""
     start = head("POST", "/v1/datasets", attacker.target.keys["read"], MEBIBYTE) + b" " * 1_000_000
 
-    async def act(_: int) -> None:
-        # The time until the next byte is longer than any window.
-        await attacker.hold(attacker.target.service, start, b" ", 3600)
-
-    await attacker.crowd(2000, act)
+    await attacker.crowd(2000, lambda _: attacker.hold(attacker.target.service, start))
 
 
 async def event_streams(attacker: Attacker) -> None:
@@ -200,7 +192,7 @@ async def stalled_parts(attacker: Attacker) -> None:
     async def act(number: int) -> None:
         path = f"{paths[number % len(paths)]}/parts/1"
         start = head("PUT", path, key, size, content_type="application/octet-stream")
-        await attacker.hold(attacker.target.service, start + b"a" * 1000, b"a", _DRIP_SECONDS)
+        await attacker.hold(attacker.target.service, start + b"a" * 1000, b"a")
 
     await attacker.crowd(20, act)
 

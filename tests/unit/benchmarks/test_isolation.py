@@ -1,0 +1,237 @@
+"""The benchmark of isolation: its figures, its goals, and an attack on a server of this machine."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from benchmarks.isolation.__main__ import ATTACKS, main
+from benchmarks.isolation.attacker import AttackFailed, AttackProcess, Target
+from benchmarks.isolation.bystander import PROBES, Bystander, Record, Steady
+from benchmarks.isolation.result import (
+    Goals,
+    Windows,
+    markdown,
+    missed,
+    percentile,
+    processes,
+    requests,
+)
+from benchmarks.isolation.watch import PROXY, REPLICA, ROLES, SERVICE, Look
+from tests.fakes.served_app import served
+
+WINDOWS = Windows(begin=0, attack=100, over=200, end=300)
+QUIET = {role: Look(100.0, 20, 1024, frozenset({number})) for number, role in enumerate(ROLES)}
+
+
+def work(begin: float, seconds: float = 0.01, status: int = 200, kind: str = "read") -> Record:
+    return Record(kind, begin, seconds, status)
+
+
+def steady(first: float, seconds: float = 0.01) -> list[Record]:
+    """A hundred reads and a probe, one a second."""
+    probe = work(first + 0.5, kind=PROBES[0])
+    return [*(work(first + number, seconds) for number in range(100)), probe]
+
+
+def figures(attacked: list[Record], later: Mapping[str, Look] | None = None) -> dict[str, Any]:
+    """Of a quiet window, an attack, and a recovery in which nothing happens."""
+    records = [*steady(0), *attacked, *steady(200)]
+    return {**requests(records, WINDOWS), **processes([QUIET], [later or QUIET])}
+
+
+@pytest.mark.parametrize(
+    ("share", "value"), [(0.5, 50), (0.99, 99), (0.991, 100), (1, 100), (0.001, 1)]
+)
+def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(
+    share: float, value: int
+) -> None:
+    assert percentile([float(each) for each in range(100, 0, -1)], share) == value
+    assert percentile([7.0], share) == 7
+    assert percentile([], share) is None
+
+
+def test_a_steady_owner_misses_no_goal() -> None:
+    found = figures(steady(100))
+    assert missed(found, Goals()) == []
+    assert (found["requests"], found["failed"]) == (100, 0)
+    assert (found["quiet_p99_s"], found["p99_s"], found["healthz_worst_s"]) == (0.01, 0.01, 0.01)
+
+
+@pytest.mark.parametrize("status", [0, 400, 404, 429, 500, 503, 507])
+def test_every_answer_but_success_is_a_failure(status: int) -> None:
+    found = figures([*steady(100), work(150, status=status)])
+    assert (found["requests"], found["failed"]) == (101, 1)
+    assert missed(found, Goals()) == ["failed"]
+
+
+def test_a_request_belongs_to_the_window_in_which_it_began() -> None:
+    found = figures([*steady(100), work(199.9, 60, 0), work(200.0, 0.01, 429), work(99, 0.1, 500)])
+    names = ("failed", "failed_afterwards", "failed_quiet")
+    assert [found[name] for name in names] == [1, 1, 1]
+    assert found["failures"] == {"read: 0": 1}
+
+
+def test_probes_are_counted_apart_and_one_that_failed_is_a_time_out() -> None:
+    found = figures([*steady(100), Record(PROBES[1], 150, 0.001, 0, "ConnectError")])
+    assert (found["requests"], found["failed"], found["healthz_failed"]) == (100, 0, 1)
+    assert found["healthz_worst_s"] == 10
+    assert found["failures"] == {f"{PROBES[1]}: ConnectError": 1}
+    assert missed(found, Goals()) == ["healthz_failed", "healthz_worst_s"]
+
+
+@pytest.mark.parametrize(("seconds", "misses"), [(0.5, False), (0.51, True)])
+def test_the_slowest_hundredth_may_take_half_a_second(seconds: float, misses: bool) -> None:
+    found = figures([*steady(100), work(150, seconds), work(151, seconds)])
+    assert ("p99_s" in missed(found, Goals())) is misses
+
+
+def test_or_three_times_what_it_took_before() -> None:
+    records = [*steady(0, 0.25), *steady(100, 0.75)]
+    found = {**requests(records, WINDOWS), **processes([QUIET], [QUIET])}
+    assert missed(found, Goals()) == []
+    assert missed({**found, "p99_s": 0.76}, Goals()) == ["p99_s"]
+
+
+def test_an_attack_in_which_nothing_was_asked_reaches_no_goal() -> None:
+    assert missed(figures([]), Goals()) == ["p99_s", "healthz_worst_s"]
+
+
+@pytest.mark.parametrize(
+    ("role", "later", "misses"),
+    [
+        (SERVICE, {"mib": 164.0}, []),
+        (SERVICE, {"mib": 165.0}, ["end_mib.service"]),
+        (SERVICE, {"mib": 401.0}, ["peak_mib.service", "end_mib.service"]),
+        (PROXY, {"mib": 129.0}, ["peak_mib.proxy"]),
+        (REPLICA, {"descriptors": 84}, []),
+        (REPLICA, {"descriptors": 85}, ["descriptors_kept.replica"]),
+        (REPLICA, {"descriptors": 1024}, ["descriptors.replica"]),
+        (REPLICA, {"numbers": frozenset({99})}, ["ended.replica"]),
+    ],
+)
+def test_memory_descriptors_and_processes_have_bounds(
+    role: str, later: dict[str, Any], misses: list[str]
+) -> None:
+    found = figures(steady(100), {**QUIET, role: replace(QUIET[role], **later)})
+    assert missed(found, Goals()) == misses
+
+
+def test_a_peak_that_was_given_back_is_a_peak_alone() -> None:
+    high = {**QUIET, SERVICE: replace(QUIET[SERVICE], mib=1714.0)}
+    found = {**figures(steady(100)), **processes([QUIET], [high, QUIET])}
+    assert (found["peak_mib"][SERVICE], found["end_mib"][SERVICE]) == (1714, 100)
+    assert missed(found, Goals()) == ["peak_mib.service"]
+
+
+def page(found: dict[str, Any]) -> str:
+    shown = {**found, "words": "No key.", "attacker": {"connections": 4}}
+    shown["missed"] = missed(shown, Goals())
+    goals = vars(Goals())
+    attacks = {"bombs": shown, "others": {"words": "", "error": "no room", "missed": ["error"]}}
+    return markdown({"attacks": attacks, "goals": goals, "configuration": {}, "machine": {}})
+
+
+def test_the_page_marks_what_misses_its_goal() -> None:
+    found = page(figures([*steady(100), work(150, 8, 503), work(150, 8, 503)]))
+    assert "| bombs | **2** | 102 | 0 | 0.01 | **8** | 0.01 | 100 | 100 | 100 | 100 |  |" in found
+    assert "| bombs | read: 503: 2 |" in found
+    assert "**0 of 2 attacks" in found
+    assert "others was **not shown**: no room" in found
+    assert "**1 of 2 attacks" in page(figures(steady(100)))
+
+
+@pytest.fixture
+def system() -> Iterator[str]:
+    """Both servers at one address: what the steady work asks is answered, but for searches."""
+    app = FastAPI()
+
+    @app.api_route("/{path:path}", methods=["GET", "POST", "PUT", "DELETE"])
+    async def answer(path: str, request: Request) -> Response:
+        await request.body()
+        status = 503 if path.endswith("search") else 200
+        return Response(b'{"id": "up-1", "data": []}', status, media_type="application/json")
+
+    with served(app) as address:
+        yield address
+
+
+def target(address: str, seconds: float = 0.6, scale: float = 0.001) -> Target:
+    keys = dict.fromkeys(("read", "write", "train", "embed", "admin"), "a-key")
+    return Target(address, address, keys, "m", {"x": 4, "y": 8}, "file:///none", seconds, scale)
+
+
+def test_steady_work_is_recorded_and_its_failures_with_it(system: str) -> None:
+    kinds = ("embed", "search", "read", "write", "add", "stream", *PROBES)
+    rates = dict.fromkeys(kinds, 2.0)
+    bob = Bystander(system, system, "a-key", "m", "x", [0.5] * 4, "steady", rates)
+    with Steady(bob) as working:
+        found: list[Record] = []
+        deadline = time.monotonic() + 30
+        while len({each.kind for each in found}) < len(kinds) + 1 and time.monotonic() < deadline:
+            time.sleep(0.2)
+            found += working.take()
+    assert {each.kind for each in found} == {*kinds, "part"}
+    assert {each.kind for each in found if each.failed} == {"search"}
+    assert {each.status for each in found if each.failed} == {503}
+
+
+def run_attack(name: str, aim: Target) -> dict[str, int]:
+    process = AttackProcess(ATTACKS[name], aim)
+    try:
+        process.prepare(60)
+        process.go()
+        process.wait(60)
+        return process.counts(60)
+    finally:
+        process.end()
+
+
+def test_a_flood_asks_again_and_again_from_another_address(system: str) -> None:
+    counts = run_attack("metrics-flood", target(system, scale=0.01))
+    assert counts["200"] > 2
+    assert counts["most at once"] == 2
+
+
+def test_connections_of_an_attack_are_held_for_its_window_and_closed_with_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepted: list[tuple[socket.socket, Any]] = []
+        heads: list[bytes] = []
+
+        def accept() -> None:
+            for _ in range(3):
+                accepted.append(listener.accept())
+                heads.append(accepted[-1][0].recv(1000))
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        counts = run_attack("unfinished-heads", target(address, scale=3 / 20_000))
+        thread.join()
+    assert counts == {"connections": 3, "most at once": 3}
+    assert {place[0] for _, place in accepted} == {"127.0.0.2"}
+    assert all(b"\r\n\r\n" not in each and each.startswith(b"GET ") for each in heads)
+    for made, _ in accepted:
+        with made:
+            made.settimeout(5)
+            assert made.recv(1000) == b"", "closed"
+
+
+def test_an_attack_that_cannot_be_prepared_is_no_result(system: str) -> None:
+    """The fake gives no key: `key` is not in its answer."""
+    with pytest.raises(AttackFailed, match="KeyError"):
+        run_attack("minting", target(system))
+
+
+def test_an_attack_that_does_not_exist_is_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--attacks", "endless-heads,none"])
+    assert "'none' is none of endless-heads" in capsys.readouterr().err
