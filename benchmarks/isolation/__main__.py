@@ -56,7 +56,7 @@ from benchmarks.isolation.watch import PROXY, REPLICA, SERVICE, Watch
 from benchmarks.progress import say
 from benchmarks.report import machine
 from cmcl.demo.stream import read_stream
-from cmcl.ports import Ports
+from cmcl.ports import Ports, StackError
 from cmcl.stack import LocalStack
 
 _RESULTS = Path(".cmcl/benchmarks")
@@ -123,7 +123,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="cmcl-isolation-")))
         prefixes = (stream.folder.as_uri(), folder.resolve().as_uri())
         stack = LocalStack(
-            folder / "stack", Ports.free(), ranks=1, allowed_prefixes=prefixes, keys=True
+            *(folder / "stack", Ports.free()),
+            ranks=1,
+            allowed_prefixes=prefixes,
+            keys=True,
+            # The versions of both owners must come about, on a busy machine as well.
+            extra_environment={"CMCL_MAX_ATTEMPTS": "10"},
         )
         say("starting the local system")
         parts.enter_context(stack)
@@ -189,21 +194,26 @@ class _Trial:
         found = {
             **requests(self._steady.take(), Windows(begin, attack, over, end)),
             **processes(self._watch.between(begin, attack), self._watch.between(attack, end)),
-            "parts_ended": self._stack.ended(),
             "attacker": process.counts(_GRACE_SECONDS),
         }
+        found["ended"] = sorted({*found["ended"], *self._stack.ended()})
         return {**found, "dataset": dataset.result()} if dataset else found
 
 
 def _restart(stack: LocalStack, owners: Owners, watch: Watch, missed: Sequence[str]) -> None:
-    """Restart the parts that kept something or ended, so that the next attack meets them new."""
+    """Restart the parts that kept something or ended, so that the next attack meets them new.
+
+    Raises StackError where that cannot be done: Ray itself, and the driver of the endpoint.
+    """
+    if lost := set(stack.ended()) - {SERVICE}:
+        raise StackError(f"{', '.join(lost)} ended; see {stack.folder / 'logs'}")
     marks = ("end_mib", "descriptors_kept", "ended", "error")
     roles = {each.partition(".")[2] for each in missed if each.partition(".")[0] in marks}
     if "error" in missed:
         roles |= {SERVICE, PROXY, REPLICA}
     if SERVICE in roles:
         say("restarting the service")
-        stack.kill("service")
+        stack.kill(SERVICE)
         stack.start_service()
         stack.wait_for_service()
     for role in roles & {PROXY, REPLICA}:

@@ -80,9 +80,9 @@ class Owners:
         spec = ModelSpec(modalities=self._widths, training=TrainingSpec(epochs=2))
         client.create_model(owner, spec)
         accepted = client.add_dataset(owner, dataset.name, dataset.pair, dataset.shards)
-        state = client.watch(str(accepted["job"]["id"]))["state"]
-        if state != "published":
-            raise StackError(f"the dataset of {owner} is {state}")
+        job = client.watch(str(accepted["job"]["id"]))
+        if job["state"] != "published":
+            raise StackError(f"the dataset of {owner} is {job['state']}: {job['message']}")
         _await(lambda: client.embed(owner, dataset.pair.second, [self._feature]), times=1)
 
     def bystander(self, rates: Mapping[str, float]) -> Bystander:

@@ -1,5 +1,6 @@
 """Memory, descriptors and ends of the processes of a local stack, by role, twice a second."""
 
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,7 @@ class Watch:
         self._samples: list[Sample] = []
 
     def __enter__(self) -> Self:
+        self._sample(self.processes())
         self._thread.start()
         return self
 
@@ -65,8 +67,9 @@ class Watch:
         self._thread.join()
 
     def between(self, begin: float, end: float) -> list[Mapping[str, Look]]:
-        """What was seen in that time, in order."""
-        return [looks for at, looks in list(self._samples) if begin <= at <= end]
+        """What was seen in that time, in order; the last look before it where there was none."""
+        known = [(at, looks) for at, looks in list(self._samples) if at <= end]
+        return [looks for at, looks in known if begin <= at] or [known[-1][1]]
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """Those that run now, by role."""
@@ -92,8 +95,11 @@ class Watch:
         while not self._over.wait(_EVERY_SECONDS):
             if time.monotonic() > due:
                 found, due = self.processes(), time.monotonic() + _FIND_SECONDS
-            looks = {role: _look(role, processes) for role, processes in found.items()}
-            self._samples.append((time.monotonic(), looks))
+            self._sample(found)
+
+    def _sample(self, found: Mapping[str, Sequence[psutil.Process]]) -> None:
+        looks = {role: _look(role, processes) for role, processes in found.items()}
+        self._samples.append((time.monotonic(), looks))
 
 
 def _look(role: str, processes: Sequence[psutil.Process]) -> Look:
@@ -116,4 +122,6 @@ def _seen(processes: Sequence[psutil.Process]) -> Iterator[tuple[int, float, int
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if each.status() != psutil.STATUS_ZOMBIE:
                 mib = each.memory_full_info().pss / 2**20
-                yield each.pid, mib, each.num_fds(), each.rlimit(psutil.RLIMIT_NOFILE)[0]
+                limit = each.rlimit(psutil.RLIMIT_NOFILE)[0]
+                without = limit == psutil.RLIM_INFINITY
+                yield each.pid, mib, each.num_fds(), sys.maxsize if without else limit

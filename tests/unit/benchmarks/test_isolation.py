@@ -1,18 +1,33 @@
 """The benchmark of isolation: its figures, its goals, and an attack on a server of this machine."""
 
+import asyncio
+import multiprocessing
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 
 from benchmarks.isolation.__main__ import ATTACKS, main
-from benchmarks.isolation.attacker import AttackFailed, AttackProcess, Target
+from benchmarks.isolation.attacker import (
+    GO,
+    OVER,
+    READY,
+    Attacker,
+    AttackFailed,
+    AttackProcess,
+    Target,
+)
 from benchmarks.isolation.bystander import PROBES, Bystander, Record, Steady
 from benchmarks.isolation.result import (
     Goals,
@@ -23,7 +38,9 @@ from benchmarks.isolation.result import (
     processes,
     requests,
 )
-from benchmarks.isolation.watch import PROXY, REPLICA, ROLES, SERVICE, Look
+from benchmarks.isolation.watch import PROXY, REPLICA, ROLES, SERVICE, Look, Watch
+from cmcl.ports import Ports
+from cmcl.stack import LocalStack
 from tests.fakes.served_app import served
 
 WINDOWS = Windows(begin=0, attack=100, over=200, end=300)
@@ -147,30 +164,70 @@ def test_the_page_marks_what_misses_its_goal() -> None:
     assert "**1 of 2 attacks" in page(figures(steady(100)))
 
 
+def test_a_process_is_seen_with_its_memory_and_descriptors_until_it_ends(tmp_path: Path) -> None:
+    code = "held = b'1' * (64 << 20), [open('/dev/null') for _ in range(40)]; print(); input()"
+    stack = LocalStack(tmp_path, Ports.free())
+    command = [sys.executable, "-c", code]
+    service = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    stack.processes[SERVICE] = service
+    with service:
+        assert service.stdout
+        service.stdout.readline()
+        with Watch(stack) as watch:
+            seen = watch.between(0, time.monotonic())[-1]
+        service.kill()
+    assert 64 < seen[SERVICE].mib < 100
+    assert 40 < seen[SERVICE].descriptors < 60
+    assert seen[SERVICE].numbers == {service.pid}
+    with Watch(stack) as watch:
+        later = watch.between(0, time.monotonic())
+    assert later[-1][SERVICE] == Look()
+    assert processes([seen], later)["ended"] == [SERVICE]
+    stack.stop()
+
+
+ANSWER = {
+    "id": "an-id",
+    "key": "a-key",
+    "name": "a-name",
+    "dataset": {"id": "ds-1"},
+    "job": {"id": "job-1", "state": "published"},
+}
+
+
+@dataclass
+class System:
+    """Both servers at one address, which answer everything but searches with 200, and what was asked."""
+
+    address: str = ""
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+
 @pytest.fixture
-def system() -> Iterator[str]:
-    """Both servers at one address: what the steady work asks is answered, but for searches."""
-    app = FastAPI()
+def system() -> Iterator[System]:
+    app, made = FastAPI(openapi_url=None), System()
 
     @app.api_route("/{path:path}", methods=["GET", "POST", "PUT", "DELETE"])
     async def answer(path: str, request: Request) -> Response:
-        await request.body()
-        status = 503 if path.endswith("search") else 200
-        return Response(b'{"id": "up-1", "data": []}', status, media_type="application/json")
+        made.asked.append((request.method, f"/{path}"))
+        with suppress(ClientDisconnect):
+            await request.body()
+        return JSONResponse(ANSWER, 503 if path.endswith("search") else 200)
 
-    with served(app) as address:
-        yield address
+    with served(app) as made.address:
+        yield made
 
 
-def target(address: str, seconds: float = 0.6, scale: float = 0.001) -> Target:
+def target(address: str, folder: Path, *, seconds: float = 0.6, scale: float = 0.001) -> Target:
     keys = dict.fromkeys(("read", "write", "train", "embed", "admin"), "a-key")
-    return Target(address, address, keys, "m", {"x": 4, "y": 8}, "file:///none", seconds, scale)
+    widths, prefix = {"x": 4, "y": 8}, folder.as_uri()
+    return Target(address, address, keys, "m", widths, prefix, seconds, scale)
 
 
-def test_steady_work_is_recorded_and_its_failures_with_it(system: str) -> None:
+def test_steady_work_is_recorded_and_its_failures_with_it(system: System) -> None:
     kinds = ("embed", "search", "read", "write", "add", "stream", *PROBES)
     rates = dict.fromkeys(kinds, 2.0)
-    bob = Bystander(system, system, "a-key", "m", "x", [0.5] * 4, "steady", rates)
+    bob = Bystander(*[system.address] * 2, "a-key", "m", "x", [0.5] * 4, "steady", rates)
     with Steady(bob) as working:
         found: list[Record] = []
         deadline = time.monotonic() + 30
@@ -193,13 +250,16 @@ def run_attack(name: str, aim: Target) -> dict[str, int]:
         process.end()
 
 
-def test_a_flood_asks_again_and_again_from_another_address(system: str) -> None:
-    counts = run_attack("metrics-flood", target(system, scale=0.01))
+def test_a_flood_asks_again_and_again_from_another_address(system: System, tmp_path: Path) -> None:
+    counts = run_attack("metrics-flood", target(system.address, tmp_path, scale=0.01))
     assert counts["200"] > 2
+    assert set(system.asked) == {("GET", "/metrics")}
     assert counts["most at once"] == 2
 
 
-def test_connections_of_an_attack_are_held_for_its_window_and_closed_with_it() -> None:
+def test_connections_of_an_attack_are_held_for_its_window_and_closed_with_it(
+    tmp_path: Path,
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         accepted: list[tuple[socket.socket, Any]] = []
         heads: list[bytes] = []
@@ -212,7 +272,7 @@ def test_connections_of_an_attack_are_held_for_its_window_and_closed_with_it() -
         thread = threading.Thread(target=accept)
         thread.start()
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        counts = run_attack("unfinished-heads", target(address, scale=3 / 20_000))
+        counts = run_attack("unfinished-heads", target(address, tmp_path, scale=3 / 20_000))
         thread.join()
     assert counts == {"connections": 3, "most at once": 3}
     assert {place[0] for _, place in accepted} == {"127.0.0.2"}
@@ -223,10 +283,56 @@ def test_connections_of_an_attack_are_held_for_its_window_and_closed_with_it() -
             assert made.recv(1000) == b"", "closed"
 
 
-def test_an_attack_that_cannot_be_prepared_is_no_result(system: str) -> None:
-    """The fake gives no key: `key` is not in its answer."""
-    with pytest.raises(AttackFailed, match="KeyError"):
-        run_attack("minting", target(system))
+def test_an_attack_that_cannot_be_prepared_is_no_result(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(AttackFailed, match="ConnectError"):
+        run_attack("minting", target(f"http://127.0.0.1:{port}", tmp_path))
+
+
+# What an attack must have asked for by its end; of the others no request is ever whole.
+ASKED = {
+    "wrong-kinds": ("POST", "/v1/webhooks"),
+    "wrong-shards": ("POST", "/v1/datasets"),
+    "many-keys-rows": ("POST", "/v1/embeddings"),
+    "metrics-flood": ("GET", "/metrics"),
+    "openapi-flood": ("GET", "/openapi.json"),
+    "half-bodies": ("POST", "/v1/datasets"),
+    "event-streams": ("GET", "/v1/events"),
+    "many-shards": ("DELETE", "/v1/datasets/ds-1"),
+    "stalled-parts": ("PUT", "/v1/uploads/an-id/parts/1"),
+    "stalled-bodies": ("DELETE", "/v1/keys/an-id"),
+    "unread-embeddings": ("POST", "/v1/embeddings"),
+    "unread-errors": ("POST", "/v1/webhooks"),
+    "nested-json": ("POST", "/v1/embeddings"),
+    "wrong-keys": ("GET", "/v1/models"),
+    "pipelined-probes": ("GET", "/healthz"),
+    "costly-searches": ("POST", "/v1/collections/mallory-costly/search"),
+    "minting": ("DELETE", "/v1/keys/an-id"),
+    "fill-collections": ("DELETE", "/v1/collections/mallory-full"),
+    "wide-branches": ("DELETE", "/v1/models/mallory-wide"),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_each_attack_does_what_it_is_for_within_its_window(
+    name: str, system: System, tmp_path: Path
+) -> None:
+    here, there = multiprocessing.Pipe()
+    attacker = Attacker(target(system.address, tmp_path, seconds=0.3), there)
+    here.send(GO)
+
+    async def attack() -> None:
+        await ATTACKS[name](attacker)
+        await attacker.remove_made()
+
+    asyncio.run(attack())
+    assert [here.recv(), here.recv()] == [READY, OVER]
+    assert any(attacker.counts.values())
+    if name in ASKED:
+        assert ASKED[name] in system.asked
+    here.close()
+    there.close()
 
 
 def test_an_attack_that_does_not_exist_is_refused_in_one_line(
