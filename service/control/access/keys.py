@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import BeforeValidator, Field, StringConstraints, field_validator
 from sqlalchemy import Connection
 
 from cmcl.contract.access import KEY_PATTERN, key_id
@@ -53,13 +53,28 @@ class KeyText:
         return sha256(self.secret)
 
 
+def _must_be_known(scope: object) -> object:
+    if isinstance(scope, str) and scope not in set(Scope):
+        raise ValueError(f"scope {scope!r} is unknown; permitted: {', '.join(Scope)}")
+    return scope
+
+
+def _must_have_one(scopes: object) -> object:
+    if isinstance(scopes, list | tuple) and not scopes:
+        raise ValueError(f"a key needs a scope; permitted: {', '.join(Scope)}")
+    return scopes
+
+
+KnownScope = Annotated[Scope, BeforeValidator(_must_be_known)]
+
+
 class NewKey(Frozen):
     """A key as it is asked for."""
 
     name: Name = Field(
         description="stands in the history of what the key did", examples=["training-pipeline"]
     )
-    scopes: tuple[Scope, ...] = Field(
+    scopes: Annotated[tuple[KnownScope, ...], BeforeValidator(_must_have_one)] = Field(
         min_length=1, max_length=20, description="what it permits; none that the asking key lacks"
     )
     owner: Name | None = Field(
@@ -70,18 +85,6 @@ class NewKey(Frozen):
     expires_in_days: int | None = Field(
         default=None, ge=1, le=3650, description="none: valid until it is revoked"
     )
-
-    @field_validator("scopes", mode="before")
-    @classmethod
-    def _must_be_scopes(cls, given: object) -> object:
-        permitted = ", ".join(Scope)
-        if isinstance(given, list | tuple):
-            if not given:
-                raise ValueError(f"a key needs a scope; permitted: {permitted}")
-            unknown = [each for each in given if isinstance(each, str) and each not in set(Scope)]
-            if unknown:
-                raise ValueError(f"scope {unknown[0]!r} is unknown; permitted: {permitted}")
-        return given
 
     @field_validator("name")
     @classmethod

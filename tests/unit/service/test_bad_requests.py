@@ -141,17 +141,21 @@ def test_what_is_no_id_is_told_the_form_of_one(plane: ControlPlane, path: str, w
 
 
 @pytest.mark.parametrize(
-    ("scopes", "words"),
+    ("scopes", "field", "words"),
     [
-        (["read", "foo"], "scope 'foo' is unknown; permitted: read, write, train, admin, embed"),
-        ([], "a key needs a scope; permitted: read, write, train, admin, embed"),
+        (
+            ["read", "foo"],
+            "scopes[1]",
+            "scope 'foo' is unknown; permitted: read, write, train, admin, embed",
+        ),
+        ([], "scopes", "a key needs a scope; permitted: read, write, train, admin, embed"),
     ],
 )
 def test_a_scope_that_is_unknown_is_named(
-    plane: ControlPlane, scopes: list[str], words: str
+    plane: ControlPlane, scopes: list[str], field: str, words: str
 ) -> None:
     body = {"name": "robot", "scopes": scopes}
-    assert _assert_problem(plane.client.post("/v1/keys", json=body), 422) == {"scopes": words}
+    assert _assert_problem(plane.client.post("/v1/keys", json=body), 422) == {field: words}
 
 
 @pytest.mark.parametrize("climb", ["..", "%2e%2e", "a%00b", "%5C"])
