@@ -58,8 +58,7 @@ class LocalStack:
     extra_environment: dict[str, str] = field(default_factory=dict)
     # As `python -m workers.serve --encoder` takes them.
     encoders: tuple[str, ...] = ()
-    # Whether both endpoints ask for keys. The operator's key and the pair that signs the list of keys
-    # are made once and stay in the folder.
+    # Whether both endpoints ask for keys; the operator's is made once and stays in the folder.
     keys: bool = False
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     # Bytes of each log that earlier runs have written.
@@ -180,7 +179,7 @@ class LocalStack:
             access = {
                 "CMCL_AUTH": "on",
                 "CMCL_ADMIN_KEY": self.operator_key or "",
-                "CMCL_SNAPSHOT_SIGNING_KEY": self._pair("PRIVATE"),
+                "CMCL_SNAPSHOT_SIGNING_KEY": (self._keys / "private.pem").read_text("ascii"),
             }
         self._spawn("service", [sys.executable, "-m", "service"], **access)
 
@@ -212,9 +211,8 @@ class LocalStack:
 
         It is the caller's to wait for; its output goes to the log `driver`.
         """
-        name = "driver"
-        self._spawn(name, command, RAY_ADDRESS=f"{HOST}:{self.ports.ray}")
-        return self.processes.pop(name)
+        self._spawn("driver", command, RAY_ADDRESS=f"{HOST}:{self.ports.ray}")
+        return self.processes.pop("driver")
 
     def wait_for_ray(self) -> None:
         """Until jobs can be submitted. Raises StackError."""
@@ -274,10 +272,8 @@ class LocalStack:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self._logged_before.get(name, 0), size - _TAIL_BYTES))
             lines = log.read().decode(errors="replace").split("\n")
-        last = next(
-            (line.strip() for line in reversed(lines) if line.strip()), "it printed nothing"
-        )
-        return f"{name} {what}: {last} (log: {self.log(name)})"
+        printed = [line.strip() for line in lines if line.strip()] or ["it printed nothing"]
+        return f"{name} {what}: {printed[-1]} (log: {self.log(name)})"
 
     def _environment(self) -> dict[str, str]:
         programs = str(Path(sys.executable).parent)
@@ -300,22 +296,17 @@ class LocalStack:
         }
 
     def _make_keys(self) -> None:
-        """What is not there yet: the operator's key, and the pair for the list of keys."""
+        """Make the operator's key and the pair that signs the list of keys, where they are missing."""
         if not (self._keys / "operator").is_file():
             self._write_key("operator", os.environ.get("CMCL_ADMIN_KEY") or secrets.token_hex(32))
-        if not (self._keys / "pair.pem").is_file():
+        if not (self._keys / "private.pem").is_file():
             command = [sys.executable, "-m", "service", "keys", "signing-key"]
             made = subprocess.run(command, capture_output=True, text=True, check=False)
             if made.returncode != 0:
                 raise StackError(f"no signing key could be made: {made.stderr.strip()}")
-            self._write_key("pair.pem", made.stdout)
-        self._write_key("public.pem", self._pair("PUBLIC"))
-
-    def _pair(self, half: str) -> str:
-        """The block of one half, PRIVATE or PUBLIC, in PEM."""
-        text = (self._keys / "pair.pem").read_text(encoding="ascii")
-        start, end = f"-----BEGIN {half} KEY-----", f"-----END {half} KEY-----"
-        return start + text.split(start, 1)[1].split(end, 1)[0] + end + "\n"
+            private, begin, public = made.stdout.partition("-----BEGIN PUBLIC KEY-----")
+            self._write_key("public.pem", begin + public)
+            self._write_key("private.pem", private)
 
     def _write_key(self, name: str, text: str) -> None:
         """As a whole or not at all: half a key would be taken for one at the next start."""
