@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,11 @@ def _of_encoders() -> set[str]:
 
 def _of_nodes() -> set[str]:
     """Those that Ray's agent on each node reports by itself."""
-    from ray.dashboard.modules.reporter import reporter_agent  # takes a second
-
-    source = Path(reporter_agent.__file__).read_text()
+    # Importing it takes a second, and OpenCensus then calls what Python 3.12 deprecated.
+    spec = find_spec("ray.dashboard.modules.reporter.reporter_agent")
+    assert spec is not None
+    assert spec.origin is not None
+    source = Path(spec.origin).read_text()
     return {f"ray_{name}" for name in re.findall(r'"(node_\w+)"', source)}
 
 
