@@ -44,6 +44,7 @@ CMCL_RUN_DEADLINE_SECONDS: {{ .Values.service.runDeadlineSeconds | int64 | quote
 CMCL_PREFLIGHT_DEADLINE_SECONDS: {{ .Values.service.preflightDeadlineSeconds | int64 | quote }}
 CMCL_HEARTBEAT_DEADLINE_SECONDS: {{ .Values.service.heartbeatDeadlineSeconds | quote }}
 CMCL_LOST_ATTEMPT_GRACE_SECONDS: {{ .Values.service.lostAttemptGraceSeconds | quote }}
+CMCL_MAX_CONNECTIONS: {{ .Values.service.maxConnections | int64 | quote }}
 CMCL_MAX_BODY_BYTES: {{ .Values.service.maxBodyBytes | int64 | quote }}
 CMCL_UPLOAD_BYTES_MAX: {{ .Values.service.uploadBytesMax | int64 | quote }}
 CMCL_UPLOAD_PART_BYTES_MAX: {{ .Values.service.uploadPartBytesMax | int64 | quote }}

@@ -1,19 +1,51 @@
 """Nothing behind this layer is reached without a key, and no body is read for whoever has none."""
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, sleep, to_thread
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.access import METRICS, OPEN_PATHS, PROBES
 from service.api.middleware.hosts import Hosts, headers
 from service.api.problems import refusal
 from service.control.access.doorkeeper import Caller, Doorkeeper
-from service.control.access.rates import OpenRates
+from service.control.access.rates import OpenRates, client_network
 from service.errors import ServiceError
 from service.logs import name_principal
 
 _SCHEME = "bearer"
 # An issuer of tokens that hangs may hold up so many threads, and none of the others.
 _THREADS_FOR_ISSUER = 4
+# Of one address in a minute, before it has to wait for further ones.
+_REFUSALS_AT_ONCE = 600
+_REFUSALS_PER_SECOND = 200
+# Less than the server waits for its requests when it stops.
+_LONGEST_WAIT_SECONDS = 8.0
+
+
+class Refusals:
+    """Lets an address that is refused again and again wait for its answer.
+
+    A refusal takes about a millisecond of the event loop, and a client that asks again at once, on hundreds
+    of connections, would leave nothing of it for others. All of them together get some 200 a second. For use
+    on the event loop alone.
+    """
+
+    def __init__(self) -> None:
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._limit = RateLimitItemPerMinute(_REFUSALS_AT_ONCE, namespace="refusals")
+        self._waiting = 0
+
+    async def slow_down(self, address: str) -> None:
+        """One more refusal of that address: return when it may be sent."""
+        if self._limiter.hit(self._limit, client_network(address)):
+            return
+        self._waiting += 1
+        try:
+            await sleep(min(_LONGEST_WAIT_SECONDS, 1.0 + self._waiting / _REFUSALS_PER_SECOND))
+        finally:
+            self._waiting -= 1
 
 
 class Authentication:
@@ -24,6 +56,7 @@ class Authentication:
         self._doorkeeper = doorkeeper
         self._hosts = hosts
         self._open_rates = OpenRates()
+        self._refusals = Refusals()
         self._issuer_threads = CapacityLimiter(_THREADS_FOR_ISSUER)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,6 +68,7 @@ class Authentication:
                 self._hosts.check(scope)
             caller = await self._admit(scope)
         except ServiceError as error:
+            await self._refusals.slow_down(_address(scope))
             await refusal(error, scope["path"])(scope, receive, send)
             return
         if caller is None:

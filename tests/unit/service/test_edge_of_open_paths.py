@@ -3,7 +3,9 @@
 import asyncio
 import re
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from service.errors import DatabaseUnavailable
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
+from tests.unit.service.access.holder import ADMIN_KEY
 from workers.storage.local import LocalStore
 
 
@@ -99,13 +102,44 @@ def test_readiness_is_asked_once_for_all_who_ask_within_a_second(plane: ControlP
 def test_an_address_may_not_ask_without_end_for_what_is_open(
     plane: ControlPlane, path: str
 ) -> None:
-    with served(plane.app) as url, httpx.Client(base_url=url) as client:
-        statuses = [client.get(path).status_code for _ in range(OPEN_PER_MINUTE + 20)]
-        # The window slides: a few more are let in while the test runs.
-        assert statuses[0] == 200
-        assert statuses[-1] == 429
-        assert [client.get(probe).status_code for probe in ("/healthz", "/readyz")] == [200, 200]
-        assert client.get("/v1/models").status_code == 200
+    statuses = [answer.status_code for answer in _at_once(plane.app, path, OPEN_PER_MINUTE + 50)]
+    assert statuses[0] == 200
+    assert statuses[-1] == 429
+    for other in ("/healthz", "/readyz", "/v1/models"):
+        assert plane.client.get(other).status_code == 200
+
+
+def test_an_address_that_is_refused_again_and_again_waits_and_no_other_does(
+    tmp_path: Path,
+) -> None:
+    plane = ControlPlane(tmp_path, auth="on", admin_key=ADMIN_KEY)
+    key = {"Authorization": f"Bearer {ADMIN_KEY}"}
+
+    async def ask(client: httpx.AsyncClient, headers: dict[str, str]) -> tuple[int, float]:
+        began = time.monotonic()
+        answer = await client.get("/v1/whoami", headers=headers)
+        return answer.status_code, time.monotonic() - began
+
+    async def flood() -> None:
+        flooding = httpx.ASGITransport(plane.app, client=("192.0.2.1", 1))
+        other = httpx.ASGITransport(plane.app, client=("192.0.2.2", 1))
+        async with (
+            httpx.AsyncClient(transport=flooding, base_url="http://localhost") as hostile,
+            httpx.AsyncClient(transport=other, base_url="http://localhost") as client,
+        ):
+            for _ in range(600):
+                assert (await ask(hostile, {}))[0] == 401
+            refused = [asyncio.create_task(ask(hostile, {})) for _ in range(20)]
+            await asyncio.sleep(0)
+            assert (await ask(hostile, key))[0] == 200
+            assert (await ask(client, {}))[0] == 401
+            assert not any(each.done() for each in refused)
+            answers = await asyncio.gather(*refused)
+        assert {status for status, _ in answers} == {401}
+        assert min(seconds for _, seconds in answers) >= 1.0
+
+    asyncio.run(flood())
+    plane.close()
 
 
 def test_a_render_that_hangs_holds_up_nothing_else(plane: ControlPlane) -> None:
