@@ -29,8 +29,8 @@ class LauncherSettings(BaseSettings):
     min_ranks: int | None = Field(
         default=None,
         ge=1,
-        description="an attempt goes on with so few where there is no room for all; by default it "
-        "waits for all",
+        description="ranks with which an attempt continues after it has lost some; with the launcher ray "
+        "it starts with so few as well where there is no room for all. By default it waits for all",
     )
     gpus_per_rank: float = Field(default=0, ge=0, description="GPUs that each rank asks for")
     ranks_idle_seconds: float = Field(
