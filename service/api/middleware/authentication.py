@@ -27,7 +27,7 @@ _LONGEST_WAIT_SECONDS = 8.0
 class Refusals:
     """Lets an address that is refused again and again wait for its answer.
 
-    A refusal takes about a millisecond of the event loop, and a client that asks again at once, on hundreds
+    A refusal takes time of the event loop, and a client that asks again at once, on hundreds
     of connections, would leave nothing of it for others. All of them together get some 200 a second. For use
     on the event loop alone.
     """
