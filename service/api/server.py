@@ -175,13 +175,13 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feed a head in pieces that cannot pass the bound, and the rest as it comes."""
+        """Feed the parser pieces that cannot pass the bound, and count those that were in a head alone."""
         while data and not self.transport.is_closing():
-            room = _HEAD_BYTES - self._head_bytes if self._is_in_head else len(data)
+            was_in_head, heads = self._is_in_head, self._heads
+            room = _HEAD_BYTES - self._head_bytes
             piece, data = data[:room], data[room:]
-            heads = self._heads
             super().data_received(piece)
-            if not self._is_in_head or self._heads > heads:
+            if not was_in_head or not self._is_in_head or self._heads > heads:
                 self._head_bytes = 0
                 continue
             self._head_bytes += len(piece)
@@ -238,6 +238,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.abort()
             return
         head = (
+            b"x-cmcl-server: control-plane\r\n"
             b"content-type: text/plain; charset=utf-8\r\n"
             b"content-length: %d\r\nconnection: close\r\n\r\n" % len(words)
         )

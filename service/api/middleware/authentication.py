@@ -11,7 +11,7 @@ from service.api.middleware.hosts import Hosts, headers
 from service.api.problems import refusal
 from service.control.access.doorkeeper import Caller, Doorkeeper
 from service.control.access.rates import OpenRates, client_network
-from service.errors import ServiceError
+from service.errors import Refused, ServiceError
 from service.logs import name_principal
 
 _SCHEME = "bearer"
@@ -20,16 +20,18 @@ _THREADS_FOR_ISSUER = 4
 # Of one address in a minute, before it has to wait for further ones.
 _REFUSALS_AT_ONCE = 600
 _REFUSALS_PER_SECOND = 200
+# Each keeps a connection that does not make room for others meanwhile.
+_MOST_DELAYED = 256
 # Less than the server waits for its requests when it stops.
 _LONGEST_WAIT_SECONDS = 8.0
 
 
 class Refusals:
-    """Lets an address that is refused again and again wait for its answer.
+    """Delays the answers to an address that is refused again and again.
 
-    A refusal takes time of the event loop, and a client that asks again at once, on hundreds
-    of connections, would leave nothing of it for others. All of them together get some 200 a second. For use
-    on the event loop alone.
+    A refusal takes time of the event loop, and a client that asks again at once, on hundreds of connections,
+    would leave nothing of it for others. All of them together get some 200 a second; the connections of those
+    that are beyond `_MOST_DELAYED` are closed instead. For use on the event loop alone.
     """
 
     def __init__(self) -> None:
@@ -37,15 +39,18 @@ class Refusals:
         self._limit = RateLimitItemPerMinute(_REFUSALS_AT_ONCE, namespace="refusals")
         self._waiting = 0
 
-    async def slow_down(self, address: str) -> None:
-        """One more refusal of that address: return when it may be sent."""
+    async def delay(self, address: str) -> bool:
+        """Return when a refusal of that address may be sent: whether its connection may stay open."""
         if self._limiter.hit(self._limit, client_network(address)):
-            return
+            return True
+        if self._waiting >= _MOST_DELAYED:
+            return False
         self._waiting += 1
         try:
             await sleep(min(_LONGEST_WAIT_SECONDS, 1.0 + self._waiting / _REFUSALS_PER_SECOND))
         finally:
             self._waiting -= 1
+        return True
 
 
 class Authentication:
@@ -68,8 +73,11 @@ class Authentication:
                 self._hosts.check(scope)
             caller = await self._admit(scope)
         except ServiceError as error:
-            await self._refusals.slow_down(_address(scope))
-            await refusal(error, scope["path"])(scope, receive, send)
+            response = refusal(error, scope["path"])
+            # A database that is away is no fault of the client.
+            if isinstance(error, Refused) and not await self._refusals.delay(_address(scope)):
+                response.headers["connection"] = "close"
+            await response(scope, receive, send)
             return
         if caller is None:
             await self._app(scope, receive, send)

@@ -53,8 +53,8 @@ class Budget:
     def body(self, owner: str) -> Iterator["Arriving"]:
         """A body, from its first byte until its request is answered. Raises TooManyRequests."""
         if self._unfinished[owner] >= _MOST_UNFINISHED_OF_OWNER:
-            message = f"{_MOST_UNFINISHED_OF_OWNER} bodies of yours are unfinished"
-            raise TooManyRequests(f"{message}; finish them, or send this one later", _RETRY_SECONDS)
+            message = f"the owner has {_MOST_UNFINISHED_OF_OWNER} unfinished request bodies, which is the limit"
+            raise TooManyRequests(f"{message}; finish them, or retry later", _RETRY_SECONDS)
         arriving = Arriving(self, owner)
         self._unfinished[owner] += 1
         try:
@@ -125,7 +125,8 @@ class Bodies:
         self._budget = Budget()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _has_body(scope):
+        # No route of these methods reads a body; open paths, which have no owner, are among them.
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD") or not _has_body(scope):
             await self._app(scope, receive, send)
             return
         wanted = self._find(scope)
@@ -145,15 +146,13 @@ class Bodies:
         self, wanted: _Wanted, scope: Scope, receive: Receive, until_answered: ExitStack
     ) -> Receive:
         """The body as the app gets it. Raises Refused."""
-        principal: Principal | None = scope.get("state", {}).get("principal")
-        if principal is not None:
-            check_scopes(principal, wanted.scopes)
+        principal: Principal = scope["state"]["principal"]
+        check_scopes(principal, wanted.scopes)
         if _declared(scope) > wanted.most_bytes:
             raise _too_large(wanted.most_bytes)
         if wanted.is_file:
             return _counted(receive, wanted.most_bytes)
-        owner = (principal.owner if principal else None) or EVERY_OWNER
-        arriving = until_answered.enter_context(self._budget.body(owner))
+        arriving = until_answered.enter_context(self._budget.body(principal.owner or EVERY_OWNER))
         return _replay(await self._collect(receive, wanted.most_bytes, arriving), receive)
 
     async def _collect(self, receive: Receive, limit: int, arriving: Arriving) -> bytes:

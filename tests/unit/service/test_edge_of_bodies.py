@@ -14,6 +14,7 @@ from starlette.types import Message, Scope
 from service.api.middleware.bodies import Bodies, Budget
 from service.api.spool import Pace
 from service.errors import TooManyRequests
+from service.principal import LOCAL
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.unit.service.access.holder import ADMIN_KEY, Holder
 from tests.unit.service.access.routes import ROUTES, WRITE
@@ -88,13 +89,34 @@ def test_a_body_that_comes_too_slowly_is_given_up(pieces: list[bytes]) -> None:
     assert b"body-cut-off" in sent[1]["body"]
 
 
-def _scope() -> Scope:
+def _scope(method: str = "POST") -> Scope:
     return {
         "type": "http",
-        "method": "POST",
+        "method": method,
         "path": "/",
+        "query_string": b"",
         "headers": [(b"transfer-encoding", b"chunked")],
+        "state": {"principal": LOCAL},
     }
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_request_that_takes_no_body_is_answered_before_one_comes(method: str) -> None:
+    api = FastAPI()
+    api.add_api_route("/", lambda: None, methods=[method])
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    app = Bodies(api, api, MIB, MIB, Pace(patience_seconds=3600, bytes_per_second=0))
+    asyncio.run(asyncio.wait_for(app(_scope(method), receive, send), 60))
+    assert sent[0]["status"] == 200
 
 
 def test_bytes_of_bodies_count_as_they_arrive_and_are_given_back() -> None:

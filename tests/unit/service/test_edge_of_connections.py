@@ -136,6 +136,36 @@ def test_a_body_is_no_part_of_the_head(edge: Edge) -> None:
         assert _read(client).startswith(b"HTTP/1.1 200 ")
 
 
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """How many bytes the body had, once all of it has come."""
+    total, is_last = 0, False
+    while not is_last:
+        message = await receive()
+        assert message["type"] == "http.request", message
+        total += len(message["body"])
+        is_last = not message["more_body"]
+    await PlainTextResponse(str(total))(scope, receive, send)
+
+
+@pytest.mark.parametrize("pieces", [(32 << 10,), (64 << 10, 200_000), (1, 40_000, 40_000, 3)])
+def test_a_body_of_any_size_arrives_whole_in_each_request_of_a_connection(
+    pieces: tuple[int, ...],
+) -> None:
+    head = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % sum(pieces)
+    with _edge(echo) as running, running.connect() as client:
+        for _ in range(3):
+            client.sendall(head)
+            for piece in pieces:
+                # So that the server reads each by itself.
+                time.sleep(0.05)
+                client.sendall(b"a" * piece)
+            answer = client.recv(1 << 16)
+            while not answer.endswith(b"%d" % sum(pieces)) and (more := client.recv(1 << 16)):
+                answer += more
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert answer.endswith(b"\r\n\r\n%d" % sum(pieces))
+
+
 def test_requests_sent_ahead_of_their_answers_are_bounded() -> None:
     ended = threading.Event()
 

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from prometheus_client.core import GaugeMetricFamily
 
 from service.api.kept import Kept, in_thread
+from service.api.middleware.authentication import Refusals
 from service.app import Parts, create_app
 from service.control.access.rates import OPEN_PER_MINUTE
 from service.errors import DatabaseUnavailable
@@ -130,16 +131,39 @@ def test_an_address_that_is_refused_again_and_again_waits_and_no_other_does(
             for _ in range(600):
                 assert (await ask(hostile, {}))[0] == 401
             refused = [asyncio.create_task(ask(hostile, {})) for _ in range(20)]
-            await asyncio.sleep(0)
             assert (await ask(hostile, key))[0] == 200
             assert (await ask(client, {}))[0] == 401
-            assert not any(each.done() for each in refused)
             answers = await asyncio.gather(*refused)
         assert {status for status, _ in answers} == {401}
         assert min(seconds for _, seconds in answers) >= 1.0
 
     asyncio.run(flood())
     plane.close()
+
+
+def test_delayed_refusals_are_bounded_and_those_beyond_close_their_connections() -> None:
+    async def flood() -> None:
+        refusals = Refusals()
+
+        async def refuse(address: str) -> asyncio.Task[bool]:
+            task = asyncio.create_task(refusals.delay(address))
+            await asyncio.sleep(0)
+            return task
+
+        for _ in range(600):
+            assert (await refuse("192.0.2.1")).result() is True
+        delayed = [await refuse("192.0.2.1") for _ in range(256)]
+        assert not any(each.done() for each in delayed)
+        assert (await refuse("192.0.2.1")).result() is False
+        assert (await refuse("192.0.2.2")).result() is True
+        for each in delayed:
+            each.cancel()
+        await asyncio.wait(delayed)
+        again = await refuse("192.0.2.1")
+        assert not again.done(), "places of delayed refusals are given back"
+        again.cancel()
+
+    asyncio.run(flood())
 
 
 def test_a_render_that_hangs_holds_up_nothing_else(plane: ControlPlane) -> None:
