@@ -88,11 +88,7 @@ def _routed(item: Object) -> set[str]:
     ("name", "of_application", "hidden"),
     [
         ("demo-cmcl", _of_service, {"/metrics"}),
-        (
-            "demo-cmcl-serving",
-            _of_serving,
-            {ANNOUNCEMENTS, "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"},
-        ),
+        ("demo-cmcl-serving", _of_serving, {ANNOUNCEMENTS, "/openapi.json"}),
     ],
 )
 def test_the_world_is_led_to_nothing_that_is_internal(

@@ -60,6 +60,9 @@ def describe(replica: Replica) -> FastAPI:
         lifespan=lifespan,
         generate_unique_id_function=operation_id,
         separate_input_output_schemas=False,
+        # FastAPI's own pages load scripts from a CDN, which could use the key that a reader types in.
+        docs_url=None,
+        redoc_url=None,
     )
     install_error_handlers(app)
     for router in _ROUTERS:
