@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import httpx
@@ -30,6 +30,11 @@ _READY_SECONDS = 300.0
 _STOP_SECONDS = 5.0
 _PRIVATE = 0o700
 _TAIL_BYTES = 4096
+# Not for Ray, which passes its environment to every replica and attempt.
+_OF_SERVICE = {
+    *("CMCL_ADMIN_KEY", "CMCL_ENCRYPTION_KEY", "CMCL_METRICS_KEY", "CMCL_SNAPSHOT_SIGNING_KEY")
+}
+_SECRETS = {*_OF_SERVICE, "CMCL_KEY"}
 
 _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -117,12 +122,7 @@ class LocalStack:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -165,18 +165,17 @@ class LocalStack:
                 "--dashboard-agent-listen-port=0",
                 # Nobody uses it, and if its port were taken the node would end.
                 f"--ray-client-server-port={self.ports.ray_client}",
-                *(
-                    f"--num-cpus={2 * self.ranks + 4 + 2 * len(self.encoders)}",
-                    "--object-store-memory=200000000",
-                ),
+                f"--num-cpus={2 * self.ranks + 4 + 2 * len(self.encoders)}",
+                "--object-store-memory=200000000",
             ],
         )
 
     def start_service(self) -> None:
-        """The control plane. It alone gets the operator's key and the private half of the pair."""
-        access = {"CMCL_AUTH": "off"}
+        """The control plane. It alone gets the keys in the environment and those of the folder."""
+        access = {name: os.environ[name] for name in _OF_SERVICE if name in os.environ}
+        access["CMCL_AUTH"] = "off"
         if self.keys:
-            access = {
+            access |= {
                 "CMCL_AUTH": "on",
                 "CMCL_ADMIN_KEY": self.operator_key or "",
                 "CMCL_SNAPSHOT_SIGNING_KEY": (self._keys / "private.pem").read_text("ascii"),
@@ -237,10 +236,8 @@ class LocalStack:
             _signal_group(process, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS
         for process in self.processes.values():
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                pass
             # Ray's children outlive a head that ended by itself; the group has them all.
             _signal_group(process, signal.SIGKILL)
             process.wait()
@@ -278,7 +275,7 @@ class LocalStack:
     def _environment(self) -> dict[str, str]:
         programs = str(Path(sys.executable).parent)
         return {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in _SECRETS},
             **_RAY,
             **places(self.ports, self.proxy_folder),
             "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -296,9 +293,15 @@ class LocalStack:
         }
 
     def _make_keys(self) -> None:
-        """Make the operator's key and the pair that signs the list of keys, where they are missing."""
-        if not (self._keys / "operator").is_file():
-            self._write_key("operator", os.environ.get("CMCL_ADMIN_KEY") or secrets.token_hex(32))
+        """Make what is missing. Raises StackError if CMCL_ADMIN_KEY is not the saved key."""
+        exported, saved = os.environ.get("CMCL_ADMIN_KEY"), self.operator_key
+        if saved is None:
+            self._write_key("operator", exported or secrets.token_hex(32))
+        elif exported and exported != saved:
+            raise StackError(
+                f"CMCL_ADMIN_KEY differs from the operator's key in {self._keys / 'operator'}: "
+                "unset the variable to use the saved key, or remove the file to replace it"
+            )
         if not (self._keys / "private.pem").is_file():
             command = [sys.executable, "-m", "service", "keys", "signing-key"]
             made = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -333,18 +336,14 @@ class LocalStack:
         while time.monotonic() < deadline:
             if self.processes[name].poll() is not None:
                 raise StackError(self.last_words(name, "ended while it was starting"))
-            try:
+            with suppress(httpx.HTTPError):  # It is not listening yet.
                 answer = httpx.get(url, timeout=2, headers=headers)
                 if answer.status_code == httpx.codes.OK:
                     return
-            except httpx.HTTPError:
-                pass  # Not listening yet: that is what we wait for.
             time.sleep(0.1)
         raise StackError(self.last_words(name, f"was not ready after {_READY_SECONDS:g} s"))
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):  # All of the group has ended already.
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass  # All of the group has ended already.

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import astuple, fields
 from pathlib import Path
 
@@ -246,14 +247,42 @@ def test_with_keys_the_service_asks_for_them_and_the_operators_key_stays(tmp_pat
     assert keys[0] == keys[1]
 
 
-def test_no_part_but_the_service_gets_the_operators_key(tmp_path: Path) -> None:
+def test_no_part_but_the_service_gets_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray passes its environment to every replica and attempt, where users' code runs."""
     stack = RecordingStack(tmp_path, Ports.free(), keys=True)
     try:
         stack.prepare_folder()
+        of_service = {"CMCL_ENCRYPTION_KEY", "CMCL_METRICS_KEY"}
+        for name in {*of_service, "CMCL_ADMIN_KEY", "CMCL_SNAPSHOT_SIGNING_KEY", "CMCL_KEY"}:
+            monkeypatch.setenv(name, f"secret of {name}")
         for start in (stack.start_ray, stack.start_embeddings):
             start()
             assert stack.operator_key is not None
             assert stack.operator_key not in " ".join(stack.told)
             assert "PRIVATE" not in " ".join(stack.told)
+            assert "secret of" not in " ".join(stack.told)
+        stack.start_service()
+        assert {f"{name}=secret of {name}" for name in of_service} <= set(stack.told)
+        assert f"CMCL_ADMIN_KEY={stack.operator_key}" in stack.told
     finally:
         stack.stop()
+
+
+def test_an_exported_key_that_differs_from_the_saved_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, refused in (("a" * 32, False), ("a" * 32, False), ("b" * 32, True)):
+        monkeypatch.setenv("CMCL_ADMIN_KEY", key)
+        stack = RecordingStack(tmp_path, Ports.free(), keys=True)
+        try:
+            with (
+                pytest.raises(StackError, match=rf"CMCL_ADMIN_KEY .*{tmp_path}/keys/operator")
+                if refused
+                else nullcontext()
+            ):
+                stack.prepare_folder()
+            assert stack.operator_key == "a" * 32
+        finally:
+            stack.stop()
