@@ -14,6 +14,9 @@
 {{- $binary := hasSuffix "i" $suffix -}}
 {{- $step := ternary 1024 1000 $binary -}}
 {{- $units := ternary (list "" "Ki" "Mi" "Gi" "Ti" "Pi" "Ei") (list "m" "" "k" "M" "G" "T" "P" "E") $binary -}}
+{{- if or (not $number) (not (has $suffix $units)) -}}
+{{- fail (printf "%s is %q: write a number such as 5 or 0.5 and one of the units m, k, M, G, T, P, E, Ki, Mi, Gi, Ti, Pi, Ei, or no unit" .where $text) -}}
+{{- end -}}
 {{- $at := 0 -}}
 {{- range $index, $unit := $units -}}
 {{- if eq $unit $suffix -}}

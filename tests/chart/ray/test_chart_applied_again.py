@@ -146,3 +146,13 @@ def test_a_quantity_without_such_a_form_is_refused(amount: str, unit: str) -> No
     words = rf"serving\.workers\.resources\.limits\.memory is {amount}, .* whole number of {unit}"
     with pytest.raises(helm_python.HelmRenderError, match=words):
         render({"serving": {"workers": {"resources": {"limits": {"memory": amount}}}}})
+
+
+@pytest.mark.parametrize("amount", ["1e9", ".5", "5 Gi", "1Kib", "3n", "Gi", ""])
+def test_a_quantity_with_another_unit_or_number_is_refused(amount: str) -> None:
+    words = (
+        rf"serving\.extraVolumes\[0\]\.emptyDir\.sizeLimit is \"{re.escape(amount)}\".* m, k, .*Gi"
+    )
+    volume = {"name": "cache", "emptyDir": {"sizeLimit": amount}}
+    with pytest.raises(helm_python.HelmRenderError, match=words):
+        render({"serving": {"extraVolumes": [volume]}})
