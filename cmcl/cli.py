@@ -29,12 +29,13 @@ from cmcl.commands import (
     versions,
     webhooks,
 )
+from cmcl.contract import DISTRIBUTION
 from cmcl.terminal.exits import ended
 
 
 def _show_version(is_asked: bool) -> None:
     if is_asked:
-        print(f"cmcl {installed_version('cmcl-embeddings')}")
+        print(f"cmcl {installed_version(DISTRIBUTION)}")
         raise typer.Exit
 
 

@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from cmcl.cli import command_tree
+from cmcl.contract import DISTRIBUTION
 from tests.unit.client.command_line import Cmcl
 
 
@@ -31,7 +32,7 @@ def test_no_flag_asks_for_a_value_in_the_help(cmcl: Cmcl) -> None:
 
 
 def test_the_version_is_that_of_the_distribution(cmcl: Cmcl) -> None:
-    assert cmcl("--version") == f"cmcl {version('cmcl-embeddings')}\n"
+    assert cmcl("--version") == f"cmcl {version(DISTRIBUTION)}\n"
 
 
 def test_every_command_that_prints_has_json() -> None:
