@@ -18,21 +18,6 @@ from cmcl.terminal.console import stderr, stdout
 from cmcl.terminal.exits import Refused
 from cmcl.terminal.options import AsJson
 
-# Errors of pydantic take several lines; the first of each is enough here.
-_PARSE_ENCODERS = """
-import sys
-from pydantic import ValidationError
-from workers.serve.encoders.spec import parse_encoder
-for text in sys.argv[1:]:
-    try:
-        parse_encoder(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{part}: " for part in first["loc"])
-        sys.exit(f"{text!r}: {where}{first['msg'].removeprefix('Value error, ')}")
-    except ValueError as error:
-        sys.exit(str(error))
-"""
 # Seen with `ss -ltnp` on a running stack; Ray has no setting for the addresses of these ports.
 _LISTENING = (
     "Control plane, endpoint and dashboard listen on 127.0.0.1. On all interfaces listen Ray's own "
@@ -110,7 +95,7 @@ def _check_encoders(encoders: list[str]) -> None:
     """Raises BadParameter, before anything is started. The client knows no kinds of encoders."""
     if not encoders:
         return
-    command = [sys.executable, "-c", _PARSE_ENCODERS, *encoders]
+    command = [sys.executable, "-m", "workers.serve.encoders.spec", *encoders]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     if checked.returncode:
         words = checked.stderr.strip().splitlines() or ["it cannot be read"]

@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from workers.serve.encoders.spec import EncoderSpec, parse_encoder
+from workers.serve.encoders.spec import EncoderSpec, main, parse_encoder
 from workers.serve.settings import ServeArgs
 
 
@@ -33,6 +33,24 @@ def test_the_long_form_has_every_field() -> None:
 def test_another_form_is_refused_with_the_form(text: str) -> None:
     with pytest.raises(ValueError, match="MODALITY=KIND:WIDTH"):
         parse_encoder(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("text=synthetic:wide", "'text=synthetic:wide': width: Input should be a valid integer"),
+        ('{"kind": "clip"}', "modality: Field required"),
+        ("text=sentence-transformers:384", "needs a model: a folder or a name"),
+        ("text", "MODALITY=KIND:WIDTH"),
+    ],
+)
+def test_the_check_of_texts_ends_with_one_line_about_the_first_wrong_one(
+    text: str, line: str
+) -> None:
+    main(["image=synthetic:64"])
+    with pytest.raises(SystemExit, match=line) as ended:
+        main(["image=synthetic:64", text, "another"])
+    assert "\n" not in str(ended.value)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
-"""What a user decides about the encoder of one modality: an element of `ServeArgs.encoders`."""
+"""What a user decides about the encoder of one modality: an element of `ServeArgs.encoders`.
 
+`python -m workers.serve.encoders.spec TEXT...` checks texts that name encoders.
+"""
+
+import sys
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from cmcl.contract.modality import Frozen, Modality
 from cmcl.contract.model import FeatureWidth
@@ -132,3 +137,20 @@ def parse_encoder(text: str) -> EncoderSpec:
         raise ValueError(f"encoder {text!r} is not of the form MODALITY=KIND:WIDTH[:MODEL]")
     fields = {"modality": modality, "kind": kind, "width": width, "model": model or None}
     return EncoderSpec.model_validate(fields)
+
+
+def main(texts: Sequence[str]) -> None:
+    """Exit with status 1 and one line on stderr at the first text that `parse_encoder` refuses."""
+    for text in texts:
+        try:
+            parse_encoder(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f"{part}: " for part in first["loc"])
+            sys.exit(f"{text!r}: {where}{first['msg'].removeprefix('Value error, ')}")
+        except ValueError as error:
+            sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
