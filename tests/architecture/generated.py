@@ -28,7 +28,8 @@ Generated from the code by `make docs`; edit the descriptions there.
 
 ## Control plane
 
-`python -m service` reads the environment, once, when it starts (`service/settings.py`).
+`python -m service` reads the environment, once, when it starts (`service/settings.py`, and
+`service/launcher_settings.py` for how attempts run).
 
 {service}
 ## Training
@@ -101,11 +102,14 @@ def main() -> None:
 
 
 def _table(head: str, model: type[BaseModel], named: Callable[[str], str]) -> str:
+    """One row for each field: those of the class itself, then those that it inherits."""
     schema = model.model_json_schema()
+    inherited = {name for base in model.__mro__[1:] for name in getattr(base, "model_fields", ())}
+    fields = sorted(schema["properties"].items(), key=lambda field: field[0] in inherited)
     rows = [
         f"| `{named(field)}` | {_default(field, value, schema)} | {_permitted(value)} "
         f"| {value.get('description', '')} |"
-        for field, value in schema["properties"].items()
+        for field, value in fields
     ]
     return "\n".join(
         [f"| {head} | default | permitted | meaning |", "|---|---|---|---|", *rows, ""]
