@@ -7,6 +7,7 @@ nothing is counted that was rolled back, and nothing that happened is missed.
 import logging
 from collections.abc import Callable
 
+from service.database.queries.events import SKIPPED
 from service.database.rows import Happening
 from service.observe.metrics import Metrics
 from service.states import TERMINAL, FailureReason, JobState
@@ -37,6 +38,8 @@ class Witness:
             self._metrics.promotions.labels(happening.kind.partition(".")[2]).inc()
         elif happening.kind in ("candidate.promoted", "candidate.taken_back"):
             self._metrics.trials_ended.labels(happening.kind.partition(".")[2]).inc()
+        elif happening.kind == SKIPPED:
+            self._metrics.webhook_deliveries.labels("skipped").inc(_number(happening))
 
     def _count_move(self, happening: Happening, state: JobState) -> None:
         source, reason = _told(happening, "from"), _told(happening, "reason")
@@ -85,5 +88,9 @@ def _told(happening: Happening, name: str) -> str:
 
 
 def _seconds(happening: Happening) -> float:
-    seconds = happening.data.get("after_seconds")
-    return float(seconds) if isinstance(seconds, int | float) else 0.0
+    return _number(happening, "after_seconds")
+
+
+def _number(happening: Happening, name: str = "number") -> float:
+    number = happening.data.get(name)
+    return float(number) if isinstance(number, int | float) else 0.0

@@ -110,9 +110,9 @@ class Metrics:
             "database_seconds", "Transactions, from asking to commit", _SHORT, "kind", "outcome"
         )
         self.webhook_deliveries = self._counter(
-            "webhook_deliveries", "Attempts to deliver a webhook", "outcome"
+            "webhook_deliveries", "Attempts to deliver a webhook, and messages skipped", "outcome"
         )
-        for outcome in ("delivered", "retried", "failed"):
+        for outcome in ("delivered", "retried", "failed", "skipped"):
             self.webhook_deliveries.labels(outcome)
         self._add_calls_for_replicas()
 

@@ -159,7 +159,7 @@ def list_deliveries(
 def send_test_message(
     webhook: WebhookPath, principal: Admin, context: ContextDep, key: RequestKeyDep
 ) -> JSONResponse:
-    """Send it a message of kind `webhook.test`. 409 if it is disabled."""
+    """Send it a message of kind `webhook.test`. 409 if it is disabled, or too many wait."""
 
     def effect(connection: Connection) -> AnswerRecord:
         delivery = try_webhook(connection, webhook, _registrar(context, principal))

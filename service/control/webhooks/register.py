@@ -105,16 +105,24 @@ def delete_webhook(connection: Connection, webhook: str, principal: Principal) -
 
 
 def try_webhook(connection: Connection, webhook: str, registrar: Registrar) -> DeliveryRecord:
-    """Send it a message of kind `webhook.test`. Raises NotFound, Conflict if it is disabled."""
+    """Send it a message of kind `webhook.test`.
+
+    Raises NotFound, and Conflict if it is disabled or as many messages of its owner wait as may.
+    """
     found = get_webhook(connection, webhook, registrar.principal)
     if found.disabled_at is not None:
         raise Conflict(f"the webhook is disabled: {found.disabled_reason}; make a new one")
+    if deliveries.count_room(connection, found.owner) <= 0:
+        message = (
+            f"{deliveries.MOST_WAITING} messages of owner {found.owner!r} wait to be delivered, "
+        )
+        raise Conflict(f"{message}which is the limit; try again when some have been delivered")
     told = {"webhook": found.id, "actor": registrar.principal.name}
     happening = Happening(
         kind=EventKind.WEBHOOK_TEST, owner=found.owner, model=found.model or "", data=told
     )
     message = webhooks.payload(found, happening, registrar.now)
-    made = deliveries.add(connection, found.id, found.owner, message, registrar.now)
+    made = deliveries.add(connection, found.id, message, registrar.now)
     delivery = deliveries.find(connection, made)
     if delivery is None:
         raise RuntimeError(f"delivery {made} was inserted and is not there")

@@ -18,11 +18,14 @@ from typing import Any
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
 from service.database.queries import records, webhooks
+from service.database.queries.deliveries import MOST_WAITING
 from service.database.rows import EventRecord, Happening
 from service.database.tables import event_positions, events, jobs
 
 # The option of a connection that holds a list for what its transaction tells (service.observe).
 LISTENER = "cmcl_listener"
+# What a listener hears where messages to webhooks were not written; never stored as an event.
+SKIPPED = "webhook.skipped"
 # Events that are numbered in one transaction.
 MOST_AT_ONCE = 1000
 
@@ -64,8 +67,16 @@ def tell(connection: Connection, happening: Happening, now: datetime) -> None:
         records.note(connection, "dataset", happening.dataset)
     else:
         records.note(connection, "model", happening.model)
-    webhooks.notify(connection, happening, now)
-    connection.get_execution_options().get(LISTENER, []).append(happening)
+    listener = connection.get_execution_options().get(LISTENER, [])
+    listener.append(happening)
+    for owner, number in webhooks.notify(connection, happening, now).items():
+        # Heard by this process alone. As an event it would have to be told to the same webhooks.
+        why = f"{number} webhooks of owner {owner!r} are not told of {happening.kind}: "
+        why += f"{MOST_WAITING} of its messages wait"
+        data = {"number": number, "message": why}
+        listener.append(
+            Happening(kind=SKIPPED, owner=happening.owner, model=happening.model, data=data)
+        )
 
 
 def has_unnumbered(connection: Connection) -> bool:

@@ -105,8 +105,11 @@ def remove(connection: Connection, webhook: str) -> None:
     connection.execute(delete(webhooks).where(webhooks.c.id == webhook))
 
 
-def notify(connection: Connection, happening: Happening, now: datetime) -> None:
+def notify(connection: Connection, happening: Happening, now: datetime) -> dict[str, int]:
     """Write a delivery for each webhook that wants to be told of it.
+
+    Returns, by owner, for how many webhooks none was written, because MOST_WAITING messages of the
+    owner were waiting.
 
     The webhooks are locked against removal only, so that nobody waits for anybody who tells.
     """
@@ -119,10 +122,19 @@ def notify(connection: Connection, happening: Happening, now: datetime) -> None:
         )
         .with_for_update(read=True, key_share=True)
     )
+    room: dict[str, int] = {}
+    skipped: Counter[str] = Counter()
     for webhook in _read(connection, query):
-        if happening.kind in webhook.kinds:
-            message = payload(webhook, happening, now)
-            queue.add(connection, webhook.id, webhook.owner, message, now)
+        if happening.kind not in webhook.kinds:
+            continue
+        if webhook.owner not in room:
+            room[webhook.owner] = queue.count_room(connection, webhook.owner)
+        if room[webhook.owner] <= 0:
+            skipped[webhook.owner] += 1
+            continue
+        queue.add(connection, webhook.id, payload(webhook, happening, now), now)
+        room[webhook.owner] -= 1
+    return skipped
 
 
 def payload(webhook: WebhookRecord, happening: Happening, now: datetime) -> dict[str, object]:

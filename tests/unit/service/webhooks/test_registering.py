@@ -1,13 +1,18 @@
 """Webhooks over HTTP: made, shown without their secret, tried, removed."""
 
 import base64
+import logging
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
+from service.database.queries.deliveries import MOST_WAITING
+from service.database.tables import deliveries
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver
 from tests.unit.service.access.holder import ADMIN_KEY, Holder
+from tests.unit.service.observe.samples import shown
 from tests.unit.service.webhooks.post_office import PostOffice
 
 URL = "https://example.com/hook"
@@ -110,6 +115,24 @@ def test_deliveries_come_in_pages_with_the_newest_first(
         told += [item["payload"]["data"]["job"] for item in page["items"]]
         cursor = page["next_cursor"]
     assert told == jobs[::-1]
+
+
+def test_a_message_beyond_what_may_wait_is_counted_and_logged_and_not_written(
+    office: PostOffice, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    webhook = office.make(receiver.url)["id"]
+    now = office.plane.clock.now
+    row = {"webhook": webhook, "payload": {}, "attempts": 0, "next_at": now, "created_at": now}
+    waiting = [{"id": f"dl-{number}", **row} for number in range(MOST_WAITING)]
+    with office.plane.context.database.write() as connection:
+        connection.execute(insert(deliveries), waiting)
+    with caplog.at_level(logging.INFO):
+        office.plane.post_dataset()
+    assert office.deliveries(webhook)[0]["id"] == f"dl-{MOST_WAITING - 1}"
+    assert shown(office.plane, "webhook_deliveries_total", outcome="skipped") == 1
+    assert any("1 webhooks of owner 'default' are not told" in line for line in caplog.messages)
+    response = office.plane.client.post(f"/v1/webhooks/{webhook}/test")
+    assert (response.status_code, str(MOST_WAITING) in response.json()["detail"]) == (409, True)
 
 
 def test_a_deleted_webhook_is_told_nothing_more(office: PostOffice, receiver: Receiver) -> None:
