@@ -17,30 +17,30 @@ _COUNTS_ALTHOUGH_GONE = timedelta(hours=1)
 
 
 def check_keys(
-    connection: Connection, owner: str, most: int, principal: Principal, now: datetime
+    connection: Connection, owner: str, limit: int, principal: Principal, now: datetime
 ) -> None:
     """Before a key is made. Raises Conflict; the operator has no limit."""
     if principal.owner is not None:
         there = keys.count(connection, owner, now, now - _COUNTS_ALTHOUGH_GONE)
-        _check(there, most, owner, "keys that are valid or were made within the last hour")
+        _check(there, limit, owner, "keys that are valid or were made within the last hour")
 
 
 def check_models(
-    connection: Connection, owner: str, most: int, principal: Principal, now: datetime
+    connection: Connection, owner: str, limit: int, principal: Principal, now: datetime
 ) -> None:
     """Before a model is made, by itself or as a branch. Raises Conflict; the operator has no limit."""
     if principal.owner is not None:
         there = models.count(connection, owner, now - _COUNTS_ALTHOUGH_GONE)
-        _check(there, most, owner, "models, with deleted ones that were made within the last hour")
+        _check(there, limit, owner, "models, with deleted ones that were made within the last hour")
 
 
-def check_webhooks(connection: Connection, owner: str, most: int) -> None:
+def check_webhooks(connection: Connection, owner: str, limit: int) -> None:
     """Before a webhook is made, also by the operator: each event is written for all of them."""
-    _check(webhooks.count(connection, owner), most, owner, "webhooks")
+    _check(webhooks.count(connection, owner), limit, owner, "webhooks")
 
 
-def _check(there: int, most: int, owner: str, what: str) -> None:
-    if there >= most:
-        message = f"owner {owner!r} has {there} {what}; permitted are {most}. Remove some, or ask "
+def _check(there: int, limit: int, owner: str, what: str) -> None:
+    if there >= limit:
+        message = f"owner {owner!r} has {there} {what}; permitted are {limit}. Remove some, or ask "
         message += "the operator for a larger limit"
         raise Conflict(message, FieldProblem("owner", message, owner))

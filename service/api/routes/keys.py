@@ -78,8 +78,8 @@ def post_key(
     minted = mint()
 
     def effect(connection: Connection) -> AnswerRecord:
-        most = context.settings.keys_per_owner
-        made = create_key(connection, body, minted, principal, context.clock(), most)
+        limit = context.settings.keys_per_owner
+        made = create_key(connection, body, minted, principal, context.clock(), limit)
         return record(key, 201, CreatedKey.of(made), f"/v1/keys/{made.id}")
 
     given = answered(context, key, effect)

@@ -19,11 +19,11 @@ from service.api.etags import SeenRevision, etag
 from service.api.schemas import ModelView, NewBranch, NewModel, Page
 from service.control.lookup import get_model
 from service.control.models import remove
-from service.control.models.create import BranchPoint, branch, create_model
+from service.control.models.create import branch, check_method, create_model
 from service.control.models.policy import set_policy
 from service.control.records.guard import check_may_change, check_not_lost
 from service.database.queries import models
-from service.database.rows import AnswerRecord
+from service.database.rows import AnswerRecord, BranchPoint
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -40,12 +40,13 @@ def post_model(
     """Create a model. The same name with the same specification answers 200 and the same model."""
 
     def effect(connection: Connection) -> AnswerRecord:
-        most = context.settings.models_per_owner
-        created = create_model(connection, body.name, body.spec, principal, context.clock(), most)
+        limit = context.settings.models_per_owner
+        created = create_model(connection, body.name, body.spec, principal, context.clock(), limit)
         status = 201 if created.is_new else 200
         return record(key, status, ModelView.of(created.model), f"/v1/models/{body.name}")
 
     check_not_lost(context)
+    check_method(body.spec.method)
     return answer(context, key, effect)
 
 
@@ -94,8 +95,8 @@ def post_branch(
 
     def effect(connection: Connection) -> AnswerRecord:
         point = BranchPoint(model, body.version)
-        most = context.settings.models_per_owner
-        made = branch(connection, body.name, point, principal, context.clock(), most)
+        limit = context.settings.models_per_owner
+        made = branch(connection, body.name, point, principal, context.clock(), limit)
         return record(key, 201, ModelView.of(made), f"/v1/models/{body.name}")
 
     return answer(context, key, effect)

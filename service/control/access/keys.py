@@ -116,16 +116,16 @@ def create_key(
     minted: KeyText,
     principal: Principal,
     now: datetime,
-    most: int,
+    limit: int,
 ) -> KeyRecord:
     """Store a key.
 
     Raises Forbidden for scopes that the principal lacks, and for other owners; Conflict where the
-    owner has `most` keys.
+    owner has `limit` keys.
     """
     _check_scopes(new, principal)
     owner, days = _owner(new, principal), new.expires_in_days
-    check_keys(connection, owner, most, principal, now)
+    check_keys(connection, owner, limit, principal, now)
     key = KeyRecord(
         id=minted.id,
         owner=owner,

@@ -19,9 +19,7 @@ from service.database.rows import BranchPoint, Happening, ModelRecord, VersionRe
 from service.errors import Conflict, FieldProblem, Unprocessable
 from service.principal import Principal
 
-__all__ = ["BranchPoint", "branch", "create_model"]
-
-# Each has a manifest, which grows with the number of datasets that were learned.
+# Versions in memory at one time. Each has a manifest, which grows with the number of datasets learned.
 _PAGE = 10
 
 
@@ -39,17 +37,16 @@ def create_model(
     spec: ModelSpec,
     principal: Principal,
     now: datetime,
-    most: int,
+    limit: int,
 ) -> Created:
     """Create the model, or return the one of that name with the same specification.
 
-    Raises Conflict if it exists otherwise, is another owner's, or the owner has `most` models, and
-    Unprocessable for a method that is not installed.
+    Raises Conflict if it exists otherwise, is another owner's, or the owner has `limit` models.
+    The method must have passed `check_method`.
     """
     existing = models.find(connection, name)
     if existing is None:
-        check_models(connection, principal.owns_as, most, principal, now)
-        _check_method(spec.method)
+        check_models(connection, principal.owns_as, limit, principal, now)
         models.create(connection, name, principal.owns_as, spec, now)
         return Created(get_model(connection, name, principal), is_new=True)
     _check_name_is_ours(existing, principal)
@@ -61,7 +58,11 @@ def create_model(
     return Created(existing, is_new=False)
 
 
-def _check_method(name: str) -> None:
+def check_method(name: str) -> None:
+    """Raises Unprocessable for a method that is not installed.
+
+    Call it outside a transaction: it may read the metadata of all installed packages.
+    """
     if name in BUILT_IN_METHODS or name in (installed := installed_methods()):
         return
     permitted = ", ".join([*BUILT_IN_METHODS, *installed])
@@ -75,13 +76,11 @@ def branch(
     point: BranchPoint,
     principal: Principal,
     now: datetime,
-    most: int,
+    limit: int,
 ) -> ModelRecord:
-    """The new model. Raises NotFound, and Conflict where the name is taken by something else.
+    """The new model.
 
-    Conflict as well where the owner has `most` models.
-
-    The same branch again answers the model that is there.
+    Raises NotFound, and Conflict where the name is taken or the owner has `limit` models. The same branch again answers the model that is there.
     """
     existing = models.find(connection, name)
     if existing is not None:
@@ -93,7 +92,7 @@ def branch(
         return existing
     source = get_model(connection, point.model, principal)
     _check_can_start(get_version(connection, point.model, point.version, principal))
-    check_models(connection, source.owner, most, principal, now)
+    check_models(connection, source.owner, limit, principal, now)
     models.create(connection, name, source.owner, source.spec, now, point)
     for version in _lineage(connection, point):
         manifest = version.manifest.model_copy(update={"model": name})

@@ -21,11 +21,7 @@ def _branch(plane: ControlPlane, version: int = 2, name: str = "fork") -> int:
     return plane.client.post("/v1/models/scenes/branch", json=body).status_code
 
 
-@pytest.mark.parametrize("read_at_once", [1, 10])
-def test_a_branch_has_every_version_up_to_its_point(
-    three: ControlPlane, monkeypatch: pytest.MonkeyPatch, read_at_once: int
-) -> None:
-    monkeypatch.setattr("service.control.models.create._PAGE", read_at_once)
+def test_a_branch_has_every_version_up_to_its_point(three: ControlPlane) -> None:
     assert _branch(three) == 201
     three.tick(5)
     assert [version.number for version in three.versions("fork")] == [1, 2]
@@ -40,6 +36,16 @@ def test_a_branch_has_every_version_up_to_its_point(
     pointer = read_live(three.store, "fork")
     assert pointer is not None
     assert pointer.version == 2
+
+
+def test_a_branch_of_more_versions_than_are_read_at_once_has_all_of_them(
+    plane: ControlPlane,
+) -> None:
+    for number in range(1, 13):
+        plane.run_to_end(plane.post_dataset(f"set-{number}"))
+    assert _branch(plane, version=11) == 201
+    plane.tick(15)
+    assert [version.number for version in plane.versions("fork")] == list(range(1, 12))
 
 
 def test_a_branch_and_its_source_go_their_own_ways(three: ControlPlane) -> None:
