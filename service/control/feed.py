@@ -68,26 +68,35 @@ def number_events(database: Database) -> None:
 
 
 class _Listener:
-    """One listener's queue. None in it, or an overflow, is its end."""
+    """One listener's queue. None in it, or an overflow, is its end; `until` at the latest."""
 
-    def __init__(self, wanted: EventFilter, owner: str | None) -> None:
+    def __init__(self, wanted: EventFilter, owner: str | None, until: float) -> None:
         self.wanted = wanted
         self.owner = owner
+        # By the clock of the loop.
+        self._until = until
+        self._is_ended = False
         self._items: asyncio.Queue[Item | None] = asyncio.Queue(_MOST_WAITING)
         self._is_behind = False
 
     def offer(self, item: Item | None) -> None:
         """Without waiting: one that is slow must not hold up the others."""
+        self._is_ended = self._is_ended or item is None
         try:
             self._items.put_nowait(item)
         except asyncio.QueueFull:
             self._is_behind = True
 
-    async def next(self, until: float) -> Item | None:
-        """The next item; None when it is over: fallen behind, closed, or later than `until`."""
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more may be read for it, be it stored: it was ended, or its time is over."""
+        return self._is_ended or asyncio.get_running_loop().time() >= self._until
+
+    async def next(self) -> Item | None:
+        """The next item; None when it is over: fallen behind, ended, or later than `until`."""
         if self._is_behind:
             return None
-        seconds = until - asyncio.get_running_loop().time()
+        seconds = self._until - asyncio.get_running_loop().time()
         try:
             return await asyncio.wait_for(self._items.get(), max(seconds, 0.0))
         except TimeoutError:
@@ -137,12 +146,14 @@ class Feed:
         self, wanted: EventFilter, after: int, owner: str | None
     ) -> AsyncGenerator[Item, None]:
         """Events behind `after`: those that are there, then those that come."""
-        until = asyncio.get_running_loop().time() + self._longest_seconds
         async with self._listen(wanted, owner) as listener:
-            async for event in self._stored(wanted, after):
+            async for event in self._stored(listener, after):
                 after = event.sequence
                 yield event
-            while (item := await listener.next(until)) is not None:
+            if listener.is_over:
+                # Stored events may be left, which those in the queue must not overtake.
+                return
+            while (item := await listener.next()) is not None:
                 if isinstance(item, EventRecord) and item.sequence > after:
                     after = item.sequence
                     yield item
@@ -152,14 +163,15 @@ class Feed:
     ) -> AsyncGenerator[Item, None]:
         """A job's events and progress, to the event that ends it for now."""
         wanted = EventFilter(job=job)
-        until = asyncio.get_running_loop().time() + self._longest_seconds
         last: str | None = None
         async with self._listen(wanted, owner) as listener:
-            async for event in self._stored(wanted, after):
+            async for event in self._stored(listener, after):
                 after, last = event.sequence, event.kind
                 yield event
+            if listener.is_over:
+                return
             while last not in FINAL:
-                item = await listener.next(until)
+                item = await listener.next()
                 if item is None:
                     return
                 if isinstance(item, EventRecord):
@@ -171,7 +183,8 @@ class Feed:
     @asynccontextmanager
     async def _listen(self, wanted: EventFilter, owner: str | None) -> AsyncIterator[_Listener]:
         """Listen from now on; what is read from the database after this leaves no gap."""
-        listener = _Listener(wanted, owner)
+        until = asyncio.get_running_loop().time() + self._longest_seconds
+        listener = _Listener(wanted, owner, until)
         self._add(listener)
         try:
             async with self._starting:
@@ -207,15 +220,17 @@ class Feed:
             return None
         return next(each for each in self._listeners if each.owner == greediest)
 
-    async def _stored(self, wanted: EventFilter, after: int) -> AsyncIterator[EventRecord]:
-        """What is in the database behind `after`."""
-        found = await asyncio.to_thread(self._page, wanted, after)
-        while found:
+    async def _stored(self, listener: _Listener, after: int) -> AsyncIterator[EventRecord]:
+        """What is in the database behind `after`, until the listener is over."""
+        while not listener.is_over:
+            found = await asyncio.to_thread(self._page, listener.wanted, after)
             for event in found:
+                if listener.is_over:
+                    return
+                after = event.sequence
                 yield event
             if len(found) < _PAGE:
                 return
-            found = await asyncio.to_thread(self._page, wanted, found[-1].sequence)
 
     async def _run(self) -> None:
         try:

@@ -1,7 +1,7 @@
 """Many listeners, one look: what it costs, and what becomes of those who do not keep up."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 
 import pytest
@@ -221,9 +221,7 @@ def test_one_owner_may_have_all_streams_and_yields_them_to_others(plane: Control
     asyncio.run(listen())
 
 
-def test_a_stream_that_finds_no_room_when_it_begins_ends_after_what_is_stored(
-    plane: ControlPlane,
-) -> None:
+def test_a_stream_that_finds_no_room_when_it_begins_ends_at_once(plane: ControlPlane) -> None:
     async def listen() -> list[Item]:
         feed = Feed(plane.context.database, look_seconds=0.01, most_listeners=1)
         await asyncio.to_thread(_tell, plane)
@@ -235,4 +233,52 @@ def test_a_stream_that_finds_no_room_when_it_begins_ends_after_what_is_stored(
         await first.aclose()
         return heard
 
-    assert len(asyncio.run(listen())) == 1
+    assert asyncio.run(listen()) == []
+
+
+def _follow(feed: Feed, job: str | None, owner: str) -> AsyncGenerator[Item, None]:
+    """A job's stream, or that of everything."""
+    if job is None:
+        return feed.follow(EVERYTHING, 0, owner)
+    return feed.follow_job(job, 0, owner)
+
+
+@pytest.mark.parametrize("of_a_job", [True, False])
+def test_a_stream_that_gave_its_place_away_reads_no_more_stored_events(
+    plane: ControlPlane, of_a_job: bool
+) -> None:
+    job = plane.post_dataset()
+    plane.tick(3)
+
+    async def listen() -> list[Item]:
+        feed = Feed(plane.context.database, look_seconds=0.01, most_listeners=2)
+        streams = [
+            _follow(feed, job if of_a_job else None, owner) for owner in ("red", "red", "blue")
+        ]
+        async with asyncio.timeout(60):
+            for stream in streams:
+                await anext(stream)
+            rest = [item async for item in streams[0]]
+        for stream in streams[1:]:
+            await stream.aclose()
+        return rest
+
+    assert asyncio.run(listen()) == []
+
+
+@pytest.mark.parametrize("of_a_job", [True, False])
+def test_a_stream_whose_time_is_over_reads_no_more_stored_events(
+    plane: ControlPlane, of_a_job: bool
+) -> None:
+    job = plane.post_dataset()
+    plane.tick(3)
+
+    async def listen() -> list[Item]:
+        feed = Feed(plane.context.database, longest_seconds=1)
+        stream = _follow(feed, job if of_a_job else None, "red")
+        async with asyncio.timeout(60):
+            await anext(stream)
+            await asyncio.sleep(1)
+            return [item async for item in stream]
+
+    assert asyncio.run(listen()) == []
