@@ -61,7 +61,7 @@ class SecretCipher:
         # It takes a while to import, and only those who have a key need it.
         from cryptography.exceptions import InvalidTag
 
-        data = base64.b64decode(stored.removeprefix(_PREFIX))
+        data = _sealed(stored)
         nonce, sealed = data[_ID_BYTES:][:_NONCE_BYTES], data[_ID_BYTES + _NONCE_BYTES :]
         for key in self._keys:
             if data.startswith(_id(key)):
@@ -72,11 +72,10 @@ class SecretCipher:
         raise SecretUnreadable("it was encrypted under a key that CMCL_ENCRYPTION_KEY has not")
 
     def is_current(self, stored: str) -> bool:
-        """Whether it is stored as `encrypt` would store it now."""
+        """Whether it is stored as `encrypt` would store it now. Raises SecretUnreadable."""
         if not is_encrypted(stored):
             return not self._keys
-        data = base64.b64decode(stored.removeprefix(_PREFIX))
-        return self.has_keys and data.startswith(_id(self._keys[0]))
+        return self.has_keys and _sealed(stored).startswith(_id(self._keys[0]))
 
 
 def is_encrypted(stored: str) -> bool:
@@ -115,9 +114,9 @@ def encrypt_stored(database: Database, cipher: SecretCipher) -> None:
             "`python -m service keys encryption-key` prints, and the next start encrypts them"
         )
     for webhook in stored:
-        if cipher.is_current(webhook.secret):
-            continue
         try:
+            if cipher.is_current(webhook.secret):
+                continue
             secret = cipher.decrypt(webhook.secret, webhook.id)
         except SecretUnreadable as error:
             # Its deliveries fail with the same words; those of the others go on.
@@ -137,6 +136,17 @@ def _all_webhooks(database: Database) -> Iterator[WebhookRecord]:
         if len(found) < _PAGE:
             return
         after = found[-1].id
+
+
+def _sealed(stored: str) -> bytes:
+    """The id of the key, the nonce, and the secret with its tag. Raises SecretUnreadable."""
+    try:
+        data = base64.b64decode(stored.removeprefix(_PREFIX), validate=True)
+    except ValueError as error:
+        raise SecretUnreadable("what is stored is not base64") from error
+    if len(data) <= _ID_BYTES + _NONCE_BYTES:
+        raise SecretUnreadable("what is stored is too short")
+    return data
 
 
 def _aes(key: bytes) -> "AESGCM":

@@ -1,6 +1,7 @@
 """Secrets of webhooks are not in the database in the clear where there is a key."""
 
 import asyncio
+import base64
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -124,6 +125,27 @@ def test_without_its_key_nothing_is_sent_and_the_delivery_says_why(
     assert "under a key that CMCL_ENCRYPTION_KEY has not" in delivery["error"]
     site.start(OLD)
     assert cipher(OLD).decrypt(*stored(site.plane or plane), webhook) == secret
+
+
+@pytest.mark.parametrize("malformed", ["A", "é", "", base64.b64encode(bytes(16)).decode()])
+def test_a_malformed_secret_is_logged_and_left_and_the_others_are_encrypted(
+    site: Site, caplog: pytest.LogCaptureFixture, malformed: str
+) -> None:
+    plane = site.start()
+    (webhook, _), (other, secret) = _make(site), _make(site)
+    with plane.context.database.read() as connection:
+        seen = webhooks.find(connection, webhook)
+    assert seen is not None
+    with plane.context.database.write() as connection:
+        webhooks.set_secret(connection, webhook, seen.secret, f"aesgcm:{malformed}")
+    plane = site.start(NEW)
+    assert f"the secret of {webhook} cannot be decrypted: what is stored is" in caplog.text
+    with plane.context.database.read() as connection:
+        left, found = (webhooks.find(connection, name) for name in (webhook, other))
+    assert left is not None
+    assert left.secret == f"aesgcm:{malformed}"
+    assert found is not None
+    assert cipher(NEW).decrypt(found.secret, other) == secret
 
 
 def test_secrets_in_the_clear_are_warned_of_once_at_the_start(
