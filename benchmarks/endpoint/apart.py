@@ -1,39 +1,18 @@
 """The clients in a process of their own, so that they and what is measured do not share an interpreter."""
 
-import multiprocessing
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from types import TracebackType
-from typing import Self
 
 from benchmarks.endpoint.load import Answers, Check, Load, drive
+from benchmarks.processes import Child
 
-_SPAWN = multiprocessing.get_context("spawn")
-_STOP_SECONDS = 10.0
 _STOP, _BEGUN = "stop", "begun"
 
 
-class Clients:
+class Clients(Child):
     """One process for all loads: starting one takes longer than many of them last."""
 
     def __init__(self) -> None:
-        self._pipe, theirs = _SPAWN.Pipe()
-        self._process: BaseProcess = _SPAWN.Process(target=_run, args=(theirs,), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._pipe.close()
-        self._process.join(_STOP_SECONDS)
-        self._process.kill()
+        super().__init__(_run)
 
     def ask(self, load: Load, check: Check | None = None) -> Answers:
         """All answers of a load that nobody interrupts."""

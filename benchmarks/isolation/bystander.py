@@ -7,22 +7,20 @@ delays all that come meanwhile and not only the first.
 import asyncio
 import base64
 import json
-import multiprocessing
 import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import httpx
 
+from benchmarks.processes import Child
+
 TIMEOUT_SECONDS = 10.0
 PROBES = ("healthz service", "healthz endpoint")
-_SPAWN = multiprocessing.get_context("spawn")
-_STOP_SECONDS = 5.0
 _TAKE = "take"
 _PART = b"\0" * 65_536
 _UPLOAD = {"filename": "steady.bin", "bytes": len(_PART)}
@@ -74,27 +72,11 @@ RATES: Mapping[str, float] = {
 }
 
 
-class Steady:
+class Steady(Child):
     """The process that works from now on; `take` gives what has been recorded since."""
 
     def __init__(self, bystander: Bystander) -> None:
-        self._pipe, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_run, args=(bystander, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._pipe.close()
-        self._process.join(_STOP_SECONDS)
-        self._process.kill()
+        super().__init__(_run, bystander)
 
     def take(self) -> list[Record]:
         """All requests since the last call; those under way are waited for. Raises EOFError if the
