@@ -4,7 +4,7 @@ Each is a child process in a group of its own, so that stopping takes exactly wh
 and no other Ray on the machine (`ray stop` would take them all).
 
 Other users of the machine reach none of its files: Ray opens its own folder to everybody, and puts the
-socket there by which HAProxy is steered, so all of it lies in a folder that is private.
+socket there by which HAProxy is steered, so all of it is in a private folder.
 """
 
 import os

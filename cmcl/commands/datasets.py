@@ -186,7 +186,7 @@ def upload_files(
 
 
 def _accepted(accepted: Accepted, name: str) -> str:
-    """The same shards again are the dataset that is there, whatever they are called this time."""
+    """Posting the same shards again returns the existing dataset, under any name."""
     known, job = accepted.dataset, accepted.job.id
     if known.name == name:
         return f"dataset {known.id}, job {job}"

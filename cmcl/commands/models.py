@@ -120,7 +120,7 @@ def branch_model(
     source, version, name = _branch(model, version_and_name)
     with Client(url) as client:
         made = client.branch_model(source, version, name)
-    say(f"{made.name} goes on from version {version} of {source}", made, as_json)
+    say(f"{made.name} continues version {version} of {source}", made, as_json)
 
 
 @app.command("delete")

@@ -22,9 +22,9 @@ from cmcl.types import Preflight
 
 _LEGEND = (
     "free: share of the head's entries that may still change, now and after this dataset. "
-    "learnable share: of the dataset's energy, what lies on entries that may change. "
-    "like earlier data (familiarity): how much more of the features lies in the directions of the "
-    "earlier ones than by chance: 1 all of it, 0 no more, as where another encoder made them."
+    "learnable share: the part of the dataset's energy on entries that may change. "
+    "like earlier data (familiarity): how much more of the features is in the directions of the "
+    "earlier ones than by chance: 1 is all of it, 0 is chance, as with features of another encoder."
 )
 
 

@@ -75,7 +75,7 @@ def show_version(
 def retire_version(
     model: ModelOfVersion, version: VersionNumber = None, url: Url = DEFAULT_URL, yes: Yes = False
 ) -> None:
-    """Retire a version: no query is answered by it any more."""
+    """Retire a version."""
     name, number = exact_version(model, version)
     if not yes:
         typer.confirm(f"retire version {number} of {name}?", abort=True, err=True)
