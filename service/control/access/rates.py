@@ -18,7 +18,6 @@ FAILURES_PER_MINUTE = 60
 OPEN_PER_MINUTE = 600
 # What a provider gives to one customer; single addresses are free to choose in it.
 _IPV6_CUSTOMER = 64
-_RETRY_SECONDS = 5
 
 
 class Rates:
@@ -32,7 +31,8 @@ class Rates:
     def count(self, owner: str) -> None:
         """A request with any of the owner's keys or tokens."""
         if not self._limiter.hit(self._requests, owner):
-            raise self._refusal(
+            raise _refusal(
+                self._limiter,
                 self._requests,
                 owner,
                 f"owner {owner!r} sent more than {self._requests.amount} requests within a minute, "
@@ -43,17 +43,12 @@ class Rates:
         """Whether another key may be tried from there."""
         client = client_network(address)
         if not self._limiter.test(self._failures, client):
-            raise self._refusal(
-                self._failures, client, "too many requests with invalid keys from your address"
-            )
+            message = "too many requests with invalid keys from your address"
+            raise _refusal(self._limiter, self._failures, client, message)
 
     def count_failure(self, address: str) -> None:
         """A key that was not valid came from there."""
         self._limiter.hit(self._failures, client_network(address))
-
-    def _refusal(self, limit: RateLimitItem, caller: str, message: str) -> TooManyRequests:
-        until = self._limiter.get_window_stats(limit, caller).reset_time
-        return TooManyRequests(message, max(1, math.ceil(until - time.time())))
 
 
 def client_network(address: str) -> str:
@@ -78,8 +73,16 @@ class OpenRates:
 
     def count(self, address: str) -> None:
         """One more of them. Raises TooManyRequests."""
-        if not self._limiter.hit(self._limit, client_network(address)):
+        client = client_network(address)
+        if not self._limiter.hit(self._limit, client):
             message = (
                 f"more than {OPEN_PER_MINUTE} requests without a key in a minute from your address"
             )
-            raise TooManyRequests(message, _RETRY_SECONDS)
+            raise _refusal(self._limiter, self._limit, client, message)
+
+
+def _refusal(
+    limiter: SlidingWindowCounterRateLimiter, limit: RateLimitItem, caller: str, message: str
+) -> TooManyRequests:
+    until = limiter.get_window_stats(limit, caller).reset_time
+    return TooManyRequests(message, max(1, math.ceil(until - time.time())))

@@ -15,8 +15,8 @@ from prometheus_client.core import GaugeMetricFamily
 from service.api.kept import Kept, in_thread
 from service.api.middleware.authentication import Refusals
 from service.app import Parts, create_app
-from service.control.access.rates import OPEN_PER_MINUTE
-from service.errors import DatabaseUnavailable
+from service.control.access.rates import OPEN_PER_MINUTE, OpenRates
+from service.errors import DatabaseUnavailable, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
@@ -108,6 +108,19 @@ def test_an_address_may_not_ask_without_end_for_what_is_open(
     assert statuses[-1] == 429
     for other in ("/healthz", "/readyz", "/v1/models"):
         assert plane.client.get(other).status_code == 200
+
+
+def test_an_address_without_requests_left_is_told_when_its_window_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A second into a minute: the windows of the library are the minutes of the clock.
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_001.0)
+    rates = OpenRates()
+    for _ in range(OPEN_PER_MINUTE):
+        rates.count("192.0.2.1")
+    with pytest.raises(TooManyRequests) as refused:
+        rates.count("192.0.2.1")
+    assert refused.value.retry_after == 59
 
 
 def test_an_address_that_is_refused_again_and_again_waits_and_no_other_does(
