@@ -80,13 +80,15 @@ _PATTERNS = {
     "32 characters at most",
     r"^[0-9a-f]{64}$": "64 lower-case hexadecimal digits",
     **{
-        rf"^{prefix}-[0-9a-f]{{12}}$": f"the id of a {thing}, {prefix}- and 12 hexadecimal digits; "
-        f"GET /v1/{listed} has them"
+        rf"^{prefix}-[0-9a-f]{{12}}$": f"the id of {thing}, {prefix}- and 12 hexadecimal digits"
+        + (f"; GET /v1/{listed} has them" if listed else ", from the answer that began it")
         for prefix, thing, listed in (
-            ("job", "job", "jobs"),
-            ("ds", "dataset", "datasets"),
-            ("key", "key", "keys"),
-            ("wh", "webhook", "webhooks"),
+            ("job", "a job", "jobs"),
+            ("ds", "a dataset", "datasets"),
+            ("key", "a key", "keys"),
+            ("wh", "a webhook", "webhooks"),
+            ("up", "an upload", None),
+            ("pf", "a pre-flight", "models/{model}/preflights"),
         )
     },
 }

@@ -162,6 +162,11 @@ def test_a_bad_dataset_names_its_field(
     ("path", "words"),
     [
         ("jobs/nope", "the id of a job, job- and 12 hexadecimal digits; GET /v1/jobs has them"),
+        ("uploads/nope", "the id of an upload, up- and 12 hexadecimal digits"),
+        (
+            "preflights/nope",
+            "pf- and 12 hexadecimal digits; GET /v1/models/{model}/preflights has them",
+        ),
         ("datasets/fashion", "the id of a dataset, ds- and 12 hexadecimal digits"),
         ("keys/robot", "the id of a key"),
         ("webhooks/x", "the id of a webhook"),
