@@ -2,11 +2,7 @@
 
 import json
 import socket
-import sqlite3
-import sys
 from collections.abc import Iterator
-from contextlib import closing
-from importlib.metadata import Distribution, DistributionFinder
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +11,6 @@ import pytest
 
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
-from tests.fakes.outside_method import MODULE, NAME, installed
 from tests.fakes.served_app import served
 
 
@@ -81,48 +76,6 @@ def test_a_bad_model_names_its_field(
 ) -> None:
     body = {**SPEC, "name": "new", **changes}
     assert field in _assert_problem(plane.client.post("/v1/models", json=body), 422)
-
-
-def test_a_method_that_is_not_installed_is_refused_with_those_that_are(
-    plane: ControlPlane, tmp_path: Path
-) -> None:
-    body = {**SPEC, "name": "new", "method": NAME}
-    errors = _assert_problem(plane.client.post("/v1/models", json=body), 422)
-    assert "permitted: nullspace, paper, " in errors["method"]
-    with installed(tmp_path):
-        assert plane.client.post("/v1/models", json=body).status_code == 201
-        assert MODULE not in sys.modules, "the service has no torch to import it with"
-    # A model outlives the installation that made it.
-    assert plane.client.get("/v1/models/new").json()["method"] == NAME
-
-
-class _Metadata(DistributionFinder):
-    """Finds no package, and asks meanwhile whether the database can be written to."""
-
-    def __init__(self, database: Path) -> None:
-        self._database = database
-        self.scans = 0
-
-    def find_spec(self, *_: object) -> None:
-        return None
-
-    def find_distributions(
-        self, _: DistributionFinder.Context | None = None
-    ) -> Iterator[Distribution]:
-        with closing(sqlite3.connect(self._database, timeout=0)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-        self.scans += 1
-        return iter(())
-
-
-def test_packages_are_not_searched_for_a_method_while_the_database_is_locked(
-    plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    metadata = _Metadata(tmp_path / "cmcl.db")
-    monkeypatch.setattr(sys, "meta_path", [metadata, *sys.meta_path])
-    body = {**SPEC, "name": "new", "method": NAME}
-    _assert_problem(plane.client.post("/v1/models", json=body), 422)
-    assert metadata.scans == 1
 
 
 def test_a_model_cannot_change_its_specification(plane: ControlPlane) -> None:
