@@ -278,16 +278,6 @@ def test_a_dead_receiver_does_not_hold_up_the_others(
         assert sorted(tried, key=str) == [503, None, None, None, None]
 
 
-def test_webhooks_of_one_owner_take_14_of_16_places(office: PostOffice, receiver: Receiver) -> None:
-    for number in range(16):
-        office.make(f"{receiver.url}/{number}")
-    office.plane.post_dataset()
-    office.deliver()
-    assert len(receiver.received) == 14
-    office.deliver()
-    assert len(receiver.received) == 16
-
-
 @pytest.mark.parametrize("moment", range(1, 11))
 def test_a_sender_that_dies_anywhere_leaves_nothing_undelivered(
     office: PostOffice, receiver: Receiver, moment: int
