@@ -77,13 +77,3 @@ def test_others_hear_of_their_own_owner_alone(plane: ControlPlane, receiver: Rec
     (message,) = receiver.received
     data = json.loads(message.body)["data"]
     assert (data["model"], "owner" in data) == ("mine", False)
-
-
-def test_webhooks_of_one_owner_take_14_of_16_places(office: PostOffice, receiver: Receiver) -> None:
-    for number in range(16):
-        office.make(f"{receiver.url}/{number}")
-    office.plane.post_dataset()
-    office.deliver()
-    assert len(receiver.received) == 14
-    office.deliver()
-    assert len(receiver.received) == 16

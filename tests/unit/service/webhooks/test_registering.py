@@ -2,6 +2,9 @@
 
 import base64
 import logging
+import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -174,3 +177,31 @@ def test_webhooks_are_for_administrators(tmp_path: Path) -> None:
     assert user.get("/v1/webhooks").status_code == 403
     assert user.post("/v1/webhooks", json={"url": URL}).status_code == 403
     plane.close()
+
+
+def test_webhooks_of_one_owner_take_14_of_16_places(office: PostOffice, receiver: Receiver) -> None:
+    lock, enough = threading.Lock(), threading.Event()
+    present: list[int] = []
+    most = []
+
+    def answer(connection: socket.socket) -> None:
+        with lock:
+            present.append(1)
+            most.append(len(present))
+            if len(present) == 14:
+                enough.set()
+        enough.wait(60)
+        # Meanwhile a fifteenth would come.
+        time.sleep(0.3)
+        with lock:
+            present.pop()
+        connection.sendall(b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n")
+
+    receiver.answers = [answer]
+    for number in range(16):
+        office.make(f"{receiver.url}/{number}")
+    office.plane.post_dataset()
+    office.deliver()
+    office.deliver()
+    assert len(receiver.received) == 16
+    assert max(most) == 14
