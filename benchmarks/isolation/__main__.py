@@ -137,11 +137,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         owners.settle()
         watch = parts.enter_context(Watch(stack))
         steady = parts.enter_context(Steady(owners.bystander(RATES)))
-        for name in options.attacks:
-            found[name] = _Trial(stack, owners, watch, steady, options).of(name)
-            found[name]["missed"] = missed(found[name], goals)
-            say(_line(name, found[name]))
-            _restart(stack, owners, watch, found[name]["missed"])
+        trial = _Trial(stack, owners, watch, steady, options)
+        try:
+            for name in options.attacks:
+                found[name] = trial.of(name)
+                found[name]["missed"] = missed(found[name], goals)
+                say(_line(name, found[name]))
+                _restart(stack, owners, watch, found[name]["missed"])
+        except StackError as error:
+            # What was found is kept: the rest counts as not shown.
+            say(str(error))
+            for name in options.attacks:
+                found.setdefault(name, {"words": "", "error": str(error), "missed": ["error"]})
     return _document(options, goals, found)
 
 

@@ -236,8 +236,14 @@ async def _train_wide(attacker: Attacker, client: httpx.AsyncClient, name: str) 
         side: generator.standard_normal((_WIDE_ROWS, _WIDE), dtype=np.float32)
         for side in ("feature_a", "feature_b")
     }
-    pq.write_table(pa.table({k: list(v) for k, v in columns.items()}), folder / "wide.parquet")
-    spec = {"width": 2048, "modalities": {"a": _WIDE, "b": _WIDE}, "training": {"epochs": 1}}
+    ids = [str(number) for number in range(_WIDE_ROWS)]
+    features = {side: list(rows) for side, rows in columns.items()}
+    pq.write_table(pa.table({"id": ids, **features}), folder / "wide.parquet")
+    spec = {
+        "width": 2048,
+        "modalities": {"a": _WIDE, "b": _WIDE},
+        "training": {"epochs": 1, "batch_size": _WIDE_ROWS},
+    }
     (await client.post("/v1/models", json={"name": name, **spec})).raise_for_status()
     body = {
         "model": name,

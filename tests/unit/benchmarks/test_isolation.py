@@ -88,6 +88,11 @@ def test_every_answer_but_success_is_a_failure(status: int) -> None:
     assert missed(found, Goals()) == ["failed"]
 
 
+def test_an_answer_that_came_too_late_is_a_failure() -> None:
+    found = figures([*steady(100), Record("read", 150, 10.1, 200, "timeout")])
+    assert (found["failed"], found["failures"]) == (1, {"read: timeout": 1})
+
+
 def test_a_request_belongs_to_the_window_in_which_it_began() -> None:
     found = figures([*steady(100), work(199.9, 60, 0), work(200.0, 0.01, 429), work(99, 0.1, 500)])
     names = ("failed", "failed_afterwards", "failed_quiet")
