@@ -1,7 +1,8 @@
 """The command line of cmcl, over the REST API.
 
 CMCL_URL and CMCL_EMBEDDINGS_URL have the addresses, CMCL_KEY has the key.
-CMCL_MODEL stands for an argument MODEL, or the option where it is required.
+CMCL_MODEL stands for an argument MODEL, or the option where it is required; not for that of embed,
+similarity and migrate.
 
 Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 the job that was
 followed ended without a version, or a rebuild found damage; 4 no server

@@ -142,11 +142,12 @@ class LocalStack:
         for name in ("logs", "store", "keys"):
             (self.folder / name).mkdir(exist_ok=True)
             (self.folder / name).chmod(_PRIVATE)
-        # The folder itself may be the user's own, and shared.
         for path in self.folder.glob("cmcl.db*"):
             path.chmod(0o600)
         if self.keys:
             self._make_keys()
+        elif (self._keys / "operator").is_file():
+            raise StackError(f"{self.folder} has keys: add --keys, or choose another --folder")
 
     def start_ray(self) -> None:
         """A head node with the Jobs API; its CPUs are a count, not a reservation."""

@@ -51,4 +51,4 @@ def test_texts_are_encoded_in_a_process_of_their_own_and_embedded(serve_url: str
 
     refused = ask(serve_url, input=["a chair", "x" * (ENCODER.max_item_bytes + 1)])
     assert refused.status_code == 400, refused.text
-    assert "row 1" in refused.json()["error"]["message"]
+    assert "input[1]" in refused.json()["error"]["message"]

@@ -75,7 +75,9 @@ class NewKey(Frozen):
         description="stands in the history of what the key did", examples=["training-pipeline"]
     )
     scopes: Annotated[tuple[KnownScope, ...], BeforeValidator(_must_have_one)] = Field(
-        min_length=1, max_length=20, description="what it permits; none that the asking key lacks"
+        max_length=20,
+        json_schema_extra={"minItems": 1},
+        description="what it permits; none that the asking key lacks",
     )
     owner: Name | None = Field(
         default=None,

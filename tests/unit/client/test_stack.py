@@ -247,6 +247,19 @@ def test_with_keys_the_service_asks_for_them_and_the_operators_key_stays(tmp_pat
     assert keys[0] == keys[1]
 
 
+def test_a_folder_with_keys_is_not_opened_without_them(tmp_path: Path) -> None:
+    for keys in (True, False):
+        stack = RecordingStack(tmp_path, Ports.free(), keys=keys)
+        try:
+            if keys:
+                stack.prepare_folder()
+            else:
+                with pytest.raises(StackError, match="has keys: add --keys"):
+                    stack.prepare_folder()
+        finally:
+            stack.stop()
+
+
 def test_no_part_but_the_service_gets_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,7 +123,7 @@ def test_a_wrong_field_is_named_with_what_is_permitted(
 
 def test_an_unknown_model_is_404(serving: Replica) -> None:
     error = problem(serving.embed(model="nothing"), 404)
-    assert error["message"] == "there is no model 'nothing'"
+    assert error["message"] == "there is no model 'nothing' with a version"
     assert error["code"] == "model_not_found"
 
 

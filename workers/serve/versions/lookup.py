@@ -123,7 +123,7 @@ class VersionLookup:
         if not self._live.ready and (live is None or not visible):
             return NotReady("this replica has not seen the store yet", "model")
         if not visible or not self._live.knows(name):
-            return NotFound(f"there is no model {name!r}", "model")
+            return NotFound(f"there is no model {name!r} with a version", "model")
         if live is None:
             return NotReady(f"model {name!r} has no live version yet", "model")
         return NotReady(
