@@ -57,7 +57,7 @@ def _without_http(url: str, seconds: float) -> float:
     upgrade(database)
     now = datetime.now(UTC)
     with database.write() as connection:
-        create_model(connection, "intake", _SPEC, LOCAL, now, most=1)
+        create_model(connection, "intake", _SPEC, LOCAL, now, limit=1)
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         request = NewDataset.model_validate(_body(f"alone-{done}"))

@@ -113,10 +113,10 @@ def try_webhook(connection: Connection, webhook: str, registrar: Registrar) -> D
     if found.disabled_at is not None:
         raise Conflict(f"the webhook is disabled: {found.disabled_reason}; make a new one")
     if deliveries.count_room(connection, found.owner) <= 0:
-        message = (
+        waiting = (
             f"{deliveries.MOST_WAITING} messages of owner {found.owner!r} wait to be delivered, "
         )
-        raise Conflict(f"{message}which is the limit; try again when some have been delivered")
+        raise Conflict(f"{waiting}which is the limit; try again when some have been delivered")
     told = {"webhook": found.id, "actor": registrar.principal.name}
     happening = Happening(
         kind=EventKind.WEBHOOK_TEST, owner=found.owner, model=found.model or "", data=told
