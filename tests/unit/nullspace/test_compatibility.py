@@ -139,7 +139,8 @@ def test_published_spans_keep_all_four_kinds_of_scores() -> None:
     for now, then in zip(kept, cross_and_own_scores(old, old), strict=True):
         assert relative(now, then) < 1e-10
     report = compatibility(pair_moments(*low_rank_rows(30)), old, new)
-    assert report.worst < 1e-10
+    # From moments it is the root of a difference of squares, so of rounding of 1e-16 a root is left.
+    assert report.worst < 1e-7
 
 
 def test_without_published_spans_own_scores_move() -> None:
