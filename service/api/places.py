@@ -9,14 +9,14 @@ from anyio import CancelScope
 from fastapi import Request
 from starlette.types import Message, Receive
 
+from service.api.spool import LEAST_BYTES_PER_SECOND
 from service.errors import TooManyRequests
 
 _RETRY_SECONDS = 2
 _KEPT_FOR_OTHERS = 2
-# A body that brings nothing for so long, or less than this over all of its time and so many seconds
-# more, is stalled: it keeps its place only until another one needs it.
+# A body that brings nothing for so long, or less than `LEAST_BYTES_PER_SECOND` over its time but for so
+# many seconds, is stalled: it keeps its place only until another one needs it.
 STALLED_SECONDS = 5.0
-_LEAST_BYTES_PER_SECOND = 64 << 10
 
 Seconds = Callable[[], float]
 
@@ -41,7 +41,7 @@ class Place:
         if self._waiting_since is None:
             return -1.0
         waiting = self._seconds() - self._waiting_since
-        behind = self._waited + waiting - self._arrived / _LEAST_BYTES_PER_SECOND
+        behind = self._waited + waiting - self._arrived / LEAST_BYTES_PER_SECOND
         return max(waiting, behind) - STALLED_SECONDS
 
     def take_back(self) -> None:

@@ -24,7 +24,7 @@ _BLOCK_BYTES = 1 << 20
 # Without a byte for so long, a client is gone, whatever its connection says: others wait for its place.
 _PATIENCE_SECONDS = 20.0
 # Slower than this over the whole body, it would hold its place for hours.
-_LEAST_BYTES_PER_SECOND = 64 << 10
+LEAST_BYTES_PER_SECOND = 64 << 10
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*(?=,|;|$)")
 
@@ -89,7 +89,7 @@ async def spooled(
     """The request's body in a file. Raises BodyCutOff, BodyTooLarge, NoRoom, Unprocessable."""
     with NamedTemporaryFile(prefix="cmcl-upload-") as file:
         spool = Spool(file)
-        pace = Pace(patience_seconds, _LEAST_BYTES_PER_SECOND)
+        pace = Pace(patience_seconds, LEAST_BYTES_PER_SECOND)
         async for piece in in_time(_pieces(request), pace):
             await spool.add(piece)
         digest = await spool.finish()
