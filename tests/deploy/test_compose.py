@@ -35,8 +35,8 @@ def test_every_setting_is_one_of_the_service(monkeypatch: pytest.MonkeyPatch) ->
     assert {name.removeprefix("CMCL_").lower() for name in ours} <= set(Settings.model_fields)
     # One without a value is passed on only where the env file has it.
     environment = {name: filled(written[name]) for name in ours if written[name] is not None}
-    for name in environment:
-        monkeypatch.setenv(name, environment[name])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     settings = Settings()
     assert settings.database_url.startswith("postgresql://cmcl:DATABASE_PASSWORD")
     assert (settings.store_uri, settings.auth) == (ARGS.store, "on")
