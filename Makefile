@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := benchmarks cmcl service workers tests examples deploy
-PYTEST ?= $(BIN)/python -m pytest
+# Two processes: one runs what needs Ray, which is the longer half.
+PYTEST ?= $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup demo test test-fast check format bench bench-training bench-serving images docs up lock clean
 

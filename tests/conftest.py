@@ -36,6 +36,26 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("told to end", returncode=143))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests share a worker process (`pytest --dist loadgroup`), the longest group first.
+
+    The stack, the fault stories and the database server are made once and used by all tests of their
+    group. Otherwise a file is a group, so that its own fixtures are made once.
+    """
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    order = ("stack", "faults", "ranks", "ports", "database")
+    items.sort(key=lambda item: order.index(group) if (group := groups[item]) in order else len(order))
+
+
+def _group(item: pytest.Item) -> str:
+    if item.get_closest_marker("ray") or "stack" in getattr(item, "fixturenames", ()):
+        return "stack"
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    return folder if folder in ("faults", "ranks", "ports", "database") else str(item.path)
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """Ray, control plane and embeddings endpoint, started as `cmcl up` starts them."""
