@@ -59,6 +59,8 @@ def add_version(database: Database, model: str, number: int, created_at: datetim
         "model": model,
         "number": number,
         "attempt": 1,
+        "dataset": "ds-000000000001",
+        "dataset_name": "one",
         "manifest": {},
         "evaluation": {},
         "created_at": created_at,

@@ -1,4 +1,4 @@
-"""Brings a database to the newest form of the tables; run each time the service starts.
+"""Upgrade a database to the current tables; runs each time the service starts.
 
 Forward only. A service that finds a newer form than it knows looks for what the migration wrote beside
 it: the oldest revision whose services still work with it (`compatible_with` of each revision). If its own
@@ -25,11 +25,10 @@ logger = logging.getLogger(__name__)
 _ADVISORY_LOCK = 0x636D636C
 
 
-def upgrade(database: Database, revision: str = "head") -> None:
-    """Apply what is missing, in one transaction. Of two at once, one waits and finds it done.
+def upgrade(database: Database) -> None:
+    """Apply missing migrations in one transaction. Two processes may do so at once.
 
-    Raises Conflict where a newer release left tables that this one cannot work with. A revision other
-    than the newest is for whoever wants to see how an older database fares.
+    Raises Conflict if a newer release left tables that this one cannot work with.
     """
     with database.write() as connection:
         _lock(connection)
@@ -41,8 +40,9 @@ def upgrade(database: Database, revision: str = "head") -> None:
         if found is not None and found not in scripts:
             _check_works_with(connection, found, scripts)
             return
-        command.upgrade(config, revision)
-        _say_who_may_stay(connection, scripts)
+        command.upgrade(config, "head")
+        connection.execute(compatibility.delete())
+        connection.execute(compatibility.insert().values(oldest=next(iter(scripts.values()))))
 
 
 def revisions() -> dict[str, str]:
@@ -56,7 +56,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _check_works_with(connection: Connection, found: str, known: dict[str, str]) -> None:
-    oldest = _who_may_stay(connection)
+    oldest = _oldest_compatible(connection)
     if oldest in known:
         logger.warning(
             "a newer release brought the tables to %s; services since %s still work with them, so this "
@@ -72,20 +72,11 @@ def _check_works_with(connection: Connection, found: str, known: dict[str, str])
     )
 
 
-def _who_may_stay(connection: Connection) -> str | None:
-    """What the newer release wrote down; nothing where the database is not ours."""
+def _oldest_compatible(connection: Connection) -> str | None:
+    """Return what the newer release wrote, or None if the database is not one of ours."""
     if not inspect(connection).has_table(compatibility.name):
         return None
     return connection.execute(select(compatibility.c.oldest)).scalar_one_or_none()
-
-
-def _say_who_may_stay(connection: Connection, known: dict[str, str]) -> None:
-    """Beside the migration, in its transaction. Before r0006 there is no place for it."""
-    revision = _revision(connection)
-    if revision is None or not inspect(connection).has_table(compatibility.name):
-        return
-    connection.execute(compatibility.delete())
-    connection.execute(compatibility.insert().values(oldest=known[revision]))
 
 
 def _lock(connection: Connection) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from cmcl.contract.version import Recall, VersionManifest
 from service.database.queries import records
@@ -80,7 +80,7 @@ def outlines(
     if after is not None:
         query = query.where(versions.c.number > after)
     rows = connection.execute(query.order_by(versions.c.number).limit(limit)).mappings().all()
-    return [_outline(connection, row) for row in rows]
+    return [VersionOutline(**row) for row in rows]
 
 
 def oldest_unstored(connection: Connection, model: str) -> VersionRecord | None:
@@ -132,10 +132,8 @@ def evaluations(
     connection: Connection, model: str, up_to: int
 ) -> list[tuple[int, str, dict[str, Recall]]]:
     """Number, dataset and recalls of each version up to that one, without its manifest."""
-    # Null where a service of the release before has written the row.
-    dataset = func.coalesce(versions.c.dataset, versions.c.manifest["dataset"].as_string())
     query = (
-        select(versions.c.number, dataset, versions.c.evaluation)
+        select(versions.c.number, versions.c.dataset, versions.c.evaluation)
         .where(versions.c.model == model, versions.c.number <= up_to)
         .order_by(versions.c.number)
     )
@@ -174,21 +172,10 @@ def _note(connection: Connection, model: str, number: int) -> None:
     records.note(connection, "version", records.version_name(model, number))
 
 
-def _outline(connection: Connection, row: RowMapping) -> VersionOutline:
-    if row["dataset"] is not None:
-        return VersionOutline(**row)
-    # A service of the release before has written the row: its manifest tells.
-    whole = find(connection, row["model"], row["number"])
-    if whole is None:
-        raise RuntimeError(f"model {row['model']!r} has no version {row['number']} any more")
-    return whole
-
-
 def _record(row: RowMapping) -> VersionRecord:
     manifest = VersionManifest.model_validate(row["manifest"])
-    told = {"dataset": manifest.dataset, "dataset_name": manifest.learned[-1].name}
     parsed = {"manifest": manifest, "evaluation": _recalls(row["evaluation"])}
-    return VersionRecord(**{**row, **told, **parsed})
+    return VersionRecord(**{**row, **parsed})
 
 
 def _recalls(evaluation: dict[str, object]) -> dict[str, Recall]:

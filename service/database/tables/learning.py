@@ -136,10 +136,9 @@ versions = Table(
     Column("job", String(32), ForeignKey("jobs.id"), nullable=True, unique=True),
     Column("attempt", Integer, nullable=False),
     Column("parent", Integer, nullable=True),
-    # The manifest's, so that a list needs no manifests; null where a service of the release before has
-    # written the row.
-    Column("dataset", String(32), nullable=True),
-    Column("dataset_name", String(48), nullable=True),
+    # The manifest's, so that a list needs no manifests.
+    Column("dataset", String(32), nullable=False),
+    Column("dataset_name", String(48), nullable=False),
     json_column("manifest", nullable=False),
     # {dataset: Recall}: the manifest's evaluation, so that a matrix needs no manifests.
     json_column("evaluation", nullable=False),

@@ -169,7 +169,11 @@ def test_a_secret_of_another_webhook_is_not_taken() -> None:
     assert sealed != cipher(NEW).encrypt(SECRET, "wh-1")
 
 
-@pytest.mark.parametrize("key", ["short", "A" * 44, NEW[:-2], f"{NEW},", f"{NEW},x", ""])
+@pytest.mark.parametrize(
+    "key",
+    ["short", "A" * 44, NEW[:-2], f"{NEW},", f"{NEW},x", ""],
+    ids=["short", "not-random", "cut", "empty-second", "bad-second", "empty"],
+)
 def test_a_key_that_cannot_be_one_is_refused_without_repeating_it(key: str) -> None:
     with pytest.raises(ValidationError, match="base64 of 32 random bytes") as refused:
         Settings(encryption_key=SecretStr(key), auth="off")

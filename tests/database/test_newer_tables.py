@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from service.__main__ import main
-from service.database.engine import Database, open_database
+from service.database.engine import Database
 from service.database.migrations import revisions, upgrade
 from service.database.tables import compatibility
 from service.errors import Conflict
@@ -33,14 +33,6 @@ def _revision(database: Database) -> str:
 
 def test_a_migration_says_whose_services_may_stay(database: Database) -> None:
     assert _oldest(database) == revisions()[NEWEST]
-
-
-def test_it_says_so_where_the_place_for_it_is_new(database_url: str) -> None:
-    database = open_database(database_url)
-    upgrade(database, "r0005")
-    upgrade(database)
-    assert _oldest(database) == "r0005"
-    database.close()
 
 
 def test_a_service_starts_and_works_on_newer_tables_that_permit_it(
