@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.baselines import BASELINES
 from benchmarks.chain import Outcome, run_chain
 from benchmarks.folder import Stream, read_stream
 from benchmarks.joint import JointOutcome, train_jointly
@@ -32,15 +33,15 @@ _POLICIES: Mapping[str, Mapping[str, Any]] = {
 
 
 def known_methods() -> tuple[str, ...]:
-    """The product's methods, the second policy of its own, joint training, and the methods of
-    installed packages."""
+    """The product's methods, the second policy of its own, baselines, joint training, and the methods
+    of installed packages."""
     first, *others = BUILT_IN_METHODS
-    return (first, *_POLICIES, *others, JOINT, *installed_methods())
+    return (first, *_POLICIES, *others, *BASELINES, JOINT, *installed_methods())
 
 
-def is_place(method: str) -> bool:
-    """Whether it is written as `module:Class`: a method that needs no entry point."""
-    return ":" in method
+def place_of(method: str) -> str | None:
+    """Return `module:Class` of a baseline or of a method that is written like that, else None."""
+    return method if ":" in method else BASELINES.get(method)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def spec_of(method: str, model: Mapping[str, Any]) -> ModelSpec:
     Joint training takes heads, conditioning and training from the spec, and no method. A method at
     `module:Class` goes by the name of its class.
     """
-    if is_place(method):
+    if ":" in method:
         method = method.rpartition(":")[2].strip("_").lower()
     chosen = _POLICIES.get(method, {} if method == JOINT else {"method": method})
     return ModelSpec.model_validate({**model, **chosen})
@@ -83,7 +84,8 @@ def perform(stream: Stream, run: Run) -> Result:
     try:
         if run.method == JOINT:
             return train_jointly(stream.datasets, run.spec, run.joint_epochs)
-        method = method_class(run.method).from_spec(run.spec) if is_place(run.method) else None
+        place = place_of(run.method)
+        method = None if place is None else method_class(place).from_spec(run.spec)
         return run_chain(stream.datasets, run.spec, method)
     except Exception as error:  # noqa: BLE001 (whatever it was, the other runs go on)
         return Failed(f"{type(error).__name__}: {error}", traceback.format_exc())

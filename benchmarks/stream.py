@@ -25,7 +25,7 @@ from benchmarks.joint import JointOutcome
 from benchmarks.pictures import draw_all
 from benchmarks.progress import say
 from benchmarks.report import Failure, Report, document, markdown, print_tables
-from benchmarks.runs import Failed, Result, Run, is_place, known_methods, perform_all, spec_of
+from benchmarks.runs import Failed, Result, Run, known_methods, perform_all, spec_of
 from cmcl.contract.errors import UnknownMethod
 from cmcl.contract.model import TrainingSpec
 from workers.methods.registry import method_class
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 def _methods(text: str) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in chosen:
-        if is_place(name):
+        if ":" in name:
             _check_place(name)
         elif name not in known_methods():
             known = ", ".join(known_methods())

@@ -46,7 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
     order = ("stack", "faults", "ranks", "ports", "database")
-    items.sort(key=lambda item: order.index(group) if (group := groups[item]) in order else len(order))
+    items.sort(
+        key=lambda item: order.index(group) if (group := groups[item]) in order else len(order)
+    )
 
 
 def _group(item: pytest.Item) -> str:

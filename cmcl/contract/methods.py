@@ -2,19 +2,7 @@
 
 from importlib.metadata import EntryPoint, entry_points
 
-BUILT_IN_METHODS = (
-    "nullspace",
-    "paper",
-    "vanilla",
-    "anchor",
-    "ewc",
-    "gem",
-    "der",
-    "derpp",
-    "co2l",
-    "cila",
-    "cflat",
-)
+BUILT_IN_METHODS = ("nullspace", "paper", "vanilla")
 METHOD_ENTRY_POINTS = "cmcl.methods"
 
 

@@ -6,14 +6,6 @@ from collections.abc import Callable, Mapping
 from cmcl.contract.errors import UnknownMethod
 from cmcl.contract.methods import BUILT_IN_METHODS, METHOD_ENTRY_POINTS, installed_methods
 from cmcl.contract.model import ModelSpec
-from workers.methods.anchor import Anchor
-from workers.methods.cflat import CFlat
-from workers.methods.cila import CILA
-from workers.methods.co2l import Co2L
-from workers.methods.der import DER
-from workers.methods.derpp import DERpp
-from workers.methods.ewc import EWC
-from workers.methods.gem import GEM
 from workers.methods.nullspace import Improve, Preserve
 from workers.methods.paper import Paper
 from workers.methods.port import Method
@@ -63,12 +55,4 @@ _METHODS: Mapping[str, Callable[[ModelSpec], Method]] = {
     "nullspace": _nullspace,
     "paper": Paper.from_spec,
     "vanilla": Vanilla.from_spec,
-    "anchor": Anchor.from_spec,
-    "ewc": EWC.from_spec,
-    "gem": GEM.from_spec,
-    "der": DER.from_spec,
-    "derpp": DERpp.from_spec,
-    "co2l": Co2L.from_spec,
-    "cila": CILA.from_spec,
-    "cflat": CFlat.from_spec,
 }

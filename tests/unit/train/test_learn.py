@@ -5,10 +5,12 @@ import gc
 import pytest
 import torch
 
+from benchmarks.baselines import BASELINES
 from cmcl.contract.errors import NothingToLearn
 from cmcl.contract.methods import BUILT_IN_METHODS
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
+from workers.methods.registry import method_class, method_for
 from workers.model.retrieval import HeldOut, measure
 from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights
@@ -81,13 +83,21 @@ def test_odd_data_is_learned_twice_without_nan(name: str) -> None:
     assert found.at_1 >= 0
 
 
-@pytest.mark.parametrize("method", BUILT_IN_METHODS)
-def test_learning_leaves_nothing_in_memory(method: str) -> None:
+@pytest.mark.parametrize("name", [*BUILT_IN_METHODS, *BASELINES])
+def test_learning_leaves_nothing_in_memory(name: str) -> None:
     """Warm ranks learn one dataset after another in the same processes."""
-    spec = SPEC.model_copy(update={"method": method})
-    before = learned_from(latent_rows(0), spec).knowledge
+    if place := BASELINES.get(name):
+        method = method_class(place).from_spec(SPEC)
+    else:
+        method = method_for(SPEC.model_copy(update={"method": name}))
+
+    def learned(seed: int, before: Knowledge) -> Knowledge:
+        task = Task(PAIR, HeldRows(latent_rows(seed)), seed=1)
+        return learn(SPEC, before, task, method=method).knowledge
+
+    before = learned(0, before_the_first(SPEC))
     tensors, modules = _in_memory()
-    learned_from(latent_rows(1), spec, before)
+    learned(1, before)
     tensors_then, modules_then = _in_memory()
     assert tensors_then <= tensors
     assert modules_then <= modules

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.methods.port import Batch, Lesson, UpdateRule
-from workers.methods.replay_memory import (
+from benchmarks.baselines.replay_memory import (
     MovingHeads,
     ReplayMethod,
     StoredRows,
     loss_on,
     memories_for,
 )
+from workers.methods.port import Batch, Lesson, UpdateRule
 from workers.model.pair import PairInEigenCoordinates
 
 # A coordinate may rise as long as this share of the largest linear term pulls it up.

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.baselines.der import DER
+from benchmarks.baselines.derpp import DERpp
 from cmcl.contract.modality import ModalityPair
 from tests.unit.methods.lessons import (
     AUDIO_DEPTH,
@@ -20,8 +22,6 @@ from tests.unit.methods.lessons import (
     taught,
     weights_now,
 )
-from workers.methods.der import DER
-from workers.methods.derpp import DERpp
 from workers.methods.port import Method
 from workers.model.rows import PairedRows
 

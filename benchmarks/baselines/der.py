@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from workers.methods.port import Batch, Lesson, State, UpdateRule
-from workers.methods.replay_memory import (
+from benchmarks.baselines.replay_memory import (
     Draws,
     MovingHeads,
     ReplayMethod,
@@ -17,6 +16,7 @@ from workers.methods.replay_memory import (
     memories_for,
     outputs,
 )
+from workers.methods.port import Batch, Lesson, State, UpdateRule
 from workers.model.pair import PairInEigenCoordinates
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from benchmarks.baselines.replay_memory import full_batches, loss_on
 from workers.methods.port import Batch, Kept, Lesson, Method, Seen, UpdateRule
-from workers.methods.replay_memory import full_batches, loss_on
 from workers.model.heads import ModalityHeads
 from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows

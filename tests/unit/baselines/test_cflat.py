@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.baselines.cflat import CFlat
 from tests.unit.methods.lessons import (
     IMAGE_TEXT,
     batch_of,
@@ -13,7 +14,6 @@ from tests.unit.methods.lessons import (
     pair_for,
     random_rows,
 )
-from workers.methods.cflat import CFlat
 from workers.methods.port import Batch, Lesson
 from workers.model.rows import PairedRows
 

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmcl.contract.modality import ModalityPair
-from cmcl.contract.model import TrainingSpec
-from workers.methods.port import Batch, Lesson, State, UpdateRule
-from workers.methods.replay_memory import (
+from benchmarks.baselines.replay_memory import (
     Draws,
     MovingHeads,
     ReplayMethod,
@@ -21,6 +18,9 @@ from workers.methods.replay_memory import (
     embeddings,
     memories_for,
 )
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import TrainingSpec
+from workers.methods.port import Batch, Lesson, State, UpdateRule
 from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows
 

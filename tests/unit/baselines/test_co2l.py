@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.baselines.cila import CILA
+from benchmarks.baselines.co2l import Co2L, relation_loss
 from cmcl.contract.modality import ModalityPair
 from tests.fakes.turned_rows import seen
 from tests.unit.methods.lessons import (
@@ -25,8 +27,6 @@ from tests.unit.methods.lessons import (
     taught,
     weights_now,
 )
-from workers.methods.cila import CILA
-from workers.methods.co2l import Co2L, relation_loss
 from workers.methods.port import Lesson
 from workers.model.rows import PairedRows
 

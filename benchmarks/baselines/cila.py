@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.methods.co2l import Co2L
+from benchmarks.baselines.co2l import Co2L
+from benchmarks.baselines.replay_memory import Draws, full_batches, loss_on, memories_for
 from workers.methods.port import Kept, Lesson, Seen
-from workers.methods.replay_memory import Draws, full_batches, loss_on, memories_for
 from workers.model.heads import ModalityHeads
 from workers.model.rows import PairedRows
 

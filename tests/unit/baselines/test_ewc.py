@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.baselines.ewc import EWC, fisher
+from benchmarks.baselines.replay_memory import full_batches
 from tests.fakes.turned_rows import seen
 from tests.unit.methods.lessons import (
     IMAGE_TEXT,
@@ -18,8 +20,6 @@ from tests.unit.methods.lessons import (
     random_heads,
     random_rows,
 )
-from workers.methods.ewc import EWC, fisher
-from workers.methods.replay_memory import full_batches
 from workers.model.heads import ModalityHeads
 from workers.model.rows import PairedRows
 

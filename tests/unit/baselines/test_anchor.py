@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.baselines.anchor import Anchor
 from cmcl.contract.modality import ModalityPair
 from tests.unit.methods.lessons import (
     AUDIO_DEPTH,
@@ -18,7 +19,6 @@ from tests.unit.methods.lessons import (
     random_rows,
     weights_now,
 )
-from workers.methods.anchor import Anchor
 from workers.methods.port import Lesson
 from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows

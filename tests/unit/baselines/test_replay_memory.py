@@ -5,6 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.baselines.replay_memory import (
+    Draws,
+    ReplayMethod,
+    choose_rows,
+    full_batches,
+    memories_for,
+    memories_in,
+)
 from tests.fakes.turned_rows import seen
 from tests.unit.methods.lessons import (
     AUDIO_DEPTH,
@@ -14,14 +22,6 @@ from tests.unit.methods.lessons import (
     random_heads,
     random_rows,
     taught,
-)
-from workers.methods.replay_memory import (
-    Draws,
-    ReplayMethod,
-    choose_rows,
-    full_batches,
-    memories_for,
-    memories_in,
 )
 from workers.model.artifact import load_kept, save_kept
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from benchmarks.baselines.der import DER, output_error
+from benchmarks.baselines.replay_memory import Draws, MovingHeads, loss_on, memories_for
 from cmcl.contract.model import TrainingSpec
-from workers.methods.der import DER, output_error
 from workers.methods.port import Batch, Lesson, State, UpdateRule
-from workers.methods.replay_memory import Draws, MovingHeads, loss_on, memories_for
 from workers.model.pair import PairInEigenCoordinates
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.baselines.gem import GEM, smallest_quadratic, without_conflict
 from tests.unit.methods.lessons import (
     AUDIO_DEPTH,
     AUDIO_IMAGE,
@@ -22,7 +23,6 @@ from tests.unit.methods.lessons import (
     taught,
     weights_now,
 )
-from workers.methods.gem import GEM, smallest_quadratic, without_conflict
 
 NEW = random_rows(IMAGE_TEXT, seed=1)
 

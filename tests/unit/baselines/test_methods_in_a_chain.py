@@ -8,20 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.baselines.anchor import Anchor
+from benchmarks.baselines.cflat import CFlat
+from benchmarks.baselines.cila import CILA
+from benchmarks.baselines.co2l import Co2L
+from benchmarks.baselines.der import DER
+from benchmarks.baselines.derpp import DERpp
+from benchmarks.baselines.ewc import EWC
+from benchmarks.baselines.gem import GEM
+from benchmarks.baselines.replay_memory import loss_on, memories_in
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from tests.fakes.turned_rows import seen, turned
-from workers.methods.anchor import Anchor
-from workers.methods.cflat import CFlat
-from workers.methods.cila import CILA
-from workers.methods.co2l import Co2L
-from workers.methods.der import DER
-from workers.methods.derpp import DERpp
-from workers.methods.ewc import EWC
-from workers.methods.gem import GEM
 from workers.methods.paper import Paper
 from workers.methods.port import Lesson, Method
-from workers.methods.replay_memory import loss_on, memories_in
 from workers.model.artifact import load_kept, save_kept
 from workers.model.features import prepare
 from workers.model.heads import initial_heads

@@ -1,0 +1,13 @@
+"""Methods of other papers to compare with, through the port that methods of other packages use."""
+
+# Name in the benchmarks: place.
+BASELINES = {
+    "anchor": "benchmarks.baselines.anchor:Anchor",
+    "ewc": "benchmarks.baselines.ewc:EWC",
+    "gem": "benchmarks.baselines.gem:GEM",
+    "der": "benchmarks.baselines.der:DER",
+    "derpp": "benchmarks.baselines.derpp:DERpp",
+    "co2l": "benchmarks.baselines.co2l:Co2L",
+    "cila": "benchmarks.baselines.cila:CILA",
+    "cflat": "benchmarks.baselines.cflat:CFlat",
+}
