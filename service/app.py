@@ -7,7 +7,6 @@ from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
@@ -60,7 +59,6 @@ from service.launchers.driver import Driver
 from service.launchers.kuberay.pods import read_pod_templates
 from service.launchers.kuberay.resource import Site
 from service.launchers.port import Launcher
-from service.launchers.process import ProcessLauncher
 from service.launchers.ray.launcher import RayJobLauncher
 from service.observe.backlog import BacklogCollector
 from service.observe.database import MeteredDatabase
@@ -77,8 +75,6 @@ from workers.storage.uris import open_store
 
 logger = logging.getLogger(__name__)
 
-# Where processes of this machine are found again after a restart.
-_PROCESSES = Path(".cmcl") / "processes"
 _STOP_SECONDS = 10.0
 
 # In the order in which the description of the API shows them.
@@ -215,8 +211,6 @@ def _validations(settings: Settings, parts: Parts, bell: Bell) -> Validations:
 
 
 def _launcher(settings: Settings) -> Launcher:
-    if settings.launcher == "process":
-        return ProcessLauncher(_PROCESSES)
     if settings.launcher == "kuberay":
         return _kuberay_launcher(settings)
     driver = Driver(

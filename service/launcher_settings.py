@@ -17,10 +17,10 @@ from service.setting_values import JsonObject, ServerAddress
 class LauncherSettings(BaseSettings):
     """A part of `service.settings.Settings`, which is read from the environment as a whole."""
 
-    launcher: Literal["ray", "kuberay", "process"] = Field(
+    launcher: Literal["ray", "kuberay"] = Field(
         default="ray",
-        description="how attempts run: as jobs of one Ray cluster, each as a RayJob of KubeRay with a "
-        "cluster of its own, or as processes on this machine",
+        description="how attempts run: ray, as jobs of one Ray cluster, or kuberay, each as a RayJob with "
+        "a cluster of its own",
     )
     ray_address: ServerAddress = Field(
         default="http://127.0.0.1:8265", description="Ray's dashboard, where jobs are submitted"

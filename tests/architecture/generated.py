@@ -68,7 +68,6 @@ def openapi_document() -> str:
         settings = Settings(
             database_url=f"sqlite:///{folder}/cmcl.db",
             store_uri=(Path(folder) / "store").as_uri(),
-            launcher="process",
             auth="off",
         )
         app = create_app(settings)

@@ -1,8 +1,7 @@
-"""One suite for every launcher: the fake of the tests, processes, Ray's Jobs API, and KubeRay."""
+"""One suite for every launcher: the fake of the tests, Ray's Jobs API, and KubeRay."""
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from service.launchers.kuberay.launcher import KubeRayLauncher
 from service.launchers.kuberay.resource import Site
 from service.launchers.port import Launcher, LaunchState, LaunchStatus, Submission
-from service.launchers.process import ProcessLauncher
 from service.launchers.ray.launcher import RayJobLauncher
 from tests.fakes.kubernetes_api import KubernetesApi, kubernetes_api
 from tests.fakes.launcher import FakeLauncher
@@ -77,36 +75,19 @@ class KubeRayRig:
         self.api.become(name, status, deployment, f"exit code {code}" if code else "")
 
 
-class ProcessRig:
-    """Around real processes: each waits for a file and exits with the code that is in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.launcher = ProcessLauncher(folder / "state")
-
-    def command(self, name: str) -> list[str]:
-        file = self.folder / name
-        script = f"while [ ! -s '{file}' ]; do sleep 0.02; done; echo done; exit $(cat '{file}')"
-        return ["/bin/sh", "-c", script]
-
-    def end(self, name: str, code: int) -> None:
-        (self.folder / name).write_text(str(code))
-
-
 @pytest.fixture
 def api() -> Iterator[KubernetesApi]:
     with kubernetes_api() as served:
         yield served
 
 
-@pytest.fixture(params=["fake", "ray", "kuberay", "process"])
-def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+@pytest.fixture(params=["fake", "ray", "kuberay"])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     """Each launcher in turn; nothing of it runs on afterwards."""
     rigs: dict[str, Callable[[], Rig]] = {
         "kuberay": lambda: KubeRayRig(request.getfixturevalue("api")),
         "fake": FakeRig,
         "ray": RayRig,
-        "process": lambda: ProcessRig(tmp_path),
     }
     made = rigs[request.param]()
     yield made

@@ -238,7 +238,7 @@ def test_the_reconciler_outlives_a_failed_round(plane: ControlPlane) -> None:
 
 def test_a_service_that_cannot_be_made_leaves_no_database_open(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'cmcl.db'}"
-    settings = Settings(database_url=url, store_uri="ftp://elsewhere", launcher="process")
+    settings = Settings(database_url=url, store_uri="ftp://elsewhere")
     with pytest.raises(InvalidUri):
         create_app(settings)
     assert (tmp_path / "cmcl.db").exists()
@@ -249,7 +249,6 @@ def test_the_lifespan_runs_the_reconciler(tmp_path: Path) -> None:
     settings = Settings(
         database_url=f"sqlite:///{tmp_path / 'cmcl.db'}",
         store_uri=(tmp_path / "store").as_uri(),
-        launcher="process",
         reconcile_seconds=0.01,
     )
     app = create_app(settings, Parts())

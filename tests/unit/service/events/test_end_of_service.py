@@ -22,7 +22,6 @@ def _service(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
         **os.environ,
         "CMCL_AUTH": "off",
         "CMCL_PORT": str(port),
-        "CMCL_LAUNCHER": "process",
         "CMCL_DATABASE_URL": f"sqlite:///{folder / 'cmcl.db'}",
         "CMCL_STORE_URI": (folder / "store").as_uri(),
     }

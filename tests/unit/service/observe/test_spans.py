@@ -80,7 +80,7 @@ def test_an_exporter_that_we_do_not_have_is_refused() -> None:
 def test_without_an_exporter_no_machinery_is_imported() -> None:
     code = (
         "import sys; from service.app import create_app; from service.settings import Settings;"
-        "create_app(Settings(database_url='sqlite://', launcher='process'));"
+        "create_app(Settings(database_url='sqlite://'));"
         "print([name for name in ('sdk', 'exporter', 'proto') if f'opentelemetry.{name}' in sys.modules])"
     )
     done = subprocess.run(

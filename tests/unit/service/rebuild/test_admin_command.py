@@ -120,7 +120,6 @@ def test_a_service_does_not_start_on_a_lost_database(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """It would write over the versions of whatever model is made first."""
-    monkeypatch.setenv("CMCL_LAUNCHER", "process")
     monkeypatch.setenv("CMCL_AUTH", "off")
     # Of the whole process: later tests would log into what this one closes.
     monkeypatch.setattr("logging.config.dictConfig", lambda _: None)
