@@ -14,7 +14,6 @@ from PIL import Image
 from tests.fakes.tiny_clip import WIDTH, save_tiny_clip
 from workers.serve.encoders.frozen import EncoderUnusable, FrozenEncoder
 from workers.serve.encoders.registry import open_encoder
-from workers.serve.encoders.sentence_transformers import SentenceTransformersEncoder
 from workers.serve.encoders.spec import EncoderSpec, parse_encoder
 from workers.serve.encoders.synthetic import SyntheticEncoder
 from workers.serve.versions.loading import Float32Array
@@ -36,7 +35,14 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def clip(folder: Path, **fields: object) -> SentenceTransformersEncoder:
+def sentence_transformers(spec: EncoderSpec) -> Encoder:
+    # Here, because importing it takes seconds, and each process that collects tests would spend them.
+    from workers.serve.encoders.sentence_transformers import SentenceTransformersEncoder
+
+    return SentenceTransformersEncoder(spec)
+
+
+def clip(folder: Path, **fields: object) -> Encoder:
     spec = {
         "modality": "image",
         "kind": "sentence-transformers",
@@ -44,7 +50,7 @@ def clip(folder: Path, **fields: object) -> SentenceTransformersEncoder:
         "model": str(folder),
         **fields,
     }
-    return SentenceTransformersEncoder(EncoderSpec.model_validate(spec))
+    return sentence_transformers(EncoderSpec.model_validate(spec))
 
 
 def picture(shade: int) -> bytes:
@@ -63,7 +69,7 @@ def case(request: pytest.FixtureRequest, clip_folder: Path) -> tuple[Encoder, li
         synthetic = EncoderSpec(modality="text", kind="synthetic", width=32)
         return SyntheticEncoder(synthetic), texts
     if request.param == "minilm":
-        return SentenceTransformersEncoder(MINILM), texts
+        return sentence_transformers(MINILM), texts
     if request.param == "clip-text":
         return clip(clip_folder, modality="text"), texts
     return clip(clip_folder), [picture(shade) for shade in (1, 2, 4)]
@@ -109,13 +115,13 @@ def test_synthetic_features_have_unit_variance_and_stay_the_same() -> None:
 
 
 def test_a_sentence_model_knows_what_is_alike() -> None:
-    encoder = SentenceTransformersEncoder(MINILM)
+    encoder = sentence_transformers(MINILM)
     chair, seat, river = features(encoder, "a red chair", "a seat of red wood", "the river floods")
     assert chair @ seat > chair @ river + 0.3
 
 
 def test_tokens_beyond_the_bound_are_cut_off() -> None:
-    encoder = SentenceTransformersEncoder(MINILM.model_copy(update={"max_tokens": 8}))
+    encoder = sentence_transformers(MINILM.model_copy(update={"max_tokens": 8}))
     long = features(encoder, "a red chair " * 10)
     longer = features(encoder, "a red chair " * 10 + "and a river that floods the town")
     np.testing.assert_array_equal(long, longer)
