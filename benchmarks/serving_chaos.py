@@ -32,7 +32,7 @@ from benchmarks.outages.patient import Patient
 from benchmarks.progress import say
 from benchmarks.report import machine
 from cmcl.contract.version import LivePointer
-from cmcl.proxy import BUFFER_KIB, RAYS_OWN
+from cmcl.proxy import BUFFER_KIB, rays_own
 from workers.storage.uris import open_store
 from workers.storage.versions import write_live
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: list[Outcome] = []
     with Clients() as clients:
         if compared:
-            found += _outcomes(options, clients, compared, _RAYS, RAYS_OWN)
+            found += _outcomes(options, clients, compared, _RAYS, rays_own())
         found += _outcomes(options, clients, options.cases, _OURS, {})
     document = _document(options, found)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from cmcl.proxy import CONNECTIONS_PER_SOURCE
 from service.app import create_app
 from service.settings import Settings
 from tests.architecture.repository import ROOT
@@ -37,6 +38,16 @@ Generated from the code by `make docs`; edit the descriptions there.
 Read by the training processes from the environment of the Ray nodes (`workers/train/settings.py`).
 
 {train}
+## The endpoint's proxy
+
+Read by `cmcl-haproxy` from the environment of the Ray nodes each time that it starts HAProxy
+(`cmcl/proxy.py`; chart: `serving.connectionsPerSource` and `serving.trustedProxies`).
+
+| variable | default | permitted | meaning |
+|---|---|---|---|
+| `CMCL_ENDPOINT_CONNECTIONS_PER_SOURCE` | `{per_source}` | integer, ≥ 1, ≤ `RAY_SERVE_HAPROXY_MAXCONN` (4096) | open connections of one address (IPv6: one /64) at one HAProxy; more are closed at once |
+| `CMCL_ENDPOINT_TRUSTED_PROXIES` | none | text | comma-separated addresses or networks of an ingress or other proxies that many clients come through; they may have all connections |
+
 ## Embeddings
 
 Options of `python -m workers.serve` and arguments of the Serve application
@@ -58,6 +69,7 @@ def settings_document() -> str:
         service=_table("variable", Settings, lambda field: f"CMCL_{field.upper()}"),
         train=_table("variable", TrainSettings, lambda field: f"CMCL_{field.upper()}"),
         serve=_table("argument", ServeArgs, str),
+        per_source=CONNECTIONS_PER_SOURCE,
         encoder=_table("field", EncoderSpec, str),
     )
 

@@ -12,6 +12,7 @@ import pytest
 
 from cmcl.contract.model import ModelSpec
 from cmcl.stack import LocalStack
+from tests.fakes.crowd import crowd
 from tests.fakes.segments import segments_received
 from tests.fakes.versions import publish_version, random_heads
 from tests.ray.attempts import ray_processes
@@ -22,6 +23,9 @@ SPEC = ModelSpec(width=8, modalities={"image": 5, "text": 4})
 BODY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}).encode()
 SECONDS = 120.0
 STARTING_SECONDS = 300.0
+# Less than an unfinished head may take, which is when room comes about by itself.
+STALLED_SECONDS = 5.0
+PROXY_MIB = 128
 
 
 def request(*headers: str) -> bytes:
@@ -90,3 +94,24 @@ def test_a_replica_writes_head_and_body_of_an_answer_at_once(stack: LocalStack) 
         client.sendall(request())
         assert read_all(client).startswith(b"HTTP/1.1 200 OK")
         assert segments_received(client) == 1
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"POST / HTTP/1.1\r\nx: " + b"a" * 60_000], ids=["idle", "heads"]
+)
+def test_one_source_that_holds_thousands_of_connections_keeps_no_other_out(
+    stack: LocalStack, live_url: str, sent: bytes
+) -> None:
+    with crowd(stack.ports.embeddings, 4200, sent):
+        for _ in range(20):
+            begin = time.monotonic()
+            assert b"200 OK" in answer(live_url, request(), half_close=False)
+            assert time.monotonic() - begin < STALLED_SECONDS
+        proxies = [
+            each
+            for each in psutil.process_iter(["name"])
+            if each.info["name"] == "haproxy"
+            and str(stack.proxy_folder) in " ".join(each.cmdline())
+        ]
+        assert sum(each.memory_info().rss for each in proxies) < PROXY_MIB << 20
+        assert proxies

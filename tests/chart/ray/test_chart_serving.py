@@ -9,7 +9,7 @@ import helm_python
 import httpx
 import pytest
 
-from cmcl.proxy import SERVING
+from cmcl.proxy import SERVING, Shares
 from tests.chart.ray.resources import custom_resources
 from tests.chart.release import BUCKET, CHART, ROOT, Object, Release, environment_of, render
 from workers.serve.places import ENCODER, REPLICA
@@ -166,12 +166,28 @@ def test_haproxy_is_as_patient_as_the_endpoint_that_it_stands_before() -> None:
     args = {"bodySeconds": 99.5, "queueSeconds": 300}
     variables = environment_of(render({"serving": {"args": args}}).container("serving"))
     prefix = "RAY_SERVE_HAPROXY"
+    # For a body as well (cmcl/proxy.py).
     assert variables[f"{prefix}_TIMEOUT_CLIENT_S"] == "100"
-    assert "\n    timeout http-request 100s\n" in variables[f"{prefix}_RETRY_ON"]
     # The longest that a request may ask for comes on top of its body; a proxy that is replaced ends
     # as late as a replica.
     assert variables[f"{prefix}_TIMEOUT_SERVER_S"] == "730"
     assert variables[f"{prefix}_HARD_STOP_AFTER_S"] == "400"
+
+
+@pytest.mark.parametrize(
+    ("serving", "expected"),
+    [
+        ({}, Shares()),
+        (
+            {"connectionsPerSource": 64, "trustedProxies": ["10.0.3.7", "fd00::/8"]},
+            Shares(64, ("10.0.3.7/32", "fd00::/8")),
+        ),
+    ],
+)
+def test_shares_of_connections_are_as_they_were_chosen(serving: Object, expected: Shares) -> None:
+    variables = environment_of(render({"serving": serving}).container("serving"))
+    # Kubernetes takes a variable without a value for an empty one.
+    assert Shares.of({name: value or "" for name, value in variables.items()}) == expected
 
 
 # They are read when ray.serve is imported, which warns while it is.

