@@ -21,9 +21,8 @@ from cmcl.terminal.options import AsJson
 # Seen with `ss -ltnp` on a running stack; Ray has no setting for the addresses of these ports.
 _LISTENING = (
     "Control plane, endpoint and dashboard listen on 127.0.0.1. On all interfaces listen Ray's own "
-    "ports, which ask for a token of this run, and the metrics and statistics of Ray and HAProxy, "
-    "which ask for nothing: names and counts, no data. On a network that you do not trust, use a "
-    "firewall."
+    "ports, which ask for a token of this run, and its metrics, which ask for nothing: names and "
+    "counts, no data. On a network that you do not trust, use a firewall."
 )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from cmcl.contract.model import ModelSpec
 from cmcl.stack import LocalStack
-from tests.fakes.crowd import crowd
+from tests.fakes.haproxy import crowd
 from tests.fakes.segments import segments_received
 from tests.fakes.versions import publish_version, random_heads
 from tests.ray.attempts import ray_processes

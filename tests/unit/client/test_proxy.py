@@ -1,18 +1,13 @@
 """HAProxy with the configuration that the installed Ray writes and `cmcl-haproxy` edits, on real sockets,
 in front of two servers that are not Serve's."""
 
-import socket
-import subprocess
-import sys
-import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from socket import socket
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import httpx
 import psutil
@@ -30,88 +25,29 @@ from cmcl.proxy import (
     ProxyError,
     Shares,
     bounded,
-    places,
 )
 from tests.architecture.repository import ROOT
-from tests.fakes.crowd import ADDRESS, crowd
+from tests.fakes.haproxy import (
+    ADDRESS,
+    BODY,
+    PROBE,
+    SECONDS,
+    crowd,
+    environment,
+    launch,
+    proxy,
+    replica,
+    write_rays,
+)
 from workers.serve.http.asking import LONGEST_MS
 from workers.serve.settings import ServeArgs
 
 # Ray's own models warn while they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 
-SECONDS = 60.0
-BODY = b"the whole body"
-ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
-# HAProxy itself answers it.
-PROBE = b"GET /-/routes HTTP/1.1\r\nhost: localhost\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
 PER_SOURCE = "CMCL_ENDPOINT_CONNECTIONS_PER_SOURCE"
 TRUSTED = "CMCL_ENDPOINT_TRUSTED_PROXIES"
-
-
-@contextmanager
-def replica(requests: list[bytes]) -> Iterator[int]:
-    """Its port. Of all requests, the first one that arrives with its body gets no answer."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            while True:
-                try:
-                    client, _ = server.accept()
-                except OSError:
-                    return
-                with client, suppress(ConnectionError):
-                    request = b""
-                    while not request.endswith((BODY, b"\r\n\r\n")):
-                        if not (more := client.recv(1 << 16)):
-                            break
-                        request += more
-                    is_check = request.startswith(b"GET /-/healthz ")
-                    if not is_check:
-                        requests.append(request)
-                    if is_check or len(requests) > 1:
-                        client.sendall(ANSWER)
-
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        try:
-            yield server.getsockname()[1]
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            thread.join(SECONDS)
-            assert not thread.is_alive()
-
-
-def write_rays(folder: Path, ports: Ports, replicas: tuple[int, ...], **different: Any) -> Path:
-    """The file that Ray writes with our settings."""
-    # Takes seconds, and only these tests need it.
-    from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
-    from ray.serve.config import HTTPOptions
-
-    files = places(ports, folder)
-    servers = [ServerConfig(f"replica-{each}", "127.0.0.1", each) for each in replicas]
-    prefix = "RAY_SERVE_HAPROXY"
-    ours: dict[str, Any] = {
-        "bufsize": int(SERVING[f"{prefix}_TUNE_BUFSIZE"]),
-        "timeout_client_s": int(SERVING[f"{prefix}_TIMEOUT_CLIENT_S"]),
-        "timeout_server_s": int(SERVING[f"{prefix}_TIMEOUT_SERVER_S"]),
-        "retry_on": SERVING[f"{prefix}_RETRY_ON"],
-        "http_options": HTTPOptions(host="127.0.0.1", port=ports.embeddings),
-        "is_head": True,
-        "metrics_port": ports.proxy_metrics,
-        "stats_port": ports.proxy_stats,
-        "socket_path": files[f"{prefix}_SOCKET_PATH"],
-        "metrics_socket_path": files[f"{prefix}_METRICS_SOCKET_PATH"],
-        "server_state_base": files[f"{prefix}_SERVER_STATE_BASE"],
-        "server_state_file": files[f"{prefix}_SERVER_STATE_FILE"],
-    }
-    path = Path(files[f"{prefix}_CONFIG_FILE_LOC"])
-    api = HAProxyApi(HAProxyConfig(**{**ours, **different}), config_file_path=str(path))
-    backend = BackendConfig("embeddings", "/", app_name="embeddings", servers=servers)
-    api.set_backend_configs({"embeddings": backend})
-    api._generate_config_file_internal()
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -119,77 +55,6 @@ def rays() -> str:
     """A configuration as Ray writes it."""
     with TemporaryDirectory(prefix="cmcl-") as folder:
         return write_rays(Path(folder), Ports.free(), (30_000,)).read_text()
-
-
-@dataclass(frozen=True)
-class Proxy:
-    """HAProxy, as `cmcl-haproxy` has started it."""
-
-    process: psutil.Process
-    port: int
-    folder: Path
-
-    def connect(self, source: str = "127.0.0.1") -> socket.socket:
-        """A connection from one of this machine's own addresses."""
-        return socket.create_connection(
-            ("127.0.0.1", self.port), timeout=SECONDS, source_address=(source, 0)
-        )
-
-    def answers(self, source: str = "127.0.0.1", seconds: float = 5.0) -> bool:
-        """Whether a request from that address is answered in time."""
-        # One that is refused may be reset before `connect` returns.
-        with suppress(OSError), self.connect(source) as client:
-            client.settimeout(seconds)
-            client.sendall(PROBE)
-            return client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
-        return False
-
-    def accepted(self) -> int:
-        """Connections of clients that are open."""
-        found = self.process.net_connections(kind="tcp")
-        return sum(
-            each.laddr.port == self.port and each.status == psutil.CONN_ESTABLISHED
-            for each in found
-        )
-
-
-def launch(path: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """As Ray does."""
-    command = [sys.executable, "-c", "from cmcl.proxy import main; main()", "-db", "-f", str(path)]
-    return subprocess.Popen(
-        command, env={**environment}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-
-
-@contextmanager
-def proxy(*replicas: int, settings: Mapping[str, str], **different: Any) -> Iterator[Proxy]:
-    # Paths of sockets have a hundred characters at most.
-    with TemporaryDirectory(prefix="cmcl-") as name:
-        ports, folder = Ports.free(), Path(name) / "proxy"
-        path = write_rays(folder, ports, replicas, **different)
-        process = launch(path, environment(settings))
-        try:
-            running = Proxy(psutil.Process(process.pid), ports.embeddings, folder)
-            deadline = time.monotonic() + SECONDS
-            while not listens(ports.embeddings):
-                assert process.poll() is None, process.stderr and process.stderr.read()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            yield running
-        finally:
-            process.kill()
-            process.wait()
-            if process.stderr:
-                process.stderr.close()
-
-
-def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    return {"PYTHONPATH": str(ROOT), "RAY_SERVE_HAPROXY_BINARY_PATH": "/itself", **settings}
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
@@ -201,7 +66,7 @@ def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
     return True
 
 
-def read(client: socket.socket) -> bytes:
+def read(client: socket) -> bytes:
     """All until the other end closes."""
     received = b""
     with suppress(ConnectionError):
