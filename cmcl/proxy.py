@@ -237,7 +237,10 @@ def main() -> NoReturn:
 
 
 def _edit_file(arguments: Sequence[str]) -> None:
-    """In place, as Ray recognises its HAProxy by this path among the arguments."""
+    """In place, as Ray recognises its HAProxy by this path among the arguments.
+
+    Ray writes it again only after this HAProxy has answered or ended (`HAProxyManager._reload_lock`).
+    """
     if arguments.count("-f") != 1 or arguments[-1] == "-f":
         raise ProxyError("one configuration is expected: -f FILE")
     path = Path(arguments[arguments.index("-f") + 1])
