@@ -183,6 +183,13 @@ class Settings(LauncherSettings):
         description="models that one owner may have, branches among them, and deleted ones that were made "
         "within the last hour; a further one is answered 409. The operator may make more",
     )
+    heads_bytes_max: int = Field(
+        default=512 << 20,
+        ge=1,
+        description="heads of one version, with every modality learned: a model, branch, dataset or "
+        "candidate above it is refused. At most half of `max_heads_bytes` of the replicas, as a swap holds "
+        "the old version and the new one",
+    )
     webhooks_per_owner: int = Field(
         default=50,
         ge=1,

@@ -41,6 +41,7 @@ class FailureReason(StrEnum):
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"  # each permitted attempt ended without a candidate
     TRAINING_FAILED = "training_failed"  # the attempt says that another one would fail alike
     STORE_DAMAGED = "store_damaged"  # what earlier datasets left is; the new one is not to blame
+    HEADS_TOO_LARGE = "heads_too_large"  # a replica of the endpoint could not hold the version
     INVALID_CANDIDATE = "invalid_candidate"  # the candidate is damaged, or answers another question
     DRIFT_TOO_LARGE = "drift_too_large"  # an earlier dataset's scores moved beyond the bound
     FORGETTING_TOO_LARGE = (

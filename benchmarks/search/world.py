@@ -13,7 +13,7 @@ from workers.serve.search.index.index import GRAPH_FROM_ROWS, Index
 from workers.serve.search.stored import writes
 from workers.serve.search.stored.segments import Entry
 from workers.serve.versions.live import LiveVersions
-from workers.serve.versions.loading import ServedVersion
+from workers.serve.versions.loading import LoadedHeads, ServedVersion
 from workers.storage.local import LocalStore
 
 _NAME, _MODEL = "things", "model"
@@ -48,7 +48,15 @@ class World:
         self._generation += 1
         number = self._generation
         version = ServedVersion(
-            *(_MODEL, number, self._spec, heads, datetime.now(UTC), frozenset(), (number,))
+            *(
+                _MODEL,
+                number,
+                self._spec,
+                LoadedHeads(heads),
+                datetime.now(UTC),
+                frozenset(),
+                (number,),
+            )
         )
         pointer = LivePointer(generation=number, version=number)
         began = time.perf_counter()

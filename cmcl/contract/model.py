@@ -140,6 +140,14 @@ class ModelSpec(Frozen):
         """What no earlier dataset may exceed; None where the method promises nothing."""
         return self.protection.drift_bound if self.method == "nullspace" else None
 
+    @property
+    def heads_bytes(self) -> int:
+        """Of the heads of a version that has learned every modality: E (F + 1) weights and a map of
+        F² + F numbers for each, float32."""
+        return 4 * sum(
+            self.width * (width + 1) + width * (width + 1) for width in self.modalities.values()
+        )
+
     @model_validator(mode="after")
     def _size_is_bounded(self) -> Self:
         entries = sum(self.width * width for width in self.modalities.values())

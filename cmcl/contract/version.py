@@ -139,7 +139,8 @@ class VersionReport(Frozen):
 class VersionManifest(Frozen):
     """Written last: once it can be read, every file that it names is in place.
 
-    `files` maps file name to digest; the files lie beside the manifest. The moments of single
+    `files` maps file name to digest; the files lie beside the manifest, or, for a version that a branch
+    has from its source, beside the source's manifest of the same number. The moments of single
     datasets lie under `datasets/<dataset>/` instead and are named in `learned`.
     """
 
@@ -153,6 +154,11 @@ class VersionManifest(Frozen):
     code_version: str
     created_at: datetime
     files: dict[str, FileEntry]
+    files_in: ModelName | None = Field(
+        default=None,
+        exclude_if=lambda model: model is None,
+        description="model in whose folder the files lie; none: this one's",
+    )
     learned: tuple[LearnedDataset, ...] = Field(min_length=1)
     report: VersionReport
 

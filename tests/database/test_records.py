@@ -12,7 +12,7 @@ from sqlalchemy import text
 from cmcl.contract.job import Progress
 from cmcl.contract.model import ModelSpec
 from service.control.data.intake import Intake, NewDataset, accept_dataset
-from service.control.models.create import create_model
+from service.control.models.create import Limits, create_model
 from service.database.engine import Database, open_database
 from service.database.queries import jobs, models
 from service.database.queries.figures import Training, training
@@ -166,7 +166,9 @@ def test_the_same_model_at_once_is_one_model(database: Database) -> None:
     def post(_: int) -> bool:
         ready.wait()
         return database.settle(
-            lambda connection: create_model(connection, "scenes", SPEC, LOCAL, NOW, 500).is_new
+            lambda connection: (
+                create_model(connection, "scenes", SPEC, LOCAL, NOW, Limits(500, 1 << 30)).is_new
+            )
         )
 
     with ThreadPoolExecutor(4) as threads:

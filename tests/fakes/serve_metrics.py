@@ -16,6 +16,8 @@ class RecordedMetrics:
         self.lags: list[tuple[str, int]] = []
         self.gone_models: list[str] = []
         self.resident_versions = 0
+        self.loads: list[str] = []
+        self.evictions: list[str] = []
         self.refused_key_lists = 0
         self.hearing: list[bool] = []
         self.agreements: list[tuple[str, str, float, float]] = []
@@ -56,6 +58,12 @@ class RecordedMetrics:
 
     def resident(self, versions: int) -> None:
         self.resident_versions = versions
+
+    def loaded(self, model: str, seconds: float) -> None:
+        self.loads.append(model)
+
+    def evicted(self, model: str) -> None:
+        self.evictions.append(model)
 
     def key_list_refused(self) -> None:
         self.refused_key_lists += 1

@@ -27,7 +27,7 @@ from service.states import TERMINAL, JobState
 from tests.faults.lives import LIVES, Life, check_end, is_quiet
 from tests.faults.world import Template, World
 from workers.storage import layout
-from workers.storage.versions import check_object, read_live, read_version
+from workers.storage.versions import check_object, file_key, read_live, read_version
 
 _MOST_ROUNDS = 120
 # In the short run of every change, each so-many-th round loses its database.
@@ -140,7 +140,7 @@ def _check(world: World) -> None:
             manifest = VersionManifest.model_validate(version.manifest)
             assert read_version(world.store, model.name, version.number) == manifest
             for name, entry in manifest.files.items():
-                key = layout.version_file(model.name, version.number, name)
+                key = file_key(manifest, name)
                 check_object(world.store, key, entry)
         pointer = read_live(world.store, model.name)
         shown = None if pointer is None else (pointer.version, pointer.generation)

@@ -26,7 +26,7 @@ from service.control.context import Context
 from service.control.data.intake import Intake, NewDataset, accept_dataset
 from service.control.interventions import Word
 from service.control.models import promote, trials
-from service.control.models.create import branch
+from service.control.models.create import Limits, branch
 from service.control.models.policy import set_policy
 from service.control.models.wish import Wish
 from service.control.validation.validations import Validations
@@ -47,6 +47,7 @@ from workers.storage.local import LocalStore
 
 MODEL = "scenes"
 GOOD_SHARDS = 6
+LIMITS = Limits(500, 1 << 30)
 BAD = "bad"
 # Short, so that a story of some hundred seconds meets each of them.
 DEADLINES = {
@@ -195,7 +196,7 @@ class World:
 
     def branch(self, name: str, version: int) -> bool:
         point = BranchPoint(MODEL, version)
-        return self._may(lambda c: branch(c, name, point, LOCAL, self.clock(), 500))
+        return self._may(lambda c: branch(c, name, point, LOCAL, self.clock(), LIMITS))
 
     # What happens on the cluster.
 

@@ -13,8 +13,8 @@ from workers.serve.push.actor import open_channel
 from workers.serve.push.listener import Listener
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions
-from workers.serve.versions.loading import load_version
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.loading import StoredVersions
+from workers.serve.versions.resident import Budget, ResidentVersions
 from workers.serve.versions.swapper import Swapper
 from workers.storage.uris import open_store
 
@@ -35,9 +35,7 @@ def main(store_uri: str) -> None:
     """Until it is killed."""
     ray.init(address="auto", log_to_driver=False)
     store, live, metrics = open_store(store_uri), LiveVersions(), PrintedMetrics()
-    resident = ResidentVersions(
-        lambda model, number: load_version(store, model, number), 4, metrics
-    )
+    resident = ResidentVersions(*(StoredVersions(store), 4, Budget(1 << 30), metrics))
     follower = Follower(store, live, Swapper(live, resident, metrics), POLL_SECONDS)
     follower.start()
     Listener(open_channel, follower.wake, metrics.hears).start()

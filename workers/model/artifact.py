@@ -34,7 +34,11 @@ def save_heads(heads: ModalityHeads) -> bytes:
 
 def load_heads(data: bytes, spec: ModelSpec) -> ModalityHeads:
     """Heads as float32 with the shapes that the spec asks for, all finite. Raises InvalidVersion."""
-    tensors = _load(data, "heads")
+    return heads_from(_load(data, "heads"), spec)
+
+
+def heads_from(tensors: Mapping[str, Tensor], spec: ModelSpec) -> ModalityHeads:
+    """The same from tensors by name; float32 ones are used as they are. Raises InvalidVersion."""
     weights, conditioning = {}, {}
     for modality, width in spec.modalities.items():
         shape = (spec.width, head_width(width))

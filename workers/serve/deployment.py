@@ -30,9 +30,9 @@ from workers.serve.settings import ServeArgs
 from workers.serve.versions.first_look import wait_for_first_look
 from workers.serve.versions.follower import Follower, Look
 from workers.serve.versions.live import LiveVersions
-from workers.serve.versions.loading import ServedVersion, load_version
+from workers.serve.versions.loading import StoredVersions
 from workers.serve.versions.lookup import VersionLookup
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.resident import Budget, ResidentVersions
 from workers.serve.versions.swapper import Swapper
 from workers.storage.uris import open_store
 
@@ -59,7 +59,13 @@ class Embedder:
         self._compute = Batcher(self._metrics)
         self._admission = Admission(args)
         self._watch_load()
-        self._resident = ResidentVersions(self._load, args.recent_versions, self._metrics)
+        self._resident = ResidentVersions(
+            StoredVersions(self._store),
+            args.recent_versions,
+            Budget(args.max_heads_bytes, self._owner_of),
+            self._metrics,
+        )
+        self._metrics.watch("heads_bytes", "Of versions in memory.", lambda: self._resident.bytes)
         swapper = Swapper(self._live, self._resident, self._metrics)
         self._access, looks = _doorkeeper(args, self._metrics)
         self._follower = Follower(
@@ -122,8 +128,9 @@ class Embedder:
         if self._collections is not None:
             self._collections.wake()
 
-    def _load(self, model: str, number: int) -> ServedVersion:
-        return load_version(self._store, model, number)
+    def _owner_of(self, model: str) -> str | None:
+        pointer = self._live.pointer(model)
+        return None if pointer is None else pointer.owner
 
 
 def _watch_collections(metrics: RayMetrics, collections: Collections) -> None:

@@ -29,7 +29,7 @@ class ServeMetrics(Protocol):
     def refused(self, model: str, kind: str) -> None:
         """A version could not be used, or not yet; the one before goes on answering.
 
-        `kind`: unavailable, missing, damaged or error.
+        `kind`: unavailable, missing, damaged, too_large or error.
         """
         ...
 
@@ -43,6 +43,14 @@ class ServeMetrics(Protocol):
 
     def resident(self, versions: int) -> None:
         """So many versions of all models are in memory."""
+        ...
+
+    def loaded(self, model: str, seconds: float) -> None:
+        """A version's heads were brought into memory, in so many seconds."""
+        ...
+
+    def evicted(self, model: str) -> None:
+        """A version's heads left memory because the budget for heads was full."""
         ...
 
     def key_list_refused(self) -> None:

@@ -34,6 +34,10 @@ class RayMetrics:
             refused_key_lists=_counter(
                 "refused_key_lists_total", "Lists of keys that were not believed."
             ),
+            evicted=_counter(
+                *("evicted_versions_total", "Versions that left memory as its budget was full."),
+                "model",
+            ),
             shadow_dropped=_counter(
                 "shadow_dropped_total", "Requests that there was no time to shadow.", "model"
             ),
@@ -49,6 +53,9 @@ class RayMetrics:
         self._series.set(self._hears, 0)
         self._swap = _histogram(
             "swap_seconds", "From seeing a pointer to its version answering.", _SECONDS, "model"
+        )
+        self._load = _histogram(
+            "load_seconds", "Bringing the heads of a version into memory.", _SECONDS, "model"
         )
         self._request = _histogram(
             "request_seconds", "One request in eight, whole.", _SECONDS, "model"
@@ -107,6 +114,12 @@ class RayMetrics:
 
     def resident(self, versions: int) -> None:
         self._series.set(self._resident, versions)
+
+    def loaded(self, model: str, seconds: float) -> None:
+        self._load.observe(seconds, {"model": model})
+
+    def evicted(self, model: str) -> None:
+        self._series.add("evicted", 1, model=model)
 
     def key_list_refused(self) -> None:
         self._series.add("refused_key_lists", 1)

@@ -78,8 +78,15 @@ class ServeArgs(Frozen):
     recent_versions: int = Field(
         default=4,
         ge=1,
-        description="versions kept for requests that name one; so many more may be loading for them, "
-        "before 429",
+        description="versions kept for requests that name one; so many more may be loading for the "
+        "models of one owner, before 429, or 503 where a request names none",
+    )
+    max_heads_bytes: int = Field(
+        default=1 << 30,
+        ge=1 << 20,
+        description="of a replica's memory for the heads of all versions, a tensor that several have "
+        "counted once; what does not fit is loaded on demand. A version has room for a swap if its heads "
+        "take half of it at most (CMCL_HEADS_BYTES_MAX of the control plane)",
     )
     max_top_k: int = Field(default=1000, ge=1, description="hits of one search in a collection")
     max_payload_bytes: int = Field(

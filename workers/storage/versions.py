@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,6 +80,24 @@ def read_verified(
     return data
 
 
+def stream_verified(store: ObjectStore, key: str, entry: FileEntry) -> Iterator[bytes]:
+    """The object's bytes in chunks, beside an event loop that must not stand still.
+
+    What was read is verified only once the last chunk was taken: raises DigestMismatch then, and as
+    soon as there are more bytes than `entry` says.
+    """
+    digest, found = hashlib.sha256(), 0
+    for chunk in store.stream(key):
+        found += len(chunk)
+        if found > entry.bytes:
+            break
+        digest.update(chunk)
+        os.sched_yield()
+        yield chunk
+    if found != entry.bytes or digest.hexdigest() != entry.sha256:
+        raise DigestMismatch(f"{store.uri}/{key} is not what its manifest promised (SHA-256)")
+
+
 def considerate_sha256_of(data: bytes) -> str:
     """The same; lets who waits for the core go first, piece by piece: a replica hashes beside its answers.
 
@@ -108,10 +126,14 @@ def read_version_file(
 ) -> bytes:
     """One verified file, as `read_verified` reads it. Raises ObjectNotFound, DigestMismatch;
     InvalidVersion if it has no such."""
-    key = layout.version_file(manifest.model, manifest.version, name)
     if name not in manifest.files:
         raise InvalidVersion(f"the manifest of version {manifest.version} names no {name}")
-    return read_verified(store, key, manifest.files[name], hashed)
+    return read_verified(store, file_key(manifest, name), manifest.files[name], hashed)
+
+
+def file_key(manifest: VersionManifest, name: str) -> str:
+    """Where a file of a published version lies."""
+    return layout.version_file(manifest.files_in or manifest.model, manifest.version, name)
 
 
 def write_candidate(store: ObjectStore, manifest: VersionManifest, files: dict[str, bytes]) -> None:
@@ -173,15 +195,20 @@ def publish_files(store: ObjectStore, manifest: VersionManifest) -> None:
     store.copy(source(layout.MANIFEST), target(layout.MANIFEST))
 
 
-def copy_version(store: ObjectStore, source_model: str, manifest: VersionManifest) -> None:
-    """Copy a version of `source_model` to the model of the manifest, manifest last; repeatable.
+def refer_to_version(store: ObjectStore, manifest: VersionManifest) -> None:
+    """Give a branch a version of its source: its manifest, which says where the files are; repeatable.
 
-    Raises VersionTaken.
+    Raises VersionTaken, and InvalidVersion where a file is missing.
     """
     check_number_is_free(store, manifest)
-    for name in manifest.files:
-        source = layout.version_file(source_model, manifest.version, name)
-        store.copy(source, layout.version_file(manifest.model, manifest.version, name))
+    for name, entry in manifest.files.items():
+        try:
+            found = store.size(file_key(manifest, name))
+        except ObjectNotFound as error:
+            raise InvalidVersion(f"{store.uri}/{file_key(manifest, name)} is missing") from error
+        if found != entry.bytes:
+            message = f"{store.uri}/{file_key(manifest, name)} has {found} bytes"
+            raise InvalidVersion(f"{message}, its manifest says {entry.bytes}")
     key = layout.version_file(manifest.model, manifest.version, layout.MANIFEST)
     store.put(key, manifest.model_dump_json().encode())
 

@@ -19,13 +19,18 @@ from service.api.etags import SeenRevision, etag
 from service.api.schemas import ModelView, NewBranch, NewModel, Page
 from service.control.lookup import get_model
 from service.control.models import remove
-from service.control.models.create import branch, check_method, create_model
+from service.control.models.create import Limits, branch, check_method, create_model
 from service.control.models.policy import set_policy
 from service.control.records.guard import check_may_change, check_not_lost
 from service.database.queries import models
 from service.database.rows import AnswerRecord, BranchPoint
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+def _limits(context: ContextDep) -> Limits:
+    settings = context.settings
+    return Limits(settings.models_per_owner, settings.heads_bytes_max)
 
 
 @router.post(
@@ -40,8 +45,8 @@ def post_model(
     """Create a model. The same name with the same specification answers 200 and the same model."""
 
     def effect(connection: Connection) -> AnswerRecord:
-        limit = context.settings.models_per_owner
-        created = create_model(connection, body.name, body.spec, principal, context.clock(), limit)
+        limits, now = _limits(context), context.clock()
+        created = create_model(connection, body.name, body.spec, principal, now, limits)
         status = 201 if created.is_new else 200
         return record(key, status, ModelView.of(created.model), f"/v1/models/{body.name}")
 
@@ -90,13 +95,13 @@ def post_branch(
 ) -> JSONResponse:
     """Make a new model that has the versions of this one up to `version`, and goes its own way.
 
-    It answers queries as soon as the files of its versions are copied.
+    It answers queries at once, and takes no room: the files of these versions are shared.
     """
 
     def effect(connection: Connection) -> AnswerRecord:
         point = BranchPoint(model, body.version)
-        limit = context.settings.models_per_owner
-        made = branch(connection, body.name, point, principal, context.clock(), limit)
+        limits, now = _limits(context), context.clock()
+        made = branch(connection, body.name, point, principal, now, limits)
         return record(key, 201, ModelView.of(made), f"/v1/models/{body.name}")
 
     return answer(context, key, effect)

@@ -1,7 +1,8 @@
 """New models: without versions, or as a branch, which starts from a version of another model.
 
-A branch gets copies of all versions up to that one, because a version is measured against those that
-learned before it; from then on the two models are independent.
+A branch has all versions up to that one, because a version is measured against those that learned
+before it; from then on the two models are independent. It gets manifests of its own; the files stay
+where they are, in the folder of the model that made them.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from sqlalchemy import Connection
 from cmcl.contract.methods import BUILT_IN_METHODS, installed_methods
 from cmcl.contract.model import ModelSpec
 from service.control.lookup import get_model, get_version
-from service.control.quotas import check_models
+from service.control.quotas import check_heads, check_models
 from service.database.queries import events, models, versions
 from service.database.rows import BranchPoint, Happening, ModelRecord, VersionRecord
 from service.errors import Conflict, FieldProblem, Unprocessable
@@ -21,6 +22,14 @@ from service.principal import Principal
 
 # Versions in memory at one time. Each has a manifest, which grows with the number of datasets learned.
 _PAGE = 10
+
+
+@dataclass(frozen=True)
+class Limits:
+    """For one more model: how many its owner may have, and bytes of the heads of a version."""
+
+    models_per_owner: int
+    heads_bytes: int
 
 
 @dataclass(frozen=True)
@@ -37,16 +46,18 @@ def create_model(
     spec: ModelSpec,
     principal: Principal,
     now: datetime,
-    limit: int,
+    limits: Limits,
 ) -> Created:
     """Create the model, or return the one of that name with the same specification.
 
-    Raises Conflict if it exists otherwise, is another owner's, or the owner has `limit` models.
+    Raises Conflict if it exists otherwise, is another owner's, or the owner has as many models as may
+    be, and Unprocessable where replicas could not hold its versions.
     The method must have passed `check_method`.
     """
     existing = models.find(connection, name)
     if existing is None:
-        check_models(connection, principal.owns_as, limit, principal, now)
+        check_heads(spec, limits.heads_bytes, "modalities")
+        check_models(connection, principal.owns_as, limits.models_per_owner, principal, now)
         models.create(connection, name, principal.owns_as, spec, now)
         return Created(get_model(connection, name, principal), is_new=True)
     _check_name_is_ours(existing, principal)
@@ -76,11 +87,13 @@ def branch(
     point: BranchPoint,
     principal: Principal,
     now: datetime,
-    limit: int,
+    limits: Limits,
 ) -> ModelRecord:
     """The new model.
 
-    Raises NotFound, and Conflict where the name is taken or the owner has `limit` models. The same branch again answers the model that is there.
+    Raises NotFound, Conflict where the name is taken or the owner has as many models as may be, and
+    Unprocessable where replicas could not hold its versions. The same branch again answers the model
+    that is there.
     """
     existing = models.find(connection, name)
     if existing is not None:
@@ -92,10 +105,12 @@ def branch(
         return existing
     source = get_model(connection, point.model, principal)
     _check_can_start(get_version(connection, point.model, point.version, principal))
-    check_models(connection, source.owner, limit, principal, now)
+    check_heads(source.spec, limits.heads_bytes, "version")
+    check_models(connection, source.owner, limits.models_per_owner, principal, now)
     models.create(connection, name, source.owner, source.spec, now, point)
     for version in _lineage(connection, point):
-        manifest = version.manifest.model_copy(update={"model": name})
+        files_in = version.manifest.files_in or version.model
+        manifest = version.manifest.model_copy(update={"model": name, "files_in": files_in})
         versions.create_copy(connection, manifest, version, now)
     told = {"from_model": point.model, "from_version": point.version, "actor": principal.name}
     happening = Happening(kind="model.branched", owner=source.owner, model=name, data=told)

@@ -9,6 +9,7 @@ from cmcl.contract.job import JobSpec, submission_id
 from service.control.context import Context, is_past
 from service.control.data.intake import NewDataset
 from service.control.data.uploads import resolve
+from service.control.quotas import heads_problem
 from service.control.steps import outcomes
 from service.control.steps.resume import told_spec
 from service.control.steps.watch import is_overdue
@@ -35,6 +36,11 @@ def begin(context: Context, job: JobRecord, _: ModelRecord) -> None:
 
 def validate(context: Context, job: JobRecord, model: ModelRecord) -> None:
     """validating -> submitting, or failed. Quick after a lost attempt: the manifest is there."""
+    message = heads_problem(model.spec.heads_bytes, context.settings.heads_bytes_max)
+    if message is not None:
+        # The limit was lowered since the model was made.
+        outcomes.fail(context, job, FailureReason.HEADS_TOO_LARGE, message)
+        return
     try:
         manifest = _manifest(context, job, model)
     except StorageUnavailable as error:

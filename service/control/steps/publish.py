@@ -4,18 +4,20 @@ from cmcl.contract.errors import WorkerError
 from cmcl.contract.version import LearnedDataset, VersionManifest
 from service.control.context import Context
 from service.control.models import promote
+from service.control.quotas import heads_problem
 from service.control.records.guard import check_not_behind
 from service.control.steps import gate, outcomes
 from service.control.steps.attempts import job_spec
 from service.database.queries import jobs, models, versions
 from service.database.rows import JobRecord, ModelRecord, VersionRecord
 from service.states import FailureReason, JobState
+from workers.storage import layout
 from workers.storage.versions import (
     check_candidate,
     check_number_is_free,
-    copy_version,
     publish_files,
     read_candidate,
+    refer_to_version,
 )
 
 
@@ -36,6 +38,10 @@ def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
             raise
         outcomes.fail(context, job, FailureReason.INVALID_CANDIDATE, str(error))
         return
+    size = candidate.files[layout.HEADS].bytes
+    if (message := heads_problem(size, context.settings.heads_bytes_max)) is not None:
+        outcomes.fail(context, job, FailureReason.HEADS_TOO_LARGE, message)
+        return
     approved = job.approval is not None and job.approval.decision == "approved"
     shortfall = None if approved else gate.judge(model.policy, candidate)
     if shortfall is not None:
@@ -55,7 +61,7 @@ def store_version(context: Context, version: VersionRecord) -> None:
     if version.copied_from is None:
         publish_files(context.store, version.manifest)
     else:
-        copy_version(context.store, version.copied_from, version.manifest)
+        refer_to_version(context.store, version.manifest)
     now = context.clock()
     with context.database.write() as connection:
         if not versions.set_stored(connection, version.model, version.number, now):

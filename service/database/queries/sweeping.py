@@ -130,17 +130,16 @@ def give_up_datasets(connection: Connection, names: Iterable[str], now: datetime
 
 
 def deleted_models(connection: Connection, before: datetime, limit: int) -> list[str]:
-    """Those deleted before that moment, unless a branch still copies from them."""
+    """Those deleted before that moment, unless a branch that is still there has versions of theirs."""
     branch = versions.alias()
-    copier = models.alias()
-    copying = exists().where(
+    branched = models.alias()
+    referring = exists().where(
         branch.c.copied_from == models.c.name,
-        branch.c.stored_at.is_(None),
-        copier.c.name == branch.c.model,
-        copier.c.deleted_at.is_(None),
+        branched.c.name == branch.c.model,
+        or_(branched.c.deleted_at.is_(None), branched.c.deleted_at >= before),
     )
     query = select(models.c.name).where(
-        models.c.deleted_at < before, models.c.swept_at.is_(None), ~copying
+        models.c.deleted_at < before, models.c.swept_at.is_(None), ~referring
     )
     return list(connection.scalars(query.order_by(models.c.name).limit(limit)))
 

@@ -21,11 +21,12 @@ def create(connection: Connection, manifest: VersionManifest, now: datetime) -> 
 def create_copy(
     connection: Connection, manifest: VersionManifest, original: VersionRecord, now: datetime
 ) -> None:
-    """Insert a version of a branch, whose files are to be copied from the original.
+    """Insert a version of a branch, whose files are those of the original.
 
-    What was retired there cannot answer here either.
+    `copied_from` is the model in whose folder they lie, which for a branch of a branch is not the one
+    that was branched. What was retired there cannot answer here either.
     """
-    _insert(connection, manifest, now, copied_from=original.model)
+    _insert(connection, manifest, now, copied_from=manifest.files_in)
     if original.retired_at is not None:
         set_retired(connection, manifest.model, manifest.version, original.retired_at)
 

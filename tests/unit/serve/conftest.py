@@ -28,9 +28,9 @@ from workers.serve.rollout.trials import Trials
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions
-from workers.serve.versions.loading import load_version
+from workers.serve.versions.loading import StoredVersions
 from workers.serve.versions.lookup import VersionLookup
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.resident import Budget, ResidentVersions
 from workers.serve.versions.swapper import Swapper
 from workers.storage.local import LocalStore
 from workers.storage.versions import write_live
@@ -62,13 +62,19 @@ class Replica:
     encoders: Encoders = field(default_factory=NoEncoders)
 
     def __post_init__(self) -> None:
+        self.stored = StoredVersions(self.store)
         self.resident = ResidentVersions(
-            lambda model, number: load_version(self.store, model, number),
-            *(self.args.recent_versions, self.metrics, self.clock),
+            *(self.stored, self.args.recent_versions),
+            Budget(self.args.max_heads_bytes, self.owner_of),
+            *(self.metrics, self.clock),
         )
         swapper = Swapper(self.live, self.resident, self.metrics, self.clock)
         self.follower = Follower(self.store, self.live, swapper, POLL_SECONDS, clock=self.clock)
         self.app = self.app_of(self.args)
+
+    def owner_of(self, model: str) -> str | None:
+        pointer = self.live.pointer(model)
+        return None if pointer is None else pointer.owner
 
     def app_of(self, args: ServeArgs) -> ASGIApp:
         """The HTTP interface of a replica with these arguments."""

@@ -14,7 +14,7 @@ from workers.nullspace.certificate import PairWeights
 from workers.nullspace.compatibility import compatibility
 from workers.serve.across.compatibilities import Changes, Compatibilities
 from workers.serve.across.results import SharedResults
-from workers.serve.versions.loading import ServedVersion, load_version
+from workers.serve.versions.loading import LoadedHeads, ServedVersion, load_version
 from workers.storage import layout
 from workers.storage.local import LocalStore
 
@@ -82,7 +82,12 @@ def test_what_could_not_be_read_is_tried_again(store: FlakyStore) -> None:
 def test_moments_of_another_version_of_that_name_are_not_used(store: FlakyStore) -> None:
     old, new = (load_version(store, "m", number) for number in (1, 2))
     before = ServedVersion(
-        "m", 1, SPEC, random_heads(SPEC, 5), old.created_at.replace(year=2020), old.pairs
+        "m",
+        1,
+        SPEC,
+        LoadedHeads(random_heads(SPEC, 5)),
+        old.created_at.replace(year=2020),
+        old.pairs,
     )
     assert compared(store, before, new) == [None, None]
 

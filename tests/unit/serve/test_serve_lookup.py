@@ -7,12 +7,15 @@ import httpx
 import pytest
 
 from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.version import VersionManifest
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.settings import ServeArgs
-from workers.serve.versions.loading import ServedVersion, load_version
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.loading import ServedVersion, StoredVersions
+from workers.serve.versions.resident import Budget, ResidentVersions
 from workers.storage import layout
+
+BUDGET = Budget(1 << 30)
 
 
 def loads_of_heads(replica: Replica) -> int:
@@ -65,14 +68,15 @@ def test_requests_for_one_version_share_one_load(serving: Replica) -> None:
     entered, release = threading.Event(), threading.Event()
     loads: list[int] = []
 
-    def load(model: str, number: int) -> ServedVersion:
-        loads.append(number)
-        entered.set()
-        assert release.wait(60)
-        return load_version(serving.store, model, number)
+    class HeldReads(StoredVersions):
+        def manifest(self, model: str, number: int) -> VersionManifest:
+            loads.append(number)
+            entered.set()
+            assert release.wait(60)
+            return super().manifest(model, number)
 
     async def ask_ten_times() -> list[ServedVersion]:
-        recent = ResidentVersions(load, 2, serving.metrics)
+        recent = ResidentVersions(HeldReads(serving.store), 2, BUDGET, serving.metrics)
         waiting = [asyncio.create_task(recent.find(MODEL, 1)) for _ in range(10)]
         await asyncio.to_thread(entered.wait, 5)
         waiting.pop().cancel()  # a client that hangs up takes nothing from the others
@@ -81,13 +85,13 @@ def test_requests_for_one_version_share_one_load(serving: Replica) -> None:
 
     versions = asyncio.run(ask_ten_times())
     assert loads == [1]
-    assert all(version is versions[0] for version in versions)
+    assert all(version.heads is versions[0].heads for version in versions)
 
 
 def test_a_failed_load_is_forgotten_after_a_second(serving: Replica) -> None:
     async def ask_twice() -> int:
         recent = ResidentVersions(
-            lambda *key: load_version(serving.store, *key), 2, serving.metrics, serving.clock
+            *(StoredVersions(serving.store), 2, BUDGET, serving.metrics, serving.clock)
         )
         with pytest.raises(ObjectNotFound):
             await recent.find(MODEL, 2)

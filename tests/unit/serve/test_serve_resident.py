@@ -9,29 +9,31 @@ import pytest
 import torch
 
 from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.version import VersionManifest
 from tests.fakes.executor import ScarceThreads
 from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.errors import Overloaded
-from workers.serve.versions.loading import ServedVersion
-from workers.serve.versions.resident import KEPT_FOR_ROLLING_BACK, ResidentVersions
+from workers.serve.versions.loading import ServedVersion, StoredVersions
+from workers.serve.versions.resident import KEPT_FOR_ROLLING_BACK, Budget, ResidentVersions
 from workers.storage import layout
 
 PATIENCE = 60.0
+BUDGET = Budget(1 << 30)
 
 
-class HeldLoads:
+class HeldLoads(StoredVersions):
     """Loads of a replica's versions that do not end before they are let go."""
 
     def __init__(self, replica: Replica) -> None:
+        super().__init__(replica.store)
         self.begun: list[int] = []
         self.go_on = threading.Event()
-        self._load = replica.resident.load
 
-    def __call__(self, model: str, number: int) -> ServedVersion:
+    def manifest(self, model: str, number: int) -> VersionManifest:
         self.begun.append(number)
         assert self.go_on.wait(PATIENCE)
-        return self._load(model, number)
+        return super().manifest(model, number)
 
 
 async def until_begun(loads: HeldLoads, count: int) -> None:
@@ -157,11 +159,13 @@ def test_a_store_that_fails_is_not_remembered_as_missing(serving: Replica) -> No
 def test_what_is_missing_is_remembered_in_bounded_memory(serving: Replica) -> None:
     asked: list[int] = []
 
-    def load(model: str, number: int) -> ServedVersion:
-        asked.append(number)
-        raise ObjectNotFound(f"no {model}@{number}")
+    class Nothing(StoredVersions):
+        def manifest(self, model: str, number: int) -> VersionManifest:
+            asked.append(number)
+            raise ObjectNotFound(f"no {model}@{number}")
 
-    resident = ResidentVersions(load, 2, serving.metrics, serving.clock)
+    stored = Nothing(serving.store)
+    resident = ResidentVersions(stored, 2, BUDGET, serving.metrics, serving.clock)
 
     async def ask(number: int) -> None:
         with pytest.raises(ObjectNotFound):
@@ -178,27 +182,28 @@ def test_what_is_missing_is_remembered_in_bounded_memory(serving: Replica) -> No
 def test_a_version_retired_while_it_loads_is_not_kept(serving: Replica) -> None:
     store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
 
-    def load(model: str, number: int) -> ServedVersion:
-        version = serving.resident.load(model, number)
-        resident.retire(model, [number])
-        return version
+    class Retiring(StoredVersions):
+        def manifest(self, model: str, number: int) -> VersionManifest:
+            resident.retire(model, [number])
+            return super().manifest(model, number)
 
-    resident = ResidentVersions(load, 2, serving.metrics, serving.clock)
+    stored = Retiring(serving.store)
+    resident = ResidentVersions(stored, 2, BUDGET, serving.metrics, serving.clock)
     assert asyncio.run(resident.find(MODEL, 2)).number == 2
     assert resident.get(MODEL, 2) is None
 
 
 def test_a_version_retired_while_a_request_loads_it_does_not_answer(serving: Replica) -> None:
     store_version(serving.store, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
-    load = serving.resident.load
 
-    def load_and_retire(model: str, number: int) -> ServedVersion:
-        version = load(model, number)
-        serving.point(generation=1, version=1, revision=1, retired=[2])
-        serving.look()
-        return version
+    class Retiring(StoredVersions):
+        def manifest(self, model: str, number: int) -> VersionManifest:
+            serving.point(generation=1, version=1, revision=1, retired=[2])
+            serving.look()
+            return super().manifest(model, number)
 
-    serving.resident = ResidentVersions(load_and_retire, 2, serving.metrics, serving.clock)
+    stored = Retiring(serving.store)
+    serving.resident = ResidentVersions(stored, 2, BUDGET, serving.metrics, serving.clock)
     serving.app = serving.app_of(serving.args)
     assert serving.embed(model="scenes@2").json()["error"]["code"] == "version_retired"
 
@@ -212,7 +217,7 @@ def run_with_stored(replica: Replica, last: int, use: Coroutine[Any, Any, None])
 
 def test_as_many_named_versions_load_at_once_as_are_kept(serving: Replica) -> None:
     loads = HeldLoads(serving)
-    resident = ResidentVersions(loads, 3, serving.metrics)
+    resident = ResidentVersions(loads, 3, BUDGET, serving.metrics)
 
     async def ask_for_many() -> None:
         first = [asked_for(resident, number) for number in (2, 3, 4)]
@@ -230,7 +235,7 @@ def test_as_many_named_versions_load_at_once_as_are_kept(serving: Replica) -> No
 
 def test_loads_beyond_the_limit_are_429_with_retry_after(serving: Replica) -> None:
     loads = HeldLoads(serving)
-    serving.resident = ResidentVersions(loads, 1, serving.metrics)
+    serving.resident = ResidentVersions(loads, 1, BUDGET, serving.metrics)
     serving.app = serving.app_of(serving.args)
 
     async def ask() -> None:
@@ -247,7 +252,7 @@ def test_loads_beyond_the_limit_are_429_with_retry_after(serving: Replica) -> No
 
 def test_a_load_that_gets_no_thread_fails_and_holds_up_nothing(serving: Replica) -> None:
     threads = ScarceThreads(1)
-    resident = ResidentVersions(serving.resident.load, 1, serving.metrics, threads=threads)
+    resident = ResidentVersions(serving.stored, 1, BUDGET, serving.metrics, threads=threads)
 
     async def ask() -> None:
         threads.are_gone = True
@@ -263,7 +268,7 @@ def test_a_load_that_gets_no_thread_fails_and_holds_up_nothing(serving: Replica)
 
 def test_a_swap_does_not_wait_for_the_versions_that_requests_name(serving: Replica) -> None:
     loads = HeldLoads(serving)
-    resident = ResidentVersions(loads, 4, serving.metrics)
+    resident = ResidentVersions(loads, 4, BUDGET, serving.metrics)
 
     async def ask_and_swap() -> None:
         # Two threads load what requests name, so the third only waits for its turn.
@@ -275,7 +280,7 @@ def test_a_swap_does_not_wait_for_the_versions_that_requests_name(serving: Repli
         assert loads.begun[2] == 4
         loads.go_on.set()
         versions = await asyncio.gather(*asked)
-        assert versions[2] is await swapped
+        assert versions[2] == await swapped
 
     run_with_stored(serving, 4, ask_and_swap())
     assert sorted(loads.begun) == [2, 3, 4]

@@ -8,7 +8,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from tests.fakes.versions import random_heads
 from workers.model.heads import ModalityHeads
-from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.serve.versions.loading import Float32Array, LoadedHeads, ServedVersion
 
 PAIRS = frozenset({ModalityPair(first="image", second="text")})
 SPEC = ModelSpec(width=6, modalities={"image": 5, "text": 4})
@@ -20,7 +20,7 @@ def version(
     """With heads that are random, other ones for each number, unless they are given."""
     created_at = datetime(2026, 11, 24, tzinfo=UTC)
     heads = heads or random_heads(spec, number)
-    return ServedVersion(model, number, spec, heads, created_at, PAIRS, (number,))
+    return ServedVersion(model, number, spec, LoadedHeads(heads), created_at, PAIRS, (number,))
 
 
 def rows(modality: str, count: int, seed: int = 1) -> Float32Array:

@@ -2,8 +2,10 @@
 
 import pytest
 
-from service.states import JobState
+from service.control.sweep.sweeper import Sweeper
+from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
+from tests.fakes.trainer import train
 from workers.storage import layout
 from workers.storage.versions import read_live, read_version, read_version_file
 
@@ -28,7 +30,7 @@ def test_a_branch_has_every_version_up_to_its_point(three: ControlPlane) -> None
     for number in (1, 2):
         manifest = read_version(three.store, "fork", number)
         source = read_version(three.store, "scenes", number)
-        assert manifest == source.model_copy(update={"model": "fork"})
+        assert manifest == source.model_copy(update={"model": "fork", "files_in": "scenes"})
         for name in manifest.files:
             assert read_version_file(three.store, manifest, name) == read_version_file(
                 three.store, source, name
@@ -36,6 +38,93 @@ def test_a_branch_has_every_version_up_to_its_point(three: ControlPlane) -> None
     pointer = read_live(three.store, "fork")
     assert pointer is not None
     assert pointer.version == 2
+
+
+def bytes_stored(plane: ControlPlane) -> int:
+    """Of all versions' files, without their manifests."""
+    keys = [key for key in plane.store.keys("models/") if key.endswith(".safetensors")]
+    return sum(plane.store.size(key) for key in keys)
+
+
+def test_a_branch_adds_no_bytes_of_heads_to_the_store(three: ControlPlane) -> None:
+    three.tick(5)
+    before = bytes_stored(three)
+    assert _branch(three, 3) == 201
+    three.tick(5)
+    body = {"name": "twig", "version": 2}
+    assert three.client.post("/v1/models/fork/branch", json=body).status_code == 201
+    three.tick(5)
+    assert bytes_stored(three) == before
+    twig = read_version(three.store, "twig", 2)
+    assert read_version_file(three.store, twig, layout.HEADS)
+    # The model that made the files, and not the branch in between, which may be deleted.
+    assert twig.files_in == "scenes"
+
+
+def test_a_branch_of_a_branch_outlives_both(three: ControlPlane) -> None:
+    assert _branch(three) == 201
+    three.tick(5)
+    body = {"name": "twig", "version": 2}
+    assert three.client.post("/v1/models/fork/branch", json=body).status_code == 201
+    three.tick(5)
+    for name in ("fork", "scenes"):
+        assert three.client.request("DELETE", f"/v1/models/{name}").status_code == 204
+    three.clock.advance(2 * 3600)
+    Sweeper(three.context).sweep()
+    assert list(three.store.keys("models/fork/")) == []
+    twig = read_version(three.store, "twig", 2)
+    for name in twig.files:
+        assert read_version_file(three.store, twig, name)
+
+
+def restarted(plane: ControlPlane, heads_bytes_max: int) -> ControlPlane:
+    """The same control plane with another limit."""
+    plane.close()
+    return ControlPlane(plane.folder, plane.launcher, plane.clock, heads_bytes_max=heads_bytes_max)
+
+
+def test_a_model_whose_heads_no_replica_could_hold_is_refused_with_sizes(
+    plane: ControlPlane,
+) -> None:
+    body = {"name": "wide", "width": 4096, "modalities": {"image": 16384, "text": 16384}}
+    answer = plane.client.post("/v1/models", json=body)
+    size = 4 * 2 * (4096 * 16385 + 16384 * 16385)
+    assert answer.status_code == 422
+    for part in (f"{size} bytes", "512 MiB", "CMCL_HEADS_BYTES_MAX"):
+        assert part in answer.json()["errors"][0]["message"]
+
+
+def test_a_branch_and_a_dataset_above_a_limit_that_was_lowered_are_refused(
+    three: ControlPlane,
+) -> None:
+    lowered = restarted(three, 100)
+    try:
+        answer = lowered.client.post(
+            "/v1/models/scenes/branch", json={"name": "fork", "version": 1}
+        )
+        assert answer.status_code == 422
+        assert "permitted are 100 " in answer.text
+        ended = lowered.run_to_end(lowered.post_dataset("four"))
+        assert (ended.state, ended.reason) == (JobState.FAILED, FailureReason.HEADS_TOO_LARGE)
+        assert ended.attempt == 0
+    finally:
+        lowered.close()
+
+
+def test_a_candidate_above_a_limit_that_was_lowered_while_it_trained_is_not_published(
+    three: ControlPlane,
+) -> None:
+    job = three.post_dataset("four")
+    attempt = three.tick_to(job, JobState.RUNNING).attempt
+    train(three.store, job, attempt)
+    three.tick_to(job, JobState.GATING)
+    lowered = restarted(three, 1)
+    try:
+        lowered.tick(2)
+        assert lowered.job(job).reason == FailureReason.HEADS_TOO_LARGE
+        assert lowered.model().head == 3
+    finally:
+        lowered.close()
 
 
 def test_a_branch_of_more_versions_than_are_read_at_once_has_all_of_them(

@@ -23,7 +23,6 @@ from workers.storage.versions import (
     Hash,
     check_candidate,
     considerate_sha256_of,
-    copy_version,
     digests_of_file,
     entry_for,
     publish_files,
@@ -32,6 +31,7 @@ from workers.storage.versions import (
     read_verified,
     read_version,
     read_version_file,
+    refer_to_version,
     sha256_of,
     sha256_of_file,
     write_candidate,
@@ -173,7 +173,7 @@ def test_a_version_is_never_written_over_by_another_one(candidate: LocalStore) -
     key = layout.version_file("scenes", 1, layout.MANIFEST)
     candidate.put(key, earlier.model_dump_json().encode())
     before = contents(candidate)
-    for publish in (publish_files, lambda *given: copy_version(given[0], "other", given[1])):
+    for publish in (publish_files, refer_to_version):
         with pytest.raises(VersionTaken, match="another version 1 of scenes already"):
             publish(candidate, manifest_of(FILES))
     assert contents(candidate) == before

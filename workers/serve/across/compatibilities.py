@@ -10,7 +10,6 @@ import torch
 from cmcl.contract.errors import WorkerError
 from cmcl.contract.modality import ModalityPair
 from workers.model.artifact import load_memory
-from workers.model.heads import ModalityHeads
 from workers.model.migration import same_conditioning
 from workers.nullspace.certificate import PairWeights
 from workers.nullspace.compatibility import stored_change
@@ -73,11 +72,13 @@ class Compatibilities:
 
     async def _find(self, old: ServedVersion, new: ServedVersion) -> Changes:
         memory = await asyncio.to_thread(read_memory, self._store, old)
-        return await self._compute.run(BACKGROUND, _changes, memory, old.heads, new.heads)
+        return await self._compute.run(BACKGROUND, _changes, memory, old, new)
 
 
 @torch.inference_mode()
-def _changes(memory: bytes, old: ModalityHeads, new: ModalityHeads) -> Changes:
+def _changes(memory: bytes, old_version: ServedVersion, new_version: ServedVersion) -> Changes:
+    # Read here, in a thread: they may have to be loaded.
+    old, new = old_version.heads, new_version.heads
     found: dict[str, float | None] = {}
     for (first, second), moments in load_memory(memory).by_pair.items():
         key = ModalityPair(first=first, second=second).key

@@ -67,8 +67,11 @@ class Batcher:
     ) -> Float32Array:
         """See `Compute`."""
         loop = asyncio.get_running_loop()
+        heads = version.source.at_hand
+        if heads is None:
+            heads = await asyncio.to_thread(version.source.load)
         future: asyncio.Future[Float32Array] = loop.create_future()
-        self._queue.add(Work(version, modality, rows_BF, normalize, ticket, future))
+        self._queue.add(Work(heads, modality, rows_BF, normalize, ticket, future))
         self._schedule(loop)
         return await future
 
@@ -132,10 +135,10 @@ def _in_time(work: Work, now: float) -> bool:
 
 
 def _results(taken: Iterable[Work]) -> _Result:
-    """Every piece of work with its embeddings; one product for each version and modality."""
+    """Every piece of work with its embeddings; one product for each set of heads and modality."""
 
     def product_of(work: Work) -> tuple[int, str]:
-        return (id(work.version), work.modality)
+        return (id(work.heads), work.modality)
 
     results: _Result = []
     for _, group in groupby(sorted(taken, key=product_of), key=product_of):
@@ -153,7 +156,7 @@ def _results(taken: Iterable[Work]) -> _Result:
 def _product(together: list[Work]) -> _Result:
     pieces = [work.rows_BF for work in together]
     rows_BF = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    head = together[0].version.head(together[0].modality)
+    head = together[0].heads.serving[together[0].modality]
     outputs_BE = head.outputs(torch.from_numpy(rows_BF))
     results: _Result = []
     start = 0

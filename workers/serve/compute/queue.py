@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from workers.serve.compute.port import Ticket
 from workers.serve.turns import Turns
-from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.serve.versions.loading import Float32Array, LoadedHeads
 
 
 @dataclass(eq=False)
 class Work:
     """Rows of one request and one modality. `future` gets their embeddings, or is cancelled."""
 
-    version: ServedVersion
+    heads: LoadedHeads
     modality: str
     rows_BF: Float32Array
     normalize: bool

@@ -108,6 +108,7 @@ async def embed_parts(
             version, part.modality, part.rows_BF, normalize=normalize, ticket=ticket
         )
 
+    version = await replica.lookup.pinned(version)
     with replica.trials.blaming(version):
         if len(parts) == 1:  # A task less, for almost all requests.
             return await embedded(parts[0])

@@ -55,7 +55,7 @@ class Trials:
         if version.number == trial.version:
             self._observations.begin(trial)
             self._observations.answered(trial)
-        elif version is trial.live and self._draw() < trial.shadow:
+        elif version == trial.live and self._draw() < trial.shadow:
             self._shadow.offer(trial, trial.candidate, features)
 
     def failed(self, version: ServedVersion) -> None:

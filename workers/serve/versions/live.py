@@ -62,7 +62,7 @@ class LiveModel:
 class Refusal:
     """A version that the pointer of `order` names and that could not be used, and why.
 
-    `kind`: unavailable, missing, damaged or error. `retry_at`: by the follower's clock.
+    `kind`: unavailable, missing, damaged, too_large or error. `retry_at`: by the follower's clock.
     """
 
     version: int

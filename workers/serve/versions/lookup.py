@@ -1,22 +1,29 @@
 """From what a request asks for to the one version that answers it."""
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable, WorkerError
 from workers.serve.access.port import Caller
-from workers.serve.errors import ApiError, InvalidRequest, NotFound, NotReady, VersionDamaged
+from workers.serve.errors import (
+    ApiError,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    Overloaded,
+    VersionDamaged,
+)
 from workers.serve.rollout.routing import answered_by_candidate
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import ServedVersion
 from workers.serve.versions.reference import ModelReference
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.resident import NoRoom, ResidentVersions, TooLarge
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The version that answers a request, and as what it does so."""
+    """The version that answers a request, with its heads in memory, and as what it does so."""
 
     version: ServedVersion
     channel: Literal["live", "candidate", "exact"]
@@ -51,6 +58,17 @@ class VersionLookup:
             )
         return Chosen(await self._find_exact(wanted.name, wanted.version, caller), "exact")
 
+    async def pinned(self, version: ServedVersion) -> ServedVersion:
+        """The version with heads that stay in memory as long as it does, loaded where they are not.
+
+        Raises as `find`.
+        """
+        try:
+            return version.pinned() or await self._load(version.model, version.number)
+        except Overloaded as error:
+            # The request named no version: what it waits for is none of its choice.
+            raise NotReady(str(error), error.param, error.code) from error
+
     def resident(self, model: str) -> list[ServedVersion]:
         """The versions that need not be loaded."""
         return self._resident.of(model)
@@ -64,7 +82,7 @@ class VersionLookup:
             chosen = await self._live.wait_for(choose, self._wait_seconds)
         if chosen is None:
             raise self._unanswered(name, min_version, caller)
-        return chosen
+        return replace(chosen, version=await self.pinned(chosen.version))
 
     def _choose(self, name: str, min_version: int, caller: Caller, key: str) -> Chosen | None:
         live = self._live.get(name)
@@ -82,7 +100,8 @@ class VersionLookup:
 
     async def _find_exact(self, name: str, number: int, caller: Caller) -> ServedVersion:
         self._check_exact(name, number, caller)
-        version = self._at_hand(name, number) or await self._load(name, number)
+        at_hand = self._at_hand(name, number)
+        version = (at_hand and at_hand.pinned()) or await self._load(name, number)
         # Once more: it may have been retired, or its model deleted, while it was loaded.
         self._check_exact(name, number, caller)
         return version
@@ -109,6 +128,10 @@ class VersionLookup:
             raise NotFound(
                 f"model {name!r} has no published version {number}", "model", "version_not_found"
             ) from error
+        except NoRoom as error:
+            raise NotReady(str(error), "model", "no_room") from error
+        except TooLarge as error:
+            raise NotReady(str(error), "model", "version_too_large") from error
         except StorageUnavailable as error:
             raise NotReady(f"{name}@{number} cannot be loaded now; try again", "model") from error
         except WorkerError as error:

@@ -21,7 +21,7 @@ from cmcl.contract.version import LivePointer
 from workers.serve.metrics import ServeMetrics
 from workers.serve.versions.live import LiveVersions, Refusal
 from workers.serve.versions.loading import ServedVersion
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.resident import NoRoom, ResidentVersions, TooLarge
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Swapper:
             return
         pointer, number = due
         try:
-            version = self._resident.load(model, number)
+            version = self._loaded(model, number)
         except WorkerError as error:
             self._refuse(model, number, pointer, error)
         except Exception as error:
@@ -93,6 +93,20 @@ class Swapper:
             self._refuse(model, number, pointer, error)
         else:
             self._swap(model, pointer, version)
+
+    def _loaded(self, model: str, number: int) -> ServedVersion:
+        """The version; without its heads where the budget has no room for them now.
+
+        A model that answers already gets room at the expense of what was used least recently, and its
+        next version is verified before it answers. One that does not yet, as after a start, takes what
+        is free.
+        """
+        answers = self._live.get(model) is not None
+        try:
+            return self._resident.load(model, number, evict=answers)
+        except NoRoom as error:
+            logger.info("%s: it is loaded on demand", error)
+            return self._resident.unloaded(model, number, verify=answers)
 
     def drop(self, model: str) -> None:
         """The model is gone."""
@@ -130,7 +144,7 @@ class Swapper:
             logger.info("%s was overtaken while it loaded", version.label)
         elif version.number != pointer.version:
             logger.info("%s is on trial", version.label)
-        elif before is None or before.version is not version:
+        elif before is None or before.version != version:
             self._metrics.swapped(model, version.number, seconds)
             logger.info("%s answers (generation %d)", version.label, pointer.generation)
         self._report_lag(model)
@@ -169,4 +183,6 @@ def _kind(error: Exception) -> str:
             return "missing"
         case InvalidVersion() | DigestMismatch():
             return "damaged"
+        case TooLarge():
+            return "too_large"
     return "error"

@@ -13,10 +13,11 @@ from service.control.validation.verify import read_manifest
 from service.database.queries.records import Row
 from workers.storage import layout
 from workers.storage.versions import (
-    copy_version,
+    file_key,
     publish_files,
     read_candidate,
     read_version,
+    refer_to_version,
 )
 
 
@@ -114,10 +115,7 @@ class ModelFolder:
         return manifest, None
 
     def _problem_of_files(self, manifest: VersionManifest) -> str | None:
-        keys = {
-            layout.version_file(self.model, manifest.version, name): entry
-            for name, entry in manifest.files.items()
-        }
+        keys = {file_key(manifest, name): entry for name, entry in manifest.files.items()}
         line = manifest.learned[-1]
         keys[layout.dataset_moments(line.dataset)] = line.moments
         problems = (self.bucket.problem(key, entry) for key, entry in keys.items())
@@ -128,11 +126,11 @@ class ModelFolder:
         return self.head is not None and number > self.head and number not in self.recorded
 
     def _source(self, manifest: VersionManifest, recorded: Row | None) -> str | None:
-        """Of which model it is a copy; without a record, its dataset's manifest tells."""
+        """In which model's folder its files are; without a record, its dataset's manifest tells."""
         if recorded is not None:
             source: str | None = recorded["copied_from"]
             return source
-        return foreign_model(self.bucket, manifest)
+        return manifest.files_in or foreign_model(self.bucket, manifest)
 
     def _spare(
         self, number: int, recorded: Row | None, manifest: VersionManifest | None
@@ -142,7 +140,7 @@ class ModelFolder:
         try:
             if source is not None:
                 original = read_version(self.bucket.store, source, number)
-                found = original.model_copy(update={"model": self.model})
+                found = original.model_copy(update={"model": self.model, "files_in": source})
                 return found if self._is_whole(original, source) else None
             if recorded is not None:
                 found = read_candidate(self.bucket.store, recorded["job"], recorded["attempt"])
@@ -176,7 +174,7 @@ class ModelFolder:
         if source is None:
             publish_files(self.bucket.store, spare)
         else:
-            copy_version(self.bucket.store, source, spare)
+            refer_to_version(self.bucket.store, spare)
         what = f"version {spare.version} of {self.model!r}"
         self.bucket.findings.mended.append(f"{what} was put in place again ({problem})")
         return FoundVersion(spare, recorded, source)

@@ -29,7 +29,7 @@ def router(replica: Replica) -> APIRouter:
 
     @made.get("/readyz", **operation("check_readiness", Health, {500, 503}))
     async def readyz() -> Response:
-        """The replica knows what is live and who may ask, and every live head gives a vector."""
+        """The replica knows what is live and who may ask, and every live head in memory gives a vector."""
         if not replica.live.ready:
             raise NotReady(replica.live.waits_for)
         if not replica.access.ready:
@@ -52,8 +52,9 @@ class _Tried:
         live = {name: each.version for name, each in self._replica.live.all().items()}
         self._worked = {name: each for name, each in self._worked.items() if name in live}
         for name, version in live.items():
-            if self._worked.get(name) is not version:
-                await self._try(version)
+            # What is loaded on demand is tested when it is: a probe must not evict what is in use.
+            if self._worked.get(name) != version and (pinned := version.pinned()) is not None:
+                await self._try(pinned)
                 self._worked[name] = version
 
     async def _try(self, version: ServedVersion) -> None:

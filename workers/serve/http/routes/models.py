@@ -93,9 +93,7 @@ class _Models:
         self, live: ServedVersion, resident: list[ServedVersion]
     ) -> dict[str, Changes | None]:
         """By number of each version in memory; None until it is known."""
-        others = sorted(
-            (each for each in resident if each is not live), key=lambda each: each.number
-        )
+        others = sorted((each for each in resident if each != live), key=lambda each: each.number)
         return {str(each.number): self._compatibilities.known(each, live) for each in others}
 
     def _refusal(self, refusal: Refusal) -> dict[str, object]:
