@@ -62,6 +62,7 @@ CMCL_ALLOWED_HOSTS: ""
 CMCL_REQUESTS_PER_MINUTE_PER_OWNER: {{ .Values.access.requestsPerMinute | int64 | quote }}
 CMCL_KEYS_PER_OWNER: {{ .Values.access.keysPerOwner | int64 | quote }}
 CMCL_MODELS_PER_OWNER: {{ .Values.access.modelsPerOwner | int64 | quote }}
+CMCL_HEADS_BYTES_MAX: {{ div (.Values.serving.args.maxHeadsBytes | int64) 2 | quote }}
 CMCL_WEBHOOKS_PER_OWNER: {{ .Values.access.webhooksPerOwner | int64 | quote }}
 {{- with .Values.access.oidc }}
 CMCL_OIDC_OWNER_CLAIM: {{ .ownerClaim | quote }}

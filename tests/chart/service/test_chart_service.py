@@ -39,6 +39,11 @@ def test_the_selector_stays_as_it_was_released(release: Release) -> None:
     }
 
 
+def test_the_service_permits_versions_of_half_of_the_replicas_budget_for_heads() -> None:
+    release = render({"serving": {"args": {"maxHeadsBytes": 4 << 30}}})
+    assert release.settings()["CMCL_HEADS_BYTES_MAX"] == str(2 << 30)
+
+
 def test_service_reaches_the_port_that_listens() -> None:
     release = render({"service": {"port": 9000}})
     (port,) = release.one("Service", "demo-cmcl")["spec"]["ports"]

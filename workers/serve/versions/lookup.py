@@ -68,6 +68,10 @@ class VersionLookup:
         except Overloaded as error:
             # The request named no version: what it waits for is none of its choice.
             raise NotReady(str(error), error.param, error.code) from error
+        except NotFound as error:
+            # It answered a moment ago, so its model is being removed, here not noticed yet.
+            message = f"{version.label} is not in object storage any more"
+            raise NotReady(message, "model") from error
 
     def resident(self, model: str) -> list[ServedVersion]:
         """The versions that need not be loaded."""
