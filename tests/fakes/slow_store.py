@@ -1,6 +1,7 @@
 """A store that takes as long as a test says."""
 
 import threading
+from collections.abc import Iterator
 
 from tests.fakes.flaky_store import FlakyStore
 from workers.storage.port import ObjectStore
@@ -25,6 +26,11 @@ class SlowStore(FlakyStore):
         data = super().read(key)
         self._wait(key, self.slow)
         return data
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        chunks = super().stream(key)
+        self._wait(key, self.slow)
+        return chunks
 
     def create(self, key: str, data: bytes) -> None:
         self._wait(key, self.slow_to_make)

@@ -11,10 +11,11 @@ import ray
 from tests.fakes.serve_metrics import RecordedMetrics
 from workers.serve.push.actor import open_channel
 from workers.serve.push.listener import Listener
+from workers.serve.versions.cache import Budget
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import StoredVersions
-from workers.serve.versions.resident import Budget, ResidentVersions
+from workers.serve.versions.resident import ResidentVersions
 from workers.serve.versions.swapper import Swapper
 from workers.storage.uris import open_store
 

@@ -5,9 +5,8 @@ head reads (conditioned feature and constant 1).
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +14,6 @@ from torch import Tensor
 from cmcl.contract.model import ModelSpec
 from workers.model.features import head_width, prepare
 from workers.nullspace.conditioning import Conditioning
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,32 +43,9 @@ class ModalityHeads:
         """These heads with some of the weights exchanged."""
         return replace(self, weights={**self.weights, **changed})
 
-    def sharing(self, others: Sequence["ModalityHeads"]) -> "ModalityHeads":
-        """The same heads, in which whatever one of the others has, too, is the very one of theirs.
-
-        A dataset changes two heads and no map that was there: versions that are held together take
-        little more memory than one.
-        """
-        return ModalityHeads(
-            _theirs(self.weights, [each.weights for each in others], torch.equal),
-            _theirs(self.conditioning, [each.conditioning for each in others], Conditioning.equals),
-        )
-
     def conditioned(self, new: Mapping[str, Conditioning]) -> "ModalityHeads":
         """These heads for modalities whose first dataset has come."""
         return replace(self, conditioning={**new, **self.conditioning})
-
-
-def _theirs(
-    own: Mapping[str, T], others: Sequence[Mapping[str, T]], equal: Callable[[T, T], bool]
-) -> dict[str, T]:
-    """What is equal under the same name with one of the others, as that one has it."""
-    return {
-        name: next(
-            (other[name] for other in others if name in other and equal(other[name], value)), value
-        )
-        for name, value in own.items()
-    }
 
 
 def initial_heads(spec: ModelSpec) -> ModalityHeads:

@@ -27,12 +27,13 @@ from workers.serve.ray_metrics import RayMetrics
 from workers.serve.rollout.trials import Trials
 from workers.serve.search.collections import Collections, open_collections
 from workers.serve.settings import ServeArgs
+from workers.serve.versions.cache import Budget
 from workers.serve.versions.first_look import wait_for_first_look
 from workers.serve.versions.follower import Follower, Look
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import StoredVersions
 from workers.serve.versions.lookup import VersionLookup
-from workers.serve.versions.resident import Budget, ResidentVersions
+from workers.serve.versions.resident import ResidentVersions
 from workers.serve.versions.swapper import Swapper
 from workers.storage.uris import open_store
 

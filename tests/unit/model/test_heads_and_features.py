@@ -5,28 +5,10 @@ import torch
 
 from cmcl.contract.model import ModelSpec
 from workers.model.features import content_keys, prepare
-from workers.model.heads import ModalityHeads, initial_heads
+from workers.model.heads import initial_heads
 from workers.nullspace.conditioning import Conditioning
 
 SPEC = ModelSpec(width=16, modalities={"image": 16, "text": 9, "audio": 30})
-
-
-def conditioning_of(width: int, seed: int) -> Conditioning:
-    generator = torch.Generator().manual_seed(seed)
-    return Conditioning(
-        torch.randn(width, generator=generator), torch.randn(width, width, generator=generator)
-    )
-
-
-def copied(heads: ModalityHeads) -> ModalityHeads:
-    """The same numbers at other places, as they are after loading."""
-    return ModalityHeads(
-        {name: weight.clone() for name, weight in heads.weights.items()},
-        {
-            name: Conditioning(each.mean_F.clone(), each.map_FF.clone())
-            for name, each in heads.conditioning.items()
-        },
-    )
 
 
 def test_prepared_features_have_unit_length_and_a_constant() -> None:
@@ -75,20 +57,3 @@ def test_conditioning_of_the_first_dataset_is_never_replaced() -> None:
 def test_embeddings_are_unit_vectors() -> None:
     embeddings = initial_heads(SPEC).embed("audio", torch.randn(5, 30))
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(5))
-
-
-def test_what_others_have_too_is_held_once() -> None:
-    first = initial_heads(SPEC).conditioned({"image": conditioning_of(16, seed=1)})
-    later = copied(first).replaced({"text": first.weights["text"] + 1})
-    shared = later.sharing([ModalityHeads({}), first])
-    assert shared.weights["audio"] is first.weights["audio"]
-    assert shared.conditioning["image"] is first.conditioning["image"]
-    assert shared.weights["text"] is later.weights["text"], "nobody else has it"
-
-
-def test_nothing_is_shared_across_names_or_first_datasets() -> None:
-    heads = ModalityHeads({"image": torch.eye(5, 6)}, {"image": conditioning_of(5, seed=1)})
-    other = ModalityHeads({"text": torch.eye(5, 6)}, {"image": conditioning_of(5, seed=2)})
-    shared = heads.sharing([other])
-    assert shared.weights["image"] is heads.weights["image"]
-    assert shared.conditioning["image"] is heads.conditioning["image"]

@@ -26,11 +26,12 @@ from workers.serve.http.api import create_api
 from workers.serve.http.replica import Replica as Parts
 from workers.serve.rollout.trials import Trials
 from workers.serve.settings import ServeArgs
+from workers.serve.versions.cache import Budget
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import StoredVersions
 from workers.serve.versions.lookup import VersionLookup
-from workers.serve.versions.resident import Budget, ResidentVersions
+from workers.serve.versions.resident import ResidentVersions
 from workers.serve.versions.swapper import Swapper
 from workers.storage.local import LocalStore
 from workers.storage.versions import write_live

@@ -17,8 +17,9 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeArgs
+from workers.serve.versions.cache import Budget, NoRoom
 from workers.serve.versions.loading import LoadedHeads, StoredVersions
-from workers.serve.versions.resident import Budget, NoRoom, ResidentVersions
+from workers.serve.versions.resident import ResidentVersions
 from workers.serve.versions.tensors import Reservation
 from workers.storage import layout
 from workers.storage.versions import refer_to_version, write_live

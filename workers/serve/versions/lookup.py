@@ -15,10 +15,11 @@ from workers.serve.errors import (
     VersionDamaged,
 )
 from workers.serve.rollout.routing import answered_by_candidate
+from workers.serve.versions.cache import NoRoom, TooLarge
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import ServedVersion
 from workers.serve.versions.reference import ModelReference
-from workers.serve.versions.resident import NoRoom, ResidentVersions, TooLarge
+from workers.serve.versions.resident import ResidentVersions
 
 
 @dataclass(frozen=True)
