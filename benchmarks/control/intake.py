@@ -21,7 +21,7 @@ from benchmarks.control.databases import spread
 from cmcl.contract.model import ModelSpec
 from cmcl.ports import Ports
 from service.control.data.intake import Intake, NewDataset, accept_dataset
-from service.control.models.create import create_model
+from service.control.models.create import Limits, create_model
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.principal import LOCAL
@@ -57,7 +57,7 @@ def _without_http(url: str, seconds: float) -> float:
     upgrade(database)
     now = datetime.now(UTC)
     with database.write() as connection:
-        create_model(connection, "intake", _SPEC, LOCAL, now, limit=1)
+        create_model(connection, "intake", _SPEC, LOCAL, now, Limits(1, 512 << 20))
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         request = NewDataset.model_validate(_body(f"alone-{done}"))
