@@ -9,7 +9,7 @@ from anyio import CancelScope
 from fastapi import Request
 from starlette.types import Message, Receive
 
-from service.api.spool import LEAST_BYTES_PER_SECOND
+from cmcl.contract.pace import LEAST_BYTES_PER_SECOND
 from service.errors import TooManyRequests
 
 _RETRY_SECONDS = 2

@@ -17,24 +17,15 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from cmcl.contract.pace import Pace
 from service.errors import BodyCutOff, FieldProblem, NoRoom, Unprocessable
 
 # What is written at once: small enough to be held many times, large enough to be worth a thread.
 _BLOCK_BYTES = 1 << 20
 # Without a byte for so long, a client is gone, whatever its connection says: others wait for its place.
 _PATIENCE_SECONDS = 20.0
-# Slower than this over the whole body, it would hold its place for hours.
-LEAST_BYTES_PER_SECOND = 64 << 10
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*(?=,|;|$)")
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How slowly a body may come: longest pause, and least rate over the whole of it."""
-
-    patience_seconds: float
-    bytes_per_second: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +80,7 @@ async def spooled(
     """The request's body in a file. Raises BodyCutOff, BodyTooLarge, NoRoom, Unprocessable."""
     with NamedTemporaryFile(prefix="cmcl-upload-") as file:
         spool = Spool(file)
-        pace = Pace(patience_seconds, LEAST_BYTES_PER_SECOND)
+        pace = Pace(patience_seconds)
         async for piece in in_time(_pieces(request), pace):
             await spool.add(piece)
         digest = await spool.finish()
@@ -105,10 +96,9 @@ async def in_time(pieces: AsyncIterator[bytes], pace: Pace) -> AsyncIterator[byt
     waited, arrived = 0.0, 0
     patience, rate = pace.patience_seconds, pace.bytes_per_second
     while True:
-        left = patience + arrived / rate - waited
         before = current_time()
         try:
-            with fail_after(min(patience, left)):
+            with fail_after(pace.seconds_left(waited, arrived)):
                 piece = await anext(pieces, None)
         except TimeoutError as error:
             message = (

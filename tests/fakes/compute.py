@@ -33,7 +33,9 @@ class ImmediateCompute:
         outputs_BE = version.head(modality).outputs(torch.from_numpy(rows_BF))
         return (unit_length(outputs_BE) if normalize else outputs_BE).numpy()
 
-    async def run(self, key: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(
+        self, tenant: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         self.runs.append(function.__name__)
         return function(*args, **kwargs)
 

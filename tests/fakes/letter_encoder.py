@@ -23,7 +23,7 @@ class LetterEncoders:
     def infos(self) -> Mapping[str, EncoderInfo]:
         return {"text": EncoderInfo("letters", "text", 4)}
 
-    async def encode(self, modality: str, raw: Sequence[str | bytes], key: str) -> Float32Array:
+    async def encode(self, modality: str, raw: Sequence[str | bytes], tenant: str) -> Float32Array:
         self.asked.append(len(raw))
         if self.meanwhile is not None:
             await self.meanwhile()

@@ -11,6 +11,7 @@ from cmcl.contract.dataset import Uri
 from cmcl.contract.modality import Frozen
 from workers.serve.access.signatures import read_public_keys
 from workers.serve.encoders.spec import EncoderSpec
+from workers.serve.quota import share_of_one
 from workers.serve.search.limits import Limits
 
 _LOCAL_POLL_SECONDS = 0.1
@@ -34,20 +35,26 @@ class ServeArgs(Frozen):
     )
     max_rows: int = Field(default=4096, ge=1, description="in one request")
     max_requests_in_flight: int = Field(
-        default=1024, ge=2, description="in one replica, waiting ones among them, before 429"
+        default=1024,
+        ge=2,
+        description="in one replica, waiting ones among them, before 429; one owner alone may hold 4/5 "
+        "of this and of each other limit that is answered with 429, several less each, so that another "
+        "owner always finds room",
     )
     max_rows_in_flight: int = Field(default=32768, ge=1, description="in one replica, before 429")
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="largest request body")
     max_bytes_in_flight: int = Field(
         default=512 << 20,
         ge=1024,
-        description="bodies in one replica's memory, and answers in their place, before 429",
+        description="bodies in one replica's memory as far as they have arrived, and answers in their "
+        "place, before 429",
     )
     body_seconds: float = Field(
         default=30,
         gt=0,
         le=3600,
-        description="for a request's body to arrive, before 408; and for each 256 KiB of an answer to leave",
+        description="for a request's body to arrive, before 408; also after 10 s without a byte, and for "
+        "less than 64 KiB/s over its time but for 10 s. And for each 256 KiB of an answer to leave",
     )
     queue_seconds: float = Field(
         default=30,
@@ -151,10 +158,10 @@ class ServeArgs(Frozen):
                 f"max_rows is {self.max_rows}, more than max_rows_in_flight "
                 f"({self.max_rows_in_flight}): the largest request could never be admitted"
             )
-        if self.max_body_bytes > self.max_bytes_in_flight:
+        if self.max_body_bytes > (most := share_of_one(self.max_bytes_in_flight)):
             raise ValueError(
-                f"max_body_bytes is {self.max_body_bytes}, more than max_bytes_in_flight "
-                f"({self.max_bytes_in_flight}): the largest body could never be admitted"
+                f"max_body_bytes is {self.max_body_bytes}, more than one tenant may hold of "
+                f"max_bytes_in_flight (4/5 of it, {most}): the largest body could never be admitted"
             )
         return self
 

@@ -12,10 +12,11 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cmcl.contract.pace import Pace
 from service.api.access import check_scopes, get_principal
 from service.api.dependencies import BYTES, permitted_type
 from service.api.problems import refusal
-from service.api.spool import Pace, in_time
+from service.api.spool import in_time
 from service.errors import BodyCutOff, BodyTooLarge, Refused, TooManyRequests
 from service.principal import EVERY_OWNER, Principal
 

@@ -1,82 +1,107 @@
-"""What a replica takes on: bounded, and shared between those who ask."""
+"""What a replica takes on: bounded, and shared between tenants."""
+
+from itertools import repeat
 
 import pytest
+from starlette.requests import Request
 
-from tests.unit.serve.conftest import Clock
+from workers.serve.access.port import Caller
 from workers.serve.errors import Overloaded
-from workers.serve.http.admission import Budget
+from workers.serve.http.asking import tenant_of
+from workers.serve.quota import Quota
 
 
-def test_what_was_held_is_given_back_when_the_work_fails() -> None:
-    budget = Budget(10, "rows")
-    with pytest.raises(ZeroDivisionError), budget.held("a", 10):
+def take_all(quota: Quota, tenant: str, amount: int = 1) -> int:
+    """Take as much as the quota gives, in pieces of `amount`; how much that is."""
+    taken = 0
+    for each in repeat(amount, 10_000):
+        try:
+            quota.take(tenant, each)
+        except Overloaded:
+            break
+        taken += each
+    return taken
+
+
+def test_what_was_held_is_released_when_the_work_fails() -> None:
+    quota = Quota(10, "rows")
+    with pytest.raises(ZeroDivisionError), quota.held("a", 8):
         raise ZeroDivisionError
-    with budget.held("a", 10), pytest.raises(Overloaded, match="over the limit of 10"):
-        budget.held("a", 1).__enter__()
-    assert budget.total == 0
+    assert quota.total == 0
+    with quota.held("a", 8):
+        assert quota.total == 8
 
 
-def test_one_key_alone_may_have_everything() -> None:
-    budget = Budget(10, "rows")
-    with budget.held("a", 6), budget.held("a", 4):
-        assert budget.total == 10
+def test_one_tenant_alone_may_use_four_fifths() -> None:
+    quota = Quota(1000, "rows")
+    assert take_all(quota, "a") == 800 == quota.share_of_one
+    with pytest.raises(Overloaded, match="you hold 800 rows, and 1 more would be over your share"):
+        quota.take("a", 1)
 
 
-def test_a_key_that_sends_without_end_leaves_others_their_share() -> None:
-    clock = Clock()
-    budget = Budget(10, "rows", clock)
-    greedy = [budget.held("greedy", 1) for _ in range(10)]
-    for each in greedy:
-        each.__enter__()
-    with pytest.raises(Overloaded, match="over the limit"):
-        budget.held("modest", 1).__enter__()
-    greedy.pop().__exit__(None, None, None)
-    with pytest.raises(Overloaded, match="more than its share of 5"):
-        budget.held("greedy", 1).__enter__()
-    with budget.held("modest", 1):
-        assert budget.total == 10
+@pytest.mark.parametrize("hostile", [1, 2, 3, 8])
+def test_tenants_that_take_all_they_can_leave_room_for_another(hostile: int) -> None:
+    """Also where none of them ever gives anything back."""
+    quota = Quota(100_000_000, "bytes")
+    for number in range(hostile):
+        assert take_all(quota, f"hostile-{number}", 50_000) > 0 or number > 3
+    with quota.held("modest", 100):
+        assert quota.total <= 100_000_000
 
 
-def test_one_key_never_holds_what_a_newcomer_needs() -> None:
-    clock = Clock()
-    budget = Budget(12, "requests", clock, keeps_room=True)
-    for _ in range(6):
-        budget.take("greedy", 1)
-    with pytest.raises(Overloaded, match="more than its share of 6"):
-        budget.take("greedy", 1)
-    clock.now = 2.0
-    for _ in range(4):
-        budget.take("second", 1)
-    with pytest.raises(Overloaded, match="share of 4"):
-        budget.take("second", 1)
-    with budget.held("third", 1):
-        assert budget.total == 11
+def test_tenants_that_hold_as_much_as_they_may_hold_the_same_in_the_end() -> None:
+    quota = Quota(1000, "rows")
+    held = {"a": take_all(quota, "a"), "b": take_all(quota, "b")}
+    for _ in range(2000):
+        for tenant in held:
+            quota.release(tenant, 1)
+            held[tenant] += take_all(quota, tenant) - 1
+    assert abs(held["a"] - held["b"]) < 10
+    assert sum(held.values()) < 900
 
 
-def test_a_newcomer_may_have_whatever_fits() -> None:
-    """So that the largest body that is permitted can be admitted at all."""
-    budget = Budget(12, "bytes", keeps_room=True)
-    with budget.held("a", 12):
-        pass
-    budget.take("b", 1)
-    with pytest.raises(Overloaded, match="share of 4"):
-        budget.take("b", 11)
+def test_a_tenant_that_holds_nothing_gets_the_last_one() -> None:
+    quota = Quota(4, "exports")
+    assert take_all(quota, "greedy") == 3
+    quota.take("modest", 1)
+    with pytest.raises(Overloaded, match="over the limit of 4"):
+        quota.take("third", 1)
 
 
-def test_where_nobody_has_a_key_no_room_is_kept() -> None:
-    budget = Budget(12, "requests", keeps_room=True)
-    for _ in range(12):
-        budget.take("", 1)
+def test_while_nothing_is_held_any_amount_is_taken_that_fits() -> None:
+    quota = Quota(12, "items")
     with pytest.raises(Overloaded, match="over the limit of 12"):
-        budget.take("", 1)
+        quota.take("a", 13)
+    with quota.held("a", 12):
+        pass
+    quota.take("b", 1)
+    with pytest.raises(Overloaded, match="over your share, which is 8"):
+        quota.take("a", 11)
 
 
-def test_a_key_that_asks_no_more_gives_up_its_share() -> None:
-    clock = Clock()
-    budget = Budget(10, "rows", clock)
-    with budget.held("a", 6):
-        with budget.held("b", 4):
-            pass
-        clock.now = 2.0
-        with budget.held("a", 4):
-            assert budget.total == 10
+def request_from(host: str | None) -> Request:
+    client = None if host is None else (host, 1234)
+    return Request({"type": "http", "client": client, "headers": []})
+
+
+def test_all_keys_of_an_owner_are_one_tenant() -> None:
+    keys = [Caller(f"key-{number}", "alice") for number in range(3)]
+    assert len({tenant_of(each, request_from(None)) for each in keys}) == 1
+    other = tenant_of(Caller("key-0", "bob"), request_from(None))
+    assert other != tenant_of(keys[0], request_from(None))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("testclient", "testclient", True),
+    ],
+)
+def test_without_keys_a_tenant_is_a_source_address(one: str, other: str, same: bool) -> None:
+    tenants = {tenant_of(Caller("", None), request_from(host)) for host in (one, other)}
+    assert (len(tenants) == 1) is same

@@ -169,7 +169,7 @@ def test_a_length_of_thousands_of_digits_is_413(serving: Replica) -> None:
 
 def test_a_body_declared_too_large_is_413(serving: Replica) -> None:
     error = problem(serving.send(b" " * 20_001), 413)
-    assert error["message"] == "the body has 20001 bytes; permitted are 20000"
+    assert error["message"] == "the body has 20001 bytes; permitted are 20000 bytes"
 
 
 def test_a_body_of_undeclared_size_is_cut_off(serving: Replica) -> None:
@@ -178,7 +178,7 @@ def test_a_body_of_undeclared_size_is_cut_off(serving: Replica) -> None:
             yield b" " * 10_000
 
     response = serving.run(lambda client: client.post("/v1/embeddings", content=chunks()))
-    assert "more than 20000 bytes" in problem(response, 413)["message"]
+    assert "permitted are 20000 bytes" in problem(response, 413)["message"]
 
 
 def test_unknown_paths_and_methods_have_the_same_shape(serving: Replica) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import threading
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from workers.serve.compute.batcher import Batcher
 from workers.serve.compute.heads import ServingHead
 from workers.serve.compute.heavy import HeavyThread
 from workers.serve.compute.port import Ticket
+from workers.serve.compute.queue import RowQueue, Work
 from workers.serve.compute.watch import stuck
 from workers.serve.errors import DeadlineExceeded
 from workers.serve.http.api import create_api
@@ -92,7 +94,53 @@ def test_rows_that_waited_for_too_long_are_refused(versions: list[ServedVersion]
         asyncio.run(ask_too_late())
 
 
-def test_keys_take_turns(versions: list[ServedVersion]) -> None:
+def test_a_small_request_waits_for_few_rows_of_a_tenant_with_many(
+    versions: list[ServedVersion],
+) -> None:
+    metrics = RecordedMetrics()
+    large = [rows(4096, seed) for seed in range(4)]
+
+    async def ask_much_and_little() -> tuple[list[Float32Array], int]:
+        batcher = Batcher(metrics)
+        greedy = [
+            asyncio.ensure_future(
+                batcher.embed(versions[0], "image", each, ticket=Ticket("greedy"))
+            )
+            for each in large
+        ]
+        while not metrics.batches:
+            await asyncio.sleep(0)
+        await batcher.embed(versions[0], "image", rows(1, 9), ticket=Ticket("modest"))
+        before = sum(count for _, count in metrics.batches)
+        return await asyncio.gather(*greedy), before
+
+    found, before = asyncio.run(ask_much_and_little())
+    assert before <= 2 * 512, "the product under way, and the one that it shares"
+    for rows_BF, got in zip(large, found, strict=True):
+        np.testing.assert_allclose(got, expected(versions[0], "image", rows_BF), atol=1e-5)
+
+
+def test_waiting_tenants_get_equally_many_rows(versions: list[ServedVersion]) -> None:
+    """However their requests are cut."""
+
+    async def take() -> Counter[str]:
+        queue, loop = RowQueue(), asyncio.get_running_loop()
+        for tenant, requests, count in (("a", 2, 4096), ("b", 300, 10), ("c", 1, 5000)):
+            for seed in range(requests):
+                work = (versions[0], "image", rows(count, seed), True, Ticket(tenant))
+                queue.add(Work(*work, loop.create_future()))
+        found: Counter[str] = Counter()
+        for _ in range(15):
+            for each in queue.take(500):
+                found[each.work.ticket.tenant] += each.stop - each.start
+        return found
+
+    found = asyncio.run(take())
+    assert found.total() == 15 * 500
+    assert all(abs(count - 2500) <= 64 for count in found.values())
+
+
+def test_tenants_take_turns(versions: list[ServedVersion]) -> None:
     order: list[str] = []
 
     async def ask(batcher: Batcher, key: str) -> None:
@@ -142,7 +190,7 @@ def test_heavy_work_that_does_not_end_is_found_out_and_what_waits_behind_it_is_n
     assert asyncio.run(get_stuck()) == [0.0, 500.0, 0.0]
 
 
-def test_keys_take_turns_at_heavy_work() -> None:
+def test_tenants_take_turns_at_heavy_work() -> None:
     """One that asks for much does not keep others waiting, and what nobody waits for is left out."""
     release, done, heavy = threading.Event(), list[str](), HeavyThread()
 

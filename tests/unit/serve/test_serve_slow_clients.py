@@ -1,4 +1,4 @@
-"""Clients that hold a request and do nothing: counted, refused beyond a share, and nobody's harm."""
+"""Clients that hold a request and do nothing: counted, refused beyond a share, no harm to others."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -7,10 +7,16 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.access.port import Caller
+from workers.serve.errors import BodyTimeout
 from workers.serve.http.api import create_api
+from workers.serve.http.body import held_body
+from workers.serve.http.until_sent import _Holding
+from workers.serve.quota import share_of_one
 
 MOST = 8
 BODY = {"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}
@@ -19,14 +25,15 @@ Ask = Callable[[httpx.AsyncClient, str], asyncio.Task[httpx.Response]]
 
 
 class ByName:
-    """Whoever says a name is that one."""
+    """`alice/1` and `alice/2` are keys of the owner alice."""
 
     @property
     def ready(self) -> bool:
         return True
 
     def admit(self, authorization: str | None) -> Caller:
-        return Caller(authorization or "", None)
+        name = authorization or ""
+        return Caller(name, name.partition("/")[0])
 
 
 @asynccontextmanager
@@ -59,11 +66,13 @@ def sends_no_body(client: httpx.AsyncClient, key: str) -> asyncio.Task[httpx.Res
 
 
 @pytest.mark.parametrize("hold", [waits_for_a_version, sends_no_body])
-def test_one_key_that_holds_requests_leaves_room_for_others(serving: Replica, hold: Ask) -> None:
+def test_keys_of_one_owner_that_hold_requests_leave_room_for_others(
+    serving: Replica, hold: Ask
+) -> None:
     async def hold_and_ask() -> tuple[list[httpx.Response], httpx.Response]:
         async with client_of(serving, seconds=60) as client, asyncio.timeout(50):
-            held = [hold(client, "greedy") for _ in range(3 * MOST)]
-            while sum(each.done() for each in held) < 3 * MOST - MOST // 2:
+            held = [hold(client, f"greedy/{number}") for number in range(3 * MOST)]
+            while sum(each.done() for each in held) < 3 * MOST - share_of_one(MOST):
                 await asyncio.sleep(0.01)
             modest = await client.post(
                 "/v1/embeddings", json=BODY, headers={"authorization": "modest"}
@@ -76,7 +85,7 @@ def test_one_key_that_holds_requests_leaves_room_for_others(serving: Replica, ho
             return refused, modest
 
     refused, modest = asyncio.run(hold_and_ask())
-    assert [each.status_code for each in refused] == [429] * (3 * MOST - MOST // 2)
+    assert [each.status_code for each in refused] == [429] * (3 * MOST - share_of_one(MOST))
     assert all("retry-after" in each.headers for each in refused)
     assert modest.status_code == 200
 
@@ -103,3 +112,63 @@ def test_what_was_held_is_free_again(serving: Replica) -> None:
             return [each.status_code for each in await asyncio.gather(*asked)]
 
     assert asyncio.run(hold_and_ask_again()) == [200] * (MOST // 2)
+
+
+def stalls(
+    client: httpx.AsyncClient, key: str, declared: int, sent: int
+) -> asyncio.Task[httpx.Response]:
+    """A body of which some bytes come, and then none."""
+
+    async def some() -> AsyncIterator[bytes]:
+        yield b" " * sent
+        await asyncio.sleep(3600)
+
+    headers = {"authorization": key, "content-length": str(declared)}
+    return asyncio.ensure_future(client.post("/v1/embeddings", content=some(), headers=headers))
+
+
+@pytest.mark.parametrize("sent", [100, 19_000], ids=["little is sent", "much is sent"])
+def test_stalled_bodies_of_an_owners_keys_refuse_no_query_of_another(
+    serving: Replica, sent: int
+) -> None:
+    """Bytes count when they arrive, whatever was declared, and all keys of an owner together."""
+    most = serving.args.max_body_bytes
+    serving.args = serving.args.model_copy(update={"max_bytes_in_flight": 4 * most})
+
+    async def stall_and_ask() -> tuple[list[int], list[int]]:
+        async with client_of(serving, seconds=60) as client, asyncio.timeout(50):
+            stalled = [stalls(client, f"greedy/{number}", most, sent) for number in range(6)]
+            await asyncio.sleep(0.3)
+            asked = [
+                await client.post("/v1/embeddings", json=BODY, headers={"authorization": key})
+                for key in ("modest/1", "modest/2")
+            ]
+            ended = [each.result().status_code for each in stalled if each.done()]
+            for each in stalled:
+                each.cancel()
+            await asyncio.gather(*stalled, return_exceptions=True)
+            return ended, [each.status_code for each in asked]
+
+    refused, modest = asyncio.run(stall_and_ask())
+    assert modest == [200, 200]
+    assert refused == ([] if sent == 100 else [429] * 3)
+
+
+def test_a_body_that_comes_too_slowly_is_ended_before_its_time_is_over(serving: Replica) -> None:
+    """A byte now and then would hold its place for `body_seconds` otherwise."""
+    arrived = 0
+
+    async def receive() -> Message:
+        nonlocal arrived
+        await asyncio.sleep(0.02)
+        arrived += 1
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def read() -> None:
+        scope = {"type": "http", "headers": [], "cmcl.holding": _Holding()}
+        parts = serving.parts(serving.args.model_copy(update={"body_seconds": 60}))
+        await held_body(Request(scope, receive), parts, "a", patience_seconds=0.2)
+
+    with pytest.raises(BodyTimeout, match=r"bytes of the body arrived in 0\.[23]"):
+        asyncio.run(asyncio.wait_for(read(), 50))
+    assert arrived > 3

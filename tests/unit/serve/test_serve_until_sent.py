@@ -15,10 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.fakes.served_app import served
 from tests.unit.serve.conftest import MODEL, Replica
-from workers.serve.http.admission import Budget
 from workers.serve.http.api import create_api
 from workers.serve.http.replica import Replica as Parts
 from workers.serve.http.until_sent import UntilSent, hold_until_sent
+from workers.serve.quota import Quota
 
 PATIENCE = 60.0
 # More than the sockets of both sides take by themselves.
@@ -33,14 +33,14 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def unread_answer(rows: Budget, stall_seconds: float) -> Iterator[socket.socket]:
+def unread_answer(rows: Quota, stall_seconds: float) -> Iterator[socket.socket]:
     """Of a server that answers with much, to a client that has read nothing of it yet."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         hold_until_sent(Request(scope), rows, "key", 1)
         await Response(LARGE)(scope, receive, send)
 
-    layer = UntilSent(app, Budget(1, "bytes"), stall_seconds)
+    layer = UntilSent(app, Quota(1, "bytes"), stall_seconds)
     with served(layer) as url, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         client.settimeout(PATIENCE)
@@ -57,7 +57,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def test_an_answer_that_nobody_reads_counts_until_it_is_read() -> None:
-    rows = Budget(10, "rows")
+    rows = Quota(10, "rows")
     with unread_answer(rows, stall_seconds=PATIENCE) as client:
         assert client.recv(1) == b"H"
         assert rows.total == 1
@@ -66,7 +66,7 @@ def test_an_answer_that_nobody_reads_counts_until_it_is_read() -> None:
 
 
 def test_who_reads_nothing_is_given_up_and_has_no_whole_answer() -> None:
-    rows = Budget(10, "rows")
+    rows = Quota(10, "rows")
     with unread_answer(rows, stall_seconds=0.2) as client:
         assert client.recv(1) == b"H"
         until(lambda: rows.total == 0)
@@ -74,7 +74,7 @@ def test_who_reads_nothing_is_given_up_and_has_no_whole_answer() -> None:
 
 
 def test_a_client_that_hangs_up_holds_nothing() -> None:
-    rows = Budget(10, "rows")
+    rows = Quota(10, "rows")
     with unread_answer(rows, stall_seconds=PATIENCE) as client:
         assert client.recv(1) == b"H"
         client.close()
@@ -160,7 +160,7 @@ def test_a_request_and_its_answer_count_while_the_client_does_not_read(
 
 
 def test_answers_that_nobody_reads_are_as_many_as_the_limit_permits(serving: Replica) -> None:
-    args = serving.args.model_copy(update={"max_rows": 3, "max_rows_in_flight": 6})
+    args = serving.args.model_copy(update={"max_rows": 3, "max_rows_in_flight": 8})
     parts = serving.parts(args)
     app = create_api(parts)
 

@@ -34,26 +34,26 @@ class Migrations:
         self._maps: SharedResults[_Key, Migration | CannotMigrate] = SharedResults(most)
 
     async def between(
-        self, modality: str, old: ServedVersion, new: ServedVersion, key: str = BACKGROUND
+        self, modality: str, old: ServedVersion, new: ServedVersion, tenant: str = BACKGROUND
     ) -> Migration:
         """The map from the vectors of one version to those of the other.
 
-        `key`: of whoever asks. Raises CannotMigrate, and WorkerError where the moments cannot be read.
+        `tenant`: whose turn it takes. Raises CannotMigrate, and WorkerError where the moments cannot be read.
         """
         asked = (identity_of(old), identity_of(new), modality)
-        found = await self._maps.get(asked, lambda: self._find(modality, old, new, key))
+        found = await self._maps.get(asked, lambda: self._find(modality, old, new, tenant))
         if isinstance(found, CannotMigrate):
             raise type(found)(*found.args)  # Its own, as each raising adds to a traceback.
         return found
 
     async def _find(
-        self, modality: str, old: ServedVersion, new: ServedVersion, key: str
+        self, modality: str, old: ServedVersion, new: ServedVersion, tenant: str
     ) -> Migration | CannotMigrate:
         refusal = _refusal(modality, old, new)
         if refusal is not None:
             return refusal
         memory = await asyncio.to_thread(read_memory, self._store, old)
-        return await self._compute.run(key, _map, modality, memory, old, new)
+        return await self._compute.run(tenant, _map, modality, memory, old, new)
 
 
 def _refusal(modality: str, old: ServedVersion, new: ServedVersion) -> CannotMigrate | None:

@@ -21,7 +21,7 @@ import torch
 from workers.serve.compute.heads import unit_length
 from workers.serve.compute.heavy import HeavyThread
 from workers.serve.compute.port import NO_TICKET, Ticket
-from workers.serve.compute.queue import FairQueue, Work
+from workers.serve.compute.queue import RowQueue, Slice, Work
 from workers.serve.errors import DeadlineExceeded
 from workers.serve.metrics import ServeMetrics
 from workers.serve.versions.loading import Float32Array, ServedVersion
@@ -33,10 +33,10 @@ T = TypeVar("T")
 # The product of 32 rows at width 1024 takes 3 ms of one core; a hop to a thread and back takes 0.2,
 # and ten times as long while the loop keeps the interpreter busy.
 _INLINE_ROWS = 32
-# Beyond this a product is no faster per row, and others wait for it.
-_MOST_ROWS = 1024
+# Beyond this a product is hardly faster per row, and requests of other tenants wait for its end.
+_MOST_ROWS = 512
 
-_Result = list[tuple[Work, Float32Array | Exception]]
+_Result = list[tuple[Slice, Float32Array | Exception]]
 
 
 class Batcher:
@@ -44,7 +44,7 @@ class Batcher:
 
     def __init__(self, metrics: ServeMetrics) -> None:
         self._metrics = metrics
-        self._queue = FairQueue()
+        self._queue = RowQueue()
         self._flush_is_due = False
         self._thread_is_busy = False
         # One, as torch has one: more would only take turns.
@@ -75,9 +75,11 @@ class Batcher:
         self._schedule(loop)
         return await future
 
-    async def run(self, key: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(
+        self, tenant: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """See `Compute`. Not in the thread of the products: they must not wait for a second."""
-        return await self._others.run(key, lambda: function(*args, **kwargs))
+        return await self._others.run(tenant, lambda: function(*args, **kwargs))
 
     @property
     def heavy_seconds(self) -> float:
@@ -107,8 +109,8 @@ class Batcher:
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         self._flush_is_due = False
-        taken = [work for work in self._queue.take(_MOST_ROWS) if _in_time(work, loop.time())]
-        rows = sum(work.rows for work in taken)
+        taken = [each for each in self._queue.take(_MOST_ROWS) if _in_time(each.work, loop.time())]
+        rows = sum(each.stop - each.start for each in taken)
         if rows:
             self._metrics.batch(len(taken), rows)
         if rows > _INLINE_ROWS:
@@ -130,15 +132,15 @@ class Batcher:
 def _in_time(work: Work, now: float) -> bool:
     if now <= work.ticket.deadline:
         return True
-    work.future.set_exception(DeadlineExceeded("the rows waited for longer than the request may"))
+    work.fail(DeadlineExceeded("the rows waited for longer than the request may"))
     return False
 
 
-def _results(taken: Iterable[Work]) -> _Result:
-    """Every piece of work with its embeddings; one product for each set of heads and modality."""
+def _results(taken: Iterable[Slice]) -> _Result:
+    """Every slice with its embeddings; one product for each set of heads and modality."""
 
-    def product_of(work: Work) -> tuple[int, str]:
-        return (id(work.heads), work.modality)
+    def product_of(each: Slice) -> tuple[int, str]:
+        return (id(each.work.heads), each.work.modality)
 
     results: _Result = []
     for _, group in groupby(sorted(taken, key=product_of), key=product_of):
@@ -148,30 +150,29 @@ def _results(taken: Iterable[Work]) -> _Result:
         except Exception as error:
             # A bug, or no memory: these requests fail, the next product is tried all the same.
             logger.exception("a product for %d requests failed", len(together))
-            results += [(work, error) for work in together]
+            results += [(each, error) for each in together]
     return results
 
 
 @torch.inference_mode()
-def _product(together: list[Work]) -> _Result:
-    pieces = [work.rows_BF for work in together]
+def _product(together: list[Slice]) -> _Result:
+    pieces = [each.rows_BF for each in together]
     rows_BF = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    head = together[0].heads.serving[together[0].modality]
+    first = together[0].work
+    head = first.heads.serving[first.modality]
     outputs_BE = head.outputs(torch.from_numpy(rows_BF))
     results: _Result = []
     start = 0
-    for work in together:
-        own_BE = outputs_BE[start : start + work.rows]
-        results.append((work, (unit_length(own_BE) if work.normalize else own_BE).numpy()))
-        start += work.rows
+    for each, rows_BF in zip(together, pieces, strict=True):
+        own_BE = outputs_BE[start : start + len(rows_BF)]
+        results.append((each, (unit_length(own_BE) if each.work.normalize else own_BE).numpy()))
+        start += len(rows_BF)
     return results
 
 
 def _deliver(results: _Result) -> None:
-    for work, result in results:
-        if work.future.done():
-            continue  # Abandoned meanwhile.
+    for each, result in results:
         if isinstance(result, Exception):
-            work.future.set_exception(result)
+            each.work.fail(result)
         else:
-            work.future.set_result(result)
+            each.work.fill(each.start, result)

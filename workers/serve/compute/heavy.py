@@ -1,7 +1,7 @@
 """One thread for what takes long, which says how long it has been at the same piece of work.
 
 Many pieces may wait for it, so whether it moves cannot be told from one more that is put behind them.
-Keys take turns: a hundred searches of one do not keep another's waiting for more than one of them.
+Tenants take turns: a hundred searches of one delay another's by one of them.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from workers.serve.turns import Turns
+from workers.serve.fair_queue import FairQueue
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class HeavyThread:
         self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="heavy")
         self._clock = clock
         self._began: float | None = None
-        self._turns: Turns[_Piece] = Turns()
+        self._waiting: FairQueue[_Piece] = FairQueue()
         self._is_busy = False
 
     @property
@@ -46,14 +46,14 @@ class HeavyThread:
         began = self._began
         return 0.0 if began is None else self._clock() - began
 
-    async def run(self, key: str, work: Callable[[], T]) -> T:
+    async def run(self, tenant: str, work: Callable[[], T]) -> T:
         """What `work` returns or raises. Abandoned work is not begun; what has begun goes on.
 
         Raises RuntimeError where no thread can be started, or this is closed.
         """
         loop = asyncio.get_running_loop()
         piece = _Piece(work, loop.create_future())
-        self._turns.add(key, piece)
+        self._waiting.add(tenant, piece)
         self._go_on(loop)
         answer: T = await piece.answer
         return answer
@@ -64,8 +64,8 @@ class HeavyThread:
 
     def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
         """With whoever is next, unless the thread is at something."""
-        while self._turns and not self._is_busy:
-            piece = self._turns.take()
+        while self._waiting and not self._is_busy:
+            piece = self._waiting.take()
             if not piece.answer.done():
                 self._begin(piece, loop)
 

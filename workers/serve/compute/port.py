@@ -20,10 +20,10 @@ T = TypeVar("T")
 class Ticket:
     """For whom rows are embedded, and until when it is of use.
 
-    `key`: whose turn it is when several wait. `deadline`: by the event loop's clock.
+    `tenant`: whose share of the compute they take. `deadline`: by the event loop's clock.
     """
 
-    key: str = ""
+    tenant: str = ""
     deadline: float = float("inf")
 
 
@@ -53,10 +53,12 @@ class Compute(Protocol):
         """
         ...
 
-    async def run(self, key: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(
+        self, tenant: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Anything heavy, one after the other, in a thread beside that of the products.
 
-        `key`: of whoever asks, who takes turns with others; or BACKGROUND.
+        `tenant`: tenants are served in turns; or BACKGROUND.
         """
         ...
 

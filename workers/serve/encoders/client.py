@@ -1,6 +1,6 @@
 """The encoders as a replica of the endpoint sees them: bounds first, then a hop to each one's process.
 
-Who may have how many items here is decided before (`http/admission.py`); here keys take turns.
+How many items a tenant may have here is decided before (`http/admission.py`); here tenants take turns.
 
 Shapes: B items, F width of the raw feature.
 """
@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import numpy as np
 
 from workers.serve.encoders.frozen import Encoded, Unreadable
-from workers.serve.encoders.places import Places
 from workers.serve.encoders.port import EncoderInfo, EncoderUnavailable, UnreadableItem
+from workers.serve.encoders.semaphore import FairSemaphore
 from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
 from workers.serve.versions.loading import Float32Array
 
@@ -35,9 +35,9 @@ class EncoderClients:
         """By modality."""
         return {modality: client.info for modality, client in self._clients.items()}
 
-    async def encode(self, modality: str, raw: Sequence[str | bytes], key: str) -> Float32Array:
+    async def encode(self, modality: str, raw: Sequence[str | bytes], tenant: str) -> Float32Array:
         """Features (B × F). Raises KeyError, UnreadableItem, EncoderUnavailable."""
-        return await self._clients[modality].encode(raw, key)
+        return await self._clients[modality].encode(raw, tenant)
 
 
 class _Client:
@@ -47,20 +47,20 @@ class _Client:
         self.info = EncoderInfo(name=spec.name, raw=spec.raw, width=spec.width)
         self._spec = spec
         self._ask = ask
-        self._places = Places(PASSES_AHEAD * spec.max_batch * spec.replicas)
+        self._semaphore = FairSemaphore(PASSES_AHEAD * spec.max_batch * spec.replicas)
 
-    async def encode(self, raw: Sequence[str | bytes], key: str) -> Float32Array:
+    async def encode(self, raw: Sequence[str | bytes], tenant: str) -> Float32Array:
         for index, item in enumerate(raw):
             _check(index, item, self._spec)
-        parts = await self._in_parts(raw, key)
+        parts = await self._in_parts(raw, tenant)
         return np.concatenate([np.empty((0, self._spec.width), np.float32), *parts])
 
-    async def _in_parts(self, raw: Sequence[str | bytes], key: str) -> list[Float32Array]:
+    async def _in_parts(self, raw: Sequence[str | bytes], tenant: str) -> list[Float32Array]:
         """A part is a pass. Few at a time, so that smaller requests come between."""
         size = self._spec.max_batch
         turns = asyncio.Semaphore(_PARTS_AT_ONCE * self._spec.replicas)
         asked = [
-            asyncio.ensure_future(self._part(key, start, raw[start : start + size], turns))
+            asyncio.ensure_future(self._part(tenant, start, raw[start : start + size], turns))
             for start in range(0, len(raw), size)
         ]
         try:
@@ -77,9 +77,9 @@ class _Client:
                 part.cancel()
 
     async def _part(
-        self, key: str, start: int, raw: Sequence[str | bytes], turns: asyncio.Semaphore
+        self, tenant: str, start: int, raw: Sequence[str | bytes], turns: asyncio.Semaphore
     ) -> Float32Array:
-        async with turns, self._places.held(key, len(raw)):
+        async with turns, self._semaphore.held(tenant, len(raw)):
             encoded = await self._ask(raw)
         if isinstance(encoded, Unreadable):
             raise UnreadableItem(start + encoded.index, encoded.reason)

@@ -41,8 +41,8 @@ class Encoders(Protocol):
         """Empty where none is configured."""
         ...
 
-    async def encode(self, modality: str, raw: Sequence[str | bytes], key: str) -> Float32Array:
-        """Features (B × F). `key`: whose turn it is when several wait.
+    async def encode(self, modality: str, raw: Sequence[str | bytes], tenant: str) -> Float32Array:
+        """Features (B × F). `tenant`: tenants are served in turns.
 
         Raises KeyError, UnreadableItem, EncoderUnavailable.
         """
@@ -56,5 +56,5 @@ class NoEncoders:
     def infos(self) -> Mapping[str, EncoderInfo]:
         return {}
 
-    async def encode(self, modality: str, raw: Sequence[str | bytes], key: str) -> Float32Array:
+    async def encode(self, modality: str, raw: Sequence[str | bytes], tenant: str) -> Float32Array:
         raise KeyError(modality)

@@ -1,6 +1,7 @@
 """Who asks and how: what every request that embeds something says outside of its body."""
 
 import asyncio
+import ipaddress
 import re
 from dataclasses import dataclass
 from types import TracebackType
@@ -58,10 +59,12 @@ _BEFORE_WATCHING_SECONDS = 0.05
 class Asking:
     """`routing` decides, where given, who is shown a version on trial.
 
-    `seconds`: how long the request may take, from its headers to its answer.
+    `seconds`: how long the request may take, from its headers to its answer. `tenant`: what quotas
+    count by, see `tenant_of`.
     """
 
     caller: Caller
+    tenant: str
     ticket: Ticket
     seconds: float
     min_version: int
@@ -76,13 +79,34 @@ def read_asking(request: Request, replica: Replica) -> Asking:
         raise HeadersTooLarge(f"the headers have {size} bytes; permitted are {_MOST_HEADER_BYTES}")
     caller = replica.access.admit(authorization_of(headers))
     seconds = _seconds(headers.get(TIMEOUT_MS), replica)
+    tenant = tenant_of(caller, request)
     return Asking(
         caller,
-        Ticket(caller.key, asyncio.get_running_loop().time() + seconds),
+        tenant,
+        Ticket(tenant, asyncio.get_running_loop().time() + seconds),
         seconds,
         parse_version(headers.get(MIN_VERSION), MIN_VERSION),
         headers.get(ROUTING_KEY),
     )
+
+
+def tenant_of(caller: Caller, request: Request) -> str:
+    """What quotas and queues count by: the owner, whose keys share everything.
+
+    The operator's keys are one tenant each. Where no keys are asked for it is the source address (IPv6:
+    its /64), as the server behind this application was given it by the proxy in front.
+    """
+    if caller.owner is not None:
+        return f"owner {caller.owner}"
+    if caller.key:
+        return f"key {caller.key}"
+    host = request.client.host if request.client else ""
+    if ":" not in host:
+        return f"address {host}"
+    try:
+        return f"address {ipaddress.ip_network((host.partition('%')[0], 64), strict=False)}"
+    except ValueError:
+        return f"address {host}"
 
 
 def authorization_of(headers: Headers) -> str | None:

@@ -1,48 +1,58 @@
-"""Reading what a client sends: no more than permitted, not for ever, and counted while it is held."""
+"""Reading a request's body: bounded in bytes and in time, and counted as it arrives."""
 
 import asyncio
 
 from starlette.requests import Request
 
+from cmcl.contract.pace import Pace
 from workers.serve.errors import BodyTimeout, BodyTooLarge
-from workers.serve.http.admission import Admission
+from workers.serve.http.replica import Replica
 from workers.serve.http.until_sent import hold_until_sent
-from workers.serve.settings import ServeArgs
+
+# Between two pieces of a body; less where `body_seconds` is.
+_PATIENCE_SECONDS = 10.0
 
 
-async def held_body(request: Request, args: ServeArgs, admission: Admission, key: str) -> bytes:
+async def held_body(
+    request: Request, replica: Replica, tenant: str, patience_seconds: float = _PATIENCE_SECONDS
+) -> bytes:
     """The whole body. It and its request are counted until the answer has left.
 
-    Raises BodyTooLarge, BodyTimeout, Overloaded and ClientDisconnect.
+    Bytes count when they have arrived: a declared length that is never sent holds nothing. Raises
+    BodyTooLarge, BodyTimeout, Overloaded and ClientDisconnect.
     """
-    declared = _declared(request, args.max_body_bytes)
-    hold_until_sent(request, admission.requests, key, 1)
-    hold_until_sent(request, admission.bytes, key, declared)
+    args, admission = replica.args, replica.admission
+    _check_declared(request, args.max_body_bytes)
+    hold_until_sent(request, admission.requests, tenant, 1)
     body = bytearray()
+    loop = asyncio.get_running_loop()
+    pace, began = Pace(min(patience_seconds, args.body_seconds)), loop.time()
     try:
-        async with asyncio.timeout(args.body_seconds):
+        async with asyncio.timeout_at(began + pace.patience_seconds) as timeout:
             async for chunk in request.stream():
+                hold_until_sent(request, admission.bytes, tenant, len(chunk))
                 body += chunk
-                if not declared:  # It comes in chunks, so nobody knows how many.
-                    _check_size(len(body), args.max_body_bytes)
-                    hold_until_sent(request, admission.bytes, key, len(chunk))
+                if len(body) > args.max_body_bytes:
+                    raise _too_large("more than that", args.max_body_bytes)
+                now = loop.time()
+                due = now + pace.seconds_left(now - began, len(body))
+                timeout.reschedule(min(due, began + args.body_seconds))
     except TimeoutError as error:
         raise BodyTimeout(
-            f"{len(body)} bytes of the body came in {args.body_seconds:g} s, and then no end"
+            f"{len(body)} bytes of the body arrived in {loop.time() - began:.1f} s, and then none; "
+            f"permitted are {pace.patience_seconds:g} s without a byte, {pace.bytes_per_second} "
+            f"bytes/s at least over its time but for as long, and {args.body_seconds:g} s for all "
+            "of it; send it again"
         ) from error
     return bytes(body)
 
 
-def _declared(request: Request, most: int) -> int:
+def _check_declared(request: Request, most: int) -> None:
     text = request.headers.get("content-length", "").lstrip("0")
-    if not text.isdecimal():
-        return 0
     # By its length first: int() raises ValueError for thousands of digits.
-    if len(text) > len(str(most)) or int(text) > most:
-        raise BodyTooLarge(f"the body has {text[:20]} bytes; permitted are {most}")
-    return int(text)
+    if text.isdecimal() and (len(text) > len(str(most)) or int(text) > most):
+        raise _too_large(f"{text[:20]} bytes", most)
 
 
-def _check_size(size: int, most: int) -> None:
-    if size > most:
-        raise BodyTooLarge(f"the body has more than {most} bytes, which is what is permitted")
+def _too_large(found: str, most: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body has {found}; permitted are {most} bytes")

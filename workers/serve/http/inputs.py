@@ -55,7 +55,7 @@ async def embed_items(
 
     Raises InvalidRequest, NotReady, DeadlineExceeded.
     """
-    parts = await features_of(replica, version, items, key=ticket.key)
+    parts = await features_of(replica, version, items, tenant=ticket.tenant)
     return await embed_parts(replica, version, parts, normalize=normalize, ticket=ticket)
 
 
@@ -65,11 +65,11 @@ async def features_of(
     items: Sequence[Item],
     field: str = "input",
     *,
-    key: str,
+    tenant: str,
 ) -> list[ModalityRows]:
     """Features of the items, by modality: as they were sent, or by the encoder in front.
 
-    `field`: where the items stand in the body. `key`: whose turn it is at the encoder. Raises
+    `field`: where the items stand in the body. `tenant`: whose share of the encoder it takes. Raises
     InvalidRequest, NotReady, Overloaded.
     """
     positions: dict[str, list[int]] = {}
@@ -78,7 +78,7 @@ async def features_of(
     return [
         ModalityRows(
             modality,
-            await _features(replica, version, modality, _Placed(items, indices, field, key)),
+            await _features(replica, version, modality, _Placed(items, indices, field, tenant)),
             np.array(indices),
         )
         for modality, indices in positions.items()
@@ -127,7 +127,7 @@ async def encoded(
     raw: Sequence[str | bytes],
     field: str = "input",
     *,
-    key: str,
+    tenant: str,
 ) -> Float32Array:
     """Features (B × F) by the encoder in front. Raises InvalidRequest, NotReady, Overloaded."""
     width = width_of(modality, version.spec)
@@ -140,8 +140,8 @@ async def encoded(
             "wrong_encoder",
         )
     try:
-        with replica.admission.at_encoder(modality, key, len(raw)):
-            return checked(await replica.encoders.encode(modality, raw, key))
+        with replica.admission.at_encoder(modality, tenant, len(raw)):
+            return checked(await replica.encoders.encode(modality, raw, tenant))
     except UnreadableItem as error:
         reason = f"cannot be encoded: {error.reason}"
         name = f"{field}[{error.index}]"
@@ -170,12 +170,12 @@ def _encoder(replica: Replica, modality: str, field: str, *, of_text: bool) -> E
 
 @dataclass(frozen=True)
 class _Placed:
-    """Those items of a request that have one modality, by their numbers in the field; `key` sent it."""
+    """Those items of a request that have one modality, by their numbers in the field."""
 
     items: Sequence[Item]
     indices: Sequence[int]
     field: str
-    key: str
+    tenant: str
 
     @contextmanager
     def naming(self, places: Sequence[int]) -> Iterator[None]:
@@ -217,7 +217,7 @@ async def _features(
         with placed.naming(places):
             wanted = [raw[place] for place in places]
             rows_BF[places] = await encoded(
-                replica, version, modality, wanted, placed.field, key=placed.key
+                replica, version, modality, wanted, placed.field, tenant=placed.tenant
             )
     return rows_BF
 

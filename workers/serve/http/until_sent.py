@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from workers.serve.http.admission import Budget
+from workers.serve.quota import Quota
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class UntilSent:
     a proxy of Ray's own nothing waits here, as it takes in answers whole.
     """
 
-    def __init__(self, app: ASGIApp, bytes_held: Budget, stall_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, bytes_held: Quota, stall_seconds: float) -> None:
         self._app = app
         self._bytes_held = bytes_held
         self._stall_seconds = stall_seconds
@@ -50,39 +50,39 @@ class UntilSent:
             holding.give_back()
 
 
-def hold_until_sent(request: Request, budget: Budget, key: str, amount: int) -> None:
+def hold_until_sent(request: Request, quota: Quota, tenant: str, amount: int) -> None:
     """Count this from now until the answer has left, or the request has failed. Raises Overloaded."""
-    budget.take(key, amount)
+    quota.take(tenant, amount)
     holding: _Holding = request.scope[_HOLDING]
-    holding.add(budget, key, amount)
+    holding.add(quota, tenant, amount)
 
 
 class _Holding:
-    """What one request holds of each budget."""
+    """What one request holds of each quota."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[Budget, str], int] = {}
+        self._held: dict[tuple[Quota, str], int] = {}
 
-    def add(self, budget: Budget, key: str, amount: int) -> None:
-        self._held[budget, key] = self._held.get((budget, key), 0) + amount
+    def add(self, quota: Quota, tenant: str, amount: int) -> None:
+        self._held[quota, tenant] = self._held.get((quota, tenant), 0) + amount
 
-    def exchange(self, budget: Budget, amount: int) -> None:
-        """Whoever holds some of this budget holds so much from now on."""
-        for (held, key), before in self._held.items():
-            if held is budget:
-                budget.exchange(key, before, amount)
-                self._held[held, key] = amount
+    def exchange(self, quota: Quota, amount: int) -> None:
+        """Hold `amount` of this quota in place of what is held of it."""
+        for (held, tenant), before in self._held.items():
+            if held is quota:
+                quota.exchange(tenant, before, amount)
+                self._held[held, tenant] = amount
 
     def give_back(self) -> None:
-        for (budget, key), amount in self._held.items():
-            budget.give_back(key, amount)
+        for (quota, tenant), amount in self._held.items():
+            quota.release(tenant, amount)
 
 
 class _Sending:
     """`send` of one request: in pieces, each of which must leave in time."""
 
     def __init__(
-        self, send: Send, holding: _Holding, bytes_held: Budget, stall_seconds: float
+        self, send: Send, holding: _Holding, bytes_held: Quota, stall_seconds: float
     ) -> None:
         self._send = send
         self._holding = holding

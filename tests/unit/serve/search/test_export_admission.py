@@ -12,7 +12,8 @@ from tests.unit.serve.search.scene import feature
 from workers.serve.http.api import create_api
 from workers.serve.http.replica import Replica as Parts
 
-MOST = 2
+# One of them is kept for another tenant.
+MOST = 3
 
 
 @pytest.fixture
@@ -75,8 +76,8 @@ def test_more_exports_than_permitted_are_refused(parts: Parts) -> None:
         await reads.wait()
 
     async def crowd() -> tuple[tuple[int, bool], list[tuple[int, bool]], tuple[int, bool]]:
-        slow = [asyncio.ensure_future(export(app, later)) for _ in range(MOST)]
-        while parts.admission.exports.total < MOST:
+        slow = [asyncio.ensure_future(export(app, later)) for _ in range(MOST - 1)]
+        while parts.admission.exports.total < MOST - 1:
             await asyncio.sleep(0.001)
         refused = await export(app, at_once)
         reads.set()
@@ -84,7 +85,7 @@ def test_more_exports_than_permitted_are_refused(parts: Parts) -> None:
 
     refused, slow, after = asyncio.run(crowd())
     assert refused[0] == 429
-    assert slow == [(200, True)] * MOST
+    assert slow == [(200, True)] * (MOST - 1)
     assert after == (200, True)
 
 

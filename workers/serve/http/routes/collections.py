@@ -120,7 +120,7 @@ class _Collections:
         replica = self._replica
         asking = read_asking(request, replica)
         collections = collections_of(replica)
-        body = await held_body(request, replica.args, replica.admission, asking.caller.key)
+        body = await held_body(request, replica, asking.tenant)
         wanted = parse(CollectionRequest, body, replica.args.max_rows)
         checked_name(name)
         model = _name_alone(wanted.model)
@@ -133,7 +133,7 @@ class _Collections:
         """All collections of the caller, by name."""
         asking = read_asking(request, self._replica)
         collections = collections_of(self._replica)
-        with self._replica.admission.requests.held(asking.caller.key, 1):
+        with self._replica.admission.requests.held(asking.tenant, 1):
             async with given_up_with(request, asking):
                 revisions = await in_store(collections.all, listed_for(asking.caller))
         data = [_described(each, collections.shown(each.name)) for each in revisions]
@@ -145,15 +145,15 @@ class _Collections:
     async def show(self, name: str, request: Request) -> Response:
         """One collection: what the store has, and what this replica searches."""
         asking = read_asking(request, self._replica)
-        with self._replica.admission.requests.held(asking.caller.key, 1):
+        with self._replica.admission.requests.held(asking.tenant, 1):
             async with given_up_with(request, asking):
                 return self._answer(await find(self._replica, name, asking.caller))
 
     async def delete(self, name: str, request: Request) -> Response:
         """Remove a collection with all its items."""
-        caller = read_asking(request, self._replica).caller
-        collections = collections_of(self._replica)
-        with self._replica.admission.requests.held(caller.key, 1):
+        asking = read_asking(request, self._replica)
+        collections, caller = collections_of(self._replica), asking.caller
+        with self._replica.admission.requests.held(asking.tenant, 1):
             mark = await mark_of_write(request, caller)
             await in_store(collections.delete, checked_name(name), permitted_to(caller), mark)
         return JSONResponse({"id": name, "object": "collection.deleted", "deleted": True})
@@ -174,7 +174,7 @@ class _Items:
         replica = self._replica
         asking = read_asking(request, replica)
         collections_of(replica)
-        body = await held_body(request, replica.args, replica.admission, asking.caller.key)
+        body = await held_body(request, replica, asking.tenant)
         items = parse_items(body, replica.args.max_rows).items
         async with given_up_with(request, asking):
             target = await find(replica, name, asking.caller)
@@ -186,8 +186,8 @@ class _Items:
             chosen = await replica.lookup.find(model, asking.min_version, asking.caller)
             size = rows_bytes(chosen.version.spec.width, [item.id for item in items], payloads)
             self._check_room(target, len(items), size)
-            with replica.admission.rows.held(asking.caller.key, len(items)):
-                rows = await self._rows(chosen.version, items, asking.caller.key)
+            with replica.admission.rows.held(asking.tenant, len(items)):
+                rows = await self._rows(chosen.version, items, asking.tenant)
             entries = [
                 Entry(item.id, item.modality, row_F, payload)
                 for item, row_F, payload in zip(items, rows, payloads, strict=True)
@@ -199,7 +199,7 @@ class _Items:
         replica = self._replica
         asking = read_asking(request, replica)
         collections_of(replica)
-        body = await held_body(request, replica.args, replica.admission, asking.caller.key)
+        body = await held_body(request, replica, asking.tenant)
         ids = parse_removal(body, replica.args.max_rows).ids
         async with given_up_with(request, asking):
             target = await find(replica, name, asking.caller)
@@ -212,16 +212,20 @@ class _Items:
         return [payload_text(item.payload, index, most) for index, item in enumerate(items)]
 
     async def _rows(
-        self, version: ServedVersion, items: Sequence[CollectionItem], key: str
+        self, version: ServedVersion, items: Sequence[CollectionItem], tenant: str
     ) -> list[Float32Array]:
         """The feature of each item."""
         found: dict[int, Float32Array] = {}
-        for part in await features_of(self._replica, version, items, "items", key=key):
+        for part in await features_of(self._replica, version, items, "items", tenant=tenant):
             found.update(zip(part.positions_B.tolist(), part.rows_BF, strict=True))
         return [found[position] for position in range(len(items))]
 
     async def _write(
-        self, target: Revision, entries: Sequence[Entry], caller: Caller, mark: str | None
+        self,
+        target: Revision,
+        entries: Sequence[Entry],
+        caller: Caller,
+        mark: str | None,
     ) -> Response:
         collections = collections_of(self._replica)
         # Shielded: half of a write cannot be taken back, and its end wakes those who wait for it.

@@ -117,7 +117,7 @@ class _Embeddings:
         """
         replica, laps = self._replica, Laps(self._replica.metrics)
         asking = read_asking(request, replica)
-        body = await held_body(request, replica.args, replica.admission, asking.caller.key)
+        body = await held_body(request, replica, asking.tenant)
         async with given_up_with(request, asking):
             query = _read(request, body, replica.args.max_rows)
             laps.lap("read")
@@ -151,11 +151,11 @@ class _Embeddings:
         read = given if isinstance(given, EmbeddingRequest) else given(version)
         rows = read.count if isinstance(read, EmbeddingRequest) else len(read.rows_BF)
         check_count(rows, self._replica.args.max_rows)
-        hold_until_sent(request, self._replica.admission.rows, asking.caller.key, rows)
+        hold_until_sent(request, self._replica.admission.rows, asking.tenant, rows)
         parts = (
             [read]
             if isinstance(read, ModalityRows)
-            else await self._from_json(read, version, asking.caller.key)
+            else await self._from_json(read, version, asking.tenant)
         )
         laps.lap("encode")
         embeddings_BE = await embed_parts(
@@ -167,14 +167,14 @@ class _Embeddings:
         return parts, embeddings_BE
 
     async def _from_json(
-        self, body: EmbeddingRequest, version: ServedVersion, key: str
+        self, body: EmbeddingRequest, version: ServedVersion, tenant: str
     ) -> list[ModalityRows]:
         if body.items is not None:
             _check_unnamed(body)
-            return await features_of(self._replica, version, body.items, key=key)
+            return await features_of(self._replica, version, body.items, tenant=tenant)
         if body.texts is not None:
             modality = body.modality or _TEXT
-            rows_BF = await encoded(self._replica, version, modality, body.texts, key=key)
+            rows_BF = await encoded(self._replica, version, modality, body.texts, tenant=tenant)
             return [_whole(modality, rows_BF)]
         modality = _stated(body.modality, body.rows)
         width = width_of(modality, version.spec)

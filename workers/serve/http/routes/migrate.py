@@ -134,7 +134,7 @@ class _Migrate:
         """
         replica, laps = self._replica, Laps(self._replica.metrics)
         asking = read_asking(request, replica)
-        body = await held_body(request, replica.args, replica.admission, asking.caller.key)
+        body = await held_body(request, replica, asking.tenant)
         async with given_up_with(request, asking):
             query = _read(request, body, replica.args.max_rows)
             old, new = await self._versions(query.asked, asking)
@@ -142,9 +142,9 @@ class _Migrate:
             vectors_BE = query.rows(f"a vector of {old.version.label}", old.version.spec.width)
             rows = len(vectors_BE)
             check_count(rows, replica.args.max_rows)
-            hold_until_sent(request, replica.admission.rows, asking.caller.key, rows)
-            found = await self._map(query.asked, old.version, new.version, asking.caller.key)
-            migrated_BE = await replica.compute.run(asking.caller.key, _apply, found, vectors_BE)
+            hold_until_sent(request, replica.admission.rows, asking.tenant, rows)
+            found = await self._map(query.asked, old.version, new.version, asking.tenant)
+            migrated_BE = await replica.compute.run(asking.tenant, _apply, found, vectors_BE)
             response = _response(request, query, (old, new), found, migrated_BE)
         replica.metrics.answered(new.version.model, rows, laps.seconds)
         return response
@@ -163,10 +163,10 @@ class _Migrate:
         return old, await find(wanted, asking.min_version, asking.caller, asking.routing)
 
     async def _map(
-        self, asked: MigrateParameters, old: ServedVersion, new: ServedVersion, key: str
+        self, asked: MigrateParameters, old: ServedVersion, new: ServedVersion, tenant: str
     ) -> Migration:
         try:
-            found = await self._migrations.between(asked.modality, old, new, key)
+            found = await self._migrations.between(asked.modality, old, new, tenant)
             check_error(asked.modality, found, asked.most_error)
         except CannotMigrate as error:
             code, field = _CODES[type(error)]

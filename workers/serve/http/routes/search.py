@@ -108,14 +108,14 @@ class _Search:
         replica, laps = self._replica, Laps(self._replica.metrics)
         asking = read_asking(request, replica)
         collections_of(replica)
-        body = await held_body(request, replica.args, replica.admission, asking.caller.key)
+        body = await held_body(request, replica, asking.tenant)
         async with given_up_with(request, asking):
             query = parse(SearchRequest, body, replica.args.max_rows)
             index = await self._index(name, request, asking)
             wanted = self._wanted(query, index.version)
-            with replica.admission.rows.held(asking.caller.key, 1):
+            with replica.admission.rows.held(asking.tenant, 1):
                 query_E = await self._embedded(index.version, query.query, asking.ticket)
-                found = await replica.compute.run(asking.caller.key, index.search, query_E, wanted)
+                found = await replica.compute.run(asking.tenant, index.search, query_E, wanted)
         replica.metrics.answered(index.version.model, 1, laps.seconds)
         return Response(_body(index, found), media_type=JSON, headers=_headers(index))
 
@@ -140,7 +140,7 @@ class _Search:
             index = await self._index(name, request, asking)
         export, kind = FORMATS.get(format_) or (pgvector_table(table), _DDL_KIND)
         # The index stays in memory until then, be it replaced or deleted everywhere else.
-        hold_until_sent(request, self._replica.admission.exports, asking.caller.key, 1)
+        hold_until_sent(request, self._replica.admission.exports, asking.tenant, 1)
         return StreamingResponse(export(index), media_type=kind, headers=_headers(index))
 
     async def _index(self, name: str, request: Request, asking: Asking) -> Index:
@@ -165,7 +165,7 @@ class _Search:
         return Wanted(query.top_k, modalities, wanted, query.exact)
 
     async def _embedded(self, version: ServedVersion, query: Item, ticket: Ticket) -> Float32Array:
-        parts = await features_of(self._replica, version, [query], "query", key=ticket.key)
+        parts = await features_of(self._replica, version, [query], "query", tenant=ticket.tenant)
         embeddings_BE = await embed_parts(self._replica, version, parts, ticket=ticket)
         query_E: Float32Array = embeddings_BE[0]
         return query_E

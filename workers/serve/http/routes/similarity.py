@@ -78,7 +78,7 @@ class _Similarity:
         """Cosine of each query and each candidate, or the best candidates of each query."""
         replica, laps = self._replica, Laps(self._replica.metrics)
         asking = read_asking(request, replica)
-        body = await held_body(request, replica.args, replica.admission, asking.caller.key)
+        body = await held_body(request, replica, asking.tenant)
         async with given_up_with(request, asking):
             query = parse(SimilarityRequest, body, replica.args.max_rows)
             self._check_sizes(query)
@@ -87,16 +87,16 @@ class _Similarity:
                 *(asking.min_version, asking.caller, asking.routing or query.user),
             )
             version, rows = chosen.version, len(query.queries) + len(query.candidates)
-            key = asking.caller.key
-            hold_until_sent(request, replica.admission.rows, key, rows)
+            tenant = asking.tenant
+            hold_until_sent(request, replica.admission.rows, tenant, rows)
             sides = [
-                await features_of(replica, version, query.queries, "queries", key=key),
-                await features_of(replica, version, query.candidates, "candidates", key=key),
+                await features_of(replica, version, query.queries, "queries", tenant=tenant),
+                await features_of(replica, version, query.candidates, "candidates", tenant=tenant),
             ]
             embedded = [
                 await embed_parts(replica, version, parts, ticket=asking.ticket) for parts in sides
             ]
-            answer = await self._scored(key, version, query.top_k, *embedded)
+            answer = await self._scored(tenant, version, query.top_k, *embedded)
         replica.metrics.answered(version.model, rows, laps.seconds)
         replica.trials.answered(version, features_by_modality(chain(*sides)))
         headers = {"x-model-version": str(version.number), "x-model-channel": chosen.channel}
@@ -121,7 +121,7 @@ class _Similarity:
 
     async def _scored(
         self,
-        key: str,
+        tenant: str,
         version: ServedVersion,
         top_k: int | None,
         queries_QE: Float32Array,
@@ -130,7 +130,7 @@ class _Similarity:
         if len(queries_QE) * len(candidates_CE) <= _INLINE_SCORES:
             return _answer(version.label, top_k, queries_QE, candidates_CE)
         compute = self._replica.compute
-        return await compute.run(key, _answer, version.label, top_k, queries_QE, candidates_CE)
+        return await compute.run(tenant, _answer, version.label, top_k, queries_QE, candidates_CE)
 
 
 def _answer(
