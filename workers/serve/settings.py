@@ -105,13 +105,16 @@ class ServeArgs(Frozen):
         description="in one collection; every replica holds the vectors of all collections",
     )
     max_searched_rows: int = Field(
-        default=2_000_000, ge=1, description="in all collections together, before 507"
+        default=2_000_000,
+        ge=1,
+        description="in all collections together, before 507; of this and of max_collections_bytes one "
+        "owner may have four times what stays free, 4/5 alone",
     )
     max_collections_bytes: int = Field(
         default=2 << 30,
         ge=1 << 20,
-        description="of a replica's memory for all collections, counted with vectors of two versions, "
-        "before 507",
+        description="of a replica's memory for all collections, counted with vectors and graphs of three "
+        "versions and with what is still to be read, before 507",
     )
     max_exports: int = Field(
         default=4, ge=1, description="of collections, at once in one replica, before 429"

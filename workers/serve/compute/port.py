@@ -3,7 +3,8 @@
 Shapes: B rows, F width of the raw feature, E width of the embeddings.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -28,6 +29,10 @@ class Ticket:
 
 
 NO_TICKET = Ticket()
+# Of work that is cut into steps, before it is another tenant's turn.
+_TURN_SECONDS = 0.02
+
+Steps = Generator[None, None, T]
 
 
 class Compute(Protocol):
@@ -70,3 +75,31 @@ class Compute(Protocol):
     async def moves(self, seconds: float) -> bool:
         """Whether the thread of the products does something within so many seconds."""
         ...
+
+
+async def run_in_turns(compute: Compute, tenant: str, steps: Steps[T]) -> T:
+    """What `steps` return, run as `Compute.run` does, with other tenants' turns in between."""
+    while True:
+        done = await compute.run(tenant, _advance, steps)
+        if done is not None:
+            return done[0]
+
+
+def _advance(steps: Steps[T]) -> tuple[T] | None:
+    until = time.monotonic() + _TURN_SECONDS
+    try:
+        while time.monotonic() < until:
+            next(steps)
+    except StopIteration as end:
+        return (end.value,)
+    return None
+
+
+def run_at_once(steps: Steps[T]) -> T:
+    """What `steps` return, in this thread."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        found: T = end.value
+        return found

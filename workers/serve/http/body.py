@@ -1,6 +1,8 @@
 """Reading a request's body: bounded in bytes and in time, and counted as it arrives."""
 
 import asyncio
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from starlette.requests import Request
 
@@ -11,6 +13,11 @@ from workers.serve.http.until_sent import hold_until_sent
 
 # Between two pieces of a body; less where `body_seconds` is.
 _PATIENCE_SECONDS = 10.0
+# Reading or writing so much takes about a millisecond; beyond it others would wait on the event loop.
+_INLINE_BYTES = 128 << 10
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 async def held_body(
@@ -45,6 +52,20 @@ async def held_body(
             "of it; send it again"
         ) from error
     return bytes(body)
+
+
+async def run_if_large(
+    replica: Replica,
+    tenant: str,
+    size: int,
+    function: Callable[P, T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """What a function returns that reads or writes `size` bytes: here, or by turns with other tenants."""
+    if size <= _INLINE_BYTES:
+        return function(*args, **kwargs)
+    return await replica.compute.run(tenant, function, *args, **kwargs)
 
 
 def _check_declared(request: Request, most: int) -> None:

@@ -26,7 +26,7 @@ from workers.serve.errors import (
 from workers.serve.http.openapi import answered_header, header_parameter
 from workers.serve.http.replica import Replica
 from workers.serve.search.collections import Collections, Permitted, TooManySegments
-from workers.serve.search.room import AllFull, CollectionFull, RowsUncounted, TooManyCollections
+from workers.serve.search.quota import AllFull, CollectionFull, RowsUncounted, TooManyCollections
 from workers.serve.search.stored.ledger import CollectionBusy
 from workers.serve.search.stored.repeats import mark_of
 from workers.serve.search.stored.revision import Revision

@@ -9,7 +9,7 @@ from workers.serve.search.held import Shown
 from workers.serve.search.housekeeper import Housekeeper
 from workers.serve.search.index.graph import is_installed
 from workers.serve.search.limits import Limits
-from workers.serve.search.room import Room
+from workers.serve.search.quota import CollectionsQuota
 from workers.serve.search.stored import ledger, writes
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.segments import Entry
@@ -40,7 +40,7 @@ class Collections:
         self._store = store
         self._follower = follower
         self._housekeeper = housekeeper
-        self._room = Room(limits, follower.all_shown)
+        self._quota = CollectionsQuota(limits, follower.all_shown)
 
     def start(self) -> None:
         """Follow and keep house in the background."""
@@ -103,26 +103,25 @@ class Collections:
 
     def create(self, wish: writes.Wish) -> Revision:
         """Blocks. Raises as `writes.create` does, and TooManyCollections."""
-        with self._room.for_one_more(wish.name, wish.owner):
+        with self._quota.for_one_more(wish.name, wish.owner):
             return self._made(writes.create(self._store, wish))
 
     def delete(self, name: str, permitted: Permitted, mark: str | None = None) -> None:
         """Blocks. Raises as `writes.delete` does."""
         made = self._made(writes.delete(self._store, name, permitted, mark))
         if made.deleted:  # Else it was deleted before, and is there again.
-            self._room.deleted(made)
+            self._quota.deleted(made)
 
     def bytes(self) -> int:
-        """What they take in memory, with vectors of two versions; does not block."""
-        return self._room.bytes()
+        """What they take in memory, with vectors of three versions; does not block."""
+        return self._quota.bytes()
 
     def check_room(self, target: Revision, rows: int, size: int) -> None:
         """Whether so many rows, of so many bytes in memory, fit. Does not block.
 
         Raises CollectionFull, AllFull, RowsUncounted.
         """
-        self._room.check_rows(target, rows)
-        self._room.check_bytes(size)
+        self._quota.check(target, rows, size)
 
     def write(
         self,
@@ -130,15 +129,25 @@ class Collections:
         entries: Sequence[Entry],
         permitted: Permitted,
         mark: str | None = None,
+        size: int = 0,
     ) -> Revision:
-        """Blocks. Raises as `writes.write` does, and TooManySegments."""
+        """`size`: what the rows that are added take in memory.
+
+        Blocks. Raises as `writes.write` and `check_room` do, and TooManySegments.
+        """
         if len(target.segments) >= _MOST_SEGMENTS:
             self._housekeeper.notice(target)
             raise TooManySegments(
                 f"collection {target.name!r} has {len(target.segments)} segments, which are being "
                 "merged; try again"
             )
-        return self._made(writes.write(self._store, target, entries, permitted, mark))
+        added = sum(each.feature_F is not None for each in entries)
+        if not added:
+            return self._made(writes.write(self._store, target, entries, permitted, mark))
+        with self._quota.writing(target, added, size) as done:
+            made = writes.write(self._store, target, entries, permitted, mark)
+            done(made)
+        return self._made(made)
 
     def _made(self, revision: Revision) -> Revision:
         self._follower.wake()

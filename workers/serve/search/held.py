@@ -14,7 +14,7 @@ from functools import cached_property
 
 from workers.serve.search.index.draft import Draft
 from workers.serve.search.index.index import Index
-from workers.serve.search.memory import vectors_bytes
+from workers.serve.search.memory import VERSIONS, graphs_bytes, vectors_bytes
 from workers.serve.search.projection import Steps, can_continue, catch_up, loaded, reprojected
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.segments import texts_bytes_of
@@ -46,19 +46,27 @@ class Shown:
 
     @cached_property
     def sure_bytes(self) -> int:
-        """What was read takes in memory, with vectors of two versions: that of before is kept."""
+        """What was read takes in memory, with vectors of as many versions as a swap has at once."""
         index = self.index
-        return index.contents_bytes + 2 * index.vectors_bytes if index is not None else 0
+        if index is None:
+            return 0
+        return index.contents_bytes + VERSIONS * (index.vectors_bytes + index.graphs_bytes)
 
     @cached_property
     def unread_bytes(self) -> int:
-        """What was not read yet takes in memory, or less; 0 where nobody is going to read it."""
+        """What is not there yet will take in memory, or less: rows to read, and graphs to build.
+
+        0 where they are not going to be read.
+        """
         if self.width is None or self.is_damaged:
             return 0
         read = self.index.revision if self.index is not None else 0
         unread = [each for each in self.revision.segments if each.last > read]
         rows = sum(each.rows for each in unread)
-        return vectors_bytes(rows, self.width) + sum(map(texts_bytes_of, unread))
+        graphs = graphs_bytes(self.rows, self.width)
+        if self.index is not None:
+            graphs = max(graphs - VERSIONS * self.index.graphs_bytes, 0)
+        return vectors_bytes(rows, self.width) + sum(map(texts_bytes_of, unread)) + graphs
 
 
 def rows_at_most(revision: Revision, index: Index | None) -> int:

@@ -1,24 +1,35 @@
-"""What rows take in the memory of a replica, told before they are there: as much, or more than it will be.
+"""What rows take in the memory of a replica, estimated before they are there: as much, or more.
 
-Without graphs, which only large collections have.
+What reading takes for a moment is bounded, and not counted here: rows are read about 1 MiB of payloads at
+a time, and parts are merged up to 32 MiB of payloads (`index/draft.py`).
 """
 
 from collections.abc import Iterable
 
-from workers.serve.search.index.index import ROW_BYTES
+from workers.serve.search.index.index import GRAPH_FROM_ROWS, ROW_BYTES
 
 # Its text, and each value in a table: `{"a":[1,1,...]}` has 2 bytes for one, and a table 12 more.
 _PAYLOAD_TIMES = 7
 _BYTES_OF_NUMBER = 4
 # Where a row's id and payload begin, and whether it has one.
 _BYTES_OF_PLACES = 16
-# That of before a swap is kept.
-_VERSIONS = 2
+# The one that answers, the one before, which is kept for a roll back, and the one that is being made.
+VERSIONS = 3
+# Of a row in a graph: its vector as float16, and its edges.
+_BYTES_OF_HALF = 2
+_BYTES_OF_EDGES = 700
 
 
 def vectors_bytes(rows: int, width: int) -> int:
-    """Of so many rows: vectors of two versions of that width, and what else each has, however short."""
-    return rows * (_VERSIONS * _BYTES_OF_NUMBER * width + ROW_BYTES + _BYTES_OF_PLACES)
+    """Of so many rows: vectors of three versions of that width, and what else each has, however short."""
+    return rows * (VERSIONS * _BYTES_OF_NUMBER * width + ROW_BYTES + _BYTES_OF_PLACES)
+
+
+def graphs_bytes(rows: int, width: int) -> int:
+    """Of the graphs that a collection of so many rows is given, for three versions."""
+    if rows < GRAPH_FROM_ROWS:
+        return 0
+    return rows * VERSIONS * (_BYTES_OF_HALF * width + _BYTES_OF_EDGES)
 
 
 def texts_bytes(ids: int, payloads: int) -> int:

@@ -1,20 +1,30 @@
 """How many collections and rows there may be, and what who passes a limit is told."""
 
 import json
+import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.unit.serve.search.conftest import NamedCallers, Searching
-from tests.unit.serve.search.scene import NAME, Scene, add, entries, feature, removals
+from tests.unit.serve.search.scene import (
+    NAME,
+    Clock,
+    Scene,
+    add,
+    create,
+    entries,
+    feature,
+    removals,
+)
 from workers.serve.search.held import Shown
 from workers.serve.search.limits import Limits
 from workers.serve.search.memory import rows_bytes
-from workers.serve.search.room import (
+from workers.serve.search.quota import (
     AllFull,
     CollectionFull,
-    Room,
+    CollectionsQuota,
     RowsUncounted,
     TooManyCollections,
 )
@@ -54,8 +64,8 @@ def shown_of(scene: Scene) -> Shown:
 
 
 @pytest.fixture
-def room(scene: Scene) -> Room:
-    return Room(LIMITS, scene.follower.all_shown)
+def quota(scene: Scene) -> CollectionsQuota:
+    return CollectionsQuota(LIMITS, scene.follower.all_shown)
 
 
 def test_one_owner_has_so_many_collections(searching: Searching) -> None:
@@ -79,20 +89,20 @@ def test_an_owners_collections_are_no_others_limit(searching: Searching) -> None
     assert make(searching, "b0", "bob") == 200
 
 
-def test_a_burst_is_counted_before_it_is_read(room: Room) -> None:
+def test_a_burst_is_counted_before_it_is_read(quota: CollectionsQuota) -> None:
     for name in ("a", "b", "c"):
-        with room.for_one_more(name, "alice"):
+        with quota.for_one_more(name, "alice"):
             pass
-    with pytest.raises(TooManyCollections), room.for_one_more("d", "alice"):
+    with pytest.raises(TooManyCollections), quota.for_one_more("d", "alice"):
         pass
 
 
-def test_one_that_could_not_be_made_is_not_counted(room: Room) -> None:
+def test_one_that_could_not_be_made_is_not_counted(quota: CollectionsQuota) -> None:
     for _ in range(5):
-        with pytest.raises(ZeroDivisionError), room.for_one_more("a", "alice"):
+        with pytest.raises(ZeroDivisionError), quota.for_one_more("a", "alice"):
             raise ZeroDivisionError
     for name in ("b", "c", "d"):
-        with room.for_one_more(name, "alice"):
+        with quota.for_one_more(name, "alice"):
             pass
 
 
@@ -106,70 +116,72 @@ def test_all_collections_together_hold_so_many_rows(searching: Searching) -> Non
     searching.found("more", revision, query=query)
     response = searching.ask("POST", "/more/items", {"items": items(20, 1)})
     assert (response.status_code, response.json()["error"]["code"]) == (507, "collections_full")
-    assert "80 rows together" in response.json()["error"]["message"]
+    assert "all together 80" in response.json()["error"]["message"]
 
 
-def test_rows_are_counted_where_there_is_no_index_yet(scene: Scene, room: Room) -> None:
+def test_rows_are_counted_where_there_is_no_index_yet(
+    scene: Scene, quota: CollectionsQuota
+) -> None:
     """As after a restart: nothing was read, and the whole limit could be written once more."""
     head = add(scene.store, entries(0, 60))
     with pytest.raises(RowsUncounted, match="may have 60 of 60 rows"):
-        room.check_rows(head, 1)
+        quota.check(head, 1, 0)
     scene.settle()
     with pytest.raises(CollectionFull, match="has 60 rows, and 1 more"):
-        room.check_rows(head, 1)
+        quota.check(head, 1, 0)
 
 
-def test_what_was_removed_makes_room_once_it_is_read(scene: Scene, room: Room) -> None:
+def test_what_was_removed_makes_room_once_it_is_read(scene: Scene, quota: CollectionsQuota) -> None:
     add(scene.store, entries(0, 60))
     scene.settle()
     head = add(scene.store, removals(["image-1", "image-2"]))
     with pytest.raises(RowsUncounted):
-        room.check_rows(head, 2)
+        quota.check(head, 2, 0)
     scene.settle()
-    room.check_rows(head_of(scene), 2)
+    quota.check(head_of(scene), 2, 0)
     with pytest.raises(CollectionFull):
-        room.check_rows(head, 3)
+        quota.check(head, 3, 0)
 
 
-def test_what_was_replaced_counts_once(scene: Scene, room: Room) -> None:
+def test_what_was_replaced_counts_once(scene: Scene, quota: CollectionsQuota) -> None:
     for _ in range(3):
         head = add(scene.store, entries(0, 30))
     scene.settle()
-    room.check_rows(head, 30)
+    quota.check(head, 30, 0)
 
 
 def test_rows_of_another_collection_count_before_they_are_read(scene: Scene) -> None:
     add(scene.store, entries(0, 50))
     scene.swap(1)
     scene.follower.look()
-    room = Room(LIMITS, scene.follower.all_shown)
+    quota = CollectionsQuota(LIMITS, scene.follower.all_shown)
     assert scene.follower.rows() == 0
     other = head_of(scene).model_copy(update={"name": "other", "segments": ()})
-    room.check_rows(other, 30)
+    quota.check(other, 30, 0)
     with pytest.raises(AllFull):
-        room.check_rows(other, 31)
+        quota.check(other, 31, 0)
 
 
 def test_bytes_are_counted_as_after_the_next_swap(scene: Scene) -> None:
     """The index of the version before stays: no swap takes a replica beyond what was promised."""
     add(scene.store, entries(0, 50, payload='{"a": 1}'))
     before = scene.settle()
-    room = Room(LIMITS, scene.follower.all_shown)
-    counted = room.bytes()
-    assert counted == before.contents_bytes + 2 * before.vectors_bytes
+    quota = CollectionsQuota(LIMITS, scene.follower.all_shown)
+    counted = quota.bytes()
+    assert counted == before.contents_bytes + 3 * before.vectors_bytes
     scene.swap(2)
     scene.settle()
-    assert room.bytes() == counted
+    assert quota.bytes() == counted
 
 
 def test_what_is_written_is_counted_as_it_is_held(scene: Scene) -> None:
     new = entries(0, 50, payload='{"a": "some words"}')
     add(scene.store, new)
     scene.settle()
-    room = Room(LIMITS, scene.follower.all_shown)
+    quota = CollectionsQuota(LIMITS, scene.follower.all_shown)
     width = scene.index().version.spec.width
     expected = rows_bytes(width, [each.id for each in new], [each.payload for each in new])
-    assert 0.5 * expected < room.bytes() <= expected
+    assert 0.5 * expected < quota.bytes() <= expected
 
 
 LISTED = json.dumps({"a": [1] * 500}, separators=(",", ":"))
@@ -187,7 +199,7 @@ def test_rows_take_no_more_than_is_counted_before_they_are_read(
     merged = compact(scene.store, head)
     index = scene.settle()
     unread = [replace(shown_of(scene), index=None, revision=each) for each in (head, merged)]
-    taken = index.contents_bytes + 2 * index.vectors_bytes
+    taken = index.contents_bytes + 3 * index.vectors_bytes
     for each in unread:
         assert taken <= each.unread_bytes < 3 * taken
 
@@ -199,10 +211,10 @@ def test_what_nobody_is_going_to_read_takes_no_room(scene: Scene, why: dict[str,
     add(scene.store, entries(0, 50))
     scene.settle()
     shown = replace(shown_of(scene), index=None)
-    tight = Room(LIMITS._replace(all_bytes=100), lambda: {NAME: replace(shown, **why)})
-    tight.check_bytes(100)
+    limits, head = LIMITS._replace(all_bytes=100, rows=100, all_rows=100), head_of(scene)
+    CollectionsQuota(limits, lambda: {NAME: replace(shown, **why)}).check(head, 1, 100)
     with pytest.raises(RowsUncounted):
-        Room(LIMITS._replace(all_bytes=100), lambda: {NAME: shown}).check_bytes(100)
+        CollectionsQuota(limits, lambda: {NAME: shown}).check(head, 1, 100)
 
 
 def test_a_segment_of_an_older_release_is_counted_by_its_file(scene: Scene) -> None:
@@ -215,16 +227,87 @@ def test_a_segment_of_an_older_release_is_counted_by_its_file(scene: Scene) -> N
 def test_bytes_that_are_not_read_yet_are_asked_for_again(scene: Scene) -> None:
     add(scene.store, entries(0, 50))
     scene.settle()
-    used = Room(LIMITS, scene.follower.all_shown).bytes()
-    tight = Room(LIMITS._replace(all_bytes=used + 10), scene.follower.all_shown)
-    tight.check_bytes(10)
-    with pytest.raises(AllFull, match=f"take {used} bytes of memory, and these items 11"):
-        tight.check_bytes(11)
+    used = CollectionsQuota(LIMITS, scene.follower.all_shown).bytes()
+    limits = LIMITS._replace(all_bytes=used + 10)
+    tight = CollectionsQuota(limits, scene.follower.all_shown)
+    tight.check(head_of(scene), 1, 10)
+    with pytest.raises(AllFull, match=f"have {used} bytes in memory, .* and these items 11"):
+        tight.check(head_of(scene), 1, 11)
     add(scene.store, entries(50, 1))
     scene.store.broken = layout.collection_segments(NAME)
     scene.follower.look()
     with pytest.raises(RowsUncounted, match="still being read"):
-        tight.check_bytes(10)
+        tight.check(head_of(scene), 1, 10)
+
+
+def owned(name: str, owner: str | None, like: Shown, times: int) -> Shown:
+    """As large as so many of it, and read."""
+    revision = like.revision.model_copy(update={"name": name, "owner": owner})
+    assert like.index is not None
+    parts = like.index.parts * times
+    return replace(like, revision=revision, index=replace(like.index, parts=parts))
+
+
+def test_an_owner_who_fills_all_that_is_free_leaves_room_for_others(scene: Scene) -> None:
+    add(scene.store, entries(0, 10, payload='{"a": 1}'))
+    scene.settle()
+    one = shown_of(scene)
+    limits = Limits(sys.maxsize, sys.maxsize, 10_000, 1000 * one.sure_bytes)
+    shown: dict[str, Shown] = {}
+    quota = CollectionsQuota(limits, lambda: shown)
+
+    def fill(owner: str | None) -> int:
+        for times in range(1, 1002):
+            mine = owned(f"of-{owner}", owner, one, times)
+            try:
+                quota.check(mine.revision, 10, one.sure_bytes)
+            except AllFull:
+                return times
+            shown[mine.revision.name] = mine
+        raise AssertionError("there is no limit")
+
+    assert fill("mallory") == pytest.approx(800, abs=2)
+    with pytest.raises(AllFull, match="for yours at this moment, so that other owners can add"):
+        quota.check(shown["of-mallory"].revision, 10, one.sure_bytes)
+    assert fill("eve") == pytest.approx(160, abs=3)
+    quota.check(owned("of-bob", "bob", one, 1).revision, 10, one.sure_bytes)
+    assert fill(None) == pytest.approx(40, abs=3), "the operator may have what is left"
+
+
+def test_writes_count_before_they_are_read(scene: Scene) -> None:
+    """However many come in the time in which the follower reads the first of them."""
+    head = head_of_new(scene)
+    clock = Clock()
+    limits = LIMITS._replace(all_bytes=1000)
+    quota = CollectionsQuota(limits, scene.follower.all_shown, clock)
+    with quota.writing(head, 20, 400) as done:
+        with quota.writing(head, 20, 400), pytest.raises(RowsUncounted, match="800 of 1000"):
+            quota.check(head, 1, 300)
+        quota.check(head, 1, 300)
+        done(head.model_copy(update={"revision": head.revision + 1}))
+    with pytest.raises(RowsUncounted, match="may have 20 of 60 rows"):
+        quota.check(head, 41, 0)
+    with pytest.raises(RowsUncounted, match="400 of 1000"):
+        quota.check(head, 1, 700)
+    clock.now = 601
+    quota.check(head, 1, 700)
+
+
+def test_a_write_is_counted_once_when_it_is_read(scene: Scene) -> None:
+    head = head_of_new(scene)
+    quota = CollectionsQuota(LIMITS, scene.follower.all_shown)
+    with quota.writing(head, 40, 100) as done:
+        done(add(scene.store, entries(0, 40)))
+    scene.settle()
+    quota.check(head_of(scene), 20, 0)
+    with pytest.raises(CollectionFull):
+        quota.check(head_of(scene), 21, 0)
+
+
+def head_of_new(scene: Scene) -> Revision:
+    head = create(scene.store)
+    scene.follower.look()
+    return head
 
 
 def test_too_many_bytes_are_refused_before_anything_is_written(searching: Searching) -> None:
@@ -236,7 +319,7 @@ def test_too_many_bytes_are_refused_before_anything_is_written(searching: Search
     revision = ledger.newest_number(searching.store, "things")
     response = searching.ask("POST", "/things/items", {"items": items(5, 20)})
     assert (response.status_code, response.json()["error"]["code"]) == (507, "collections_full")
-    assert "over the limit of 3000" in response.json()["error"]["message"]
+    assert "permitted are 3000 for all" in response.json()["error"]["message"]
     assert "max_collections_bytes" in response.json()["error"]["message"]
     assert ledger.newest_number(searching.store, "things") == revision
     assert searching.ask("POST", "/things/items/delete", {"ids": ["i1"]}).status_code == 200

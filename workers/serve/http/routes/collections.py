@@ -14,7 +14,7 @@ from cmcl.contract.errors import WorkerError
 from workers.serve.access.port import Caller
 from workers.serve.errors import InvalidRequest
 from workers.serve.http.asking import ASKED_VERSION, TIMEOUT, given_up_with, read_asking
-from workers.serve.http.body import held_body
+from workers.serve.http.body import held_body, run_if_large
 from workers.serve.http.collecting import (
     ANSWERED_REVISION,
     REPEATABLE,
@@ -175,13 +175,15 @@ class _Items:
         asking = read_asking(request, replica)
         collections_of(replica)
         body = await held_body(request, replica, asking.tenant)
-        items = parse_items(body, replica.args.max_rows).items
+        tenant, most = asking.tenant, replica.args.max_rows
         async with given_up_with(request, asking):
+            read = await run_if_large(replica, tenant, len(body), parse_items, body, most)
+            items = read.items
             target = await find(replica, name, asking.caller)
             mark = await mark_of_write(request, asking.caller, body)
             if mark is not None and was_written_for(target, mark):
                 return _written(target, len(items))
-            payloads = self._payloads(items)
+            payloads = await run_if_large(replica, tenant, len(body), self._payloads, items)
             model = ModelReference(target.model, None)
             chosen = await replica.lookup.find(model, asking.min_version, asking.caller)
             size = rows_bytes(chosen.version.spec.width, [item.id for item in items], payloads)
@@ -192,7 +194,7 @@ class _Items:
                 Entry(item.id, item.modality, row_F, payload)
                 for item, row_F, payload in zip(items, rows, payloads, strict=True)
             ]
-        return await self._write(target, entries, asking.caller, mark)
+        return await self._write(target, entries, asking.caller, mark, size)
 
     async def remove(self, name: str, request: Request) -> Response:
         """Remove items; one that is not there is no error."""
@@ -200,8 +202,10 @@ class _Items:
         asking = read_asking(request, replica)
         collections_of(replica)
         body = await held_body(request, replica, asking.tenant)
-        ids = parse_removal(body, replica.args.max_rows).ids
+        tenant, most = asking.tenant, replica.args.max_rows
         async with given_up_with(request, asking):
+            read = await run_if_large(replica, tenant, len(body), parse_removal, body, most)
+            ids = read.ids
             target = await find(replica, name, asking.caller)
             mark = await mark_of_write(request, asking.caller, body)
         entries = [Entry(each, "", None, None) for each in dict.fromkeys(ids)]
@@ -226,11 +230,12 @@ class _Items:
         entries: Sequence[Entry],
         caller: Caller,
         mark: str | None,
+        size: int = 0,
     ) -> Response:
         collections = collections_of(self._replica)
         # Shielded: half of a write cannot be taken back, and its end wakes those who wait for it.
         written = await asyncio.shield(
-            in_store(collections.write, target, entries, permitted_to(caller), mark)
+            in_store(collections.write, target, entries, permitted_to(caller), mark, size)
         )
         return _written(written, len(entries))
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from workers.serve.access.port import Caller
-from workers.serve.compute.port import Ticket
+from workers.serve.compute.port import Ticket, run_in_turns
 from workers.serve.errors import InvalidRequest, NotFound, NotReady
 from workers.serve.http.asking import (
     ANSWERED_VERSION,
@@ -20,7 +20,7 @@ from workers.serve.http.asking import (
     given_up_with,
     read_asking,
 )
-from workers.serve.http.body import held_body
+from workers.serve.http.body import held_body, run_if_large
 from workers.serve.http.collecting import (
     ANSWERED_REVISION,
     ASKED_REVISION,
@@ -110,12 +110,16 @@ class _Search:
         collections_of(replica)
         body = await held_body(request, replica, asking.tenant)
         async with given_up_with(request, asking):
-            query = parse(SearchRequest, body, replica.args.max_rows)
+            most = replica.args.max_rows
+            query = await run_if_large(
+                *(replica, asking.tenant, len(body)), parse, SearchRequest, body, most
+            )
             index = await self._index(name, request, asking)
             wanted = self._wanted(query, index.version)
             with replica.admission.rows.held(asking.tenant, 1):
                 query_E = await self._embedded(index.version, query.query, asking.ticket)
-                found = await replica.compute.run(asking.tenant, index.search, query_E, wanted)
+                steps = index.search_in_steps(query_E, wanted)
+                found = await run_in_turns(replica.compute, asking.tenant, steps)
         replica.metrics.answered(index.version.model, 1, laps.seconds)
         return Response(_body(index, found), media_type=JSON, headers=_headers(index))
 

@@ -26,6 +26,10 @@ from workers.serve.search.stored.segments import features_matrix
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 _MOST_SMALL_PARTS = 8
+# Of payloads and their tables in parts that are merged: for a moment that takes about five times as much.
+_MOST_MERGED_BYTES = 32 << 20
+# Of payloads that are read at once, for the same reason: their values are Python's objects for a moment.
+_READ_BYTES = 1 << 20
 # A place is one number, since there is one for each row: which part, and which row of it.
 _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
@@ -77,8 +81,10 @@ class Draft:
         ]
         self._remove(batch.column("id").to_pylist())
         for modality, rows, vectors_BE in batches:
-            payloads = Payloads.of(rows.column("payload"))
-            self._add(Contents(modality, rows.column("id"), payloads), vectors_BE)
+            for start, stop in _pieces(rows.column("payload")):
+                piece = rows.slice(start, stop - start)
+                payloads = Payloads.of(piece.column("payload"))
+                self._add(Contents(modality, piece.column("id"), payloads), vectors_BE[start:stop])
         self._tidy()
 
     def build_graphs(self) -> Iterator[None]:
@@ -150,17 +156,27 @@ class Draft:
         return found
 
     def _merge(self, numbers: Sequence[int]) -> None:
-        sizes = [self._parts[number].live for number in numbers]
+        small = [number for number in numbers if self._has_few_bytes(number)]
+        sizes = [self._parts[number].live for number in small]
         first = first_to_merge(sizes)
-        is_large = (
-            sizes[first] <= sum(sizes[first + 1 :]) and sum(sizes[first:]) >= self._graph_from
-        )
-        if len(numbers) > _MOST_SMALL_PARTS or is_large:
-            self._rewrite(numbers[first:])
+        run = sizes[first:]
+        is_large = sum(run) >= self._graph_from and run[0] <= sum(run[1:])
+        if len(small) > _MOST_SMALL_PARTS or is_large:
+            self._rewrite(self._few_bytes(small[first:]))
             return
-        for number, live in zip(numbers, sizes, strict=True):
-            if live < len(self._parts[number]) // 2:
+        for number in numbers:
+            if self._parts[number].live < len(self._parts[number]) // 2:
                 self._rewrite([number])
+
+    def _has_few_bytes(self, number: int) -> bool:
+        """Whether it is merged at all: two such parts always can be."""
+        return self._parts[number].contents.payloads.nbytes <= _MOST_MERGED_BYTES // 2
+
+    def _few_bytes(self, numbers: Sequence[int]) -> list[int]:
+        """As many of them, from the last, as have few bytes of payloads together; one at least."""
+        sizes = [self._parts[number].contents.payloads.nbytes for number in reversed(numbers)]
+        few = int(np.searchsorted(np.cumsum(sizes), _MOST_MERGED_BYTES, side="right"))
+        return list(numbers[-max(few, 1) :])
 
     def _rewrite(self, numbers: Sequence[int]) -> None:
         parts = [self._parts.pop(number) for number in numbers]
@@ -189,6 +205,17 @@ class Frozen:
         for number, both in found.items():
             if self.parts[number].contents.modality == modality:
                 yield number, both
+
+
+def _pieces(payloads: pa.StringArray) -> Iterator[tuple[int, int]]:
+    """Where rows begin and end that have few bytes of payloads together; one row at least."""
+    sizes = pc.fill_null(pc.binary_length(payloads), 0).to_numpy(zero_copy_only=False)
+    ends, start = np.cumsum(sizes, dtype=np.int64), 0
+    while start < len(ends):
+        before = ends[start - 1] if start else 0
+        stop = int(np.searchsorted(ends, before + _READ_BYTES, side="right"))
+        yield start, max(stop, start + 1)
+        start = max(stop, start + 1)
 
 
 def by_modality(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:

@@ -13,12 +13,12 @@ is missing, null or an object no condition holds; `not` turns any answer round, 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from workers.serve.compute.port import Steps
 from workers.serve.search.index.payloads import Column, Kind, Mask, Payloads
 
 MOST_CONDITIONS = 64
@@ -84,19 +84,23 @@ _FORMS = (
 )
 
 
-def mask(wanted: Filter, payloads: Payloads) -> Mask:
-    """Which rows satisfy it."""
+def mask(wanted: Filter, payloads: Payloads) -> Steps[Mask]:
+    """Which rows satisfy it; a step for each condition."""
     match wanted:
         case AnyOf():
+            yield
             return _any_of(wanted, payloads)
         case Range():
+            yield
             return _in_range(wanted, payloads)
-        case And():
-            return reduce(np.logical_and, (mask(part, payloads) for part in wanted.parts))
-        case Or():
-            return reduce(np.logical_or, (mask(part, payloads) for part in wanted.parts))
         case Not():
-            return ~mask(wanted.part, payloads)
+            inside = yield from mask(wanted.part, payloads)
+            return ~inside
+    combine = np.logical_and if isinstance(wanted, And) else np.logical_or
+    found = yield from mask(wanted.parts[0], payloads)
+    for part in wanted.parts[1:]:
+        found = combine(found, (yield from mask(part, payloads)))
+    return found
 
 
 def _any_of(wanted: AnyOf, payloads: Payloads) -> Mask:

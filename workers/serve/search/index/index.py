@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
+from workers.serve.compute.port import Steps, run_at_once
 from workers.serve.search.index.filters import Filter, mask
 from workers.serve.search.index.parts import Part
 from workers.serve.versions.loading import Float32Array, ServedVersion
@@ -68,10 +69,14 @@ class Index:
 
     def search(self, query_E: Float32Array, wanted: Wanted) -> Found:
         """The rows nearest to a query of unit length that this index' own version embedded."""
+        return run_at_once(self.search_in_steps(query_E, wanted))
+
+    def search_in_steps(self, query_E: Float32Array, wanted: Wanted) -> Steps[Found]:
+        """The same; a step for each part, and for each condition of a filter."""
         hits, exact = [], True
         for part in self.parts:
             if wanted.modalities is None or part.contents.modality in wanted.modalities:
-                found, is_exact = self._search_part(part, query_E, wanted)
+                found, is_exact = yield from self._search_part(part, query_E, wanted)
                 hits += found
                 exact = exact and is_exact
         # Equal scores by id, so that all replicas answer alike.
@@ -80,10 +85,11 @@ class Index:
 
     def _search_part(
         self, part: Part, query_E: Float32Array, wanted: Wanted
-    ) -> tuple[list[Hit], bool]:
+    ) -> Steps[tuple[list[Hit], bool]]:
         wanted_N = part.live_N
         if wanted.filter is not None:
-            wanted_N = wanted_N & mask(wanted.filter, part.contents.payloads)
+            wanted_N = wanted_N & (yield from mask(wanted.filter, part.contents.payloads))
+        yield
         few = len(part) if wanted.exact else self.few
         nearest = part.nearest(query_E, wanted_N, wanted.top_k, few)
         texts = part.contents.payloads.texts
@@ -101,7 +107,7 @@ class Index:
     @property
     def memory_bytes(self) -> int:
         """Of all that this index holds."""
-        return self.contents_bytes + self.vectors_bytes
+        return self.contents_bytes + self.vectors_bytes + self.graphs_bytes
 
     @cached_property
     def contents_bytes(self) -> int:
@@ -112,7 +118,10 @@ class Index:
 
     @cached_property
     def vectors_bytes(self) -> int:
-        """Of vectors and graphs: what each version has its own of."""
-        vectors = (part.vectors_NE.nbytes for part in self.parts)
-        graphs = (part.graph.memory_bytes for part in self.parts if part.graph is not None)
-        return sum([*vectors, *graphs])
+        """Of vectors, which each version has its own of."""
+        return sum(part.vectors_NE.nbytes for part in self.parts)
+
+    @cached_property
+    def graphs_bytes(self) -> int:
+        """Of graphs, which each version has its own of, too."""
+        return sum(part.graph.memory_bytes for part in self.parts if part.graph is not None)

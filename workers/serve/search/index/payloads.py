@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
 RowNumbers = NDArray[np.int32]
-FieldNumbers = NDArray[np.int64]
+FieldNumbers = NDArray[np.int32]
 
 # One million payloads can have more bytes than 32-bit offsets reach.
 _TEXTS = pa.large_string()
@@ -32,6 +33,8 @@ class Kind(StrEnum):
     FLAG = "flag"
 
 
+# Of what a parser of JSON makes. By type, as True is an int otherwise.
+_KINDS = {str: Kind.TEXT, int: Kind.NUMBER, float: Kind.NUMBER, bool: Kind.FLAG}
 _TYPES = {Kind.TEXT: _TEXTS, Kind.NUMBER: pa.float64(), Kind.FLAG: pa.bool_()}
 
 
@@ -62,9 +65,10 @@ class _Table:
         cls, names: pa.Array, fields: FieldNumbers, rows: RowNumbers, values: pa.Array
     ) -> "_Table":
         """Of entries in the order of rows; `fields` are numbers of names, not all of which need occur."""
-        used, numbers = np.unique(fields, return_inverse=True)
-        order = np.argsort(numbers, kind="stable")
-        starts = np.searchsorted(numbers[order], np.arange(len(used) + 1))
+        counts = np.bincount(fields, minlength=len(names))
+        used = np.flatnonzero(counts)
+        order = np.argsort(fields, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(counts[used])])
         return cls(names.take(pa.array(used)), starts, rows[order], values.take(pa.array(order)))
 
     def column(self, name: str) -> Column | None:
@@ -77,7 +81,7 @@ class _Table:
     @property
     def fields(self) -> FieldNumbers:
         """The number of each entry's field."""
-        return np.repeat(np.arange(len(self.names)), np.diff(self.starts))
+        return np.repeat(np.arange(len(self.names), dtype=np.int32), np.diff(self.starts))
 
     @property
     def nbytes(self) -> int:
@@ -95,10 +99,16 @@ class Payloads:
     @classmethod
     def of(cls, texts: pa.StringArray) -> "Payloads":
         """Read each payload once."""
-        entries = {kind: _Entries() for kind in Kind}
+        # Numbers not as Python's objects, which take four times as much.
+        entries = {kind: _Entries(array("d") if kind == Kind.NUMBER else []) for kind in Kind}
         for row, text in enumerate(texts.to_pylist()):
-            for name, kind, value in _values(text):
-                entries[kind].add(name, row, value)
+            payload = {} if text is None else json.loads(text)
+            for name, value in payload.items():
+                if type(value) is list:
+                    for kind, values in _by_kind(value):
+                        entries[kind].extend(name, row, values)
+                elif kind := _KINDS.get(type(value)):
+                    entries[kind].append(name, row, value)
         return cls(
             texts.cast(_TEXTS), {kind: each.table(_TYPES[kind]) for kind, each in entries.items()}
         )
@@ -132,21 +142,27 @@ class Payloads:
 
 @dataclass
 class _Entries:
-    """Of one kind, as they are read; numbers are kept as numbers, not as Python's objects."""
+    """Of one kind, as they are read."""
 
+    values: "array[float] | list[object]" = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
-    fields: "array[int]" = field(default_factory=lambda: array("q"))
+    fields: "array[int]" = field(default_factory=lambda: array("i"))
     rows: "array[int]" = field(default_factory=lambda: array("i"))
-    values: list[object] = field(default_factory=list)
 
-    def add(self, name: str, row: int, value: object) -> None:
+    def append(self, name: str, row: int, value: Any) -> None:
         self.fields.append(self.numbers.setdefault(name, len(self.numbers)))
         self.rows.append(row)
         self.values.append(value)
 
+    def extend(self, name: str, row: int, values: Sequence[Any]) -> None:
+        number = self.numbers.setdefault(name, len(self.numbers))
+        self.fields.extend(array("i", [number]) * len(values))
+        self.rows.extend(array("i", [row]) * len(values))
+        self.values.extend(values)
+
     def table(self, type_: pa.DataType) -> _Table:
         names = pa.array(list(self.numbers), _TEXTS)
-        fields, rows = np.array(self.fields, np.int64), np.array(self.rows, np.int32)
+        fields, rows = np.array(self.fields, np.int32), np.array(self.rows, np.int32)
         return _Table.of(names, fields, rows, pa.array(self.values, type_))
 
 
@@ -170,7 +186,7 @@ def _kept(table: _Table, keep: Mask, start: int) -> _Piece:
 def _together(pieces: Sequence[_Piece]) -> _Table:
     """One table of all; the same name is the same field."""
     names = pa.concat_arrays([piece.names for piece in pieces]).dictionary_encode()
-    numbers = names.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    numbers = names.indices.to_numpy(zero_copy_only=False).astype(np.int32)
     firsts = np.cumsum([0, *(len(piece.names) for piece in pieces)])
     fields = [numbers[piece.fields + first] for piece, first in zip(pieces, firsts, strict=False)]
     return _Table.of(
@@ -181,14 +197,11 @@ def _together(pieces: Sequence[_Piece]) -> _Table:
     )
 
 
-def _values(text: str | None) -> Iterator[tuple[str, Kind, object]]:
-    """Each value that a filter can compare, with its field."""
-    payload = {} if text is None else json.loads(text)
-    for name, value in payload.items():
-        for each in value if isinstance(value, list) else (value,):
-            if isinstance(each, bool):
-                yield name, Kind.FLAG, each
-            elif isinstance(each, int | float):
-                yield name, Kind.NUMBER, float(each)
-            elif isinstance(each, str):
-                yield name, Kind.TEXT, each
+def _by_kind(values: Sequence[Any]) -> Iterator[tuple[Kind, Sequence[Any]]]:
+    """Values of a list that a filter can compare, in their order."""
+    kinds = {_KINDS.get(each) for each in set(map(type, values))}
+    for kind in kinds - {None}:
+        if len(kinds) == 1:
+            yield kind, values
+        else:
+            yield kind, [each for each in values if _KINDS.get(type(each)) == kind]
