@@ -1,6 +1,7 @@
 """The deployment: one replica, its follower and its HTTP interface, in one hop."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
@@ -39,6 +40,7 @@ from workers.storage.uris import open_store
 
 # Longer than any product takes, and shorter than Serve waits for an answer (30 s).
 _STUCK_SECONDS = 20.0
+_SWITCH_SECONDS = 0.001
 
 
 class Embedder:
@@ -51,6 +53,9 @@ class Embedder:
         """
         logging.basicConfig(level=logging.INFO)
         torch.set_num_threads(1)
+        # By default a thread that computes in Python keeps the event loop waiting for 5 ms each time
+        # that it has to wait for the interpreter, which is several times in a request.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         write_answers_at_once()
         self._args = args
         self._encoders = encoders_behind(args.encoders, encoders)

@@ -8,10 +8,10 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from cmcl.contract.version import ANNOUNCEMENTS
-from tests.unit.serve.conftest import MODEL, Replica
+from tests.unit.serve.conftest import MODEL, Clock, Replica
 from workers.serve.access.port import Caller
 from workers.serve.http.api import create_api
-from workers.serve.http.counted import Counted
+from workers.serve.http.counted import Counted, RateLimiter
 
 SCOPE: Scope = {"type": "http", "path": "/v1/embeddings"}
 
@@ -94,3 +94,39 @@ def test_a_bug_is_counted_once(serving: Replica) -> None:
     assert serving.embed().status_code == 500
     assert serving.get("/v1/models").status_code == 500
     assert serving.metrics.statuses == [500, 500]
+
+
+async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
+    status = 401 if scope["path"] == "/wrong" else 200
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_a_flood_of_wrong_keys_waits_and_delays_no_valid_one() -> None:
+    """Each of its connections is answered once in a while, and takes little of the processor."""
+    whole = Counted(refuses, lambda _: None, refusal_seconds=0.3)
+
+    async def seconds_of(path: str, times: int) -> float:
+        began = asyncio.get_running_loop().time()
+        for _ in range(times):
+            await whole({"type": "http", "path": path}, nothing, nothing)  # type: ignore[arg-type]
+        return asyncio.get_running_loop().time() - began
+
+    async def flood() -> tuple[float, float]:
+        await seconds_of("/wrong", 600)
+        wrong = asyncio.ensure_future(seconds_of("/wrong", 20))
+        return await seconds_of("/right", 20), await wrong
+
+    right, wrong = asyncio.run(flood())
+    assert right < 0.3
+    assert wrong >= 2 * 0.3
+
+
+def test_a_rate_limiter_gives_its_burst_at_once_and_then_its_rate() -> None:
+    clock = Clock()
+    limiter = RateLimiter(3, 2, clock)
+    assert [limiter.take() for _ in range(4)] == [True, True, True, False]
+    clock.now = 1.0
+    assert [limiter.take() for _ in range(3)] == [True, True, False]
+    clock.now = 100.0
+    assert [limiter.take() for _ in range(4)] == [True, True, True, False]

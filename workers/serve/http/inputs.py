@@ -30,6 +30,8 @@ from workers.serve.http.wire.rows import (
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 Positions = NDArray[np.int64]
+# Before others on the event loop have their turn.
+_ITEMS_AT_ONCE = 128
 # Of an item's id, in a message.
 _LONGEST_NAME = 60
 
@@ -201,6 +203,8 @@ async def _features(
     raw: dict[int, str | bytes] = {}
     packed: list[int] = []
     for place, index in enumerate(placed.indices):
+        if place % _ITEMS_AT_ONCE == _ITEMS_AT_ONCE - 1:
+            await asyncio.sleep(0)
         with placed.naming([place]):
             given = _given(placed.items[index], a_feature(modality), width)
         if isinstance(given, str | bytes):

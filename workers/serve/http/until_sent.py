@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from workers.serve.errors import InvalidRequest
 from workers.serve.quota import Quota
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,18 @@ def hold_until_sent(request: Request, quota: Quota, tenant: str, amount: int) ->
     quota.take(tenant, amount)
     holding: _Holding = request.scope[_HOLDING]
     holding.add(quota, tenant, amount)
+
+
+def hold_answer(request: Request, quota: Quota, tenant: str, size: int) -> None:
+    """Count an answer of about so many bytes before it is made. Raises Overloaded, InvalidRequest."""
+    if size > quota.share_of_one:
+        raise InvalidRequest(
+            f"the answer would take about {size} bytes; permitted are {quota.share_of_one}: send fewer "
+            "rows in one request, or ask for encoding_format base64 or for raw bytes",
+            "input",
+            "answer_too_large",
+        )
+    hold_until_sent(request, quota, tenant, size)
 
 
 class _Holding:

@@ -20,7 +20,7 @@ from workers.serve.http.asking import (
     given_up_with,
     read_asking,
 )
-from workers.serve.http.body import held_body
+from workers.serve.http.body import held_body, run_if_large
 from workers.serve.http.inputs import (
     ModalityRows,
     embed_parts,
@@ -32,10 +32,11 @@ from workers.serve.http.laps import Laps
 from workers.serve.http.openapi import BODY, BYTES, json_body, operation, query_parameters
 from workers.serve.http.replica import Replica
 from workers.serve.http.short_way import ShortWay
-from workers.serve.http.until_sent import hold_until_sent
+from workers.serve.http.until_sent import hold_answer, hold_until_sent
 from workers.serve.http.wire.answers import ARROW, JSON, RAW, json_embeddings
 from workers.serve.http.wire.binary import DTYPE, dtype_of
 from workers.serve.http.wire.forms import (
+    answer_bytes,
     binary_rows,
     form_of,
     vectors_in_the_form_asked_for,
@@ -93,6 +94,7 @@ class _Query:
     """
 
     options: EmbeddingOptions
+    bytes: int
     given: Callable[[ServedVersion], ModalityRows] | EmbeddingRequest
 
 
@@ -119,14 +121,20 @@ class _Embeddings:
         asking = read_asking(request, replica)
         body = await held_body(request, replica, asking.tenant)
         async with given_up_with(request, asking):
-            query = _read(request, body, replica.args.max_rows)
+            most = replica.args.max_rows
+            query = await run_if_large(
+                *(replica, asking.tenant, len(body)), _read, request, body, most
+            )
             laps.lap("read")
             chosen = await self._choose(query, asking)
             laps.lap("look_up")
             parts, embeddings_BE = await self._embedded(
                 request, query, chosen.version, asking, laps
             )
-            response = _response(request, query, chosen, embeddings_BE)
+            response = await run_if_large(
+                *(replica, asking.tenant, embeddings_BE.nbytes),
+                *(_response, request, query, chosen, embeddings_BE),
+            )
             laps.lap("write")
         replica.metrics.answered(chosen.version.model, len(embeddings_BE), laps.seconds)
         replica.trials.answered(chosen.version, features_by_modality(parts))
@@ -148,10 +156,16 @@ class _Embeddings:
         """Features and embeddings. Rows count from before an encoder gets to see them."""
         _check_dimensions(query.options, version)
         given = query.given
-        read = given if isinstance(given, EmbeddingRequest) else given(version)
+        if isinstance(given, EmbeddingRequest):
+            read: EmbeddingRequest | ModalityRows = given
+        else:
+            read = await run_if_large(self._replica, asking.tenant, query.bytes, given, version)
         rows = read.count if isinstance(read, EmbeddingRequest) else len(read.rows_BF)
         check_count(rows, self._replica.args.max_rows)
-        hold_until_sent(request, self._replica.admission.rows, asking.tenant, rows)
+        admission = self._replica.admission
+        hold_until_sent(request, admission.rows, asking.tenant, rows)
+        size = answer_bytes(request, rows * version.spec.width, query.options.encoding_format)
+        hold_answer(request, admission.bytes, asking.tenant, size)
         parts = (
             [read]
             if isinstance(read, ModalityRows)
@@ -230,9 +244,9 @@ def _read(request: Request, body: bytes, most: int) -> _Query:
         return _read_binary(request, body, form, most)
     plain = read_plain(body)
     if plain is not None:
-        return _Query(plain.options, lambda version: _plain_rows(plain, version))
+        return _Query(plain.options, len(body), lambda version: _plain_rows(plain, version))
     read = parse(EmbeddingRequest, body, most)
-    return _Query(read, read)
+    return _Query(read, len(body), read)
 
 
 def _plain_rows(plain: PlainRequest, version: ServedVersion) -> ModalityRows:
@@ -251,7 +265,7 @@ def _read_binary(request: Request, body: bytes, form: str, most: int) -> _Query:
         width = width_of(modality, version.spec)
         return _whole(modality, binary_rows(form, body, dtype, a_feature(modality), width, most))
 
-    return _Query(options, rows_for)
+    return _Query(options, len(body), rows_for)
 
 
 def _check_flag(text: str | None) -> None:

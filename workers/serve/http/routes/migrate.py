@@ -39,14 +39,19 @@ from workers.serve.http.asking import (
     given_up_with,
     read_asking,
 )
-from workers.serve.http.body import held_body
+from workers.serve.http.body import held_body, run_if_large
 from workers.serve.http.laps import Laps
 from workers.serve.http.openapi import BODY, BYTES, json_body, operation, query_parameters
 from workers.serve.http.replica import Replica
-from workers.serve.http.until_sent import hold_until_sent
+from workers.serve.http.until_sent import hold_answer, hold_until_sent
 from workers.serve.http.wire.answers import ARROW, JSON, RAW, json_embeddings
 from workers.serve.http.wire.binary import DTYPE, dtype_of
-from workers.serve.http.wire.forms import binary_rows, form_of, vectors_in_the_form_asked_for
+from workers.serve.http.wire.forms import (
+    answer_bytes,
+    binary_rows,
+    form_of,
+    vectors_in_the_form_asked_for,
+)
 from workers.serve.http.wire.requests import STRICT, Encoding, Feature, parse, parse_parameters
 from workers.serve.http.wire.responses import MigrationResponse
 from workers.serve.http.wire.rows import check_count, checked, from_base64, from_lists, width_of
@@ -136,16 +141,24 @@ class _Migrate:
         asking = read_asking(request, replica)
         body = await held_body(request, replica, asking.tenant)
         async with given_up_with(request, asking):
-            query = _read(request, body, replica.args.max_rows)
+            most = replica.args.max_rows
+            query = await run_if_large(
+                *(replica, asking.tenant, len(body)), _read, request, body, most
+            )
             old, new = await self._versions(query.asked, asking)
             width_of(query.asked.modality, old.version.spec)
             vectors_BE = query.rows(f"a vector of {old.version.label}", old.version.spec.width)
             rows = len(vectors_BE)
             check_count(rows, replica.args.max_rows)
             hold_until_sent(request, replica.admission.rows, asking.tenant, rows)
+            size = answer_bytes(request, rows * new.version.spec.width, query.encoding)
+            hold_answer(request, replica.admission.bytes, asking.tenant, size)
             found = await self._map(query.asked, old.version, new.version, asking.tenant)
             migrated_BE = await replica.compute.run(asking.tenant, _apply, found, vectors_BE)
-            response = _response(request, query, (old, new), found, migrated_BE)
+            response = await run_if_large(
+                *(replica, asking.tenant, migrated_BE.nbytes),
+                *(_response, request, query, (old, new), found, migrated_BE),
+            )
         replica.metrics.answered(new.version.model, rows, laps.seconds)
         return response
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from workers.serve.errors import InvalidRequest
 from workers.serve.http.asking import ANSWERED_CHANNEL, ROUTED, given_up_with, read_asking
-from workers.serve.http.body import held_body
+from workers.serve.http.body import held_body, run_if_large
 from workers.serve.http.inputs import embed_parts, features_by_modality, features_of
 from workers.serve.http.laps import Laps
 from workers.serve.http.openapi import BODY, json_body, operation
@@ -80,7 +80,10 @@ class _Similarity:
         asking = read_asking(request, replica)
         body = await held_body(request, replica, asking.tenant)
         async with given_up_with(request, asking):
-            query = parse(SimilarityRequest, body, replica.args.max_rows)
+            most = replica.args.max_rows
+            query = await run_if_large(
+                *(replica, asking.tenant, len(body)), parse, SimilarityRequest, body, most
+            )
             self._check_sizes(query)
             chosen = await replica.lookup.find(
                 parse_reference(query.model),

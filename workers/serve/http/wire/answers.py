@@ -14,6 +14,8 @@ from workers.serve.versions.loading import Float32Array
 JSON = "application/json"
 RAW = "application/octet-stream"
 ARROW = "application/vnd.apache.arrow.stream"
+# orjson keeps the interpreter to itself while it writes: 10 ms for so many rows of width 1024.
+_ROWS_AT_ONCE = 128
 
 
 def json_embeddings(
@@ -23,15 +25,23 @@ def json_embeddings(
 
     `usage` is there because OpenAI's clients read it: none is counted.
     """
+    usage = {"prompt_tokens": 0, "total_tokens": 0}
+    rest = orjson.dumps({"model": label, "usage": usage, **more})
+    pieces = [
+        _json_rows(start, embeddings_BE[start : start + _ROWS_AT_ONCE], encoding)
+        for start in range(0, len(embeddings_BE), _ROWS_AT_ONCE)
+    ]
+    return b"".join([b'{"object":"list","data":[', b",".join(pieces), b"],", rest[1:]])
+
+
+def _json_rows(start: int, embeddings_BE: Float32Array, encoding: Encoding) -> bytes:
     encoded = _as_base64(embeddings_BE) if encoding == "base64" else embeddings_BE
     data = [
         {"object": "embedding", "index": index, "embedding": each}
-        for index, each in enumerate(encoded)
+        for index, each in enumerate(encoded, start)
     ]
-    usage = {"prompt_tokens": 0, "total_tokens": 0}
-    body = {"object": "list", "data": data, "model": label, "usage": usage, **more}
     # A third of the time of json's own writers, and half of the bytes: float32 needs few digits.
-    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
 
 def raw_embeddings(embeddings_BE: Float32Array) -> bytes:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import orjson
 from pydantic import BaseModel, Field
 
 from workers.serve.errors import InvalidRequest
@@ -112,19 +113,40 @@ def payload_text(payload: Mapping[str, Any] | None, index: int, most: int) -> st
     """As it is stored. Raises InvalidRequest."""
     if payload is None:
         return None
-    for field, value in payload.items():
-        _check_field(field, value, index)
-        _check_integers(field, value, index)
-    try:
-        text = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except ValueError as error:
-        raise InvalidRequest(f"items[{index}].payload is no JSON: {error}", "items") from error
+    text = _plain_text(payload)
+    if text is None:
+        text = _checked_text(payload, index)
     size = len(text.encode())
     if size > most:
         raise InvalidRequest(
             f"items[{index}].payload has {size} bytes; permitted are {most}", "items"
         )
     return text
+
+
+def _plain_text(payload: Mapping[str, Any]) -> str | None:
+    """The same in a fiftieth of the time; None where something may be wrong with it.
+
+    orjson refuses integers beyond 64 bits and halves of characters, and writes null for a number that
+    is not finite.
+    """
+    if not all(1 <= len(field) <= LONGEST_FIELD for field in payload):
+        return None
+    try:
+        text = orjson.dumps(payload)
+    except orjson.JSONEncodeError:
+        return None
+    return None if b"null" in text else text.decode()
+
+
+def _checked_text(payload: Mapping[str, Any], index: int) -> str:
+    for field, value in payload.items():
+        _check_field(field, value, index)
+        _check_integers(field, value, index)
+    try:
+        return json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError as error:
+        raise InvalidRequest(f"items[{index}].payload is no JSON: {error}", "items") from error
 
 
 def _check_field(field: str, value: object, index: int) -> None:

@@ -12,9 +12,13 @@ from starlette.responses import Response
 from workers.serve.errors import UnsupportedMedia
 from workers.serve.http.wire.answers import ARROW, JSON, RAW, arrow_embeddings, raw_embeddings
 from workers.serve.http.wire.binary import from_arrow
+from workers.serve.http.wire.requests import Encoding
 from workers.serve.http.wire.rows import from_bytes
 from workers.serve.versions.loading import Float32Array
 
+_FLOAT_BYTES = 4
+# Of a float32 as text, with its comma; most take 12 to 14.
+_JSON_BYTES: Mapping[Encoding, int] = {"float": 16, "base64": 6}
 # curl says the second of these where nobody says anything; it was JSON so far.
 _MEANS_JSON = (JSON, "application/x-www-form-urlencoded", "text/plain", "")
 
@@ -37,6 +41,13 @@ def binary_rows(
     if form == ARROW:
         return from_arrow(body, what, width, most)
     return from_bytes(body, dtype, what, width, most)
+
+
+def answer_bytes(request: Request, numbers: int, encoding: Encoding) -> int:
+    """What an answer of so many numbers takes until it is sent, with the array that it is made of; or less."""
+    if request.headers.get("accept", JSON) in (RAW, ARROW):
+        return 2 * _FLOAT_BYTES * numbers
+    return (_FLOAT_BYTES + _JSON_BYTES[encoding]) * numbers
 
 
 def vectors_in_the_form_asked_for(
