@@ -34,7 +34,12 @@ class Kind(StrEnum):
 
 
 # Of what a parser of JSON makes. By type, as True is an int otherwise.
-_KINDS = {str: Kind.TEXT, int: Kind.NUMBER, float: Kind.NUMBER, bool: Kind.FLAG}
+_KINDS: Mapping[type, Kind] = {
+    str: Kind.TEXT,
+    int: Kind.NUMBER,
+    float: Kind.NUMBER,
+    bool: Kind.FLAG,
+}
 _TYPES = {Kind.TEXT: _TEXTS, Kind.NUMBER: pa.float64(), Kind.FLAG: pa.bool_()}
 
 
@@ -107,8 +112,8 @@ class Payloads:
                 if type(value) is list:
                     for kind, values in _by_kind(value):
                         entries[kind].extend(name, row, values)
-                elif kind := _KINDS.get(type(value)):
-                    entries[kind].append(name, row, value)
+                elif type(value) in _KINDS:
+                    entries[_KINDS[type(value)]].append(name, row, value)
         return cls(
             texts.cast(_TEXTS), {kind: each.table(_TYPES[kind]) for kind, each in entries.items()}
         )
@@ -200,7 +205,9 @@ def _together(pieces: Sequence[_Piece]) -> _Table:
 def _by_kind(values: Sequence[Any]) -> Iterator[tuple[Kind, Sequence[Any]]]:
     """Values of a list that a filter can compare, in their order."""
     kinds = {_KINDS.get(each) for each in set(map(type, values))}
-    for kind in kinds - {None}:
+    for kind in kinds:
+        if kind is None:
+            continue
         if len(kinds) == 1:
             yield kind, values
         else:
