@@ -123,7 +123,7 @@ class _Embeddings:
         async with given_up_with(request, asking):
             most = replica.args.max_rows
             query = await run_if_large(
-                *(replica, asking.tenant, len(body)), _read, request, body, most
+                replica, asking.tenant, len(body), _read, request, body, most
             )
             laps.lap("read")
             chosen = await self._choose(query, asking)
@@ -131,9 +131,9 @@ class _Embeddings:
             parts, embeddings_BE = await self._embedded(
                 request, query, chosen.version, asking, laps
             )
+            tenant, size = asking.tenant, embeddings_BE.nbytes
             response = await run_if_large(
-                *(replica, asking.tenant, embeddings_BE.nbytes),
-                *(_response, request, query, chosen, embeddings_BE),
+                replica, tenant, size, _response, request, query, chosen, embeddings_BE
             )
             laps.lap("write")
         replica.metrics.answered(chosen.version.model, len(embeddings_BE), laps.seconds)

@@ -143,7 +143,7 @@ class _Migrate:
         async with given_up_with(request, asking):
             most = replica.args.max_rows
             query = await run_if_large(
-                *(replica, asking.tenant, len(body)), _read, request, body, most
+                replica, asking.tenant, len(body), _read, request, body, most
             )
             old, new = await self._versions(query.asked, asking)
             width_of(query.asked.modality, old.version.spec)
@@ -155,9 +155,9 @@ class _Migrate:
             hold_answer(request, replica.admission.bytes, asking.tenant, size)
             found = await self._map(query.asked, old.version, new.version, asking.tenant)
             migrated_BE = await replica.compute.run(asking.tenant, _apply, found, vectors_BE)
+            tenant, size = asking.tenant, migrated_BE.nbytes
             response = await run_if_large(
-                *(replica, asking.tenant, migrated_BE.nbytes),
-                *(_response, request, query, (old, new), found, migrated_BE),
+                replica, tenant, size, _response, request, query, (old, new), found, migrated_BE
             )
         replica.metrics.answered(new.version.model, rows, laps.seconds)
         return response

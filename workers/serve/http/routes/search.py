@@ -112,7 +112,7 @@ class _Search:
         async with given_up_with(request, asking):
             most = replica.args.max_rows
             query = await run_if_large(
-                *(replica, asking.tenant, len(body)), parse, SearchRequest, body, most
+                replica, asking.tenant, len(body), parse, SearchRequest, body, most
             )
             index = await self._index(name, request, asking)
             wanted = self._wanted(query, index.version)

@@ -82,7 +82,7 @@ class _Similarity:
         async with given_up_with(request, asking):
             most = replica.args.max_rows
             query = await run_if_large(
-                *(replica, asking.tenant, len(body)), parse, SimilarityRequest, body, most
+                replica, asking.tenant, len(body), parse, SimilarityRequest, body, most
             )
             self._check_sizes(query)
             chosen = await replica.lookup.find(
