@@ -50,16 +50,19 @@ def sampled(paths: Sequence[Path], most_values: int = MOST_VALUES) -> Sample | N
 
 
 def _sampled(paths: Sequence[Path], most_values: int) -> Sample | None:
-    schemas, rows = [], 0
-    for file in _opened(paths):
-        schemas.append(file.schema_arrow)
-        rows += file.metadata.num_rows
+    schemas = [file.schema_arrow for file in _opened(paths)]
     if not all(_are_alike(schemas, column) for column in FEATURES):
         return None
     width = sum(schemas[0].field(column).type.list_size for column in FEATURES)
     most_rows = most_values // width
-    if most_rows == 0 or any(_has_gaps(file) for file in _opened(paths)):
+    if most_rows == 0:
         return None
+    rows = 0
+    for file in _opened(paths):
+        complete = _complete_rows(file)
+        if complete == 0:
+            return None
+        rows += complete
     return Sample(paired_rows(rows_of(_opened(paths), every=-(-rows // most_rows))), rows)
 
 
@@ -89,9 +92,12 @@ def _gist(kind: pa.DataType) -> tuple[object, ...]:
     return (kind.value_type, kind.list_size) if pa.types.is_fixed_size_list(kind) else (kind,)
 
 
-def _has_gaps(file: pq.ParquetFile) -> bool:
-    """Whether rows or values are missing, or there are no rows at all."""
-    batches = file.iter_batches(rows_at_once(file.schema_arrow), columns=list(FEATURES))
-    columns = (column for batch in batches for column in batch.columns)
-    gaps = any(column.null_count or column.flatten().null_count for column in columns)
-    return gaps or file.metadata.num_rows == 0
+def _complete_rows(file: pq.ParquetFile) -> int:
+    """Number of rows, or 0 if rows or values are missing or the footer declares another number."""
+    rows = 0
+    # The footer alone is no evidence: rows are spread over the file by their number (`rows_of`).
+    for batch in file.iter_batches(rows_at_once(file.schema_arrow), columns=list(FEATURES)):
+        if any(column.null_count or column.flatten().null_count for column in batch.columns):
+            return 0
+        rows += batch.num_rows
+    return rows if rows == file.metadata.num_rows else 0

@@ -10,6 +10,7 @@ import torch
 
 from cmcl.contract.errors import StorageUnavailable
 from tests.fakes.pair_shards import numbered_rows, write_pair_shards
+from tests.unit.storage.feature_tables import claim_in_footer
 from workers.inspect.sample import Sample, sampled
 from workers.storage.shard_writer import write_shard
 from workers.storage.shards import open_in_pieces
@@ -84,3 +85,24 @@ def test_files_that_are_damaged_or_were_never_fetched_have_no_sample(tmp_path: P
     damaged.write_bytes(b"PAR1 and nothing more")
     assert sampled([damaged]) is None
     assert sampled([tmp_path / "never-fetched.parquet"]) is None
+
+
+@pytest.mark.parametrize("claim", [0, 299, 301, 1 << 40])
+def test_a_file_that_has_other_rows_than_its_footer_declares_has_no_sample(
+    tmp_path: Path, claim: int
+) -> None:
+    write_pair_shards(tmp_path, *numbered_rows(ROWS), [300, 700])
+    paths = [tmp_path / f"{number}.parquet" for number in range(2)]
+    assert sampled(paths) is not None
+    claim_in_footer(paths[0], 300, {0: claim})
+    assert sampled(paths) is None
+
+
+def test_rows_that_a_whole_footer_declares_and_no_page_has_leave_no_sample(tmp_path: Path) -> None:
+    write_pair_shards(tmp_path, *numbered_rows(300), [300], group_rows=300)
+    path = tmp_path / "0.parquet"
+    assert sampled([path]) is not None
+    # The file's, the id's, and the row group's number of rows.
+    claim_in_footer(path, 300, dict.fromkeys(range(3), 1 << 20))
+    assert pq.read_metadata(path).row_group(0).num_rows == 1 << 20
+    assert sampled([path]) is None

@@ -1,5 +1,9 @@
 """Small tables of paired features, right unless a test spoils them."""
 
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 
@@ -37,3 +41,25 @@ def with_value(table: pa.Table, name: str, row: int, value: list[float | None] |
     values = column.to_pylist()
     values[row] = value
     return with_column(table, name, pa.array(values, column.type))
+
+
+def claim_in_footer(path: Path, declared: int, claims: Mapping[int, int]) -> None:
+    """Write other numbers into a footer, by place among the fields that have the declared one."""
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[-8:-4], "little")
+    pages, footer = whole[: -8 - size], whole[-8 - size : -8]
+    parts = footer.split(_number(declared))
+    assert len(parts) > max(claims)
+    changed = parts[0]
+    for place, part in enumerate(parts[1:]):
+        changed += _number(claims.get(place, declared)) + part
+    path.write_bytes(pages + changed + struct.pack("<I", len(changed)) + b"PAR1")
+
+
+def _number(value: int) -> bytes:
+    """A field of Thrift's compact protocol one behind the last one: int64, zigzag, as a varint."""
+    value, coded = value << 1, bytearray(b"\x16")
+    while value > 0x7F:
+        coded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*coded, value])

@@ -1,7 +1,6 @@
 """Parquet and Arrow: lists of other kinds are converted, traps are told by their names."""
 
 import struct
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from cmcl.contract.errors import InvalidDataset
-from tests.unit.storage.feature_tables import WIDTHS, paired, with_column, with_value
+from tests.unit.storage.feature_tables import (
+    WIDTHS,
+    claim_in_footer,
+    paired,
+    with_column,
+    with_value,
+)
 from tests.unit.storage.user_files import URI, features_of, rows_of
 from workers.storage.formats.parquet import must_be_converted
 from workers.storage.formats.parquet_footer import LARGEST_FOOTER, column_chunks
@@ -207,7 +212,7 @@ def test_a_footer_that_disagrees_with_its_rows_is_refused(
     path: Path, declared: int, place: int, claim: int, words: str
 ) -> None:
     pq.write_table(paired(rows=300), path)
-    _claim(path, declared, {place: claim})
+    claim_in_footer(path, declared, {place: claim})
     with pytest.raises(InvalidDataset, match=f"{URI}: .*{words}"):
         ShardChecker(WIDTHS).check(path, URI)
 
@@ -217,7 +222,7 @@ def test_rows_that_all_of_a_footer_declares_and_no_page_has_are_missed(
     path: Path, claim: int, read: int
 ) -> None:
     pq.write_table(paired(rows=300), path)
-    _claim(path, 300, dict.fromkeys(range(4), claim))
+    claim_in_footer(path, 300, dict.fromkeys(range(4), claim))
     words = f"row group 0 declares {claim} rows, and {read} were read"
     with pytest.raises(InvalidDataset, match=words):
         ShardChecker(WIDTHS).check(path, URI)
@@ -229,33 +234,11 @@ def test_row_groups_that_make_up_for_each_other_are_refused(path: Path) -> None:
     with pq.ParquetWriter(path, table.schema) as writer:
         writer.write_table(table.slice(0, 100))
         writer.write_table(table.slice(100))
-    _claim(path, 100, dict.fromkeys(range(3), 101))
-    _claim(path, 201, dict.fromkeys(range(3), 200))
+    claim_in_footer(path, 100, dict.fromkeys(range(3), 101))
+    claim_in_footer(path, 201, dict.fromkeys(range(3), 200))
     assert sum(batch.num_rows for batch in pq.ParquetFile(path).iter_batches()) == 301
     with pytest.raises(InvalidDataset, match="row group 0 declares 101 rows, and 100 were read"):
         ShardChecker(WIDTHS).check(path, URI)
-
-
-def _claim(path: Path, declared: int, claims: Mapping[int, int]) -> None:
-    """Write other numbers into a footer, by place among the fields that have the declared one."""
-    whole = path.read_bytes()
-    size = int.from_bytes(whole[-8:-4], "little")
-    pages, footer = whole[: -8 - size], whole[-8 - size : -8]
-    parts = footer.split(_number(declared))
-    assert len(parts) > max(claims)
-    changed = parts[0]
-    for place, part in enumerate(parts[1:]):
-        changed += _number(claims.get(place, declared)) + part
-    path.write_bytes(pages + changed + struct.pack("<I", len(changed)) + b"PAR1")
-
-
-def _number(value: int) -> bytes:
-    """A field of Thrift's compact protocol one behind the last one: int64, zigzag, as a varint."""
-    value, coded = value << 1, bytearray(b"\x16")
-    while value > 0x7F:
-        coded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*coded, value])
 
 
 def _write_constant(path: Path, groups: int) -> None:
