@@ -212,6 +212,8 @@ def test_bfloat16_becomes_float32_without_loss(path: Path) -> None:
         (b"PAREabcdPARE", "encrypted Parquet"),
         (b"\x93NUMPY\x01\x00v\x00", "a single NumPy array; save both sides"),
         (b"\x1f\x8b\x08\x00", "compressed by gzip as a whole"),
+        # Its footer's length, and the first random byte of what is encrypted.
+        (b"PARE\x2c\x00\x00\x00{", "encrypted Parquet; write it without encryption"),
         (b"FEA1\x00", "Feather version 1"),
         (b"PK\x05\x06" + b"\0" * 18, "a zip archive with nothing in it"),
         (b"\x89PNG\r\n\x1a\n", "neither Parquet nor"),
