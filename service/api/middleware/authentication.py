@@ -1,24 +1,19 @@
 """Nothing behind this layer is reached without a key, and no body is read for whoever has none."""
 
 from anyio import CapacityLimiter, sleep, to_thread
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.access import METRICS, OPEN_PATHS, PROBES
 from service.api.middleware.hosts import Hosts, headers
 from service.api.problems import refusal
 from service.control.access.doorkeeper import Caller, Doorkeeper
-from service.control.access.rates import OpenRates, client_network
+from service.control.access.rates import Rates
 from service.errors import Refused, ServiceError
 from service.logs import name_principal
 
 _SCHEME = "bearer"
 # An issuer of tokens that hangs may hold up so many threads, and none of the others.
 _THREADS_FOR_ISSUER = 4
-# Of one address in a minute, before it has to wait for further ones.
-_REFUSALS_AT_ONCE = 600
 _REFUSALS_PER_SECOND = 200
 # Each keeps a connection that does not make room for others meanwhile.
 _MOST_DELAYED = 256
@@ -27,21 +22,20 @@ _LONGEST_WAIT_SECONDS = 8.0
 
 
 class Refusals:
-    """Delays the answers to an address that is refused again and again.
+    """Delays the answers to an address that is beyond its limit of refusals.
 
     A refusal takes time of the event loop, and a client that asks again at once, on hundreds of connections,
     would leave nothing of it for others. All of them together get some 200 a second; the connections of those
     that are beyond `_MOST_DELAYED` are closed instead. For use on the event loop alone.
     """
 
-    def __init__(self) -> None:
-        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._limit = RateLimitItemPerMinute(_REFUSALS_AT_ONCE, namespace="refusals")
+    def __init__(self, rates: Rates) -> None:
+        self._rates = rates
         self._waiting = 0
 
     async def delay(self, address: str) -> bool:
         """Return when a refusal of that address may be sent: whether its connection may stay open."""
-        if self._limiter.hit(self._limit, client_network(address)):
+        if self._rates.count_refusal(address):
             return True
         if self._waiting >= _MOST_DELAYED:
             return False
@@ -60,8 +54,7 @@ class Authentication:
         self._app = app
         self._doorkeeper = doorkeeper
         self._hosts = hosts
-        self._open_rates = OpenRates()
-        self._refusals = Refusals()
+        self._refusals = Refusals(doorkeeper.rates)
         self._issuer_threads = CapacityLimiter(_THREADS_FOR_ISSUER)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,7 +86,7 @@ class Authentication:
         """Nobody in particular where no key is asked for, whoever it is."""
         shown = _bearer(scope)
         if scope["path"] in OPEN_PATHS:
-            self._open_rates.count(_address(scope))
+            self._doorkeeper.rates.count_open(_address(scope))
             if scope["path"] == METRICS:
                 self._doorkeeper.check_scraper(shown)
             return None

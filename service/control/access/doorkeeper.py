@@ -64,7 +64,7 @@ class Doorkeeper:
         self._clock = clock
         self._tokens = tokens
         self._known = KnownKeys(clock)
-        self._rates = Rates(settings.requests_per_minute_per_owner)
+        self.rates = Rates(settings.requests_per_minute_per_owner)
 
     def recognize(self, shown: str | None) -> Caller | None:
         """Without waiting for anybody; None if it must be looked up. Raises Unauthorized."""
@@ -96,12 +96,12 @@ class Doorkeeper:
         """
         key = parse(shown)
         if not self._is_no_guess(shown, key):
-            self._rates.check_address(address)
+            self.rates.check_address(address)
         try:
             return self._look_up_key(key) if key else self._read_token(shown)
         except Unauthorized:
-            self._rates.check_address(address)
-            self._rates.count_failure(address)
+            self.rates.check_address(address)
+            self.rates.count_failure(address)
             raise
 
     def _is_no_guess(self, shown: str, key: KeyText | None) -> bool:
@@ -115,7 +115,7 @@ class Doorkeeper:
     def count(self, caller: Caller) -> None:
         """One more request of the caller's owner; the operator has no limit. Raises TooManyRequests."""
         if caller.principal.owner is not None:
-            self._rates.count(caller.principal.owner)
+            self.rates.count(caller.principal.owner)
 
     def is_use_due(self, caller: Caller) -> bool:
         """Whether `write_use` has something to write; true once a minute."""

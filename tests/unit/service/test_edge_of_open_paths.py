@@ -15,7 +15,12 @@ from prometheus_client.core import GaugeMetricFamily
 from service.api.kept import Kept, in_thread
 from service.api.middleware.authentication import Refusals
 from service.app import Parts, create_app
-from service.control.access.rates import OPEN_PER_MINUTE, OpenRates
+from service.control.access.rates import (
+    FAILURES_PER_MINUTE,
+    OPEN_PER_MINUTE,
+    REFUSALS_PER_MINUTE,
+    Rates,
+)
 from service.errors import DatabaseUnavailable, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
@@ -115,12 +120,33 @@ def test_an_address_without_requests_left_is_told_when_its_window_ends(
 ) -> None:
     # A second into a minute: the windows of the library are the minutes of the clock.
     monkeypatch.setattr(time, "time", lambda: 1_800_000_001.0)
-    rates = OpenRates()
+    rates = Rates(per_minute=1)
     for _ in range(OPEN_PER_MINUTE):
-        rates.count("192.0.2.1")
+        rates.count_open("192.0.2.1")
     with pytest.raises(TooManyRequests) as refused:
-        rates.count("192.0.2.1")
+        rates.count_open("192.0.2.1")
     assert refused.value.retry_after == 59
+
+
+def test_no_limit_of_an_address_is_used_up_by_another_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_001.0)
+    address = "192.0.2.1"
+    rates = Rates(per_minute=1)
+    for _ in range(OPEN_PER_MINUTE):
+        rates.count_open(address)
+    for _ in range(REFUSALS_PER_MINUTE):
+        assert rates.count_refusal(address)
+    for _ in range(FAILURES_PER_MINUTE):
+        rates.check_address(address)
+        rates.count_failure(address)
+    # An owner may be called like an address.
+    rates.count(address)
+    for one_more in (rates.count_open, rates.check_address, rates.count):
+        with pytest.raises(TooManyRequests):
+            one_more(address)
+    assert not rates.count_refusal(address)
 
 
 def test_an_address_that_is_refused_again_and_again_waits_and_no_other_does(
@@ -141,7 +167,7 @@ def test_an_address_that_is_refused_again_and_again_waits_and_no_other_does(
             httpx.AsyncClient(transport=flooding, base_url="http://localhost") as hostile,
             httpx.AsyncClient(transport=other, base_url="http://localhost") as client,
         ):
-            for _ in range(600):
+            for _ in range(REFUSALS_PER_MINUTE):
                 assert (await ask(hostile, {}))[0] == 401
             refused = [asyncio.create_task(ask(hostile, {})) for _ in range(20)]
             assert (await ask(hostile, key))[0] == 200
@@ -156,14 +182,14 @@ def test_an_address_that_is_refused_again_and_again_waits_and_no_other_does(
 
 def test_delayed_refusals_are_bounded_and_those_beyond_close_their_connections() -> None:
     async def flood() -> None:
-        refusals = Refusals()
+        refusals = Refusals(Rates(per_minute=1))
 
         async def refuse(address: str) -> asyncio.Task[bool]:
             task = asyncio.create_task(refusals.delay(address))
             await asyncio.sleep(0)
             return task
 
-        for _ in range(600):
+        for _ in range(REFUSALS_PER_MINUTE):
             assert (await refuse("192.0.2.1")).result() is True
         delayed = [await refuse("192.0.2.1") for _ in range(256)]
         assert not any(each.done() for each in delayed)
