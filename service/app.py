@@ -265,8 +265,7 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
         for thread in threads:
             thread.join(_STOP_SECONDS)
         _leave(reconciler)
-        context.validations.close()
-        context.database.close()
+        context.close()
 
     return lifespan
 

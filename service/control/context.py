@@ -33,6 +33,11 @@ class Context:
     metrics: Metrics
     clock: Clock
 
+    def close(self) -> None:
+        """Stop validations, and close the database's connections."""
+        self.validations.close()
+        self.database.close()
+
 
 def is_past(context: Context, since: datetime, seconds: float) -> bool:
     """Whether more than so many seconds have gone by since that moment."""

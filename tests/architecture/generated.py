@@ -84,8 +84,7 @@ def openapi_document() -> str:
         )
         app = create_app(settings)
         document = app.openapi()
-        app.state.context.validations.close()
-        app.state.context.database.close()
+        app.state.context.close()
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -132,8 +132,7 @@ def test_an_attempt_arrives_at_kubernetes_as_the_values_say(
         api.config_maps["demo-cmcl-pods"] = "its-uid"
         api.write_kubeconfig(tmp_path)
         app.state.context.launcher.submit(SUBMISSION)
-    app.state.context.validations.close()
-    app.state.context.database.close()
+    app.state.context.close()
     job = api.jobs[SUBMISSION.id]
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
     assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "urgent"

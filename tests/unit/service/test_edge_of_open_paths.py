@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -99,7 +100,8 @@ def test_what_failed_is_made_again() -> None:
 def test_readiness_is_asked_once_for_all_who_ask_within_a_second(plane: ControlPlane) -> None:
     store = _CountingStore(LocalStore(plane.folder / "counted"))
     app = create_app(plane.context.settings, Parts(store=store, launcher=plane.launcher))
-    answers = _at_once(app, "/readyz", 50)
+    with closing(app.state.context):
+        answers = _at_once(app, "/readyz", 50)
     assert {answer.status_code for answer in answers} == {200}
     assert store.times <= 3
 

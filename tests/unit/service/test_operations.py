@@ -66,8 +66,7 @@ def test_a_store_that_hangs_holds_up_no_other_request(plane: ControlPlane) -> No
             assert client.get("/v1/models").status_code == 200
     finally:
         store.answers.set()
-        app.state.context.validations.close()
-        app.state.context.database.close()
+        app.state.context.close()
 
 
 def test_a_reconciler_that_stands_still_is_noticed(plane: ControlPlane) -> None:

@@ -271,8 +271,7 @@ def test_the_service_validates_apart_unless_it_is_told(tmp_path: Path) -> None:
         rung.wait(0.05)
     assert plane.job(job).state == JobState.SUBMITTING
     assert len(set(seen)) == 1
-    app.state.context.validations.close()
-    app.state.context.database.close()
+    app.state.context.close()
     plane.close()
 
 
