@@ -51,7 +51,7 @@ class NotFound(Refused):
 
 
 class Conflict(Refused):
-    """It contradicts what is there already."""
+    """The request conflicts with the current state of the resource."""
 
 
 class DatabaseBehind(Conflict):

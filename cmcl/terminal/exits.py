@@ -91,11 +91,11 @@ def in_words(error: Exception) -> str:
         )
     if isinstance(error, Refused | NoVersion | PartsMissing | StackError | OSError):
         return str(error)
-    return f"a mistake in cmcl, please report it: {error!r} (CMCL_DEBUG=1 shows where)"
+    return f"internal error in cmcl, please report it: {error!r} (CMCL_DEBUG=1 shows the traceback)"
 
 
 def _with_request(error: CmclError) -> str:
-    """A mistake of the server's is looked up in its log by the request's id."""
+    """Add the request id to an error of the server, whose log has it."""
     if error.status >= 500 and error.request_id:
         return f"{error} (request {error.request_id})"
     return str(error)

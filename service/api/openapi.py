@@ -9,24 +9,24 @@ from service.api.problems import Problem, ProblemResponse
 
 # Every route can refuse values; the other errors of a route follow from what it takes.
 PROBLEMS: dict[int | str, dict[str, object]] = {
-    422: {"model": Problem, "description": "Values that are not permitted"},
+    422: {"model": Problem, "description": "Invalid request"},
 }
 _REFERENCE = {"$ref": f"#/components/schemas/{Problem.__name__}"}
 _ASSUMED = {"application/json": {"schema": _REFERENCE}}
 _WORDS = {
-    400: "The body is not JSON, or ended too early",
-    401: "A valid key is needed",
-    403: "The key does not permit this",
-    404: "There is no such thing, or none that the key may see",
-    409: "It contradicts what is there",
-    412: "It was changed since it was read",
-    413: "The body is too large",
-    415: "The body is of another type",
-    422: "Values that are not permitted",
-    429: "Too many requests; Retry-After says when to come back",
-    500: "The service made a mistake; its log has the request's id",
-    503: "Database or object storage do not answer; Retry-After says when to come back",
-    507: "There is no room left",
+    400: "The request body is not valid JSON, or incomplete",
+    401: "Unauthorized: the key or token is missing or not valid",
+    403: "Forbidden: the key does not permit this request",
+    404: "Not found, or not visible to the key",
+    409: "The request conflicts with the current state of the resource",
+    412: "Precondition failed: the resource has changed since it was read",
+    413: "Request body too large",
+    415: "Unsupported media type",
+    422: "Invalid request: `errors` has the fields",
+    429: "Too many requests; Retry-After has the seconds to wait",
+    500: "Internal server error; the service logs it under the request id",
+    503: "Database or object storage unavailable; Retry-After has the seconds to wait",
+    507: "Insufficient storage",
 }
 # What cannot be told from method, path and parameters: a thing that the body names, a full disk.
 _BY_OPERATION = {"post_dataset": {404}, "post_webhook": {404}, "put_part": {507}}

@@ -45,33 +45,35 @@ class Kind:
     title: str
 
 
-INVALID = Kind(422, "invalid-request", "The request has values that are not permitted")
-MALFORMED = Kind(400, "malformed-body", "The body is not JSON")
-INTERNAL = Kind(500, "internal-error", "The service made a mistake")
+INVALID = Kind(422, "invalid-request", "Invalid request")
+MALFORMED = Kind(400, "malformed-body", "The request body is not valid JSON")
+INTERNAL = Kind(500, "internal-error", "Internal server error")
+NOT_FOUND = Kind(404, "not-found", "Not found")
+CONFLICT = Kind(409, "conflict", "The request conflicts with the current state of the resource")
 
 KINDS: dict[type[Exception], Kind] = {
-    NotFound: Kind(404, "not-found", "There is no such thing"),
-    Conflict: Kind(409, "conflict", "It contradicts what is there"),
-    WriteConflict: Kind(409, "conflict", "It contradicts what is there"),
+    NotFound: NOT_FOUND,
+    Conflict: CONFLICT,
+    WriteConflict: CONFLICT,
     Unprocessable: INVALID,
-    UnsupportedMediaType: Kind(415, "unsupported-media-type", "The body is of another type"),
-    BodyCutOff: Kind(400, "body-cut-off", "The body ended too early"),
-    BodyTooLarge: Kind(413, "body-too-large", "The body is too large"),
-    PreconditionFailed: Kind(412, "precondition-failed", "It was changed since it was read"),
-    Unauthorized: Kind(401, "unauthorized", "A valid key is needed"),
-    Forbidden: Kind(403, "forbidden", "The key does not permit this"),
+    UnsupportedMediaType: Kind(415, "unsupported-media-type", "Unsupported media type"),
+    BodyCutOff: Kind(400, "body-cut-off", "Incomplete request body"),
+    BodyTooLarge: Kind(413, "body-too-large", "Request body too large"),
+    PreconditionFailed: Kind(412, "precondition-failed", "Precondition failed"),
+    Unauthorized: Kind(401, "unauthorized", "Unauthorized"),
+    Forbidden: Kind(403, "forbidden", "Forbidden"),
     TooManyRequests: Kind(429, "too-many-requests", "Too many requests"),
-    IssuerUnavailable: Kind(503, "issuer-unavailable", "The issuer of tokens does not answer"),
-    DatabaseUnavailable: Kind(503, "database-unavailable", "The database does not answer"),
-    NoRoom: Kind(507, "no-room", "The service's disk is full"),
-    StorageUnavailable: Kind(503, "storage-unavailable", "Object storage does not answer"),
+    IssuerUnavailable: Kind(503, "issuer-unavailable", "Token issuer unavailable"),
+    DatabaseUnavailable: Kind(503, "database-unavailable", "Database unavailable"),
+    NoRoom: Kind(507, "no-room", "Insufficient storage"),
+    StorageUnavailable: Kind(503, "storage-unavailable", "Object storage unavailable"),
 }
 
 # What the framework raises by itself.
 FRAMEWORK: dict[int, Kind] = {
     400: MALFORMED,
-    404: Kind(404, "not-found", "There is no such address"),
-    405: Kind(405, "method-not-allowed", "This address has no such method"),
+    404: NOT_FOUND,
+    405: Kind(405, "method-not-allowed", "Method not allowed"),
 }
 
 _PATTERNS = {
@@ -195,7 +197,7 @@ def _headers(kind: Kind, error: Exception) -> dict[str, str] | None:
 async def _framework(request: Request, error: HTTPException) -> ProblemResponse:
     kind = FRAMEWORK.get(error.status_code)
     if kind is None:
-        kind = Kind(error.status_code, "http-error", "The request failed")
+        kind = Kind(error.status_code, "http-error", "Request failed")
     path, detail = request.url.path, str(error.detail)
     if error.status_code == 404:
         detail = f"there is no {path[:_LONGEST_VALUE]} here: {_ELSEWHERE}"

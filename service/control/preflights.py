@@ -127,11 +127,11 @@ class PreflightRounds:
         try:
             _STEPS[preflight.state](self._context, preflight)
         except (LauncherError, StorageUnavailable) as error:
-            _report(f"pre-flight {preflight.id} does not get on", error)
+            _report(f"pre-flight {preflight.id} failed; will retry", error)
             _tell_user(self._context, preflight, f"waiting: {error}")
         except Exception as error:  # noqa: BLE001
             # Whatever it is, the others must get on; this one is tried again.
-            _report(f"pre-flight {preflight.id} does not get on", error)
+            _report(f"pre-flight {preflight.id} failed; will retry", error)
 
 
 def submit(context: Context, preflight: PreflightRecord) -> None:

@@ -190,7 +190,9 @@ class Reconciler:
             step()
         except Exception as error:  # noqa: BLE001
             # Whatever it is, the other models' jobs must get on; this one is tried again.
-            self._report(error, f"model {name} does not get on", {"model": name})
+            self._report(
+                error, f"reconciliation of model {name} failed; will retry", {"model": name}
+            )
             self._pauses[name] = self._longer(self._pauses.get(name))
         else:
             # What goes on beside the rounds may still fail as it did before.
@@ -310,7 +312,9 @@ class Reconciler:
         except Exception as error:
             # Whoever waits for the job should not have to read our log to see that it is stuck.
             kind = type(error).__name__
-            self._tell_user(job, f"waiting: the service made a mistake ({kind}); see its log")
+            self._tell_user(
+                job, f"waiting: internal server error ({kind}); see the log of the service"
+            )
             raise
 
     def _tell_user(self, job: JobRecord, message: str) -> None:

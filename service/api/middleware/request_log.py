@@ -1,4 +1,4 @@
-"""Each request has an id, a line in the log and a measurement; each mistake of ours an answer."""
+"""Each request has an id, a line in the log and a measurement; each unhandled error an answer."""
 
 import logging
 import re
@@ -62,7 +62,7 @@ class RequestLog:
             await self._app(scope, receive, send)
         except Exception:
             fields = {"path": _path(scope)}
-            logger.exception("a request met a mistake of ours", extra=fields)
+            logger.exception("unhandled error in a request", extra=fields)
             if answer.began is not None:
                 raise
             note = current_request.get()

@@ -132,7 +132,7 @@ class Deliverer:
             # A message that we cannot send must not keep those behind it from being sent.
             fields = {"webhook": webhook.id, "delivery": delivery.id}
             logger.exception("a message could not be sent", extra=fields)
-            return Answer(error="the service made a mistake; its log says which")
+            return Answer(error="internal server error; see the log of the service")
 
     def _next(self, webhook: WebhookRecord) -> DeliveryRecord | None:
         with self._database.read() as connection:

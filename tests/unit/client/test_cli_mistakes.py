@@ -202,7 +202,7 @@ def test_a_mistake_of_ours_shows_no_traceback_unless_asked(
 
     assert ended(run) == Exit.REFUSED
     assert capsys.readouterr().err == (
-        "error: a mistake in cmcl, please report it: KeyError('oh') (CMCL_DEBUG=1 shows where)\n"
+        "error: internal error in cmcl, please report it: KeyError('oh') (CMCL_DEBUG=1 shows the traceback)\n"
     )
     monkeypatch.setenv("CMCL_DEBUG", "1")
     ended(run)

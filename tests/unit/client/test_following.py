@@ -152,7 +152,7 @@ def test_where_there_are_no_streams_the_job_is_looked_at(
     client: Client, server: RestServer
 ) -> None:
     states = ["queued", "running", "running", "published"]
-    server.answer = Streams([(404, {"title": "There is no such address"})], states)
+    server.answer = Streams([(404, {"title": "Not found"})], states)
     assert [each.kind for each in client.events("job-1")] == [
         "job.queued",
         "job.running",

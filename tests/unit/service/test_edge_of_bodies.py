@@ -11,8 +11,8 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.types import Message, Scope
 
-from service.api.middleware.bodies import Bodies, Budget
 from cmcl.contract.pace import Pace
+from service.api.middleware.bodies import Bodies, Budget
 from service.errors import TooManyRequests
 from service.principal import LOCAL
 from tests.fakes.control_plane import SPEC, ControlPlane

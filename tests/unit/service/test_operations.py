@@ -110,13 +110,14 @@ def test_an_odd_request_id_is_replaced(plane: ControlPlane, given: str) -> None:
     assert len(response.headers["x-request-id"]) == 32
 
 
-def test_a_mistake_of_ours_is_a_problem_and_logged(
+def test_an_unhandled_error_is_a_problem_and_logged(
     plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
     with plane.context.database.write() as connection:
         connection.exec_driver_sql("UPDATE models SET spec = '{}'")
     response = plane.client.get("/v1/models/scenes", headers={"X-Request-ID": "abc-2"})
     assert response.status_code == 500
+    assert response.json()["title"] == "Internal server error"
     assert "abc-2" in response.json()["detail"]
     assert "Traceback" in caplog.text
 

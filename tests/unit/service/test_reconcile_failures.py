@@ -182,14 +182,14 @@ def test_trouble_in_one_model_stays_there(plane: ControlPlane) -> None:
     assert plane.versions("scenes")[0].stored_at is None
 
 
-def test_a_job_says_that_a_mistake_of_ours_holds_it_up(plane: ControlPlane) -> None:
+def test_a_job_says_that_an_internal_error_holds_it_up(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick_to(job, JobState.SUBMITTING)
     with plane.context.database.write() as connection:
         connection.execute(update(tables.datasets).values(manifest=None))
     plane.tick(3)
     assert plane.job(job).state == JobState.SUBMITTING
-    assert "the service made a mistake (RuntimeError)" in (plane.job(job).message or "")
+    assert "internal server error (RuntimeError)" in (plane.job(job).message or "")
 
 
 def test_a_model_in_trouble_is_asked_less_and_less(plane: ControlPlane) -> None:

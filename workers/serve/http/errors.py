@@ -37,14 +37,14 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def answer_to(error: Exception) -> Response:
-    """What the client is told. Of a bug nothing but that: its traceback is for the log."""
+    """Return the response for an error. Of an unhandled one it has no details: they are for the log."""
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if isinstance(error, ApiError):
         return _response(
             error.status, error.kind, str(error), error.param, error.code, error.headers
         )
-    message = "the request failed because of an error in the server"
+    message = "internal server error"
     return _response(500, ApiError.kind, message, None, ApiError.default_code, {})
 
 

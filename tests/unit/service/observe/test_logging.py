@@ -108,7 +108,7 @@ def test_the_id_of_a_key_stays_readable() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "model scenes does not get on: https://objects.example.org:9000/bucket/key",
+        "reconciliation of model scenes failed: https://objects.example.org:9000/bucket/key",
         "job-0123456789ab: running (it was submitting)",
         "s3://bucket/prefix@2026/x",
     ],

@@ -120,7 +120,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
         response = plane.client.put(path, content=pattern(3 * MIB), headers=BYTES)
         assert (response.status_code, response.json()["title"]) == (
             507,
-            "The service's disk is full",
+            "Insufficient storage",
         )
         assert list(disk.iterdir()) == []
         small = plane.client.put(path, content=b"abc", headers=BYTES)

@@ -238,7 +238,7 @@ def test_a_port_where_nobody_listens_is_a_failure(office: PostOffice, closed_por
 def test_a_message_that_cannot_be_sent_does_not_hold_up_the_next(
     office: PostOffice, receiver: Receiver
 ) -> None:
-    """A mistake of ours counts as an attempt, too."""
+    """An internal error counts as an attempt, too."""
     webhook = office.make(receiver.url)
     office.plane.post_dataset("one")
     with office.plane.context.database.write() as connection:
@@ -247,7 +247,7 @@ def test_a_message_that_cannot_be_sent_does_not_hold_up_the_next(
     (delivery,) = office.deliveries(webhook["id"])
     assert (delivery["attempts"], delivery["error"]) == (
         1,
-        "the service made a mistake; its log says which",
+        "internal server error; see the log of the service",
     )
 
 
