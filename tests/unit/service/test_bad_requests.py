@@ -342,18 +342,3 @@ def test_a_request_that_was_cut_off_is_not_done(plane: ControlPlane) -> None:
     assert plane.job(job).state == JobState.QUEUED
     # Its key is free: whoever was cut off sends the whole of it again.
     assert plane.client.post(path, json={"reason": ""}, headers=key).status_code == 202
-
-
-@pytest.mark.parametrize("path", ["/v1/nowhere", "/v1/models/unknown"])
-def test_what_is_not_found_is_one_kind_of_problem(plane: ControlPlane, path: str) -> None:
-    response = plane.client.get(path)
-    _assert_problem(response, 404)
-    body = response.json()
-    assert (body["type"], body["title"]) == ("urn:cmcl:problem:not-found", "Not found")
-
-
-def test_a_conflict_has_a_title_that_says_with_what(plane: ControlPlane) -> None:
-    response = plane.client.post("/v1/models", json={"name": "scenes", **SPEC, "width": 4})
-    _assert_problem(response, 409)
-    title = response.json()["title"]
-    assert title == "The request conflicts with the current state of the resource"

@@ -20,7 +20,7 @@ from service.control.reconcile import Reconciler
 from service.logs import JsonLines, log_config
 from service.settings import Settings
 from tests.fakes.app_client import AppClient
-from tests.fakes.control_plane import ControlPlane, open_databases
+from tests.fakes.control_plane import SPEC, ControlPlane, open_databases
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.mortal import Lifeline
 from tests.fakes.served_app import served
@@ -108,6 +108,18 @@ def test_a_request_keeps_its_id(plane: ControlPlane) -> None:
 def test_an_odd_request_id_is_replaced(plane: ControlPlane, given: str) -> None:
     response = plane.client.get("/v1/nowhere", headers={"X-Request-ID": given})
     assert len(response.headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize("path", ["/v1/nowhere", "/v1/models/unknown"])
+def test_what_is_not_found_is_one_kind_of_problem(plane: ControlPlane, path: str) -> None:
+    body = plane.client.get(path).json()
+    assert (body["type"], body["title"]) == ("urn:cmcl:problem:not-found", "Not found")
+
+
+def test_a_conflict_is_one_with_the_state_of_the_resource(plane: ControlPlane) -> None:
+    body = plane.client.post("/v1/models", json={"name": "scenes", **SPEC, "width": 4}).json()
+    assert body["type"] == "urn:cmcl:problem:conflict"
+    assert body["title"] == "The request conflicts with the current state of the resource"
 
 
 def test_an_unhandled_error_is_a_problem_and_logged(
