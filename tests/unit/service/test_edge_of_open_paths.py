@@ -30,6 +30,15 @@ from tests.unit.service.access.holder import ADMIN_KEY
 from workers.storage.local import LocalStore
 
 
+@pytest.fixture
+def _one_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all requests of a test count for one window of the limits, however slow the machine is.
+
+    A second into a minute: the windows of the library are the minutes of the clock.
+    """
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_001.0)
+
+
 def _at_once(app: FastAPI, path: str, number: int) -> list[httpx.Response]:
     async def ask() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app)
@@ -106,6 +115,7 @@ def test_readiness_is_asked_once_for_all_who_ask_within_a_second(plane: ControlP
     assert store.times <= 3
 
 
+@pytest.mark.usefixtures("_one_minute")
 @pytest.mark.parametrize("path", ["/metrics", "/openapi.json", "/docs"])
 def test_an_address_may_not_ask_without_end_for_what_is_open(
     plane: ControlPlane, path: str
@@ -117,11 +127,8 @@ def test_an_address_may_not_ask_without_end_for_what_is_open(
         assert plane.client.get(other).status_code == 200
 
 
-def test_an_address_without_requests_left_is_told_when_its_window_ends(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # A second into a minute: the windows of the library are the minutes of the clock.
-    monkeypatch.setattr(time, "time", lambda: 1_800_000_001.0)
+@pytest.mark.usefixtures("_one_minute")
+def test_an_address_without_requests_left_is_told_when_its_window_ends() -> None:
     rates = Rates(per_minute=1)
     for _ in range(OPEN_PER_MINUTE):
         rates.count_open("192.0.2.1")
@@ -130,10 +137,8 @@ def test_an_address_without_requests_left_is_told_when_its_window_ends(
     assert refused.value.retry_after == 59
 
 
-def test_no_limit_of_an_address_is_used_up_by_another_limit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(time, "time", lambda: 1_800_000_001.0)
+@pytest.mark.usefixtures("_one_minute")
+def test_no_limit_of_an_address_is_used_up_by_another_limit() -> None:
     address = "192.0.2.1"
     rates = Rates(per_minute=1)
     for _ in range(OPEN_PER_MINUTE):
@@ -151,6 +156,7 @@ def test_no_limit_of_an_address_is_used_up_by_another_limit(
     assert not rates.count_refusal(address)
 
 
+@pytest.mark.usefixtures("_one_minute")
 def test_an_address_that_is_refused_again_and_again_waits_and_no_other_does(
     tmp_path: Path,
 ) -> None:
@@ -178,10 +184,11 @@ def test_an_address_that_is_refused_again_and_again_waits_and_no_other_does(
         assert {status for status, _ in answers} == {401}
         assert min(seconds for _, seconds in answers) >= 1.0
 
-    asyncio.run(flood())
-    plane.close()
+    with closing(plane):
+        asyncio.run(flood())
 
 
+@pytest.mark.usefixtures("_one_minute")
 def test_delayed_refusals_are_bounded_and_those_beyond_close_their_connections() -> None:
     async def flood() -> None:
         refusals = Refusals(Rates(per_minute=1))
