@@ -73,6 +73,8 @@ class _Listener:
     def __init__(self, wanted: EventFilter, owner: str | None, until: float) -> None:
         self.wanted = wanted
         self.owner = owner
+        # Every event behind this one is handed out to it; None: not known.
+        self.since: int | None = None
         # By the clock of the loop.
         self._until = until
         self._is_ended = False
@@ -124,8 +126,20 @@ class Feed:
         self._listeners: dict[_Listener, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
+        self._reading = asyncio.Lock()
+        self._next_newest: asyncio.Task[int] | None = None
         self._position = 0
         self._progress: dict[str, dict[str, object]] = {}
+
+    @property
+    def listeners(self) -> int:
+        """How many listen."""
+        return len(self._listeners)
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether the database is looked at again and again."""
+        return self._task is not None and not self._task.done()
 
     def check_room(self, owner: str | None) -> None:
         """Raises TooManyRequests where a listener of the owner (None: the operator) finds no room."""
@@ -139,8 +153,20 @@ class Feed:
         A position beyond the newest one comes from a database that has lost events (a backup was
         played back): waiting for it to come again would skip all events until then.
         """
-        newest = await asyncio.to_thread(self._newest)
+        newest = await self._newest_of_now()
         return newest if after is None else min(after, newest)
+
+    async def _newest_of_now(self) -> int:
+        """Read once for all who ask before the reading begins: a thousand streams may start together."""
+        if self._next_newest is None or self._next_newest.done():
+            self._next_newest = asyncio.create_task(self._read_newest())
+        return await asyncio.shield(self._next_newest)
+
+    async def _read_newest(self) -> int:
+        async with self._reading:
+            # Who asks from now on must see what was committed meanwhile.
+            self._next_newest = None
+            return await asyncio.to_thread(self._newest)
 
     async def follow(
         self, wanted: EventFilter, after: int, owner: str | None
@@ -185,10 +211,12 @@ class Feed:
         """Listen from now on; what is read from the database after this leaves no gap."""
         until = asyncio.get_running_loop().time() + self._longest_seconds
         listener = _Listener(wanted, owner, until)
+        if self.is_looking:
+            listener.since = self._position
         self._add(listener)
         try:
             async with self._starting:
-                if self._task is None or self._task.done():
+                if not self.is_looking:
                     self._position = await asyncio.to_thread(self._newest)
                     self._progress = {}
                     self._task = asyncio.create_task(self._run())
@@ -222,6 +250,8 @@ class Feed:
 
     async def _stored(self, listener: _Listener, after: int) -> AsyncIterator[EventRecord]:
         """What is in the database behind `after`, until the listener is over."""
+        if listener.since is not None and after >= listener.since:
+            return
         while not listener.is_over:
             found = await asyncio.to_thread(self._page, listener.wanted, after)
             for event in found:

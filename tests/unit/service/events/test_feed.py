@@ -54,6 +54,60 @@ async def _until_heard(heard: list[Item], number: int) -> None:
     await _until(lambda: len(heard) == number)
 
 
+def test_streams_that_start_together_read_the_database_together(plane: ControlPlane) -> None:
+    plane.post_dataset()
+
+    async def start() -> None:
+        feed, heard = Feed(plane.context.database, look_seconds=60), []
+
+        async def listen() -> None:
+            async with aclosing(feed.follow(EVERYTHING, await feed.start(None), None)) as items:
+                await _hear(items, heard)
+
+        first = asyncio.create_task(listen())
+        await _until(lambda: feed.listeners == 1 and feed.is_looking)
+        with _counted(plane) as statements:
+            others = [asyncio.create_task(listen()) for _ in range(100)]
+            await _until(lambda: feed.listeners == 101)
+            await asyncio.sleep(0.1)
+        for task in (first, *others):
+            task.cancel()
+        await asyncio.gather(first, *others, return_exceptions=True)
+        # The first of them asks for itself, the others together; none reads a page of events.
+        assert len(statements) <= 3 * 4
+
+    asyncio.run(start())
+
+
+def test_an_event_between_the_start_of_a_stream_and_its_first_look_is_told(
+    plane: ControlPlane,
+) -> None:
+    async def start() -> None:
+        feed, heard = Feed(plane.context.database, look_seconds=0.01), []
+        _tell(plane)
+
+        async def listen(after: int) -> None:
+            async with aclosing(feed.follow(EVERYTHING, after, None)) as items:
+                await _hear(items, heard)
+
+        first = asyncio.create_task(listen(await feed.start(None)))
+        await _until(lambda: feed.is_looking)
+        for number in range(1, 20):
+            after = await feed.start(None)
+            heard.clear()
+            _tell(plane)
+            second = asyncio.create_task(listen(after))
+            # Both tell it, once.
+            await _until_heard(heard, 2)
+            assert {each.sequence for each in heard} == {after + 1}, number
+            second.cancel()
+            await asyncio.gather(second, return_exceptions=True)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+    asyncio.run(start())
+
+
 def test_a_hundred_listeners_cost_what_one_does(plane: ControlPlane) -> None:
     job = plane.post_dataset()
     plane.tick(3)
