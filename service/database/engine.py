@@ -7,6 +7,7 @@ SQLite: write-ahead log, every commit flushed to the disk, and writers take the 
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -42,18 +43,37 @@ _PATIENCE = {
 
 
 class Turns:
-    """Writers of this process, one after another.
+    """Writers of this process, one after another, in the order in which they asked.
 
     SQLite has one writer at a time anyway, but lets the others ask again and again, at growing
-    intervals: with four that write, one in a hundred waited for a third of a second.
+    intervals: with four that write, one in a hundred waited for a third of a second. And a lock of
+    `threading` may be taken by a thread that has just released it, however long others wait.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._is_taken = False
+        self._waiting: deque[threading.Event] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Writers that wait for their turn."""
+        return len(self._waiting)
 
     def __enter__(self) -> None:
-        if not self._lock.acquire(timeout=_BUSY_MILLISECONDS / 1000):
-            raise DatabaseUnavailable("the database did not answer: another writer does not end")
+        with self._lock:
+            if not self._is_taken:
+                self._is_taken = True
+                return
+            turn = threading.Event()
+            self._waiting.append(turn)
+        if turn.wait(_BUSY_MILLISECONDS / 1000):
+            return
+        with self._lock:
+            if turn.is_set():
+                return
+            self._waiting.remove(turn)
+        raise DatabaseUnavailable("the database did not answer: another writer does not end")
 
     def __exit__(
         self,
@@ -61,7 +81,11 @@ class Turns:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._lock.release()
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._is_taken = False
 
 
 class Database:
