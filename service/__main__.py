@@ -16,6 +16,7 @@ from service.logs import log_config, secret_texts
 from service.settings import Settings
 
 _USAGE = 2
+_SWITCH_SECONDS = 0.001
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +59,8 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
     from service.app import create_app
     from service.control.records.guard import check_at_start
 
+    # With Python's own 5 ms, each thread that computes delays each step of the event loop by so long.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     config = log_config(settings.log_level, secret_texts(settings))
     logging.config.dictConfig(config)
     app = create_app(settings)

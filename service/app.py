@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from cmcl.contract import DISTRIBUTION
 from service.api.dependencies import require_body_type
+from service.api.middleware.at_work import AtWork
 from service.api.middleware.authentication import Authentication
 from service.api.middleware.bodies import Bodies
 from service.api.middleware.hosts import Hosts
@@ -141,6 +142,8 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     for module in _ROUTES:
         app.include_router(module.router)
     add_problem_handlers(app)
+    # Outermost last.
+    app.add_middleware(AtWork)
     app.add_middleware(
         Bodies,
         api=app,

@@ -4,22 +4,26 @@ uvicorn itself bounds none of these. A head may grow without end, a connection t
 stays open for ever, and so does one whose client does not take its answer.
 
 A connection *waits* while the next step is the client's: to finish a head, or to take what was written.
-Waiting connections are the ones that can be closed at any time. They are closed after `_PATIENCE_SECONDS`
+Waiting connections are the ones that can be closed at any time. They are closed after `PATIENCE_SECONDS`
 without progress, and the oldest of them makes room for a new one where the limit is reached. So a flood of
 unfinished heads pushes out itself, and not a client that sends a whole head at once.
+
+The event loop is shared by source address. What one connection can cost in one turn of the loop is bounded,
+in bytes read and in callbacks of the parser (a chunk of one byte costs as much as one of 32 KiB), and all
+connections of a source together get one such step in each turn: a read, or the start of a request. uvicorn
+handles all that has arrived on all connections before it looks at the next one.
 """
 
 import asyncio
 import logging
 import resource
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from ipaddress import ip_address, ip_network
+from collections.abc import Hashable
+from functools import partial
 from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -27,16 +31,20 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
-from service.control.access.rates import client_network
+from service.api.connections import PATIENCE_SECONDS, Connections
+from service.api.shares import LoopShares, Step
+from service.principal import EVERY_OWNER, Principal
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 # Request line and headers together. Tokens of an issuer have 8 KiB at most.
 _HEAD_BYTES = 32 << 10
-# For a whole head, from the first byte of the connection or the end of the answer before it. Also how long
-# an answer may lie without `_PROGRESS_BYTES` of it being taken.
-_PATIENCE_SECONDS = 10.0
+# Of one connection, read at once: as much lies in memory for each of thousands that send at the same time.
+_READ_BYTES = 32 << 10
+# Callbacks of the parser in one step of a connection, and the bytes that are parsed between two looks at them.
+_MOST_CALLBACKS = 256
+_PARSED_BYTES = 4 << 10
 _PROGRESS_BYTES = 64 << 10
 # Requests that a client may send before the answer to the first one. Each costs about 2 KiB.
 _MOST_PIPELINED = 16
@@ -48,145 +56,164 @@ _GRACEFUL_SECONDS = 10
 _FEWEST = 16
 
 
-class Connections:
-    """All open connections, oldest waiting one first. For use on the event loop alone."""
-
-    def __init__(
-        self, most: int, proxies: Sequence[str], patience_seconds: float = _PATIENCE_SECONDS
-    ) -> None:
-        self._most = most
-        self._patience_seconds = patience_seconds
-        # Half for one source address; a proxy sends everybody's requests from one.
-        self._share = max(1, most // 2)
-        self._proxies = [ip_network(proxy) for proxy in proxies]
-        self._sources: dict[BoundedHttp, str] = {}
-        self._open: Counter[str] = Counter()
-        # By source and of all: since when each connection waits.
-        self._waiting: dict[BoundedHttp, float] = {}
-        self._waiting_of: dict[str, dict[BoundedHttp, None]] = {}
-
-    def admit(self, connection: "BoundedHttp", address: str) -> bool:
-        """Count a new connection. False where there is no room and no waiting one to close."""
-        source = self.source(address)
-        has_all_of_its_share = bool(source) and self._open[source] >= self._share
-        if has_all_of_its_share and not self._close_oldest(self._waiting_of.get(source, {})):
-            return False
-        if len(self._sources) >= self._most and not self._close_oldest(self._waiting):
-            return False
-        self._sources[connection] = source
-        self._open[source] += 1
-        self.wait(connection)
-        return True
-
-    def remove(self, connection: "BoundedHttp") -> None:
-        """It is closed."""
-        self.work(connection)
-        source = self._sources.pop(connection, None)
-        if source is None:
-            return
-        self._open[source] -= 1
-        if not self._open[source]:
-            del self._open[source]
-
-    def wait(self, connection: "BoundedHttp") -> None:
-        """From now on the next step is the client's."""
-        source = self._sources.get(connection)
-        if source is None:
-            return
-        self.work(connection)
-        self._waiting[connection] = time.monotonic()
-        self._waiting_of.setdefault(source, {})[connection] = None
-
-    def work(self, connection: "BoundedHttp") -> None:
-        """The next step is ours."""
-        if self._waiting.pop(connection, None) is None:
-            return
-        source = self._sources[connection]
-        del self._waiting_of[source][connection]
-        if not self._waiting_of[source]:
-            del self._waiting_of[source]
-
-    def close_expired(self) -> None:
-        """Close what has waited too long without progress."""
-        until = time.monotonic() - self._patience_seconds
-        while self._waiting:
-            connection, since = next(iter(self._waiting.items()))
-            if since > until:
-                return
-            if connection.has_progressed():
-                self.wait(connection)
-            else:
-                self.remove(connection)
-                connection.transport.abort()
-
-    def _close_oldest(self, waiting: Mapping["BoundedHttp", object]) -> bool:
-        connection = next(iter(waiting), None)
-        if connection is None:
-            return False
-        self.remove(connection)
-        connection.transport.abort()
-        return True
-
-    def source(self, address: str) -> str:
-        """As whose connection it counts; empty for a proxy, which has no share."""
-        network = client_network(address)
-        return "" if self._is_proxy(address) or self._is_proxy(network) else network
-
-    def _is_proxy(self, address: str) -> bool:
-        try:
-            parsed = ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in proxy for proxy in self._proxies)
-
-
 class _State(ServerState):
     """What uvicorn hands to every connection."""
 
     def __init__(self, bounded: Connections) -> None:
         super().__init__()
         self.bounded = bounded
+        self.shares = LoopShares()
+        # Whatever is read is copied or parsed before the next read.
+        self.buffer = bytearray(_READ_BYTES)
 
 
-class BoundedHttp(HttpToolsProtocol):
-    """One connection, with a bound on its heads and a note of who makes the next step."""
+class _Flow(FlowControl):
+    """Reads while uvicorn wants more and the connection does not wait for its share of the loop."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self._is_held = False
+
+    def hold(self) -> None:
+        """Stop reading until `let_go`."""
+        if not self._is_held:
+            self._is_held = True
+            if not self.read_paused:
+                self._transport.pause_reading()
+
+    def let_go(self) -> None:
+        """Read again, if uvicorn wants more."""
+        if self._is_held:
+            self._is_held = False
+            if not self.read_paused:
+                self._transport.resume_reading()
+
+    def pause_reading(self) -> None:
+        if not self.read_paused:
+            self.read_paused = True
+            if not self._is_held:
+                self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.read_paused:
+            self.read_paused = False
+            if not self._is_held:
+                self._transport.resume_reading()
+
+
+class BoundedHttp(asyncio.BufferedProtocol):
+    """One connection for uvicorn's server: reads at most `_READ_BYTES` at once.
+
+    A protocol of its own, because uvloop hands 250 KB at once to anything that is an `asyncio.Protocol`, and
+    up to 32 times in a row.
+    """
+
+    def __init__(self, server_state: ServerState, **options: Any) -> None:
+        self._buffer = cast("_State", server_state).buffer
+        self._http = Http(server_state=server_state, **options)
+        self.connection_made = self._http.connection_made  # type: ignore[method-assign]
+        self.connection_lost = self._http.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = self._http.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = self._http.resume_writing  # type: ignore[method-assign]
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._http.data_received(bytes(memoryview(self._buffer)[:nbytes]))
+
+
+class Http(HttpToolsProtocol):
+    """HTTP on one connection, with bounds and a note of who makes the next step."""
+
+    flow: _Flow
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._bounded = cast("_State", self.server_state).bounded
+        state = cast("_State", self.server_state)
+        self._bounded, self._shares = state.bounded, state.shares
+        # Whose share of the loop it uses; behind a proxy, each connection has one.
+        self._source: Hashable = self
         # Of the head that has begun and not ended, and how many have ended.
         self._head_bytes = 0
         self._heads = 0
         self._is_in_head = True
-        self._unsent = 0
+        self._callbacks = 0
+        # Was read, and is not parsed yet.
+        self._unparsed = b""
         self._answering: RequestResponseCycle | None = None
+        self.unsent = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
-        if not self._bounded.admit(self, self.client[0] if self.client else ""):
+        address = self.client[0] if self.client else ""
+        self._source = self._bounded.source(address) or self
+        self.flow = _Flow(self.transport)
+        if not self._bounded.admit(self, address):
             self.transport.abort()
+            return
+        # uvloop starts to read after this, whatever was said of it before.
+        self.loop.call_soon(self._wait_for_share, self._read_on)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._bounded.remove(self)
+        self._unparsed = b""
         # uvicorn says so to the last request alone; the one at work may be an earlier one.
-        if self._answering is not None and not self._answering.response_complete:
-            self._answering.disconnected = True
+        for cycle in (self._answering, self.cycle):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+        # What requests do about it costs time as well: a thousand streams may end at the same moment.
+        self._shares.submit(self._source, partial(self._forget, exc))
+
+    def _forget(self, exc: Exception | None) -> None:
+        if self._answering is not None:
             self._answering.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser pieces that cannot pass the bound, and count those that were in a head alone."""
-        while data and not self.transport.is_closing():
-            was_in_head, heads = self._is_in_head, self._heads
-            room = _HEAD_BYTES - self._head_bytes
-            piece, data = data[:room], data[room:]
-            super().data_received(piece)
-            if not was_in_head or not self._is_in_head or self._heads > heads:
-                self._head_bytes = 0
-                continue
-            self._head_bytes += len(piece)
-            if self._head_bytes >= _HEAD_BYTES:
-                self._refuse(431, f"The head has more than {_HEAD_BYTES} bytes.")
+        """Parse as much of it as is a step; the rest, and what comes after it, wait for further steps."""
+        self._unparsed += data
+        self._parse()
+
+    def _parse(self) -> None:
+        self._callbacks = 0
+        while self._unparsed and self._callbacks < _MOST_CALLBACKS:
+            if self.transport.is_closing():
+                self._unparsed = b""
+                return
+            self._parse_piece()
+        self._wait_for_share(self._parse if self._unparsed else self._read_on)
+
+    def _parse_piece(self) -> None:
+        """Feed the parser a piece that cannot pass the bound of a head, and count it if it is in a head alone."""
+        was_in_head, heads = self._is_in_head, self._heads
+        room = min(_PARSED_BYTES, _HEAD_BYTES - self._head_bytes)
+        piece, self._unparsed = self._unparsed[:room], self._unparsed[room:]
+        super().data_received(piece)
+        if not was_in_head or not self._is_in_head or self._heads > heads:
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(piece)
+        if self._head_bytes >= _HEAD_BYTES:
+            self._refuse(431, f"The head has more than {_HEAD_BYTES} bytes.")
+
+    def _read_on(self) -> None:
+        # The first step of a connection is planned before it is known whether there is something to parse.
+        if not self._unparsed:
+            self.flow.let_go()
+
+    def _wait_for_share(self, step: Step) -> None:
+        """Take the next step with the next share of its source; nothing is read until then."""
+        if not self._shares.submit(self._source, step):
+            self.flow.hold()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._callbacks += 1
+        super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._callbacks += 1
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= _MOST_PIPELINED:
@@ -201,10 +228,17 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._answering = cycle
-        super()._start_asgi_task(cycle, app)
+        self._shares.submit(self._source, partial(self._start, cycle, app))
+
+    def _start(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if not self.transport.is_closing():
+            self._answering = cycle
+            super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
+        if self._answering is not None:
+            # What came of a body that was not read would lie there until the next request.
+            self._answering.body.clear()
         super().on_response_complete()
         if self.cycle.response_complete:
             self._wait()
@@ -221,13 +255,19 @@ class BoundedHttp(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
 
+    def payer(self) -> Hashable:
+        """To whom its unread answers are counted: an owner, or else a source."""
+        scope: Any = self._answering.scope if self._answering else {}
+        principal: Principal | None = scope.get("state", {}).get("principal")
+        return self._source if principal is None else principal.owner or EVERY_OWNER
+
     def has_progressed(self) -> bool:
         """Whether the client took enough of its answer since the last time that it was asked."""
-        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
-        return before - self._unsent >= _PROGRESS_BYTES
+        before, self.unsent = self.unsent, self.transport.get_write_buffer_size()
+        return before - self.unsent >= _PROGRESS_BYTES
 
     def _wait(self) -> None:
-        self._unsent = self.transport.get_write_buffer_size()
+        self.unsent = self.transport.get_write_buffer_size()
         self._bounded.wait(self)
 
     def _refuse(self, status: int, words: str) -> None:
@@ -264,7 +304,7 @@ def make_server(
     app: ASGIApp,
     settings: Settings,
     log_config: dict[str, Any] | None = None,
-    patience_seconds: float = _PATIENCE_SECONDS,
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> Server:
     """The server for `app`; its `run()` serves until a signal ends it."""
     config = uvicorn.Config(

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cmcl.contract.pace import Pace
 from service.api.access import check_scopes, get_principal
 from service.api.dependencies import BYTES, permitted_type
+from service.api.middleware.at_work import BODY_BYTES
 from service.api.problems import refusal
 from service.api.spool import in_time
 from service.errors import BodyCutOff, BodyTooLarge, Refused, TooManyRequests
@@ -152,9 +153,12 @@ class Bodies:
         if _declared(scope) > wanted.most_bytes:
             raise _too_large(wanted.most_bytes)
         if wanted.is_file:
+            scope["state"][BODY_BYTES] = None
             return _counted(receive, wanted.most_bytes)
         arriving = until_answered.enter_context(self._budget.body(principal.owner or EVERY_OWNER))
-        return _replay(await self._collect(receive, wanted.most_bytes, arriving), receive)
+        body = await self._collect(receive, wanted.most_bytes, arriving)
+        scope["state"][BODY_BYTES] = len(body)
+        return _replay(body, receive)
 
     async def _collect(self, receive: Receive, limit: int, arriving: Arriving) -> bytes:
         """The whole body. Raises BodyTooLarge, TooManyRequests and BodyCutOff.

@@ -1,0 +1,161 @@
+"""All open connections of the server: how many each source may have, and which of them are closed first."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from ipaddress import ip_address, ip_network
+from typing import Protocol
+
+from service.control.access.rates import client_network
+
+# For a whole head, from the first byte of the connection or the end of the answer before it. Also how long
+# an answer may lie without enough of it being taken.
+PATIENCE_SECONDS = 10.0
+# Of answers that clients have not taken, by owner (by source where there is no key), and of all.
+_MOST_UNREAD_BYTES_OF_PAYER = 16 << 20
+_MOST_UNREAD_BYTES = 64 << 20
+
+
+class Connection(Protocol):
+    """What is known of one."""
+
+    transport: asyncio.Transport
+    # Bytes of answers that its client has not taken, when it began to wait.
+    unsent: int
+
+    def payer(self) -> Hashable:
+        """To whom its unread answers are counted: an owner, or else a source."""
+
+    def has_progressed(self) -> bool:
+        """Whether the client took enough of its answer since the last time that it was asked."""
+
+
+class Connections:
+    """All open connections, oldest waiting one first. For use on the event loop alone."""
+
+    def __init__(
+        self, most: int, proxies: Sequence[str], patience_seconds: float = PATIENCE_SECONDS
+    ) -> None:
+        self._most = most
+        self._patience_seconds = patience_seconds
+        # Half for one source address; a proxy sends everybody's requests from one.
+        self._share = max(1, most // 2)
+        self._proxies = [ip_network(proxy) for proxy in proxies]
+        self._sources: dict[Connection, str] = {}
+        self._open: Counter[str] = Counter()
+        # By source and of all: since when each connection waits.
+        self._waiting: dict[Connection, float] = {}
+        self._waiting_of: dict[str, dict[Connection, None]] = {}
+        # Bytes of answers that the clients of waiting connections have not taken, with their payers.
+        self._unread: dict[Connection, tuple[Hashable, int]] = {}
+        self._unread_of: Counter[Hashable] = Counter()
+
+    def admit(self, connection: Connection, address: str) -> bool:
+        """Count a new connection. False where there is no room and no waiting one to close."""
+        source = self.source(address)
+        has_all_of_its_share = bool(source) and self._open[source] >= self._share
+        if has_all_of_its_share and not self._close_oldest(self._waiting_of.get(source, {})):
+            return False
+        if len(self._sources) >= self._most and not self._close_oldest(self._waiting):
+            return False
+        self._sources[connection] = source
+        self._open[source] += 1
+        self.wait(connection)
+        return True
+
+    def remove(self, connection: Connection) -> None:
+        """It is closed."""
+        self.work(connection)
+        source = self._sources.pop(connection, None)
+        if source is None:
+            return
+        self._open[source] -= 1
+        if not self._open[source]:
+            del self._open[source]
+
+    def wait(self, connection: Connection) -> None:
+        """From now on the next step is the client's."""
+        source = self._sources.get(connection)
+        if source is None:
+            return
+        self.work(connection)
+        self._waiting[connection] = time.monotonic()
+        self._waiting_of.setdefault(source, {})[connection] = None
+        if connection.unsent:
+            self._count_unread(connection, connection.payer(), connection.unsent)
+            self._bound_unread()
+
+    def work(self, connection: Connection) -> None:
+        """The next step is ours."""
+        if self._waiting.pop(connection, None) is None:
+            return
+        source = self._sources[connection]
+        del self._waiting_of[source][connection]
+        if not self._waiting_of[source]:
+            del self._waiting_of[source]
+        self._count_unread(connection, None, 0)
+
+    def close_expired(self) -> None:
+        """Close what has waited too long without progress."""
+        until = time.monotonic() - self._patience_seconds
+        while self._waiting:
+            connection, since = next(iter(self._waiting.items()))
+            if since > until:
+                return
+            if connection.has_progressed():
+                self.wait(connection)
+            else:
+                self.remove(connection)
+                connection.transport.abort()
+
+    def _count_unread(self, connection: Connection, payer: Hashable, number: int) -> None:
+        """So many bytes of its answer are unread now."""
+        counted_to, before = self._unread.pop(connection, (payer, 0))
+        self._unread_of[counted_to] -= before
+        if not self._unread_of[counted_to]:
+            del self._unread_of[counted_to]
+        if number:
+            self._unread[connection] = (payer, number)
+            self._unread_of[payer] += number
+
+    def _bound_unread(self) -> None:
+        """Close the connections that have waited longest, of payers beyond their share or with most."""
+        if not self._has_too_many_unread():
+            return
+        # What was written at once was counted before the kernel had taken any of it.
+        for connection, (payer, _) in list(self._unread.items()):
+            unread = connection.transport.get_write_buffer_size()
+            self._count_unread(connection, payer, unread)
+        while self._has_too_many_unread():
+            most = max(self._unread_of, key=lambda payer: self._unread_of[payer])
+            oldest, *others = [each for each, (payer, _) in self._unread.items() if payer == most]
+            if not others:
+                # A single answer is as large as it is; its client has the time that all have.
+                return
+            self.remove(oldest)
+            oldest.transport.abort()
+
+    def _has_too_many_unread(self) -> bool:
+        most = max(self._unread_of.values(), default=0)
+        return most > _MOST_UNREAD_BYTES_OF_PAYER or self._unread_of.total() > _MOST_UNREAD_BYTES
+
+    def _close_oldest(self, waiting: Mapping[Connection, object]) -> bool:
+        connection = next(iter(waiting), None)
+        if connection is None:
+            return False
+        self.remove(connection)
+        connection.transport.abort()
+        return True
+
+    def source(self, address: str) -> str:
+        """As whose connection it counts; empty for a proxy, which has no share."""
+        network = client_network(address)
+        return "" if self._is_proxy(address) or self._is_proxy(network) else network
+
+    def _is_proxy(self, address: str) -> bool:
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in proxy for proxy in self._proxies)
