@@ -311,7 +311,8 @@ def make_server(
         app,
         host=settings.host,
         port=settings.port,
-        http=BoundedHttp,
+        # asyncio takes either kind of protocol, and uvicorn hands it on.
+        http=cast("type[asyncio.Protocol]", BoundedHttp),
         ws="none",
         backlog=_BACKLOG,
         # Also where uvicorn's own variable says something else: there is one place for settings.
