@@ -19,7 +19,15 @@ from cmcl.calls import preflights as _preflights
 from cmcl.calls import uploads as _uploads
 from cmcl.calls import versions as _versions
 from cmcl.calls import webhooks as _webhooks
-from cmcl.errors import CmclError, FieldError, Json, TookTooLong, Unreachable, WrongServer
+from cmcl.errors import (
+    CmclError,
+    FieldError,
+    InvalidArgument,
+    Json,
+    TookTooLong,
+    Unreachable,
+    WrongServer,
+)
 from cmcl.flow.api import Api
 from cmcl.flow.awaiting import Awaiting
 from cmcl.flow.binding import AwaitingSide, BlockingSide, call, listing
@@ -36,6 +44,7 @@ __all__ = [
     "Client",
     "CmclError",
     "FieldError",
+    "InvalidArgument",
     "Json",
     "Retries",
     "TookTooLong",

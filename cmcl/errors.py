@@ -1,6 +1,7 @@
 """What can go wrong, in words.
 
-CmclError             the service refused, or something of ours cannot be sent
+CmclError             the service refused
+├── InvalidArgument   an argument that cannot be used; nothing was sent
 ├── Unreachable       no server answers, also after several attempts
 ├── WrongServer       the address belongs to the other one of our two servers
 └── TookTooLong       a job did not end in the time that was given to it
@@ -47,6 +48,10 @@ class CmclError(Exception):
         self.fields = fields
         self.request_id = request_id
         self.retry_after = retry_after
+
+
+class InvalidArgument(CmclError):
+    """An argument of a call cannot be used. Nothing was sent, and `status` is 0."""
 
 
 class Unreachable(CmclError):
@@ -101,6 +106,11 @@ def secret_lost(what: str, identifier: str) -> CmclError:
     )
 
 
+def one_line(text: str) -> str:
+    """The first 200 characters, without line breaks."""
+    return " ".join(text.split())[:200]
+
+
 def json_object(response: httpx.Response) -> Json | None:
     """None where it is something else, such as a proxy's page."""
     try:
@@ -118,7 +128,7 @@ def _field(entry: Mapping[str, Any]) -> FieldError:
 
 def _words(response: httpx.Response, body: Json, fields: tuple[FieldError, ...]) -> str:
     if not body and json_object(response) is None:
-        return f"HTTP {response.status_code}: {response.text[:200]}"
+        return f"HTTP {response.status_code}: {one_line(response.text)}"
     if isinstance(body.get("error"), dict):
         return str(body["error"].get("message"))
     parts = [str(body.get("detail") or body.get("title") or f"HTTP {response.status_code}")]

@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 from cmcl.calls.embeddings import content_of
-from cmcl.errors import CmclError
+from cmcl.errors import InvalidArgument
 from cmcl.flow.api import Api, given, json_bytes, listed, read, segment, validated
 from cmcl.flow.effects import Exchange, Flow, Items, Side
 from cmcl.flow.effects import Item as Listed
@@ -20,7 +20,7 @@ def create_collection(
     """Make a collection that follows `model`; one with the same properties is answered as it is."""
     body = {"model": model, "feature_type": feature_type}
     response = yield from api.send(_request("PUT", _at(name), body))
-    return read(Collection, response)
+    return read(Collection, response, Side.EMBEDDINGS)
 
 
 def collections(api: Api) -> Items[Collection]:
@@ -33,7 +33,7 @@ def collections(api: Api) -> Items[Collection]:
 def collection(api: Api, name: str) -> Flow[Collection]:
     """One collection: what is stored, and what the replica that answers searches."""
     response = yield from api.send(_request("GET", _at(name)))
-    return read(Collection, response)
+    return read(Collection, response, Side.EMBEDDINGS)
 
 
 def delete_collection(api: Api, name: str) -> Flow[None]:
@@ -77,7 +77,7 @@ def search(  # noqa: PLR0913 - what can be said about a search
     headers = {"x-min-collection-revision": min_revision, "x-min-model-version": min_version}
     said = {header: str(least) for header, least in headers.items() if least}
     response = yield from api.send(_request("POST", f"{_at(name)}/search", body, said))
-    return read(Found, response)
+    return read(Found, response, Side.EMBEDDINGS)
 
 
 def export_collection(api: Api, name: str, form: str, table: str | None = None) -> Flow[bytes]:
@@ -97,9 +97,9 @@ def _in_pieces(
     left, written = iter(entries), None
     while piece := list(islice(left, at_once)):
         response = yield from api.send(_request("POST", path, {field: piece}, _once(api)))
-        written = read(Written, response)
+        written = read(Written, response, Side.EMBEDDINGS)
     if written is None:
-        raise CmclError(f"there are no {field}; at least one is needed")
+        raise InvalidArgument(f"there are no {field}; at least one is needed")
     return written
 
 

@@ -7,13 +7,19 @@ from typing import Any, TypeVar
 
 import httpx
 
-from cmcl.errors import CmclError, Json, json_object, refusal
-from cmcl.flow.api import Api, json_bytes, listed, read, segment, validated
+from cmcl.errors import CmclError, InvalidArgument, Json, json_object
+from cmcl.flow.api import Api, json_bytes, listed, not_of_cmcl, read, segment, validated
 from cmcl.flow.effects import Exchange, Flow, Side
 from cmcl.types import Embeddings, Item, Migrated, Query, ServedModel, Similarity
 
 Vectors = Sequence[Sequence[float]]
 T = TypeVar("T")
+
+_LONGEST_SHOWN = 100
+_PERMITTED = (
+    "write Query(modality, feature), Query(modality, text=...) or Query(modality, data=...), and "
+    "Item(id, modality, ...) for an item"
+)
 
 
 def embed(
@@ -73,7 +79,7 @@ def similarity(
         "top_k": top_k,
     }
     response = yield from _ask(api, "/v1/similarity", body)
-    return read(Similarity, response)
+    return read(Similarity, response, Side.EMBEDDINGS)
 
 
 def served_models(api: Api) -> Flow[list[ServedModel]]:
@@ -87,11 +93,18 @@ def served_model(api: Api, model: str) -> Flow[ServedModel]:
     """One of them, by its name or as name@version."""
     path = f"/v1/models/{segment(model)}"
     response = yield from api.send(Exchange("GET", path, Side.EMBEDDINGS))
-    return read(ServedModel, response)
+    return read(ServedModel, response, Side.EMBEDDINGS)
 
 
 def content_of(item: Item | Query) -> dict[str, Any]:
-    """Modality and content as the endpoint reads them: base64 costs a quarter of a list of numbers."""
+    """Modality and content as the endpoint reads them: base64 costs a quarter of a list of numbers.
+
+    Raises InvalidArgument.
+    """
+    if not isinstance(item, Item | Query):
+        raise InvalidArgument(f"a query or item is {_shown(item)}; {_PERMITTED}")
+    if sum(each is not None for each in (item.feature, item.text, item.data)) != 1:
+        raise InvalidArgument(f"{_shown(item)} has no content, or more than one; {_PERMITTED}")
     content: dict[str, Any] = {"modality": item.modality}
     if item.feature is not None:
         content["feature"] = base64.b64encode(_packed(item.feature)).decode()
@@ -111,15 +124,26 @@ def _ask(api: Api, path: str, body: dict[str, Any]) -> Flow[httpx.Response]:
 
 def _written(inputs: Vectors | Sequence[str] | str) -> dict[str, object]:
     texts = [inputs] if isinstance(inputs, str) else inputs
-    rows = [row if isinstance(row, str) else list(row) for row in texts]
+    try:
+        rows = [row if isinstance(row, str) else list(row) for row in texts]
+    except TypeError as error:
+        raise InvalidArgument(
+            f"input is {_shown(inputs)}; it may be a list of features (each a list of numbers; "
+            "write [feature] for one), a text, or a list of texts"
+        ) from error
     return {"input": rows, "encoding_format": "base64"}
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _packed(feature: Sequence[float]) -> bytes:
     try:
         return struct.pack(f"<{len(feature)}f", *feature)
     except (struct.error, OverflowError, TypeError) as error:
-        raise CmclError(
+        raise InvalidArgument(
             f"a feature is not a list of numbers that float32 holds: {error}"
         ) from error
 
@@ -128,7 +152,7 @@ def _understood(response: httpx.Response, read_from: Callable[[Json], T]) -> T:
     """Raises CmclError for an answer of another form."""
     answer = json_object(response)
     if answer is None:
-        raise refusal(response)
+        raise not_of_cmcl(Side.EMBEDDINGS, response)
     try:
         return read_from(answer)
     except (KeyError, TypeError, AttributeError, ValueError, struct.error) as error:

@@ -11,8 +11,8 @@ import httpx
 from httpx_sse import ServerSentEvent
 from pydantic import ValidationError
 
-from cmcl.errors import CmclError, may_pass, refusal
-from cmcl.flow.api import Api, check_server, segment, unreachable
+from cmcl.errors import CmclError, may_pass
+from cmcl.flow.api import Api, check_server, refused, segment, unreachable
 from cmcl.flow.effects import (
     Exchange,
     Flow,
@@ -144,7 +144,7 @@ class Feed:
             check_server(Side.SERVICE, response)
             if response.is_success or response.status_code in _NO_STREAM:
                 raise NoStream
-            raise refusal(response)
+            raise refused(Side.SERVICE, response)
 
     def _lose(self, error: CmclError) -> Flow[None]:
         """Wait before the next attempt. Raises what will not pass, or has lasted for too long."""

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 from cmcl.calls.uploads import upload
 from cmcl.contract.dataset import ShardRef
-from cmcl.errors import CmclError, FieldError, Json
+from cmcl.errors import CmclError, FieldError, InvalidArgument, Json
 from cmcl.flow.api import Api
 from cmcl.flow.effects import Flow
 from cmcl.types import UploadProgress
@@ -67,9 +67,12 @@ def post_with_shards(
     except CmclError as error:
         refused = _refused_local(lists, error)
         if uploading.mode != "auto" or not refused:
-            raise
+            raise _with_paths(error, lists) from error
     lists = yield from _sent(api, lists, refused, uploading)
-    return (yield from post(_body(lists)))
+    try:
+        return (yield from post(_body(lists)))
+    except CmclError as error:
+        raise _with_paths(error, lists) from error
 
 
 def _expanded(sources: Sequence[ShardSource]) -> list[_Shard]:
@@ -85,15 +88,15 @@ def _shards(source: ShardSource) -> list[_Shard]:
 
 
 def _files(path: Path) -> list[Path]:
-    """A file, or those of a folder that may be shards, by name. Raises CmclError."""
+    """A file, or those of a folder that may be shards, by name. Raises InvalidArgument."""
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise CmclError(f"there is no file or folder {path}")
+        raise InvalidArgument(f"there is no file or folder {path}")
     found = sorted(file for file in path.iterdir() if _may_be_shard(file))
     if not found:
         permitted = ", ".join(sorted(SHARD_SUFFIXES))
-        raise CmclError(f"folder {path} has no file that ends in one of {permitted}")
+        raise InvalidArgument(f"folder {path} has no file that ends in one of {permitted}")
     return found
 
 
@@ -130,9 +133,35 @@ def _sent(api: Api, lists: ShardLists, paths: set[Path], uploading: Uploading) -
         complete = yield from upload(api, path, uploading.on_upload)
         there[path] = ShardRef(uri=complete.uri or f"upload:{complete.id}")
     return {
-        field: [_Shard(there[shard.path]) if shard.path in there else shard for shard in shards]
+        field: [
+            _Shard(there[shard.path], shard.path) if shard.path in there else shard
+            for shard in shards
+        ]
         for field, shards in lists.items()
     }
+
+
+def _with_paths(error: CmclError, lists: ShardLists) -> CmclError:
+    """The same error, with the user's files in the place of uploads and of addresses on their disks."""
+    paths = {
+        shard.ref.uri: str(shard.path)
+        for shards in lists.values()
+        for shard in shards
+        if shard.path
+    }
+    fields = tuple(
+        FieldError(each.field, _renamed(each.message, paths), each.value) for each in error.fields
+    )
+    return type(error)(
+        *(_renamed(str(error), paths), error.status, error.type, fields),
+        *(error.request_id, error.retry_after),
+    )
+
+
+def _renamed(text: str, paths: Mapping[str, str]) -> str:
+    for uri, path in paths.items():
+        text = text.replace(uri, f"{path} ({uri})")
+    return text
 
 
 def _body(lists: ShardLists) -> Json:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from cmcl.errors import CmclError
+from cmcl.errors import CmclError, InvalidArgument
 from cmcl.flow.api import Api, read, segment, unreachable
 from cmcl.flow.effects import Exchange, Flow, Pause, SendFile, Side, send_file, work
 from cmcl.types import Upload, UploadPart, UploadProgress
@@ -52,13 +52,13 @@ class LocalFile:
 
     @classmethod
     def of(cls, path: Path) -> "LocalFile":
-        """Raises CmclError for one that cannot be sent."""
+        """Raises InvalidArgument for one that cannot be sent."""
         try:
             found = path.stat()
         except OSError as error:
-            raise CmclError(f"{path} cannot be read: {error.strerror}") from error
+            raise InvalidArgument(f"{path} cannot be read: {error.strerror}") from error
         if not path.is_file() or not found.st_size:
-            raise CmclError(
+            raise InvalidArgument(
                 f"{path} cannot be sent: it is {'empty' if path.is_file() else 'no file'}"
             )
         return cls(path.resolve(), found.st_size, found.st_mtime_ns)

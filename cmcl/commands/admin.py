@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -23,7 +24,11 @@ def rebuild(
         typer.Option(envvar="CMCL_DATABASE_URL", help="the new, empty one", show_envvar=True),
     ] = None,
     store: Annotated[
-        str | None, typer.Option(envvar="CMCL_STORE_URI", help="root of object storage")
+        str | None,
+        typer.Option(
+            envvar="CMCL_STORE_URI",
+            help="root of object storage: s3://..., file://..., or a folder",
+        ),
     ] = None,
     verify: Annotated[
         Literal["full", "manifests"],
@@ -42,10 +47,15 @@ def rebuild(
     """
     options = {"--dry-run": dry_run, "--mend": mend, "--json": as_json}
     given = [option for option, is_given in options.items() if is_given]
-    places = {"CMCL_DATABASE_URL": database_url, "CMCL_STORE_URI": store}
+    places = {"CMCL_DATABASE_URL": database_url, "CMCL_STORE_URI": store and _uri(store)}
     environment = {name: value for name, value in places.items() if value is not None}
     code = _of_the_service(["admin", "rebuild", "--verify", verify, *given], environment)
     raise typer.Exit(code)
+
+
+def _uri(store: str) -> str:
+    """A folder is given as a path, everything else as a URI."""
+    return store if "://" in store else Path(store).resolve().as_uri()
 
 
 def _of_the_service(arguments: list[str], environment: dict[str, str]) -> int:

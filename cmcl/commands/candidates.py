@@ -18,6 +18,7 @@ from cmcl.terminal.options import (
     Url,
     VersionNumber,
     exact_version,
+    from_options,
 )
 from cmcl.types import Agreement, Candidate, Policy
 
@@ -70,7 +71,7 @@ def set_candidate(  # noqa: PLR0913 - each term of a trial is an option
         min_overlap=min_overlap,
         promote_after=promote_after,
     )
-    plan = TrialPlan.model_validate({**_given(share=share, shadow=shadow), "rule": rule})
+    plan = from_options(TrialPlan, {**_given(share=share, shadow=shadow), "rule": rule})
     with Client(url) as client:
         trial = client.set_candidate(name, number, plan, reason)
     say(f"{name}: version {trial.version} is on trial ({_seen_by(trial)})", trial, as_json)
@@ -132,7 +133,7 @@ def _changed(policy: Policy, terms: dict[str, Any], rule: dict[str, Any]) -> Gat
     kept = policy.model_dump(include=set(GatePolicy.model_fields))
     before = kept["rollout"]
     merged = {**before, **terms, "rule": {**before.get("rule", {}), **rule}}
-    return GatePolicy.model_validate({**kept, "rollout": merged})
+    return from_options(GatePolicy, {**kept, "rollout": merged})
 
 
 def _seen_by(trial: Candidate) -> str:

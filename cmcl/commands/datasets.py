@@ -50,7 +50,7 @@ _COLUMNS: Columns[DatasetSummary] = {
     "dataset": lambda dataset: dataset.id,
     "name": lambda dataset: dataset.name,
     "model": lambda dataset: dataset.model,
-    "pair": lambda dataset: DatasetId(dataset.pair),
+    "pair": lambda dataset: str(dataset.pair),
     "rows": lambda dataset: dataset.rows,
     "state": _state,
     "created": lambda dataset: dataset.created_at,

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from cmcl.client import Client
 from cmcl.progress import duration, figures
 from cmcl.terminal.console import Cell, Columns, fields, print_json, say, show, show_all, stdout
-from cmcl.terminal.following import follow
+from cmcl.terminal.following import follow, with_file_names
 from cmcl.terminal.options import DEFAULT_URL, AsJson, JobId, OfAnyModel, Reason, Url
 from cmcl.types import Event, Job, JobProgress
 
@@ -51,7 +51,10 @@ def list_jobs(
 def show_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """One job: where it stands, and why."""
     with Client(url) as client:
-        show(client.job(job), as_json, _view)
+        found = client.job(job)
+        if found.message and not as_json:
+            found = found.model_copy(update={"message": with_file_names(client, found.message)})
+    show(found, as_json, _view)
 
 
 @app.command("watch")
@@ -124,9 +127,9 @@ def _line(event: Event) -> str:
     return f"{when}  {event.kind:<18} {told}".rstrip()
 
 
-def _progress_cells(progress: JobProgress) -> dict[str, Cell]:
-    """What is told of the phase, and nothing of what is not."""
-    left = progress.eta_seconds
+def _progress_cells(progress: JobProgress, *, is_running: bool) -> dict[str, Cell]:
+    """The figures of the phase that were reported. Only a running job has time left."""
+    left = progress.eta_seconds if is_running else None
     time_left: dict[str, Cell] = {} if left is None else {"time left": duration(left)}
     return {"phase": progress.phase, **figures(progress), **time_left, "reported": progress.at}
 
@@ -142,7 +145,7 @@ def _view(job: Job) -> RenderableType:
             "reason": job.reason,
             "message": job.message,
             "attempt": job.attempt,
-            **(_progress_cells(progress) if progress else {}),
+            **(_progress_cells(progress, is_running=job.state == "running") if progress else {}),
             "parent version": job.parent_version,
             "version": _made(job),
             "approval": f"{approval.decision} by {approval.actor}: {approval.reason or '-'}"

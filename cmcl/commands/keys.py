@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cmcl.client import Client
-from cmcl.terminal.console import Columns, fields, show, show_all
+from cmcl.terminal.console import Columns, fields, show, show_all, stdout
 from cmcl.terminal.options import DEFAULT_URL, AsJson, KeyId, Url
 from cmcl.types import ApiKey, NewApiKey, Whoami
 
@@ -59,6 +59,7 @@ def revoke_key(key: KeyId, url: Url = DEFAULT_URL) -> None:
     """Revoke a key by its id."""
     with Client(url) as client:
         client.revoke_key(key)
+    stdout().print(f"key {key} is revoked", highlight=False)
 
 
 def whoami(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
@@ -69,7 +70,15 @@ def whoami(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
 def _view(key: NewApiKey) -> RenderableType:
     secret = key.key.get_secret_value() if key.key else None
-    text = fields({"id": key.id, "name": key.name, "scopes": ", ".join(key.scopes), "key": secret})
+    text = fields(
+        {
+            "id": key.id,
+            "name": key.name,
+            "owner": key.owner,
+            "scopes": ", ".join(key.scopes),
+            "key": secret,
+        }
+    )
     return Group(text, Text("keep it: it is not shown again (export CMCL_KEY=...)", style="bold"))
 
 

@@ -9,7 +9,15 @@ from cmcl.client import Client
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
 from cmcl.terminal.console import Columns, fields, say, show, show_all
-from cmcl.terminal.options import DEFAULT_URL, AsJson, ModelName, Url, Yes, exact_version
+from cmcl.terminal.options import (
+    DEFAULT_URL,
+    AsJson,
+    ModelName,
+    Url,
+    Yes,
+    exact_version,
+    from_options,
+)
 from cmcl.types import Model, Policy
 
 app = typer.Typer(
@@ -68,7 +76,8 @@ def create_model(  # noqa: PLR0913 - a model's specification
 ) -> None:
     """Create a model. The same name with the same specification answers the same model."""
     training = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    spec = ModelSpec.model_validate(
+    spec = from_options(
+        ModelSpec,
         {
             "width": width,
             "modalities": dict(_modality_width(text) for text in modality),
@@ -80,7 +89,7 @@ def create_model(  # noqa: PLR0913 - a model's specification
             },
             "training": {name: value for name, value in training.items() if value is not None},
             "seed": seed,
-        }
+        },
     )
     with Client(url) as client:
         show(client.create_model(name, spec), as_json, _view)
@@ -167,7 +176,7 @@ def model_policy(  # noqa: PLR0913 - each bound is an option
         policy = client.policy(model)
         if changes:
             kept = policy.model_dump(include=set(GatePolicy.model_fields))
-            wanted = GatePolicy.model_validate({**kept, **changes})
+            wanted = from_options(GatePolicy, {**kept, **changes})
             policy = client.set_policy(model, wanted, policy.revision)
     show(policy, as_json, _policy_view)
 

@@ -11,7 +11,16 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from cmcl.errors import CmclError, Json, Unreachable, WrongServer, json_object, refusal
+from cmcl.errors import (
+    CmclError,
+    InvalidArgument,
+    Json,
+    Unreachable,
+    WrongServer,
+    json_object,
+    one_line,
+    refusal,
+)
 from cmcl.flow.effects import Exchange, Flow, Item, Items, Params, Pause, Side, exchange
 from cmcl.flow.retries import Retries
 
@@ -25,6 +34,10 @@ _SET_BY = {
     Side.SERVICE: "CMCL_URL, --url or service_url",
     Side.EMBEDDINGS: "CMCL_EMBEDDINGS_URL, --embeddings-url or embeddings_url",
 }
+
+
+# What a server answers to a path, or a method of it, that it does not have.
+_UNKNOWN_PATH = frozenset({404, 405})
 
 
 def _fresh_key() -> str:
@@ -76,7 +89,7 @@ class Api:
         if attempts > 1 and response.status_code == httpx.codes.NOT_FOUND:
             return
         if not response.is_success:
-            raise refusal(response)
+            raise refused(request.side, response)
 
     def pages(self, kind: type[Answer], path: str, params: Params | None = None) -> Items[Answer]:
         """All items of a list, a page at a time, as they are asked for."""
@@ -94,7 +107,7 @@ class Api:
         """Until there is a final answer; a refusal is raised."""
         response, _ = yield from self._attempts(request)
         if not response.is_success:
-            raise refusal(response)
+            raise refused(request.side, response)
         return response
 
     def _attempts(self, request: Exchange) -> Flow[tuple[httpx.Response, int]]:
@@ -123,7 +136,7 @@ def given(**values: str | list[str] | None) -> Params:
 def segment(name: str) -> str:
     """A name as one part of a path: what is odd about it is for the server to say."""
     if not name:
-        raise CmclError("a name is empty")
+        raise InvalidArgument("a name is empty; write at least one character")
     # Dots alone would be taken for steps in a path, and never arrive.
     return name.replace(".", "%2E") if set(name) == {"."} else quote(name, safe="")
 
@@ -140,18 +153,18 @@ def revision_of(response: httpx.Response) -> int | None:
 
 
 def json_bytes(body: object) -> bytes | None:
-    """The body of a request; raises CmclError for what JSON does not have: NaN and infinity."""
+    """The body of a request; raises InvalidArgument for what JSON does not have: NaN and infinity."""
     if body is None:
         return None
     try:
         return json.dumps(body, allow_nan=False).encode()
     except ValueError as error:
-        raise CmclError(f"the request cannot be written as JSON: {error}") from error
+        raise InvalidArgument(f"the request cannot be written as JSON: {error}") from error
 
 
-def read(kind: type[Answer], response: httpx.Response) -> Answer:
+def read(kind: type[Answer], response: httpx.Response, side: Side = Side.SERVICE) -> Answer:
     """The answer of a success; raises CmclError for one of another form."""
-    return validated(kind, _object(response), response)
+    return validated(kind, _object(response, side), response)
 
 
 def validated(kind: type[Answer], value: object, response: httpx.Response) -> Answer:
@@ -171,7 +184,7 @@ def validated(kind: type[Answer], value: object, response: httpx.Response) -> An
 
 def listed(response: httpx.Response, field: str, side: Side) -> Json:
     """The answer of a success, with a list in `field`. Raises CmclError for one of another form."""
-    body = _object(response)
+    body = _object(response, side)
     if isinstance(body.get(field), list):
         return body
     _raise_if_foreign(side, _side_of_body(body), response)
@@ -181,6 +194,11 @@ def listed(response: httpx.Response, field: str, side: Side) -> Json:
         response.status_code,
         request_id=response.headers.get("x-request-id"),
     )
+
+
+def refused(side: Side, response: httpx.Response) -> CmclError:
+    """The error of a response, or WrongServer where no server of cmcl can have sent it."""
+    return _foreign(side, response) or refusal(response)
 
 
 def check_server(side: Side, response: httpx.Response) -> None:
@@ -219,6 +237,31 @@ def _raise_if_foreign(side: Side, found: Side | None, response: httpx.Response) 
     )
 
 
+def _foreign(side: Side, response: httpx.Response) -> WrongServer | None:
+    """WrongServer where the path is unknown to whatever answered, and it is no server of ours."""
+    is_ours = response.headers.get(_SERVER_HEADER) in _SERVERS
+    body = json_object(response)
+    if is_ours or (body is not None and _side_of_body(body) is not None):
+        return None
+    is_page = body is None and response.status_code < httpx.codes.INTERNAL_SERVER_ERROR
+    if not is_page and response.status_code not in _UNKNOWN_PATH:
+        return None
+    return not_of_cmcl(side, response)
+
+
+def not_of_cmcl(side: Side, response: httpx.Response) -> WrongServer:
+    """The error of an answer whose form none of our servers has."""
+    body = json_object(response) or {}
+    words = one_line(str(body.get("detail") or body.get("title") or response.text))
+    return WrongServer(
+        f"{_address(response) or 'the server'} answered HTTP {response.status_code} "
+        f"({words or 'no text'}), which is not an answer of {_NAMES[side]}: set {_SET_BY[side]} to "
+        "its address",
+        response.status_code,
+        request_id=response.headers.get("x-request-id"),
+    )
+
+
 def _side_of_body(body: Json) -> Side | None:
     """By the form of an answer: RFC 9457 and pages of `items`, or OpenAI's errors and lists."""
     if str(body.get("type", "")).startswith("urn:cmcl:problem:") or "next_cursor" in body:
@@ -237,10 +280,10 @@ def _address(source: httpx.TransportError | httpx.Response) -> str | None:
     return f"{url.scheme}://{url.netloc.decode('ascii')}"
 
 
-def _object(response: httpx.Response) -> Json:
+def _object(response: httpx.Response, side: Side) -> Json:
     body = json_object(response)
     if body is None:
-        raise refusal(response)
+        raise not_of_cmcl(side, response)
     return body
 
 

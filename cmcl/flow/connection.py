@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import httpx
 
-from cmcl.errors import CmclError
+from cmcl.errors import InvalidArgument
 from cmcl.flow.effects import Exchange, Side
 
 DEFAULT_SERVICE_URL = "http://127.0.0.1:8000"
@@ -34,12 +34,14 @@ class Connection:
     def of(
         cls, service_url: str, embeddings_url: str, key: str | None, timeout: float
     ) -> "Connection":
-        """Checked; without a key, the one in CMCL_KEY. Raises CmclError."""
-        for url in (service_url, embeddings_url):
-            _check_url(url)
+        """Checked; without a key, the one in CMCL_KEY. Raises InvalidArgument."""
+        _check_url(service_url, "CMCL_URL, --url or service_url")
+        _check_url(embeddings_url, "CMCL_EMBEDDINGS_URL, --embeddings-url or embeddings_url")
         key = key if key is not None else os.environ.get("CMCL_KEY") or None
         if key is not None and not _KEY.fullmatch(key):
-            raise CmclError("the key has characters that no key has, or is empty")
+            raise InvalidArgument(
+                "the key (CMCL_KEY, or the argument key) has characters that no key has, or is empty"
+            )
         return cls(service_url, embeddings_url, key, timeout)
 
     @property
@@ -76,10 +78,23 @@ def options(request: Exchange) -> dict[str, object]:
     }
 
 
-def _check_url(url: str) -> None:
+def _check_url(url: str, set_by: str) -> None:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise CmclError(f"{url!r} is no address: {error}") from error
+        raise InvalidArgument(f"{url!r} is no address: {error}; set {set_by}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise CmclError(f"{url!r} is no address; write http://HOST:PORT or https://HOST")
+        raise InvalidArgument(
+            f"{url!r} is no address; write http://HOST:PORT or https://HOST ({set_by})"
+        )
+    if parsed.path.rstrip("/").endswith("/v1"):
+        without = str(parsed.copy_with(path=parsed.path.rstrip("/").removesuffix("/v1")))
+        raise InvalidArgument(
+            f"the address {_without_password(parsed)} ends with /v1, which the client adds itself; "
+            f"write {_without_password(httpx.URL(without))} ({set_by})"
+        )
+
+
+def _without_password(url: httpx.URL) -> str:
+    """An address as it may stand in a message."""
+    return f"{url.scheme}://{url.netloc.decode('ascii')}{url.path.rstrip('/')}"

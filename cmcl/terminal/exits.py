@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from cmcl.checkout import PartsMissing
 from cmcl.client import CmclError, Unreachable
+from cmcl.errors import InvalidArgument
 from cmcl.ports import StackError
 from cmcl.terminal.console import stderr
 
@@ -39,6 +40,9 @@ class Refused(Exception):
 
 class NoVersion(Exception):
     """A job that was followed ended without a version."""
+
+
+_UNAUTHORIZED = 401
 
 
 def ended(run: Callable[[], None]) -> int:
@@ -72,8 +76,8 @@ def exit_code(error: Exception) -> Exit:
     """By the kind of error."""
     if isinstance(error, Unreachable):
         return Exit.UNREACHABLE
-    if isinstance(error, ValidationError):
-        # Options that cannot be; answers of another form are CmclErrors.
+    if isinstance(error, ValidationError | InvalidArgument):
+        # Options and arguments that cannot be used; answers of another form are other CmclErrors.
         return Exit.USAGE
     return Exit.NO_VERSION if isinstance(error, NoVersion) else Exit.REFUSED
 
@@ -95,7 +99,11 @@ def in_words(error: Exception) -> str:
 
 
 def _with_request(error: CmclError) -> str:
-    """Add the request id to an error of the server, whose log has it."""
+    """The message, with the request's id for the log of the server, or how to give a key."""
+    if error.status == _UNAUTHORIZED:
+        if os.environ.get("CMCL_KEY"):
+            return f"{error} (the key is that of CMCL_KEY)"
+        return "a key is needed: export CMCL_KEY=cmcl_... (cmcl key create makes one)"
     if error.status >= 500 and error.request_id:
         return f"{error} (request {error.request_id})"
     return str(error)

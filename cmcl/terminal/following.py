@@ -1,5 +1,6 @@
 """A job, or a file on its way, as it goes on: bars for people, JSON lines for programs."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,11 +14,13 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from cmcl.client import Client
+from cmcl.client import Client, CmclError
 from cmcl.progress import watch_with_bar
 from cmcl.terminal.console import print_json, stderr, stdout
 from cmcl.terminal.exits import NoVersion
 from cmcl.types import Job, UploadProgress
+
+_UPLOAD = re.compile(r"upload:(up-[0-9a-f]{12})")
 
 OnUpload = Callable[[UploadProgress], None]
 
@@ -30,10 +33,23 @@ def follow(client: Client, job: str, as_json: bool) -> Job:
         stderr().print(f"job {job} goes on; cmcl job watch {job} follows it again")
         raise
     if ended.state != "published":
-        raise NoVersion(f"job {job} ended as {ended.state}: {ended.message or ended.reason or '-'}")
+        why = with_file_names(client, ended.message or ended.reason or "-")
+        raise NoVersion(f"job {job} ended as {ended.state}: {why}")
     if not as_json:
         stdout().print(f"published as version {ended.version}")
     return ended
+
+
+def with_file_names(client: Client, message: str) -> str:
+    """A message of the service in which each upload is named by its file as well."""
+    for upload in set(_UPLOAD.findall(message)):
+        try:
+            name = client.upload_state(upload).filename
+        except CmclError:
+            # Removed since, or of another owner: the message stands as it is.
+            continue
+        message = message.replace(f"upload:{upload}", f"{name} (upload:{upload})")
+    return message
 
 
 def _with_bar(client: Client, job: str) -> Job:

@@ -11,11 +11,13 @@ from typing import Any, BinaryIO, TypeVar
 
 import typer
 
+from cmcl.errors import InvalidArgument
 from cmcl.terminal.exits import Refused
 from cmcl.types import Item, Query
 
 Thing = TypeVar("Thing", Item, Query)
 
+_CONTENTS = ("feature", "text", "data")
 _WAYS = "give one of them: a FEATURE file, --text WORDS or --data FILE"
 # What no text begins with: the first bytes of files that are taken for JSON by mistake.
 _FORMATS = {
@@ -99,6 +101,10 @@ def _parsed(kind: type[Thing], value: object, where: str) -> Thing:
     for name in value:
         if name not in permitted:
             raise Refused(f"{where}: there is no field {name!r}; permitted: {', '.join(permitted)}")
+    given = [name for name in _CONTENTS if value.get(name) is not None]
+    if len(given) != 1:
+        words = f"has {' and '.join(given)}" if given else "has no content"
+        raise Refused(f"{where}: the item {words}; it needs exactly one of {', '.join(_CONTENTS)}")
     return kind(**{**value, **_contents(value, where)})
 
 
@@ -161,6 +167,8 @@ def _opened(path: Path, hint: str = "") -> BinaryIO:
     try:
         return path.open("rb")
     except FileNotFoundError as error:
-        raise Refused(f"there is no file {str(path)!r}{f'; {hint}' if hint else ''}") from error
+        raise InvalidArgument(
+            f"there is no file {str(path)!r}{f'; {hint}' if hint else ''}"
+        ) from error
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}") from error

@@ -1,16 +1,20 @@
 """Options and arguments that several commands have."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import typer
+from pydantic import BaseModel, ValidationError
 
 from cmcl.calls.shards import UploadMode
 from cmcl.client import DEFAULT_EMBEDDINGS_URL, DEFAULT_SERVICE_URL
 from cmcl.contract.modality import ModalityPair
+from cmcl.errors import InvalidArgument
+
+Options = TypeVar("Options", bound=BaseModel)
 
 Url = Annotated[
     str,
@@ -90,6 +94,8 @@ WebhookId = Annotated[str, _id("wh", "webhook", "cmcl webhook list")]
 DEFAULT_URL = DEFAULT_SERVICE_URL
 DEFAULT_QUERY_URL = DEFAULT_EMBEDDINGS_URL
 _LONGEST_NAME = 48
+# Fields whose option has another name.
+_OPTION_OF = {"modalities": "--modality"}
 
 
 def model_version(model: str, version: int | None) -> tuple[str, int | None]:
@@ -115,13 +121,43 @@ def exact_version(model: str, version: int | None) -> tuple[str, int]:
 
 
 def parse_pair(text: str) -> ModalityPair:
-    """FIRST,SECOND. Raises BadParameter, and ValidationError for names that cannot be."""
+    """FIRST,SECOND. Raises BadParameter, and InvalidArgument for names that cannot be."""
     first, comma, second = text.partition(",")
     if not comma:
         raise typer.BadParameter(
             f"{text!r}: write FIRST,SECOND, for example image,text", param_hint="--pair"
         )
-    return ModalityPair(first=first.strip(), second=second.strip())
+    return from_options(
+        ModalityPair, {"first": first.strip(), "second": second.strip()}, option="--pair"
+    )
+
+
+def from_options(
+    kind: type[Options], values: Mapping[str, Any], option: str | None = None
+) -> Options:
+    """Values of options as one object. Raises InvalidArgument that names the option and its value.
+
+    option: the one option that all values come from; by default each has that of its name.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        raise InvalidArgument("; ".join(_wrong_option(each, option) for each in found)) from error
+
+
+def _wrong_option(found: Mapping[str, Any], option: str | None) -> str:
+    words = str(found["msg"]).removeprefix("Value error, ")
+    names = [part for part in found["loc"] if isinstance(part, str)]
+    field = next(
+        (name for name in reversed(names) if name in _OPTION_OF), names[-1] if names else ""
+    )
+    option = option or (_OPTION_OF.get(field, f"--{field.replace('_', '-')}") if field else None)
+    if option is None:
+        return words
+    value = found["input"]
+    shown = f" {value}" if isinstance(value, str | int | float) else ""
+    return f"{option}{shown}: {words}"
 
 
 def name_of(source: str) -> str:

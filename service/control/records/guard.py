@@ -8,6 +8,8 @@ replicas generations that they have seen with other versions.
 
 import logging
 
+from sqlalchemy import make_url
+
 from cmcl.contract.errors import InvalidVersion, StorageError
 from cmcl.contract.version import LivePointer
 from service.control.context import Context
@@ -21,7 +23,6 @@ from workers.storage.versions import read_live
 
 logger = logging.getLogger(__name__)
 
-_REBUILD = "`cmcl admin rebuild` (or `python -m service admin rebuild`) restores it"
 _WHERE_MODELS_LIE = (layout.model_records(), layout.models())
 
 
@@ -48,8 +49,18 @@ def check_not_lost(context: Context) -> None:
         return
     raise DatabaseBehind(
         f"the database has no model, and {context.store.uri} has something under {prefix}: this "
-        f"is another database, or it was lost. {_REBUILD}; for a new start, give CMCL_STORE_URI "
+        f"is another database, or it was lost. {_rebuild(context)}; for a new start, give CMCL_STORE_URI "
         "another place"
+    )
+
+
+def _rebuild(context: Context) -> str:
+    """What restores a database, as a whole command; a password in its address is hidden."""
+    database = make_url(context.settings.database_url).render_as_string(hide_password=True)
+    return (
+        f"`cmcl admin rebuild --database-url {database} --store {context.store.uri}` restores it "
+        "(`python -m service admin rebuild` where the client is not installed, with "
+        "CMCL_DATABASE_URL and CMCL_STORE_URI set)"
     )
 
 
@@ -91,7 +102,7 @@ def check_not_behind(context: Context, name: str) -> None:
         f"{layout.live_pointer(name)} has generation {pointer.generation} (version {pointer.version}) and "
         f"revision {pointer.revision}, the database {model.live_generation} (version "
         f"{model.live_version}) and {model.live_revision}: it was lost, or is older than the bucket. "
-        f"Nothing of model {name!r} is published. Stop the service; {_REBUILD}"
+        f"Nothing of model {name!r} is published. Stop the service; {_rebuild(context)}"
     )
 
 

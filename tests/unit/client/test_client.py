@@ -245,7 +245,7 @@ def test_the_client_stops_watching_in_just_the_states_that_the_service_calls_ter
             },
             "the body cannot be used; width: it is 1, at least 2 is needed",
         ),
-        ("<html>a proxy's page</html>", "HTTP 404: <html>a proxy's page</html>"),
+        ("<html>a\n proxy's page</html>", "HTTP 404: <html>a proxy's page</html>"),
         ("", "HTTP 404: "),
         ('"only text"', 'HTTP 404: "only text"'),
         ("[1]", "HTTP 404: [1]"),
@@ -256,7 +256,7 @@ def test_the_client_stops_watching_in_just_the_states_that_the_service_calls_ter
 def test_a_refusal_is_told_in_the_words_of_whoever_refused(
     server: RestServer, client: Client, answer: object, words: str
 ) -> None:
-    server.always((404, answer))
+    server.always((404, answer, {"x-cmcl-server": "control-plane"}))
     with pytest.raises(CmclError) as caught:
         client.job("j-1")
     assert str(caught.value) == words

@@ -74,7 +74,7 @@ def test_how_a_model_is_trained_can_be_said_when_it_is_made(cmcl: Cmcl) -> None:
     assert (training["epochs"], training["batch_size"], training["learning_rate"]) == (3, 32, 0.01)
     assert training["optimizer"] == "adamw", "what is not said has its default"
     told = cmcl("model", "create", "bees", *WIDTHS, "--batch-size=1", code=Exit.USAGE)
-    assert "training.batch_size: " in told
+    assert "--batch-size 1: " in told
 
 
 def test_a_policy_is_shown_changed_and_bounds_are_dropped(cmcl: Cmcl) -> None:

@@ -59,7 +59,8 @@ def test_no_service_starts_on_a_lost_database(
         _remove_records(lost)
     if has_key:
         _make_key(lost)
-    with pytest.raises(DatabaseBehind, match="cmcl admin rebuild"):
+    command = rf"`cmcl admin rebuild --database-url sqlite:///\S+ --store {lost.store.uri}`"
+    with pytest.raises(DatabaseBehind, match=command):
         check_at_start(lost.context)
 
 
