@@ -8,15 +8,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cmcl.client import AsyncClient, Client
+    from cmcl.client import (
+        AsyncClient,
+        Client,
+        CmclError,
+        FieldError,
+        Item,
+        Query,
+        Retries,
+        TookTooLong,
+        Unreachable,
+        WrongServer,
+    )
     from cmcl.contract.dataset import ShardRef
     from cmcl.contract.modality import ModalityPair
     from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
     from cmcl.contract.policy import GatePolicy, RolloutPolicy
     from cmcl.contract.rollout import RolloutRule, TrialPlan
-    from cmcl.errors import CmclError, FieldError, TookTooLong, Unreachable, WrongServer
-    from cmcl.flow.retries import Retries
-    from cmcl.types import Item, Query
 
 __all__ = [
     "AsyncClient",
@@ -41,15 +49,23 @@ __all__ = [
 ]
 
 _MODULES = {
-    "cmcl.client": ("AsyncClient", "Client"),
+    "cmcl.client": (
+        "AsyncClient",
+        "Client",
+        "CmclError",
+        "FieldError",
+        "Item",
+        "Query",
+        "Retries",
+        "TookTooLong",
+        "Unreachable",
+        "WrongServer",
+    ),
     "cmcl.contract.dataset": ("ShardRef",),
     "cmcl.contract.modality": ("ModalityPair",),
     "cmcl.contract.model": ("ModelSpec", "ProtectionSpec", "TrainingSpec"),
     "cmcl.contract.policy": ("GatePolicy", "RolloutPolicy"),
     "cmcl.contract.rollout": ("RolloutRule", "TrialPlan"),
-    "cmcl.errors": ("CmclError", "FieldError", "TookTooLong", "Unreachable", "WrongServer"),
-    "cmcl.flow.retries": ("Retries",),
-    "cmcl.types": ("Item", "Query"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -24,6 +24,7 @@ import httpx
 import yaml
 
 from cmcl import Client
+from cmcl.client import Item, Job
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.policy import GatePolicy
 from cmcl.contract.rollout import TrialPlan
@@ -31,8 +32,6 @@ from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import read_stream
 from cmcl.ports import Ports
 from cmcl.stack import LocalStack
-from cmcl.types.collections import Item
-from cmcl.types.jobs import Job
 from deploy.live_prometheus import Prometheus, PrometheusError, Target
 
 ROOT = Path(__file__).parents[1]

@@ -10,13 +10,12 @@ import pyarrow.parquet as pq
 
 from benchmarks.isolation.attacker import Target
 from benchmarks.isolation.bystander import Bystander
-from cmcl.client import Client, CmclError
+from cmcl.client import Client, CmclError, Item, Query
 from cmcl.contract.dataset import ShardRef
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.demo.stream import Stream
 from cmcl.ports import StackError
 from cmcl.stack import LocalStack
-from cmcl.types import Item, Query
 
 ATTACKER, BYSTANDER = "mallory", "bob"
 _SCOPES = ("read", "write", "train", "embed", "admin")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cmcl.cli.progress import watch_with_bar
 from cmcl.client import Client, CmclError, Json
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
@@ -20,7 +21,6 @@ from cmcl.demo.queries import QueryLoad, QueryReport
 from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.demo.tables import comparison_table, version_table
 from cmcl.ports import Ports
-from cmcl.progress import watch_with_bar
 from cmcl.stack import LocalStack
 
 MODEL = "demo"

@@ -1,4 +1,4 @@
-"""Documents that are made from the code: `python -m tests.architecture.generated` writes them."""
+"""Documents and code that are made from the code: `python -m tests.architecture.generated` writes them."""
 
 import json
 import tempfile
@@ -12,6 +12,7 @@ from cmcl.proxy import CONNECTIONS_PER_SOURCE
 from service.app import create_app
 from service.settings import Settings
 from tests.architecture.repository import ROOT
+from tests.architecture.sync_client import SYNC_MODULES
 from tests.chart.readme import chart_readme
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Replica
@@ -102,6 +103,7 @@ GENERATED = {
     "docs/openapi.json": openapi_document,
     "docs/openapi-embeddings.json": endpoint_openapi_document,
     "helm/README.md": chart_readme,
+    **SYNC_MODULES,
 }
 
 

@@ -22,7 +22,7 @@ PLANTED = [
     (
         "service and workers import the contract of cmcl, and nothing else of it",
         "workers.train.loop",
-        "cmcl.errors",
+        "cmcl.client.errors",
     ),
     ("cmcl is layered", "cmcl.contract.policy", "cmcl.client"),
     (
@@ -30,7 +30,7 @@ PLANTED = [
         "service.app",
         "torch",
     ),
-    ("the client imports neither service nor workers", "cmcl.client", "workers.storage.uris"),
+    ("the client imports neither service nor workers", "cmcl.client.wire", "workers.storage.uris"),
     (
         "the maths knows tensors and nothing of ours",
         "workers.nullspace.moments",

@@ -1,33 +1,48 @@
-"""A flow driven by hand: no network, and no waiting."""
+"""A client with prepared responses: no network, and no waiting."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx
 
-from cmcl.flow.effects import Exchange, Flow, Pause
+from cmcl import Client, Retries
+from cmcl.client.concurrency import Clock
+
+
+class FakeClock(Clock):
+    """Time passes only while something sleeps."""
+
+    def __init__(self) -> None:
+        self.paused: list[float] = []
+
+    def now(self) -> float:
+        return sum(self.paused)
+
+    def sleep(self, seconds: float) -> None:
+        self.paused.append(seconds)
 
 
 class Driven:
-    """A flow with prepared outcomes of its exchanges: what it sent, and how long it paused."""
+    """A call with prepared outcomes of its requests: what it sent, and how long it paused."""
 
-    def __init__(self, flow: Flow[Any], outcomes: Iterable[httpx.Response | Exception]) -> None:
-        self.sent: list[Exchange] = []
-        self.paused: list[float] = []
-        self.result: Any = None
-        left = iter(outcomes)
-        effect = next(flow)
-        try:
-            while True:
-                effect = self._carry(flow, effect, left)
-        except StopIteration as end:
-            self.result = end.value
+    def __init__(
+        self,
+        call: Callable[[Client], Any],
+        outcomes: Iterable[httpx.Response | Exception],
+        retries: Retries,
+    ) -> None:
+        self.sent: list[httpx.Request] = []
+        self._left = iter(outcomes)
+        clock = FakeClock()
+        self.paused = clock.paused
+        transport = httpx.MockTransport(self._answer)
+        with Client(transport=transport, retries=retries, clock=clock) as client:
+            self.result = call(client)
 
-    def _carry(self, flow: Flow[Any], effect: object, left: Any) -> Any:
-        if isinstance(effect, Pause):
-            self.paused.append(effect.seconds)
-            return flow.send(None)
-        assert isinstance(effect, Exchange)
-        self.sent.append(effect)
-        outcome = next(left)
-        return flow.throw(outcome) if isinstance(outcome, Exception) else flow.send(outcome)
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.sent.append(request)
+        outcome = next(self._left)
+        if isinstance(outcome, Exception):
+            raise outcome
+        # Prepared once, sent again and again.
+        return httpx.Response(outcome.status_code, headers=outcome.headers, content=outcome.content)

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from cmcl import Client, CmclError
-from cmcl.client import Calls
+from cmcl.client import Job
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
 from cmcl.contract.preflight import Outlook, PreflightAnswer
 from cmcl.contract.rollout import RolloutRule, TrialPlan
-from cmcl.types import Job
 from service.control.preflights import PreflightRounds
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
@@ -88,7 +87,7 @@ def test_every_route_has_a_call_or_is_for_machines(plane: ControlPlane) -> None:
     paths = plane.app.openapi()["paths"].values()
     routes = {operation["operationId"] for path in paths for operation in path.values()}
     assert routes - FOR_MACHINES == set(ASKED_BY)
-    assert [name for name in ASKED_BY.values() if not hasattr(Calls, name)] == []
+    assert [name for name in ASKED_BY.values() if not hasattr(Client, name)] == []
 
 
 def test_models_are_made_listed_branched_and_deleted(

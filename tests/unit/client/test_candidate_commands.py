@@ -2,7 +2,7 @@
 
 import pytest
 
-from cmcl.terminal.exits import Exit
+from cmcl.cli.exits import Exit
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.replica_words import agreement, observe
 from tests.unit.client.command_line import Cmcl

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from cmcl.cli import main
+from cmcl.cli.exits import Exit, ended, in_words
 from cmcl.demo.run import DemoError, DemoOptions, run_demo
-from cmcl.terminal.exits import Exit, ended, in_words
 from tests.conftest import EXAMPLE_STREAM
 from tests.unit.client.rest_server import RestServer
 

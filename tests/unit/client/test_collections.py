@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cmcl import CmclError
-from cmcl.types import Item, Query
+from cmcl.client import Item, Query
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
 from tests.unit.client.command_line import Cmcl

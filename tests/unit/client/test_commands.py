@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cmcl.cli.exits import Exit
 from cmcl.contract.preflight import Outlook, PreflightAnswer
-from cmcl.terminal.exits import Exit
 from service.control.preflights import PreflightRounds
 from service.database.queries import jobs
 from service.launchers.port import LaunchState

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from cmcl import Client, CmclError
-from cmcl.client import TookTooLong, Unreachable
-from cmcl.types import Job
+from cmcl.client import Job, TookTooLong, Unreachable
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served

@@ -1,15 +1,12 @@
 """The key goes to our two sides, and nowhere else: no text that could be printed has it."""
 
 import traceback
+from pathlib import Path
 
-import httpx
 import pytest
 
 from cmcl import AsyncClient, Client, CmclError
-from cmcl.flow.blocking import Blocking
-from cmcl.flow.connection import Connection
-from cmcl.flow.effects import Exchange, Side, exchange
-from cmcl.types import NewApiKey, NewWebhook
+from cmcl.client import NewApiKey, NewWebhook
 from tests.unit.client.either import connected
 from tests.unit.client.rest_server import RestServer
 
@@ -53,7 +50,7 @@ def test_no_repr_and_no_error_has_the_key(kind: str, server: RestServer) -> None
             client.whoami()
         texts = [repr(client), str(client), "".join(traceback.format_exception(caught.value))]
     for shown in (Client(key=KEY), AsyncClient(key=KEY)):
-        texts += [repr(shown), repr(shown.api), repr(shown.loop)]
+        texts += [repr(shown), repr(shown._connection)]
     assert [text for text in texts if "aSecret" in text] == []
 
 
@@ -65,13 +62,18 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_quoted(key: str
     assert not key or key not in str(caught.value)
 
 
-def test_whoever_else_is_asked_gets_no_key(server: RestServer) -> None:
-    server.always((200, {}))
-    clients = Connection.of(server.url, server.url, KEY, 5).open(httpx.Client, None)
-    loop = Blocking(clients)
-    loop.run(exchange(Exchange("PUT", f"{server.url}/bucket", Side.ELSEWHERE)))
-    loop.close()
-    assert "authorization" not in server.asked[0].headers
+def test_an_address_elsewhere_gets_no_key(kind: str, server: RestServer, tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"one")
+    at = "2026-11-24T00:00:00Z"
+    signed = {"method": "PUT", "url": f"{server.url}/bucket", "headers": {}, "expires_at": at}
+    upload = {"id": "up-1", "filename": "a.bin", "bytes": 3, "state": "open", "presigned": signed}
+    server.always((200, upload))
+    with connected(kind, server.url, key=KEY) as client:
+        client.upload_direct(path)
+    keys = {asked.path: asked.headers.get("authorization") for asked in server.asked}
+    assert keys["/bucket"] is None
+    assert keys["/v1/uploads"] == f"Bearer {KEY}"
 
 
 def test_secrets_in_answers_are_shown_only_when_asked_for() -> None:

@@ -6,9 +6,9 @@ import pytest
 
 from cmcl import Client, CmclError, Query
 from cmcl.cli import main
+from cmcl.cli.exits import Exit
 from cmcl.client import InvalidArgument, WrongServer
 from cmcl.contract.model import ModelSpec
-from cmcl.terminal.exits import Exit
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.unit.client.command_line import Cmcl

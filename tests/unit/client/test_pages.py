@@ -8,12 +8,12 @@ import pytest
 from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
-from cmcl.commands.preflights import _view as preflight_view
+from cmcl.cli.console import Columns, as_text, fields, table
+from cmcl.cli.datasets import _preflight_view as preflight_view
+from cmcl.cli.options import name_of
+from cmcl.cli.versions import capacity, matrix, not_measured
+from cmcl.client import EvaluationRow, Preflight
 from cmcl.contract.version import HeadCapacity, Recall
-from cmcl.terminal.console import Columns, as_text, fields, table
-from cmcl.terminal.options import name_of
-from cmcl.terminal.version_view import capacity, matrix, not_measured
-from cmcl.types import EvaluationRow, Preflight
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)
 

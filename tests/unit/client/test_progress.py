@@ -10,10 +10,10 @@ from rich.console import Console
 
 from cmcl import Client
 from cmcl.cli import main
+from cmcl.cli.exits import Exit
+from cmcl.cli.progress import JobView, bar_fields, duration, figures, watch_with_bar, words
+from cmcl.client import Job, JobProgress
 from cmcl.contract.job import Progress
-from cmcl.progress import JobView, bar_fields, duration, figures, watch_with_bar, words
-from cmcl.terminal.exits import Exit
-from cmcl.types import Job, JobProgress
 from tests.unit.client.rest_server import Asked, RestServer
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)

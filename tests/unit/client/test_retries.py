@@ -1,34 +1,43 @@
-"""Asking again: when, how often, under which key. Flows are driven by hand, so nothing waits."""
+"""Asking again: when, how often, under which key. Responses are prepared, so nothing waits."""
 
 from typing import Any
 
 import httpx
 import pytest
 
-from cmcl import Client, CmclError
-from cmcl.client import Unreachable
-from cmcl.flow.api import Api
-from cmcl.flow.effects import Flow
-from cmcl.flow.retries import Retries
-from cmcl.types import Live
+from cmcl import Client, CmclError, Retries, Unreachable
+from cmcl.client import Live
 from tests.unit.client.driven import Driven
 from tests.unit.client.rest_server import RestServer
 
 LIVE = {"version": 1, "generation": 1}
-API = Api(Retries(attempts=4, first_pause=1.0, longest_pause=30.0, jitter=lambda: 1.0))
+RETRIES = Retries(attempts=4, first_pause=1.0, longest_pause=30.0, jitter=lambda: 1.0)
+ONCE = Retries(attempts=1)
+Outcomes = list[httpx.Response | Exception]
 
 
 def answer(status: int, **headers: str) -> httpx.Response:
     return httpx.Response(status, json=LIVE if status == 200 else {}, headers=headers)
 
 
-def post(**options: Any) -> Flow[Live]:
-    return API.post(Live, "/v1/x", {"a": 1}, **options)
+def post(outcomes: Outcomes, **options: Any) -> Driven:
+    def call(client: Client) -> Live:
+        return client._session.post(Live, "/v1/x", {"a": 1}, **options)
+
+    return Driven(call, outcomes, RETRIES)
+
+
+def get(outcomes: Outcomes) -> Driven:
+    return Driven(lambda client: client._session.get(Live, "/"), outcomes, ONCE)
+
+
+def delete(outcomes: Outcomes) -> Driven:
+    return Driven(lambda client: client._session.delete("/v1/x"), outcomes, RETRIES)
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_what_may_succeed_later_is_asked_again_with_pauses_that_double(status: int) -> None:
-    driven = Driven(post(), [answer(status)] * 3 + [answer(200)])
+    driven = post([answer(status)] * 3 + [answer(200)])
     assert driven.paused == [1.0, 2.0, 4.0]
     assert driven.result == Live(**LIVE)
 
@@ -36,36 +45,36 @@ def test_what_may_succeed_later_is_asked_again_with_pauses_that_double(status: i
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 412, 422, 500])
 def test_what_cannot_succeed_later_is_asked_once(status: int) -> None:
     with pytest.raises(CmclError) as caught:
-        Driven(post(), [answer(status)])
+        post([answer(status)])
     assert caught.value.status == status
 
 
 @pytest.mark.parametrize("status", [404, 500])
 def test_what_a_proxy_says_for_replicas_that_are_away_is_asked_again(status: int) -> None:
     away = httpx.Response(status, text="Internal Server Error")
-    assert Driven(post(), [away, answer(200)]).result == Live(**LIVE)
+    assert post([away, answer(200)]).result == Live(**LIVE)
 
 
 def test_all_attempts_of_a_post_have_one_key_and_two_posts_two() -> None:
     outcomes = [httpx.ReadError("lost"), answer(503), answer(200)]
-    first, second = Driven(post(), outcomes), Driven(post(), [answer(200)])
+    first, second = post(outcomes), post([answer(200)])
     keys = [{sent.headers["idempotency-key"] for sent in driven.sent} for driven in (first, second)]
     assert [len(used) for used in keys] == [1, 1]
     assert keys[0] != keys[1]
 
 
 def test_the_server_s_own_pause_is_kept() -> None:
-    assert Driven(post(), [answer(429, **{"retry-after": "7"}), answer(200)]).paused == [7.0]
+    assert post([answer(429, **{"retry-after": "7"}), answer(200)]).paused == [7.0]
 
 
 def test_a_pause_that_is_too_long_is_an_error_at_once() -> None:
     with pytest.raises(CmclError) as caught:
-        Driven(post(), [answer(429, **{"retry-after": "31"})])
+        post([answer(429, **{"retry-after": "31"})])
     assert caught.value.status == 429
 
 
 def test_a_request_that_is_just_carried_out_is_waited_for() -> None:
-    driven = Driven(post(), [answer(409, **{"retry-after": "2"}), answer(200)])
+    driven = post([answer(409, **{"retry-after": "2"}), answer(200)])
     assert driven.paused == [2.0]
 
 
@@ -74,32 +83,31 @@ def test_a_request_that_is_just_carried_out_is_waited_for() -> None:
 )
 def test_silence_ends_after_the_last_attempt(error: type[httpx.TransportError]) -> None:
     with pytest.raises(Unreachable, match="lost"):
-        Driven(post(), [error("lost")] * 4)
+        post([error("lost")] * 4)
 
 
 def test_one_attempt_is_one_attempt() -> None:
-    once = Api(Retries(attempts=1))
     with pytest.raises(CmclError):
-        Driven(once.get(Live, "/"), [answer(503)])
+        get([answer(503)])
     with pytest.raises(Unreachable):
-        Driven(once.get(Live, "/"), [httpx.ConnectError("no")])
+        get([httpx.ConnectError("no")])
 
 
 def test_a_condition_is_not_sent_again_where_the_first_may_have_been_done() -> None:
     """It would be refused because of our own change, and look as if it were somebody else's."""
     with pytest.raises(Unreachable):
-        Driven(post(if_match=3), [httpx.ReadError("lost")])
+        post([httpx.ReadError("lost")], if_match=3)
     with pytest.raises(CmclError):
-        Driven(post(if_match=3), [answer(502)])
-    assert Driven(post(if_match=3), [httpx.ConnectError("no"), answer(200)]).result
-    assert Driven(post(if_match=3), [answer(429), answer(200)]).result
+        post([answer(502)], if_match=3)
+    assert post([httpx.ConnectError("no"), answer(200)], if_match=3).result
+    assert post([answer(429), answer(200)], if_match=3).result
 
 
 def test_what_a_lost_answer_removed_is_gone() -> None:
     lost = httpx.ReadError("lost")
-    assert Driven(API.delete("/v1/x"), [lost, answer(404)]).result is None
+    assert delete([lost, answer(404)]).result is None
     with pytest.raises(CmclError):
-        Driven(API.delete("/v1/x"), [answer(404)])
+        delete([answer(404)])
 
 
 def test_pauses_vary_and_never_grow_beyond_the_longest() -> None:

@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from cmcl.cli import main
+from cmcl.cli.exits import Exit
 from cmcl.ports import Ports, StackError
 from cmcl.stack import LocalStack
-from cmcl.terminal.exits import Exit
 from service.settings import Settings
 
 # Prints the id of a child that would run for a minute, and waits for it.

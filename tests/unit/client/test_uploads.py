@@ -1,7 +1,6 @@
 """Files on their way to the service: in parts, again after a crash, and never damaged."""
 
 import hashlib
-import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from cmcl import Client, CmclError
-from cmcl.calls import uploads
+from cmcl import Client, CmclError, Retries
+from cmcl.client import Upload, UploadProgress
+from cmcl.client.files import LocalFile, Part
+from cmcl.client.wire import Request
 from cmcl.contract.model import ModelSpec
-from cmcl.flow.api import Api
-from cmcl.flow.effects import Exchange
-from cmcl.flow.retries import Retries
-from cmcl.types import Upload, UploadProgress
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.unit.client.driven import Driven
@@ -26,7 +23,7 @@ from tests.unit.client.rest_server import Asked, RestServer
 from workers.storage.multipart import SMALLEST_PART
 
 PAIR = ("image", "text")
-ONCE = Api(Retries(attempts=1))
+ONCE = Retries(attempts=1)
 
 
 @pytest.fixture
@@ -164,10 +161,10 @@ def test_damage_on_the_way_is_noticed(client: Client, server: RestServer, tmp_pa
 def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"one")
-    file = uploads.LocalFile.of(path)
+    file = LocalFile.of(path)
     path.write_bytes(b"longer")
     with pytest.raises(CmclError, match="was changed while it was being sent"):
-        file.read(uploads.Part(1, 0, 3))
+        file.read(Part(1, 0, 3))
 
 
 @pytest.mark.parametrize("lost", [httpx.Response(409, json={}), httpx.ReadTimeout("too long")])
@@ -178,7 +175,7 @@ def test_an_end_that_somebody_else_is_at_is_waited_for(lost: httpx.Response | Ex
         for state in ("completing", "completing", "complete")
     ]
     begun = Upload(id="up-1", filename="a", bytes=3, state="open")
-    driven = Driven(uploads._complete(ONCE, begun), [lost, *states])
+    driven = Driven(lambda client: client._complete(begun), [lost, *states], ONCE)
     assert driven.result.state == "complete"
     assert driven.paused == [1.0, 1.0]
 
@@ -188,48 +185,47 @@ def test_an_end_that_is_refused_is_not_waited_for() -> None:
     still = httpx.Response(200, json={"id": "up-1", "filename": "a", "bytes": 3, "state": "open"})
     begun = Upload(id="up-1", filename="a", bytes=3, state="open")
     with pytest.raises(CmclError, match="part 2 is missing"):
-        Driven(uploads._complete(ONCE, begun), [refused, still])
+        Driven(lambda client: client._complete(begun), [refused, still], ONCE)
 
 
 def busy(seconds: int) -> httpx.Response:
     return httpx.Response(429, json={}, headers={"retry-after": str(seconds)})
 
 
-PART = Exchange("PUT", "/v1/uploads/up-1/parts/1", content=b"one")
+PART = Request("PUT", "/v1/uploads/up-1/parts/1", content=b"one")
+
+
+def send_part(outcomes: list[httpx.Response | Exception], retries: Retries) -> Driven:
+    return Driven(lambda client: client._send_in_turn(PART), outcomes, retries)
 
 
 def test_a_part_is_sent_again_until_the_service_has_a_place_for_it() -> None:
-    api = Api(Retries(attempts=4, first_pause=0.0), clock=lambda: 0.0)
-    driven = Driven(uploads._send_in_turn(api, PART), [busy(2)] * 30 + [httpx.Response(200)])
+    retries = Retries(attempts=4, first_pause=0.0)
+    driven = send_part([busy(2)] * 30 + [httpx.Response(200)], retries)
     assert driven.result.status_code == 200
     assert driven.paused == [2.0] * 30
 
 
 def test_a_part_for_which_there_is_no_place_in_half_an_hour_is_refused() -> None:
-    seconds = itertools.count(0, 600)
-    api = Api(Retries(attempts=1), clock=lambda: float(next(seconds)))
     with pytest.raises(CmclError) as caught:
-        Driven(uploads._send_in_turn(api, PART), [busy(60)] * 3)
-    assert (caught.value.status, caught.value.retry_after) == (429, 60.0)
+        send_part([busy(600)] * 4, ONCE)
+    assert (caught.value.status, caught.value.retry_after) == (429, 600.0)
 
 
 def test_a_part_that_is_refused_is_not_sent_again() -> None:
     with pytest.raises(CmclError, match="it was damaged"):
-        Driven(
-            uploads._send_in_turn(ONCE, PART),
-            [httpx.Response(422, json={"detail": "it was damaged"})],
-        )
+        send_part([httpx.Response(422, json={"detail": "it was damaged"})], ONCE)
 
 
 @pytest.mark.parametrize("state", ["completing", "complete"])
-def test_nothing_is_read_for_an_upload_that_takes_no_more_parts(tmp_path: Path, state: str) -> None:
+def test_nothing_is_sent_for_an_upload_that_takes_no_more_parts(
+    client: Client, server: RestServer, tmp_path: Path, state: str
+) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"one")
-    begun = Upload.model_validate({"id": "up-1", "filename": "a", "bytes": 3, "state": state})
-    sending = uploads._send_part(
-        ONCE, begun, uploads.LocalFile.of(path), uploads.Part(1, 0, 3), None
-    )
-    assert list(sending) == []
+    server.always((200, {"id": "up-1", "filename": "a", "bytes": 3, "state": state}))
+    assert client.upload(path).id == "up-1"
+    assert [asked.method for asked in server.asked if asked.method == "PUT"] == []
 
 
 def test_a_signed_address_gets_the_file_and_no_key(

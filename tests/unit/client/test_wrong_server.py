@@ -3,8 +3,8 @@
 import pytest
 
 from cmcl import Client, CmclError
+from cmcl.cli.exits import Exit
 from cmcl.client import WrongServer
-from cmcl.terminal.exits import Exit
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.rest_server import Answer, RestServer
 

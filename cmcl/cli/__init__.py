@@ -1,0 +1,96 @@
+"""The command line of cmcl, over the REST API.
+
+CMCL_URL and CMCL_EMBEDDINGS_URL have the addresses, CMCL_KEY has the key.
+CMCL_MODEL stands for an argument MODEL, or the option where it is required; not for that of embed,
+similarity and migrate.
+
+Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 the job that was
+followed ended without a version, or a rebuild found damage; 4 no server
+answers; 130 Ctrl-C.
+"""
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version as installed_version
+from typing import Annotated, Any
+
+import typer
+import typer.main
+
+from cmcl.cli import (
+    candidates,
+    collections,
+    datasets,
+    jobs,
+    keys,
+    local,
+    models,
+    queries,
+    versions,
+    webhooks,
+)
+from cmcl.cli.exits import ended
+from cmcl.contract import DISTRIBUTION
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"cmcl {installed_version(DISTRIBUTION)}")
+        raise typer.Exit
+
+
+app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+for name, group in {
+    "model": models.app,
+    "dataset": datasets.app,
+    "job": jobs.app,
+    "version": versions.app,
+    "candidate": candidates.app,
+    "collection": collections.app,
+    "key": keys.app,
+    "webhook": webhooks.app,
+    "admin": local.app,
+}.items():
+    app.add_typer(group, name=name)
+for command in (versions.promote, versions.rollback, versions.history):
+    app.command()(command)
+app.command("upload")(datasets.upload_files)
+app.command()(datasets.preflight)
+for query in (queries.embed, queries.similarity, queries.migrate):
+    app.command()(query)
+app.command()(collections.search)
+app.command()(keys.whoami)
+app.command()(local.up)
+app.command()(local.demo)
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def command_tree() -> Any:
+    """The whole tree of commands. Typer shows the type of an option; of a flag it says nothing."""
+    tree = typer.main.get_command(app)
+    for each in _tree(tree):
+        for option in (*each.params, each.get_help_option(typer.Context(each))):
+            if getattr(option, "is_flag", False):
+                option.metavar = ""
+    return tree
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; answers the exit code."""
+    return ended(lambda: command_tree()(args=arguments, prog_name="cmcl"))
+
+
+def _tree(command: Any) -> Iterator[Any]:
+    yield command
+    for inner in getattr(command, "commands", {}).values():
+        yield from _tree(inner)

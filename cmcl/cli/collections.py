@@ -1,0 +1,189 @@
+"""`cmcl collection` and `cmcl search`: items at the query endpoint, found by whatever version is live."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from cmcl.cli.console import Columns, fields, say, show, show_all, table
+from cmcl.cli.items import parse_filter, read_items, read_query
+from cmcl.cli.options import DEFAULT_QUERY_URL, AsJson, EmbeddingsUrl, OfModel, Yes
+from cmcl.client import Client, Collection, Found, Hit
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Collections of items, searched with the live version of their model.",
+)
+
+
+CollectionName = Annotated[str, typer.Argument(metavar="COLLECTION", help="name of the collection")]
+
+
+def _rows(collection: Collection) -> str | None:
+    rows = collection.searched.rows if collection.searched else {}
+    return ", ".join(f"{modality} {count}" for modality, count in rows.items()) or None
+
+
+_COLUMNS: Columns[Collection] = {
+    "collection": lambda each: each.id,
+    "model": lambda each: each.model,
+    "revision": lambda each: each.revision,
+    "version": lambda each: each.searched.version if each.searched else None,
+    "rows": _rows,
+    "stored": lambda each: f"{each.stored_bytes / 1e6:.1f} MB",
+}
+_HITS: Columns[Hit] = {
+    "score": lambda hit: hit.score,
+    "id": lambda hit: hit.id,
+    "modality": lambda hit: hit.modality,
+    "payload": lambda hit: json.dumps(hit.payload, ensure_ascii=False) if hit.payload else None,
+}
+
+
+@app.command("create")
+def create_collection(
+    name: CollectionName,
+    model: OfModel,
+    feature_type: Annotated[str, typer.Option(help="float32, or float16: half of the store")] = (
+        "float32"
+    ),
+    embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Create a collection of items, searched with the live version of MODEL."""
+    with Client(embeddings_url=embeddings_url) as client:
+        show(client.create_collection(name, model, feature_type), as_json, _view)
+
+
+@app.command("list")
+def list_collections(
+    embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL, as_json: AsJson = False
+) -> None:
+    """All collections."""
+    with Client(embeddings_url=embeddings_url) as client:
+        hint = "no collections yet; make one: cmcl collection create NAME --model MODEL"
+        show_all(client.collections(), as_json, _COLUMNS, hint)
+
+
+@app.command("show")
+def show_collection(
+    name: CollectionName, embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL, as_json: AsJson = False
+) -> None:
+    """Show what a collection stores, and what the replica that answers searches."""
+    with Client(embeddings_url=embeddings_url) as client:
+        show(client.collection(name), as_json, _view)
+
+
+@app.command("delete")
+def delete_collection(
+    name: CollectionName, embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL, yes: Yes = False
+) -> None:
+    """Remove a collection with all its items."""
+    if not yes:
+        typer.confirm(f"Delete collection {name} with all its items?", abort=True)
+    with Client(embeddings_url=embeddings_url) as client:
+        client.delete_collection(name)
+
+
+@app.command("add")
+def add_items(
+    name: CollectionName,
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="JSON lines: id, modality, feature or text, payload"),
+    ],
+    embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Add items from a file; those with the same ids are replaced."""
+    with Client(embeddings_url=embeddings_url) as client:
+        written = client.add_items(name, read_items(file))
+    say(f"{name} is at revision {written.revision}", written, as_json)
+
+
+@app.command("remove")
+def remove_items(
+    name: CollectionName,
+    ids: Annotated[list[str], typer.Argument(metavar="IDS", help="of items")],
+    embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Remove items by id."""
+    with Client(embeddings_url=embeddings_url) as client:
+        written = client.remove_items(name, ids)
+    say(f"{name} is at revision {written.revision}", written, as_json)
+
+
+@app.command("export")
+def export_collection(
+    name: CollectionName,
+    out: Annotated[Path, typer.Option(help="file to write")],
+    form: Annotated[
+        str, typer.Option("--format", help="qdrant, pgvector, or pgvector-ddl for its table")
+    ] = "qdrant",
+    embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
+) -> None:
+    """Write the items, with the vectors of the live version, for another vector store."""
+    with Client(embeddings_url=embeddings_url) as client:
+        out.write_bytes(client.export_collection(name, form))
+
+
+def search(  # noqa: PLR0913 - what can be said about a search
+    name: CollectionName,
+    modality: Annotated[str, typer.Argument(metavar="MODALITY", help="of what is searched for")],
+    feature: Annotated[
+        Path | None, typer.Argument(metavar="FEATURE", help="JSON file with one feature")
+    ] = None,
+    *,
+    text: Annotated[
+        str | None, typer.Option(help="words to search with, where the endpoint has an encoder")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="file to search with, e.g. a picture, where it has an encoder"),
+    ] = None,
+    among: Annotated[
+        list[str] | None, typer.Option(help="find only items of this modality; repeatable")
+    ] = None,
+    where: Annotated[str | None, typer.Option(help="filter over payloads, as JSON")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="items to find")] = 10,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="compare with every item, without the index")
+    ] = False,
+    min_revision: Annotated[
+        int, typer.Option(help="wait until this change of the collection is searched")
+    ] = 0,
+    min_version: Annotated[int, typer.Option(help="wait until this version is searched with")] = 0,
+    embeddings_url: EmbeddingsUrl = DEFAULT_QUERY_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Find the items of a collection that are nearest to a feature, to words or to a file."""
+    query, wanted = read_query(modality, feature, text, data), parse_filter(where)
+    with Client(embeddings_url=embeddings_url) as client:
+        found = client.search(
+            name,
+            query,
+            top_k,
+            modalities=among or None,
+            filter=wanted,
+            exact=exact,
+            min_revision=min_revision,
+            min_version=min_version,
+        )
+    show(found, as_json, _found)
+
+
+def _view(collection: Collection) -> RenderableType:
+    values = {title: value(collection) for title, value in _COLUMNS.items()}
+    problem = collection.searched.problem if collection.searched else None
+    return fields({**values, "features": collection.feature_type, "problem": problem})
+
+
+def _found(found: Found) -> RenderableType:
+    how = "exact" if found.exact else "approximate"
+    answered = f"by {found.model}, revision {found.revision}, {how}"
+    hits = table(found.data, _HITS) if found.data else Text("nothing was found")
+    return Group(hits, Text(answered, style="dim"))

@@ -1,0 +1,156 @@
+"""`cmcl job`: looked at, followed, cancelled, tried again, approved."""
+
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+
+from cmcl.cli.console import Cell, Columns, fields, print_json, say, show, show_all, stdout
+from cmcl.cli.options import DEFAULT_URL, AsJson, JobId, OfAnyModel, Reason, Url
+from cmcl.cli.progress import duration, figures, follow, with_file_names
+from cmcl.client import Client, Event, Job, JobProgress
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Jobs: each makes a version of one dataset. Look at them, follow, cancel, retry, approve.",
+)
+
+
+def _made(job: Job) -> int | None:
+    """The version that it made. While it runs the service names the one that it would make."""
+    return job.version if job.state == "published" else None
+
+
+_COLUMNS: Columns[Job] = {
+    "job": lambda job: job.id,
+    "model": lambda job: job.model,
+    "state": lambda job: job.state,
+    "version": _made,
+    "created": lambda job: job.created_at,
+    "reason": lambda job: job.reason,
+}
+
+
+@app.command("list")
+def list_jobs(
+    model: OfAnyModel = None,
+    state: Annotated[
+        str | None, typer.Option(help="only those in this state, e.g. running")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Jobs in the order of their arrival."""
+    with Client(url) as client:
+        show_all(client.jobs(model, state), as_json, _COLUMNS, _none(model, state))
+
+
+@app.command("show")
+def show_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """One job: where it stands, and why."""
+    with Client(url) as client:
+        found = client.job(job)
+        if found.message and not as_json:
+            found = found.model_copy(update={"message": with_file_names(client, found.message)})
+    show(found, as_json, _view)
+
+
+@app.command("watch")
+def watch_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Follow a job to its end; exit code 3 unless it became a version."""
+    with Client(url) as client:
+        follow(client, job, as_json)
+
+
+@app.command("cancel")
+def cancel_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Ask for a job to be stopped."""
+    with Client(url) as client:
+        asked = client.cancel(job)
+    say(f"{job}: {asked.state}, cancellation asked for", asked, as_json)
+
+
+@app.command("retry")
+def retry_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Give a failed job new attempts."""
+    with Client(url) as client:
+        asked = client.retry(job)
+    say(f"{job}: {asked.state}", asked, as_json)
+
+
+@app.command("approve")
+def approve_job(
+    job: JobId, reason: Reason = "", url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Publish a candidate that is held, or that the policy rejected."""
+    with Client(url) as client:
+        asked = client.approve(job, reason)
+    say(f"{job}: {asked.state}, approved", asked, as_json)
+
+
+@app.command("reject")
+def reject_job(
+    job: JobId, reason: Reason = "", url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Say no to a candidate that is held."""
+    with Client(url) as client:
+        asked = client.reject(job, reason)
+    say(f"{job}: {asked.state}", asked, as_json)
+
+
+@app.command("events")
+def job_events(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """What happens to a job, from its beginning to its end, as it happens."""
+    with Client(url) as client:
+        for event in client.events(job):
+            if as_json:
+                print_json(event)
+            elif event.kind != "progress":
+                stdout().print(_line(event), soft_wrap=True, highlight=False, markup=False)
+
+
+def _none(model: str | None, state: str | None) -> str:
+    """What an empty list means: nothing at all, or nothing of what was asked for."""
+    if state is None and model is None:
+        return "no jobs yet; a dataset begins one: cmcl dataset add SHARDS --pair FIRST,SECOND"
+    which = (f"of model {model}" if model else "", f"in state {state}" if state else "")
+    return " ".join(("no jobs", *filter(None, which)))
+
+
+def _line(event: Event) -> str:
+    when = f"{event.created_at.astimezone():%H:%M:%S}" if event.created_at else " " * 8
+    told = ", ".join(
+        f"{name} {value}" for name, value in event.details.items() if value is not None
+    )
+    return f"{when}  {event.kind:<18} {told}".rstrip()
+
+
+def _progress_cells(progress: JobProgress, *, is_running: bool) -> dict[str, Cell]:
+    """The figures of the phase that were reported. Only a running job has time left."""
+    left = progress.eta_seconds if is_running else None
+    time_left: dict[str, Cell] = {} if left is None else {"time left": duration(left)}
+    return {"phase": progress.phase, **figures(progress), **time_left, "reported": progress.at}
+
+
+def _view(job: Job) -> RenderableType:
+    progress, approval = job.progress, job.approval
+    return fields(
+        {
+            "job": job.id,
+            "model": job.model,
+            "dataset": job.dataset,
+            "state": job.state,
+            "reason": job.reason,
+            "message": job.message,
+            "attempt": job.attempt,
+            **(_progress_cells(progress, is_running=job.state == "running") if progress else {}),
+            "parent version": job.parent_version,
+            "version": _made(job),
+            "approval": f"{approval.decision} by {approval.actor}: {approval.reason or '-'}"
+            if approval
+            else None,
+            "created": job.created_at,
+            "started": job.started_at,
+            "finished": job.finished_at,
+        }
+    )

@@ -1,0 +1,169 @@
+"""Options and arguments that several commands have."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from cmcl.client import DEFAULT_EMBEDDINGS_URL, DEFAULT_SERVICE_URL, InvalidArgument
+from cmcl.client.files import UploadMode
+from cmcl.contract.modality import ModalityPair
+
+Options = TypeVar("Options", bound=BaseModel)
+
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url", envvar="CMCL_URL", help="address of the control plane", show_default=True
+    ),
+]
+EmbeddingsUrl = Annotated[
+    str,
+    typer.Option(
+        "--embeddings-url",
+        envvar="CMCL_EMBEDDINGS_URL",
+        help="address of the embeddings endpoint",
+    ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="print JSON: one document, or for lists one in each line")
+]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", envvar="CMCL_MODEL", help="name of the model")
+]
+ModelOfVersion = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", envvar="CMCL_MODEL", help="name of the model, or NAME@VERSION"),
+]
+VersionNumber = Annotated[
+    int | None, typer.Argument(metavar="VERSION", min=1, help="unless MODEL is NAME@VERSION")
+]
+QueriedModel = Annotated[
+    str, typer.Argument(metavar="MODEL", help="NAME for the live version, or NAME@VERSION")
+]
+OfModel = Annotated[
+    str, typer.Option("--model", "-m", envvar="CMCL_MODEL", help="name of the model")
+]
+# Without CMCL_MODEL, which stands for an argument that is needed: a list is not narrowed unasked.
+OfAnyModel = Annotated[
+    str | None, typer.Option("--model", "-m", help="only those of this model; by default all")
+]
+Reason = Annotated[str, typer.Option("--reason", help="for the history")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
+PairText = Annotated[str, typer.Option("--pair", help="FIRST,SECOND, e.g. image,text")]
+Sources = Annotated[
+    list[str],
+    typer.Argument(metavar="SHARDS...", help="folders, files, or addresses (s3://..., file://...)"),
+]
+Upload = Annotated[
+    UploadMode,
+    typer.Option(help="auto: send local files that the service cannot read; always; never"),
+]
+
+
+def _checked_id(prefix: str, what: str, listed_by: str) -> Callable[[str], str]:
+    """A callback that refuses what cannot be an id, before a server is asked."""
+    form = re.compile(rf"{prefix}-[0-9a-f]{{12}}")
+
+    def check(value: str) -> str:
+        if not form.fullmatch(value):
+            raise typer.BadParameter(f"{value!r} is no {what} id; see `{listed_by}`")
+        return value
+
+    return check
+
+
+def _id(prefix: str, what: str, listed_by: str) -> Any:
+    return typer.Argument(
+        metavar=what.upper(),
+        help=f"its id, {prefix}-...; `{listed_by}` shows them",
+        callback=_checked_id(prefix, what, listed_by),
+    )
+
+
+JobId = Annotated[str, _id("job", "job", "cmcl job list")]
+DatasetId = Annotated[str, _id("ds", "dataset", "cmcl dataset list")]
+KeyId = Annotated[str, _id("key", "key", "cmcl key list")]
+WebhookId = Annotated[str, _id("wh", "webhook", "cmcl webhook list")]
+
+DEFAULT_URL = DEFAULT_SERVICE_URL
+DEFAULT_QUERY_URL = DEFAULT_EMBEDDINGS_URL
+_LONGEST_NAME = 48
+# Fields whose option has another name.
+_OPTION_OF = {"modalities": "--modality"}
+
+
+def model_version(model: str, version: int | None) -> tuple[str, int | None]:
+    """NAME@VERSION, or NAME and VERSION as they were given. Raises BadParameter."""
+    name, at, number = model.partition("@")
+    if not at:
+        return model, version
+    if version is not None:
+        raise typer.BadParameter(f"{model!r} and {version}: the version is given twice")
+    if not (number.isascii() and number.isdecimal() and int(number) >= 1):
+        raise typer.BadParameter(f"{model!r}: write NAME@VERSION; versions are numbered from 1")
+    return name, int(number)
+
+
+def exact_version(model: str, version: int | None) -> tuple[str, int]:
+    """The same, where a version has to be given. Raises BadParameter."""
+    name, number = model_version(model, version)
+    if number is None:
+        raise typer.BadParameter(
+            f"say which version of {name!r}: {name}@VERSION; `cmcl version list {name}` shows them"
+        )
+    return name, number
+
+
+def parse_pair(text: str) -> ModalityPair:
+    """FIRST,SECOND. Raises BadParameter, and InvalidArgument for names that cannot be."""
+    first, comma, second = text.partition(",")
+    if not comma:
+        raise typer.BadParameter(
+            f"{text!r}: write FIRST,SECOND, for example image,text", param_hint="--pair"
+        )
+    return from_options(
+        ModalityPair, {"first": first.strip(), "second": second.strip()}, option="--pair"
+    )
+
+
+def from_options(
+    kind: type[Options], values: Mapping[str, Any], option: str | None = None
+) -> Options:
+    """Values of options as one object. Raises InvalidArgument that names the option and its value.
+
+    option: the one option that all values come from; by default each has that of its name.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        raise InvalidArgument("; ".join(_wrong_option(each, option) for each in found)) from error
+
+
+def _wrong_option(found: Mapping[str, Any], option: str | None) -> str:
+    words = str(found["msg"]).removeprefix("Value error, ")
+    names = [part for part in found["loc"] if isinstance(part, str)]
+    field = next(
+        (name for name in reversed(names) if name in _OPTION_OF), names[-1] if names else ""
+    )
+    option = option or (_OPTION_OF.get(field, f"--{field.replace('_', '-')}") if field else None)
+    if option is None:
+        return words
+    value = found["input"]
+    shown = f" {value}" if isinstance(value, str | int | float) else ""
+    return f"{option}{shown}: {words}"
+
+
+def name_of(source: str) -> str:
+    """A dataset's name from where it lies: the folder's, or the file's without its ending."""
+    path = Path(urlsplit(source).path if "://" in source else source).resolve()
+    stem = path.name if path.is_dir() else path.name.split(".")[0]
+    name = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:_LONGEST_NAME].strip("-")
+    if not name:
+        raise typer.BadParameter(f"{source!r} gives no name; say --name", param_hint="--name")
+    return name

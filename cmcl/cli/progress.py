@@ -1,0 +1,216 @@
+"""What takes its time: a job and a file on its way, as bars for people or JSON lines for programs."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from cmcl.cli.console import print_json, stderr, stdout
+from cmcl.cli.exits import NoVersion
+from cmcl.client import Client, CmclError, Job, JobProgress, UploadProgress
+
+_UPLOAD = re.compile(r"upload:(up-[0-9a-f]{12})")
+
+OnUpload = Callable[[UploadProgress], None]
+
+# A bar over a whole wide screen tells no more.
+_WIDEST = 100
+# The longest phase or state that a running job goes through.
+_PHASE_WIDTH = 10
+
+
+def watch_with_bar(client: Client, job: str, title: str, console: Console) -> Job:
+    """Follow a job to its end under a live view; answers the ended job."""
+    view = JobView(title)
+    with Live(view, console=console) as live:
+
+        def on_change(now: Job) -> None:
+            view.show(now)
+            live.refresh()
+
+        return client.watch(job, on_change)
+
+
+class JobView:
+    """A bar, and while the job runs a line with its figures. What a service does not tell is left out."""
+
+    def __init__(self, title: str) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            TextColumn(f"{{task.fields[doing]:<{_PHASE_WIDTH}}}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[percent]:>5}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", style="dim"),
+            expand=True,
+        )
+        self._line = self._bar.add_task(title, total=None, doing="", percent="", left="")
+        self._words: list[Text] = []
+
+    def show(self, job: Job) -> None:
+        """From now on, this."""
+        self._bar.update(self._line, **bar_fields(job))
+        self._words = [Text(each, style="dim") for each in words(job)]
+
+    def __rich__(self) -> RenderableType:
+        lines: list[RenderableType] = [self._bar]
+        if self._words:
+            # Where they do not fit into a line, none is torn apart.
+            lines.append(Padding(Columns(self._words, padding=(0, 3)), (0, 0, 0, 2)))
+        return Constrain(Group(*lines), _WIDEST)
+
+
+def bar_fields(job: Job) -> dict[str, Any]:
+    """How the bar shows a job: fields of rich's `Progress.update`."""
+    now = job.progress
+    done, total = _count(now) if now else (0, 0)
+    if job.has_ended:
+        # Full where it went well, also where no update was seen in passing; else where it stood.
+        total = total or 1
+        done = total if job.state == "published" else done
+    is_running = job.state == "running" and now is not None
+    left = now.eta_seconds if now and is_running else None
+    return {
+        # Without an end the bar only shows that something goes on.
+        "total": total or None,
+        "completed": done,
+        "doing": now.phase if now and is_running else job.state,
+        "percent": _percent(done / total) if total else "",
+        "left": f"{duration(left)} left" if left is not None else "",
+    }
+
+
+def words(job: Job) -> list[str]:
+    """What stands below the bar: figures while it trains, else why it does not; nothing after its end."""
+    if job.has_ended:
+        return []
+    if job.state == "running" and job.progress is not None:
+        return [f"{name} {value}" for name, value in figures(job.progress).items()]
+    return [job.message] if job.message else []
+
+
+def figures(progress: JobProgress) -> dict[str, str]:
+    """All that is told of the present phase, in words."""
+    told = ((figure, figure.read(progress)) for figure in _FIGURES)
+    return {figure.name: figure.words(value) for figure, value in told if value is not None}
+
+
+def duration(seconds: float) -> str:
+    """As a clock shows it."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """`read` answers None where the service or the phase has no such figure."""
+
+    name: str
+    read: Callable[[JobProgress], Any]
+    words: Callable[[Any], str]
+
+
+def _count(progress: JobProgress) -> tuple[int, int]:
+    """What the bar counts: updates where there are any, else rows; so many are done, of so many."""
+    if progress.updates_total:
+        return progress.updates_done, progress.updates_total
+    return progress.rows_done, progress.rows_total
+
+
+def _part(done: int, total: int) -> tuple[int, int] | None:
+    return (done, total) if total else None
+
+
+def _of(part: tuple[int, int]) -> str:
+    return f"{part[0]:,} of {part[1]:,}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+_FIGURES = (
+    _Figure("updates", lambda now: _part(now.updates_done, now.updates_total), _of),
+    _Figure("rows", lambda now: _part(now.rows_done, now.rows_total), _of),
+    _Figure("rows/s", lambda now: now.rows_per_second, "{:,.0f}".format),
+    _Figure("loss", lambda now: now.loss, "{:.3f}".format),
+    _Figure("gradient", lambda now: now.gradient_norm, "{:.3g}".format),
+    _Figure("removed", lambda now: now.removed_share, _percent),
+    _Figure("drift", lambda now: now.drift, "{:.3g}".format),
+    _Figure("ranks", lambda now: now.ranks, "{:d}".format),
+    _Figure("resumed at update", lambda now: now.resumed_at, "{:,d}".format),
+)
+
+
+def follow(client: Client, job: str, as_json: bool) -> Job:
+    """To its end. Raises NoVersion unless it was published."""
+    try:
+        ended = client.watch(job, print_json) if as_json else _with_bar(client, job)
+    except KeyboardInterrupt:
+        stderr().print(f"job {job} goes on; cmcl job watch {job} follows it again")
+        raise
+    if ended.state != "published":
+        why = with_file_names(client, ended.message or ended.reason or "-")
+        raise NoVersion(f"job {job} ended as {ended.state}: {why}")
+    if not as_json:
+        stdout().print(f"published as version {ended.version}")
+    return ended
+
+
+def with_file_names(client: Client, message: str) -> str:
+    """A message of the service in which each upload is named by its file as well."""
+    for upload in set(_UPLOAD.findall(message)):
+        try:
+            name = client.upload_state(upload).filename
+        except CmclError:
+            # Removed since, or of another owner: the message stands as it is.
+            continue
+        message = message.replace(f"upload:{upload}", f"{name} (upload:{upload})")
+    return message
+
+
+def _with_bar(client: Client, job: str) -> Job:
+    console = stderr()
+    return watch_with_bar(client, job, job, console) if console.is_terminal else client.watch(job)
+
+
+@contextmanager
+def upload_bars() -> Iterator[OnUpload]:
+    """A bar per file, on stderr."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
+    bars: dict[str, TaskID] = {}
+    shown = stderr()
+    with Progress(
+        *columns, console=shown, transient=True, disable=not shown.is_terminal
+    ) as progress:
+
+        def on_upload(now: UploadProgress) -> None:
+            name = now.path.name
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=now.total)
+            progress.update(bars[name], completed=now.sent)
+
+        yield on_upload

@@ -1,0 +1,94 @@
+"""`cmcl webhook`: who is told of events."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from cmcl.cli.console import Columns, fields, say, show, show_all
+from cmcl.cli.options import DEFAULT_URL, AsJson, Url, WebhookId
+from cmcl.client import Client, Delivery, NewWebhook, Webhook
+
+app = typer.Typer(
+    no_args_is_help=True, help="Webhooks: addresses to which events are sent, and their deliveries."
+)
+
+_COLUMNS: Columns[Webhook] = {
+    "webhook": lambda webhook: webhook.id,
+    "url": lambda webhook: webhook.url,
+    "kinds": lambda webhook: ", ".join(webhook.kinds or ()) or "all",
+    "of": lambda webhook: "every owner" if webhook.every_owner else webhook.model,
+    "created": lambda webhook: webhook.created_at,
+    "failing since": lambda webhook: webhook.failing_since,
+    "disabled": lambda webhook: webhook.disabled_reason,
+}
+_DELIVERIES: Columns[Delivery] = {
+    "delivery": lambda delivery: delivery.id,
+    "attempts": lambda delivery: delivery.attempts,
+    "status": lambda delivery: delivery.status,
+    "delivered": lambda delivery: delivery.delivered_at,
+    "given up": lambda delivery: delivery.failed_at,
+    "next": lambda delivery: delivery.next_at,
+    "error": lambda delivery: delivery.error,
+}
+
+
+@app.command("add")
+def add_webhook(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="https://...")],
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="of events, e.g. job.failed; repeatable; by default those to act upon"),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="only events of this model")] = None,
+    every_owner: Annotated[
+        bool, typer.Option("--every-owner", help="of the whole deployment; for the operator alone")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Send events to an address. The secret of their signatures is shown once."""
+    with Client(url) as client:
+        show(
+            client.create_webhook(address, kind or (), model, every_owner=every_owner),
+            as_json,
+            _view,
+        )
+
+
+@app.command("list")
+def list_webhooks(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """All webhooks."""
+    with Client(url) as client:
+        hint = "no webhooks yet; add one: cmcl webhook add https://..."
+        show_all(client.webhooks(), as_json, _COLUMNS, hint)
+
+
+@app.command("delete")
+def delete_webhook(webhook: WebhookId, url: Url = DEFAULT_URL) -> None:
+    """Delete a webhook."""
+    with Client(url) as client:
+        client.delete_webhook(webhook)
+
+
+@app.command("test")
+def send_test(webhook: WebhookId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Send a test message to a webhook; `deliveries` shows what became of it."""
+    with Client(url) as client:
+        sent = client.test_webhook(webhook)
+    say(f"delivery {sent.id} is on its way", sent, as_json)
+
+
+@app.command("deliveries")
+def list_deliveries(webhook: WebhookId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """What was sent to a webhook, and what became of each message."""
+    with Client(url) as client:
+        hint = f"nothing was sent to {webhook} yet; try: cmcl webhook test {webhook}"
+        show_all(client.deliveries(webhook), as_json, _DELIVERIES, hint)
+
+
+def _view(webhook: NewWebhook) -> RenderableType:
+    secret = webhook.secret.get_secret_value() if webhook.secret else None
+    text = fields({"webhook": webhook.id, "url": webhook.url, "secret": secret})
+    return Group(text, Text("keep the secret: it is not shown again", style="bold"))

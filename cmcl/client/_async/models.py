@@ -1,0 +1,132 @@
+"""Models, their versions, and which version is live or on trial."""
+
+from collections.abc import AsyncIterator
+
+import httpx
+
+from cmcl.client._async.session import Calls
+from cmcl.client.registry import (
+    Candidate,
+    Live,
+    Model,
+    Policy,
+    Promotion,
+    Version,
+    VersionSummary,
+)
+from cmcl.client.wire import Request, posted_reason, read, revision_of, segment
+from cmcl.contract.model import ModelSpec
+from cmcl.contract.policy import GatePolicy
+from cmcl.contract.rollout import TrialPlan
+
+
+class ModelCalls(Calls):
+    """Calls about models and versions."""
+
+    async def create_model(self, name: str, spec: ModelSpec) -> Model:
+        """Create a model; the same name with the same specification returns the same model."""
+        return await self._session.post(
+            Model, "/v1/models", {"name": name, **spec.model_dump(mode="json")}
+        )
+
+    def models(self) -> AsyncIterator[Model]:
+        """All models, by name."""
+        return self._session.pages(Model, "/v1/models")
+
+    async def model(self, name: str) -> Model:
+        """One model."""
+        return await self._session.get(Model, _path(name))
+
+    async def branch_model(self, model: str, version: int, name: str) -> Model:
+        """Create the model `name` from the versions of `model` up to `version`."""
+        body = {"name": name, "version": version}
+        return await self._session.post(Model, f"{_path(model)}/branch", body)
+
+    async def delete_model(self, name: str) -> None:
+        """Delete a model with all its versions; refused while a job of it has not ended."""
+        await self._session.delete(_path(name))
+
+    async def policy(self, model: str) -> Policy:
+        """What a candidate must achieve before it is published."""
+        response = await self._session.send(Request("GET", f"{_path(model)}/policy"))
+        return _with_revision(read(Policy, response), response)
+
+    async def set_policy(
+        self, model: str, policy: GatePolicy, if_revision: int | None = None
+    ) -> Policy:
+        """Replace the policy. `if_revision`: only if this is still its revision (else 412)."""
+        body = policy.model_dump(mode="json")
+        changed, response = await self._session.put(
+            Policy, f"{_path(model)}/policy", body, if_revision
+        )
+        return _with_revision(changed, response)
+
+    def versions(self, model: str) -> AsyncIterator[VersionSummary]:
+        """All versions of a model, the first one first."""
+        return self._session.pages(VersionSummary, f"{_path(model)}/versions")
+
+    async def version(self, model: str, number: int) -> Version:
+        """One version: certificate, evaluation matrix, capacity, lineage, and its manifest."""
+        return await self._session.get(Version, f"{_path(model)}/versions/{number}")
+
+    async def retire_version(self, model: str, number: int) -> None:
+        """Retire a version; refused for the newest one and the live one."""
+        await self._session.delete(f"{_path(model)}/versions/{number}")
+
+    async def live(self, model: str) -> Live:
+        """The live version, which answers queries."""
+        return await self._session.get(Live, f"{_path(model)}/live")
+
+    async def promote(
+        self, model: str, version: int, reason: str = "", if_generation: int | None = None
+    ) -> Live:
+        """Make a version live. `if_generation`: only if there was no promotion since (else 412)."""
+        body = {"version": version, **posted_reason(reason)}
+        changed, _ = await self._session.put(Live, f"{_path(model)}/live", body, if_generation)
+        return changed
+
+    async def roll_back(
+        self, model: str, reason: str = "", if_generation: int | None = None
+    ) -> Live:
+        """Make the version live that was promoted before the live one."""
+        body = posted_reason(reason)
+        return await self._session.post(
+            Live, f"{_path(model)}/rollback", body, if_match=if_generation
+        )
+
+    def promotions(self, model: str) -> AsyncIterator[Promotion]:
+        """Each change of the live version, the first one first."""
+        return self._session.pages(Promotion, f"{_path(model)}/promotions")
+
+    async def candidate(self, model: str) -> Candidate:
+        """The version on trial, and how it compares with the live one."""
+        return await self._session.get(Candidate, f"{_path(model)}/candidate")
+
+    async def set_candidate(
+        self,
+        model: str,
+        version: int,
+        plan: TrialPlan,
+        reason: str = "",
+        if_generation: int | None = None,
+    ) -> Candidate:
+        """Begin a trial of a version beside the live one, or change the trial.
+
+        `if_generation`: only if there was no promotion since (else 412).
+        """
+        body = {"version": version, **plan.model_dump(mode="json"), **posted_reason(reason)}
+        path = f"{_path(model)}/candidate"
+        changed, _ = await self._session.put(Candidate, path, body, if_generation)
+        return changed
+
+    async def end_candidate(self, model: str, reason: str = "") -> None:
+        """End the trial: the version stays, and serves no more callers."""
+        await self._session.delete(f"{_path(model)}/candidate", posted_reason(reason))
+
+
+def _path(model: str) -> str:
+    return f"/v1/models/{segment(model)}"
+
+
+def _with_revision(policy: Policy, response: httpx.Response) -> Policy:
+    return policy.model_copy(update={"revision": revision_of(response)})

@@ -1,0 +1,62 @@
+# Generated from cmcl/client/_async/client.py by `make docs`; edit that file.
+"""The client: all calls over one session."""
+
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from cmcl.client._sync.access import AccessCalls
+from cmcl.client._sync.datasets import DatasetCalls
+from cmcl.client._sync.endpoint import EndpointCalls
+from cmcl.client._sync.jobs import JobCalls
+from cmcl.client._sync.models import ModelCalls
+from cmcl.client._sync.session import Session
+from cmcl.client._sync.uploads import UploadCalls
+from cmcl.client.concurrency import Clock
+from cmcl.client.connection import DEFAULT_EMBEDDINGS_URL, DEFAULT_SERVICE_URL, Connection, Retries
+
+
+class Client(ModelCalls, DatasetCalls, UploadCalls, JobCalls, EndpointCalls, AccessCalls):
+    """A client for both servers. `Client` blocks; `AsyncClient` is awaited, with asyncio or trio.
+
+    Both have the same calls with the same arguments; lists are iterators, or asynchronous ones. Use
+    it as a context manager, or close it.
+
+    service_url: the control plane. embeddings_url: the endpoint that answers queries. timeout:
+    seconds of connecting, and of each read and write. key: by default that of the environment
+    variable CMCL_KEY. retries: how often a request is sent. transport: httpx's, for proxies and
+    tests. clock: for tests. Every call raises CmclError with the server's own words.
+    """
+
+    def __init__(  # noqa: PLR0913 - the options of a connection
+        self,
+        service_url: str = DEFAULT_SERVICE_URL,
+        embeddings_url: str = DEFAULT_EMBEDDINGS_URL,
+        timeout: float = 30.0,
+        *,
+        key: str | None = None,
+        retries: Retries | None = None,
+        transport: httpx.BaseTransport | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._connection = Connection.of(service_url, embeddings_url, key, timeout)
+        super().__init__(Session(self._connection, retries or Retries(), transport, clock))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._connection.service_host})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._session.close()

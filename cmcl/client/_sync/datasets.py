@@ -1,0 +1,214 @@
+# Generated from cmcl/client/_async/datasets.py by `make docs`; edit that file.
+"""Datasets: posted, left open, appended to, sealed, deleted; and pre-flights, which check them first."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from cmcl.client._sync.uploads import UploadCalls
+from cmcl.client.answers import Accepted, Answer, Dataset, DatasetSummary, Preflight
+from cmcl.client.errors import CmclError, Json, TookTooLong
+from cmcl.client.files import (
+    OnUpload,
+    ShardLists,
+    ShardSource,
+    Uploading,
+    UploadMode,
+    all_local,
+    expand,
+    refused_local,
+    replaced,
+    shard_bodies,
+    with_paths,
+)
+from cmcl.client.wire import given, segment
+from cmcl.contract.dataset import ShardRef
+from cmcl.contract.modality import ModalityPair
+
+T = TypeVar("T", bound=BaseModel)
+
+Pair = ModalityPair | tuple[str, str]
+
+
+class _Opened(Answer):
+    """The answer where there may be no job yet."""
+
+    dataset: DatasetSummary
+
+
+class DatasetCalls(UploadCalls):
+    """Calls about datasets and pre-flights."""
+
+    def add_dataset(  # noqa: PLR0913 - what a dataset has
+        self,
+        model: str,
+        name: str,
+        pair: Pair,
+        shards: Sequence[ShardSource],
+        evaluation_shards: Sequence[ShardSource] = (),
+        *,
+        evaluation_share: float | None = None,
+        upload: UploadMode = "auto",
+        on_upload: OnUpload | None = None,
+    ) -> Accepted:
+        """Post a dataset and start its job. The same shards again return the same job.
+
+        `shards` are addresses, or files and folders of this machine; `evaluation_shards` are held
+        out, and so is `evaluation_share` of the rows of `shards`. Local files that the service
+        cannot read are sent: `upload` is auto, always or never; `on_upload` gets the progress.
+        """
+        return self._post_with_shards(
+            Accepted,
+            "/v1/datasets",
+            _body(model, name, pair, evaluation_share),
+            {"shards": shards, "evaluation_shards": evaluation_shards},
+            Uploading(upload, on_upload),
+        )
+
+    def open_dataset(  # noqa: PLR0913 - what a dataset has
+        self,
+        model: str,
+        name: str,
+        pair: Pair,
+        shards: Sequence[ShardSource] = (),
+        evaluation_shards: Sequence[ShardSource] = (),
+        *,
+        evaluation_share: float | None = None,
+        upload: UploadMode = "auto",
+        on_upload: OnUpload | None = None,
+    ) -> DatasetSummary:
+        """Post a dataset that stays open for more shards; its job starts once it is sealed."""
+        opened = self._post_with_shards(
+            _Opened,
+            "/v1/datasets",
+            {**_body(model, name, pair, evaluation_share), "sealed": False},
+            {"shards": shards, "evaluation_shards": evaluation_shards},
+            Uploading(upload, on_upload),
+        )
+        return opened.dataset
+
+    def append_shards(
+        self,
+        dataset: str,
+        shards: Sequence[ShardSource] = (),
+        evaluation_shards: Sequence[ShardSource] = (),
+        *,
+        upload: UploadMode = "auto",
+        on_upload: OnUpload | None = None,
+    ) -> Dataset:
+        """Add shards to an open dataset; refused once it is sealed."""
+        sources = {"shards": shards, "evaluation_shards": evaluation_shards}
+        path = f"{_path(dataset)}/shards"
+        uploading = Uploading(upload, on_upload)
+        return self._post_with_shards(Dataset, path, {}, sources, uploading)
+
+    def seal_dataset(self, dataset: str) -> Accepted:
+        """Seal an open dataset and start its job. Sealing again returns the same job."""
+        return self._session.post(Accepted, f"{_path(dataset)}/seal")
+
+    def datasets(self, model: str | None = None) -> Iterator[DatasetSummary]:
+        """All datasets, or those of a model, in the order of their arrival."""
+        return self._session.pages(DatasetSummary, "/v1/datasets", given(model=model))
+
+    def dataset(self, dataset: str) -> Dataset:
+        """One dataset with its shards."""
+        return self._session.get(Dataset, _path(dataset))
+
+    def delete_dataset(self, dataset: str) -> None:
+        """Delete a dataset that is open, or whose job ended without a version."""
+        self._session.delete(_path(dataset))
+
+    def ask_preflight(
+        self,
+        model: str,
+        pair: Pair,
+        shards: Sequence[ShardSource],
+        *,
+        upload: UploadMode = "auto",
+        on_upload: OnUpload | None = None,
+    ) -> Preflight:
+        """Start a check of a dataset that is not posted; nothing is trained. See `await_preflight`."""
+        return self._post_with_shards(
+            Preflight,
+            f"/v1/models/{segment(model)}/preflight",
+            {"pair": _as_pair(pair).model_dump()},
+            {"shards": shards},
+            Uploading(upload, on_upload),
+        )
+
+    def preflight(self, preflight: str) -> Preflight:
+        """One pre-flight; `outlook` is its result."""
+        return self._session.get(Preflight, f"/v1/preflights/{segment(preflight)}")
+
+    def preflights(self, model: str) -> Iterator[Preflight]:
+        """Pre-flights of a model in the order of their arrival."""
+        return self._session.pages(Preflight, f"/v1/models/{segment(model)}/preflights")
+
+    def await_preflight(
+        self, preflight_id: str, timeout: float = 600.0, poll_seconds: float = 0.5
+    ) -> Preflight:
+        """Wait for the result of a pre-flight. Raises TookTooLong after `timeout` seconds."""
+        clock = self._session.clock
+        deadline = clock.now() + timeout
+        while True:
+            now = self.preflight(preflight_id)
+            if now.has_ended:
+                return now
+            if clock.now() >= deadline:
+                raise TookTooLong(
+                    f"pre-flight {preflight_id} has no answer after {timeout:g} seconds"
+                )
+            clock.sleep(poll_seconds)
+
+    def _post_with_shards(
+        self,
+        kind: type[T],
+        path: str,
+        body: Json,
+        sources: Mapping[str, Sequence[ShardSource]],
+        uploading: Uploading,
+    ) -> T:
+        """POST a body with these lists of shards, by field. Local files are sent where needed."""
+        lists: ShardLists = {field: expand(given) for field, given in sources.items()}
+        if uploading.comes_first(is_near=self._session.is_near):
+            lists = self._send_files(lists, all_local(lists), uploading)
+        try:
+            return self._session.post(kind, path, {**body, **shard_bodies(lists)})
+        except CmclError as error:
+            refused = refused_local(lists, error)
+            if uploading.mode != "auto" or not refused:
+                raise with_paths(error, lists) from error
+        lists = self._send_files(lists, refused, uploading)
+        try:
+            return self._session.post(kind, path, {**body, **shard_bodies(lists)})
+        except CmclError as error:
+            raise with_paths(error, lists) from error
+
+    def _send_files(self, lists: ShardLists, paths: set[Path], uploading: Uploading) -> ShardLists:
+        """The same lists after these files were uploaded."""
+        there: dict[Path, ShardRef] = {}
+        for path in sorted(paths):
+            complete = self.upload(path, uploading.on_upload)
+            there[path] = ShardRef(uri=complete.uri or f"upload:{complete.id}")
+        return replaced(lists, there)
+
+
+def _body(model: str, name: str, pair: Pair, evaluation_share: float | None) -> Json:
+    body: Json = {"model": model, "name": name, "pair": _as_pair(pair).model_dump()}
+    if evaluation_share is not None:
+        body["evaluation_share"] = evaluation_share
+    return body
+
+
+def _as_pair(pair: Pair) -> ModalityPair:
+    """Raises ValidationError for two names that cannot be a pair."""
+    if isinstance(pair, ModalityPair):
+        return pair
+    first, second = pair
+    return ModalityPair(first=first, second=second)
+
+
+def _path(dataset: str) -> str:
+    return f"/v1/datasets/{segment(dataset)}"

@@ -1,0 +1,152 @@
+# Generated from cmcl/client/_async/session.py by `make docs`; edit that file.
+"""Requests to both servers: connections, attempts, idempotency keys, pages."""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from cmcl.client.concurrency import Clock, file_content
+from cmcl.client.connection import Connection, Retries
+from cmcl.client.wire import (
+    Params,
+    Request,
+    Side,
+    check_server,
+    condition,
+    content_type,
+    is_repeatable,
+    json_bytes,
+    listed,
+    read,
+    refused,
+    unreachable,
+    validated,
+)
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Session:
+    """The connections of one client. `clock` and `retries` are for calls that wait."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        retries: Retries,
+        transport: httpx.BaseTransport | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.retries = retries
+        self.clock = clock or Clock()
+        self.is_near = connection.is_near
+        self._clients = connection.open(httpx.Client, transport)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for client in self._clients.values():
+            client.close()
+
+    def get(self, kind: type[T], path: str) -> T:
+        """One object of the control plane."""
+        return read(kind, self.send(Request("GET", path)))
+
+    def post(
+        self,
+        kind: type[T],
+        path: str,
+        body: object = None,
+        key: str | None = None,
+        if_match: int | None = None,
+    ) -> T:
+        """POST with one Idempotency-Key for all attempts; `key`, or a new one."""
+        headers = {
+            "idempotency-key": key or new_key(),
+            **content_type(body),
+            **condition(if_match),
+        }
+        request = Request("POST", path, headers=headers, content=json_bytes(body))
+        return read(kind, self.send(request))
+
+    def put(
+        self, kind: type[T], path: str, body: object, if_match: int | None = None
+    ) -> tuple[T, httpx.Response]:
+        """PUT. `if_match`: only if the object still has this revision."""
+        headers = {**content_type(body), **condition(if_match)}
+        response = self.send(Request("PUT", path, headers=headers, content=json_bytes(body)))
+        return read(kind, response), response
+
+    def delete(self, path: str, params: Params | None = None) -> None:
+        """DELETE. A 404 after an attempt whose answer was lost means that this attempt removed it."""
+        request = Request("DELETE", path, params=dict(params or {}))
+        response, attempts = self._attempts(request)
+        if attempts > 1 and response.status_code == httpx.codes.NOT_FOUND:
+            return
+        if not response.is_success:
+            raise refused(request.side, response)
+
+    def pages(self, kind: type[T], path: str, params: Params | None = None) -> Iterator[T]:
+        """All items of a list; a page is fetched when its first item is needed."""
+        query = dict(params or {})
+        while True:
+            response = self.send(Request("GET", path, params=query))
+            page = listed(response, "items", Side.SERVICE)
+            for item in page["items"]:
+                yield validated(kind, item, response)
+            if not page.get("next_cursor"):
+                return
+            query["cursor"] = page["next_cursor"]
+
+    def send(self, request: Request) -> httpx.Response:
+        """The response of a success, after as many attempts as the retries permit. Raises CmclError."""
+        response, _ = self._attempts(request)
+        if not response.is_success:
+            raise refused(request.side, response)
+        return response
+
+    def _attempts(self, request: Request) -> tuple[httpx.Response, int]:
+        """The last response, and the number of attempts. Raises Unreachable and WrongServer."""
+        for attempt in range(1, self.retries.attempts + 1):
+            try:
+                response = self._clients[request.side].request(**request.options())  # type: ignore[arg-type]
+            except httpx.TransportError as error:
+                if attempt >= self.retries.attempts or not is_repeatable(request, error):
+                    raise unreachable(request.side, error) from error
+                self.clock.sleep(self.retries.pause(attempt))
+                continue
+            check_server(request.side, response)
+            pause = self.retries.pause_after(response, attempt)
+            if pause is None or not is_repeatable(request, response):
+                return response, attempt
+            self.clock.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def stream(
+        self, request: Request, read_timeout: float
+    ) -> AbstractContextManager[httpx.Response]:
+        """One attempt whose body is read as it arrives, each read within `read_timeout` seconds."""
+        client = self._clients[request.side]
+        timeout = httpx.Timeout(client.timeout.connect, read=read_timeout)
+        return client.stream(**request.options(), timeout=timeout)  # type: ignore[arg-type]
+
+    def send_file(self, request: Request, path: Path) -> httpx.Response:
+        """One attempt with a whole file as the body, which is never in memory as a whole."""
+        client = self._clients[request.side]
+        with file_content(path) as content:
+            return client.request(**{**request.options(), "content": content})  # type: ignore[arg-type]
+
+
+class Calls:
+    """Base of the calls of a client."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+
+def new_key() -> str:
+    """An Idempotency-Key, for all attempts of one request."""
+    return uuid.uuid4().hex

@@ -1,0 +1,219 @@
+"""Files of this machine: shards as users name them, and files as they are sent in parts."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cmcl.client.answers import Upload, UploadProgress
+from cmcl.client.errors import CmclError, FieldError, InvalidArgument, Json
+from cmcl.contract.dataset import ShardRef
+
+ShardSource = ShardRef | str | Path
+UploadMode = Literal["auto", "always", "never"]
+OnUpload = Callable[[UploadProgress], None]
+
+# What is taken from a folder; the service looks at the contents, not at the names.
+SHARD_SUFFIXES = frozenset(
+    {".parquet", ".arrow", ".feather", ".ipc", ".npz", ".safetensors", ".h5", ".hdf5"}
+)
+_REFUSED = 422
+_PART_BYTES = 16 * 2**20
+# As many as an object store takes.
+_MOST_PARTS = 10_000
+
+
+@dataclass(frozen=True)
+class Uploading:
+    """Which local files are sent to the service, and a callback for the progress.
+
+    auto: those that it cannot read itself. A service on this machine is asked first; one elsewhere
+    has no view of our disks. never: their addresses are posted, for disks that both sides share.
+    """
+
+    mode: UploadMode = "auto"
+    on_upload: OnUpload | None = None
+
+    def comes_first(self, *, is_near: bool) -> bool:
+        """Whether local files are sent before the request. `is_near`: the service is on this machine."""
+        return self.mode == "always" or (self.mode == "auto" and not is_near)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard; `path` is its file on this machine, also after it was uploaded."""
+
+    ref: ShardRef
+    path: Path | None = None
+
+    @property
+    def unsent(self) -> Path | None:
+        """The file whose address is posted instead of an upload."""
+        return self.path if self.path and self.ref.uri == self.path.as_uri() else None
+
+
+ShardLists = Mapping[str, Sequence[Shard]]
+
+
+def expand(sources: Sequence[ShardSource]) -> list[Shard]:
+    """The shards that addresses, files and folders stand for. Raises InvalidArgument."""
+    return [shard for source in sources for shard in _shards(source)]
+
+
+def _shards(source: ShardSource) -> list[Shard]:
+    if isinstance(source, ShardRef):
+        return [Shard(source)]
+    if isinstance(source, str) and ("://" in source or source.startswith("upload:")):
+        return [Shard(ShardRef(uri=source))]
+    return [Shard(ShardRef(uri=path.as_uri()), path) for path in _files(Path(source).resolve())]
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or those of a folder that may be shards, by name. Raises InvalidArgument."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InvalidArgument(f"there is no file or folder {path}")
+    found = sorted(file for file in path.iterdir() if _may_be_shard(file))
+    if not found:
+        permitted = ", ".join(sorted(SHARD_SUFFIXES))
+        raise InvalidArgument(f"folder {path} has no file that ends in one of {permitted}")
+    return found
+
+
+def _may_be_shard(file: Path) -> bool:
+    hidden = file.name.startswith(".")
+    return file.suffix.lower() in SHARD_SUFFIXES and not hidden and file.is_file()
+
+
+def all_local(lists: ShardLists) -> set[Path]:
+    """All files that were not sent."""
+    return {path for shards in lists.values() for shard in shards if (path := shard.unsent)}
+
+
+def refused_local(lists: ShardLists, error: CmclError) -> set[Path]:
+    """Files whose addresses the service does not take; empty if it refused anything else."""
+    if error.status != _REFUSED:
+        return set()
+    of_field = {
+        f"{field}[{index}].uri": shard.unsent
+        for field, shards in lists.items()
+        for index, shard in enumerate(shards)
+    }
+    refused = [_path_of(each, of_field) for each in error.fields]
+    return {path for path in refused if path} if all(refused) else set()
+
+
+def _path_of(error: FieldError, of_field: Mapping[str, Path | None]) -> Path | None:
+    return of_field.get(error.field)
+
+
+def replaced(lists: ShardLists, there: Mapping[Path, ShardRef]) -> ShardLists:
+    """The same lists with the uploads of these files."""
+    return {
+        field: [
+            Shard(there[path], path) if (path := shard.unsent) and path in there else shard
+            for shard in shards
+        ]
+        for field, shards in lists.items()
+    }
+
+
+def with_paths(error: CmclError, lists: ShardLists) -> CmclError:
+    """The same error, with the user's files in the place of uploads and of addresses on their disks."""
+    paths = {
+        shard.ref.uri: str(shard.path)
+        for shards in lists.values()
+        for shard in shards
+        if shard.path
+    }
+    fields = tuple(
+        FieldError(each.field, _renamed(each.message, paths), each.value) for each in error.fields
+    )
+    return type(error)(
+        *(_renamed(str(error), paths), error.status, error.type, fields),
+        *(error.request_id, error.retry_after),
+    )
+
+
+def _renamed(text: str, paths: Mapping[str, str]) -> str:
+    for uri, path in paths.items():
+        text = text.replace(uri, f"{path} ({uri})")
+    return text
+
+
+def shard_bodies(lists: ShardLists) -> Json:
+    """Lists of shards as they are posted."""
+    return {
+        field: [shard.ref.model_dump(exclude_none=True) for shard in shards]
+        for field, shards in lists.items()
+    }
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of the file; numbers begin at 1."""
+
+    number: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file as it was when it was first looked at."""
+
+    path: Path
+    size: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "LocalFile":
+        """Raises InvalidArgument for one that cannot be sent."""
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise InvalidArgument(f"{path} cannot be read: {error.strerror}") from error
+        if not path.is_file() or not found.st_size:
+            raise InvalidArgument(
+                f"{path} cannot be sent: it is {'empty' if path.is_file() else 'no file'}"
+            )
+        return cls(path.resolve(), found.st_size, found.st_mtime_ns)
+
+    def parts(self, upload: Upload) -> Iterator[Part]:
+        """All of it, in parts of the permitted sizes."""
+        size = max(_PART_BYTES, upload.part_bytes_min, -(-self.size // _MOST_PARTS))
+        size = min(size, upload.part_bytes_max)
+        for index, start in enumerate(range(0, self.size, size)):
+            yield Part(index + 1, start, min(size, self.size - start))
+
+    def read(self, part: Part) -> bytes:
+        """One part. Raises CmclError if the file was written to since; OSError."""
+        with self.path.open("rb") as file:
+            file.seek(part.start)
+            data = file.read(part.size)
+        if len(data) != part.size or self.path.stat().st_mtime_ns != self.changed_ns:
+            raise CmclError(f"{self.path} was changed while it was being sent; send it again")
+        return data
+
+
+def digest_of(file: LocalFile) -> str:
+    """SHA-256 of a whole file, in hex. Raises OSError."""
+    with file.path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def upload_key(name: str, digest: str) -> str:
+    """An Idempotency-Key that is the same for the same name and bytes."""
+    told = f"{name}\0{digest}".encode("utf-8", "surrogateescape")
+    return f"upload-{hashlib.sha256(told).hexdigest()}"
+
+
+def check_digest(file: LocalFile, digest: str, complete: Upload) -> None:
+    """Raises CmclError if the service received other bytes."""
+    if complete.sha256 not in (None, digest):
+        raise CmclError(
+            f"{file.path} was changed while it was being sent, or arrived damaged; abort upload "
+            f"{complete.id} and send it again"
+        )

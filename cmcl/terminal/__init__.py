@@ -1,1 +1,0 @@
-"""What all commands share: options, what is printed and where, exit codes."""
