@@ -37,8 +37,11 @@ def problem(response: httpx.Response, status: int) -> dict[str, str]:
         ([1e-200, 0, 0, 0, 0], "input row 0 is of length 1e-200"),
         ("words", "no encoder is configured for modality 'image'; send features, not texts"),
         ([{"feature": ROW}], "the field 'input[0].modality' is missing"),
-        ([{"modality": "image"}], "exactly one of feature, text and data; it has none"),
-        ({"a": 1}, "input is a dict of 1; permitted is a valid array"),
+        (
+            [{"modality": "image"}],
+            "input[0] is an object with 'modality'; permitted is exactly one of feature, text and data",
+        ),
+        ({"a": 1}, "input is an object with 'a'; permitted is a valid array"),
         (7, "input is 7; permitted is a valid array"),
         ([1, 2, "3", 4, 5], 'input[2] is "3"; permitted is a valid number'),
         ([1, 2, True, 4, 5], "input[2] is true; permitted is a valid number"),

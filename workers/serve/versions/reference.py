@@ -44,7 +44,10 @@ def parse_version(text: str | None, where: str) -> int:
 
 def shortened(value: object) -> str:
     """The user's value as it may stand in a message."""
-    if isinstance(value, list | dict):
-        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        names = ", ".join(map(repr, value))[:_LONGEST_VALUE]
+        return f"an object with {names or 'no fields'}"
     text = json.dumps(value[:_LONGEST_VALUE] if isinstance(value, str) else value, default=str)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
