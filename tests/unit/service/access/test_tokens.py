@@ -80,7 +80,7 @@ def test_scopes_are_those_with_our_prefix(
         {"exp": "tomorrow"},
     ],
     # Without the times, which differ between the processes that collect tests.
-    ids=lambda claims: "-".join(claims),
+    ids="-".join,
 )
 def test_a_token_that_is_not_for_us_or_not_for_now_is_refused(
     issuer: FakeIssuer, tokens: Tokens, claims: dict[str, object]
