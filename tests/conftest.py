@@ -36,6 +36,8 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("told to end", returncode=143))
 
 
+# Before pytest-xdist's own hook, which reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which tests share a worker process (`pytest --dist loadgroup`), the longest group first.
 
@@ -54,8 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _group(item: pytest.Item) -> str:
     if item.get_closest_marker("ray") or "stack" in getattr(item, "fixturenames", ()):
         return "stack"
-    folder = item.path.relative_to(Path(__file__).parent).parts[0]
-    return folder if folder in ("faults", "ranks", "ports", "database") else str(item.path)
+    path = item.path.relative_to(Path(__file__).parent)
+    return path.parts[0] if path.parts[0] in ("faults", "ranks", "ports", "database") else str(path)
 
 
 @pytest.fixture(scope="session")
