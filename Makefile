@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := benchmarks cmcl service workers tests examples deploy
 # Two processes: one runs what needs Ray, which is the longer half.
-PYTEST ?= $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST ?= $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help setup demo test test-fast check format bench bench-training bench-serving images docs up lock clean
 

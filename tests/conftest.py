@@ -5,9 +5,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from cmcl.client import Client
 from cmcl.contract.model import ModelSpec
@@ -36,28 +38,35 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("told to end", returncode=143))
 
 
-# Before pytest-xdist's own hook, which reads the groups.
-@pytest.hookimpl(tryfirst=True)
+# Each of these has a stack, a database server or stories of its own that all of its tests share; those
+# that take longest first.
+_GROUPS = (("ray", "e2e"), ("faults",), ("ranks",), ("ports",), ("database",))
+
+
+class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
+    """Runs all tests of a group in one process, and otherwise all tests of a file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        place = _place(path)
+        return path if place == len(_GROUPS) else str(place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
+    """Replace the scheduler of pytest-xdist, whose groups by marker do not work with pytest 9.2."""
+    return ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests share a worker process (`pytest --dist loadgroup`), the longest group first.
-
-    The stack, the fault stories and the database server are made once and used by all tests of their
-    group. Otherwise a file is a group, so that its own fixtures are made once.
-    """
-    groups = {item: _group(item) for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    order = ("stack", "faults", "ranks", "ports", "database")
-    items.sort(
-        key=lambda item: order.index(group) if (group := groups[item]) in order else len(order)
-    )
+    """Sort tests by group; within one they keep their order."""
+    items.sort(key=lambda item: _place(item.nodeid.partition("::")[0]))
 
 
-def _group(item: pytest.Item) -> str:
-    if item.get_closest_marker("ray") or "stack" in getattr(item, "fixturenames", ()):
-        return "stack"
-    path = item.path.relative_to(Path(__file__).parent)
-    return path.parts[0] if path.parts[0] in ("faults", "ranks", "ports", "database") else str(path)
+def _place(path: str) -> int:
+    """The number of the group that has that file of tests, or how many groups there are."""
+    folder = path.split("/")[1]
+    return next((i for i, group in enumerate(_GROUPS) if folder in group), len(_GROUPS))
 
 
 @pytest.fixture(scope="session")
