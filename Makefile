@@ -32,7 +32,7 @@ test: setup  ## run all tests
 
 # What differs between releases of Python: warnings, which the suite makes errors, typing, the standard
 # library. The maths, the endpoint under load and all that needs Ray are the same work once more.
-FAST := tests/unit/contract tests/unit/storage tests/unit/train tests/unit/service tests/unit/client \
+FAST := tests/unit/contract tests/unit/storage tests/unit/service tests/unit/client \
 	tests/database tests/api tests/chart/monitoring
 test-fast: setup  ## run a part of the tests that another Python could break: make test-fast PYTHON=python3.13 VENV=.cmcl/python3.13
 	$(PYTEST) -m 'not ray' $(FAST)
