@@ -43,7 +43,9 @@ def test_an_upload_is_learned_and_swept(tmp_path: Path, database_url: str) -> No
             duty(plane.context)
     folders = {root: plane.store.folders(root) for root in ("datasets/", "models/", "runs/")}
     dataset = plane.job(job).dataset
-    assert folders == {"datasets/": [dataset], "models/": ["branch"], "runs/": []}
+    # The branch refers to files of its source.
+    models = ["branch", "scenes"]
+    assert folders == {"datasets/": [dataset], "models/": models, "runs/": []}
     assert plane.store.folders("uploads/") == []
     plane.close()
 
