@@ -8,7 +8,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from pydantic import SecretStr
 
@@ -36,6 +35,7 @@ from service.api.routes import (
     versions,
     webhooks,
 )
+from service.api.shares import OwnerPlaces
 from service.clock import Clock, utc_now
 from service.control.access.doorkeeper import Doorkeeper, TokenReader
 from service.control.announcer import Announcer
@@ -136,7 +136,10 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     app.state.rendered_metrics = operations.keep_metrics(context)
     app.state.description = description.Description(app.openapi)
     app.state.part_places = Places(settings.upload_parts_at_once)
-    app.state.completions = CapacityLimiter(uploads.COMPLETED_AT_ONCE)
+    app.state.completions = OwnerPlaces(
+        *(uploads.COMPLETED_AT_ONCE, uploads.COMPLETED_AT_ONCE),
+        uploads.COMPLETIONS_WAITING_OF_OWNER,
+    )
     app.state.feed = Feed(context.database, is_stopping=events.is_server_stopping)
     context.metrics.round_age.set_function(reconciler.seconds_since_round)
     for module in _ROUTES:

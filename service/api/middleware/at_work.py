@@ -2,7 +2,7 @@
 
 A request works from the end of its body to the head of its answer: a slow client holds no place, and neither
 does a stream of events. Parts of files are bounded by their own places (api/places.py), as they take as long
-as their clients send.
+as their clients send. Completing an upload gives its place back and waits for one among completions.
 
 A large body costs time of the processor: 10,000 addresses are 0.8 s of it, some 30 ms of that in pieces which
 would stall the event loop. So these requests are parsed, validated and answered in a thread, one of an owner
@@ -23,6 +23,9 @@ from service.principal import EVERY_OWNER, Principal
 
 # Set by `Bodies` in the state of a request: bytes of its body; None for a file, which comes as it is read.
 BODY_BYTES = "body_bytes"
+
+# In the state of a request: the function that gives its place back, for work that takes minutes.
+RELEASE_PLACE = "release_place"
 
 _LARGE_BYTES = 64 << 10
 _AT_WORK, _AT_WORK_OF_OWNER = 32, 8
@@ -56,6 +59,7 @@ class AtWork:
             except TooManyRequests as refused:
                 await refusal(refused, scope["path"])(scope, receive, send)
                 return
+            state[RELEASE_PLACE] = release
             if is_large:
                 await self._in_thread(scope, await receive(), send)
                 return

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal
 
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
@@ -15,6 +15,7 @@ from service.api.access import Reader, Writer
 from service.api.answers import Answered, answer_long, answered, record
 from service.api.dependencies import BYTES, ContextDep, RequestKeyDep, UploadPath
 from service.api.places import Places
+from service.api.shares import OwnerPlaces
 from service.api.spool import Spooled, spooled
 from service.control.context import Context
 from service.control.data import assemble, uploads
@@ -23,18 +24,20 @@ from service.control.data.upload_uris import uri_of
 from service.control.data.uploads import ReceivedPart, Upload, UploadRequest
 from service.database.rows import AnswerRecord, PartRecord
 from service.errors import Conflict, FieldProblem, Unprocessable
+from service.principal import EVERY_OWNER
 from workers.storage.multipart import MOST_PARTS, SMALLEST_PART
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
-# Completing reads whole files: it may hold up so many threads, and none of the others.
+# Completing reads whole files, so it has places of its own; owners get them in turns.
 COMPLETED_AT_ONCE = 4
+COMPLETIONS_WAITING_OF_OWNER = 256
 
 
-def get_completions(request: Request) -> CapacityLimiter:
-    """Those of this app; who waits for one of them takes no thread."""
-    limiter: CapacityLimiter = request.app.state.completions
-    return limiter
+def get_completions(request: Request) -> OwnerPlaces:
+    """Return this app's places for completions; a request that waits for one takes no thread."""
+    places: OwnerPlaces = request.app.state.completions
+    return places
 
 
 def get_places(request: Request) -> Places:
@@ -44,7 +47,7 @@ def get_places(request: Request) -> Places:
 
 
 PlacesDep = Annotated[Places, Depends(get_places)]
-CompletionsDep = Annotated[CapacityLimiter, Depends(get_completions)]
+CompletionsDep = Annotated[OwnerPlaces, Depends(get_completions)]
 PartPath = Annotated[int, Path(alias="number", ge=1, le=MOST_PARTS)]
 _RAW_BODY = {
     "requestBody": {
@@ -153,6 +156,7 @@ async def put_part(
 
 @router.post("/{upload}/complete", response_model=UploadView)
 async def complete_upload(
+    request: Request,
     upload: UploadPath,
     principal: Writer,
     context: ContextDep,
@@ -169,7 +173,10 @@ async def complete_upload(
         assemble.complete(context, upload, principal)
         return record(key, 200, UploadView.of(context, uploads.look(context, upload, principal)))
 
-    return await to_thread.run_sync(answer_long, context, key, work, limiter=completions)
+    # It may take minutes, in which the owner's other requests need the place among those at work.
+    request.state.release_place()
+    async with completions.one(principal.owner or EVERY_OWNER):
+        return await to_thread.run_sync(answer_long, context, key, work)
 
 
 @router.post("/{upload}/presign", response_model=UploadView)
