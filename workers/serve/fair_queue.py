@@ -1,6 +1,10 @@
-"""A queue in which a tenant that asks for much does not delay those that ask for little."""
+"""A queue and a semaphore in which a tenant that asks for much does not delay those that ask for little."""
 
+import asyncio
 from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -48,3 +52,54 @@ class FairQueue(Generic[T]):
     def pass_on(self) -> None:
         """It is the next tenant's turn. Raises StopIteration on an empty queue."""
         self._by_tenant.move_to_end(next(iter(self._by_tenant)))
+
+
+@dataclass(eq=False)
+class _Waiting:
+    items: int
+    let_in: asyncio.Future[None]
+
+
+class FairSemaphore:
+    """A number of items in use at once; tenants wait for the rest in turns. Used from one event loop.
+
+    `most`: at least as many as the largest part that is asked for.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._waiting: FairQueue[_Waiting] = FairQueue()
+
+    @asynccontextmanager
+    async def held(self, tenant: str, items: int) -> AsyncIterator[None]:
+        """Hold so many while the block runs. Entering it waits for them."""
+        await self._acquire(tenant, items)
+        try:
+            yield
+        finally:
+            self._release(items)
+
+    async def _acquire(self, tenant: str, items: int) -> None:
+        waiting = _Waiting(items, asyncio.get_running_loop().create_future())
+        self._waiting.add(tenant, waiting)
+        self._let_in()
+        try:
+            await waiting.let_in
+        except asyncio.CancelledError:
+            if not waiting.let_in.cancelled():  # Let in, and cancelled before it went on.
+                self._release(items)
+            raise
+
+    def _release(self, items: int) -> None:
+        self._free += items
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting:
+            first = self._waiting.next
+            if not first.let_in.done():
+                if first.items > self._free:
+                    return
+                self._free -= first.items
+                first.let_in.set_result(None)
+            self._waiting.take()

@@ -12,8 +12,8 @@ import numpy as np
 
 from workers.serve.encoders.frozen import Encoded, Unreadable
 from workers.serve.encoders.port import EncoderInfo, EncoderUnavailable, UnreadableItem
-from workers.serve.encoders.semaphore import FairSemaphore
 from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
+from workers.serve.fair_queue import FairSemaphore
 from workers.serve.versions.loading import Float32Array
 
 # One that is encoded and one that waits for it, for each process.
@@ -47,6 +47,7 @@ class _Client:
         self.info = EncoderInfo(name=spec.name, raw=spec.raw, width=spec.width)
         self._spec = spec
         self._ask = ask
+        # The encoder's process knows no tenants, and answers in the order in which items came.
         self._semaphore = FairSemaphore(PASSES_AHEAD * spec.max_batch * spec.replicas)
 
     async def encode(self, raw: Sequence[str | bytes], tenant: str) -> Float32Array:
