@@ -132,11 +132,6 @@ class Feed:
         self._progress: dict[str, dict[str, object]] = {}
 
     @property
-    def listeners(self) -> int:
-        """How many listen."""
-        return len(self._listeners)
-
-    @property
     def is_looking(self) -> bool:
         """Whether the database is looked at again and again."""
         return self._task is not None and not self._task.done()
