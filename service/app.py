@@ -35,7 +35,7 @@ from service.api.routes import (
     versions,
     webhooks,
 )
-from service.api.shares import OwnerPlaces
+from service.api.shares import FairSemaphore
 from service.clock import Clock, utc_now
 from service.control.access.doorkeeper import Doorkeeper, TokenReader
 from service.control.announcer import Announcer
@@ -136,7 +136,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     app.state.rendered_metrics = operations.keep_metrics(context)
     app.state.description = description.Description(app.openapi)
     app.state.part_places = Places(settings.upload_parts_at_once)
-    app.state.completions = OwnerPlaces(
+    app.state.completions = FairSemaphore(
         *(uploads.COMPLETED_AT_ONCE, uploads.COMPLETED_AT_ONCE),
         uploads.COMPLETIONS_WAITING_OF_OWNER,
     )

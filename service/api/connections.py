@@ -13,7 +13,7 @@ from service.control.access.rates import client_network
 # an answer may lie without enough of it being taken.
 PATIENCE_SECONDS = 10.0
 # Of answers that clients have not taken, by owner (by source where there is no key), and of all.
-_MOST_UNREAD_BYTES_OF_PAYER = 16 << 20
+_MOST_UNREAD_BYTES_OF_ONE = 16 << 20
 _MOST_UNREAD_BYTES = 64 << 20
 
 
@@ -24,8 +24,8 @@ class Connection(Protocol):
     # Bytes of answers that its client has not taken, when it began to wait.
     unsent: int
 
-    def payer(self) -> Hashable:
-        """To whom its unread answers are counted: an owner, or else a source."""
+    def owner_or_source(self) -> Hashable:
+        """By whom its unread answers are counted: the owner of the key, or the source without one."""
 
     def has_progressed(self) -> bool:
         """Whether the client took enough of its answer since the last time that it was asked."""
@@ -47,7 +47,7 @@ class Connections:
         # By source and of all: since when each connection waits.
         self._waiting: dict[Connection, float] = {}
         self._waiting_of: dict[str, dict[Connection, None]] = {}
-        # Bytes of answers that the clients of waiting connections have not taken, with their payers.
+        # Bytes of answers that the clients of waiting connections have not taken, and whose they are.
         self._unread: dict[Connection, tuple[Hashable, int]] = {}
         self._unread_of: Counter[Hashable] = Counter()
 
@@ -83,7 +83,7 @@ class Connections:
         self._waiting[connection] = time.monotonic()
         self._waiting_of.setdefault(source, {})[connection] = None
         if connection.unsent:
-            self._count_unread(connection, connection.payer(), connection.unsent)
+            self._count_unread(connection, connection.owner_or_source(), connection.unsent)
             self._bound_unread()
 
     def work(self, connection: Connection) -> None:
@@ -109,27 +109,27 @@ class Connections:
                 self.remove(connection)
                 connection.transport.abort()
 
-    def _count_unread(self, connection: Connection, payer: Hashable, number: int) -> None:
+    def _count_unread(self, connection: Connection, whose: Hashable, number: int) -> None:
         """So many bytes of its answer are unread now."""
-        counted_to, before = self._unread.pop(connection, (payer, 0))
+        counted_to, before = self._unread.pop(connection, (whose, 0))
         self._unread_of[counted_to] -= before
         if not self._unread_of[counted_to]:
             del self._unread_of[counted_to]
         if number:
-            self._unread[connection] = (payer, number)
-            self._unread_of[payer] += number
+            self._unread[connection] = (whose, number)
+            self._unread_of[whose] += number
 
     def _bound_unread(self) -> None:
-        """Close the connections that have waited longest, of payers beyond their share or with most."""
+        """Close the connections that have waited longest, of those beyond their share, or of the one with most."""
         if not self._has_too_many_unread():
             return
         # What was written at once was counted before the kernel had taken any of it.
-        for connection, (payer, _) in list(self._unread.items()):
+        for connection, (whose, _) in list(self._unread.items()):
             unread = connection.transport.get_write_buffer_size()
-            self._count_unread(connection, payer, unread)
+            self._count_unread(connection, whose, unread)
         while self._has_too_many_unread():
-            most = max(self._unread_of, key=lambda payer: self._unread_of[payer])
-            oldest, *others = [each for each, (payer, _) in self._unread.items() if payer == most]
+            most = max(self._unread_of, key=lambda whose: self._unread_of[whose])
+            oldest, *others = [each for each, (whose, _) in self._unread.items() if whose == most]
             if not others:
                 # A single answer is as large as it is; its client has the time that all have.
                 return
@@ -138,7 +138,7 @@ class Connections:
 
     def _has_too_many_unread(self) -> bool:
         most = max(self._unread_of.values(), default=0)
-        return most > _MOST_UNREAD_BYTES_OF_PAYER or self._unread_of.total() > _MOST_UNREAD_BYTES
+        return most > _MOST_UNREAD_BYTES_OF_ONE or self._unread_of.total() > _MOST_UNREAD_BYTES
 
     def _close_oldest(self, waiting: Mapping[Connection, object]) -> bool:
         connection = next(iter(waiting), None)

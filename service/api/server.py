@@ -32,7 +32,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from uvicorn.server import ServerState
 
 from service.api.connections import PATIENCE_SECONDS, Connections
-from service.api.shares import LoopShares, Step
+from service.api.shares import LoopScheduler, Step
 from service.principal import EVERY_OWNER, Principal
 from service.settings import Settings
 
@@ -62,7 +62,7 @@ class _State(ServerState):
     def __init__(self, bounded: Connections) -> None:
         super().__init__()
         self.bounded = bounded
-        self.shares = LoopShares()
+        self.shares = LoopScheduler()
         # Whatever is read is copied or parsed before the next read.
         self.buffer = bytearray(_READ_BYTES)
 
@@ -255,8 +255,8 @@ class Http(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
 
-    def payer(self) -> Hashable:
-        """To whom its unread answers are counted: an owner, or else a source."""
+    def owner_or_source(self) -> Hashable:
+        """By whom its unread answers are counted: the owner of the key, or the source without one."""
         scope: Any = self._answering.scope if self._answering else {}
         principal: Principal | None = scope.get("state", {}).get("principal")
         return self._source if principal is None else principal.owner or EVERY_OWNER

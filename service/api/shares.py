@@ -16,7 +16,7 @@ Step = Callable[[], None]
 _RETRY_SECONDS = 2
 
 
-class LoopShares:
+class LoopScheduler:
     """Runs one step of each source in a turn of the event loop. For use on the event loop alone."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class LoopShares:
             step()
 
 
-class OwnerPlaces:
+class FairSemaphore:
     """A number of places, of which one owner has a share. For use on the event loop alone.
 
     Requests that find none wait in the order of their arrival; a place that becomes free goes to the owner
@@ -67,7 +67,7 @@ class OwnerPlaces:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     @asynccontextmanager
-    async def one(self, owner: str) -> AsyncIterator[Callable[[], None]]:
+    async def slot(self, owner: str) -> AsyncIterator[Callable[[], None]]:
         """A place until the block ends, or the function that it is given is called.
 
         Raises TooManyRequests where too many requests of the owner wait.

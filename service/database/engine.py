@@ -42,8 +42,8 @@ _PATIENCE = {
 }
 
 
-class Turns:
-    """Writers of this process, one after another, in the order in which they asked.
+class WriterLock:
+    """A lock for writers of this process, first come, first served.
 
     SQLite has one writer at a time anyway, but lets the others ask again and again, at growing
     intervals: with four that write, one in a hundred waited for a third of a second. And a lock of
@@ -54,11 +54,6 @@ class Turns:
         self._lock = threading.Lock()
         self._is_taken = False
         self._waiting: deque[threading.Event] = deque()
-
-    @property
-    def waiting(self) -> int:
-        """Writers that wait for their turn."""
-        return len(self._waiting)
 
     def __enter__(self) -> None:
         with self._lock:
@@ -91,15 +86,15 @@ class Turns:
 class Database:
     """Hands out transactions. Raises DatabaseUnavailable and WriteConflict."""
 
-    def __init__(self, engine: Engine, turns: "Turns | None" = None) -> None:
+    def __init__(self, engine: Engine, writer_lock: "WriterLock | None" = None) -> None:
         self.engine = engine
-        self.turns = turns
+        self.writer_lock = writer_lock
         self._readers = engine.execution_options(**{_READER: True})
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that is committed if the block ends well."""
-        with _translated(), self.turns or nullcontext(), self.engine.begin() as connection:
+        with _translated(), self.writer_lock or nullcontext(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -139,7 +134,7 @@ def open_database(url: str) -> Database:
     engine = create_engine(parsed, hide_parameters=True)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
-    return Database(engine, Turns())
+    return Database(engine, WriterLock())
 
 
 def _with_driver(url: URL) -> URL:

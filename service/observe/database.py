@@ -25,7 +25,7 @@ class MeteredDatabase(Database):
     def __init__(
         self, database: Database, metrics: Metrics, hear: Callable[[Happening], None]
     ) -> None:
-        super().__init__(database.engine, database.turns)
+        super().__init__(database.engine, database.writer_lock)
         self._metrics = metrics
         self._hear = hear
 

@@ -100,7 +100,7 @@ class MortalDatabase(Database):
     """Strikes before a transaction, before its commit, or after it."""
 
     def __init__(self, database: Database, fate: Fate) -> None:
-        super().__init__(database.engine, database.turns)
+        super().__init__(database.engine, database.writer_lock)
         self._fate = fate
 
     @contextmanager

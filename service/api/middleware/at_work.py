@@ -17,7 +17,7 @@ from anyio import CapacityLimiter, to_thread
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import refusal
-from service.api.shares import OwnerPlaces
+from service.api.shares import FairSemaphore
 from service.errors import TooManyRequests
 from service.principal import EVERY_OWNER, Principal
 
@@ -39,8 +39,8 @@ class AtWork:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._places = OwnerPlaces(_AT_WORK, _AT_WORK_OF_OWNER, _WAITING_OF_OWNER)
-        self._large = OwnerPlaces(_LARGE_AT_WORK, _LARGE_AT_WORK_OF_OWNER, _WAITING_OF_OWNER)
+        self._places = FairSemaphore(_AT_WORK, _AT_WORK_OF_OWNER, _WAITING_OF_OWNER)
+        self._large = FairSemaphore(_LARGE_AT_WORK, _LARGE_AT_WORK_OF_OWNER, _WAITING_OF_OWNER)
         self._threads = CapacityLimiter(_LARGE_AT_WORK)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +54,7 @@ class AtWork:
         places = self._large if is_large else self._places
         async with AsyncExitStack() as stack:
             try:
-                place = places.one(principal.owner or EVERY_OWNER)
+                place = places.slot(principal.owner or EVERY_OWNER)
                 release = await stack.enter_async_context(place)
             except TooManyRequests as refused:
                 await refusal(refused, scope["path"])(scope, receive, send)

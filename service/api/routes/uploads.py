@@ -15,7 +15,7 @@ from service.api.access import Reader, Writer
 from service.api.answers import Answered, answer_long, answered, record
 from service.api.dependencies import BYTES, ContextDep, RequestKeyDep, UploadPath
 from service.api.places import Places
-from service.api.shares import OwnerPlaces
+from service.api.shares import FairSemaphore
 from service.api.spool import Spooled, spooled
 from service.control.context import Context
 from service.control.data import assemble, uploads
@@ -34,9 +34,9 @@ COMPLETED_AT_ONCE = 4
 COMPLETIONS_WAITING_OF_OWNER = 256
 
 
-def get_completions(request: Request) -> OwnerPlaces:
+def get_completions(request: Request) -> FairSemaphore:
     """Return this app's places for completions; a request that waits for one takes no thread."""
-    places: OwnerPlaces = request.app.state.completions
+    places: FairSemaphore = request.app.state.completions
     return places
 
 
@@ -47,7 +47,7 @@ def get_places(request: Request) -> Places:
 
 
 PlacesDep = Annotated[Places, Depends(get_places)]
-CompletionsDep = Annotated[OwnerPlaces, Depends(get_completions)]
+CompletionsDep = Annotated[FairSemaphore, Depends(get_completions)]
 PartPath = Annotated[int, Path(alias="number", ge=1, le=MOST_PARTS)]
 _RAW_BODY = {
     "requestBody": {
@@ -175,7 +175,7 @@ async def complete_upload(
 
     # It may take minutes, in which the owner's other requests need the place among those at work.
     request.state.release_place()
-    async with completions.one(principal.owner or EVERY_OWNER):
+    async with completions.slot(principal.owner or EVERY_OWNER):
         return await to_thread.run_sync(answer_long, context, key, work)
 
 

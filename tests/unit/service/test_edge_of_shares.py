@@ -10,9 +10,9 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from service.api.middleware.at_work import BODY_BYTES, AtWork
-from service.api.shares import LoopShares, OwnerPlaces
+from service.api.shares import FairSemaphore, LoopScheduler
 from service.control.access.rates import SlidingWindow
-from service.database.engine import Turns
+from service.database.engine import WriterLock
 from service.errors import TooManyRequests
 from service.principal import Principal
 from service.principal import Scope as KeyScope
@@ -27,7 +27,7 @@ async def _turns(number: int = 50) -> None:
 
 def test_a_source_gets_one_step_in_each_turn_of_the_loop_however_many_it_has() -> None:
     async def order() -> list[str]:
-        shares, ran = LoopShares(), list[str]()
+        shares, ran = LoopScheduler(), list[str]()
 
         def submit(source: str, number: int) -> None:
             shares.submit(source, lambda: ran.append(f"{source}{number}"))
@@ -49,7 +49,7 @@ def test_a_source_gets_one_step_in_each_turn_of_the_loop_however_many_it_has() -
 
 def test_a_step_that_raises_does_not_stop_those_of_others() -> None:
     async def run() -> list[str]:
-        shares, ran = LoopShares(), list[str]()
+        shares, ran = LoopScheduler(), list[str]()
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
 
         def fail() -> None:
@@ -68,11 +68,11 @@ def test_a_step_that_raises_does_not_stop_those_of_others() -> None:
 
 def test_places_of_an_owner_are_bounded_and_those_that_wait_get_them_by_turns() -> None:
     async def run() -> None:
-        places = OwnerPlaces(total=4, of_owner=3, waiting_of_owner=5)
+        places = FairSemaphore(total=4, of_owner=3, waiting_of_owner=5)
         inside, order, over = Counter[str](), list[str](), asyncio.Event()
 
         async def work(owner: str) -> None:
-            async with places.one(owner):
+            async with places.slot(owner):
                 inside[owner] += 1
                 order.append(owner)
                 await over.wait()
@@ -218,14 +218,14 @@ def test_a_large_body_is_never_validated_on_the_event_loop() -> None:
 
 
 def test_writers_get_their_turns_in_the_order_in_which_they_asked() -> None:
-    turns, order, asked = Turns(), list[int](), threading.Semaphore(0)
+    lock, order, asked = WriterLock(), list[int](), threading.Semaphore(0)
 
     def write(number: int) -> None:
         asked.release()
-        with turns:
+        with lock:
             order.append(number)
 
-    with turns:
+    with lock:
         threads = []
         for number in range(20):
             thread = threading.Thread(target=write, args=[number])
@@ -233,10 +233,10 @@ def test_writers_get_their_turns_in_the_order_in_which_they_asked() -> None:
             threads.append(thread)
             assert asked.acquire(timeout=30)
             deadline = time.monotonic() + 30
-            while turns.waiting < number + 1 and time.monotonic() < deadline:
+            while len(lock._waiting) < number + 1 and time.monotonic() < deadline:
                 time.sleep(0.001)
     # Asks again at once, behind all of them.
-    with turns:
+    with lock:
         order.append(-1)
     for thread in threads:
         thread.join(30)
