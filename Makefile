@@ -44,7 +44,7 @@ check: setup  ## format, lint, types, import contracts, spelling
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-format: setup  ## format the code and mend what can be mended
+format: setup  ## format the code and fix what can be fixed
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
@@ -68,7 +68,7 @@ bench-serving: setup  ## measure serving: beside bare FastAPI and Infinity, whil
 images: setup  ## build both images with buildah and try them as the user that they run as (as root)
 	$(BIN)/python -m deploy.images
 
-docs: setup  ## write the settings table, both OpenAPI documents and the chart's README
+docs: setup  ## generate the settings table, both OpenAPI documents, the chart's README and the blocking client
 	$(BIN)/python -m tests.architecture.generated
 
 # All locks come from one resolution, in a folder of its own: uv.lock holds addresses and is not kept.

@@ -33,7 +33,7 @@ _POLICIES: Mapping[str, Mapping[str, Any]] = {
 
 
 def known_methods() -> tuple[str, ...]:
-    """The product's methods, the second policy of its own, baselines, joint training, and the methods
+    """The product's methods, nullspace with the policy preserve, baselines, joint training, and the methods
     of installed packages."""
     first, *others = BUILT_IN_METHODS
     return (first, *_POLICIES, *others, *BASELINES, JOINT, *installed_methods())

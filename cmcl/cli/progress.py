@@ -164,7 +164,7 @@ def follow(client: Client, job: str, as_json: bool) -> Job:
     try:
         ended = client.watch(job, print_json) if as_json else _with_bar(client, job)
     except KeyboardInterrupt:
-        stderr().print(f"job {job} goes on; cmcl job watch {job} follows it again")
+        stderr().print(f"job {job} continues; to follow it again: cmcl job watch {job}")
         raise
     if ended.state != "published":
         why = with_file_names(client, ended.message or ended.reason or "-")

@@ -85,7 +85,7 @@ class Job(Answer):
     dataset: str
     state: str
     reason: str | None = Field(default=None, description="why it was rejected or has failed")
-    message: str | None = Field(default=None, description="the reason in words")
+    message: str | None = Field(default=None, description="the reason, as a message for people")
     attempt: int
     progress: JobProgress | None = None
     approval: Approval | None = None
@@ -104,7 +104,7 @@ class Job(Answer):
 
 
 class Event(Answer):
-    """Something that happened. Progress is told without an `id`: nobody goes on behind it."""
+    """An event of the feed. Progress has no `id`, because a stream cannot be resumed after it."""
 
     id: int | None = None
     kind: str
@@ -224,7 +224,7 @@ class ApiKey(Answer):
 
 
 class NewApiKey(ApiKey):
-    """A key as it was made: the only time that its secret is told.
+    """A new key. Only this answer has its secret.
 
     It is hidden wherever the object is printed; `key.get_secret_value()` gives it.
     """
@@ -238,7 +238,7 @@ class NewApiKey(ApiKey):
 
 
 class Whoami(Answer):
-    """For whom the service takes whoever asks."""
+    """The identity and scopes of the caller's key."""
 
     name: str
     owner: str | None = None
@@ -246,7 +246,7 @@ class Whoami(Answer):
 
 
 class Webhook(Answer):
-    """An address that is told of events."""
+    """An address to which events are delivered."""
 
     id: str
     url: str
@@ -260,7 +260,7 @@ class Webhook(Answer):
 
 
 class NewWebhook(Webhook):
-    """A webhook as it was made: the only time that the secret of its signatures is told.
+    """A new webhook. Only this answer has the secret of its signatures.
 
     Hidden wherever the object is printed; `secret.get_secret_value()` gives it.
     """

@@ -97,8 +97,8 @@ def _without_password(url: httpx.URL) -> str:
 class Retries:
     """How often one request is sent, and the pauses in between: they double, and vary by a half.
 
-    Asking again is safe: a POST carries an Idempotency-Key, made once per call, and whatever else
-    is sent again does the same when it is done twice. `attempts=1` sends everything once.
+    Asking again is safe: a POST carries an Idempotency-Key, made once per call, and all other
+    requests have the same effect when they are sent twice. `attempts=1` sends everything once.
     `longest_pause` (seconds) also bounds what the server may ask for by Retry-After.
     """
 

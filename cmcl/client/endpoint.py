@@ -59,7 +59,7 @@ class Searched(Answer):
 
 
 class Collection(Answer):
-    """Items that are searched with whatever version of a model is live."""
+    """Items that are searched with the live version of a model."""
 
     id: str
     model: str
@@ -71,7 +71,7 @@ class Collection(Answer):
 
 
 class Written(Answer):
-    """A change that is stored for good. `rows`: items that were added, replaced or removed."""
+    """A change that is stored durably. `rows`: items that were added, replaced or removed."""
 
     id: str
     rows: int

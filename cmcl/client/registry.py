@@ -134,7 +134,7 @@ class Agreement(Answer):
 
 
 class Observed(Answer):
-    """What all replicas together have told of the trial."""
+    """Observations of the trial by all replicas together."""
 
     replicas: int
     answered: int

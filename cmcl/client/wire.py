@@ -185,7 +185,7 @@ def _raise_if_foreign(side: Side, found: Side | None, response: httpx.Response) 
 
 
 def _foreign(side: Side, response: httpx.Response) -> WrongServer | None:
-    """WrongServer where the path is unknown to whatever answered, and it is no server of ours."""
+    """WrongServer if the server does not know the path and is not one of ours, else None."""
     is_ours = response.headers.get(_SERVER_HEADER) in _SERVERS
     body = json_object(response)
     if is_ours or (body is not None and _side_of_body(body) is not None):

@@ -39,7 +39,7 @@ class Connections:
     ) -> None:
         self._most = most
         self._patience_seconds = patience_seconds
-        # Half for one source address; a proxy sends everybody's requests from one.
+        # Half for one source address; requests of all clients of a proxy come from one.
         self._share = max(1, most // 2)
         self._proxies = [ip_network(proxy) for proxy in proxies]
         self._sources: dict[Connection, str] = {}

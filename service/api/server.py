@@ -63,7 +63,7 @@ class _State(ServerState):
         super().__init__()
         self.bounded = bounded
         self.shares = LoopScheduler()
-        # Whatever is read is copied or parsed before the next read.
+        # What is read is copied or parsed before the next read.
         self.buffer = bytearray(_READ_BYTES)
 
 
@@ -152,7 +152,7 @@ class Http(HttpToolsProtocol):
         if not self._bounded.admit(self, address):
             self.transport.abort()
             return
-        # uvloop starts to read after this, whatever was said of it before.
+        # uvloop starts to read after this, even if reading was paused before.
         self.loop.call_soon(self._wait_for_share, self._read_on)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -123,7 +123,7 @@ class FairSemaphore:
             self._forget(following, self._waiting[following][0])
 
     def _forget(self, owner: str, place: asyncio.Future[None]) -> None:
-        """It waits no more; the owner's next one waits behind those of other owners."""
+        """Remove a waiting request; the owner's next one is queued behind those of other owners."""
         queue = self._waiting.pop(owner)
         queue.remove(place)
         if queue:

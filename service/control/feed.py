@@ -159,7 +159,7 @@ class Feed:
 
     async def _read_newest(self) -> int:
         async with self._reading:
-            # Who asks from now on must see what was committed meanwhile.
+            # Later callers must see what is committed from now on.
             self._next_newest = None
             return await asyncio.to_thread(self._newest)
 

@@ -75,7 +75,7 @@ class NoStream(Exception):
 
 
 class _Over(Exception):
-    """No more events will come."""
+    """The feed has ended."""
 
 
 class Feed:
@@ -145,7 +145,7 @@ class Feed:
         self._asked_for_more = True
 
     async def _connect(self) -> None:
-        """Open the stream. Raises _Over where the service says that no more events will come."""
+        """Open the stream. Raises _Over if the service reports the end of the feed."""
         await self.aclose()
         headers = {"accept": "text/event-stream", "cache-control": "no-store"}
         if self._last_id:

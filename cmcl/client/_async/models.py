@@ -120,7 +120,7 @@ class ModelCalls(Calls):
         return changed
 
     async def end_candidate(self, model: str, reason: str = "") -> None:
-        """End the trial: the version stays, and serves no more callers."""
+        """End the trial. The version stays, and no longer serves requests."""
         await self._session.delete(f"{_path(model)}/candidate", posted_reason(reason))
 
 

@@ -76,7 +76,7 @@ class NoStream(Exception):
 
 
 class _Over(Exception):
-    """No more events will come."""
+    """The feed has ended."""
 
 
 class Feed:
@@ -146,7 +146,7 @@ class Feed:
         self._asked_for_more = True
 
     def _connect(self) -> None:
-        """Open the stream. Raises _Over where the service says that no more events will come."""
+        """Open the stream. Raises _Over if the service reports the end of the feed."""
         self.close()
         headers = {"accept": "text/event-stream", "cache-control": "no-store"}
         if self._last_id:

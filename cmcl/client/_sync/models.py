@@ -113,7 +113,7 @@ class ModelCalls(Calls):
         return changed
 
     def end_candidate(self, model: str, reason: str = "") -> None:
-        """End the trial: the version stays, and serves no more callers."""
+        """End the trial. The version stays, and no longer serves requests."""
         self._session.delete(f"{_path(model)}/candidate", posted_reason(reason))
 
 

@@ -46,7 +46,7 @@ class Work:
     def fill(self, start: int, embeddings: Float32Array) -> None:
         """Embeddings of the rows from `start` on; the last ones complete the future."""
         if self.future.done():
-            return  # Abandoned meanwhile.
+            return  # The request was cancelled.
         rows = len(self.rows_BF)
         if len(embeddings) == rows:
             self.future.set_result(embeddings)

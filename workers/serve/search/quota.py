@@ -230,7 +230,7 @@ class CollectionsQuota:
             permitted += f", and {share} for yours at this moment, so that other owners can add"
         raise AllFull(
             f"{own}, and these items {more}; {permitted}: remove items or collections, or ask "
-            f"whoever runs the endpoint for a larger {setting}"
+            f"the operator of the endpoint for a larger {setting}"
         )
 
     def _names_of(self, owner: str | None) -> set[str]:

@@ -71,7 +71,7 @@ class VersionLookup:
             raise NotReady(str(error), error.param, error.code) from error
         except NotFound as error:
             # It answered a moment ago, so its model is being removed, here not noticed yet.
-            message = f"{version.label} is not in object storage any more"
+            message = f"{version.label} is no longer in object storage"
             raise NotReady(message, "model") from error
 
     def resident(self, model: str) -> list[ServedVersion]:
