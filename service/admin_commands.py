@@ -24,7 +24,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="look and report; the database is not touched"
     )
     rebuild.add_argument(
-        "--mend",
+        "--repair",
         action="store_true",
         help="put damaged versions in place again where a sound copy lies; without it, nothing is "
         "written to object storage",

@@ -162,8 +162,8 @@ def rebuild(
     ] = "full",
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="look and report only")] = False,
-    mend: Annotated[
-        bool, typer.Option("--mend", help="put damaged versions in place where a copy lies")
+    repair: Annotated[
+        bool, typer.Option("--repair", help="restore damaged versions from a sound copy")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -171,7 +171,7 @@ def rebuild(
 
     Exit code 3: something is damaged, and everything else was restored.
     """
-    options = {"--dry-run": dry_run, "--mend": mend, "--json": as_json}
+    options = {"--dry-run": dry_run, "--repair": repair, "--json": as_json}
     given = [option for option, is_given in options.items() if is_given]
     places = {"CMCL_DATABASE_URL": database_url, "CMCL_STORE_URI": store and _uri(store)}
     environment = {name: value for name, value in places.items() if value is not None}

@@ -73,7 +73,7 @@ def test_nothing_that_matters_is_lost_with_the_database(plane: ControlPlane) -> 
     before = everything(plane.context.database)
     wreck(plane.context.database)
     findings = rebuild(plane)
-    assert (findings.damaged, findings.mended, findings.assumed) == ([], [], [])
+    assert (findings.damaged, findings.repaired, findings.assumed) == ([], [], [])
     assert everything(plane.context.database) == before
     assert {table: bool(rows) for table, rows in before.items()} == dict.fromkeys(before, True)
 

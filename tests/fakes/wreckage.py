@@ -68,11 +68,11 @@ def rebuild(
     verify: Verify = "full",
     signing_key: Ed25519PrivateKey | None = None,
     *,
-    may_mend: bool = False,
+    may_repair: bool = False,
 ) -> Findings:
     """From the store alone, into the plane's own database, which is empty."""
     upgrade(plane.context.database)
     bucket = Bucket(plane.store, verify)
-    work = Rebuild(bucket, signing_key, may_mend, plane.clock(), lambda _: None)
+    work = Rebuild(bucket, signing_key, may_repair, plane.clock(), lambda _: None)
     work.fill(plane.context.database, work.look())
     return bucket.findings

@@ -21,8 +21,8 @@ DAMAGED = 3
 
 def carry_out(settings: Settings, options: argparse.Namespace) -> int:
     """The report on standard output, how it gets on on standard error. The exit status."""
-    if options.dry_run and options.mend:
-        raise Conflict("--mend writes to object storage and --dry-run writes nothing: choose one")
+    if options.dry_run and options.repair:
+        raise Conflict("--repair writes to object storage and --dry-run writes nothing: choose one")
     database = None if options.dry_run else _empty_database(settings)
     try:
         rebuild = _prepared(settings, options)
@@ -58,7 +58,7 @@ def _prepared(settings: Settings, options: argparse.Namespace) -> Rebuild:
     return Rebuild(
         bucket=Bucket(open_store(settings.store_uri), options.verify),
         signing_key=None if pem is None else read_signing_key(pem.get_secret_value()),
-        may_mend=options.mend,
+        may_repair=options.repair,
         now=utc_now(),
         tell=lambda words: print(words, file=sys.stderr, flush=True),
     )

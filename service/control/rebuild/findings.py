@@ -16,12 +16,12 @@ class Damage:
 class Findings:
     """Grows while the bucket is read.
 
-    `assumed`: what no record tells, and what was taken instead. `mended`: what was put in place again,
-    or, without --mend, could be.
+    `assumed`: what no record tells, and what was taken instead. `repaired`: what was put in place again,
+    or, without --repair, could be.
     """
 
     damaged: list[Damage] = field(default_factory=list)
-    mended: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
     assumed: list[str] = field(default_factory=list)
 
     def damage(self, what: str, why: str, so: str) -> None:

@@ -16,7 +16,7 @@ def as_json(tables: Tables, findings: Findings, *, is_dry: bool) -> Iterator[str
             "rows": {table: len(rows) for table, rows in tables.items()},
             "jobs": _states(tables),
             "damaged": [vars(damage) for damage in findings.damaged],
-            "mended": findings.mended,
+            "repaired": findings.repaired,
             "assumed": findings.assumed,
             "not_restored": NOT_RESTORED,
         }
@@ -30,7 +30,7 @@ def as_text(tables: Tables, findings: Findings, *, is_dry: bool) -> Iterator[str
         states = ", ".join(f"{count} {state}" for state, count in _states(tables).items())
         yield f"  {table:<12} {len(rows):>7}  {states if table == 'jobs' else ''}".rstrip()
     yield from _listed("damaged, and left out", [_words(each) for each in findings.damaged])
-    yield from _listed("mended", findings.mended)
+    yield from _listed("repaired", findings.repaired)
     yield from _listed("assumed, because no record tells", findings.assumed)
     yield from _listed("not restored", NOT_RESTORED)
 

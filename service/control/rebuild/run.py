@@ -29,7 +29,7 @@ class Rebuild:
 
     bucket: Bucket
     signing_key: Ed25519PrivateKey | None
-    may_mend: bool
+    may_repair: bool
     now: datetime
     tell: Tell
 
@@ -58,7 +58,7 @@ class Rebuild:
         found: dict[str, FoundModel] = {}
         for number, name in enumerate(names, start=1):
             self.tell(f"model {number} of {len(names)}: {name}")
-            model = find_model(self.bucket, name, self.now, may_mend=self.may_mend)
+            model = find_model(self.bucket, name, self.now, may_repair=self.may_repair)
             if model is not None:
                 found[name] = model
         return found

@@ -45,12 +45,12 @@ def names_of_models(bucket: Bucket) -> list[str]:
     return sorted(bucket.recorded("model") | set(bucket.store.folders(prefix)))
 
 
-def find_model(bucket: Bucket, name: str, now: datetime, *, may_mend: bool) -> FoundModel | None:
+def find_model(bucket: Bucket, name: str, now: datetime, *, may_repair: bool) -> FoundModel | None:
     """None where neither a record nor a version says what the model is."""
     record = bucket.record("model", name)
     row = next(iter(record.rows(models)), None) if record else None
     is_recorded = row is not None
-    found = _folder(bucket, name, row, may_mend=may_mend).versions()
+    found = _folder(bucket, name, row, may_repair=may_repair).versions()
     live = _live(bucket, name)
     if row is None:
         if not found:
@@ -72,7 +72,7 @@ def find_model(bucket: Bucket, name: str, now: datetime, *, may_mend: bool) -> F
     return FoundModel(row, pointer.promotions, pointer.trials, found, version_rows)
 
 
-def _folder(bucket: Bucket, name: str, row: Row | None, *, may_mend: bool) -> ModelFolder:
+def _folder(bucket: Bucket, name: str, row: Row | None, *, may_repair: bool) -> ModelFolder:
     recorded: dict[int, Row] = {}
     digests: dict[int, str | None] = {}
     prefix = version_name(name, 0).removesuffix("0")
@@ -90,7 +90,7 @@ def _folder(bucket: Bucket, name: str, row: Row | None, *, may_mend: bool) -> Mo
         digests=digests,
         head=row["head"] if row else None,
         is_deleted=row is not None and row["deleted_at"] is not None,
-        may_mend=may_mend,
+        may_repair=may_repair,
     )
 
 

@@ -108,7 +108,7 @@ class Pointer:
                 self._end(trial, f"version {trial['version']} is damaged")
                 self.model["live_revision"] += 1
                 name, number = self.model["name"], trial["version"]
-                findings.mended.append(f"version {number} of {name!r} is not on trial any more")
+                findings.repaired.append(f"version {number} of {name!r} is not on trial any more")
 
     def _end(self, trial: Row, why: str) -> None:
         ended = {"ended_at": self.now, "outcome": "taken_back", "ended_because": f"rebuilt: {why}"}
@@ -122,7 +122,7 @@ class Pointer:
             self.model["live_version"] = None
             return
         why = f"version {number} cannot" if number else "nothing told which version answered"
-        findings.mended.append(f"version {max(able)} of {self.model['name']!r} answers: {why}")
+        findings.repaired.append(f"version {max(able)} of {self.model['name']!r} answers: {why}")
         if not self._was_ever_live():
             # Replicas ignore a pointer that is older than one which they have seen.
             findings.assumed.append(

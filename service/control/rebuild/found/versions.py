@@ -68,7 +68,7 @@ class ModelFolder:
     digests: Mapping[int, str | None]
     head: int | None
     is_deleted: bool
-    may_mend: bool
+    may_repair: bool
 
     def versions(self) -> dict[int, FoundVersion]:
         """By number, without those of which nothing is left."""
@@ -91,8 +91,8 @@ class ModelFolder:
         if spare is not None and recorded is not None and recorded["stored_at"] is None:
             # It was never in place: the service goes on with that.
             return FoundVersion(spare, recorded, recorded["copied_from"], is_in_place=False)
-        if spare is not None and self.may_mend:
-            return self._mended(spare, recorded, str(problem))
+        if spare is not None and self.may_repair:
+            return self._repaired(spare, recorded, str(problem))
         if not self.is_deleted:
             self._tell(number, str(problem), has_spare=spare is not None)
         if manifest is None:
@@ -169,14 +169,14 @@ class ModelFolder:
                 return False
         return True
 
-    def _mended(self, spare: VersionManifest, recorded: Row | None, problem: str) -> FoundVersion:
+    def _repaired(self, spare: VersionManifest, recorded: Row | None, problem: str) -> FoundVersion:
         source = recorded["copied_from"] if recorded else None
         if source is None:
             publish_files(self.bucket.store, spare)
         else:
             refer_to_version(self.bucket.store, spare)
         what = f"version {spare.version} of {self.model!r}"
-        self.bucket.findings.mended.append(f"{what} was put in place again ({problem})")
+        self.bucket.findings.repaired.append(f"{what} was put in place again ({problem})")
         return FoundVersion(spare, recorded, source)
 
     def _tell(self, number: int, problem: str, *, has_spare: bool) -> None:
@@ -184,7 +184,7 @@ class ModelFolder:
         if self.head is None or number >= self.head:
             so += "; nor can the model learn on: branch it from an earlier version"
         if has_spare:
-            so = "a sound copy lies where it came from: --mend puts it in place again"
+            so = "a sound copy lies where it came from: --repair puts it in place again"
         self.bucket.findings.damage(f"version {number} of {self.model!r}", problem, so)
 
 

@@ -79,7 +79,7 @@ def test_a_dry_run_touches_no_database(run: Run, new_database: Path) -> None:
     assert status == 0
     assert shown.startswith("would be restored:")
     assert not new_database.exists()
-    assert run("--dry-run", "--mend")[0] == 1
+    assert run("--dry-run", "--repair")[0] == 1
 
 
 def test_damage_is_told_and_shows_in_the_exit_status(plane: ControlPlane, run: Run) -> None:

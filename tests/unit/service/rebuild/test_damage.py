@@ -22,9 +22,9 @@ HEADS_OF_3 = layout.version_file("scenes", 3, layout.HEADS)
 MANIFEST_OF_3 = layout.version_file("scenes", 3, layout.MANIFEST)
 
 
-def _rebuilt(plane: ControlPlane, verify: Verify = "full", *, may_mend: bool = False) -> Findings:
+def _rebuilt(plane: ControlPlane, verify: Verify = "full", *, may_repair: bool = False) -> Findings:
     wreck(plane.context.database)
-    return rebuild(plane, verify, may_mend=may_mend)
+    return rebuild(plane, verify, may_repair=may_repair)
 
 
 def _forget_attempts(plane: ControlPlane) -> None:
@@ -80,7 +80,7 @@ def test_an_earlier_version_answers_where_the_live_one_is_lost(
     (damage,) = findings.damaged
     assert (damage.what, lost in damage.why) == ("version 3 of 'scenes'", True)
     assert "branch it" in damage.so
-    assert findings.mended == ["version 2 of 'scenes' answers: version 3 cannot"]
+    assert findings.repaired == ["version 2 of 'scenes' answers: version 3 cannot"]
     plane.tick(2)
     after = read_live(plane.store, "scenes")
     assert before is not None
@@ -96,11 +96,11 @@ def test_a_lost_version_is_put_in_place_again_where_told(plane: ControlPlane) ->
     before = everything(plane.context.database)
     _remove(plane, "models/scenes/versions/3/")
     (damage,) = _rebuilt(plane).damaged
-    assert "--mend" in damage.so
+    assert "--repair" in damage.so
     assert list(plane.store.keys("models/scenes/versions/3/")) == []
-    findings = _rebuilt(plane, may_mend=True)
+    findings = _rebuilt(plane, may_repair=True)
     assert findings.damaged == []
-    assert any("put in place again" in line for line in findings.mended)
+    assert any("put in place again" in line for line in findings.repaired)
     assert everything(plane.context.database) == before
     assert _named(_rebuilt(plane)) == []
 
