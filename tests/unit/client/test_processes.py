@@ -96,7 +96,7 @@ def test_ctrl_c_stops_watching_and_not_the_job(published_plane: ControlPlane, ur
     # A signal that arrives between Python's look and its read waits for a heartbeat, 15 s at most.
     _, errors = watching.communicate(timeout=60)
     assert watching.returncode == Exit.INTERRUPTED
-    assert f"job {job} goes on" in errors
+    assert f"job {job} continues" in errors
     assert "Traceback" not in errors
     assert published_plane.job(job).state == "queued"
 
