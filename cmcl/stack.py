@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -24,12 +25,14 @@ import httpx
 
 from cmcl.ports import HOST, Ports, StackError
 from cmcl.proxy import SERVING, places
+from cmcl.stack_folder import FolderLock, OperatorKeys
 
 # Busy machines import torch and Ray for minutes. A part that ends is told of at once.
 _READY_SECONDS = 300.0
 _STOP_SECONDS = 5.0
 _PRIVATE = 0o700
-_TAIL_BYTES = 4096
+_TAIL_BYTES = 16384
+_RAY_LOST_A_PROCESS = "Ray subprocesses exited unexpectedly:"
 # Not for Ray, which passes its environment to every replica and attempt.
 _OF_SERVICE = {
     *("CMCL_ADMIN_KEY", "CMCL_ENCRYPTION_KEY", "CMCL_METRICS_KEY", "CMCL_SNAPSHOT_SIGNING_KEY")
@@ -71,6 +74,8 @@ class LocalStack:
 
     def __post_init__(self) -> None:
         self.folder = self.folder.resolve()
+        self._keys = OperatorKeys(self.folder / "keys")
+        self._lock: FolderLock | None = None
         self._token = secrets.token_hex(16)
         self._ranks_starter: subprocess.Popen[bytes] | None = None
         # Short, because the path of a Unix socket may have 107 characters at most. Ray may still be
@@ -102,12 +107,7 @@ class LocalStack:
     @property
     def operator_key(self) -> str | None:
         """The key that may do everything, once `start` has made it; None without `keys`."""
-        path = self._keys / "operator"
-        return path.read_text(encoding="ascii") if self.keys and path.is_file() else None
-
-    @property
-    def _keys(self) -> Path:
-        return self.folder / "keys"
+        return self._keys.operator if self.keys else None
 
     @property
     def proxy_folder(self) -> Path:
@@ -137,16 +137,21 @@ class LocalStack:
         self.start_ranks()
 
     def prepare_folder(self) -> None:
-        """Make the folder, private to this user, and the keys. Raises StackError."""
+        """Make the folder, private to this user, and the keys, and lock it until `stop`.
+
+        Raises StackError if another stack runs in it, or if its keys are not those asked for.
+        """
         self.folder.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        if self._lock is None:
+            self._lock = FolderLock(self.folder)
         for name in ("logs", "store", "keys"):
             (self.folder / name).mkdir(exist_ok=True)
             (self.folder / name).chmod(_PRIVATE)
         for path in self.folder.glob("cmcl.db*"):
             path.chmod(0o600)
         if self.keys:
-            self._make_keys()
-        elif (self._keys / "operator").is_file():
+            self._keys.make()
+        elif self._keys.operator:
             raise StackError(f"{self.folder} has keys: add --keys, or choose another --folder")
 
     def start_ray(self) -> None:
@@ -179,7 +184,7 @@ class LocalStack:
             access |= {
                 "CMCL_AUTH": "on",
                 "CMCL_ADMIN_KEY": self.operator_key or "",
-                "CMCL_SNAPSHOT_SIGNING_KEY": (self._keys / "private.pem").read_text("ascii"),
+                "CMCL_SNAPSHOT_SIGNING_KEY": self._keys.signing_key,
             }
         self._spawn("service", [sys.executable, "-m", "service"], **access)
 
@@ -191,7 +196,7 @@ class LocalStack:
                 *(sys.executable, "-m", "workers.serve", "--store", self.store_uri),
                 *("--host", HOST, "--port", str(self.ports.embeddings)),
                 *(f"--encoder={encoder}" for encoder in self.encoders),
-                *([f"--access-public-key={self._keys / 'public.pem'}"] if self.keys else []),
+                *([f"--access-public-key={self._keys.public_key}"] if self.keys else []),
             ],
             # For this part alone: Ray's job client would follow it instead of CMCL_RAY_ADDRESS.
             RAY_ADDRESS=f"{HOST}:{self.ports.ray}",
@@ -245,6 +250,9 @@ class LocalStack:
         self.processes.clear()
         self._end_strays()
         self._sockets.cleanup()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _end_strays(self) -> None:
         """HAProxy has a session of its own, so it can outlive the Ray that started it."""
@@ -265,13 +273,15 @@ class LocalStack:
         return self.folder / "logs" / f"{name}.log"
 
     def last_words(self, name: str, what: str) -> str:
-        """What became of a part, with the last line that it printed in this run."""
+        """What became of a part, with the last line that it printed in this run, or the cause that Ray named."""
         with self.log(name).open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self._logged_before.get(name, 0), size - _TAIL_BYTES))
             lines = log.read().decode(errors="replace").split("\n")
         printed = [line.strip() for line in lines if line.strip()] or ["it printed nothing"]
-        return f"{name} {what}: {printed[-1]} (log: {self.log(name)})"
+        # Ray names the process that ended, and says last that it ends the others.
+        named = [after for line, after in pairwise(printed) if line.endswith(_RAY_LOST_A_PROCESS)]
+        return f"{name} {what}: {named[-1] if named else printed[-1]} (log: {self.log(name)})"
 
     def _environment(self) -> dict[str, str]:
         programs = str(Path(sys.executable).parent)
@@ -292,32 +302,6 @@ class LocalStack:
             "CMCL_PORT": str(self.ports.service),
             **self.extra_environment,
         }
-
-    def _make_keys(self) -> None:
-        """Make what is missing. Raises StackError if CMCL_ADMIN_KEY is not the saved key."""
-        exported, saved = os.environ.get("CMCL_ADMIN_KEY"), self.operator_key
-        if saved is None:
-            self._write_key("operator", exported or secrets.token_hex(32))
-        elif exported and exported != saved:
-            raise StackError(
-                f"CMCL_ADMIN_KEY differs from the operator's key in {self._keys / 'operator'}: "
-                "unset the variable to use the saved key, or remove the file to replace it"
-            )
-        if not (self._keys / "private.pem").is_file():
-            command = [sys.executable, "-m", "service", "keys", "signing-key"]
-            made = subprocess.run(command, capture_output=True, text=True, check=False)
-            if made.returncode != 0:
-                raise StackError(f"no signing key could be made: {made.stderr.strip()}")
-            private, begin, public = made.stdout.partition("-----BEGIN PUBLIC KEY-----")
-            self._write_key("public.pem", begin + public)
-            self._write_key("private.pem", private)
-
-    def _write_key(self, name: str, text: str) -> None:
-        """As a whole or not at all: half a key would be taken for one at the next start."""
-        written = self._keys / f".{name}"
-        written.write_text(text, encoding="ascii")
-        written.chmod(0o600)
-        written.rename(self._keys / name)
 
     def _spawn(self, name: str, command: list[str], **environment: str) -> None:
         with self.log(name).open("ab") as log:

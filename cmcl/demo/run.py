@@ -22,6 +22,7 @@ from cmcl.demo.stream import Stream, StreamDataset, read_stream
 from cmcl.demo.tables import comparison_table, version_table
 from cmcl.ports import Ports
 from cmcl.stack import LocalStack
+from cmcl.stack_folder import FolderLock
 
 MODEL = "demo"
 # Says that a folder is the demo's own, to be emptied without asking.
@@ -72,10 +73,13 @@ def run_demo(options: DemoOptions, console: Console) -> int:
 
 
 def _empty(folder: Path) -> None:
-    """Remove what an earlier demo left. Raises DemoError where the folder holds anything else."""
+    """Remove what an earlier demo left. Raises DemoError where the folder holds anything else,
+    and StackError where a demo runs in it."""
     if folder.exists():
         if not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARK).exists()):
             raise DemoError(f"{folder} was not made by an earlier demo; it would be emptied")
+        # Not under a demo that runs there.
+        FolderLock(folder).release()
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     (folder / _MARK).touch()

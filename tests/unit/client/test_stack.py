@@ -13,12 +13,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from rich.console import Console
 
 from cmcl.cli import main
 from cmcl.cli.exits import Exit
+from cmcl.demo.run import DemoOptions, run_demo
 from cmcl.ports import Ports, StackError
 from cmcl.stack import LocalStack
 from service.settings import Settings
+from tests.architecture.repository import ROOT
 
 # Prints the id of a child that would run for a minute, and waits for it.
 PARENT = """
@@ -168,6 +171,40 @@ def test_a_part_that_ends_at_once_is_told_with_the_last_line_of_this_run(
     stack._spawn("part", [sys.executable, "-c", ""])
     with pytest.raises(StackError, match="starting: it printed nothing"):
         stack._wait("part", "http://127.0.0.1:9")
+
+
+def test_a_ray_that_lost_a_process_is_reported_with_that_process(stack: LocalStack) -> None:
+    stack.log("ray").parent.mkdir(parents=True)
+    # As Ray 2.60 prints it when its raylet is killed.
+    stack.log("ray").write_text(
+        "\nSome Ray subprocesses exited unexpectedly:\n  raylet [exit code=-9]\n\n"
+        "Remaining processes will be killed.\n"
+    )
+    assert stack.last_words("ray", "ended").startswith("ray ended: raylet [exit code=-9] (log: ")
+
+
+def test_a_folder_in_use_is_not_opened_again_until_its_process_has_ended(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from cmcl.stack_folder import FolderLock; "
+        "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        second = LocalStack(tmp_path, Ports.free())
+        with pytest.raises(StackError, match=f"in use by process {holder.pid}: stop it"):
+            second.prepare_folder()
+        (tmp_path / ".cmcl-demo").touch()
+        with pytest.raises(StackError, match="in use by process"):
+            run_demo(DemoOptions(ROOT / "examples/stream", tmp_path), Console())
+        holder.kill()
+    second.prepare_folder()
+    second.stop()
 
 
 @pytest.mark.parametrize(
