@@ -104,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # As an error that unwinds: Ray would outlive this process otherwise.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     document = run(options)
+    if options.before:
+        document["before"] = json.loads(options.before.read_text())["attacks"]
     options.out.mkdir(parents=True, exist_ok=True)
     stem = options.out / _STEM
     stem.with_suffix(".json").write_text(json.dumps(document) + "\n")
@@ -297,6 +299,12 @@ def _parser() -> argparse.ArgumentParser:
         )
     parser.add_argument("--datasets", action="store_true", help="bob posts one during each attack")
     parser.add_argument("--stream", type=Path, default=Path("examples/stream"))
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="FILE",
+        help="the JSON of an earlier run, to show beside this",
+    )
     parser.add_argument("--json", action="store_true", help="the document as the last line")
     parser.add_argument("--out", type=Path, default=_RESULTS, help=f"(default: {_RESULTS})")
     return parser
