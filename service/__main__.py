@@ -12,8 +12,8 @@ from service import admin_commands, key_commands
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.errors import ServiceError
-from service.logs import log_config, secret_texts
 from service.settings import Settings
+from service.telemetry.logs import log_config, secret_texts
 
 _USAGE = 2
 _SWITCH_SECONDS = 0.001
@@ -57,7 +57,7 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
     # They take seconds to import: wrong settings, and keys, need not wait for them.
     from service.api.server import make_server
     from service.app import create_app
-    from service.control.records.guard import check_at_start
+    from service.stale_database import check_at_start
 
     # With Python's own 5 ms, each thread that computes delays each step of the event loop by so long.
     sys.setswitchinterval(_SWITCH_SECONDS)

@@ -36,6 +36,6 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 def _rebuild(settings: Settings, options: argparse.Namespace) -> int:
     # It reads files and checks signatures, for which much is imported that the other commands do
     # without.
-    from service.control.rebuild.carry_out import carry_out
+    from service.maintenance.rebuild.run import carry_out
 
     return carry_out(settings, options)

@@ -12,65 +12,57 @@ from fastapi import Depends, FastAPI
 from pydantic import SecretStr
 
 from cmcl.contract import DISTRIBUTION
-from service.api.dependencies import require_body_type
-from service.api.middleware.at_work import AtWork
-from service.api.middleware.authentication import Authentication
-from service.api.middleware.bodies import Bodies
-from service.api.middleware.hosts import Hosts
-from service.api.middleware.request_log import RequestLog
-from service.api.openapi import PROBLEMS, DescribedApp, operation_id
-from service.api.places import Places
-from service.api.problems import add_problem_handlers
-from service.api.routes import (
-    candidates,
+from service.api import (
+    canary,
     datasets,
-    description,
     events,
     jobs,
     keys,
     models,
+    openapi,
     operations,
     preflights,
     uploads,
     versions,
     webhooks,
 )
-from service.api.shares import FairSemaphore
+from service.api.authentication import Authentication, Hosts
+from service.api.bodies import Bodies
+from service.api.concurrency import AtWork
+from service.api.dependencies import require_body_type
+from service.api.fairness import FairSemaphore, Places
+from service.api.openapi import PROBLEMS, DescribedApp, operation_id
+from service.api.problems import add_problem_handlers
+from service.api.request_log import RequestLog
+from service.auth.authenticator import Doorkeeper, TokenReader
 from service.clock import Clock, utc_now
-from service.control.access.doorkeeper import Doorkeeper, TokenReader
-from service.control.announcer import Announcer
-from service.control.bell import Bell
-from service.control.context import Context
-from service.control.feed import Feed
-from service.control.preflights import PreflightRounds
-from service.control.reconcile import Reconciler
-from service.control.records.recorder import Recorder
-from service.control.sweep.sweeper import Sweeper
-from service.control.validation.apart import Apart, share_of_memory
-from service.control.validation.threads import DaemonThreads
-from service.control.validation.validations import Validations
-from service.control.webhooks.deliverer import Deliverer
-from service.control.webhooks.encryption import SecretCipher, encrypt_stored
-from service.control.webhooks.sender import Sender
+from service.context import Context
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
+from service.datasets.subprocess_validator import Apart, share_of_memory
+from service.datasets.validations import Validations
 from service.errors import DatabaseError
-from service.launchers.breaker import Breaker
-from service.launchers.driver import Driver
-from service.launchers.kuberay.pods import read_pod_templates
-from service.launchers.kuberay.resource import Site
+from service.events.feed import Feed
+from service.events.webhook_delivery import Deliverer
+from service.events.webhook_secrets import SecretCipher, encrypt_stored
+from service.events.webhook_sender import Sender
+from service.jobs.preflights import PreflightRounds
+from service.jobs.reconciler import Reconciler
+from service.jobs.workqueue import Bell, DaemonThreads
+from service.launchers.circuit_breaker import Breaker
+from service.launchers.kuberay.resource import Site, read_pod_templates
 from service.launchers.port import Launcher
-from service.launchers.ray.launcher import RayJobLauncher
-from service.observe.backlog import BacklogCollector
-from service.observe.database import MeteredDatabase
-from service.observe.figures import FiguresCollector
-from service.observe.happenings import Witness
-from service.observe.metered import MeteredLauncher, MeteredStore
-from service.observe.metrics import Metrics
-from service.observe.spans import Spans, open_spans
-from service.observe.training import TrainingCollector
-from service.observe.trials import TrialCollector
+from service.launchers.ray_jobs import Driver, RayJobLauncher
+from service.maintenance.backup import Recorder
+from service.maintenance.gc import Sweeper
+from service.registry.announcer import Announcer
 from service.settings import Settings
+from service.telemetry.backlog import BacklogCollector
+from service.telemetry.event_observer import Witness
+from service.telemetry.instrumented import MeteredDatabase, MeteredLauncher, MeteredStore
+from service.telemetry.metrics import Metrics
+from service.telemetry.models import CanaryCollector, ModelCollector, TrainingCollector
+from service.telemetry.spans import Spans, open_spans
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
 
@@ -82,7 +74,7 @@ _STOP_SECONDS = 10.0
 _ROUTES = (
     models,
     versions,
-    candidates,
+    canary,
     uploads,
     datasets,
     jobs,
@@ -91,7 +83,7 @@ _ROUTES = (
     webhooks,
     keys,
     operations,
-    description,
+    openapi,
 )
 
 # Goes on until the event is set.
@@ -125,7 +117,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
         dependencies=[Depends(require_body_type)],
         responses=PROBLEMS,
         telemetry=context.metrics.spans.of_requests(),
-        # Ours are rendered once, and load nothing from elsewhere: routes/description.py.
+        # Ours are rendered once, and load nothing from elsewhere: routes/openapi.py.
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -134,7 +126,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     app.state.reconciler = reconciler
     app.state.probes = operations.Probes()
     app.state.rendered_metrics = operations.keep_metrics(context)
-    app.state.description = description.Description(app.openapi)
+    app.state.description = openapi.Description(app.openapi)
     app.state.part_places = Places(settings.upload_parts_at_once)
     app.state.completions = FairSemaphore(
         *(uploads.COMPLETED_AT_ONCE, uploads.COMPLETED_AT_ONCE),
@@ -177,9 +169,9 @@ def _context(
     settings: Settings, parts: Parts, database: Database, metrics: Metrics, bell: Bell
 ) -> Context:
     metrics.registry.register(BacklogCollector(database, parts.clock))
-    metrics.registry.register(FiguresCollector(database, parts.clock))
+    metrics.registry.register(ModelCollector(database, parts.clock))
     metrics.registry.register(TrainingCollector(database, parts.clock))
-    metrics.registry.register(TrialCollector(database, parts.clock))
+    metrics.registry.register(CanaryCollector(database, parts.clock))
     return Context(
         settings=settings,
         database=database,
@@ -204,7 +196,7 @@ def _tokens(settings: Settings) -> TokenReader | None:
     if not settings.oidc_issuer or not settings.oidc_audience:
         return None
     # Cryptography takes a while to import; most have no issuer.
-    from service.control.access.tokens import Tokens
+    from service.auth.oidc import Tokens
 
     return Tokens(settings.oidc_issuer, settings.oidc_audience, settings.oidc_owner_claim)
 
@@ -293,8 +285,8 @@ def _loops(context: Context, reconciler: Reconciler) -> dict[str, Loop]:
 
 def _snapshot_loop(context: Context, signing_key: SecretStr) -> Loop:
     # Cryptography takes a while to import; most have no such key.
-    from service.control.access.signing import read_signing_key
-    from service.control.access.snapshot import SnapshotWriter
+    from service.auth.key_snapshot import SnapshotWriter
+    from service.auth.signing import read_signing_key
 
     return SnapshotWriter(context, read_signing_key(signing_key.get_secret_value())).run
 

@@ -8,14 +8,14 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from service.auth.keys import OPERATOR, NewKey, create_key, mint, revoke_key
 from service.clock import utc_now
-from service.control.access.keys import OPERATOR, NewKey, create_key, mint, revoke_key
-from service.control.webhooks.encryption import new_key
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from service.errors import Unprocessable
+from service.events.webhook_secrets import new_key
 from service.principal import Scope
 from service.settings import Settings
 
@@ -110,7 +110,7 @@ def _revoke(settings: Settings, options: argparse.Namespace) -> None:
 def _make_signing_key(_: Settings, __: argparse.Namespace) -> None:
     """Both halves on standard output; they are kept nowhere."""
     # It takes a while to import, and only this command needs it.
-    from service.control.access.signing import make_pair
+    from service.auth.signing import make_pair
 
     pair = make_pair()
     print(

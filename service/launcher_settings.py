@@ -1,5 +1,6 @@
 """Settings of how attempts run: which launcher, how many ranks, what a driver and pods need."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -7,11 +8,26 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings
 
 from cmcl.contract.priority import Priority
-from service.launchers.kuberay.pods import read_pod_templates
-from service.launchers.kuberay.resource import RAY_VERSION
+from service.launchers.kuberay.resource import RAY_VERSION, read_pod_templates
 from service.launchers.labels import check_labels
-from service.launchers.runtime_env import check_runtime_env
 from service.setting_values import JsonObject, ServerAddress
+
+# What a site may set. The others of Ray's are for a single process or for debugging.
+FIELDS = (
+    "working_dir",
+    "py_modules",
+    "excludes",
+    "pip",
+    "uv",
+    "conda",
+    "env_vars",
+    "worker_process_setup_hook",
+    "py_executable",
+    "image_uri",
+    "config",
+)
+
+_CODE = ("working_dir", "py_modules")
 
 
 class LauncherSettings(BaseSettings):
@@ -158,3 +174,34 @@ class LauncherSettings(BaseSettings):
     def fewest_ranks(self) -> int:
         """`min_ranks`, resolved."""
         return self.ranks if self.min_ranks is None else self.min_ranks
+
+
+def check_runtime_env(value: Mapping[str, Any]) -> None:
+    """Raises ValueError, in words."""
+    for name in value:
+        if name not in FIELDS:
+            raise ValueError(f"it has the field {name!r}; permitted are {', '.join(FIELDS)}")
+    _check_variables(value.get("env_vars", {}))
+    for name in _CODE:
+        for address in _addresses(name, value.get(name, [])):
+            # A folder would be one of the service's own image, and be packed anew for each attempt.
+            if "://" not in address:
+                raise ValueError(
+                    f"{name} has {address!r}; it must be an address that all nodes can read, such as "
+                    "s3://bucket/code.zip"
+                )
+
+
+def _check_variables(value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"env_vars is {value!r}; it must be an object of names and texts")  # noqa: TRY004
+    for name, text in value.items():
+        if not isinstance(text, str):
+            raise ValueError(f"env_vars.{name} is {text!r}; it must be a text, in quotes")  # noqa: TRY004
+
+
+def _addresses(name: str, value: Any) -> Iterator[str]:
+    for address in value if isinstance(value, list) else [value]:
+        if not isinstance(address, str):
+            raise ValueError(f"{name} has {address!r}; it must be an address")  # noqa: TRY004
+        yield address

@@ -60,14 +60,14 @@ def _must_be_a_server(value: str) -> str:
 
 def _must_sign(value: SecretStr) -> SecretStr:
     # Cryptography takes a while to import; most have no such key.
-    from service.control.access.signing import read_signing_key
+    from service.auth.signing import read_signing_key
 
     read_signing_key(value.get_secret_value())
     return value
 
 
 def _must_encrypt(value: SecretStr) -> SecretStr:
-    from service.control.webhooks.encryption import read_keys
+    from service.events.webhook_secrets import read_keys
 
     read_keys(value.get_secret_value())
     return value

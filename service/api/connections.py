@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Protocol
 
-from service.control.access.rates import client_network
+from service.auth.rate_limiter import client_network
 
 # For a whole head, from the first byte of the connection or the end of the answer before it. Also how long
 # an answer may lie without enough of it being taken.

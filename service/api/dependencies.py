@@ -3,19 +3,66 @@
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Header, Path, Query, Request
+from fastapi import Depends, Header, Path, Query, Request, Security
+from fastapi.security import HTTPBearer, SecurityScopes
 
 from cmcl.contract.modality import NAME_PATTERN
-from service.api.access import Anybody
-from service.control.context import Context
-from service.control.data.intake import MOST_SHARDS
-from service.control.reconcile import Reconciler
-from service.errors import FieldProblem, Unprocessable, UnsupportedMediaType
-from service.principal import EVERY_OWNER
+from service.context import Context
+from service.datasets.intake import MOST_SHARDS
+from service.errors import FieldProblem, Forbidden, Unprocessable, UnsupportedMediaType
+from service.jobs.reconciler import Reconciler
+from service.principal import EVERY_OWNER, Principal, Scope
+
+# Kubernetes asks these by the address of the pod.
+PROBES = frozenset({"/healthz", "/readyz"})
+# A key of its own, if any: whoever scrapes is no user.
+METRICS = "/metrics"
+# Everything else needs a key, also addresses that do not exist.
+OPEN_PATHS = frozenset(
+    {
+        *PROBES,
+        METRICS,
+        *("/openapi.json", "/docs", "/docs/start", "/docs/script", "/docs/style"),
+    }
+)
+
+# For the description alone: the header was read before.
+_DESCRIBED = HTTPBearer(
+    scheme_name="bearer",
+    auto_error=False,
+    description="A key, `cmcl_...`, or a token of the configured issuer. Each operation names the "
+    "scope that it needs.",
+)
+
+
+async def get_principal(
+    request: Request, needed: SecurityScopes, _: Annotated[object, Security(_DESCRIBED)]
+) -> Principal:
+    """Whoever sent the request. Raises Forbidden without the scopes that the route needs."""
+    principal: Principal = request.state.principal
+    check_scopes(principal, needed.scopes)
+    return principal
+
+
+def check_scopes(principal: Principal, needed: Iterable[str]) -> None:
+    """Raises Forbidden for the first scope that is missing."""
+    for scope in needed:
+        if scope not in principal.scopes:
+            has = ", ".join(sorted(principal.scopes)) or "none"
+            raise Forbidden(f"this needs the scope {str(scope)!r}; your key has: {has}")
+
+
+Anybody = Annotated[Principal, Depends(get_principal)]
+Reader = Annotated[Principal, Security(get_principal, scopes=[Scope.READ])]
+Writer = Annotated[Principal, Security(get_principal, scopes=[Scope.WRITE])]
+Trainer = Annotated[Principal, Security(get_principal, scopes=[Scope.TRAIN])]
+Admin = Annotated[Principal, Security(get_principal, scopes=[Scope.ADMIN])]
+
 
 # The largest number that a column can hold.
 LARGEST_NUMBER = 2**31 - 1
@@ -35,6 +82,9 @@ UploadPath = Annotated[str, Path(alias="upload", pattern=r"^up-[0-9a-f]{12}$")]
 VersionPath = Annotated[int, Path(alias="version", ge=1, le=LARGEST_NUMBER)]
 ModelQuery = Annotated[str | None, Query(alias="model", pattern=NAME_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=200, description="items of one page")]
+
+
+_TAG = re.compile(r'^"(\d{1,9})"$')
 
 
 @dataclass(frozen=True)
@@ -169,3 +219,31 @@ ReconcilerDep = Annotated[Reconciler, Depends(get_reconciler)]
 RequestKeyDep = Annotated[RequestKey | None, Depends(get_request_key)]
 TextCursor = Annotated[str | None, Depends(get_text_cursor)]
 NumberCursor = Annotated[int | None, Depends(get_number_cursor)]
+
+
+def etag(revision: int) -> dict[str, str]:
+    """The header for a thing in that revision."""
+    return {"ETag": f'"{revision}"'}
+
+
+def get_seen_revision(
+    if_match: Annotated[
+        str | None,
+        Header(
+            alias="If-Match",
+            description="the ETag of what was read: 412 if it was changed since",
+            examples=['"3"'],
+        ),
+    ] = None,
+) -> int | None:
+    """The revision that the request builds on; None where it takes whatever is there."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    found = _TAG.match(if_match.strip())
+    if found is None:
+        message = 'give the ETag of an earlier answer, with its quotes, for example "3"'
+        raise Unprocessable(message, FieldProblem("If-Match", message, if_match))
+    return int(found.group(1))
+
+
+SeenRevision = Annotated[int | None, Depends(get_seen_revision)]

@@ -21,7 +21,6 @@ from cmcl.contract.version import (
     VersionManifest,
 )
 from service.api.dependencies import LARGEST_NUMBER
-from service.control.data.intake import NewDataset
 from service.database.rows import (
     DatasetRecord,
     JobRecord,
@@ -30,6 +29,7 @@ from service.database.rows import (
     VersionOutline,
     VersionRecord,
 )
+from service.datasets.intake import NewDataset
 from service.states import FailureReason, JobState
 
 Item = TypeVar("Item", bound=BaseModel)

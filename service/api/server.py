@@ -32,7 +32,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from uvicorn.server import ServerState
 
 from service.api.connections import PATIENCE_SECONDS, Connections
-from service.api.shares import LoopScheduler, Step
+from service.api.fairness import LoopScheduler, Step
 from service.principal import EVERY_OWNER, Principal
 from service.settings import Settings
 

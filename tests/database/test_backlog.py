@@ -6,8 +6,8 @@ from sqlalchemy import insert, update
 
 from cmcl.contract.model import ModelSpec
 from service.database.engine import Database
-from service.database.queries import backlog, models
-from service.database.queries.backlog import Backlog, Standing
+from service.database.queries import metrics, models
+from service.database.queries.metrics import Backlog, Standing
 from service.database.tables import datasets, jobs, versions
 from service.states import TERMINAL, JobState
 
@@ -76,7 +76,7 @@ def add_promotion(database: Database, model: str, generation: int, created_at: d
 
 def read(database: Database) -> Backlog:
     with database.read() as connection:
-        return backlog.read(connection)
+        return metrics.read_backlog(connection)
 
 
 def test_an_empty_database_has_no_backlog(database: Database) -> None:

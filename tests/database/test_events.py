@@ -10,7 +10,6 @@ from threading import Barrier, Thread
 import pytest
 from sqlalchemy import Connection, func, insert, select
 
-from service.control.feed import number_events
 from service.database.engine import Database, open_database
 from service.database.queries import deliveries as queue
 from service.database.queries import events, webhooks
@@ -19,7 +18,8 @@ from service.database.queries.events import EventFilter
 from service.database.queries.webhooks import WebhookRecord
 from service.database.rows import Happening
 from service.database.tables import deliveries
-from service.database.tables import events as event_table
+from service.database.tables import notifications as event_table
+from service.events.feed import number_events
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=60)

@@ -9,7 +9,10 @@ import pytest
 from sqlalchemy import event, insert
 
 from cmcl.contract.model import ModelSpec
-from service.control.data.intake import (
+from service.database.engine import Database
+from service.database.queries import models
+from service.database.tables import uploads
+from service.datasets.intake import (
     MOST_SHARDS,
     Intake,
     NewDataset,
@@ -18,9 +21,6 @@ from service.control.data.intake import (
     add_shards,
     check_addresses,
 )
-from service.database.engine import Database
-from service.database.queries import models
-from service.database.tables import uploads
 from service.errors import Unprocessable
 from service.principal import Principal, Scope
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from sqlalchemy import delete
 
-from service.control.sweep.leftovers import sweep_leftovers
-from service.control.sweep.sweeper import DUTIES, Sweeper
 from service.database.engine import Database
-from service.database.queries import answers, leases, sweeping, uploads
+from service.database.queries import idempotency, maintenance, uploads
 from service.database.rows import AnswerRecord, NewUpload
 from service.database.tables import leases as lease_rows
+from service.maintenance.gc import DUTIES, Sweeper, sweep_leftovers
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import announce, send, upload_whole
@@ -53,7 +52,7 @@ def test_an_upload_is_learned_and_swept(tmp_path: Path, database_url: str) -> No
 def test_one_of_many_gets_the_lease(database: Database) -> None:
     def claim(name: str) -> bool:
         return database.settle(
-            lambda connection: leases.claim(
+            lambda connection: maintenance.claim_lease(
                 connection, "sweeper", name, NOW, NOW + timedelta(minutes=5)
             )
         )
@@ -96,11 +95,11 @@ def test_old_answers_go_in_batches(database: Database) -> None:
     with database.write() as connection:
         for number in range(15):
             moment = NOW - timedelta(minutes=number)
-            answers.remember(connection, ("default", f"key-{number}", "POST /"), answer, moment)
-        counted = [sweeping.forget_answers(connection, NOW, 10) for _ in range(3)]
+            idempotency.remember(connection, ("default", f"key-{number}", "POST /"), answer, moment)
+        counted = [maintenance.forget_answers(connection, NOW, 10) for _ in range(3)]
         assert counted == [10, 4, 0]
         # The newest is not older than that moment.
-        assert answers.find(connection, ("default", "key-0", "POST /")) == answer
+        assert idempotency.find(connection, ("default", "key-0", "POST /")) == answer
 
 
 def test_a_claim_is_as_good_as_its_attempt(database: Database) -> None:

@@ -12,9 +12,9 @@ from enum import Enum
 
 from sqlalchemy import select
 
-from service.control.reconcile import Reconciler
 from service.database.tables import models
 from service.errors import DatabaseUnavailable
+from service.jobs.reconciler import Reconciler
 from tests.fakes.mortal import Contact, Death, MortalDatabase, MortalLauncher, MortalStore
 from tests.faults.world import World, database_of
 

@@ -6,7 +6,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, sele
 
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.modality import ModalityPair
-from service.database.queries import records
+from service.database.queries import backup
 from service.database.rows import DatasetRecord, Fingerprints
 from service.database.tables import datasets
 
@@ -32,7 +32,7 @@ def create(
             created_at=now,
         )
     )
-    records.note(connection, "dataset", dataset)
+    backup.note(connection, "dataset", dataset)
 
 
 def lock(connection: Connection, dataset: str) -> DatasetRecord | None:
@@ -45,7 +45,7 @@ def lock(connection: Connection, dataset: str) -> DatasetRecord | None:
 def set_request(connection: Connection, dataset: str, request: dict[str, object]) -> None:
     """Shards were added; call it with the dataset locked and open."""
     connection.execute(update(datasets).where(datasets.c.id == dataset).values(request=request))
-    records.note(connection, "dataset", dataset)
+    backup.note(connection, "dataset", dataset)
 
 
 def seal(connection: Connection, dataset: str, known_by: Fingerprints, now: datetime) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy import (
 
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
-from service.database.queries import records
+from service.database.queries import backup
 from service.database.rows import BranchPoint, ModelRecord
 from service.database.tables import jobs, models, trials, versions
 
@@ -49,7 +49,7 @@ def create(
             created_at=now,
         )
     )
-    records.note(connection, "model", name)
+    backup.note(connection, "model", name)
 
 
 def find(connection: Connection, name: str) -> ModelRecord | None:
@@ -155,7 +155,7 @@ def advance_head(connection: Connection, name: str, parent: int | None, version:
         .where(models.c.name == name, models.c.head == (parent or 0))
         .values(head=version)
     )
-    records.note(connection, "model", name)
+    backup.note(connection, "model", name)
     return connection.execute(statement).rowcount == 1
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import (
     update,
 )
 
-from service.database.queries import records
+from service.database.queries import backup
 from service.database.rows import NewUpload, PartRecord, UploadRecord, UploadState
 from service.database.tables import datasets, jobs, models, upload_parts, upload_uses, uploads
 from service.states import JobState
@@ -148,7 +148,7 @@ def abort(connection: Connection, upload: str) -> None:
     connection.execute(
         update(uploads).where(uploads.c.id == upload).values(state=_ABORTED, lease_until=None)
     )
-    records.note(connection, "dataset", *records.users_of_upload(connection, upload))
+    backup.note(connection, "dataset", *backup.users_of_upload(connection, upload))
 
 
 def add_uses(connection: Connection, dataset: str, named: set[str]) -> None:
@@ -186,7 +186,7 @@ def expired(connection: Connection, before: datetime, limit: int) -> list[str]:
 
 def remove(connection: Connection, upload: str) -> None:
     """Forget one that was given up and whose objects are gone."""
-    records.note(connection, "dataset", *records.users_of_upload(connection, upload))
+    backup.note(connection, "dataset", *backup.users_of_upload(connection, upload))
     for table, key in ((upload_parts, "upload"), (upload_uses, "upload"), (uploads, "id")):
         connection.execute(delete(table).where(table.c[key] == upload))
 

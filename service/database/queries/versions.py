@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from cmcl.contract.version import Recall, VersionManifest
-from service.database.queries import records
+from service.database.queries import backup
 from service.database.rows import PromotionRecord, VersionOutline, VersionRecord
 from service.database.tables import promotions, versions
 
@@ -170,7 +170,7 @@ def promotion_page(
 
 
 def _note(connection: Connection, model: str, number: int) -> None:
-    records.note(connection, "version", records.version_name(model, number))
+    backup.note(connection, "version", backup.version_name(model, number))
 
 
 def _record(row: RowMapping) -> VersionRecord:

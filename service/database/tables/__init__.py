@@ -1,8 +1,10 @@
 """The tables, as the newest migration leaves them; a test compares the two."""
 
 from service.database.columns import metadata
-from service.database.tables.asking import answers, api_keys, upload_parts, upload_uses, uploads
-from service.database.tables.learning import (
+from service.database.tables.access import answers, api_keys, upload_parts, upload_uses, uploads
+from service.database.tables.coordination import compatibility, leases, orphans, unrecorded
+from service.database.tables.notifications import deliveries, event_positions, events, webhooks
+from service.database.tables.registry import (
     datasets,
     jobs,
     models,
@@ -11,8 +13,6 @@ from service.database.tables.learning import (
     trials,
     versions,
 )
-from service.database.tables.sweeping import compatibility, leases, orphans, unrecorded
-from service.database.tables.telling import deliveries, event_positions, events, webhooks
 
 __all__ = [
     "answers",

@@ -10,7 +10,7 @@ from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
 from cmcl.contract.preflight import Outlook, PreflightAnswer
 from cmcl.contract.rollout import RolloutRule, TrialPlan
-from service.control.preflights import PreflightRounds
+from service.jobs.preflights import PreflightRounds
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard

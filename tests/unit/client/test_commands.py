@@ -12,8 +12,8 @@ import pytest
 
 from cmcl.cli.exits import Exit
 from cmcl.contract.preflight import Outlook, PreflightAnswer
-from service.control.preflights import PreflightRounds
 from service.database.queries import jobs
+from service.jobs.preflights import PreflightRounds
 from service.launchers.port import LaunchState
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from cmcl.contract.version import ANNOUNCEMENTS, LivePointer
-from service.control.announcer import Announcer
+from service.registry.announcer import Announcer
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver, receiving
 from tests.unit.service.observe.samples import shown

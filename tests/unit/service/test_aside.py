@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import pytest
 
-from service.control.aside import Aside
-from service.control.reconcile import Reconciler
+from service.jobs.reconciler import Reconciler
+from service.jobs.workqueue import Aside
 from service.states import JobState
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane

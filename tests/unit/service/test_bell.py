@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.control.bell import Bell
+from service.jobs.workqueue import Bell
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.control.sweep.sweeper import Sweeper
+from service.maintenance.gc import Sweeper
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train

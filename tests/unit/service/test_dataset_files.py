@@ -12,8 +12,7 @@ import pytest
 from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
 from cmcl.contract.errors import InvalidDataset, InvalidUri
 from cmcl.contract.modality import ModalityPair
-from service.control.validation.task import ValidationTask
-from service.control.validation.verify import verify
+from service.datasets.verify import ValidationTask, verify
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from starlette.types import Message, Scope
 
 from cmcl.contract.pace import Pace
-from service.api.middleware.bodies import Bodies, Budget
+from service.api.bodies import Bodies, Budget
 from service.errors import TooManyRequests
 from service.principal import LOCAL
 from tests.fakes.control_plane import SPEC, ControlPlane

@@ -13,10 +13,10 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.core import GaugeMetricFamily
 
-from service.api.kept import Kept, in_thread
-from service.api.middleware.authentication import Refusals
+from service.api.authentication import Refusals
+from service.api.ttl_cache import Kept, in_thread
 from service.app import Parts, create_app
-from service.control.access.rates import (
+from service.auth.rate_limiter import (
     FAILURES_PER_MINUTE,
     OPEN_PER_MINUTE,
     REFUSALS_PER_MINUTE,

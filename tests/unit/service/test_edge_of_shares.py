@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.middleware.at_work import BODY_BYTES, AtWork
-from service.api.shares import FairSemaphore, LoopScheduler
-from service.control.access.rates import SlidingWindow
+from service.api.concurrency import BODY_BYTES, AtWork
+from service.api.fairness import FairSemaphore, LoopScheduler
+from service.auth.rate_limiter import SlidingWindow
 from service.database.engine import WriterLock
 from service.errors import TooManyRequests
 from service.principal import Principal

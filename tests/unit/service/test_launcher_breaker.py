@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.launchers.breaker import Breaker
+from service.launchers.circuit_breaker import Breaker
 from service.launchers.port import LauncherUnavailable, LaunchState, Submission
 from tests.fakes.launcher import FakeLauncher
 

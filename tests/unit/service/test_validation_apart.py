@@ -18,10 +18,10 @@ from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from service.app import Parts, create_app
-from service.control.reconcile import Reconciler
-from service.control.validation.apart import Apart, share_of_memory
-from service.control.validation.task import ValidationTask
-from service.control.validation.validations import Cord
+from service.datasets.subprocess_validator import Apart, share_of_memory
+from service.datasets.validations import Cord
+from service.datasets.verify import ValidationTask
+from service.jobs.reconciler import Reconciler
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
@@ -108,7 +108,7 @@ def children(parent: int | None = None) -> list[int]:
         except OSError:
             continue
         is_ours = int(status.rpartition(")")[2].split()[1]) == (parent or os.getpid())
-        if is_ours and b"service.control.validation.child" in words:
+        if is_ours and b"service.datasets.subprocess_validator" in words:
             found.append(int(folder.name))
     return found
 
@@ -219,9 +219,9 @@ def test_the_process_ends_with_the_one_that_started_it(
 ) -> None:
     task = ground.task(silent.address)
     program = (
-        "import sys; from service.control.validation.apart import Apart\n"
-        "from service.control.validation.task import ValidationTask\n"
-        "from service.control.validation.validations import Cord\n"
+        "import sys; from service.datasets.subprocess_validator import Apart\n"
+        "from service.datasets.verify import ValidationTask\n"
+        "from service.datasets.validations import Cord\n"
         "from workers.storage.uris import open_store\n"
         "task = ValidationTask.model_validate_json(sys.argv[2])\n"
         "Apart(60, 512 << 20).read(open_store(sys.argv[1]), task, Cord())"
@@ -249,9 +249,7 @@ def test_strangers_files_are_read_without_the_services_keys(
 
 
 def test_the_process_loads_neither_server_nor_database() -> None:
-    program = (
-        "import json, sys, service.control.validation.child; print(json.dumps(list(sys.modules)))"
-    )
+    program = "import json, sys, service.datasets.subprocess_validator; print(json.dumps(list(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     heavy = {"fastapi", "sqlalchemy", "boto3", "torch", "httpx", "service.settings"}
     assert heavy.isdisjoint(json.loads(answer.stdout))

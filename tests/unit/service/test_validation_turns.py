@@ -1,6 +1,6 @@
 """Whose files are read next: a place at a time for each owner, and nobody is forgotten."""
 
-from service.control.validation.turns import Turn, Turns
+from service.datasets.validations import Turn, Turns
 
 
 def turns(*owners: str) -> Turns:

@@ -9,8 +9,7 @@ import pytest
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import ModalityPair
-from service.control.validation.turns import Turn
-from service.control.validation.validations import Read, Validations
+from service.datasets.validations import Read, Turn, Validations
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.executor import InlineExecutor

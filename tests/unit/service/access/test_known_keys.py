@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from service.control.access.keys import KeyText, mint
-from service.control.access.known import KnownKeys
+from service.auth.authenticator import KnownKeys
+from service.auth.keys import KeyText, mint
 from service.database.queries.keys import KeyRecord
 from service.principal import Scope
 from tests.fakes.clock import ScriptedClock

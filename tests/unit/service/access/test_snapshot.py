@@ -13,10 +13,10 @@ import pytest
 from cmcl.contract.access import OPERATOR_KEY, KeySnapshot
 from cmcl.contract.errors import ObjectNotFound
 from service.__main__ import main
-from service.control.access.signing import make_pair, read_signing_key
-from service.control.access.snapshot import SnapshotWriter
-from service.control.context import Context
-from service.logs import JsonLines, secret_texts
+from service.auth.key_snapshot import SnapshotWriter
+from service.auth.signing import make_pair, read_signing_key
+from service.context import Context
+from service.telemetry.logs import JsonLines, secret_texts
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.service.access.holder import ADMIN_KEY, Holder

@@ -12,8 +12,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from service.control.access.rates import FAILURES_PER_MINUTE
-from service.control.access.tokens import Tokens
+from service.auth.oidc import Tokens
+from service.auth.rate_limiter import FAILURES_PER_MINUTE
 from service.errors import Forbidden, IssuerUnavailable, Unauthorized
 from service.principal import Principal, Scope
 from tests.fakes.control_plane import ControlPlane

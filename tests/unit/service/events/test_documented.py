@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from cmcl.contract.job import Phase, Progress
-from service.event_kinds import FINAL, MEANINGS, WORTH_A_MESSAGE, EventKind
+from service.events.kinds import FINAL, MEANINGS, WORTH_A_MESSAGE, EventKind
 from service.states import TERMINAL, JobState
 from tests.architecture.repository import ROOT
 from tests.fakes.control_plane import ControlPlane

@@ -7,11 +7,11 @@ from contextlib import aclosing, contextmanager
 import pytest
 from sqlalchemy import Connection, event
 
-from service.control.feed import Feed, Item
 from service.database.queries import events
 from service.database.queries.events import EventFilter
 from service.database.rows import EventRecord, Happening
 from service.errors import TooManyRequests
+from service.events.feed import Feed, Item
 from tests.fakes.control_plane import ControlPlane
 
 EVERYTHING = EventFilter()

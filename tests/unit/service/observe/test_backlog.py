@@ -10,8 +10,8 @@ from prometheus_client import generate_latest
 from cmcl.contract.version import Drift, VersionReport
 from service.database.queries import models
 from service.errors import DatabaseUnavailable
-from service.observe.backlog import Kept
 from service.states import JobState
+from service.telemetry.backlog import Kept
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train

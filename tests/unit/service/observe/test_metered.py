@@ -15,8 +15,8 @@ from service.launchers.port import (
     LaunchState,
     Submission,
 )
-from service.observe.metered import MeteredLauncher, MeteredStore
-from service.observe.metrics import Metrics
+from service.telemetry.instrumented import MeteredLauncher, MeteredStore
+from service.telemetry.metrics import Metrics
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.launcher import FakeLauncher
 from tests.unit.service.observe.samples import value

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cmcl.contract.preflight import Outlook, PreflightAnswer
-from service.control.preflights import PreflightRounds
 from service.database.queries import preflights
 from service.database.queries.preflights import PreflightRecord, PreflightState
+from service.jobs.preflights import PreflightRounds
 from tests.fakes.control_plane import ControlPlane
 
 OUTLOOK = Outlook(

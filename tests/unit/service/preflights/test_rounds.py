@@ -3,12 +3,12 @@
 from sqlalchemy import select
 
 from cmcl.contract.preflight import AskedShards
-from service.control.preflights import PreflightRounds
-from service.control.sweep.sweeper import Sweeper
 from service.database import tables
 from service.database.queries import models, preflights
 from service.database.queries.preflights import PreflightState
+from service.jobs.preflights import PreflightRounds
 from service.launchers.port import LaunchState
+from service.maintenance.gc import Sweeper
 from tests.fakes.uploads import announce, complete, send
 from tests.unit.service.preflights.conftest import Asking
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from sqlalchemy import func, select
 
 from cmcl.contract.policy import GatePolicy
-from service.control.records.recorder import Recorder
 from service.database.tables import unrecorded
+from service.maintenance.backup import Recorder
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.mortal import Death, Lifeline, MortalDatabase, MortalStore

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from cmcl.contract.rollout import Observed, PairAgreement, RolloutRule
-from service.control.models.rollout import judge, look
-from service.database.queries import trials as rows
+from service.database.queries import canaries as rows
+from service.registry.canary_rule import judge, look
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.replica_words import PAIR, agreement, observe
 from tests.unit.service.observe.samples import shown

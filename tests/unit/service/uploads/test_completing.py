@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from cmcl.contract.errors import StorageUnavailable
-from service.api.answers import answer_long
 from service.api.dependencies import RequestKey
-from service.control.data import assemble
-from service.control.sweep.sweeper import Sweeper
+from service.api.idempotency import answer_long
 from service.database.rows import AnswerRecord
+from service.datasets import upload_completion
+from service.maintenance.gc import Sweeper
 from service.principal import LOCAL
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
@@ -108,11 +108,11 @@ def test_a_death_at_any_moment_can_be_followed(plane: ControlPlane, dies_at: int
     upload = announce(plane, 3)
     send(plane, upload, 1, b"abc")
     _die_while_completing(plane, upload, dies_at)
-    plane.clock.advance(assemble.CLAIM.total_seconds() + 1)
+    plane.clock.advance(upload_completion.CLAIM.total_seconds() + 1)
     uri = complete(plane, upload)["uri"]
     assert uri == f"upload:{upload}"
     with plane.context.database.read() as connection:
-        attempt = assemble.uploads.find(connection, upload)
+        attempt = upload_completion.uploads.find(connection, upload)
     assert attempt is not None
     assert plane.store.read(f"uploads/{upload}/file-{attempt.attempt}") == b"abc"
 
@@ -132,13 +132,13 @@ def test_who_was_taken_for_dead_changes_nothing(plane: ControlPlane) -> None:
 
     class SlowStore(MortalStore):
         def compose(self, parts: object, target: str) -> None:
-            plane.clock.advance(assemble.CLAIM.total_seconds() + 1)
+            plane.clock.advance(upload_completion.CLAIM.total_seconds() + 1)
             complete(plane, upload)
             plane.store.put(target, b"late")
 
     slow = replace(plane.context, store=SlowStore(plane.store, Lifeline()))
     with pytest.raises(StorageUnavailable, match="has 4 bytes"):
-        assemble.complete(slow, upload, LOCAL)
+        upload_completion.complete(slow, upload, LOCAL)
     seen = plane.client.get(f"/v1/uploads/{upload}").json()
     assert seen["state"] == "complete"
     assert stored_keys(plane, upload) == ["file-2"]
@@ -154,7 +154,7 @@ def test_a_lost_answer_is_given_again_whenever_it_is_asked_for(plane: ControlPla
     key = RequestKey("*", "key-1", f"POST {path}", hashlib.sha256().hexdigest())
 
     def complete_and_die() -> AnswerRecord:
-        assemble.complete(plane.context, upload, LOCAL)
+        upload_completion.complete(plane.context, upload, LOCAL)
         raise Death
 
     with pytest.raises(Death):
@@ -180,7 +180,7 @@ def _complete_with(plane: ControlPlane, upload: str, lifeline: Lifeline) -> None
         database=MortalDatabase(plane.context.database, lifeline),
         store=MortalStore(plane.store, lifeline),
     )
-    assemble.complete(mortal, upload, LOCAL)
+    upload_completion.complete(mortal, upload, LOCAL)
 
 
 def _parts(plane: ControlPlane, upload: str) -> list[dict[str, object]]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from service.api.answers import answer_long, record
 from service.api.dependencies import RequestKey
+from service.api.idempotency import answer_long, record
 from service.api.schemas import Health
 from service.database.rows import AnswerRecord
 from service.errors import Conflict, Unprocessable

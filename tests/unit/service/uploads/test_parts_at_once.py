@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import Request
 
-from service.api.places import STALLED_SECONDS, Places
+from service.api.fairness import STALLED_SECONDS, Places
 from service.api.spool import spooled
 from service.errors import BodyCutOff, TooManyRequests
 from tests.fakes.control_plane import ControlPlane

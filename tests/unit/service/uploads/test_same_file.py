@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import pytest
 from sqlalchemy import Connection
 
-from service.control.data.upload_uris import contents_of
 from service.database.queries import datasets
+from service.datasets.upload_uris import contents_of
 from service.principal import EVERY_SCOPE, LOCAL, Principal
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
@@ -73,7 +73,7 @@ def test_what_is_posted_is_looked_up_once(
         looks.append(None)
         return contents_of(connection, uris, principal)
 
-    monkeypatch.setattr("service.control.data.intake.contents_of", look)
+    monkeypatch.setattr("service.datasets.intake.contents_of", look)
     assert _post(plane, uri)[0] == 202
     assert len(looks) == 1
 

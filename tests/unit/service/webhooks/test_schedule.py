@@ -4,13 +4,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from service.control.webhooks.schedule import (
+from service.events.webhook_delivery import (
     MOST_ATTEMPTS,
     STEPS,
-    parse_retry_after,
     seconds_to_next,
     seconds_to_rest,
 )
+from service.events.webhook_sender import parse_retry_after
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

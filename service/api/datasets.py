@@ -1,0 +1,155 @@
+"""Datasets: posted once, learned once."""
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from sqlalchemy import Connection
+
+from service.api.dependencies import (
+    ContextDep,
+    DatasetPath,
+    Limit,
+    ModelQuery,
+    NumberCursor,
+    Reader,
+    RequestKeyDep,
+    Writer,
+    encode_cursor,
+)
+from service.api.idempotency import answer, record
+from service.api.schemas import AcceptedDataset, DatasetSummary, DatasetView, JobView, Page
+from service.context import Context
+from service.database.queries import datasets, jobs
+from service.database.rows import AnswerRecord
+from service.datasets.intake import (
+    Accepted,
+    Intake,
+    NewDataset,
+    NewShards,
+    accept_dataset,
+    add_shards,
+    seal_dataset,
+)
+from service.datasets.intake import (
+    delete_dataset as remove_dataset,
+)
+from service.lookup import get_dataset
+from service.principal import Principal
+
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+
+
+_KNOWN: dict[int | str, dict[str, object]] = {
+    200: {"model": AcceptedDataset, "description": "It was there already"}
+}
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=AcceptedDataset,
+    responses={
+        **_KNOWN,
+        201: {"model": AcceptedDataset, "description": "It is open for more shards"},
+    },
+)
+def post_dataset(
+    body: NewDataset, principal: Writer, context: ContextDep, key: RequestKeyDep
+) -> JSONResponse:
+    """Accept a dataset; a job learns it. The same shards again answer 200 and the same job.
+
+    With `sealed: false` it stays open for more shards (201), and its job begins once it is sealed.
+    """
+
+    intake = _intake(context, principal, body)
+
+    def effect(connection: Connection) -> AnswerRecord:
+        accepted = accept_dataset(connection, body, intake)
+        status = (202 if accepted.job else 201) if accepted.is_new else 200
+        return record(key, status, _view(accepted), _location(accepted))
+
+    return answer(context, key, effect)
+
+
+@router.get("")
+def list_datasets(
+    principal: Reader,
+    context: ContextDep,
+    cursor: NumberCursor,
+    model: ModelQuery = None,
+    limit: Limit = 50,
+) -> Page[DatasetSummary]:
+    """Datasets in the order of their arrival."""
+    with context.database.read() as connection:
+        found = datasets.page(connection, principal.owner, model, cursor, limit + 1)
+        job_of = jobs.of_datasets(connection, [dataset.id for dataset in found])
+    following = encode_cursor(found[limit - 1].sequence) if len(found) > limit else None
+    views = [DatasetSummary.of(dataset, job_of.get(dataset.id)) for dataset in found[:limit]]
+    return Page(items=views, next_cursor=following)
+
+
+@router.get("/{dataset}")
+def read_dataset(dataset: DatasetPath, principal: Reader, context: ContextDep) -> DatasetView:
+    """One dataset with its shards."""
+    with context.database.read() as connection:
+        found = get_dataset(connection, dataset, principal)
+        job = jobs.of_dataset(connection, dataset)
+    return DatasetView.of(found, job.id if job else None)
+
+
+@router.post("/{dataset}/shards", response_model=DatasetView)
+def append_shards(
+    dataset: DatasetPath,
+    body: NewShards,
+    principal: Writer,
+    context: ContextDep,
+    key: RequestKeyDep,
+) -> JSONResponse:
+    """Add shards to an open dataset. 409 once it is sealed."""
+
+    intake = _intake(context, principal, body)
+
+    def effect(connection: Connection) -> AnswerRecord:
+        grown = add_shards(connection, dataset, body, intake)
+        return record(key, 200, DatasetView.of(grown, None))
+
+    return answer(context, key, effect)
+
+
+@router.post("/{dataset}/seal", status_code=202, response_model=AcceptedDataset, responses=_KNOWN)
+def post_seal(
+    dataset: DatasetPath, principal: Writer, context: ContextDep, key: RequestKeyDep
+) -> JSONResponse:
+    """No more shards: its job begins. Sealing again answers 200 and the same job."""
+
+    intake = _intake(context, principal, NewShards())
+
+    def effect(connection: Connection) -> AnswerRecord:
+        sealed = seal_dataset(connection, dataset, intake)
+        status = 202 if sealed.is_new else 200
+        return record(key, status, _view(sealed), _location(sealed))
+
+    return answer(context, key, effect)
+
+
+@router.delete("/{dataset}", status_code=204)
+def delete_dataset(dataset: DatasetPath, principal: Writer, context: ContextDep) -> None:
+    """Remove a dataset that is open, or whose job ended without a version. 409 otherwise."""
+    with context.database.write() as connection:
+        remove_dataset(connection, dataset, principal, context.clock())
+
+
+def _intake(context: Context, principal: Principal, posted: NewShards) -> Intake:
+    return Intake.of(principal, context.clock(), context.settings.allowed_prefixes, posted)
+
+
+def _view(accepted: Accepted) -> AcceptedDataset:
+    job = accepted.job
+    return AcceptedDataset(
+        dataset=DatasetSummary.of(accepted.dataset, job.id if job else None),
+        job=JobView.of(job) if job else None,
+    )
+
+
+def _location(accepted: Accepted) -> str:
+    job = accepted.job
+    return f"/v1/jobs/{job.id}" if job else f"/v1/datasets/{accepted.dataset.id}"

@@ -1,0 +1,240 @@
+"""Fair shares: of the event loop by source address, and of threads by owner.
+
+Both are round robins. Work of one source or owner queues behind work of the same one, so however much of it
+there is, the next step of another one waits for a single step and not for all of it.
+"""
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from anyio import CancelScope
+from fastapi import Request
+from starlette.types import Message, Receive
+
+from cmcl.contract.pace import LEAST_BYTES_PER_SECOND
+from service.errors import TooManyRequests
+
+Step = Callable[[], None]
+
+_RETRY_SECONDS = 2
+
+
+_KEPT_FOR_OTHERS = 2
+
+# A body that brings nothing for so long, or less than `LEAST_BYTES_PER_SECOND` over its time but for so
+# many seconds, is stalled: it keeps its place only until another one needs it.
+STALLED_SECONDS = 5.0
+
+Seconds = Callable[[], float]
+
+
+class LoopScheduler:
+    """Runs one step of each source in a turn of the event loop. For use on the event loop alone."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Hashable, deque[Step]] = {}
+        # Those that have had their step of the present turn.
+        self._served: set[Hashable] = set()
+
+    def submit(self, source: Hashable, step: Step) -> bool:
+        """Run `step` now if the source has had none in this turn, otherwise in one of the next.
+
+        Returns whether it ran now.
+        """
+        if source in self._served:
+            self._waiting.setdefault(source, deque()).append(step)
+            return False
+        if not self._served:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        self._served.add(source)
+        step()
+        return True
+
+    def _next_turn(self) -> None:
+        self._served = set(self._waiting)
+        if self._served:
+            # Before the steps: one that raises does not stop the others' turns.
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        for source in list(self._waiting):
+            steps = self._waiting[source]
+            step = steps.popleft()
+            if not steps:
+                del self._waiting[source]
+            step()
+
+
+class FairSemaphore:
+    """A number of places, of which one owner has a share. For use on the event loop alone.
+
+    Requests that find none wait in the order of their arrival; a place that becomes free goes to the owner
+    that has waited longest since its last one.
+    """
+
+    def __init__(self, total: int, of_owner: int, waiting_of_owner: int) -> None:
+        self._total = total
+        self._of_owner = of_owner
+        self._waiting_of_owner = waiting_of_owner
+        self._taken: Counter[str] = Counter()
+        # By owner; the one whose turn is next comes first.
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    @asynccontextmanager
+    async def slot(self, owner: str) -> AsyncIterator[Callable[[], None]]:
+        """A place until the block ends, or the function that it is given is called.
+
+        Raises TooManyRequests where too many requests of the owner wait.
+        """
+        await self._take(owner)
+        is_taken = True
+
+        def release() -> None:
+            nonlocal is_taken
+            if is_taken:
+                is_taken = False
+                self._release(owner)
+
+        try:
+            yield release
+        finally:
+            release()
+
+    async def _take(self, owner: str) -> None:
+        if self._is_free(owner) and owner not in self._waiting:
+            self._taken[owner] += 1
+            return
+        queue = self._waiting.setdefault(owner, deque())
+        if len(queue) >= self._waiting_of_owner:
+            raise TooManyRequests(
+                f"{self._taken[owner]} requests of the owner are being answered and {len(queue)} wait, which "
+                "is the limit; send fewer at a time, and this one again",
+                _RETRY_SECONDS,
+            )
+        place = asyncio.get_running_loop().create_future()
+        queue.append(place)
+        try:
+            # Shielded: `place` would be cancelled some turns before this task notices it.
+            await asyncio.shield(place)
+        except asyncio.CancelledError:
+            if place.done():
+                self._release(owner)
+            else:
+                self._forget(owner, place)
+            raise
+
+    def _is_free(self, owner: str) -> bool:
+        return self._taken.total() < self._total and self._taken[owner] < self._of_owner
+
+    def _release(self, owner: str) -> None:
+        self._taken[owner] -= 1
+        if not self._taken[owner]:
+            del self._taken[owner]
+        following = next((each for each in self._waiting if self._is_free(each)), None)
+        if following is not None:
+            self._taken[following] += 1
+            self._waiting[following][0].set_result(None)
+            self._forget(following, self._waiting[following][0])
+
+    def _forget(self, owner: str, place: asyncio.Future[None]) -> None:
+        """Remove a waiting request; the owner's next one is queued behind those of other owners."""
+        queue = self._waiting.pop(owner)
+        queue.remove(place)
+        if queue:
+            self._waiting[owner] = queue
+
+
+class Place:
+    """A place that one body has, and how far that body is."""
+
+    def __init__(self, owner: str, seconds: Seconds) -> None:
+        self.owner = owner
+        self._seconds = seconds
+        self._arrived = 0
+        self._waited = 0.0
+        self._waiting_since: float | None = None
+        self._wait: CancelScope | None = None
+
+    def watch(self, request: Request) -> Request:
+        """The request, whose body ends with TooManyRequests where the place is taken back."""
+        return Request(request.scope, self._watched(request.receive))
+
+    def stalled_for(self) -> float:
+        """Seconds since it stalled; negative while bytes come, or those that came are written."""
+        if self._waiting_since is None:
+            return -1.0
+        waiting = self._seconds() - self._waiting_since
+        behind = self._waited + waiting - self._arrived / LEAST_BYTES_PER_SECOND
+        return max(waiting, behind) - STALLED_SECONDS
+
+    def take_back(self) -> None:
+        """End the body's wait for its next bytes."""
+        if self._wait is not None:
+            self._wait.cancel()
+
+    def _watched(self, receive: Receive) -> Receive:
+        async def receive_watched() -> Message:
+            self._waiting_since = began = self._seconds()
+            with CancelScope() as self._wait:
+                message = await receive()
+                self._waiting_since = None
+                self._waited += self._seconds() - began
+                self._arrived += len(message.get("body", b""))
+                return message
+            raise TooManyRequests(
+                f"the part stalled after {self._arrived} bytes, and its place was needed for another "
+                "one; send it again",
+                _RETRY_SECONDS,
+            )
+
+        return receive_watched
+
+
+class Places:
+    """So many for all, and all but two of them for one owner, so that nobody keeps the others out.
+
+    A place whose body is stalled goes to whoever needs it: to another part of the same owner, or of
+    one that has fewer places. Without keys everybody is one owner: two of the places would lie idle.
+
+    Used on the event loop alone. Who finds none free is told so at once: to wait, a request would hold
+    its connection, and with it what of its body has arrived already.
+    """
+
+    def __init__(self, total: int, seconds: Seconds = time.monotonic) -> None:
+        self._total = total
+        self._share = max(1, total - _KEPT_FOR_OTHERS)
+        self._seconds = seconds
+        self._taken: set[Place] = set()
+
+    @contextmanager
+    def one(self, owner: str) -> Iterator[Place]:
+        """A place for as long as the block runs. Raises TooManyRequests where none is free."""
+        self._make_room(owner)
+        place = Place(owner, self._seconds)
+        self._taken.add(place)
+        try:
+            yield place
+        finally:
+            self._taken.discard(place)
+
+    def _make_room(self, owner: str) -> None:
+        held = Counter(place.owner for place in self._taken)
+        if held[owner] >= self._share:
+            candidates = [place for place in self._taken if place.owner == owner]
+            message = f"{self._share} parts of your files are being taken at this moment"
+        elif len(self._taken) >= self._total:
+            candidates = [
+                place
+                for place in self._taken
+                if place.owner == owner or held[place.owner] > held[owner]
+            ]
+            message = f"{self._total} parts of files are being taken at this moment"
+        else:
+            return
+        stalled = [place for place in candidates if place.stalled_for() >= 0]
+        if not stalled:
+            raise TooManyRequests(f"{message}; send this one again", _RETRY_SECONDS)
+        given = max(stalled, key=lambda place: (held[place.owner], place.stalled_for()))
+        self._taken.discard(given)
+        given.take_back()

@@ -1,0 +1,124 @@
+"""Keys: made, shown once, taken back. And who one is."""
+
+from datetime import datetime
+from typing import Annotated, Self
+
+from fastapi import APIRouter, Path
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection
+
+from service.api.dependencies import (
+    Admin,
+    Anybody,
+    ContextDep,
+    Limit,
+    RequestKeyDep,
+    TextCursor,
+    encode_cursor,
+)
+from service.api.idempotency import answered, record
+from service.api.schemas import Page
+from service.auth.keys import NewKey, create_key, get_key, mint, revoke_key
+from service.database.queries import keys
+from service.database.queries.keys import KeyRecord
+from service.database.rows import AnswerRecord
+from service.principal import Scope
+
+router = APIRouter(tags=["keys"])
+
+KeyPath = Annotated[str, Path(alias="key", pattern=r"^key-[0-9a-f]{12}$")]
+
+
+class KeyView(BaseModel):
+    """A key without its secret, which nobody can show again."""
+
+    id: str
+    name: str
+    owner: str = Field(description="whose things it sees and makes")
+    scopes: list[Scope]
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None = Field(description="to the minute")
+
+    @classmethod
+    def of(cls, key: KeyRecord) -> Self:
+        """The view of a record."""
+        values = {field: getattr(key, field) for field in KeyView.model_fields}
+        return cls.model_validate({**values, "scopes": sorted(key.scopes)})
+
+
+class CreatedKey(KeyView):
+    """A key that was just made."""
+
+    key: str | None = Field(
+        default=None,
+        description="to be sent as `Authorization: Bearer`. Shown this once: an answer that is "
+        "repeated for an Idempotency-Key has none",
+    )
+
+
+class Identity(BaseModel):
+    """Whom a key or a token speaks for."""
+
+    name: str
+    owner: str | None = Field(description="whose things it sees; none: everybody's")
+    scopes: list[Scope]
+
+
+@router.get("/v1/whoami")
+def whoami(principal: Anybody) -> Identity:
+    """Whom the key speaks for, and what it permits."""
+    return Identity(name=principal.name, owner=principal.owner, scopes=sorted(principal.scopes))
+
+
+@router.post("/v1/keys", status_code=201, response_model=CreatedKey)
+def post_key(
+    body: NewKey, principal: Admin, context: ContextDep, key: RequestKeyDep
+) -> JSONResponse:
+    """Make a key. Its text is in this answer and nowhere else; keep it.
+
+    409 where its owner has as many as are permitted.
+    """
+    minted = mint()
+
+    def effect(connection: Connection) -> AnswerRecord:
+        limit = context.settings.keys_per_owner
+        made = create_key(connection, body, minted, principal, context.clock(), limit)
+        return record(key, 201, CreatedKey.of(made), f"/v1/keys/{made.id}")
+
+    given = answered(context, key, effect)
+    if given.is_replay:
+        return given.response()
+    # The text joins the answer here, behind what is kept for the Idempotency-Key.
+    shown = {**given.record.body, "key": minted.text}
+    headers = {"Location": str(given.record.location), "Cache-Control": "no-store"}
+    return JSONResponse(shown, given.record.status, headers)
+
+
+@router.get("/v1/keys")
+def list_keys(
+    principal: Admin, context: ContextDep, cursor: TextCursor, limit: Limit = 50
+) -> Page[KeyView]:
+    """All keys by id, also those that are valid no more."""
+    with context.database.read() as connection:
+        found = keys.page(connection, principal.owner, cursor, limit + 1)
+    following = encode_cursor(found[limit - 1].id) if len(found) > limit else None
+    return Page(items=[KeyView.of(key) for key in found[:limit]], next_cursor=following)
+
+
+@router.get("/v1/keys/{key}")
+def read_key(key: KeyPath, principal: Admin, context: ContextDep) -> KeyView:
+    """One key."""
+    with context.database.read() as connection:
+        return KeyView.of(get_key(connection, key, principal))
+
+
+@router.delete("/v1/keys/{key}", status_code=204)
+def delete_key(key: KeyPath, principal: Admin, context: ContextDep) -> None:
+    """Take a key back. It is refused here at once, and elsewhere within some seconds."""
+    with context.database.write() as connection:
+        revoke_key(connection, key, principal, context.clock())
+    context.doorkeeper.forget(key)

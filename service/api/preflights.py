@@ -1,0 +1,109 @@
+"""Pre-flights: what a dataset would meet, before it is posted."""
+
+from datetime import datetime
+from typing import Annotated, Self
+
+from fastapi import APIRouter, Path
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection
+
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.preflight import Outlook
+from service.api.dependencies import (
+    ContextDep,
+    Limit,
+    ModelPath,
+    NumberCursor,
+    Reader,
+    RequestKeyDep,
+    Trainer,
+    encode_cursor,
+)
+from service.api.idempotency import answer, record
+from service.api.schemas import Page
+from service.database.queries import preflights
+from service.database.queries.preflights import PreflightRecord, PreflightState
+from service.database.rows import AnswerRecord
+from service.datasets.intake import Intake, NewShards
+from service.jobs.preflights import NewPreflight, ask, get_preflight
+from service.lookup import get_model
+
+router = APIRouter(prefix="/v1", tags=["preflights"])
+
+PreflightPath = Annotated[str, Path(alias="preflight", pattern=r"^pf-[0-9a-f]{12}$")]
+
+
+class PreflightView(BaseModel):
+    """A pre-flight: where it stands, and its answer."""
+
+    id: str
+    model: str
+    version: int = Field(description="newest version when it was asked")
+    pair: ModalityPair
+    state: PreflightState
+    attempt: int = Field(description="number of the newest attempt")
+    outlook: Outlook | None = Field(description="the answer, once it is done")
+    message: str | None = Field(description="why there is no answer, or what it waits for")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, preflight: PreflightRecord) -> Self:
+        """The view of a record."""
+        request = NewPreflight.model_validate(preflight.request)
+        named = ("id", "model", "version", "state", "attempt", "message")
+        moments = ("created_at", "started_at", "finished_at")
+        return cls(
+            pair=request.pair,
+            outlook=preflight.result,
+            **{field: getattr(preflight, field) for field in (*named, *moments)},
+        )
+
+
+@router.post("/models/{model}/preflight", status_code=202, response_model=PreflightView)
+def post_preflight(
+    model: ModelPath,
+    body: NewPreflight,
+    principal: Trainer,
+    context: ContextDep,
+    key: RequestKeyDep,
+) -> JSONResponse:
+    """Ask what a dataset would meet: its rows, what is protected, what is left to learn with.
+
+    Nothing is trained or kept of it. 409 while the model has no version.
+    """
+    posted = NewShards(shards=body.shards)
+    intake = Intake.of(principal, context.clock(), context.settings.allowed_prefixes, posted)
+
+    def effect(connection: Connection) -> AnswerRecord:
+        asked = ask(connection, model, body, intake)
+        return record(key, 202, PreflightView.of(asked), f"/v1/preflights/{asked.id}")
+
+    return answer(context, key, effect)
+
+
+@router.get("/preflights/{preflight}")
+def read_preflight(
+    preflight: PreflightPath, principal: Reader, context: ContextDep
+) -> PreflightView:
+    """One pre-flight with its answer, once it is there."""
+    with context.database.read() as connection:
+        return PreflightView.of(get_preflight(connection, preflight, principal))
+
+
+@router.get("/models/{model}/preflights")
+def list_preflights(
+    model: ModelPath,
+    principal: Reader,
+    context: ContextDep,
+    cursor: NumberCursor,
+    limit: Limit = 50,
+) -> Page[PreflightView]:
+    """Pre-flights of a model in the order of their arrival; old ones are forgotten."""
+    with context.database.read() as connection:
+        get_model(connection, model, principal)
+        found = preflights.page(connection, model, cursor, limit + 1)
+    following = encode_cursor(found[limit - 1].sequence) if len(found) > limit else None
+    return Page(items=[PreflightView.of(one) for one in found[:limit]], next_cursor=following)

@@ -1,0 +1,184 @@
+"""Webhooks: who is told of events without asking."""
+
+from datetime import datetime
+from typing import Annotated, Self
+
+from fastapi import APIRouter, Path
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
+
+from service.api.dependencies import (
+    Admin,
+    ContextDep,
+    Limit,
+    NumberCursor,
+    RequestKeyDep,
+    TextCursor,
+    encode_cursor,
+)
+from service.api.idempotency import answer, answered, record
+from service.api.schemas import Page
+from service.context import Context
+from service.database.queries import deliveries, webhooks
+from service.database.queries.deliveries import DeliveryRecord
+from service.database.queries.webhooks import WebhookRecord
+from service.database.rows import AnswerRecord
+from service.events.webhook_secrets import SecretCipher
+from service.events.webhooks import (
+    NewWebhook,
+    Registrar,
+    create_webhook,
+    delete_webhook,
+    get_webhook,
+    new_secret,
+    try_webhook,
+)
+from service.principal import Principal
+
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+
+WebhookPath = Annotated[str, Path(alias="webhook", pattern=r"^wh-[0-9a-f]{12}$")]
+
+
+class WebhookView(BaseModel):
+    """A webhook, without its secret."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    url: str
+    kinds: tuple[str, ...]
+    model: str | None
+    every_owner: bool = Field(description="whether it is told of the whole deployment")
+    created_at: datetime
+    failing_since: datetime | None = Field(description="since when nothing could be delivered")
+    disabled_at: datetime | None = Field(description="nothing is sent to it from then on")
+    disabled_reason: str | None
+
+
+class CreatedWebhook(WebhookView):
+    """A webhook with its secret, which is shown this once."""
+
+    secret: str | None = Field(
+        description="to verify signatures with; null where the request was repeated"
+    )
+
+
+class DeliveryView(BaseModel):
+    """One message, and how its delivery goes."""
+
+    id: str = Field(description="the message's `webhook-id`: the same each time that it is sent")
+    webhook: str
+    payload: dict[str, object]
+    attempts: int
+    next_at: datetime | None = Field(description="when it is sent next; null when it is over")
+    status: int | None = Field(description="what the receiver answered last")
+    error: str | None
+    created_at: datetime
+    delivered_at: datetime | None
+    failed_at: datetime | None = Field(description="when it was given up")
+
+    @classmethod
+    def of(cls, delivery: DeliveryRecord) -> Self:
+        """The view of a record."""
+        values = {field: getattr(delivery, field) for field in cls.model_fields}
+        is_over = delivery.delivered_at is not None or delivery.failed_at is not None
+        return cls.model_validate({**values, "next_at": None if is_over else delivery.next_at})
+
+
+@router.post("", status_code=201, response_model=CreatedWebhook)
+def post_webhook(
+    body: NewWebhook, principal: Admin, context: ContextDep, key: RequestKeyDep
+) -> JSONResponse:
+    """Be told of events. The answer has the secret that messages are signed with: keep it.
+
+    It is shown once: the same Idempotency-Key answers the same webhook, without the secret.
+    """
+    registrar = _registrar(context, principal)
+    secret = new_secret()
+
+    def effect(connection: Connection) -> AnswerRecord:
+        webhook = create_webhook(connection, body, secret, registrar)
+        shown = CreatedWebhook.model_validate({**_shown(webhook), "secret": None})
+        return record(key, 201, shown, f"/v1/webhooks/{webhook.id}")
+
+    given = answered(context, key, effect)
+    if given.is_replay:
+        return given.response()
+    # The secret joins the answer here, behind what is kept for the Idempotency-Key.
+    response = given.with_more(secret=secret).response()
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+@router.get("")
+def list_webhooks(
+    principal: Admin, context: ContextDep, cursor: TextCursor, limit: Limit = 50
+) -> Page[WebhookView]:
+    """Webhooks, by id."""
+    with context.database.read() as connection:
+        found = webhooks.page(connection, principal.owner, cursor, limit + 1)
+    following = encode_cursor(found[limit - 1].id) if len(found) > limit else None
+    views = [WebhookView.model_validate(webhook) for webhook in found[:limit]]
+    return Page(items=views, next_cursor=following)
+
+
+@router.get("/{webhook}")
+def read_webhook(webhook: WebhookPath, principal: Admin, context: ContextDep) -> WebhookView:
+    """One webhook."""
+    with context.database.read() as connection:
+        return WebhookView.model_validate(get_webhook(connection, webhook, principal))
+
+
+@router.delete("/{webhook}", status_code=204)
+def remove_webhook(webhook: WebhookPath, principal: Admin, context: ContextDep) -> None:
+    """Be told no more; what was not delivered yet will not be."""
+    with context.database.write() as connection:
+        delete_webhook(connection, webhook, principal)
+
+
+@router.get("/{webhook}/deliveries")
+def list_deliveries(
+    webhook: WebhookPath,
+    principal: Admin,
+    context: ContextDep,
+    cursor: NumberCursor,
+    limit: Limit = 50,
+) -> Page[DeliveryView]:
+    """What was sent to it and what will be, the newest first."""
+    with context.database.read() as connection:
+        get_webhook(connection, webhook, principal)
+        found = deliveries.page(connection, webhook, cursor, limit + 1)
+    following = encode_cursor(found[limit - 1].sequence) if len(found) > limit else None
+    views = [DeliveryView.of(delivery) for delivery in found[:limit]]
+    return Page(items=views, next_cursor=following)
+
+
+@router.post("/{webhook}/test", status_code=202, response_model=DeliveryView)
+def send_test_message(
+    webhook: WebhookPath, principal: Admin, context: ContextDep, key: RequestKeyDep
+) -> JSONResponse:
+    """Send it a message of kind `webhook.test`. 409 if it is disabled, or too many wait."""
+
+    def effect(connection: Connection) -> AnswerRecord:
+        delivery = try_webhook(connection, webhook, _registrar(context, principal))
+        location = f"/v1/webhooks/{webhook}/deliveries"
+        return record(key, 202, DeliveryView.of(delivery), location)
+
+    return answer(context, key, effect)
+
+
+def _registrar(context: Context, principal: Principal) -> Registrar:
+    settings = context.settings
+    return Registrar(
+        principal,
+        settings.webhook_prefixes,
+        settings.webhooks_per_owner,
+        SecretCipher(settings.encryption_key),
+        context.clock(),
+    )
+
+
+def _shown(webhook: WebhookRecord) -> dict[str, object]:
+    return WebhookView.model_validate(webhook).model_dump()

@@ -1,0 +1,254 @@
+"""Queries about leases: work that one service at a time does for all."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    delete,
+    exists,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+
+from cmcl.contract.version import VersionManifest
+from service.database.queries import backup
+from service.database.tables import (
+    answers,
+    datasets,
+    jobs,
+    leases,
+    models,
+    orphans,
+    uploads,
+    versions,
+)
+from service.database.tables import preflights as preflight_rows
+from service.states import JobState
+
+
+def claim_lease(
+    connection: Connection, name: str, owner: str, now: datetime, until: datetime
+) -> bool:
+    """Whether the lease is the owner's from now on: it was free, over, or theirs already.
+
+    Raises WriteConflict if somebody else took it for the first time at this moment.
+    """
+    if connection.execute(select(leases.c.name).where(leases.c.name == name)).first() is None:
+        connection.execute(insert(leases).values(name=name, owner=owner, until=until))
+        return True
+    is_free = or_(leases.c.owner == owner, leases.c.until <= now)
+    statement = update(leases).where(leases.c.name == name, is_free)
+    return connection.execute(statement.values(owner=owner, until=until)).rowcount == 1
+
+
+Kind = Literal["datasets", "jobs", "preflights", "uploads", "models"]
+
+_IDS: dict[Kind, Any] = {
+    "datasets": datasets.c.id,
+    "jobs": jobs.c.id,
+    "preflights": preflight_rows.c.id,
+    "uploads": uploads.c.id,
+    "models": models.c.name,
+}
+_SWEPT: dict[Kind, Any] = {"jobs": jobs.c.swept_at, "models": models.c.swept_at}
+
+
+@dataclass(frozen=True)
+class EndedJob:
+    """What the sweeper knows of a job that has ended."""
+
+    id: str
+    dataset: str
+    revision: int
+    state: JobState
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A dataset, and the job that learned it at its `attempts`-th attempt."""
+
+    id: str
+    job: str
+    attempts: int
+
+
+def ended_jobs(
+    connection: Connection, before: datetime, rejected_before: datetime, limit: int
+) -> list[EndedJob]:
+    """Jobs that ended before these moments and were not given up yet.
+
+    One whose version is not stored yet is still needed: the version is copied from what it left.
+    """
+    is_old = or_(
+        and_(jobs.c.state == JobState.REJECTED, jobs.c.finished_at < rejected_before),
+        and_(jobs.c.state == JobState.PUBLISHED, jobs.c.finished_at < before, _is_stored()),
+        and_(jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)), jobs.c.finished_at < before),
+    )
+    query = (
+        select(jobs.c.id, jobs.c.dataset, jobs.c.revision, jobs.c.state, jobs.c.attempt)
+        .where(jobs.c.finished_at.is_not(None), jobs.c.swept_at.is_(None), is_old)
+        .order_by(jobs.c.finished_at)
+        .limit(limit)
+    )
+    return [
+        EndedJob(row.id, row.dataset, row.revision, JobState(row.state), row.attempt)
+        for row in connection.execute(query)
+    ]
+
+
+def give_up_job(connection: Connection, seen: EndedJob, now: datetime) -> bool:
+    """It cannot go on from here. False if it has moved on meanwhile."""
+    statement = (
+        update(jobs)
+        .where(jobs.c.id == seen.id, jobs.c.revision == seen.revision)
+        .values(swept_at=now, revision=seen.revision + 1)
+    )
+    backup.note(connection, "dataset", seen.dataset)
+    return connection.execute(statement).rowcount == 1
+
+
+def learned_datasets(connection: Connection, limit: int) -> list[Learned]:
+    """Those whose version is stored, and of which what only learning needed is still there."""
+    learned = and_(jobs.c.dataset == datasets.c.id, jobs.c.state == JobState.PUBLISHED)
+    query = (
+        select(datasets.c.id, jobs.c.id, jobs.c.attempt)
+        .join_from(datasets, jobs, learned)
+        .where(datasets.c.swept_at.is_(None), _is_stored())
+        .order_by(datasets.c.sequence)
+        .limit(limit)
+    )
+    return [Learned(*row) for row in connection.execute(query)]
+
+
+def deleted_datasets(connection: Connection, limit: int) -> list[str]:
+    """Those that a user deleted, and whose files are still there."""
+    running = and_(jobs.c.dataset == datasets.c.id, jobs.c.finished_at.is_(None))
+    query = select(datasets.c.id).where(
+        datasets.c.swept_at.is_(None), datasets.c.deleted_at.is_not(None), ~exists().where(running)
+    )
+    return list(connection.scalars(query.order_by(datasets.c.sequence).limit(limit)))
+
+
+def give_up_datasets(connection: Connection, names: Iterable[str], now: datetime) -> None:
+    """What only their jobs needed goes."""
+    given_up = list(names)
+    connection.execute(
+        update(datasets)
+        .where(datasets.c.id.in_(given_up), datasets.c.swept_at.is_(None))
+        .values(swept_at=now)
+    )
+    backup.note(connection, "dataset", *given_up)
+
+
+def deleted_models(connection: Connection, before: datetime, limit: int) -> list[str]:
+    """Those deleted before that moment, unless a branch that is still there has versions of theirs."""
+    branch = versions.alias()
+    branched = models.alias()
+    referring = exists().where(
+        branch.c.copied_from == models.c.name,
+        branched.c.name == branch.c.model,
+        or_(branched.c.deleted_at.is_(None), branched.c.deleted_at >= before),
+    )
+    query = select(models.c.name).where(
+        models.c.deleted_at < before, models.c.swept_at.is_(None), ~referring
+    )
+    return list(connection.scalars(query.order_by(models.c.name).limit(limit)))
+
+
+def datasets_of(connection: Connection, model: str) -> set[str]:
+    """All that were posted to the model, and those in its ledger whose own model was deleted."""
+    own = set(connection.scalars(select(datasets.c.id).where(datasets.c.model == model)))
+    inherited = _ledgers(connection, models.c.name == model) - own
+    query = select(datasets.c.id).where(
+        datasets.c.id.in_(inherited),
+        datasets.c.model == models.c.name,
+        models.c.deleted_at.is_not(None),
+    )
+    return own | set(connection.scalars(query))
+
+
+def protected_datasets(connection: Connection, before: datetime) -> set[str]:
+    """What branches have learned: of those that are there, or were deleted after that moment."""
+    is_there = or_(models.c.deleted_at.is_(None), models.c.deleted_at >= before)
+    return _ledgers(connection, and_(models.c.branched_from.is_not(None), is_there))
+
+
+def give_up_model(connection: Connection, model: str, now: datetime) -> None:
+    """Its files are gone."""
+    connection.execute(update(models).where(models.c.name == model).values(swept_at=now))
+    backup.note(connection, "model", model)
+
+
+def known(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:
+    """Which of these names have a row."""
+    return set(connection.scalars(select(_IDS[kind]).where(_IDS[kind].in_(names))))
+
+
+def given_up(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:
+    """Which of these were given up altogether, so that nothing should be left of them."""
+    if kind == "datasets":
+        return set(connection.scalars(_given_up_datasets().where(datasets.c.id.in_(names))))
+    if kind not in _SWEPT:
+        return set()
+    query = select(_IDS[kind]).where(_IDS[kind].in_(names), _SWEPT[kind].is_not(None))
+    return set(connection.scalars(query))
+
+
+def orphans_since(connection: Connection, root: str) -> dict[str, datetime]:
+    """Folders under a root that no row speaks of, and when they were first seen."""
+    query = select(orphans.c.folder, orphans.c.seen_at).where(
+        orphans.c.folder.startswith(root, autoescape=True)
+    )
+    return dict(connection.execute(query).all())
+
+
+def note_orphans(connection: Connection, folders: Iterable[str], now: datetime) -> None:
+    """They were seen for the first time."""
+    rows = [{"folder": folder, "seen_at": now} for folder in folders]
+    if rows:
+        connection.execute(insert(orphans), rows)
+
+
+def forget_orphans(connection: Connection, folders: Iterable[str]) -> None:
+    """They are gone, or have a row again."""
+    connection.execute(delete(orphans).where(orphans.c.folder.in_(list(folders))))
+
+
+def forget_answers(connection: Connection, before: datetime, limit: int) -> int:
+    """Remove some answers that are older than that, and claims of requests that died; how many."""
+    key = (answers.c.owner, answers.c.key, answers.c.route)
+    old = select(*key).where(answers.c.created_at < before).limit(limit)
+    return connection.execute(delete(answers).where(tuple_(*key).in_(old))).rowcount
+
+
+def _is_stored() -> ColumnElement[bool]:
+    """The version of a job is in its place."""
+    return exists().where(versions.c.job == jobs.c.id, versions.c.stored_at.is_not(None))
+
+
+def _given_up_datasets() -> Select[tuple[str]]:
+    """Those given up without a version. Of the others, moments and held-out rows are needed."""
+    learned = and_(jobs.c.dataset == datasets.c.id, jobs.c.state == JobState.PUBLISHED)
+    return select(datasets.c.id).where(datasets.c.swept_at.is_not(None), ~exists().where(learned))
+
+
+def _ledgers(connection: Connection, condition: ColumnElement[bool]) -> set[str]:
+    """Datasets that the newest versions of some models have learned."""
+    query = select(versions.c.manifest).where(
+        condition, versions.c.model == models.c.name, versions.c.number == models.c.head
+    )
+    found: set[str] = set()
+    for document in connection.scalars(query):
+        manifest = VersionManifest.model_validate(document)
+        found.update(line.dataset for line in manifest.learned)
+    return found

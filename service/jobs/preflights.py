@@ -1,0 +1,332 @@
+"""Pre-flights: what a dataset would meet, asked before it is posted.
+
+    queued ──> running ──> done, failed
+      ^           │
+      └───────────┘ its attempt was lost, once
+
+The answer needs torch, so a worker gives it, through the launcher like an attempt of a job. It only
+reads versions and writes one object under its own prefix. So two services may carry the same one
+on, and an attempt that was taken for lost may live: whoever comes late finds that it moved.
+"""
+
+import logging
+import shlex
+import threading
+from collections.abc import Callable, Mapping
+
+from pydantic import Field, ValidationError
+from sqlalchemy import Connection
+
+from cmcl.contract.dataset import ShardRef
+from cmcl.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
+from cmcl.contract.job import submission_id
+from cmcl.contract.modality import Frozen, ModalityPair
+from cmcl.contract.preflight import AskedShard, AskedShards, PreflightAnswer
+from service.context import Context, is_past
+from service.database.queries import events, preflights
+from service.database.queries.preflights import NewRow, PreflightRecord, PreflightState
+from service.database.rows import Happening
+from service.datasets.intake import (
+    Intake,
+    NewShards,
+    Shards,
+    check_addresses,
+    check_modalities,
+    random_id,
+)
+from service.datasets.uploads import resolve
+from service.errors import Conflict, DatabaseUnavailable, NotFound
+from service.jobs.attempts import labels
+from service.launchers.port import (
+    LauncherError,
+    LauncherRefused,
+    LaunchState,
+    LaunchStatus,
+    Submission,
+)
+from service.lookup import get_model, get_version
+from service.principal import Principal
+from workers.storage import layout
+
+logger = logging.getLogger(__name__)
+
+# People wait for the answer, but not as for a page: the launcher is asked once in a while.
+_ROUND_SECONDS = 1.0
+# Of different models; those of one owner that hang hold up nobody else. Which of them run at the same
+# time is the cluster's business.
+_AT_ONCE = 64
+_OF_ONE_OWNER = 8
+_ATTEMPTS = 2
+_OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable)
+
+
+class NewPreflight(Frozen):
+    """A pre-flight as it is posted: the pair and the training shards of a dataset to be."""
+
+    pair: ModalityPair
+    shards: Shards = Field(min_length=1)
+
+
+def ask(
+    connection: Connection, model: str, request: NewPreflight, intake: Intake
+) -> PreflightRecord:
+    """Write the question down; it is about the model's newest version.
+
+    Raises NotFound, Unprocessable for what can be seen without opening a shard, and Conflict for a
+    model that has no version yet.
+    """
+    current = get_model(connection, model, intake.principal)
+    check_modalities(current, request.pair)
+    check_addresses(connection, NewShards(shards=request.shards), intake)
+    if current.head == 0:
+        raise Conflict(
+            f"model {model!r} has no version yet: there is nothing that a dataset could meet; "
+            "post the first one"
+        )
+    version = get_version(connection, model, current.head, intake.principal)
+    if version.stored_at is None:
+        message = f"version {version.number} of {model!r} is still being stored"
+        raise Conflict(f"{message}; try again shortly")
+    document = request.model_dump(mode="json")
+    row = NewRow(f"pf-{random_id()}", current.owner, model, version.number, document)
+    preflights.create(connection, row, intake.now)
+    return get_preflight(connection, row.id, intake.principal)
+
+
+def get_preflight(connection: Connection, preflight: str, principal: Principal) -> PreflightRecord:
+    """The pre-flight of that id. Raises NotFound."""
+    found = preflights.find(connection, preflight)
+    if found is None or not principal.sees(found.owner):
+        raise NotFound(f"there is no pre-flight {preflight!r}")
+    return found
+
+
+class PreflightRounds:
+    """Carries pre-flights on: of each model one at a time, one small step in each round."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def run(self, stop: threading.Event) -> None:
+        """Rounds until `stop` is set."""
+        while not stop.wait(_ROUND_SECONDS):
+            try:
+                self.tick()
+            except Exception as error:  # noqa: BLE001
+                # If that ended the thread, no pre-flight would ever be answered.
+                _report("a round of pre-flights failed", error)
+
+    def tick(self) -> None:
+        """One step of each that has its turn."""
+        with self._context.database.read() as connection:
+            found = preflights.current(connection, _AT_ONCE, _OF_ONE_OWNER)
+        for preflight in found:
+            self._attend(preflight)
+
+    def _attend(self, preflight: PreflightRecord) -> None:
+        try:
+            _STEPS[preflight.state](self._context, preflight)
+        except (LauncherError, StorageUnavailable) as error:
+            _report(f"pre-flight {preflight.id} failed; will retry", error)
+            _tell_user(self._context, preflight, f"waiting: {error}")
+        except Exception as error:  # noqa: BLE001
+            # Whatever it is, the others must get on; this one is tried again.
+            _report(f"pre-flight {preflight.id} failed; will retry", error)
+
+
+def submit(context: Context, preflight: PreflightRecord) -> None:
+    """queued -> running. Its id is in the database already, so a repeat changes nothing."""
+    try:
+        asked = _asked_shards(context, preflight)
+    except InvalidDataset as error:
+        _fail(context, preflight, str(error))
+        return
+    context.store.put(_key(preflight, _ASKED), asked.model_dump_json().encode())
+    try:
+        context.launcher.submit(_submission(context, preflight))
+    except LauncherRefused as error:
+        # A cluster that has only just started refuses for a while.
+        if not _is_late(context, preflight, context.settings.start_deadline_seconds):
+            raise
+        _fail(context, preflight, f"the cluster does not take it: {error}")
+        return
+    now = context.clock()
+    started = preflight.started_at or now
+    with context.database.write() as connection:
+        preflights.move(
+            connection, preflight, PreflightState.RUNNING, now, started_at=started, message=None
+        )
+
+
+def watch(context: Context, preflight: PreflightRecord) -> None:
+    """running -> done or failed as soon as there is an answer, whatever the launcher believes."""
+    if _take_answer(context, preflight):
+        return
+    status = context.launcher.status(_submission_id(preflight))
+    if not status.has_ended:
+        _end_if_late(context, preflight, status)
+    elif not _take_answer(context, preflight):
+        # Looked at twice: it may have answered between the first look and its end.
+        _lose_attempt(context, preflight, f"{status.state}, {status.message or 'no answer'}")
+
+
+Step = Callable[[Context, PreflightRecord], None]
+
+_STEPS: dict[PreflightState, Step] = {
+    PreflightState.QUEUED: submit,
+    PreflightState.RUNNING: watch,
+}
+
+_ASKED, _ANSWERED = "asked.json", "answer.json"
+
+
+def _take_answer(context: Context, preflight: PreflightRecord) -> bool:
+    """Write down what the worker left. False if it has left nothing yet."""
+    key = _key(preflight, _ANSWERED)
+    try:
+        answer = PreflightAnswer.model_validate_json(context.store.read(key))
+    except ObjectNotFound:
+        return False
+    except ValidationError as error:
+        logger.warning("%s cannot be read: %s", key, error)
+        _fail(context, preflight, "its answer cannot be read: is the worker of another version?")
+        return True
+    if answer.outlook is None:
+        _take_error(context, preflight, answer)
+        return True
+    outlook = answer.outlook
+    told = {"refused": bool(outlook.refusals)}
+    _end(context, preflight, PreflightState.DONE, told, result=outlook.model_dump(mode="json"))
+    return True
+
+
+def _take_error(context: Context, preflight: PreflightRecord, answer: PreflightAnswer) -> None:
+    words = answer.error or "the worker did not say why"
+    if answer.retry_can_help:
+        _lose_attempt(context, preflight, words)
+    else:
+        _fail(context, preflight, words)
+
+
+def _end_if_late(context: Context, preflight: PreflightRecord, status: LaunchStatus) -> None:
+    """What is left of it may end when it likes: its answer is not looked at any more."""
+    settings, is_pending = context.settings, status.state == LaunchState.PENDING
+    seconds = settings.queue_deadline_seconds if is_pending else settings.preflight_deadline_seconds
+    if not _is_late(context, preflight, seconds):
+        return
+    context.launcher.stop(_submission_id(preflight))
+    done = "did not start it" if is_pending else "had no answer"
+    _fail(context, preflight, f"the cluster {done} within {seconds:g} s; it was stopped")
+
+
+def _lose_attempt(context: Context, preflight: PreflightRecord, why: str) -> None:
+    if preflight.attempt >= _ATTEMPTS:
+        _fail(context, preflight, f"{_ATTEMPTS} attempts gave no answer; the last one: {why}")
+        return
+    message = f"attempt {preflight.attempt} was lost: {why}"
+    following = preflight.attempt + 1
+    context.launcher.stop(_submission_id(preflight))
+    with context.database.write() as connection:
+        preflights.move(
+            connection,
+            preflight,
+            PreflightState.QUEUED,
+            context.clock(),
+            attempt=following,
+            message=message,
+        )
+
+
+def _fail(context: Context, preflight: PreflightRecord, message: str) -> None:
+    _end(context, preflight, PreflightState.FAILED, {"message": message}, message=message)
+
+
+def _end(
+    context: Context,
+    preflight: PreflightRecord,
+    state: PreflightState,
+    told: Mapping[str, object],
+    result: dict[str, object] | None = None,
+    message: str | None = None,
+) -> None:
+    now = context.clock()
+    happening = Happening(
+        kind=f"preflight.{state}",
+        owner=preflight.owner,
+        model=preflight.model,
+        version=preflight.version,
+        data={"preflight": preflight.id, **told},
+    )
+    with context.database.write() as connection:
+        if preflights.move(
+            connection, preflight, state, now, result=result, message=message, finished_at=now
+        ):
+            events.tell(connection, happening, now)
+
+
+def _tell_user(context: Context, preflight: PreflightRecord, message: str) -> None:
+    if message == preflight.message:
+        return
+    with context.database.write() as connection:
+        preflights.set_message(connection, preflight, message)
+
+
+def _asked_shards(context: Context, preflight: PreflightRecord) -> AskedShards:
+    """Raises InvalidDataset if an upload was removed meanwhile."""
+    request = NewPreflight.model_validate(preflight.request)
+    return AskedShards(
+        shards=tuple(_asked_shard(context, ref) for ref in request.shards),
+        allowed_prefixes=context.settings.allowed_prefixes,
+    )
+
+
+def _asked_shard(context: Context, ref: ShardRef) -> AskedShard:
+    place = resolve(context, ref.uri)
+    address = None if place == ref.uri else place
+    return AskedShard(uri=ref.uri, sha256=ref.sha256, address=address)
+
+
+def _command(context: Context, preflight: PreflightRecord) -> list[str]:
+    pair = NewPreflight.model_validate(preflight.request).pair
+    return [
+        *_python(context.settings.worker_command),
+        *("-m", "workers.inspect", "preflight", "--store", context.store.uri),
+        *("--model", preflight.model, "--version", str(preflight.version)),
+        *("--pair", f"{pair.first},{pair.second}"),
+        *("--shards-in", _key(preflight, _ASKED), "--into", _key(preflight, _ANSWERED)),
+    ]
+
+
+def _python(worker_command: str) -> list[str]:
+    """The interpreter that attempts run with, and whatever stands before it."""
+    words = shlex.split(worker_command)
+    return words[: words.index("-m")] if "-m" in words[1:] else ["python"]
+
+
+def _submission(context: Context, preflight: PreflightRecord) -> Submission:
+    """It computes in one process: no ranks beside it."""
+    about = {"preflight": preflight.id, "model": preflight.model, "owner": preflight.owner}
+    return Submission(
+        id=_submission_id(preflight),
+        command=_command(context, preflight),
+        labels=labels(context.settings, about),
+    )
+
+
+def _submission_id(preflight: PreflightRecord) -> str:
+    return submission_id(preflight.id, preflight.attempt)
+
+
+def _key(preflight: PreflightRecord, name: str) -> str:
+    return f"{layout.run_prefix(preflight.id, preflight.attempt)}/{name}"
+
+
+def _is_late(context: Context, preflight: PreflightRecord, seconds: float) -> bool:
+    return is_past(context, preflight.state_changed_at, seconds)
+
+
+def _report(what: str, error: Exception) -> None:
+    if isinstance(error, _OUTAGES):
+        logger.warning("%s: %s", what, error)
+    else:
+        logger.error("%s", what, exc_info=error)

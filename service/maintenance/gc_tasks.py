@@ -1,0 +1,214 @@
+"""Removing folders, so that one that cannot be removed now holds up nothing else."""
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+
+from sqlalchemy import Connection
+
+from cmcl.contract.errors import StorageError
+from cmcl.contract.job import submission_id
+from service.context import Context
+from service.database.queries import canaries, deliveries, events, maintenance, preflights, uploads
+from service.database.queries.maintenance import EndedJob, Learned
+from service.states import JobState
+from workers.storage import layout
+from workers.storage.port import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+
+_AT_ONCE = 100
+
+_MODELS_AT_ONCE = 10
+
+_ROWS_AT_ONCE = 1000
+
+_MOST_BATCHES = 20
+
+# Longer than any transaction that had seen the model before it was deleted.
+GRACE = timedelta(hours=1)
+
+# A replica that has not heard of a trial's end goes on writing; none takes that long.
+_AFTER_A_TRIAL = timedelta(hours=1)
+
+
+def remove_all(store: ObjectStore, prefix: str) -> bool:
+    """Remove everything under a prefix. False if something is left: a later sweep finds it."""
+    try:
+        for key in list(store.keys(prefix)):
+            store.delete(key)
+    except StorageError as error:
+        logger.warning("%s could not be removed for now: %s", prefix, error)
+        return False
+    return True
+
+
+def sweep_jobs(context: Context) -> None:
+    """Attempts of jobs that ended long ago; with the dataset, where no version has learned it."""
+    now, settings = context.clock(), context.settings
+    with context.database.read() as connection:
+        ended = maintenance.ended_jobs(
+            connection,
+            now - timedelta(days=settings.runs_kept_days),
+            now - timedelta(days=settings.rejected_kept_days),
+            _AT_ONCE,
+        )
+    for job in ended:
+        forget_attempts(context, job.id, job.attempts)
+        if job.state == JobState.PUBLISHED:
+            _sweep_published(context, job)
+        else:
+            _sweep_unsuccessful(context, job)
+
+
+def forget_attempts(context: Context, job: str, attempts: int) -> None:
+    """What the cluster keeps of them. Before the row goes: afterwards nobody would ask again.
+
+    Raises LauncherUnavailable: while a cluster is away, all of it stays. That can wait.
+    """
+    for attempt in range(1, attempts + 1):
+        context.launcher.forget(submission_id(job, attempt))
+
+
+def sweep_learned_datasets(context: Context) -> None:
+    """What only learning needed, once a version is stored: training rows in our store, checkpoints.
+
+    A checkpoint is larger than a version. While a job can still be carried on, its checkpoints stay.
+    """
+    with context.database.read() as connection:
+        found = maintenance.learned_datasets(connection, _AT_ONCE)
+    for dataset in found:
+        # All of them, also where one cannot be removed now.
+        removed = [remove_all(context.store, prefix) for prefix in _needed_to_learn(dataset)]
+        if all(removed):
+            _give_up_dataset(context, dataset.id)
+
+
+def _needed_to_learn(dataset: Learned) -> list[str]:
+    attempts = range(1, dataset.attempts + 1)
+    checkpoints = (layout.run_checkpoints(dataset.job, attempt) for attempt in attempts)
+    return [layout.training_shards(dataset.id), *checkpoints]
+
+
+def sweep_deleted_datasets(context: Context) -> None:
+    """All files of those that a user deleted."""
+    with context.database.read() as connection:
+        found = maintenance.deleted_datasets(connection, _AT_ONCE)
+    for dataset in found:
+        _give_up_dataset(context, dataset)
+        remove_all(context.store, layout.dataset_prefix(dataset))
+
+
+def _sweep_published(context: Context, job: EndedJob) -> None:
+    if remove_all(context.store, layout.runs_prefix(job.id)):
+        with context.database.write() as connection:
+            maintenance.give_up_job(connection, job, context.clock())
+
+
+def _sweep_unsuccessful(context: Context, job: EndedJob) -> None:
+    now = context.clock()
+    with context.database.write() as connection:
+        if not maintenance.give_up_job(connection, job, now):
+            return
+        maintenance.give_up_datasets(connection, [job.dataset], now)
+    remove_all(context.store, layout.runs_prefix(job.id))
+    remove_all(context.store, layout.dataset_prefix(job.dataset))
+
+
+def _give_up_dataset(context: Context, dataset: str) -> None:
+    with context.database.write() as connection:
+        maintenance.give_up_datasets(connection, [dataset], context.clock())
+
+
+def sweep_deleted_models(context: Context) -> None:
+    """All versions of them. A dataset stays while another model's versions have learned it."""
+    with context.database.read() as connection:
+        found = maintenance.deleted_models(connection, context.clock() - GRACE, _MODELS_AT_ONCE)
+    for model in found:
+        _sweep(context, model)
+
+
+def _sweep(context: Context, model: str) -> None:
+    now = context.clock()
+    with context.database.read() as connection:
+        protected = maintenance.protected_datasets(connection, now - GRACE)
+        datasets = maintenance.datasets_of(connection, model) - protected
+    prefixes = [layout.model_prefix(model), *map(layout.dataset_prefix, sorted(datasets))]
+    # All of them, also where one cannot be removed now.
+    removed = [remove_all(context.store, prefix) for prefix in prefixes]
+    if all(removed):
+        with context.database.write() as connection:
+            maintenance.give_up_datasets(connection, datasets, now)
+            maintenance.give_up_model(connection, model, now)
+
+
+def sweep_uploads(context: Context) -> None:
+    """Those that nobody finished, named or needs: first given up, then removed, then forgotten."""
+    before = context.clock() - timedelta(hours=context.settings.upload_expiry_hours)
+    with context.database.read() as connection:
+        expired = uploads.expired(connection, before, _AT_ONCE)
+    for upload in expired:
+        _give_up_upload(context, upload)
+    with context.database.read() as connection:
+        given_up = uploads.given_up(connection, _AT_ONCE)
+    for upload in given_up:
+        if remove_all(context.store, layout.upload_prefix(upload)):
+            with context.database.write() as connection:
+                uploads.remove(connection, upload)
+
+
+def sweep_answers(context: Context) -> None:
+    """Answers to idempotency keys."""
+    before = context.clock() - timedelta(hours=context.settings.idempotency_hours)
+    _in_batches(
+        context, lambda connection: maintenance.forget_answers(connection, before, _ROWS_AT_ONCE)
+    )
+
+
+def sweep_events(context: Context) -> None:
+    """Events, and deliveries that will not be sent again."""
+    before = context.clock() - timedelta(days=context.settings.events_kept_days)
+    _in_batches(
+        context, lambda connection: deliveries.forget_before(connection, before, _ROWS_AT_ONCE)
+    )
+    _in_batches(context, lambda connection: events.forget_before(connection, before, _ROWS_AT_ONCE))
+
+
+def sweep_preflights(context: Context) -> None:
+    """Those that ended as long ago as events are kept."""
+    before = context.clock() - timedelta(days=context.settings.events_kept_days)
+    with context.database.read() as connection:
+        ended = preflights.ended_before(connection, before, _AT_ONCE)
+    for preflight in ended:
+        forget_attempts(context, preflight.id, preflight.attempt)
+        if remove_all(context.store, layout.runs_prefix(preflight.id)):
+            with context.database.write() as connection:
+                preflights.forget(connection, preflight.id)
+
+
+def sweep_observations(context: Context) -> None:
+    """Of trials that ended. Their sums stay in the database."""
+    with context.database.read() as connection:
+        ended = canaries.ended_before(connection, context.clock() - _AFTER_A_TRIAL, _AT_ONCE)
+    for trial in ended:
+        if remove_all(context.store, layout.observations(trial.model, trial.revision)):
+            with context.database.write() as connection:
+                canaries.set_swept(connection, trial, context.clock())
+
+
+def _give_up_upload(context: Context, upload: str) -> None:
+    """Unless a dataset has named it since it was found."""
+    with context.database.write() as connection:
+        uploads.lock(connection, upload)
+        if not uploads.is_needed(connection, upload):
+            uploads.abort(connection, upload)
+
+
+def _in_batches(context: Context, forget: Callable[[Connection], int]) -> None:
+    """Short transactions, so that nobody waits long for any of them."""
+    for _ in range(_MOST_BATCHES):
+        with context.database.write() as connection:
+            forgotten = forget(connection)
+        if forgotten < _ROWS_AT_ONCE:
+            return

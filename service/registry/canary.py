@@ -1,0 +1,234 @@
+"""A version on trial beside the one that answers: begun, changed, ended.
+
+What the replicas observe lies under the revision of live.json that told them of the trial. So where
+other callers see the candidate, or it is compared with another version, what was observed before is
+closed and the trial goes on under the next revision. Other bounds hold for what was observed already.
+Every function here has the model locked, and all it does is one transaction of the caller.
+"""
+
+import logging
+from dataclasses import replace
+
+from pydantic import ValidationError
+from sqlalchemy import Connection
+
+from cmcl.contract.errors import ObjectNotFound
+from cmcl.contract.rollout import Observation, Observed, PairAgreement, TrialPlan
+from service.database.queries import canaries, events, models
+from service.database.rows import (
+    Happening,
+    ModelRecord,
+    PromotionKind,
+    TrialOutcome,
+    TrialRecord,
+    VersionRecord,
+)
+from service.errors import Conflict, NotFound
+from service.registry.promotion_request import Wish, as_seen, that_can_answer
+from workers.storage import layout
+from workers.storage.port import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+
+def get_trial(connection: Connection, model: str) -> TrialRecord:
+    """The one that runs. Raises NotFound."""
+    found = canaries.running(connection, model)
+    if found is None:
+        raise NotFound(f"no version of model {model!r} is on trial")
+    return found
+
+
+def set_candidate(
+    connection: Connection, model: str, version: int, plan: TrialPlan, wish: Wish
+) -> TrialRecord:
+    """A user puts a version on trial, or changes the trial. Raises as `promote.choose` does.
+
+    Another version that is on trial is taken back.
+    """
+    current = as_seen(connection, model, wish)
+    found = that_can_answer(connection, model, version, wish.principal)
+    if current.live_version is None:
+        raise Conflict(f"no version of {model!r} answers yet, so there is nothing to compare with")
+    if current.live_version == version:
+        raise Conflict(f"version {version} of {model!r} answers already; permitted: another one")
+    running = canaries.running(connection, model)
+    if running is None or running.version != version:
+        return begin(connection, current, found, plan, wish)
+    if plan != running.plan:
+        _change(connection, current, running, plan, wish)
+    return get_trial(connection, model)
+
+
+def take_back(connection: Connection, model: str, wish: Wish) -> None:
+    """A user ends the trial; the version stays. Raises NotFound and PreconditionFailed."""
+    current = as_seen(connection, model, wish)
+    end(connection, current, get_trial(connection, model), "taken_back", wish)
+    models.revise(connection, model, wish.now)
+
+
+def begin(
+    connection: Connection, model: ModelRecord, version: VersionRecord, plan: TrialPlan, wish: Wish
+) -> TrialRecord:
+    """The version is tried from now on, instead of whichever was before."""
+    running = canaries.running(connection, model.name)
+    if running is not None:
+        because = f"version {version.number} is tried instead"
+        end(connection, model, running, "taken_back", replace(wish, reason=because))
+    trial = TrialRecord(
+        model=model.name,
+        revision=model.live_revision + 1,
+        version=version.number,
+        plan=plan,
+        reason=wish.reason,
+        actor=wish.principal.name,
+        began_at=wish.now,
+        observed=Observed(),
+    )
+    canaries.add(connection, trial)
+    models.revise(connection, model.name, wish.now)
+    _tell(connection, model, trial, "began", wish)
+    return trial
+
+
+def end(
+    connection: Connection,
+    model: ModelRecord,
+    trial: TrialRecord,
+    outcome: TrialOutcome,
+    wish: Wish,
+) -> None:
+    """It is over, for that reason. The caller makes the next revision."""
+    canaries.end(connection, trial, outcome, wish.reason, wish.now)
+    _tell(connection, model, trial, outcome, wish)
+
+
+def follow_live(
+    connection: Connection,
+    model: ModelRecord,
+    version: VersionRecord,
+    kind: PromotionKind,
+    wish: Wish,
+) -> None:
+    """What becomes of the trial where that version answers from the next revision on."""
+    trial = canaries.running(connection, model.name)
+    if trial is None:
+        return
+    if trial.version == version.number:
+        end(connection, model, trial, "promoted", wish)
+    elif kind == "published":
+        because = f"version {version.number} was published"
+        end(connection, model, trial, "taken_back", replace(wish, reason=because))
+    else:
+        because = f"version {version.number} answers now; it is compared with that one"
+        _go_on(connection, model, trial, replace(wish, reason=because))
+
+
+def _change(
+    connection: Connection, model: ModelRecord, trial: TrialRecord, plan: TrialPlan, wish: Wish
+) -> None:
+    changed = replace(trial, plan=plan, reason=wish.reason, actor=wish.principal.name)
+    seen_by = (trial.plan.share, trial.plan.shadow)
+    if (plan.share, plan.shadow) != seen_by:
+        _go_on(connection, model, changed, wish)
+        models.revise(connection, model.name, wish.now)
+        return
+    canaries.set_rule(connection, changed)
+    _tell(connection, model, changed, "changed", wish)
+
+
+def _go_on(connection: Connection, model: ModelRecord, trial: TrialRecord, wish: Wish) -> None:
+    """Under the next revision, with nothing observed."""
+    end(connection, model, trial, "changed", wish)
+    canaries.add(connection, replace(trial, revision=model.live_revision + 1, observed=Observed()))
+
+
+def _tell(
+    connection: Connection, model: ModelRecord, trial: TrialRecord, kind: str, wish: Wish
+) -> None:
+    told = {
+        "reason": wish.reason,
+        "actor": wish.principal.name,
+        "share": trial.plan.share,
+        "shadow": trial.plan.shadow,
+        "observed": figures(trial.observed),
+    }
+    happening = Happening(
+        kind=f"candidate.{kind}",
+        owner=model.owner,
+        model=model.name,
+        version=trial.version,
+        data=told,
+    )
+    events.tell(connection, happening, wish.now)
+
+
+def gather(store: ObjectStore, trial: TrialRecord) -> Observed:
+    """The sum of what every replica has told last, also of one that is gone since."""
+    found: dict[str, Observation] = {}
+    unreadable: dict[str, str] = {}
+    for key in store.keys(layout.observations(trial.model, trial.revision)):
+        try:
+            told = _read(store, key, trial)
+        except ObjectNotFound:
+            # It was listed, and is gone: the next look finds what took its place.
+            continue
+        except ValueError as error:
+            unreadable[key] = str(error)
+            if key not in trial.observed.unreadable:
+                logger.warning("an observation is left out: %s", error)
+            continue
+        before = found.get(told.replica)
+        if before is None or before.at < told.at:
+            found[told.replica] = told
+    return _sum(list(found.values()), unreadable)
+
+
+def figures(observed: Observed) -> dict[str, object]:
+    """For people and events: shares and means instead of sums."""
+    return {
+        **observed.model_dump(mode="json", exclude={"pairs"}),
+        "requests": observed.requests,
+        "error_share": observed.error_share,
+        "pairs": {
+            pair: {
+                "queries": told.queries,
+                "cosine": told.mean_cosine,
+                "overlap": told.mean_overlap,
+            }
+            for pair, told in observed.pairs.items()
+        },
+    }
+
+
+def _read(store: ObjectStore, key: str, trial: TrialRecord) -> Observation:
+    """Raises ObjectNotFound, and ValueError in words if it tells nothing of this trial."""
+    try:
+        told = Observation.model_validate_json(store.read(key))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{key} cannot be read: {where or 'JSON'}: {first['msg']}") from error
+    if (told.version, told.revision) != (trial.version, trial.revision):
+        raise ValueError(
+            f"{key} tells of version {told.version} since revision {told.revision}, on trial is "
+            f"version {trial.version} since revision {trial.revision}"
+        )
+    return told
+
+
+def _sum(told: list[Observation], unreadable: dict[str, str]) -> Observed:
+    pairs: dict[str, PairAgreement] = {}
+    for each in told:
+        for pair, agreement in each.pairs.items():
+            pairs[pair] = pairs.get(pair, PairAgreement()) + agreement
+    return Observed(
+        replicas=len(told),
+        answered=sum(each.answered for each in told),
+        failed=sum(each.failed for each in told),
+        shadowed=sum(each.shadowed for each in told),
+        refused={each.replica: each.refused for each in told if each.refused is not None},
+        pairs=dict(sorted(pairs.items())),
+        unreadable=unreadable,
+        at=max((each.at for each in told), default=None),
+    )

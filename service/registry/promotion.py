@@ -1,0 +1,127 @@
+"""Somebody wants another version to answer, or to be tried: who, why, and whether it can."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from cmcl.contract.rollout import TrialPlan
+from service.database.queries import events, models, versions
+from service.database.rows import (
+    Happening,
+    ModelRecord,
+    PromotionKind,
+    PromotionRecord,
+    TrialRecord,
+    VersionRecord,
+)
+from service.errors import Conflict
+from service.principal import RECONCILER
+from service.registry import canary
+from service.registry.promotion_request import Wish, as_seen, that_can_answer
+
+
+@dataclass(frozen=True)
+class Live:
+    """Which version answers, and since how many promotions."""
+
+    version: int
+    generation: int
+
+
+def choose(connection: Connection, model: str, version: int, wish: Wish) -> Live:
+    """A user promotes a version. Raises NotFound, PreconditionFailed, and Conflict if it cannot.
+
+    Choosing the version that answers already changes nothing.
+    """
+    current = as_seen(connection, model, wish)
+    found = that_can_answer(connection, model, version, wish.principal)
+    if current.live_version == version:
+        return Live(version, current.live_generation)
+    return _move_live(connection, current, found, "promoted", wish)
+
+
+def roll_back(connection: Connection, model: str, wish: Wish) -> Live:
+    """Back to the version that was promoted before the one that answers.
+
+    Raises NotFound, PreconditionFailed, and Conflict where there is none.
+    """
+    current = as_seen(connection, model, wish)
+    now = versions.promotion(connection, model, current.live_generation)
+    if now is None or now.returns_to is None:
+        raise Conflict(f"model {model!r} has no earlier promotion to return to")
+    then = versions.promotion(connection, model, now.returns_to)
+    if then is None:
+        raise RuntimeError(f"model {model!r} has no promotion {now.returns_to}")
+    found = that_can_answer(connection, model, then.version, wish.principal)
+    return _move_live(connection, current, found, "rolled_back", wish, then.returns_to)
+
+
+def begin_published(connection: Connection, version: VersionRecord, now: datetime) -> bool:
+    """A new version's files are in place: it answers, or is tried, as the policy says.
+
+    Whether it answers. Before the first version there is nothing to try one against.
+    """
+    current = models.lock(connection, version.model)
+    if current is None:
+        return False
+    wish, policy = Wish(RECONCILER, "published", now), current.policy.rollout
+    if policy.publish_as == "candidate" and current.live_version is not None:
+        plan = TrialPlan.model_validate(policy.model_dump(exclude={"publish_as"}))
+        canary.begin(connection, current, version, plan, wish)
+        return False
+    _move_live(connection, current, version, "published", wish)
+    return True
+
+
+def promote_candidate(
+    connection: Connection, model: ModelRecord, trial: TrialRecord, wish: Wish
+) -> None:
+    """The version on trial has shown what it must; with the model locked."""
+    found = that_can_answer(connection, model.name, trial.version, wish.principal)
+    _move_live(connection, model, found, "promoted", wish)
+
+
+def _move_live(
+    connection: Connection,
+    model: ModelRecord,
+    version: VersionRecord,
+    kind: PromotionKind,
+    wish: Wish,
+    returns_to: int | None = None,
+) -> Live:
+    """Let the version answer, under the next generation, and remember who wanted it and why."""
+    generation = model.live_generation + 1
+    if kind != "rolled_back":
+        returns_to = model.live_generation or None
+    promotion = PromotionRecord(
+        model=model.name,
+        generation=generation,
+        version=version.number,
+        previous=model.live_version,
+        kind=kind,
+        returns_to=returns_to,
+        reason=wish.reason,
+        actor=wish.principal.name,
+        created_at=wish.now,
+    )
+    versions.add_promotion(connection, promotion)
+    canary.follow_live(connection, model, version, kind, wish)
+    models.set_live(connection, model.name, version.number, generation, wish.now)
+    # Its job stands among the details: the life of that job had ended when it was published.
+    told = {
+        "generation": generation,
+        "reason": wish.reason,
+        "actor": wish.principal.name,
+        "job": version.job,
+    }
+    happening = Happening(
+        kind=f"version.{kind}",
+        owner=model.owner,
+        model=model.name,
+        dataset=version.manifest.dataset,
+        version=version.number,
+        data=told,
+    )
+    events.tell(connection, happening, wish.now)
+    return Live(version.number, generation)

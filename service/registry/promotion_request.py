@@ -1,0 +1,46 @@
+"""A request to change the live version or the canary: who asks, why, and whether it can be done."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from service.database.queries import models
+from service.database.rows import ModelRecord, VersionRecord
+from service.errors import Conflict, PreconditionFailed
+from service.lookup import get_model, get_version
+from service.principal import Principal
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Who wants it, why, and which generation they had seen (if they say)."""
+
+    principal: Principal
+    reason: str
+    now: datetime
+    seen_generation: int | None = None
+
+
+def as_seen(connection: Connection, model: str, wish: Wish) -> ModelRecord:
+    """The model, locked, if it still is as the wish has seen it. Raises NotFound, PreconditionFailed."""
+    models.lock(connection, model)
+    current = get_model(connection, model, wish.principal)
+    if wish.seen_generation is not None and wish.seen_generation != current.live_generation:
+        raise PreconditionFailed(
+            f"generation {current.live_generation} of {model!r} answers (version "
+            f"{current.live_version}), not generation {wish.seen_generation}; read it again"
+        )
+    return current
+
+
+def that_can_answer(
+    connection: Connection, model: str, version: int, principal: Principal
+) -> VersionRecord:
+    """The version, if its files are in place and it was not retired. Raises NotFound and Conflict."""
+    found = get_version(connection, model, version, principal)
+    if found.stored_at is None:
+        raise Conflict(f"version {version} of {model!r} is still being stored; try again shortly")
+    if found.retired_at is not None:
+        raise Conflict(f"version {version} of {model!r} was retired and cannot answer any more")
+    return found
