@@ -285,8 +285,8 @@ def _loops(context: Context, reconciler: Reconciler) -> dict[str, Loop]:
 
 def _snapshot_loop(context: Context, signing_key: SecretStr) -> Loop:
     # Cryptography takes a while to import; most have no such key.
-    from service.auth.key_snapshot import SnapshotWriter
     from service.auth.signing import read_signing_key
+    from service.maintenance.key_snapshot import SnapshotWriter
 
     return SnapshotWriter(context, read_signing_key(signing_key.get_secret_value())).run
 

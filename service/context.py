@@ -1,19 +1,25 @@
-"""What every decision may use; made once, in `service.app`."""
+"""The parts of the control plane that its packages share. Built once, in `service.app`."""
 
-from concurrent.futures import Executor
+from __future__ import annotations
+
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
-from service.auth.authenticator import Doorkeeper
-from service.clock import Clock
-from service.database.engine import Database
-from service.datasets.validations import Validations
-from service.jobs.workqueue import Bell
-from service.launchers.port import Launcher
-from service.registry.announcer import Announcer
-from service.settings import Settings
-from service.telemetry.metrics import Metrics
-from workers.storage.port import ObjectStore
+if TYPE_CHECKING:
+    # Types alone: the packages that import this module are imported by none of these lines.
+    from concurrent.futures import Executor
+
+    from service.auth.authenticator import Doorkeeper
+    from service.clock import Clock
+    from service.database.engine import Database
+    from service.datasets.validations import Validations
+    from service.jobs.workqueue import Bell
+    from service.launchers.port import Launcher
+    from service.registry.announcer import Announcer
+    from service.settings import Settings
+    from service.telemetry.metrics import Metrics
+    from workers.storage.port import ObjectStore
 
 
 @dataclass(frozen=True)

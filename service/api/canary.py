@@ -8,15 +8,15 @@ from pydantic import BaseModel, Field
 
 from cmcl.contract.rollout import RolloutRule, TrialPlan
 from service.api.dependencies import (
-    LARGEST_NUMBER,
     ContextDep,
     ModelPath,
     Reader,
+    Reason,
     SeenRevision,
     Trainer,
     etag,
 )
-from service.api.schemas import Reason
+from service.api.pagination import LARGEST_NUMBER
 from service.database.rows import TrialRecord
 from service.lookup import get_model
 from service.registry import canary

@@ -1,25 +1,32 @@
 """Datasets: posted once, learned once."""
 
+from datetime import datetime
+from typing import Self
+
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
+from cmcl.contract.dataset import DatasetManifest, ShardRef
+from cmcl.contract.modality import ModalityPair
 from service.api.dependencies import (
     ContextDep,
     DatasetPath,
-    Limit,
     ModelQuery,
-    NumberCursor,
     Reader,
     RequestKeyDep,
     Writer,
-    encode_cursor,
 )
 from service.api.idempotency import answer, record
-from service.api.schemas import AcceptedDataset, DatasetSummary, DatasetView, JobView, Page
+from service.api.jobs import JobView
+from service.api.pagination import Limit, NumberCursor, Page, page
 from service.context import Context
 from service.database.queries import datasets, jobs
-from service.database.rows import AnswerRecord
+from service.database.rows import (
+    AnswerRecord,
+    DatasetRecord,
+)
 from service.datasets.intake import (
     Accepted,
     Intake,
@@ -36,6 +43,63 @@ from service.lookup import get_dataset
 from service.principal import Principal
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+
+
+class DatasetSummary(BaseModel):
+    """A dataset without its shards."""
+
+    id: str
+    model: str
+    name: str
+    pair: ModalityPair
+    job: str | None = Field(description="none while the dataset is open")
+    rows: int | None = Field(description="rows to train on; known once it was verified")
+    quarantine_reason: str | None = Field(description="why its rows cannot be used")
+    created_at: datetime
+    sealed_at: datetime | None = Field(description="none while shards can be added")
+
+    @classmethod
+    def of(cls, dataset: DatasetRecord, job: str | None) -> Self:
+        """The view of a record."""
+        return cls(
+            id=dataset.id,
+            model=dataset.model,
+            name=dataset.name,
+            pair=dataset.pair,
+            job=job,
+            rows=dataset.manifest.rows if dataset.manifest else None,
+            quarantine_reason=dataset.quarantine_reason,
+            created_at=dataset.created_at,
+            sealed_at=dataset.sealed_at,
+        )
+
+
+class DatasetView(DatasetSummary):
+    """A dataset as it was posted, and as it was verified."""
+
+    shards: tuple[ShardRef, ...]
+    evaluation_shards: tuple[ShardRef, ...]
+    evaluation_share: float | None
+    manifest: DatasetManifest | None = Field(description="with digests and rows of each shard")
+
+    @classmethod
+    def of(cls, dataset: DatasetRecord, job: str | None) -> Self:
+        """The view of a record."""
+        request = NewDataset.model_validate(dataset.request)
+        return cls(
+            **DatasetSummary.of(dataset, job).model_dump(),
+            shards=request.shards,
+            evaluation_shards=request.evaluation_shards,
+            evaluation_share=request.evaluation_share,
+            manifest=dataset.manifest,
+        )
+
+
+class AcceptedDataset(BaseModel):
+    """A dataset and the job that learns it; an open one has none yet."""
+
+    dataset: DatasetSummary
+    job: JobView | None
 
 
 _KNOWN: dict[int | str, dict[str, object]] = {
@@ -82,9 +146,12 @@ def list_datasets(
     with context.database.read() as connection:
         found = datasets.page(connection, principal.owner, model, cursor, limit + 1)
         job_of = jobs.of_datasets(connection, [dataset.id for dataset in found])
-    following = encode_cursor(found[limit - 1].sequence) if len(found) > limit else None
-    views = [DatasetSummary.of(dataset, job_of.get(dataset.id)) for dataset in found[:limit]]
-    return Page(items=views, next_cursor=following)
+    return page(
+        found,
+        limit,
+        lambda each: DatasetSummary.of(each, job_of.get(each.id)),
+        lambda each: each.sequence,
+    )
 
 
 @router.get("/{dataset}")

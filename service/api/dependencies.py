@@ -1,17 +1,17 @@
 """What routes ask for: the parts of the control plane, a page, a key."""
 
-import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Header, Path, Query, Request, Security
+from fastapi import Body, Depends, Header, Path, Query, Request, Security
 from fastapi.security import HTTPBearer, SecurityScopes
+from pydantic import Field
 
-from cmcl.contract.modality import NAME_PATTERN
+from cmcl.contract.modality import NAME_PATTERN, Frozen
+from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
 from service.datasets.intake import MOST_SHARDS
 from service.errors import FieldProblem, Forbidden, Unprocessable, UnsupportedMediaType
@@ -64,9 +64,6 @@ Trainer = Annotated[Principal, Security(get_principal, scopes=[Scope.TRAIN])]
 Admin = Annotated[Principal, Security(get_principal, scopes=[Scope.ADMIN])]
 
 
-# The largest number that a column can hold.
-LARGEST_NUMBER = 2**31 - 1
-
 # Of one list and of one object in a body: no route takes more.
 _MOST_ITEMS = MOST_SHARDS
 _MOST_FIELDS = 100
@@ -81,7 +78,6 @@ JobPath = Annotated[str, Path(alias="job", pattern=r"^job-[0-9a-f]{12}$")]
 UploadPath = Annotated[str, Path(alias="upload", pattern=r"^up-[0-9a-f]{12}$")]
 VersionPath = Annotated[int, Path(alias="version", ge=1, le=LARGEST_NUMBER)]
 ModelQuery = Annotated[str | None, Query(alias="model", pattern=NAME_PATTERN)]
-Limit = Annotated[int, Query(ge=1, le=200, description="items of one page")]
 
 
 _TAG = re.compile(r'^"(\d{1,9})"$')
@@ -175,50 +171,19 @@ def _check_size(document: object) -> None:
         waiting.extend(each for each in inner if isinstance(each, dict | list))
 
 
-def get_text_cursor(cursor: Annotated[str | None, Query()] = None) -> str | None:
-    """Where a page of names goes on."""
-    return None if cursor is None else _decoded(cursor)
+class Reason(Frozen):
+    """Why, for the history."""
+
+    reason: str = Field(default="", max_length=500, pattern=r"^[^\x00]*$")
 
 
-def get_number_cursor(cursor: Annotated[str | None, Query()] = None) -> int | None:
-    """Where a page of numbered things goes on."""
-    if cursor is None:
-        return None
-    text = _decoded(cursor)
-    # By its length first: Python refuses to convert thousands of digits, and so do columns.
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_NUMBER))):
-        raise _foreign_cursor(cursor)
-    if int(text) > LARGEST_NUMBER:
-        raise _foreign_cursor(cursor)
-    return int(text)
-
-
-def encode_cursor(position: str | int) -> str:
-    """Opaque, so that nobody builds on what is inside."""
-    return base64.urlsafe_b64encode(str(position).encode()).decode().rstrip("=")
-
-
-def _decoded(cursor: str) -> str:
-    try:
-        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        text = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
-    except (ValueError, binascii.Error) as error:
-        raise _foreign_cursor(cursor) from error
-    if "\0" in text:
-        raise _foreign_cursor(cursor)
-    return text
-
-
-def _foreign_cursor(cursor: str) -> Unprocessable:
-    message = "give the next_cursor of an earlier page, unchanged"
-    return Unprocessable("unknown cursor", FieldProblem("cursor", message, cursor))
+# A request without a body gives no reason.
+ReasonBody = Annotated[Reason, Body(default_factory=Reason)]
 
 
 ContextDep = Annotated[Context, Depends(get_context)]
 ReconcilerDep = Annotated[Reconciler, Depends(get_reconciler)]
 RequestKeyDep = Annotated[RequestKey | None, Depends(get_request_key)]
-TextCursor = Annotated[str | None, Depends(get_text_cursor)]
-NumberCursor = Annotated[int | None, Depends(get_number_cursor)]
 
 
 def etag(revision: int) -> dict[str, str]:

@@ -14,16 +14,8 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from service.api.dependencies import (
-    ContextDep,
-    JobPath,
-    Limit,
-    ModelQuery,
-    NumberCursor,
-    Reader,
-    encode_cursor,
-)
-from service.api.schemas import Page
+from service.api.dependencies import ContextDep, JobPath, ModelQuery, Reader
+from service.api.pagination import Limit, NumberCursor, Page, page
 from service.context import Context
 from service.database.queries import events
 from service.database.queries.events import EventFilter
@@ -184,8 +176,7 @@ def _page(context: Context, wanted: EventFilter, cursor: int | None, limit: int)
     number_events(context.database)
     with context.database.read() as connection:
         found = events.page(connection, wanted, cursor, limit + 1)
-    following = encode_cursor(found[limit - 1].sequence) if len(found) > limit else None
-    return Page(items=[EventView.of(event) for event in found[:limit]], next_cursor=following)
+    return page(found, limit, EventView.of, lambda event: event.sequence)
 
 
 def _is_over(context: Context, job: str, principal: Principal, after: int) -> bool:

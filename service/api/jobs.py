@@ -1,35 +1,78 @@
 """Jobs: watched, cancelled, tried again, approved."""
 
 from collections.abc import Callable
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
+from cmcl.contract.job import Progress
 from service.api.dependencies import (
     ContextDep,
     JobPath,
-    Limit,
     ModelQuery,
-    NumberCursor,
     Reader,
+    ReasonBody,
     RequestKey,
     RequestKeyDep,
     Trainer,
-    encode_cursor,
 )
 from service.api.idempotency import answer, record
-from service.api.schemas import JobView, Page, ReasonBody
+from service.api.pagination import Limit, NumberCursor, Page, page
 from service.context import Context
 from service.database.queries import jobs
-from service.database.rows import AnswerRecord, JobRecord
+from service.database.rows import (
+    AnswerRecord,
+    JobRecord,
+)
 from service.jobs import actions
 from service.jobs.actions import Word
 from service.lookup import get_job
-from service.states import JobState
+from service.states import FailureReason, JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+class ApprovalView(BaseModel):
+    """What a person said about a candidate."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    decision: Literal["approved", "rejected"]
+    actor: str
+    reason: str
+    at: datetime
+
+
+class JobView(BaseModel):
+    """A job: where it stands, and why."""
+
+    id: str
+    model: str
+    dataset: str
+    state: JobState
+    reason: FailureReason | None = Field(description="why it was rejected or has failed")
+    message: str | None = Field(description="the reason in words, or what it waits for")
+    attempt: int = Field(description="number of the newest attempt; 0 before the first")
+    progress: Progress | None
+    approval: ApprovalView | None = Field(description="what a person said about its candidate")
+    parent_version: int | None = Field(description="version that it starts from")
+    version: int | None = Field(description="version that it makes")
+    cancel_requested: bool
+    created_at: datetime
+    state_changed_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, job: JobRecord) -> Self:
+        """The view of a record."""
+        values = {field: getattr(job, field) for field in cls.model_fields}
+        return cls.model_validate(values)
+
 
 Intervention = Callable[[Connection, str, Word], JobRecord]
 
@@ -47,8 +90,7 @@ def list_jobs(
     where = {"owner": principal.owner, "model": model, "state": state}
     with context.database.read() as connection:
         found = jobs.page(connection, where, cursor, limit + 1)
-    following = encode_cursor(found[limit - 1].sequence) if len(found) > limit else None
-    return Page(items=[JobView.of(job) for job in found[:limit]], next_cursor=following)
+    return page(found, limit, JobView.of, lambda job: job.sequence)
 
 
 @router.get("/{job}")

@@ -8,17 +8,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
-from service.api.dependencies import (
-    Admin,
-    Anybody,
-    ContextDep,
-    Limit,
-    RequestKeyDep,
-    TextCursor,
-    encode_cursor,
-)
+from service.api.dependencies import Admin, Anybody, ContextDep, RequestKeyDep
 from service.api.idempotency import answered, record
-from service.api.schemas import Page
+from service.api.pagination import Limit, Page, TextCursor, page
 from service.auth.keys import NewKey, create_key, get_key, mint, revoke_key
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
@@ -105,8 +97,7 @@ def list_keys(
     """All keys by id, also those that are valid no more."""
     with context.database.read() as connection:
         found = keys.page(connection, principal.owner, cursor, limit + 1)
-    following = encode_cursor(found[limit - 1].id) if len(found) > limit else None
-    return Page(items=[KeyView.of(key) for key in found[:limit]], next_cursor=following)
+    return page(found, limit, KeyView.of, lambda key: key.id)
 
 
 @router.get("/v1/keys/{key}")

@@ -1,34 +1,100 @@
 """Models: made, branched, deleted, and what a candidate must show."""
 
+from datetime import datetime
+from typing import Self
+
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
+from cmcl.contract.modality import Frozen, ModelName
+from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
 from service.api.dependencies import (
     Admin,
     ContextDep,
-    Limit,
     ModelPath,
     Reader,
     RequestKeyDep,
     SeenRevision,
-    TextCursor,
     Trainer,
     Writer,
-    encode_cursor,
     etag,
 )
 from service.api.idempotency import answer, record
-from service.api.schemas import ModelView, NewBranch, NewModel, Page
+from service.api.pagination import LARGEST_NUMBER, Limit, Page, TextCursor, page
 from service.database.queries import models
-from service.database.rows import AnswerRecord, BranchPoint
+from service.database.rows import (
+    AnswerRecord,
+    BranchPoint,
+    ModelRecord,
+)
 from service.lookup import get_model
 from service.registry import models as registry
 from service.registry.models import Limits, branch, check_method, create_model, set_policy
 from service.stale_database import check_may_change, check_not_lost
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+class NewModel(ModelSpec):
+    """A model as it is posted: its name beside its specification."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"name": "street-scenes", "modalities": {"image": 1280, "text": 384}, "width": 256}
+            ]
+        }
+    )
+
+    name: ModelName
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The specification alone."""
+        return ModelSpec.model_validate(self.model_dump(exclude={"name"}))
+
+
+class BranchOrigin(BaseModel):
+    """Which version of which model a branch starts from."""
+
+    model: str
+    version: int
+
+
+class NewBranch(Frozen):
+    """A branch as it is posted."""
+
+    name: ModelName
+    version: int = Field(ge=1, le=LARGEST_NUMBER, description="to start from")
+
+
+class ModelView(NewModel):
+    """A model: what was posted, and where it stands."""
+
+    owner: str
+    head_version: int | None = Field(description="newest version")
+    live_version: int | None = Field(description="version that answers")
+    live_generation: int = Field(description="grows with each promotion; 0 before the first")
+    branched_from: BranchOrigin | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, model: ModelRecord) -> Self:
+        """The view of a record."""
+        origin = model.branched_from
+        return cls(
+            name=model.name,
+            owner=model.owner,
+            branched_from=BranchOrigin(**vars(origin)) if origin else None,
+            **{field: getattr(model.spec, field) for field in ModelSpec.model_fields},
+            head_version=model.head or None,
+            live_version=model.live_version,
+            live_generation=model.live_generation,
+            created_at=model.created_at,
+        )
 
 
 def _limits(context: ContextDep) -> Limits:
@@ -65,9 +131,7 @@ def list_models(
     """All models, by name."""
     with context.database.read() as connection:
         found = models.page(connection, principal.owner, cursor, limit + 1)
-    following = encode_cursor(found[limit - 1].name) if len(found) > limit else None
-    views = [ModelView.of(model) for model in found[:limit]]
-    return Page(items=views, next_cursor=following)
+    return page(found, limit, ModelView.of, lambda model: model.name)
 
 
 @router.get("/{model}")

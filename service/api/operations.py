@@ -8,16 +8,24 @@ from anyio import CapacityLimiter, fail_after, to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 from sqlalchemy import text
 
 from cmcl.contract.errors import StorageError
 from service.api.dependencies import METRICS, ContextDep, ReconcilerDep
-from service.api.schemas import Health
 from service.api.ttl_cache import Kept, in_thread
 from service.context import Context
 from service.errors import DatabaseError
 
 router = APIRouter(tags=["operations"])
+
+
+class Health(BaseModel):
+    """Whether this process can do its work; `checks` says what each part answered."""
+
+    status: str
+    checks: dict[str, str] = {}
+
 
 # Probes come every few seconds, and what hangs can hang for minutes: it holds up so many threads of
 # its own, and none of those that answer requests.

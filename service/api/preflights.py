@@ -10,18 +10,9 @@ from sqlalchemy import Connection
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.preflight import Outlook
-from service.api.dependencies import (
-    ContextDep,
-    Limit,
-    ModelPath,
-    NumberCursor,
-    Reader,
-    RequestKeyDep,
-    Trainer,
-    encode_cursor,
-)
+from service.api.dependencies import ContextDep, ModelPath, Reader, RequestKeyDep, Trainer
 from service.api.idempotency import answer, record
-from service.api.schemas import Page
+from service.api.pagination import Limit, NumberCursor, Page, page
 from service.database.queries import preflights
 from service.database.queries.preflights import PreflightRecord, PreflightState
 from service.database.rows import AnswerRecord
@@ -105,5 +96,4 @@ def list_preflights(
     with context.database.read() as connection:
         get_model(connection, model, principal)
         found = preflights.page(connection, model, cursor, limit + 1)
-    following = encode_cursor(found[limit - 1].sequence) if len(found) > limit else None
-    return Page(items=[PreflightView.of(one) for one in found[:limit]], next_cursor=following)
+    return page(found, limit, PreflightView.of, lambda preflight: preflight.sequence)

@@ -16,9 +16,8 @@ from service.api.fairness import FairSemaphore, Places
 from service.api.idempotency import Answered, answer_long, answered, record
 from service.api.spool import Spooled, spooled
 from service.context import Context
-from service.database.rows import AnswerRecord, PartRecord
+from service.database.rows import AnswerRecord, PartRecord, random_id
 from service.datasets import upload_completion, uploads
-from service.datasets.intake import random_id
 from service.datasets.upload_uris import uri_of
 from service.datasets.uploads import ReceivedPart, Upload, UploadRequest
 from service.errors import Conflict, FieldProblem, Unprocessable

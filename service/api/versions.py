@@ -1,37 +1,46 @@
 """Versions of a model, and the one that answers."""
 
 import json
+from datetime import datetime
+from typing import Literal, Self
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
+from cmcl.contract.version import (
+    Drift,
+    HeadCapacity,
+    LearnedDataset,
+    Protection,
+    Quality,
+    Recall,
+    Shrinkage,
+    VersionManifest,
+)
 from service.api.dependencies import (
     Admin,
     ContextDep,
-    Limit,
     ModelPath,
-    NumberCursor,
     Reader,
+    Reason,
+    ReasonBody,
     RequestKeyDep,
     SeenRevision,
     Trainer,
     VersionPath,
-    encode_cursor,
     etag,
 )
 from service.api.idempotency import answer, record
-from service.api.schemas import (
-    LiveChoice,
-    LiveView,
-    Page,
-    PromotionView,
-    ReasonBody,
-    VersionSummary,
-    VersionView,
-)
+from service.api.pagination import LARGEST_NUMBER, Limit, NumberCursor, Page, page
 from service.database.queries import versions
-from service.database.rows import AnswerRecord
+from service.database.rows import (
+    AnswerRecord,
+    PromotionRecord,
+    VersionOutline,
+    VersionRecord,
+)
 from service.errors import NotFound
 from service.lookup import get_model, get_version
 from service.registry import models as registry
@@ -40,6 +49,118 @@ from service.registry.promotion_request import Wish
 from service.stale_database import check_may_change
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["versions"])
+
+
+class VersionSummary(BaseModel):
+    """A published version, without its manifest."""
+
+    model: str
+    version: int
+    parent: int | None
+    job: str | None = Field(description="none for one that a branch has from its source")
+    attempt: int
+    dataset: str
+    dataset_name: str
+    copied_from: str | None = Field(description="model whose version of this number it is")
+    created_at: datetime
+    stored_at: datetime | None = Field(description="when its files were in place")
+    retired_at: datetime | None = Field(description="when it was taken out of use")
+
+    @classmethod
+    def of(cls, version: VersionOutline) -> Self:
+        """The view of a record."""
+        return cls(
+            model=version.model,
+            version=version.number,
+            parent=version.parent,
+            job=version.job,
+            attempt=version.attempt,
+            dataset=version.dataset,
+            dataset_name=version.dataset_name,
+            copied_from=version.copied_from,
+            created_at=version.created_at,
+            stored_at=version.stored_at,
+            retired_at=version.retired_at,
+        )
+
+
+class Certificate(BaseModel):
+    """What this version did to the datasets before it, by dataset."""
+
+    drift: dict[str, Drift]
+    quality: dict[str, Quality]
+    protection: dict[str, Protection] = Field(description="by modality: what was closed to it")
+    shrinkage: Shrinkage | None
+
+
+class EvaluationRow(BaseModel):
+    """One version: its recall on every dataset up to it that has held-out rows."""
+
+    version: int
+    learned: str = Field(description="dataset that it learned")
+    recall: dict[str, Recall] = Field(description="by dataset")
+
+
+class VersionView(VersionSummary):
+    """A published version with everything that is known about it."""
+
+    certificate: Certificate
+    evaluation_matrix: list[EvaluationRow] = Field(
+        description="versions up to this one: down a column, what became of a dataset"
+    )
+    capacity: dict[str, HeadCapacity] = Field(description="by modality: what is left to learn with")
+    lineage: tuple[LearnedDataset, ...] = Field(
+        description="what it has learned, with the digests of all shards"
+    )
+    manifest: VersionManifest
+
+    @classmethod
+    def whole(
+        cls, version: VersionRecord, evaluations: list[tuple[int, str, dict[str, Recall]]]
+    ) -> Self:
+        """The view of a record, and of the evaluations of the versions up to it."""
+        report = version.manifest.report
+        return cls(
+            **VersionSummary.of(version).model_dump(),
+            certificate=Certificate.model_validate(report, from_attributes=True),
+            evaluation_matrix=[
+                EvaluationRow(version=number, learned=learned, recall=recall)
+                for number, learned, recall in evaluations
+            ],
+            capacity=report.capacity,
+            lineage=version.manifest.learned,
+            manifest=version.manifest,
+        )
+
+
+class LiveChoice(Reason):
+    """Which version shall answer, and why."""
+
+    version: int = Field(ge=1, le=LARGEST_NUMBER)
+
+
+class LiveView(BaseModel):
+    """Which version answers, and since how many promotions."""
+
+    version: int
+    generation: int
+
+
+class PromotionView(BaseModel):
+    """One change of the version that answers."""
+
+    generation: int
+    version: int
+    previous: int | None
+    kind: Literal["published", "promoted", "rolled_back"]
+    reason: str
+    actor: str = Field(description="name of the key, or `reconciler` for a new version")
+    created_at: datetime
+
+    @classmethod
+    def of(cls, promotion: PromotionRecord) -> Self:
+        """The view of a record."""
+        return cls(**{field: getattr(promotion, field) for field in cls.model_fields})
 
 
 @router.get("/versions")
@@ -54,9 +175,7 @@ def list_versions(
     with context.database.read() as connection:
         get_model(connection, model, principal)
         found = versions.outlines(connection, model, cursor, limit + 1)
-    following = encode_cursor(found[limit - 1].number) if len(found) > limit else None
-    views = [VersionSummary.of(version) for version in found[:limit]]
-    return Page(items=views, next_cursor=following)
+    return page(found, limit, VersionSummary.of, lambda version: version.number)
 
 
 @router.get("/versions/{version}")
@@ -149,6 +268,4 @@ def list_promotions(
     with context.database.read() as connection:
         get_model(connection, model, principal)
         found = versions.promotion_page(connection, model, cursor, limit + 1)
-    following = encode_cursor(found[limit - 1].generation) if len(found) > limit else None
-    views = [PromotionView.of(promotion) for promotion in found[:limit]]
-    return Page(items=views, next_cursor=following)
+    return page(found, limit, PromotionView.of, lambda promotion: promotion.generation)

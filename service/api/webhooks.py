@@ -8,17 +8,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
-from service.api.dependencies import (
-    Admin,
-    ContextDep,
-    Limit,
-    NumberCursor,
-    RequestKeyDep,
-    TextCursor,
-    encode_cursor,
-)
+from service.api.dependencies import Admin, ContextDep, RequestKeyDep
 from service.api.idempotency import answer, answered, record
-from service.api.schemas import Page
+from service.api.pagination import Limit, NumberCursor, Page, TextCursor, page
 from service.context import Context
 from service.database.queries import deliveries, webhooks
 from service.database.queries.deliveries import DeliveryRecord
@@ -119,9 +111,7 @@ def list_webhooks(
     """Webhooks, by id."""
     with context.database.read() as connection:
         found = webhooks.page(connection, principal.owner, cursor, limit + 1)
-    following = encode_cursor(found[limit - 1].id) if len(found) > limit else None
-    views = [WebhookView.model_validate(webhook) for webhook in found[:limit]]
-    return Page(items=views, next_cursor=following)
+    return page(found, limit, WebhookView.model_validate, lambda webhook: webhook.id)
 
 
 @router.get("/{webhook}")
@@ -150,9 +140,7 @@ def list_deliveries(
     with context.database.read() as connection:
         get_webhook(connection, webhook, principal)
         found = deliveries.page(connection, webhook, cursor, limit + 1)
-    following = encode_cursor(found[limit - 1].sequence) if len(found) > limit else None
-    views = [DeliveryView.of(delivery) for delivery in found[:limit]]
-    return Page(items=views, next_cursor=following)
+    return page(found, limit, DeliveryView.of, lambda delivery: delivery.sequence)
 
 
 @router.post("/{webhook}/test", status_code=202, response_model=DeliveryView)

@@ -1,5 +1,6 @@
 """What a query answers: one frozen record per table, already in the contract's types."""
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,6 +18,11 @@ from service.states import FailureReason, JobState
 PromotionKind = Literal["published", "promoted", "rolled_back"]
 TrialOutcome = Literal["promoted", "taken_back", "changed"]
 UploadState = Literal["open", "completing", "complete", "aborted"]
+
+
+def random_id() -> str:
+    """Twelve hexadecimal digits: the part of an id behind its prefix."""
+    return uuid.uuid4().hex[:12]
 
 
 @dataclass(frozen=True)

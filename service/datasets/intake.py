@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +15,14 @@ from cmcl.contract.dataset import ShardRef
 from cmcl.contract.errors import InvalidUri
 from cmcl.contract.modality import Frozen, ModalityPair, ModelName
 from service.database.queries import datasets, events, jobs
-from service.database.rows import DatasetRecord, Fingerprints, Happening, JobRecord, ModelRecord
+from service.database.rows import (
+    DatasetRecord,
+    Fingerprints,
+    Happening,
+    JobRecord,
+    ModelRecord,
+    random_id,
+)
 from service.datasets.upload_uris import SCHEME, contents_of, note_uses, problems_of
 from service.errors import Conflict, FieldProblem, Unprocessable
 from service.lookup import get_dataset, hold_model
@@ -232,11 +238,6 @@ def delete_dataset(
         data={"actor": principal.name},
     )
     events.tell(connection, happening, now)
-
-
-def random_id() -> str:
-    """Twelve hexadecimal digits: the part of an id behind its prefix."""
-    return uuid.uuid4().hex[:12]
 
 
 def _open_request(connection: Connection, dataset: str, intake: Intake) -> NewDataset:

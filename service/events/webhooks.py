@@ -13,8 +13,7 @@ from cmcl.contract.modality import Frozen, ModelName
 from service.database.queries import deliveries, webhooks
 from service.database.queries.deliveries import DeliveryRecord
 from service.database.queries.webhooks import WebhookRecord
-from service.database.rows import Happening
-from service.datasets.intake import random_id
+from service.database.rows import Happening, random_id
 from service.errors import Conflict, FieldProblem, Forbidden, NotFound, Unprocessable
 from service.events.kinds import WORTH_A_MESSAGE, EventKind
 from service.events.webhook_secrets import SecretCipher

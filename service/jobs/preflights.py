@@ -25,14 +25,13 @@ from cmcl.contract.preflight import AskedShard, AskedShards, PreflightAnswer
 from service.context import Context, is_past
 from service.database.queries import events, preflights
 from service.database.queries.preflights import NewRow, PreflightRecord, PreflightState
-from service.database.rows import Happening
+from service.database.rows import Happening, random_id
 from service.datasets.intake import (
     Intake,
     NewShards,
     Shards,
     check_addresses,
     check_modalities,
-    random_id,
 )
 from service.datasets.uploads import resolve
 from service.errors import Conflict, DatabaseUnavailable, NotFound

@@ -18,7 +18,7 @@ from service.database.queries.events import EventFilter
 from service.database.queries.webhooks import WebhookRecord
 from service.database.rows import Happening
 from service.database.tables import deliveries
-from service.database.tables import notifications as event_table
+from service.database.tables import events as event_table
 from service.events.feed import number_events
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -1,12 +1,12 @@
 """Queries about deliveries: one message to one webhook, which is sent until it was taken or is given up."""
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, select, update
 
+from service.database.rows import random_id
 from service.database.tables import deliveries, webhooks
 
 # Messages of one owner that wait to be delivered. More are not written: receivers that take nothing
@@ -45,7 +45,7 @@ class Attempt:
 
 def add(connection: Connection, webhook: str, message: dict[str, object], now: datetime) -> str:
     """Insert a delivery that is due at once; its id. Whether there is room says `count_room`."""
-    delivery = f"dl-{uuid.uuid4().hex[:12]}"
+    delivery = f"dl-{random_id()}"
     values = {"id": delivery, "webhook": webhook, "payload": message, "attempts": 0}
     connection.execute(insert(deliveries).values(**values, next_at=now, created_at=now))
     return delivery

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Select, bindparam, delete, insert, select, up
 from service.database.queries import backup, webhooks
 from service.database.queries.deliveries import MOST_WAITING
 from service.database.rows import EventRecord, Happening
-from service.database.tables import event_positions, jobs, notifications
+from service.database.tables import event_positions, events, jobs
 
 # The option of a connection that holds a list for what its transaction tells (service.observe).
 LISTENER = "cmcl_listener"
@@ -53,8 +53,8 @@ class EventFilter:
         for column in ("owner", "model", "job"):
             value = getattr(self, column)
             if value is not None:
-                query = query.where(notifications.c[column] == value)
-        return query.where(notifications.c.kind.in_(self.kinds)) if self.kinds else query
+                query = query.where(events.c[column] == value)
+        return query.where(events.c.kind.in_(self.kinds)) if self.kinds else query
 
 
 def tell(connection: Connection, happening: Happening, now: datetime) -> None:
@@ -81,7 +81,7 @@ def tell(connection: Connection, happening: Happening, now: datetime) -> None:
 
 def has_unnumbered(connection: Connection) -> bool:
     """Whether `number` would find anything: a look that writes nothing."""
-    query = select(notifications.c.sequence).where(notifications.c.position.is_(None)).limit(1)
+    query = select(events.c.sequence).where(events.c.position.is_(None)).limit(1)
     return connection.execute(query).first() is not None
 
 
@@ -92,9 +92,9 @@ def number(connection: Connection) -> int:
     """
     newest = connection.execute(select(event_positions.c.newest).with_for_update()).scalar_one()
     waiting = (
-        select(notifications.c.sequence)
-        .where(notifications.c.position.is_(None))
-        .order_by(notifications.c.sequence)
+        select(events.c.sequence)
+        .where(events.c.position.is_(None))
+        .order_by(events.c.sequence)
         .limit(MOST_AT_ONCE)
     )
     places = [
@@ -102,7 +102,7 @@ def number(connection: Connection) -> int:
         for place, event in enumerate(connection.scalars(waiting), start=newest + 1)
     ]
     if places:
-        statement = update(events).where(notifications.c.sequence == bindparam("event"))
+        statement = update(events).where(events.c.sequence == bindparam("event"))
         connection.execute(statement.values(position=bindparam("place")), places)
         connection.execute(update(event_positions).values(newest=newest + len(places)))
     return len(places)
@@ -112,8 +112,8 @@ def page(
     connection: Connection, wanted: EventFilter, after: int | None, limit: int
 ) -> list[EventRecord]:
     """Numbered events in their order, behind `after`; `sequence` is their position."""
-    query = wanted.restrict(select(events).where(notifications.c.position > (after or 0)))
-    rows = connection.execute(query.order_by(notifications.c.position).limit(limit)).mappings()
+    query = wanted.restrict(select(events).where(events.c.position > (after or 0)))
+    rows = connection.execute(query.order_by(events.c.position).limit(limit)).mappings()
     return [_record(dict(row)) for row in rows]
 
 
@@ -133,8 +133,8 @@ def progress(connection: Connection, wanted: Iterable[str]) -> dict[str, dict[st
 
 def forget_before(connection: Connection, moment: datetime, limit: int) -> int:
     """Remove some events that are older than that; how many."""
-    old = select(notifications.c.sequence).where(notifications.c.created_at < moment).limit(limit)
-    return connection.execute(delete(events).where(notifications.c.sequence.in_(old))).rowcount
+    old = select(events.c.sequence).where(events.c.created_at < moment).limit(limit)
+    return connection.execute(delete(events).where(events.c.sequence.in_(old))).rowcount
 
 
 def _record(row: dict[str, Any]) -> EventRecord:

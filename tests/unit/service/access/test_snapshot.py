@@ -13,9 +13,9 @@ import pytest
 from cmcl.contract.access import OPERATOR_KEY, KeySnapshot
 from cmcl.contract.errors import ObjectNotFound
 from service.__main__ import main
-from service.auth.key_snapshot import SnapshotWriter
 from service.auth.signing import make_pair, read_signing_key
 from service.context import Context
+from service.maintenance.key_snapshot import SnapshotWriter
 from service.telemetry.logs import JsonLines, secret_texts
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore

@@ -8,11 +8,11 @@ import pytest
 
 from cmcl.cli import main as client_main
 from service.__main__ import main
-from service.auth.key_snapshot import SnapshotWriter
 from service.auth.signing import make_pair, read_signing_key
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.database.queries import maintenance
+from service.maintenance.key_snapshot import SnapshotWriter
 from service.stale_database import check_at_start
 from tests.fakes.control_plane import ControlPlane, open_databases
 from tests.fakes.wreckage import everything, rebuild, wreck

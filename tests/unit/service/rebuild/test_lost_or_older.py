@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from cmcl.contract.version import LivePointer
-from service.auth.key_snapshot import SnapshotWriter
 from service.auth.keys import sha256
 from service.auth.signing import make_pair, read_signing_key
 from service.database.migrations import upgrade
@@ -18,6 +17,7 @@ from service.database.queries.keys import KeyRecord
 from service.errors import DatabaseBehind
 from service.jobs.reconciler import Reconciler
 from service.maintenance.gc import Sweeper
+from service.maintenance.key_snapshot import SnapshotWriter
 from service.principal import Scope
 from service.stale_database import check_at_start, check_not_lost
 from service.states import JobState

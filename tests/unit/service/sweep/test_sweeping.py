@@ -5,7 +5,7 @@ from datetime import timedelta
 from sqlalchemy import delete, func, select, update
 
 from service.database.queries import maintenance
-from service.database.tables import answers, models, orphans, uploads
+from service.database.tables import answers, events, models, orphans, uploads
 from service.database.tables import leases as lease_rows
 from service.database.tables import versions as version_rows
 from service.launchers.port import LaunchState

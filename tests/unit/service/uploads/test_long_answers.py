@@ -4,7 +4,7 @@ import pytest
 
 from service.api.dependencies import RequestKey
 from service.api.idempotency import answer_long, record
-from service.api.schemas import Health
+from service.api.operations import Health
 from service.database.rows import AnswerRecord
 from service.errors import Conflict, Unprocessable
 from tests.fakes.control_plane import ControlPlane
