@@ -28,18 +28,18 @@ from service.api import (
 )
 from service.api.authentication import Authentication, Hosts
 from service.api.bodies import Bodies
-from service.api.concurrency import AtWork
+from service.api.concurrency import ConcurrencyLimit
 from service.api.dependencies import require_body_type
 from service.api.fairness import FairSemaphore, Places
 from service.api.openapi import PROBLEMS, DescribedApp, operation_id
 from service.api.problems import add_problem_handlers
 from service.api.request_log import RequestLog
-from service.auth.authenticator import Doorkeeper, TokenReader
+from service.auth.authenticator import Doorkeeper, TokenVerifier
 from service.clock import Clock, utc_now
 from service.context import Context
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
-from service.datasets.subprocess_validator import Apart, share_of_memory
+from service.datasets.subprocess_validator import SubprocessValidator, share_of_memory
 from service.datasets.validations import Validations
 from service.errors import DatabaseError
 from service.events.feed import Feed
@@ -48,18 +48,22 @@ from service.events.webhook_secrets import SecretCipher, encrypt_stored
 from service.events.webhook_sender import Sender
 from service.jobs.preflights import PreflightRounds
 from service.jobs.reconciler import Reconciler
-from service.jobs.workqueue import Bell, DaemonThreads
-from service.launchers.circuit_breaker import Breaker
+from service.jobs.workqueue import DaemonThreads, WakeSignal
+from service.launchers.circuit_breaker import CircuitBreaker
 from service.launchers.kuberay.resource import Site, read_pod_templates
 from service.launchers.port import Launcher
 from service.launchers.ray_jobs import Driver, RayJobLauncher
-from service.maintenance.backup import Recorder
-from service.maintenance.gc import Sweeper
+from service.maintenance.backup import BackupWriter
+from service.maintenance.gc import GarbageCollector
 from service.registry.announcer import Announcer
 from service.settings import Settings
 from service.telemetry.backlog import BacklogCollector
 from service.telemetry.event_observer import Witness
-from service.telemetry.instrumented import MeteredDatabase, MeteredLauncher, MeteredStore
+from service.telemetry.instrumented import (
+    InstrumentedDatabase,
+    InstrumentedLauncher,
+    InstrumentedStore,
+)
 from service.telemetry.metrics import Metrics
 from service.telemetry.models import CanaryCollector, ModelCollector, TrainingCollector
 from service.telemetry.spans import Spans, open_spans
@@ -138,7 +142,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
         app.include_router(module.router)
     add_problem_handlers(app)
     # Outermost last.
-    app.add_middleware(AtWork)
+    app.add_middleware(ConcurrencyLimit)
     app.add_middleware(
         Bodies,
         api=app,
@@ -153,9 +157,9 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
 
 def create_context(settings: Settings, parts: Parts) -> Context:
     """The parts, with the newest form of the tables in place. The database is closed on any error."""
-    metrics, bell = Metrics(parts.spans or open_spans()), Bell()
+    metrics, bell = Metrics(parts.spans or open_spans()), WakeSignal()
     opened = open_database(settings.database_url)
-    database = MeteredDatabase(opened, metrics, Witness(metrics, bell.ring))
+    database = InstrumentedDatabase(opened, metrics, Witness(metrics, bell.ring))
     try:
         # A newer release may have left tables that are no use here.
         upgrade(database)
@@ -166,7 +170,7 @@ def create_context(settings: Settings, parts: Parts) -> Context:
 
 
 def _context(
-    settings: Settings, parts: Parts, database: Database, metrics: Metrics, bell: Bell
+    settings: Settings, parts: Parts, database: Database, metrics: Metrics, bell: WakeSignal
 ) -> Context:
     metrics.registry.register(BacklogCollector(database, parts.clock))
     metrics.registry.register(ModelCollector(database, parts.clock))
@@ -176,8 +180,10 @@ def _context(
         settings=settings,
         database=database,
         doorkeeper=Doorkeeper(settings, database, parts.clock, _tokens(settings)),
-        store=MeteredStore(parts.store or open_store(settings.store_uri), metrics),
-        launcher=Breaker(MeteredLauncher(parts.launcher or _launcher(settings), metrics)),
+        store=InstrumentedStore(parts.store or open_store(settings.store_uri), metrics),
+        launcher=CircuitBreaker(
+            InstrumentedLauncher(parts.launcher or _launcher(settings), metrics)
+        ),
         validations=_validations(settings, parts, bell),
         threads=parts.executor or DaemonThreads("step"),
         bell=bell,
@@ -192,7 +198,7 @@ def _announcer(settings: Settings, metrics: Metrics) -> Announcer:
     return Announcer(settings.embeddings_url, lambda outcome: count.labels(outcome).inc())
 
 
-def _tokens(settings: Settings) -> TokenReader | None:
+def _tokens(settings: Settings) -> TokenVerifier | None:
     if not settings.oidc_issuer or not settings.oidc_audience:
         return None
     # Cryptography takes a while to import; most have no issuer.
@@ -201,10 +207,10 @@ def _tokens(settings: Settings) -> TokenReader | None:
     return Tokens(settings.oidc_issuer, settings.oidc_audience, settings.oidc_owner_claim)
 
 
-def _validations(settings: Settings, parts: Parts, bell: Bell) -> Validations:
+def _validations(settings: Settings, parts: Parts, bell: WakeSignal) -> Validations:
     if parts.executor is not None:
         return Validations(parts.executor, bell.ring)
-    apart = Apart(settings.validation_deadline_seconds, share_of_memory())
+    apart = SubprocessValidator(settings.validation_deadline_seconds, share_of_memory())
     return Validations(DaemonThreads("validation"), bell.ring, apart)
 
 
@@ -273,8 +279,8 @@ def _loops(context: Context, reconciler: Reconciler) -> dict[str, Loop]:
         "reconciler": reconciler.run,
         "preflights": PreflightRounds(context).run,
         "webhooks": _deliverer(context).run,
-        "sweeper": Sweeper(context).run,
-        "recorder": Recorder(context).run,
+        "sweeper": GarbageCollector(context).run,
+        "recorder": BackupWriter(context).run,
     }
     if context.settings.embeddings_url:
         loops["announcer"] = context.announcer.run

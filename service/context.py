@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from service.clock import Clock
     from service.database.engine import Database
     from service.datasets.validations import Validations
-    from service.jobs.workqueue import Bell
+    from service.jobs.workqueue import WakeSignal
     from service.launchers.port import Launcher
     from service.registry.announcer import Announcer
     from service.settings import Settings
@@ -34,7 +34,7 @@ class Context:
     validations: Validations
     # For steps that take longer than a round should.
     threads: Executor
-    bell: Bell
+    bell: WakeSignal
     announcer: Announcer
     metrics: Metrics
     clock: Clock

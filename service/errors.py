@@ -4,11 +4,11 @@
     ├── Refused                     the request cannot be done as asked
     │   ├── NotFound                no such model, dataset, job or version
     │   ├── Conflict                it contradicts what is there already
-    │   │   └── DatabaseBehind      object storage knows more than the database
+    │   │   └── StaleDatabase      object storage knows more than the database
     │   ├── Unprocessable           a field has a value that is not permitted
     │   ├── UnsupportedMediaType    the body is not declared as what is needed
     │   ├── BodyTooLarge            the body has more bytes than permitted
-    │   ├── BodyCutOff              the connection ended before the body did
+    │   ├── IncompleteBody              the connection ended before the body did
     │   ├── PreconditionFailed      it was changed since it was read (If-Match)
     │   ├── Unauthorized            no key, or none that is valid
     │   ├── Forbidden               the key does not permit it
@@ -54,7 +54,7 @@ class Conflict(Refused):
     """The request conflicts with the current state of the resource."""
 
 
-class DatabaseBehind(Conflict):
+class StaleDatabase(Conflict):
     """Object storage knows more than the database, which was lost or restored from an old dump."""
 
 
@@ -70,7 +70,7 @@ class BodyTooLarge(Refused):
     """The body has more bytes than permitted."""
 
 
-class BodyCutOff(Refused):
+class IncompleteBody(Refused):
     """The connection ended before the body did; nothing was kept of it."""
 
 

@@ -15,7 +15,7 @@ from cmcl.contract.version import LivePointer
 from service.context import Context
 from service.database.queries import models
 from service.database.rows import ModelRecord
-from service.errors import DatabaseBehind
+from service.errors import StaleDatabase
 from service.lookup import get_model
 from service.principal import Principal
 from workers.storage import layout
@@ -27,7 +27,7 @@ _WHERE_MODELS_LIE = (layout.model_records(), layout.models())
 
 
 def check_at_start(context: Context) -> None:
-    """Raises DatabaseBehind, in words for whoever starts the service on a lost database."""
+    """Raises StaleDatabase, in words for whoever starts the service on a lost database."""
     try:
         check_not_lost(context)
     except StorageError as error:
@@ -37,7 +37,7 @@ def check_at_start(context: Context) -> None:
 
 
 def check_not_lost(context: Context) -> None:
-    """Raises DatabaseBehind if no model is known here and some are in the bucket; StorageError.
+    """Raises StaleDatabase if no model is known here and some are in the bucket; StorageError.
 
     Keys alone make no database: whoever lost it may have made the first ones already.
     """
@@ -47,7 +47,7 @@ def check_not_lost(context: Context) -> None:
     # Looked at again: another process may have made the first model, and its files, in between.
     if prefix is None or _has_models(context):
         return
-    raise DatabaseBehind(
+    raise StaleDatabase(
         f"the database has no model, and {context.store.uri} has something under {prefix}: this "
         f"is another database, or it was lost. {_rebuild(context)}; for a new start, give CMCL_STORE_URI "
         "another place"
@@ -74,7 +74,7 @@ def _has_anything(context: Context, prefix: str) -> bool:
 
 
 def check_may_change(context: Context, name: str, principal: Principal) -> None:
-    """Before somebody changes what replicas are told. Raises NotFound, DatabaseBehind.
+    """Before somebody changes what replicas are told. Raises NotFound, StaleDatabase.
 
     A change raises the database's generation or revision: behind one that is lost it would come to
     show as known what it never knew, and replicas would not follow. While the store is away a roll
@@ -89,7 +89,7 @@ def check_may_change(context: Context, name: str, principal: Principal) -> None:
 
 
 def check_not_behind(context: Context, name: str) -> None:
-    """Raises DatabaseBehind if replicas were told of more than this database knows; StorageError.
+    """Raises StaleDatabase if replicas were told of more than this database knows; StorageError.
 
     The pointer is read first: it is only written once the database has what it shows.
     """
@@ -98,7 +98,7 @@ def check_not_behind(context: Context, name: str) -> None:
         model = models.find(connection, name)
     if pointer is None or model is None or _is_known(pointer, model):
         return
-    raise DatabaseBehind(
+    raise StaleDatabase(
         f"{layout.live_pointer(name)} has generation {pointer.generation} (version {pointer.version}) and "
         f"revision {pointer.revision}, the database {model.live_generation} (version "
         f"{model.live_version}) and {model.live_revision}: it was lost, or is older than the bucket. "

@@ -19,7 +19,7 @@ from cmcl.cli.options import (
 )
 from cmcl.client import Agreement, Candidate, Client, Policy
 from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import TrialPlan
+from cmcl.contract.rollout import CanaryPlan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,7 +70,7 @@ def set_candidate(  # noqa: PLR0913 - each term of a trial is an option
         min_overlap=min_overlap,
         promote_after=promote_after,
     )
-    plan = from_options(TrialPlan, {**_given(share=share, shadow=shadow), "rule": rule})
+    plan = from_options(CanaryPlan, {**_given(share=share, shadow=shadow), "rule": rule})
     with Client(url) as client:
         trial = client.set_candidate(name, number, plan, reason)
     say(f"{name}: version {trial.version} is on trial ({_seen_by(trial)})", trial, as_json)

@@ -72,7 +72,7 @@ class TrialTerms(Frozen):
                 )
 
 
-class TrialPlan(TrialTerms):
+class CanaryPlan(TrialTerms):
     """The terms of a trial that somebody begins."""
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from service.api.concurrency import BODY_BYTES
 from service.api.dependencies import BYTES, check_scopes, get_principal, permitted_type
 from service.api.problems import refusal
 from service.api.spool import in_time
-from service.errors import BodyCutOff, BodyTooLarge, Refused, TooManyRequests
+from service.errors import BodyTooLarge, IncompleteBody, Refused, TooManyRequests
 from service.principal import EVERY_OWNER, Principal
 
 # Enough for everything that is no list of shards.
@@ -160,7 +160,7 @@ class Bodies:
         return _replay(body, receive)
 
     async def _collect(self, receive: Receive, limit: int, arriving: Arriving) -> bytes:
-        """The whole body. Raises BodyTooLarge, TooManyRequests and BodyCutOff.
+        """The whole body. Raises BodyTooLarge, TooManyRequests and IncompleteBody.
 
         What is left of a body must not be taken for one. An empty rest would be a request without a reason,
         done and remembered for its Idempotency-Key.
@@ -226,12 +226,12 @@ def _too_large(limit: int) -> BodyTooLarge:
 
 
 async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises BodyCutOff."""
+    """The body as it comes. Raises IncompleteBody."""
     is_last = False
     while not is_last:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise BodyCutOff("the connection ended before the body did")
+            raise IncompleteBody("the connection ended before the body did")
         yield message.get("body", b"")
         is_last = not message.get("more_body", False)
 

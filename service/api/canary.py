@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
-from cmcl.contract.rollout import RolloutRule, TrialPlan
+from cmcl.contract.rollout import CanaryPlan, RolloutRule
 from service.api.dependencies import (
     ContextDep,
     ModelPath,
@@ -17,7 +17,7 @@ from service.api.dependencies import (
     etag,
 )
 from service.api.pagination import LARGEST_NUMBER
-from service.database.rows import TrialRecord
+from service.database.rows import CanaryRecord
 from service.lookup import get_model
 from service.registry import canary
 from service.registry.canary import figures
@@ -31,15 +31,15 @@ ReasonQuery = Annotated[
 ]
 
 
-class CandidateChoice(TrialPlan, Reason):
+class CandidateChoice(CanaryPlan, Reason):
     """Which version shall be tried, who sees it, what ends the trial, and why."""
 
     version: int = Field(ge=1, le=LARGEST_NUMBER)
 
     @property
-    def plan(self) -> TrialPlan:
+    def plan(self) -> CanaryPlan:
         """The terms alone."""
-        return TrialPlan(share=self.share, shadow=self.shadow, rule=self.rule)
+        return CanaryPlan(share=self.share, shadow=self.shadow, rule=self.rule)
 
 
 class AgreementView(BaseModel):
@@ -65,7 +65,7 @@ class ObservedView(BaseModel):
     at: datetime | None = Field(description="when a replica told something last")
 
 
-class TrialView(BaseModel):
+class CanaryView(BaseModel):
     """A version on trial, and what was seen of it so far; that may be some seconds old."""
 
     version: int
@@ -79,7 +79,7 @@ class TrialView(BaseModel):
     observed: ObservedView
 
     @classmethod
-    def of(cls, trial: TrialRecord) -> Self:
+    def of(cls, trial: CanaryRecord) -> Self:
         """The view of a record."""
         return cls(
             version=trial.version,
@@ -97,13 +97,13 @@ class TrialView(BaseModel):
 @router.get("")
 def read_candidate(
     model: ModelPath, principal: Reader, context: ContextDep, response: Response
-) -> TrialView:
+) -> CanaryView:
     """The version on trial, and how it compares with the one that answers."""
     with context.database.read() as connection:
         found = get_model(connection, model, principal)
         trial = canary.get_trial(connection, model)
     response.headers.update(etag(found.live_generation))
-    return TrialView.of(trial)
+    return CanaryView.of(trial)
 
 
 @router.put("")
@@ -114,7 +114,7 @@ def put_candidate(
     context: ContextDep,
     response: Response,
     seen: SeenRevision,
-) -> TrialView:
+) -> CanaryView:
     """Try a version beside the one that answers, or change the trial. The ETag is that of `live`.
 
     409 for the version that answers, a retired one, and one whose files are not in place. Another
@@ -127,7 +127,7 @@ def put_candidate(
         trial = canary.set_candidate(connection, model, body.version, body.plan, wish)
         found = get_model(connection, model, principal)
     response.headers.update(etag(found.live_generation))
-    return TrialView.of(trial)
+    return CanaryView.of(trial)
 
 
 @router.delete("", status_code=204)

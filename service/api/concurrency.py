@@ -34,7 +34,7 @@ _LARGE_AT_WORK, _LARGE_AT_WORK_OF_OWNER = 2, 1
 _WAITING_OF_OWNER = 256
 
 
-class AtWork:
+class ConcurrencyLimit:
     """The innermost layer: routes, validation and answers are behind it."""
 
     def __init__(self, app: ASGIApp) -> None:

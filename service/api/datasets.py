@@ -13,9 +13,9 @@ from cmcl.contract.modality import ModalityPair
 from service.api.dependencies import (
     ContextDep,
     DatasetPath,
+    IdempotencyKeyDep,
     ModelQuery,
     Reader,
-    RequestKeyDep,
     Writer,
 )
 from service.api.idempotency import answer, record
@@ -24,8 +24,8 @@ from service.api.pagination import Limit, NumberCursor, Page, page
 from service.context import Context
 from service.database.queries import datasets, jobs
 from service.database.rows import (
-    AnswerRecord,
     DatasetRecord,
+    ResponseRecord,
 )
 from service.datasets.intake import (
     Accepted,
@@ -117,7 +117,7 @@ _KNOWN: dict[int | str, dict[str, object]] = {
     },
 )
 def post_dataset(
-    body: NewDataset, principal: Writer, context: ContextDep, key: RequestKeyDep
+    body: NewDataset, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Accept a dataset; a job learns it. The same shards again answer 200 and the same job.
 
@@ -126,7 +126,7 @@ def post_dataset(
 
     intake = _intake(context, principal, body)
 
-    def effect(connection: Connection) -> AnswerRecord:
+    def effect(connection: Connection) -> ResponseRecord:
         accepted = accept_dataset(connection, body, intake)
         status = (202 if accepted.job else 201) if accepted.is_new else 200
         return record(key, status, _view(accepted), _location(accepted))
@@ -169,13 +169,13 @@ def append_shards(
     body: NewShards,
     principal: Writer,
     context: ContextDep,
-    key: RequestKeyDep,
+    key: IdempotencyKeyDep,
 ) -> JSONResponse:
     """Add shards to an open dataset. 409 once it is sealed."""
 
     intake = _intake(context, principal, body)
 
-    def effect(connection: Connection) -> AnswerRecord:
+    def effect(connection: Connection) -> ResponseRecord:
         grown = add_shards(connection, dataset, body, intake)
         return record(key, 200, DatasetView.of(grown, None))
 
@@ -184,13 +184,13 @@ def append_shards(
 
 @router.post("/{dataset}/seal", status_code=202, response_model=AcceptedDataset, responses=_KNOWN)
 def post_seal(
-    dataset: DatasetPath, principal: Writer, context: ContextDep, key: RequestKeyDep
+    dataset: DatasetPath, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """No more shards: its job begins. Sealing again answers 200 and the same job."""
 
     intake = _intake(context, principal, NewShards())
 
-    def effect(connection: Connection) -> AnswerRecord:
+    def effect(connection: Connection) -> ResponseRecord:
         sealed = seal_dataset(connection, dataset, intake)
         status = 202 if sealed.is_new else 200
         return record(key, status, _view(sealed), _location(sealed))

@@ -84,7 +84,7 @@ _TAG = re.compile(r'^"(\d{1,9})"$')
 
 
 @dataclass(frozen=True)
-class RequestKey:
+class IdempotencyKey:
     """An idempotency key, where it was used, and for which body."""
 
     owner: str
@@ -133,13 +133,13 @@ async def get_request_key(
             description="the same key with the same body is answered the same, and done once",
         ),
     ] = None,
-) -> RequestKey | None:
+) -> IdempotencyKey | None:
     """The key that came with the request, if one did."""
     if key is None:
         return None
     fingerprint = hashlib.sha256(await request.body()).hexdigest()
     # Of whoever sees everybody's things, an answer is no tenant's: it must not be repeated to one.
-    return RequestKey(
+    return IdempotencyKey(
         principal.owner or EVERY_OWNER, key, f"{request.method} {request.url.path}", fingerprint
     )
 
@@ -183,7 +183,7 @@ ReasonBody = Annotated[Reason, Body(default_factory=Reason)]
 
 ContextDep = Annotated[Context, Depends(get_context)]
 ReconcilerDep = Annotated[Reconciler, Depends(get_reconciler)]
-RequestKeyDep = Annotated[RequestKey | None, Depends(get_request_key)]
+IdempotencyKeyDep = Annotated[IdempotencyKey | None, Depends(get_request_key)]
 
 
 def etag(revision: int) -> dict[str, str]:

@@ -11,11 +11,11 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from sqlalchemy import Connection
 
-from service.api.dependencies import RequestKey
+from service.api.dependencies import IdempotencyKey
 from service.context import Context
 from service.database.queries import idempotency
 from service.database.queries.idempotency import Place
-from service.database.rows import AnswerRecord, KeyClaim
+from service.database.rows import KeyClaim, ResponseRecord
 from service.errors import Conflict, FieldProblem, Unprocessable
 
 
@@ -23,7 +23,7 @@ from service.errors import Conflict, FieldProblem, Unprocessable
 class Answered:
     """An answer, and whether it was given before."""
 
-    record: AnswerRecord
+    record: ResponseRecord
     is_replay: bool = False
 
     def with_more(self, **more: object) -> "Answered":
@@ -39,7 +39,7 @@ class Answered:
 
 
 def answer(
-    context: Context, key: RequestKey | None, effect: Callable[[Connection], AnswerRecord]
+    context: Context, key: IdempotencyKey | None, effect: Callable[[Connection], ResponseRecord]
 ) -> JSONResponse:
     """What `effect` answers; what it answered before, if the key was used before.
 
@@ -49,7 +49,7 @@ def answer(
 
 
 def answered(
-    context: Context, key: RequestKey | None, effect: Callable[[Connection], AnswerRecord]
+    context: Context, key: IdempotencyKey | None, effect: Callable[[Connection], ResponseRecord]
 ) -> Answered:
     """The same, for an answer that gets something more before it is sent, and not remembered."""
     if key is None:
@@ -67,7 +67,7 @@ def answered(
 
 
 def answer_long(
-    context: Context, key: RequestKey | None, work: Callable[[], AnswerRecord]
+    context: Context, key: IdempotencyKey | None, work: Callable[[], ResponseRecord]
 ) -> JSONResponse:
     """The same for work beyond one transaction.
 
@@ -94,14 +94,14 @@ def answer_long(
 
 
 def record(
-    key: RequestKey | None, status: int, body: BaseModel, location: str | None = None
-) -> AnswerRecord:
+    key: IdempotencyKey | None, status: int, body: BaseModel, location: str | None = None
+) -> ResponseRecord:
     """An answer in the form in which it is sent and kept."""
     fingerprint = key.fingerprint if key is not None else ""
-    return AnswerRecord(fingerprint, status, location, body.model_dump(mode="json"))
+    return ResponseRecord(fingerprint, status, location, body.model_dump(mode="json"))
 
 
-def _claim(connection: Connection, key: RequestKey, mine: KeyClaim) -> Answered | KeyClaim:
+def _claim(connection: Connection, key: IdempotencyKey, mine: KeyClaim) -> Answered | KeyClaim:
     """The answer that is known, or the claim under which there is none yet: ours or another's."""
     known = idempotency.find(connection, _place(key))
     if known is None:
@@ -113,7 +113,7 @@ def _claim(connection: Connection, key: RequestKey, mine: KeyClaim) -> Answered 
     return _again(key, known)
 
 
-def _again(key: RequestKey, known: AnswerRecord | KeyClaim) -> Answered:
+def _again(key: IdempotencyKey, known: ResponseRecord | KeyClaim) -> Answered:
     _check_same_body(key, known)
     if isinstance(known, KeyClaim):
         message = "a request with this key is still being answered; ask again in a moment"
@@ -121,11 +121,11 @@ def _again(key: RequestKey, known: AnswerRecord | KeyClaim) -> Answered:
     return Answered(known, is_replay=True)
 
 
-def _check_same_body(key: RequestKey, known: AnswerRecord | KeyClaim) -> None:
+def _check_same_body(key: IdempotencyKey, known: ResponseRecord | KeyClaim) -> None:
     if key.fingerprint != known.fingerprint:
         message = "this key was used with another body; a new request needs a new key"
         raise Unprocessable(message, FieldProblem("Idempotency-Key", message, key.key))
 
 
-def _place(key: RequestKey) -> Place:
+def _place(key: IdempotencyKey) -> Place:
     return (key.owner, key.key, key.route)

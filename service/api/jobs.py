@@ -12,12 +12,12 @@ from sqlalchemy import Connection
 from cmcl.contract.job import Progress
 from service.api.dependencies import (
     ContextDep,
+    IdempotencyKey,
+    IdempotencyKeyDep,
     JobPath,
     ModelQuery,
     Reader,
     ReasonBody,
-    RequestKey,
-    RequestKeyDep,
     Trainer,
 )
 from service.api.idempotency import answer, record
@@ -25,8 +25,8 @@ from service.api.pagination import Limit, NumberCursor, Page, page
 from service.context import Context
 from service.database.queries import jobs
 from service.database.rows import (
-    AnswerRecord,
     JobRecord,
+    ResponseRecord,
 )
 from service.jobs import actions
 from service.jobs.actions import Word
@@ -102,7 +102,7 @@ def read_job(job: JobPath, principal: Reader, context: ContextDep) -> JobView:
 
 @router.post("/{job}/cancel", status_code=202, response_model=JobView)
 def cancel_job(
-    job: JobPath, principal: Trainer, context: ContextDep, key: RequestKeyDep
+    job: JobPath, principal: Trainer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Ask for a job to be stopped. 409 once its candidate is being judged, or it has ended."""
     word = Word(principal, context.clock())
@@ -111,7 +111,7 @@ def cancel_job(
 
 @router.post("/{job}/retry", status_code=202, response_model=JobView)
 def retry_job(
-    job: JobPath, principal: Trainer, context: ContextDep, key: RequestKeyDep
+    job: JobPath, principal: Trainer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Give a failed job new attempts."""
     word = Word(principal, context.clock())
@@ -120,7 +120,7 @@ def retry_job(
 
 @router.post("/{job}/approve", status_code=202, response_model=JobView)
 def approve_job(
-    job: JobPath, body: ReasonBody, principal: Trainer, context: ContextDep, key: RequestKeyDep
+    job: JobPath, body: ReasonBody, principal: Trainer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Publish a candidate that is held for approval, or that was rejected by the policy.
 
@@ -132,7 +132,7 @@ def approve_job(
 
 @router.post("/{job}/reject", status_code=202, response_model=JobView)
 def reject_job(
-    job: JobPath, body: ReasonBody, principal: Trainer, context: ContextDep, key: RequestKeyDep
+    job: JobPath, body: ReasonBody, principal: Trainer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Say no to a candidate that is held for approval."""
     word = Word(principal, context.clock(), body.reason)
@@ -140,9 +140,9 @@ def reject_job(
 
 
 def _intervene(
-    context: Context, key: RequestKey | None, job: str, word: Word, intervention: Intervention
+    context: Context, key: IdempotencyKey | None, job: str, word: Word, intervention: Intervention
 ) -> JSONResponse:
-    def effect(connection: Connection) -> AnswerRecord:
+    def effect(connection: Connection) -> ResponseRecord:
         changed = intervention(connection, job, word)
         return record(key, 202, JobView.of(changed), f"/v1/jobs/{job}")
 

@@ -8,13 +8,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
-from service.api.dependencies import Admin, Anybody, ContextDep, RequestKeyDep
+from service.api.dependencies import Admin, Anybody, ContextDep, IdempotencyKeyDep
 from service.api.idempotency import answered, record
 from service.api.pagination import Limit, Page, TextCursor, page
 from service.auth.keys import NewKey, create_key, get_key, mint, revoke_key
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
-from service.database.rows import AnswerRecord
+from service.database.rows import ResponseRecord
 from service.principal import Scope
 
 router = APIRouter(tags=["keys"])
@@ -68,7 +68,7 @@ def whoami(principal: Anybody) -> Identity:
 
 @router.post("/v1/keys", status_code=201, response_model=CreatedKey)
 def post_key(
-    body: NewKey, principal: Admin, context: ContextDep, key: RequestKeyDep
+    body: NewKey, principal: Admin, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Make a key. Its text is in this answer and nowhere else; keep it.
 
@@ -76,7 +76,7 @@ def post_key(
     """
     minted = mint()
 
-    def effect(connection: Connection) -> AnswerRecord:
+    def effect(connection: Connection) -> ResponseRecord:
         limit = context.settings.keys_per_owner
         made = create_key(connection, body, minted, principal, context.clock(), limit)
         return record(key, 201, CreatedKey.of(made), f"/v1/keys/{made.id}")

@@ -14,9 +14,9 @@ from cmcl.contract.policy import GatePolicy
 from service.api.dependencies import (
     Admin,
     ContextDep,
+    IdempotencyKeyDep,
     ModelPath,
     Reader,
-    RequestKeyDep,
     SeenRevision,
     Trainer,
     Writer,
@@ -26,9 +26,9 @@ from service.api.idempotency import answer, record
 from service.api.pagination import LARGEST_NUMBER, Limit, Page, TextCursor, page
 from service.database.queries import models
 from service.database.rows import (
-    AnswerRecord,
     BranchPoint,
     ModelRecord,
+    ResponseRecord,
 )
 from service.lookup import get_model
 from service.registry import models as registry
@@ -109,11 +109,11 @@ def _limits(context: ContextDep) -> Limits:
     responses={200: {"model": ModelView, "description": "It was there already"}},
 )
 def post_model(
-    body: NewModel, principal: Writer, context: ContextDep, key: RequestKeyDep
+    body: NewModel, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Create a model. The same name with the same specification answers 200 and the same model."""
 
-    def effect(connection: Connection) -> AnswerRecord:
+    def effect(connection: Connection) -> ResponseRecord:
         limits, now = _limits(context), context.clock()
         created = create_model(connection, body.name, body.spec, principal, now, limits)
         status = 201 if created.is_new else 200
@@ -158,14 +158,14 @@ def post_branch(
     body: NewBranch,
     principal: Writer,
     context: ContextDep,
-    key: RequestKeyDep,
+    key: IdempotencyKeyDep,
 ) -> JSONResponse:
     """Make a new model that has the versions of this one up to `version`, and goes its own way.
 
     It answers queries at once, and takes no room: the files of these versions are shared.
     """
 
-    def effect(connection: Connection) -> AnswerRecord:
+    def effect(connection: Connection) -> ResponseRecord:
         point = BranchPoint(model, body.version)
         limits, now = _limits(context), context.clock()
         made = branch(connection, body.name, point, principal, now, limits)

@@ -10,12 +10,12 @@ from sqlalchemy import Connection
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.preflight import Outlook
-from service.api.dependencies import ContextDep, ModelPath, Reader, RequestKeyDep, Trainer
+from service.api.dependencies import ContextDep, IdempotencyKeyDep, ModelPath, Reader, Trainer
 from service.api.idempotency import answer, record
 from service.api.pagination import Limit, NumberCursor, Page, page
 from service.database.queries import preflights
 from service.database.queries.preflights import PreflightRecord, PreflightState
-from service.database.rows import AnswerRecord
+from service.database.rows import ResponseRecord
 from service.datasets.intake import Intake, NewShards
 from service.jobs.preflights import NewPreflight, ask, get_preflight
 from service.lookup import get_model
@@ -59,7 +59,7 @@ def post_preflight(
     body: NewPreflight,
     principal: Trainer,
     context: ContextDep,
-    key: RequestKeyDep,
+    key: IdempotencyKeyDep,
 ) -> JSONResponse:
     """Ask what a dataset would meet: its rows, what is protected, what is left to learn with.
 
@@ -68,7 +68,7 @@ def post_preflight(
     posted = NewShards(shards=body.shards)
     intake = Intake.of(principal, context.clock(), context.settings.allowed_prefixes, posted)
 
-    def effect(connection: Connection) -> AnswerRecord:
+    def effect(connection: Connection) -> ResponseRecord:
         asked = ask(connection, model, body, intake)
         return record(key, 202, PreflightView.of(asked), f"/v1/preflights/{asked.id}")
 

@@ -16,12 +16,12 @@ from starlette.exceptions import HTTPException
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.modality import MODALITY_PATTERN, NAME_PATTERN
 from service.errors import (
-    BodyCutOff,
     BodyTooLarge,
     Conflict,
     DatabaseUnavailable,
     FieldProblem,
     Forbidden,
+    IncompleteBody,
     IssuerUnavailable,
     NoRoom,
     NotFound,
@@ -57,7 +57,7 @@ KINDS: dict[type[Exception], Kind] = {
     WriteConflict: CONFLICT,
     Unprocessable: INVALID,
     UnsupportedMediaType: Kind(415, "unsupported-media-type", "Unsupported media type"),
-    BodyCutOff: Kind(400, "body-cut-off", "Incomplete request body"),
+    IncompleteBody: Kind(400, "body-cut-off", "Incomplete request body"),
     BodyTooLarge: Kind(413, "body-too-large", "Request body too large"),
     PreconditionFailed: Kind(412, "precondition-failed", "Precondition failed"),
     Unauthorized: Kind(401, "unauthorized", "Unauthorized"),

@@ -18,7 +18,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from cmcl.contract.pace import Pace
-from service.errors import BodyCutOff, FieldProblem, NoRoom, Unprocessable
+from service.errors import FieldProblem, IncompleteBody, NoRoom, Unprocessable
 
 # What is written at once: small enough to be held many times, large enough to be worth a thread.
 _BLOCK_BYTES = 1 << 20
@@ -77,7 +77,7 @@ class Spool:
 async def spooled(
     request: Request, patience_seconds: float = _PATIENCE_SECONDS
 ) -> AsyncIterator[Spooled]:
-    """The request's body in a file. Raises BodyCutOff, BodyTooLarge, NoRoom, Unprocessable."""
+    """The request's body in a file. Raises IncompleteBody, BodyTooLarge, NoRoom, Unprocessable."""
     with NamedTemporaryFile(prefix="cmcl-upload-") as file:
         spool = Spool(file)
         pace = Pace(patience_seconds)
@@ -89,7 +89,7 @@ async def spooled(
 
 
 async def in_time(pieces: AsyncIterator[bytes], pace: Pace) -> AsyncIterator[bytes]:
-    """The pieces of a body. Raises BodyCutOff where they come more slowly than the pace.
+    """The pieces of a body. Raises IncompleteBody where they come more slowly than the pace.
 
     Only the time in which a piece is waited for counts, not that in which it is written.
     """
@@ -106,7 +106,7 @@ async def in_time(pieces: AsyncIterator[bytes], pace: Pace) -> AsyncIterator[byt
                 f"permitted are {patience:g} s without a byte, and {patience:g} s more "
                 f"than {rate} bytes/s take; send it again"
             )
-            raise BodyCutOff(message) from error
+            raise IncompleteBody(message) from error
         if piece is None:
             return
         waited += current_time() - before
@@ -115,19 +115,19 @@ async def in_time(pieces: AsyncIterator[bytes], pace: Pace) -> AsyncIterator[byt
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises BodyCutOff where it ends too early."""
+    """The body as it comes. Raises IncompleteBody where it ends too early."""
     try:
         async for piece in request.stream():
             yield piece
     except ClientDisconnect as error:
-        raise BodyCutOff("the connection ended before the body did") from error
+        raise IncompleteBody("the connection ended before the body did") from error
 
 
 def _check_promises(request: Request, size: int, digest: str) -> None:
     """What the headers said of the body."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) != size:
-        raise BodyCutOff(f"{size} bytes arrived, the Content-Length is {declared}")
+        raise IncompleteBody(f"{size} bytes arrived, the Content-Length is {declared}")
     promised = _promised_digest(request.headers.get("content-digest"))
     if promised is not None and promised != digest:
         message = f"the body's SHA-256 is {digest}, Content-Digest says {promised}; send it again"

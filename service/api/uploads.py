@@ -11,12 +11,19 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
-from service.api.dependencies import BYTES, ContextDep, Reader, RequestKeyDep, UploadPath, Writer
+from service.api.dependencies import (
+    BYTES,
+    ContextDep,
+    IdempotencyKeyDep,
+    Reader,
+    UploadPath,
+    Writer,
+)
 from service.api.fairness import FairSemaphore, Places
 from service.api.idempotency import Answered, answer_long, answered, record
 from service.api.spool import Spooled, spooled
 from service.context import Context
-from service.database.rows import AnswerRecord, PartRecord, random_id
+from service.database.rows import PartRecord, ResponseRecord, random_id
 from service.datasets import upload_completion, uploads
 from service.datasets.upload_uris import uri_of
 from service.datasets.uploads import ReceivedPart, Upload, UploadRequest
@@ -109,11 +116,11 @@ class UploadView(BaseModel):
 
 @router.post("", status_code=201, response_model=UploadView)
 def post_upload(
-    body: UploadRequest, principal: Writer, context: ContextDep, key: RequestKeyDep
+    body: UploadRequest, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Announce a file. Then send its parts; or, if it is direct, send it to the signed link."""
 
-    def effect(connection: Connection) -> AnswerRecord:
+    def effect(connection: Connection) -> ResponseRecord:
         name = f"up-{random_id()}"
         begun = uploads.begin(connection, name, body, context, principal.owns_as)
         view = UploadView.of(context, Upload(begun, []))
@@ -157,7 +164,7 @@ async def complete_upload(
     upload: UploadPath,
     principal: Writer,
     context: ContextDep,
-    key: RequestKeyDep,
+    key: IdempotencyKeyDep,
     completions: CompletionsDep,
 ) -> JSONResponse:
     """Make the file of its parts, and check all of it. Takes as long as reading the file.
@@ -166,7 +173,7 @@ async def complete_upload(
     missing or other ones than were announced: send those, and complete again.
     """
 
-    def work() -> AnswerRecord:
+    def work() -> ResponseRecord:
         upload_completion.complete(context, upload, principal)
         return record(key, 200, UploadView.of(context, uploads.look(context, upload, principal)))
 
@@ -178,7 +185,7 @@ async def complete_upload(
 
 @router.post("/{upload}/presign", response_model=UploadView)
 def presign_upload(
-    upload: UploadPath, principal: Writer, context: ContextDep, key: RequestKeyDep
+    upload: UploadPath, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """A new link for a direct upload whose link has expired."""
     found = uploads.look(context, upload, principal)
@@ -186,7 +193,7 @@ def presign_upload(
         kind = "direct" if found.record.direct else "sent in parts"
         raise Conflict(f"upload {upload} is {kind} and {found.record.state}: it has no link")
 
-    def effect(_: Connection) -> AnswerRecord:
+    def effect(_: Connection) -> ResponseRecord:
         return record(key, 200, UploadView.of(context, found))
 
     return _with_link(context, answered(context, key, effect)).response()

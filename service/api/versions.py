@@ -22,11 +22,11 @@ from cmcl.contract.version import (
 from service.api.dependencies import (
     Admin,
     ContextDep,
+    IdempotencyKeyDep,
     ModelPath,
     Reader,
     Reason,
     ReasonBody,
-    RequestKeyDep,
     SeenRevision,
     Trainer,
     VersionPath,
@@ -36,8 +36,8 @@ from service.api.idempotency import answer, record
 from service.api.pagination import LARGEST_NUMBER, Limit, NumberCursor, Page, page
 from service.database.queries import versions
 from service.database.rows import (
-    AnswerRecord,
     PromotionRecord,
+    ResponseRecord,
     VersionOutline,
     VersionRecord,
 )
@@ -239,13 +239,13 @@ def post_rollback(
     body: ReasonBody,
     principal: Trainer,
     context: ContextDep,
-    key: RequestKeyDep,
+    key: IdempotencyKeyDep,
     seen: SeenRevision,
 ) -> JSONResponse:
     """Back to the version that was promoted before the one that answers."""
     wish = Wish(principal, body.reason or "rolled back by a user", context.clock(), seen)
 
-    def effect(connection: Connection) -> AnswerRecord:
+    def effect(connection: Connection) -> ResponseRecord:
         live = roll_back(connection, model, wish)
         view = LiveView(version=live.version, generation=live.generation)
         return record(key, 200, view)

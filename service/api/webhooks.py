@@ -8,14 +8,14 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
-from service.api.dependencies import Admin, ContextDep, RequestKeyDep
+from service.api.dependencies import Admin, ContextDep, IdempotencyKeyDep
 from service.api.idempotency import answer, answered, record
 from service.api.pagination import Limit, NumberCursor, Page, TextCursor, page
 from service.context import Context
 from service.database.queries import deliveries, webhooks
 from service.database.queries.deliveries import DeliveryRecord
 from service.database.queries.webhooks import WebhookRecord
-from service.database.rows import AnswerRecord
+from service.database.rows import ResponseRecord
 from service.events.webhook_secrets import SecretCipher
 from service.events.webhooks import (
     NewWebhook,
@@ -81,7 +81,7 @@ class DeliveryView(BaseModel):
 
 @router.post("", status_code=201, response_model=CreatedWebhook)
 def post_webhook(
-    body: NewWebhook, principal: Admin, context: ContextDep, key: RequestKeyDep
+    body: NewWebhook, principal: Admin, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Be told of events. The answer has the secret that messages are signed with: keep it.
 
@@ -90,7 +90,7 @@ def post_webhook(
     registrar = _registrar(context, principal)
     secret = new_secret()
 
-    def effect(connection: Connection) -> AnswerRecord:
+    def effect(connection: Connection) -> ResponseRecord:
         webhook = create_webhook(connection, body, secret, registrar)
         shown = CreatedWebhook.model_validate({**_shown(webhook), "secret": None})
         return record(key, 201, shown, f"/v1/webhooks/{webhook.id}")
@@ -145,11 +145,11 @@ def list_deliveries(
 
 @router.post("/{webhook}/test", status_code=202, response_model=DeliveryView)
 def send_test_message(
-    webhook: WebhookPath, principal: Admin, context: ContextDep, key: RequestKeyDep
+    webhook: WebhookPath, principal: Admin, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Send it a message of kind `webhook.test`. 409 if it is disabled, or too many wait."""
 
-    def effect(connection: Connection) -> AnswerRecord:
+    def effect(connection: Connection) -> ResponseRecord:
         delivery = try_webhook(connection, webhook, _registrar(context, principal))
         location = f"/v1/webhooks/{webhook}/deliveries"
         return record(key, 202, DeliveryView.of(delivery), location)

@@ -47,7 +47,7 @@ class _Seen:
     used_at: datetime | None
 
 
-class KnownKeys:
+class KeyCache:
     """Bounded; safe to use from several threads."""
 
     def __init__(self, clock: Clock) -> None:
@@ -96,7 +96,7 @@ def _same(seen: _Seen, key: KeyText) -> bool:
     return hmac.compare_digest(seen.record.secret_sha256, key.digest)
 
 
-class TokenReader(Protocol):
+class TokenVerifier(Protocol):
     """Bearer tokens of somebody who knows the users."""
 
     def read(self, token: str) -> Principal:
@@ -119,7 +119,7 @@ class Doorkeeper:
     """Decides who is let in. What may wait for others stands in `look_up` and `write_use` alone."""
 
     def __init__(
-        self, settings: Settings, database: Database, clock: Clock, tokens: TokenReader | None
+        self, settings: Settings, database: Database, clock: Clock, tokens: TokenVerifier | None
     ) -> None:
         self.is_open = settings.auth == "off"
         admin = settings.admin_key
@@ -129,7 +129,7 @@ class Doorkeeper:
         self._database = database
         self._clock = clock
         self._tokens = tokens
-        self._known = KnownKeys(clock)
+        self._known = KeyCache(clock)
         self.rates = Rates(settings.requests_per_minute_per_owner)
 
     def recognize(self, shown: str | None) -> Caller | None:

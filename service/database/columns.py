@@ -69,7 +69,7 @@ def json_column(name: str, *, nullable: bool) -> Column[object]:
 Counter = BigInteger().with_variant(Integer, "sqlite")
 
 
-def index_of_some(
+def partial_index(
     name: str, where: ColumnElement[bool], *columns: str, is_unique: bool = False
 ) -> Index:
     """An index of the rows that are still to be looked after: as small as they are few."""

@@ -11,12 +11,12 @@ from cmcl.contract.job import Progress
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import Observed, TrialPlan
+from cmcl.contract.rollout import CanaryPlan, Observed
 from cmcl.contract.version import Recall, VersionManifest
 from service.states import FailureReason, JobState
 
 PromotionKind = Literal["published", "promoted", "rolled_back"]
-TrialOutcome = Literal["promoted", "taken_back", "changed"]
+CanaryOutcome = Literal["promoted", "taken_back", "changed"]
 UploadState = Literal["open", "completing", "complete", "aborted"]
 
 
@@ -181,25 +181,25 @@ class PromotionRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialRecord:
+class CanaryRecord:
     """A version on trial, under one revision of live.json."""
 
     model: str
     revision: int
     version: int
-    plan: TrialPlan
+    plan: CanaryPlan
     reason: str
     actor: str
     began_at: datetime
     observed: Observed
     ended_at: datetime | None = None
-    outcome: TrialOutcome | None = None
+    outcome: CanaryOutcome | None = None
     ended_because: str | None = None
     swept_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Happening:
+class Event:
     """Something that happens, told in the transaction in which it happens."""
 
     kind: str
@@ -212,7 +212,7 @@ class Happening:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EventRecord(Happening):
+class EventRecord(Event):
     """Something that happened."""
 
     sequence: int
@@ -252,7 +252,7 @@ class UploadRecord(NewUpload):
 
 
 @dataclass(frozen=True)
-class AnswerRecord:
+class ResponseRecord:
     """What a request with an idempotency key was answered."""
 
     fingerprint: str

@@ -17,8 +17,8 @@ from cmcl.contract.modality import Frozen, ModalityPair, ModelName
 from service.database.queries import datasets, events, jobs
 from service.database.rows import (
     DatasetRecord,
+    Event,
     Fingerprints,
-    Happening,
     JobRecord,
     ModelRecord,
     random_id,
@@ -230,7 +230,7 @@ def delete_dataset(
             "and later ones protect it; it cannot be taken out"
         )
     datasets.set_deleted(connection, dataset, now)
-    happening = Happening(
+    happening = Event(
         kind="dataset.deleted",
         owner=found.owner,
         model=found.model,

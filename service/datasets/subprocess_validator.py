@@ -31,7 +31,7 @@ from cmcl.contract.errors import (
     WorkerError,
 )
 from cmcl.contract.modality import Frozen
-from service.datasets.verify import Leash, ValidationTask, verify
+from service.datasets.verify import CancelToken, ValidationTask, verify
 from workers.storage.bounds import bound, end_with
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
@@ -95,13 +95,13 @@ class _Ended:
 
 
 @dataclass(frozen=True)
-class Apart:
+class SubprocessValidator:
     """Validates in child processes of this one. `seconds`: a dataset's time; `memory` in bytes."""
 
     seconds: float
     memory: int
 
-    def read(self, store: ObjectStore, task: ValidationTask, leash: Leash) -> DatasetManifest:
+    def read(self, store: ObjectStore, task: ValidationTask, leash: CancelToken) -> DatasetManifest:
         """See the port, `service.datasets.verify.Reader`."""
         fell = ""
         for _ in range(_CHANCES):
@@ -114,7 +114,7 @@ class Apart:
             logger.warning("dataset %s: %s\n%s", task.dataset, fell, ended.complaints)
         raise InvalidDataset(f"{fell}, twice: the file is damaged, or too large for this service")
 
-    def _once(self, store: ObjectStore, task: ValidationTask, leash: Leash) -> _Ended:
+    def _once(self, store: ObjectStore, task: ValidationTask, leash: CancelToken) -> _Ended:
         """Whatever happens, neither the process nor its copies of files outlive this."""
         with (
             tempfile.TemporaryDirectory(prefix="cmcl-validate-") as folder,

@@ -79,7 +79,7 @@ class Turns:
 
 
 class Cord:
-    """See `service.datasets.verify.Leash`: cut once, from whatever thread."""
+    """See `service.datasets.verify.CancelToken`: cut once, from whatever thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

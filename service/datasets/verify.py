@@ -43,7 +43,7 @@ class Killable(Protocol):
         """End it now; nothing happens if it has ended."""
 
 
-class Leash(Protocol):
+class CancelToken(Protocol):
     """How whoever waits for a validation ends it."""
 
     @property
@@ -57,7 +57,7 @@ class Leash(Protocol):
 class Reader(Protocol):
     """One way to validate: within this process, or in one of its own."""
 
-    def read(self, store: ObjectStore, task: ValidationTask, leash: Leash) -> DatasetManifest:
+    def read(self, store: ObjectStore, task: ValidationTask, leash: CancelToken) -> DatasetManifest:
         """The manifest, which is also in the store. Raises InvalidDataset, InvalidUri,
         StorageUnavailable; anything else is a mistake of ours, or of this machine."""
 
@@ -72,7 +72,7 @@ def _to_nobody(_: str) -> None:
 class Here:
     """Validates within this process: for tests, which bring stores that no other process can open."""
 
-    def read(self, store: ObjectStore, task: ValidationTask, leash: Leash) -> DatasetManifest:
+    def read(self, store: ObjectStore, task: ValidationTask, leash: CancelToken) -> DatasetManifest:
         """See the port, `service.datasets.verify.Reader`."""
         with TemporaryDirectory(prefix="cmcl-validate-") as folder:
             return verify(store, task, Path(folder))

@@ -13,7 +13,7 @@ from cmcl.contract.modality import Frozen, ModelName
 from service.database.queries import deliveries, webhooks
 from service.database.queries.deliveries import DeliveryRecord
 from service.database.queries.webhooks import WebhookRecord
-from service.database.rows import Happening, random_id
+from service.database.rows import Event, random_id
 from service.errors import Conflict, FieldProblem, Forbidden, NotFound, Unprocessable
 from service.events.kinds import WORTH_A_MESSAGE, EventKind
 from service.events.webhook_secrets import SecretCipher
@@ -117,7 +117,7 @@ def try_webhook(connection: Connection, webhook: str, registrar: Registrar) -> D
         )
         raise Conflict(f"{waiting}which is the limit; try again when some have been delivered")
     told = {"webhook": found.id, "actor": registrar.principal.name}
-    happening = Happening(
+    happening = Event(
         kind=EventKind.WEBHOOK_TEST, owner=found.owner, model=found.model or "", data=told
     )
     message = webhooks.payload(found, happening, registrar.now)

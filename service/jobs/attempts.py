@@ -66,7 +66,7 @@ def validate(context: Context, job: JobRecord, model: ModelRecord) -> None:
 
 def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
     """submitting -> running. Its id is in the database already, so a repeat changes nothing."""
-    spec = told_spec(context.store, job_spec(context, job, model))
+    spec = attempt_spec(context.store, job_spec(context, job, model))
     key = layout.run_spec(job.id, job.attempt)
     context.store.put(key, spec.model_dump_json().encode())
     try:
@@ -173,7 +173,7 @@ def _assign_attempt(context: Context, job: JobRecord, manifest: DatasetManifest)
             datasets.set_manifest(connection, manifest)
 
 
-def told_spec(store: ObjectStore, asked: JobSpec) -> JobSpec:
+def attempt_spec(store: ObjectStore, asked: JobSpec) -> JobSpec:
     """The specification that the attempt reads: as it was told before, or with its checkpoint now.
 
     A step may be repeated after the attempt has begun, when there may be other checkpoints. Told

@@ -25,7 +25,7 @@ from cmcl.contract.preflight import AskedShard, AskedShards, PreflightAnswer
 from service.context import Context, is_past
 from service.database.queries import events, preflights
 from service.database.queries.preflights import NewRow, PreflightRecord, PreflightState
-from service.database.rows import Happening, random_id
+from service.database.rows import Event, random_id
 from service.datasets.intake import (
     Intake,
     NewShards,
@@ -249,7 +249,7 @@ def _end(
     message: str | None = None,
 ) -> None:
     now = context.clock()
-    happening = Happening(
+    happening = Event(
         kind=f"preflight.{state}",
         owner=preflight.owner,
         model=preflight.model,

@@ -28,7 +28,7 @@ class _LostRace(Exception):
 def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
     """gating -> published, held, rejected or failed. Somebody's approval overrules the policy.
 
-    Raises DatabaseBehind: then the candidate waits until the database was rebuilt.
+    Raises StaleDatabase: then the candidate waits until the database was rebuilt.
     """
     check_not_behind(context, model.name)
     try:
@@ -55,7 +55,7 @@ def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
 def store_version(context: Context, version: VersionRecord) -> None:
     """Put the files of a published version in place, then let it answer, or be tried.
 
-    Raises DatabaseBehind: then nothing is put anywhere until the database was rebuilt.
+    Raises StaleDatabase: then nothing is put anywhere until the database was rebuilt.
     """
     check_not_behind(context, version.model)
     if version.copied_from is None:

@@ -23,11 +23,11 @@ from itertools import islice
 from cmcl.contract.errors import StorageUnavailable
 from service.context import Context
 from service.database.queries import canaries, jobs, models, versions
-from service.database.rows import JobRecord, ModelRecord, TrialRecord, VersionRecord
-from service.errors import DatabaseBehind, DatabaseError, DatabaseUnavailable
+from service.database.rows import CanaryRecord, JobRecord, ModelRecord, VersionRecord
+from service.errors import DatabaseError, DatabaseUnavailable, StaleDatabase
 from service.jobs import attempts, publish
 from service.jobs.watch import watch
-from service.jobs.workqueue import EVERYBODY, Aside
+from service.jobs.workqueue import EVERYBODY, BackgroundSteps
 from service.launchers.port import LauncherError
 from service.registry import canary_rule, live_pointer
 from service.states import JobState
@@ -47,7 +47,7 @@ STEPS: dict[JobState, Step] = {
 }
 
 # What a person must see to; nothing is wrong with this program.
-_OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable, DatabaseBehind)
+_OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable, StaleDatabase)
 _LONGEST_PAUSE_SECONDS = 30.0
 # However much happens, somebody else must get to the processor as well.
 _SHORTEST_PAUSE_SECONDS = 0.01
@@ -73,7 +73,7 @@ class _Tasks:
     """What there is to do for a model."""
 
     model: ModelRecord
-    trial: TrialRecord | None
+    trial: CanaryRecord | None
     unstored: VersionRecord | None
     job: JobRecord | None
 
@@ -102,7 +102,7 @@ class Reconciler:
         # When the trial of a model was judged last.
         self._judged_at: dict[str, datetime] = {}
         self._last_tick = context.clock()
-        self._aside = Aside(context.threads, context.bell.ring, context.clock)
+        self._aside = BackgroundSteps(context.threads, context.bell.ring, context.clock)
 
     def run(self, stop: threading.Event) -> None:
         """Rounds until `stop` is set, and between them what has just happened here.
@@ -210,7 +210,7 @@ class Reconciler:
         """
         try:
             yield
-        except DatabaseBehind as error:
+        except StaleDatabase as error:
             tasks = self._look(name)
             if tasks is not None and tasks.job is not None:
                 if tasks.job.state == JobState.RUNNING or tasks.job.cancel_requested:
@@ -303,7 +303,7 @@ class Reconciler:
             else:
                 with self._context.metrics.step(job.state, job.id):
                     STEPS[job.state](self._context, job, model)
-        except (LauncherError, StorageUnavailable, DatabaseBehind) as error:
+        except (LauncherError, StorageUnavailable, StaleDatabase) as error:
             self._tell_user(job, f"waiting: {error}")
             raise
         except DatabaseError:

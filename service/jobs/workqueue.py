@@ -54,7 +54,7 @@ class DaemonThreads(Executor):
         return future
 
 
-class Bell:
+class WakeSignal:
     """Rung by anybody, waited for by one."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class _UnderWay:
     since: datetime
 
 
-class Aside:
+class BackgroundSteps:
     """One step at a time of each model, a few at a time of all, in the order in which they were begun.
 
     Nothing is lost with a step that does not end: like every other one, it can be cut off anywhere and

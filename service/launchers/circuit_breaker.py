@@ -16,7 +16,7 @@ _SLOW_SECONDS = 2.0
 _PAUSE_SECONDS = 15.0
 
 
-class Breaker:
+class CircuitBreaker:
     """A launcher in front of another one; see the port. `seconds` is a clock that only goes forward."""
 
     def __init__(self, launcher: Launcher, seconds: Callable[[], float] = time.monotonic) -> None:

@@ -162,7 +162,7 @@ def _meant(column: Column[Any], value: JsonValue) -> Any:
     return value
 
 
-class Recorder:
+class BackupWriter:
     """One service at a time records for all."""
 
     def __init__(self, context: Context) -> None:

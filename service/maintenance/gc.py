@@ -18,11 +18,10 @@ from cmcl.contract.modality import NAME_PATTERN
 from service.context import Context
 from service.database.queries import maintenance
 from service.database.queries.maintenance import Kind
-from service.errors import DatabaseBehind, DatabaseUnavailable
+from service.errors import DatabaseUnavailable, StaleDatabase
 from service.launchers.port import LauncherUnavailable
 from service.maintenance.gc_tasks import (
     remove_all,
-    sweep_answers,
     sweep_deleted_datasets,
     sweep_deleted_models,
     sweep_events,
@@ -30,6 +29,7 @@ from service.maintenance.gc_tasks import (
     sweep_learned_datasets,
     sweep_observations,
     sweep_preflights,
+    sweep_responses,
     sweep_uploads,
 )
 from service.stale_database import check_not_lost
@@ -45,7 +45,7 @@ _LEASE = timedelta(minutes=5)
 
 _NAME = "sweeper"
 
-_OUTAGES = (DatabaseBehind, DatabaseUnavailable, LauncherUnavailable, StorageUnavailable)
+_OUTAGES = (StaleDatabase, DatabaseUnavailable, LauncherUnavailable, StorageUnavailable)
 
 WATCHED = timedelta(days=1)
 _BATCH = 500
@@ -71,8 +71,8 @@ ROOTS = (
 )
 
 
-def sweep_leftovers(context: Context) -> None:
-    """One look at each folder of the store. Raises DatabaseBehind: then no row speaks of anything."""
+def sweep_orphans(context: Context) -> None:
+    """One look at each folder of the store. Raises StaleDatabase: then no row speaks of anything."""
     check_not_lost(context)
     for root in ROOTS:
         names = [name for name in context.store.folders(root.folder) if root.name.match(name)]
@@ -80,7 +80,7 @@ def sweep_leftovers(context: Context) -> None:
         for batch in _batches(names):
             unknown |= _sweep_batch(context, root, batch)
         if root.may_have_orphans:
-            _sweep_orphans(context, root, unknown)
+            _watch_orphans(context, root, unknown)
 
 
 def _sweep_batch(context: Context, root: _Root, names: list[str]) -> set[str]:
@@ -93,7 +93,7 @@ def _sweep_batch(context: Context, root: _Root, names: list[str]) -> set[str]:
     return set(names) - known
 
 
-def _sweep_orphans(context: Context, root: _Root, unknown: set[str]) -> None:
+def _watch_orphans(context: Context, root: _Root, unknown: set[str]) -> None:
     """Watch new ones, remove those that were watched long enough, forget those that are none."""
     now = context.clock()
     with context.database.write() as connection:
@@ -116,24 +116,24 @@ def _batches(names: list[str]) -> Iterator[list[str]]:
         yield names[start : start + _BATCH]
 
 
-Duty = Callable[[Context], None]
+GCTask = Callable[[Context], None]
 
-DUTIES: Sequence[Duty] = (
+GC_TASKS: Sequence[GCTask] = (
     sweep_learned_datasets,
     sweep_jobs,
     sweep_deleted_datasets,
     sweep_deleted_models,
     sweep_uploads,
-    sweep_answers,
+    sweep_responses,
     sweep_events,
     sweep_preflights,
     sweep_observations,
 )
 # A look at every folder of the store costs more than the others together.
-RARE_DUTIES: Sequence[Duty] = (sweep_leftovers,)
+RARE_GC_TASKS: Sequence[GCTask] = (sweep_orphans,)
 
 
-class Sweeper:
+class GarbageCollector:
     """Rounds of all duties, while the lease is ours."""
 
     def __init__(self, context: Context) -> None:
@@ -149,12 +149,12 @@ class Sweeper:
     def sweep(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """One round, unless another service is at it. Never raises: the next one may do better."""
         is_rare = self._rounds % _ROUNDS_BETWEEN_RARE_DUTIES == 0
-        for duty in (*DUTIES, *(RARE_DUTIES if is_rare else ())):
+        for duty in (*GC_TASKS, *(RARE_GC_TASKS if is_rare else ())):
             if is_over() or not self._do(duty):
                 return
         self._rounds += 1
 
-    def _do(self, duty: Duty) -> bool:
+    def _do(self, duty: GCTask) -> bool:
         """One duty; its errors stay its own. False if another service is at it."""
         try:
             if not self._is_ours():

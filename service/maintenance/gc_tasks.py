@@ -103,22 +103,22 @@ def sweep_deleted_datasets(context: Context) -> None:
 def _sweep_published(context: Context, job: EndedJob) -> None:
     if remove_all(context.store, layout.runs_prefix(job.id)):
         with context.database.write() as connection:
-            maintenance.give_up_job(connection, job, context.clock())
+            maintenance.mark_job_swept(connection, job, context.clock())
 
 
 def _sweep_unsuccessful(context: Context, job: EndedJob) -> None:
     now = context.clock()
     with context.database.write() as connection:
-        if not maintenance.give_up_job(connection, job, now):
+        if not maintenance.mark_job_swept(connection, job, now):
             return
-        maintenance.give_up_datasets(connection, [job.dataset], now)
+        maintenance.mark_datasets_swept(connection, [job.dataset], now)
     remove_all(context.store, layout.runs_prefix(job.id))
     remove_all(context.store, layout.dataset_prefix(job.dataset))
 
 
 def _give_up_dataset(context: Context, dataset: str) -> None:
     with context.database.write() as connection:
-        maintenance.give_up_datasets(connection, [dataset], context.clock())
+        maintenance.mark_datasets_swept(connection, [dataset], context.clock())
 
 
 def sweep_deleted_models(context: Context) -> None:
@@ -139,8 +139,8 @@ def _sweep(context: Context, model: str) -> None:
     removed = [remove_all(context.store, prefix) for prefix in prefixes]
     if all(removed):
         with context.database.write() as connection:
-            maintenance.give_up_datasets(connection, datasets, now)
-            maintenance.give_up_model(connection, model, now)
+            maintenance.mark_datasets_swept(connection, datasets, now)
+            maintenance.mark_model_swept(connection, model, now)
 
 
 def sweep_uploads(context: Context) -> None:
@@ -158,11 +158,11 @@ def sweep_uploads(context: Context) -> None:
                 uploads.remove(connection, upload)
 
 
-def sweep_answers(context: Context) -> None:
+def sweep_responses(context: Context) -> None:
     """Answers to idempotency keys."""
     before = context.clock() - timedelta(hours=context.settings.idempotency_hours)
     _in_batches(
-        context, lambda connection: maintenance.forget_answers(connection, before, _ROWS_AT_ONCE)
+        context, lambda connection: maintenance.forget_responses(connection, before, _ROWS_AT_ONCE)
     )
 
 

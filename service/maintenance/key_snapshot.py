@@ -19,7 +19,7 @@ from service.auth.signing import read_signed, sign
 from service.context import Context
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
-from service.errors import DatabaseBehind, DatabaseError
+from service.errors import DatabaseError, StaleDatabase
 from service.principal import Scope
 from service.stale_database import check_not_lost
 from workers.storage import layout
@@ -51,7 +51,7 @@ class SnapshotWriter:
         """One look. Never raises: the next one may do better."""
         try:
             self._look()
-        except (DatabaseBehind, DatabaseError, StorageError) as error:
+        except (StaleDatabase, DatabaseError, StorageError) as error:
             self._complain(error)
         except Exception:
             # If this ended the thread, a revoked key would be valid for the replicas for ever.

@@ -13,25 +13,25 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 
 from cmcl.contract.errors import ObjectNotFound
-from cmcl.contract.rollout import Observation, Observed, PairAgreement, TrialPlan
+from cmcl.contract.rollout import CanaryPlan, Observation, Observed, PairAgreement
 from service.database.queries import canaries, events, models
 from service.database.rows import (
-    Happening,
+    CanaryOutcome,
+    CanaryRecord,
+    Event,
     ModelRecord,
     PromotionKind,
-    TrialOutcome,
-    TrialRecord,
     VersionRecord,
 )
 from service.errors import Conflict, NotFound
-from service.registry.promotion_request import Wish, as_seen, that_can_answer
+from service.registry.promotion_request import Wish, as_seen, servable_version
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 
 logger = logging.getLogger(__name__)
 
 
-def get_trial(connection: Connection, model: str) -> TrialRecord:
+def get_trial(connection: Connection, model: str) -> CanaryRecord:
     """The one that runs. Raises NotFound."""
     found = canaries.running(connection, model)
     if found is None:
@@ -40,14 +40,14 @@ def get_trial(connection: Connection, model: str) -> TrialRecord:
 
 
 def set_candidate(
-    connection: Connection, model: str, version: int, plan: TrialPlan, wish: Wish
-) -> TrialRecord:
+    connection: Connection, model: str, version: int, plan: CanaryPlan, wish: Wish
+) -> CanaryRecord:
     """A user puts a version on trial, or changes the trial. Raises as `promote.choose` does.
 
     Another version that is on trial is taken back.
     """
     current = as_seen(connection, model, wish)
-    found = that_can_answer(connection, model, version, wish.principal)
+    found = servable_version(connection, model, version, wish.principal)
     if current.live_version is None:
         raise Conflict(f"no version of {model!r} answers yet, so there is nothing to compare with")
     if current.live_version == version:
@@ -68,14 +68,14 @@ def take_back(connection: Connection, model: str, wish: Wish) -> None:
 
 
 def begin(
-    connection: Connection, model: ModelRecord, version: VersionRecord, plan: TrialPlan, wish: Wish
-) -> TrialRecord:
+    connection: Connection, model: ModelRecord, version: VersionRecord, plan: CanaryPlan, wish: Wish
+) -> CanaryRecord:
     """The version is tried from now on, instead of whichever was before."""
     running = canaries.running(connection, model.name)
     if running is not None:
         because = f"version {version.number} is tried instead"
         end(connection, model, running, "taken_back", replace(wish, reason=because))
-    trial = TrialRecord(
+    trial = CanaryRecord(
         model=model.name,
         revision=model.live_revision + 1,
         version=version.number,
@@ -94,8 +94,8 @@ def begin(
 def end(
     connection: Connection,
     model: ModelRecord,
-    trial: TrialRecord,
-    outcome: TrialOutcome,
+    trial: CanaryRecord,
+    outcome: CanaryOutcome,
     wish: Wish,
 ) -> None:
     """It is over, for that reason. The caller makes the next revision."""
@@ -125,7 +125,7 @@ def follow_live(
 
 
 def _change(
-    connection: Connection, model: ModelRecord, trial: TrialRecord, plan: TrialPlan, wish: Wish
+    connection: Connection, model: ModelRecord, trial: CanaryRecord, plan: CanaryPlan, wish: Wish
 ) -> None:
     changed = replace(trial, plan=plan, reason=wish.reason, actor=wish.principal.name)
     seen_by = (trial.plan.share, trial.plan.shadow)
@@ -137,14 +137,14 @@ def _change(
     _tell(connection, model, changed, "changed", wish)
 
 
-def _go_on(connection: Connection, model: ModelRecord, trial: TrialRecord, wish: Wish) -> None:
+def _go_on(connection: Connection, model: ModelRecord, trial: CanaryRecord, wish: Wish) -> None:
     """Under the next revision, with nothing observed."""
     end(connection, model, trial, "changed", wish)
     canaries.add(connection, replace(trial, revision=model.live_revision + 1, observed=Observed()))
 
 
 def _tell(
-    connection: Connection, model: ModelRecord, trial: TrialRecord, kind: str, wish: Wish
+    connection: Connection, model: ModelRecord, trial: CanaryRecord, kind: str, wish: Wish
 ) -> None:
     told = {
         "reason": wish.reason,
@@ -153,7 +153,7 @@ def _tell(
         "shadow": trial.plan.shadow,
         "observed": figures(trial.observed),
     }
-    happening = Happening(
+    happening = Event(
         kind=f"candidate.{kind}",
         owner=model.owner,
         model=model.name,
@@ -163,7 +163,7 @@ def _tell(
     events.tell(connection, happening, wish.now)
 
 
-def gather(store: ObjectStore, trial: TrialRecord) -> Observed:
+def gather(store: ObjectStore, trial: CanaryRecord) -> Observed:
     """The sum of what every replica has told last, also of one that is gone since."""
     found: dict[str, Observation] = {}
     unreadable: dict[str, str] = {}
@@ -201,7 +201,7 @@ def figures(observed: Observed) -> dict[str, object]:
     }
 
 
-def _read(store: ObjectStore, key: str, trial: TrialRecord) -> Observation:
+def _read(store: ObjectStore, key: str, trial: CanaryRecord) -> Observation:
     """Raises ObjectNotFound, and ValueError in words if it tells nothing of this trial."""
     try:
         told = Observation.model_validate_json(store.read(key))

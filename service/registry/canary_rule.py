@@ -10,7 +10,7 @@ from cmcl.contract.rollout import Observed, PairAgreement, RolloutRule
 from service.context import Context
 from service.database.queries import canaries as trial_rows
 from service.database.queries import models
-from service.database.rows import ModelRecord, TrialRecord
+from service.database.rows import CanaryRecord, ModelRecord
 from service.principal import RECONCILER
 from service.registry import canary, promotion
 from service.registry.canary import gather
@@ -44,8 +44,8 @@ def judge(rule: RolloutRule, observed: Observed) -> Verdict | None:
     return Verdict("promoted", reason)
 
 
-def look(context: Context, trial: TrialRecord) -> None:
-    """Add up what the replicas have told, and do what follows from it. Raises DatabaseBehind."""
+def look(context: Context, trial: CanaryRecord) -> None:
+    """Add up what the replicas have told, and do what follows from it. Raises StaleDatabase."""
     observed = gather(context.store, trial)
     verdict = judge(trial.plan.rule, observed)
     if verdict is None and observed == trial.observed:
@@ -67,7 +67,7 @@ def look(context: Context, trial: TrialRecord) -> None:
 
 
 def _carry_out(
-    connection: Connection, model: ModelRecord, trial: TrialRecord, verdict: Verdict, wish: Wish
+    connection: Connection, model: ModelRecord, trial: CanaryRecord, verdict: Verdict, wish: Wish
 ) -> None:
     if verdict.outcome == "promoted":
         promotion.promote_candidate(connection, model, trial, wish)

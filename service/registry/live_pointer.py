@@ -21,7 +21,7 @@ from workers.storage.versions import read_live, remove_live, write_live
 def mirror(context: Context, name: str) -> None:
     """Write live.json as the database has it, or remove a deleted model's, and say so.
 
-    Raises DatabaseBehind where it shows more than the database knows: that is never written over.
+    Raises StaleDatabase where it shows more than the database knows: that is never written over.
     """
     check_not_behind(context, name)
     with context.database.read() as connection:
@@ -46,7 +46,7 @@ def mirror(context: Context, name: str) -> None:
 def recheck_mirror(context: Context, model: ModelRecord) -> None:
     """After a start: is live.json what the database believes it is? If not, mirror again.
 
-    Raises DatabaseBehind.
+    Raises StaleDatabase.
     """
     check_not_behind(context, model.name)
     if _is_wrong(context, model):

@@ -15,7 +15,7 @@ from cmcl.contract.methods import BUILT_IN_METHODS, installed_methods
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
 from service.database.queries import canaries, events, jobs, models, versions
-from service.database.rows import BranchPoint, Happening, ModelRecord, VersionRecord
+from service.database.rows import BranchPoint, Event, ModelRecord, VersionRecord
 from service.errors import Conflict, FieldProblem, PreconditionFailed, Unprocessable
 from service.lookup import get_model, get_version
 from service.principal import Principal
@@ -116,7 +116,7 @@ def branch(
         manifest = version.manifest.model_copy(update={"model": name, "files_in": files_in})
         versions.create_copy(connection, manifest, version, now)
     told = {"from_model": point.model, "from_version": point.version, "actor": principal.name}
-    happening = Happening(kind="model.branched", owner=source.owner, model=name, data=told)
+    happening = Event(kind="model.branched", owner=source.owner, model=name, data=told)
     events.tell(connection, happening, now)
     return get_model(connection, name, principal)
 
@@ -175,7 +175,7 @@ def set_policy(
         )
     models.set_policy(connection, name, policy, model.policy_revision)
     told = {"policy": policy.model_dump(mode="json"), "actor": principal.name}
-    happening = Happening(kind="model.policy", owner=model.owner, model=name, data=told)
+    happening = Event(kind="model.policy", owner=model.owner, model=name, data=told)
     events.tell(connection, happening, now)
     return get_model(connection, name, principal)
 
@@ -193,7 +193,7 @@ def delete_model(connection: Connection, name: str, principal: Principal, now: d
         )
     models.set_deleted(connection, name, now)
     told = {"actor": principal.name}
-    happening = Happening(kind="model.deleted", owner=model.owner, model=name, data=told)
+    happening = Event(kind="model.deleted", owner=model.owner, model=name, data=told)
     events.tell(connection, happening, now)
 
 
@@ -216,7 +216,7 @@ def retire_version(
     versions.set_retired(connection, name, number, now)
     models.revise(connection, name, now)
     told = {"actor": principal.name}
-    happening = Happening(
+    happening = Event(
         kind="version.retired", owner=model.owner, model=name, version=number, data=told
     )
     events.tell(connection, happening, now)

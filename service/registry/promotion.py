@@ -5,20 +5,20 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from cmcl.contract.rollout import TrialPlan
+from cmcl.contract.rollout import CanaryPlan
 from service.database.queries import events, models, versions
 from service.database.rows import (
-    Happening,
+    CanaryRecord,
+    Event,
     ModelRecord,
     PromotionKind,
     PromotionRecord,
-    TrialRecord,
     VersionRecord,
 )
 from service.errors import Conflict
 from service.principal import RECONCILER
 from service.registry import canary
-from service.registry.promotion_request import Wish, as_seen, that_can_answer
+from service.registry.promotion_request import Wish, as_seen, servable_version
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def choose(connection: Connection, model: str, version: int, wish: Wish) -> Live
     Choosing the version that answers already changes nothing.
     """
     current = as_seen(connection, model, wish)
-    found = that_can_answer(connection, model, version, wish.principal)
+    found = servable_version(connection, model, version, wish.principal)
     if current.live_version == version:
         return Live(version, current.live_generation)
     return _move_live(connection, current, found, "promoted", wish)
@@ -53,7 +53,7 @@ def roll_back(connection: Connection, model: str, wish: Wish) -> Live:
     then = versions.promotion(connection, model, now.returns_to)
     if then is None:
         raise RuntimeError(f"model {model!r} has no promotion {now.returns_to}")
-    found = that_can_answer(connection, model, then.version, wish.principal)
+    found = servable_version(connection, model, then.version, wish.principal)
     return _move_live(connection, current, found, "rolled_back", wish, then.returns_to)
 
 
@@ -67,7 +67,7 @@ def begin_published(connection: Connection, version: VersionRecord, now: datetim
         return False
     wish, policy = Wish(RECONCILER, "published", now), current.policy.rollout
     if policy.publish_as == "candidate" and current.live_version is not None:
-        plan = TrialPlan.model_validate(policy.model_dump(exclude={"publish_as"}))
+        plan = CanaryPlan.model_validate(policy.model_dump(exclude={"publish_as"}))
         canary.begin(connection, current, version, plan, wish)
         return False
     _move_live(connection, current, version, "published", wish)
@@ -75,10 +75,10 @@ def begin_published(connection: Connection, version: VersionRecord, now: datetim
 
 
 def promote_candidate(
-    connection: Connection, model: ModelRecord, trial: TrialRecord, wish: Wish
+    connection: Connection, model: ModelRecord, trial: CanaryRecord, wish: Wish
 ) -> None:
     """The version on trial has shown what it must; with the model locked."""
-    found = that_can_answer(connection, model.name, trial.version, wish.principal)
+    found = servable_version(connection, model.name, trial.version, wish.principal)
     _move_live(connection, model, found, "promoted", wish)
 
 
@@ -115,7 +115,7 @@ def _move_live(
         "actor": wish.principal.name,
         "job": version.job,
     }
-    happening = Happening(
+    happening = Event(
         kind=f"version.{kind}",
         owner=model.owner,
         model=model.name,

@@ -34,7 +34,7 @@ def as_seen(connection: Connection, model: str, wish: Wish) -> ModelRecord:
     return current
 
 
-def that_can_answer(
+def servable_version(
     connection: Connection, model: str, version: int, principal: Principal
 ) -> VersionRecord:
     """The version, if its files are in place and it was not retired. Raises NotFound and Conflict."""

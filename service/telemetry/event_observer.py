@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 
 from service.database.queries.events import SKIPPED
-from service.database.rows import Happening
+from service.database.rows import Event
 from service.states import TERMINAL, FailureReason, JobState
 from service.telemetry.metrics import Metrics
 
@@ -26,7 +26,7 @@ class Witness:
         self._metrics = metrics
         self._wake = wake
 
-    def __call__(self, happening: Happening) -> None:
+    def __call__(self, happening: Event) -> None:
         """It was committed. What follows from it need not wait for the next round."""
         self._wake(happening.model)
         _log(happening)
@@ -41,7 +41,7 @@ class Witness:
         elif happening.kind == SKIPPED:
             self._metrics.webhook_deliveries.labels("skipped").inc(_number(happening))
 
-    def _count_move(self, happening: Happening, state: JobState) -> None:
+    def _count_move(self, happening: Event, state: JobState) -> None:
         source, reason = _told(happening, "from"), _told(happening, "reason")
         if source:
             self._metrics.stages.labels(source).observe(_seconds(happening))
@@ -53,7 +53,7 @@ class Witness:
         if goes_back or reason == FailureReason.ATTEMPTS_EXHAUSTED:
             self._metrics.attempts_lost.inc()
 
-    def _trace_move(self, happening: Happening, state: JobState) -> None:
+    def _trace_move(self, happening: Event, state: JobState) -> None:
         source = _told(happening, "from")
         if happening.job is None:
             return
@@ -66,7 +66,7 @@ class Witness:
         self._metrics.spans.stage(happening.job, source, _seconds(happening), attributes)
 
 
-def _log(happening: Happening) -> None:
+def _log(happening: Event) -> None:
     fields = {
         name: value
         for name in ("model", "dataset", "job", "version")
@@ -83,14 +83,14 @@ def _log(happening: Happening) -> None:
     logger.info("%s: %s%s%s", happening.kind, subject, came, why, extra=fields)
 
 
-def _told(happening: Happening, name: str) -> str:
+def _told(happening: Event, name: str) -> str:
     return str(happening.data.get(name) or "")
 
 
-def _seconds(happening: Happening) -> float:
+def _seconds(happening: Event) -> float:
     return _number(happening, "after_seconds")
 
 
-def _number(happening: Happening, name: str = "number") -> float:
+def _number(happening: Event, name: str = "number") -> float:
     number = happening.data.get(name)
     return float(number) if isinstance(number, int | float) else 0.0

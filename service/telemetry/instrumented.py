@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
 from service.database.engine import Database
 from service.database.queries.events import LISTENER
-from service.database.rows import Happening
+from service.database.rows import Event
 from service.errors import DatabaseUnavailable, WriteConflict
 from service.launchers.port import (
     Launcher,
@@ -49,7 +49,7 @@ _OUTCOMES: dict[type[Exception], str] = {
 _ROLLED_BACK = "rolled_back"
 
 
-class MeteredLauncher:
+class InstrumentedLauncher:
     """See the port, `service.launchers.port.Launcher`."""
 
     def __init__(self, launcher: Launcher, metrics: Metrics) -> None:
@@ -84,7 +84,7 @@ class MeteredLauncher:
             yield
 
 
-class MeteredStore:
+class InstrumentedStore:
     """See the port, `workers.storage.port.ObjectStore`."""
 
     def __init__(self, store: ObjectStore, metrics: Metrics) -> None:
@@ -191,12 +191,10 @@ class MeteredStore:
             self._metrics.store_calls.labels(operation, outcome).observe(waited)
 
 
-class MeteredDatabase(Database):
+class InstrumentedDatabase(Database):
     """See Database."""
 
-    def __init__(
-        self, database: Database, metrics: Metrics, hear: Callable[[Happening], None]
-    ) -> None:
+    def __init__(self, database: Database, metrics: Metrics, hear: Callable[[Event], None]) -> None:
         super().__init__(database.engine, database.writer_lock)
         self._metrics = metrics
         self._hear = hear
@@ -204,7 +202,7 @@ class MeteredDatabase(Database):
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """See Database."""
-        told: list[Happening] = []
+        told: list[Event] = []
         measured = timed(self._metrics.transactions, "write", _OUTCOMES, _ROLLED_BACK)
         with measured, super().write() as connection:
             yield connection.execution_options(**{LISTENER: told})

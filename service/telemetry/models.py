@@ -16,7 +16,7 @@ from service.clock import Clock
 from service.database.engine import Database
 from service.database.queries import canaries, versions
 from service.database.queries.metrics import Training, Versioned, training, versioned
-from service.database.rows import TrialRecord
+from service.database.rows import CanaryRecord
 from service.telemetry.backlog import Kept
 
 _MODELS_TTL_SECONDS = 60.0
@@ -225,16 +225,16 @@ class CanaryCollector(Collector):
         """The families, without samples where no version is on trial."""
         return _canary_families(self._kept.value() or [])
 
-    def _read(self) -> list[TrialRecord]:
+    def _read(self) -> list[CanaryRecord]:
         with self._database.read() as connection:
             return canaries.all_running(connection, _MOST_MODELS)
 
 
-def _canary_families(found: Sequence[TrialRecord]) -> list[Metric]:
+def _canary_families(found: Sequence[CanaryRecord]) -> list[Metric]:
     return [*_terms(found), _requests(found), *_agreement(found)]
 
 
-def _terms(found: Sequence[TrialRecord]) -> list[Metric]:
+def _terms(found: Sequence[CanaryRecord]) -> list[Metric]:
     version = _canary_family("version", "Number of the version on trial", "model")
     share = _canary_family("share", "Share of the callers that it answers", "model")
     shadow = _canary_family(
@@ -247,7 +247,7 @@ def _terms(found: Sequence[TrialRecord]) -> list[Metric]:
     return [version, share, shadow]
 
 
-def _requests(found: Sequence[TrialRecord]) -> Metric:
+def _requests(found: Sequence[CanaryRecord]) -> Metric:
     family = _canary_family("requests", "Requests that it was judged by so far", "model", "kind")
     for trial in found:
         for kind in ("answered", "shadowed", "failed"):
@@ -255,7 +255,7 @@ def _requests(found: Sequence[TrialRecord]) -> Metric:
     return family
 
 
-def _agreement(found: Sequence[TrialRecord]) -> list[Metric]:
+def _agreement(found: Sequence[CanaryRecord]) -> list[Metric]:
     cosine = _canary_family(
         "cosine", "Mean cosine of its scores and the live version's", "model", "pair"
     )

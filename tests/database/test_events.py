@@ -16,7 +16,7 @@ from service.database.queries import events, webhooks
 from service.database.queries.deliveries import Attempt
 from service.database.queries.events import EventFilter
 from service.database.queries.webhooks import WebhookRecord
-from service.database.rows import Happening
+from service.database.rows import Event
 from service.database.tables import deliveries
 from service.database.tables import events as event_table
 from service.events.feed import number_events
@@ -29,7 +29,7 @@ on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect
 
 
 def _tell(connection: Connection, model: str, owner: str = "default") -> None:
-    events.tell(connection, Happening(kind="model.policy", owner=owner, model=model), NOW)
+    events.tell(connection, Event(kind="model.policy", owner=owner, model=model), NOW)
 
 
 def _told(database: Database, after: int = 0) -> list[tuple[int, str]]:
@@ -150,7 +150,7 @@ def test_an_event_comes_with_a_delivery_for_each_webhook_that_wants_it(database:
     _webhook(database, "wh-2")
     with database.write() as connection:
         for kind, owner in (("model.policy", "default"), ("model.policy", "other"), ("x", "other")):
-            events.tell(connection, Happening(kind=kind, owner=owner, model="scenes"), NOW)
+            events.tell(connection, Event(kind=kind, owner=owner, model="scenes"), NOW)
     assert _number_of_deliveries(database) == 2
 
 
@@ -209,7 +209,7 @@ def test_one_owner_with_many_webhooks_leaves_places_to_others(database: Database
 
 
 def test_messages_beyond_what_may_wait_for_an_owner_are_not_written(database: Database) -> None:
-    told: list[Happening] = []
+    told: list[Event] = []
     for name, owner in (("wh-1", "red"), ("wh-2", "red"), ("wh-3", "blue")):
         _webhook(database, name, owner)
     waiting = [

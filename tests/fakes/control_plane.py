@@ -16,7 +16,7 @@ from service.database.migrations import upgrade
 from service.database.queries import datasets, jobs, models, versions
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord, VersionRecord
 from service.jobs.reconciler import Reconciler
-from service.maintenance.backup import Recorder
+from service.maintenance.backup import BackupWriter
 from service.settings import Settings
 from service.states import TERMINAL, JobState
 from service.telemetry.spans import Spans
@@ -129,7 +129,7 @@ class ControlPlane:
 
     def record(self) -> None:
         """What has changed is written down in object storage."""
-        assert Recorder(self.context).round()
+        assert BackupWriter(self.context).round()
         # The next one finds the lease free.
         self.clock.advance(61)
 

@@ -27,7 +27,7 @@ NOT_KEPT = frozenset(
         "leases",
         "orphans",
         "preflights",
-        "unrecorded",
+        "backup_outbox",
         "upload_parts",
         "webhooks",
     }

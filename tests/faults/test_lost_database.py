@@ -20,7 +20,7 @@ from service.context import Context
 from service.database import tables
 from service.database.engine import Database
 from service.jobs.reconciler import Reconciler
-from service.maintenance.backup import Recorder
+from service.maintenance.backup import BackupWriter
 from service.maintenance.rebuild.bucket import Bucket
 from service.maintenance.rebuild.run import Rebuild
 from service.states import TERMINAL, JobState
@@ -90,7 +90,7 @@ def _live(world: World, life: Life, round_of_loss: int, lag: int) -> bool:
 
 def _recorded(context: Context) -> Records:
     """What lies in the store once everything is recorded."""
-    assert Recorder(context).round()
+    assert BackupWriter(context).round()
     with context.database.write() as connection:
         # The next recorder is another process: it need not wait.
         connection.execute(delete(tables.leases))

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from cmcl.contract.errors import ObjectExists
 from cmcl.contract.job import Failure, JobSpec
 from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import RolloutRule, TrialPlan
+from cmcl.contract.rollout import CanaryPlan, RolloutRule
 from service.context import Context
 from service.database.engine import Database, open_database
 from service.database.queries import jobs
@@ -29,7 +29,7 @@ from service.datasets.validations import Validations
 from service.errors import Refused
 from service.jobs import actions
 from service.jobs.actions import Word
-from service.jobs.workqueue import Bell
+from service.jobs.workqueue import WakeSignal
 from service.launchers.port import LaunchState
 from service.principal import LOCAL
 from service.registry import canary, promotion
@@ -146,7 +146,7 @@ class World:
             launcher=self.cluster,
             validations=Validations(InlineExecutor(), lambda: None),
             threads=InlineExecutor(),
-            bell=Bell(),
+            bell=WakeSignal(),
             clock=self.clock,
         )
 
@@ -187,7 +187,7 @@ class World:
         return self._may(lambda c: promotion.roll_back(c, MODEL, self._wish()))
 
     def put_on_trial(self, version: int, rule: RolloutRule) -> bool:
-        plan = TrialPlan(share=0.1, rule=rule)
+        plan = CanaryPlan(share=0.1, rule=rule)
         return self._may(lambda c: canary.set_candidate(c, MODEL, version, plan, self._wish()))
 
     def set_policy(self, policy: GatePolicy) -> bool:

@@ -17,7 +17,7 @@ from cmcl.client.registry import (
 from cmcl.client.wire import Request, posted_reason, read, revision_of, segment
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import TrialPlan
+from cmcl.contract.rollout import CanaryPlan
 
 
 class ModelCalls(Calls):
@@ -106,7 +106,7 @@ class ModelCalls(Calls):
         self,
         model: str,
         version: int,
-        plan: TrialPlan,
+        plan: CanaryPlan,
         reason: str = "",
         if_generation: int | None = None,
     ) -> Candidate:

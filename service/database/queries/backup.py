@@ -24,6 +24,7 @@ from sqlalchemy import (
 
 from service.database.tables import (
     api_keys,
+    backup_outbox,
     compatibility,
     datasets,
     event_positions,
@@ -34,7 +35,6 @@ from service.database.tables import (
     orphans,
     promotions,
     trials,
-    unrecorded,
     upload_uses,
     uploads,
     versions,
@@ -46,7 +46,7 @@ Tables = dict[str, list[Row]]
 
 
 # What they hold is of the moment, and means nothing once the rows are back.
-_PASSING = (leases, orphans, unrecorded)
+_PASSING = (leases, orphans, backup_outbox)
 
 # Each behind those that it refers to.
 _ORDER = (models, uploads, datasets, upload_uses, jobs, versions, promotions, trials, api_keys)
@@ -82,10 +82,10 @@ def version_name(model: str, number: int) -> str:
 def note(connection: Connection, kind: Kind, *names: str) -> None:
     """They are changed in this transaction."""
     if names:
-        connection.execute(insert(unrecorded), [{"kind": kind, "name": name} for name in names])
+        connection.execute(insert(backup_outbox), [{"kind": kind, "name": name} for name in names])
 
 
-def note_everything(connection: Connection) -> None:
+def enqueue_all(connection: Connection) -> None:
     """As if all of it had been changed."""
     note(connection, "model", *connection.scalars(select(models.c.name)))
     note(connection, "dataset", *connection.scalars(select(datasets.c.id)))
@@ -95,14 +95,14 @@ def note_everything(connection: Connection) -> None:
 
 def noted(connection: Connection, limit: int) -> list[Mark]:
     """The oldest marks. What is read after them is at least as new as they are."""
-    query = select(unrecorded).order_by(unrecorded.c.sequence).limit(limit)
+    query = select(backup_outbox).order_by(backup_outbox.c.sequence).limit(limit)
     return [Mark(**row) for row in connection.execute(query).mappings()]
 
 
 def settle(connection: Connection, marks: Sequence[Mark]) -> bool:
     """They were recorded. False if somebody else has said so of any of them."""
     sequences = [mark.sequence for mark in marks]
-    statement = delete(unrecorded).where(unrecorded.c.sequence.in_(sequences))
+    statement = delete(backup_outbox).where(backup_outbox.c.sequence.in_(sequences))
     return connection.execute(statement).rowcount == len(sequences)
 
 

@@ -5,40 +5,40 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, update
 
-from cmcl.contract.rollout import Observed, TrialPlan
+from cmcl.contract.rollout import CanaryPlan, Observed
 from service.database.queries import backup
-from service.database.rows import TrialOutcome, TrialRecord
+from service.database.rows import CanaryOutcome, CanaryRecord
 from service.database.tables import models, trials
 
 
-def add(connection: Connection, trial: TrialRecord) -> None:
+def add(connection: Connection, trial: CanaryRecord) -> None:
     """Insert one. Raises WriteConflict where the model has one that has not ended."""
     values = {field.name: getattr(trial, field.name) for field in fields(trial)}
     documents = {name: values[name].model_dump(mode="json") for name in ("plan", "observed")}
     connection.execute(insert(trials).values(**{**values, **documents}))
 
 
-def running(connection: Connection, model: str) -> TrialRecord | None:
+def running(connection: Connection, model: str) -> CanaryRecord | None:
     """The one that has not ended."""
     query = select(trials).where(trials.c.model == model, trials.c.ended_at.is_(None))
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
-def all_running(connection: Connection, limit: int) -> list[TrialRecord]:
+def all_running(connection: Connection, limit: int) -> list[CanaryRecord]:
     """Those of the first models by name."""
     query = select(trials).where(trials.c.ended_at.is_(None)).order_by(trials.c.model)
     return [_record(row) for row in connection.execute(query.limit(limit)).mappings()]
 
 
-def set_observed(connection: Connection, seen: TrialRecord, observed: Observed) -> bool:
+def set_observed(connection: Connection, seen: CanaryRecord, observed: Observed) -> bool:
     """What the replicas have told. False if the trial has ended."""
     document = observed.model_dump(mode="json")
     statement = update(trials).where(*_still(seen)).values(observed=document)
     return connection.execute(statement).rowcount == 1
 
 
-def set_rule(connection: Connection, changed: TrialRecord) -> None:
+def set_rule(connection: Connection, changed: CanaryRecord) -> None:
     """Other bounds, for what was observed already as well; who set them, and why."""
     values = {
         "plan": changed.plan.model_dump(mode="json"),
@@ -49,14 +49,14 @@ def set_rule(connection: Connection, changed: TrialRecord) -> None:
 
 
 def end(
-    connection: Connection, seen: TrialRecord, outcome: TrialOutcome, because: str, now: datetime
+    connection: Connection, seen: CanaryRecord, outcome: CanaryOutcome, because: str, now: datetime
 ) -> None:
     """What becomes of it, and why."""
     values = {"ended_at": now, "outcome": outcome, "ended_because": because}
     connection.execute(update(trials).where(*_still(seen)).values(values))
 
 
-def ended_before(connection: Connection, moment: datetime, limit: int) -> list[TrialRecord]:
+def ended_before(connection: Connection, moment: datetime, limit: int) -> list[CanaryRecord]:
     """Those whose observations may still be there. A deleted model's go with the model."""
     query = (
         select(trials)
@@ -70,14 +70,14 @@ def ended_before(connection: Connection, moment: datetime, limit: int) -> list[T
     return [_record(row) for row in connection.execute(query).mappings()]
 
 
-def set_swept(connection: Connection, trial: TrialRecord, now: datetime) -> None:
+def set_swept(connection: Connection, trial: CanaryRecord, now: datetime) -> None:
     """Its observations are gone."""
     is_it = (trials.c.model == trial.model, trials.c.revision == trial.revision)
     connection.execute(update(trials).where(*is_it).values(swept_at=now))
     backup.note(connection, "model", trial.model)
 
 
-def _still(seen: TrialRecord) -> tuple[ColumnElement[bool], ...]:
+def _still(seen: CanaryRecord) -> tuple[ColumnElement[bool], ...]:
     """That one, and it has not ended."""
     return (
         trials.c.model == seen.model,
@@ -86,8 +86,8 @@ def _still(seen: TrialRecord) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _record(row: RowMapping) -> TrialRecord:
+def _record(row: RowMapping) -> CanaryRecord:
     values = dict(row)
-    values["plan"] = TrialPlan.model_validate(values["plan"])
+    values["plan"] = CanaryPlan.model_validate(values["plan"])
     values["observed"] = Observed.model_validate(values["observed"])
-    return TrialRecord(**values)
+    return CanaryRecord(**values)

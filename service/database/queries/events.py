@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Select, bindparam, delete, insert, select, up
 
 from service.database.queries import backup, webhooks
 from service.database.queries.deliveries import MOST_WAITING
-from service.database.rows import EventRecord, Happening
+from service.database.rows import Event, EventRecord
 from service.database.tables import event_positions, events, jobs
 
 # The option of a connection that holds a list for what its transaction tells (service.observe).
@@ -57,7 +57,7 @@ class EventFilter:
         return query.where(events.c.kind.in_(self.kinds)) if self.kinds else query
 
 
-def tell(connection: Connection, happening: Happening, now: datetime) -> None:
+def tell(connection: Connection, happening: Event, now: datetime) -> None:
     """Add an event, and what webhooks are to be told of it.
 
     Whoever listens sees it once this transaction is committed.
@@ -75,7 +75,7 @@ def tell(connection: Connection, happening: Happening, now: datetime) -> None:
         why += f"{MOST_WAITING} of its messages wait"
         data = {"number": number, "message": why}
         listener.append(
-            Happening(kind=SKIPPED, owner=happening.owner, model=happening.model, data=data)
+            Event(kind=SKIPPED, owner=happening.owner, model=happening.model, data=data)
         )
 
 

@@ -8,24 +8,24 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, update
 
-from service.database.rows import AnswerRecord, KeyClaim
+from service.database.rows import KeyClaim, ResponseRecord
 from service.database.tables import answers
 
 Place = tuple[str, str, str]
 """Owner, key and route: what an answer is found by."""
 
 
-def find(connection: Connection, place: Place) -> AnswerRecord | KeyClaim | None:
+def find(connection: Connection, place: Place) -> ResponseRecord | KeyClaim | None:
     """What the owner's key was answered on that route, or since when it is being answered."""
     row = connection.execute(select(answers).where(_at(place))).mappings().one_or_none()
     if row is None:
         return None
     if row["status"] is None:
         return KeyClaim(row["fingerprint"], row["created_at"])
-    return AnswerRecord(row["fingerprint"], row["status"], row["location"], row["body"])
+    return ResponseRecord(row["fingerprint"], row["status"], row["location"], row["body"])
 
 
-def remember(connection: Connection, place: Place, answer: AnswerRecord, now: datetime) -> None:
+def remember(connection: Connection, place: Place, answer: ResponseRecord, now: datetime) -> None:
     """Keep an answer. Raises WriteConflict if the key got another one meanwhile."""
     connection.execute(insert(answers).values(**_columns(place), created_at=now, **vars(answer)))
 
@@ -35,7 +35,7 @@ def claim(connection: Connection, place: Place, mine: KeyClaim) -> None:
     connection.execute(insert(answers).values(**_columns(place), **vars(mine)))
 
 
-def fulfil(connection: Connection, place: Place, claim: KeyClaim, answer: AnswerRecord) -> None:
+def fulfil(connection: Connection, place: Place, claim: KeyClaim, answer: ResponseRecord) -> None:
     """The answer to what was claimed; nothing, if it was answered or given up meanwhile."""
     connection.execute(update(answers).where(_claimed(place, claim)).values(**vars(answer)))
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, RowMapping, Update, insert, select, update
 
 from cmcl.contract.job import Progress
 from service.database.queries import events
-from service.database.rows import Approval, DatasetRecord, Happening, JobRecord
+from service.database.rows import Approval, DatasetRecord, Event, JobRecord
 from service.database.tables import jobs
 from service.states import IN_FLIGHT, FailureReason, JobState, check_move
 
@@ -38,7 +38,7 @@ def create(connection: Connection, job: str, dataset: DatasetRecord, now: dateti
             state_changed_at=now,
         )
     )
-    queued = Happening(
+    queued = Event(
         kind="job.queued", owner=dataset.owner, model=dataset.model, dataset=dataset.id, job=job
     )
     events.tell(connection, queued, now)
@@ -275,7 +275,7 @@ def _tell(
     now: datetime,
     data: Mapping[str, object],
 ) -> None:
-    happening = Happening(
+    happening = Event(
         kind=kind, owner=job.owner, model=job.model, dataset=job.dataset, job=job.id, data=data
     )
     events.tell(connection, happening, now)

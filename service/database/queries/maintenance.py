@@ -106,7 +106,7 @@ def ended_jobs(
     ]
 
 
-def give_up_job(connection: Connection, seen: EndedJob, now: datetime) -> bool:
+def mark_job_swept(connection: Connection, seen: EndedJob, now: datetime) -> bool:
     """It cannot go on from here. False if it has moved on meanwhile."""
     statement = (
         update(jobs)
@@ -139,7 +139,7 @@ def deleted_datasets(connection: Connection, limit: int) -> list[str]:
     return list(connection.scalars(query.order_by(datasets.c.sequence).limit(limit)))
 
 
-def give_up_datasets(connection: Connection, names: Iterable[str], now: datetime) -> None:
+def mark_datasets_swept(connection: Connection, names: Iterable[str], now: datetime) -> None:
     """What only their jobs needed goes."""
     given_up = list(names)
     connection.execute(
@@ -183,7 +183,7 @@ def protected_datasets(connection: Connection, before: datetime) -> set[str]:
     return _ledgers(connection, and_(models.c.branched_from.is_not(None), is_there))
 
 
-def give_up_model(connection: Connection, model: str, now: datetime) -> None:
+def mark_model_swept(connection: Connection, model: str, now: datetime) -> None:
     """Its files are gone."""
     connection.execute(update(models).where(models.c.name == model).values(swept_at=now))
     backup.note(connection, "model", model)
@@ -224,7 +224,7 @@ def forget_orphans(connection: Connection, folders: Iterable[str]) -> None:
     connection.execute(delete(orphans).where(orphans.c.folder.in_(list(folders))))
 
 
-def forget_answers(connection: Connection, before: datetime, limit: int) -> int:
+def forget_responses(connection: Connection, before: datetime, limit: int) -> int:
     """Remove some answers that are older than that, and claims of requests that died; how many."""
     key = (answers.c.owner, answers.c.key, answers.c.route)
     old = select(*key).where(answers.c.created_at < before).limit(limit)

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from service.database.queries import deliveries as queue
-from service.database.rows import Happening
+from service.database.rows import Event
 from service.database.tables import deliveries, webhooks
 from service.principal import EVERY_OWNER
 
@@ -105,7 +105,7 @@ def remove(connection: Connection, webhook: str) -> None:
     connection.execute(delete(webhooks).where(webhooks.c.id == webhook))
 
 
-def notify(connection: Connection, happening: Happening, now: datetime) -> dict[str, int]:
+def notify(connection: Connection, happening: Event, now: datetime) -> dict[str, int]:
     """Write a delivery for each webhook that wants to be told of it.
 
     Returns, by owner, for how many webhooks none was written, because MOST_WAITING messages of the
@@ -137,7 +137,7 @@ def notify(connection: Connection, happening: Happening, now: datetime) -> dict[
     return skipped
 
 
-def payload(webhook: WebhookRecord, happening: Happening, now: datetime) -> dict[str, object]:
+def payload(webhook: WebhookRecord, happening: Event, now: datetime) -> dict[str, object]:
     """The message, in the form that Standard Webhooks recommends.
 
     Whoever hears of all owners is told which one it is.

@@ -2,7 +2,7 @@
 
 from service.database.columns import metadata
 from service.database.tables.access import answers, api_keys, upload_parts, upload_uses, uploads
-from service.database.tables.coordination import compatibility, leases, orphans, unrecorded
+from service.database.tables.coordination import backup_outbox, compatibility, leases, orphans
 from service.database.tables.notifications import deliveries, event_positions, events, webhooks
 from service.database.tables.registry import (
     datasets,
@@ -30,7 +30,7 @@ __all__ = [
     "preflights",
     "promotions",
     "trials",
-    "unrecorded",
+    "backup_outbox",
     "upload_parts",
     "upload_uses",
     "uploads",

@@ -23,8 +23,8 @@ orphans = Table(
 
 # What was changed, and is not recorded in object storage yet: a row for each change, so that those who
 # change the same thing at once need not wait for each other.
-unrecorded = Table(
-    "unrecorded",
+backup_outbox = Table(
+    "backup_outbox",
     metadata,
     Column("sequence", Counter, primary_key=True, autoincrement=True),
     Column("kind", String(16), nullable=False),

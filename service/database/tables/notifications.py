@@ -6,9 +6,9 @@ from service.database.columns import (
     Counter,
     UtcDateTime,
     Words,
-    index_of_some,
     json_column,
     metadata,
+    partial_index,
 )
 
 events = Table(
@@ -74,7 +74,7 @@ deliveries = Table(
     Column("delivered_at", UtcDateTime, nullable=True),
     Column("failed_at", UtcDateTime, nullable=True),
     Index(None, "webhook", "sequence"),
-    index_of_some(
+    partial_index(
         "ix_deliveries_due",
         and_(column("delivered_at").is_(None), column("failed_at").is_(None)),
         "webhook",

@@ -13,7 +13,7 @@ from sqlalchemy import (
     column,
 )
 
-from service.database.columns import UtcDateTime, Words, index_of_some, json_column, metadata
+from service.database.columns import UtcDateTime, Words, json_column, metadata, partial_index
 
 # `sequence` columns keep the order of arrival; the ids are what the world sees. `owner` is the
 # tenant: it stands in each table that is listed by itself.
@@ -72,14 +72,14 @@ datasets = Table(
     # When what only its job needed was given up: from then on the job cannot be carried on.
     Column("swept_at", UtcDateTime, nullable=True),
     UniqueConstraint("model", "fingerprint"),
-    index_of_some(
+    partial_index(
         "uq_datasets_model_content_fingerprint",
         column("fingerprint").is_not(None),
         "model",
         "content_fingerprint",
         is_unique=True,
     ),
-    index_of_some("ix_datasets_unswept", column("swept_at").is_(None), "sequence"),
+    partial_index("ix_datasets_unswept", column("swept_at").is_(None), "sequence"),
 )
 
 jobs = Table(
@@ -119,8 +119,8 @@ jobs = Table(
     Index(None, "model", "state", "sequence"),
     # `finished_at` and not the state: a condition without parameters is one that both databases
     # recognize in a query.
-    index_of_some("ix_jobs_open", column("finished_at").is_(None), "model", "sequence"),
-    index_of_some(
+    partial_index("ix_jobs_open", column("finished_at").is_(None), "model", "sequence"),
+    partial_index(
         "ix_jobs_unswept",
         and_(column("finished_at").is_not(None), column("swept_at").is_(None)),
         "finished_at",
@@ -148,7 +148,7 @@ versions = Table(
     # When its files were in place; only then can it answer or have a child.
     Column("stored_at", UtcDateTime, nullable=True),
     Column("retired_at", UtcDateTime, nullable=True),
-    index_of_some("ix_versions_unstored", column("stored_at").is_(None), "model", "number"),
+    partial_index("ix_versions_unstored", column("stored_at").is_(None), "model", "number"),
 )
 
 promotions = Table(
@@ -174,7 +174,7 @@ trials = Table(
     Column("model", String(48), ForeignKey("models.name"), primary_key=True),
     Column("revision", Integer, primary_key=True),
     Column("version", Integer, nullable=False),
-    # TrialPlan: share, shadow, rule.
+    # CanaryPlan: share, shadow, rule.
     json_column("plan", nullable=False),
     Column("reason", Words, nullable=False),
     Column("actor", String(128), nullable=False),
@@ -187,8 +187,8 @@ trials = Table(
     Column("ended_because", Words, nullable=True),
     # When what the replicas had written was removed.
     Column("swept_at", UtcDateTime, nullable=True),
-    index_of_some("ix_trials_open", column("ended_at").is_(None), "model", is_unique=True),
-    index_of_some(
+    partial_index("ix_trials_open", column("ended_at").is_(None), "model", is_unique=True),
+    partial_index(
         "ix_trials_unswept",
         and_(column("ended_at").is_not(None), column("swept_at").is_(None)),
         "ended_at",
@@ -214,5 +214,5 @@ preflights = Table(
     Column("state_changed_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime, nullable=True),
     Column("finished_at", UtcDateTime, nullable=True, index=True),
-    index_of_some("ix_preflights_open", column("finished_at").is_(None), "model", "sequence"),
+    partial_index("ix_preflights_open", column("finished_at").is_(None), "model", "sequence"),
 )

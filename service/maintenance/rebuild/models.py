@@ -6,7 +6,7 @@ from datetime import datetime
 
 from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import Candidate, Observed, TrialPlan
+from cmcl.contract.rollout import CanaryPlan, Candidate, Observed
 from cmcl.contract.version import LivePointer
 from service.database.queries.backup import Row, version_name
 from service.database.tables import models, promotions, trials, versions
@@ -90,7 +90,7 @@ class Pointer:
         if candidate is None or candidate.revision in known:
             return
         terms = GatePolicy.model_validate(self.model["policy"]).rollout
-        plan = TrialPlan(share=candidate.share, shadow=candidate.shadow, rule=terms.rule)
+        plan = CanaryPlan(share=candidate.share, shadow=candidate.shadow, rule=terms.rule)
         self.trials.append(
             {
                 "model": self.model["name"],

@@ -63,7 +63,7 @@ class Rebuild:
             if self.bucket.position is not None:
                 backup.set_position(connection, self.bucket.position)
             # What was assumed is recorded from now on as well.
-            backup.note_everything(connection)
+            backup.enqueue_all(connection)
 
     def _models(self) -> dict[str, FoundModel]:
         names = names_of_models(self.bucket)

@@ -9,7 +9,7 @@ from cmcl.client import Job
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
 from cmcl.contract.preflight import Outlook, PreflightAnswer
-from cmcl.contract.rollout import RolloutRule, TrialPlan
+from cmcl.contract.rollout import CanaryPlan, RolloutRule
 from service.jobs.preflights import PreflightRounds
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
@@ -147,7 +147,7 @@ def test_a_version_is_tried_shown_and_taken_back(
     published: Client, published_plane: ControlPlane
 ) -> None:
     live = published.live("scenes")
-    plan = TrialPlan(share=0.1, shadow=0.5, rule=RolloutRule(min_overlap=0.8))
+    plan = CanaryPlan(share=0.1, shadow=0.5, rule=RolloutRule(min_overlap=0.8))
     trial = published.set_candidate("scenes", 1, plan, "is it better?", live.generation)
     assert (trial.version, trial.rule, trial.reason) == (1, plan.rule, "is it better?")
     published_plane.tick()
@@ -165,7 +165,7 @@ def test_a_version_is_tried_shown_and_taken_back(
 
 def test_a_trial_is_not_begun_beside_another_live_version(published: Client) -> None:
     with pytest.raises(CmclError) as caught:
-        published.set_candidate("scenes", 1, TrialPlan(share=0.1), if_generation=1)
+        published.set_candidate("scenes", 1, CanaryPlan(share=0.1), if_generation=1)
     assert caught.value.status == 412
 
 

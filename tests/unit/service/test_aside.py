@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from service.jobs.reconciler import Reconciler
-from service.jobs.workqueue import Aside
+from service.jobs.workqueue import BackgroundSteps
 from service.states import JobState
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
@@ -162,7 +162,7 @@ def _nothing() -> None:
 
 def test_steps_get_their_places_in_the_order_in_which_they_were_begun() -> None:
     held, rung = Held(), list[str]()
-    aside = Aside(held, rung.append, ScriptedClock())
+    aside = BackgroundSteps(held, rung.append, ScriptedClock())
     assert [aside.begin(model, _nothing) for model in "fedcba"] == [True] * 4 + [False] * 2
     assert all(aside.is_busy(model) for model in "abcdef")
     held.go()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.jobs.workqueue import Bell
+from service.jobs.workqueue import WakeSignal
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 
@@ -41,7 +41,7 @@ def test_a_posted_dataset_is_taken_up_at_once(rare: ControlPlane) -> None:
 
 
 def test_a_ring_before_the_wait_is_not_missed() -> None:
-    bell = Bell()
+    bell = WakeSignal()
     bell.ring("scenes")
     bell.ring("sounds")
     assert bell.wait(3600) == {"scenes", "sounds"}
@@ -49,7 +49,7 @@ def test_a_ring_before_the_wait_is_not_missed() -> None:
 
 
 def test_a_wait_ends_without_a_ring() -> None:
-    assert Bell().wait(0.01) == frozenset()
+    assert WakeSignal().wait(0.01) == frozenset()
 
 
 def test_a_ring_for_one_model_looks_at_no_other(plane: ControlPlane) -> None:

@@ -18,7 +18,7 @@ from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from service.app import Parts, create_app
-from service.datasets.subprocess_validator import Apart, share_of_memory
+from service.datasets.subprocess_validator import SubprocessValidator, share_of_memory
 from service.datasets.validations import Cord
 from service.datasets.verify import ValidationTask
 from service.jobs.reconciler import Reconciler
@@ -30,7 +30,7 @@ from workers.storage.local import LocalStore
 SPEC = ModelSpec.model_validate(
     {"width": 8, "modalities": {"image": 4, "text": 3}, "training": {"batch_size": 8}}
 )
-PATIENT = Apart(seconds=60, memory=512 << 20)
+PATIENT = SubprocessValidator(seconds=60, memory=512 << 20)
 
 
 class Ground:
@@ -55,7 +55,7 @@ class Ground:
     def shard(self, name: str = "a") -> str:
         return write_shard(self.shards / f"{name}.parquet", feature_table(16, prefix=name)).uri
 
-    def read(self, task: ValidationTask, apart: Apart = PATIENT) -> DatasetManifest:
+    def read(self, task: ValidationTask, apart: SubprocessValidator = PATIENT) -> DatasetManifest:
         return apart.read(self.store, task, Cord())
 
 
@@ -189,12 +189,12 @@ def test_a_single_crash_is_forgiven(ground: Ground) -> None:
 def test_what_takes_too_long_is_ended(ground: Ground, silent: SilentBucket) -> None:
     task = ground.task(ground.shard(), silent.address)
     with pytest.raises(InvalidDataset, match=r"^reading .*was not done after 1 s"):
-        ground.read(task, Apart(seconds=1, memory=512 << 20))
+        ground.read(task, SubprocessValidator(seconds=1, memory=512 << 20))
     assert children() == []
 
 
 def test_more_memory_than_its_share_is_the_files_fault(ground: Ground) -> None:
-    narrow = Apart(seconds=60, memory=16 << 20)
+    narrow = SubprocessValidator(seconds=60, memory=16 << 20)
     with pytest.raises(InvalidDataset, match=r"(16 MiB of memory|ended with SIG\w+), twice"):
         ground.read(ground.task(ground.shard()), narrow)
 
@@ -219,12 +219,12 @@ def test_the_process_ends_with_the_one_that_started_it(
 ) -> None:
     task = ground.task(silent.address)
     program = (
-        "import sys; from service.datasets.subprocess_validator import Apart\n"
+        "import sys; from service.datasets.subprocess_validator import SubprocessValidator\n"
         "from service.datasets.verify import ValidationTask\n"
         "from service.datasets.validations import Cord\n"
         "from workers.storage.uris import open_store\n"
         "task = ValidationTask.model_validate_json(sys.argv[2])\n"
-        "Apart(60, 512 << 20).read(open_store(sys.argv[1]), task, Cord())"
+        "SubprocessValidator(60, 512 << 20).read(open_store(sys.argv[1]), task, Cord())"
     )
     words = [sys.executable, "-c", program, ground.store.uri, task.model_dump_json()]
     with subprocess.Popen(words, env={**os.environ, "TMPDIR": str(ground.store.root)}) as service:

@@ -52,7 +52,7 @@ def test_every_state_of_a_job_has_a_kind() -> None:
 def test_every_kind_that_the_code_tells_is_known() -> None:
     """Also the part in front of one that is put together, such as job.<state>."""
     code = "".join(path.read_text() for path in (ROOT / "service").rglob("*.py"))
-    told = set(re.findall(r"Happening\(\s*kind=\"([a-z_.]+)\"", code))
+    told = set(re.findall(r"Event\(\s*kind=\"([a-z_.]+)\"", code))
     assert {"job.queued", "model.deleted"} <= told <= set(EventKind)
     begun = set(re.findall(r"f\"([a-z]+\.)\{(?:target|kind|state)\}\"", code))
     assert {"job.", "version.", "preflight."} <= begun

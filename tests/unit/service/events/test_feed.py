@@ -9,7 +9,7 @@ from sqlalchemy import Connection, event
 
 from service.database.queries import events
 from service.database.queries.events import EventFilter
-from service.database.rows import EventRecord, Happening
+from service.database.rows import Event, EventRecord
 from service.errors import TooManyRequests
 from service.events.feed import Feed, Item
 from tests.fakes.control_plane import ControlPlane
@@ -34,7 +34,7 @@ def _counted(plane: ControlPlane) -> Iterator[list[str]]:
 def _tell(plane: ControlPlane, number: int = 1) -> None:
     with plane.context.database.write() as connection:
         for _ in range(number):
-            happening = Happening(kind="model.policy", owner="default", model="scenes")
+            happening = Event(kind="model.policy", owner="default", model="scenes")
             events.tell(connection, happening, plane.clock())
 
 

@@ -8,7 +8,7 @@ from service.database.queries import models, preflights
 from service.database.queries.preflights import PreflightState
 from service.jobs.preflights import PreflightRounds
 from service.launchers.port import LaunchState
-from service.maintenance.gc import Sweeper
+from service.maintenance.gc import GarbageCollector
 from tests.fakes.uploads import announce, complete, send
 from tests.unit.service.preflights.conftest import Asking
 
@@ -208,7 +208,7 @@ def test_the_cluster_forgets_old_ones_too(asking: Asking) -> None:
     launcher = asking.plane.launcher
     launcher.end(f"{asked}-a1", LaunchState.SUCCEEDED)
     asking.plane.clock.advance(91 * 24 * 3600)
-    Sweeper(asking.plane.context).sweep()
+    GarbageCollector(asking.plane.context).sweep()
     assert launcher.status(f"{asked}-a1").state == LaunchState.UNKNOWN
 
 

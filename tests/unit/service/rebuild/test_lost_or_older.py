@@ -14,9 +14,9 @@ from service.auth.signing import make_pair, read_signing_key
 from service.database.migrations import upgrade
 from service.database.queries import keys, models
 from service.database.queries.keys import KeyRecord
-from service.errors import DatabaseBehind
+from service.errors import StaleDatabase
 from service.jobs.reconciler import Reconciler
-from service.maintenance.gc import Sweeper
+from service.maintenance.gc import GarbageCollector
 from service.maintenance.key_snapshot import SnapshotWriter
 from service.principal import Scope
 from service.stale_database import check_at_start, check_not_lost
@@ -60,7 +60,7 @@ def test_no_service_starts_on_a_lost_database(
     if has_key:
         _make_key(lost)
     command = rf"`cmcl admin rebuild --database-url sqlite:///\S+ --store {lost.store.uri}`"
-    with pytest.raises(DatabaseBehind, match=command):
+    with pytest.raises(StaleDatabase, match=command):
         check_at_start(lost.context)
 
 
@@ -83,7 +83,7 @@ def test_a_lost_database_leaves_the_list_of_keys_as_it_is(
 def test_a_lost_database_gives_no_folder_up(lost: ControlPlane) -> None:
     folders = lost.store.folders("datasets/")
     for _ in range(2):
-        Sweeper(lost.context).sweep()
+        GarbageCollector(lost.context).sweep()
         lost.clock.advance(timedelta(days=2).total_seconds())
     assert lost.store.folders("datasets/") == folders != []
 

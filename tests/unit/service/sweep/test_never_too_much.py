@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cmcl.contract.errors import ObjectNotFound
 from service.database.queries import datasets, versions
 from service.launchers.port import LaunchState
-from service.maintenance.gc import DUTIES, sweep_leftovers
+from service.maintenance.gc import GC_TASKS, sweep_orphans
 from service.states import TERMINAL, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
@@ -57,7 +57,7 @@ class World:
 
     def sweep(self) -> None:
         """All duties, the rare ones too."""
-        for duty in (*DUTIES, sweep_leftovers):
+        for duty in (*GC_TASKS, sweep_orphans):
             duty(self.plane.context)
 
     def models(self) -> list[str]:

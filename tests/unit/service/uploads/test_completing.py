@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from cmcl.contract.errors import StorageUnavailable
-from service.api.dependencies import RequestKey
+from service.api.dependencies import IdempotencyKey
 from service.api.idempotency import answer_long
-from service.database.rows import AnswerRecord
+from service.database.rows import ResponseRecord
 from service.datasets import upload_completion
-from service.maintenance.gc import Sweeper
+from service.maintenance.gc import GarbageCollector
 from service.principal import LOCAL
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
@@ -151,9 +151,9 @@ def test_a_lost_answer_is_given_again_whenever_it_is_asked_for(plane: ControlPla
     upload = announce(plane, len(data))
     send(plane, upload, 1, data)
     path, headers = f"/v1/uploads/{upload}/complete", {"Idempotency-Key": "key-1"}
-    key = RequestKey("*", "key-1", f"POST {path}", hashlib.sha256().hexdigest())
+    key = IdempotencyKey("*", "key-1", f"POST {path}", hashlib.sha256().hexdigest())
 
-    def complete_and_die() -> AnswerRecord:
+    def complete_and_die() -> ResponseRecord:
         upload_completion.complete(plane.context, upload, LOCAL)
         raise Death
 
@@ -164,7 +164,7 @@ def test_a_lost_answer_is_given_again_whenever_it_is_asked_for(plane: ControlPla
     shards = [{"uri": first.json()["uri"]}]
     job = plane.post_dataset("one", shards=shards)
     assert plane.run_to_end(job).state == JobState.PUBLISHED
-    Sweeper(plane.context).sweep()
+    GarbageCollector(plane.context).sweep()
     for again in (plane.client.post(path, headers=headers), plane.client.post(path)):
         assert (again.status_code, again.json()) == (200, first.json())
 

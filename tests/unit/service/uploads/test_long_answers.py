@@ -2,16 +2,16 @@
 
 import pytest
 
-from service.api.dependencies import RequestKey
+from service.api.dependencies import IdempotencyKey
 from service.api.idempotency import answer_long, record
 from service.api.operations import Health
-from service.database.rows import AnswerRecord
+from service.database.rows import ResponseRecord
 from service.errors import Conflict, Unprocessable
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.mortal import Death
 from tests.fakes.uploads import announce, send
 
-KEY = RequestKey("default", "key-1", "POST /v1/long", "0" * 64)
+KEY = IdempotencyKey("default", "key-1", "POST /v1/long", "0" * 64)
 
 
 class Work:
@@ -21,7 +21,7 @@ class Work:
         self.done = 0
         self._error = error
 
-    def __call__(self) -> AnswerRecord:
+    def __call__(self) -> ResponseRecord:
         if self._error is not None:
             raise self._error
         self.done += 1
@@ -40,7 +40,7 @@ def test_a_key_repeats_the_answer_of_long_work(plane: ControlPlane) -> None:
 def test_a_second_request_hears_what_the_work_says_meanwhile(plane: ControlPlane) -> None:
     """And leaves the claim of the first one alone."""
 
-    def work() -> AnswerRecord:
+    def work() -> ResponseRecord:
         with pytest.raises(Conflict, match="somebody is at it"):
             answer_long(plane.context, KEY, Work(Conflict("somebody is at it")))
         return Work()()
@@ -58,7 +58,7 @@ def test_a_key_of_refused_work_can_be_used_again(plane: ControlPlane) -> None:
 def test_the_key_of_a_dead_request_is_answered_at_once(plane: ControlPlane) -> None:
     with pytest.raises(Death):
         answer_long(plane.context, KEY, Work(Death()))
-    other = RequestKey(KEY.owner, KEY.key, KEY.route, "1" * 64)
+    other = IdempotencyKey(KEY.owner, KEY.key, KEY.route, "1" * 64)
     with pytest.raises(Unprocessable):
         answer_long(plane.context, other, Work())
     first = answer_long(plane.context, KEY, Work())
@@ -68,7 +68,7 @@ def test_the_key_of_a_dead_request_is_answered_at_once(plane: ControlPlane) -> N
 
 
 def test_whoever_answers_late_does_not_change_the_answer(plane: ControlPlane) -> None:
-    def slow() -> AnswerRecord:
+    def slow() -> ResponseRecord:
         answer_long(plane.context, KEY, Work())
         return record(KEY, 200, Health(status="late"))
 

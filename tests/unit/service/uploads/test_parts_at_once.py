@@ -11,7 +11,7 @@ from fastapi import Request
 
 from service.api.fairness import STALLED_SECONDS, Places
 from service.api.spool import spooled
-from service.errors import BodyCutOff, TooManyRequests
+from service.errors import IncompleteBody, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import BYTES, announce
 from tests.unit.service.access.holder import ADMIN_KEY, Holder
@@ -86,7 +86,7 @@ def test_a_body_that_stops_to_come_is_given_up() -> None:
         async with spooled(request, patience_seconds=0.01):
             raise AssertionError("nothing came")
 
-    with pytest.raises(BodyCutOff, match=r"0 bytes of the body came .* 0\.01 s without"):
+    with pytest.raises(IncompleteBody, match=r"0 bytes of the body came .* 0\.01 s without"):
         asyncio.run(take())
 
 
@@ -102,7 +102,7 @@ def test_a_body_that_trickles_is_given_up() -> None:
         async with spooled(request, patience_seconds=0.1):
             raise AssertionError("it never ends")
 
-    with pytest.raises(BodyCutOff, match="more than 65536 bytes/s take"):
+    with pytest.raises(IncompleteBody, match="more than 65536 bytes/s take"):
         asyncio.run(take())
 
 
