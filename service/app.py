@@ -30,11 +30,11 @@ from service.api.authentication import Authentication, Hosts
 from service.api.bodies import Bodies
 from service.api.concurrency import ConcurrencyLimit
 from service.api.dependencies import require_body_type
-from service.api.fairness import FairSemaphore, Places
+from service.api.fairness import FairSemaphore, UploadSlots
 from service.api.openapi import PROBLEMS, DescribedApp, operation_id
 from service.api.problems import add_problem_handlers
 from service.api.request_log import RequestLog
-from service.auth.authenticator import Doorkeeper, TokenVerifier
+from service.auth.authenticator import Authenticator, TokenVerifier
 from service.clock import Clock, utc_now
 from service.context import Context
 from service.database.engine import Database, open_database
@@ -58,7 +58,7 @@ from service.maintenance.gc import GarbageCollector
 from service.registry.announcer import Announcer
 from service.settings import Settings
 from service.telemetry.backlog import BacklogCollector
-from service.telemetry.event_observer import Witness
+from service.telemetry.event_observer import EventObserver
 from service.telemetry.instrumented import (
     InstrumentedDatabase,
     InstrumentedLauncher,
@@ -129,9 +129,9 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     app.state.context = context
     app.state.reconciler = reconciler
     app.state.probes = operations.Probes()
-    app.state.rendered_metrics = operations.keep_metrics(context)
+    app.state.rendered_metrics = operations.cached_metrics(context)
     app.state.description = openapi.Description(app.openapi)
-    app.state.part_places = Places(settings.upload_parts_at_once)
+    app.state.upload_slots = UploadSlots(settings.upload_parts_at_once)
     app.state.completions = FairSemaphore(
         *(uploads.COMPLETED_AT_ONCE, uploads.COMPLETED_AT_ONCE),
         uploads.COMPLETIONS_WAITING_OF_OWNER,
@@ -150,27 +150,27 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
         max_part_bytes=settings.upload_part_bytes_max,
     )
     hosts = Hosts(settings.allowed_hosts)
-    app.add_middleware(Authentication, doorkeeper=context.doorkeeper, hosts=hosts)
+    app.add_middleware(Authentication, authenticator=context.authenticator, hosts=hosts)
     app.add_middleware(RequestLog, metrics=context.metrics)
     return app
 
 
 def create_context(settings: Settings, parts: Parts) -> Context:
     """The parts, with the newest form of the tables in place. The database is closed on any error."""
-    metrics, bell = Metrics(parts.spans or open_spans()), WakeSignal()
+    metrics, wake_signal = Metrics(parts.spans or open_spans()), WakeSignal()
     opened = open_database(settings.database_url)
-    database = InstrumentedDatabase(opened, metrics, Witness(metrics, bell.ring))
+    database = InstrumentedDatabase(opened, metrics, EventObserver(metrics, wake_signal.notify))
     try:
         # A newer release may have left tables that are no use here.
         upgrade(database)
-        return _context(settings, parts, database, metrics, bell)
+        return _context(settings, parts, database, metrics, wake_signal)
     except BaseException:
         database.close()
         raise
 
 
 def _context(
-    settings: Settings, parts: Parts, database: Database, metrics: Metrics, bell: WakeSignal
+    settings: Settings, parts: Parts, database: Database, metrics: Metrics, wake_signal: WakeSignal
 ) -> Context:
     metrics.registry.register(BacklogCollector(database, parts.clock))
     metrics.registry.register(ModelCollector(database, parts.clock))
@@ -179,14 +179,14 @@ def _context(
     return Context(
         settings=settings,
         database=database,
-        doorkeeper=Doorkeeper(settings, database, parts.clock, _tokens(settings)),
+        authenticator=Authenticator(settings, database, parts.clock, _tokens(settings)),
         store=InstrumentedStore(parts.store or open_store(settings.store_uri), metrics),
         launcher=CircuitBreaker(
             InstrumentedLauncher(parts.launcher or _launcher(settings), metrics)
         ),
-        validations=_validations(settings, parts, bell),
+        validations=_validations(settings, parts, wake_signal),
         threads=parts.executor or DaemonThreads("step"),
-        bell=bell,
+        wake_signal=wake_signal,
         announcer=_announcer(settings, metrics),
         metrics=metrics,
         clock=parts.clock,
@@ -202,16 +202,16 @@ def _tokens(settings: Settings) -> TokenVerifier | None:
     if not settings.oidc_issuer or not settings.oidc_audience:
         return None
     # Cryptography takes a while to import; most have no issuer.
-    from service.auth.oidc import Tokens
+    from service.auth.oidc import OidcTokens
 
-    return Tokens(settings.oidc_issuer, settings.oidc_audience, settings.oidc_owner_claim)
+    return OidcTokens(settings.oidc_issuer, settings.oidc_audience, settings.oidc_owner_claim)
 
 
-def _validations(settings: Settings, parts: Parts, bell: WakeSignal) -> Validations:
+def _validations(settings: Settings, parts: Parts, wake_signal: WakeSignal) -> Validations:
     if parts.executor is not None:
-        return Validations(parts.executor, bell.ring)
-    apart = SubprocessValidator(settings.validation_deadline_seconds, share_of_memory())
-    return Validations(DaemonThreads("validation"), bell.ring, apart)
+        return Validations(parts.executor, wake_signal.notify)
+    validator = SubprocessValidator(settings.validation_deadline_seconds, share_of_memory())
+    return Validations(DaemonThreads("validation"), wake_signal.notify, validator)
 
 
 def _launcher(settings: Settings) -> Launcher:
@@ -254,7 +254,7 @@ def _kuberay_launcher(settings: Settings) -> Launcher:
 def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        context.doorkeeper.warn_without_keys()
+        context.authenticator.warn_without_keys()
         encrypt_stored(context.database, SecretCipher(context.settings.encryption_key))
         stop = threading.Event()
         # Daemons: a call that hangs must not keep the process from ending. Nothing is lost.
@@ -279,8 +279,8 @@ def _loops(context: Context, reconciler: Reconciler) -> dict[str, Loop]:
         "reconciler": reconciler.run,
         "preflights": PreflightRounds(context).run,
         "webhooks": _deliverer(context).run,
-        "sweeper": GarbageCollector(context).run,
-        "recorder": BackupWriter(context).run,
+        "gc": GarbageCollector(context).run,
+        "backup": BackupWriter(context).run,
     }
     if context.settings.embeddings_url:
         loops["announcer"] = context.announcer.run

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     # Types alone: the packages that import this module are imported by none of these lines.
     from concurrent.futures import Executor
 
-    from service.auth.authenticator import Doorkeeper
+    from service.auth.authenticator import Authenticator
     from service.clock import Clock
     from service.database.engine import Database
     from service.datasets.validations import Validations
@@ -28,13 +28,13 @@ class Context:
 
     settings: Settings
     database: Database
-    doorkeeper: Doorkeeper
+    authenticator: Authenticator
     store: ObjectStore
     launcher: Launcher
     validations: Validations
     # For steps that take longer than a round should.
     threads: Executor
-    bell: WakeSignal
+    wake_signal: WakeSignal
     announcer: Announcer
     metrics: Metrics
     clock: Clock

@@ -13,7 +13,7 @@
     │   ├── Unauthorized            no key, or none that is valid
     │   ├── Forbidden               the key does not permit it
     │   └── TooManyRequests         more than the key's share
-    ├── NoRoom                      this machine's disk is full; a retry can help later
+    ├── DiskFull                      this machine's disk is full; a retry can help later
     ├── IssuerUnavailable           who issues tokens did not answer; a retry can help
     └── DatabaseError
         ├── DatabaseUnavailable     the database did not answer; a retry can help
@@ -98,7 +98,7 @@ class IssuerUnavailable(ServiceError):
     """Who issues tokens did not answer, so they cannot be checked; trying again can help."""
 
 
-class NoRoom(ServiceError):
+class DiskFull(ServiceError):
     """This machine's disk is full; trying again can help once there is room."""
 
 

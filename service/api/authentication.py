@@ -9,8 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.dependencies import METRICS, OPEN_PATHS, PROBES
 from service.api.problems import refusal
-from service.auth.authenticator import Caller, Doorkeeper
-from service.auth.rate_limiter import Rates
+from service.auth.authenticator import Authenticator, Caller
+from service.auth.rate_limiter import RateLimiter
 from service.errors import Forbidden, Refused, ServiceError
 from service.telemetry.logs import name_principal
 
@@ -78,13 +78,13 @@ class Refusals:
     that are beyond `_MOST_DELAYED` are closed instead. For use on the event loop alone.
     """
 
-    def __init__(self, rates: Rates) -> None:
-        self._rates = rates
+    def __init__(self, rate_limiter: RateLimiter) -> None:
+        self._rate_limiter = rate_limiter
         self._waiting = 0
 
     async def delay(self, address: str) -> bool:
         """Return when a refusal of that address may be sent: whether its connection may stay open."""
-        if self._rates.count_refusal(address):
+        if self._rate_limiter.count_refusal(address):
             return True
         if self._waiting >= _MOST_DELAYED:
             return False
@@ -99,11 +99,11 @@ class Refusals:
 class Authentication:
     """Puts the principal into the request's state; counts requests, and notes a key's use."""
 
-    def __init__(self, app: ASGIApp, doorkeeper: Doorkeeper, hosts: Hosts) -> None:
+    def __init__(self, app: ASGIApp, authenticator: Authenticator, hosts: Hosts) -> None:
         self._app = app
-        self._doorkeeper = doorkeeper
+        self._authenticator = authenticator
         self._hosts = hosts
-        self._refusals = Refusals(doorkeeper.rates)
+        self._refusals = Refusals(authenticator.rate_limiter)
         self._issuer_threads = CapacityLimiter(_THREADS_FOR_ISSUER)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,7 +111,7 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         try:
-            if self._doorkeeper.is_open:
+            if self._authenticator.is_open:
                 self._hosts.check(scope)
             caller = await self._admit(scope)
         except ServiceError as error:
@@ -128,28 +128,28 @@ class Authentication:
         name_principal(caller.principal.name)
         await self._app(scope, receive, send)
         # Behind the answer, so that nobody waits for it.
-        if self._doorkeeper.is_use_due(caller):
-            await to_thread.run_sync(self._doorkeeper.write_use, caller)
+        if self._authenticator.is_use_due(caller):
+            await to_thread.run_sync(self._authenticator.write_use, caller)
 
     async def _admit(self, scope: Scope) -> Caller | None:
         """Nobody in particular where no key is asked for, whoever it is."""
         shown = _bearer(scope)
         if scope["path"] in OPEN_PATHS:
-            self._doorkeeper.rates.count_open(_address(scope))
+            self._authenticator.rate_limiter.count_open(_address(scope))
             if scope["path"] == METRICS:
-                self._doorkeeper.check_scraper(shown)
+                self._authenticator.check_scraper(shown)
             return None
-        caller = self._doorkeeper.recognize(shown)
+        caller = self._authenticator.recognize(shown)
         if caller is None:
             caller = await self._look_up(shown or "", scope)
-        self._doorkeeper.count(caller)
+        self._authenticator.count(caller)
         return caller
 
     async def _look_up(self, shown: str, scope: Scope) -> Caller:
         """In a thread: the database or the issuer is asked."""
-        limiter = self._issuer_threads if self._doorkeeper.asks_issuer(shown) else None
+        limiter = self._issuer_threads if self._authenticator.asks_issuer(shown) else None
         return await to_thread.run_sync(
-            self._doorkeeper.look_up, shown, _address(scope), limiter=limiter
+            self._authenticator.look_up, shown, _address(scope), limiter=limiter
         )
 
 

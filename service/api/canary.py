@@ -21,7 +21,7 @@ from service.database.rows import CanaryRecord
 from service.lookup import get_model
 from service.registry import canary
 from service.registry.canary import figures
-from service.registry.promotion_request import Wish
+from service.registry.promotion_request import PromotionRequest
 from service.stale_database import check_may_change
 
 router = APIRouter(prefix="/v1/models/{model}/candidate", tags=["versions"])
@@ -121,10 +121,12 @@ def put_candidate(
     version that is on trial is taken back. Other shares are observed anew; another rule also judges
     what was observed already.
     """
-    wish = Wish(principal, body.reason or "put on trial by a user", context.clock(), seen)
+    request = PromotionRequest(
+        principal, body.reason or "put on trial by a user", context.clock(), seen
+    )
     check_may_change(context, model, principal)
     with context.database.write() as connection:
-        trial = canary.set_candidate(connection, model, body.version, body.plan, wish)
+        trial = canary.set_candidate(connection, model, body.version, body.plan, request)
         found = get_model(connection, model, principal)
     response.headers.update(etag(found.live_generation))
     return CanaryView.of(trial)
@@ -135,7 +137,7 @@ def delete_candidate(
     model: ModelPath, principal: Trainer, context: ContextDep, reason: ReasonQuery = ""
 ) -> None:
     """Take the candidate back: the version stays, and nobody is answered by it any more."""
-    wish = Wish(principal, reason or "taken back by a user", context.clock())
+    request = PromotionRequest(principal, reason or "taken back by a user", context.clock())
     check_may_change(context, model, principal)
     with context.database.write() as connection:
-        canary.take_back(connection, model, wish)
+        canary.take_back(connection, model, request)

@@ -18,7 +18,7 @@ from service.api.dependencies import (
     Reader,
     Writer,
 )
-from service.api.idempotency import answer, record
+from service.api.idempotency import respond, response_record
 from service.api.jobs import JobView
 from service.api.pagination import Limit, NumberCursor, Page, page
 from service.context import Context
@@ -129,9 +129,9 @@ def post_dataset(
     def effect(connection: Connection) -> ResponseRecord:
         accepted = accept_dataset(connection, body, intake)
         status = (202 if accepted.job else 201) if accepted.is_new else 200
-        return record(key, status, _view(accepted), _location(accepted))
+        return response_record(key, status, _view(accepted), _location(accepted))
 
-    return answer(context, key, effect)
+    return respond(context, key, effect)
 
 
 @router.get("")
@@ -177,9 +177,9 @@ def append_shards(
 
     def effect(connection: Connection) -> ResponseRecord:
         grown = add_shards(connection, dataset, body, intake)
-        return record(key, 200, DatasetView.of(grown, None))
+        return response_record(key, 200, DatasetView.of(grown, None))
 
-    return answer(context, key, effect)
+    return respond(context, key, effect)
 
 
 @router.post("/{dataset}/seal", status_code=202, response_model=AcceptedDataset, responses=_KNOWN)
@@ -193,9 +193,9 @@ def post_seal(
     def effect(connection: Connection) -> ResponseRecord:
         sealed = seal_dataset(connection, dataset, intake)
         status = 202 if sealed.is_new else 200
-        return record(key, status, _view(sealed), _location(sealed))
+        return response_record(key, status, _view(sealed), _location(sealed))
 
-    return answer(context, key, effect)
+    return respond(context, key, effect)
 
 
 @router.delete("/{dataset}", status_code=204)

@@ -57,7 +57,7 @@ def check_scopes(principal: Principal, needed: Iterable[str]) -> None:
             raise Forbidden(f"this needs the scope {str(scope)!r}; your key has: {has}")
 
 
-Anybody = Annotated[Principal, Depends(get_principal)]
+AnyPrincipal = Annotated[Principal, Depends(get_principal)]
 Reader = Annotated[Principal, Security(get_principal, scopes=[Scope.READ])]
 Writer = Annotated[Principal, Security(get_principal, scopes=[Scope.WRITE])]
 Trainer = Annotated[Principal, Security(get_principal, scopes=[Scope.TRAIN])]
@@ -124,7 +124,7 @@ async def require_body_type(request: Request) -> None:
 
 async def get_request_key(
     request: Request,
-    principal: Anybody,
+    principal: AnyPrincipal,
     key: Annotated[
         str | None,
         Header(

@@ -145,7 +145,7 @@ class FairSemaphore:
             self._waiting[owner] = queue
 
 
-class Place:
+class UploadSlot:
     """A place that one body has, and how far that body is."""
 
     def __init__(self, owner: str, seconds: Seconds) -> None:
@@ -191,7 +191,7 @@ class Place:
         return receive_watched
 
 
-class Places:
+class UploadSlots:
     """So many for all, and all but two of them for one owner, so that nobody keeps the others out.
 
     A place whose body is stalled goes to whoever needs it: to another part of the same owner, or of
@@ -205,13 +205,13 @@ class Places:
         self._total = total
         self._share = max(1, total - _KEPT_FOR_OTHERS)
         self._seconds = seconds
-        self._taken: set[Place] = set()
+        self._taken: set[UploadSlot] = set()
 
     @contextmanager
-    def one(self, owner: str) -> Iterator[Place]:
+    def one(self, owner: str) -> Iterator[UploadSlot]:
         """A place for as long as the block runs. Raises TooManyRequests where none is free."""
         self._make_room(owner)
-        place = Place(owner, self._seconds)
+        place = UploadSlot(owner, self._seconds)
         self._taken.add(place)
         try:
             yield place

@@ -20,7 +20,7 @@ from service.api.dependencies import (
     ReasonBody,
     Trainer,
 )
-from service.api.idempotency import answer, record
+from service.api.idempotency import respond, response_record
 from service.api.pagination import Limit, NumberCursor, Page, page
 from service.context import Context
 from service.database.queries import jobs
@@ -29,7 +29,7 @@ from service.database.rows import (
     ResponseRecord,
 )
 from service.jobs import actions
-from service.jobs.actions import Word
+from service.jobs.actions import ActorNote
 from service.lookup import get_job
 from service.states import FailureReason, JobState
 
@@ -74,7 +74,7 @@ class JobView(BaseModel):
         return cls.model_validate(values)
 
 
-Intervention = Callable[[Connection, str, Word], JobRecord]
+Action = Callable[[Connection, str, ActorNote], JobRecord]
 
 
 @router.get("")
@@ -105,8 +105,8 @@ def cancel_job(
     job: JobPath, principal: Trainer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Ask for a job to be stopped. 409 once its candidate is being judged, or it has ended."""
-    word = Word(principal, context.clock())
-    return _intervene(context, key, job, word, actions.cancel)
+    note = ActorNote(principal, context.clock())
+    return _respond(context, key, job, note, actions.cancel)
 
 
 @router.post("/{job}/retry", status_code=202, response_model=JobView)
@@ -114,8 +114,8 @@ def retry_job(
     job: JobPath, principal: Trainer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Give a failed job new attempts."""
-    word = Word(principal, context.clock())
-    return _intervene(context, key, job, word, actions.retry)
+    note = ActorNote(principal, context.clock())
+    return _respond(context, key, job, note, actions.retry)
 
 
 @router.post("/{job}/approve", status_code=202, response_model=JobView)
@@ -126,8 +126,8 @@ def approve_job(
 
     A rejected one can be approved while its parent is the newest version and it is still kept.
     """
-    word = Word(principal, context.clock(), body.reason)
-    return _intervene(context, key, job, word, actions.approve)
+    note = ActorNote(principal, context.clock(), body.reason)
+    return _respond(context, key, job, note, actions.approve)
 
 
 @router.post("/{job}/reject", status_code=202, response_model=JobView)
@@ -135,15 +135,15 @@ def reject_job(
     job: JobPath, body: ReasonBody, principal: Trainer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
     """Say no to a candidate that is held for approval."""
-    word = Word(principal, context.clock(), body.reason)
-    return _intervene(context, key, job, word, actions.reject)
+    note = ActorNote(principal, context.clock(), body.reason)
+    return _respond(context, key, job, note, actions.reject)
 
 
-def _intervene(
-    context: Context, key: IdempotencyKey | None, job: str, word: Word, intervention: Intervention
+def _respond(
+    context: Context, key: IdempotencyKey | None, job: str, note: ActorNote, action: Action
 ) -> JSONResponse:
     def effect(connection: Connection) -> ResponseRecord:
-        changed = intervention(connection, job, word)
-        return record(key, 202, JobView.of(changed), f"/v1/jobs/{job}")
+        changed = action(connection, job, note)
+        return response_record(key, 202, JobView.of(changed), f"/v1/jobs/{job}")
 
-    return answer(context, key, effect)
+    return respond(context, key, effect)

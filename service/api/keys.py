@@ -8,8 +8,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
-from service.api.dependencies import Admin, Anybody, ContextDep, IdempotencyKeyDep
-from service.api.idempotency import answered, record
+from service.api.dependencies import Admin, AnyPrincipal, ContextDep, IdempotencyKeyDep
+from service.api.idempotency import response_record, run_once
 from service.api.pagination import Limit, Page, TextCursor, page
 from service.auth.keys import NewKey, create_key, get_key, mint, revoke_key
 from service.database.queries import keys
@@ -61,7 +61,7 @@ class Identity(BaseModel):
 
 
 @router.get("/v1/whoami")
-def whoami(principal: Anybody) -> Identity:
+def whoami(principal: AnyPrincipal) -> Identity:
     """Whom the key speaks for, and what it permits."""
     return Identity(name=principal.name, owner=principal.owner, scopes=sorted(principal.scopes))
 
@@ -79,9 +79,9 @@ def post_key(
     def effect(connection: Connection) -> ResponseRecord:
         limit = context.settings.keys_per_owner
         made = create_key(connection, body, minted, principal, context.clock(), limit)
-        return record(key, 201, CreatedKey.of(made), f"/v1/keys/{made.id}")
+        return response_record(key, 201, CreatedKey.of(made), f"/v1/keys/{made.id}")
 
-    given = answered(context, key, effect)
+    given = run_once(context, key, effect)
     if given.is_replay:
         return given.response()
     # The text joins the answer here, behind what is kept for the Idempotency-Key.
@@ -112,4 +112,4 @@ def delete_key(key: KeyPath, principal: Admin, context: ContextDep) -> None:
     """Take a key back. It is refused here at once, and elsewhere within some seconds."""
     with context.database.write() as connection:
         revoke_key(connection, key, principal, context.clock())
-    context.doorkeeper.forget(key)
+    context.authenticator.forget(key)

@@ -22,7 +22,7 @@ from service.api.dependencies import (
     Writer,
     etag,
 )
-from service.api.idempotency import answer, record
+from service.api.idempotency import respond, response_record
 from service.api.pagination import LARGEST_NUMBER, Limit, Page, TextCursor, page
 from service.database.queries import models
 from service.database.rows import (
@@ -117,11 +117,11 @@ def post_model(
         limits, now = _limits(context), context.clock()
         created = create_model(connection, body.name, body.spec, principal, now, limits)
         status = 201 if created.is_new else 200
-        return record(key, status, ModelView.of(created.model), f"/v1/models/{body.name}")
+        return response_record(key, status, ModelView.of(created.model), f"/v1/models/{body.name}")
 
     check_not_lost(context)
     check_method(body.spec.method)
-    return answer(context, key, effect)
+    return respond(context, key, effect)
 
 
 @router.get("")
@@ -169,9 +169,9 @@ def post_branch(
         point = BranchPoint(model, body.version)
         limits, now = _limits(context), context.clock()
         made = branch(connection, body.name, point, principal, now, limits)
-        return record(key, 201, ModelView.of(made), f"/v1/models/{body.name}")
+        return response_record(key, 201, ModelView.of(made), f"/v1/models/{body.name}")
 
-    return answer(context, key, effect)
+    return respond(context, key, effect)
 
 
 @router.get("/{model}/policy")

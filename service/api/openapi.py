@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
 from service.api.problems import Problem, ProblemResponse
-from service.api.ttl_cache import Kept, in_thread
+from service.api.ttl_cache import TTLCache, in_thread
 from service.errors import NotFound
 
 router = APIRouter(include_in_schema=False)
@@ -120,7 +120,7 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # Kept by the browser, and asked for again: 304 has no body.
+    # Cached by the browser, and asked for again: 304 has no body.
     "Cache-Control": "no-cache",
     "Vary": "Accept-Encoding",
 }
@@ -156,7 +156,7 @@ class Description:
             "script": lambda: _of_package("swagger-ui-bundle.js", "text/javascript"),
             "style": lambda: _of_package("swagger-ui.css", "text/css"),
         }
-        self._documents = {name: Kept(in_thread(make)) for name, make in makers.items()}
+        self._documents = {name: TTLCache(in_thread(make)) for name, make in makers.items()}
 
     async def answer(self, name: str, request: Request) -> Response:
         """One of them. Raises NotFound where the package is not installed."""

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from cmcl.contract.errors import StorageError
 from service.api.dependencies import METRICS, ContextDep, ReconcilerDep
-from service.api.ttl_cache import Kept, in_thread
+from service.api.ttl_cache import TTLCache, in_thread
 from service.context import Context
 from service.errors import DatabaseError
 
@@ -31,7 +31,7 @@ class Health(BaseModel):
 # its own, and none of those that answer requests.
 _THREADS = 2
 # Whoever asks more often gets the same answer.
-_KEPT_SECONDS = 1.0
+_TTL_SECONDS = 1.0
 
 
 class Probes:
@@ -40,12 +40,12 @@ class Probes:
     def __init__(self, patience_seconds: float = 4.0) -> None:
         self._patience_seconds = patience_seconds
         self._threads: dict[str, CapacityLimiter] = {}
-        self._answers: dict[str, Kept[str]] = {}
+        self._answers: dict[str, TTLCache[str]] = {}
 
     async def ask(self, name: str, question: Callable[[], None]) -> str:
         """`ok`, or in words what is wrong: this is the report of it, a second old at most."""
         if name not in self._answers:
-            self._answers[name] = Kept(partial(self._ask, name, question), _KEPT_SECONDS)
+            self._answers[name] = TTLCache(partial(self._ask, name, question), _TTL_SECONDS)
         return await self._answers[name].get()
 
     async def _ask(self, name: str, question: Callable[[], None]) -> str:
@@ -94,13 +94,13 @@ async def readyz(context: ContextDep, reconciler: ReconcilerDep, request: Reques
 @router.get(METRICS, response_class=Response)
 async def metrics(request: Request) -> Response:
     """Prometheus' text format, at most a second old. Where there is a metrics key, it must be sent."""
-    rendered: Kept[bytes] = request.app.state.rendered_metrics
+    rendered: TTLCache[bytes] = request.app.state.rendered_metrics
     return Response(await rendered.get(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def keep_metrics(context: Context) -> Kept[bytes]:
+def cached_metrics(context: Context) -> TTLCache[bytes]:
     """Rendering asks the database, and takes longer the more models there are."""
-    return Kept(in_thread(partial(generate_latest, context.metrics.registry)), _KEPT_SECONDS)
+    return TTLCache(in_thread(partial(generate_latest, context.metrics.registry)), _TTL_SECONDS)
 
 
 def _ask_database(context: Context) -> None:

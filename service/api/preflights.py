@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.preflight import Outlook
 from service.api.dependencies import ContextDep, IdempotencyKeyDep, ModelPath, Reader, Trainer
-from service.api.idempotency import answer, record
+from service.api.idempotency import respond, response_record
 from service.api.pagination import Limit, NumberCursor, Page, page
 from service.database.queries import preflights
 from service.database.queries.preflights import PreflightRecord, PreflightState
@@ -70,9 +70,9 @@ def post_preflight(
 
     def effect(connection: Connection) -> ResponseRecord:
         asked = ask(connection, model, body, intake)
-        return record(key, 202, PreflightView.of(asked), f"/v1/preflights/{asked.id}")
+        return response_record(key, 202, PreflightView.of(asked), f"/v1/preflights/{asked.id}")
 
-    return answer(context, key, effect)
+    return respond(context, key, effect)
 
 
 @router.get("/preflights/{preflight}")

@@ -18,7 +18,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from cmcl.contract.pace import Pace
-from service.errors import FieldProblem, IncompleteBody, NoRoom, Unprocessable
+from service.errors import DiskFull, FieldProblem, IncompleteBody, Unprocessable
 
 # What is written at once: small enough to be held many times, large enough to be worth a thread.
 _BLOCK_BYTES = 1 << 20
@@ -38,7 +38,7 @@ class Spooled:
 
 
 class Spool:
-    """Takes a body in pieces of any size. Raises NoRoom on a full disk."""
+    """Takes a body in pieces of any size. Raises DiskFull on a full disk."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -70,14 +70,14 @@ class Spool:
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            raise NoRoom("the disk of the service is full; try again later") from error
+            raise DiskFull("the disk of the service is full; try again later") from error
 
 
 @asynccontextmanager
 async def spooled(
     request: Request, patience_seconds: float = _PATIENCE_SECONDS
 ) -> AsyncIterator[Spooled]:
-    """The request's body in a file. Raises IncompleteBody, BodyTooLarge, NoRoom, Unprocessable."""
+    """The request's body in a file. Raises IncompleteBody, BodyTooLarge, DiskFull, Unprocessable."""
     with NamedTemporaryFile(prefix="cmcl-upload-") as file:
         spool = Spool(file)
         pace = Pace(patience_seconds)

@@ -11,7 +11,7 @@ from anyio import CapacityLimiter, to_thread
 Made = TypeVar("Made")
 
 
-class Kept(Generic[Made]):
+class TTLCache(Generic[Made]):
     """What `make` returned last, for `seconds` from its end.
 
     It runs once at a time: who asks meanwhile waits for the same answer. What it raises is not kept.

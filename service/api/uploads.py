@@ -19,8 +19,8 @@ from service.api.dependencies import (
     UploadPath,
     Writer,
 )
-from service.api.fairness import FairSemaphore, Places
-from service.api.idempotency import Answered, answer_long, answered, record
+from service.api.fairness import FairSemaphore, UploadSlots
+from service.api.idempotency import Outcome, respond_long, response_record, run_once
 from service.api.spool import Spooled, spooled
 from service.context import Context
 from service.database.rows import PartRecord, ResponseRecord, random_id
@@ -40,17 +40,17 @@ COMPLETIONS_WAITING_OF_OWNER = 256
 
 def get_completions(request: Request) -> FairSemaphore:
     """Return this app's places for completions; a request that waits for one takes no thread."""
-    places: FairSemaphore = request.app.state.completions
-    return places
+    slots: FairSemaphore = request.app.state.completions
+    return slots
 
 
-def get_places(request: Request) -> Places:
+def get_upload_slots(request: Request) -> UploadSlots:
     """For the bodies of parts; those of this app."""
-    places: Places = request.app.state.part_places
-    return places
+    slots: UploadSlots = request.app.state.upload_slots
+    return slots
 
 
-PlacesDep = Annotated[Places, Depends(get_places)]
+UploadSlotsDep = Annotated[UploadSlots, Depends(get_upload_slots)]
 CompletionsDep = Annotated[FairSemaphore, Depends(get_completions)]
 PartPath = Annotated[int, Path(alias="number", ge=1, le=MOST_PARTS)]
 _RAW_BODY = {
@@ -124,9 +124,9 @@ def post_upload(
         name = f"up-{random_id()}"
         begun = uploads.begin(connection, name, body, context, principal.owns_as)
         view = UploadView.of(context, Upload(begun, []))
-        return record(key, 201, view, f"/v1/uploads/{begun.id}")
+        return response_record(key, 201, view, f"/v1/uploads/{begun.id}")
 
-    return _with_link(context, answered(context, key, effect)).response()
+    return _with_link(context, run_once(context, key, effect)).response()
 
 
 @router.get("/{upload}")
@@ -142,7 +142,7 @@ async def put_part(
     principal: Writer,
     context: ContextDep,
     request: Request,
-    places: PlacesDep,
+    slots: UploadSlotsDep,
 ) -> PartView:
     """Send one part: the body is its bytes. It counts once this answers; sending it again is safe.
 
@@ -151,8 +151,8 @@ async def put_part(
     429 where too many are being taken at this moment; `Retry-After` says when to send it again.
     """
     await run_in_threadpool(uploads.check_takes_parts, context, upload, principal)
-    with places.one(principal.owns_as) as place:
-        async with spooled(place.watch(request)) as body:
+    with slots.one(principal.owns_as) as slot:
+        async with spooled(slot.watch(request)) as body:
             received = _received(body, number, context)
             kept = await run_in_threadpool(uploads.keep_part, context, upload, received, principal)
     return PartView(**vars(kept))
@@ -175,12 +175,14 @@ async def complete_upload(
 
     def work() -> ResponseRecord:
         upload_completion.complete(context, upload, principal)
-        return record(key, 200, UploadView.of(context, uploads.look(context, upload, principal)))
+        return response_record(
+            key, 200, UploadView.of(context, uploads.look(context, upload, principal))
+        )
 
     # It may take minutes, in which the owner's other requests need the place among those at work.
     request.state.release_place()
     async with completions.slot(principal.owner or EVERY_OWNER):
-        return await to_thread.run_sync(answer_long, context, key, work)
+        return await to_thread.run_sync(respond_long, context, key, work)
 
 
 @router.post("/{upload}/presign", response_model=UploadView)
@@ -194,9 +196,9 @@ def presign_upload(
         raise Conflict(f"upload {upload} is {kind} and {found.record.state}: it has no link")
 
     def effect(_: Connection) -> ResponseRecord:
-        return record(key, 200, UploadView.of(context, found))
+        return response_record(key, 200, UploadView.of(context, found))
 
-    return _with_link(context, answered(context, key, effect)).response()
+    return _with_link(context, run_once(context, key, effect)).response()
 
 
 @router.delete("/{upload}", status_code=204)
@@ -213,7 +215,7 @@ def _received(body: Spooled, number: int, context: Context) -> ReceivedPart:
     return ReceivedPart(body.path, PartRecord(number, body.bytes, body.sha256))
 
 
-def _with_link(context: Context, given: Answered) -> Answered:
+def _with_link(context: Context, given: Outcome) -> Outcome:
     """A link is as good as a key for a while: it is made for each answer anew, and never kept."""
     link = uploads.link(context, str(given.record.body["id"]))
     if link is None:

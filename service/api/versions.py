@@ -32,7 +32,7 @@ from service.api.dependencies import (
     VersionPath,
     etag,
 )
-from service.api.idempotency import answer, record
+from service.api.idempotency import respond, response_record
 from service.api.pagination import LARGEST_NUMBER, Limit, NumberCursor, Page, page
 from service.database.queries import versions
 from service.database.rows import (
@@ -45,7 +45,7 @@ from service.errors import NotFound
 from service.lookup import get_model, get_version
 from service.registry import models as registry
 from service.registry.promotion import choose, roll_back
-from service.registry.promotion_request import Wish
+from service.registry.promotion_request import PromotionRequest
 from service.stale_database import check_may_change
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["versions"])
@@ -225,10 +225,12 @@ def put_live(
     seen: SeenRevision,
 ) -> LiveView:
     """Promote a version. It answers once the replicas have followed."""
-    wish = Wish(principal, body.reason or "promoted by a user", context.clock(), seen)
+    request = PromotionRequest(
+        principal, body.reason or "promoted by a user", context.clock(), seen
+    )
     check_may_change(context, model, principal)
     with context.database.write() as connection:
-        live = choose(connection, model, body.version, wish)
+        live = choose(connection, model, body.version, request)
     response.headers.update(etag(live.generation))
     return LiveView(version=live.version, generation=live.generation)
 
@@ -243,15 +245,17 @@ def post_rollback(
     seen: SeenRevision,
 ) -> JSONResponse:
     """Back to the version that was promoted before the one that answers."""
-    wish = Wish(principal, body.reason or "rolled back by a user", context.clock(), seen)
+    request = PromotionRequest(
+        principal, body.reason or "rolled back by a user", context.clock(), seen
+    )
 
     def effect(connection: Connection) -> ResponseRecord:
-        live = roll_back(connection, model, wish)
+        live = roll_back(connection, model, request)
         view = LiveView(version=live.version, generation=live.generation)
-        return record(key, 200, view)
+        return response_record(key, 200, view)
 
     check_may_change(context, model, principal)
-    response = answer(context, key, effect)
+    response = respond(context, key, effect)
     response.headers.update(etag(json.loads(bytes(response.body))["generation"]))
     return response
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
 from service.api.dependencies import Admin, ContextDep, IdempotencyKeyDep
-from service.api.idempotency import answer, answered, record
+from service.api.idempotency import respond, response_record, run_once
 from service.api.pagination import Limit, NumberCursor, Page, TextCursor, page
 from service.context import Context
 from service.database.queries import deliveries, webhooks
@@ -93,9 +93,9 @@ def post_webhook(
     def effect(connection: Connection) -> ResponseRecord:
         webhook = create_webhook(connection, body, secret, registrar)
         shown = CreatedWebhook.model_validate({**_shown(webhook), "secret": None})
-        return record(key, 201, shown, f"/v1/webhooks/{webhook.id}")
+        return response_record(key, 201, shown, f"/v1/webhooks/{webhook.id}")
 
-    given = answered(context, key, effect)
+    given = run_once(context, key, effect)
     if given.is_replay:
         return given.response()
     # The secret joins the answer here, behind what is kept for the Idempotency-Key.
@@ -152,9 +152,9 @@ def send_test_message(
     def effect(connection: Connection) -> ResponseRecord:
         delivery = try_webhook(connection, webhook, _registrar(context, principal))
         location = f"/v1/webhooks/{webhook}/deliveries"
-        return record(key, 202, DeliveryView.of(delivery), location)
+        return response_record(key, 202, DeliveryView.of(delivery), location)
 
-    return answer(context, key, effect)
+    return respond(context, key, effect)
 
 
 def _registrar(context: Context, principal: Principal) -> Registrar:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from service.auth.keys import OPERATOR, KeyText, parse, sha256
-from service.auth.rate_limiter import Rates
+from service.auth.rate_limiter import RateLimiter
 from service.clock import Clock
 from service.database.engine import Database
 from service.database.queries import keys
@@ -115,7 +115,7 @@ _LOCAL = Caller(LOCAL)
 _OPERATOR = Caller(OPERATOR)
 
 
-class Doorkeeper:
+class Authenticator:
     """Decides who is let in. What may wait for others stands in `look_up` and `write_use` alone."""
 
     def __init__(
@@ -130,7 +130,7 @@ class Doorkeeper:
         self._clock = clock
         self._tokens = tokens
         self._known = KeyCache(clock)
-        self.rates = Rates(settings.requests_per_minute_per_owner)
+        self.rate_limiter = RateLimiter(settings.requests_per_minute_per_owner)
 
     def recognize(self, shown: str | None) -> Caller | None:
         """Without waiting for anybody; None if it must be looked up. Raises Unauthorized."""
@@ -162,12 +162,12 @@ class Doorkeeper:
         """
         key = parse(shown)
         if not self._is_no_guess(shown, key):
-            self.rates.check_address(address)
+            self.rate_limiter.check_address(address)
         try:
             return self._look_up_key(key) if key else self._read_token(shown)
         except Unauthorized:
-            self.rates.check_address(address)
-            self.rates.count_failure(address)
+            self.rate_limiter.check_address(address)
+            self.rate_limiter.count_failure(address)
             raise
 
     def _is_no_guess(self, shown: str, key: KeyText | None) -> bool:
@@ -181,7 +181,7 @@ class Doorkeeper:
     def count(self, caller: Caller) -> None:
         """One more request of the caller's owner; the operator has no limit. Raises TooManyRequests."""
         if caller.principal.owner is not None:
-            self.rates.count(caller.principal.owner)
+            self.rate_limiter.count(caller.principal.owner)
 
     def is_use_due(self, caller: Caller) -> bool:
         """Whether `write_use` has something to write; true once a minute."""

@@ -39,7 +39,7 @@ _NO_ANSWER = (jwt.PyJWKClientConnectionError, jwt.PyJWKSetError, ValueError, Iss
 _NOT_VALID = "the token is not valid: not of our issuer, not for us, or not at this time"
 
 
-class Tokens:
+class OidcTokens:
     """Reads tokens of one issuer. Raises Unauthorized, Forbidden and IssuerUnavailable."""
 
     def __init__(self, issuer: str, audience: str, owner_claim: str) -> None:

@@ -61,7 +61,7 @@ class SlidingWindow:
         return seconds
 
 
-class Rates:
+class RateLimiter:
     """Requests of the last minute, each limit counted by itself; thread-safe.
 
     An address is an IPv4 address or the /64 network of an IPv6 address. Methods raise TooManyRequests, which

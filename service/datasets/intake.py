@@ -230,14 +230,14 @@ def delete_dataset(
             "and later ones protect it; it cannot be taken out"
         )
     datasets.set_deleted(connection, dataset, now)
-    happening = Event(
+    event = Event(
         kind="dataset.deleted",
         owner=found.owner,
         model=found.model,
         dataset=dataset,
         data={"actor": principal.name},
     )
-    events.tell(connection, happening, now)
+    events.emit(connection, event, now)
 
 
 def _open_request(connection: Connection, dataset: str, intake: Intake) -> NewDataset:

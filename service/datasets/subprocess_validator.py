@@ -1,8 +1,12 @@
-"""A validation in a process of its own, with bounds on its memory and its time.
+"""Validate a dataset in a child process with bounds on its memory and its time.
 
-Readers of files are large libraries, and people send damaged and hostile files. A control plane that
-fell over one would fall over it again after every restart. So it is the child that falls, twice: the
-first time the machine may be to blame, the second time it is the file.
+Readers of file formats are large libraries, and users send damaged and hostile files. A crash must not take
+down the control plane, which would crash again after each restart. A child that crashes is started once more:
+the first time the machine may be the cause, the second time it is the file.
+
+The child is `python -m service.datasets.subprocess_validator PARENT_PID`: a `ValidationRequest` on standard
+input, lines of `ValidationMessage` on standard output. It imports neither the web server nor the database, so
+that a small dataset does not wait for them.
 """
 
 import logging
@@ -38,7 +42,7 @@ from workers.storage.uris import open_store
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[2]
 _PROGRAM = "service.datasets.subprocess_validator"
 _RAISED: dict[str, type[WorkerError]] = {
     error.__name__: error
@@ -47,21 +51,21 @@ _RAISED: dict[str, type[WorkerError]] = {
         *(ObjectNotFound, ObjectExists, DigestMismatch),
     )
 }
-# The service's keys and addresses are no business of a process that reads strangers' files.
-_SECRETS = ("CMCL_", "RAY_", "OTEL_")
-_CHANCES = 2
-_LONGEST_COMPLAINT = 4000
+# Keys and addresses of the service stay out of a process that reads files of users.
+_HIDDEN_VARIABLES = ("CMCL_", "RAY_", "OTEL_")
+_MAX_TRIES = 2
+_MAX_LOG_BYTES = 4000
 _MIB = 1 << 20
-# Of the machine, or of what its container may use: the service itself needs some, and so do others.
+# One part in five of the machine, or of its container: the service and other validations need memory as well.
 _SHARE = 5
-_LEAST_MEMORY, _MOST_MEMORY = 512 * _MIB, 8192 * _MIB
+_MIN_MEMORY, _MAX_MEMORY = 512 * _MIB, 8192 * _MIB
 _CGROUPS = ("memory.max", "memory/memory.limit_in_bytes")
 
 
-class Errand(Frozen):
-    """The one document on the standard input of a process that validates.
+class ValidationRequest(Frozen):
+    """Standard input of the child: the task, and its bounds.
 
-    `folder`: for copies of shards. `memory` in bytes, `seconds` of processor time: its bounds.
+    `folder` is for copies of shards; `memory` in bytes, `seconds` of processor time.
     """
 
     store: str
@@ -71,146 +75,150 @@ class Errand(Frozen):
     task: ValidationTask
 
 
-class Word(Frozen):
-    """A line of its standard output: the file that is read next; in the end manifest or error.
+class ValidationMessage(Frozen):
+    """A line of the child's standard output: the file that it reads next; last, a manifest or an error.
 
-    `error` is the name of the exception, `words` what it says.
+    `error` is the name of the exception's class.
     """
 
     reading: str | None = None
     manifest: DatasetManifest | None = None
     error: str | None = None
-    words: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True)
-class _Ended:
-    """How a process ended; `fell` says what it fell over, if it did."""
+class _Exit:
+    """How a child exited; `crash` describes a crash, if it was one."""
 
     reading: str
-    last: Word
+    last: ValidationMessage
     status: int
-    complaints: str
-    fell: str | None = None
+    log: str
+    crash: str | None = None
 
 
 @dataclass(frozen=True)
 class SubprocessValidator:
-    """Validates in child processes of this one. `seconds`: a dataset's time; `memory` in bytes."""
+    """Validator that runs child processes. `seconds`: time for one dataset; `memory` in bytes."""
 
     seconds: float
     memory: int
 
-    def read(self, store: ObjectStore, task: ValidationTask, leash: CancelToken) -> DatasetManifest:
-        """See the port, `service.datasets.verify.Reader`."""
-        fell = ""
-        for _ in range(_CHANCES):
-            ended = self._once(store, task, leash)
-            if leash.is_cut:
-                raise StorageUnavailable("nobody waits for this validation any more")
-            if ended.fell is None:
-                return _judge(ended)
-            fell = ended.fell
-            logger.warning("dataset %s: %s\n%s", task.dataset, fell, ended.complaints)
-        raise InvalidDataset(f"{fell}, twice: the file is damaged, or too large for this service")
+    def validate(
+        self, store: ObjectStore, task: ValidationTask, cancel_token: CancelToken
+    ) -> DatasetManifest:
+        """See `service.datasets.verify.Validator`."""
+        crash = ""
+        for _ in range(_MAX_TRIES):
+            ended = self._run(store, task, cancel_token)
+            if cancel_token.is_cancelled:
+                raise StorageUnavailable("the validation was cancelled")
+            if ended.crash is None:
+                return _manifest_of(ended)
+            crash = ended.crash
+            logger.warning("dataset %s: %s\n%s", task.dataset, crash, ended.log)
+        raise InvalidDataset(f"{crash}, twice: the file is damaged, or too large for this service")
 
-    def _once(self, store: ObjectStore, task: ValidationTask, leash: CancelToken) -> _Ended:
-        """Whatever happens, neither the process nor its copies of files outlive this."""
+    def _run(self, store: ObjectStore, task: ValidationTask, cancel_token: CancelToken) -> _Exit:
+        """Run one child. Neither the process nor its copies of files outlive this call."""
         with (
             tempfile.TemporaryDirectory(prefix="cmcl-validate-") as folder,
-            tempfile.TemporaryFile() as complaints,
-            _child(complaints) as child,
+            tempfile.TemporaryFile() as log,
+            _child(log) as child,
         ):
             try:
-                leash.hold(child)
-                errand = self._errand(store, folder, task)
-                said, _ = child.communicate(errand, timeout=self.seconds)
+                cancel_token.kill_on_cancel(child)
+                request = self._request(store, folder, task)
+                output, _ = child.communicate(request, timeout=self.seconds)
             except subprocess.TimeoutExpired as error:
-                words = _words(error.output or b"")
-                message = f"{_reading(words)} was not done after {self.seconds:g} s"
+                messages = _parse(error.output or b"")
+                message = f"{_reading(messages)} did not finish within {self.seconds:g} s"
                 raise InvalidDataset(f"{message}; send less in one dataset") from error
             finally:
                 child.kill()
-            return self._ended(child.returncode, _words(said), complaints)
+            return self._exit(child.returncode, _parse(output), log)
 
-    def _errand(self, store: ObjectStore, folder: str, task: ValidationTask) -> bytes:
-        # Arrow reads with several threads, whose time adds up; the deadline is kept by the clock.
+    def _request(self, store: ObjectStore, folder: str, task: ValidationTask) -> bytes:
+        # Arrow reads in several threads, whose processor time adds up; the wall clock keeps the deadline.
         seconds = int(self.seconds * (os.cpu_count() or 1)) + 1
-        errand = Errand(
+        request = ValidationRequest(
             store=store.uri, folder=folder, memory=self.memory, seconds=seconds, task=task
         )
-        return errand.model_dump_json().encode()
+        return request.model_dump_json().encode()
 
-    def _ended(self, status: int, words: Sequence[Word], complaints: IO[bytes]) -> _Ended:
-        complaints.seek(0)
-        text = complaints.read()[-_LONGEST_COMPLAINT:].decode(errors="replace")
-        last = words[-1] if words else Word()
-        fell = None
+    def _exit(self, status: int, messages: Sequence[ValidationMessage], log: IO[bytes]) -> _Exit:
+        log.seek(0)
+        text = log.read()[-_MAX_LOG_BYTES:].decode(errors="replace")
+        last = messages[-1] if messages else ValidationMessage()
+        crash = None
         if status < 0:
-            fell = f"{_reading(words)} ended with {_signal_name(-status)}"
+            crash = f"{_reading(messages)} ended with {_signal_name(-status)}"
         elif last.error in ("MemoryError", "ArrowMemoryError"):
-            fell = f"{_reading(words)} took more than {self.memory // _MIB} MiB of memory"
-        return _Ended(_reading(words), last, status, text, fell)
+            crash = f"{_reading(messages)} took more than {self.memory // _MIB} MiB of memory"
+        return _Exit(_reading(messages), last, status, text, crash)
 
 
 def share_of_memory() -> int:
-    """Bytes for one validation: a fifth of what this machine, or container, has; 8 GiB at most."""
+    """Bytes for one validation: a fifth of the memory of this machine or container, 8 GiB at most."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for name in _CGROUPS:
         try:
             total = min(total, int((Path("/sys/fs/cgroup") / name).read_text()))
         except (OSError, ValueError):
-            # No such cgroup, or it has no bound ("max").
+            # There is no such cgroup, or it has no bound ("max").
             continue
-    return max(_LEAST_MEMORY, min(_MOST_MEMORY, total // _SHARE))
+    return max(_MIN_MEMORY, min(_MAX_MEMORY, total // _SHARE))
 
 
-def _child(complaints: IO[bytes]) -> "subprocess.Popen[bytes]":
+def _child(log: IO[bytes]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-m", _PROGRAM, str(os.getpid())],
-        cwd=_PACKAGES,
+        cwd=_ROOT,
         env=_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=complaints,
-        # Ctrl-C in a terminal ends the control plane; it says nothing about the file.
+        stderr=log,
+        # Ctrl-C in a terminal ends the control plane; for the child it would look like a crash.
         start_new_session=True,
     )
 
 
 def _environment() -> dict[str, str]:
-    """What the object store needs to know, and no more threads than shards have columns."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_SECRETS)}
+    """The variables that the object store needs, and bounds on the threads of libraries."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(_HIDDEN_VARIABLES)
+    }
     return {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"} | kept
 
 
-def _words(said: bytes) -> list[Word]:
-    """What it said; a process that was killed may have left half a line."""
-    words = []
-    for line in said.splitlines():
+def _parse(output: bytes) -> list[ValidationMessage]:
+    """The messages in the output; a process that was killed may have left half a line."""
+    messages = []
+    for line in output.splitlines():
         try:
-            words.append(Word.model_validate_json(line))
+            messages.append(ValidationMessage.model_validate_json(line))
         except ValidationError:
-            logger.warning("a validation said half a word: %r", line[:100])
-    return words
+            logger.warning("incomplete message of a validation: %r", line[:100])
+    return messages
 
 
-def _reading(words: Sequence[Word]) -> str:
-    uris = [word.reading for word in words if word.reading is not None]
+def _reading(messages: Sequence[ValidationMessage]) -> str:
+    uris = [message.reading for message in messages if message.reading is not None]
     return f"reading {uris[-1]}" if uris else "reading the shards"
 
 
-def _judge(ended: _Ended) -> DatasetManifest:
-    """The manifest, or what was raised."""
+def _manifest_of(ended: _Exit) -> DatasetManifest:
+    """Return the manifest, or raise what the child raised."""
     last = ended.last
     if last.manifest is not None:
         return last.manifest
     if last.error in _RAISED:
-        raise _RAISED[last.error](last.words)
-    # A mistake of ours, or a full disk: to be tried again, and not for ever.
-    logger.error("%s ended with status %d\n%s", ended.reading, ended.status, ended.complaints)
-    why = last.error or f"status {ended.status}"
-    raise StorageUnavailable(f"the shards could not be read ({why}); the log says why")
+        raise _RAISED[last.error](last.message)
+    # A bug or a full disk: worth a retry until the start deadline.
+    logger.error("%s ended with status %d\n%s", ended.reading, ended.status, ended.log)
+    reason = last.error or f"status {ended.status}"
+    raise StorageUnavailable(f"the shards could not be read ({reason}); see the log of the service")
 
 
 def _signal_name(number: int) -> str:
@@ -221,37 +229,37 @@ def _signal_name(number: int) -> str:
 
 
 def main(parent: int) -> int:
-    """Exit status 0 if it has said how it ended."""
+    """Run the child. Exit status 0 if its last message is a result."""
     end_with(parent)
-    answers = _answers()
-    errand = Errand.model_validate_json(sys.stdin.buffer.read())
-    bound(errand.memory, errand.seconds)
-    _say(answers, _last_word(errand, answers))
+    output = _reserve_output()
+    request = ValidationRequest.model_validate_json(sys.stdin.buffer.read())
+    bound(request.memory, request.seconds)
+    _send(output, _result(request, output))
     return 0
 
 
-def _answers() -> BinaryIO:
-    """Standard output, for our words alone: what libraries print goes to standard error."""
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+def _reserve_output() -> BinaryIO:
+    """Standard output, for messages alone: what libraries print goes to standard error."""
+    output = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    return answers
+    return output
 
 
-def _last_word(errand: Errand, answers: BinaryIO) -> Word:
-    def tell(uri: str) -> None:
-        _say(answers, Word(reading=uri))
+def _result(request: ValidationRequest, output: BinaryIO) -> ValidationMessage:
+    def report(uri: str) -> None:
+        _send(output, ValidationMessage(reading=uri))
 
     try:
-        manifest = verify(open_store(errand.store), errand.task, Path(errand.folder), tell)
+        manifest = verify(open_store(request.store), request.task, Path(request.folder), report)
     except Exception as error:  # noqa: BLE001
-        # Whoever waits decides what it means; a mistake of ours can be found in its log.
+        # The parent decides what it means; the traceback goes to its log.
         traceback.print_exc()
-        return Word(error=type(error).__name__, words=str(error))
-    return Word(manifest=manifest)
+        return ValidationMessage(error=type(error).__name__, message=str(error))
+    return ValidationMessage(manifest=manifest)
 
 
-def _say(answers: BinaryIO, word: Word) -> None:
-    answers.write(word.model_dump_json(exclude_none=True).encode() + b"\n")
+def _send(output: BinaryIO, message: ValidationMessage) -> None:
+    output.write(message.model_dump_json(exclude_none=True).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Whose turn it is to have files read: nobody waits for ever behind somebody who sends too many."""
+"""Validations in the background: a fair queue, a few at a time, and their results.
+
+They are not stored: a control plane that restarts validates again.
+"""
 
 import logging
 import threading
@@ -10,182 +13,157 @@ from functools import partial
 
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.errors import StorageUnavailable, WorkerError
-from service.datasets.verify import Here, Killable, Reader, ValidationTask
+from service.datasets.verify import CancelToken, InProcessValidator, ValidationTask, Validator
 from workers.storage.port import ObjectStore
 
 logger = logging.getLogger(__name__)
 
-# Reading takes processor and memory; three leave room for everything else.
-_AT_ONCE = 3
-
-# A process that was killed is gone by then, and so are its copies of files.
+# Each takes a processor and memory; three leave enough for everything else.
+_MAX_RUNNING = 3
+# Time for killed processes to exit and to remove their copies of files.
 _CLOSE_SECONDS = 2.0
 
-Read = Callable[[ObjectStore, ValidationTask], DatasetManifest]
-
-Work = Callable[[Read], DatasetManifest]
+Validate = Callable[[ObjectStore, ValidationTask], DatasetManifest]
+Work = Callable[[Validate], DatasetManifest]
 
 
 @dataclass(frozen=True)
-class Turn:
-    """A dataset whose job is validated, for the how many-th time, and whose it is.
+class Ticket:
+    """A place in the queue: a dataset, the revision of its job, and the owner.
 
-    What was found in an earlier turn, which another service ended, says nothing about the files as
-    they are now.
+    The result for an earlier revision does not count: another replica may have validated the job in between,
+    and the files may have changed.
     """
 
     dataset: str
-    number: int
+    revision: int
     owner: str
 
 
-class Turns:
-    """So many at a time. The last place is kept for an owner who has none; safe for several threads."""
+class FairQueue:
+    """Bounded concurrency, fair between owners: the last slot is kept for an owner that has none. Thread-safe."""
 
-    def __init__(self, places: int) -> None:
-        self._places = places
-        self._waiting: list[Turn] = []
-        self._taken: Counter[str] = Counter()
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._waiting: list[Ticket] = []
+        self._running: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def wait(self, turn: Turn) -> None:
-        """It comes behind those that wait already."""
+    def put(self, ticket: Ticket) -> None:
+        """Queue a ticket behind those that wait."""
         with self._lock:
-            self._waiting.append(turn)
+            self._waiting.append(ticket)
 
-    def leave(self, turn: Turn) -> None:
-        """It does not wait any more, if it did."""
+    def discard(self, ticket: Ticket) -> None:
+        """Remove a ticket, if it waits."""
         with self._lock:
-            self._waiting = [other for other in self._waiting if other != turn]
+            self._waiting = [other for other in self._waiting if other != ticket]
 
-    def take(self) -> Turn | None:
-        """Of the owner with the fewest places, the one that waits longest; None if none may begin."""
+    def take(self) -> Ticket | None:
+        """Take the oldest ticket of the owner with the fewest slots; None if none may start."""
         with self._lock:
-            free = self._places - self._taken.total()
-            able = [turn for turn in self._waiting if free > 1 or not self._taken[turn.owner]]
+            free = self._slots - self._running.total()
+            able = [each for each in self._waiting if free > 1 or not self._running[each.owner]]
             if free < 1 or not able:
                 return None
-            turn = min(able, key=lambda each: self._taken[each.owner])
-            self._waiting.remove(turn)
-            self._taken[turn.owner] += 1
-            return turn
+            ticket = min(able, key=lambda each: self._running[each.owner])
+            self._waiting.remove(ticket)
+            self._running[ticket.owner] += 1
+            return ticket
 
-    def give_back(self, turn: Turn) -> None:
-        """It has ended."""
+    def done(self, ticket: Ticket) -> None:
+        """Free the slot of a ticket that was taken."""
         with self._lock:
-            self._taken[turn.owner] -= 1
-            # Only those that hold something: owners come and go for years.
-            self._taken += Counter()
-
-
-class Cord:
-    """See `service.datasets.verify.CancelToken`: cut once, from whatever thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: Killable | None = None
-        self.is_cut = False
-
-    def hold(self, process: Killable) -> None:
-        """See the port."""
-        with self._lock:
-            self._held = process
-            if self.is_cut:
-                process.kill()
-
-    def cut(self) -> None:
-        """Nobody waits any more."""
-        with self._lock:
-            self.is_cut = True
-            if self._held is not None:
-                self._held.kill()
+            self._running[ticket.owner] -= 1
+            # Drop owners without slots: the process runs for years.
+            self._running += Counter()
 
 
 @dataclass
 class _Validation:
-    """One that was asked for. It has a future once it was its turn."""
+    """A validation that was requested; it has a future once it was started."""
 
-    turn: Turn
+    ticket: Ticket
     work: Work
-    cord: Cord = field(default_factory=Cord)
+    cancel_token: CancelToken = field(default_factory=CancelToken)
     future: Future[DatasetManifest] | None = None
 
 
 class Validations:
-    """What is read now, and what waits for it. Asked by one thread; `when_done` is called by any."""
+    """Requested validations. One thread asks for results; `when_done` is called by any thread."""
 
     def __init__(
-        self, executor: Executor, when_done: Callable[[], None], reader: Reader | None = None
+        self, executor: Executor, when_done: Callable[[], None], validator: Validator | None = None
     ) -> None:
         self._executor = executor
         self._when_done = when_done
-        self._reader = reader or Here()
-        self._turns = Turns(_AT_ONCE)
-        self._asked: dict[str, _Validation] = {}
+        self._validator = validator or InProcessValidator()
+        self._queue = FairQueue(_MAX_RUNNING)
+        self._requested: dict[str, _Validation] = {}
 
-    def outcome(self, turn: Turn, work: Work) -> DatasetManifest | None:
-        """What `work` answered or raised; None while it is still at it. Asking starts it.
+    def result(self, ticket: Ticket, work: Work) -> DatasetManifest | None:
+        """Return what `work` returned or raise what it raised; None while it waits or runs.
 
-        `work` gets the way to read. What it raises beside WorkerError becomes StorageUnavailable.
+        The first call starts it. `work` is called with the function that validates. An exception other than
+        WorkerError becomes StorageUnavailable.
         """
-        if not self.is_under_way(turn):
-            self.forget(turn.dataset)
-            self._asked[turn.dataset] = _Validation(turn, work)
-            self._turns.wait(turn)
-            self._begin()
-        future = self._asked[turn.dataset].future
+        if not self.is_pending(ticket):
+            self.cancel(ticket.dataset)
+            self._requested[ticket.dataset] = _Validation(ticket, work)
+            self._queue.put(ticket)
+            self._start()
+        future = self._requested[ticket.dataset].future
         if future is None or not future.done():
             return None
-        del self._asked[turn.dataset]
-        return _result(future, turn.dataset)
+        del self._requested[ticket.dataset]
+        return _result(future, ticket.dataset)
 
-    def is_under_way(self, turn: Turn) -> bool:
-        """Whether it was asked for here in this turn, and its outcome was not taken yet."""
-        asked = self._asked.get(turn.dataset)
-        return asked is not None and asked.turn == turn
+    def is_pending(self, ticket: Ticket) -> bool:
+        """Return whether it was requested in this process and its result was not taken yet."""
+        requested = self._requested.get(ticket.dataset)
+        return requested is not None and requested.ticket == ticket
 
-    def forget(self, dataset: str) -> None:
-        """Nobody waits for it any more."""
-        asked = self._asked.pop(dataset, None)
-        if asked is None:
+    def cancel(self, dataset: str) -> None:
+        """Cancel the validation of the dataset, if there is one."""
+        requested = self._requested.pop(dataset, None)
+        if requested is None:
             return
-        self._turns.leave(asked.turn)
-        asked.cord.cut()
-        if asked.future is not None:
-            asked.future.cancel()
+        self._queue.discard(requested.ticket)
+        requested.cancel_token.cancel()
+        if requested.future is not None:
+            requested.future.cancel()
 
     def close(self) -> None:
-        """Start nothing any more, end what can be ended, and do not wait long for the rest."""
-        running = [asked.future for asked in self._asked.values() if asked.future is not None]
-        for dataset in list(self._asked):
-            self.forget(dataset)
+        """Cancel all validations, and wait some seconds for those that run."""
+        running = [each.future for each in self._requested.values() if each.future is not None]
+        for dataset in list(self._requested):
+            self.cancel(dataset)
         self._executor.shutdown(wait=False, cancel_futures=True)
         wait(running, _CLOSE_SECONDS)
 
-    def _begin(self) -> None:
-        """Whatever has its turn."""
-        while (turn := self._turns.take()) is not None:
-            asked = self._asked.get(turn.dataset)
-            if asked is None or asked.turn != turn:
-                # Forgotten a moment ago.
-                self._turns.give_back(turn)
+    def _start(self) -> None:
+        while (ticket := self._queue.take()) is not None:
+            requested = self._requested.get(ticket.dataset)
+            if requested is None or requested.ticket != ticket:
+                # Cancelled after it was taken.
+                self._queue.done(ticket)
                 continue
-            self._submit(asked)
+            self._submit(requested)
 
-    def _submit(self, asked: _Validation) -> None:
-        read = partial(self._reader.read, leash=asked.cord)
+    def _submit(self, requested: _Validation) -> None:
+        validate = partial(self._validator.validate, cancel_token=requested.cancel_token)
         try:
-            asked.future = self._executor.submit(asked.work, read)
+            requested.future = self._executor.submit(requested.work, validate)
         except BaseException:
-            # No thread could be had; or, where tests end a process in the middle of it, a death.
-            self._turns.give_back(asked.turn)
-            self._asked.pop(asked.turn.dataset, None)
+            # No thread could be started; in tests also the simulated death of the process.
+            self._queue.done(requested.ticket)
+            self._requested.pop(requested.ticket.dataset, None)
             raise
-        asked.future.add_done_callback(lambda _: self._end(asked.turn))
+        requested.future.add_done_callback(lambda _: self._end(requested.ticket))
 
-    def _end(self, turn: Turn) -> None:
-        self._turns.give_back(turn)
-        self._begin()
+    def _end(self, ticket: Ticket) -> None:
+        self._queue.done(ticket)
+        self._start()
         self._when_done()
 
 
@@ -195,7 +173,9 @@ def _result(future: Future[DatasetManifest], dataset: str) -> DatasetManifest:
     except WorkerError:
         raise
     except Exception as error:
-        # A mistake of ours, or a full disk: to be tried again, and not for ever.
+        # A bug or a full disk: worth a retry until the start deadline.
         logger.exception("dataset %s could not be read", dataset, extra={"dataset": dataset})
-        words = f"the shards could not be read ({type(error).__name__}); the log says why"
-        raise StorageUnavailable(words) from error
+        message = (
+            f"the shards could not be read ({type(error).__name__}); see the log of the service"
+        )
+        raise StorageUnavailable(message) from error

@@ -1,5 +1,9 @@
-"""What a validation is told, and what it answers. Light to import: a process of its own does both."""
+"""Validate a dataset: read every shard, report what is wrong, store what is not in the user's own bucket.
 
+Imported by a child process for each dataset, so it imports neither the web server nor the database.
+"""
+
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +22,10 @@ from workers.storage.shards import FEATURES
 
 
 class ValidationTask(Frozen):
-    """A dataset as it was posted, and what its shards are held against.
+    """A dataset as it was posted, and the model that its shards must fit.
 
-    `allowed`: prefixes of users' addresses, looked at again as they are read. `places`: where in our
-    store an address lies that is not a user's own, such as that of an upload.
+    `allowed`: permitted prefixes of addresses, checked again when a shard is read. `locations`: the address
+    in the service's own store for each address that stands for an upload.
     """
 
     dataset: str
@@ -33,47 +37,65 @@ class ValidationTask(Frozen):
     evaluation_share: float | None = None
     spec: ModelSpec
     allowed: tuple[str, ...] = ()
-    places: Mapping[str, str] = {}
+    locations: Mapping[str, str] = {}
 
 
 class Killable(Protocol):
-    """A process, as far as it can be ended."""
+    """A process that can be killed."""
 
     def kill(self) -> None:
-        """End it now; nothing happens if it has ended."""
+        """Kill it; does nothing if it has exited."""
 
 
-class CancelToken(Protocol):
-    """How whoever waits for a validation ends it."""
+class CancelToken:
+    """Cancels a validation from any thread."""
 
-    @property
-    def is_cut(self) -> bool:
-        """Whether nobody waits for it any more."""
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: Killable | None = None
+        self.is_cancelled = False
 
-    def hold(self, process: Killable) -> None:
-        """End that process once nobody waits: at once if it is so already."""
+    def kill_on_cancel(self, process: Killable) -> None:
+        """Kill the process when this is cancelled; at once, if it is."""
+        with self._lock:
+            self._process = process
+            if self.is_cancelled:
+                process.kill()
+
+    def cancel(self) -> None:
+        """Cancel, and kill the process."""
+        with self._lock:
+            self.is_cancelled = True
+            if self._process is not None:
+                self._process.kill()
 
 
-class Reader(Protocol):
-    """One way to validate: within this process, or in one of its own."""
+class Validator(Protocol):
+    """A way to validate: in this process, or in a child process."""
 
-    def read(self, store: ObjectStore, task: ValidationTask, leash: CancelToken) -> DatasetManifest:
-        """The manifest, which is also in the store. Raises InvalidDataset, InvalidUri,
-        StorageUnavailable; anything else is a mistake of ours, or of this machine."""
+    def validate(
+        self, store: ObjectStore, task: ValidationTask, cancel_token: CancelToken
+    ) -> DatasetManifest:
+        """Validate the dataset and return its manifest, which is also in the store.
+
+        Raises InvalidDataset, InvalidUri, StorageUnavailable; anything else is a bug or a fault of the machine.
+        """
 
 
 Shards = tuple[Shard, ...]
 
 
-def _to_nobody(_: str) -> None:
-    """Who reads within this process need not say what it is at."""
+def _ignore(_: str) -> None:
+    """Report nothing."""
 
 
-class Here:
-    """Validates within this process: for tests, which bring stores that no other process can open."""
+class InProcessValidator:
+    """Validator in this process, for tests: their stores cannot be opened by another process."""
 
-    def read(self, store: ObjectStore, task: ValidationTask, leash: CancelToken) -> DatasetManifest:
-        """See the port, `service.datasets.verify.Reader`."""
+    def validate(
+        self, store: ObjectStore, task: ValidationTask, cancel_token: CancelToken
+    ) -> DatasetManifest:
+        """See Validator."""
         with TemporaryDirectory(prefix="cmcl-validate-") as folder:
             return verify(store, task, Path(folder))
 
@@ -82,7 +104,7 @@ def verify(
     store: ObjectStore,
     task: ValidationTask,
     folder: Path,
-    tell: Callable[[str], None] = _to_nobody,
+    report: Callable[[str], None] = _ignore,
 ) -> DatasetManifest:
     """Check all shards, bring what is not the user's own into our store, write the manifest last.
 
@@ -90,9 +112,9 @@ def verify(
     Raises InvalidDataset, InvalidUri, StorageUnavailable.
     """
     files = DatasetIntake(store, task.dataset, _sides(task.pair, task.spec), folder)
-    taking = _Taking(files, task, tell)
-    training, held_out = taking.training()
-    evaluation = (*taking.evaluation(), *held_out)
+    reader = _Reader(files, task, report)
+    training, held_out = reader.training()
+    evaluation = (*reader.evaluation(), *held_out)
     _check_rows(training, task)
     if task.evaluation_share is not None:
         _check_held_out(training, held_out, task.evaluation_share)
@@ -118,12 +140,12 @@ def _written_first(store: ObjectStore, manifest: DatasetManifest) -> DatasetMani
 
 
 @dataclass(frozen=True)
-class _Taking:
+class _Reader:
     """The shards of one dataset, taken in by their order."""
 
     files: DatasetIntake
     task: ValidationTask
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
 
     def training(self) -> tuple[Shards, Shards]:
         """Shards to train on, and those of the rows that a share holds out."""
@@ -153,8 +175,8 @@ class _Taking:
 
     def _address(self, ref: ShardRef) -> Address:
         """Where the file lies that is read next."""
-        self.tell(ref.uri)
-        place = self.task.places.get(ref.uri)
+        self.report(ref.uri)
+        place = self.task.locations.get(ref.uri)
         return Address(ref.uri, self.task.allowed) if place is None else Address(place, None)
 
 

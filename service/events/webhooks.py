@@ -117,10 +117,10 @@ def try_webhook(connection: Connection, webhook: str, registrar: Registrar) -> D
         )
         raise Conflict(f"{waiting}which is the limit; try again when some have been delivered")
     told = {"webhook": found.id, "actor": registrar.principal.name}
-    happening = Event(
+    event = Event(
         kind=EventKind.WEBHOOK_TEST, owner=found.owner, model=found.model or "", data=told
     )
-    message = webhooks.payload(found, happening, registrar.now)
+    message = webhooks.payload(found, event, registrar.now)
     made = deliveries.add(connection, found.id, message, registrar.now)
     delivery = deliveries.find(connection, made)
     if delivery is None:

@@ -16,7 +16,7 @@ from service.database.queries import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
 from service.datasets.intake import NewDataset
 from service.datasets.uploads import resolve
-from service.datasets.validations import Turn
+from service.datasets.validations import Ticket
 from service.datasets.verify import ValidationTask, read_manifest
 from service.jobs import outcomes
 from service.jobs.watch import is_overdue
@@ -104,7 +104,7 @@ def stop(context: Context, job: JobRecord) -> None:
             context.launcher.stop(attempt)
             if not is_overdue(context, job):
                 return
-    context.validations.forget(job.dataset)
+    context.validations.cancel(job.dataset)
     outcomes.cancelled(context, job)
 
 
@@ -139,13 +139,13 @@ def _manifest(context: Context, job: JobRecord, model: ModelRecord) -> DatasetMa
         return dataset.manifest
     # Not while it is being made: asked at each look, a store fails once in a while, and a dataset that
     # takes long to read would be given up for it.
-    turn = Turn(dataset.id, job.revision, dataset.owner)
-    if not context.validations.is_under_way(turn):
+    ticket = Ticket(dataset.id, job.revision, dataset.owner)
+    if not context.validations.is_pending(ticket):
         written = read_manifest(context.store, dataset.id)
         if written is not None:
             return written
-    return context.validations.outcome(
-        turn, lambda read: read(context.store, _task(context, dataset, model))
+    return context.validations.result(
+        ticket, lambda validate: validate(context.store, _task(context, dataset, model))
     )
 
 
@@ -153,13 +153,13 @@ def _task(context: Context, dataset: DatasetRecord, model: ModelRecord) -> Valid
     """Raises InvalidDataset if an upload was removed meanwhile."""
     request = NewDataset.model_validate(dataset.request)
     uris = {ref.uri for ref in (*request.shards, *request.evaluation_shards)}
-    places = {uri: place for uri in uris if (place := resolve(context, uri)) != uri}
+    locations = {uri: found for uri in uris if (found := resolve(context, uri)) != uri}
     return ValidationTask(
         dataset=dataset.id,
         **request.model_dump(exclude={"sealed"}),
         spec=model.spec,
         allowed=context.settings.allowed_prefixes,
-        places=places,
+        locations=locations,
     )
 
 

@@ -249,7 +249,7 @@ def _end(
     message: str | None = None,
 ) -> None:
     now = context.clock()
-    happening = Event(
+    event = Event(
         kind=f"preflight.{state}",
         owner=preflight.owner,
         model=preflight.model,
@@ -260,7 +260,7 @@ def _end(
         if preflights.move(
             connection, preflight, state, now, result=result, message=message, finished_at=now
         ):
-            events.tell(connection, happening, now)
+            events.emit(connection, event, now)
 
 
 def _tell_user(context: Context, preflight: PreflightRecord, message: str) -> None:

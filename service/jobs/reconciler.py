@@ -27,7 +27,7 @@ from service.database.rows import CanaryRecord, JobRecord, ModelRecord, VersionR
 from service.errors import DatabaseError, DatabaseUnavailable, StaleDatabase
 from service.jobs import attempts, publish
 from service.jobs.watch import watch
-from service.jobs.workqueue import EVERYBODY, BackgroundSteps
+from service.jobs.workqueue import ALL_MODELS, BackgroundSteps
 from service.launchers.port import LauncherError
 from service.registry import canary_rule, live_pointer
 from service.states import JobState
@@ -102,7 +102,7 @@ class Reconciler:
         # When the trial of a model was judged last.
         self._judged_at: dict[str, datetime] = {}
         self._last_tick = context.clock()
-        self._aside = BackgroundSteps(context.threads, context.bell.ring, context.clock)
+        self._aside = BackgroundSteps(context.threads, context.wake_signal.notify, context.clock)
 
     def run(self, stop: threading.Event) -> None:
         """Rounds until `stop` is set, and between them what has just happened here.
@@ -111,7 +111,7 @@ class Reconciler:
         """
         due = time.monotonic()
         while not stop.wait(_SHORTEST_PAUSE_SECONDS):
-            rung = self._context.bell.wait(max(0.0, due - time.monotonic()))
+            rung = self._context.wake_signal.wait(max(0.0, due - time.monotonic()))
             is_due = time.monotonic() >= due
             if is_due:
                 due = time.monotonic() + self._context.settings.reconcile_seconds
@@ -148,7 +148,7 @@ class Reconciler:
             for name, ended in self._aside.ended().items():
                 self._guard(name, ended.result)
             for name in self._names():
-                if only is None or name in only or EVERYBODY in only:
+                if only is None or name in only or ALL_MODELS in only:
                     self._attend(name)
         self._last_tick = self._context.clock()
 

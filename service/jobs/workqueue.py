@@ -1,7 +1,4 @@
-"""Wakes the reconciler for a model: what just happened to it in this process is carried on at once.
-
-Only for speed. A ring that is missed, or meant for another service, is made good by the next round.
-"""
+"""What feeds the reconciler beside its rounds: a wake signal, and steps that run in the background."""
 
 import threading
 from collections.abc import Callable
@@ -13,24 +10,21 @@ from typing import ParamSpec, TypeVar
 
 from service.clock import Clock
 
-# No name of a model.
-EVERYBODY = "*"
-
-
-# More of them share one disk and one line to the store.
-_AT_ONCE = 4
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Step = Callable[[], None]
 
-P = ParamSpec("P")
-
-T = TypeVar("T")
+# Not the name of a model.
+ALL_MODELS = "*"
+# More of them would share one disk and one connection to the store.
+_MAX_RUNNING = 4
 
 
 class DaemonThreads(Executor):
-    """One thread of that name for each call; whoever submits sees to it that they are few.
+    """Executor with one daemon thread per call. The caller bounds the number of calls.
 
-    The pool of the standard library is waited for when a process ends, hung calls included.
+    `ThreadPoolExecutor` would not do: the interpreter joins its threads at exit, hung calls included.
     """
 
     def __init__(self, name: str) -> None:
@@ -45,7 +39,7 @@ class DaemonThreads(Executor):
                 return
             try:
                 result = fn(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 (whoever asks for the result gets it)
+            except BaseException as error:  # noqa: BLE001 (raised by `future.result()`)
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -55,90 +49,96 @@ class DaemonThreads(Executor):
 
 
 class WakeSignal:
-    """Rung by anybody, waited for by one."""
+    """Wakes the reconciler for a model that changed in this process.
+
+    It saves latency only: a change that is signalled nowhere, or in another replica, is found by the next
+    round. Any thread may notify; one thread waits.
+    """
 
     def __init__(self) -> None:
-        self._rung = threading.Event()
+        self._event = threading.Event()
         self._models: set[str] = set()
         self._lock = threading.Lock()
 
-    def ring(self, model: str = EVERYBODY) -> None:
-        """There may be something to do, for that model or for any."""
+    def notify(self, model: str = ALL_MODELS) -> None:
+        """Signal that the model may have work; by default, that any model may."""
         with self._lock:
             self._models.add(model)
-            self._rung.set()
+            self._event.set()
 
     def wait(self, seconds: float) -> frozenset[str]:
-        """For which models it rang since the last wait; none if it did not for so many seconds."""
-        self._rung.wait(seconds)
+        """Return the models signalled since the last wait; empty after so many seconds without one."""
+        self._event.wait(seconds)
         with self._lock:
-            self._rung.clear()
-            rung, self._models = frozenset(self._models), set()
-        return rung
+            self._event.clear()
+            woken, self._models = frozenset(self._models), set()
+        return woken
 
 
 @dataclass(frozen=True)
-class _UnderWay:
+class _Running:
     future: Future[None]
     since: datetime
 
 
 class BackgroundSteps:
-    """One step at a time of each model, a few at a time of all, in the order in which they were begun.
+    """Runs steps that read or copy whole files outside the rounds: one per model, a few in total, in FIFO order.
 
-    Nothing is lost with a step that does not end: like every other one, it can be cut off anywhere and
-    run again, here or elsewhere. As it may wait for its place, a step looks for itself what there is to
-    do. `ring` is called with the model when one has ended. Used from the reconciler's thread alone, but
-    for `longest`.
+    A candidate is as large as its model. Judging one of a gigabyte within a round would delay the other
+    models of this replica until their leases expire.
+
+    A step may be interrupted anywhere and run again, in this process or another one. It may wait for its
+    start, so it reads what there is to do when it runs. `notify` is called with the model when a step ends.
+    All methods but `longest` are for the reconciler's thread.
     """
 
-    def __init__(self, executor: Executor, ring: Callable[[str], None], clock: Clock) -> None:
+    def __init__(self, executor: Executor, notify: Callable[[str], None], clock: Clock) -> None:
         self._executor = executor
-        self._ring = ring
+        self._notify = notify
         self._clock = clock
         self._waiting: dict[str, Step] = {}
-        self._under_way: dict[str, _UnderWay] = {}
+        self._running: dict[str, _Running] = {}
 
     def begin(self, model: str, step: Step) -> bool:
-        """Start it, or have it wait for its place; whether it was started.
+        """Start the step, or queue it. Return whether it was started.
 
         Raises what the step raises, if it has ended already.
         """
         self._waiting[model] = step
         self._fill()
-        started = self._under_way.get(model)
+        started = self._running.get(model)
         if started is not None and started.future.done():
-            del self._under_way[model]
+            del self._running[model]
             started.future.result()
         return started is not None
 
     def is_busy(self, model: str) -> bool:
-        """Whether a step of the model waits, is under way, or is yet to be told of by `ended`."""
-        return model in self._waiting or model in self._under_way
+        """Return whether a step of the model is queued, running, or not yet returned by `ended`."""
+        return model in self._waiting or model in self._running
 
     def ended(self) -> dict[str, Future[None]]:
-        """Steps that have ended since, by model; their places go to those that wait."""
-        ended = {name: step.future for name, step in self._under_way.items() if step.future.done()}
+        """Return the steps that ended since the last call, by model, and start queued ones."""
+        ended = {name: step.future for name, step in self._running.items() if step.future.done()}
         for model in ended:
-            del self._under_way[model]
+            del self._running[model]
         self._fill()
         return ended
 
     def longest(self) -> tuple[str, float] | None:
-        """The model whose step has been under way for the longest time, and the seconds; from any thread."""
-        steps = [(step.since, model) for model, step in self._under_way.copy().items()]
+        """Return the model of the step that runs longest, and its seconds. Any thread may call this."""
+        steps = [(step.since, model) for model, step in self._running.copy().items()]
         if not steps:
             return None
         since, model = min(steps)
         return model, (self._clock() - since).total_seconds()
 
     def _fill(self) -> None:
-        while self._waiting and len(self._under_way) < _AT_ONCE:
+        while self._waiting and len(self._running) < _MAX_RUNNING:
             model = next(iter(self._waiting))
             future = self._executor.submit(self._waiting.pop(model))
-            self._under_way[model] = _UnderWay(future, self._clock())
+            self._running[model] = _Running(future, self._clock())
             if not future.done():
-                future.add_done_callback(partial(self._tell, model))
+                future.add_done_callback(partial(self._signal, model))
 
-    def _tell(self, model: str, _: Future[None]) -> None:
-        self._ring(model)
+    def _signal(self, model: str, _: Future[None]) -> None:
+        self._notify(model)

@@ -24,7 +24,7 @@ from cmcl.contract.modality import Sha256
 from service.context import Context
 from service.database.columns import UtcDateTime
 from service.database.queries import backup, events, maintenance
-from service.database.queries.backup import Kind, Mark, Row, Tables
+from service.database.queries.backup import Kind, OutboxEntry, Row, Tables
 from service.database.tables import metadata
 from service.errors import Conflict, DatabaseError
 from workers.storage import layout
@@ -43,7 +43,7 @@ _THREADS = 4
 
 _LEASE = timedelta(minutes=1)
 
-_NAME = "recorder"
+_NAME = "backup"
 
 
 class Record(BaseModel):
@@ -193,17 +193,17 @@ class BackupWriter:
         return True
 
     def _record_some(self) -> bool:
-        """The oldest marks. Whether there may be more."""
+        """The oldest entries. Whether there may be more."""
         with self._context.database.read() as connection:
-            marks = backup.noted(connection, _AT_ONCE)
-        if not marks or not self._is_ours():
+            entries = backup.pending(connection, _AT_ONCE)
+        if not entries or not self._is_ours():
             return False
-        things = sorted({(mark.kind, mark.name) for mark in marks})
+        things = sorted({(entry.kind, entry.name) for entry in entries})
         with ThreadPoolExecutor(_THREADS) as threads:
-            # As a list: an error in any of them must be heard before the marks go.
+            # As a list: an error in any of them must be heard before the entries go.
             list(threads.map(lambda thing: self._record(*thing), things))
-        self._settle(marks, things)
-        return len(marks) == _AT_ONCE
+        self._settle(entries, things)
+        return len(entries) == _AT_ONCE
 
     def _record(self, kind: Kind, name: str) -> None:
         with self._context.database.read() as connection:
@@ -221,12 +221,12 @@ class BackupWriter:
         self._context.store.put(key_of(kind, name), write(record))
         self._context.metrics.records.labels("written").inc()
 
-    def _settle(self, marks: list[Mark], things: list[tuple[Kind, str]]) -> None:
+    def _settle(self, entries: list[OutboxEntry], things: list[tuple[Kind, str]]) -> None:
         with self._context.database.write() as connection:
-            if backup.settle(connection, marks):
+            if backup.acknowledge(connection, entries):
                 return
             for kind, name in things:
-                backup.note(connection, kind, name)
+                backup.enqueue(connection, kind, name)
 
     def _is_ours(self) -> bool:
         now = self._context.clock()

@@ -43,7 +43,7 @@ _ROUNDS_BETWEEN_RARE_DUTIES = 60
 
 _LEASE = timedelta(minutes=5)
 
-_NAME = "sweeper"
+_NAME = "gc"
 
 _OUTAGES = (StaleDatabase, DatabaseUnavailable, LauncherUnavailable, StorageUnavailable)
 
@@ -87,8 +87,8 @@ def _sweep_batch(context: Context, root: _Root, names: list[str]) -> set[str]:
     """Remove what was given up; the folders that no row speaks of."""
     with context.database.read() as connection:
         known = maintenance.known(connection, root.kind, names)
-        given_up = maintenance.given_up(connection, root.kind, names)
-    for name in sorted(given_up):
+        found = maintenance.swept(connection, root.kind, names)
+    for name in sorted(found):
         remove_all(context.store, f"{root.folder}{name}/")
     return set(names) - known
 

@@ -82,7 +82,7 @@ def sweep_learned_datasets(context: Context) -> None:
         # All of them, also where one cannot be removed now.
         removed = [remove_all(context.store, prefix) for prefix in _needed_to_learn(dataset)]
         if all(removed):
-            _give_up_dataset(context, dataset.id)
+            _mark_dataset_swept(context, dataset.id)
 
 
 def _needed_to_learn(dataset: Learned) -> list[str]:
@@ -96,7 +96,7 @@ def sweep_deleted_datasets(context: Context) -> None:
     with context.database.read() as connection:
         found = maintenance.deleted_datasets(connection, _AT_ONCE)
     for dataset in found:
-        _give_up_dataset(context, dataset)
+        _mark_dataset_swept(context, dataset)
         remove_all(context.store, layout.dataset_prefix(dataset))
 
 
@@ -116,7 +116,7 @@ def _sweep_unsuccessful(context: Context, job: EndedJob) -> None:
     remove_all(context.store, layout.dataset_prefix(job.dataset))
 
 
-def _give_up_dataset(context: Context, dataset: str) -> None:
+def _mark_dataset_swept(context: Context, dataset: str) -> None:
     with context.database.write() as connection:
         maintenance.mark_datasets_swept(connection, [dataset], context.clock())
 
@@ -149,10 +149,10 @@ def sweep_uploads(context: Context) -> None:
     with context.database.read() as connection:
         expired = uploads.expired(connection, before, _AT_ONCE)
     for upload in expired:
-        _give_up_upload(context, upload)
+        _abort_upload(context, upload)
     with context.database.read() as connection:
-        given_up = uploads.given_up(connection, _AT_ONCE)
-    for upload in given_up:
+        aborted = uploads.aborted(connection, _AT_ONCE)
+    for upload in aborted:
         if remove_all(context.store, layout.upload_prefix(upload)):
             with context.database.write() as connection:
                 uploads.remove(connection, upload)
@@ -197,7 +197,7 @@ def sweep_observations(context: Context) -> None:
                 canaries.set_swept(connection, trial, context.clock())
 
 
-def _give_up_upload(context: Context, upload: str) -> None:
+def _abort_upload(context: Context, upload: str) -> None:
     """Unless a dataset has named it since it was found."""
     with context.database.write() as connection:
         uploads.lock(connection, upload)

@@ -24,7 +24,7 @@ from service.database.rows import (
     VersionRecord,
 )
 from service.errors import Conflict, NotFound
-from service.registry.promotion_request import Wish, as_seen, servable_version
+from service.registry.promotion_request import PromotionRequest, lock_as_seen, servable_version
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 
@@ -40,54 +40,58 @@ def get_trial(connection: Connection, model: str) -> CanaryRecord:
 
 
 def set_candidate(
-    connection: Connection, model: str, version: int, plan: CanaryPlan, wish: Wish
+    connection: Connection, model: str, version: int, plan: CanaryPlan, request: PromotionRequest
 ) -> CanaryRecord:
     """A user puts a version on trial, or changes the trial. Raises as `promote.choose` does.
 
     Another version that is on trial is taken back.
     """
-    current = as_seen(connection, model, wish)
-    found = servable_version(connection, model, version, wish.principal)
+    current = lock_as_seen(connection, model, request)
+    found = servable_version(connection, model, version, request.principal)
     if current.live_version is None:
         raise Conflict(f"no version of {model!r} answers yet, so there is nothing to compare with")
     if current.live_version == version:
         raise Conflict(f"version {version} of {model!r} answers already; permitted: another one")
     running = canaries.running(connection, model)
     if running is None or running.version != version:
-        return begin(connection, current, found, plan, wish)
+        return begin(connection, current, found, plan, request)
     if plan != running.plan:
-        _change(connection, current, running, plan, wish)
+        _change(connection, current, running, plan, request)
     return get_trial(connection, model)
 
 
-def take_back(connection: Connection, model: str, wish: Wish) -> None:
+def take_back(connection: Connection, model: str, request: PromotionRequest) -> None:
     """A user ends the trial; the version stays. Raises NotFound and PreconditionFailed."""
-    current = as_seen(connection, model, wish)
-    end(connection, current, get_trial(connection, model), "taken_back", wish)
-    models.revise(connection, model, wish.now)
+    current = lock_as_seen(connection, model, request)
+    end(connection, current, get_trial(connection, model), "taken_back", request)
+    models.revise(connection, model, request.now)
 
 
 def begin(
-    connection: Connection, model: ModelRecord, version: VersionRecord, plan: CanaryPlan, wish: Wish
+    connection: Connection,
+    model: ModelRecord,
+    version: VersionRecord,
+    plan: CanaryPlan,
+    request: PromotionRequest,
 ) -> CanaryRecord:
     """The version is tried from now on, instead of whichever was before."""
     running = canaries.running(connection, model.name)
     if running is not None:
         because = f"version {version.number} is tried instead"
-        end(connection, model, running, "taken_back", replace(wish, reason=because))
+        end(connection, model, running, "taken_back", replace(request, reason=because))
     trial = CanaryRecord(
         model=model.name,
         revision=model.live_revision + 1,
         version=version.number,
         plan=plan,
-        reason=wish.reason,
-        actor=wish.principal.name,
-        began_at=wish.now,
+        reason=request.reason,
+        actor=request.principal.name,
+        began_at=request.now,
         observed=Observed(),
     )
     canaries.add(connection, trial)
-    models.revise(connection, model.name, wish.now)
-    _tell(connection, model, trial, "began", wish)
+    models.revise(connection, model.name, request.now)
+    _emit(connection, model, trial, "began", request)
     return trial
 
 
@@ -96,11 +100,11 @@ def end(
     model: ModelRecord,
     trial: CanaryRecord,
     outcome: CanaryOutcome,
-    wish: Wish,
+    request: PromotionRequest,
 ) -> None:
     """It is over, for that reason. The caller makes the next revision."""
-    canaries.end(connection, trial, outcome, wish.reason, wish.now)
-    _tell(connection, model, trial, outcome, wish)
+    canaries.end(connection, trial, outcome, request.reason, request.now)
+    _emit(connection, model, trial, outcome, request)
 
 
 def follow_live(
@@ -108,59 +112,69 @@ def follow_live(
     model: ModelRecord,
     version: VersionRecord,
     kind: PromotionKind,
-    wish: Wish,
+    request: PromotionRequest,
 ) -> None:
     """What becomes of the trial where that version answers from the next revision on."""
     trial = canaries.running(connection, model.name)
     if trial is None:
         return
     if trial.version == version.number:
-        end(connection, model, trial, "promoted", wish)
+        end(connection, model, trial, "promoted", request)
     elif kind == "published":
         because = f"version {version.number} was published"
-        end(connection, model, trial, "taken_back", replace(wish, reason=because))
+        end(connection, model, trial, "taken_back", replace(request, reason=because))
     else:
         because = f"version {version.number} answers now; it is compared with that one"
-        _go_on(connection, model, trial, replace(wish, reason=because))
+        _go_on(connection, model, trial, replace(request, reason=because))
 
 
 def _change(
-    connection: Connection, model: ModelRecord, trial: CanaryRecord, plan: CanaryPlan, wish: Wish
+    connection: Connection,
+    model: ModelRecord,
+    trial: CanaryRecord,
+    plan: CanaryPlan,
+    request: PromotionRequest,
 ) -> None:
-    changed = replace(trial, plan=plan, reason=wish.reason, actor=wish.principal.name)
+    changed = replace(trial, plan=plan, reason=request.reason, actor=request.principal.name)
     seen_by = (trial.plan.share, trial.plan.shadow)
     if (plan.share, plan.shadow) != seen_by:
-        _go_on(connection, model, changed, wish)
-        models.revise(connection, model.name, wish.now)
+        _go_on(connection, model, changed, request)
+        models.revise(connection, model.name, request.now)
         return
     canaries.set_rule(connection, changed)
-    _tell(connection, model, changed, "changed", wish)
+    _emit(connection, model, changed, "changed", request)
 
 
-def _go_on(connection: Connection, model: ModelRecord, trial: CanaryRecord, wish: Wish) -> None:
+def _go_on(
+    connection: Connection, model: ModelRecord, trial: CanaryRecord, request: PromotionRequest
+) -> None:
     """Under the next revision, with nothing observed."""
-    end(connection, model, trial, "changed", wish)
+    end(connection, model, trial, "changed", request)
     canaries.add(connection, replace(trial, revision=model.live_revision + 1, observed=Observed()))
 
 
-def _tell(
-    connection: Connection, model: ModelRecord, trial: CanaryRecord, kind: str, wish: Wish
+def _emit(
+    connection: Connection,
+    model: ModelRecord,
+    trial: CanaryRecord,
+    kind: str,
+    request: PromotionRequest,
 ) -> None:
     told = {
-        "reason": wish.reason,
-        "actor": wish.principal.name,
+        "reason": request.reason,
+        "actor": request.principal.name,
         "share": trial.plan.share,
         "shadow": trial.plan.shadow,
         "observed": figures(trial.observed),
     }
-    happening = Event(
+    event = Event(
         kind=f"candidate.{kind}",
         owner=model.owner,
         model=model.name,
         version=trial.version,
         data=told,
     )
-    events.tell(connection, happening, wish.now)
+    events.emit(connection, event, request.now)
 
 
 def gather(store: ObjectStore, trial: CanaryRecord) -> Observed:

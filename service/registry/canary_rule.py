@@ -14,7 +14,7 @@ from service.database.rows import CanaryRecord, ModelRecord
 from service.principal import RECONCILER
 from service.registry import canary, promotion
 from service.registry.canary import gather
-from service.registry.promotion_request import Wish
+from service.registry.promotion_request import PromotionRequest
 from service.stale_database import check_not_behind
 
 
@@ -62,18 +62,22 @@ def look(context: Context, trial: CanaryRecord) -> None:
             return
         trial_rows.set_observed(connection, trial, observed)
         if verdict is not None:
-            wish = Wish(RECONCILER, verdict.reason, context.clock())
-            _carry_out(connection, model, replace(trial, observed=observed), verdict, wish)
+            request = PromotionRequest(RECONCILER, verdict.reason, context.clock())
+            _carry_out(connection, model, replace(trial, observed=observed), verdict, request)
 
 
 def _carry_out(
-    connection: Connection, model: ModelRecord, trial: CanaryRecord, verdict: Verdict, wish: Wish
+    connection: Connection,
+    model: ModelRecord,
+    trial: CanaryRecord,
+    verdict: Verdict,
+    request: PromotionRequest,
 ) -> None:
     if verdict.outcome == "promoted":
-        promotion.promote_candidate(connection, model, trial, wish)
+        promotion.promote_candidate(connection, model, trial, request)
         return
-    canary.end(connection, model, trial, "taken_back", wish)
-    models.revise(connection, model.name, wish.now)
+    canary.end(connection, model, trial, "taken_back", request)
+    models.revise(connection, model.name, request.now)
 
 
 def _breaches(rule: RolloutRule, observed: Observed) -> Iterator[str]:

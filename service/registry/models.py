@@ -21,7 +21,7 @@ from service.lookup import get_model, get_version
 from service.principal import Principal
 from service.quotas import check_heads, check_models
 from service.registry.canary import end as end_trial
-from service.registry.promotion_request import Wish
+from service.registry.promotion_request import PromotionRequest
 
 # Versions in memory at one time. Each has a manifest, which grows with the number of datasets learned.
 _PAGE = 10
@@ -116,8 +116,8 @@ def branch(
         manifest = version.manifest.model_copy(update={"model": name, "files_in": files_in})
         versions.create_copy(connection, manifest, version, now)
     told = {"from_model": point.model, "from_version": point.version, "actor": principal.name}
-    happening = Event(kind="model.branched", owner=source.owner, model=name, data=told)
-    events.tell(connection, happening, now)
+    event = Event(kind="model.branched", owner=source.owner, model=name, data=told)
+    events.emit(connection, event, now)
     return get_model(connection, name, principal)
 
 
@@ -175,8 +175,8 @@ def set_policy(
         )
     models.set_policy(connection, name, policy, model.policy_revision)
     told = {"policy": policy.model_dump(mode="json"), "actor": principal.name}
-    happening = Event(kind="model.policy", owner=model.owner, model=name, data=told)
-    events.tell(connection, happening, now)
+    event = Event(kind="model.policy", owner=model.owner, model=name, data=told)
+    events.emit(connection, event, now)
     return get_model(connection, name, principal)
 
 
@@ -189,12 +189,16 @@ def delete_model(connection: Connection, name: str, principal: Principal, now: d
     trial = canaries.running(connection, name)
     if trial is not None:
         end_trial(
-            connection, model, trial, "taken_back", Wish(principal, "the model was deleted", now)
+            connection,
+            model,
+            trial,
+            "taken_back",
+            PromotionRequest(principal, "the model was deleted", now),
         )
     models.set_deleted(connection, name, now)
     told = {"actor": principal.name}
-    happening = Event(kind="model.deleted", owner=model.owner, model=name, data=told)
-    events.tell(connection, happening, now)
+    event = Event(kind="model.deleted", owner=model.owner, model=name, data=told)
+    events.emit(connection, event, now)
 
 
 def retire_version(
@@ -216,7 +220,5 @@ def retire_version(
     versions.set_retired(connection, name, number, now)
     models.revise(connection, name, now)
     told = {"actor": principal.name}
-    happening = Event(
-        kind="version.retired", owner=model.owner, model=name, version=number, data=told
-    )
-    events.tell(connection, happening, now)
+    event = Event(kind="version.retired", owner=model.owner, model=name, version=number, data=told)
+    events.emit(connection, event, now)

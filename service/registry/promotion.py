@@ -18,7 +18,7 @@ from service.database.rows import (
 from service.errors import Conflict
 from service.principal import RECONCILER
 from service.registry import canary
-from service.registry.promotion_request import Wish, as_seen, servable_version
+from service.registry.promotion_request import PromotionRequest, lock_as_seen, servable_version
 
 
 @dataclass(frozen=True)
@@ -29,32 +29,32 @@ class Live:
     generation: int
 
 
-def choose(connection: Connection, model: str, version: int, wish: Wish) -> Live:
+def choose(connection: Connection, model: str, version: int, request: PromotionRequest) -> Live:
     """A user promotes a version. Raises NotFound, PreconditionFailed, and Conflict if it cannot.
 
     Choosing the version that answers already changes nothing.
     """
-    current = as_seen(connection, model, wish)
-    found = servable_version(connection, model, version, wish.principal)
+    current = lock_as_seen(connection, model, request)
+    found = servable_version(connection, model, version, request.principal)
     if current.live_version == version:
         return Live(version, current.live_generation)
-    return _move_live(connection, current, found, "promoted", wish)
+    return _move_live(connection, current, found, "promoted", request)
 
 
-def roll_back(connection: Connection, model: str, wish: Wish) -> Live:
+def roll_back(connection: Connection, model: str, request: PromotionRequest) -> Live:
     """Back to the version that was promoted before the one that answers.
 
     Raises NotFound, PreconditionFailed, and Conflict where there is none.
     """
-    current = as_seen(connection, model, wish)
+    current = lock_as_seen(connection, model, request)
     now = versions.promotion(connection, model, current.live_generation)
     if now is None or now.returns_to is None:
         raise Conflict(f"model {model!r} has no earlier promotion to return to")
     then = versions.promotion(connection, model, now.returns_to)
     if then is None:
         raise RuntimeError(f"model {model!r} has no promotion {now.returns_to}")
-    found = servable_version(connection, model, then.version, wish.principal)
-    return _move_live(connection, current, found, "rolled_back", wish, then.returns_to)
+    found = servable_version(connection, model, then.version, request.principal)
+    return _move_live(connection, current, found, "rolled_back", request, then.returns_to)
 
 
 def begin_published(connection: Connection, version: VersionRecord, now: datetime) -> bool:
@@ -65,21 +65,21 @@ def begin_published(connection: Connection, version: VersionRecord, now: datetim
     current = models.lock(connection, version.model)
     if current is None:
         return False
-    wish, policy = Wish(RECONCILER, "published", now), current.policy.rollout
+    request, policy = PromotionRequest(RECONCILER, "published", now), current.policy.rollout
     if policy.publish_as == "candidate" and current.live_version is not None:
         plan = CanaryPlan.model_validate(policy.model_dump(exclude={"publish_as"}))
-        canary.begin(connection, current, version, plan, wish)
+        canary.begin(connection, current, version, plan, request)
         return False
-    _move_live(connection, current, version, "published", wish)
+    _move_live(connection, current, version, "published", request)
     return True
 
 
 def promote_candidate(
-    connection: Connection, model: ModelRecord, trial: CanaryRecord, wish: Wish
+    connection: Connection, model: ModelRecord, trial: CanaryRecord, request: PromotionRequest
 ) -> None:
     """The version on trial has shown what it must; with the model locked."""
-    found = servable_version(connection, model.name, trial.version, wish.principal)
-    _move_live(connection, model, found, "promoted", wish)
+    found = servable_version(connection, model.name, trial.version, request.principal)
+    _move_live(connection, model, found, "promoted", request)
 
 
 def _move_live(
@@ -87,7 +87,7 @@ def _move_live(
     model: ModelRecord,
     version: VersionRecord,
     kind: PromotionKind,
-    wish: Wish,
+    request: PromotionRequest,
     returns_to: int | None = None,
 ) -> Live:
     """Let the version answer, under the next generation, and remember who wanted it and why."""
@@ -101,21 +101,21 @@ def _move_live(
         previous=model.live_version,
         kind=kind,
         returns_to=returns_to,
-        reason=wish.reason,
-        actor=wish.principal.name,
-        created_at=wish.now,
+        reason=request.reason,
+        actor=request.principal.name,
+        created_at=request.now,
     )
     versions.add_promotion(connection, promotion)
-    canary.follow_live(connection, model, version, kind, wish)
-    models.set_live(connection, model.name, version.number, generation, wish.now)
+    canary.follow_live(connection, model, version, kind, request)
+    models.set_live(connection, model.name, version.number, generation, request.now)
     # Its job stands among the details: the life of that job had ended when it was published.
     told = {
         "generation": generation,
-        "reason": wish.reason,
-        "actor": wish.principal.name,
+        "reason": request.reason,
+        "actor": request.principal.name,
         "job": version.job,
     }
-    happening = Event(
+    event = Event(
         kind=f"version.{kind}",
         owner=model.owner,
         model=model.name,
@@ -123,5 +123,5 @@ def _move_live(
         version=version.number,
         data=told,
     )
-    events.tell(connection, happening, wish.now)
+    events.emit(connection, event, request.now)
     return Live(version.number, generation)

@@ -13,7 +13,7 @@ from service.principal import Principal
 
 
 @dataclass(frozen=True)
-class Wish:
+class PromotionRequest:
     """Who wants it, why, and which generation they had seen (if they say)."""
 
     principal: Principal
@@ -22,14 +22,14 @@ class Wish:
     seen_generation: int | None = None
 
 
-def as_seen(connection: Connection, model: str, wish: Wish) -> ModelRecord:
-    """The model, locked, if it still is as the wish has seen it. Raises NotFound, PreconditionFailed."""
+def lock_as_seen(connection: Connection, model: str, request: PromotionRequest) -> ModelRecord:
+    """The model, locked, if it still is as the request has seen it. Raises NotFound, PreconditionFailed."""
     models.lock(connection, model)
-    current = get_model(connection, model, wish.principal)
-    if wish.seen_generation is not None and wish.seen_generation != current.live_generation:
+    current = get_model(connection, model, request.principal)
+    if request.seen_generation is not None and request.seen_generation != current.live_generation:
         raise PreconditionFailed(
             f"generation {current.live_generation} of {model!r} answers (version "
-            f"{current.live_version}), not generation {wish.seen_generation}; read it again"
+            f"{current.live_version}), not generation {request.seen_generation}; read it again"
         )
     return current
 

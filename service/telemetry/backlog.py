@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_KEPT_SECONDS = 5.0
+_TTL_SECONDS = 5.0
 
 
-class Kept(Generic[T]):
+class TTLCache(Generic[T]):
     """What was read, for some seconds; None if it could not be read."""
 
     def __init__(self, read: Callable[[], T], seconds: float, clock: Clock) -> None:
@@ -66,7 +66,7 @@ class BacklogCollector(Collector):
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._kept = Kept(self._read, _KEPT_SECONDS, clock)
+        self._cache = TTLCache(self._read, _TTL_SECONDS, clock)
 
     def describe(self) -> Iterable[Metric]:
         """Names only: registering must not need a database that answers."""
@@ -74,7 +74,7 @@ class BacklogCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The families, without samples where the database does not answer."""
-        found = self._kept.value()
+        found = self._cache.value()
         up = GaugeMetricFamily(
             "cmcl_service_backlog_up",
             "1 if the database told what waits, 0 if it did not",

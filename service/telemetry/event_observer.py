@@ -19,32 +19,32 @@ _STATES = {f"{_JOB}{state}": state for state in JobState}
 _ENDS = frozenset(TERMINAL)
 
 
-class Witness:
+class EventObserver:
     """Hears of everything that this process did."""
 
     def __init__(self, metrics: Metrics, wake: Callable[[str], None]) -> None:
         self._metrics = metrics
         self._wake = wake
 
-    def __call__(self, happening: Event) -> None:
+    def __call__(self, event: Event) -> None:
         """It was committed. What follows from it need not wait for the next round."""
-        self._wake(happening.model)
-        _log(happening)
-        state = _STATES.get(happening.kind)
+        self._wake(event.model)
+        _log(event)
+        state = _STATES.get(event.kind)
         if state is not None:
-            self._count_move(happening, state)
-            self._trace_move(happening, state)
-        elif happening.kind in ("version.published", "version.promoted", "version.rolled_back"):
-            self._metrics.promotions.labels(happening.kind.partition(".")[2]).inc()
-        elif happening.kind in ("candidate.promoted", "candidate.taken_back"):
-            self._metrics.trials_ended.labels(happening.kind.partition(".")[2]).inc()
-        elif happening.kind == SKIPPED:
-            self._metrics.webhook_deliveries.labels("skipped").inc(_number(happening))
+            self._count_move(event, state)
+            self._trace_move(event, state)
+        elif event.kind in ("version.published", "version.promoted", "version.rolled_back"):
+            self._metrics.promotions.labels(event.kind.partition(".")[2]).inc()
+        elif event.kind in ("candidate.promoted", "candidate.taken_back"):
+            self._metrics.trials_ended.labels(event.kind.partition(".")[2]).inc()
+        elif event.kind == SKIPPED:
+            self._metrics.webhook_deliveries.labels("skipped").inc(_number(event))
 
-    def _count_move(self, happening: Event, state: JobState) -> None:
-        source, reason = _told(happening, "from"), _told(happening, "reason")
+    def _count_move(self, event: Event, state: JobState) -> None:
+        source, reason = _told(event, "from"), _told(event, "reason")
         if source:
-            self._metrics.stages.labels(source).observe(_seconds(happening))
+            self._metrics.stages.labels(source).observe(_seconds(event))
         if state == JobState.RUNNING:
             self._metrics.attempts.inc()
         if state in _ENDS:
@@ -53,44 +53,42 @@ class Witness:
         if goes_back or reason == FailureReason.ATTEMPTS_EXHAUSTED:
             self._metrics.attempts_lost.inc()
 
-    def _trace_move(self, happening: Event, state: JobState) -> None:
-        source = _told(happening, "from")
-        if happening.job is None:
+    def _trace_move(self, event: Event, state: JobState) -> None:
+        source = _told(event, "from")
+        if event.job is None:
             return
         if not source:
-            self._metrics.spans.posted(happening.job)
+            self._metrics.spans.posted(event.job)
             return
-        attributes = {"cmcl.model": happening.model, "cmcl.to": state.value}
-        if reason := _told(happening, "reason"):
+        attributes = {"cmcl.model": event.model, "cmcl.to": state.value}
+        if reason := _told(event, "reason"):
             attributes["cmcl.reason"] = reason
-        self._metrics.spans.stage(happening.job, source, _seconds(happening), attributes)
+        self._metrics.spans.stage(event.job, source, _seconds(event), attributes)
 
 
-def _log(happening: Event) -> None:
+def _log(event: Event) -> None:
     fields = {
         name: value
         for name in ("model", "dataset", "job", "version")
-        if (value := getattr(happening, name)) is not None
+        if (value := getattr(event, name)) is not None
     }
-    fields |= {
-        name: happening.data[name] for name in ("attempt", "reason") if happening.data.get(name)
-    }
-    source = _told(happening, "from")
+    fields |= {name: event.data[name] for name in ("attempt", "reason") if event.data.get(name)}
+    source = _told(event, "from")
     came = f" (it was {source})" if source else ""
-    message = _told(happening, "message")
+    message = _told(event, "message")
     why = f": {message}" if message else ""
-    subject = happening.job or happening.dataset or happening.model
-    logger.info("%s: %s%s%s", happening.kind, subject, came, why, extra=fields)
+    subject = event.job or event.dataset or event.model
+    logger.info("%s: %s%s%s", event.kind, subject, came, why, extra=fields)
 
 
-def _told(happening: Event, name: str) -> str:
-    return str(happening.data.get(name) or "")
+def _told(event: Event, name: str) -> str:
+    return str(event.data.get(name) or "")
 
 
-def _seconds(happening: Event) -> float:
-    return _number(happening, "after_seconds")
+def _seconds(event: Event) -> float:
+    return _number(event, "after_seconds")
 
 
-def _number(happening: Event, name: str = "number") -> float:
-    number = happening.data.get(name)
+def _number(event: Event, name: str = "number") -> float:
+    number = event.data.get(name)
     return float(number) if isinstance(number, int | float) else 0.0

@@ -206,8 +206,8 @@ class InstrumentedDatabase(Database):
         measured = timed(self._metrics.transactions, "write", _OUTCOMES, _ROLLED_BACK)
         with measured, super().write() as connection:
             yield connection.execution_options(**{LISTENER: told})
-        for happening in told:
-            self._hear(happening)
+        for event in told:
+            self._hear(event)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

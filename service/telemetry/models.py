@@ -17,7 +17,7 @@ from service.database.engine import Database
 from service.database.queries import canaries, versions
 from service.database.queries.metrics import Training, Versioned, training, versioned
 from service.database.rows import CanaryRecord
-from service.telemetry.backlog import Kept
+from service.telemetry.backlog import TTLCache
 
 _MODELS_TTL_SECONDS = 60.0
 _MOST_MODELS = 200
@@ -55,7 +55,7 @@ class ModelCollector(Collector):
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._known: dict[tuple[str, int], _VersionMetrics] = {}
-        self._kept = Kept(self._read, _MODELS_TTL_SECONDS, clock)
+        self._cache = TTLCache(self._read, _MODELS_TTL_SECONDS, clock)
 
     def describe(self) -> Iterable[Metric]:
         """Names only: registering must not need a database that answers."""
@@ -63,7 +63,7 @@ class ModelCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The families, without samples where the database does not answer."""
-        return _model_families(self._kept.value() or {})
+        return _model_families(self._cache.value() or {})
 
     def _read(self) -> dict[str, _ModelMetrics]:
         with self._database.read() as connection:
@@ -170,7 +170,7 @@ class TrainingCollector(Collector):
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
-        self._kept = Kept(self._read, _TRAINING_TTL_SECONDS, clock)
+        self._cache = TTLCache(self._read, _TRAINING_TTL_SECONDS, clock)
 
     def describe(self) -> Iterable[Metric]:
         """Names only: registering must not need a database that answers."""
@@ -178,7 +178,7 @@ class TrainingCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The families, without samples where nothing runs or the database does not answer."""
-        return _training_families(self._kept.value() or [])
+        return _training_families(self._cache.value() or [])
 
     def _read(self) -> list[Training]:
         with self._database.read() as connection:
@@ -215,7 +215,7 @@ class CanaryCollector(Collector):
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
-        self._kept = Kept(self._read, _CANARY_TTL_SECONDS, clock)
+        self._cache = TTLCache(self._read, _CANARY_TTL_SECONDS, clock)
 
     def describe(self) -> Iterable[Metric]:
         """Names only: registering must not need a database that answers."""
@@ -223,7 +223,7 @@ class CanaryCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The families, without samples where no version is on trial."""
-        return _canary_families(self._kept.value() or [])
+        return _canary_families(self._cache.value() or [])
 
     def _read(self) -> list[CanaryRecord]:
         with self._database.read() as connection:

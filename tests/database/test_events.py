@@ -29,7 +29,7 @@ on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect
 
 
 def _tell(connection: Connection, model: str, owner: str = "default") -> None:
-    events.tell(connection, Event(kind="model.policy", owner=owner, model=model), NOW)
+    events.emit(connection, Event(kind="model.policy", owner=owner, model=model), NOW)
 
 
 def _told(database: Database, after: int = 0) -> list[tuple[int, str]]:
@@ -150,7 +150,7 @@ def test_an_event_comes_with_a_delivery_for_each_webhook_that_wants_it(database:
     _webhook(database, "wh-2")
     with database.write() as connection:
         for kind, owner in (("model.policy", "default"), ("model.policy", "other"), ("x", "other")):
-            events.tell(connection, Event(kind=kind, owner=owner, model="scenes"), NOW)
+            events.emit(connection, Event(kind=kind, owner=owner, model="scenes"), NOW)
     assert _number_of_deliveries(database) == 2
 
 

@@ -53,7 +53,7 @@ def test_one_of_many_gets_the_lease(database: Database) -> None:
     def claim(name: str) -> bool:
         return database.settle(
             lambda connection: maintenance.claim_lease(
-                connection, "sweeper", name, NOW, NOW + timedelta(minutes=5)
+                connection, "gc", name, NOW, NOW + timedelta(minutes=5)
             )
         )
 
@@ -95,7 +95,7 @@ def test_old_answers_go_in_batches(database: Database) -> None:
     with database.write() as connection:
         for number in range(15):
             moment = NOW - timedelta(minutes=number)
-            idempotency.remember(connection, ("default", f"key-{number}", "POST /"), answer, moment)
+            idempotency.save(connection, ("default", f"key-{number}", "POST /"), answer, moment)
         counted = [maintenance.forget_responses(connection, NOW, 10) for _ in range(3)]
         assert counted == [10, 4, 0]
         # The newest is not older than that moment.

@@ -28,13 +28,13 @@ from service.datasets.intake import Intake, NewDataset, accept_dataset
 from service.datasets.validations import Validations
 from service.errors import Refused
 from service.jobs import actions
-from service.jobs.actions import Word
+from service.jobs.actions import ActorNote
 from service.jobs.workqueue import WakeSignal
 from service.launchers.port import LaunchState
 from service.principal import LOCAL
 from service.registry import canary, promotion
 from service.registry.models import Limits, branch, set_policy
-from service.registry.promotion_request import Wish
+from service.registry.promotion_request import PromotionRequest
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.executor import InlineExecutor
@@ -146,7 +146,7 @@ class World:
             launcher=self.cluster,
             validations=Validations(InlineExecutor(), lambda: None),
             threads=InlineExecutor(),
-            bell=WakeSignal(),
+            wake_signal=WakeSignal(),
             clock=self.clock,
         )
 
@@ -169,26 +169,28 @@ class World:
         return accepted.job.id if accepted.job else None
 
     def cancel(self, job: str) -> bool:
-        return self._may(lambda c: actions.cancel(c, job, self._word()))
+        return self._may(lambda c: actions.cancel(c, job, self._note()))
 
     def retry(self, job: str) -> bool:
-        return self._wake(job, lambda c: actions.retry(c, job, self._word()))
+        return self._wake(job, lambda c: actions.retry(c, job, self._note()))
 
     def approve(self, job: str) -> bool:
-        return self._wake(job, lambda c: actions.approve(c, job, self._word()))
+        return self._wake(job, lambda c: actions.approve(c, job, self._note()))
 
     def reject(self, job: str) -> bool:
-        return self._may(lambda c: actions.reject(c, job, self._word()))
+        return self._may(lambda c: actions.reject(c, job, self._note()))
 
     def promote(self, version: int) -> bool:
-        return self._may(lambda c: promotion.choose(c, MODEL, version, self._wish()))
+        return self._may(lambda c: promotion.choose(c, MODEL, version, self._promotion_request()))
 
     def roll_back(self) -> bool:
-        return self._may(lambda c: promotion.roll_back(c, MODEL, self._wish()))
+        return self._may(lambda c: promotion.roll_back(c, MODEL, self._promotion_request()))
 
     def put_on_trial(self, version: int, rule: RolloutRule) -> bool:
         plan = CanaryPlan(share=0.1, rule=rule)
-        return self._may(lambda c: canary.set_candidate(c, MODEL, version, plan, self._wish()))
+        return self._may(
+            lambda c: canary.set_candidate(c, MODEL, version, plan, self._promotion_request())
+        )
 
     def set_policy(self, policy: GatePolicy) -> bool:
         return self._may(lambda c: set_policy(c, MODEL, policy, LOCAL, self.clock(), None))
@@ -263,11 +265,11 @@ class World:
             self.woken.add(job)
         return done
 
-    def _word(self) -> Word:
-        return Word(LOCAL, self.clock(), "on purpose")
+    def _note(self) -> ActorNote:
+        return ActorNote(LOCAL, self.clock(), "on purpose")
 
-    def _wish(self) -> Wish:
-        return Wish(LOCAL, "on purpose", self.clock())
+    def _promotion_request(self) -> PromotionRequest:
+        return PromotionRequest(LOCAL, "on purpose", self.clock())
 
 
 def _copied(database: Path, folder: Path) -> str:

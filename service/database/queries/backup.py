@@ -66,7 +66,7 @@ LEFT_OUT: dict[str, frozenset[str]] = {
 
 
 @dataclass(frozen=True)
-class Mark:
+class OutboxEntry:
     """Something was changed, and is not recorded yet."""
 
     sequence: int
@@ -75,11 +75,11 @@ class Mark:
 
 
 def version_name(model: str, number: int) -> str:
-    """How a version is called among the marks."""
+    """How a version is called among the entries."""
     return f"{model}/{number}"
 
 
-def note(connection: Connection, kind: Kind, *names: str) -> None:
+def enqueue(connection: Connection, kind: Kind, *names: str) -> None:
     """They are changed in this transaction."""
     if names:
         connection.execute(insert(backup_outbox), [{"kind": kind, "name": name} for name in names])
@@ -87,21 +87,21 @@ def note(connection: Connection, kind: Kind, *names: str) -> None:
 
 def enqueue_all(connection: Connection) -> None:
     """As if all of it had been changed."""
-    note(connection, "model", *connection.scalars(select(models.c.name)))
-    note(connection, "dataset", *connection.scalars(select(datasets.c.id)))
+    enqueue(connection, "model", *connection.scalars(select(models.c.name)))
+    enqueue(connection, "dataset", *connection.scalars(select(datasets.c.id)))
     numbers = connection.execute(select(versions.c.model, versions.c.number)).all()
-    note(connection, "version", *(version_name(model, number) for model, number in numbers))
+    enqueue(connection, "version", *(version_name(model, number) for model, number in numbers))
 
 
-def noted(connection: Connection, limit: int) -> list[Mark]:
-    """The oldest marks. What is read after them is at least as new as they are."""
+def pending(connection: Connection, limit: int) -> list[OutboxEntry]:
+    """The oldest entries. What is read after them is at least as new as they are."""
     query = select(backup_outbox).order_by(backup_outbox.c.sequence).limit(limit)
-    return [Mark(**row) for row in connection.execute(query).mappings()]
+    return [OutboxEntry(**row) for row in connection.execute(query).mappings()]
 
 
-def settle(connection: Connection, marks: Sequence[Mark]) -> bool:
+def acknowledge(connection: Connection, entries: Sequence[OutboxEntry]) -> bool:
     """They were recorded. False if somebody else has said so of any of them."""
-    sequences = [mark.sequence for mark in marks]
+    sequences = [entry.sequence for entry in entries]
     statement = delete(backup_outbox).where(backup_outbox.c.sequence.in_(sequences))
     return connection.execute(statement).rowcount == len(sequences)
 

@@ -74,7 +74,7 @@ def set_swept(connection: Connection, trial: CanaryRecord, now: datetime) -> Non
     """Its observations are gone."""
     is_it = (trials.c.model == trial.model, trials.c.revision == trial.revision)
     connection.execute(update(trials).where(*is_it).values(swept_at=now))
-    backup.note(connection, "model", trial.model)
+    backup.enqueue(connection, "model", trial.model)
 
 
 def _still(seen: CanaryRecord) -> tuple[ColumnElement[bool], ...]:

@@ -32,7 +32,7 @@ def create(
             created_at=now,
         )
     )
-    backup.note(connection, "dataset", dataset)
+    backup.enqueue(connection, "dataset", dataset)
 
 
 def lock(connection: Connection, dataset: str) -> DatasetRecord | None:
@@ -45,7 +45,7 @@ def lock(connection: Connection, dataset: str) -> DatasetRecord | None:
 def set_request(connection: Connection, dataset: str, request: dict[str, object]) -> None:
     """Shards were added; call it with the dataset locked and open."""
     connection.execute(update(datasets).where(datasets.c.id == dataset).values(request=request))
-    backup.note(connection, "dataset", dataset)
+    backup.enqueue(connection, "dataset", dataset)
 
 
 def seal(connection: Connection, dataset: str, known_by: Fingerprints, now: datetime) -> None:

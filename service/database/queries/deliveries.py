@@ -126,7 +126,7 @@ def record_failure(connection: Connection, seen: DeliveryRecord, attempt: Attemp
     return True
 
 
-def give_up(connection: Connection, webhook: str, reason: str, now: datetime) -> None:
+def abandon(connection: Connection, webhook: str, reason: str, now: datetime) -> None:
     """Nothing that waits for the webhook is sent any more."""
     connection.execute(
         update(deliveries)

@@ -57,26 +57,24 @@ class EventFilter:
         return query.where(events.c.kind.in_(self.kinds)) if self.kinds else query
 
 
-def tell(connection: Connection, happening: Event, now: datetime) -> None:
+def emit(connection: Connection, event: Event, now: datetime) -> None:
     """Add an event, and what webhooks are to be told of it.
 
     Whoever listens sees it once this transaction is committed.
     """
-    connection.execute(insert(events).values(created_at=now, **vars(happening)))
-    if happening.dataset is not None and happening.version is None:
-        backup.note(connection, "dataset", happening.dataset)
+    connection.execute(insert(events).values(created_at=now, **vars(event)))
+    if event.dataset is not None and event.version is None:
+        backup.enqueue(connection, "dataset", event.dataset)
     else:
-        backup.note(connection, "model", happening.model)
+        backup.enqueue(connection, "model", event.model)
     listener = connection.get_execution_options().get(LISTENER, [])
-    listener.append(happening)
-    for owner, number in webhooks.notify(connection, happening, now).items():
+    listener.append(event)
+    for owner, number in webhooks.notify(connection, event, now).items():
         # Heard by this process alone. As an event it would have to be told to the same webhooks.
-        why = f"{number} webhooks of owner {owner!r} are not told of {happening.kind}: "
+        why = f"{number} webhooks of owner {owner!r} are not told of {event.kind}: "
         why += f"{MOST_WAITING} of its messages wait"
         data = {"number": number, "message": why}
-        listener.append(
-            Event(kind=SKIPPED, owner=happening.owner, model=happening.model, data=data)
-        )
+        listener.append(Event(kind=SKIPPED, owner=event.owner, model=event.model, data=data))
 
 
 def has_unnumbered(connection: Connection) -> bool:

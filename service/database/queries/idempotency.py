@@ -1,7 +1,7 @@
-"""Queries about the answers to requests with an idempotency key.
+"""Stored responses to requests with an idempotency key.
 
-A row without a status is a claim: its request is being answered. It is known by the moment at which
-it was made, so that whoever lost it to somebody else changes nothing.
+A row without a status is a claim: its request is being processed. A claim is identified by the time at which it
+was made, so a process that lost its claim to another one changes nothing.
 """
 
 from datetime import datetime
@@ -9,15 +9,15 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select, update
 
 from service.database.rows import KeyClaim, ResponseRecord
-from service.database.tables import answers
+from service.database.tables import responses
 
-Place = tuple[str, str, str]
-"""Owner, key and route: what an answer is found by."""
+ScopedKey = tuple[str, str, str]
+"""Owner, key and route."""
 
 
-def find(connection: Connection, place: Place) -> ResponseRecord | KeyClaim | None:
-    """What the owner's key was answered on that route, or since when it is being answered."""
-    row = connection.execute(select(answers).where(_at(place))).mappings().one_or_none()
+def find(connection: Connection, key: ScopedKey) -> ResponseRecord | KeyClaim | None:
+    """Return the stored response, the claim of a request that is being processed, or None."""
+    row = connection.execute(select(responses).where(_at(key))).mappings().one_or_none()
     if row is None:
         return None
     if row["status"] is None:
@@ -25,33 +25,35 @@ def find(connection: Connection, place: Place) -> ResponseRecord | KeyClaim | No
     return ResponseRecord(row["fingerprint"], row["status"], row["location"], row["body"])
 
 
-def remember(connection: Connection, place: Place, answer: ResponseRecord, now: datetime) -> None:
-    """Keep an answer. Raises WriteConflict if the key got another one meanwhile."""
-    connection.execute(insert(answers).values(**_columns(place), created_at=now, **vars(answer)))
+def save(connection: Connection, key: ScopedKey, response: ResponseRecord, now: datetime) -> None:
+    """Store a response. Raises WriteConflict if another transaction stored one first."""
+    connection.execute(insert(responses).values(**_columns(key), created_at=now, **vars(response)))
 
 
-def claim(connection: Connection, place: Place, mine: KeyClaim) -> None:
-    """Say that the request is being answered. Raises WriteConflict if another one said so first."""
-    connection.execute(insert(answers).values(**_columns(place), **vars(mine)))
+def claim(connection: Connection, key: ScopedKey, mine: KeyClaim) -> None:
+    """Claim the key for a request. Raises WriteConflict if another transaction claimed it first."""
+    connection.execute(insert(responses).values(**_columns(key), **vars(mine)))
 
 
-def fulfil(connection: Connection, place: Place, claim: KeyClaim, answer: ResponseRecord) -> None:
-    """The answer to what was claimed; nothing, if it was answered or given up meanwhile."""
-    connection.execute(update(answers).where(_claimed(place, claim)).values(**vars(answer)))
+def fulfil(
+    connection: Connection, key: ScopedKey, claim: KeyClaim, response: ResponseRecord
+) -> None:
+    """Store the response of a claim; does nothing if the claim was fulfilled or released."""
+    connection.execute(update(responses).where(_claimed(key, claim)).values(**vars(response)))
 
 
-def release(connection: Connection, place: Place, mine: KeyClaim) -> None:
-    """The request was refused or failed: the key can be used again."""
-    connection.execute(delete(answers).where(_claimed(place, mine)))
+def release(connection: Connection, key: ScopedKey, mine: KeyClaim) -> None:
+    """Release the claim of a request that was refused or failed: the key can be used again."""
+    connection.execute(delete(responses).where(_claimed(key, mine)))
 
 
-def _at(place: Place) -> ColumnElement[bool]:
-    return and_(*(answers.c[name] == value for name, value in _columns(place).items()))
+def _at(key: ScopedKey) -> ColumnElement[bool]:
+    return and_(*(responses.c[name] == value for name, value in _columns(key).items()))
 
 
-def _claimed(place: Place, claim: KeyClaim) -> ColumnElement[bool]:
-    return and_(_at(place), answers.c.status.is_(None), answers.c.created_at == claim.created_at)
+def _claimed(key: ScopedKey, claim: KeyClaim) -> ColumnElement[bool]:
+    return and_(_at(key), responses.c.status.is_(None), responses.c.created_at == claim.created_at)
 
 
-def _columns(place: Place) -> dict[str, str]:
-    return dict(zip(("owner", "key", "route"), place, strict=True))
+def _columns(key: ScopedKey) -> dict[str, str]:
+    return dict(zip(("owner", "key", "route"), key, strict=True))

@@ -41,7 +41,7 @@ def create(connection: Connection, job: str, dataset: DatasetRecord, now: dateti
     queued = Event(
         kind="job.queued", owner=dataset.owner, model=dataset.model, dataset=dataset.id, job=job
     )
-    events.tell(connection, queued, now)
+    events.emit(connection, queued, now)
 
 
 def find(connection: Connection, job: str) -> JobRecord | None:
@@ -238,7 +238,7 @@ def request_cancel(connection: Connection, seen: JobRecord, now: datetime) -> bo
     statement = _as_seen(seen).values(cancel_requested=True, revision=seen.revision + 1)
     asked = connection.execute(statement).rowcount == 1
     if asked:
-        _tell(connection, seen, "job.cancel_requested", now, {})
+        _emit(connection, seen, "job.cancel_requested", now, {})
     return asked
 
 
@@ -264,21 +264,21 @@ def _moved(
     told |= {"from": seen.state, "attempt": changes.get("attempt", seen.attempt)}
     # Another service's clock may be behind that of the one which made the move before.
     told["after_seconds"] = max(0.0, (now - seen.state_changed_at).total_seconds())
-    _tell(connection, seen, f"job.{target}", now, told)
+    _emit(connection, seen, f"job.{target}", now, told)
     return True
 
 
-def _tell(
+def _emit(
     connection: Connection,
     job: JobRecord,
     kind: str,
     now: datetime,
     data: Mapping[str, object],
 ) -> None:
-    happening = Event(
+    event = Event(
         kind=kind, owner=job.owner, model=job.model, dataset=job.dataset, job=job.id, data=data
     )
-    events.tell(connection, happening, now)
+    events.emit(connection, event, now)
 
 
 def _written(approval: Approval) -> dict[str, object]:

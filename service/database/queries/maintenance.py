@@ -22,12 +22,12 @@ from sqlalchemy import (
 from cmcl.contract.version import VersionManifest
 from service.database.queries import backup
 from service.database.tables import (
-    answers,
     datasets,
     jobs,
     leases,
     models,
     orphans,
+    responses,
     uploads,
     versions,
 )
@@ -113,7 +113,7 @@ def mark_job_swept(connection: Connection, seen: EndedJob, now: datetime) -> boo
         .where(jobs.c.id == seen.id, jobs.c.revision == seen.revision)
         .values(swept_at=now, revision=seen.revision + 1)
     )
-    backup.note(connection, "dataset", seen.dataset)
+    backup.enqueue(connection, "dataset", seen.dataset)
     return connection.execute(statement).rowcount == 1
 
 
@@ -141,13 +141,13 @@ def deleted_datasets(connection: Connection, limit: int) -> list[str]:
 
 def mark_datasets_swept(connection: Connection, names: Iterable[str], now: datetime) -> None:
     """What only their jobs needed goes."""
-    given_up = list(names)
+    swept = list(names)
     connection.execute(
         update(datasets)
-        .where(datasets.c.id.in_(given_up), datasets.c.swept_at.is_(None))
+        .where(datasets.c.id.in_(swept), datasets.c.swept_at.is_(None))
         .values(swept_at=now)
     )
-    backup.note(connection, "dataset", *given_up)
+    backup.enqueue(connection, "dataset", *swept)
 
 
 def deleted_models(connection: Connection, before: datetime, limit: int) -> list[str]:
@@ -186,7 +186,7 @@ def protected_datasets(connection: Connection, before: datetime) -> set[str]:
 def mark_model_swept(connection: Connection, model: str, now: datetime) -> None:
     """Its files are gone."""
     connection.execute(update(models).where(models.c.name == model).values(swept_at=now))
-    backup.note(connection, "model", model)
+    backup.enqueue(connection, "model", model)
 
 
 def known(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:
@@ -194,10 +194,10 @@ def known(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:
     return set(connection.scalars(select(_IDS[kind]).where(_IDS[kind].in_(names))))
 
 
-def given_up(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:
+def swept(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:
     """Which of these were given up altogether, so that nothing should be left of them."""
     if kind == "datasets":
-        return set(connection.scalars(_given_up_datasets().where(datasets.c.id.in_(names))))
+        return set(connection.scalars(_swept_datasets().where(datasets.c.id.in_(names))))
     if kind not in _SWEPT:
         return set()
     query = select(_IDS[kind]).where(_IDS[kind].in_(names), _SWEPT[kind].is_not(None))
@@ -225,10 +225,10 @@ def forget_orphans(connection: Connection, folders: Iterable[str]) -> None:
 
 
 def forget_responses(connection: Connection, before: datetime, limit: int) -> int:
-    """Remove some answers that are older than that, and claims of requests that died; how many."""
-    key = (answers.c.owner, answers.c.key, answers.c.route)
-    old = select(*key).where(answers.c.created_at < before).limit(limit)
-    return connection.execute(delete(answers).where(tuple_(*key).in_(old))).rowcount
+    """Remove some responses that are older than that, and claims of requests that died; how many."""
+    key = (responses.c.owner, responses.c.key, responses.c.route)
+    old = select(*key).where(responses.c.created_at < before).limit(limit)
+    return connection.execute(delete(responses).where(tuple_(*key).in_(old))).rowcount
 
 
 def _is_stored() -> ColumnElement[bool]:
@@ -236,7 +236,7 @@ def _is_stored() -> ColumnElement[bool]:
     return exists().where(versions.c.job == jobs.c.id, versions.c.stored_at.is_not(None))
 
 
-def _given_up_datasets() -> Select[tuple[str]]:
+def _swept_datasets() -> Select[tuple[str]]:
     """Those given up without a version. Of the others, moments and held-out rows are needed."""
     learned = and_(jobs.c.dataset == datasets.c.id, jobs.c.state == JobState.PUBLISHED)
     return select(datasets.c.id).where(datasets.c.swept_at.is_not(None), ~exists().where(learned))

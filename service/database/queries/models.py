@@ -49,7 +49,7 @@ def create(
             created_at=now,
         )
     )
-    backup.note(connection, "model", name)
+    backup.enqueue(connection, "model", name)
 
 
 def find(connection: Connection, name: str) -> ModelRecord | None:
@@ -155,7 +155,7 @@ def advance_head(connection: Connection, name: str, parent: int | None, version:
         .where(models.c.name == name, models.c.head == (parent or 0))
         .values(head=version)
     )
-    backup.note(connection, "model", name)
+    backup.enqueue(connection, "model", name)
     return connection.execute(statement).rowcount == 1
 
 

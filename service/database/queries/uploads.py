@@ -148,7 +148,7 @@ def abort(connection: Connection, upload: str) -> None:
     connection.execute(
         update(uploads).where(uploads.c.id == upload).values(state=_ABORTED, lease_until=None)
     )
-    backup.note(connection, "dataset", *backup.users_of_upload(connection, upload))
+    backup.enqueue(connection, "dataset", *backup.users_of_upload(connection, upload))
 
 
 def add_uses(connection: Connection, dataset: str, named: set[str]) -> None:
@@ -165,7 +165,7 @@ def is_needed(connection: Connection, upload: str) -> bool:
     return connection.execute(select(_needed(upload))).scalar_one()
 
 
-def given_up(connection: Connection, limit: int) -> list[str]:
+def aborted(connection: Connection, limit: int) -> list[str]:
     """Those whose objects can go."""
     query = select(uploads.c.id).where(uploads.c.state == _ABORTED)
     return list(connection.scalars(query.order_by(uploads.c.created_at).limit(limit)))
@@ -186,7 +186,7 @@ def expired(connection: Connection, before: datetime, limit: int) -> list[str]:
 
 def remove(connection: Connection, upload: str) -> None:
     """Forget one that was given up and whose objects are gone."""
-    backup.note(connection, "dataset", *backup.users_of_upload(connection, upload))
+    backup.enqueue(connection, "dataset", *backup.users_of_upload(connection, upload))
     for table, key in ((upload_parts, "upload"), (upload_uses, "upload"), (uploads, "id")):
         connection.execute(delete(table).where(table.c[key] == upload))
 

@@ -170,7 +170,7 @@ def promotion_page(
 
 
 def _note(connection: Connection, model: str, number: int) -> None:
-    backup.note(connection, "version", backup.version_name(model, number))
+    backup.enqueue(connection, "version", backup.version_name(model, number))
 
 
 def _record(row: RowMapping) -> VersionRecord:

@@ -105,7 +105,7 @@ def remove(connection: Connection, webhook: str) -> None:
     connection.execute(delete(webhooks).where(webhooks.c.id == webhook))
 
 
-def notify(connection: Connection, happening: Event, now: datetime) -> dict[str, int]:
+def notify(connection: Connection, event: Event, now: datetime) -> dict[str, int]:
     """Write a delivery for each webhook that wants to be told of it.
 
     Returns, by owner, for how many webhooks none was written, because MOST_WAITING messages of the
@@ -116,38 +116,38 @@ def notify(connection: Connection, happening: Event, now: datetime) -> dict[str,
     query = (
         select(webhooks)
         .where(
-            webhooks.c.owner.in_((happening.owner, EVERY_OWNER)),
+            webhooks.c.owner.in_((event.owner, EVERY_OWNER)),
             webhooks.c.disabled_at.is_(None),
-            or_(webhooks.c.model.is_(None), webhooks.c.model == happening.model),
+            or_(webhooks.c.model.is_(None), webhooks.c.model == event.model),
         )
         .with_for_update(read=True, key_share=True)
     )
     room: dict[str, int] = {}
     skipped: Counter[str] = Counter()
     for webhook in _read(connection, query):
-        if happening.kind not in webhook.kinds:
+        if event.kind not in webhook.kinds:
             continue
         if webhook.owner not in room:
             room[webhook.owner] = queue.count_room(connection, webhook.owner)
         if room[webhook.owner] <= 0:
             skipped[webhook.owner] += 1
             continue
-        queue.add(connection, webhook.id, payload(webhook, happening, now), now)
+        queue.add(connection, webhook.id, payload(webhook, event, now), now)
         room[webhook.owner] -= 1
     return skipped
 
 
-def payload(webhook: WebhookRecord, happening: Event, now: datetime) -> dict[str, object]:
+def payload(webhook: WebhookRecord, event: Event, now: datetime) -> dict[str, object]:
     """The message, in the form that Standard Webhooks recommends.
 
     Whoever hears of all owners is told which one it is.
     """
     told = ("owner", *_ABOUT) if webhook.every_owner else _ABOUT
-    about = {name: getattr(happening, name) or None for name in told}
+    about = {name: getattr(event, name) or None for name in told}
     return {
-        "type": happening.kind,
+        "type": event.kind,
         "timestamp": now.isoformat(),
-        "data": {**about, "details": dict(happening.data)},
+        "data": {**about, "details": dict(event.data)},
     }
 
 
@@ -217,7 +217,7 @@ def disable(connection: Connection, webhook: str, reason: str, now: datetime) ->
         .where(webhooks.c.id == webhook, webhooks.c.disabled_at.is_(None))
         .values(disabled_at=now, disabled_reason=reason)
     )
-    queue.give_up(connection, webhook, reason, now)
+    queue.abandon(connection, webhook, reason, now)
 
 
 def _is_ready(now: datetime) -> ColumnElement[bool]:

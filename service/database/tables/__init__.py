@@ -1,7 +1,7 @@
 """The tables, as the newest migration leaves them; a test compares the two."""
 
 from service.database.columns import metadata
-from service.database.tables.access import answers, api_keys, upload_parts, upload_uses, uploads
+from service.database.tables.access import api_keys, responses, upload_parts, upload_uses, uploads
 from service.database.tables.coordination import backup_outbox, compatibility, leases, orphans
 from service.database.tables.notifications import deliveries, event_positions, events, webhooks
 from service.database.tables.registry import (
@@ -15,8 +15,8 @@ from service.database.tables.registry import (
 )
 
 __all__ = [
-    "answers",
     "api_keys",
+    "backup_outbox",
     "compatibility",
     "datasets",
     "deliveries",
@@ -29,8 +29,8 @@ __all__ = [
     "orphans",
     "preflights",
     "promotions",
+    "responses",
     "trials",
-    "backup_outbox",
     "upload_parts",
     "upload_uses",
     "uploads",

@@ -4,7 +4,7 @@ from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Integer, String,
 
 from service.database.columns import UtcDateTime, json_column, metadata
 
-answers = Table(
+responses = Table(
     "idempotency",
     metadata,
     Column("owner", String(64), primary_key=True),

@@ -4,8 +4,8 @@ from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, T
 
 from service.database.columns import (
     Counter,
+    SanitizedText,
     UtcDateTime,
-    Words,
     json_column,
     metadata,
     partial_index,
@@ -50,7 +50,7 @@ webhooks = Table(
     Column("model", String(48), nullable=True),
     Column("created_at", UtcDateTime, nullable=False),
     Column("disabled_at", UtcDateTime, nullable=True),
-    Column("disabled_reason", Words, nullable=True),
+    Column("disabled_reason", SanitizedText, nullable=True),
     # Since when every attempt has failed, and until when it is left alone for that.
     Column("failing_since", UtcDateTime, nullable=True),
     Column("rests_until", UtcDateTime, nullable=True),
@@ -69,7 +69,7 @@ deliveries = Table(
     Column("attempts", Integer, nullable=False),
     Column("next_at", UtcDateTime, nullable=False),
     Column("status", Integer, nullable=True),
-    Column("error", Words, nullable=True),
+    Column("error", SanitizedText, nullable=True),
     Column("created_at", UtcDateTime, nullable=False, index=True),
     Column("delivered_at", UtcDateTime, nullable=True),
     Column("failed_at", UtcDateTime, nullable=True),

@@ -13,7 +13,13 @@ from sqlalchemy import (
     column,
 )
 
-from service.database.columns import UtcDateTime, Words, json_column, metadata, partial_index
+from service.database.columns import (
+    SanitizedText,
+    UtcDateTime,
+    json_column,
+    metadata,
+    partial_index,
+)
 
 # `sequence` columns keep the order of arrival; the ids are what the world sees. `owner` is the
 # tenant: it stands in each table that is listed by itself.
@@ -63,7 +69,7 @@ datasets = Table(
     # The same with the contents of uploads in the place of their addresses, which are other ones each
     # time that a file is sent; null where it names no upload. It holds as long as `fingerprint` does.
     Column("content_fingerprint", String(64), nullable=True),
-    Column("quarantine_reason", Words, nullable=True),
+    Column("quarantine_reason", SanitizedText, nullable=True),
     json_column("manifest", nullable=True),
     Column("created_at", UtcDateTime, nullable=False),
     # Null while shards can still be added; a dataset has a job from then on.
@@ -92,7 +98,7 @@ jobs = Table(
     Column("dataset", String(32), ForeignKey("datasets.id"), nullable=False, unique=True),
     Column("state", String(16), nullable=False),
     Column("reason", String(32), nullable=True),
-    Column("message", Words, nullable=True),
+    Column("message", SanitizedText, nullable=True),
     # The fence: it grows with every move, and every move names the revision that it has seen.
     Column("revision", Integer, nullable=False),
     Column("attempt", Integer, nullable=False),
@@ -161,7 +167,7 @@ promotions = Table(
     Column("kind", String(16), nullable=False),
     # The generation that a roll back from here returns to.
     Column("returns_to", Integer, nullable=True),
-    Column("reason", Words, nullable=False),
+    Column("reason", SanitizedText, nullable=False),
     Column("actor", String(128), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
 )
@@ -176,7 +182,7 @@ trials = Table(
     Column("version", Integer, nullable=False),
     # CanaryPlan: share, shadow, rule.
     json_column("plan", nullable=False),
-    Column("reason", Words, nullable=False),
+    Column("reason", SanitizedText, nullable=False),
     Column("actor", String(128), nullable=False),
     # When the version came on trial, whatever was changed since.
     Column("began_at", UtcDateTime, nullable=False),
@@ -184,7 +190,7 @@ trials = Table(
     json_column("observed", nullable=False),
     Column("ended_at", UtcDateTime, nullable=True),
     Column("outcome", String(16), nullable=True),
-    Column("ended_because", Words, nullable=True),
+    Column("ended_because", SanitizedText, nullable=True),
     # When what the replicas had written was removed.
     Column("swept_at", UtcDateTime, nullable=True),
     partial_index("ix_trials_open", column("ended_at").is_(None), "model", is_unique=True),
@@ -209,7 +215,7 @@ preflights = Table(
     Column("revision", Integer, nullable=False),
     Column("attempt", Integer, nullable=False),
     json_column("result", nullable=True),
-    Column("message", Words, nullable=True),
+    Column("message", SanitizedText, nullable=True),
     Column("created_at", UtcDateTime, nullable=False),
     Column("state_changed_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime, nullable=True),

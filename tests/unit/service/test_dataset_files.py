@@ -114,7 +114,7 @@ def task_of(plane: ControlPlane, uri: str, place: str | None = None) -> Validati
         shards=(ShardRef(uri=uri),),
         spec=plane.model().spec,
         allowed=plane.context.settings.allowed_prefixes,
-        places={} if place is None else {uri: place},
+        locations={} if place is None else {uri: place},
     )
 
 

@@ -86,7 +86,7 @@ def test_a_body_that_comes_too_slowly_is_given_up(pieces: list[bytes]) -> None:
     app = Bodies(api, api, MIB, MIB, pace)
     asyncio.run(asyncio.wait_for(app(_scope(), receive, send), 10))
     assert sent[0]["status"] == 400
-    assert b"body-cut-off" in sent[1]["body"]
+    assert b"incomplete-body" in sent[1]["body"]
 
 
 def _scope(method: str = "POST") -> Scope:

@@ -34,8 +34,8 @@ def _counted(plane: ControlPlane) -> Iterator[list[str]]:
 def _tell(plane: ControlPlane, number: int = 1) -> None:
     with plane.context.database.write() as connection:
         for _ in range(number):
-            happening = Event(kind="model.policy", owner="default", model="scenes")
-            events.tell(connection, happening, plane.clock())
+            emitted = Event(kind="model.policy", owner="default", model="scenes")
+            events.emit(connection, emitted, plane.clock())
 
 
 async def _hear(items: AsyncIterator[Item], heard: list[Item]) -> None:

@@ -105,11 +105,11 @@ def test_a_database_on_which_a_service_works_is_refused(
     upgrade(database)
     far = plane.clock().replace(year=2999)
     with database.write() as connection:
-        assert maintenance.claim_lease(connection, "sweeper", "somebody", plane.clock(), far)
+        assert maintenance.claim_lease(connection, "gc", "somebody", plane.clock(), far)
     database.close()
     status, _, complaint = run()
     assert status == 1
-    assert "sweeper" in complaint
+    assert "gc" in complaint
 
 
 def test_a_service_does_not_start_on_a_lost_database(

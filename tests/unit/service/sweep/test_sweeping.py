@@ -5,7 +5,7 @@ from datetime import timedelta
 from sqlalchemy import delete, func, select, update
 
 from service.database.queries import maintenance
-from service.database.tables import answers, events, models, orphans, uploads
+from service.database.tables import events, models, orphans, responses, uploads
 from service.database.tables import leases as lease_rows
 from service.database.tables import versions as version_rows
 from service.launchers.port import LaunchState
@@ -260,7 +260,7 @@ def test_old_answers_and_events_are_forgotten(plane: ControlPlane) -> None:
     plane.client.post("/v1/datasets", json=body, headers=headers)
     plane.clock.advance(DAY + 60)
     sweep(plane)
-    assert _count(plane, answers) == 0
+    assert _count(plane, responses) == 0
     assert _count(plane, events) > 0
     plane.clock.advance(90 * DAY)
     sweep(plane)
@@ -314,9 +314,7 @@ def test_one_service_at_a_time_sweeps(plane: ControlPlane) -> None:
     plane.clock.advance(8 * DAY)
     now = plane.clock()
     with plane.context.database.write() as connection:
-        maintenance.claim_lease(
-            connection, "sweeper", "another one", now, now + timedelta(minutes=5)
-        )
+        maintenance.claim_lease(connection, "gc", "another one", now, now + timedelta(minutes=5))
     plane.clock.advance(299)
     GarbageCollector(plane.context).sweep()
     assert keys(plane, f"runs/{job}/")

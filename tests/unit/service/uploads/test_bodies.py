@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from service.api.spool import Spool
-from service.errors import NoRoom
+from service.errors import DiskFull
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.served_app import served
@@ -106,7 +106,7 @@ def test_a_full_device_is_no_room() -> None:
     with Path("/dev/full").open("wb", buffering=0) as file:
         spool = Spool(file)
         asyncio.run(spool.add(b"abc"))
-        with pytest.raises(NoRoom, match="disk of the service is full"):
+        with pytest.raises(DiskFull, match="disk of the service is full"):
             asyncio.run(spool.finish())
 
 

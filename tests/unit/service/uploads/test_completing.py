@@ -7,7 +7,7 @@ import pytest
 
 from cmcl.contract.errors import StorageUnavailable
 from service.api.dependencies import IdempotencyKey
-from service.api.idempotency import answer_long
+from service.api.idempotency import respond_long
 from service.database.rows import ResponseRecord
 from service.datasets import upload_completion
 from service.maintenance.gc import GarbageCollector
@@ -158,7 +158,7 @@ def test_a_lost_answer_is_given_again_whenever_it_is_asked_for(plane: ControlPla
         raise Death
 
     with pytest.raises(Death):
-        answer_long(plane.context, key, complete_and_die)
+        respond_long(plane.context, key, complete_and_die)
     first = plane.client.post(path, headers=headers)
     assert (first.status_code, first.json()["state"]) == (200, "complete")
     shards = [{"uri": first.json()["uri"]}]

@@ -1,4 +1,4 @@
-"""Validation in a process of its own: whatever that meets, this one goes on, and nothing is left."""
+"""Validation in a child process: a crash there does not reach this process, and nothing is left behind."""
 
 import json
 import os
@@ -19,8 +19,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from service.app import Parts, create_app
 from service.datasets.subprocess_validator import SubprocessValidator, share_of_memory
-from service.datasets.validations import Cord
-from service.datasets.verify import ValidationTask
+from service.datasets.verify import CancelToken, ValidationTask
 from service.jobs.reconciler import Reconciler
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
@@ -55,8 +54,10 @@ class Ground:
     def shard(self, name: str = "a") -> str:
         return write_shard(self.shards / f"{name}.parquet", feature_table(16, prefix=name)).uri
 
-    def read(self, task: ValidationTask, apart: SubprocessValidator = PATIENT) -> DatasetManifest:
-        return apart.read(self.store, task, Cord())
+    def validate(
+        self, task: ValidationTask, validator: SubprocessValidator = PATIENT
+    ) -> DatasetManifest:
+        return validator.validate(self.store, task, CancelToken())
 
 
 class SilentBucket:
@@ -136,7 +137,7 @@ class Read(threading.Thread):
 
     def __init__(self, ground: Ground, task: ValidationTask) -> None:
         super().__init__(daemon=True)
-        self.cord = Cord()
+        self.cancel_token = CancelToken()
         self.error: Exception | None = None
         self._work = ground, task
         self.start()
@@ -144,7 +145,7 @@ class Read(threading.Thread):
     def run(self) -> None:
         ground, task = self._work
         try:
-            PATIENT.read(ground.store, task, self.cord)
+            PATIENT.validate(ground.store, task, self.cancel_token)
         except Exception as error:  # noqa: BLE001
             self.error = error
 
@@ -155,7 +156,7 @@ class Read(threading.Thread):
 
 
 def test_a_good_dataset_is_verified_and_written(ground: Ground) -> None:
-    manifest = ground.read(ground.task(ground.shard()))
+    manifest = ground.validate(ground.task(ground.shard()))
     assert manifest.rows == 16
     written = ground.store.read("datasets/ds-0123456789ab/manifest.json")
     assert DatasetManifest.model_validate_json(written) == manifest
@@ -165,7 +166,7 @@ def test_a_bad_file_is_refused_in_the_same_words(ground: Ground) -> None:
     path = ground.shards / "bad.parquet"
     path.write_bytes(b"nothing of ours")
     with pytest.raises(InvalidDataset, match=r"bad\.parquet: by its first bytes it is neither"):
-        ground.read(ground.task(path.resolve().as_uri()))
+        ground.validate(ground.task(path.resolve().as_uri()))
 
 
 def test_a_file_that_crashes_its_reader_twice_is_refused(
@@ -186,32 +187,32 @@ def test_a_single_crash_is_forgiven(ground: Ground) -> None:
     assert read.ended() is None
 
 
-def test_what_takes_too_long_is_ended(ground: Ground, silent: SilentBucket) -> None:
+def test_a_validation_past_its_deadline_is_killed(ground: Ground, silent: SilentBucket) -> None:
     task = ground.task(ground.shard(), silent.address)
-    with pytest.raises(InvalidDataset, match=r"^reading .*was not done after 1 s"):
-        ground.read(task, SubprocessValidator(seconds=1, memory=512 << 20))
+    with pytest.raises(InvalidDataset, match=r"^reading .*did not finish within 1 s"):
+        ground.validate(task, SubprocessValidator(seconds=1, memory=512 << 20))
     assert children() == []
 
 
-def test_more_memory_than_its_share_is_the_files_fault(ground: Ground) -> None:
+def test_a_file_that_needs_more_memory_than_permitted_is_refused(ground: Ground) -> None:
     narrow = SubprocessValidator(seconds=60, memory=16 << 20)
     with pytest.raises(InvalidDataset, match=r"(16 MiB of memory|ended with SIG\w+), twice"):
-        ground.read(ground.task(ground.shard()), narrow)
+        ground.validate(ground.task(ground.shard()), narrow)
 
 
-def test_nobody_waits_so_the_process_is_ended(ground: Ground, silent: SilentBucket) -> None:
+def test_cancelling_kills_the_process(ground: Ground, silent: SilentBucket) -> None:
     read = Read(ground, ground.task(silent.address))
     silent.wait_for_reader()
-    read.cord.cut()
+    read.cancel_token.cancel()
     assert isinstance(read.ended(), StorageUnavailable)
     assert children() == []
 
 
-def test_a_validation_that_nobody_waits_for_ends_at_once(ground: Ground) -> None:
-    cord = Cord()
-    cord.cut()
-    with pytest.raises(StorageUnavailable, match="nobody waits"):
-        PATIENT.read(ground.store, ground.task(ground.shard()), cord)
+def test_a_validation_that_was_cancelled_before_it_began_ends_at_once(ground: Ground) -> None:
+    cancelled = CancelToken()
+    cancelled.cancel()
+    with pytest.raises(StorageUnavailable, match="was cancelled"):
+        PATIENT.validate(ground.store, ground.task(ground.shard()), cancelled)
 
 
 def test_the_process_ends_with_the_one_that_started_it(
@@ -220,11 +221,10 @@ def test_the_process_ends_with_the_one_that_started_it(
     task = ground.task(silent.address)
     program = (
         "import sys; from service.datasets.subprocess_validator import SubprocessValidator\n"
-        "from service.datasets.verify import ValidationTask\n"
-        "from service.datasets.validations import Cord\n"
+        "from service.datasets.verify import CancelToken, ValidationTask\n"
         "from workers.storage.uris import open_store\n"
         "task = ValidationTask.model_validate_json(sys.argv[2])\n"
-        "SubprocessValidator(60, 512 << 20).read(open_store(sys.argv[1]), task, Cord())"
+        "SubprocessValidator(60, 512 << 20).validate(open_store(sys.argv[1]), task, CancelToken())"
     )
     words = [sys.executable, "-c", program, ground.store.uri, task.model_dump_json()]
     with subprocess.Popen(words, env={**os.environ, "TMPDIR": str(ground.store.root)}) as service:
@@ -236,13 +236,13 @@ def test_the_process_ends_with_the_one_that_started_it(
     assert not is_alive(child)
 
 
-def test_strangers_files_are_read_without_the_services_keys(
+def test_files_of_users_are_read_without_the_keys_of_the_service(
     ground: Ground, silent: SilentBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CMCL_ADMIN_KEY", "k" * 40)
     read = Read(ground, ground.task(silent.address))
     environment = Path(f"/proc/{silent.wait_for_reader()}/environ").read_bytes()
-    read.cord.cut()
+    read.cancel_token.cancel()
     read.ended()
     assert b"AWS_ENDPOINT_URL=" in environment
     assert b"CMCL_ADMIN_KEY" not in environment
@@ -255,18 +255,18 @@ def test_the_process_loads_neither_server_nor_database() -> None:
     assert heavy.isdisjoint(json.loads(answer.stdout))
 
 
-def test_the_service_validates_apart_unless_it_is_told(tmp_path: Path) -> None:
+def test_the_service_validates_in_a_child_process_by_default(tmp_path: Path) -> None:
     plane = ControlPlane(tmp_path)
     plane.create_model()
     job = plane.post_dataset()
     app = create_app(plane.context.settings, Parts(launcher=plane.launcher))
-    rung = threading.Event()
+    pause = threading.Event()
     reconciler, deadline = Reconciler(app.state.context), time.monotonic() + 120
     seen = []
     while plane.job(job).state != JobState.SUBMITTING and time.monotonic() < deadline:
         reconciler.tick()
         seen += children()
-        rung.wait(0.05)
+        pause.wait(0.05)
     assert plane.job(job).state == JobState.SUBMITTING
     assert len(set(seen)) == 1
     app.state.context.close()

@@ -1,4 +1,4 @@
-"""What happens is carried on at once, and a bell that is never rung costs time alone."""
+"""What happens is carried on at once, and a signal that is missed costs only time."""
 
 import threading
 import time
@@ -34,27 +34,27 @@ def test_a_posted_dataset_is_taken_up_at_once(rare: ControlPlane) -> None:
     while rare.job(job).state != JobState.RUNNING and time.monotonic() < deadline:
         stop.wait(0.01)
     stop.set()
-    rare.context.bell.ring("scenes")
+    rare.context.wake_signal.notify("scenes")
     thread.join(60)
     assert rare.job(job).state == JobState.RUNNING
     assert not thread.is_alive()
 
 
-def test_a_ring_before_the_wait_is_not_missed() -> None:
-    bell = WakeSignal()
-    bell.ring("scenes")
-    bell.ring("sounds")
-    assert bell.wait(3600) == {"scenes", "sounds"}
-    assert bell.wait(0) == frozenset()
+def test_a_signal_before_the_wait_is_not_missed() -> None:
+    wake_signal = WakeSignal()
+    wake_signal.notify("scenes")
+    wake_signal.notify("sounds")
+    assert wake_signal.wait(3600) == {"scenes", "sounds"}
+    assert wake_signal.wait(0) == frozenset()
 
 
-def test_a_wait_ends_without_a_ring() -> None:
+def test_a_wait_ends_without_a_signal() -> None:
     assert WakeSignal().wait(0.01) == frozenset()
 
 
-def test_a_ring_for_one_model_looks_at_no_other(plane: ControlPlane) -> None:
+def test_a_signal_for_one_model_looks_at_no_other(plane: ControlPlane) -> None:
     plane.create_model("sounds")
-    quiet, rung = plane.post_dataset(), plane.post_dataset("two", "sounds")
+    quiet, woken = plane.post_dataset(), plane.post_dataset("two", "sounds")
     plane.reconciler.tick(frozenset({"sounds"}))
     assert plane.job(quiet).state == JobState.QUEUED
-    assert plane.job(rung).state == JobState.VALIDATING
+    assert plane.job(woken).state == JobState.VALIDATING

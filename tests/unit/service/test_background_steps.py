@@ -39,7 +39,7 @@ class Held(Executor):
 
 @pytest.fixture
 def held(plane: ControlPlane) -> Held:
-    """Of a control plane whose steps aside take as long as the test says."""
+    """Of a control plane whose background steps take as long as the test says."""
     held = Held()
     plane.reconciler = Reconciler(replace(plane.context, threads=held))
     return held
@@ -161,19 +161,19 @@ def _nothing() -> None:
 
 
 def test_steps_get_their_places_in_the_order_in_which_they_were_begun() -> None:
-    held, rung = Held(), list[str]()
-    aside = BackgroundSteps(held, rung.append, ScriptedClock())
-    assert [aside.begin(model, _nothing) for model in "fedcba"] == [True] * 4 + [False] * 2
-    assert all(aside.is_busy(model) for model in "abcdef")
+    held, woken = Held(), list[str]()
+    steps = BackgroundSteps(held, woken.append, ScriptedClock())
+    assert [steps.begin(model, _nothing) for model in "fedcba"] == [True] * 4 + [False] * 2
+    assert all(steps.is_busy(model) for model in "abcdef")
     held.go()
-    assert rung == ["f"]
-    assert not aside.begin("g", _nothing)
-    assert [*aside.ended()] == ["f"]
-    assert (aside.is_busy("f"), len(held)) == (False, 4)
+    assert woken == ["f"]
+    assert not steps.begin("g", _nothing)
+    assert [*steps.ended()] == ["f"]
+    assert (steps.is_busy("f"), len(held)) == (False, 4)
     for _ in range(4):
         held.go()
-    assert [*aside.ended()] == [*"edcb"]
+    assert [*steps.ended()] == [*"edcb"]
     held.go()
     held.go()
-    assert [*aside.ended()] == [*"ag"]
-    assert aside.longest() is None
+    assert [*steps.ended()] == [*"ag"]
+    assert steps.longest() is None
