@@ -1,4 +1,4 @@
-"""The one place where the parts of the control plane are wired together."""
+"""Wires the parts of the control plane. The only module that does."""
 
 import logging
 import threading
@@ -46,13 +46,14 @@ from service.events.feed import Feed
 from service.events.webhook_delivery import Deliverer
 from service.events.webhook_secrets import SecretCipher, encrypt_stored
 from service.events.webhook_sender import Sender
-from service.jobs.preflights import PreflightRounds
+from service.jobs.preflights import PreflightReconciler
 from service.jobs.reconciler import Reconciler
 from service.jobs.workqueue import DaemonThreads, WakeSignal
 from service.launchers.circuit_breaker import CircuitBreaker
 from service.launchers.kuberay.resource import Site, read_pod_templates
 from service.launchers.port import Launcher
 from service.launchers.ray_jobs import Driver, RayJobLauncher
+from service.loops import Loop
 from service.maintenance.backup import BackupWriter
 from service.maintenance.gc import GarbageCollector
 from service.registry.announcer import Announcer
@@ -74,7 +75,7 @@ logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10.0
 
-# In the order in which the description of the API shows them.
+# In the order of the API description.
 _ROUTES = (
     models,
     versions,
@@ -90,16 +91,14 @@ _ROUTES = (
     openapi,
 )
 
-# Goes on until the event is set.
-Loop = Callable[[threading.Event], None]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What tests replace; None means the real thing, as the settings say.
+    """Parts that tests replace; None stands for the one that the settings describe.
 
-    With an `executor`, datasets are validated and candidates are judged there, within this process.
+    With an `executor`, datasets are validated and candidates are judged there, in this process.
     """
 
     store: ObjectStore | None = None
@@ -110,7 +109,7 @@ class Parts:
 
 
 def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
-    """The control plane. Its reconciler runs from the start of the server to its end."""
+    """Create the control plane. Its loops run from the start of the server until it stops."""
     context = create_context(settings, parts or Parts())
     reconciler = Reconciler(context)
     app = DescribedApp(
@@ -121,13 +120,15 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
         dependencies=[Depends(require_body_type)],
         responses=PROBLEMS,
         telemetry=context.metrics.spans.of_requests(),
-        # Ours are rendered once, and load nothing from elsewhere: routes/openapi.py.
+        # Served by `service.api.openapi`: rendered once, without scripts from elsewhere.
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )
     app.state.context = context
     app.state.reconciler = reconciler
+    # Those that run; the lifespan adds the others.
+    app.state.loops = [reconciler]
     app.state.probes = operations.Probes()
     app.state.rendered_metrics = operations.cached_metrics(context)
     app.state.description = openapi.Description(app.openapi)
@@ -141,7 +142,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     for module in _ROUTES:
         app.include_router(module.router)
     add_problem_handlers(app)
-    # Outermost last.
+    # The last one added is the outermost.
     app.add_middleware(ConcurrencyLimit)
     app.add_middleware(
         Bodies,
@@ -156,12 +157,12 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
 
 
 def create_context(settings: Settings, parts: Parts) -> Context:
-    """The parts, with the newest form of the tables in place. The database is closed on any error."""
+    """Create the parts and upgrade the tables. The database is closed on any error."""
     metrics, wake_signal = Metrics(parts.spans or open_spans()), WakeSignal()
     opened = open_database(settings.database_url)
     database = InstrumentedDatabase(opened, metrics, EventObserver(metrics, wake_signal.notify))
     try:
-        # A newer release may have left tables that are no use here.
+        # Raises if a newer release left tables that this one cannot use.
         upgrade(database)
         return _context(settings, parts, database, metrics, wake_signal)
     except BaseException:
@@ -201,7 +202,7 @@ def _announcer(settings: Settings, metrics: Metrics) -> Announcer:
 def _tokens(settings: Settings) -> TokenVerifier | None:
     if not settings.oidc_issuer or not settings.oidc_audience:
         return None
-    # Cryptography takes a while to import; most have no issuer.
+    # `cryptography` takes long to import, and most deployments have no issuer.
     from service.auth.oidc import OidcTokens
 
     return OidcTokens(settings.oidc_issuer, settings.oidc_audience, settings.oidc_owner_claim)
@@ -228,7 +229,7 @@ def _launcher(settings: Settings) -> Launcher:
 
 
 def _kuberay_launcher(settings: Settings) -> Launcher:
-    # Its client of Kubernetes takes half a second to import; most have no need of it.
+    # The Kubernetes client takes half a second to import, and most deployments do not need it.
     from service.launchers.kuberay.launcher import KubeRayLauncher
 
     site = Site(
@@ -253,14 +254,15 @@ def _kuberay_launcher(settings: Settings) -> Launcher:
 
 def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         context.authenticator.warn_without_keys()
         encrypt_stored(context.database, SecretCipher(context.settings.encryption_key))
         stop = threading.Event()
-        # Daemons: a call that hangs must not keep the process from ending. Nothing is lost.
+        app.state.loops = _loops(context, reconciler)
+        # Daemons: a call that hangs must not keep the process from exiting. No state is lost.
         threads = [
-            threading.Thread(target=loop, args=[stop], name=name, daemon=True)
-            for name, loop in _loops(context, reconciler).items()
+            threading.Thread(target=loop.run, args=[stop], name=loop.name, daemon=True)
+            for loop in app.state.loops
         ]
         for thread in threads:
             thread.start()
@@ -268,33 +270,36 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
         stop.set()
         for thread in threads:
             thread.join(_STOP_SECONDS)
-        _leave(reconciler)
+        _release_leases(reconciler)
         context.close()
 
     return lifespan
 
 
-def _loops(context: Context, reconciler: Reconciler) -> dict[str, Loop]:
-    loops: dict[str, Loop] = {
-        "reconciler": reconciler.run,
-        "preflights": PreflightRounds(context).run,
-        "webhooks": _deliverer(context).run,
-        "gc": GarbageCollector(context).run,
-        "backup": BackupWriter(context).run,
-    }
+def _loops(context: Context, reconciler: Reconciler) -> list[Loop]:
+    """All loops of this process, with their ages as a metric."""
+    loops: list[Loop] = [
+        reconciler,
+        PreflightReconciler(context),
+        _deliverer(context),
+        GarbageCollector(context),
+        BackupWriter(context),
+    ]
     if context.settings.embeddings_url:
-        loops["announcer"] = context.announcer.run
+        loops.append(context.announcer)
     if context.settings.snapshot_signing_key is not None:
-        loops["keys"] = _snapshot_loop(context, context.settings.snapshot_signing_key)
+        loops.append(_snapshot_writer(context, context.settings.snapshot_signing_key))
+    for loop in loops:
+        context.metrics.loop_age.labels(loop.name).set_function(loop.age)
     return loops
 
 
-def _snapshot_loop(context: Context, signing_key: SecretStr) -> Loop:
-    # Cryptography takes a while to import; most have no such key.
+def _snapshot_writer(context: Context, signing_key: SecretStr) -> Loop:
+    # `cryptography` takes long to import, and most deployments have no such key.
     from service.auth.signing import read_signing_key
     from service.maintenance.key_snapshot import SnapshotWriter
 
-    return SnapshotWriter(context, read_signing_key(signing_key.get_secret_value())).run
+    return SnapshotWriter(context, read_signing_key(signing_key.get_secret_value()))
 
 
 def _deliverer(context: Context) -> Deliverer:
@@ -306,9 +311,9 @@ def _deliverer(context: Context) -> Deliverer:
     )
 
 
-def _leave(reconciler: Reconciler) -> None:
-    """Without a database that answers, the leases run out by themselves."""
+def _release_leases(reconciler: Reconciler) -> None:
+    """Release the leases of models; if the database does not respond, they expire."""
     try:
         reconciler.stop()
     except DatabaseError as error:
-        logger.warning("leases were not given back: %s", error)
+        logger.warning("leases were not released: %s", error)

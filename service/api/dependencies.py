@@ -15,7 +15,7 @@ from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
 from service.datasets.intake import MOST_SHARDS
 from service.errors import FieldProblem, Forbidden, Unprocessable, UnsupportedMediaType
-from service.jobs.reconciler import Reconciler
+from service.loops import Loop
 from service.principal import EVERY_OWNER, Principal, Scope
 
 # Kubernetes asks these by the address of the pod.
@@ -99,10 +99,10 @@ def get_context(request: Request) -> Context:
     return context
 
 
-def get_reconciler(request: Request) -> Reconciler:
-    """The reconciler of this process."""
-    reconciler: Reconciler = request.app.state.reconciler
-    return reconciler
+def get_loops(request: Request) -> list[Loop]:
+    """The background loops of this process that run."""
+    loops: list[Loop] = request.app.state.loops
+    return loops
 
 
 async def require_body_type(request: Request) -> None:
@@ -182,7 +182,7 @@ ReasonBody = Annotated[Reason, Body(default_factory=Reason)]
 
 
 ContextDep = Annotated[Context, Depends(get_context)]
-ReconcilerDep = Annotated[Reconciler, Depends(get_reconciler)]
+LoopsDep = Annotated[list[Loop], Depends(get_loops)]
 IdempotencyKeyDep = Annotated[IdempotencyKey | None, Depends(get_request_key)]
 
 

@@ -1,4 +1,4 @@
-"""For the machinery around us: is the process alive, can it work, what does it measure."""
+"""Probes and metrics: is the process alive, is it ready, what does it measure."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from sqlalchemy import text
 
 from cmcl.contract.errors import StorageError
-from service.api.dependencies import METRICS, ContextDep, ReconcilerDep
+from service.api.dependencies import METRICS, ContextDep, LoopsDep
 from service.api.ttl_cache import TTLCache, in_thread
 from service.context import Context
 from service.errors import DatabaseError
@@ -21,21 +21,21 @@ router = APIRouter(tags=["operations"])
 
 
 class Health(BaseModel):
-    """Whether this process can do its work; `checks` says what each part answered."""
+    """Health of this process; `checks` has the result of each check."""
 
     status: str
     checks: dict[str, str] = {}
 
 
-# Probes come every few seconds, and what hangs can hang for minutes: it holds up so many threads of
-# its own, and none of those that answer requests.
+# Probes come every few seconds, and a call may hang for minutes: each check has so many threads of its own, and takes
+# none of those that serve requests.
 _THREADS = 2
-# Whoever asks more often gets the same answer.
+# More frequent requests get the same response.
 _TTL_SECONDS = 1.0
 
 
 class Probes:
-    """Asks what must answer, for a few seconds at most: less than whoever probes is patient."""
+    """Runs checks with a timeout below that of the prober."""
 
     def __init__(self, patience_seconds: float = 4.0) -> None:
         self._patience_seconds = patience_seconds
@@ -43,7 +43,7 @@ class Probes:
         self._answers: dict[str, TTLCache[str]] = {}
 
     async def ask(self, name: str, question: Callable[[], None]) -> str:
-        """`ok`, or in words what is wrong: this is the report of it, a second old at most."""
+        """Return `ok` or the problem; the result may be a second old."""
         if name not in self._answers:
             self._answers[name] = TTLCache(partial(self._ask, name, question), _TTL_SECONDS)
         return await self._answers[name].get()
@@ -54,28 +54,28 @@ class Probes:
             with fail_after(self._patience_seconds):
                 await to_thread.run_sync(question, limiter=threads, abandon_on_cancel=True)
         except TimeoutError:
-            return f"no answer within {self._patience_seconds:g} s"
+            return f"no response within {self._patience_seconds:g} s"
         except (DatabaseError, StorageError) as error:
             return str(error)
         return "ok"
 
 
 @router.get("/healthz", response_model=Health, responses={503: {"model": Health}})
-async def healthz(reconciler: ReconcilerDep) -> JSONResponse:
-    """The process answers, and nothing hangs in it that only another process would be rid of.
+async def healthz(loops: LoopsDep) -> JSONResponse:
+    """Liveness: 503 if a background loop has hung for half an hour, which only a restart ends.
 
-    Nothing else is asked, so that an outage elsewhere restarts nobody.
+    Database and object storage are not asked: their outage must not restart the service.
     """
-    # Not in a thread: they may all be waiting for whatever does not answer.
-    hung = reconciler.hung()
-    if hung is None:
+    # Not in a thread: all threads may be waiting for what hangs.
+    hung = {loop.name: problem for loop in loops if (problem := loop.hung()) is not None}
+    if not hung:
         return JSONResponse(Health(status="ok").model_dump())
-    return JSONResponse(Health(status="hung", checks={"reconciler": hung}).model_dump(), 503)
+    return JSONResponse(Health(status="hung", checks=hung).model_dump(), 503)
 
 
 @router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
-async def readyz(context: ContextDep, reconciler: ReconcilerDep, request: Request) -> JSONResponse:
-    """Database and object storage answer, and the reconciler gets round."""
+async def readyz(context: ContextDep, loops: LoopsDep, request: Request) -> JSONResponse:
+    """Readiness: database and object storage respond, and every background loop makes progress."""
     probes: Probes = request.app.state.probes
     database, store = await asyncio.gather(
         probes.ask("database", lambda: _ask_database(context)),
@@ -84,7 +84,7 @@ async def readyz(context: ContextDep, reconciler: ReconcilerDep, request: Reques
     checks = {
         "database": database,
         "store": store,
-        "reconciler": "ok" if reconciler.is_healthy() else "no round has ended for too long",
+        **{loop.name: loop.problem() or "ok" for loop in loops},
     }
     is_ready = set(checks.values()) == {"ok"}
     health = Health(status="ok" if is_ready else "not ready", checks=checks)
@@ -93,13 +93,13 @@ async def readyz(context: ContextDep, reconciler: ReconcilerDep, request: Reques
 
 @router.get(METRICS, response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Prometheus' text format, at most a second old. Where there is a metrics key, it must be sent."""
+    """Metrics in Prometheus' text format, at most a second old. If a metrics key is set, it is required."""
     rendered: TTLCache[bytes] = request.app.state.rendered_metrics
     return Response(await rendered.get(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def cached_metrics(context: Context) -> TTLCache[bytes]:
-    """Rendering asks the database, and takes longer the more models there are."""
+    """Cache the metrics: rendering them reads the database, and takes longer with more models."""
     return TTLCache(in_thread(partial(generate_latest, context.metrics.registry)), _TTL_SECONDS)
 
 
@@ -109,5 +109,5 @@ def _ask_database(context: Context) -> None:
 
 
 def _ask_store(context: Context) -> None:
-    """Where nothing lies: looking through what is there takes longer the more there was."""
+    """List a prefix without objects: listing one with many takes long."""
     list(context.store.keys("probes/"))

@@ -44,13 +44,12 @@ from service.launchers.port import (
     Submission,
 )
 from service.lookup import get_model, get_version
+from service.loops import PeriodicLoop
 from service.principal import Principal
 from workers.storage import layout
 
 logger = logging.getLogger(__name__)
 
-# People wait for the answer, but not as for a page: the launcher is asked once in a while.
-_ROUND_SECONDS = 1.0
 # Of different models; those of one owner that hang hold up nobody else. Which of them run at the same
 # time is the cluster's business.
 _AT_ONCE = 64
@@ -100,36 +99,42 @@ def get_preflight(connection: Connection, preflight: str, principal: Principal) 
     return found
 
 
-class PreflightRounds:
-    """Carries pre-flights on: of each model one at a time, one small step in each round."""
+class PreflightReconciler(PeriodicLoop):
+    """Advances pre-flights: one per model at a time, one step per round."""
+
+    name = "preflights"
+    # The launcher is asked in each round, and the caller waits for seconds at least.
+    pause_seconds = 1.0
 
     def __init__(self, context: Context) -> None:
+        super().__init__()
         self._context = context
 
-    def run(self, stop: threading.Event) -> None:
-        """Rounds until `stop` is set."""
-        while not stop.wait(_ROUND_SECONDS):
-            try:
-                self.tick()
-            except Exception as error:  # noqa: BLE001
-                # If that ended the thread, no pre-flight would ever be answered.
-                _report("a round of pre-flights failed", error)
+    def step(self, stop: threading.Event) -> float:
+        """See PeriodicLoop."""
+        self.tick()
+        return self.pause_seconds
+
+    def report(self, error: Exception) -> None:
+        """See PeriodicLoop."""
+        _report("a round of pre-flights failed; will retry", error)
 
     def tick(self) -> None:
-        """One step of each that has its turn."""
+        """Run one step of the oldest pre-flight of each model."""
         with self._context.database.read() as connection:
             found = preflights.current(connection, _AT_ONCE, _OF_ONE_OWNER)
         for preflight in found:
-            self._attend(preflight)
+            self._advance(preflight)
+            self.beat()
 
-    def _attend(self, preflight: PreflightRecord) -> None:
+    def _advance(self, preflight: PreflightRecord) -> None:
+        """Run one step; an error does not reach the other pre-flights."""
         try:
             _STEPS[preflight.state](self._context, preflight)
         except (LauncherError, StorageUnavailable) as error:
             _report(f"pre-flight {preflight.id} failed; will retry", error)
-            _tell_user(self._context, preflight, f"waiting: {error}")
+            _set_message(self._context, preflight, f"waiting: {error}")
         except Exception as error:  # noqa: BLE001
-            # Whatever it is, the others must get on; this one is tried again.
             _report(f"pre-flight {preflight.id} failed; will retry", error)
 
 
@@ -263,7 +268,7 @@ def _end(
             events.emit(connection, event, now)
 
 
-def _tell_user(context: Context, preflight: PreflightRecord, message: str) -> None:
+def _set_message(context: Context, preflight: PreflightRecord, message: str) -> None:
     if message == preflight.message:
         return
     with context.database.write() as connection:

@@ -1,15 +1,14 @@
-"""A record: rows of the database as one object, with a digest that tells whether it is whole.
+"""Backup: rows that exist in the database alone, written to object storage as records with a digest.
 
-A migration that adds a column notes everything, so that it is recorded anew; until that is done, the
-column is what a new row has there. An older release refuses records with a column that it lacks:
-something would be lost in silence.
+A record has the rows of one model, dataset or version. A migration that adds a column enqueues everything, so that
+all records are written again; until then a rebuild takes the column's default. An older release refuses records with
+a column that it does not have: it would lose values without a sign.
 """
 
 import hashlib
 import json
 import logging
 import threading
-import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,70 +22,64 @@ from cmcl.contract.errors import ObjectNotFound, StorageError
 from cmcl.contract.modality import Sha256
 from service.context import Context
 from service.database.columns import UtcDateTime
-from service.database.queries import backup, events, maintenance
+from service.database.queries import backup, events
 from service.database.queries.backup import Kind, OutboxEntry, Row, Tables
 from service.database.tables import metadata
 from service.errors import Conflict, DatabaseError
+from service.loops import Lease, OutageLog, PeriodicLoop
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 
 logger = logging.getLogger(__name__)
 
-_PAUSE_SECONDS = 0.5
-
 _PAUSE_AFTER_FAILURE_SECONDS = 5.0
-
 _AT_ONCE = 200
-
-# A bucket answers after tens of milliseconds: one after another, ten thousand would take minutes.
+# A bucket takes tens of milliseconds for a request: ten thousand in sequence would take minutes.
 _THREADS = 4
-
 _LEASE = timedelta(minutes=1)
-
-_NAME = "backup"
 
 
 class Record(BaseModel):
-    """The rows of one model, dataset or version, as of one moment."""
+    """The rows of one model, dataset or version at one time."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     format: Literal[1] = 1
     kind: Kind
     name: str
-    # Of the newest event then: whoever listens goes on behind it.
+    # Position of the newest event at that time: listeners continue after it.
     position: int
-    # Of the manifest in object storage that belongs to it, byte by byte.
+    # Digest of the bytes of its manifest in object storage.
     manifest_sha256: Sha256 | None = None
     tables: dict[str, list[dict[str, JsonValue]]]
 
 
 class _Sealed(BaseModel):
-    """What lies in object storage."""
+    """The object in the store."""
 
     sha256: Sha256
     record: dict[str, JsonValue]
 
 
 class DamagedRecord(Exception):
-    """It is not what was written. Says why."""
+    """The object is not what was written; the message says why."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A record that was read: rows as the database takes them."""
+    """A record that was read, with rows as the database takes them."""
 
     tables: Tables
     position: int
     manifest_sha256: str | None
 
     def rows(self, table: Table) -> list[Row]:
-        """Those of one table."""
+        """The rows of one table."""
         return self.tables.get(table.name, [])
 
 
 def key_of(kind: Kind, name: str) -> str:
-    """Where the record lies."""
+    """The key of a record in the store."""
     if kind == "model":
         return layout.model_record(name)
     if kind == "dataset":
@@ -96,21 +89,21 @@ def key_of(kind: Kind, name: str) -> str:
 
 
 def encode_rows(tables: Tables) -> dict[str, list[dict[str, JsonValue]]]:
-    """Rows as JSON can say them."""
+    """Rows with values that JSON has."""
     return {
-        table: [{name: _told(value) for name, value in row.items()} for row in rows]
+        table: [{name: _jsonable(value) for name, value in row.items()} for row in rows]
         for table, rows in tables.items()
     }
 
 
 def write(record: Record) -> bytes:
-    """The record as an object."""
+    """Serialize a record."""
     content = record.model_dump(mode="json")
     return _Sealed(sha256=_digest(content), record=content).model_dump_json().encode()
 
 
 def read(data: bytes, kind: Kind, name: str) -> Recorded:
-    """The record of that very thing. Raises DamagedRecord, and Conflict for a newer release's."""
+    """Parse the record of that kind and name. Raises DamagedRecord, and Conflict for one of a newer release."""
     found = _opened(data)
     if (found.kind, found.name) != (kind, name):
         raise DamagedRecord(f"it is of {found.kind} {found.name}")
@@ -136,9 +129,9 @@ def _digest(content: Mapping[str, JsonValue]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _told(value: Any) -> JsonValue:
-    told: JsonValue = value.isoformat() if isinstance(value, datetime) else value
-    return told
+def _jsonable(value: Any) -> JsonValue:
+    encoded: JsonValue = value.isoformat() if isinstance(value, datetime) else value
+    return encoded
 
 
 def _row(table: str, values: Mapping[str, JsonValue]) -> Row:
@@ -151,61 +144,70 @@ def _row(table: str, values: Mapping[str, JsonValue]) -> Row:
             "rebuild with that one"
         )
     try:
-        return {name: _meant(columns[name], value) for name, value in values.items()}
+        return {name: _decoded(columns[name], value) for name, value in values.items()}
     except (TypeError, ValueError) as error:
         raise DamagedRecord(f"{table}: {error}") from error
 
 
-def _meant(column: Column[Any], value: JsonValue) -> Any:
+def _decoded(column: Column[Any], value: JsonValue) -> Any:
     if isinstance(column.type, UtcDateTime) and value is not None:
         return datetime.fromisoformat(str(value))
     return value
 
 
-class BackupWriter:
-    """One service at a time records for all."""
+class BackupWriter(PeriodicLoop):
+    """Writes records for all replicas, one replica at a time.
+
+    Every change adds an entry to the outbox in its own transaction. The entries are read first, then the rows;
+    then the records are written, and only then the entries are removed. So a record is at least as new as the
+    entries that it settles, a change in between has an entry of its own, and what a process that died left undone,
+    or half done, the next one does. Of two that write at once (the lease makes it rare) the slower one may overwrite
+    newer rows: it finds its entries removed, and adds new ones.
+    """
+
+    name = "backup"
+    pause_seconds = 0.5
 
     def __init__(self, context: Context) -> None:
+        super().__init__()
         self._context = context
-        self._name = uuid.uuid4().hex
-        self._complaint = ""
+        self._lease = Lease(context, self.name, _LEASE)
+        self._outage = OutageLog(logger, "changes are not backed up; will retry")
 
-    def run(self, stop: threading.Event) -> None:
-        """Rounds until `stop` is set."""
-        pause = _PAUSE_SECONDS
-        while not stop.wait(pause):
-            pause = _PAUSE_SECONDS if self.round() else _PAUSE_AFTER_FAILURE_SECONDS
+    def step(self, stop: threading.Event) -> float:
+        """See PeriodicLoop."""
+        return self.pause_seconds if self.round() else _PAUSE_AFTER_FAILURE_SECONDS
 
     def round(self) -> bool:
-        """Record all that is marked, unless another service is at it. False if something failed."""
+        """Write a record for every entry, unless another replica holds the lease. False if something failed."""
         try:
-            while self._record_some():
-                pass
+            while self._write_some():
+                self.beat()
         except (DatabaseError, StorageError) as error:
-            self._complain(error)
+            self._context.metrics.records.labels("failed").inc()
+            self._outage.failed(error)
             return False
         except Exception:
-            # If this ended the thread, nothing would be recorded for the rest of its life.
             self._context.metrics.records.labels("failed").inc()
-            logger.exception("changes were not recorded")
+            logger.exception("changes are not backed up; will retry")
             return False
-        self._complaint = ""
+        self._outage.recovered()
         return True
 
-    def _record_some(self) -> bool:
-        """The oldest entries. Whether there may be more."""
+    def _write_some(self) -> bool:
+        """Write records for the oldest entries. Return whether there may be more."""
         with self._context.database.read() as connection:
             entries = backup.pending(connection, _AT_ONCE)
-        if not entries or not self._is_ours():
+        if not entries or not self._lease.acquire():
             return False
         things = sorted({(entry.kind, entry.name) for entry in entries})
         with ThreadPoolExecutor(_THREADS) as threads:
-            # As a list: an error in any of them must be heard before the entries go.
-            list(threads.map(lambda thing: self._record(*thing), things))
+            # A list: an error in any of them must be raised before the entries are removed.
+            list(threads.map(lambda thing: self._write(*thing), things))
         self._settle(entries, things)
         return len(entries) == _AT_ONCE
 
-    def _record(self, kind: Kind, name: str) -> None:
+    def _write(self, kind: Kind, name: str) -> None:
         with self._context.database.read() as connection:
             tables = backup.rows_of(connection, kind, name)
             position = events.newest(connection)
@@ -228,24 +230,9 @@ class BackupWriter:
             for kind, name in things:
                 backup.enqueue(connection, kind, name)
 
-    def _is_ours(self) -> bool:
-        now = self._context.clock()
-        return self._context.database.settle(
-            lambda connection: maintenance.claim_lease(
-                connection, _NAME, self._name, now, now + _LEASE
-            )
-        )
-
-    def _complain(self, error: Exception) -> None:
-        """Count each time, log once: a store that is away for an hour fills no disk."""
-        self._context.metrics.records.labels("failed").inc()
-        if str(error) != self._complaint:
-            self._complaint = str(error)
-            logger.warning("changes are not recorded for now: %s", error)
-
 
 def _manifest_digest(store: ObjectStore, kind: Kind, name: str, tables: Tables) -> str | None:
-    """None before the manifest is in place, and after it was removed."""
+    """Digest of the manifest; None before it is stored, and after it was removed."""
     if kind == "model":
         return None
     if kind == "version" and tables["versions"][0]["stored_at"] is None:

@@ -1,14 +1,12 @@
-"""Folders that should not be there: of what was given up, and of what no row speaks of.
+"""Garbage collection: one replica at a time removes what no row, job or user needs.
 
-A process that died between giving up and removing leaves the first kind, and an attempt that wrote
-after its end; they go at once. The second kind may be somebody's mistake (another database, an old
-backup), so it is watched for a day. Folders with names that are none of our ids are never touched.
+Every task reads what there is to do, does some of it, and can be interrupted anywhere: the next round does the
+rest. The lease saves work; two collectors at a time do no harm.
 """
 
 import logging
 import re
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +18,7 @@ from service.database.queries import maintenance
 from service.database.queries.maintenance import Kind
 from service.errors import DatabaseUnavailable, StaleDatabase
 from service.launchers.port import LauncherUnavailable
+from service.loops import Lease, PeriodicLoop
 from service.maintenance.gc_tasks import (
     remove_all,
     sweep_deleted_datasets,
@@ -36,24 +35,19 @@ from service.stale_database import check_not_lost
 
 logger = logging.getLogger(__name__)
 
+GCTask = Callable[[Context], None]
 
-_PAUSE_SECONDS = 60.0
-
-_ROUNDS_BETWEEN_RARE_DUTIES = 60
-
+_ROUNDS_BETWEEN_RARE_TASKS = 60
 _LEASE = timedelta(minutes=5)
-
-_NAME = "gc"
-
 _OUTAGES = (StaleDatabase, DatabaseUnavailable, LauncherUnavailable, StorageUnavailable)
-
-WATCHED = timedelta(days=1)
+# How long a folder that no row names is kept: the database may be the wrong one, or an old dump.
+ORPHAN_GRACE = timedelta(days=1)
 _BATCH = 500
 
 
 @dataclass(frozen=True)
 class _Root:
-    """A folder of folders, each of which belongs to a row."""
+    """A folder whose subfolders belong to one row each."""
 
     folder: str
     kind: Kind
@@ -61,18 +55,64 @@ class _Root:
     may_have_orphans: bool = True
 
 
+# Subfolders with other names are never touched.
 ROOTS = (
     _Root("datasets/", "datasets", re.compile(r"^ds-[0-9a-f]{12}\Z")),
     _Root("runs/", "jobs", re.compile(r"^job-[0-9a-f]{12}\Z")),
     _Root("runs/", "preflights", re.compile(r"^pf-[0-9a-f]{12}\Z")),
     _Root("uploads/", "uploads", re.compile(r"^up-[0-9a-f]{12}\Z")),
-    # A model that no row knows may be all that is left of somebody's work: it is not ours to remove.
+    # A model without a row may be all that is left of someone's work, so it is never removed.
     _Root("models/", "models", re.compile(NAME_PATTERN), may_have_orphans=False),
 )
 
 
+class GarbageCollector(PeriodicLoop):
+    """Runs all tasks once a minute, while this replica holds the lease."""
+
+    name = "gc"
+    pause_seconds = 60.0
+    # A task may delete thousands of objects.
+    stale_seconds = 1200.0
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self._context = context
+        self._lease = Lease(context, self.name, _LEASE)
+        self._rounds = 0
+
+    def step(self, stop: threading.Event) -> float:
+        """See PeriodicLoop."""
+        self.sweep(stop.is_set)
+        return self.pause_seconds
+
+    def sweep(self, is_stopping: Callable[[], bool] = lambda: False) -> None:
+        """Run one round, unless another replica holds the lease. Errors are logged."""
+        is_rare = self._rounds % _ROUNDS_BETWEEN_RARE_TASKS == 0
+        for task in (*GC_TASKS, *(RARE_GC_TASKS if is_rare else ())):
+            if is_stopping() or not self._run_task(task):
+                return
+            self.beat()
+        self._rounds += 1
+
+    def _run_task(self, task: GCTask) -> bool:
+        """Run one task; an error does not reach the others. False if another replica holds the lease."""
+        try:
+            if not self._lease.acquire():
+                return False
+            task(self._context)
+        except _OUTAGES as error:
+            logger.warning("%s failed: %s", task.__name__, error)
+        except Exception:
+            logger.exception("%s failed", task.__name__)
+        return True
+
+
 def sweep_orphans(context: Context) -> None:
-    """One look at each folder of the store. Raises StaleDatabase: then no row speaks of anything."""
+    """Remove folders of rows that are marked swept, and orphans: folders that no row has named for a day.
+
+    The first kind is left by a process that died between the mark and the removal, and by an attempt that wrote
+    after its end. Raises StaleDatabase: with a lost database, every folder would be an orphan.
+    """
     check_not_lost(context)
     for root in ROOTS:
         names = [name for name in context.store.folders(root.folder) if root.name.match(name)]
@@ -84,17 +124,17 @@ def sweep_orphans(context: Context) -> None:
 
 
 def _sweep_batch(context: Context, root: _Root, names: list[str]) -> set[str]:
-    """Remove what was given up; the folders that no row speaks of."""
+    """Remove folders of rows that are marked swept; return those that no row names."""
     with context.database.read() as connection:
         known = maintenance.known(connection, root.kind, names)
-        found = maintenance.swept(connection, root.kind, names)
-    for name in sorted(found):
+        swept = maintenance.swept(connection, root.kind, names)
+    for name in sorted(swept):
         remove_all(context.store, f"{root.folder}{name}/")
     return set(names) - known
 
 
 def _watch_orphans(context: Context, root: _Root, unknown: set[str]) -> None:
-    """Watch new ones, remove those that were watched long enough, forget those that are none."""
+    """Note new orphans, remove those past their grace period, forget those that a row names again."""
     now = context.clock()
     with context.database.write() as connection:
         since = {
@@ -102,12 +142,12 @@ def _watch_orphans(context: Context, root: _Root, unknown: set[str]) -> None:
             for folder, seen_at in maintenance.orphans_since(connection, root.folder).items()
             if root.name.match(folder.removeprefix(root.folder))
         }
-        there = {f"{root.folder}{name}" for name in unknown}
-        maintenance.note_orphans(connection, sorted(there - since.keys()), now)
-        maintenance.forget_orphans(connection, since.keys() - there)
-    for folder in sorted(there & since.keys()):
-        if now - since[folder] >= WATCHED:
-            logger.warning("removing %s: no row has spoken of it for a day", folder)
+        found = {f"{root.folder}{name}" for name in unknown}
+        maintenance.note_orphans(connection, sorted(found - since.keys()), now)
+        maintenance.forget_orphans(connection, since.keys() - found)
+    for folder in sorted(found & since.keys()):
+        if now - since[folder] >= ORPHAN_GRACE:
+            logger.warning("removing %s: no row has named it for a day", folder)
             remove_all(context.store, f"{folder}/")
 
 
@@ -115,8 +155,6 @@ def _batches(names: list[str]) -> Iterator[list[str]]:
     for start in range(0, len(names), _BATCH):
         yield names[start : start + _BATCH]
 
-
-GCTask = Callable[[Context], None]
 
 GC_TASKS: Sequence[GCTask] = (
     sweep_learned_datasets,
@@ -129,48 +167,5 @@ GC_TASKS: Sequence[GCTask] = (
     sweep_preflights,
     sweep_observations,
 )
-# A look at every folder of the store costs more than the others together.
+# Listing every folder of the store costs more than all other tasks together.
 RARE_GC_TASKS: Sequence[GCTask] = (sweep_orphans,)
-
-
-class GarbageCollector:
-    """Rounds of all duties, while the lease is ours."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._name = uuid.uuid4().hex
-        self._rounds = 0
-
-    def run(self, stop: threading.Event) -> None:
-        """Rounds until `stop` is set."""
-        while not stop.wait(_PAUSE_SECONDS):
-            self.sweep(stop.is_set)
-
-    def sweep(self, is_over: Callable[[], bool] = lambda: False) -> None:
-        """One round, unless another service is at it. Never raises: the next one may do better."""
-        is_rare = self._rounds % _ROUNDS_BETWEEN_RARE_DUTIES == 0
-        for duty in (*GC_TASKS, *(RARE_GC_TASKS if is_rare else ())):
-            if is_over() or not self._do(duty):
-                return
-        self._rounds += 1
-
-    def _do(self, duty: GCTask) -> bool:
-        """One duty; its errors stay its own. False if another service is at it."""
-        try:
-            if not self._is_ours():
-                return False
-            duty(self._context)
-        except _OUTAGES as error:
-            logger.warning("%s did not get on: %s", duty.__name__, error)
-        except Exception:
-            # If this ended the thread, nothing would be removed for the rest of its life.
-            logger.exception("%s did not get on", duty.__name__)
-        return True
-
-    def _is_ours(self) -> bool:
-        now = self._context.clock()
-        return self._context.database.settle(
-            lambda connection: maintenance.claim_lease(
-                connection, _NAME, self._name, now, now + _LEASE
-            )
-        )

@@ -1,4 +1,8 @@
-"""Removing folders, so that one that cannot be removed now holds up nothing else."""
+"""Tasks of the garbage collector: what ended, was deleted, or has expired.
+
+What may be asked for again (a failed job can be retried, a rejected one approved) is first marked swept in the
+database, with the fence of its row, and then removed. What nothing can ask for is removed first.
+"""
 
 import logging
 from collections.abc import Callable
@@ -19,33 +23,28 @@ logger = logging.getLogger(__name__)
 
 
 _AT_ONCE = 100
-
 _MODELS_AT_ONCE = 10
-
 _ROWS_AT_ONCE = 1000
-
 _MOST_BATCHES = 20
-
-# Longer than any transaction that had seen the model before it was deleted.
+# Longer than any transaction that read the model before it was deleted.
 GRACE = timedelta(hours=1)
-
-# A replica that has not heard of a trial's end goes on writing; none takes that long.
-_AFTER_A_TRIAL = timedelta(hours=1)
+# A replica writes observations until it sees that the canary ended, which takes less than this.
+_AFTER_A_CANARY = timedelta(hours=1)
 
 
 def remove_all(store: ObjectStore, prefix: str) -> bool:
-    """Remove everything under a prefix. False if something is left: a later sweep finds it."""
+    """Remove every object under a prefix. False if some are left, for a later round."""
     try:
         for key in list(store.keys(prefix)):
             store.delete(key)
     except StorageError as error:
-        logger.warning("%s could not be removed for now: %s", prefix, error)
+        logger.warning("%s could not be removed; will retry: %s", prefix, error)
         return False
     return True
 
 
 def sweep_jobs(context: Context) -> None:
-    """Attempts of jobs that ended long ago; with the dataset, where no version has learned it."""
+    """Remove runs of jobs past their retention, and the dataset if no version has learned it."""
     now, settings = context.clock(), context.settings
     with context.database.read() as connection:
         ended = maintenance.ended_jobs(
@@ -63,23 +62,23 @@ def sweep_jobs(context: Context) -> None:
 
 
 def forget_attempts(context: Context, job: str, attempts: int) -> None:
-    """What the cluster keeps of them. Before the row goes: afterwards nobody would ask again.
+    """Remove what the cluster keeps of the attempts. Called before the row goes, which lists them.
 
-    Raises LauncherUnavailable: while a cluster is away, all of it stays. That can wait.
+    Raises LauncherUnavailable: then the whole job is kept for a later round.
     """
     for attempt in range(1, attempts + 1):
         context.launcher.forget(submission_id(job, attempt))
 
 
 def sweep_learned_datasets(context: Context) -> None:
-    """What only learning needed, once a version is stored: training rows in our store, checkpoints.
+    """Remove converted training rows and checkpoints of datasets whose version is stored.
 
-    A checkpoint is larger than a version. While a job can still be carried on, its checkpoints stay.
+    A checkpoint is larger than a version. The checkpoints of a job that can still continue are kept.
     """
     with context.database.read() as connection:
         found = maintenance.learned_datasets(connection, _AT_ONCE)
     for dataset in found:
-        # All of them, also where one cannot be removed now.
+        # A list: a prefix that fails must not keep the others.
         removed = [remove_all(context.store, prefix) for prefix in _needed_to_learn(dataset)]
         if all(removed):
             _mark_dataset_swept(context, dataset.id)
@@ -92,7 +91,7 @@ def _needed_to_learn(dataset: Learned) -> list[str]:
 
 
 def sweep_deleted_datasets(context: Context) -> None:
-    """All files of those that a user deleted."""
+    """Remove all files of datasets that a user deleted."""
     with context.database.read() as connection:
         found = maintenance.deleted_datasets(connection, _AT_ONCE)
     for dataset in found:
@@ -122,20 +121,20 @@ def _mark_dataset_swept(context: Context, dataset: str) -> None:
 
 
 def sweep_deleted_models(context: Context) -> None:
-    """All versions of them. A dataset stays while another model's versions have learned it."""
+    """Remove deleted models with their datasets, except those that versions of another model have learned."""
     with context.database.read() as connection:
         found = maintenance.deleted_models(connection, context.clock() - GRACE, _MODELS_AT_ONCE)
     for model in found:
-        _sweep(context, model)
+        _sweep_model(context, model)
 
 
-def _sweep(context: Context, model: str) -> None:
+def _sweep_model(context: Context, model: str) -> None:
     now = context.clock()
     with context.database.read() as connection:
         protected = maintenance.protected_datasets(connection, now - GRACE)
         datasets = maintenance.datasets_of(connection, model) - protected
     prefixes = [layout.model_prefix(model), *map(layout.dataset_prefix, sorted(datasets))]
-    # All of them, also where one cannot be removed now.
+    # A list: a prefix that fails must not keep the others.
     removed = [remove_all(context.store, prefix) for prefix in prefixes]
     if all(removed):
         with context.database.write() as connection:
@@ -144,7 +143,7 @@ def _sweep(context: Context, model: str) -> None:
 
 
 def sweep_uploads(context: Context) -> None:
-    """Those that nobody finished, named or needs: first given up, then removed, then forgotten."""
+    """Abort expired uploads that no dataset needs, then remove their objects, then their rows."""
     before = context.clock() - timedelta(hours=context.settings.upload_expiry_hours)
     with context.database.read() as connection:
         expired = uploads.expired(connection, before, _AT_ONCE)
@@ -159,7 +158,7 @@ def sweep_uploads(context: Context) -> None:
 
 
 def sweep_responses(context: Context) -> None:
-    """Answers to idempotency keys."""
+    """Remove stored responses to idempotency keys past their retention."""
     before = context.clock() - timedelta(hours=context.settings.idempotency_hours)
     _in_batches(
         context, lambda connection: maintenance.forget_responses(connection, before, _ROWS_AT_ONCE)
@@ -167,7 +166,7 @@ def sweep_responses(context: Context) -> None:
 
 
 def sweep_events(context: Context) -> None:
-    """Events, and deliveries that will not be sent again."""
+    """Remove events and deliveries past their retention."""
     before = context.clock() - timedelta(days=context.settings.events_kept_days)
     _in_batches(
         context, lambda connection: deliveries.forget_before(connection, before, _ROWS_AT_ONCE)
@@ -176,7 +175,7 @@ def sweep_events(context: Context) -> None:
 
 
 def sweep_preflights(context: Context) -> None:
-    """Those that ended as long ago as events are kept."""
+    """Remove pre-flights that ended longer ago than events are kept."""
     before = context.clock() - timedelta(days=context.settings.events_kept_days)
     with context.database.read() as connection:
         ended = preflights.ended_before(connection, before, _AT_ONCE)
@@ -188,17 +187,17 @@ def sweep_preflights(context: Context) -> None:
 
 
 def sweep_observations(context: Context) -> None:
-    """Of trials that ended. Their sums stay in the database."""
+    """Remove observations of canaries that ended. Their sums stay in the database."""
     with context.database.read() as connection:
-        ended = canaries.ended_before(connection, context.clock() - _AFTER_A_TRIAL, _AT_ONCE)
-    for trial in ended:
-        if remove_all(context.store, layout.observations(trial.model, trial.revision)):
+        ended = canaries.ended_before(connection, context.clock() - _AFTER_A_CANARY, _AT_ONCE)
+    for canary in ended:
+        if remove_all(context.store, layout.observations(canary.model, canary.revision)):
             with context.database.write() as connection:
-                canaries.set_swept(connection, trial, context.clock())
+                canaries.set_swept(connection, canary, context.clock())
 
 
 def _abort_upload(context: Context, upload: str) -> None:
-    """Unless a dataset has named it since it was found."""
+    """Abort it, unless a dataset has named it since it was found."""
     with context.database.write() as connection:
         uploads.lock(connection, upload)
         if not uploads.is_needed(connection, upload):
@@ -206,7 +205,7 @@ def _abort_upload(context: Context, upload: str) -> None:
 
 
 def _in_batches(context: Context, forget: Callable[[Connection], int]) -> None:
-    """Short transactions, so that nobody waits long for any of them."""
+    """Remove rows in short transactions, so that no other writer waits for long."""
     for _ in range(_MOST_BATCHES):
         with context.database.write() as connection:
             forgotten = forget(connection)

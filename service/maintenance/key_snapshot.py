@@ -1,9 +1,9 @@
-"""Shows the replicas who may ask: a signed list of keys in object storage, kept as the database is.
+"""The signed list of keys in object storage, by which replicas of the embeddings endpoint authenticate requests.
 
-Several services may do so at once. What they write comes from the same rows, and one that finds the
-list as it should be writes nothing. Each list has a larger serial than the one that it replaces, and
-than one whose rows were read earlier: so of two that overtake each other, replicas believe the later
-one, and the next round mends the rest. Nothing is remembered that a crash could lose.
+Several replicas of the control plane may write it at once: all write what the same rows say, and one that finds the
+list up to date writes nothing. Each list has a larger serial than the one that it replaces, and than one whose rows
+were read earlier. So of two that overtake each other the endpoint takes the later one, and the next round corrects
+the rest. No state is kept that a crash could lose.
 """
 
 import logging
@@ -20,45 +20,49 @@ from service.context import Context
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from service.errors import DatabaseError, StaleDatabase
+from service.loops import OutageLog, PeriodicLoop
 from service.principal import Scope
 from service.stale_database import check_not_lost
 from workers.storage import layout
 
 logger = logging.getLogger(__name__)
 
-_PAUSE_SECONDS = 1.0
-# Somebody may have removed or replaced what lies in the store, though no key has changed.
+# The object may have been removed or replaced although no key has changed.
 _BETWEEN_CHECKS = timedelta(seconds=30)
 
 
-class SnapshotWriter:
-    """Looks every second whether keys have changed, and writes the list anew if so."""
+class SnapshotWriter(PeriodicLoop):
+    """Writes the list again within a second of a change of keys."""
+
+    name = "keys"
+    pause_seconds = 1.0
+    starts_at_once = True
 
     def __init__(self, context: Context, signing_key: Ed25519PrivateKey) -> None:
+        super().__init__()
         self._context = context
         self._signing_key = signing_key
         self._changes: int | None = None
         self._checked_at = context.clock()
-        self._complaint = ""
+        self._outage = OutageLog(logger, "the list of keys for the endpoint is not up to date")
 
-    def run(self, stop: threading.Event) -> None:
-        """Rounds until `stop` is set, the first one at once."""
+    def step(self, stop: threading.Event) -> float:
+        """See PeriodicLoop."""
         self.round()
-        while not stop.wait(_PAUSE_SECONDS):
-            self.round()
+        return self.pause_seconds
 
     def round(self) -> None:
-        """One look. Never raises: the next one may do better."""
+        """Write the list if it is not up to date. Errors are counted and logged."""
         try:
             self._look()
         except (StaleDatabase, DatabaseError, StorageError) as error:
-            self._complain(error)
-        except Exception:
-            # If this ended the thread, a revoked key would be valid for the replicas for ever.
             self._context.metrics.key_snapshots.labels("failed").inc()
-            logger.exception("the list of keys was not written")
+            self._outage.failed(error)
+        except Exception:
+            self._context.metrics.key_snapshots.labels("failed").inc()
+            logger.exception("the list of keys was not written; will retry")
         else:
-            self._complaint = ""
+            self._outage.recovered()
 
     def _look(self) -> None:
         now = self._context.clock()
@@ -68,10 +72,10 @@ class SnapshotWriter:
             self._check(now)
 
     def _check(self, now: datetime) -> None:
-        """The store is read before the rows: so what replaces it is never older than it."""
+        """Read the store before the rows, so that what replaces the list is never older than it."""
         stored = self._stored()
         with self._context.database.read() as connection:
-            # In this order: a change between the two is found in the next round.
+            # In this order: a change between the two queries is found by the next round.
             changes = keys.changes(connection, now)
             records = keys.valid(connection, now)
         wanted = (*self._operator(), *(_entry(each) for each in records if _may_embed(each)))
@@ -87,12 +91,12 @@ class SnapshotWriter:
         return read_signed(token, self._signing_key)
 
     def _write(self, wanted: tuple[SnapshotKey, ...], serial: int, now: datetime) -> None:
-        # Keys that embed must not stop to because the database that knew them was lost.
+        # Keys with the scope embed must stay valid although the database that held them was lost.
         check_not_lost(self._context)
         snapshot = KeySnapshot(serial=serial, issued_at=now, keys=wanted)
         self._context.store.put(layout.key_snapshot(), sign(snapshot, self._signing_key))
         self._context.metrics.key_snapshots.labels("written").inc()
-        logger.info("the list of keys for the replicas was written: %d of them", len(wanted))
+        logger.info("wrote the list of keys for the endpoint: %d keys", len(wanted))
 
     def _operator(self) -> tuple[SnapshotKey, ...]:
         key = self._context.settings.admin_key
@@ -101,16 +105,9 @@ class SnapshotWriter:
         digest = sha256(key.get_secret_value())
         return (SnapshotKey(id=OPERATOR_KEY, name=OPERATOR.name, sha256=digest, owner=None),)
 
-    def _complain(self, error: Exception) -> None:
-        """Count each time, log once: a store that is away for an hour fills no disk."""
-        self._context.metrics.key_snapshots.labels("failed").inc()
-        if str(error) != self._complaint:
-            self._complaint = str(error)
-            logger.warning("the list of keys for the replicas is not up to date: %s", error)
-
 
 def _serial(now: datetime, stored: KeySnapshot | None) -> int:
-    """Milliseconds, so that a list that got lost needs no memory; more if clocks differ."""
+    """Milliseconds of the clock, so that the serial of a lost list is not needed; larger if clocks differ."""
     milliseconds = int(now.timestamp() * 1000)
     return milliseconds if stored is None else max(milliseconds, stored.serial + 1)
 

@@ -1,7 +1,7 @@
-"""Tells the embeddings endpoint at once that another version answers.
+"""Announces a changed live pointer to the embeddings endpoint.
 
-Only for speed: replicas look at object storage by themselves. So nothing is repeated, nothing waits
-for an answer but the thread that sends, and an endpoint that failed is left alone for a while.
+It saves latency only: replicas poll object storage. So nothing is retried, only the sending thread waits for a
+response, and an endpoint that failed gets no announcement for some seconds.
 """
 
 import logging
@@ -12,66 +12,76 @@ from collections.abc import Callable
 import httpx
 
 from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
+from service.loops import PeriodicLoop
 
 logger = logging.getLogger(__name__)
 
-_ANSWER_SECONDS = 2.0
-_PAUSE_SECONDS = 5.0
-# How soon the thread sees that the service ends.
-_STOP_SECONDS = 1.0
+_TIMEOUT_SECONDS = 2.0
+_PAUSE_AFTER_FAILURE_SECONDS = 5.0
+# Upper bound on how long the loop takes to see that the service stops.
+_WAIT_SECONDS = 1.0
 
-# What came of an announcement: "delivered", "failed" or "skipped".
+# Called with the outcome of an announcement: "delivered", "failed" or "skipped".
 Observe = Callable[[str], None]
 
 
-class Announcer:
-    """`tell` is for everybody and never waits; `run` sends, in a thread of its own."""
+class Announcer(PeriodicLoop):
+    """`announce` never waits and may be called from any thread; the loop sends."""
+
+    name = "announcer"
+    pause_seconds = 0.0
 
     def __init__(
         self, url: str, observe: Observe, seconds: Callable[[], float] = time.monotonic
     ) -> None:
-        """Without a `url` nobody is told."""
+        """With an empty `url` announcements are dropped."""
+        super().__init__()
         self._url = url.rstrip("/")
         self._observe = observe
-        self._seconds = seconds
+        self._now = seconds
         self._waiting: dict[str, Announcement] = {}
         self._lock = threading.Lock()
-        self._rung = threading.Event()
-        self._left_alone_until = float("-inf")
+        self._signal = threading.Event()
+        self._paused_until = float("-inf")
 
-    def tell(self, model: str, pointer: LivePointer) -> None:
-        """The model's live.json is this one now; of several that wait, the last one is sent."""
+    def announce(self, model: str, pointer: LivePointer) -> None:
+        """Queue an announcement; of several for one model that wait, the last one is sent."""
         if not self._url:
             return
-        news = Announcement(model=model, generation=pointer.generation, revision=pointer.revision)
+        announcement = Announcement(
+            model=model, generation=pointer.generation, revision=pointer.revision
+        )
         with self._lock:
-            self._waiting[model] = news
-            self._rung.set()
+            self._waiting[model] = announcement
+            self._signal.set()
 
-    def run(self, stop: threading.Event) -> None:
-        """Send until `stop` is set."""
-        # No proxy from the environment: those are for the internet, and this address is ours.
-        with httpx.Client(timeout=_ANSWER_SECONDS, trust_env=False) as client:
-            while not stop.is_set():
-                self._rung.wait(_STOP_SECONDS)
+    def step(self, stop: threading.Event) -> float:
+        """See PeriodicLoop."""
+        if self._signal.wait(_WAIT_SECONDS):
+            # Proxies of the environment are for the internet, and this address is internal.
+            with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
                 self.send(client)
+        return self.pause_seconds
 
     def send(self, client: httpx.Client) -> None:
-        """Whatever waits."""
+        """Send what is queued."""
         with self._lock:
-            self._rung.clear()
+            self._signal.clear()
             waiting, self._waiting = self._waiting, {}
-        for news in waiting.values():
-            if self._seconds() < self._left_alone_until:
+        for announcement in waiting.values():
+            if self._now() < self._paused_until:
                 self._observe("skipped")
             else:
-                self._observe("delivered" if self._post(client, news) else "failed")
+                self._observe("delivered" if self._post(client, announcement) else "failed")
 
-    def _post(self, client: httpx.Client, news: Announcement) -> bool:
+    def _post(self, client: httpx.Client, announcement: Announcement) -> bool:
+        url = f"{self._url}{ANNOUNCEMENTS}"
         try:
-            client.post(f"{self._url}{ANNOUNCEMENTS}", json=news.model_dump()).raise_for_status()
+            client.post(url, json=announcement.model_dump()).raise_for_status()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            self._left_alone_until = self._seconds() + _PAUSE_SECONDS
-            logger.warning("%s was not told of %s: %s", self._url, news.model, error)
+            self._paused_until = self._now() + _PAUSE_AFTER_FAILURE_SECONDS
+            logger.warning(
+                "announcement of model %s to %s failed: %s", announcement.model, self._url, error
+            )
             return False
         return True

@@ -33,7 +33,7 @@ def mirror(context: Context, name: str) -> None:
         write_live(context.store, name, pointer)
     else:
         remove_live(context.store, name)
-    context.announcer.tell(name, pointer)
+    context.announcer.announce(name, pointer)
     with context.database.write() as connection:
         if models.set_mirrored(connection, name, model.live_revision):
             return

@@ -89,6 +89,12 @@ class Metrics:
         self.round_age = self._gauge(
             "reconcile_round_age_seconds", "Since the reconciler of this process ended a round"
         )
+        self.loop_age = Gauge(
+            "cmcl_service_loop_age_seconds",
+            "Since a background loop of this process ended a round",
+            ["loop"],
+            registry=self.registry,
+        )
         self.steps = self._histogram(
             "reconcile_step_seconds", "Single steps of the reconciler", _SHORT, "step"
         )

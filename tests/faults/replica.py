@@ -54,7 +54,7 @@ class Replica:
     @property
     def leads(self) -> bool:
         """Whether it has leased a model."""
-        query = select(models.c.name).where(models.c.lease_owner == self._reconciler._name)
+        query = select(models.c.name).where(models.c.lease_owner == self._reconciler._replica)
         with self._world.database.read() as connection:
             return connection.execute(query).first() is not None
 

@@ -10,7 +10,7 @@ from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
 from cmcl.contract.preflight import Outlook, PreflightAnswer
 from cmcl.contract.rollout import CanaryPlan, RolloutRule
-from service.jobs.preflights import PreflightRounds
+from service.jobs.preflights import PreflightReconciler
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
@@ -240,7 +240,7 @@ def test_a_pre_flight_is_asked_and_answered(
 ) -> None:
     asked = published.ask_preflight("scenes", PAIR, [published_plane.shard("new")["uri"]])
     assert not asked.has_ended
-    rounds = PreflightRounds(published_plane.context)
+    rounds = PreflightReconciler(published_plane.context)
     for _ in range(2):
         rounds.tick()
         published_plane.clock.advance(1)

@@ -62,7 +62,7 @@ def test_a_store_that_hangs_holds_up_no_other_request(plane: ControlPlane) -> No
             # More than there are threads for requests.
             for _ in range(50):
                 checks = client.get("/readyz").json()["checks"]
-                assert checks["store"] == "no answer within 0.05 s"
+                assert checks["store"] == "no response within 0.05 s"
             assert client.get("/v1/models").status_code == 200
     finally:
         store.answers.set()

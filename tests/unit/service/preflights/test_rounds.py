@@ -6,7 +6,7 @@ from cmcl.contract.preflight import AskedShards
 from service.database import tables
 from service.database.queries import models, preflights
 from service.database.queries.preflights import PreflightState
-from service.jobs.preflights import PreflightRounds
+from service.jobs.preflights import PreflightReconciler
 from service.launchers.port import LaunchState
 from service.maintenance.gc import GarbageCollector
 from tests.fakes.uploads import announce, complete, send
@@ -165,7 +165,7 @@ def test_one_owner_s_that_hang_hold_up_nobody_else(asking: Asking) -> None:
 
 def test_two_services_ask_once(asking: Asking) -> None:
     asked = asking.post()
-    other = PreflightRounds(asking.plane.context)
+    other = PreflightReconciler(asking.plane.context)
     for _ in range(3):
         asking.tick()
         other.tick()

@@ -3,7 +3,7 @@
 import pytest
 
 from service.api.dependencies import IdempotencyKey
-from service.api.idempotency import record, respond_long
+from service.api.idempotency import respond_long, response_record
 from service.api.operations import Health
 from service.database.rows import ResponseRecord
 from service.errors import Conflict, Unprocessable
@@ -25,7 +25,7 @@ class Work:
         if self._error is not None:
             raise self._error
         self.done += 1
-        return record(KEY, 200, Health(status=f"done {self.done} times"))
+        return response_record(KEY, 200, Health(status=f"done {self.done} times"))
 
 
 def test_a_key_repeats_the_answer_of_long_work(plane: ControlPlane) -> None:
@@ -70,7 +70,7 @@ def test_the_key_of_a_dead_request_is_answered_at_once(plane: ControlPlane) -> N
 def test_whoever_answers_late_does_not_change_the_answer(plane: ControlPlane) -> None:
     def slow() -> ResponseRecord:
         respond_long(plane.context, KEY, Work())
-        return record(KEY, 200, Health(status="late"))
+        return response_record(KEY, 200, Health(status="late"))
 
     respond_long(plane.context, KEY, slow)
     assert b"done 1 times" in respond_long(plane.context, KEY, Work()).body

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from service.events.webhook_delivery import (
-    MOST_ATTEMPTS,
+    MAX_ATTEMPTS,
     STEPS,
     seconds_to_next,
     seconds_to_rest,
@@ -31,9 +31,9 @@ def test_messages_that_failed_together_come_back_apart() -> None:
 
 
 def test_there_is_a_last_attempt() -> None:
-    assert seconds_to_next(MOST_ATTEMPTS - 1) is not None
-    assert seconds_to_next(MOST_ATTEMPTS) is None
-    assert seconds_to_next(MOST_ATTEMPTS, retry_after=60) is None
+    assert seconds_to_next(MAX_ATTEMPTS - 1) is not None
+    assert seconds_to_next(MAX_ATTEMPTS) is None
+    assert seconds_to_next(MAX_ATTEMPTS, retry_after=60) is None
 
 
 def test_a_wish_is_followed_up_to_a_day() -> None:
