@@ -127,8 +127,6 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     )
     app.state.context = context
     app.state.reconciler = reconciler
-    # Those that run; the lifespan adds the others.
-    app.state.loops = [reconciler]
     app.state.probes = operations.Probes()
     app.state.rendered_metrics = operations.cached_metrics(context)
     app.state.description = openapi.Description(app.openapi)
@@ -139,6 +137,8 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     )
     app.state.feed = Feed(context.database, is_stopping=events.is_server_stopping)
     context.metrics.round_age.set_function(reconciler.seconds_since_round)
+    # The lifespan adds the other loops, which run only with a server.
+    _watch(app, [reconciler])
     for module in _ROUTES:
         app.include_router(module.router)
     add_problem_handlers(app)
@@ -258,11 +258,12 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
         context.authenticator.warn_without_keys()
         encrypt_stored(context.database, SecretCipher(context.settings.encryption_key))
         stop = threading.Event()
-        app.state.loops = _loops(context, reconciler)
+        loops = _loops(context, reconciler)
+        _watch(app, loops)
         # Daemons: a call that hangs must not keep the process from exiting. No state is lost.
         threads = [
             threading.Thread(target=loop.run, args=[stop], name=loop.name, daemon=True)
-            for loop in app.state.loops
+            for loop in loops
         ]
         for thread in threads:
             thread.start()
@@ -277,7 +278,7 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
 
 
 def _loops(context: Context, reconciler: Reconciler) -> list[Loop]:
-    """All loops of this process, with their ages as a metric."""
+    """All loops of this process."""
     loops: list[Loop] = [
         reconciler,
         PreflightReconciler(context),
@@ -289,9 +290,15 @@ def _loops(context: Context, reconciler: Reconciler) -> list[Loop]:
         loops.append(context.announcer)
     if context.settings.snapshot_signing_key is not None:
         loops.append(_snapshot_writer(context, context.settings.snapshot_signing_key))
-    for loop in loops:
-        context.metrics.loop_age.labels(loop.name).set_function(loop.age)
     return loops
+
+
+def _watch(app: FastAPI, loops: list[Loop]) -> None:
+    """Let the probes and the metrics read the heartbeats of these loops."""
+    app.state.loops = loops
+    metrics: Metrics = app.state.context.metrics
+    for loop in loops:
+        metrics.loop_age.labels(loop.name).set_function(loop.age)
 
 
 def _snapshot_writer(context: Context, signing_key: SecretStr) -> Loop:
