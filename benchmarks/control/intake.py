@@ -22,7 +22,9 @@ from cmcl.contract.model import ModelSpec
 from cmcl.ports import Ports
 from service.database.engine import open_database
 from service.database.migrations import upgrade
-from service.datasets.intake import Intake, NewDataset, accept_dataset
+from service.datasets.addresses import Intake
+from service.datasets.intake import accept_dataset
+from service.datasets.request import NewDataset
 from service.principal import LOCAL
 from service.registry.models import Limits, create_model
 

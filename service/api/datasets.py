@@ -27,18 +27,10 @@ from service.database.rows import (
     DatasetRecord,
     ResponseRecord,
 )
-from service.datasets.intake import (
-    Accepted,
-    Intake,
-    NewDataset,
-    NewShards,
-    accept_dataset,
-    add_shards,
-    seal_dataset,
-)
-from service.datasets.intake import (
-    delete_dataset as remove_dataset,
-)
+from service.datasets.addresses import Intake
+from service.datasets.intake import Accepted, accept_dataset, add_shards, seal_dataset
+from service.datasets.intake import delete_dataset as remove_dataset
+from service.datasets.request import NewDataset, NewShards
 from service.lookup import get_dataset
 from service.principal import Principal
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from cmcl.contract.modality import NAME_PATTERN, Frozen
 from service.api.pagination import LARGEST_NUMBER
 from service.context import Context
-from service.datasets.intake import MOST_SHARDS
+from service.datasets.request import MOST_SHARDS
 from service.errors import FieldProblem, Forbidden, Unprocessable, UnsupportedMediaType
 from service.loops import Loop
 from service.principal import EVERY_OWNER, Principal, Scope

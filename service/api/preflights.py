@@ -16,7 +16,8 @@ from service.api.pagination import Limit, NumberCursor, Page, page
 from service.database.queries import preflights
 from service.database.queries.preflights import PreflightRecord, PreflightState
 from service.database.rows import ResponseRecord
-from service.datasets.intake import Intake, NewShards
+from service.datasets.addresses import Intake
+from service.datasets.request import NewShards
 from service.jobs.preflights import NewPreflight, ask, get_preflight
 from service.lookup import get_model
 

@@ -25,7 +25,7 @@ from service.api.spool import Spooled, spooled
 from service.context import Context
 from service.database.rows import PartRecord, ResponseRecord, random_id
 from service.datasets import upload_completion, uploads
-from service.datasets.upload_uris import uri_of
+from service.datasets.addresses import uri_of
 from service.datasets.uploads import ReceivedPart, Upload, UploadRequest
 from service.errors import Conflict, FieldProblem, Unprocessable
 from service.principal import EVERY_OWNER

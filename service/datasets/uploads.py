@@ -18,7 +18,7 @@ from cmcl.contract.modality import Frozen, Sha256
 from service.context import Context
 from service.database.queries import uploads
 from service.database.rows import NewUpload, PartRecord, UploadRecord
-from service.datasets.upload_uris import named_by
+from service.datasets.addresses import upload_of
 from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.principal import Principal
 from service.settings import Settings
@@ -182,7 +182,7 @@ def existing(upload: UploadRecord | None, name: str) -> UploadRecord:
 
 def resolve(context: Context, uri: str) -> str:
     """Where the file of an upload lies; any other address as it is. Raises InvalidDataset."""
-    name = named_by(uri)
+    name = upload_of(uri)
     if name is None:
         return uri
     with context.database.read() as connection:

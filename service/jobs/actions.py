@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from service.database.queries import datasets, jobs, models
 from service.database.rows import Approval, Fingerprints, JobRecord
-from service.datasets.intake import NewDataset
+from service.datasets.request import NewDataset
 from service.errors import Conflict
 from service.lookup import get_dataset, get_job, get_model, hold_model
 from service.principal import Principal

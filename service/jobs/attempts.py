@@ -14,7 +14,7 @@ from cmcl.contract.job import JobSpec, submission_id
 from service.context import Context, is_past
 from service.database.queries import datasets, jobs, models
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord
-from service.datasets.intake import NewDataset
+from service.datasets.request import NewDataset
 from service.datasets.uploads import resolve
 from service.datasets.validations import Ticket
 from service.datasets.verify import ValidationTask, read_manifest

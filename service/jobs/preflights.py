@@ -26,13 +26,9 @@ from service.context import Context, is_past
 from service.database.queries import events, preflights
 from service.database.queries.preflights import NewRow, PreflightRecord, PreflightState
 from service.database.rows import Event, random_id
-from service.datasets.intake import (
-    Intake,
-    NewShards,
-    Shards,
-    check_addresses,
-    check_modalities,
-)
+from service.datasets.addresses import Intake, check_addresses, contents_of
+from service.datasets.intake import check_modalities
+from service.datasets.request import NewShards, Shards
 from service.datasets.uploads import resolve
 from service.errors import Conflict, DatabaseUnavailable, NotFound
 from service.jobs.attempts import labels
@@ -75,7 +71,9 @@ def ask(
     """
     current = get_model(connection, model, intake.principal)
     check_modalities(current, request.pair)
-    check_addresses(connection, NewShards(shards=request.shards), intake)
+    posted = NewShards(shards=request.shards)
+    contents = contents_of(connection, posted.uris, intake.principal)
+    check_addresses(connection, posted, intake, contents)
     if current.head == 0:
         raise Conflict(
             f"model {model!r} has no version yet: there is nothing that a dataset could meet; "

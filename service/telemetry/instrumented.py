@@ -13,7 +13,6 @@ from sqlalchemy import Connection
 
 from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
 from service.database.engine import Database
-from service.database.queries.events import LISTENER
 from service.database.rows import Event
 from service.errors import DatabaseUnavailable, WriteConflict
 from service.launchers.port import (
@@ -192,22 +191,20 @@ class InstrumentedStore:
 
 
 class InstrumentedDatabase(Database):
-    """See Database."""
+    """Database that measures its transactions."""
 
-    def __init__(self, database: Database, metrics: Metrics, hear: Callable[[Event], None]) -> None:
-        super().__init__(database.engine, database.writer_lock)
+    def __init__(
+        self, database: Database, metrics: Metrics, observe: Callable[[Event], None]
+    ) -> None:
+        super().__init__(database.engine, database.writer_lock, observe)
         self._metrics = metrics
-        self._hear = hear
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """See Database."""
-        told: list[Event] = []
         measured = timed(self._metrics.transactions, "write", _OUTCOMES, _ROLLED_BACK)
         with measured, super().write() as connection:
-            yield connection.execution_options(**{LISTENER: told})
-        for event in told:
-            self._hear(event)
+            yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

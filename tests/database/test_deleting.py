@@ -9,7 +9,9 @@ import pytest
 from cmcl.contract.model import ModelSpec
 from service.database.engine import Database
 from service.database.queries import models
-from service.datasets.intake import Intake, NewDataset, accept_dataset
+from service.datasets.addresses import Intake
+from service.datasets.intake import accept_dataset
+from service.datasets.request import NewDataset
 from service.errors import Conflict
 from service.principal import LOCAL
 from service.registry.models import delete_model

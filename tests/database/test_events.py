@@ -223,11 +223,11 @@ def test_messages_beyond_what_may_wait_for_an_owner_are_not_written(database: Da
         }
         for number in range(queue.MOST_WAITING - 1)
     ]
-    with database.write() as connection:
+    observed = Database(database.engine, database.writer_lock, told.append)
+    with observed.write() as connection:
         connection.execute(insert(deliveries), waiting)
-        listening = connection.execution_options(**{events.LISTENER: told})
         for owner in ("red", "red", "blue"):
-            _tell(listening, "scenes", owner)
+            _tell(connection, "scenes", owner)
     # One more of red, and one of blue, which has its own limit.
     assert _number_of_deliveries(database) == queue.MOST_WAITING + 1
     skipped = [each.data["number"] for each in told if each.kind == events.SKIPPED]

@@ -15,7 +15,9 @@ from service.database.engine import Database, open_database
 from service.database.queries import jobs, models
 from service.database.queries.metrics import Training, training
 from service.database.rows import JobRecord
-from service.datasets.intake import Intake, NewDataset, accept_dataset
+from service.datasets.addresses import Intake
+from service.datasets.intake import accept_dataset
+from service.datasets.request import NewDataset
 from service.errors import DatabaseUnavailable, WriteConflict
 from service.principal import LOCAL
 from service.registry.models import Limits, create_model

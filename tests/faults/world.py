@@ -24,7 +24,9 @@ from service.context import Context
 from service.database.engine import Database, open_database
 from service.database.queries import jobs
 from service.database.rows import BranchPoint, JobRecord
-from service.datasets.intake import Intake, NewDataset, accept_dataset
+from service.datasets.addresses import Intake
+from service.datasets.intake import accept_dataset
+from service.datasets.request import NewDataset
 from service.datasets.validations import Validations
 from service.errors import Refused
 from service.jobs import actions

@@ -17,14 +17,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
+from service.database.engine import observe_after_commit
 from service.database.queries import backup, webhooks
 from service.database.queries.deliveries import MOST_WAITING
 from service.database.rows import Event, EventRecord
 from service.database.tables import event_positions, events, jobs
 
-# The option of a connection that holds a list for what its transaction tells (service.observe).
-LISTENER = "cmcl_listener"
-# What a listener hears where messages to webhooks were not written; never stored as an event.
+# Kind of the event that is observed where messages to webhooks were dropped; it is not stored.
 SKIPPED = "webhook.skipped"
 # Events that are numbered in one transaction.
 MOST_AT_ONCE = 1000
@@ -58,23 +57,23 @@ class EventFilter:
 
 
 def emit(connection: Connection, event: Event, now: datetime) -> None:
-    """Add an event, and what webhooks are to be told of it.
+    """Insert an event and the messages for webhooks, and have the change backed up.
 
-    Whoever listens sees it once this transaction is committed.
+    Streams, webhooks and the observer of the database see it once this transaction is committed.
     """
     connection.execute(insert(events).values(created_at=now, **vars(event)))
     if event.dataset is not None and event.version is None:
         backup.enqueue(connection, "dataset", event.dataset)
     else:
         backup.enqueue(connection, "model", event.model)
-    listener = connection.get_execution_options().get(LISTENER, [])
-    listener.append(event)
+    observe_after_commit(connection, event)
     for owner, number in webhooks.notify(connection, event, now).items():
-        # Heard by this process alone. As an event it would have to be told to the same webhooks.
-        why = f"{number} webhooks of owner {owner!r} are not told of {event.kind}: "
+        # For the observer alone: stored as an event, it would go to the same webhooks.
+        why = f"no message of {event.kind} for {number} webhooks of owner {owner!r}: "
         why += f"{MOST_WAITING} of its messages wait"
         data = {"number": number, "message": why}
-        listener.append(Event(kind=SKIPPED, owner=event.owner, model=event.model, data=data))
+        skipped = Event(kind=SKIPPED, owner=event.owner, model=event.model, data=data)
+        observe_after_commit(connection, skipped)
 
 
 def has_unnumbered(connection: Connection) -> bool:

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, RowMapping, Update, insert, select, update
 
 from cmcl.contract.job import Progress
 from service.database.queries import events
-from service.database.rows import Approval, DatasetRecord, Event, JobRecord
+from service.database.rows import Approval, DatasetRecord, Event, JobRecord, random_id
 from service.database.tables import jobs
 from service.states import IN_FLIGHT, FailureReason, JobState, check_move
 
@@ -21,27 +21,25 @@ _NO_ATTEMPT: Mapping[str, None] = {
 }
 
 
-def create(connection: Connection, job: str, dataset: DatasetRecord, now: datetime) -> None:
-    """Insert a job that waits for its turn."""
-    connection.execute(
-        insert(jobs).values(
-            id=job,
-            owner=dataset.owner,
-            model=dataset.model,
-            dataset=dataset.id,
-            state=JobState.QUEUED,
-            revision=0,
-            attempt=0,
-            attempts_before_retry=0,
-            cancel_requested=False,
-            created_at=now,
-            state_changed_at=now,
-        )
-    )
-    queued = Event(
-        kind="job.queued", owner=dataset.owner, model=dataset.model, dataset=dataset.id, job=job
-    )
-    events.emit(connection, queued, now)
+def create(connection: Connection, dataset: DatasetRecord, now: datetime) -> JobRecord:
+    """Insert a queued job for a dataset."""
+    values = {
+        "id": f"job-{random_id()}",
+        "owner": dataset.owner,
+        "model": dataset.model,
+        "dataset": dataset.id,
+        "state": JobState.QUEUED,
+        "revision": 0,
+        "attempt": 0,
+        "attempts_before_retry": 0,
+        "cancel_requested": False,
+        "created_at": now,
+        "state_changed_at": now,
+    }
+    row = connection.execute(insert(jobs).values(values).returning(jobs)).mappings().one()
+    job = _record(row)
+    _emit(connection, job, "job.queued", now, {})
+    return job
 
 
 def find(connection: Connection, job: str) -> JobRecord | None:

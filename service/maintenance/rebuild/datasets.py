@@ -17,8 +17,8 @@ from cmcl.contract.job import submission_id
 from cmcl.contract.version import LearnedDataset
 from service.database.queries.backup import Row
 from service.database.tables import datasets, jobs, upload_uses, uploads
-from service.datasets.intake import NewDataset
-from service.datasets.upload_uris import SCHEME
+from service.datasets.addresses import SCHEME
+from service.datasets.request import NewDataset
 from service.maintenance.rebuild.bucket import Bucket
 from service.maintenance.rebuild.models import FoundModel
 from service.maintenance.rebuild.versions import FoundVersion

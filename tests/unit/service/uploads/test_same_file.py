@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Connection
 
 from service.database.queries import datasets
-from service.datasets.upload_uris import contents_of
+from service.datasets.addresses import contents_of
 from service.principal import EVERY_SCOPE, LOCAL, Principal
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
