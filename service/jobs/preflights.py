@@ -23,9 +23,9 @@ from cmcl.contract.job import submission_id
 from cmcl.contract.modality import Frozen, ModalityPair
 from cmcl.contract.preflight import AskedShard, AskedShards, PreflightAnswer
 from service.context import Context, is_past
-from service.database.queries import events, preflights
+from service.database.queries import preflights
 from service.database.queries.preflights import NewRow, PreflightRecord, PreflightState
-from service.database.rows import Event, random_id
+from service.database.rows import random_id
 from service.datasets.addresses import Intake, check_addresses, contents_of
 from service.datasets.intake import check_modalities
 from service.datasets.request import NewShards, Shards
@@ -197,8 +197,8 @@ def _take_answer(context: Context, preflight: PreflightRecord) -> bool:
         _take_error(context, preflight, answer)
         return True
     outlook = answer.outlook
-    told = {"refused": bool(outlook.refusals)}
-    _end(context, preflight, PreflightState.DONE, told, result=outlook.model_dump(mode="json"))
+    data = {"refused": bool(outlook.refusals)}
+    _end(context, preflight, PreflightState.DONE, data, result=outlook.model_dump(mode="json"))
     return True
 
 
@@ -247,23 +247,14 @@ def _end(
     context: Context,
     preflight: PreflightRecord,
     state: PreflightState,
-    told: Mapping[str, object],
+    data: Mapping[str, object],
     result: dict[str, object] | None = None,
     message: str | None = None,
 ) -> None:
     now = context.clock()
-    event = Event(
-        kind=f"preflight.{state}",
-        owner=preflight.owner,
-        model=preflight.model,
-        version=preflight.version,
-        data={"preflight": preflight.id, **told},
-    )
+    changes = {"result": result, "message": message}
     with context.database.write() as connection:
-        if preflights.move(
-            connection, preflight, state, now, result=result, message=message, finished_at=now
-        ):
-            events.emit(connection, event, now)
+        preflights.finish(connection, preflight, state, now, changes, data)
 
 
 def _set_message(context: Context, preflight: PreflightRecord, message: str) -> None:

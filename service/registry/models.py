@@ -173,10 +173,7 @@ def set_policy(
             f"the policy of {name!r} has revision {model.policy_revision} by now, "
             f"not {seen_revision}; read it again"
         )
-    models.set_policy(connection, name, policy, model.policy_revision)
-    told = {"policy": policy.model_dump(mode="json"), "actor": principal.name}
-    event = Event(kind="model.policy", owner=model.owner, model=name, data=told)
-    events.emit(connection, event, now)
+    models.set_policy(connection, model, policy, principal.name, now)
     return get_model(connection, name, principal)
 
 
@@ -195,10 +192,7 @@ def delete_model(connection: Connection, name: str, principal: Principal, now: d
             "taken_back",
             PromotionRequest(principal, "the model was deleted", now),
         )
-    models.set_deleted(connection, name, now)
-    told = {"actor": principal.name}
-    event = Event(kind="model.deleted", owner=model.owner, model=name, data=told)
-    events.emit(connection, event, now)
+    models.set_deleted(connection, model, principal.name, now)
 
 
 def retire_version(
@@ -217,8 +211,5 @@ def retire_version(
         raise Conflict(f"version {number} of {name!r} is on trial; take it back first")
     if version.retired_at is not None:
         return
-    versions.set_retired(connection, name, number, now)
     models.revise(connection, name, now)
-    told = {"actor": principal.name}
-    event = Event(kind="version.retired", owner=model.owner, model=name, version=number, data=told)
-    events.emit(connection, event, now)
+    versions.retire(connection, version, model.owner, principal.name, now)

@@ -6,10 +6,9 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from cmcl.contract.rollout import CanaryPlan
-from service.database.queries import events, models, versions
+from service.database.queries import models, versions
 from service.database.rows import (
     CanaryRecord,
-    Event,
     ModelRecord,
     PromotionKind,
     PromotionRecord,
@@ -105,23 +104,7 @@ def _move_live(
         actor=request.principal.name,
         created_at=request.now,
     )
-    versions.add_promotion(connection, promotion)
     canary.follow_live(connection, model, version, kind, request)
     models.set_live(connection, model.name, version.number, generation, request.now)
-    # Its job stands among the details: the life of that job had ended when it was published.
-    told = {
-        "generation": generation,
-        "reason": request.reason,
-        "actor": request.principal.name,
-        "job": version.job,
-    }
-    event = Event(
-        kind=f"version.{kind}",
-        owner=model.owner,
-        model=model.name,
-        dataset=version.manifest.dataset,
-        version=version.number,
-        data=told,
-    )
-    events.emit(connection, event, request.now)
+    versions.add_promotion(connection, promotion, version, model.owner)
     return Live(version.number, generation)

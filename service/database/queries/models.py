@@ -1,5 +1,6 @@
 """Queries about models."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 
@@ -17,8 +18,8 @@ from sqlalchemy import (
 
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
-from service.database.queries import backup
-from service.database.rows import BranchPoint, ModelRecord
+from service.database.queries import backup, events
+from service.database.rows import BranchPoint, Event, ModelRecord
 from service.database.tables import jobs, models, trials, versions
 
 
@@ -190,21 +191,32 @@ def forget_mirrored(connection: Connection, name: str) -> None:
     connection.execute(update(models).where(models.c.name == name).values(mirrored_revision=0))
 
 
-def set_policy(connection: Connection, name: str, policy: GatePolicy, seen_revision: int) -> bool:
-    """Compare-and-set on the revision. Whether it was set."""
-    statement = (
-        update(models)
-        .where(models.c.name == name, models.c.policy_revision == seen_revision)
-        .values(policy=policy.model_dump(mode="json"), policy_revision=seen_revision + 1)
-    )
-    return connection.execute(statement).rowcount == 1
+def set_policy(
+    connection: Connection, seen: ModelRecord, policy: GatePolicy, actor: str, now: datetime
+) -> None:
+    """Set the policy under the next revision, and emit the event; with the model locked."""
+    document = policy.model_dump(mode="json")
+    values = {"policy": document, "policy_revision": seen.policy_revision + 1}
+    connection.execute(update(models).where(models.c.name == seen.name).values(values))
+    _emit(connection, seen, "model.policy", now, {"policy": document, "actor": actor})
 
 
-def set_deleted(connection: Connection, name: str, now: datetime) -> None:
-    """It is gone for everybody; its name is not given again. Its live.json is to go as well."""
-    connection.execute(
-        update(models).where(models.c.name == name).values(deleted_at=now, **_next_revision(now))
-    )
+def set_deleted(connection: Connection, seen: ModelRecord, actor: str, now: datetime) -> None:
+    """Mark the model deleted, and emit the event. Its name is not used again, its live.json is to be removed."""
+    values = {"deleted_at": now, **_next_revision(now)}
+    connection.execute(update(models).where(models.c.name == seen.name).values(values))
+    _emit(connection, seen, "model.deleted", now, {"actor": actor})
+
+
+def _emit(
+    connection: Connection,
+    model: ModelRecord,
+    kind: str,
+    now: datetime,
+    data: Mapping[str, object],
+) -> None:
+    emitted = Event(kind=kind, owner=model.owner, model=model.name, data=data)
+    events.emit(connection, emitted, now)
 
 
 def _next_revision(now: datetime) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Queries about pre-flights. Every move is a compare-and-set, as of jobs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -7,6 +8,8 @@ from enum import StrEnum
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 
 from cmcl.contract.preflight import Outlook
+from service.database.queries import events
+from service.database.rows import Event
 from service.database.tables import preflights
 
 
@@ -119,6 +122,26 @@ def move(
         .values(state=target, state_changed_at=now, revision=seen.revision + 1, **changes)
     )
     return connection.execute(statement).rowcount == 1
+
+
+def finish(
+    connection: Connection,
+    seen: PreflightRecord,
+    target: PreflightState,
+    now: datetime,
+    changes: Mapping[str, object],
+    data: Mapping[str, object],
+) -> None:
+    """Move it to a final state if it still is as it was seen, and emit the event with `data`."""
+    if move(connection, seen, target, now, finished_at=now, **changes):
+        finished = Event(
+            kind=f"preflight.{target}",
+            owner=seen.owner,
+            model=seen.model,
+            version=seen.version,
+            data={"preflight": seen.id, **data},
+        )
+        events.emit(connection, finished, now)
 
 
 def set_message(connection: Connection, seen: PreflightRecord, message: str) -> None:

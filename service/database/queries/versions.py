@@ -6,8 +6,8 @@ from datetime import datetime
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from cmcl.contract.version import Recall, VersionManifest
-from service.database.queries import backup
-from service.database.rows import PromotionRecord, VersionOutline, VersionRecord
+from service.database.queries import backup, events
+from service.database.rows import Event, PromotionRecord, VersionOutline, VersionRecord
 from service.database.tables import promotions, versions
 
 _OUTLINE = tuple(versions.c[field.name] for field in fields(VersionOutline))
@@ -28,7 +28,7 @@ def create_copy(
     """
     _insert(connection, manifest, now, copied_from=manifest.files_in)
     if original.retired_at is not None:
-        set_retired(connection, manifest.model, manifest.version, original.retired_at)
+        _set_retired(connection, manifest.model, manifest.version, original.retired_at)
 
 
 def _insert(
@@ -111,8 +111,22 @@ def set_stored(connection: Connection, model: str, number: int, now: datetime) -
     return connection.execute(statement).rowcount == 1
 
 
-def set_retired(connection: Connection, model: str, number: int, now: datetime) -> None:
-    """It does not answer any more."""
+def retire(
+    connection: Connection, version: VersionOutline, owner: str, actor: str, now: datetime
+) -> None:
+    """Mark a version retired, and emit the event."""
+    _set_retired(connection, version.model, version.number, now)
+    retired_now = Event(
+        kind="version.retired",
+        owner=owner,
+        model=version.model,
+        version=version.number,
+        data={"actor": actor},
+    )
+    events.emit(connection, retired_now, now)
+
+
+def _set_retired(connection: Connection, model: str, number: int, now: datetime) -> None:
     connection.execute(
         update(versions)
         .where(versions.c.model == model, versions.c.number == number)
@@ -153,9 +167,27 @@ def promotion(connection: Connection, model: str, generation: int) -> PromotionR
     return None if row is None else PromotionRecord(**row)
 
 
-def add_promotion(connection: Connection, promotion: PromotionRecord) -> None:
-    """Remember who moved the live version, when and why."""
+def add_promotion(
+    connection: Connection, promotion: PromotionRecord, version: VersionRecord, owner: str
+) -> None:
+    """Insert a promotion of the version, and emit the event."""
     connection.execute(insert(promotions).values(**vars(promotion)))
+    # The job is a detail and not the subject: its own events ended when the version was published.
+    data = {
+        "generation": promotion.generation,
+        "reason": promotion.reason,
+        "actor": promotion.actor,
+        "job": version.job,
+    }
+    promoted = Event(
+        kind=f"version.{promotion.kind}",
+        owner=owner,
+        model=version.model,
+        dataset=version.manifest.dataset,
+        version=version.number,
+        data=data,
+    )
+    events.emit(connection, promoted, promotion.created_at)
 
 
 def promotion_page(
