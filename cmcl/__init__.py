@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncClient",
+    "CanaryPlan",
     "Client",
     "CmclError",
     "FieldError",
@@ -43,7 +44,6 @@ __all__ = [
     "ShardRef",
     "TookTooLong",
     "TrainingSpec",
-    "CanaryPlan",
     "Unreachable",
     "WrongServer",
 ]

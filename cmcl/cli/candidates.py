@@ -17,7 +17,7 @@ from cmcl.cli.options import (
     exact_version,
     from_options,
 )
-from cmcl.client import Agreement, Candidate, Client, Policy
+from cmcl.client import Agreement, Canary, Client, Policy
 from cmcl.contract.policy import GatePolicy
 from cmcl.contract.rollout import CanaryPlan
 
@@ -135,7 +135,7 @@ def _changed(policy: Policy, terms: dict[str, Any], rule: dict[str, Any]) -> Gat
     return from_options(GatePolicy, {**kept, "rollout": merged})
 
 
-def _seen_by(trial: Candidate) -> str:
+def _seen_by(trial: Canary) -> str:
     return f"share {trial.share:g}, shadow {trial.shadow:g}"
 
 
@@ -146,7 +146,7 @@ _PAIRS: Columns[Agreement] = {
 }
 
 
-def _view(trial: Candidate) -> RenderableType:
+def _view(trial: Canary) -> RenderableType:
     seen = trial.observed
     values: dict[str, Cell] = {
         "version": trial.version,

@@ -81,7 +81,7 @@ class CanaryPlan(TrialTerms):
         return self
 
 
-class Candidate(BaseModel):
+class Canary(BaseModel):
     """The trial as replicas see it. Unknown fields are ignored, as in `LivePointer`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")

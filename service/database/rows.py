@@ -16,7 +16,7 @@ from cmcl.contract.version import Recall, VersionManifest
 from service.states import FailureReason, JobState
 
 PromotionKind = Literal["published", "promoted", "rolled_back"]
-CanaryOutcome = Literal["promoted", "taken_back", "changed"]
+CanaryOutcome = Literal["promoted", "aborted", "changed"]
 UploadState = Literal["open", "completing", "complete", "aborted"]
 
 

@@ -24,7 +24,7 @@ class EventKind(StrEnum):
     CANDIDATE_BEGAN = "candidate.began"
     CANDIDATE_CHANGED = "candidate.changed"
     CANDIDATE_PROMOTED = "candidate.promoted"
-    CANDIDATE_TAKEN_BACK = "candidate.taken_back"
+    CANDIDATE_ABORTED = "candidate.aborted"
     MODEL_BRANCHED = "model.branched"
     MODEL_POLICY = "model.policy"
     MODEL_DELETED = "model.deleted"
@@ -55,7 +55,7 @@ MEANINGS: dict[EventKind, str] = {
     EventKind.CANDIDATE_CHANGED: "other callers see it, other bounds hold, or it is compared with "
     "another version; `observed` is what was seen until then",
     EventKind.CANDIDATE_PROMOTED: "the version on trial answers from now on, by its rule or by hand",
-    EventKind.CANDIDATE_TAKEN_BACK: "the trial ended without that: a bound was broken, a replica "
+    EventKind.CANDIDATE_ABORTED: "the trial ended without that: a bound was broken, a replica "
     "could not load it, another version came, or somebody said so",
     EventKind.MODEL_BRANCHED: "a new model starts from a version of another one",
     EventKind.MODEL_POLICY: "somebody changed what a candidate must show",
@@ -84,5 +84,5 @@ WORTH_A_MESSAGE = (
     EventKind.VERSION_PUBLISHED,
     EventKind.VERSION_PROMOTED,
     EventKind.VERSION_ROLLED_BACK,
-    EventKind.CANDIDATE_TAKEN_BACK,
+    EventKind.CANDIDATE_ABORTED,
 )

@@ -63,7 +63,7 @@ def set_candidate(
 def take_back(connection: Connection, model: str, request: PromotionRequest) -> None:
     """A user ends the trial; the version stays. Raises NotFound and PreconditionFailed."""
     current = lock_as_seen(connection, model, request)
-    end(connection, current, get_trial(connection, model), "taken_back", request)
+    end(connection, current, get_trial(connection, model), "aborted", request)
     models.revise(connection, model, request.now)
 
 
@@ -78,7 +78,7 @@ def begin(
     running = canaries.running(connection, model.name)
     if running is not None:
         because = f"version {version.number} is tried instead"
-        end(connection, model, running, "taken_back", replace(request, reason=because))
+        end(connection, model, running, "aborted", replace(request, reason=because))
     trial = CanaryRecord(
         model=model.name,
         revision=model.live_revision + 1,
@@ -122,7 +122,7 @@ def follow_live(
         end(connection, model, trial, "promoted", request)
     elif kind == "published":
         because = f"version {version.number} was published"
-        end(connection, model, trial, "taken_back", replace(request, reason=because))
+        end(connection, model, trial, "aborted", replace(request, reason=because))
     else:
         because = f"version {version.number} answers now; it is compared with that one"
         _go_on(connection, model, trial, replace(request, reason=because))

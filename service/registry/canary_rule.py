@@ -22,18 +22,18 @@ from service.stale_database import check_not_behind
 class Verdict:
     """What becomes of a candidate, and why."""
 
-    outcome: Literal["promoted", "taken_back"]
+    outcome: Literal["promoted", "aborted"]
     reason: str
 
 
 def judge(rule: RolloutRule, observed: Observed) -> Verdict | None:
     """None: the trial goes on. What cannot even be loaded is taken back without waiting."""
     for replica, why in sorted(observed.refused.items()):
-        return Verdict("taken_back", f"replica {replica} could not load it: {why}")
+        return Verdict("aborted", f"replica {replica} could not load it: {why}")
     if observed.requests < rule.min_requests:
         return None
     for breach in _breaches(rule, observed):
-        return Verdict("taken_back", breach)
+        return Verdict("aborted", breach)
     if rule.promote_after is None or observed.requests < rule.promote_after:
         return None
     if _is_agreement_unknown(rule, observed):
@@ -76,7 +76,7 @@ def _carry_out(
     if verdict.outcome == "promoted":
         promotion.promote_candidate(connection, model, trial, request)
         return
-    canary.end(connection, model, trial, "taken_back", request)
+    canary.end(connection, model, trial, "aborted", request)
     models.revise(connection, model.name, request.now)
 
 

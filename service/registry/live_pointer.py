@@ -9,7 +9,7 @@ that died before that is made good when a service starts and compares.
 from sqlalchemy import Connection
 
 from cmcl.contract.errors import InvalidVersion
-from cmcl.contract.rollout import Candidate
+from cmcl.contract.rollout import Canary
 from cmcl.contract.version import LivePointer
 from service.context import Context
 from service.database.queries import canaries, models, versions
@@ -70,7 +70,7 @@ def _pointer(connection: Connection, model: ModelRecord) -> LivePointer | None:
         owner=model.owner,
         retired=versions.retired(connection, model.name),
         candidate=trial
-        and Candidate(
+        and Canary(
             version=trial.version,
             revision=trial.revision,
             share=trial.plan.share,

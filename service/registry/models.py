@@ -189,7 +189,7 @@ def delete_model(connection: Connection, name: str, principal: Principal, now: d
             connection,
             model,
             trial,
-            "taken_back",
+            "aborted",
             PromotionRequest(principal, "the model was deleted", now),
         )
     models.set_deleted(connection, model, principal.name, now)

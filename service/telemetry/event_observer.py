@@ -36,7 +36,7 @@ class EventObserver:
             self._trace_move(event, state)
         elif event.kind in ("version.published", "version.promoted", "version.rolled_back"):
             self._metrics.promotions.labels(event.kind.partition(".")[2]).inc()
-        elif event.kind in ("candidate.promoted", "candidate.taken_back"):
+        elif event.kind in ("candidate.promoted", "candidate.aborted"):
             self._metrics.trials_ended.labels(event.kind.partition(".")[2]).inc()
         elif event.kind == SKIPPED:
             self._metrics.webhook_deliveries.labels("skipped").inc(_number(event))

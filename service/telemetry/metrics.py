@@ -79,7 +79,7 @@ class Metrics:
             self.jobs_finished.labels(state, reason)
         for kind in ("published", "promoted", "rolled_back"):
             self.promotions.labels(kind)
-        for outcome in ("promoted", "taken_back"):
+        for outcome in ("promoted", "aborted"):
             self.trials_ended.labels(outcome)
 
     def _add_reconciler(self) -> None:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import CanaryPlan, Candidate, Observed
+from cmcl.contract.rollout import Canary, CanaryPlan, Observed
 from cmcl.contract.version import LivePointer
 from service.database.queries.backup import Row, version_name
 from service.database.tables import models, promotions, trials, versions
@@ -81,7 +81,7 @@ class Pointer:
         self._promote(max(able), self.model["live_generation"] + 1, "rebuilt: it had been stored")
         self.model["live_revision"] += 1
 
-    def _adopt_trial(self, candidate: Candidate | None) -> None:
+    def _adopt_trial(self, candidate: Canary | None) -> None:
         for trial in self.trials:
             is_it = candidate is not None and trial["revision"] == candidate.revision
             if trial["ended_at"] is None and not is_it:
@@ -113,7 +113,7 @@ class Pointer:
                 findings.repaired.append(f"version {number} of {name!r} is not on trial any more")
 
     def _end(self, trial: Row, why: str) -> None:
-        ended = {"ended_at": self.now, "outcome": "taken_back", "ended_because": f"rebuilt: {why}"}
+        ended = {"ended_at": self.now, "outcome": "aborted", "ended_because": f"rebuilt: {why}"}
         trial.update(ended)
 
     def _replace_unless_sound(self, number: int | None, findings: Findings) -> None:

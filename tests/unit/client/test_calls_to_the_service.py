@@ -159,7 +159,7 @@ def test_a_version_is_tried_shown_and_taken_back(
     with pytest.raises(CmclError) as caught:
         published.candidate("scenes")
     assert caught.value.status == 404
-    (event,) = published.all_events("scenes", ["candidate.taken_back"])
+    (event,) = published.all_events("scenes", ["candidate.aborted"])
     assert event.details["reason"] == "worse on birds"
 
 

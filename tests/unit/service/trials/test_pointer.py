@@ -130,7 +130,7 @@ def test_a_death_at_any_moment_ends_a_trial_once(
     assert pointer.candidate is None
     assert (pointer.version, pointer.generation) == ((2, 4) if promotes else (3, 3))
     kinds = [kind for kind, _, _ in trials.told()]
-    ended = "candidate.promoted" if promotes else "candidate.taken_back"
+    ended = "candidate.promoted" if promotes else "candidate.aborted"
     assert kinds == ["candidate.began", ended]
 
 
