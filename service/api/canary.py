@@ -101,7 +101,7 @@ def read_candidate(
     """The version on trial, and how it compares with the one that answers."""
     with context.database.read() as connection:
         found = get_model(connection, model, principal)
-        trial = canary.get_trial(connection, model)
+        trial = canary.get_canary(connection, model)
     response.headers.update(etag(found.live_generation))
     return CanaryView.of(trial)
 
@@ -126,7 +126,7 @@ def put_candidate(
     )
     check_may_change(context, model, principal)
     with context.database.write() as connection:
-        trial = canary.set_candidate(connection, model, body.version, body.plan, request)
+        trial = canary.set_canary(connection, model, body.version, body.plan, request)
         found = get_model(connection, model, principal)
     response.headers.update(etag(found.live_generation))
     return CanaryView.of(trial)
@@ -140,4 +140,4 @@ def delete_candidate(
     request = PromotionRequest(principal, reason or "taken back by a user", context.clock())
     check_may_change(context, model, principal)
     with context.database.write() as connection:
-        canary.take_back(connection, model, request)
+        canary.abort(connection, model, request)

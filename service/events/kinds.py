@@ -1,10 +1,10 @@
-"""What can happen: the kinds of events, in one place, with what each means."""
+"""The kinds of events, and what each means."""
 
 from enum import StrEnum
 
 
 class EventKind(StrEnum):
-    """A kind of event. Those of jobs are named after the state that the job is in from then on."""
+    """A kind of event. Those of jobs are named after the state that the job has entered."""
 
     JOB_QUEUED = "job.queued"
     JOB_VALIDATING = "job.validating"
@@ -35,38 +35,35 @@ class EventKind(StrEnum):
 
 
 MEANINGS: dict[EventKind, str] = {
-    EventKind.JOB_QUEUED: "a dataset's job waits for its turn: it is new, an attempt of it was "
-    "lost, or somebody wants it tried again",
+    EventKind.JOB_QUEUED: "the job waits for its turn: it is new, an attempt was lost, or a user retries it",
     EventKind.JOB_VALIDATING: "its shards are being read and checked",
-    EventKind.JOB_SUBMITTING: "an attempt is being handed to the cluster",
+    EventKind.JOB_SUBMITTING: "an attempt is being submitted to the cluster",
     EventKind.JOB_RUNNING: "the cluster has accepted the attempt",
     EventKind.JOB_GATING: "its candidate is complete and is being judged",
-    EventKind.JOB_HELD: "its candidate passed, and waits for somebody's approval",
+    EventKind.JOB_HELD: "its candidate passed and waits for an approval",
     EventKind.JOB_PUBLISHED: "its candidate is a version of the model",
-    EventKind.JOB_REJECTED: "its candidate fell short of the policy, or somebody said no",
-    EventKind.JOB_FAILED: "it has no candidate; it can be tried again",
-    EventKind.JOB_CANCELLED: "somebody stopped it",
-    EventKind.JOB_CANCEL_REQUESTED: "somebody wants it stopped; it is not yet",
-    EventKind.VERSION_PUBLISHED: "a new version is in place, and answers from now on",
-    EventKind.VERSION_PROMOTED: "somebody let another version answer",
-    EventKind.VERSION_ROLLED_BACK: "somebody went back to the version that answered before",
-    EventKind.VERSION_RETIRED: "somebody took a version out of use",
-    EventKind.CANDIDATE_BEGAN: "a version is on trial beside the one that answers",
-    EventKind.CANDIDATE_CHANGED: "other callers see it, other bounds hold, or it is compared with "
-    "another version; `observed` is what was seen until then",
-    EventKind.CANDIDATE_PROMOTED: "the version on trial answers from now on, by its rule or by hand",
-    EventKind.CANDIDATE_ABORTED: "the trial ended without that: a bound was broken, a replica "
-    "could not load it, another version came, or somebody said so",
+    EventKind.JOB_REJECTED: "its candidate was rejected by the policy or by a user",
+    EventKind.JOB_FAILED: "it has no candidate; a user can retry it",
+    EventKind.JOB_CANCELLED: "a user cancelled it",
+    EventKind.JOB_CANCEL_REQUESTED: "a user asked to cancel it; it is still running",
+    EventKind.VERSION_PUBLISHED: "a new version is stored and live",
+    EventKind.VERSION_PROMOTED: "a user made another version live",
+    EventKind.VERSION_ROLLED_BACK: "a user returned to the version that was live before",
+    EventKind.VERSION_RETIRED: "a user retired a version",
+    EventKind.CANDIDATE_BEGAN: "a version is the canary beside the live one",
+    EventKind.CANDIDATE_CHANGED: "other callers get the canary, its rule changed, or the live version did; `observed` is what was observed until then",
+    EventKind.CANDIDATE_PROMOTED: "the canary is live, by its rule or by a user",
+    EventKind.CANDIDATE_ABORTED: "the canary ended without a promotion: a bound was broken, a replica could not load it, another version replaced it, or a user ended it",
     EventKind.MODEL_BRANCHED: "a new model starts from a version of another one",
-    EventKind.MODEL_POLICY: "somebody changed what a candidate must show",
-    EventKind.MODEL_DELETED: "somebody deleted the model",
-    EventKind.DATASET_DELETED: "somebody deleted the dataset",
-    EventKind.PREFLIGHT_DONE: "what a dataset would meet is known",
-    EventKind.PREFLIGHT_FAILED: "a pre-flight has no answer",
-    EventKind.WEBHOOK_TEST: "somebody tries a webhook; goes to that webhook alone",
+    EventKind.MODEL_POLICY: "a user changed the policy for candidates",
+    EventKind.MODEL_DELETED: "a user deleted the model",
+    EventKind.DATASET_DELETED: "a user deleted the dataset",
+    EventKind.PREFLIGHT_DONE: "a pre-flight has a result",
+    EventKind.PREFLIGHT_FAILED: "a pre-flight ended without a result",
+    EventKind.WEBHOOK_TEST: "a user tests a webhook; sent to that webhook alone",
 }
 
-# After these a job rests, until somebody takes it out again by hand.
+# A job ends with these, unless a user retries or approves it.
 FINAL = frozenset(
     {
         EventKind.JOB_PUBLISHED,
@@ -76,7 +73,7 @@ FINAL = frozenset(
     }
 )
 
-# What a webhook is told that does not say what it wants: what somebody would act upon.
+# The default for webhooks: events that call for an action.
 WORTH_A_MESSAGE = (
     EventKind.JOB_HELD,
     EventKind.JOB_REJECTED,

@@ -217,7 +217,7 @@ class Reconciler(PeriodicLoop):
                 return
             elif tasks.canary is not None and self._may_judge(name):
                 with self._context.metrics.step("judge"):
-                    canary_rule.look(self._context, tasks.canary)
+                    canary_rule.judge_canary(self._context, tasks.canary)
             elif tasks.is_large:
                 self._begin_large(tasks)
             elif tasks.job is not None:

@@ -1,9 +1,9 @@
-"""A version on trial beside the one that answers: begun, changed, ended.
+"""The canary of a model: a version that serves a share of the traffic beside the live one.
 
-What the replicas observe lies under the revision of live.json that told them of the trial. So where
-other callers see the candidate, or it is compared with another version, what was observed before is
-closed and the trial goes on under the next revision. Other bounds hold for what was observed already.
-Every function here has the model locked, and all it does is one transaction of the caller.
+Replicas write observations under the revision of live.json that announced the canary. So where other callers get the
+canary, or the live version changes, its observations so far are closed and it continues under the next revision. A
+changed rule applies to past observations as well. Every function here needs the model locked by the caller's
+transaction.
 """
 
 import logging
@@ -31,39 +31,36 @@ from workers.storage.port import ObjectStore
 logger = logging.getLogger(__name__)
 
 
-def get_trial(connection: Connection, model: str) -> CanaryRecord:
-    """The one that runs. Raises NotFound."""
+def get_canary(connection: Connection, model: str) -> CanaryRecord:
+    """Return the canary of the model. Raises NotFound."""
     found = canaries.running(connection, model)
     if found is None:
         raise NotFound(f"no version of model {model!r} is on trial")
     return found
 
 
-def set_candidate(
+def set_canary(
     connection: Connection, model: str, version: int, plan: CanaryPlan, request: PromotionRequest
 ) -> CanaryRecord:
-    """A user puts a version on trial, or changes the trial. Raises as `promote.choose` does.
-
-    Another version that is on trial is taken back.
-    """
+    """Start a canary, or change its plan. Another canary of the model is aborted. Raises as `promotion.choose`."""
     current = lock_as_seen(connection, model, request)
     found = servable_version(connection, model, version, request.principal)
     if current.live_version is None:
-        raise Conflict(f"no version of {model!r} answers yet, so there is nothing to compare with")
+        raise Conflict(f"model {model!r} has no live version to compare with")
     if current.live_version == version:
-        raise Conflict(f"version {version} of {model!r} answers already; permitted: another one")
+        raise Conflict(f"version {version} of {model!r} is live; choose another one")
     running = canaries.running(connection, model)
     if running is None or running.version != version:
         return begin(connection, current, found, plan, request)
     if plan != running.plan:
         _change(connection, current, running, plan, request)
-    return get_trial(connection, model)
+    return get_canary(connection, model)
 
 
-def take_back(connection: Connection, model: str, request: PromotionRequest) -> None:
-    """A user ends the trial; the version stays. Raises NotFound and PreconditionFailed."""
+def abort(connection: Connection, model: str, request: PromotionRequest) -> None:
+    """End the canary; the version is kept. Raises NotFound and PreconditionFailed."""
     current = lock_as_seen(connection, model, request)
-    end(connection, current, get_trial(connection, model), "aborted", request)
+    end(connection, current, get_canary(connection, model), "aborted", request)
     models.revise(connection, model, request.now)
 
 
@@ -74,12 +71,12 @@ def begin(
     plan: CanaryPlan,
     request: PromotionRequest,
 ) -> CanaryRecord:
-    """The version is tried from now on, instead of whichever was before."""
+    """Start a canary, and abort the one before it."""
     running = canaries.running(connection, model.name)
     if running is not None:
-        because = f"version {version.number} is tried instead"
+        because = f"version {version.number} is the canary instead"
         end(connection, model, running, "aborted", replace(request, reason=because))
-    trial = CanaryRecord(
+    canary = CanaryRecord(
         model=model.name,
         revision=model.live_revision + 1,
         version=version.number,
@@ -89,22 +86,22 @@ def begin(
         began_at=request.now,
         observed=Observed(),
     )
-    canaries.add(connection, trial)
+    canaries.add(connection, canary)
     models.revise(connection, model.name, request.now)
-    _emit(connection, model, trial, "began", request)
-    return trial
+    _emit(connection, model, canary, "began", request)
+    return canary
 
 
 def end(
     connection: Connection,
     model: ModelRecord,
-    trial: CanaryRecord,
+    canary: CanaryRecord,
     outcome: CanaryOutcome,
     request: PromotionRequest,
 ) -> None:
-    """It is over, for that reason. The caller makes the next revision."""
-    canaries.end(connection, trial, outcome, request.reason, request.now)
-    _emit(connection, model, trial, outcome, request)
+    """End the canary. The caller sets the next revision."""
+    canaries.end(connection, canary, outcome, request.reason, request.now)
+    _emit(connection, model, canary, outcome, request)
 
 
 def follow_live(
@@ -114,135 +111,135 @@ def follow_live(
     kind: PromotionKind,
     request: PromotionRequest,
 ) -> None:
-    """What becomes of the trial where that version answers from the next revision on."""
-    trial = canaries.running(connection, model.name)
-    if trial is None:
+    """End or continue the canary when a version becomes live."""
+    canary = canaries.running(connection, model.name)
+    if canary is None:
         return
-    if trial.version == version.number:
-        end(connection, model, trial, "promoted", request)
+    if canary.version == version.number:
+        end(connection, model, canary, "promoted", request)
     elif kind == "published":
         because = f"version {version.number} was published"
-        end(connection, model, trial, "aborted", replace(request, reason=because))
+        end(connection, model, canary, "aborted", replace(request, reason=because))
     else:
-        because = f"version {version.number} answers now; it is compared with that one"
-        _go_on(connection, model, trial, replace(request, reason=because))
+        because = f"version {version.number} is live now; it is compared with that one"
+        _restart(connection, model, canary, replace(request, reason=because))
 
 
 def _change(
     connection: Connection,
     model: ModelRecord,
-    trial: CanaryRecord,
+    canary: CanaryRecord,
     plan: CanaryPlan,
     request: PromotionRequest,
 ) -> None:
-    changed = replace(trial, plan=plan, reason=request.reason, actor=request.principal.name)
-    seen_by = (trial.plan.share, trial.plan.shadow)
+    changed = replace(canary, plan=plan, reason=request.reason, actor=request.principal.name)
+    seen_by = (canary.plan.share, canary.plan.shadow)
     if (plan.share, plan.shadow) != seen_by:
-        _go_on(connection, model, changed, request)
+        _restart(connection, model, changed, request)
         models.revise(connection, model.name, request.now)
         return
     canaries.set_rule(connection, changed)
     _emit(connection, model, changed, "changed", request)
 
 
-def _go_on(
-    connection: Connection, model: ModelRecord, trial: CanaryRecord, request: PromotionRequest
+def _restart(
+    connection: Connection, model: ModelRecord, canary: CanaryRecord, request: PromotionRequest
 ) -> None:
-    """Under the next revision, with nothing observed."""
-    end(connection, model, trial, "changed", request)
-    canaries.add(connection, replace(trial, revision=model.live_revision + 1, observed=Observed()))
+    """Continue the canary under the next revision, without observations."""
+    end(connection, model, canary, "changed", request)
+    canaries.add(connection, replace(canary, revision=model.live_revision + 1, observed=Observed()))
 
 
 def _emit(
     connection: Connection,
     model: ModelRecord,
-    trial: CanaryRecord,
+    canary: CanaryRecord,
     kind: str,
     request: PromotionRequest,
 ) -> None:
-    told = {
+    data = {
         "reason": request.reason,
         "actor": request.principal.name,
-        "share": trial.plan.share,
-        "shadow": trial.plan.shadow,
-        "observed": figures(trial.observed),
+        "share": canary.plan.share,
+        "shadow": canary.plan.shadow,
+        "observed": figures(canary.observed),
     }
-    event = Event(
+    emitted = Event(
         kind=f"candidate.{kind}",
         owner=model.owner,
         model=model.name,
-        version=trial.version,
-        data=told,
+        version=canary.version,
+        data=data,
     )
-    events.emit(connection, event, request.now)
+    events.emit(connection, emitted, request.now)
 
 
-def gather(store: ObjectStore, trial: CanaryRecord) -> Observed:
-    """The sum of what every replica has told last, also of one that is gone since."""
+def gather(store: ObjectStore, canary: CanaryRecord) -> Observed:
+    """Sum the last observation of every replica, also of those that have gone."""
     found: dict[str, Observation] = {}
     unreadable: dict[str, str] = {}
-    for key in store.keys(layout.observations(trial.model, trial.revision)):
+    for key in store.keys(layout.observations(canary.model, canary.revision)):
         try:
-            told = _read(store, key, trial)
+            observation = _read(store, key, canary)
         except ObjectNotFound:
-            # It was listed, and is gone: the next look finds what took its place.
+            # Removed after it was listed; the next round reads what replaced it.
             continue
         except ValueError as error:
             unreadable[key] = str(error)
-            if key not in trial.observed.unreadable:
-                logger.warning("an observation is left out: %s", error)
+            if key not in canary.observed.unreadable:
+                logger.warning("an observation was ignored: %s", error)
             continue
-        before = found.get(told.replica)
-        if before is None or before.at < told.at:
-            found[told.replica] = told
+        before = found.get(observation.replica)
+        if before is None or before.at < observation.at:
+            found[observation.replica] = observation
     return _sum(list(found.values()), unreadable)
 
 
 def figures(observed: Observed) -> dict[str, object]:
-    """For people and events: shares and means instead of sums."""
+    """Shares and means instead of sums, for the API and for events."""
     return {
         **observed.model_dump(mode="json", exclude={"pairs"}),
         "requests": observed.requests,
         "error_share": observed.error_share,
         "pairs": {
             pair: {
-                "queries": told.queries,
-                "cosine": told.mean_cosine,
-                "overlap": told.mean_overlap,
+                "queries": agreement.queries,
+                "cosine": agreement.mean_cosine,
+                "overlap": agreement.mean_overlap,
             }
-            for pair, told in observed.pairs.items()
+            for pair, agreement in observed.pairs.items()
         },
     }
 
 
-def _read(store: ObjectStore, key: str, trial: CanaryRecord) -> Observation:
-    """Raises ObjectNotFound, and ValueError in words if it tells nothing of this trial."""
+def _read(store: ObjectStore, key: str, canary: CanaryRecord) -> Observation:
+    """Read an observation. Raises ObjectNotFound, and ValueError if it is not of this canary."""
     try:
-        told = Observation.model_validate_json(store.read(key))
+        observation = Observation.model_validate_json(store.read(key))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{key} cannot be read: {where or 'JSON'}: {first['msg']}") from error
-    if (told.version, told.revision) != (trial.version, trial.revision):
+    if (observation.version, observation.revision) != (canary.version, canary.revision):
         raise ValueError(
-            f"{key} tells of version {told.version} since revision {told.revision}, on trial is "
-            f"version {trial.version} since revision {trial.revision}"
+            f"{key} is of version {observation.version} since revision {observation.revision}, the canary is version "
+            f"{canary.version} since revision {canary.revision}"
         )
-    return told
+    return observation
 
 
-def _sum(told: list[Observation], unreadable: dict[str, str]) -> Observed:
+def _sum(observations: list[Observation], unreadable: dict[str, str]) -> Observed:
     pairs: dict[str, PairAgreement] = {}
-    for each in told:
+    for each in observations:
         for pair, agreement in each.pairs.items():
             pairs[pair] = pairs.get(pair, PairAgreement()) + agreement
     return Observed(
-        replicas=len(told),
-        answered=sum(each.answered for each in told),
-        failed=sum(each.failed for each in told),
-        shadowed=sum(each.shadowed for each in told),
-        refused={each.replica: each.refused for each in told if each.refused is not None},
+        replicas=len(observations),
+        answered=sum(each.answered for each in observations),
+        failed=sum(each.failed for each in observations),
+        shadowed=sum(each.shadowed for each in observations),
+        refused={each.replica: each.refused for each in observations if each.refused is not None},
         pairs=dict(sorted(pairs.items())),
         unreadable=unreadable,
-        at=max((each.at for each in told), default=None),
+        at=max((each.at for each in observations), default=None),
     )

@@ -1,4 +1,8 @@
-"""What the replicas tell of a trial, added up."""
+"""The rule of a canary: what the replicas observed decides whether it continues, ends, or becomes live.
+
+Several replicas of the control plane may judge it at once, and any of them may die: a decision is one transaction,
+which finds the canary as it was judged or does nothing.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -8,26 +12,25 @@ from sqlalchemy import Connection
 
 from cmcl.contract.rollout import Observed, PairAgreement, RolloutRule
 from service.context import Context
-from service.database.queries import canaries as trial_rows
-from service.database.queries import models
+from service.database.queries import canaries, models
 from service.database.rows import CanaryRecord, ModelRecord
 from service.principal import RECONCILER
-from service.registry import canary, promotion
-from service.registry.canary import gather
+from service.registry import promotion
+from service.registry.canary import end, gather
 from service.registry.promotion_request import PromotionRequest
 from service.stale_database import check_not_behind
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a candidate, and why."""
+    """How a canary ends, and why."""
 
     outcome: Literal["promoted", "aborted"]
     reason: str
 
 
 def judge(rule: RolloutRule, observed: Observed) -> Verdict | None:
-    """None: the trial goes on. What cannot even be loaded is taken back without waiting."""
+    """Judge a canary; None if it continues. One that a replica cannot load is aborted at once."""
     for replica, why in sorted(observed.refused.items()):
         return Verdict("aborted", f"replica {replica} could not load it: {why}")
     if observed.requests < rule.min_requests:
@@ -44,77 +47,77 @@ def judge(rule: RolloutRule, observed: Observed) -> Verdict | None:
     return Verdict("promoted", reason)
 
 
-def look(context: Context, trial: CanaryRecord) -> None:
-    """Add up what the replicas have told, and do what follows from it. Raises StaleDatabase."""
-    observed = gather(context.store, trial)
-    verdict = judge(trial.plan.rule, observed)
-    if verdict is None and observed == trial.observed:
+def judge_canary(context: Context, canary: CanaryRecord) -> None:
+    """Sum the observations, and end the canary if the rule says so. Raises StaleDatabase."""
+    observed = gather(context.store, canary)
+    verdict = judge(canary.plan.rule, observed)
+    if verdict is None and observed == canary.observed:
         return
     if verdict is not None:
-        check_not_behind(context, trial.model)
+        check_not_behind(context, canary.model)
     with context.database.write() as connection:
-        model = models.lock(connection, trial.model)
-        now = trial_rows.running(connection, trial.model)
+        model = models.lock(connection, canary.model)
+        now = canaries.running(connection, canary.model)
         if model is None or model.deleted_at is not None or now is None:
             return
-        if (now.revision, now.plan) != (trial.revision, trial.plan):
-            # Somebody changed it meanwhile: the next look judges it by what holds now.
+        if (now.revision, now.plan) != (canary.revision, canary.plan):
+            # It was changed in between; the next round judges it by the new plan.
             return
-        trial_rows.set_observed(connection, trial, observed)
+        canaries.set_observed(connection, canary, observed)
         if verdict is not None:
             request = PromotionRequest(RECONCILER, verdict.reason, context.clock())
-            _carry_out(connection, model, replace(trial, observed=observed), verdict, request)
+            _apply(connection, model, replace(canary, observed=observed), verdict, request)
 
 
-def _carry_out(
+def _apply(
     connection: Connection,
     model: ModelRecord,
-    trial: CanaryRecord,
+    canary: CanaryRecord,
     verdict: Verdict,
     request: PromotionRequest,
 ) -> None:
     if verdict.outcome == "promoted":
-        promotion.promote_candidate(connection, model, trial, request)
+        promotion.promote_canary(connection, model, canary, request)
         return
-    canary.end(connection, model, trial, "aborted", request)
+    end(connection, model, canary, "aborted", request)
     models.revise(connection, model.name, request.now)
 
 
 def _breaches(rule: RolloutRule, observed: Observed) -> Iterator[str]:
-    """Each bound that is broken, in words."""
+    """A message for each bound that is broken."""
     if observed.error_share > rule.max_error_share:
         yield (
             f"{observed.failed} of {observed.requests} requests failed because of it "
             f"({observed.error_share:.4g}); permitted (max_error_share): {rule.max_error_share:g}"
         )
-    for pair, told in _judged_pairs(rule, observed):
-        for name, mean, floor in _bounds(rule, told):
+    for pair, agreement in _judged_pairs(rule, observed):
+        for name, mean, floor in _bounds(rule, agreement):
             if mean < floor:
                 yield (
-                    f"{pair}: mean {name} with the live version is {mean:.4f} in {told.queries} "
+                    f"{pair}: mean {name} with the live version is {mean:.4f} in {agreement.queries} "
                     f"queries; permitted (min_{name}): {floor:g} or more"
                 )
 
 
 def _judged_pairs(rule: RolloutRule, observed: Observed) -> Iterator[tuple[str, PairAgreement]]:
-    """Those with as many queries as the candidate must have requests: few may be odd by chance."""
-    for pair, told in observed.pairs.items():
-        if told.queries >= rule.min_requests:
-            yield pair, told
+    """Pairs with at least `min_requests` queries: fewer may deviate by chance."""
+    for pair, agreement in observed.pairs.items():
+        if agreement.queries >= rule.min_requests:
+            yield pair, agreement
 
 
-def _bounds(rule: RolloutRule, told: PairAgreement) -> Iterator[tuple[str, float, float]]:
-    """Name, mean and floor of each bound on agreement that is set."""
+def _bounds(rule: RolloutRule, agreement: PairAgreement) -> Iterator[tuple[str, float, float]]:
+    """Name, mean and minimum of each bound on agreement that is set."""
     for name, mean, floor in (
-        ("cosine", told.mean_cosine, rule.min_cosine),
-        ("overlap", told.mean_overlap, rule.min_overlap),
+        ("cosine", agreement.mean_cosine, rule.min_cosine),
+        ("overlap", agreement.mean_overlap, rule.min_overlap),
     ):
         if mean is not None and floor is not None:
             yield name, mean, floor
 
 
 def _is_agreement_unknown(rule: RolloutRule, observed: Observed) -> bool:
-    """Whether a bound is set, and a pair (or all) has too few queries: not measured is not shown."""
+    """Return whether a bound is set and a pair, or all, has too few queries to be judged."""
     if rule.min_cosine is None and rule.min_overlap is None:
         return False
     judged = sum(1 for _ in _judged_pairs(rule, observed))

@@ -20,7 +20,7 @@ from service.errors import Conflict, FieldProblem, PreconditionFailed, Unprocess
 from service.lookup import get_model, get_version
 from service.principal import Principal
 from service.quotas import check_heads, check_models
-from service.registry.canary import end as end_trial
+from service.registry.canary import end as end_canary
 from service.registry.promotion_request import PromotionRequest
 
 # Versions in memory at one time. Each has a manifest, which grows with the number of datasets learned.
@@ -183,12 +183,12 @@ def delete_model(connection: Connection, name: str, principal: Principal, now: d
     model = get_model(connection, name, principal)
     if jobs.has_open(connection, name):
         raise Conflict(f"a job of model {name!r} has not ended; cancel it first")
-    trial = canaries.running(connection, name)
-    if trial is not None:
-        end_trial(
+    canary = canaries.running(connection, name)
+    if canary is not None:
+        end_canary(
             connection,
             model,
-            trial,
+            canary,
             "aborted",
             PromotionRequest(principal, "the model was deleted", now),
         )
@@ -206,9 +206,9 @@ def retire_version(
         raise Conflict(f"version {number} is the newest of {name!r}: the next one grows from it")
     if number == model.live_version:
         raise Conflict(f"version {number} of {name!r} answers; promote another one first")
-    trial = canaries.running(connection, name)
-    if trial is not None and trial.version == number:
-        raise Conflict(f"version {number} of {name!r} is on trial; take it back first")
+    canary = canaries.running(connection, name)
+    if canary is not None and canary.version == number:
+        raise Conflict(f"version {number} of {name!r} is on canary; take it back first")
     if version.retired_at is not None:
         return
     models.revise(connection, name, now)

@@ -22,16 +22,16 @@ from service.registry.promotion_request import PromotionRequest, lock_as_seen, s
 
 @dataclass(frozen=True)
 class Live:
-    """Which version answers, and since how many promotions."""
+    """The live version, and its generation: the number of promotions."""
 
     version: int
     generation: int
 
 
 def choose(connection: Connection, model: str, version: int, request: PromotionRequest) -> Live:
-    """A user promotes a version. Raises NotFound, PreconditionFailed, and Conflict if it cannot.
+    """Promote a version. Raises NotFound, PreconditionFailed, and Conflict if it cannot be served.
 
-    Choosing the version that answers already changes nothing.
+    Promoting the live version changes nothing.
     """
     current = lock_as_seen(connection, model, request)
     found = servable_version(connection, model, version, request.principal)
@@ -41,7 +41,7 @@ def choose(connection: Connection, model: str, version: int, request: PromotionR
 
 
 def roll_back(connection: Connection, model: str, request: PromotionRequest) -> Live:
-    """Back to the version that was promoted before the one that answers.
+    """Return to the version that was promoted before the live one.
 
     Raises NotFound, PreconditionFailed, and Conflict where there is none.
     """
@@ -57,9 +57,9 @@ def roll_back(connection: Connection, model: str, request: PromotionRequest) -> 
 
 
 def begin_published(connection: Connection, version: VersionRecord, now: datetime) -> bool:
-    """A new version's files are in place: it answers, or is tried, as the policy says.
+    """Make a stored version live, or the canary, as the policy says. Return whether it is live.
 
-    Whether it answers. Before the first version there is nothing to try one against.
+    The first version of a model is always made live: there is none to compare it with.
     """
     current = models.lock(connection, version.model)
     if current is None:
@@ -73,11 +73,14 @@ def begin_published(connection: Connection, version: VersionRecord, now: datetim
     return True
 
 
-def promote_candidate(
-    connection: Connection, model: ModelRecord, trial: CanaryRecord, request: PromotionRequest
+def promote_canary(
+    connection: Connection,
+    model: ModelRecord,
+    canary_record: CanaryRecord,
+    request: PromotionRequest,
 ) -> None:
-    """The version on trial has shown what it must; with the model locked."""
-    found = servable_version(connection, model.name, trial.version, request.principal)
+    """Promote the canary; with the model locked."""
+    found = servable_version(connection, model.name, canary_record.version, request.principal)
     _move_live(connection, model, found, "promoted", request)
 
 
@@ -89,7 +92,7 @@ def _move_live(
     request: PromotionRequest,
     returns_to: int | None = None,
 ) -> Live:
-    """Let the version answer, under the next generation, and remember who wanted it and why."""
+    """Make the version live under the next generation, and record who asked for it and why."""
     generation = model.live_generation + 1
     if kind != "rolled_back":
         returns_to = model.live_generation or None

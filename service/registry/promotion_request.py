@@ -14,7 +14,7 @@ from service.principal import Principal
 
 @dataclass(frozen=True)
 class PromotionRequest:
-    """Who wants it, why, and which generation they had seen (if they say)."""
+    """Who asks, why, and which generation they have seen (None: not stated)."""
 
     principal: Principal
     reason: str
@@ -23,12 +23,12 @@ class PromotionRequest:
 
 
 def lock_as_seen(connection: Connection, model: str, request: PromotionRequest) -> ModelRecord:
-    """The model, locked, if it still is as the request has seen it. Raises NotFound, PreconditionFailed."""
+    """Lock the model, and check that it is as the request has seen it. Raises NotFound, PreconditionFailed."""
     models.lock(connection, model)
     current = get_model(connection, model, request.principal)
     if request.seen_generation is not None and request.seen_generation != current.live_generation:
         raise PreconditionFailed(
-            f"generation {current.live_generation} of {model!r} answers (version "
+            f"generation {current.live_generation} of {model!r} is live (version "
             f"{current.live_version}), not generation {request.seen_generation}; read it again"
         )
     return current
@@ -37,10 +37,10 @@ def lock_as_seen(connection: Connection, model: str, request: PromotionRequest) 
 def servable_version(
     connection: Connection, model: str, version: int, principal: Principal
 ) -> VersionRecord:
-    """The version, if its files are in place and it was not retired. Raises NotFound and Conflict."""
+    """Return the version if its files are stored and it is not retired. Raises NotFound and Conflict."""
     found = get_version(connection, model, version, principal)
     if found.stored_at is None:
         raise Conflict(f"version {version} of {model!r} is still being stored; try again shortly")
     if found.retired_at is not None:
-        raise Conflict(f"version {version} of {model!r} was retired and cannot answer any more")
+        raise Conflict(f"version {version} of {model!r} was retired and can no longer be served")
     return found

@@ -29,7 +29,7 @@ def test_a_trial_is_judged_once_by_many(tmp_path: Path, database_url: str) -> No
 
     def look(_: int) -> None:
         ready.wait()
-        canary_rule.look(plane.context, trial)
+        canary_rule.judge_canary(plane.context, trial)
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(look, range(4)))

@@ -191,7 +191,7 @@ class World:
     def put_on_trial(self, version: int, rule: RolloutRule) -> bool:
         plan = CanaryPlan(share=0.1, rule=rule)
         return self._may(
-            lambda c: canary.set_candidate(c, MODEL, version, plan, self._promotion_request())
+            lambda c: canary.set_canary(c, MODEL, version, plan, self._promotion_request())
         )
 
     def set_policy(self, policy: GatePolicy) -> bool:

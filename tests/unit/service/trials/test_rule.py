@@ -6,7 +6,7 @@ import pytest
 
 from cmcl.contract.rollout import Observed, PairAgreement, RolloutRule
 from service.database.queries import canaries as rows
-from service.registry.canary_rule import judge, look
+from service.registry.canary_rule import judge, judge_canary
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.replica_words import PAIR, agreement, observe
 from tests.unit.service.observe.samples import shown
@@ -159,5 +159,5 @@ def test_a_trial_that_was_changed_meanwhile_is_not_judged_by_its_old_rule(
         seen = rows.running(connection, "scenes")
     assert seen is not None
     trials.put(2, share=0.1, rule={"min_requests": 1000})
-    look(plane.context, seen)
+    judge_canary(plane.context, seen)
     assert trials.get() is not None
