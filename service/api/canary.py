@@ -1,4 +1,4 @@
-"""A version on trial beside the one that answers."""
+"""The canary: a version that serves a share of the traffic beside the live one."""
 
 from datetime import datetime
 from typing import Annotated, Self
@@ -32,49 +32,49 @@ ReasonQuery = Annotated[
 
 
 class CandidateChoice(CanaryPlan, Reason):
-    """Which version shall be tried, who sees it, what ends the trial, and why."""
+    """The version for the canary, its traffic, its rule, and the reason."""
 
     version: int = Field(ge=1, le=LARGEST_NUMBER)
 
     @property
     def plan(self) -> CanaryPlan:
-        """The terms alone."""
+        """The plan alone."""
         return CanaryPlan(share=self.share, shadow=self.shadow, rule=self.rule)
 
 
 class AgreementView(BaseModel):
-    """How the candidate's scores across one pair compare with the live version's: means."""
+    """Agreement of the canary's scores with the live version's for one pair: means over queries."""
 
     queries: int
-    cosine: float | None = Field(description="of the scores that both versions give")
-    overlap: float | None = Field(description="share of the ten best that both have in common")
+    cosine: float | None = Field(description="of the scores of both versions")
+    overlap: float | None = Field(description="share of the ten best results that both have in common")
 
 
 class ObservedView(BaseModel):
-    """What all replicas together have told of the trial."""
+    """Sums over the observations of all replicas."""
 
-    replicas: int = Field(description="that have told of it")
-    answered: int = Field(description="requests that the candidate answered")
-    shadowed: int = Field(description="requests of the live version scored by it as well")
-    failed: int = Field(description="requests that failed because of it")
-    requests: int = Field(description="by how many it is judged: all of these")
-    error_share: float = Field(description="failed ones among them")
-    refused: dict[str, str] = Field(description="by replica: why it could not load the candidate")
+    replicas: int = Field(description="replicas that have written an observation")
+    answered: int = Field(description="requests that the canary served")
+    shadowed: int = Field(description="requests of the live version that the canary scored as well")
+    failed: int = Field(description="requests that failed because of the canary")
+    requests: int = Field(description="all of these, by which it is judged")
+    error_share: float = Field(description="share of failed requests")
+    refused: dict[str, str] = Field(description="by replica: why it could not load the canary")
     pairs: dict[str, AgreementView]
-    unreadable: dict[str, str] = Field(description="by object: why it was left out")
-    at: datetime | None = Field(description="when a replica told something last")
+    unreadable: dict[str, str] = Field(description="by object: why the observation was ignored")
+    at: datetime | None = Field(description="time of the newest observation")
 
 
 class CanaryView(BaseModel):
-    """A version on trial, and what was seen of it so far; that may be some seconds old."""
+    """A canary and its observations, which may be some seconds old."""
 
     version: int
     share: float
     shadow: float
     rule: RolloutRule
-    revision: int = Field(description="of live.json, since which this is observed")
+    revision: int = Field(description="revision of live.json since which it is observed")
     reason: str
-    actor: str = Field(description="name of the key, or `reconciler` where the policy began it")
+    actor: str = Field(description="name of the key, or `reconciler` if the policy started it")
     began_at: datetime
     observed: ObservedView
 
@@ -98,7 +98,7 @@ class CanaryView(BaseModel):
 def read_candidate(
     model: ModelPath, principal: Reader, context: ContextDep, response: Response
 ) -> CanaryView:
-    """The version on trial, and how it compares with the one that answers."""
+    """Read the canary, and how it compares with the live version."""
     with context.database.read() as connection:
         found = get_model(connection, model, principal)
         trial = canary.get_canary(connection, model)
@@ -115,14 +115,13 @@ def put_candidate(
     response: Response,
     seen: SeenRevision,
 ) -> CanaryView:
-    """Try a version beside the one that answers, or change the trial. The ETag is that of `live`.
+    """Start a canary, or change its plan. The ETag is that of `live`.
 
-    409 for the version that answers, a retired one, and one whose files are not in place. Another
-    version that is on trial is taken back. Other shares are observed anew; another rule also judges
-    what was observed already.
+    409 for the live version, a retired one, and one whose files are not stored yet. Another canary of the model is
+    aborted. Changed shares start new observations; a changed rule applies to the observations so far.
     """
     request = PromotionRequest(
-        principal, body.reason or "put on trial by a user", context.clock(), seen
+        principal, body.reason or "started by a user", context.clock(), seen
     )
     check_may_change(context, model, principal)
     with context.database.write() as connection:
@@ -136,8 +135,8 @@ def put_candidate(
 def delete_candidate(
     model: ModelPath, principal: Trainer, context: ContextDep, reason: ReasonQuery = ""
 ) -> None:
-    """Take the candidate back: the version stays, and nobody is answered by it any more."""
-    request = PromotionRequest(principal, reason or "taken back by a user", context.clock())
+    """End the canary. The version is kept and serves no more requests."""
+    request = PromotionRequest(principal, reason or "aborted by a user", context.clock())
     check_may_change(context, model, principal)
     with context.database.write() as connection:
         canary.abort(connection, model, request)

@@ -1,4 +1,4 @@
-"""Datasets: posted once, learned once."""
+"""Datasets: post, extend, seal, delete."""
 
 from datetime import datetime
 from typing import Self
@@ -44,15 +44,15 @@ class DatasetSummary(BaseModel):
     model: str
     name: str
     pair: ModalityPair
-    job: str | None = Field(description="none while the dataset is open")
-    rows: int | None = Field(description="rows to train on; known once it was verified")
+    job: str | None = Field(description="null while the dataset is open")
+    rows: int | None = Field(description="rows to train on; null until it is validated")
     quarantine_reason: str | None = Field(description="why its rows cannot be used")
     created_at: datetime
-    sealed_at: datetime | None = Field(description="none while shards can be added")
+    sealed_at: datetime | None = Field(description="null while shards can be added")
 
     @classmethod
     def of(cls, dataset: DatasetRecord, job: str | None) -> Self:
-        """The view of a record."""
+        """Create it from a record."""
         return cls(
             id=dataset.id,
             model=dataset.model,
@@ -67,16 +67,16 @@ class DatasetSummary(BaseModel):
 
 
 class DatasetView(DatasetSummary):
-    """A dataset as it was posted, and as it was verified."""
+    """A dataset as it was posted, and its manifest."""
 
     shards: tuple[ShardRef, ...]
     evaluation_shards: tuple[ShardRef, ...]
     evaluation_share: float | None
-    manifest: DatasetManifest | None = Field(description="with digests and rows of each shard")
+    manifest: DatasetManifest | None = Field(description="digest and rows of each shard; null until it is validated")
 
     @classmethod
     def of(cls, dataset: DatasetRecord, job: str | None) -> Self:
-        """The view of a record."""
+        """Create it from a record."""
         request = NewDataset.model_validate(dataset.request)
         return cls(
             **DatasetSummary.of(dataset, job).model_dump(),
@@ -88,14 +88,14 @@ class DatasetView(DatasetSummary):
 
 
 class AcceptedDataset(BaseModel):
-    """A dataset and the job that learns it; an open one has none yet."""
+    """A dataset and the job that learns it; an open dataset has no job."""
 
     dataset: DatasetSummary
     job: JobView | None
 
 
 _KNOWN: dict[int | str, dict[str, object]] = {
-    200: {"model": AcceptedDataset, "description": "It was there already"}
+    200: {"model": AcceptedDataset, "description": "The dataset exists already"}
 }
 
 
@@ -105,15 +105,15 @@ _KNOWN: dict[int | str, dict[str, object]] = {
     response_model=AcceptedDataset,
     responses={
         **_KNOWN,
-        201: {"model": AcceptedDataset, "description": "It is open for more shards"},
+        201: {"model": AcceptedDataset, "description": "The dataset is open for more shards"},
     },
 )
 def post_dataset(
     body: NewDataset, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
-    """Accept a dataset; a job learns it. The same shards again answer 200 and the same job.
+    """Accept a dataset and start a job that learns it. The same shards again return 200 and the same job.
 
-    With `sealed: false` it stays open for more shards (201), and its job begins once it is sealed.
+    With `sealed: false` it stays open for more shards (201), and its job starts once it is sealed.
     """
 
     intake = _intake(context, principal, body)
@@ -134,7 +134,7 @@ def list_datasets(
     model: ModelQuery = None,
     limit: Limit = 50,
 ) -> Page[DatasetSummary]:
-    """Datasets in the order of their arrival."""
+    """List datasets in the order of their arrival."""
     with context.database.read() as connection:
         found = datasets.page(connection, principal.owner, model, cursor, limit + 1)
         job_of = jobs.of_datasets(connection, [dataset.id for dataset in found])
@@ -148,7 +148,7 @@ def list_datasets(
 
 @router.get("/{dataset}")
 def read_dataset(dataset: DatasetPath, principal: Reader, context: ContextDep) -> DatasetView:
-    """One dataset with its shards."""
+    """Read a dataset with its shards."""
     with context.database.read() as connection:
         found = get_dataset(connection, dataset, principal)
         job = jobs.of_dataset(connection, dataset)
@@ -163,7 +163,7 @@ def append_shards(
     context: ContextDep,
     key: IdempotencyKeyDep,
 ) -> JSONResponse:
-    """Add shards to an open dataset. 409 once it is sealed."""
+    """Add shards to an open dataset. 409 if it is sealed."""
 
     intake = _intake(context, principal, body)
 
@@ -178,7 +178,7 @@ def append_shards(
 def post_seal(
     dataset: DatasetPath, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
-    """No more shards: its job begins. Sealing again answers 200 and the same job."""
+    """Seal a dataset and start its job. Sealing it again returns 200 and the same job."""
 
     intake = _intake(context, principal, NewShards())
 
@@ -192,7 +192,7 @@ def post_seal(
 
 @router.delete("/{dataset}", status_code=204)
 def delete_dataset(dataset: DatasetPath, principal: Writer, context: ContextDep) -> None:
-    """Remove a dataset that is open, or whose job ended without a version. 409 otherwise."""
+    """Delete a dataset that is open, or whose job ended without a version. 409 otherwise."""
     with context.database.write() as connection:
         remove_dataset(connection, dataset, principal, context.clock())
 

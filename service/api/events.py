@@ -1,4 +1,4 @@
-"""Events: as pages, or as they happen (server-sent events)."""
+"""Events: as pages, or as a stream (server-sent events)."""
 
 import json
 import logging
@@ -33,29 +33,29 @@ router = APIRouter(prefix="/v1", tags=["events"])
 
 _EVENT_STREAM = "text/event-stream"
 _LARGEST_POSITION = 2**63 - 1
-# After a stream ended; a comment line meanwhile, so that nobody in between hangs up.
+# Delay before a client reconnects. During a stream, comment lines keep proxies from closing it.
 _RECONNECT_MILLISECONDS = 2000
 _HEARTBEAT_SECONDS = 15
-# A client that takes nothing for so long is gone, or as good as.
+# A client that takes nothing for so long is disconnected.
 _SEND_SECONDS = 30.0
-# For a stream to end well when the server stops; then it is cut off.
+# Time for a stream to end when the server stops.
 _GOODBYE_SECONDS = 1.0
 
 _STREAMED: dict[int | str, dict[str, object]] = {
     200: {
         "content": {_EVENT_STREAM: {"schema": {"type": "string"}}},
-        "description": "Events; in a stream their `data` is one of the page's items",
+        "description": "Events; in a stream, `data` is one of the items of a page",
     }
 }
 _ENDED: dict[int | str, dict[str, object]] = {
-    204: {"description": "The job has ended, and everything was told: do not come back"}
+    204: {"description": "The job has ended and all its events were sent: do not reconnect"}
 }
 
 
 class EventView(BaseModel):
-    """Something that happened."""
+    """An event."""
 
-    id: int = Field(description="grows; a stream goes on behind it (`Last-Event-ID`)")
+    id: int = Field(description="increasing; a stream continues after it (`Last-Event-ID`)")
     kind: str
     model: str
     dataset: str | None
@@ -66,7 +66,7 @@ class EventView(BaseModel):
 
     @classmethod
     def of(cls, event: EventRecord) -> Self:
-        """The view of a record."""
+        """Create it from a record."""
         return cls(
             id=event.sequence,
             kind=event.kind,
@@ -80,23 +80,23 @@ class EventView(BaseModel):
 
 
 class Stream(EventSourceResponse):
-    """Server-sent events. A client that takes nothing is let go of, without a fuss."""
+    """Server-sent events. A client that takes nothing is disconnected and logged."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
-            logger.info("a listener took nothing for %g s and was let go of", _SEND_SECONDS)
+            logger.info("a client of a stream took nothing for %g s and was disconnected", _SEND_SECONDS)
 
 
 def is_server_stopping() -> bool:
-    """Whether the server was told to end. It waits for its streams, so they must know."""
+    """Return whether the server is stopping. It waits for its streams, which end then."""
     return AppStatus.should_exit
 
 
 def get_feed(request: Request) -> Feed:
-    """What listens to the database for this process."""
+    """The feed of this process."""
     feed: Feed = request.app.state.feed
     return feed
 
@@ -109,7 +109,7 @@ def get_seen_event(
         str | None, Header(alias="Last-Event-ID", description="the same, as browsers send it")
     ] = None,
 ) -> int | None:
-    """Behind which event a stream goes on. The header wins: it is newer than the address."""
+    """The event after which a stream starts. The header takes precedence: it is newer than the URL."""
     if not last_event_id:
         return after
     is_number = last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) <= 19
@@ -124,7 +124,7 @@ def get_filter(
     model: ModelQuery = None,
     kind: Annotated[list[EventKind] | None, Query(description="can be repeated")] = None,
 ) -> EventFilter:
-    """What of all events the request is about."""
+    """The filter of the request."""
     return EventFilter(owner=principal.owner, model=model, kinds=frozenset(kind or ()))
 
 
@@ -142,9 +142,9 @@ async def list_events(
     cursor: NumberCursor,
     limit: Limit = 50,
 ) -> Response | Page[EventView]:
-    """Events in their order, a page at a time; with `Accept: text/event-stream`, as they happen.
+    """List events in their order; with `Accept: text/event-stream`, stream them.
 
-    A stream begins behind `Last-Event-ID` or `after`, and without either with what happens next.
+    A stream starts after `Last-Event-ID` or `after`, and without either with the next event.
     """
     if _EVENT_STREAM not in request.headers.get("accept", ""):
         return await run_in_threadpool(_page, context, wanted, cursor, limit)
@@ -159,11 +159,10 @@ async def list_events(
 async def follow_job(
     job: JobPath, principal: Reader, context: ContextDep, feed: FeedDep, seen: SeenEvent
 ) -> Response:
-    """A job's events from its first one on, and its progress, as server-sent events.
+    """Stream a job's events from the first one, and its progress, as server-sent events.
 
-    The stream ends with the event of a final state. It also ends after 15 minutes, or where the
-    service stops: reconnect with `Last-Event-ID`, as browsers do by themselves. 204 means that
-    there is nothing more to come.
+    The stream ends with the event of a final state. It also ends after 15 minutes, or when the service stops:
+    reconnect with `Last-Event-ID`, as browsers do. 204 means that no more events will follow.
     """
     after = await feed.start(seen or 0)
     if await run_in_threadpool(_is_over, context, job, principal, after):
@@ -180,9 +179,9 @@ def _page(context: Context, wanted: EventFilter, cursor: int | None, limit: int)
 
 
 def _is_over(context: Context, job: str, principal: Principal, after: int) -> bool:
-    """Whether the job has ended and its last event was seen. Raises NotFound.
+    """Return whether the job has ended and its last event was seen. Raises NotFound.
 
-    In this order: the event of a state that was read here is numbered before events are read.
+    In this order, so that the event of the state that was read is numbered before events are read.
     """
     with context.database.read() as connection:
         state = get_job(connection, job, principal).state
@@ -208,7 +207,7 @@ async def _encoded(items: AsyncGenerator[Item, None]) -> AsyncGenerator[ServerSe
 
 
 def _encode(item: Item) -> ServerSentEvent:
-    """Progress has no id: who comes back gets the newest, and misses no event."""
+    """Encode an item. Progress has no id: a client that reconnects gets the newest, and misses no event."""
     if isinstance(item, Progress):
         return ServerSentEvent(json.dumps(dict(item.values)), event="progress")
     view = EventView.of(item)

@@ -1,4 +1,4 @@
-"""Jobs: watched, cancelled, tried again, approved."""
+"""Jobs: read, cancel, retry, approve, reject."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -37,7 +37,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
 class ApprovalView(BaseModel):
-    """What a person said about a candidate."""
+    """A user's decision about a candidate."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -48,19 +48,19 @@ class ApprovalView(BaseModel):
 
 
 class JobView(BaseModel):
-    """A job: where it stands, and why."""
+    """A job and its state."""
 
     id: str
     model: str
     dataset: str
     state: JobState
     reason: FailureReason | None = Field(description="why it was rejected or has failed")
-    message: str | None = Field(description="the reason in words, or what it waits for")
+    message: str | None = Field(description="the reason as a sentence, or what it waits for")
     attempt: int = Field(description="number of the newest attempt; 0 before the first")
     progress: Progress | None
-    approval: ApprovalView | None = Field(description="what a person said about its candidate")
+    approval: ApprovalView | None = Field(description="a user's decision about its candidate")
     parent_version: int | None = Field(description="version that it starts from")
-    version: int | None = Field(description="version that it makes")
+    version: int | None = Field(description="version that it creates")
     cancel_requested: bool
     created_at: datetime
     state_changed_at: datetime
@@ -69,7 +69,7 @@ class JobView(BaseModel):
 
     @classmethod
     def of(cls, job: JobRecord) -> Self:
-        """The view of a record."""
+        """Create it from a record."""
         values = {field: getattr(job, field) for field in cls.model_fields}
         return cls.model_validate(values)
 
@@ -86,7 +86,7 @@ def list_jobs(
     state: Annotated[JobState | None, Query()] = None,
     limit: Limit = 50,
 ) -> Page[JobView]:
-    """Jobs in the order of their arrival."""
+    """List jobs in the order of their arrival."""
     where = {"owner": principal.owner, "model": model, "state": state}
     with context.database.read() as connection:
         found = jobs.page(connection, where, cursor, limit + 1)
@@ -95,7 +95,7 @@ def list_jobs(
 
 @router.get("/{job}")
 def read_job(job: JobPath, principal: Reader, context: ContextDep) -> JobView:
-    """One job with its progress."""
+    """Read a job with its progress."""
     with context.database.read() as connection:
         return JobView.of(get_job(connection, job, principal))
 
@@ -104,7 +104,7 @@ def read_job(job: JobPath, principal: Reader, context: ContextDep) -> JobView:
 def cancel_job(
     job: JobPath, principal: Trainer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
-    """Ask for a job to be stopped. 409 once its candidate is being judged, or it has ended."""
+    """Cancel a job. 409 if its candidate is being judged, or it has ended."""
     note = ActorNote(principal, context.clock())
     return _respond(context, key, job, note, actions.cancel)
 
@@ -113,7 +113,7 @@ def cancel_job(
 def retry_job(
     job: JobPath, principal: Trainer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
-    """Give a failed job new attempts."""
+    """Retry a failed job with new attempts."""
     note = ActorNote(principal, context.clock())
     return _respond(context, key, job, note, actions.retry)
 
@@ -122,9 +122,9 @@ def retry_job(
 def approve_job(
     job: JobPath, body: ReasonBody, principal: Trainer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
-    """Publish a candidate that is held for approval, or that was rejected by the policy.
+    """Publish a candidate that is held for approval, or that the policy rejected.
 
-    A rejected one can be approved while its parent is the newest version and it is still kept.
+    A rejected one can be approved while its parent is the newest version and its files are kept.
     """
     note = ActorNote(principal, context.clock(), body.reason)
     return _respond(context, key, job, note, actions.approve)
@@ -134,7 +134,7 @@ def approve_job(
 def reject_job(
     job: JobPath, body: ReasonBody, principal: Trainer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
-    """Say no to a candidate that is held for approval."""
+    """Reject a candidate that is held for approval."""
     note = ActorNote(principal, context.clock(), body.reason)
     return _respond(context, key, job, note, actions.reject)
 

@@ -1,4 +1,4 @@
-"""Keys: made, shown once, taken back. And who one is."""
+"""API keys: create, list, revoke; and the identity of the caller."""
 
 from datetime import datetime
 from typing import Annotated, Self
@@ -23,11 +23,11 @@ KeyPath = Annotated[str, Path(alias="key", pattern=r"^key-[0-9a-f]{12}$")]
 
 
 class KeyView(BaseModel):
-    """A key without its secret, which nobody can show again."""
+    """A key without its secret."""
 
     id: str
     name: str
-    owner: str = Field(description="whose things it sees and makes")
+    owner: str = Field(description="owner of what it reads and creates")
     scopes: list[Scope]
     created_at: datetime
     created_by: str
@@ -37,32 +37,32 @@ class KeyView(BaseModel):
 
     @classmethod
     def of(cls, key: KeyRecord) -> Self:
-        """The view of a record."""
+        """Create it from a record."""
         values = {field: getattr(key, field) for field in KeyView.model_fields}
         return cls.model_validate({**values, "scopes": sorted(key.scopes)})
 
 
 class CreatedKey(KeyView):
-    """A key that was just made."""
+    """A key with its secret."""
 
     key: str | None = Field(
         default=None,
-        description="to be sent as `Authorization: Bearer`. Shown this once: an answer that is "
-        "repeated for an Idempotency-Key has none",
+        description="sent as `Authorization: Bearer`. Returned once: a response that is replayed for an "
+        "Idempotency-Key has none",
     )
 
 
 class Identity(BaseModel):
-    """Whom a key or a token speaks for."""
+    """The identity behind a key or a token."""
 
     name: str
-    owner: str | None = Field(description="whose things it sees; none: everybody's")
+    owner: str | None = Field(description="owner of what it sees; null: all owners")
     scopes: list[Scope]
 
 
 @router.get("/v1/whoami")
 def whoami(principal: AnyPrincipal) -> Identity:
-    """Whom the key speaks for, and what it permits."""
+    """Read the identity and the scopes of the caller."""
     return Identity(name=principal.name, owner=principal.owner, scopes=sorted(principal.scopes))
 
 
@@ -70,9 +70,9 @@ def whoami(principal: AnyPrincipal) -> Identity:
 def post_key(
     body: NewKey, principal: Admin, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
-    """Make a key. Its text is in this answer and nowhere else; keep it.
+    """Create a key. Its secret is in this response only; store it.
 
-    409 where its owner has as many as are permitted.
+    409 if its owner has as many keys as permitted.
     """
     minted = mint()
 
@@ -84,7 +84,7 @@ def post_key(
     given = run_once(context, key, effect)
     if given.is_replay:
         return given.response()
-    # The text joins the answer here, behind what is kept for the Idempotency-Key.
+    # The secret is added after the response was stored for the Idempotency-Key.
     shown = {**given.record.body, "key": minted.text}
     headers = {"Location": str(given.record.location), "Cache-Control": "no-store"}
     return JSONResponse(shown, given.record.status, headers)
@@ -94,7 +94,7 @@ def post_key(
 def list_keys(
     principal: Admin, context: ContextDep, cursor: TextCursor, limit: Limit = 50
 ) -> Page[KeyView]:
-    """All keys by id, also those that are valid no more."""
+    """List keys by id, also expired and revoked ones."""
     with context.database.read() as connection:
         found = keys.page(connection, principal.owner, cursor, limit + 1)
     return page(found, limit, KeyView.of, lambda key: key.id)
@@ -102,14 +102,14 @@ def list_keys(
 
 @router.get("/v1/keys/{key}")
 def read_key(key: KeyPath, principal: Admin, context: ContextDep) -> KeyView:
-    """One key."""
+    """Read a key."""
     with context.database.read() as connection:
         return KeyView.of(get_key(connection, key, principal))
 
 
 @router.delete("/v1/keys/{key}", status_code=204)
 def delete_key(key: KeyPath, principal: Admin, context: ContextDep) -> None:
-    """Take a key back. It is refused here at once, and elsewhere within some seconds."""
+    """Revoke a key. This replica refuses it at once, the others within some seconds."""
     with context.database.write() as connection:
         revoke_key(connection, key, principal, context.clock())
     context.authenticator.forget(key)

@@ -1,4 +1,4 @@
-"""Models: made, branched, deleted, and what a candidate must show."""
+"""Models: create, branch, delete, and the policy for candidates."""
 
 from datetime import datetime
 from typing import Self
@@ -39,7 +39,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 class NewModel(ModelSpec):
-    """A model as it is posted: its name beside its specification."""
+    """A model as it is posted: a name and a specification."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -58,7 +58,7 @@ class NewModel(ModelSpec):
 
 
 class BranchOrigin(BaseModel):
-    """Which version of which model a branch starts from."""
+    """The version of another model that a branch starts from."""
 
     model: str
     version: int
@@ -68,22 +68,22 @@ class NewBranch(Frozen):
     """A branch as it is posted."""
 
     name: ModelName
-    version: int = Field(ge=1, le=LARGEST_NUMBER, description="to start from")
+    version: int = Field(ge=1, le=LARGEST_NUMBER, description="version to start from")
 
 
 class ModelView(NewModel):
-    """A model: what was posted, and where it stands."""
+    """A model and its state."""
 
     owner: str
     head_version: int | None = Field(description="newest version")
-    live_version: int | None = Field(description="version that answers")
-    live_generation: int = Field(description="grows with each promotion; 0 before the first")
+    live_version: int | None = Field(description="version that serves requests")
+    live_generation: int = Field(description="number of promotions")
     branched_from: BranchOrigin | None
     created_at: datetime
 
     @classmethod
     def of(cls, model: ModelRecord) -> Self:
-        """The view of a record."""
+        """Create it from a record."""
         origin = model.branched_from
         return cls(
             name=model.name,
@@ -106,12 +106,12 @@ def _limits(context: ContextDep) -> Limits:
     "",
     status_code=201,
     response_model=ModelView,
-    responses={200: {"model": ModelView, "description": "It was there already"}},
+    responses={200: {"model": ModelView, "description": "The model exists already"}},
 )
 def post_model(
     body: NewModel, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
-    """Create a model. The same name with the same specification answers 200 and the same model."""
+    """Create a model. The same name with the same specification returns 200 and the same model."""
 
     def effect(connection: Connection) -> ResponseRecord:
         limits, now = _limits(context), context.clock()
@@ -128,7 +128,7 @@ def post_model(
 def list_models(
     principal: Reader, context: ContextDep, cursor: TextCursor, limit: Limit = 50
 ) -> Page[ModelView]:
-    """All models, by name."""
+    """List models by name."""
     with context.database.read() as connection:
         found = models.page(connection, principal.owner, cursor, limit + 1)
     return page(found, limit, ModelView.of, lambda model: model.name)
@@ -136,16 +136,16 @@ def list_models(
 
 @router.get("/{model}")
 def read_model(model: ModelPath, principal: Reader, context: ContextDep) -> ModelView:
-    """One model."""
+    """Read a model."""
     with context.database.read() as connection:
         return ModelView.of(get_model(connection, model, principal))
 
 
 @router.delete("/{model}", status_code=204)
 def delete_model(model: ModelPath, principal: Admin, context: ContextDep) -> None:
-    """Remove a model with all its versions. 409 while a job of it has not ended.
+    """Delete a model with all its versions. 409 while a job of it has not ended.
 
-    Its name is not given again; its files are removed some time later.
+    Its name is not used again; its files are removed later.
     """
     check_may_change(context, model, principal)
     with context.database.write() as connection:
@@ -160,9 +160,9 @@ def post_branch(
     context: ContextDep,
     key: IdempotencyKeyDep,
 ) -> JSONResponse:
-    """Make a new model that has the versions of this one up to `version`, and goes its own way.
+    """Create a model with the versions of this one up to `version`, which develops independently.
 
-    It answers queries at once, and takes no room: the files of these versions are shared.
+    It serves requests at once and takes no storage: the files of these versions are shared.
     """
 
     def effect(connection: Connection) -> ResponseRecord:
@@ -178,7 +178,7 @@ def post_branch(
 def read_policy(
     model: ModelPath, principal: Reader, context: ContextDep, response: Response
 ) -> GatePolicy:
-    """What a candidate of this model must show before it is published."""
+    """Read the policy that a candidate must meet to be published."""
     with context.database.read() as connection:
         found = get_model(connection, model, principal)
     response.headers.update(etag(found.policy_revision))
@@ -194,7 +194,7 @@ def put_policy(
     response: Response,
     seen: SeenRevision,
 ) -> GatePolicy:
-    """Set what a candidate must show; it holds for every candidate that is not judged yet."""
+    """Set the policy. It applies to every candidate that is not judged yet."""
     with context.database.write() as connection:
         changed = set_policy(connection, model, body, principal, context.clock(), seen)
     response.headers.update(etag(changed.policy_revision))

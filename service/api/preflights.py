@@ -1,4 +1,4 @@
-"""Pre-flights: what a dataset would meet, before it is posted."""
+"""Pre-flights: check a dataset against a model before it is posted."""
 
 from datetime import datetime
 from typing import Annotated, Self
@@ -27,23 +27,23 @@ PreflightPath = Annotated[str, Path(alias="preflight", pattern=r"^pf-[0-9a-f]{12
 
 
 class PreflightView(BaseModel):
-    """A pre-flight: where it stands, and its answer."""
+    """A pre-flight, its state and its result."""
 
     id: str
     model: str
-    version: int = Field(description="newest version when it was asked")
+    version: int = Field(description="newest version when it was posted")
     pair: ModalityPair
     state: PreflightState
     attempt: int = Field(description="number of the newest attempt")
-    outlook: Outlook | None = Field(description="the answer, once it is done")
-    message: str | None = Field(description="why there is no answer, or what it waits for")
+    outlook: Outlook | None = Field(description="the result; null before it is done")
+    message: str | None = Field(description="why there is no result, or what it waits for")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
 
     @classmethod
     def of(cls, preflight: PreflightRecord) -> Self:
-        """The view of a record."""
+        """Create it from a record."""
         request = NewPreflight.model_validate(preflight.request)
         named = ("id", "model", "version", "state", "attempt", "message")
         moments = ("created_at", "started_at", "finished_at")
@@ -62,9 +62,9 @@ def post_preflight(
     context: ContextDep,
     key: IdempotencyKeyDep,
 ) -> JSONResponse:
-    """Ask what a dataset would meet: its rows, what is protected, what is left to learn with.
+    """Check a dataset against the newest version: its rows, what is protected, what capacity is left.
 
-    Nothing is trained or kept of it. 409 while the model has no version.
+    Nothing is trained or stored. 409 if the model has no version.
     """
     posted = NewShards(shards=body.shards)
     intake = Intake.of(principal, context.clock(), context.settings.allowed_prefixes, posted)
@@ -80,7 +80,7 @@ def post_preflight(
 def read_preflight(
     preflight: PreflightPath, principal: Reader, context: ContextDep
 ) -> PreflightView:
-    """One pre-flight with its answer, once it is there."""
+    """Read a pre-flight, with its result once it is done."""
     with context.database.read() as connection:
         return PreflightView.of(get_preflight(connection, preflight, principal))
 
@@ -93,7 +93,7 @@ def list_preflights(
     cursor: NumberCursor,
     limit: Limit = 50,
 ) -> Page[PreflightView]:
-    """Pre-flights of a model in the order of their arrival; old ones are forgotten."""
+    """List pre-flights of a model in the order of their arrival; old ones are removed."""
     with context.database.read() as connection:
         get_model(connection, model, principal)
         found = preflights.page(connection, model, cursor, limit + 1)

@@ -1,4 +1,4 @@
-"""Uploads: files on their way into object storage, whole or in parts, through us or by a link."""
+"""Uploads: files sent in parts through the service, or directly to object storage by a signed link."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -33,19 +33,19 @@ from workers.storage.multipart import MOST_PARTS, SMALLEST_PART
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
-# Completing reads whole files, so it has places of its own; owners get them in turns.
+# Completing reads whole files, so it has slots of its own, shared fairly between owners.
 COMPLETED_AT_ONCE = 4
 COMPLETIONS_WAITING_OF_OWNER = 256
 
 
 def get_completions(request: Request) -> FairSemaphore:
-    """Return this app's places for completions; a request that waits for one takes no thread."""
+    """Slots for completions; a request that waits for one takes no thread."""
     slots: FairSemaphore = request.app.state.completions
     return slots
 
 
 def get_upload_slots(request: Request) -> UploadSlots:
-    """For the bodies of parts; those of this app."""
+    """Slots for the bodies of parts."""
     slots: UploadSlots = request.app.state.upload_slots
     return slots
 
@@ -70,7 +70,7 @@ class PartView(BaseModel):
 
 
 class PresignedView(BaseModel):
-    """A request that stores the file; send it with exactly these headers before it expires."""
+    """A signed request that stores the file; send it with exactly these headers before it expires."""
 
     method: Literal["PUT"]
     url: str
@@ -79,30 +79,30 @@ class PresignedView(BaseModel):
 
 
 class UploadView(BaseModel):
-    """An upload: what was announced, and what arrived."""
+    """An upload as it was announced, and the parts that arrived."""
 
     id: str
     filename: str
     bytes: int = Field(description="size of the whole file")
-    sha256: str | None = Field(description="as announced; of a complete file, as measured")
+    sha256: str | None = Field(description="as announced; as measured once complete")
     direct: bool
     state: Literal["open", "completing", "complete"]
-    uri: str | None = Field(description="what a dataset's shard names; none before it is complete")
-    parts: list[PartView] = Field(description="the parts that arrived: send what is missing")
-    part_bytes_min: int = Field(description="every part but the last has at least so many")
+    uri: str | None = Field(description="address for the shard of a dataset; null before it is complete")
+    parts: list[PartView] = Field(description="parts that arrived")
+    part_bytes_min: int = Field(description="minimum size of every part but the last")
     part_bytes_max: int
     presigned: PresignedView | None = Field(
-        default=None, description="of a direct upload, once: in the answer that makes the link"
+        default=None, description="for a direct upload: only in the response that creates the link"
     )
     created_at: datetime
     completed_at: datetime | None
     expires_at: datetime = Field(
-        description="until then it has to be completed; and once it is, named in a dataset"
+        description="deadline to complete it, and once complete, to name it in a dataset"
     )
 
     @classmethod
     def of(cls, context: Context, upload: Upload) -> "UploadView":
-        """The view of a record and its parts."""
+        """Create it from a record and its parts."""
         found, settings = upload.record, context.settings
         more = {
             "uri": uri_of(found),
@@ -118,7 +118,7 @@ class UploadView(BaseModel):
 def post_upload(
     body: UploadRequest, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
-    """Announce a file. Then send its parts; or, if it is direct, send it to the signed link."""
+    """Announce a file. Then send its parts or, if it is direct, the file to the signed link."""
 
     def effect(connection: Connection) -> ResponseRecord:
         name = f"up-{random_id()}"
@@ -131,7 +131,7 @@ def post_upload(
 
 @router.get("/{upload}")
 def read_upload(upload: UploadPath, principal: Reader, context: ContextDep) -> UploadView:
-    """An upload, with the parts that arrived: whoever was interrupted goes on from here."""
+    """Read an upload with the parts that arrived, to resume it."""
     return UploadView.of(context, uploads.look(context, upload, principal))
 
 
@@ -144,11 +144,11 @@ async def put_part(
     request: Request,
     slots: UploadSlotsDep,
 ) -> PartView:
-    """Send one part: the body is its bytes. It counts once this answers; sending it again is safe.
+    """Send one part as the body. It is stored once this responds; sending it again is safe.
 
-    Parts are numbered 1, 2, 3 in the order of the file, and can come in any order, also at the same
-    time. A `Content-Digest: sha-256=:...:` is checked. All parts but the last have 5 MiB or more.
-    429 where too many are being taken at this moment; `Retry-After` says when to send it again.
+    Parts are numbered 1, 2, 3 in the order of the file, and can be sent in any order, also concurrently. A
+    `Content-Digest: sha-256=:...:` is checked. All parts but the last have at least 5 MiB. 429 if too many parts are
+    being received; `Retry-After` says when to send it again.
     """
     await run_in_threadpool(uploads.check_takes_parts, context, upload, principal)
     with slots.one(principal.owns_as) as slot:
@@ -167,10 +167,10 @@ async def complete_upload(
     key: IdempotencyKeyDep,
     completions: CompletionsDep,
 ) -> JSONResponse:
-    """Make the file of its parts, and check all of it. Takes as long as reading the file.
+    """Assemble the file from its parts and verify it. Takes as long as reading the file.
 
-    Completing again answers the same. 409 while another request is at it, and where parts are
-    missing or other ones than were announced: send those, and complete again.
+    Completing it again returns the same. 409 while another request completes it, and if parts are missing or differ
+    from what was announced: send those, and complete it again.
     """
 
     def work() -> ResponseRecord:
@@ -179,7 +179,7 @@ async def complete_upload(
             key, 200, UploadView.of(context, uploads.look(context, upload, principal))
         )
 
-    # It may take minutes, in which the owner's other requests need the place among those at work.
+    # It may take minutes, in which the owner's other requests need the concurrency slot.
     request.state.release_place()
     async with completions.slot(principal.owner or EVERY_OWNER):
         return await to_thread.run_sync(respond_long, context, key, work)
@@ -189,7 +189,7 @@ async def complete_upload(
 def presign_upload(
     upload: UploadPath, principal: Writer, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
-    """A new link for a direct upload whose link has expired."""
+    """Create a new link for a direct upload whose link has expired."""
     found = uploads.look(context, upload, principal)
     if not found.record.direct or found.record.state != "open":
         kind = "direct" if found.record.direct else "sent in parts"
@@ -203,12 +203,12 @@ def presign_upload(
 
 @router.delete("/{upload}", status_code=204)
 def delete_upload(upload: UploadPath, principal: Writer, context: ContextDep) -> None:
-    """Give an upload up. 409 while a dataset that names it was not learned yet."""
+    """Abort an upload. 409 while a dataset that names it is not learned."""
     uploads.abort(context, upload, principal)
 
 
 def _received(body: Spooled, number: int, context: Context) -> ReceivedPart:
-    """Raises Unprocessable for an empty one."""
+    """The part that was received. Raises Unprocessable if it is empty."""
     if body.bytes == 0:
         message = f"it has no bytes; permitted: 1 to {context.settings.upload_part_bytes_max}"
         raise Unprocessable("the part is empty", FieldProblem("body", message))
@@ -216,7 +216,7 @@ def _received(body: Spooled, number: int, context: Context) -> ReceivedPart:
 
 
 def _with_link(context: Context, given: Outcome) -> Outcome:
-    """A link is as good as a key for a while: it is made for each answer anew, and never kept."""
+    """Add a link. It permits as much as a key for a while, so it is created per response and never stored."""
     link = uploads.link(context, str(given.record.body["id"]))
     if link is None:
         return given

@@ -1,4 +1,4 @@
-"""Versions of a model, and the one that answers."""
+"""Versions of a model, the live one, and promotions."""
 
 import json
 from datetime import datetime
@@ -57,18 +57,18 @@ class VersionSummary(BaseModel):
     model: str
     version: int
     parent: int | None
-    job: str | None = Field(description="none for one that a branch has from its source")
+    job: str | None = Field(description="null for a version that a branch has from its source")
     attempt: int
     dataset: str
     dataset_name: str
-    copied_from: str | None = Field(description="model whose version of this number it is")
+    copied_from: str | None = Field(description="model from which a branch copied it")
     created_at: datetime
-    stored_at: datetime | None = Field(description="when its files were in place")
-    retired_at: datetime | None = Field(description="when it was taken out of use")
+    stored_at: datetime | None = Field(description="when its files were stored")
+    retired_at: datetime | None = Field(description="when it was retired")
 
     @classmethod
     def of(cls, version: VersionOutline) -> Self:
-        """The view of a record."""
+        """Create it from a record."""
         return cls(
             model=version.model,
             version=version.number,
@@ -85,16 +85,16 @@ class VersionSummary(BaseModel):
 
 
 class Certificate(BaseModel):
-    """What this version did to the datasets before it, by dataset."""
+    """The effect of this version on earlier datasets, by dataset."""
 
     drift: dict[str, Drift]
     quality: dict[str, Quality]
-    protection: dict[str, Protection] = Field(description="by modality: what was closed to it")
+    protection: dict[str, Protection] = Field(description="by modality: what was protected from change")
     shrinkage: Shrinkage | None
 
 
 class EvaluationRow(BaseModel):
-    """One version: its recall on every dataset up to it that has held-out rows."""
+    """Recall of one version on every dataset up to it that has held-out rows."""
 
     version: int
     learned: str = Field(description="dataset that it learned")
@@ -102,15 +102,15 @@ class EvaluationRow(BaseModel):
 
 
 class VersionView(VersionSummary):
-    """A published version with everything that is known about it."""
+    """A published version with its manifest and its measurements."""
 
     certificate: Certificate
     evaluation_matrix: list[EvaluationRow] = Field(
-        description="versions up to this one: down a column, what became of a dataset"
+        description="one row per version up to this one; a column shows one dataset over time"
     )
-    capacity: dict[str, HeadCapacity] = Field(description="by modality: what is left to learn with")
+    capacity: dict[str, HeadCapacity] = Field(description="by modality: capacity that is left")
     lineage: tuple[LearnedDataset, ...] = Field(
-        description="what it has learned, with the digests of all shards"
+        description="datasets that it has learned, with the digests of all shards"
     )
     manifest: VersionManifest
 
@@ -118,7 +118,7 @@ class VersionView(VersionSummary):
     def whole(
         cls, version: VersionRecord, evaluations: list[tuple[int, str, dict[str, Recall]]]
     ) -> Self:
-        """The view of a record, and of the evaluations of the versions up to it."""
+        """Create it from a record and the evaluations of the versions up to it."""
         report = version.manifest.report
         return cls(
             **VersionSummary.of(version).model_dump(),
@@ -134,20 +134,20 @@ class VersionView(VersionSummary):
 
 
 class LiveChoice(Reason):
-    """Which version shall answer, and why."""
+    """The version to promote, and the reason."""
 
     version: int = Field(ge=1, le=LARGEST_NUMBER)
 
 
 class LiveView(BaseModel):
-    """Which version answers, and since how many promotions."""
+    """The live version and its generation."""
 
     version: int
     generation: int
 
 
 class PromotionView(BaseModel):
-    """One change of the version that answers."""
+    """A promotion: a change of the live version."""
 
     generation: int
     version: int
@@ -159,7 +159,7 @@ class PromotionView(BaseModel):
 
     @classmethod
     def of(cls, promotion: PromotionRecord) -> Self:
-        """The view of a record."""
+        """Create it from a record."""
         return cls(**{field: getattr(promotion, field) for field in cls.model_fields})
 
 
@@ -171,7 +171,7 @@ def list_versions(
     cursor: NumberCursor,
     limit: Limit = 50,
 ) -> Page[VersionSummary]:
-    """Versions of a model, the first one first."""
+    """List versions of a model, oldest first."""
     with context.database.read() as connection:
         get_model(connection, model, principal)
         found = versions.outlines(connection, model, cursor, limit + 1)
@@ -182,7 +182,7 @@ def list_versions(
 def read_version(
     model: ModelPath, version: VersionPath, principal: Reader, context: ContextDep
 ) -> VersionView:
-    """One version: certificate, evaluation matrix, capacity, lineage, and its manifest."""
+    """Read a version: certificate, evaluation matrix, capacity, lineage and manifest."""
     with context.database.read() as connection:
         found = get_version(connection, model, version, principal)
         evaluations = versions.evaluations(connection, model, version)
@@ -193,9 +193,9 @@ def read_version(
 def retire_version(
     model: ModelPath, version: VersionPath, principal: Admin, context: ContextDep
 ) -> None:
-    """Let a version answer no more. 409 for the newest one and the one that answers.
+    """Retire a version. 409 for the newest one, the live one and the canary.
 
-    Its heads and its manifest stay, because later versions are measured against them.
+    Its heads and its manifest are kept, because later versions are measured against them.
     """
     check_may_change(context, model, principal)
     with context.database.write() as connection:
@@ -206,11 +206,11 @@ def retire_version(
 def read_live(
     model: ModelPath, principal: Reader, context: ContextDep, response: Response
 ) -> LiveView:
-    """The version that answers."""
+    """Read the live version."""
     with context.database.read() as connection:
         found = get_model(connection, model, principal)
     if found.live_version is None:
-        raise NotFound(f"model {model!r} has no version yet, so none answers")
+        raise NotFound(f"model {model!r} has no live version yet")
     response.headers.update(etag(found.live_generation))
     return LiveView(version=found.live_version, generation=found.live_generation)
 
@@ -224,7 +224,7 @@ def put_live(
     response: Response,
     seen: SeenRevision,
 ) -> LiveView:
-    """Promote a version. It answers once the replicas have followed."""
+    """Promote a version. It is live once the replicas have loaded it."""
     request = PromotionRequest(
         principal, body.reason or "promoted by a user", context.clock(), seen
     )
@@ -244,7 +244,7 @@ def post_rollback(
     key: IdempotencyKeyDep,
     seen: SeenRevision,
 ) -> JSONResponse:
-    """Back to the version that was promoted before the one that answers."""
+    """Roll back to the version that was promoted before the live one."""
     request = PromotionRequest(
         principal, body.reason or "rolled back by a user", context.clock(), seen
     )
@@ -268,7 +268,7 @@ def list_promotions(
     cursor: NumberCursor,
     limit: Limit = 50,
 ) -> Page[PromotionView]:
-    """Each change of the version that answers: who, when, why, from, to. The first one first."""
+    """List promotions: who, when, why, from and to which version. Oldest first."""
     with context.database.read() as connection:
         get_model(connection, model, principal)
         found = versions.promotion_page(connection, model, cursor, limit + 1)

@@ -1,4 +1,4 @@
-"""Webhooks: who is told of events without asking."""
+"""Webhooks: create, list, test, delete; and their deliveries."""
 
 from datetime import datetime
 from typing import Annotated, Self
@@ -42,38 +42,38 @@ class WebhookView(BaseModel):
     url: str
     kinds: tuple[str, ...]
     model: str | None
-    every_owner: bool = Field(description="whether it is told of the whole deployment")
+    every_owner: bool = Field(description="whether it gets events of all owners")
     created_at: datetime
-    failing_since: datetime | None = Field(description="since when nothing could be delivered")
-    disabled_at: datetime | None = Field(description="nothing is sent to it from then on")
+    failing_since: datetime | None = Field(description="since when no delivery has succeeded")
+    disabled_at: datetime | None = Field(description="since when nothing is sent to it")
     disabled_reason: str | None
 
 
 class CreatedWebhook(WebhookView):
-    """A webhook with its secret, which is shown this once."""
+    """A webhook with its secret, which is returned once."""
 
     secret: str | None = Field(
-        description="to verify signatures with; null where the request was repeated"
+        description="verifies signatures; null in a replayed response"
     )
 
 
 class DeliveryView(BaseModel):
-    """One message, and how its delivery goes."""
+    """A message and the state of its delivery."""
 
-    id: str = Field(description="the message's `webhook-id`: the same each time that it is sent")
+    id: str = Field(description="the message's `webhook-id`, equal for all attempts")
     webhook: str
     payload: dict[str, object]
     attempts: int
-    next_at: datetime | None = Field(description="when it is sent next; null when it is over")
-    status: int | None = Field(description="what the receiver answered last")
+    next_at: datetime | None = Field(description="time of the next attempt; null if there is none")
+    status: int | None = Field(description="last status of the receiver")
     error: str | None
     created_at: datetime
     delivered_at: datetime | None
-    failed_at: datetime | None = Field(description="when it was given up")
+    failed_at: datetime | None = Field(description="when it was abandoned")
 
     @classmethod
     def of(cls, delivery: DeliveryRecord) -> Self:
-        """The view of a record."""
+        """Create it from a record."""
         values = {field: getattr(delivery, field) for field in cls.model_fields}
         is_over = delivery.delivered_at is not None or delivery.failed_at is not None
         return cls.model_validate({**values, "next_at": None if is_over else delivery.next_at})
@@ -83,9 +83,9 @@ class DeliveryView(BaseModel):
 def post_webhook(
     body: NewWebhook, principal: Admin, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
-    """Be told of events. The answer has the secret that messages are signed with: keep it.
+    """Create a webhook. The response has the secret that signs its messages; store it.
 
-    It is shown once: the same Idempotency-Key answers the same webhook, without the secret.
+    It is returned once: the same Idempotency-Key returns the same webhook without the secret.
     """
     registrar = _registrar(context, principal)
     secret = new_secret()
@@ -98,7 +98,7 @@ def post_webhook(
     given = run_once(context, key, effect)
     if given.is_replay:
         return given.response()
-    # The secret joins the answer here, behind what is kept for the Idempotency-Key.
+    # The secret is added after the response was stored for the Idempotency-Key.
     response = given.with_more(secret=secret).response()
     response.headers["Cache-Control"] = "no-store"
     return response
@@ -108,7 +108,7 @@ def post_webhook(
 def list_webhooks(
     principal: Admin, context: ContextDep, cursor: TextCursor, limit: Limit = 50
 ) -> Page[WebhookView]:
-    """Webhooks, by id."""
+    """List webhooks by id."""
     with context.database.read() as connection:
         found = webhooks.page(connection, principal.owner, cursor, limit + 1)
     return page(found, limit, WebhookView.model_validate, lambda webhook: webhook.id)
@@ -116,14 +116,14 @@ def list_webhooks(
 
 @router.get("/{webhook}")
 def read_webhook(webhook: WebhookPath, principal: Admin, context: ContextDep) -> WebhookView:
-    """One webhook."""
+    """Read a webhook."""
     with context.database.read() as connection:
         return WebhookView.model_validate(get_webhook(connection, webhook, principal))
 
 
 @router.delete("/{webhook}", status_code=204)
 def remove_webhook(webhook: WebhookPath, principal: Admin, context: ContextDep) -> None:
-    """Be told no more; what was not delivered yet will not be."""
+    """Delete a webhook and drop its pending deliveries."""
     with context.database.write() as connection:
         delete_webhook(connection, webhook, principal)
 
@@ -136,7 +136,7 @@ def list_deliveries(
     cursor: NumberCursor,
     limit: Limit = 50,
 ) -> Page[DeliveryView]:
-    """What was sent to it and what will be, the newest first."""
+    """List deliveries of a webhook, newest first."""
     with context.database.read() as connection:
         get_webhook(connection, webhook, principal)
         found = deliveries.page(connection, webhook, cursor, limit + 1)
@@ -147,7 +147,7 @@ def list_deliveries(
 def send_test_message(
     webhook: WebhookPath, principal: Admin, context: ContextDep, key: IdempotencyKeyDep
 ) -> JSONResponse:
-    """Send it a message of kind `webhook.test`. 409 if it is disabled, or too many wait."""
+    """Send a message of kind `webhook.test`. 409 if the webhook is disabled or too many messages wait."""
 
     def effect(connection: Connection) -> ResponseRecord:
         delivery = try_webhook(connection, webhook, _registrar(context, principal))
