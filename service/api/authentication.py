@@ -1,4 +1,10 @@
-"""Nothing behind this layer is reached without a key, and no body is read for whoever has none."""
+"""Authentication of every request, before its body is read.
+
+Without keys (CMCL_AUTH=off) a web page must not be able to use the service through a browser on the same machine. Such
+a page can send requests to the service's own address, and the browser adds the page's `Origin`; or to a host name that
+the page has rebound to this machine (DNS rebinding), and the browser sends that name as `Host`. Other programs may send
+any header, and run on this machine anyway.
+"""
 
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -18,24 +24,24 @@ _HERE = "localhost"
 
 
 class Hosts:
-    """This machine's loopback, and the names that the operator has given it."""
+    """Permits the loopback addresses and the host names of the settings."""
 
     def __init__(self, named: Sequence[str]) -> None:
         self._named = frozenset(name.lower().removesuffix(".") for name in named)
 
     def check(self, scope: Scope) -> None:
-        """Raises Forbidden for a request of a web page of elsewhere."""
+        """Raises Forbidden for a request from a web page of another origin."""
         for host in headers(scope, b"host"):
             if not self._is_ours(f"//{host}"):
                 raise Forbidden(
-                    f"the Host is {host!r}; while no keys are asked for, permitted are 127.0.0.1, ::1, "
+                    f"the Host is {host!r}; without keys, permitted are 127.0.0.1, ::1, "
                     "localhost and the names in CMCL_ALLOWED_HOSTS. Add yours there, or set CMCL_AUTH to "
                     "on and send a key"
                 )
         for origin in headers(scope, b"origin"):
             if not self._is_ours(origin):
                 raise Forbidden(
-                    f"pages of {origin!r} are refused while no keys are asked for: name its host in "
+                    f"requests from pages of {origin!r} are refused without keys: add its host to "
                     "CMCL_ALLOWED_HOSTS, or set CMCL_AUTH to on and send a key"
                 )
 
@@ -48,7 +54,7 @@ class Hosts:
 
 
 def headers(scope: Scope, wanted: bytes) -> list[str]:
-    """What each header of that name says; the name in lower case."""
+    """The values of a header; its name in lower case."""
     return [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
 
 
@@ -60,22 +66,22 @@ def _is_loopback(host: str) -> bool:
 
 
 _SCHEME = (
-    "bearer"  # An issuer of tokens that hangs may hold up so many threads, and none of the others.
+    "bearer"  # Threads that a hanging token issuer may occupy; other requests use other threads.
 )
 _THREADS_FOR_ISSUER = 4
 _REFUSALS_PER_SECOND = 200
-# Each keeps a connection that does not make room for others meanwhile.
+# Each keeps a connection open.
 _MOST_DELAYED = 256
-# Less than the server waits for its requests when it stops.
+# Less than the server waits for requests when it stops.
 _LONGEST_WAIT_SECONDS = 8.0
 
 
 class Refusals:
-    """Delays the answers to an address that is beyond its limit of refusals.
+    """Delays refusals to an address beyond its limit.
 
-    A refusal takes time of the event loop, and a client that asks again at once, on hundreds of connections,
-    would leave nothing of it for others. All of them together get some 200 a second; the connections of those
-    that are beyond `_MOST_DELAYED` are closed instead. For use on the event loop alone.
+    A refusal takes time of the event loop, and a client that retries at once on hundreds of connections would leave
+    none for others. All delayed refusals together are some 200 a second; connections beyond `_MOST_DELAYED` are closed.
+    For use on the event loop alone.
     """
 
     def __init__(self, rate_limiter: RateLimiter) -> None:
@@ -83,7 +89,7 @@ class Refusals:
         self._waiting = 0
 
     async def delay(self, address: str) -> bool:
-        """Return when a refusal of that address may be sent: whether its connection may stay open."""
+        """Wait until a refusal to that address may be sent. Return whether the connection may stay open."""
         if self._rate_limiter.count_refusal(address):
             return True
         if self._waiting >= _MOST_DELAYED:
@@ -97,7 +103,7 @@ class Refusals:
 
 
 class Authentication:
-    """Puts the principal into the request's state; counts requests, and notes a key's use."""
+    """ASGI middleware that sets the principal of a request, counts it, and records the use of its key."""
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator, hosts: Hosts) -> None:
         self._app = app
@@ -116,7 +122,7 @@ class Authentication:
             caller = await self._admit(scope)
         except ServiceError as error:
             response = refusal(error, scope["path"])
-            # A database that is away is no fault of the client.
+            # An outage of the database is not the client's fault.
             if isinstance(error, Refused) and not await self._refusals.delay(_address(scope)):
                 response.headers["connection"] = "close"
             await response(scope, receive, send)
@@ -127,12 +133,12 @@ class Authentication:
         scope.setdefault("state", {})["principal"] = caller.principal
         name_principal(caller.principal.name)
         await self._app(scope, receive, send)
-        # Behind the answer, so that nobody waits for it.
+        # After the response, so that the client does not wait for it.
         if self._authenticator.is_use_due(caller):
             await to_thread.run_sync(self._authenticator.write_use, caller)
 
     async def _admit(self, scope: Scope) -> Caller | None:
-        """Nobody in particular where no key is asked for, whoever it is."""
+        """Authenticate the request; None for a path that needs no key."""
         shown = _bearer(scope)
         if scope["path"] in OPEN_PATHS:
             self._authenticator.rate_limiter.count_open(_address(scope))
@@ -146,7 +152,7 @@ class Authentication:
         return caller
 
     async def _look_up(self, shown: str, scope: Scope) -> Caller:
-        """In a thread: the database or the issuer is asked."""
+        """Look the credentials up in a thread: in the database or with the issuer."""
         limiter = self._issuer_threads if self._authenticator.asks_issuer(shown) else None
         return await to_thread.run_sync(
             self._authenticator.look_up, shown, _address(scope), limiter=limiter
@@ -158,7 +164,7 @@ def _address(scope: Scope) -> str:
 
 
 def _bearer(scope: Scope) -> str | None:
-    """What stands behind `Authorization: Bearer`; two such headers are none."""
+    """The credentials of `Authorization: Bearer`; None if the header is missing or repeated."""
     given = headers(scope, b"authorization")
     if len(given) != 1:
         return None

@@ -1,4 +1,4 @@
-"""Bodies: how much of one is read, how fast it must come, and how much one owner may send at a time."""
+"""Request bodies: bounds on size, pace, and bytes per owner."""
 
 import re
 from collections import Counter
@@ -20,22 +20,22 @@ from service.api.spool import in_time
 from service.errors import BodyTooLarge, IncompleteBody, Refused, TooManyRequests
 from service.principal import EVERY_OWNER, Principal
 
-# Enough for everything that is no list of shards.
+# Enough for every body without a list of shards.
 _SMALL_BYTES = 16 << 10
 _WITH_SHARDS = frozenset({"post_dataset", "append_shards", "post_preflight"})
 _PACE = Pace(patience_seconds=10.0, bytes_per_second=16 << 10)
-# Of all bodies in memory, counted as they arrive, from their first byte to the answer. One owner has all
-# but a quarter, so that another one's small request always finds room.
+# Of all bodies in memory, counted from their first byte to the response. One owner may have three quarters, so that
+# small requests of others are always accepted.
 _MOST_BYTES = 32 << 20
 _MOST_BYTES_OF_OWNER = 24 << 20
-# Bodies of one owner that have begun to arrive and have not ended: each holds a connection.
+# Unfinished bodies of one owner: each holds a connection.
 _MOST_UNFINISHED_OF_OWNER = 256
 _RETRY_SECONDS = 2
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a route takes: scopes of the key, and bytes. `is_file`: it reads its body by itself."""
+    """What a route accepts: scopes of the key, and bytes. `is_file`: the route streams its body."""
 
     path: re.Pattern[str]
     scopes: frozenset[str]
@@ -44,7 +44,7 @@ class _Wanted:
 
 
 class Budget:
-    """Bytes and unfinished bodies by owner. For use on the event loop alone."""
+    """Budget of bytes and unfinished bodies, by owner. For use on the event loop alone."""
 
     def __init__(self) -> None:
         self._bytes: Counter[str] = Counter()
@@ -52,7 +52,7 @@ class Budget:
 
     @contextmanager
     def body(self, owner: str) -> Iterator["Arriving"]:
-        """A body, from its first byte until its request is answered. Raises TooManyRequests."""
+        """Count a body from its first byte until the response. Raises TooManyRequests."""
         if self._unfinished[owner] >= _MOST_UNFINISHED_OF_OWNER:
             message = f"the owner has {_MOST_UNFINISHED_OF_OWNER} unfinished request bodies, which is the limit"
             raise TooManyRequests(f"{message}; finish them, or retry later", _RETRY_SECONDS)
@@ -67,24 +67,24 @@ class Budget:
                 del self._bytes[owner]
 
     def take(self, owner: str, number: int) -> None:
-        """So many bytes of the owner have arrived. Raises TooManyRequests."""
+        """Count bytes of the owner. Raises TooManyRequests."""
         if (
             self._bytes[owner] + number > _MOST_BYTES_OF_OWNER
             or self._bytes.total() + number > _MOST_BYTES
         ):
-            message = "too many bytes of bodies are being read at this moment; send this one again"
+            message = "too many bytes of request bodies are in memory; retry later"
             raise TooManyRequests(message, _RETRY_SECONDS)
         self._bytes[owner] += number
 
     def finish(self, owner: str) -> None:
-        """One body less of the owner is unfinished."""
+        """Count a body of the owner as finished."""
         self._unfinished[owner] -= 1
         if not self._unfinished[owner]:
             del self._unfinished[owner]
 
 
 class Arriving:
-    """One body of an owner."""
+    """A body that is arriving."""
 
     def __init__(self, budget: Budget, owner: str) -> None:
         self._budget, self._owner = budget, owner
@@ -92,21 +92,21 @@ class Arriving:
         self.bytes = 0
 
     def add(self, number: int) -> None:
-        """More of it has arrived. Raises TooManyRequests."""
+        """Count more of its bytes. Raises TooManyRequests."""
         self._budget.take(self._owner, number)
         self.bytes += number
 
     def finish(self) -> None:
-        """All of it has arrived, or no more will."""
+        """Count it as finished, once."""
         if not self._is_finished:
             self._is_finished = True
             self._budget.finish(self._owner)
 
 
 class Bodies:
-    """Reads what a route takes, once the key has the scopes of the route, and hands it on in one piece.
+    """ASGI middleware that reads a body whole, after the key was found to have the scopes of the route.
 
-    Bodies are small here. Parts of files are not: they are handed on as they come, and counted.
+    Bodies are small, except parts of files: those are passed on as a stream, and counted.
     """
 
     def __init__(
@@ -126,13 +126,13 @@ class Bodies:
         self._budget = Budget()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # No route of these methods reads a body; open paths, which have no owner, are among them.
+        # No route of these methods reads a body. Paths without a key, which have no owner, use only these.
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD") or not _has_body(scope):
             await self._app(scope, receive, send)
             return
         wanted = self._find(scope)
         if wanted is None:
-            # 404 or 405: its body is not read.
+            # It will be 404 or 405, without reading the body.
             await self._app(scope, receive, send)
             return
         with ExitStack() as until_answered:
@@ -146,7 +146,7 @@ class Bodies:
     async def _take(
         self, wanted: _Wanted, scope: Scope, receive: Receive, until_answered: ExitStack
     ) -> Receive:
-        """The body as the app gets it. Raises Refused."""
+        """The `receive` that the app gets. Raises Refused."""
         principal: Principal = scope["state"]["principal"]
         check_scopes(principal, wanted.scopes)
         if _declared(scope) > wanted.most_bytes:
@@ -160,10 +160,10 @@ class Bodies:
         return _replay(body, receive)
 
     async def _collect(self, receive: Receive, limit: int, arriving: Arriving) -> bytes:
-        """The whole body. Raises BodyTooLarge, TooManyRequests and IncompleteBody.
+        """Read the whole body. Raises BodyTooLarge, TooManyRequests and IncompleteBody.
 
-        What is left of a body must not be taken for one. An empty rest would be a request without a reason,
-        done and remembered for its Idempotency-Key.
+        A truncated body must not pass for a whole one: an empty one would be a valid request without a reason, and
+        its response would be stored for the Idempotency-Key.
         """
         body = bytearray()
         async for piece in in_time(_pieces(receive), self._pace):
@@ -203,7 +203,7 @@ class Bodies:
 
 
 def _scopes(dependant: Dependant | None) -> Iterator[str]:
-    """Those that a route names where it takes its principal."""
+    """The scopes that a route requires of its principal."""
     for each in dependant.dependencies if dependant else ():
         if each.call is get_principal:
             yield from each.own_oauth_scopes or ()
@@ -216,7 +216,7 @@ def _has_body(scope: Scope) -> bool:
 
 
 def _declared(scope: Scope) -> int:
-    """What Content-Length says; 0 where it says nothing."""
+    """The Content-Length; 0 without one."""
     declared: bytes = dict(scope["headers"]).get(b"content-length", b"")
     return int(declared) if declared.isdigit() else 0
 
@@ -226,7 +226,7 @@ def _too_large(limit: int) -> BodyTooLarge:
 
 
 async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises IncompleteBody."""
+    """Stream the body. Raises IncompleteBody."""
     is_last = False
     while not is_last:
         message = await receive()
@@ -237,7 +237,7 @@ async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The collected body first; then whatever the server still has to say (a disconnect)."""
+    """Replay the body, then pass on what the server sends (a disconnect)."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Message:
@@ -247,7 +247,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _counted(receive: Receive, limit: int) -> Receive:
-    """The body as it comes. Raises BodyTooLarge, to whoever reads it, where it is too long."""
+    """Stream the body. Raises BodyTooLarge in the reader if it is too long."""
     total = 0
 
     async def receive_counted() -> Message:

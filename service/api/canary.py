@@ -47,7 +47,9 @@ class AgreementView(BaseModel):
 
     queries: int
     cosine: float | None = Field(description="of the scores of both versions")
-    overlap: float | None = Field(description="share of the ten best results that both have in common")
+    overlap: float | None = Field(
+        description="share of the ten best results that both have in common"
+    )
 
 
 class ObservedView(BaseModel):
@@ -120,9 +122,7 @@ def put_candidate(
     409 for the live version, a retired one, and one whose files are not stored yet. Another canary of the model is
     aborted. Changed shares start new observations; a changed rule applies to the observations so far.
     """
-    request = PromotionRequest(
-        principal, body.reason or "started by a user", context.clock(), seen
-    )
+    request = PromotionRequest(principal, body.reason or "started by a user", context.clock(), seen)
     check_may_change(context, model, principal)
     with context.database.write() as connection:
         trial = canary.set_canary(connection, model, body.version, body.plan, request)

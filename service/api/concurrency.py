@@ -1,13 +1,12 @@
-"""How many requests of one owner are worked on at a time, and where.
+"""Limit on concurrent requests per owner.
 
-A request works from the end of its body to the head of its answer: a slow client holds no place, and neither
-does a stream of events. Parts of files are bounded by their own places (api/places.py), as they take as long
-as their clients send. Completing an upload gives its place back and waits for one among completions.
+A request holds a slot from the end of its body to the head of its response: neither a slow client nor a stream of
+events holds one. Parts of files have slots of their own (`fairness.UploadSlots`), because they take as long as the
+client sends. Completing an upload releases its slot and waits for one for completions.
 
-A large body costs time of the processor: 10,000 addresses are 0.8 s of it, some 30 ms of that in pieces which
-would stall the event loop. So these requests are parsed, validated and answered in a thread, one of an owner
-at a time. Threads share one interpreter lock: more of them would not make any of them faster, but everything
-else slower.
+A large body costs processor time: 10,000 addresses take 0.8 s, 30 ms of it in pieces that would stall the event loop.
+So these requests are handled in a thread, one per owner at a time. Threads share one interpreter lock: more of them
+would be no faster, and everything else would be slower.
 """
 
 import asyncio
@@ -21,21 +20,21 @@ from service.api.problems import refusal
 from service.errors import TooManyRequests
 from service.principal import EVERY_OWNER, Principal
 
-# Set by `Bodies` in the state of a request: bytes of its body; None for a file, which comes as it is read.
+# Set by `Bodies` in the state of a request: size of its body; None for a file, which is streamed.
 BODY_BYTES = "body_bytes"
 
-# In the state of a request: the function that gives its place back, for work that takes minutes.
+# In the state of a request: the function that releases its slot, for work that takes minutes.
 RELEASE_PLACE = "release_place"
 
 _LARGE_BYTES = 64 << 10
 _AT_WORK, _AT_WORK_OF_OWNER = 32, 8
 _LARGE_AT_WORK, _LARGE_AT_WORK_OF_OWNER = 2, 1
-# They hold a connection and some kilobytes each; bytes of bodies have their own budget.
+# Each holds a connection and some kilobytes; bytes of bodies have a budget of their own.
 _WAITING_OF_OWNER = 256
 
 
 class ConcurrencyLimit:
-    """The innermost layer: routes, validation and answers are behind it."""
+    """The innermost ASGI middleware."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -71,7 +70,7 @@ class ConcurrencyLimit:
             await self._app(scope, receive, send_and_release)
 
     async def _in_thread(self, scope: Scope, body: Message, send: Send) -> None:
-        """Answer it on an event loop of that thread. Only the body and the answer pass between the loops."""
+        """Handle it on an event loop of that thread. Only the body and the response pass between the loops."""
         received, answer = [body], list[Message]()
 
         async def receive_body() -> Message:

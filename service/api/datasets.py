@@ -72,7 +72,9 @@ class DatasetView(DatasetSummary):
     shards: tuple[ShardRef, ...]
     evaluation_shards: tuple[ShardRef, ...]
     evaluation_share: float | None
-    manifest: DatasetManifest | None = Field(description="digest and rows of each shard; null until it is validated")
+    manifest: DatasetManifest | None = Field(
+        description="digest and rows of each shard; null until it is validated"
+    )
 
     @classmethod
     def of(cls, dataset: DatasetRecord, job: str | None) -> Self:

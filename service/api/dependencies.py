@@ -1,4 +1,4 @@
-"""What routes ask for: the parts of the control plane, a page, a key."""
+"""Dependencies of routes: the principal and its scopes, the context, path parameters, idempotency keys, ETags."""
 
 import hashlib
 import re
@@ -18,11 +18,11 @@ from service.errors import FieldProblem, Forbidden, Unprocessable, UnsupportedMe
 from service.loops import Loop
 from service.principal import EVERY_OWNER, Principal, Scope
 
-# Kubernetes asks these by the address of the pod.
+# Kubernetes calls these by the address of the pod.
 PROBES = frozenset({"/healthz", "/readyz"})
-# A key of its own, if any: whoever scrapes is no user.
+# Has a key of its own: a scraper is not a user.
 METRICS = "/metrics"
-# Everything else needs a key, also addresses that do not exist.
+# All other paths need a key, also those that do not exist.
 OPEN_PATHS = frozenset(
     {
         *PROBES,
@@ -31,7 +31,7 @@ OPEN_PATHS = frozenset(
     }
 )
 
-# For the description alone: the header was read before.
+# For the API description alone: the middleware reads the header.
 _DESCRIBED = HTTPBearer(
     scheme_name="bearer",
     auto_error=False,
@@ -43,7 +43,7 @@ _DESCRIBED = HTTPBearer(
 async def get_principal(
     request: Request, needed: SecurityScopes, _: Annotated[object, Security(_DESCRIBED)]
 ) -> Principal:
-    """Whoever sent the request. Raises Forbidden without the scopes that the route needs."""
+    """The principal of the request. Raises Forbidden without the scopes that the route requires."""
     principal: Principal = request.state.principal
     check_scopes(principal, needed.scopes)
     return principal
@@ -64,12 +64,12 @@ Trainer = Annotated[Principal, Security(get_principal, scopes=[Scope.TRAIN])]
 Admin = Annotated[Principal, Security(get_principal, scopes=[Scope.ADMIN])]
 
 
-# Of one list and of one object in a body: no route takes more.
+# Limits of one list and of one object in a body.
 _MOST_ITEMS = MOST_SHARDS
 _MOST_FIELDS = 100
 
 _JSON = "application/json"
-# What a route declares in its description if it takes its body as it comes.
+# Media type that a route declares if it streams its body.
 BYTES = "application/octet-stream"
 
 ModelPath = Annotated[str, Path(alias="model", pattern=NAME_PATTERN)]
@@ -85,7 +85,7 @@ _TAG = re.compile(r'^"(\d{1,9})"$')
 
 @dataclass(frozen=True)
 class IdempotencyKey:
-    """An idempotency key, where it was used, and for which body."""
+    """An idempotency key with its owner, its route, and the digest of the body."""
 
     owner: str
     key: str
@@ -94,7 +94,7 @@ class IdempotencyKey:
 
 
 def get_context(request: Request) -> Context:
-    """The parts that `create_app` wired."""
+    """The context that `create_app` wired."""
     context: Context = request.app.state.context
     return context
 
@@ -106,10 +106,7 @@ def get_loops(request: Request) -> list[Loop]:
 
 
 async def require_body_type(request: Request) -> None:
-    """A body must say that it is what the route takes: the server does not guess.
-
-    Bytes are left to the route, which takes them as they come; JSON is small, and read whole here.
-    """
+    """Refuse a body without the media type of the route, and JSON with too many items."""
     route = request.scope.get("route")
     permitted = permitted_type(route)
     if permitted == _JSON and not await request.body():
@@ -130,30 +127,30 @@ async def get_request_key(
         Header(
             alias="Idempotency-Key",
             pattern=r"^[\x21-\x7e]{1,255}$",
-            description="the same key with the same body is answered the same, and done once",
+            description="the same key with the same body runs once and returns the same response",
         ),
     ] = None,
 ) -> IdempotencyKey | None:
-    """The key that came with the request, if one did."""
+    """The idempotency key of the request, if it has one."""
     if key is None:
         return None
     fingerprint = hashlib.sha256(await request.body()).hexdigest()
-    # Of whoever sees everybody's things, an answer is no tenant's: it must not be repeated to one.
+    # The response of a principal that sees all owners must not be replayed to one of them.
     return IdempotencyKey(
         principal.owner or EVERY_OWNER, key, f"{request.method} {request.url.path}", fingerprint
     )
 
 
 def permitted_type(route: object) -> str:
-    """The type of a route's body."""
+    """The media type of a route's body."""
     extra = getattr(route, "openapi_extra", None) or {}
     return BYTES if BYTES in extra.get("requestBody", {}).get("content", {}) else _JSON
 
 
 def _check_size(document: object) -> None:
-    """Raises Unprocessable for lists and objects that no route takes, before their items are validated.
+    """Raises Unprocessable for lists and objects beyond the limits, before their items are validated.
 
-    Each item that is wrong is an error of its own: 340,000 of them took 26 MB and seconds.
+    Each invalid item is an error of its own: 340,000 of them took 26 MB and seconds.
     """
     waiting = [document]
     while waiting:
@@ -172,7 +169,7 @@ def _check_size(document: object) -> None:
 
 
 class Reason(Frozen):
-    """Why, for the history."""
+    """A reason, for the history."""
 
     reason: str = Field(default="", max_length=500, pattern=r"^[^\x00]*$")
 
@@ -187,7 +184,7 @@ IdempotencyKeyDep = Annotated[IdempotencyKey | None, Depends(get_request_key)]
 
 
 def etag(revision: int) -> dict[str, str]:
-    """The header for a thing in that revision."""
+    """The ETag header of a revision."""
     return {"ETag": f'"{revision}"'}
 
 
@@ -196,17 +193,17 @@ def get_seen_revision(
         str | None,
         Header(
             alias="If-Match",
-            description="the ETag of what was read: 412 if it was changed since",
+            description="the ETag of an earlier response: 412 if the resource has changed since",
             examples=['"3"'],
         ),
     ] = None,
 ) -> int | None:
-    """The revision that the request builds on; None where it takes whatever is there."""
+    """The revision of If-Match; None without a condition."""
     if if_match is None or if_match.strip() == "*":
         return None
     found = _TAG.match(if_match.strip())
     if found is None:
-        message = 'give the ETag of an earlier answer, with its quotes, for example "3"'
+        message = 'give the ETag of an earlier response, with its quotes, for example "3"'
         raise Unprocessable(message, FieldProblem("If-Match", message, if_match))
     return int(found.group(1))
 

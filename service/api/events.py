@@ -87,7 +87,9 @@ class Stream(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
-            logger.info("a client of a stream took nothing for %g s and was disconnected", _SEND_SECONDS)
+            logger.info(
+                "a client of a stream took nothing for %g s and was disconnected", _SEND_SECONDS
+            )
 
 
 def is_server_stopping() -> bool:

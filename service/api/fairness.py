@@ -1,7 +1,7 @@
-"""Fair shares: of the event loop by source address, and of threads by owner.
+"""Fair sharing: of the event loop by source address, of requests and upload slots by owner.
 
-Both are round robins. Work of one source or owner queues behind work of the same one, so however much of it
-there is, the next step of another one waits for a single step and not for all of it.
+Scheduling is round robin: work queues behind work of the same source or owner, so another one waits for a single step
+and not for all of it.
 """
 
 import asyncio
@@ -24,25 +24,25 @@ _RETRY_SECONDS = 2
 
 _KEPT_FOR_OTHERS = 2
 
-# A body that brings nothing for so long, or less than `LEAST_BYTES_PER_SECOND` over its time but for so
-# many seconds, is stalled: it keeps its place only until another one needs it.
+# A body is stalled if no byte arrives for so long, or if it is so many seconds behind `LEAST_BYTES_PER_SECOND`. It keeps
+# its slot only until another one needs it.
 STALLED_SECONDS = 5.0
 
 Seconds = Callable[[], float]
 
 
 class LoopScheduler:
-    """Runs one step of each source in a turn of the event loop. For use on the event loop alone."""
+    """Runs one step per source in each iteration of the event loop. For use on the event loop alone."""
 
     def __init__(self) -> None:
         self._waiting: dict[Hashable, deque[Step]] = {}
-        # Those that have had their step of the present turn.
+        # Sources that had their step in this iteration.
         self._served: set[Hashable] = set()
 
     def submit(self, source: Hashable, step: Step) -> bool:
-        """Run `step` now if the source has had none in this turn, otherwise in one of the next.
+        """Run `step` now if the source had none in this iteration, otherwise in a later one.
 
-        Returns whether it ran now.
+        Return whether it ran now.
         """
         if source in self._served:
             self._waiting.setdefault(source, deque()).append(step)
@@ -56,7 +56,7 @@ class LoopScheduler:
     def _next_turn(self) -> None:
         self._served = set(self._waiting)
         if self._served:
-            # Before the steps: one that raises does not stop the others' turns.
+            # Before the steps: one that raises must not stop the others.
             asyncio.get_running_loop().call_soon(self._next_turn)
         for source in list(self._waiting):
             steps = self._waiting[source]
@@ -67,10 +67,10 @@ class LoopScheduler:
 
 
 class FairSemaphore:
-    """A number of places, of which one owner has a share. For use on the event loop alone.
+    """Semaphore with a limit per owner. For use on the event loop alone.
 
-    Requests that find none wait in the order of their arrival; a place that becomes free goes to the owner
-    that has waited longest since its last one.
+    Waiting requests are served in order of arrival within an owner; a free slot goes to the owner that has waited
+    longest since its last one.
     """
 
     def __init__(self, total: int, of_owner: int, waiting_of_owner: int) -> None:
@@ -78,14 +78,14 @@ class FairSemaphore:
         self._of_owner = of_owner
         self._waiting_of_owner = waiting_of_owner
         self._taken: Counter[str] = Counter()
-        # By owner; the one whose turn is next comes first.
+        # By owner; the next one to be served comes first.
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     @asynccontextmanager
     async def slot(self, owner: str) -> AsyncIterator[Callable[[], None]]:
-        """A place until the block ends, or the function that it is given is called.
+        """Hold a slot until the block ends, or until the function that it is given is called.
 
-        Raises TooManyRequests where too many requests of the owner wait.
+        Raises TooManyRequests if too many requests of the owner wait.
         """
         await self._take(owner)
         is_taken = True
@@ -108,14 +108,14 @@ class FairSemaphore:
         queue = self._waiting.setdefault(owner, deque())
         if len(queue) >= self._waiting_of_owner:
             raise TooManyRequests(
-                f"{self._taken[owner]} requests of the owner are being answered and {len(queue)} wait, which "
-                "is the limit; send fewer at a time, and this one again",
+                f"{self._taken[owner]} requests of the owner are being processed and {len(queue)} wait, which "
+                "is the limit; send fewer at a time, and retry this one",
                 _RETRY_SECONDS,
             )
         place = asyncio.get_running_loop().create_future()
         queue.append(place)
         try:
-            # Shielded: `place` would be cancelled some turns before this task notices it.
+            # Shielded: `place` would be cancelled some iterations before this task sees it.
             await asyncio.shield(place)
         except asyncio.CancelledError:
             if place.done():
@@ -138,7 +138,7 @@ class FairSemaphore:
             self._forget(following, self._waiting[following][0])
 
     def _forget(self, owner: str, place: asyncio.Future[None]) -> None:
-        """Remove a waiting request; the owner's next one is queued behind those of other owners."""
+        """Remove a waiting request; the owner's next one queues behind those of other owners."""
         queue = self._waiting.pop(owner)
         queue.remove(place)
         if queue:
@@ -146,7 +146,7 @@ class FairSemaphore:
 
 
 class UploadSlot:
-    """A place that one body has, and how far that body is."""
+    """The slot of one body, and the pace of that body."""
 
     def __init__(self, owner: str, seconds: Seconds) -> None:
         self.owner = owner
@@ -157,19 +157,19 @@ class UploadSlot:
         self._wait: CancelScope | None = None
 
     def watch(self, request: Request) -> Request:
-        """The request, whose body ends with TooManyRequests where the place is taken back."""
+        """Wrap the request: its body raises TooManyRequests if the slot is reclaimed."""
         return Request(request.scope, self._watched(request.receive))
 
     def stalled_for(self) -> float:
-        """Seconds since it stalled; negative while bytes come, or those that came are written."""
+        """Seconds since it stalled; negative while bytes arrive or are written."""
         if self._waiting_since is None:
             return -1.0
         waiting = self._seconds() - self._waiting_since
         behind = self._waited + waiting - self._arrived / LEAST_BYTES_PER_SECOND
         return max(waiting, behind) - STALLED_SECONDS
 
-    def take_back(self) -> None:
-        """End the body's wait for its next bytes."""
+    def reclaim(self) -> None:
+        """Reclaim the slot: cancel the wait for the next bytes."""
         if self._wait is not None:
             self._wait.cancel()
 
@@ -183,8 +183,8 @@ class UploadSlot:
                 self._arrived += len(message.get("body", b""))
                 return message
             raise TooManyRequests(
-                f"the part stalled after {self._arrived} bytes, and its place was needed for another "
-                "one; send it again",
+                f"the part stalled after {self._arrived} bytes, and its slot was needed for another one; "
+                "send it again",
                 _RETRY_SECONDS,
             )
 
@@ -192,13 +192,12 @@ class UploadSlot:
 
 
 class UploadSlots:
-    """So many for all, and all but two of them for one owner, so that nobody keeps the others out.
+    """Slots for the bodies of parts, which take memory and disk. One owner may have all but two of them.
 
-    A place whose body is stalled goes to whoever needs it: to another part of the same owner, or of
-    one that has fewer places. Without keys everybody is one owner: two of the places would lie idle.
+    A slot whose body is stalled is reclaimed for another part of the same owner, or of an owner with fewer slots.
 
-    Used on the event loop alone. Who finds none free is told so at once: to wait, a request would hold
-    its connection, and with it what of its body has arrived already.
+    For use on the event loop alone. A request that finds no slot is refused at once: to wait, it would hold its
+    connection, and what has arrived of its body.
     """
 
     def __init__(self, total: int, seconds: Seconds = time.monotonic) -> None:
@@ -209,7 +208,7 @@ class UploadSlots:
 
     @contextmanager
     def one(self, owner: str) -> Iterator[UploadSlot]:
-        """A place for as long as the block runs. Raises TooManyRequests where none is free."""
+        """Hold a slot for the block. Raises TooManyRequests if none is free."""
         self._make_room(owner)
         place = UploadSlot(owner, self._seconds)
         self._taken.add(place)
@@ -222,14 +221,14 @@ class UploadSlots:
         held = Counter(place.owner for place in self._taken)
         if held[owner] >= self._share:
             candidates = [place for place in self._taken if place.owner == owner]
-            message = f"{self._share} parts of your files are being taken at this moment"
+            message = f"{self._share} parts of your files are being received"
         elif len(self._taken) >= self._total:
             candidates = [
                 place
                 for place in self._taken
                 if place.owner == owner or held[place.owner] > held[owner]
             ]
-            message = f"{self._total} parts of files are being taken at this moment"
+            message = f"{self._total} parts of files are being received"
         else:
             return
         stalled = [place for place in candidates if place.stalled_for() >= 0]
@@ -237,4 +236,4 @@ class UploadSlots:
             raise TooManyRequests(f"{message}; send this one again", _RETRY_SECONDS)
         given = max(stalled, key=lambda place: (held[place.owner], place.stalled_for()))
         self._taken.discard(given)
-        given.take_back()
+        given.reclaim()

@@ -1,4 +1,8 @@
-"""The description of the API, true to what is sent: each operation's errors, as problem+json."""
+"""The OpenAPI description, with the errors of each operation as problem+json, and the page that shows it.
+
+The page takes its scripts from an installed package and not from a CDN: a script on this page can send every request
+that the reader's key permits.
+"""
 
 import gzip
 import hashlib
@@ -17,7 +21,7 @@ from service.errors import NotFound
 
 router = APIRouter(include_in_schema=False)
 
-# Every route can refuse values; the other errors of a route follow from what it takes.
+# Every route may refuse values. The other errors of a route follow from its parameters.
 PROBLEMS: dict[int | str, dict[str, object]] = {
     422: {"model": Problem, "description": "Invalid request"},
 }
@@ -38,22 +42,22 @@ _WORDS = {
     503: "Database or object storage unavailable; Retry-After has the seconds to wait",
     507: "Insufficient storage",
 }
-# What cannot be told from method, path and parameters: a thing that the body names, a full disk.
+# What does not follow from method, path and parameters: a resource that the body names, a full disk.
 _BY_OPERATION = {"post_dataset": {404}, "post_webhook": {404}, "put_part": {507}}
 
 Operation = dict[str, Any]
 
 
 def operation_id(route: APIRoute) -> str:
-    """The function's name: what generated clients call it."""
+    """Return the function's name, which generated clients use."""
     return route.name
 
 
 class DescribedApp(FastAPI):
-    """FastAPI assumes application/json for every model; this names what is really sent."""
+    """FastAPI with problem+json in its description, where FastAPI assumes application/json."""
 
     def openapi(self) -> dict[str, Any]:
-        """The description; made when it is first asked for, because it takes a while."""
+        """Return the description; generated on first use, because it takes long."""
         schema = super().openapi()
         schema["components"]["responses"] = {
             f"Problem{status}": _response(words) for status, words in _WORDS.items()
@@ -65,7 +69,7 @@ class DescribedApp(FastAPI):
 
 
 def _list_errors(responses: dict[str, Any], statuses: set[int]) -> None:
-    """Add what the route does not describe itself, and correct the media type of what FastAPI did."""
+    """Add errors that the route does not describe, and correct the media type of those that FastAPI added."""
     for status in sorted(statuses):
         known = responses.get(str(status))
         if known is None or known.get("content") == _ASSUMED:
@@ -92,12 +96,12 @@ def _response(words: str) -> dict[str, Any]:
 
 
 _PACKAGE = "fastapi_swagger"
-# Swagger UI writes styles and small pictures into the page by itself.
+# Swagger UI adds inline styles and small images to the page.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# Addresses are relative: an ingress may lead here under a path of its own.
+# Relative addresses: an ingress may add a path prefix.
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -120,14 +124,14 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # Cached by the browser, and asked for again: 304 has no body.
+    # Cached by the browser, and revalidated: 304 has no body.
     "Cache-Control": "no-cache",
     "Vary": "Accept-Encoding",
 }
 
 
 class Document:
-    """Bytes of one address, plain and compressed, with their ETag."""
+    """A static document, plain and compressed, with its ETag."""
 
     def __init__(self, body: bytes, media_type: str) -> None:
         self._bodies = {"": body, "gzip": gzip.compress(body)}
@@ -135,7 +139,7 @@ class Document:
         self._etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
 
     def answer(self, known: str, encodings: str) -> Response:
-        """304 to a client that has it."""
+        """The response; 304 for a client that has the document."""
         headers = {**_HEADERS, "ETag": self._etag}
         if self._etag in known:
             return Response(status_code=304, headers=headers)
@@ -146,7 +150,7 @@ class Document:
 
 
 class Description:
-    """All documents of one app, each made when it is first asked for."""
+    """The documents of one app, each created on first use."""
 
     def __init__(self, describe: Callable[[], object]) -> None:
         makers: dict[str, Callable[[], Document]] = {
@@ -159,7 +163,7 @@ class Description:
         self._documents = {name: TTLCache(in_thread(make)) for name, make in makers.items()}
 
     async def answer(self, name: str, request: Request) -> Response:
-        """One of them. Raises NotFound where the package is not installed."""
+        """Serve a document. Raises NotFound if the package is not installed."""
         document = await self._documents[name].get()
         wanted = request.headers.get
         return document.answer(wanted("if-none-match", ""), wanted("accept-encoding", ""))
@@ -180,7 +184,7 @@ async def _answer(name: str, request: Request) -> Response:
 
 @router.get("/openapi.json")
 async def openapi(request: Request) -> Response:
-    """The description."""
+    """The OpenAPI description."""
     return await _answer("openapi", request)
 
 
@@ -192,5 +196,5 @@ async def docs(request: Request) -> Response:
 
 @router.get("/docs/{file}")
 async def docs_file(file: Literal["start", "script", "style"], request: Request) -> Response:
-    """What it consists of."""
+    """A file of the page."""
     return await _answer(file, request)

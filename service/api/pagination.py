@@ -36,16 +36,16 @@ def page(
 
 
 def get_text_cursor(cursor: Annotated[str | None, Query()] = None) -> str | None:
-    """Where a page of names goes on."""
+    """The cursor of a list that is ordered by name."""
     return None if cursor is None else _decoded(cursor)
 
 
 def get_number_cursor(cursor: Annotated[str | None, Query()] = None) -> int | None:
-    """Where a page of numbered things goes on."""
+    """The cursor of a list that is ordered by number."""
     if cursor is None:
         return None
     text = _decoded(cursor)
-    # By its length first: Python refuses to convert thousands of digits, and so do columns.
+    # The length first: Python refuses to convert thousands of digits.
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_NUMBER))):
         raise _foreign_cursor(cursor)
     if int(text) > LARGEST_NUMBER:
@@ -54,7 +54,7 @@ def get_number_cursor(cursor: Annotated[str | None, Query()] = None) -> int | No
 
 
 def encode_cursor(position: str | int) -> str:
-    """Opaque, so that nobody builds on what is inside."""
+    """Encode a position as an opaque cursor."""
     return base64.urlsafe_b64encode(str(position).encode()).decode().rstrip("=")
 
 

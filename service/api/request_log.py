@@ -1,4 +1,4 @@
-"""Each request has an id, a line in the log and a measurement; each unhandled error an answer."""
+"""Request ids, access log, request metrics, and a response for unhandled errors."""
 
 import logging
 import re
@@ -16,20 +16,20 @@ from service.telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 _HEADER = "x-request-id"
-# By which a client that has the wrong address finds out whose it is; the endpoint has one, too.
+# Tells a client with the wrong address which server this is; the embeddings endpoint sends one, too.
 _SERVER = ("x-cmcl-server", "control-plane")
-# What a client may call its request: nothing that could break a log line or a header.
+# Request ids that are accepted: safe in a log line and a header.
 _ACCEPTABLE = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-# Asked every few seconds by machines; their lines would bury the others.
+# Requested every few seconds by probes and scrapers; not logged.
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
-# A client may send any word as its method, and each would be a time series of its own.
+# A client may send any method, and each would be a time series.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _LONGEST_PATH = 512
 
 
 @dataclass
 class _Answer:
-    """What has been sent so far. A stream goes on for long after its answer began."""
+    """What was sent so far. A stream continues long after its response started."""
 
     status: int = 500
     began: float | None = None
@@ -37,7 +37,7 @@ class _Answer:
 
 
 class RequestLog:
-    """The outermost layer of ours."""
+    """The outermost ASGI middleware."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -97,7 +97,7 @@ def _with_id(send: Send, name: str, answer: _Answer) -> Send:
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's id, if it gave one that can be used."""
+    """The request id of the client, if it is acceptable."""
     given: bytes = dict(scope["headers"]).get(_HEADER.encode(), b"")
     return given.decode() if _ACCEPTABLE.fullmatch(given) else uuid.uuid4().hex
 
@@ -108,6 +108,6 @@ def _path(scope: Scope) -> str:
 
 
 def _route(scope: Scope) -> str:
-    """The template and not the path: each id would be a time series of its own."""
+    """The route's template and not the path: each id would be a time series."""
     route = scope.get("route")
     return getattr(route, "path", None) or "unknown"

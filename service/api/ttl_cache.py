@@ -1,4 +1,4 @@
-"""Answers that are the same for everybody: made once for all who ask at the same time."""
+"""Cache of a value that is expensive to create and equal for all requests."""
 
 import asyncio
 import math
@@ -12,10 +12,7 @@ Made = TypeVar("Made")
 
 
 class TTLCache(Generic[Made]):
-    """What `make` returned last, for `seconds` from its end.
-
-    It runs once at a time: who asks meanwhile waits for the same answer. What it raises is not kept.
-    """
+    """Caches what `make` returned for `seconds`, and coalesces concurrent calls. Errors are not cached."""
 
     def __init__(self, make: Callable[[], Awaitable[Made]], seconds: float = math.inf) -> None:
         self._make = make
@@ -24,7 +21,7 @@ class TTLCache(Generic[Made]):
         self._made: tuple[float, Made] | None = None
 
     async def get(self) -> Made:
-        """The newest one. Raises what `make` raises."""
+        """Return the value, and create it if it is too old. Raises what `make` raises."""
         async with self._lock:
             if self._made is None or time.monotonic() - self._made[0] > self._seconds:
                 made = await self._make()
@@ -33,7 +30,7 @@ class TTLCache(Generic[Made]):
 
 
 def in_thread(make: Callable[[], Made]) -> Callable[[], Awaitable[Made]]:
-    """The same in a thread of its own: it holds up neither the event loop nor the threads of requests."""
+    """Run `make` in a thread of its own, which blocks neither the event loop nor the threads of requests."""
     thread = CapacityLimiter(1)
 
     async def made() -> Made:

@@ -87,7 +87,9 @@ class UploadView(BaseModel):
     sha256: str | None = Field(description="as announced; as measured once complete")
     direct: bool
     state: Literal["open", "completing", "complete"]
-    uri: str | None = Field(description="address for the shard of a dataset; null before it is complete")
+    uri: str | None = Field(
+        description="address for the shard of a dataset; null before it is complete"
+    )
     parts: list[PartView] = Field(description="parts that arrived")
     part_bytes_min: int = Field(description="minimum size of every part but the last")
     part_bytes_max: int

@@ -89,7 +89,9 @@ class Certificate(BaseModel):
 
     drift: dict[str, Drift]
     quality: dict[str, Quality]
-    protection: dict[str, Protection] = Field(description="by modality: what was protected from change")
+    protection: dict[str, Protection] = Field(
+        description="by modality: what was protected from change"
+    )
     shrinkage: Shrinkage | None
 
 

@@ -52,9 +52,7 @@ class WebhookView(BaseModel):
 class CreatedWebhook(WebhookView):
     """A webhook with its secret, which is returned once."""
 
-    secret: str | None = Field(
-        description="verifies signatures; null in a replayed response"
-    )
+    secret: str | None = Field(description="verifies signatures; null in a replayed response")
 
 
 class DeliveryView(BaseModel):

@@ -142,7 +142,7 @@ def test_candidates_that_end_without_a_version_keep_no_place(
 def test_a_step_that_hangs_has_the_process_ended(plane: ControlPlane, held: Held) -> None:
     _to_gating(plane, "scenes")
     plane.tick()
-    plane.app.state.reconciler = plane.reconciler
+    plane.app.state.loops = [plane.reconciler]
     plane.clock.advance(1700)
     plane.tick()
     assert plane.client.get("/healthz").status_code == 200

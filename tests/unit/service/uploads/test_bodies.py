@@ -80,7 +80,7 @@ def test_a_length_that_is_not_true_is_refused(plane: ControlPlane) -> None:
         f"/v1/uploads/{upload}/parts/1", content=b"abc", headers=BYTES | {"Content-Length": "4"}
     )
     assert response.status_code == 400
-    assert response.json()["type"] == "urn:cmcl:problem:body-cut-off"
+    assert response.json()["type"] == "urn:cmcl:problem:incomplete-body"
 
 
 def test_a_part_is_never_whole_in_memory(plane: ControlPlane) -> None:
