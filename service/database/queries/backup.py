@@ -1,7 +1,7 @@
-"""What must be recorded in object storage: noted in the transaction that changes it.
+"""The outbox of the backup, the rows of a record, and the queries of a rebuild.
 
-A record has the rows of one model, dataset or version that lie nowhere else, so that the database can
-be rebuilt from object storage (`service.control.rebuild`).
+A record has the rows of one model, dataset or version that are stored nowhere else, so that the database can be rebuilt
+from object storage (`service.maintenance.rebuild`). The transaction that changes a row enqueues its record.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,18 +45,18 @@ Row = dict[str, Any]
 Tables = dict[str, list[Row]]
 
 
-# What they hold is of the moment, and means nothing once the rows are back.
+# Transient tables, which a rebuild empties.
 _PASSING = (leases, orphans, backup_outbox)
 
-# Each behind those that it refers to.
+# Each after the tables that it refers to.
 _ORDER = (models, uploads, datasets, upload_uses, jobs, versions, promotions, trials, api_keys)
 
-# Events that were told, and that no record knows of.
+# Added to the position: more than the events since the newest record.
 _SKIPPED_POSITIONS = 1_000_000
 
 KINDS: tuple[Kind, ...] = ("model", "dataset", "version")
-# Which service looks after it, what live.json shows, and what an attempt has said of itself are worth
-# nothing in another database; manifests lie in object storage already.
+# Leases, the state of live.json and the progress of an attempt mean nothing in another database; manifests are in
+# object storage already.
 LEFT_OUT: dict[str, frozenset[str]] = {
     "models": frozenset({"lease_owner", "lease_until", "mirrored_revision"}),
     "datasets": frozenset({"manifest"}),
@@ -67,7 +67,7 @@ LEFT_OUT: dict[str, frozenset[str]] = {
 
 @dataclass(frozen=True)
 class OutboxEntry:
-    """Something was changed, and is not recorded yet."""
+    """A change whose record is not written yet."""
 
     sequence: int
     kind: Kind
@@ -75,18 +75,18 @@ class OutboxEntry:
 
 
 def version_name(model: str, number: int) -> str:
-    """How a version is called among the entries."""
+    """The name of a version in the outbox."""
     return f"{model}/{number}"
 
 
 def enqueue(connection: Connection, kind: Kind, *names: str) -> None:
-    """They are changed in this transaction."""
+    """Enqueue records of what this transaction changes."""
     if names:
         connection.execute(insert(backup_outbox), [{"kind": kind, "name": name} for name in names])
 
 
 def enqueue_all(connection: Connection) -> None:
-    """As if all of it had been changed."""
+    """Enqueue all records."""
     enqueue(connection, "model", *connection.scalars(select(models.c.name)))
     enqueue(connection, "dataset", *connection.scalars(select(datasets.c.id)))
     numbers = connection.execute(select(versions.c.model, versions.c.number)).all()
@@ -94,20 +94,20 @@ def enqueue_all(connection: Connection) -> None:
 
 
 def pending(connection: Connection, limit: int) -> list[OutboxEntry]:
-    """The oldest entries. What is read after them is at least as new as they are."""
+    """The oldest entries. Rows that are read after them are at least as new."""
     query = select(backup_outbox).order_by(backup_outbox.c.sequence).limit(limit)
     return [OutboxEntry(**row) for row in connection.execute(query).mappings()]
 
 
 def acknowledge(connection: Connection, entries: Sequence[OutboxEntry]) -> bool:
-    """They were recorded. False if somebody else has said so of any of them."""
+    """Remove entries whose records are written. False if another replica removed any of them."""
     sequences = [entry.sequence for entry in entries]
     statement = delete(backup_outbox).where(backup_outbox.c.sequence.in_(sequences))
     return connection.execute(statement).rowcount == len(sequences)
 
 
 def rows_of(connection: Connection, kind: Kind, name: str) -> Tables:
-    """What belongs into the record, by table; empty lists where there is no such thing."""
+    """The rows of a record by table; empty lists if there are none."""
     if kind == "model":
         return _of_model(connection, name)
     if kind == "dataset":
@@ -126,7 +126,7 @@ def _of_model(connection: Connection, name: str) -> Tables:
 
 
 def _of_dataset(connection: Connection, name: str) -> Tables:
-    """With the uploads that it names: without them a job that waits could not read its rows."""
+    """With the uploads that it names: a queued job needs them."""
     uses = _rows(connection, upload_uses, upload_uses.c.dataset == name)
     named = [use["upload"] for use in uses]
     return {
@@ -145,19 +145,19 @@ def _rows(connection: Connection, table: Table, *where: ColumnElement[bool]) -> 
 
 
 def users_of_upload(connection: Connection, upload: str) -> Iterable[str]:
-    """Datasets that name it: their records have its row."""
+    """Datasets that name the upload: their records have its row."""
     query = select(upload_uses.c.dataset).where(upload_uses.c.upload == upload)
     return list(connection.scalars(query))
 
 
 def holders(connection: Connection, now: datetime) -> list[str]:
-    """Who works on this database at the moment: what their leases are for."""
+    """Names of leases that are held: a service works on this database."""
     query = select(leases.c.name).where(leases.c.until > now).order_by(leases.c.name)
     return list(connection.scalars(query))
 
 
 def filled(connection: Connection) -> list[str]:
-    """Tables that have rows, without those that every database has."""
+    """Tables with rows, without those that every database has."""
     passing = {table.name for table in (*_PASSING, event_positions, compatibility)}
     return [
         table.name
@@ -167,7 +167,7 @@ def filled(connection: Connection) -> list[str]:
 
 
 def fill(connection: Connection, tables: Mapping[str, Sequence[Row]]) -> None:
-    """Insert all rows; what passes is forgotten."""
+    """Insert all rows, and empty the transient tables."""
     for table in _PASSING:
         connection.execute(delete(table))
     for table in _ORDER:
@@ -177,12 +177,12 @@ def fill(connection: Connection, tables: Mapping[str, Sequence[Row]]) -> None:
 
 
 def set_position(connection: Connection, position: int) -> None:
-    """Events get places well above that one: listeners go on behind what they have seen."""
+    """Number events well above that position, so that listeners miss none."""
     connection.execute(update(event_positions).values(newest=position + _SKIPPED_POSITIONS))
 
 
 def _count_on(connection: Connection) -> None:
-    """PostgreSQL counts by itself, and has not seen the numbers that were inserted."""
+    """Advance the sequences of PostgreSQL behind the inserted numbers."""
     if connection.dialect.name != "postgresql":
         return
     for table in (datasets, jobs):

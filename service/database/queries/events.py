@@ -1,13 +1,14 @@
-"""Queries about events: what happened, told in the transaction in which it happened.
+"""Events, emitted in the transaction of the change that they describe.
 
-Listeners go on behind the last event that they have seen, so events need an order in which none
-ever appears before one that was read already. The numbers of a PostgreSQL sequence are no such
-order: they are given out before the commit, and transaction 8 may be committed after transaction 9
-was read. So an event is told without a place in the order. `number` gives places, one transaction
-at a time (it holds the only row of `event_positions`), and only to events that are committed:
-whoever sees a position has seen all smaller ones. Transaction ids would do without this second
-step, but start again at another number where a database is restored from a dump, and a listener's
-place would mean nothing there.
+The rule: the query that changes a row emits the event of the change. Canaries and branches, whose changes span several
+rows, are written by one function each, which emits it.
+
+Listeners continue after the last event that they have seen, so no event may ever appear before one that was read. The
+numbers of a PostgreSQL sequence have no such order: they are assigned before the commit, and transaction 8 may commit
+after transaction 9 was read. So an event is inserted without a position. `number` assigns positions, one transaction at
+a time (it locks the only row of `event_positions`), to committed events only: a reader of one position has seen all
+smaller ones. Transaction ids would need no second step, but they restart where a database is restored from a dump, and
+a listener's position would be meaningless there.
 """
 
 from collections.abc import Iterable
@@ -31,7 +32,7 @@ MOST_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class EventFilter:
-    """Which events somebody may see and wants; None, and no kinds, do not restrict."""
+    """Filter of events; None, and no kinds, do not restrict."""
 
     owner: str | None = None
     model: str | None = None
@@ -39,7 +40,7 @@ class EventFilter:
     kinds: frozenset[str] = frozenset()
 
     def covers(self, event: EventRecord) -> bool:
-        """Whether it is one of them."""
+        """Return whether the event matches."""
         return (
             self.owner in (None, event.owner)
             and self.model in (None, event.model)
@@ -48,7 +49,7 @@ class EventFilter:
         )
 
     def restrict(self, query: Select[Any]) -> Select[Any]:
-        """The query for these alone."""
+        """Restrict a query to these events."""
         for column in ("owner", "model", "job"):
             value = getattr(self, column)
             if value is not None:
@@ -77,15 +78,15 @@ def emit(connection: Connection, event: Event, now: datetime) -> None:
 
 
 def has_unnumbered(connection: Connection) -> bool:
-    """Whether `number` would find anything: a look that writes nothing."""
+    """Return whether `number` has anything to do; writes nothing."""
     query = select(events.c.sequence).where(events.c.position.is_(None)).limit(1)
     return connection.execute(query).first() is not None
 
 
 def number(connection: Connection) -> int:
-    """Give the next places to committed events. How many; MOST_AT_ONCE means that there are more.
+    """Assign positions to committed events, and return how many; MOST_AT_ONCE means that there may be more.
 
-    The lock comes first: the events are those that a statement sees which begins after it.
+    The lock comes first, so that the query sees all events committed before it.
     """
     newest = connection.execute(select(event_positions.c.newest).with_for_update()).scalar_one()
     waiting = (
@@ -108,7 +109,7 @@ def number(connection: Connection) -> int:
 def page(
     connection: Connection, wanted: EventFilter, after: int | None, limit: int
 ) -> list[EventRecord]:
-    """Numbered events in their order, behind `after`; `sequence` is their position."""
+    """Numbered events in their order, after `after`; `sequence` is their position."""
     query = wanted.restrict(select(events).where(events.c.position > (after or 0)))
     rows = connection.execute(query.order_by(events.c.position).limit(limit)).mappings()
     return [_record(dict(row)) for row in rows]
@@ -121,7 +122,7 @@ def newest(connection: Connection) -> int:
 
 
 def progress(connection: Connection, wanted: Iterable[str]) -> dict[str, dict[str, object]]:
-    """What the present attempts of these jobs say of themselves, by job; without silent ones."""
+    """Progress of the current attempts of these jobs, by job."""
     query = select(jobs.c.id, jobs.c.progress).where(
         jobs.c.id.in_(list(wanted)), jobs.c.progress.is_not(None)
     )
@@ -129,7 +130,7 @@ def progress(connection: Connection, wanted: Iterable[str]) -> dict[str, dict[st
 
 
 def forget_before(connection: Connection, moment: datetime, limit: int) -> int:
-    """Remove some events that are older than that; how many."""
+    """Remove up to `limit` events older than `moment`, and return how many."""
     old = select(events.c.sequence).where(events.c.created_at < moment).limit(limit)
     return connection.execute(delete(events).where(events.c.sequence.in_(old))).rowcount
 

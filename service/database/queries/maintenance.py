@@ -1,4 +1,8 @@
-"""Queries about leases: work that one service at a time does for all."""
+"""Leases of loops, and queries of the garbage collector.
+
+A job is marked swept like it is moved: against the revision that was read. So a concurrent retry or approval is either
+first, and nothing is removed, or finds that it is too late.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,9 +42,9 @@ from service.states import JobState
 def claim_lease(
     connection: Connection, name: str, owner: str, now: datetime, until: datetime
 ) -> bool:
-    """Whether the lease is the owner's from now on: it was free, over, or theirs already.
+    """Claim a lease that is free, expired, or the owner's already. Return whether it was claimed.
 
-    Raises WriteConflict if somebody else took it for the first time at this moment.
+    Raises WriteConflict if another replica claimed it for the first time concurrently.
     """
     if connection.execute(select(leases.c.name).where(leases.c.name == name)).first() is None:
         connection.execute(insert(leases).values(name=name, owner=owner, until=until))
@@ -64,7 +68,7 @@ _SWEPT: dict[Kind, Any] = {"jobs": jobs.c.swept_at, "models": models.c.swept_at}
 
 @dataclass(frozen=True)
 class EndedJob:
-    """What the sweeper knows of a job that has ended."""
+    """A job that has ended, for the garbage collector."""
 
     id: str
     dataset: str
@@ -85,9 +89,9 @@ class Learned:
 def ended_jobs(
     connection: Connection, before: datetime, rejected_before: datetime, limit: int
 ) -> list[EndedJob]:
-    """Jobs that ended before these moments and were not given up yet.
+    """Jobs that ended before these times and are not marked swept.
 
-    One whose version is not stored yet is still needed: the version is copied from what it left.
+    One whose version is not stored yet is needed: the version is copied from its files.
     """
     is_old = or_(
         and_(jobs.c.state == JobState.REJECTED, jobs.c.finished_at < rejected_before),
@@ -107,7 +111,7 @@ def ended_jobs(
 
 
 def mark_job_swept(connection: Connection, seen: EndedJob, now: datetime) -> bool:
-    """It cannot go on from here. False if it has moved on meanwhile."""
+    """Mark a job swept: it cannot continue. False if it has moved."""
     statement = (
         update(jobs)
         .where(jobs.c.id == seen.id, jobs.c.revision == seen.revision)
@@ -118,7 +122,7 @@ def mark_job_swept(connection: Connection, seen: EndedJob, now: datetime) -> boo
 
 
 def learned_datasets(connection: Connection, limit: int) -> list[Learned]:
-    """Those whose version is stored, and of which what only learning needed is still there."""
+    """Datasets whose version is stored, and whose training files may still be stored."""
     learned = and_(jobs.c.dataset == datasets.c.id, jobs.c.state == JobState.PUBLISHED)
     query = (
         select(datasets.c.id, jobs.c.id, jobs.c.attempt)
@@ -131,7 +135,7 @@ def learned_datasets(connection: Connection, limit: int) -> list[Learned]:
 
 
 def deleted_datasets(connection: Connection, limit: int) -> list[str]:
-    """Those that a user deleted, and whose files are still there."""
+    """Deleted datasets whose files may still be stored."""
     running = and_(jobs.c.dataset == datasets.c.id, jobs.c.finished_at.is_(None))
     query = select(datasets.c.id).where(
         datasets.c.swept_at.is_(None), datasets.c.deleted_at.is_not(None), ~exists().where(running)
@@ -140,7 +144,7 @@ def deleted_datasets(connection: Connection, limit: int) -> list[str]:
 
 
 def mark_datasets_swept(connection: Connection, names: Iterable[str], now: datetime) -> None:
-    """What only their jobs needed goes."""
+    """Mark datasets swept: the files that only their jobs needed are removed."""
     swept = list(names)
     connection.execute(
         update(datasets)
@@ -151,7 +155,7 @@ def mark_datasets_swept(connection: Connection, names: Iterable[str], now: datet
 
 
 def deleted_models(connection: Connection, before: datetime, limit: int) -> list[str]:
-    """Those deleted before that moment, unless a branch that is still there has versions of theirs."""
+    """Models deleted before that time, unless a branch that exists uses their versions."""
     branch = versions.alias()
     branched = models.alias()
     referring = exists().where(
@@ -166,7 +170,7 @@ def deleted_models(connection: Connection, before: datetime, limit: int) -> list
 
 
 def datasets_of(connection: Connection, model: str) -> set[str]:
-    """All that were posted to the model, and those in its ledger whose own model was deleted."""
+    """Datasets that were posted to the model, and those in its ledger whose own model was deleted."""
     own = set(connection.scalars(select(datasets.c.id).where(datasets.c.model == model)))
     inherited = _ledgers(connection, models.c.name == model) - own
     query = select(datasets.c.id).where(
@@ -178,24 +182,24 @@ def datasets_of(connection: Connection, model: str) -> set[str]:
 
 
 def protected_datasets(connection: Connection, before: datetime) -> set[str]:
-    """What branches have learned: of those that are there, or were deleted after that moment."""
+    """Datasets that branches have learned which exist, or were deleted after that time."""
     is_there = or_(models.c.deleted_at.is_(None), models.c.deleted_at >= before)
     return _ledgers(connection, and_(models.c.branched_from.is_not(None), is_there))
 
 
 def mark_model_swept(connection: Connection, model: str, now: datetime) -> None:
-    """Its files are gone."""
+    """Mark a model swept: its files are removed."""
     connection.execute(update(models).where(models.c.name == model).values(swept_at=now))
     backup.enqueue(connection, "model", model)
 
 
 def known(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:
-    """Which of these names have a row."""
+    """Those of the names that have a row."""
     return set(connection.scalars(select(_IDS[kind]).where(_IDS[kind].in_(names))))
 
 
 def swept(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:
-    """Which of these were given up altogether, so that nothing should be left of them."""
+    """Those of the names that are marked swept altogether, so that no files should be left."""
     if kind == "datasets":
         return set(connection.scalars(_swept_datasets().where(datasets.c.id.in_(names))))
     if kind not in _SWEPT:
@@ -205,7 +209,7 @@ def swept(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:
 
 
 def orphans_since(connection: Connection, root: str) -> dict[str, datetime]:
-    """Folders under a root that no row speaks of, and when they were first seen."""
+    """Folders under a root that no row names, and when they were first seen."""
     query = select(orphans.c.folder, orphans.c.seen_at).where(
         orphans.c.folder.startswith(root, autoescape=True)
     )
@@ -213,37 +217,37 @@ def orphans_since(connection: Connection, root: str) -> dict[str, datetime]:
 
 
 def note_orphans(connection: Connection, folders: Iterable[str], now: datetime) -> None:
-    """They were seen for the first time."""
+    """Note orphans that were seen for the first time."""
     rows = [{"folder": folder, "seen_at": now} for folder in folders]
     if rows:
         connection.execute(insert(orphans), rows)
 
 
 def forget_orphans(connection: Connection, folders: Iterable[str]) -> None:
-    """They are gone, or have a row again."""
+    """Forget orphans that are gone, or have a row again."""
     connection.execute(delete(orphans).where(orphans.c.folder.in_(list(folders))))
 
 
 def forget_responses(connection: Connection, before: datetime, limit: int) -> int:
-    """Remove some responses that are older than that, and claims of requests that died; how many."""
+    """Remove up to `limit` responses and abandoned claims older than that, and return how many."""
     key = (responses.c.owner, responses.c.key, responses.c.route)
     old = select(*key).where(responses.c.created_at < before).limit(limit)
     return connection.execute(delete(responses).where(tuple_(*key).in_(old))).rowcount
 
 
 def _is_stored() -> ColumnElement[bool]:
-    """The version of a job is in its place."""
+    """Condition: the version of the job is stored."""
     return exists().where(versions.c.job == jobs.c.id, versions.c.stored_at.is_not(None))
 
 
 def _swept_datasets() -> Select[tuple[str]]:
-    """Those given up without a version. Of the others, moments and held-out rows are needed."""
+    """Datasets that are marked swept and have no version. Of the others, moments and held-out rows are needed."""
     learned = and_(jobs.c.dataset == datasets.c.id, jobs.c.state == JobState.PUBLISHED)
     return select(datasets.c.id).where(datasets.c.swept_at.is_not(None), ~exists().where(learned))
 
 
 def _ledgers(connection: Connection, condition: ColumnElement[bool]) -> set[str]:
-    """Datasets that the newest versions of some models have learned."""
+    """Datasets that the newest versions of these models have learned."""
     query = select(versions.c.manifest).where(
         condition, versions.c.model == models.c.name, versions.c.number == models.c.head
     )

@@ -1,7 +1,4 @@
-"""What is still to be done, in figures: a few looks into indexes of what is unfinished.
-
-What has ended costs nothing here, however much it is.
-"""
+"""Queries of the metrics. Those of the backlog read indexes of unfinished work only, so finished work costs nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +18,7 @@ _OPEN = (JobState.QUEUED, *sorted(IN_FLIGHT))
 
 @dataclass(frozen=True)
 class Standing:
-    """How many jobs are in a state, and since when the first of them; None without any."""
+    """Number of jobs in a state, and since when the oldest of them is; None without any."""
 
     count: int = 0
     since: datetime | None = None
@@ -29,7 +26,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Backlog:
-    """What waits for the control plane. Every state that is not final has its entry."""
+    """Unfinished work. Every state that is not final has an entry."""
 
     jobs: Mapping[JobState, Standing]
     unstored_since: datetime | None
@@ -37,7 +34,7 @@ class Backlog:
 
 
 def read_backlog(connection: Connection) -> Backlog:
-    """Everything at once, in the caller's transaction."""
+    """Read the backlog."""
     return Backlog(
         jobs=_open_jobs(connection),
         unstored_since=_unstored_since(connection),
@@ -59,7 +56,7 @@ def _open_jobs(connection: Connection) -> dict[JobState, Standing]:
 
 
 def _unstored_since(connection: Connection) -> datetime | None:
-    """Since when a version is published whose files are not in place yet."""
+    """Since when the oldest published version waits to be stored."""
     query = (
         select(func.min(versions.c.created_at))
         .join(models, models.c.name == versions.c.model)
@@ -70,7 +67,7 @@ def _unstored_since(connection: Connection) -> datetime | None:
 
 
 def _unmirrored_since(connection: Connection) -> datetime | None:
-    """Since when something is decided that live.json does not show."""
+    """Since when the oldest change waits to be mirrored to live.json."""
     query = select(func.min(models.c.revised_at)).where(is_unmirrored())
     found: datetime | None = connection.execute(query).scalar()
     return found
@@ -78,7 +75,7 @@ def _unmirrored_since(connection: Connection) -> datetime | None:
 
 @dataclass(frozen=True)
 class Versioned:
-    """A model that has a version: `head` is its newest one, `live` the one that answers."""
+    """A model with versions: `head` is the newest, `live` the live one."""
 
     name: str
     head: int
@@ -89,14 +86,14 @@ class Versioned:
 
 @dataclass(frozen=True)
 class Training:
-    """What the attempt told last that runs for a model: one at a time."""
+    """The progress of the running attempt of a model."""
 
     model: str
     progress: Progress
 
 
 def versioned(connection: Connection, limit: int) -> list[Versioned]:
-    """The first models by name that have a version and were not deleted."""
+    """The first models by name that have a version and are not deleted."""
     columns = models.c.name, models.c.head, models.c.live_version, models.c.spec, models.c.policy
     query = select(*columns).where(models.c.head > 0, models.c.deleted_at.is_(None))
     rows = connection.execute(query.order_by(models.c.name).limit(limit))
@@ -109,9 +106,9 @@ def versioned(connection: Connection, limit: int) -> list[Versioned]:
 
 
 def training(connection: Connection, limit: int) -> list[Training]:
-    """The first models by name that have a running attempt which has told something.
+    """The first models by name that have a running attempt with progress.
 
-    By model, into the index of each: whatever waits there is not looked at.
+    Uses the index of each model, so waiting jobs are not read.
     """
     there = select(models.c.name).where(models.c.deleted_at.is_(None))
     query = select(jobs.c.model, jobs.c.progress).where(

@@ -1,4 +1,4 @@
-"""Queries about versions and promotions."""
+"""Versions and promotions."""
 
 from dataclasses import fields
 from datetime import datetime
@@ -14,17 +14,17 @@ _OUTLINE = tuple(versions.c[field.name] for field in fields(VersionOutline))
 
 
 def create(connection: Connection, manifest: VersionManifest, now: datetime) -> None:
-    """Insert a version whose files are not in place yet. Raises WriteConflict: a job has one."""
+    """Insert a version whose files are not stored yet. Raises WriteConflict if its job has one."""
     _insert(connection, manifest, now, job=manifest.job)
 
 
 def create_copy(
     connection: Connection, manifest: VersionManifest, original: VersionRecord, now: datetime
 ) -> None:
-    """Insert a version of a branch, whose files are those of the original.
+    """Insert a version of a branch, which uses the files of the original.
 
-    `copied_from` is the model in whose folder they lie, which for a branch of a branch is not the one
-    that was branched. What was retired there cannot answer here either.
+    `copied_from` is the model whose folder has them, which for a branch of a branch is not the one that was branched.
+    A version that is retired there is retired here, too.
     """
     _insert(connection, manifest, now, copied_from=manifest.files_in)
     if original.retired_at is not None:
@@ -65,7 +65,7 @@ def find(connection: Connection, model: str, number: int) -> VersionRecord | Non
 
 
 def page(connection: Connection, model: str, after: int | None, limit: int) -> list[VersionRecord]:
-    """Versions of a model in the order of their numbers, behind `after`."""
+    """Versions of a model by number, after `after`."""
     query = select(versions).where(versions.c.model == model)
     if after is not None:
         query = query.where(versions.c.number > after)
@@ -76,7 +76,7 @@ def page(connection: Connection, model: str, after: int | None, limit: int) -> l
 def outlines(
     connection: Connection, model: str, after: int | None, limit: int
 ) -> list[VersionOutline]:
-    """The same without manifests: what a list shows."""
+    """`page` without manifests."""
     query = select(*_OUTLINE).where(versions.c.model == model)
     if after is not None:
         query = query.where(versions.c.number > after)
@@ -85,7 +85,7 @@ def outlines(
 
 
 def oldest_unstored(connection: Connection, model: str) -> VersionRecord | None:
-    """The first version whose files are not in place yet."""
+    """The oldest version whose files are not stored yet."""
     query = (
         select(versions)
         .where(versions.c.model == model, versions.c.stored_at.is_(None))
@@ -97,7 +97,7 @@ def oldest_unstored(connection: Connection, model: str) -> VersionRecord | None:
 
 
 def set_stored(connection: Connection, model: str, number: int, now: datetime) -> bool:
-    """Its files are in place. False if that was known."""
+    """Record that its files are stored. False if that was recorded."""
     statement = (
         update(versions)
         .where(
@@ -136,7 +136,7 @@ def _set_retired(connection: Connection, model: str, number: int, now: datetime)
 
 
 def retired(connection: Connection, model: str) -> tuple[int, ...]:
-    """Numbers of those that answer no more."""
+    """Numbers of retired versions."""
     query = select(versions.c.number).where(
         versions.c.model == model, versions.c.retired_at.is_not(None)
     )
@@ -146,7 +146,7 @@ def retired(connection: Connection, model: str) -> tuple[int, ...]:
 def evaluations(
     connection: Connection, model: str, up_to: int
 ) -> list[tuple[int, str, dict[str, Recall]]]:
-    """Number, dataset and recalls of each version up to that one, without its manifest."""
+    """Number, dataset and recalls of each version up to that one."""
     query = (
         select(versions.c.number, versions.c.dataset, versions.c.evaluation)
         .where(versions.c.model == model, versions.c.number <= up_to)
@@ -159,7 +159,7 @@ def evaluations(
 
 
 def promotion(connection: Connection, model: str, generation: int) -> PromotionRecord | None:
-    """One change of the version that answers."""
+    """The promotion of that generation."""
     query = select(promotions).where(
         promotions.c.model == model, promotions.c.generation == generation
     )
@@ -193,7 +193,7 @@ def add_promotion(
 def promotion_page(
     connection: Connection, model: str, after: int | None, limit: int
 ) -> list[PromotionRecord]:
-    """Promotions of a model in their order, behind `after`."""
+    """Promotions of a model in their order, after `after`."""
     query = select(promotions).where(promotions.c.model == model)
     if after is not None:
         query = query.where(promotions.c.generation > after)

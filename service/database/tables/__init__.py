@@ -1,4 +1,4 @@
-"""The tables, as the newest migration leaves them; a test compares the two."""
+"""The tables as of the newest migration; a test compares the two."""
 
 from service.database.columns import metadata
 from service.database.tables.access import api_keys, responses, upload_parts, upload_uses, uploads

@@ -1,4 +1,4 @@
-"""Who asks, what they sent, and what they were answered."""
+"""Tables of keys, uploads and stored responses."""
 
 from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Integer, String, Table
 
@@ -11,7 +11,7 @@ responses = Table(
     Column("key", String(255), primary_key=True),
     Column("route", String(255), primary_key=True),
     Column("fingerprint", String(64), nullable=False),
-    # Null while the request is being answered.
+    # Null while the request is being processed.
     Column("status", Integer, nullable=True),
     Column("location", String(255), nullable=True),
     json_column("body", nullable=True),
@@ -41,12 +41,12 @@ uploads = Table(
     Column("filename", String(128), nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=True),
-    # The client writes to object storage itself, through a signed address.
+    # The client writes to object storage itself, by a signed link.
     Column("direct", Boolean, nullable=False),
     Column("state", String(16), nullable=False),
-    # The fence of completing: each attempt has the next number, and writes a file of its own.
+    # The fence of completion: each attempt has the next number, and writes an object of its own.
     Column("attempt", Integer, nullable=False),
-    # Until when the present attempt keeps others from trying.
+    # Until when the current attempt excludes others.
     Column("lease_until", UtcDateTime, nullable=True),
     Column("created_at", UtcDateTime, nullable=False, index=True),
     Column("completed_at", UtcDateTime, nullable=True),

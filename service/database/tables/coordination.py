@@ -1,10 +1,10 @@
-"""What services tell each other: who does what at the moment, and what they have noticed."""
+"""Tables for the coordination of replicas."""
 
 from sqlalchemy import Column, String, Table
 
 from service.database.columns import Counter, UtcDateTime, metadata
 
-# Work that one service at a time does for all.
+# Leases of loops that one replica at a time runs for all.
 leases = Table(
     "leases",
     metadata,
@@ -13,7 +13,7 @@ leases = Table(
     Column("until", UtcDateTime, nullable=False),
 )
 
-# Folders in object storage that no row speaks of, since when they were seen.
+# Folders in object storage that no row names, and when they were first seen.
 orphans = Table(
     "orphans",
     metadata,
@@ -21,8 +21,7 @@ orphans = Table(
     Column("seen_at", UtcDateTime, nullable=False),
 )
 
-# What was changed, and is not recorded in object storage yet: a row for each change, so that those who
-# change the same thing at once need not wait for each other.
+# Outbox of the backup: a row for each change, so that concurrent changes of the same thing do not wait for each other.
 backup_outbox = Table(
     "backup_outbox",
     metadata,
@@ -32,8 +31,8 @@ backup_outbox = Table(
     Column("name", String(64), nullable=False),
 )
 
-# One row: the oldest revision of these tables whose services still work with them. Written by
-# migrations, read by services that find a newer revision than they know.
+# One row: the oldest revision whose services still work with these tables. Written by migrations, read by services that
+# find a newer revision than theirs.
 compatibility = Table(
     "compatibility",
     metadata,

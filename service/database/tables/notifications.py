@@ -1,4 +1,4 @@
-"""What happened, and who is told of it."""
+"""Tables of events, webhooks and deliveries."""
 
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, String, Table, and_, column
 
@@ -15,7 +15,7 @@ events = Table(
     "events",
     metadata,
     Column("sequence", Counter, primary_key=True, autoincrement=True),
-    # Its place for listeners; null until it is numbered (`service.database.queries.events.number`).
+    # Its position in the feed; null until it is numbered (`service.database.queries.events.number`).
     Column("position", BigInteger, nullable=True, unique=True),
     Column("owner", String(64), nullable=False),
     Column("kind", String(32), nullable=False),
@@ -30,7 +30,7 @@ events = Table(
     Index(None, "job", "position"),
 )
 
-# One row. Whoever numbers events holds it; it only grows, also when old events are removed.
+# One row, locked while events are numbered. It only grows, also when old events are removed.
 event_positions = Table(
     "event_positions",
     metadata,
@@ -44,17 +44,17 @@ webhooks = Table(
     Column("id", String(32), primary_key=True),
     Column("owner", String(64), nullable=False, index=True),
     Column("url", String(1024), nullable=False),
-    # As `service.events.webhook_secrets` has it: every delivery is signed with it.
+    # In the form of `service.events.webhook_secrets`; signs every delivery.
     Column("secret", String(128), nullable=False),
     json_column("kinds", nullable=False),
     Column("model", String(48), nullable=True),
     Column("created_at", UtcDateTime, nullable=False),
     Column("disabled_at", UtcDateTime, nullable=True),
     Column("disabled_reason", SanitizedText, nullable=True),
-    # Since when every attempt has failed, and until when it is left alone for that.
+    # Since when every attempt has failed, and until when deliveries pause.
     Column("failing_since", UtcDateTime, nullable=True),
     Column("rests_until", UtcDateTime, nullable=True),
-    # Who sends to it at the moment: one at a time.
+    # Which replica sends to it: one at a time.
     Column("lease_owner", String(64), nullable=True),
     Column("lease_until", UtcDateTime, nullable=True),
 )

@@ -1,4 +1,4 @@
-"""What is learned: models, their datasets, jobs and versions, and which version answers."""
+"""Tables of models, datasets, jobs, versions, promotions, canaries and pre-flights."""
 
 from sqlalchemy import (
     Boolean,
@@ -21,8 +21,7 @@ from service.database.columns import (
     partial_index,
 )
 
-# `sequence` columns keep the order of arrival; the ids are what the world sees. `owner` is the
-# tenant: it stands in each table that is listed by itself.
+# `sequence` columns have the order of arrival; ids are public. `owner` is the tenant, in each table that is listed.
 
 models = Table(
     "models",
@@ -35,21 +34,21 @@ models = Table(
     # Number of the newest version; 0 before the first. Publishing is a compare-and-set on it.
     Column("head", Integer, nullable=False),
     Column("live_version", Integer, nullable=True),
-    # Grows with each promotion.
+    # Number of promotions.
     Column("live_generation", Integer, nullable=False),
-    # Grows with each change of anything that live.json tells, at that moment; `mirrored_revision` is
-    # the one that it shows.
+    # Grows with each change of the content of live.json, `revised_at` is its time; `mirrored_revision` is the one that
+    # live.json has.
     Column("live_revision", Integer, nullable=False),
     Column("mirrored_revision", Integer, nullable=False),
     Column("revised_at", UtcDateTime, nullable=True),
-    # Which service looks after the model, and until when. It saves work; the fence keeps order.
+    # Which replica reconciles the model, and until when. It saves work; fences keep the order.
     Column("lease_owner", String(64), nullable=True),
     Column("lease_until", UtcDateTime, nullable=True),
-    # {"model", "version"} of which it is a branch.
+    # {"model", "version"} that it was branched from.
     json_column("branched_from", nullable=True),
     Column("created_at", UtcDateTime, nullable=False),
     Column("deleted_at", UtcDateTime, nullable=True),
-    # When the files of a deleted one were given up.
+    # When the files of a deleted model were removed.
     Column("swept_at", UtcDateTime, nullable=True),
 )
 
@@ -64,18 +63,18 @@ datasets = Table(
     Column("pair_first", String(32), nullable=False),
     Column("pair_second", String(32), nullable=False),
     json_column("request", nullable=False),
-    # Null while it is open, and once its job ended without a version: then it can be posted again.
+    # Null while it is open, and after its job ended without a version: then it can be posted again.
     Column("fingerprint", String(64), nullable=True),
-    # The same with the contents of uploads in the place of their addresses, which are other ones each
-    # time that a file is sent; null where it names no upload. It holds as long as `fingerprint` does.
+    # The same with digests of uploads in place of their addresses, which differ each time a file is sent; null if it names
+    # no upload. It is valid as long as `fingerprint` is set.
     Column("content_fingerprint", String(64), nullable=True),
     Column("quarantine_reason", SanitizedText, nullable=True),
     json_column("manifest", nullable=True),
     Column("created_at", UtcDateTime, nullable=False),
-    # Null while shards can still be added; a dataset has a job from then on.
+    # Null while shards can be added; a sealed dataset has a job.
     Column("sealed_at", UtcDateTime, nullable=True),
     Column("deleted_at", UtcDateTime, nullable=True),
-    # When what only its job needed was given up: from then on the job cannot be carried on.
+    # When the files that only its job needed were given up: the job cannot continue after that.
     Column("swept_at", UtcDateTime, nullable=True),
     UniqueConstraint("model", "fingerprint"),
     partial_index(
@@ -99,32 +98,30 @@ jobs = Table(
     Column("state", String(16), nullable=False),
     Column("reason", String(32), nullable=True),
     Column("message", SanitizedText, nullable=True),
-    # The fence: it grows with every move, and every move names the revision that it has seen.
+    # The fence: every move increments it, and names the revision that it has read.
     Column("revision", Integer, nullable=False),
     Column("attempt", Integer, nullable=False),
-    # Attempts that were used up before a user's retry gave the job new ones.
+    # Attempts that were used before the last retry by a user.
     Column("attempts_before_retry", Integer, nullable=False),
     Column("submission_id", String(64), nullable=True),
     Column("parent_version", Integer, nullable=True),
     Column("version", Integer, nullable=True),
     json_column("progress", nullable=True),
-    # {"decision", "actor", "reason", "at"}: what a person said about the candidate.
+    # {"decision", "actor", "reason", "at"}: a user's decision about the candidate.
     json_column("approval", nullable=True),
     Column("cancel_requested", Boolean, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("state_changed_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime, nullable=True),
-    # Of the present attempt, by our own clock: when it was first seen to run, when it was last
-    # heard of, and when it was first seen to have ended.
+    # Of the current attempt, by the clock of this service: first seen running, last progress, first seen ended.
     Column("launched_at", UtcDateTime, nullable=True),
     Column("heard_at", UtcDateTime, nullable=True),
     Column("ended_at", UtcDateTime, nullable=True),
     Column("finished_at", UtcDateTime, nullable=True),
-    # When what its attempts left in object storage was removed.
+    # When the files of its attempts were removed.
     Column("swept_at", UtcDateTime, nullable=True),
     Index(None, "model", "state", "sequence"),
-    # `finished_at` and not the state: a condition without parameters is one that both databases
-    # recognize in a query.
+    # `finished_at` and not the state: both databases match a condition without parameters to a query.
     partial_index("ix_jobs_open", column("finished_at").is_(None), "model", "sequence"),
     partial_index(
         "ix_jobs_unswept",
@@ -138,20 +135,20 @@ versions = Table(
     metadata,
     Column("model", String(48), ForeignKey("models.name"), primary_key=True),
     Column("number", Integer, primary_key=True),
-    # Null for a version that a branch has from its source.
+    # Null for a version that a branch copied.
     Column("job", String(32), ForeignKey("jobs.id"), nullable=True, unique=True),
     Column("attempt", Integer, nullable=False),
     Column("parent", Integer, nullable=True),
-    # The manifest's, so that a list needs no manifests.
+    # Copied from the manifest, so that a list needs no manifests.
     Column("dataset", String(32), nullable=False),
     Column("dataset_name", String(48), nullable=False),
     json_column("manifest", nullable=False),
-    # {dataset: Recall}: the manifest's evaluation, so that a matrix needs no manifests.
+    # {dataset: Recall}, copied from the manifest, so that a matrix needs no manifests.
     json_column("evaluation", nullable=False),
-    # The model whose version of the same number it is a copy of.
+    # The model from which it was copied, under the same number.
     Column("copied_from", String(48), nullable=True),
     Column("created_at", UtcDateTime, nullable=False),
-    # When its files were in place; only then can it answer or have a child.
+    # When its files were stored; only then can it be served or have a child.
     Column("stored_at", UtcDateTime, nullable=True),
     Column("retired_at", UtcDateTime, nullable=True),
     partial_index("ix_versions_unstored", column("stored_at").is_(None), "model", "number"),
@@ -165,15 +162,15 @@ promotions = Table(
     Column("version", Integer, nullable=False),
     Column("previous", Integer, nullable=True),
     Column("kind", String(16), nullable=False),
-    # The generation that a roll back from here returns to.
+    # The generation that a rollback returns to.
     Column("returns_to", Integer, nullable=True),
     Column("reason", SanitizedText, nullable=False),
     Column("actor", String(128), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
 )
 
-# Versions on trial beside the one that answers. Whatever is observed lies under the revision of
-# live.json, so a trial that is changed ends here and begins anew under the next one.
+# Canaries. Observations are stored under the revision of live.json, so a canary that changes ends, and continues under
+# the next revision.
 trials = Table(
     "trials",
     metadata,
@@ -184,14 +181,14 @@ trials = Table(
     json_column("plan", nullable=False),
     Column("reason", SanitizedText, nullable=False),
     Column("actor", String(128), nullable=False),
-    # When the version came on trial, whatever was changed since.
+    # When the version became the canary, whatever changed since.
     Column("began_at", UtcDateTime, nullable=False),
-    # Observed: the sum of what the replicas have told.
+    # Observed: the sum of the replicas' observations.
     json_column("observed", nullable=False),
     Column("ended_at", UtcDateTime, nullable=True),
     Column("outcome", String(16), nullable=True),
     Column("ended_because", SanitizedText, nullable=True),
-    # When what the replicas had written was removed.
+    # When the observations were removed.
     Column("swept_at", UtcDateTime, nullable=True),
     partial_index("ix_trials_open", column("ended_at").is_(None), "model", is_unique=True),
     partial_index(
@@ -211,7 +208,7 @@ preflights = Table(
     Column("version", Integer, nullable=False),
     json_column("request", nullable=False),
     Column("state", String(16), nullable=False),
-    # The fence, as of jobs; and the number of the attempt that is made, or was made last.
+    # The fence, as for jobs; and the number of the current or last attempt.
     Column("revision", Integer, nullable=False),
     Column("attempt", Integer, nullable=False),
     json_column("result", nullable=True),
