@@ -1,8 +1,9 @@
 """Wires the parts of the control plane. The only module that does."""
 
 import logging
+import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ from service.telemetry.instrumented import (
 )
 from service.telemetry.metrics import Metrics
 from service.telemetry.models import CanaryCollector, ModelCollector, TrainingCollector
-from service.telemetry.spans import Spans, open_spans
+from service.telemetry.spans import NoSpans, Spans, is_asked_for
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
 
@@ -324,3 +325,13 @@ def _release_leases(reconciler: Reconciler) -> None:
         reconciler.stop()
     except DatabaseError as error:
         logger.warning("leases were not released: %s", error)
+
+
+def open_spans(environment: Mapping[str, str] = os.environ) -> Spans:
+    """Traces as the OTEL_* variables ask. Raises ValueError for an unsupported exporter."""
+    if not is_asked_for(environment):
+        return NoSpans()
+    # Slow to import, so only where traces are collected.
+    from service.telemetry.otel import OpenTelemetrySpans, exporter_named
+
+    return OpenTelemetrySpans(exporter_named(environment.get("OTEL_TRACES_EXPORTER", "otlp")))

@@ -4,7 +4,6 @@ A job has a trace of its own. Its id is made from the job's id, so that every se
 the job on adds to the same trace, and nothing has to be remembered.
 """
 
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -77,13 +76,3 @@ def is_asked_for(environment: Mapping[str, str]) -> bool:
         return exporter not in ("", "none")
     endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     return any(environment.get(name) for name in endpoints)
-
-
-def open_spans(environment: Mapping[str, str] = os.environ) -> Spans:
-    """As OTEL_* say. Raises ValueError for an exporter that we do not have."""
-    if not is_asked_for(environment):
-        return NoSpans()
-    # It takes a while to import, which who collects no traces should not wait for.
-    from service.telemetry.otel import OpenTelemetrySpans, exporter_named
-
-    return OpenTelemetrySpans(exporter_named(environment.get("OTEL_TRACES_EXPORTER", "otlp")))
