@@ -1,4 +1,4 @@
-"""Settings of how attempts run: which launcher, how many ranks, what a driver and pods need."""
+"""Settings of the launcher: which one, how many ranks, what drivers and pods need."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from service.launchers.kuberay.resource import RAY_VERSION, read_pod_templates
 from service.launchers.labels import check_labels
 from service.setting_values import JsonObject, ServerAddress
 
-# What a site may set. The others of Ray's are for a single process or for debugging.
+# The permitted fields. Ray's others are for a single process or for debugging.
 FIELDS = (
     "working_dir",
     "py_modules",
@@ -166,7 +166,7 @@ class LauncherSettings(BaseSettings):
             if getattr(self, f"driver_{name}"):
                 raise ValueError(
                     f"CMCL_DRIVER_{name.upper()} is set, and a RayJob's driver has the head pod to "
-                    "itself: say in CMCL_KUBERAY_POD_TEMPLATE what that needs"
+                    "itself: set its resources in CMCL_KUBERAY_POD_TEMPLATE"
                 )
         try:
             read_pod_templates(self.kuberay_pod_template)
@@ -181,14 +181,14 @@ class LauncherSettings(BaseSettings):
 
 
 def check_runtime_env(value: Mapping[str, Any]) -> None:
-    """Raises ValueError, in words."""
+    """Raises ValueError with a message for the operator."""
     for name in value:
         if name not in FIELDS:
             raise ValueError(f"it has the field {name!r}; permitted are {', '.join(FIELDS)}")
     _check_variables(value.get("env_vars", {}))
     for name in _CODE:
         for address in _addresses(name, value.get(name, [])):
-            # A folder would be one of the service's own image, and be packed anew for each attempt.
+            # A folder would be one of the service's image, and be packed again for each attempt.
             if "://" not in address:
                 raise ValueError(
                     f"{name} has {address!r}; it must be an address that all nodes can read, such as "
@@ -198,10 +198,10 @@ def check_runtime_env(value: Mapping[str, Any]) -> None:
 
 def _check_variables(value: Any) -> None:
     if not isinstance(value, Mapping):
-        raise ValueError(f"env_vars is {value!r}; it must be an object of names and texts")  # noqa: TRY004
+        raise ValueError(f"env_vars is {value!r}; it must be an object of strings")  # noqa: TRY004
     for name, text in value.items():
         if not isinstance(text, str):
-            raise ValueError(f"env_vars.{name} is {text!r}; it must be a text, in quotes")  # noqa: TRY004
+            raise ValueError(f"env_vars.{name} is {text!r}; it must be a string, in quotes")  # noqa: TRY004
 
 
 def _addresses(name: str, value: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Finding what a request names. What belongs to another owner, or was deleted, is not there."""
+"""Looks up what a request names. Things of other owners and deleted ones are not found."""
 
 from sqlalchemy import Connection
 
@@ -18,9 +18,9 @@ def get_model(connection: Connection, name: str, principal: Principal) -> ModelR
 
 
 def hold_model(connection: Connection, name: str, principal: Principal) -> ModelRecord:
-    """The same, and it is not deleted before this transaction ends: for whoever gives it a job.
+    """The same, locked against deletion until the transaction ends, for creating a job of it.
 
-    Before any lock on one of its datasets or jobs: everybody takes them in this order.
+    Take it before any lock on its datasets or jobs: this is the lock order.
     """
     models.hold(connection, name)
     return get_model(connection, name, principal)

@@ -1,9 +1,8 @@
-"""How much one owner may have: limits of rows that a tenant makes as often as it likes, and of the size
-of a version.
+"""Quotas of one owner: the number of rows that it may create, and the size of a version.
 
-Limits are soft by what is made at the same moment on PostgreSQL: to be exact, every request would
-have to wait for a lock that all of its owner's requests share. What was made within the last hour
-counts even if it is gone, so that making and removing in turn has the same limit.
+On PostgreSQL, concurrent requests may slightly exceed a limit: exact limits would need a lock that all
+requests of an owner share. Rows created within the last hour count even after they are deleted, so that
+creating and deleting in turn is limited too.
 """
 
 from datetime import datetime, timedelta
@@ -15,34 +14,34 @@ from service.database.queries import keys, models, webhooks
 from service.errors import Conflict, FieldProblem, Unprocessable
 from service.principal import Principal
 
-_COUNTS_ALTHOUGH_GONE = timedelta(hours=1)
+_COUNTED_AFTER_DELETION = timedelta(hours=1)
 
 
 def check_keys(
     connection: Connection, owner: str, limit: int, principal: Principal, now: datetime
 ) -> None:
-    """Before a key is made. Raises Conflict; the operator has no limit."""
+    """Check before a key is created. Raises Conflict; the operator is not limited."""
     if principal.owner is not None:
-        there = keys.count(connection, owner, now, now - _COUNTS_ALTHOUGH_GONE)
-        _check(there, limit, owner, "keys that are valid or were made within the last hour")
+        found = keys.count(connection, owner, now, now - _COUNTED_AFTER_DELETION)
+        _check(found, limit, owner, "keys that are valid or were made within the last hour")
 
 
 def check_models(
     connection: Connection, owner: str, limit: int, principal: Principal, now: datetime
 ) -> None:
-    """Before a model is made, by itself or as a branch. Raises Conflict; the operator has no limit."""
+    """Check before a model or branch is created. Raises Conflict; the operator is not limited."""
     if principal.owner is not None:
-        there = models.count(connection, owner, now - _COUNTS_ALTHOUGH_GONE)
-        _check(there, limit, owner, "models, with deleted ones that were made within the last hour")
+        found = models.count(connection, owner, now - _COUNTED_AFTER_DELETION)
+        _check(found, limit, owner, "models, with deleted ones that were made within the last hour")
 
 
 def check_webhooks(connection: Connection, owner: str, limit: int) -> None:
-    """Before a webhook is made, also by the operator: each event is written for all of them."""
+    """Check before a webhook is created, by the operator too: each event is stored for each webhook."""
     _check(webhooks.count(connection, owner), limit, owner, "webhooks")
 
 
 def check_heads(spec: ModelSpec, limit: int, field: str) -> None:
-    """Whether replicas can hold versions of that specification. Raises Unprocessable for `field`."""
+    """Check that replicas can hold versions of this specification. Raises Unprocessable."""
     message = heads_problem(spec.heads_bytes, limit)
     if message is not None:
         raise Unprocessable(
@@ -54,7 +53,7 @@ def check_heads(spec: ModelSpec, limit: int, field: str) -> None:
 
 
 def heads_problem(size: int, limit: int) -> str | None:
-    """Why heads of so many bytes are not permitted; None where they are."""
+    """Why heads of this size are not permitted, or None."""
     if size <= limit:
         return None
     return (
@@ -64,8 +63,8 @@ def heads_problem(size: int, limit: int) -> str | None:
     )
 
 
-def _check(there: int, limit: int, owner: str, what: str) -> None:
-    if there >= limit:
-        message = f"owner {owner!r} has {there} {what}; permitted are {limit}. Remove some, or ask "
+def _check(found: int, limit: int, owner: str, what: str) -> None:
+    if found >= limit:
+        message = f"owner {owner!r} has {found} {what}; permitted are {limit}. Remove some, or ask "
         message += "the operator for a larger limit"
         raise Conflict(message, FieldProblem("owner", message, owner))

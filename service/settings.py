@@ -31,7 +31,7 @@ def _local_store() -> str:
 
 
 class Settings(LauncherSettings):
-    """Read once, when the process starts, and passed on as an object."""
+    """Read once at startup and passed on as an object."""
 
     model_config = SettingsConfigDict(env_prefix="CMCL_", frozen=True, extra="ignore")
 
@@ -235,11 +235,11 @@ class Settings(LauncherSettings):
         return value
 
     @model_validator(mode="after")
-    def _keys_are_asked_for_on_a_network(self) -> Self:
+    def _network_needs_auth(self) -> Self:
         if self.auth == "off" and self.host not in _LOOPBACK:
             raise ValueError(
-                f"CMCL_AUTH is off and CMCL_HOST is {self.host!r}: everybody on the network could "
-                f"do everything; set the first to on, or the other to one of {', '.join(_LOOPBACK)}"
+                f"CMCL_AUTH is off and CMCL_HOST is {self.host!r}: anyone on the network would have "
+                f"full access; set CMCL_AUTH to on, or CMCL_HOST to one of {', '.join(_LOOPBACK)}"
             )
         return self
 

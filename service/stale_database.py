@@ -1,9 +1,9 @@
-"""A database that was lost, or restored from an old dump, does no harm to what the bucket knows.
+"""Keeps a lost or outdated database from damaging the bucket.
 
-An empty one beside a bucket with models is a lost one. Going on would do harm: the first model of an old
-name would write over its versions, the list of keys would be written without any, and after a day the
-sweeper would remove datasets that no row speaks of. One that is older than the bucket would show the
-replicas generations that they have seen with other versions.
+An empty database beside a bucket with models was lost. Continuing would do damage: the first model with
+an old name would overwrite its versions, the key snapshot would be written without keys, and after a day
+garbage collection would delete datasets without rows. A database older than the bucket would publish
+generations that replicas have already seen with other versions.
 """
 
 import logging
@@ -23,39 +23,39 @@ from workers.storage.versions import read_live
 
 logger = logging.getLogger(__name__)
 
-_WHERE_MODELS_LIE = (layout.model_records(), layout.models())
+_MODEL_PREFIXES = (layout.model_records(), layout.models())
 
 
 def check_at_start(context: Context) -> None:
-    """Raises StaleDatabase, in words for whoever starts the service on a lost database."""
+    """Raises StaleDatabase, with instructions, if the service starts on a lost database."""
     try:
         check_not_lost(context)
     except StorageError as error:
-        # A service starts without its store, and carries on once it answers. Whatever a lost database
-        # could harm looks again.
-        logger.warning("whether the database was lost is not known: %s", error)
+        # The service can start while its store is down. Everything that a lost database could damage
+        # checks again.
+        logger.warning("cannot check whether the database was lost: %s", error)
 
 
 def check_not_lost(context: Context) -> None:
-    """Raises StaleDatabase if no model is known here and some are in the bucket; StorageError.
+    """Raises StaleDatabase if the database has no model and the bucket has some; StorageError.
 
-    Keys alone make no database: whoever lost it may have made the first ones already.
+    Keys do not count: after a loss, someone may have created new ones already.
     """
     if _has_models(context):
         return
-    prefix = next((each for each in _WHERE_MODELS_LIE if _has_anything(context, each)), None)
-    # Looked at again: another process may have made the first model, and its files, in between.
+    prefix = next((each for each in _MODEL_PREFIXES if _has_anything(context, each)), None)
+    # Checked again: another process may have created the first model and its files in between.
     if prefix is None or _has_models(context):
         return
     raise StaleDatabase(
-        f"the database has no model, and {context.store.uri} has something under {prefix}: this "
-        f"is another database, or it was lost. {_rebuild(context)}; for a new start, give CMCL_STORE_URI "
-        "another place"
+        f"the database has no model, and {context.store.uri} has objects under {prefix}: this "
+        f"is the wrong database, or it was lost. {_rebuild(context)}; to start afresh, set CMCL_STORE_URI "
+        "to another place"
     )
 
 
 def _rebuild(context: Context) -> str:
-    """What restores a database, as a whole command; a password in its address is hidden."""
+    """The complete command that restores a database, with any password hidden."""
     database = make_url(context.settings.database_url).render_as_string(hide_password=True)
     return (
         f"`cmcl admin rebuild --database-url {database} --store {context.store.uri}` restores it "
@@ -74,26 +74,28 @@ def _has_anything(context: Context, prefix: str) -> bool:
 
 
 def check_may_change(context: Context, name: str, principal: Principal) -> None:
-    """Before somebody changes what replicas are told. Raises NotFound, StaleDatabase.
+    """Check before a change of what replicas serve. Raises NotFound, StaleDatabase.
 
-    A change raises the database's generation or revision: behind one that is lost it would come to
-    show as known what it never knew, and replicas would not follow. While the store is away a roll
-    back is taken all the same; whoever mirrors it looks again.
+    A change increments the database's generation or revision: in an outdated database it could reach
+    numbers that replicas have already seen, and they would ignore it. While the store is down a
+    rollback is still accepted; the announcer checks again.
     """
     with context.database.read() as connection:
         get_model(connection, name, principal)
     try:
         check_not_behind(context, name)
     except StorageError as error:
-        logger.warning("whether the database is behind for model %s is not known: %s", name, error)
+        logger.warning(
+            "cannot check whether the database is outdated for model %s: %s", name, error
+        )
 
 
 def check_not_behind(context: Context, name: str) -> None:
-    """Raises StaleDatabase if replicas were told of more than this database knows; StorageError.
+    """Raises StaleDatabase if the live pointer is ahead of the database; StorageError.
 
-    The pointer is read first: it is only written once the database has what it shows.
+    The pointer is read first: it is written only after the database has its contents.
     """
-    pointer = _shown(context, name)
+    pointer = _read_pointer(context, name)
     with context.database.read() as connection:
         model = models.find(connection, name)
     if pointer is None or model is None or _is_known(pointer, model):
@@ -106,8 +108,8 @@ def check_not_behind(context: Context, name: str) -> None:
     )
 
 
-def _shown(context: Context, name: str) -> LivePointer | None:
-    """None for one that is damaged as well: nobody follows that."""
+def _read_pointer(context: Context, name: str) -> LivePointer | None:
+    """The live pointer; None if it is missing or damaged (replicas ignore a damaged one)."""
     try:
         return read_live(context.store, name)
     except InvalidVersion:
@@ -115,7 +117,7 @@ def _shown(context: Context, name: str) -> LivePointer | None:
 
 
 def _is_known(pointer: LivePointer, model: ModelRecord) -> bool:
-    """A generation has one version for ever: with another one, it is of another history."""
+    """A generation never changes its version: a different one belongs to another history."""
     if pointer.generation == model.live_generation and pointer.version != model.live_version:
         return False
     return pointer.generation <= model.live_generation and pointer.revision <= model.live_revision

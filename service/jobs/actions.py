@@ -17,7 +17,7 @@ from service.states import CANCELLABLE, JobState
 
 @dataclass(frozen=True)
 class ActorNote:
-    """Who says something about a job, when, and why."""
+    """Who acts on a job, when, and why."""
 
     principal: Principal
     now: datetime
@@ -25,7 +25,7 @@ class ActorNote:
 
 
 def cancel(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
-    """Cancel a job that waits at once; ask the reconciler to stop one that is under way.
+    """Cancel a waiting job at once; have the reconciler stop one that is running.
 
     Raises NotFound, and Conflict if it is too late.
     """
@@ -35,7 +35,7 @@ def cancel(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
     if job.state not in CANCELLABLE:
         raise Conflict(f"job {job.id} is {job.state}: it is too late to cancel it")
     if not _stop(connection, job, note.now):
-        raise _moved_on(job)
+        raise _changed(job)
     return get_job(connection, job_id, note.principal)
 
 
@@ -43,22 +43,22 @@ def retry(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
     """Queue a failed job again with new attempts. Raises NotFound and Conflict."""
     job = get_job(connection, job_id, note.principal)
     if job.state != JobState.FAILED:
-        raise Conflict(f"job {job.id} is {job.state}; only a failed job can be tried again")
-    # A deleted model has no jobs any more, and what was removed cannot be learned from.
+        raise Conflict(f"job {job.id} is {job.state}; only a failed job can be retried")
+    # A deleted model has no jobs, and removed files cannot be trained on.
     hold_model(connection, job.model, note.principal)
     if job.swept_at is not None:
-        raise Conflict(f"what job {job.id} had read was removed; post the dataset again")
+        raise Conflict(f"the files of job {job.id} were removed; post the dataset again")
     _reclaim(connection, job, note.principal)
     if not jobs.retry(connection, job, note.now):
-        raise _moved_on(job)
+        raise _changed(job)
     return get_job(connection, job_id, note.principal)
 
 
 def approve(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
-    """Publish a candidate that is held, or one that was rejected while nothing followed it.
+    """Publish a held candidate, or a rejected one if its parent is still the newest version.
 
-    Raises NotFound, and Conflict if the candidate is not there any more, or its parent is not the
-    newest version any more.
+    Raises NotFound, and Conflict if the candidate was removed or its parent is no longer the newest
+    version.
     """
     job = get_job(connection, job_id, note.principal)
     if job.state not in (JobState.HELD, JobState.REJECTED):
@@ -68,26 +68,26 @@ def approve(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
         _reclaim(connection, job, note.principal)
     approval = _approval("approved", note)
     if not jobs.approve(connection, job, approval, note.now):
-        raise _moved_on(job)
+        raise _changed(job)
     return get_job(connection, job_id, note.principal)
 
 
 def reject(connection: Connection, job_id: str, note: ActorNote) -> JobRecord:
-    """Say no to a candidate that is held. Raises NotFound and Conflict."""
+    """Reject a held candidate. Raises NotFound and Conflict."""
     job = get_job(connection, job_id, note.principal)
     if job.state != JobState.HELD:
         raise Conflict(f"job {job.id} is {job.state}; only a held one can be rejected")
     if not jobs.reject(connection, job, _approval("rejected", note), note.now):
-        raise _moved_on(job)
+        raise _changed(job)
     datasets.release(connection, job.dataset)
     return get_job(connection, job_id, note.principal)
 
 
 def _stop(connection: Connection, job: JobRecord, now: datetime) -> bool:
-    """What waits, for its turn or for somebody's note, has nothing that runs anywhere."""
+    """Cancel at once if nothing runs, or else request it from the reconciler."""
     if job.state not in (JobState.QUEUED, JobState.HELD):
         return jobs.request_cancel(connection, job, now)
-    # The job before its dataset, as everybody who ends one: two at once must not wait for each other.
+    # The job before its dataset, the lock order of everyone who ends a job, to avoid deadlocks.
     if not jobs.finish(connection, job, JobState.CANCELLED, now):
         return False
     datasets.release(connection, job.dataset)
@@ -95,35 +95,35 @@ def _stop(connection: Connection, job: JobRecord, now: datetime) -> bool:
 
 
 def _reclaim(connection: Connection, job: JobRecord, principal: Principal) -> None:
-    # Locked, so that nobody deletes it at this very moment.
+    # Locked against concurrent deletion.
     datasets.lock(connection, job.dataset)
     dataset = get_dataset(connection, job.dataset, principal)
     fingerprint = NewDataset.model_validate(dataset.request).fingerprint
     known_by = Fingerprints(fingerprint, dataset.content_fingerprint)
     same = datasets.find_same(connection, dataset.model, known_by)
     if same is not None and same.id != dataset.id:
-        raise Conflict(f"the same dataset was posted again meanwhile: {same.id}")
+        raise Conflict(f"the same dataset has since been posted again: {same.id}")
     datasets.reclaim(connection, dataset.id, known_by.by_address)
 
 
 def _check_can_follow(connection: Connection, job: JobRecord, principal: Principal) -> None:
-    # Locked, so that no other job of the model begins at this very moment.
+    # Locked against another job of the model starting concurrently.
     models.lock(connection, job.model)
     head = get_model(connection, job.model, principal).head
     if head != (job.parent_version or 0):
         raise Conflict(
-            f"job {job.id} grew from version {job.parent_version}, the newest is {head} now; "
-            "post the dataset again to learn it from there"
+            f"job {job.id} was trained from version {job.parent_version}, but the newest is now {head}; "
+            "post the dataset again to train from there"
         )
     if job.swept_at is not None:
         raise Conflict(f"the candidate of job {job.id} was removed; post the dataset again")
     if jobs.is_any_in_flight(connection, job.model):
-        raise Conflict(f"another job of {job.model!r} is under way, from the same version")
+        raise Conflict(f"another job of {job.model!r} is in progress from the same version")
 
 
 def _approval(decision: Literal["approved", "rejected"], note: ActorNote) -> Approval:
     return Approval(decision, note.principal.name, note.reason, note.now)
 
 
-def _moved_on(job: JobRecord) -> Conflict:
-    return Conflict(f"job {job.id} moved on at this very moment; look at it and try again")
+def _changed(job: JobRecord) -> Conflict:
+    return Conflict(f"job {job.id} changed concurrently; read it and try again")

@@ -1,6 +1,6 @@
-"""The steps of a job from its turn to its attempt: begin, validate, submit. And stop.
+"""The steps of a job until its attempt runs: begin, validate, submit; and stop.
 
-Each step looks at what is there and does one thing. It may be cut off anywhere and run again.
+Each step reads the current state and does one thing. It may be interrupted anywhere and repeated.
 """
 
 import logging
@@ -35,29 +35,29 @@ _WITH_AN_ATTEMPT = (JobState.SUBMITTING, JobState.RUNNING, JobState.GATING, JobS
 def begin(context: Context, job: JobRecord, _: ModelRecord) -> None:
     """queued -> validating, if no other job of the model is in flight."""
     with context.database.write() as connection:
-        # Locked, because two that begin at once would not see each other.
+        # Locked: two jobs that begin concurrently would not see each other.
         models.lock(connection, job.model)
         jobs.start_validating(connection, job, context.clock())
 
 
 def validate(context: Context, job: JobRecord, model: ModelRecord) -> None:
-    """validating -> submitting, or failed. Quick after a lost attempt: the manifest is there."""
+    """validating -> submitting, or failed. Fast after a lost attempt: the manifest exists already."""
     message = heads_problem(model.spec.heads_bytes, context.settings.heads_bytes_max)
     if message is not None:
-        # The limit was lowered since the model was made.
+        # The limit was lowered after the model was created.
         outcomes.fail(context, job, FailureReason.HEADS_TOO_LARGE, message)
         return
     try:
         manifest = _manifest(context, job, model)
     except StorageUnavailable as error:
-        # A bucket that does not exist looks like one that does not answer; one wrong address must
-        # not hold up the model for ever.
+        # A missing bucket looks like one that does not respond; one wrong address must not block
+        # the model for ever.
         if not is_past(context, job.state_changed_at, context.settings.start_deadline_seconds):
             raise
         outcomes.fail(context, job, FailureReason.STORAGE_UNAVAILABLE, str(error))
     except WorkerError as error:
-        # What was written of it stays for the sweeper: the job may be tried again at any moment, and
-        # what is removed then would be missed.
+        # Partial files are left to garbage collection: the job may be retried at any moment, and the
+        # retry would miss what is deleted now.
         outcomes.quarantine(context, job, str(error))
     else:
         if manifest is not None:
@@ -65,17 +65,17 @@ def validate(context: Context, job: JobRecord, model: ModelRecord) -> None:
 
 
 def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
-    """submitting -> running. Its id is in the database already, so a repeat changes nothing."""
+    """submitting -> running. Idempotent: the attempt's id is in the database already."""
     spec = attempt_spec(context.store, job_spec(context, job, model))
     key = layout.run_spec(job.id, job.attempt)
     context.store.put(key, spec.model_dump_json().encode())
     try:
         context.launcher.submit(attempt_submission(context, job, model))
     except LauncherRefused as error:
-        # A cluster that has only just started refuses for a while.
+        # A cluster that has just started refuses submissions for a while.
         if not is_past(context, job.state_changed_at, context.settings.start_deadline_seconds):
             raise
-        # An earlier call may have been heard all the same, and its answer lost.
+        # An earlier call may have succeeded although its response was lost.
         context.launcher.stop(submission_id(job.id, job.attempt))
         outcomes.fail(context, job, FailureReason.LAUNCHER_REFUSED, str(error))
         return
@@ -85,11 +85,11 @@ def submit(context: Context, job: JobRecord, model: ModelRecord) -> None:
             connection, job, JobState.RUNNING, now, started_at=job.started_at or now, message=None
         )
     if not moved:
-        _take_back_if_late(context, job)
+        _stop_if_obsolete(context, job)
 
 
-def _take_back_if_late(context: Context, job: JobRecord) -> None:
-    """The job moved on while the launcher was told: does it still want this attempt?"""
+def _stop_if_obsolete(context: Context, job: JobRecord) -> None:
+    """Stop the attempt if the job changed during the submission and no longer needs it."""
     with context.database.read() as connection:
         now = jobs.find(connection, job.id)
     if now is None or now.attempt != job.attempt or now.state not in _WITH_AN_ATTEMPT:
@@ -97,7 +97,7 @@ def _take_back_if_late(context: Context, job: JobRecord) -> None:
 
 
 def stop(context: Context, job: JobRecord) -> None:
-    """A user cancelled: end the attempt, and once it has ended (or should have), the job."""
+    """A user cancelled: stop the attempt and, once it has ended or is overdue, cancel the job."""
     if job.state in (JobState.SUBMITTING, JobState.RUNNING):
         attempt = submission_id(job.id, job.attempt)
         if not context.launcher.status(attempt).has_ended:
@@ -109,7 +109,7 @@ def stop(context: Context, job: JobRecord) -> None:
 
 
 def job_spec(context: Context, job: JobRecord, model: ModelRecord) -> JobSpec:
-    """What the job's present attempt was asked to do, wherever it began."""
+    """The specification of the job's current attempt, without a checkpoint to resume from."""
     manifest = _dataset(context, job).manifest
     if manifest is None or job.version is None:
         raise RuntimeError(f"job {job.id} is {job.state} without a manifest or a version")
@@ -133,12 +133,12 @@ def _dataset(context: Context, job: JobRecord) -> DatasetRecord:
 
 
 def _manifest(context: Context, job: JobRecord, model: ModelRecord) -> DatasetManifest | None:
-    """Known, written by a process that died before it could say so, or to be made now."""
+    """The dataset's manifest: from the database, the store (after a crash) or a validation."""
     dataset = _dataset(context, job)
     if dataset.manifest is not None:
         return dataset.manifest
-    # Not while it is being made: asked at each look, a store fails once in a while, and a dataset that
-    # takes long to read would be given up for it.
+    # Not while validation runs: reading the store in every pass would sooner or later hit an outage,
+    # and a long validation would fail because of it.
     ticket = Ticket(dataset.id, job.revision, dataset.owner)
     if not context.validations.is_pending(ticket):
         written = read_manifest(context.store, dataset.id)
@@ -150,7 +150,7 @@ def _manifest(context: Context, job: JobRecord, model: ModelRecord) -> DatasetMa
 
 
 def _task(context: Context, dataset: DatasetRecord, model: ModelRecord) -> ValidationTask:
-    """Raises InvalidDataset if an upload was removed meanwhile."""
+    """Raises InvalidDataset if an upload has been removed."""
     request = NewDataset.model_validate(dataset.request)
     uris = {ref.uri for ref in (*request.shards, *request.evaluation_shards)}
     locations = {uri: found for uri in uris if (found := resolve(context, uri)) != uri}
@@ -164,7 +164,7 @@ def _task(context: Context, dataset: DatasetRecord, model: ModelRecord) -> Valid
 
 
 def _assign_attempt(context: Context, job: JobRecord, manifest: DatasetManifest) -> None:
-    """Number, parent and version are in the database before the launcher hears of them."""
+    """Commit number, parent and version before anything is submitted to the launcher."""
     attempt = submission_id(job.id, job.attempt + 1)
     with context.database.write() as connection:
         model = models.lock(connection, job.model)
@@ -174,61 +174,61 @@ def _assign_attempt(context: Context, job: JobRecord, manifest: DatasetManifest)
 
 
 def attempt_spec(store: ObjectStore, asked: JobSpec) -> JobSpec:
-    """The specification that the attempt reads: as it was told before, or with its checkpoint now.
+    """The specification that the attempt reads: the one written before, or one with a checkpoint.
 
-    A step may be repeated after the attempt has begun, when there may be other checkpoints. Told
-    another one in the middle, ranks of one attempt would begin at different updates.
+    The step may be repeated after the attempt has begun, when there may be newer checkpoints. If
+    the checkpoint changed then, ranks of one attempt would start from different updates.
     """
-    told = _told(store, asked.job, asked.attempt)
-    if told is not None and _asks_alike(told, asked):
-        return told
+    written = _written_spec(store, asked.job, asked.attempt)
+    if written is not None and _is_same_work(written, asked):
+        return written
     return asked.model_copy(update={"resume_from": newest_checkpoint(store, asked)})
 
 
 def newest_checkpoint(store: ObjectStore, asked: JobSpec) -> str | None:
-    """Of the latest attempt that left any; None: there is nothing that may be used.
+    """The newest checkpoint of the latest attempt that has a usable one, or None.
 
-    Attempts that started from another version asked another question, because the model has moved
-    on since. The search ends at one that came to an end by itself, with a candidate or with a word
-    that it would fail again. The job was not over then only because the candidate was of no use, or
-    because a user asks for a retry after something else was mended (the code, the shards). What led
-    to that end may be in its checkpoints already, and in those that it went on from.
+    Attempts with another parent version are skipped: the model has changed since. The search stops
+    at an attempt that ended by itself, with a candidate or a permanent failure: the job continues
+    only because the candidate was unusable or because a user retries after fixing something else
+    (the code, the shards). The cause may already be in that attempt's checkpoints and in earlier
+    ones.
     """
     for attempt in range(asked.attempt - 1, 0, -1):
-        if _came_to_an_end(store, asked.job, attempt):
+        if _ended_by_itself(store, asked.job, attempt):
             return None
-        told = _told(store, asked.job, attempt)
-        if told is not None and _asks_alike(told, asked):
+        written = _written_spec(store, asked.job, attempt)
+        if written is not None and _is_same_work(written, asked):
             found = list(store.keys(layout.run_checkpoints(asked.job, attempt)))
             if found:
                 return found[-1]
     return None
 
 
-def _told(store: ObjectStore, job: str, attempt: int) -> JobSpec | None:
+def _written_spec(store: ObjectStore, job: str, attempt: int) -> JobSpec | None:
     key = layout.run_spec(job, attempt)
     try:
         return JobSpec.model_validate_json(store.read(key))
     except ObjectNotFound:
         return None
     except ValidationError as error:
-        # Another release may have written it: then its checkpoints are not ours to judge.
+        # Perhaps written by another release; then its checkpoints cannot be trusted.
         logger.warning("%s cannot be read: %s", key, error, extra={"job": job})
         return None
 
 
-def _asks_alike(one: JobSpec, other: JobSpec) -> bool:
-    """Whether both must lead to the same version."""
+def _is_same_work(one: JobSpec, other: JobSpec) -> bool:
+    """Whether both must produce the same version."""
     apart = {"attempt": 0, "resume_from": None}
     return one.model_copy(update=apart) == other.model_copy(update=apart)
 
 
-def _came_to_an_end(store: ObjectStore, job: str, attempt: int) -> bool:
-    last_words = (
+def _ended_by_itself(store: ObjectStore, job: str, attempt: int) -> bool:
+    outcomes_of_attempt = (
         layout.run_failure(job, attempt),
         layout.run_file(job, attempt, layout.MANIFEST),
     )
-    return any(_is_there(store, key) for key in last_words)
+    return any(_is_there(store, key) for key in outcomes_of_attempt)
 
 
 def _is_there(store: ObjectStore, key: str) -> bool:
@@ -240,7 +240,7 @@ def _is_there(store: ObjectStore, key: str) -> bool:
 
 
 def attempt_submission(context: Context, job: JobRecord, model: ModelRecord) -> Submission:
-    """The job's present attempt; its priority is that of the model's policy by now."""
+    """What the launcher gets for the current attempt, with the priority of the current policy."""
     settings = context.settings
     about = {
         "job": job.id,
@@ -262,7 +262,7 @@ def attempt_submission(context: Context, job: JobRecord, model: ModelRecord) -> 
 
 
 def labels(settings: Settings, about: dict[str, str]) -> dict[str, str]:
-    """The site's own, and ours under a prefix of their own."""
+    """The configured labels, and ours under the prefix `cmcl/`."""
     return {**settings.job_labels, **{f"cmcl/{name}": text for name, text in about.items()}}
 
 
@@ -275,6 +275,6 @@ def _command(context: Context, job: JobRecord, model: ModelRecord) -> list[str]:
         *(("--min-ranks", str(settings.min_ranks)) if settings.min_ranks is not None else ()),
         *("--priority", model.policy.priority),
         *("--idle-seconds", f"{settings.ranks_idle_seconds:g}"),
-        # A cluster of its own has no ranks of an earlier attempt, and no later one will come.
+        # A dedicated cluster has no warm ranks, and no later attempt will use it.
         *(("--cold",) if settings.launcher == "kuberay" else ()),
     ]

@@ -1,4 +1,4 @@
-"""Is a candidate an answer to what was asked, and is it safe to publish? Pure decisions."""
+"""Whether a candidate matches its job and is safe to publish. Pure functions."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ def check_answers(
 ) -> None:
     """Raises InvalidVersion unless the candidate belongs to this attempt and grows the parent.
 
-    `earlier` is the parent's ledger: a candidate that forgot a line of it would leave that dataset
-    without protection from then on.
+    `earlier` is the parent's ledger: a candidate that omits one of its lines would leave that
+    dataset unprotected from then on.
     """
     for field in ("job", "attempt", "model", "version", "parent", "spec"):
         _must_equal(field, getattr(asked, field), getattr(candidate, field))
@@ -27,14 +27,14 @@ def check_answers(
 
 @dataclass(frozen=True)
 class Shortfall:
-    """Where a candidate falls short of its model's policy."""
+    """How a candidate violates its model's policy."""
 
     reason: FailureReason
     message: str
 
 
 def judge(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:
-    """What speaks against publishing, the weightiest first; None if nothing does."""
+    """The most important policy violation, or None."""
     for rule in (_excess_drift, _excess_forgetting, _missing_gain):
         shortfall = rule(policy, candidate)
         if shortfall is not None:
@@ -66,7 +66,7 @@ def gain(candidate: VersionManifest) -> float | None:
 
 
 def _excess_drift(policy: GatePolicy, candidate: VersionManifest) -> Shortfall | None:
-    """By the policy's bound, or else by the specification's own."""
+    """Checks the bound of the policy, or else of the specification."""
     bound = policy.max_drift if policy.max_drift is not None else candidate.spec.drift_bound
     if bound is None:
         return None
@@ -87,7 +87,7 @@ def _excess_forgetting(policy: GatePolicy, candidate: VersionManifest) -> Shortf
     if floor is None or len(candidate.learned) == 1:
         return None
     if candidate.report.not_evaluated:
-        return Shortfall(FailureReason.NOT_MEASURED, _not_evaluated_words(candidate))
+        return Shortfall(FailureReason.NOT_MEASURED, _not_evaluated_message(candidate))
     change = backward_transfer(candidate)
     if change is None:
         message = "min_backward_transfer is set, and no earlier dataset has held-out rows"
@@ -101,7 +101,7 @@ def _excess_forgetting(policy: GatePolicy, candidate: VersionManifest) -> Shortf
     return Shortfall(FailureReason.FORGETTING_TOO_LARGE, message)
 
 
-def _not_evaluated_words(candidate: VersionManifest) -> str:
+def _not_evaluated_message(candidate: VersionManifest) -> str:
     names = {learned.dataset: learned.name for learned in candidate.learned}
     lost = [
         f"{names.get(dataset, dataset)!r} ({dataset}): {why}"
@@ -140,12 +140,12 @@ def _check_new_line(asked: JobSpec, line: LearnedDataset) -> None:
 
 
 def _check_certificate(earlier: tuple[LearnedDataset, ...], candidate: VersionManifest) -> None:
-    """What has no certificate has not been shown to be safe."""
+    """Every earlier dataset needs a certificate: without one, nothing shows that it is safe."""
     uncertified = [line.dataset for line in earlier if line.dataset not in candidate.report.drift]
     if uncertified:
         raise InvalidVersion(f"the candidate has no certificate for {', '.join(uncertified)}")
 
 
-def _must_equal(what: str, asked: object, answered: object) -> None:
-    if asked != answered:
-        raise InvalidVersion(f"the candidate's {what} is {answered!r}, asked was {asked!r}")
+def _must_equal(what: str, expected: object, actual: object) -> None:
+    if expected != actual:
+        raise InvalidVersion(f"the candidate's {what} is {actual!r}, expected {expected!r}")

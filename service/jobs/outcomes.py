@@ -7,29 +7,29 @@ from service.states import FailureReason, JobState
 
 
 def fail(context: Context, job: JobRecord, reason: FailureReason, message: str) -> None:
-    """The user is told why, and can retry."""
+    """Fail the job; the user sees the reason and can retry."""
     _end(context, job, JobState.FAILED, reason, message)
 
 
 def reject(context: Context, job: JobRecord, reason: FailureReason, message: str) -> None:
-    """The candidate is sound and falls short. It is kept for a while: it can be approved by hand."""
+    """The candidate is valid but violates the policy. It is kept for a while and can be approved."""
     _end(context, job, JobState.REJECTED, reason, message)
 
 
 def hold(context: Context, job: JobRecord) -> None:
-    """The candidate passed, and its model wants somebody's word before it is published."""
+    """The candidate passed, and the policy requires manual approval before it is published."""
     message = "waits for approval (manual_approval)"
     with context.database.write() as connection:
         jobs.move(connection, job, JobState.HELD, context.clock(), message=message)
 
 
 def cancelled(context: Context, job: JobRecord) -> None:
-    """Nothing of it runs any more."""
+    """Mark the job cancelled once nothing of it runs any more."""
     _end(context, job, JobState.CANCELLED, None, None)
 
 
 def quarantine(context: Context, job: JobRecord, message: str) -> bool:
-    """The rows cannot be used: fail, and let the dataset say so. Whether it was this call's doing."""
+    """Fail the job and quarantine its dataset. Returns whether this call did it."""
     now = context.clock()
     with context.database.write() as connection:
         reason = FailureReason.INVALID_DATASET
@@ -41,7 +41,7 @@ def quarantine(context: Context, job: JobRecord, message: str) -> bool:
 
 
 def lose_attempt(context: Context, job: JobRecord, why: str) -> None:
-    """Queue the job again, unless its attempts are used up. Call it once the attempt has ended."""
+    """Queue the job again, or fail it if no attempts are left. Call only after the attempt ended."""
     used = job.attempt - job.attempts_before_retry
     permitted = context.settings.max_attempts
     if used >= permitted:

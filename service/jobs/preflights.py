@@ -1,12 +1,12 @@
-"""Pre-flights: what a dataset would meet, asked before it is posted.
+"""Pre-flights: how a dataset would fare, predicted before it is posted.
 
     queued ──> running ──> done, failed
       ^           │
       └───────────┘ its attempt was lost, once
 
-The answer needs torch, so a worker gives it, through the launcher like an attempt of a job. It only
-reads versions and writes one object under its own prefix. So two services may carry the same one
-on, and an attempt that was taken for lost may live: whoever comes late finds that it moved.
+The result needs torch, so a worker computes it, run by the launcher like an attempt of a job. It
+only reads versions and writes one object under its own prefix. So two replicas may advance the same
+pre-flight, and an attempt that counts as lost may still run: the later write finds the row changed.
 """
 
 import logging
@@ -46,8 +46,8 @@ from workers.storage import layout
 
 logger = logging.getLogger(__name__)
 
-# Of different models; those of one owner that hang hold up nobody else. Which of them run at the same
-# time is the cluster's business.
+# Pre-flights of different models. The limit for one owner keeps its hanging ones from blocking others;
+# the cluster decides which of them run concurrently.
 _AT_ONCE = 64
 _OF_ONE_OWNER = 8
 _ATTEMPTS = 2
@@ -55,7 +55,7 @@ _OUTAGES = (LauncherError, StorageUnavailable, DatabaseUnavailable)
 
 
 class NewPreflight(Frozen):
-    """A pre-flight as it is posted: the pair and the training shards of a dataset to be."""
+    """A pre-flight request: the pair and the training shards of a planned dataset."""
 
     pair: ModalityPair
     shards: Shards = Field(min_length=1)
@@ -64,10 +64,10 @@ class NewPreflight(Frozen):
 def ask(
     connection: Connection, model: str, request: NewPreflight, intake: Intake
 ) -> PreflightRecord:
-    """Write the question down; it is about the model's newest version.
+    """Create a pre-flight against the model's newest version.
 
-    Raises NotFound, Unprocessable for what can be seen without opening a shard, and Conflict for a
-    model that has no version yet.
+    Raises NotFound, Unprocessable for problems visible without opening a shard, and Conflict for a
+    model without a version.
     """
     current = get_model(connection, model, intake.principal)
     check_modalities(current, request.pair)
@@ -76,8 +76,8 @@ def ask(
     check_addresses(connection, posted, intake, contents)
     if current.head == 0:
         raise Conflict(
-            f"model {model!r} has no version yet: there is nothing that a dataset could meet; "
-            "post the first one"
+            f"model {model!r} has no version yet, so there is nothing to compare a dataset "
+            "with; post the first dataset"
         )
     version = get_version(connection, model, current.head, intake.principal)
     if version.stored_at is None:
@@ -101,7 +101,7 @@ class PreflightReconciler(PeriodicLoop):
     """Advances pre-flights: one per model at a time, one step per round."""
 
     name = "preflights"
-    # The launcher is asked in each round, and the caller waits for seconds at least.
+    # Each pass asks the launcher, and a result takes seconds at least.
     pause_seconds = 1.0
 
     def __init__(self, context: Context) -> None:
@@ -137,7 +137,7 @@ class PreflightReconciler(PeriodicLoop):
 
 
 def submit(context: Context, preflight: PreflightRecord) -> None:
-    """queued -> running. Its id is in the database already, so a repeat changes nothing."""
+    """queued -> running. Idempotent: its id is in the database already."""
     try:
         asked = _asked_shards(context, preflight)
     except InvalidDataset as error:
@@ -147,10 +147,10 @@ def submit(context: Context, preflight: PreflightRecord) -> None:
     try:
         context.launcher.submit(_submission(context, preflight))
     except LauncherRefused as error:
-        # A cluster that has only just started refuses for a while.
+        # A cluster that has just started refuses submissions for a while.
         if not _is_late(context, preflight, context.settings.start_deadline_seconds):
             raise
-        _fail(context, preflight, f"the cluster does not take it: {error}")
+        _fail(context, preflight, f"the cluster refused it: {error}")
         return
     now = context.clock()
     started = preflight.started_at or now
@@ -161,14 +161,14 @@ def submit(context: Context, preflight: PreflightRecord) -> None:
 
 
 def watch(context: Context, preflight: PreflightRecord) -> None:
-    """running -> done or failed as soon as there is an answer, whatever the launcher believes."""
+    """running -> done or failed as soon as there is a result, whatever the launcher reports."""
     if _take_answer(context, preflight):
         return
     status = context.launcher.status(_submission_id(preflight))
     if not status.has_ended:
         _end_if_late(context, preflight, status)
     elif not _take_answer(context, preflight):
-        # Looked at twice: it may have answered between the first look and its end.
+        # Checked again: the result may have been written between the first check and the end.
         _lose_attempt(context, preflight, f"{status.state}, {status.message or 'no answer'}")
 
 
@@ -183,7 +183,7 @@ _ASKED, _ANSWERED = "asked.json", "answer.json"
 
 
 def _take_answer(context: Context, preflight: PreflightRecord) -> bool:
-    """Write down what the worker left. False if it has left nothing yet."""
+    """Store the worker's result. Returns False if there is none yet."""
     key = _key(preflight, _ANSWERED)
     try:
         answer = PreflightAnswer.model_validate_json(context.store.read(key))
@@ -191,7 +191,7 @@ def _take_answer(context: Context, preflight: PreflightRecord) -> bool:
         return False
     except ValidationError as error:
         logger.warning("%s cannot be read: %s", key, error)
-        _fail(context, preflight, "its answer cannot be read: is the worker of another version?")
+        _fail(context, preflight, "its result cannot be read; does the worker run another release?")
         return True
     if answer.outlook is None:
         _take_error(context, preflight, answer)
@@ -203,15 +203,15 @@ def _take_answer(context: Context, preflight: PreflightRecord) -> bool:
 
 
 def _take_error(context: Context, preflight: PreflightRecord, answer: PreflightAnswer) -> None:
-    words = answer.error or "the worker did not say why"
+    message = answer.error or "the worker gave no reason"
     if answer.retry_can_help:
-        _lose_attempt(context, preflight, words)
+        _lose_attempt(context, preflight, message)
     else:
-        _fail(context, preflight, words)
+        _fail(context, preflight, message)
 
 
 def _end_if_late(context: Context, preflight: PreflightRecord, status: LaunchStatus) -> None:
-    """What is left of it may end when it likes: its answer is not looked at any more."""
+    """Stop and fail it after its deadline; a result that comes later is ignored."""
     settings, is_pending = context.settings, status.state == LaunchState.PENDING
     seconds = settings.queue_deadline_seconds if is_pending else settings.preflight_deadline_seconds
     if not _is_late(context, preflight, seconds):
@@ -265,7 +265,7 @@ def _set_message(context: Context, preflight: PreflightRecord, message: str) -> 
 
 
 def _asked_shards(context: Context, preflight: PreflightRecord) -> AskedShards:
-    """Raises InvalidDataset if an upload was removed meanwhile."""
+    """Raises InvalidDataset if an upload has been removed."""
     request = NewPreflight.model_validate(preflight.request)
     return AskedShards(
         shards=tuple(_asked_shard(context, ref) for ref in request.shards),
@@ -291,13 +291,13 @@ def _command(context: Context, preflight: PreflightRecord) -> list[str]:
 
 
 def _python(worker_command: str) -> list[str]:
-    """The interpreter that attempts run with, and whatever stands before it."""
-    words = shlex.split(worker_command)
-    return words[: words.index("-m")] if "-m" in words[1:] else ["python"]
+    """The Python command of attempts, including any wrapper before it."""
+    parts = shlex.split(worker_command)
+    return parts[: parts.index("-m")] if "-m" in parts[1:] else ["python"]
 
 
 def _submission(context: Context, preflight: PreflightRecord) -> Submission:
-    """It computes in one process: no ranks beside it."""
+    """A single process, without ranks."""
     about = {"preflight": preflight.id, "model": preflight.model, "owner": preflight.owner}
     return Submission(
         id=_submission_id(preflight),

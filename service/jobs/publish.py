@@ -1,4 +1,4 @@
-"""From a complete candidate to a stored version: judge, publish, store."""
+"""The steps from a complete candidate to a stored version: judge, publish, store."""
 
 from cmcl.contract.errors import WorkerError
 from cmcl.contract.version import LearnedDataset, VersionManifest
@@ -22,13 +22,13 @@ from workers.storage.versions import (
 
 
 class _LostRace(Exception):
-    """Another control plane moved the job first; undo what this transaction wrote."""
+    """Another replica moved the job first; roll back this transaction."""
 
 
 def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
-    """gating -> published, held, rejected or failed. Somebody's approval overrules the policy.
+    """gating -> published, held, rejected or failed. A manual approval overrides the policy.
 
-    Raises StaleDatabase: then the candidate waits until the database was rebuilt.
+    Raises StaleDatabase; the candidate then waits until the database has been rebuilt.
     """
     check_not_behind(context, model.name)
     try:
@@ -53,9 +53,9 @@ def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
 
 
 def store_version(context: Context, version: VersionRecord) -> None:
-    """Put the files of a published version in place, then let it answer, or be tried.
+    """Store the files of a published version, then make it live or start its canary.
 
-    Raises StaleDatabase: then nothing is put anywhere until the database was rebuilt.
+    Raises StaleDatabase; nothing is stored then until the database has been rebuilt.
     """
     check_not_behind(context, version.model)
     if version.copied_from is None:
@@ -77,7 +77,7 @@ def _publish_unless_late(context: Context, job: JobRecord, candidate: VersionMan
     try:
         _publish(context, job, candidate)
     except _LostRace:
-        # Nothing was written here. What the other one did is seen at the next look.
+        # Nothing was written. The next pass sees what the other replica did.
         return
 
 
@@ -90,7 +90,7 @@ def _sound_candidate(context: Context, job: JobRecord, model: ModelRecord) -> Ve
 
 
 def _ledger(context: Context, job: JobRecord) -> tuple[LearnedDataset, ...]:
-    """What the parent had learned."""
+    """The parent's ledger."""
     if job.parent_version is None:
         return ()
     with context.database.read() as connection:
@@ -101,13 +101,13 @@ def _ledger(context: Context, job: JobRecord) -> tuple[LearnedDataset, ...]:
 
 
 def _publish(context: Context, job: JobRecord, candidate: VersionManifest) -> None:
-    """One transaction: the head moves from the parent, the version exists, the job is done."""
+    """In one transaction: advance the head, create the version, finish the job."""
     now = context.clock()
     with context.database.write() as connection:
         if not models.advance_head(connection, job.model, candidate.parent, candidate.version):
-            # The model has a newer version than the parent, so this candidate would undo it.
-            # The dataset is sound: it is learned again, from the newer version.
-            message = f"version {candidate.version} exists already; learning from it"
+            # The model has a version newer than the parent, which this candidate would undo. The
+            # dataset is valid, so it is learned again from the newer version.
+            message = f"version {candidate.version} exists already; training again from it"
             jobs.move(connection, job, JobState.QUEUED, now, message=message, approval=None)
             return
         versions.create(connection, candidate, now)

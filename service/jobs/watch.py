@@ -1,8 +1,8 @@
-"""Watching an attempt: its candidate, its progress, its end, and the times that it may take.
+"""Watches an attempt: its candidate, progress, end and deadlines.
 
-The launcher is asked, and never trusted alone. A complete candidate is believed before it; an end
-without one is believed only after the attempt was stopped and some seconds have gone by, because
-what a cluster reports as failed may still run. The fence makes a mistake harmless, not cheap.
+The launcher's status is never trusted alone. A complete candidate takes precedence; an end without
+one counts only after the attempt was stopped and a grace period has passed, because an attempt that
+a cluster reports as failed may still run. Fencing makes such a mistake harmless, but not cheap.
 """
 
 import logging
@@ -22,19 +22,19 @@ from workers.storage import layout
 
 logger = logging.getLogger(__name__)
 
-# Not a reason to fail by itself: the attempt is repeated.
+# Not a failure reason: the attempt is retried.
 _SILENCE = "silence"
 
 
 def watch(context: Context, job: JobRecord, _: ModelRecord) -> None:
-    """running -> gating as soon as the candidate is complete, whatever the launcher believes."""
+    """running -> gating as soon as the candidate is complete, whatever the launcher reports."""
     if _has_candidate(context, job):
         _to_gating(context, job)
         return
     job = _with_progress(context, job)
     status = context.launcher.status(submission_id(job.id, job.attempt))
     if status.state == LaunchState.RUNNING and job.launched_at is None:
-        job = _launched(context, job)
+        job = _mark_launched(context, job)
     if status.has_ended:
         _watch_ended(context, job, status)
     elif is_overdue(context, job):
@@ -45,15 +45,15 @@ def watch(context: Context, job: JobRecord, _: ModelRecord) -> None:
 
 
 def _watch_alive(context: Context, job: JobRecord, status: LaunchStatus) -> None:
-    """Stop it where it says that it failed, or has taken too long; its end is seen later."""
+    """Stop the attempt if it reports a failure or missed a deadline; a later pass sees its end."""
     if status.state == LaunchState.RUNNING and job.ended_at is not None:
-        _launched(context, job)
+        _mark_launched(context, job)
     if _missed_deadline(context, job) is not None or _read_failure(context, job) is not None:
         context.launcher.stop(submission_id(job.id, job.attempt))
 
 
-def _launched(context: Context, job: JobRecord) -> JobRecord:
-    """The launcher says that it runs: from now on other times count."""
+def _mark_launched(context: Context, job: JobRecord) -> JobRecord:
+    """The launcher reports it as running: from now on the other deadlines apply."""
     now = context.clock()
     with context.database.write() as connection:
         jobs.set_launched(connection, job, now)
@@ -62,7 +62,7 @@ def _launched(context: Context, job: JobRecord) -> JobRecord:
 
 def _watch_ended(context: Context, job: JobRecord, status: LaunchStatus) -> None:
     if _has_candidate(context, job):
-        # It finished between the first look and the launcher's answer.
+        # It finished between the first check and the launcher's response.
         _to_gating(context, job)
         return
     failure = _read_failure(context, job)
@@ -70,15 +70,15 @@ def _watch_ended(context: Context, job: JobRecord, status: LaunchStatus) -> None
     if failure is not None:
         _end_with(context, job, failure)
     elif missed not in (None, _SILENCE) and status.state in _STOPPED_BY_US:
-        # Another attempt would wait, or run, just as long: that is for the user to decide.
-        outcomes.fail(context, job, FailureReason(missed), _deadline_words(context, job, missed))
-    elif _has_been_over_for_a_while(context, job):
-        why = _silence_words(context) if missed == _SILENCE else status.message or "no candidate"
+        # Another attempt would take just as long; the user decides whether to retry.
+        outcomes.fail(context, job, FailureReason(missed), _deadline_message(context, job, missed))
+    elif _is_past_grace_period(context, job):
+        why = _silence_message(context) if missed == _SILENCE else status.message or "no candidate"
         outcomes.lose_attempt(context, job, f"{status.state}, {why}")
 
 
-def _has_been_over_for_a_while(context: Context, job: JobRecord) -> bool:
-    """At the first sight of its end, whatever may be left of it is told to stop."""
+def _is_past_grace_period(context: Context, job: JobRecord) -> bool:
+    """Whether the attempt ended long enough ago. The first call stops whatever may be left of it."""
     if job.ended_at is None:
         context.launcher.stop(submission_id(job.id, job.attempt))
         with context.database.write() as connection:
@@ -101,7 +101,7 @@ def _to_gating(context: Context, job: JobRecord) -> None:
 
 
 def _with_progress(context: Context, job: JobRecord) -> JobRecord:
-    """The job with its newest progress, written down if it is news."""
+    """The job with its newest progress, stored if it changed."""
     progress = _read_progress(context, job)
     if progress is None or progress == job.progress:
         return job
@@ -115,25 +115,25 @@ def _read_progress(context: Context, job: JobRecord) -> Progress | None:
     key = layout.run_progress(job.id, job.attempt)
     try:
         written = Progress.model_validate_json(context.store.read(key))
-        # Once through JSON: a loss that is not a number becomes null, as databases need it.
+        # Through JSON: a loss that is NaN becomes null, as databases require.
         return Progress.model_validate_json(written.model_dump_json())
     except ObjectNotFound:
         return None
     except ValidationError as error:
-        # Progress is for the eye only; a job must not die of it.
+        # Progress is informational; it must not fail a job.
         logger.warning("%s cannot be read: %s", key, error, extra={"job": job.id})
         return job.progress
 
 
 def _read_failure(context: Context, job: JobRecord) -> Failure | None:
-    """What the attempt left where it knew that another one would fail alike."""
+    """The permanent failure that the attempt reported, if any."""
     key = layout.run_failure(job.id, job.attempt)
     try:
         return Failure.model_validate_json(context.store.read(key))
     except ObjectNotFound:
         return None
     except ValidationError as error:
-        # An attempt that cannot even say why it failed is one more lost attempt.
+        # Without a readable reason it counts as a lost attempt.
         logger.warning("%s cannot be read: %s", key, error, extra={"job": job.id})
         return None
 
@@ -145,23 +145,23 @@ def _end_with(context: Context, job: JobRecord, failure: Failure) -> None:
         outcomes.fail(context, job, FailureReason(failure.reason), failure.message)
 
 
-# What the launcher says of an attempt that we have told to stop; or it goes on saying that it runs.
+# What a launcher reports for an attempt that we stopped; some keep reporting it as running.
 _STOPPED_BY_US = (LaunchState.STOPPED, LaunchState.RUNNING, LaunchState.PENDING)
 
 
 def is_overdue(context: Context, job: JobRecord) -> bool:
-    """Whether it was told to stop for long enough: a launcher that still says it runs is wrong.
+    """Whether it was stopped so long ago that a launcher that reports it as running is wrong.
 
-    Were it right, the attempt could do no harm: it writes under its own prefix alone.
+    If it does run, it is harmless: it writes under its own prefix only.
     """
     extra = context.settings.heartbeat_deadline_seconds
     return _missed_deadline(context, job, extra) is not None
 
 
 def _missed_deadline(context: Context, job: JobRecord, extra: float = 0.0) -> str | None:
-    """Which of our own times is over, and so many seconds more.
+    """The deadline that passed more than `extra` seconds ago, or None.
 
-    All by our own clock, so a cluster's may be wrong.
+    By our own clock only: a cluster's may be wrong.
     """
     settings = context.settings
     if job.launched_at is None:
@@ -177,24 +177,24 @@ def _missed_deadline(context: Context, job: JobRecord, extra: float = 0.0) -> st
     return None
 
 
-def _deadline_words(context: Context, job: JobRecord, reason: str | None) -> str:
+def _deadline_message(context: Context, job: JobRecord, reason: str | None) -> str:
     settings = context.settings
     if reason == FailureReason.RUN_DEADLINE:
         return f"the attempt had no candidate after {settings.run_deadline_seconds:g} s; it was stopped"
     if reason == FailureReason.QUEUE_DEADLINE:
         return (
             f"the cluster did not start the attempt within {settings.queue_deadline_seconds:g} s; "
-            "it was taken back"
+            "it was stopped"
         )
     seconds = settings.start_deadline_seconds
-    words = (
+    message = (
         f"the attempt reported no progress within {seconds:g} s; it was stopped. "
         "Does the cluster have the CPUs and GPUs that the ranks ask for?"
     )
     note = job.progress.note if job.progress else None
-    return f"{words} It said: {note}" if note else words
+    return f"{message} Its last note: {note}" if note else message
 
 
-def _silence_words(context: Context) -> str:
+def _silence_message(context: Context) -> str:
     seconds = context.settings.heartbeat_deadline_seconds
-    return f"nothing was heard of it for {seconds:g} s"
+    return f"no heartbeat for {seconds:g} s"

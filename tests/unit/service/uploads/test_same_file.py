@@ -95,7 +95,7 @@ def test_a_failed_job_is_not_retried_beside_its_twin(plane: ControlPlane) -> Non
     assert _post(plane, again)[0] == 202
     response = plane.client.post(f"/v1/jobs/{failed}/retry")
     assert response.status_code == 409
-    assert "posted again meanwhile" in response.json()["detail"]
+    assert "since been posted again" in response.json()["detail"]
 
 
 def test_the_bytes_of_others_tell_nothing(plane: ControlPlane) -> None:
