@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from cmcl.contract.modality import ModalityPair
     from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
     from cmcl.contract.policy import GatePolicy, RolloutPolicy
-    from cmcl.contract.rollout import RolloutRule, TrialPlan
+    from cmcl.contract.rollout import CanaryPlan, RolloutRule
 
 __all__ = [
     "AsyncClient",
+    "CanaryPlan",
     "Client",
     "CmclError",
     "FieldError",
@@ -43,7 +44,6 @@ __all__ = [
     "ShardRef",
     "TookTooLong",
     "TrainingSpec",
-    "TrialPlan",
     "Unreachable",
     "WrongServer",
 ]
@@ -65,7 +65,7 @@ _MODULES = {
     "cmcl.contract.modality": ("ModalityPair",),
     "cmcl.contract.model": ("ModelSpec", "ProtectionSpec", "TrainingSpec"),
     "cmcl.contract.policy": ("GatePolicy", "RolloutPolicy"),
-    "cmcl.contract.rollout": ("RolloutRule", "TrialPlan"),
+    "cmcl.contract.rollout": ("RolloutRule", "CanaryPlan"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

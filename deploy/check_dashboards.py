@@ -27,7 +27,7 @@ from cmcl import Client
 from cmcl.client import Item, Job
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import TrialPlan
+from cmcl.contract.rollout import CanaryPlan
 from cmcl.demo.queries import QueryLoad
 from cmcl.demo.stream import read_stream
 from cmcl.ports import Ports
@@ -180,7 +180,7 @@ def use(stack: LocalStack) -> Sequence[float]:
             MODEL, [Item(str(row), "text", feature) for row, feature in enumerate(probes["text"])]
         )
         client.roll_back(MODEL)
-        client.set_candidate(MODEL, 2, TrialPlan(shadow=1.0))
+        client.set_candidate(MODEL, 2, CanaryPlan(shadow=1.0))
         for words in ("a shoe", "a wheel", "a bag"):
             _ask(stack, {"model": MODEL, "modality": "text", "input": [words]})
         _ask(stack, {"model": "nobody", "modality": "text", "input": ["nothing"]})

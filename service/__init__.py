@@ -1,1 +1,1 @@
-"""The control plane: HTTP in, rows in a database, jobs out. It never imports torch."""
+"""The control plane: an HTTP API, a database, and the reconciler that submits training jobs."""

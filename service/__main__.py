@@ -5,16 +5,29 @@ import contextlib
 import logging.config
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import TypeVar
 
 from pydantic import ValidationError
 
-from service import admin_commands, key_commands
-from service.database.engine import open_database
+from service.auth.keys import OPERATOR, NewKey, create_key, mint, revoke_key
+from service.clock import utc_now
+from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
-from service.errors import ServiceError
-from service.logs import log_config, secret_texts
+from service.database.queries import keys
+from service.database.queries.keys import KeyRecord
+from service.errors import ServiceError, Unprocessable
+from service.events.webhook_secrets import new_key
+from service.principal import Scope
 from service.settings import Settings
+from service.telemetry.logs import log_config, secret_texts
 
+T = TypeVar("T")
+
+_PAGE = 200
+_COLUMNS = ("id", "name", "owner", "scopes", "created", "expires", "last used", "state")
+_REBUILD = """Fill an empty database from what lies in object storage: CMCL_DATABASE_URL from CMCL_STORE_URI.
+Stop every service first. Exit status 3: something is damaged, and everything else was restored."""
 _USAGE = 2
 _SWITCH_SECONDS = 0.001
 
@@ -42,12 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(run=_serve)
     commands = parser.add_subparsers(metavar="COMMAND")
-    key_commands.add_commands(commands.add_parser("keys", help="make, list and revoke keys"))
+    _add_key_commands(commands.add_parser("keys", help="make, list and revoke keys"))
     commands.add_parser(
         "migrate",
         help="bring the database's tables up to date, before services of this release start",
     ).set_defaults(run=_migrate)
-    admin_commands.add_commands(
+    _add_admin_commands(
         commands.add_parser("admin", help="restore a lost database, while no service runs")
     )
     return parser
@@ -57,7 +70,7 @@ def _serve(settings: Settings, _: argparse.Namespace) -> int:
     # They take seconds to import: wrong settings, and keys, need not wait for them.
     from service.api.server import make_server
     from service.app import create_app
-    from service.control.records.guard import check_at_start
+    from service.stale_database import check_at_start
 
     # With Python's own 5 ms, each thread that computes delays each step of the event loop by so long.
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -92,6 +105,173 @@ def _complaints(error: ValidationError) -> Iterator[str]:
         variable, entries = problem["loc"][:1], problem["loc"][1:]
         names = [f"CMCL_{str(part).upper()}" for part in variable]
         yield ": ".join([*names, *map(str, entries), message])
+
+
+def _add_key_commands(parser: argparse.ArgumentParser) -> None:
+    """create, list, revoke, signing-key and encryption-key; each sets `run`, which gets settings and options."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    create = commands.add_parser("create", help="make a key and print it, this once")
+    create.add_argument("name", help="for people, and for the history of what the key does")
+    create.add_argument(
+        "--scopes",
+        required=True,
+        type=_scopes,
+        metavar="A,B",
+        help=f"what it permits: {', '.join(Scope)}",
+    )
+    create.add_argument("--owner", help="whose things it sees and makes; default: default")
+    create.add_argument("--expires-in-days", type=int, metavar="N", help="default: never")
+    create.set_defaults(run=_create)
+    listing = commands.add_parser("list", help="all keys, without their secrets")
+    listing.set_defaults(run=_list)
+    revoke = commands.add_parser("revoke", help="take a key back")
+    revoke.add_argument("key", help="its id: key-...")
+    revoke.set_defaults(run=_revoke)
+    signing = commands.add_parser(
+        "signing-key", help="make the pair that signs and checks the list of keys for replicas"
+    )
+    signing.set_defaults(run=_make_signing_key)
+    encryption = commands.add_parser(
+        "encryption-key", help="make a key that encrypts secrets of webhooks in the database"
+    )
+    encryption.set_defaults(run=_make_encryption_key)
+
+
+def _scopes(text: str) -> tuple[Scope, ...]:
+    try:
+        return tuple(Scope(part.strip()) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; permitted: {', '.join(Scope)}") from error
+
+
+def _create(settings: Settings, options: argparse.Namespace) -> None:
+    """The key alone on standard output, so that a script can keep it."""
+    new = _new_key(options)
+    minted = mint()
+
+    def work(database: Database) -> KeyRecord:
+        with database.write() as connection:
+            return create_key(connection, new, minted, OPERATOR, utc_now(), settings.keys_per_owner)
+
+    made = _with_database(settings, work)
+    print(f"{made.id} of owner {made.owner!r}; it is not shown again:", file=sys.stderr)
+    print(minted.text)
+
+
+def _new_key(options: argparse.Namespace) -> NewKey:
+    try:
+        return NewKey(
+            name=options.name,
+            scopes=options.scopes,
+            owner=options.owner,
+            expires_in_days=options.expires_in_days,
+        )
+    except ValidationError as error:
+        problems = [f"{part['loc'][0]}: {part['msg']}" for part in error.errors()]
+        raise Unprocessable("\n".join(problems)) from error
+
+
+def _list(settings: Settings, _: argparse.Namespace) -> None:
+    found = _with_database(settings, _all)
+    now = utc_now()
+    rows = [_COLUMNS, *(_row(key, now) for key in found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _revoke(settings: Settings, options: argparse.Namespace) -> None:
+    def work(database: Database) -> None:
+        with database.write() as connection:
+            revoke_key(connection, options.key, OPERATOR, utc_now())
+
+    _with_database(settings, work)
+
+
+def _make_signing_key(_: Settings, __: argparse.Namespace) -> None:
+    """Both halves on standard output; they are kept nowhere."""
+    # It takes a while to import, and only this command needs it.
+    from service.auth.signing import make_pair
+
+    pair = make_pair()
+    print(
+        "PRIVATE KEY: CMCL_SNAPSHOT_SIGNING_KEY of the service, and a secret. "
+        "PUBLIC KEY: access_public_key of the embeddings endpoint",
+        file=sys.stderr,
+    )
+    print(f"{pair.private}{pair.public}", end="")
+
+
+def _make_encryption_key(_: Settings, __: argparse.Namespace) -> None:
+    """On standard output; it is kept nowhere."""
+    print("CMCL_ENCRYPTION_KEY of the service, and a secret:", file=sys.stderr)
+    print(new_key())
+
+
+def _with_database(settings: Settings, work: Callable[[Database], T]) -> T:
+    """The service need not have run before: the tables are made."""
+    database = open_database(settings.database_url)
+    try:
+        upgrade(database)
+        return work(database)
+    finally:
+        database.close()
+
+
+def _all(database: Database) -> list[KeyRecord]:
+    found: list[KeyRecord] = []
+    with database.read() as connection:
+        while True:
+            page = keys.page(connection, None, found[-1].id if found else None, _PAGE)
+            found += page
+            if len(page) < _PAGE:
+                return found
+
+
+def _row(key: KeyRecord, now: datetime) -> tuple[str, ...]:
+    state = "valid" if key.is_valid(now) else "revoked" if key.revoked_at else "expired"
+    return (
+        *(key.id, key.name, key.owner, ",".join(sorted(key.scopes))),
+        *(_day(key.created_at), _day(key.expires_at), _day(key.last_used_at), state),
+    )
+
+
+def _day(moment: datetime | None) -> str:
+    return moment.strftime("%Y-%m-%d") if moment else "-"
+
+
+def _add_admin_commands(parser: argparse.ArgumentParser) -> None:
+    """rebuild; it sets `run`, which gets settings and options, and answers the exit status."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    rebuild = commands.add_parser(
+        "rebuild", help="restore a lost database from object storage", description=_REBUILD
+    )
+    rebuild.add_argument(
+        "--verify",
+        choices=("full", "manifests"),
+        default="full",
+        help="full: every byte of every file; manifests: of files, that they are there and how long",
+    )
+    rebuild.add_argument(
+        "--dry-run", action="store_true", help="look and report; the database is not touched"
+    )
+    rebuild.add_argument(
+        "--repair",
+        action="store_true",
+        help="put damaged versions in place again where a sound copy lies; without it, nothing is "
+        "written to object storage",
+    )
+    rebuild.add_argument("--json", action="store_true", help="the report as one JSON document")
+    rebuild.set_defaults(run=_rebuild)
+
+
+def _rebuild(settings: Settings, options: argparse.Namespace) -> int:
+    # It reads files and checks signatures, for which much is imported that the other commands do
+    # without.
+    from service.maintenance.rebuild.run import carry_out
+
+    return carry_out(settings, options)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The one place where the parts of the control plane are wired together."""
+"""Wires the parts of the control plane. The only module that does."""
 
 import logging
+import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -12,65 +13,62 @@ from fastapi import Depends, FastAPI
 from pydantic import SecretStr
 
 from cmcl.contract import DISTRIBUTION
-from service.api.dependencies import require_body_type
-from service.api.middleware.at_work import AtWork
-from service.api.middleware.authentication import Authentication
-from service.api.middleware.bodies import Bodies
-from service.api.middleware.hosts import Hosts
-from service.api.middleware.request_log import RequestLog
-from service.api.openapi import PROBLEMS, DescribedApp, operation_id
-from service.api.places import Places
-from service.api.problems import add_problem_handlers
-from service.api.routes import (
-    candidates,
+from service.api import (
+    canary,
     datasets,
-    description,
     events,
     jobs,
     keys,
     models,
+    openapi,
     operations,
     preflights,
     uploads,
     versions,
     webhooks,
 )
-from service.api.shares import FairSemaphore
+from service.api.authentication import Authentication, Hosts
+from service.api.bodies import Bodies
+from service.api.concurrency import ConcurrencyLimit
+from service.api.dependencies import require_body_type
+from service.api.fairness import FairSemaphore, UploadSlots
+from service.api.openapi import PROBLEMS, DescribedApp, operation_id
+from service.api.problems import add_problem_handlers
+from service.api.request_log import RequestLog
+from service.auth.authenticator import Authenticator, TokenVerifier
 from service.clock import Clock, utc_now
-from service.control.access.doorkeeper import Doorkeeper, TokenReader
-from service.control.announcer import Announcer
-from service.control.bell import Bell
-from service.control.context import Context
-from service.control.feed import Feed
-from service.control.preflights import PreflightRounds
-from service.control.reconcile import Reconciler
-from service.control.records.recorder import Recorder
-from service.control.sweep.sweeper import Sweeper
-from service.control.validation.apart import Apart, share_of_memory
-from service.control.validation.threads import DaemonThreads
-from service.control.validation.validations import Validations
-from service.control.webhooks.deliverer import Deliverer
-from service.control.webhooks.encryption import SecretCipher, encrypt_stored
-from service.control.webhooks.sender import Sender
+from service.context import Context
 from service.database.engine import Database, open_database
 from service.database.migrations import upgrade
+from service.datasets.subprocess_validator import SubprocessValidator, share_of_memory
+from service.datasets.validations import Validations
 from service.errors import DatabaseError
-from service.launchers.breaker import Breaker
-from service.launchers.driver import Driver
-from service.launchers.kuberay.pods import read_pod_templates
-from service.launchers.kuberay.resource import Site
+from service.events.feed import Feed
+from service.events.webhook_delivery import Deliverer
+from service.events.webhook_secrets import SecretCipher, encrypt_stored
+from service.events.webhook_sender import Sender
+from service.jobs.preflights import PreflightReconciler
+from service.jobs.reconciler import Reconciler
+from service.jobs.workqueue import DaemonThreads, WakeSignal
+from service.launchers.circuit_breaker import CircuitBreaker
+from service.launchers.kuberay.resource import Site, read_pod_templates
 from service.launchers.port import Launcher
-from service.launchers.ray.launcher import RayJobLauncher
-from service.observe.backlog import BacklogCollector
-from service.observe.database import MeteredDatabase
-from service.observe.figures import FiguresCollector
-from service.observe.happenings import Witness
-from service.observe.metered import MeteredLauncher, MeteredStore
-from service.observe.metrics import Metrics
-from service.observe.spans import Spans, open_spans
-from service.observe.training import TrainingCollector
-from service.observe.trials import TrialCollector
+from service.launchers.ray_jobs import Driver, RayJobLauncher
+from service.loops import Loop
+from service.maintenance.backup import BackupWriter
+from service.maintenance.gc import GarbageCollector
+from service.registry.announcer import Announcer
 from service.settings import Settings
+from service.telemetry.backlog import BacklogCollector
+from service.telemetry.event_observer import EventObserver
+from service.telemetry.instrumented import (
+    InstrumentedDatabase,
+    InstrumentedLauncher,
+    InstrumentedStore,
+)
+from service.telemetry.metrics import Metrics
+from service.telemetry.models import CanaryCollector, ModelCollector, TrainingCollector
+from service.telemetry.spans import NoSpans, Spans, is_asked_for
 from workers.storage.port import ObjectStore
 from workers.storage.uris import open_store
 
@@ -78,11 +76,11 @@ logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10.0
 
-# In the order in which the description of the API shows them.
+# In the order of the API description.
 _ROUTES = (
     models,
     versions,
-    candidates,
+    canary,
     uploads,
     datasets,
     jobs,
@@ -91,19 +89,17 @@ _ROUTES = (
     webhooks,
     keys,
     operations,
-    description,
+    openapi,
 )
 
-# Goes on until the event is set.
-Loop = Callable[[threading.Event], None]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What tests replace; None means the real thing, as the settings say.
+    """Parts that tests replace; None stands for the one that the settings describe.
 
-    With an `executor`, datasets are validated and candidates are judged there, within this process.
+    With an `executor`, datasets are validated and candidates are judged there, in this process.
     """
 
     store: ObjectStore | None = None
@@ -114,7 +110,7 @@ class Parts:
 
 
 def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
-    """The control plane. Its reconciler runs from the start of the server to its end."""
+    """Create the control plane. Its loops run from the start of the server until it stops."""
     context = create_context(settings, parts or Parts())
     reconciler = Reconciler(context)
     app = DescribedApp(
@@ -125,7 +121,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
         dependencies=[Depends(require_body_type)],
         responses=PROBLEMS,
         telemetry=context.metrics.spans.of_requests(),
-        # Ours are rendered once, and load nothing from elsewhere: routes/description.py.
+        # Served by `service.api.openapi`: rendered once, without scripts from elsewhere.
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -133,20 +129,22 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
     app.state.context = context
     app.state.reconciler = reconciler
     app.state.probes = operations.Probes()
-    app.state.rendered_metrics = operations.keep_metrics(context)
-    app.state.description = description.Description(app.openapi)
-    app.state.part_places = Places(settings.upload_parts_at_once)
+    app.state.rendered_metrics = operations.cached_metrics(context)
+    app.state.description = openapi.Description(app.openapi)
+    app.state.upload_slots = UploadSlots(settings.upload_parts_at_once)
     app.state.completions = FairSemaphore(
         *(uploads.COMPLETED_AT_ONCE, uploads.COMPLETED_AT_ONCE),
         uploads.COMPLETIONS_WAITING_OF_OWNER,
     )
     app.state.feed = Feed(context.database, is_stopping=events.is_server_stopping)
     context.metrics.round_age.set_function(reconciler.seconds_since_round)
+    # The lifespan adds the other loops, which run only with a server.
+    _watch(app, [reconciler])
     for module in _ROUTES:
         app.include_router(module.router)
     add_problem_handlers(app)
-    # Outermost last.
-    app.add_middleware(AtWork)
+    # The last one added is the outermost.
+    app.add_middleware(ConcurrencyLimit)
     app.add_middleware(
         Bodies,
         api=app,
@@ -154,41 +152,43 @@ def create_app(settings: Settings, parts: Parts | None = None) -> FastAPI:
         max_part_bytes=settings.upload_part_bytes_max,
     )
     hosts = Hosts(settings.allowed_hosts)
-    app.add_middleware(Authentication, doorkeeper=context.doorkeeper, hosts=hosts)
+    app.add_middleware(Authentication, authenticator=context.authenticator, hosts=hosts)
     app.add_middleware(RequestLog, metrics=context.metrics)
     return app
 
 
 def create_context(settings: Settings, parts: Parts) -> Context:
-    """The parts, with the newest form of the tables in place. The database is closed on any error."""
-    metrics, bell = Metrics(parts.spans or open_spans()), Bell()
+    """Create the parts and upgrade the tables. The database is closed on any error."""
+    metrics, wake_signal = Metrics(parts.spans or open_spans()), WakeSignal()
     opened = open_database(settings.database_url)
-    database = MeteredDatabase(opened, metrics, Witness(metrics, bell.ring))
+    database = InstrumentedDatabase(opened, metrics, EventObserver(metrics, wake_signal.notify))
     try:
-        # A newer release may have left tables that are no use here.
+        # Raises if a newer release left tables that this one cannot use.
         upgrade(database)
-        return _context(settings, parts, database, metrics, bell)
+        return _context(settings, parts, database, metrics, wake_signal)
     except BaseException:
         database.close()
         raise
 
 
 def _context(
-    settings: Settings, parts: Parts, database: Database, metrics: Metrics, bell: Bell
+    settings: Settings, parts: Parts, database: Database, metrics: Metrics, wake_signal: WakeSignal
 ) -> Context:
     metrics.registry.register(BacklogCollector(database, parts.clock))
-    metrics.registry.register(FiguresCollector(database, parts.clock))
+    metrics.registry.register(ModelCollector(database, parts.clock))
     metrics.registry.register(TrainingCollector(database, parts.clock))
-    metrics.registry.register(TrialCollector(database, parts.clock))
+    metrics.registry.register(CanaryCollector(database, parts.clock))
     return Context(
         settings=settings,
         database=database,
-        doorkeeper=Doorkeeper(settings, database, parts.clock, _tokens(settings)),
-        store=MeteredStore(parts.store or open_store(settings.store_uri), metrics),
-        launcher=Breaker(MeteredLauncher(parts.launcher or _launcher(settings), metrics)),
-        validations=_validations(settings, parts, bell),
+        authenticator=Authenticator(settings, database, parts.clock, _tokens(settings)),
+        store=InstrumentedStore(parts.store or open_store(settings.store_uri), metrics),
+        launcher=CircuitBreaker(
+            InstrumentedLauncher(parts.launcher or _launcher(settings), metrics)
+        ),
+        validations=_validations(settings, parts, wake_signal),
         threads=parts.executor or DaemonThreads("step"),
-        bell=bell,
+        wake_signal=wake_signal,
         announcer=_announcer(settings, metrics),
         metrics=metrics,
         clock=parts.clock,
@@ -200,20 +200,20 @@ def _announcer(settings: Settings, metrics: Metrics) -> Announcer:
     return Announcer(settings.embeddings_url, lambda outcome: count.labels(outcome).inc())
 
 
-def _tokens(settings: Settings) -> TokenReader | None:
+def _tokens(settings: Settings) -> TokenVerifier | None:
     if not settings.oidc_issuer or not settings.oidc_audience:
         return None
-    # Cryptography takes a while to import; most have no issuer.
-    from service.control.access.tokens import Tokens
+    # `cryptography` takes long to import, and most deployments have no issuer.
+    from service.auth.oidc import OidcTokens
 
-    return Tokens(settings.oidc_issuer, settings.oidc_audience, settings.oidc_owner_claim)
+    return OidcTokens(settings.oidc_issuer, settings.oidc_audience, settings.oidc_owner_claim)
 
 
-def _validations(settings: Settings, parts: Parts, bell: Bell) -> Validations:
+def _validations(settings: Settings, parts: Parts, wake_signal: WakeSignal) -> Validations:
     if parts.executor is not None:
-        return Validations(parts.executor, bell.ring)
-    apart = Apart(settings.validation_deadline_seconds, share_of_memory())
-    return Validations(DaemonThreads("validation"), bell.ring, apart)
+        return Validations(parts.executor, wake_signal.notify)
+    validator = SubprocessValidator(settings.validation_deadline_seconds, share_of_memory())
+    return Validations(DaemonThreads("validation"), wake_signal.notify, validator)
 
 
 def _launcher(settings: Settings) -> Launcher:
@@ -230,7 +230,7 @@ def _launcher(settings: Settings) -> Launcher:
 
 
 def _kuberay_launcher(settings: Settings) -> Launcher:
-    # Its client of Kubernetes takes half a second to import; most have no need of it.
+    # The Kubernetes client takes half a second to import, and most deployments do not need it.
     from service.launchers.kuberay.launcher import KubeRayLauncher
 
     site = Site(
@@ -255,14 +255,16 @@ def _kuberay_launcher(settings: Settings) -> Launcher:
 
 def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        context.doorkeeper.warn_without_keys()
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        context.authenticator.warn_without_keys()
         encrypt_stored(context.database, SecretCipher(context.settings.encryption_key))
         stop = threading.Event()
-        # Daemons: a call that hangs must not keep the process from ending. Nothing is lost.
+        loops = _loops(context, reconciler)
+        _watch(app, loops)
+        # Daemons: a call that hangs must not keep the process from exiting. No state is lost.
         threads = [
-            threading.Thread(target=loop, args=[stop], name=name, daemon=True)
-            for name, loop in _loops(context, reconciler).items()
+            threading.Thread(target=loop.run, args=[stop], name=loop.name, daemon=True)
+            for loop in loops
         ]
         for thread in threads:
             thread.start()
@@ -270,33 +272,42 @@ def _lifespan(context: Context, reconciler: Reconciler) -> Lifespan:
         stop.set()
         for thread in threads:
             thread.join(_STOP_SECONDS)
-        _leave(reconciler)
+        _release_leases(reconciler)
         context.close()
 
     return lifespan
 
 
-def _loops(context: Context, reconciler: Reconciler) -> dict[str, Loop]:
-    loops: dict[str, Loop] = {
-        "reconciler": reconciler.run,
-        "preflights": PreflightRounds(context).run,
-        "webhooks": _deliverer(context).run,
-        "sweeper": Sweeper(context).run,
-        "recorder": Recorder(context).run,
-    }
+def _loops(context: Context, reconciler: Reconciler) -> list[Loop]:
+    """All loops of this process."""
+    loops: list[Loop] = [
+        reconciler,
+        PreflightReconciler(context),
+        _deliverer(context),
+        GarbageCollector(context),
+        BackupWriter(context),
+    ]
     if context.settings.embeddings_url:
-        loops["announcer"] = context.announcer.run
+        loops.append(context.announcer)
     if context.settings.snapshot_signing_key is not None:
-        loops["keys"] = _snapshot_loop(context, context.settings.snapshot_signing_key)
+        loops.append(_snapshot_writer(context, context.settings.snapshot_signing_key))
     return loops
 
 
-def _snapshot_loop(context: Context, signing_key: SecretStr) -> Loop:
-    # Cryptography takes a while to import; most have no such key.
-    from service.control.access.signing import read_signing_key
-    from service.control.access.snapshot import SnapshotWriter
+def _watch(app: FastAPI, loops: list[Loop]) -> None:
+    """Let the probes and the metrics read the heartbeats of these loops."""
+    app.state.loops = loops
+    metrics: Metrics = app.state.context.metrics
+    for loop in loops:
+        metrics.loop_age.labels(loop.name).set_function(loop.age)
 
-    return SnapshotWriter(context, read_signing_key(signing_key.get_secret_value())).run
+
+def _snapshot_writer(context: Context, signing_key: SecretStr) -> Loop:
+    # `cryptography` takes long to import, and most deployments have no such key.
+    from service.auth.signing import read_signing_key
+    from service.maintenance.key_snapshot import SnapshotWriter
+
+    return SnapshotWriter(context, read_signing_key(signing_key.get_secret_value()))
 
 
 def _deliverer(context: Context) -> Deliverer:
@@ -308,9 +319,19 @@ def _deliverer(context: Context) -> Deliverer:
     )
 
 
-def _leave(reconciler: Reconciler) -> None:
-    """Without a database that answers, the leases run out by themselves."""
+def _release_leases(reconciler: Reconciler) -> None:
+    """Release the leases of models; if the database does not respond, they expire."""
     try:
         reconciler.stop()
     except DatabaseError as error:
-        logger.warning("leases were not given back: %s", error)
+        logger.warning("leases were not released: %s", error)
+
+
+def open_spans(environment: Mapping[str, str] = os.environ) -> Spans:
+    """Traces as the OTEL_* variables ask. Raises ValueError for an unsupported exporter."""
+    if not is_asked_for(environment):
+        return NoSpans()
+    # Slow to import, so only where traces are collected.
+    from service.telemetry.otel import OpenTelemetrySpans, exporter_named
+
+    return OpenTelemetrySpans(exporter_named(environment.get("OTEL_TRACES_EXPORTER", "otlp")))

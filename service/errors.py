@@ -1,25 +1,25 @@
-"""Errors of the control plane. Their HTTP status stands in one table, `service.api.problems`.
+"""Errors of the control plane. One table maps them to HTTP status, `service.api.problems`.
 
-    ServiceError                    anything we raise on purpose
+    ServiceError                    base class
     ├── Refused                     the request cannot be done as asked
     │   ├── NotFound                no such model, dataset, job or version
-    │   ├── Conflict                it contradicts what is there already
-    │   │   └── DatabaseBehind      object storage knows more than the database
+    │   ├── Conflict                it conflicts with the current state
+    │   │   └── StaleDatabase       object storage knows more than the database
     │   ├── Unprocessable           a field has a value that is not permitted
     │   ├── UnsupportedMediaType    the body is not declared as what is needed
     │   ├── BodyTooLarge            the body has more bytes than permitted
-    │   ├── BodyCutOff              the connection ended before the body did
+    │   ├── IncompleteBody          the connection ended before the body did
     │   ├── PreconditionFailed      it was changed since it was read (If-Match)
     │   ├── Unauthorized            no key, or none that is valid
     │   ├── Forbidden               the key does not permit it
-    │   └── TooManyRequests         more than the key's share
-    ├── NoRoom                      this machine's disk is full; a retry can help later
-    ├── IssuerUnavailable           who issues tokens did not answer; a retry can help
+    │   └── TooManyRequests         too many requests of one owner
+    ├── DiskFull                    this machine's disk is full; a retry can help later
+    ├── IssuerUnavailable           the token issuer did not respond; a retry can help
     └── DatabaseError
-        ├── DatabaseUnavailable     the database did not answer; a retry can help
+        ├── DatabaseUnavailable     the database did not respond; a retry can help
         └── WriteConflict           another transaction wrote the same unique value first
 
-The launchers' errors stand beside their port, `service.launchers.port`.
+The launchers' errors are beside their port, `service.launchers.port`.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FieldProblem:
-    """What is wrong with one field, in the user's words."""
+    """What is wrong with one field of a request."""
 
     field: str
     message: str
@@ -35,11 +35,11 @@ class FieldProblem:
 
 
 class ServiceError(Exception):
-    """Anything the control plane raises on purpose."""
+    """Base class of the errors that the control plane raises."""
 
 
 class Refused(ServiceError):
-    """The request cannot be done as asked. `fields` says where it is wrong, if somewhere."""
+    """The request cannot be done as asked. `fields` names the fields that are wrong, if any."""
 
     def __init__(self, message: str, *fields: FieldProblem) -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ class Conflict(Refused):
     """The request conflicts with the current state of the resource."""
 
 
-class DatabaseBehind(Conflict):
+class StaleDatabase(Conflict):
     """Object storage knows more than the database, which was lost or restored from an old dump."""
 
 
@@ -70,7 +70,7 @@ class BodyTooLarge(Refused):
     """The body has more bytes than permitted."""
 
 
-class BodyCutOff(Refused):
+class IncompleteBody(Refused):
     """The connection ended before the body did; nothing was kept of it."""
 
 
@@ -87,7 +87,7 @@ class Forbidden(Refused):
 
 
 class TooManyRequests(Refused):
-    """More requests than the key's share; `retry_after` seconds help."""
+    """Too many requests; retry after `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
@@ -95,11 +95,11 @@ class TooManyRequests(Refused):
 
 
 class IssuerUnavailable(ServiceError):
-    """Who issues tokens did not answer, so they cannot be checked; trying again can help."""
+    """The token issuer did not respond, so tokens cannot be verified; a retry can help."""
 
 
-class NoRoom(ServiceError):
-    """This machine's disk is full; trying again can help once there is room."""
+class DiskFull(ServiceError):
+    """This machine's disk is full; a retry can help once there is space."""
 
 
 class DatabaseError(ServiceError):
@@ -107,8 +107,8 @@ class DatabaseError(ServiceError):
 
 
 class DatabaseUnavailable(DatabaseError):
-    """The database did not answer; trying again can help."""
+    """The database did not respond; a retry can help."""
 
 
 class WriteConflict(DatabaseError):
-    """Another transaction wrote the same unique value first; reading again shows it."""
+    """Another transaction wrote the same unique value first; a new read shows it."""

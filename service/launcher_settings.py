@@ -1,5 +1,6 @@
-"""Settings of how attempts run: which launcher, how many ranks, what a driver and pods need."""
+"""Settings of the launcher: which one, how many ranks, what drivers and pods need."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -7,11 +8,26 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings
 
 from cmcl.contract.priority import Priority
-from service.launchers.kuberay.pods import read_pod_templates
-from service.launchers.kuberay.resource import RAY_VERSION
+from service.launchers.kuberay.resource import RAY_VERSION, read_pod_templates
 from service.launchers.labels import check_labels
-from service.launchers.runtime_env import check_runtime_env
 from service.setting_values import JsonObject, ServerAddress
+
+# The permitted fields. Ray's others are for a single process or for debugging.
+FIELDS = (
+    "working_dir",
+    "py_modules",
+    "excludes",
+    "pip",
+    "uv",
+    "conda",
+    "env_vars",
+    "worker_process_setup_hook",
+    "py_executable",
+    "image_uri",
+    "config",
+)
+
+_CODE = ("working_dir", "py_modules")
 
 
 class LauncherSettings(BaseSettings):
@@ -19,31 +35,34 @@ class LauncherSettings(BaseSettings):
 
     launcher: Literal["ray", "kuberay"] = Field(
         default="ray",
-        description="how attempts run: ray, as jobs of one Ray cluster, or kuberay, each as a RayJob with "
-        "a cluster of its own",
+        description="how attempts run: ray, as jobs on one Ray cluster, or kuberay, each as a RayJob with "
+        "its own cluster",
     )
     ray_address: ServerAddress = Field(
-        default="http://127.0.0.1:8265", description="Ray's dashboard, where jobs are submitted"
+        default="http://127.0.0.1:8265",
+        description="address of Ray's dashboard, where jobs are submitted",
     )
     ranks: int = Field(default=1, ge=1, description="training processes of one attempt")
     min_ranks: int | None = Field(
         default=None,
         ge=1,
-        description="ranks with which an attempt continues after it has lost some; with the launcher ray "
-        "it starts with so few as well where there is no room for all. By default it waits for all",
+        description="minimum ranks with which an attempt continues after losing some; with the ray "
+        "launcher it also starts with fewer if there is no room for all. Default: all ranks "
+        "are required",
     )
-    gpus_per_rank: float = Field(default=0, ge=0, description="GPUs that each rank asks for")
+    gpus_per_rank: float = Field(default=0, ge=0, description="GPUs for each rank")
     ranks_idle_seconds: float = Field(
         default=1800,
         ge=0,
-        description="ranks that stay on a Ray cluster leave after so long without an attempt, and "
-        "what they hold is free; 0: never",
+        description="ranks that stay on a Ray cluster exit and free their resources after this long "
+        "without an attempt; 0: never",
     )
     runtime_env: JsonObject[str, Any] = Field(
-        default={}, description="Ray's runtime environment of attempts, as a JSON object"
+        default={}, description="Ray runtime environment of attempts, as a JSON object"
     )
     job_labels: JsonObject[str, str] = Field(
-        default={}, description="labels of all attempts beside our own, as a JSON object of texts"
+        default={},
+        description="labels of all attempts in addition to our own, as a JSON object of strings",
     )
     driver_cpus: float = Field(
         default=0, ge=0, description="CPUs that the driver of a Ray job reserves"
@@ -58,53 +77,54 @@ class LauncherSettings(BaseSettings):
     )
     driver_node_labels: JsonObject[str, str] = Field(
         default={},
-        description="labels of the Ray nodes on which the driver of a Ray job may run, as a JSON "
-        "object of texts",
+        description="labels of the Ray nodes on which the driver of a Ray job may run, as a JSON object "
+        "of strings",
     )
-    kuberay_namespace: str = Field(default="default", description="where RayJobs are made")
+    kuberay_namespace: str = Field(default="default", description="namespace of the RayJobs")
     kuberay_image: str = Field(
-        default="", description="image of their pods; required with the launcher kuberay"
+        default="", description="image of their pods; required with the kuberay launcher"
     )
     kuberay_ray_version: str = Field(
         default=RAY_VERSION,
         pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$",
-        description="of Ray in that image",
+        description="Ray version in that image",
     )
     kuberay_release: str = Field(
         default="",
         max_length=63,
-        description="their label app.kubernetes.io/instance, by which those of several installations "
-        "can be told apart",
+        description="their label app.kubernetes.io/instance, which distinguishes several installations",
     )
     kuberay_owner: str = Field(
         default="",
-        description="ConfigMap in that namespace; when it is deleted, Kubernetes deletes them too",
+        description="ConfigMap in that namespace; when it is deleted, Kubernetes deletes the RayJobs too",
     )
-    kuberay_service_account: str = Field(default="default", description="of their pods")
+    kuberay_service_account: str = Field(
+        default="default", description="service account of their pods"
+    )
     kuberay_queue: str = Field(
         default="",
-        description="Kueue's LocalQueue in which they wait; without one they start at once",
+        description="Kueue LocalQueue in which they wait; without it they start at once",
     )
     kuberay_priority_classes: JsonObject[Priority, str] = Field(
         default={},
-        description="Kueue's WorkloadPriorityClass by the model's priority, as a JSON object with "
-        "low, normal and high; those left out have none",
+        description="Kueue WorkloadPriorityClass for each model priority, as a JSON object with low, "
+        "normal and high; a missing one means no class",
     )
     kuberay_ranks_per_pod: int = Field(default=1, ge=1, description="ranks that share a pod")
     kuberay_gpu_resource: str = Field(
-        default="nvidia.com/gpu", description="under which name pods ask for GPUs"
+        default="nvidia.com/gpu", description="resource name with which pods request GPUs"
     )
     kuberay_pod_template: Path | None = Field(
         default=None,
-        description="YAML file with pod templates `head` and `workers`, laid over ours, and `submitter`",
+        description="YAML file with pod templates `head` and `workers`, merged over ours, and `submitter`",
     )
     kuberay_submission_mode: Literal["HTTPMode", "K8sJobMode", "SidecarMode"] = Field(
-        default="HTTPMode", description="how KubeRay hands the command to Ray"
+        default="HTTPMode", description="how KubeRay submits the command to Ray"
     )
     kuberay_kept_seconds: int = Field(
         default=60,
         ge=0,
-        description="how long the pods of an attempt outlive its end, for their logs",
+        description="how long the pods of a finished attempt are kept, for their logs",
     )
 
     @field_validator("runtime_env")
@@ -146,7 +166,7 @@ class LauncherSettings(BaseSettings):
             if getattr(self, f"driver_{name}"):
                 raise ValueError(
                     f"CMCL_DRIVER_{name.upper()} is set, and a RayJob's driver has the head pod to "
-                    "itself: say in CMCL_KUBERAY_POD_TEMPLATE what that needs"
+                    "itself: set its resources in CMCL_KUBERAY_POD_TEMPLATE"
                 )
         try:
             read_pod_templates(self.kuberay_pod_template)
@@ -158,3 +178,34 @@ class LauncherSettings(BaseSettings):
     def fewest_ranks(self) -> int:
         """`min_ranks`, resolved."""
         return self.ranks if self.min_ranks is None else self.min_ranks
+
+
+def check_runtime_env(value: Mapping[str, Any]) -> None:
+    """Raises ValueError with a message for the operator."""
+    for name in value:
+        if name not in FIELDS:
+            raise ValueError(f"it has the field {name!r}; permitted are {', '.join(FIELDS)}")
+    _check_variables(value.get("env_vars", {}))
+    for name in _CODE:
+        for address in _addresses(name, value.get(name, [])):
+            # A folder would be one of the service's image, and be packed again for each attempt.
+            if "://" not in address:
+                raise ValueError(
+                    f"{name} has {address!r}; it must be an address that all nodes can read, such as "
+                    "s3://bucket/code.zip"
+                )
+
+
+def _check_variables(value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"env_vars is {value!r}; it must be an object of strings")  # noqa: TRY004
+    for name, text in value.items():
+        if not isinstance(text, str):
+            raise ValueError(f"env_vars.{name} is {text!r}; it must be a string, in quotes")  # noqa: TRY004
+
+
+def _addresses(name: str, value: Any) -> Iterator[str]:
+    for address in value if isinstance(value, list) else [value]:
+        if not isinstance(address, str):
+            raise ValueError(f"{name} has {address!r}; it must be an address")  # noqa: TRY004
+        yield address

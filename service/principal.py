@@ -1,27 +1,27 @@
-"""Who asks, and what they may do."""
+"""The authenticated caller and its permissions."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
-# Whose things are that nobody in particular made.
+# The owner of things created without one.
 DEFAULT_OWNER = "default"
-# In the place of an owner: all of them. No owner can be called so.
+# Means all owners. No owner can have this name.
 EVERY_OWNER = "*"
 
 
 class Scope(StrEnum):
-    """What a key permits. Each route asks for one."""
+    """A permission of a key. Each route requires one."""
 
-    READ = "read"  # look at models, datasets, jobs, versions, events
-    WRITE = "write"  # make models and branches, upload and post datasets
+    READ = "read"  # read models, datasets, jobs, versions, events
+    WRITE = "write"  # create models and branches, upload and post datasets
     TRAIN = "train"  # cancel, retry, approve, promote, roll back, policies, pre-flights
     ADMIN = "admin"  # keys, webhooks, deleting models and versions
-    EMBED = "embed"  # ask the embeddings endpoint
+    EMBED = "embed"  # use the embeddings endpoint
 
 
 @dataclass(frozen=True)
 class Principal:
-    """Somebody with a name for the history. `owner` is the tenant; None sees everybody's things."""
+    """An authenticated caller. `owner` is the tenant; None sees the things of all owners."""
 
     name: str
     owner: str | None
@@ -29,16 +29,16 @@ class Principal:
 
     @property
     def owns_as(self) -> str:
-        """The owner of what this principal makes."""
+        """The owner of what this principal creates."""
         return self.owner or DEFAULT_OWNER
 
     def sees(self, owner: str) -> bool:
-        """Whether things of that owner exist for this principal."""
+        """Whether this principal can see that owner's things."""
         return self.owner is None or self.owner == owner
 
 
 EVERY_SCOPE = frozenset(Scope)
 # The control plane itself.
 RECONCILER = Principal("reconciler", None, EVERY_SCOPE)
-# Whoever is on this machine, where no keys are asked for.
+# Anyone on this machine while auth is off.
 LOCAL = Principal("local", None, EVERY_SCOPE)

@@ -1,4 +1,4 @@
-"""Kinds of settings that need more than a type: how they are written, and what is permitted."""
+"""Types of settings with their own parsing and validation."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def _read_json(value: object) -> object:
     except ValueError as error:
         raise ValueError(f"it is not JSON: {error}") from error
     if not isinstance(read, dict):
-        raise ValueError('it is no JSON object, such as {"name": "value"}')  # noqa: TRY004
+        raise ValueError('it is not a JSON object, such as {"name": "value"}')  # noqa: TRY004
     return read
 
 
@@ -59,15 +59,15 @@ def _must_be_a_server(value: str) -> str:
 
 
 def _must_sign(value: SecretStr) -> SecretStr:
-    # Cryptography takes a while to import; most have no such key.
-    from service.control.access.signing import read_signing_key
+    # Slow to import, and most installations have no such key.
+    from service.auth.signing import read_signing_key
 
     read_signing_key(value.get_secret_value())
     return value
 
 
 def _must_encrypt(value: SecretStr) -> SecretStr:
-    from service.control.webhooks.encryption import read_keys
+    from service.events.webhook_secrets import read_keys
 
     read_keys(value.get_secret_value())
     return value

@@ -15,16 +15,16 @@ from enum import StrEnum
 
 
 class JobState(StrEnum):
-    """Where a job stands. Only the reconciler moves jobs, except for a user's cancel and retry."""
+    """The state of a job. Only the reconciler changes it, except for a user's cancel and retry."""
 
-    QUEUED = "queued"  # waits for its turn; nothing of it runs anywhere
+    QUEUED = "queued"  # waiting; nothing of it runs
     VALIDATING = "validating"  # its shards are being read and checked
-    SUBMITTING = "submitting"  # its attempt has a number and is being handed to the launcher
+    SUBMITTING = "submitting"  # its attempt has a number and is being submitted to the launcher
     RUNNING = "running"  # the launcher has accepted the attempt
     GATING = "gating"  # its candidate is complete and is being judged
-    HELD = "held"  # its candidate passed, and waits for somebody's approval
+    HELD = "held"  # its candidate passed and waits for manual approval
     PUBLISHED = "published"  # its candidate is a version of the model
-    REJECTED = "rejected"  # its candidate fell short of the policy; it is kept for a while
+    REJECTED = "rejected"  # its candidate violates the policy; it is kept for a while
     FAILED = "failed"  # no candidate; a user can retry
     CANCELLED = "cancelled"  # a user stopped it
 
@@ -34,22 +34,22 @@ class FailureReason(StrEnum):
 
     INVALID_DATASET = "invalid_dataset"  # the rows cannot be used; the dataset is quarantined
     STORAGE_UNAVAILABLE = "storage_unavailable"  # the shards could not be read in time
-    LAUNCHER_REFUSED = "launcher_refused"  # the cluster answered, and did not take the attempt
-    QUEUE_DEADLINE = "queue_deadline"  # the cluster took the attempt and never started it
+    LAUNCHER_REFUSED = "launcher_refused"  # the cluster refused the attempt
+    QUEUE_DEADLINE = "queue_deadline"  # the cluster accepted the attempt but never started it
     START_DEADLINE = "start_deadline"  # the attempt never reported progress
     RUN_DEADLINE = "run_deadline"  # the attempt did not end in time
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"  # each permitted attempt ended without a candidate
-    TRAINING_FAILED = "training_failed"  # the attempt says that another one would fail alike
-    STORE_DAMAGED = "store_damaged"  # what earlier datasets left is; the new one is not to blame
+    TRAINING_FAILED = "training_failed"  # the attempt reported a permanent failure
+    STORE_DAMAGED = "store_damaged"  # stored data of earlier datasets is damaged
     HEADS_TOO_LARGE = "heads_too_large"  # a replica of the endpoint could not hold the version
-    INVALID_CANDIDATE = "invalid_candidate"  # the candidate is damaged, or answers another question
+    INVALID_CANDIDATE = "invalid_candidate"  # the candidate is damaged or does not match its job
     DRIFT_TOO_LARGE = "drift_too_large"  # an earlier dataset's scores moved beyond the bound
     FORGETTING_TOO_LARGE = (
         "forgetting_too_large"  # earlier datasets lost more recall than permitted
     )
     GAIN_TOO_SMALL = "gain_too_small"  # the new dataset gained less recall than asked for
-    NOT_MEASURED = "not_measured"  # the policy asks for a figure that the candidate does not have
-    REJECTED_BY_HAND = "rejected_by_hand"  # somebody looked at it and said no
+    NOT_MEASURED = "not_measured"  # the policy needs a measurement that the candidate lacks
+    REJECTED_BY_HAND = "rejected_by_hand"  # a user rejected it
 
 
 LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
@@ -75,11 +75,10 @@ LEGAL_MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.CANCELLED: frozenset(),
 }
 
-# Nothing happens to these by itself. A user's retry takes a failed job out again, and an approval
-# by hand a rejected one.
+# Final, except that a user can retry a failed job and approve a rejected one.
 TERMINAL = frozenset({JobState.PUBLISHED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED})
 
-# One at a time per model: version t+1 grows from version t.
+# At most one per model: version t+1 is trained from version t.
 IN_FLIGHT = frozenset(
     {
         JobState.VALIDATING,
@@ -90,7 +89,7 @@ IN_FLIGHT = frozenset(
     }
 )
 
-# While judging, the outcome is a matter of milliseconds: there is nothing left to stop.
+# Not while gating: that takes milliseconds, and nothing runs that could be stopped.
 CANCELLABLE = frozenset(
     {
         JobState.QUEUED,
@@ -103,7 +102,7 @@ CANCELLABLE = frozenset(
 
 
 class IllegalMove(Exception):
-    """A move that the table does not list: a mistake in this program, never of a user."""
+    """A move that the table does not list: a bug, never a user's mistake."""
 
 
 def check_move(source: JobState, target: JobState) -> None:

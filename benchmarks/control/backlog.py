@@ -16,11 +16,11 @@ from sqlalchemy import insert
 from benchmarks.control.databases import spread
 from cmcl.contract.model import ModelSpec
 from service.app import Parts, create_context
-from service.control.context import Context
-from service.control.reconcile import Reconciler
+from service.context import Context
 from service.database.engine import Database
 from service.database.queries import models
 from service.database.tables import datasets, jobs
+from service.jobs.reconciler import Reconciler
 from service.launchers.port import LaunchState, LaunchStatus, Submission
 from service.settings import Settings
 from service.states import JobState

@@ -20,11 +20,13 @@ import httpx
 from benchmarks.control.databases import spread
 from cmcl.contract.model import ModelSpec
 from cmcl.ports import Ports
-from service.control.data.intake import Intake, NewDataset, accept_dataset
-from service.control.models.create import Limits, create_model
 from service.database.engine import open_database
 from service.database.migrations import upgrade
+from service.datasets.addresses import Intake
+from service.datasets.intake import accept_dataset
+from service.datasets.request import NewDataset
 from service.principal import LOCAL
+from service.registry.models import Limits, create_model
 
 _SPEC = ModelSpec(modalities={"image": 1280, "text": 384})
 _PREFIX = "s3://captures"

@@ -17,9 +17,9 @@ from cmcl.cli.options import (
     exact_version,
     from_options,
 )
-from cmcl.client import Agreement, Candidate, Client, Policy
+from cmcl.client import Agreement, Canary, Client, Policy
 from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import TrialPlan
+from cmcl.contract.rollout import CanaryPlan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,7 +70,7 @@ def set_candidate(  # noqa: PLR0913 - each term of a trial is an option
         min_overlap=min_overlap,
         promote_after=promote_after,
     )
-    plan = from_options(TrialPlan, {**_given(share=share, shadow=shadow), "rule": rule})
+    plan = from_options(CanaryPlan, {**_given(share=share, shadow=shadow), "rule": rule})
     with Client(url) as client:
         trial = client.set_candidate(name, number, plan, reason)
     say(f"{name}: version {trial.version} is on trial ({_seen_by(trial)})", trial, as_json)
@@ -135,7 +135,7 @@ def _changed(policy: Policy, terms: dict[str, Any], rule: dict[str, Any]) -> Gat
     return from_options(GatePolicy, {**kept, "rollout": merged})
 
 
-def _seen_by(trial: Candidate) -> str:
+def _seen_by(trial: Canary) -> str:
     return f"share {trial.share:g}, shadow {trial.shadow:g}"
 
 
@@ -146,7 +146,7 @@ _PAIRS: Columns[Agreement] = {
 }
 
 
-def _view(trial: Candidate) -> RenderableType:
+def _view(trial: Canary) -> RenderableType:
     seen = trial.observed
     values: dict[str, Cell] = {
         "version": trial.version,

@@ -53,7 +53,7 @@ from cmcl.client.errors import (
 from cmcl.client.registry import (
     Agreement,
     BranchOrigin,
-    Candidate,
+    Canary,
     Certificate,
     EvaluationRow,
     Live,
@@ -75,7 +75,7 @@ __all__ = [
     "Approval",
     "AsyncClient",
     "BranchOrigin",
-    "Candidate",
+    "Canary",
     "Certificate",
     "Client",
     "CmclError",

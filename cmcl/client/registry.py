@@ -148,7 +148,7 @@ class Observed(Answer):
     at: datetime | None = None
 
 
-class Candidate(Answer):
+class Canary(Answer):
     """The version on trial: who sees it, what ends the trial, and what was seen of it so far."""
 
     version: int

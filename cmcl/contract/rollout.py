@@ -72,7 +72,7 @@ class TrialTerms(Frozen):
                 )
 
 
-class TrialPlan(TrialTerms):
+class CanaryPlan(TrialTerms):
     """The terms of a trial that somebody begins."""
 
     @model_validator(mode="after")
@@ -81,7 +81,7 @@ class TrialPlan(TrialTerms):
         return self
 
 
-class Candidate(BaseModel):
+class Canary(BaseModel):
     """The trial as replicas see it. Unknown fields are ignored, as in `LivePointer`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cmcl.contract.modality import Frozen, ModalityPair, ModelName, Sha256
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.rollout import Candidate
+from cmcl.contract.rollout import Canary
 
 
 class FileEntry(Frozen):
@@ -192,7 +192,7 @@ class LivePointer(BaseModel):
         default=None, description="whose model it is; None: whoever may ask at all may ask for it"
     )
     retired: tuple[int, ...] = Field(default=(), description="versions that answer no more")
-    candidate: Candidate | None = Field(
+    candidate: Canary | None = Field(
         default=None, description="a version on trial beside the one that answers"
     )
 

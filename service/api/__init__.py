@@ -1,1 +1,1 @@
-"""HTTP only: parse, call `control`, answer. No decisions."""
+"""The HTTP API: parse, call the domain packages, answer."""

@@ -1,4 +1,4 @@
-"""All open connections of the server: how many each source may have, and which of them are closed first."""
+"""Open connections of the server: the limit for each source, and which are closed first."""
 
 import asyncio
 import time
@@ -7,52 +7,52 @@ from collections.abc import Hashable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Protocol
 
-from service.control.access.rates import client_network
+from service.auth.rate_limiter import client_network
 
-# For a whole head, from the first byte of the connection or the end of the answer before it. Also how long
-# an answer may lie without enough of it being taken.
+# Time for a whole request head, from the start of the connection or the end of the previous response. Also the time
+# without enough progress in reading a response.
 PATIENCE_SECONDS = 10.0
-# Of answers that clients have not taken, by owner (by source where there is no key), and of all.
+# Bytes of responses that clients have not read, by owner (by source without a key), and in total.
 _MOST_UNREAD_BYTES_OF_ONE = 16 << 20
 _MOST_UNREAD_BYTES = 64 << 20
 
 
 class Connection(Protocol):
-    """What is known of one."""
+    """A connection, as its bounds see it."""
 
     transport: asyncio.Transport
-    # Bytes of answers that its client has not taken, when it began to wait.
+    # Bytes of responses that its client had not read when it began to wait.
     unsent: int
 
     def owner_or_source(self) -> Hashable:
-        """By whom its unread answers are counted: the owner of the key, or the source without one."""
+        """To whom its unread bytes are counted: the owner of the key, or the source without one."""
 
     def has_progressed(self) -> bool:
-        """Whether the client took enough of its answer since the last time that it was asked."""
+        """Return whether the client read enough of its response since the last call."""
 
 
 class Connections:
-    """All open connections, oldest waiting one first. For use on the event loop alone."""
+    """All open connections. For use on the event loop alone."""
 
     def __init__(
         self, most: int, proxies: Sequence[str], patience_seconds: float = PATIENCE_SECONDS
     ) -> None:
         self._most = most
         self._patience_seconds = patience_seconds
-        # Half for one source address; requests of all clients of a proxy come from one.
+        # One source address gets half of all connections. A proxy has no such limit.
         self._share = max(1, most // 2)
         self._proxies = [ip_network(proxy) for proxy in proxies]
         self._sources: dict[Connection, str] = {}
         self._open: Counter[str] = Counter()
-        # By source and of all: since when each connection waits.
+        # Since when each connection waits for its client: all, and by source.
         self._waiting: dict[Connection, float] = {}
         self._waiting_of: dict[str, dict[Connection, None]] = {}
-        # Bytes of answers that the clients of waiting connections have not taken, and whose they are.
+        # Unread bytes of waiting connections, and to whom they are counted.
         self._unread: dict[Connection, tuple[Hashable, int]] = {}
         self._unread_of: Counter[Hashable] = Counter()
 
     def admit(self, connection: Connection, address: str) -> bool:
-        """Count a new connection. False where there is no room and no waiting one to close."""
+        """Count a new connection. False at the limit if no waiting connection can be closed."""
         source = self.source(address)
         has_all_of_its_share = bool(source) and self._open[source] >= self._share
         if has_all_of_its_share and not self._close_oldest(self._waiting_of.get(source, {})):
@@ -65,7 +65,7 @@ class Connections:
         return True
 
     def remove(self, connection: Connection) -> None:
-        """It is closed."""
+        """Remove a closed connection."""
         self.work(connection)
         source = self._sources.pop(connection, None)
         if source is None:
@@ -75,7 +75,7 @@ class Connections:
             del self._open[source]
 
     def wait(self, connection: Connection) -> None:
-        """From now on the next step is the client's."""
+        """The next step is the client's: the connection may be closed from now on."""
         source = self._sources.get(connection)
         if source is None:
             return
@@ -87,7 +87,7 @@ class Connections:
             self._bound_unread()
 
     def work(self, connection: Connection) -> None:
-        """The next step is ours."""
+        """The next step is the server's."""
         if self._waiting.pop(connection, None) is None:
             return
         source = self._sources[connection]
@@ -97,7 +97,7 @@ class Connections:
         self._count_unread(connection, None, 0)
 
     def close_expired(self) -> None:
-        """Close what has waited too long without progress."""
+        """Close connections that have waited too long without progress."""
         until = time.monotonic() - self._patience_seconds
         while self._waiting:
             connection, since = next(iter(self._waiting.items()))
@@ -110,7 +110,7 @@ class Connections:
                 connection.transport.abort()
 
     def _count_unread(self, connection: Connection, whose: Hashable, number: int) -> None:
-        """So many bytes of its answer are unread now."""
+        """Set the number of unread bytes of a connection."""
         counted_to, before = self._unread.pop(connection, (whose, 0))
         self._unread_of[counted_to] -= before
         if not self._unread_of[counted_to]:
@@ -120,10 +120,10 @@ class Connections:
             self._unread_of[whose] += number
 
     def _bound_unread(self) -> None:
-        """Close the connections that have waited longest, of those beyond their share, or of the one with most."""
+        """Close the connections that have waited longest, of the owner with the most unread bytes."""
         if not self._has_too_many_unread():
             return
-        # What was written at once was counted before the kernel had taken any of it.
+        # Counted when it was written; by now the kernel has taken some.
         for connection, (whose, _) in list(self._unread.items()):
             unread = connection.transport.get_write_buffer_size()
             self._count_unread(connection, whose, unread)
@@ -131,7 +131,7 @@ class Connections:
             most = max(self._unread_of, key=lambda whose: self._unread_of[whose])
             oldest, *others = [each for each, (whose, _) in self._unread.items() if whose == most]
             if not others:
-                # A single answer is as large as it is; its client has the time that all have.
+                # A single response may be large; its client has the usual time.
                 return
             self.remove(oldest)
             oldest.transport.abort()
@@ -149,7 +149,7 @@ class Connections:
         return True
 
     def source(self, address: str) -> str:
-        """As whose connection it counts; empty for a proxy, which has no share."""
+        """The source to which an address is counted; empty for a proxy."""
         network = client_network(address)
         return "" if self._is_proxy(address) or self._is_proxy(network) else network
 

@@ -1,31 +1,75 @@
-"""What routes ask for: the parts of the control plane, a page, a key."""
+"""Dependencies of routes: the principal and its scopes, the context, path parameters, idempotency keys, ETags."""
 
-import base64
-import binascii
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Header, Path, Query, Request
+from fastapi import Body, Depends, Header, Path, Query, Request, Security
+from fastapi.security import HTTPBearer, SecurityScopes
+from pydantic import Field
 
-from cmcl.contract.modality import NAME_PATTERN
-from service.api.access import Anybody
-from service.control.context import Context
-from service.control.data.intake import MOST_SHARDS
-from service.control.reconcile import Reconciler
-from service.errors import FieldProblem, Unprocessable, UnsupportedMediaType
-from service.principal import EVERY_OWNER
+from cmcl.contract.modality import NAME_PATTERN, Frozen
+from service.api.pagination import LARGEST_NUMBER
+from service.context import Context
+from service.datasets.request import MOST_SHARDS
+from service.errors import FieldProblem, Forbidden, Unprocessable, UnsupportedMediaType
+from service.loops import Loop
+from service.principal import EVERY_OWNER, Principal, Scope
 
-# The largest number that a column can hold.
-LARGEST_NUMBER = 2**31 - 1
+# Kubernetes calls these by the address of the pod.
+PROBES = frozenset({"/healthz", "/readyz"})
+# Has a key of its own: a scraper is not a user.
+METRICS = "/metrics"
+# All other paths need a key, also those that do not exist.
+OPEN_PATHS = frozenset(
+    {
+        *PROBES,
+        METRICS,
+        *("/openapi.json", "/docs", "/docs/start", "/docs/script", "/docs/style"),
+    }
+)
 
-# Of one list and of one object in a body: no route takes more.
+# For the API description alone: the middleware reads the header.
+_DESCRIBED = HTTPBearer(
+    scheme_name="bearer",
+    auto_error=False,
+    description="A key, `cmcl_...`, or a token of the configured issuer. Each operation names the "
+    "scope that it needs.",
+)
+
+
+async def get_principal(
+    request: Request, needed: SecurityScopes, _: Annotated[object, Security(_DESCRIBED)]
+) -> Principal:
+    """The principal of the request. Raises Forbidden without the scopes that the route requires."""
+    principal: Principal = request.state.principal
+    check_scopes(principal, needed.scopes)
+    return principal
+
+
+def check_scopes(principal: Principal, needed: Iterable[str]) -> None:
+    """Raises Forbidden for the first scope that is missing."""
+    for scope in needed:
+        if scope not in principal.scopes:
+            has = ", ".join(sorted(principal.scopes)) or "none"
+            raise Forbidden(f"this needs the scope {str(scope)!r}; your key has: {has}")
+
+
+AnyPrincipal = Annotated[Principal, Depends(get_principal)]
+Reader = Annotated[Principal, Security(get_principal, scopes=[Scope.READ])]
+Writer = Annotated[Principal, Security(get_principal, scopes=[Scope.WRITE])]
+Trainer = Annotated[Principal, Security(get_principal, scopes=[Scope.TRAIN])]
+Admin = Annotated[Principal, Security(get_principal, scopes=[Scope.ADMIN])]
+
+
+# Limits of one list and of one object in a body.
 _MOST_ITEMS = MOST_SHARDS
 _MOST_FIELDS = 100
 
 _JSON = "application/json"
-# What a route declares in its description if it takes its body as it comes.
+# Media type that a route declares if it streams its body.
 BYTES = "application/octet-stream"
 
 ModelPath = Annotated[str, Path(alias="model", pattern=NAME_PATTERN)]
@@ -34,12 +78,14 @@ JobPath = Annotated[str, Path(alias="job", pattern=r"^job-[0-9a-f]{12}$")]
 UploadPath = Annotated[str, Path(alias="upload", pattern=r"^up-[0-9a-f]{12}$")]
 VersionPath = Annotated[int, Path(alias="version", ge=1, le=LARGEST_NUMBER)]
 ModelQuery = Annotated[str | None, Query(alias="model", pattern=NAME_PATTERN)]
-Limit = Annotated[int, Query(ge=1, le=200, description="items of one page")]
+
+
+_TAG = re.compile(r'^"(\d{1,9})"$')
 
 
 @dataclass(frozen=True)
-class RequestKey:
-    """An idempotency key, where it was used, and for which body."""
+class IdempotencyKey:
+    """An idempotency key with its owner, its route, and the digest of the body."""
 
     owner: str
     key: str
@@ -48,22 +94,19 @@ class RequestKey:
 
 
 def get_context(request: Request) -> Context:
-    """The parts that `create_app` wired."""
+    """The context that `create_app` wired."""
     context: Context = request.app.state.context
     return context
 
 
-def get_reconciler(request: Request) -> Reconciler:
-    """The reconciler of this process."""
-    reconciler: Reconciler = request.app.state.reconciler
-    return reconciler
+def get_loops(request: Request) -> list[Loop]:
+    """The background loops of this process that run."""
+    loops: list[Loop] = request.app.state.loops
+    return loops
 
 
 async def require_body_type(request: Request) -> None:
-    """A body must say that it is what the route takes: the server does not guess.
-
-    Bytes are left to the route, which takes them as they come; JSON is small, and read whole here.
-    """
+    """Refuse a body without the media type of the route, and JSON with too many items."""
     route = request.scope.get("route")
     permitted = permitted_type(route)
     if permitted == _JSON and not await request.body():
@@ -78,36 +121,36 @@ async def require_body_type(request: Request) -> None:
 
 async def get_request_key(
     request: Request,
-    principal: Anybody,
+    principal: AnyPrincipal,
     key: Annotated[
         str | None,
         Header(
             alias="Idempotency-Key",
             pattern=r"^[\x21-\x7e]{1,255}$",
-            description="the same key with the same body is answered the same, and done once",
+            description="the same key with the same body runs once and returns the same response",
         ),
     ] = None,
-) -> RequestKey | None:
-    """The key that came with the request, if one did."""
+) -> IdempotencyKey | None:
+    """The idempotency key of the request, if it has one."""
     if key is None:
         return None
     fingerprint = hashlib.sha256(await request.body()).hexdigest()
-    # Of whoever sees everybody's things, an answer is no tenant's: it must not be repeated to one.
-    return RequestKey(
+    # The response of a principal that sees all owners must not be replayed to one of them.
+    return IdempotencyKey(
         principal.owner or EVERY_OWNER, key, f"{request.method} {request.url.path}", fingerprint
     )
 
 
 def permitted_type(route: object) -> str:
-    """The type of a route's body."""
+    """The media type of a route's body."""
     extra = getattr(route, "openapi_extra", None) or {}
     return BYTES if BYTES in extra.get("requestBody", {}).get("content", {}) else _JSON
 
 
 def _check_size(document: object) -> None:
-    """Raises Unprocessable for lists and objects that no route takes, before their items are validated.
+    """Raises Unprocessable for lists and objects beyond the limits, before their items are validated.
 
-    Each item that is wrong is an error of its own: 340,000 of them took 26 MB and seconds.
+    Each invalid item is an error of its own: 340,000 of them took 26 MB and seconds.
     """
     waiting = [document]
     while waiting:
@@ -125,47 +168,44 @@ def _check_size(document: object) -> None:
         waiting.extend(each for each in inner if isinstance(each, dict | list))
 
 
-def get_text_cursor(cursor: Annotated[str | None, Query()] = None) -> str | None:
-    """Where a page of names goes on."""
-    return None if cursor is None else _decoded(cursor)
+class Reason(Frozen):
+    """A reason, for the history."""
+
+    reason: str = Field(default="", max_length=500, pattern=r"^[^\x00]*$")
 
 
-def get_number_cursor(cursor: Annotated[str | None, Query()] = None) -> int | None:
-    """Where a page of numbered things goes on."""
-    if cursor is None:
-        return None
-    text = _decoded(cursor)
-    # By its length first: Python refuses to convert thousands of digits, and so do columns.
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_NUMBER))):
-        raise _foreign_cursor(cursor)
-    if int(text) > LARGEST_NUMBER:
-        raise _foreign_cursor(cursor)
-    return int(text)
-
-
-def encode_cursor(position: str | int) -> str:
-    """Opaque, so that nobody builds on what is inside."""
-    return base64.urlsafe_b64encode(str(position).encode()).decode().rstrip("=")
-
-
-def _decoded(cursor: str) -> str:
-    try:
-        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        text = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
-    except (ValueError, binascii.Error) as error:
-        raise _foreign_cursor(cursor) from error
-    if "\0" in text:
-        raise _foreign_cursor(cursor)
-    return text
-
-
-def _foreign_cursor(cursor: str) -> Unprocessable:
-    message = "give the next_cursor of an earlier page, unchanged"
-    return Unprocessable("unknown cursor", FieldProblem("cursor", message, cursor))
+# A request without a body gives no reason.
+ReasonBody = Annotated[Reason, Body(default_factory=Reason)]
 
 
 ContextDep = Annotated[Context, Depends(get_context)]
-ReconcilerDep = Annotated[Reconciler, Depends(get_reconciler)]
-RequestKeyDep = Annotated[RequestKey | None, Depends(get_request_key)]
-TextCursor = Annotated[str | None, Depends(get_text_cursor)]
-NumberCursor = Annotated[int | None, Depends(get_number_cursor)]
+LoopsDep = Annotated[list[Loop], Depends(get_loops)]
+IdempotencyKeyDep = Annotated[IdempotencyKey | None, Depends(get_request_key)]
+
+
+def etag(revision: int) -> dict[str, str]:
+    """The ETag header of a revision."""
+    return {"ETag": f'"{revision}"'}
+
+
+def get_seen_revision(
+    if_match: Annotated[
+        str | None,
+        Header(
+            alias="If-Match",
+            description="the ETag of an earlier response: 412 if the resource has changed since",
+            examples=['"3"'],
+        ),
+    ] = None,
+) -> int | None:
+    """The revision of If-Match; None without a condition."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    found = _TAG.match(if_match.strip())
+    if found is None:
+        message = 'give the ETag of an earlier response, with its quotes, for example "3"'
+        raise Unprocessable(message, FieldProblem("If-Match", message, if_match))
+    return int(found.group(1))
+
+
+SeenRevision = Annotated[int | None, Depends(get_seen_revision)]

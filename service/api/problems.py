@@ -1,4 +1,4 @@
-"""Every error as problem+json (RFC 9457), from ONE table."""
+"""Errors as problem+json (RFC 9457), from one table."""
 
 import json
 import math
@@ -16,14 +16,14 @@ from starlette.exceptions import HTTPException
 from cmcl.contract.errors import StorageUnavailable
 from cmcl.contract.modality import MODALITY_PATTERN, NAME_PATTERN
 from service.errors import (
-    BodyCutOff,
     BodyTooLarge,
     Conflict,
     DatabaseUnavailable,
+    DiskFull,
     FieldProblem,
     Forbidden,
+    IncompleteBody,
     IssuerUnavailable,
-    NoRoom,
     NotFound,
     PreconditionFailed,
     Refused,
@@ -38,7 +38,7 @@ from service.errors import (
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of problem: the status and the end of its type."""
+    """A kind of problem: status, end of the type URN, title."""
 
     status: int
     slug: str
@@ -57,7 +57,7 @@ KINDS: dict[type[Exception], Kind] = {
     WriteConflict: CONFLICT,
     Unprocessable: INVALID,
     UnsupportedMediaType: Kind(415, "unsupported-media-type", "Unsupported media type"),
-    BodyCutOff: Kind(400, "body-cut-off", "Incomplete request body"),
+    IncompleteBody: Kind(400, "incomplete-body", "Incomplete request body"),
     BodyTooLarge: Kind(413, "body-too-large", "Request body too large"),
     PreconditionFailed: Kind(412, "precondition-failed", "Precondition failed"),
     Unauthorized: Kind(401, "unauthorized", "Unauthorized"),
@@ -65,11 +65,11 @@ KINDS: dict[type[Exception], Kind] = {
     TooManyRequests: Kind(429, "too-many-requests", "Too many requests"),
     IssuerUnavailable: Kind(503, "issuer-unavailable", "Token issuer unavailable"),
     DatabaseUnavailable: Kind(503, "database-unavailable", "Database unavailable"),
-    NoRoom: Kind(507, "no-room", "Insufficient storage"),
+    DiskFull: Kind(507, "disk-full", "Insufficient storage"),
     StorageUnavailable: Kind(503, "storage-unavailable", "Object storage unavailable"),
 }
 
-# What the framework raises by itself.
+# Raised by the framework.
 FRAMEWORK: dict[int, Kind] = {
     400: MALFORMED,
     404: NOT_FOUND,
@@ -83,7 +83,7 @@ _PATTERNS = {
     r"^[0-9a-f]{64}$": "64 lower-case hexadecimal digits",
     **{
         rf"^{prefix}-[0-9a-f]{{12}}$": f"the id of {thing}, {prefix}- and 12 hexadecimal digits"
-        + (f"; GET /v1/{listed} has them" if listed else ", from the answer that began it")
+        + (f"; GET /v1/{listed} has them" if listed else ", from the response that created it")
         for prefix, thing, listed in (
             ("job", "a job", "jobs"),
             ("ds", "a dataset", "datasets"),
@@ -94,7 +94,7 @@ _PATTERNS = {
         )
     },
 }
-# Of a path that there is not: most often it is the other server's.
+# Detail for an unknown path, which is most often one of the other server.
 _ELSEWHERE = (
     "this is the control plane; embeddings, similarity, migration and collections are at the embeddings "
     "endpoint (CMCL_EMBEDDINGS_URL of the client, by default port 8001)"
@@ -102,7 +102,7 @@ _ELSEWHERE = (
 _LONGEST_VALUE = 200
 _LONGEST_MESSAGE = 1000
 _LONGEST_DETAIL = 4000
-# Of one answer. What is left out is counted.
+# Limits of one response. Omitted errors are counted.
 _MOST_ERRORS = 50
 _MOST_IN_DETAIL = 3
 _MOST_BYTES = 64 << 10
@@ -111,7 +111,7 @@ _BARE = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]*$")
 
 
 class ProblemField(BaseModel):
-    """What is wrong with one field."""
+    """An error of one field."""
 
     field: str = Field(examples=["shards[0].uri"])
     message: str
@@ -119,7 +119,7 @@ class ProblemField(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error in the form of RFC 9457."""
+    """An error (RFC 9457)."""
 
     type: str = Field(examples=["urn:cmcl:problem:not-found"])
     title: str
@@ -127,11 +127,13 @@ class Problem(BaseModel):
     detail: str
     instance: str = Field(description="path of the request")
     errors: list[ProblemField] = []
-    more_errors: int = Field(default=0, description="errors that are not in `errors`")
+    more_errors: int = Field(
+        default=0, description="number of errors that are omitted from `errors`"
+    )
 
 
 class ProblemResponse(JSONResponse):
-    """ASCII only: a request may quote half a surrogate pair, which UTF-8 could not carry back."""
+    """Problem response in ASCII: a request may contain half a surrogate pair, which UTF-8 cannot encode."""
 
     media_type = "application/problem+json"
 
@@ -147,7 +149,7 @@ def problem(
     fields: Sequence[FieldProblem] = (),
     headers: Mapping[str, str] | None = None,
 ) -> ProblemResponse:
-    """The response for a problem of that kind: with 50 of its fields, and 64 KiB, at most."""
+    """Create the response for a problem, with at most 50 fields and 64 KiB."""
     quoted = [_quoted(field) for field in fields[:_MOST_ERRORS]]
     while True:
         body = Problem(
@@ -162,12 +164,12 @@ def problem(
         response = ProblemResponse(body.model_dump(), kind.status, headers=headers)
         if len(response.body) <= _MOST_BYTES:
             return response
-        # Characters beyond ASCII take six bytes each. Without any field there is always room.
+        # A character beyond ASCII takes six bytes. Without fields it always fits.
         quoted = quoted[: len(quoted) // 2]
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Everything the API can raise becomes a problem."""
+    """Register handlers that turn every error into a problem."""
     for error in KINDS:
         app.add_exception_handler(error, _ours)
     app.add_exception_handler(ServiceError, _ours)
@@ -180,7 +182,7 @@ async def _ours(request: Request, error: Exception) -> ProblemResponse:
 
 
 def refusal(error: Exception, path: str) -> ProblemResponse:
-    """The response for anything of KINDS that was raised."""
+    """The response for an error of KINDS."""
     kind = next((KINDS[cls] for cls in type(error).__mro__ if cls in KINDS), INTERNAL)
     fields = error.fields if isinstance(error, Refused) else ()
     return problem(kind, str(error), path, fields, _headers(kind, error))
@@ -217,14 +219,14 @@ async def _invalid(request: Request, error: RequestValidationError) -> ProblemRe
 
 
 def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
-    """One of pydantic's errors, which come as untyped dictionaries."""
+    """Convert one of pydantic's errors, which are untyped dictionaries."""
     location = tuple(error["loc"])
     value = None if error["type"] == "missing" else error.get("input")
-    return FieldProblem(_path(location[1:]) or str(location[0]), _words(error), value)
+    return FieldProblem(_path(location[1:]) or str(location[0]), _message(error), value)
 
 
-def _words(error: Mapping[str, object]) -> str:
-    """The validator's message, or better words where it quotes a regular expression."""
+def _message(error: Mapping[str, object]) -> str:
+    """The validator's message, or a description in place of a regular expression."""
     context = error.get("ctx")
     if error["type"] == "string_pattern_mismatch" and isinstance(context, dict):
         permitted = _PATTERNS.get(str(context.get("pattern")))
@@ -259,7 +261,7 @@ def _cut(text: str, longest: int) -> str:
 
 
 def _quotable(value: object) -> str | int | float | bool | None:
-    """A value that JSON can carry back, and no more of it than a reader needs."""
+    """A value that JSON has, shortened."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, float) and math.isfinite(value):

@@ -1,17 +1,17 @@
-"""The HTTP server: uvicorn, with a bound for heads, idle connections and clients that stop reading.
+"""The HTTP server: uvicorn, with bounds on request heads, idle connections and clients that stop reading.
 
-uvicorn itself bounds none of these. A head may grow without end, a connection that never finishes one
-stays open for ever, and so does one whose client does not take its answer.
+uvicorn itself bounds none of these: a head may grow without end, and a connection that never finishes one, or whose
+client does not read its response, stays open.
 
-A connection *waits* while the next step is the client's: to finish a head, or to take what was written.
-Waiting connections are the ones that can be closed at any time. They are closed after `PATIENCE_SECONDS`
-without progress, and the oldest of them makes room for a new one where the limit is reached. So a flood of
-unfinished heads pushes out itself, and not a client that sends a whole head at once.
+A connection *waits* while the next step is the client's: to finish a head, or to read what was written. Waiting
+connections may be closed at any time. They are closed after `PATIENCE_SECONDS` without progress, and at the limit the
+oldest of them is closed for a new one. So a flood of unfinished heads displaces itself, and not a client that sends a
+whole head at once.
 
-The event loop is shared by source address. What one connection can cost in one turn of the loop is bounded,
-in bytes read and in callbacks of the parser (a chunk of one byte costs as much as one of 32 KiB), and all
-connections of a source together get one such step in each turn: a read, or the start of a request. uvicorn
-handles all that has arrived on all connections before it looks at the next one.
+The event loop is shared by source address. The cost of one connection per iteration is bounded, in bytes read and in
+callbacks of the parser (a chunk of one byte costs as much as one of 32 KiB), and all connections of a source together
+get one such step per iteration: a read, or the start of a request. uvicorn alone handles all that has arrived on one
+connection before the next.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from uvicorn.server import ServerState
 
 from service.api.connections import PATIENCE_SECONDS, Connections
-from service.api.shares import LoopScheduler, Step
+from service.api.fairness import LoopScheduler, Step
 from service.principal import EVERY_OWNER, Principal
 from service.settings import Settings
 
@@ -40,49 +40,49 @@ logger = logging.getLogger(__name__)
 
 # Request line and headers together. Tokens of an issuer have 8 KiB at most.
 _HEAD_BYTES = 32 << 10
-# Of one connection, read at once: as much lies in memory for each of thousands that send at the same time.
+# Bytes read from one connection at once: thousands of connections may hold as many at the same time.
 _READ_BYTES = 32 << 10
 # Callbacks of the parser in one step of a connection, and the bytes that are parsed between two looks at them.
 _MOST_CALLBACKS = 256
 _PARSED_BYTES = 4 << 10
 _PROGRESS_BYTES = 64 << 10
-# Requests that a client may send before the answer to the first one. Each costs about 2 KiB.
+# Requests that a client may send before the first response. Each costs about 2 KiB.
 _MOST_PIPELINED = 16
-# Descriptors that are no connections of clients: database, log, object storage, child processes.
+# File descriptors for other uses: database, log, object storage, child processes.
 _OTHER_DESCRIPTORS = 256
-# Accepted in one turn of the event loop at most, and queued in the kernel.
+# Connections accepted per iteration of the event loop at most, and queued in the kernel.
 _BACKLOG = 1024
 _GRACEFUL_SECONDS = 10
 _FEWEST = 16
 
 
 class _State(ServerState):
-    """What uvicorn hands to every connection."""
+    """State that uvicorn passes to every connection."""
 
     def __init__(self, bounded: Connections) -> None:
         super().__init__()
         self.bounded = bounded
         self.shares = LoopScheduler()
-        # What is read is copied or parsed before the next read.
+        # Shared: what is read is copied or parsed before the next read.
         self.buffer = bytearray(_READ_BYTES)
 
 
 class _Flow(FlowControl):
-    """Reads while uvicorn wants more and the connection does not wait for its share of the loop."""
+    """Flow control that also pauses a connection until its next share of the event loop."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__(transport)
         self._is_held = False
 
     def hold(self) -> None:
-        """Stop reading until `let_go`."""
+        """Pause reading until `resume`."""
         if not self._is_held:
             self._is_held = True
             if not self.read_paused:
                 self._transport.pause_reading()
 
-    def let_go(self) -> None:
-        """Read again, if uvicorn wants more."""
+    def resume(self) -> None:
+        """Resume reading, if uvicorn wants more."""
         if self._is_held:
             self._is_held = False
             if not self.read_paused:
@@ -102,10 +102,9 @@ class _Flow(FlowControl):
 
 
 class BoundedHttp(asyncio.BufferedProtocol):
-    """One connection for uvicorn's server: reads at most `_READ_BYTES` at once.
+    """Protocol of one connection that reads at most `_READ_BYTES` at once.
 
-    A protocol of its own, because uvloop hands 250 KB at once to anything that is an `asyncio.Protocol`, and
-    up to 32 times in a row.
+    A buffered protocol, because uvloop passes 250 KB at once to an `asyncio.Protocol`, up to 32 times in a row.
     """
 
     def __init__(self, server_state: ServerState, **options: Any) -> None:
@@ -124,7 +123,7 @@ class BoundedHttp(asyncio.BufferedProtocol):
 
 
 class Http(HttpToolsProtocol):
-    """HTTP on one connection, with bounds and a note of who makes the next step."""
+    """HTTP on one connection, with bounds, and with the side that makes the next step."""
 
     flow: _Flow
 
@@ -132,14 +131,14 @@ class Http(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         state = cast("_State", self.server_state)
         self._bounded, self._shares = state.bounded, state.shares
-        # Whose share of the loop it uses; behind a proxy, each connection has one.
+        # Whose share of the event loop it uses; behind a proxy, each connection has its own.
         self._source: Hashable = self
-        # Of the head that has begun and not ended, and how many have ended.
+        # Bytes of the unfinished head, and the number of finished ones.
         self._head_bytes = 0
         self._heads = 0
         self._is_in_head = True
         self._callbacks = 0
-        # Was read, and is not parsed yet.
+        # Read and not parsed yet.
         self._unparsed = b""
         self._answering: RequestResponseCycle | None = None
         self.unsent = 0
@@ -152,17 +151,17 @@ class Http(HttpToolsProtocol):
         if not self._bounded.admit(self, address):
             self.transport.abort()
             return
-        # uvloop starts to read after this, even if reading was paused before.
+        # uvloop starts to read after this call, even if reading was paused.
         self.loop.call_soon(self._wait_for_share, self._read_on)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._bounded.remove(self)
         self._unparsed = b""
-        # uvicorn says so to the last request alone; the one at work may be an earlier one.
+        # uvicorn notifies the last request only; the active one may be an earlier one.
         for cycle in (self._answering, self.cycle):
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True
-        # What requests do about it costs time as well: a thousand streams may end at the same moment.
+        # Requests spend time on it as well: a thousand streams may end at the same time.
         self._shares.submit(self._source, partial(self._forget, exc))
 
     def _forget(self, exc: Exception | None) -> None:
@@ -171,7 +170,7 @@ class Http(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse as much of it as is a step; the rest, and what comes after it, wait for further steps."""
+        """Parse one step of it; the rest waits for further steps."""
         self._unparsed += data
         self._parse()
 
@@ -185,7 +184,7 @@ class Http(HttpToolsProtocol):
         self._wait_for_share(self._parse if self._unparsed else self._read_on)
 
     def _parse_piece(self) -> None:
-        """Feed the parser a piece that cannot pass the bound of a head, and count it if it is in a head alone."""
+        """Feed the parser a piece within the bound of a head, and count it if it is all head."""
         was_in_head, heads = self._is_in_head, self._heads
         room = min(_PARSED_BYTES, _HEAD_BYTES - self._head_bytes)
         piece, self._unparsed = self._unparsed[:room], self._unparsed[room:]
@@ -198,12 +197,12 @@ class Http(HttpToolsProtocol):
             self._refuse(431, f"The head has more than {_HEAD_BYTES} bytes.")
 
     def _read_on(self) -> None:
-        # The first step of a connection is planned before it is known whether there is something to parse.
+        # The first step is scheduled before it is known whether there is something to parse.
         if not self._unparsed:
-            self.flow.let_go()
+            self.flow.resume()
 
     def _wait_for_share(self, step: Step) -> None:
-        """Take the next step with the next share of its source; nothing is read until then."""
+        """Run the next step with the next share of the source; reading is paused until then."""
         if not self._shares.submit(self._source, step):
             self.flow.hold()
 
@@ -237,7 +236,7 @@ class Http(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         if self._answering is not None:
-            # What came of a body that was not read would lie there until the next request.
+            # The rest of a body that was not read would stay in memory until the next request.
             self._answering.body.clear()
         super().on_response_complete()
         if self.cycle.response_complete:
@@ -256,13 +255,13 @@ class Http(HttpToolsProtocol):
         self._refuse(400, msg)
 
     def owner_or_source(self) -> Hashable:
-        """By whom its unread answers are counted: the owner of the key, or the source without one."""
+        """See Connection."""
         scope: Any = self._answering.scope if self._answering else {}
         principal: Principal | None = scope.get("state", {}).get("principal")
         return self._source if principal is None else principal.owner or EVERY_OWNER
 
     def has_progressed(self) -> bool:
-        """Whether the client took enough of its answer since the last time that it was asked."""
+        """See Connection."""
         before, self.unsent = self.unsent, self.transport.get_write_buffer_size()
         return before - self.unsent >= _PROGRESS_BYTES
 
@@ -270,8 +269,8 @@ class Http(HttpToolsProtocol):
         self.unsent = self.transport.get_write_buffer_size()
         self._bounded.wait(self)
 
-    def _refuse(self, status: int, words: str) -> None:
-        """Answer and close; without an answer where another one is under way."""
+    def _refuse(self, status: int, message: str) -> None:
+        """Respond and close; without a response if another one has started."""
         if self.transport.is_closing():
             return
         if self.cycle is not None and not self.cycle.response_complete:
@@ -280,9 +279,9 @@ class Http(HttpToolsProtocol):
         head = (
             b"x-cmcl-server: control-plane\r\n"
             b"content-type: text/plain; charset=utf-8\r\n"
-            b"content-length: %d\r\nconnection: close\r\n\r\n" % len(words)
+            b"content-length: %d\r\nconnection: close\r\n\r\n" % len(message)
         )
-        self.transport.write(STATUS_LINE[status] + head + words.encode("ascii"))
+        self.transport.write(STATUS_LINE[status] + head + message.encode("ascii"))
         self.transport.close()
 
 
@@ -295,7 +294,7 @@ class Server(uvicorn.Server):
         self._connections = connections
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
+        """Called ten times a second."""
         self._connections.close_expired()
         return await super().on_tick(counter)
 
@@ -306,21 +305,21 @@ def make_server(
     log_config: dict[str, Any] | None = None,
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> Server:
-    """The server for `app`; its `run()` serves until a signal ends it."""
+    """Create the server for `app`; its `run()` serves until a signal stops it."""
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        # asyncio takes either kind of protocol, and uvicorn hands it on.
+        # asyncio accepts either kind of protocol, and uvicorn passes it on.
         http=cast("type[asyncio.Protocol]", BoundedHttp),
         ws="none",
         backlog=_BACKLOG,
-        # Also where uvicorn's own variable says something else: there is one place for settings.
+        # Overrides uvicorn's own environment variable: settings have one source.
         forwarded_allow_ips=list(settings.trusted_proxies),
         log_config=log_config,
         access_log=False,
         server_header=False,
-        # A client that takes nothing any more would keep the process from ending for ever.
+        # A client that stops reading would keep the process from exiting.
         timeout_graceful_shutdown=_GRACEFUL_SECONDS,
     )
     most = _with_descriptors_for(settings.max_connections)
@@ -328,7 +327,7 @@ def make_server(
 
 
 def _with_descriptors_for(most: int) -> int:
-    """Raise the soft limit of descriptors as far as needed: how many connections there may be then."""
+    """Raise the soft limit of file descriptors as needed, and return the number of connections it permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = most + _OTHER_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -338,7 +337,7 @@ def _with_descriptors_for(most: int) -> int:
         return most
     fewer = max(_FEWEST, soft - _OTHER_DESCRIPTORS)
     logger.warning(
-        "CMCL_MAX_CONNECTIONS is %d, and this process may open %d files: %d connections are taken",
+        "CMCL_MAX_CONNECTIONS is %d, and this process may open %d files: accepting %d connections",
         *(most, soft, fewer),
     )
     return fewer

@@ -1,4 +1,4 @@
-"""Bodies that are too large for memory: to a file on this machine as they come, with their digest."""
+"""Spool bodies that are too large for memory to a file, with their digest."""
 
 import base64
 import binascii
@@ -18,11 +18,11 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from cmcl.contract.pace import Pace
-from service.errors import BodyCutOff, FieldProblem, NoRoom, Unprocessable
+from service.errors import DiskFull, FieldProblem, IncompleteBody, Unprocessable
 
-# What is written at once: small enough to be held many times, large enough to be worth a thread.
+# Written at once: small enough for many at a time, large enough to be worth a thread.
 _BLOCK_BYTES = 1 << 20
-# Without a byte for so long, a client is gone, whatever its connection says: others wait for its place.
+# A client that sends no byte for so long is treated as gone: others need its slot.
 _PATIENCE_SECONDS = 20.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*(?=,|;|$)")
@@ -30,7 +30,7 @@ _SHA256 = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):\s*(?=,|;|$)")
 
 @dataclass(frozen=True)
 class Spooled:
-    """A body in a file, which is gone once the request is over."""
+    """A body in a file, which is removed after the request."""
 
     path: Path
     bytes: int
@@ -38,7 +38,7 @@ class Spooled:
 
 
 class Spool:
-    """Takes a body in pieces of any size. Raises NoRoom on a full disk."""
+    """Writes a body of pieces of any size. Raises DiskFull."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -47,13 +47,13 @@ class Spool:
         self.bytes = 0
 
     async def add(self, data: bytes) -> None:
-        """The next bytes."""
+        """Add bytes."""
         self._waiting += data
         if len(self._waiting) >= _BLOCK_BYTES:
             await self._write()
 
     async def finish(self) -> str:
-        """Everything is in the file: the digest of it."""
+        """Write the rest, and return the digest."""
         await self._write()
         return self._digest.hexdigest()
 
@@ -70,14 +70,14 @@ class Spool:
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            raise NoRoom("the disk of the service is full; try again later") from error
+            raise DiskFull("the disk of the service is full; retry later") from error
 
 
 @asynccontextmanager
 async def spooled(
     request: Request, patience_seconds: float = _PATIENCE_SECONDS
 ) -> AsyncIterator[Spooled]:
-    """The request's body in a file. Raises BodyCutOff, BodyTooLarge, NoRoom, Unprocessable."""
+    """Spool the body of the request. Raises IncompleteBody, BodyTooLarge, DiskFull, Unprocessable."""
     with NamedTemporaryFile(prefix="cmcl-upload-") as file:
         spool = Spool(file)
         pace = Pace(patience_seconds)
@@ -89,9 +89,9 @@ async def spooled(
 
 
 async def in_time(pieces: AsyncIterator[bytes], pace: Pace) -> AsyncIterator[bytes]:
-    """The pieces of a body. Raises BodyCutOff where they come more slowly than the pace.
+    """Yield the pieces of a body. Raises IncompleteBody if they arrive more slowly than the pace.
 
-    Only the time in which a piece is waited for counts, not that in which it is written.
+    Only the time spent waiting for a piece counts, not the time spent writing it.
     """
     waited, arrived = 0.0, 0
     patience, rate = pace.patience_seconds, pace.bytes_per_second
@@ -102,11 +102,11 @@ async def in_time(pieces: AsyncIterator[bytes], pace: Pace) -> AsyncIterator[byt
                 piece = await anext(pieces, None)
         except TimeoutError as error:
             message = (
-                f"{arrived} bytes of the body came in {waited + current_time() - before:.1f} s, and no more: "
+                f"{arrived} bytes of the body arrived in {waited + current_time() - before:.1f} s, then none: "
                 f"permitted are {patience:g} s without a byte, and {patience:g} s more "
                 f"than {rate} bytes/s take; send it again"
             )
-            raise BodyCutOff(message) from error
+            raise IncompleteBody(message) from error
         if piece is None:
             return
         waited += current_time() - before
@@ -115,19 +115,19 @@ async def in_time(pieces: AsyncIterator[bytes], pace: Pace) -> AsyncIterator[byt
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises BodyCutOff where it ends too early."""
+    """Stream the body. Raises IncompleteBody if it ends early."""
     try:
         async for piece in request.stream():
             yield piece
     except ClientDisconnect as error:
-        raise BodyCutOff("the connection ended before the body did") from error
+        raise IncompleteBody("the connection ended before the body did") from error
 
 
 def _check_promises(request: Request, size: int, digest: str) -> None:
-    """What the headers said of the body."""
+    """Check the body against Content-Length and Content-Digest."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) != size:
-        raise BodyCutOff(f"{size} bytes arrived, the Content-Length is {declared}")
+        raise IncompleteBody(f"{size} bytes arrived, the Content-Length is {declared}")
     promised = _promised_digest(request.headers.get("content-digest"))
     if promised is not None and promised != digest:
         message = f"the body's SHA-256 is {digest}, Content-Digest says {promised}; send it again"
@@ -135,7 +135,7 @@ def _check_promises(request: Request, size: int, digest: str) -> None:
 
 
 def _promised_digest(header: str | None) -> str | None:
-    """The SHA-256 in a Content-Digest (RFC 9530); other algorithms are passed over, as it says."""
+    """The SHA-256 in a Content-Digest (RFC 9530); other algorithms are ignored, as it requires."""
     if header is None or "sha-256" not in header.lower():
         return None
     found = _SHA256.search(header)

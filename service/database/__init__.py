@@ -1,1 +1,1 @@
-"""Everything about rows: tables, migrations, and every query as one function."""
+"""The database: tables, migrations, and every query as one function."""

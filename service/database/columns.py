@@ -1,4 +1,4 @@
-"""What the tables are made of: one set of metadata, and the kinds of columns and indices."""
+"""Metadata of the tables, column types and indices."""
 
 from datetime import UTC, datetime
 
@@ -16,7 +16,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-# Constraints have names of their own, so that later migrations can speak of them everywhere.
+# Names for constraints, so that migrations can refer to them on both databases.
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -28,49 +28,49 @@ metadata = MetaData(
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment. SQLite keeps no time zone, so UTC is what is written and what is assumed."""
+    """A time with time zone. SQLite stores none, so values are written and read as UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Into the database; a moment without a time zone is refused."""
+        """Convert for the database. Raises ValueError without a time zone."""
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError("a moment without a time zone cannot be stored")
+            raise ValueError("a time without a time zone cannot be stored")
         utc = value.astimezone(UTC)
         return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Out of the database, in UTC."""
+        """Convert from the database, in UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class Words(TypeDecorator[str]):
-    """What others said about themselves. PostgreSQL takes no NUL, and the end of a log may have one."""
+class SanitizedText(TypeDecorator[str]):
+    """Text from outside, such as the end of a log, without the NUL that PostgreSQL refuses."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """Into the database."""
+        """Convert for the database."""
         return value if value is None else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def json_column(name: str, *, nullable: bool) -> Column[object]:
-    """A column for what JSON can say; None is a null of the database."""
+    """A JSON column; None is stored as NULL."""
     return Column(name, JSON(none_as_null=True), nullable=nullable)
 
 
-# SQLite counts up by itself in columns of exactly this type only.
+# SQLite increments only columns of exactly this type.
 Counter = BigInteger().with_variant(Integer, "sqlite")
 
 
-def index_of_some(
+def partial_index(
     name: str, where: ColumnElement[bool], *columns: str, is_unique: bool = False
 ) -> Index:
-    """An index of the rows that are still to be looked after: as small as they are few."""
+    """A partial index, of the rows that still need work."""
     return Index(name, *columns, unique=is_unique, sqlite_where=where, postgresql_where=where)

@@ -1,7 +1,7 @@
-"""Transactions on SQLite or PostgreSQL, with the same promises on both.
+"""Transactions on SQLite or PostgreSQL, with the same guarantees on both.
 
-SQLite: write-ahead log, every commit flushed to the disk, and writers take the lock when they begin
-(a reader that turns writer half-way could not be made to wait, it would fail).
+SQLite: write-ahead log, every commit flushed to the disk, and writers take the lock when they begin (a reader that
+became a writer half-way could not wait for the lock, it would fail).
 """
 
 import sqlite3
@@ -21,19 +21,21 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from service.database.rows import Event
 from service.errors import DatabaseUnavailable, WriteConflict
 
 T = TypeVar("T")
 
 _READER = "cmcl_reader"
+_EMITTED = "cmcl_emitted"
 _BUSY_MILLISECONDS = 15_000
 _BETWEEN_TRIES_SECONDS = 0.01
 _CONFLICTS_BEFORE_GIVING_UP = 3
-# A service that vanished in the middle of a transaction keeps its locks for so long, and no longer.
+# A service that vanished in the middle of a transaction keeps its locks no longer than this.
 _IDLE_MILLISECONDS = 60_000
-# Without these, a server that vanished with its machine (no answer, no hang up) is waited for by the
-# system's own rules: two hours. Seconds, but for the last one: milliseconds without an acknowledgement.
-_PATIENCE = {
+# Without these, the system waits two hours for a server that vanished with its machine. Seconds, except for the last
+# one: milliseconds without an acknowledgement.
+_TIMEOUTS = {
     "connect_timeout": "10",
     "keepalives_idle": "10",
     "keepalives_interval": "5",
@@ -43,11 +45,11 @@ _PATIENCE = {
 
 
 class WriterLock:
-    """A lock for writers of this process, first come, first served.
+    """Fair lock for the writers of this process: first come, first served.
 
-    SQLite has one writer at a time anyway, but lets the others ask again and again, at growing
-    intervals: with four that write, one in a hundred waited for a third of a second. And a lock of
-    `threading` may be taken by a thread that has just released it, however long others wait.
+    SQLite has one writer at a time, but lets the others poll at growing intervals: with four writers, one in a hundred
+    waited a third of a second. `threading.Lock` may be taken again by the thread that released it, however long others
+    wait.
     """
 
     def __init__(self) -> None:
@@ -68,7 +70,7 @@ class WriterLock:
             if turn.is_set():
                 return
             self._waiting.remove(turn)
-        raise DatabaseUnavailable("the database did not answer: another writer does not end")
+        raise DatabaseUnavailable("the database did not respond: another writer does not end")
 
     def __exit__(
         self,
@@ -84,29 +86,41 @@ class WriterLock:
 
 
 class Database:
-    """Hands out transactions. Raises DatabaseUnavailable and WriteConflict."""
+    """Transactions of one database. Raises DatabaseUnavailable and WriteConflict.
 
-    def __init__(self, engine: Engine, writer_lock: "WriterLock | None" = None) -> None:
+    `observe` is called with every event of a transaction, after its commit.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        writer_lock: "WriterLock | None" = None,
+        observe: Callable[[Event], None] = lambda _: None,
+    ) -> None:
         self.engine = engine
         self.writer_lock = writer_lock
+        self._observe = observe
         self._readers = engine.execution_options(**{_READER: True})
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that is committed if the block ends well."""
+        """A transaction that is committed unless the block raises."""
+        emitted: list[Event] = []
         with _translated(), self.writer_lock or nullcontext(), self.engine.begin() as connection:
-            yield connection
+            yield connection.execution_options(**{_EMITTED: emitted})
+        for each in emitted:
+            self._observe(each)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that never waits for writers, and never writes."""
+        """A transaction that never waits for writers and never writes."""
         with _translated(), self._readers.connect() as connection:
             yield connection
 
     def settle(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a write transaction; once more if somebody inserted the same row first.
+        """Run `work` in a write transaction; again if another transaction inserted the same row first.
 
-        The second time it reads the other's row, so `work` looks before it inserts.
+        `work` reads before it inserts, so that it finds the other row the second time.
         """
         for _ in range(_CONFLICTS_BEFORE_GIVING_UP - 1):
             try:
@@ -118,15 +132,20 @@ class Database:
             return work(connection)
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Close all connections."""
         self.engine.dispose()
 
 
+def observe_after_commit(connection: Connection, emitted: Event) -> None:
+    """Pass the event to the observer of the database once the transaction of this connection is committed."""
+    connection.get_execution_options().get(_EMITTED, []).append(emitted)
+
+
 def open_database(url: str) -> Database:
-    """The database at `url`; for SQLite its folder is made if need be."""
+    """Open the database at `url`. For SQLite, its folder is created."""
     parsed = _with_driver(make_url(url))
     if parsed.get_backend_name() != "sqlite":
-        engine = create_engine(_patient(parsed), pool_pre_ping=True, hide_parameters=True)
+        engine = create_engine(_with_timeouts(parsed), pool_pre_ping=True, hide_parameters=True)
         event.listen(engine, "connect", _configure_postgresql)
         return Database(engine)
     if parsed.database and parsed.database != ":memory:":
@@ -138,20 +157,20 @@ def open_database(url: str) -> Database:
 
 
 def _with_driver(url: URL) -> URL:
-    """People write postgresql://; which driver that means here is our business."""
+    """Add the driver to a URL such as postgresql://."""
     if url.drivername in ("postgresql", "postgres"):
         return url.set(drivername="postgresql+psycopg")
     return url
 
 
-def _patient(url: URL) -> URL:
-    """What the address says of waiting itself holds."""
-    missing = {name: value for name, value in _PATIENCE.items() if name not in url.query}
+def _with_timeouts(url: URL) -> URL:
+    """Add timeouts that the URL does not set itself."""
+    missing = {name: value for name, value in _TIMEOUTS.items() if name not in url.query}
     return url.update_query_dict(missing)
 
 
 def _configure_postgresql(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-    """As patient as with SQLite: whoever waits for a lock is told after some seconds."""
+    """Bound the wait for locks, as with SQLite."""
     cursor = connection.cursor()
     cursor.execute(f"SET lock_timeout = {_BUSY_MILLISECONDS}")
     cursor.execute(f"SET idle_in_transaction_session_timeout = {_IDLE_MILLISECONDS}")
@@ -160,7 +179,7 @@ def _configure_postgresql(connection: DBAPIConnection, _: ConnectionPoolEntry) -
 
 
 def _configure_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-    # The driver must not begin transactions by itself: `_begin_sqlite` does.
+    # `_begin_sqlite` begins transactions, so the driver must not.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
@@ -171,7 +190,7 @@ def _configure_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> No
 
 
 def _write_ahead(cursor: DBAPICursor) -> None:
-    """Switch to WAL. Two that switch a new file at once are refused without any waiting."""
+    """Switch to WAL. SQLite refuses two that switch a new file at once without waiting."""
     deadline = time.monotonic() + _BUSY_MILLISECONDS / 1000
     while True:
         try:
@@ -190,19 +209,21 @@ def _begin_sqlite(connection: Connection) -> None:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """The drivers' errors, in our words."""
+    """Translate the errors of drivers."""
     try:
         yield
     except IntegrityError as error:
         raise WriteConflict(str(error.orig)) from error
     except (OperationalError, PoolTimeout) as error:
-        raise DatabaseUnavailable(f"the database did not answer: {_words(error)}") from error
+        raise DatabaseUnavailable(f"the database did not respond: {_message(error)}") from error
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
-        raise DatabaseUnavailable(f"the database hung up: {_words(error)}") from error
+        raise DatabaseUnavailable(
+            f"the database closed the connection: {_message(error)}"
+        ) from error
 
 
-def _words(error: SQLAlchemyError) -> str:
-    """The driver's own: users see them, so neither the statement nor its values may be in them."""
+def _message(error: SQLAlchemyError) -> str:
+    """The driver's message. Users see it, so it must contain neither the statement nor its values."""
     return str(error.orig if isinstance(error, DBAPIError) else error)

@@ -1,5 +1,6 @@
-"""What a query answers: one frozen record per table, already in the contract's types."""
+"""Records of the tables: what queries return, in the types of the contract."""
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,13 +11,18 @@ from cmcl.contract.job import Progress
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import Observed, TrialPlan
+from cmcl.contract.rollout import CanaryPlan, Observed
 from cmcl.contract.version import Recall, VersionManifest
 from service.states import FailureReason, JobState
 
 PromotionKind = Literal["published", "promoted", "rolled_back"]
-TrialOutcome = Literal["promoted", "taken_back", "changed"]
+CanaryOutcome = Literal["promoted", "aborted", "changed"]
 UploadState = Literal["open", "completing", "complete", "aborted"]
+
+
+def random_id() -> str:
+    """Twelve hexadecimal digits, for an id after its prefix."""
+    return uuid.uuid4().hex[:12]
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class BranchPoint:
 
 @dataclass(frozen=True)
 class Approval:
-    """What somebody said about a candidate."""
+    """A user's decision about a candidate."""
 
     decision: Literal["approved", "rejected"]
     actor: str
@@ -61,15 +67,15 @@ class ModelRecord:
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether live.json shows what is decided; before the first promotion there is none."""
+        """Whether live.json is up to date; before the first promotion there is none."""
         return self.live_generation == 0 or self.mirrored_revision >= self.live_revision
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What a dataset is recognized by: its addresses, and the contents of the uploads that it names.
+    """Fingerprints of a dataset: by its addresses, and by the contents of the uploads that it names.
 
-    `by_content` is None where it names no upload.
+    `by_content` is None if it names no upload.
     """
 
     by_address: str
@@ -78,7 +84,7 @@ class Fingerprints:
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """A dataset as it was posted, and its manifest once it was verified.
+    """A dataset as it was posted, and its manifest once it was validated.
 
     While it is not sealed, shards can be added, and it has no job.
     """
@@ -102,7 +108,7 @@ class DatasetRecord:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as it was seen; a move succeeds only if it still looks like this."""
+    """A job as it was read; a move succeeds only if its revision is unchanged."""
 
     sequence: int
     id: str
@@ -135,7 +141,7 @@ class JobRecord:
 class VersionOutline:
     """A published version without its manifest, which grows with each dataset that was learned.
 
-    It can answer once it is stored. One that a branch copied has no job.
+    It can be served once it is stored. One that a branch copied has no job.
     """
 
     model: str
@@ -153,7 +159,7 @@ class VersionOutline:
 
 @dataclass(frozen=True)
 class VersionRecord(VersionOutline):
-    """A published version with all that is known of it."""
+    """A published version with its manifest."""
 
     manifest: VersionManifest
     evaluation: dict[str, Recall]
@@ -161,7 +167,7 @@ class VersionRecord(VersionOutline):
 
 @dataclass(frozen=True)
 class PromotionRecord:
-    """One change of the version that answers."""
+    """A promotion: a change of the live version."""
 
     model: str
     generation: int
@@ -175,26 +181,26 @@ class PromotionRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialRecord:
-    """A version on trial, under one revision of live.json."""
+class CanaryRecord:
+    """A canary under one revision of live.json."""
 
     model: str
     revision: int
     version: int
-    plan: TrialPlan
+    plan: CanaryPlan
     reason: str
     actor: str
     began_at: datetime
     observed: Observed
     ended_at: datetime | None = None
-    outcome: TrialOutcome | None = None
+    outcome: CanaryOutcome | None = None
     ended_because: str | None = None
     swept_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Happening:
-    """Something that happens, told in the transaction in which it happens."""
+class Event:
+    """An event, emitted in the transaction of the change."""
 
     kind: str
     owner: str
@@ -206,8 +212,8 @@ class Happening:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EventRecord(Happening):
-    """Something that happened."""
+class EventRecord(Event):
+    """An event that was stored."""
 
     sequence: int
     created_at: datetime
@@ -215,7 +221,7 @@ class EventRecord(Happening):
 
 @dataclass(frozen=True)
 class NewUpload:
-    """A file that is about to be sent: what is known of it before."""
+    """A file as it was announced."""
 
     filename: str
     bytes: int
@@ -225,7 +231,7 @@ class NewUpload:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """A part of a file, as it arrived."""
+    """A part of a file that arrived."""
 
     number: int
     bytes: int
@@ -234,7 +240,7 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class UploadRecord(NewUpload):
-    """A file that is being sent, or is complete: then `attempt` says which object it is."""
+    """An upload; once complete, `attempt` identifies its object."""
 
     id: str
     owner: str
@@ -246,8 +252,8 @@ class UploadRecord(NewUpload):
 
 
 @dataclass(frozen=True)
-class AnswerRecord:
-    """What a request with an idempotency key was answered."""
+class ResponseRecord:
+    """The response to a request with an idempotency key."""
 
     fingerprint: str
     status: int
@@ -257,7 +263,7 @@ class AnswerRecord:
 
 @dataclass(frozen=True)
 class KeyClaim:
-    """An idempotency key whose request is being answered, since then."""
+    """An idempotency key whose request is being processed since then."""
 
     fingerprint: str
     created_at: datetime

@@ -1,1 +1,1 @@
-"""How an attempt gets to run: one port, several ways."""
+"""Launchers: one port, with an adapter for Ray jobs and one for KubeRay."""

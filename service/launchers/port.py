@@ -12,6 +12,8 @@ from typing import Protocol
 
 from cmcl.contract.priority import Priority
 
+_LONGEST = 2000
+
 
 class LauncherError(Exception):
     """A launcher could not do what it was asked."""
@@ -95,3 +97,11 @@ class Launcher(Protocol):
         Its id is unknown from then on, so only for what nobody can submit again.
         """
         ...
+
+
+def shortened(message: str) -> str:
+    """Ray adds the end of the log: the first line says what happened, the last ones say why."""
+    if len(message) <= _LONGEST:
+        return message
+    first, _, rest = message.partition("\n")
+    return f"{first[:_LONGEST]}\n…{rest[-_LONGEST:]}"

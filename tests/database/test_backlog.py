@@ -2,12 +2,13 @@
 
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import insert, update
+from sqlalchemy import Connection, insert, update
 
 from cmcl.contract.model import ModelSpec
 from service.database.engine import Database
-from service.database.queries import backlog, models
-from service.database.queries.backlog import Backlog, Standing
+from service.database.queries import metrics, models
+from service.database.queries.metrics import Backlog, Standing
+from service.database.rows import ModelRecord
 from service.database.tables import datasets, jobs, versions
 from service.states import TERMINAL, JobState
 
@@ -69,6 +70,12 @@ def add_version(database: Database, model: str, number: int, created_at: datetim
         connection.execute(insert(versions).values(**row))
 
 
+def _found(connection: Connection, name: str) -> ModelRecord:
+    found = models.find(connection, name)
+    assert found is not None
+    return found
+
+
 def add_promotion(database: Database, model: str, generation: int, created_at: datetime) -> None:
     with database.write() as connection:
         models.set_live(connection, model, 1, generation, created_at)
@@ -76,7 +83,7 @@ def add_promotion(database: Database, model: str, generation: int, created_at: d
 
 def read(database: Database) -> Backlog:
     with database.read() as connection:
-        return backlog.read(connection)
+        return metrics.read_backlog(connection)
 
 
 def test_an_empty_database_has_no_backlog(database: Database) -> None:
@@ -136,7 +143,7 @@ def test_a_deleted_model_waits_for_its_pointer_to_go_alone(database: Database) -
     add_version(database, "scenes", 1, minutes_ago(30))
     add_promotion(database, "scenes", 1, minutes_ago(30))
     with database.write() as connection:
-        models.set_deleted(connection, "scenes", minutes_ago(1))
+        models.set_deleted(connection, _found(connection, "scenes"), "ours", minutes_ago(1))
     found = read(database)
     assert (found.unstored_since, found.unmirrored_since) == (None, minutes_ago(1))
 
@@ -144,5 +151,5 @@ def test_a_deleted_model_waits_for_its_pointer_to_go_alone(database: Database) -
 def test_a_model_that_was_never_promoted_has_no_pointer(database: Database) -> None:
     add_model(database)
     with database.write() as connection:
-        models.set_deleted(connection, "scenes", NOW)
+        models.set_deleted(connection, _found(connection, "scenes"), "ours", NOW)
     assert read(database).unmirrored_since is None

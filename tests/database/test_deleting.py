@@ -7,12 +7,14 @@ from threading import Event
 import pytest
 
 from cmcl.contract.model import ModelSpec
-from service.control.data.intake import Intake, NewDataset, accept_dataset
-from service.control.models.remove import delete_model
 from service.database.engine import Database
 from service.database.queries import models
+from service.datasets.addresses import Intake
+from service.datasets.intake import accept_dataset
+from service.datasets.request import NewDataset
 from service.errors import Conflict
 from service.principal import LOCAL
+from service.registry.models import delete_model
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 SPEC = ModelSpec(modalities={"image": 4, "text": 3})

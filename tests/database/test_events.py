@@ -10,16 +10,16 @@ from threading import Barrier, Thread
 import pytest
 from sqlalchemy import Connection, func, insert, select
 
-from service.control.feed import number_events
 from service.database.engine import Database, open_database
 from service.database.queries import deliveries as queue
 from service.database.queries import events, webhooks
 from service.database.queries.deliveries import Attempt
 from service.database.queries.events import EventFilter
 from service.database.queries.webhooks import WebhookRecord
-from service.database.rows import Happening
+from service.database.rows import Event
 from service.database.tables import deliveries
 from service.database.tables import events as event_table
+from service.events.feed import number_events
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=60)
@@ -29,7 +29,7 @@ on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect
 
 
 def _tell(connection: Connection, model: str, owner: str = "default") -> None:
-    events.tell(connection, Happening(kind="model.policy", owner=owner, model=model), NOW)
+    events.emit(connection, Event(kind="model.policy", owner=owner, model=model), NOW)
 
 
 def _told(database: Database, after: int = 0) -> list[tuple[int, str]]:
@@ -150,7 +150,7 @@ def test_an_event_comes_with_a_delivery_for_each_webhook_that_wants_it(database:
     _webhook(database, "wh-2")
     with database.write() as connection:
         for kind, owner in (("model.policy", "default"), ("model.policy", "other"), ("x", "other")):
-            events.tell(connection, Happening(kind=kind, owner=owner, model="scenes"), NOW)
+            events.emit(connection, Event(kind=kind, owner=owner, model="scenes"), NOW)
     assert _number_of_deliveries(database) == 2
 
 
@@ -209,7 +209,7 @@ def test_one_owner_with_many_webhooks_leaves_places_to_others(database: Database
 
 
 def test_messages_beyond_what_may_wait_for_an_owner_are_not_written(database: Database) -> None:
-    told: list[Happening] = []
+    told: list[Event] = []
     for name, owner in (("wh-1", "red"), ("wh-2", "red"), ("wh-3", "blue")):
         _webhook(database, name, owner)
     waiting = [
@@ -223,11 +223,11 @@ def test_messages_beyond_what_may_wait_for_an_owner_are_not_written(database: Da
         }
         for number in range(queue.MOST_WAITING - 1)
     ]
-    with database.write() as connection:
+    observed = Database(database.engine, database.writer_lock, told.append)
+    with observed.write() as connection:
         connection.execute(insert(deliveries), waiting)
-        listening = connection.execution_options(**{events.LISTENER: told})
         for owner in ("red", "red", "blue"):
-            _tell(listening, "scenes", owner)
+            _tell(connection, "scenes", owner)
     # One more of red, and one of blue, which has its own limit.
     assert _number_of_deliveries(database) == queue.MOST_WAITING + 1
     skipped = [each.data["number"] for each in told if each.kind == events.SKIPPED]

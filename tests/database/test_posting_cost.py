@@ -9,18 +9,12 @@ import pytest
 from sqlalchemy import event, insert
 
 from cmcl.contract.model import ModelSpec
-from service.control.data.intake import (
-    MOST_SHARDS,
-    Intake,
-    NewDataset,
-    NewShards,
-    accept_dataset,
-    add_shards,
-    check_addresses,
-)
 from service.database.engine import Database
 from service.database.queries import models
 from service.database.tables import uploads
+from service.datasets.addresses import Intake, check_addresses
+from service.datasets.intake import accept_dataset, add_shards
+from service.datasets.request import MOST_SHARDS, NewDataset, NewShards
 from service.errors import Unprocessable
 from service.principal import Principal, Scope
 
@@ -147,10 +141,10 @@ def test_addresses_are_judged_before_the_transaction(posting: Database, tmp_path
     intake = Intake.of(OURS, NOW, (inside.as_uri(),), request)
     (inside / "folder").symlink_to(outside)
     with posting.write() as connection:
-        check_addresses(connection, request, intake)
+        check_addresses(connection, request, intake, {})
     later = Intake.of(OURS, NOW, (inside.as_uri(),), request)
     with posting.write() as connection, pytest.raises(Unprocessable):
-        check_addresses(connection, request, later)
+        check_addresses(connection, request, later, {})
 
 
 def test_an_address_that_was_not_judged_is_not_accepted(posting: Database) -> None:

@@ -11,14 +11,16 @@ from sqlalchemy import text
 
 from cmcl.contract.job import Progress
 from cmcl.contract.model import ModelSpec
-from service.control.data.intake import Intake, NewDataset, accept_dataset
-from service.control.models.create import Limits, create_model
 from service.database.engine import Database, open_database
 from service.database.queries import jobs, models
-from service.database.queries.figures import Training, training
+from service.database.queries.metrics import Training, training
 from service.database.rows import JobRecord
+from service.datasets.addresses import Intake
+from service.datasets.intake import accept_dataset
+from service.datasets.request import NewDataset
 from service.errors import DatabaseUnavailable, WriteConflict
 from service.principal import LOCAL
+from service.registry.models import Limits, create_model
 from service.states import IllegalMove, JobState
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

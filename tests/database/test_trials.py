@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
-from service.control.models import rollout
-from service.database.queries import trials
+from service.database.queries import canaries
+from service.registry import canary_rule
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.replica_words import agreement, observe
 
@@ -23,13 +23,13 @@ def test_a_trial_is_judged_once_by_many(tmp_path: Path, database_url: str) -> No
     plane.tick()
     observe(plane.store, shadowed=5, pairs=agreement(5, 0.75))
     with plane.context.database.read() as connection:
-        trial = trials.running(connection, "scenes")
+        trial = canaries.running(connection, "scenes")
     assert trial is not None
     ready = Barrier(4)
 
     def look(_: int) -> None:
         ready.wait()
-        rollout.look(plane.context, trial)
+        canary_rule.judge_canary(plane.context, trial)
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(look, range(4)))

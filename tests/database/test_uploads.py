@@ -6,12 +6,11 @@ from pathlib import Path
 
 from sqlalchemy import delete
 
-from service.control.sweep.leftovers import sweep_leftovers
-from service.control.sweep.sweeper import DUTIES, Sweeper
 from service.database.engine import Database
-from service.database.queries import answers, leases, sweeping, uploads
-from service.database.rows import AnswerRecord, NewUpload
+from service.database.queries import idempotency, maintenance, uploads
+from service.database.rows import NewUpload, ResponseRecord
 from service.database.tables import leases as lease_rows
+from service.maintenance.gc import GC_TASKS, GarbageCollector, sweep_orphans
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import announce, send, upload_whole
@@ -39,7 +38,7 @@ def test_an_upload_is_learned_and_swept(tmp_path: Path, database_url: str) -> No
     for days in (0, 2, 98):
         plane.clock.advance(days * 24 * 3600)
         # Each by itself: the sweeper would only log what a database does not take.
-        for duty in (*DUTIES, sweep_leftovers):
+        for duty in (*GC_TASKS, sweep_orphans):
             duty(plane.context)
     folders = {root: plane.store.folders(root) for root in ("datasets/", "models/", "runs/")}
     dataset = plane.job(job).dataset
@@ -53,8 +52,8 @@ def test_an_upload_is_learned_and_swept(tmp_path: Path, database_url: str) -> No
 def test_one_of_many_gets_the_lease(database: Database) -> None:
     def claim(name: str) -> bool:
         return database.settle(
-            lambda connection: leases.claim(
-                connection, "sweeper", name, NOW, NOW + timedelta(minutes=5)
+            lambda connection: maintenance.claim_lease(
+                connection, "gc", name, NOW, NOW + timedelta(minutes=5)
             )
         )
 
@@ -76,7 +75,7 @@ def test_one_that_is_named_now_is_not_given_up(tmp_path: Path, database_url: str
         with plane.context.database.write() as connection:
             # As the transaction of a POST does, which is not over yet.
             uploads.hold(connection, [uri.removeprefix("upload:")])
-            sweep = threads.submit(Sweeper(plane.context).sweep)
+            sweep = threads.submit(GarbageCollector(plane.context).sweep)
             if connection.dialect.name == "postgresql":
                 _name_in_a_dataset(plane, body)
         if connection.dialect.name == "sqlite":
@@ -92,15 +91,15 @@ def test_one_that_is_named_now_is_not_given_up(tmp_path: Path, database_url: str
 
 
 def test_old_answers_go_in_batches(database: Database) -> None:
-    answer = AnswerRecord("0" * 64, 200, None, {})
+    answer = ResponseRecord("0" * 64, 200, None, {})
     with database.write() as connection:
         for number in range(15):
             moment = NOW - timedelta(minutes=number)
-            answers.remember(connection, ("default", f"key-{number}", "POST /"), answer, moment)
-        counted = [sweeping.forget_answers(connection, NOW, 10) for _ in range(3)]
+            idempotency.save(connection, ("default", f"key-{number}", "POST /"), answer, moment)
+        counted = [maintenance.forget_responses(connection, NOW, 10) for _ in range(3)]
         assert counted == [10, 4, 0]
         # The newest is not older than that moment.
-        assert answers.find(connection, ("default", "key-0", "POST /")) == answer
+        assert idempotency.find(connection, ("default", "key-0", "POST /")) == answer
 
 
 def test_a_claim_is_as_good_as_its_attempt(database: Database) -> None:

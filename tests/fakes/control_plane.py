@@ -10,16 +10,16 @@ import psutil
 import pyarrow as pa
 
 from service.app import Parts, create_app
-from service.control.context import Context
-from service.control.reconcile import Reconciler
-from service.control.records.recorder import Recorder
+from service.context import Context
 from service.database.engine import open_database
 from service.database.migrations import upgrade
 from service.database.queries import datasets, jobs, models, versions
 from service.database.rows import DatasetRecord, JobRecord, ModelRecord, VersionRecord
-from service.observe.spans import Spans
+from service.jobs.reconciler import Reconciler
+from service.maintenance.backup import BackupWriter
 from service.settings import Settings
 from service.states import TERMINAL, JobState
+from service.telemetry.spans import Spans
 from tests.fakes.app_client import AppClient
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.executor import InlineExecutor
@@ -129,7 +129,7 @@ class ControlPlane:
 
     def record(self) -> None:
         """What has changed is written down in object storage."""
-        assert Recorder(self.context).round()
+        assert BackupWriter(self.context).round()
         # The next one finds the lease free.
         self.clock.advance(61)
 

@@ -5,13 +5,12 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import select
 
-from service.control.rebuild.bucket import Bucket, Verify
-from service.control.rebuild.findings import Findings
-from service.control.rebuild.run import Rebuild
 from service.database.engine import Database
 from service.database.migrations import upgrade
-from service.database.queries.records import LEFT_OUT
+from service.database.queries.backup import LEFT_OUT
 from service.database.tables import metadata
+from service.maintenance.rebuild.bucket import Bucket, Findings, Verify
+from service.maintenance.rebuild.run import Rebuild
 from tests.fakes.control_plane import ControlPlane
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -28,7 +27,7 @@ NOT_KEPT = frozenset(
         "leases",
         "orphans",
         "preflights",
-        "unrecorded",
+        "backup_outbox",
         "upload_parts",
         "webhooks",
     }

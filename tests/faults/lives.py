@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cmcl.contract.policy import GatePolicy
 from cmcl.contract.rollout import RolloutRule
-from service.database.queries import models, trials, versions
+from service.database.queries import canaries, models, versions
 from service.database.rows import JobRecord
 from service.launchers.port import LaunchState
 from service.states import TERMINAL, JobState
@@ -41,7 +41,7 @@ def is_quiet(world: World) -> bool:
         for model in models.page(connection, None, None, 10):
             if not model.is_mirrored:
                 return False
-            if trials.running(connection, model.name) is not None:
+            if canaries.running(connection, model.name) is not None:
                 return False
             if versions.oldest_unstored(connection, model.name) is not None:
                 return False

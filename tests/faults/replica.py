@@ -12,9 +12,9 @@ from enum import Enum
 
 from sqlalchemy import select
 
-from service.control.reconcile import Reconciler
 from service.database.tables import models
 from service.errors import DatabaseUnavailable
+from service.jobs.reconciler import Reconciler
 from tests.fakes.mortal import Contact, Death, MortalDatabase, MortalLauncher, MortalStore
 from tests.faults.world import World, database_of
 
@@ -54,7 +54,7 @@ class Replica:
     @property
     def leads(self) -> bool:
         """Whether it has leased a model."""
-        query = select(models.c.name).where(models.c.lease_owner == self._reconciler._name)
+        query = select(models.c.name).where(models.c.lease_owner == self._reconciler._replica)
         with self._world.database.read() as connection:
             return connection.execute(query).first() is not None
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from service.control.context import Context
-from service.control.reconcile import Reconciler
+from service.context import Context
 from service.errors import DatabaseUnavailable
+from service.jobs.reconciler import Reconciler
 from tests.fakes.mortal import Death, Lifeline, MortalDatabase, MortalLauncher, MortalStore
 from tests.faults.invariants import Witness
 from tests.faults.lives import LIVES, Life, check_end, is_quiet

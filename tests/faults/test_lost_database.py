@@ -16,13 +16,13 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from cmcl.contract.version import VersionManifest
-from service.control.context import Context
-from service.control.rebuild.bucket import Bucket
-from service.control.rebuild.run import Rebuild
-from service.control.reconcile import Reconciler
-from service.control.records.recorder import Recorder
+from service.context import Context
 from service.database import tables
 from service.database.engine import Database
+from service.jobs.reconciler import Reconciler
+from service.maintenance.backup import BackupWriter
+from service.maintenance.rebuild.bucket import Bucket
+from service.maintenance.rebuild.run import Rebuild
 from service.states import TERMINAL, JobState
 from tests.faults.lives import LIVES, Life, check_end, is_quiet
 from tests.faults.world import Template, World
@@ -90,7 +90,7 @@ def _live(world: World, life: Life, round_of_loss: int, lag: int) -> bool:
 
 def _recorded(context: Context) -> Records:
     """What lies in the store once everything is recorded."""
-    assert Recorder(context).round()
+    assert BackupWriter(context).round()
     with context.database.write() as connection:
         # The next recorder is another process: it need not wait.
         connection.execute(delete(tables.leases))

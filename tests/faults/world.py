@@ -19,23 +19,24 @@ from sqlalchemy import Connection
 from cmcl.contract.errors import ObjectExists
 from cmcl.contract.job import Failure, JobSpec
 from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import RolloutRule, TrialPlan
-from service.control import interventions
-from service.control.bell import Bell
-from service.control.context import Context
-from service.control.data.intake import Intake, NewDataset, accept_dataset
-from service.control.interventions import Word
-from service.control.models import promote, trials
-from service.control.models.create import Limits, branch
-from service.control.models.policy import set_policy
-from service.control.models.wish import Wish
-from service.control.validation.validations import Validations
+from cmcl.contract.rollout import CanaryPlan, RolloutRule
+from service.context import Context
 from service.database.engine import Database, open_database
 from service.database.queries import jobs
 from service.database.rows import BranchPoint, JobRecord
+from service.datasets.addresses import Intake
+from service.datasets.intake import accept_dataset
+from service.datasets.request import NewDataset
+from service.datasets.validations import Validations
 from service.errors import Refused
+from service.jobs import actions
+from service.jobs.actions import ActorNote
+from service.jobs.workqueue import WakeSignal
 from service.launchers.port import LaunchState
 from service.principal import LOCAL
+from service.registry import canary, promotion
+from service.registry.models import Limits, branch, set_policy
+from service.registry.promotion_request import PromotionRequest
 from tests.fakes.clock import ScriptedClock
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.executor import InlineExecutor
@@ -147,7 +148,7 @@ class World:
             launcher=self.cluster,
             validations=Validations(InlineExecutor(), lambda: None),
             threads=InlineExecutor(),
-            bell=Bell(),
+            wake_signal=WakeSignal(),
             clock=self.clock,
         )
 
@@ -170,26 +171,28 @@ class World:
         return accepted.job.id if accepted.job else None
 
     def cancel(self, job: str) -> bool:
-        return self._may(lambda c: interventions.cancel(c, job, self._word()))
+        return self._may(lambda c: actions.cancel(c, job, self._note()))
 
     def retry(self, job: str) -> bool:
-        return self._wake(job, lambda c: interventions.retry(c, job, self._word()))
+        return self._wake(job, lambda c: actions.retry(c, job, self._note()))
 
     def approve(self, job: str) -> bool:
-        return self._wake(job, lambda c: interventions.approve(c, job, self._word()))
+        return self._wake(job, lambda c: actions.approve(c, job, self._note()))
 
     def reject(self, job: str) -> bool:
-        return self._may(lambda c: interventions.reject(c, job, self._word()))
+        return self._may(lambda c: actions.reject(c, job, self._note()))
 
     def promote(self, version: int) -> bool:
-        return self._may(lambda c: promote.choose(c, MODEL, version, self._wish()))
+        return self._may(lambda c: promotion.choose(c, MODEL, version, self._promotion_request()))
 
     def roll_back(self) -> bool:
-        return self._may(lambda c: promote.roll_back(c, MODEL, self._wish()))
+        return self._may(lambda c: promotion.roll_back(c, MODEL, self._promotion_request()))
 
     def put_on_trial(self, version: int, rule: RolloutRule) -> bool:
-        plan = TrialPlan(share=0.1, rule=rule)
-        return self._may(lambda c: trials.set_candidate(c, MODEL, version, plan, self._wish()))
+        plan = CanaryPlan(share=0.1, rule=rule)
+        return self._may(
+            lambda c: canary.set_canary(c, MODEL, version, plan, self._promotion_request())
+        )
 
     def set_policy(self, policy: GatePolicy) -> bool:
         return self._may(lambda c: set_policy(c, MODEL, policy, LOCAL, self.clock(), None))
@@ -264,11 +267,11 @@ class World:
             self.woken.add(job)
         return done
 
-    def _word(self) -> Word:
-        return Word(LOCAL, self.clock(), "on purpose")
+    def _note(self) -> ActorNote:
+        return ActorNote(LOCAL, self.clock(), "on purpose")
 
-    def _wish(self) -> Wish:
-        return Wish(LOCAL, "on purpose", self.clock())
+    def _promotion_request(self) -> PromotionRequest:
+        return PromotionRequest(LOCAL, "on purpose", self.clock())
 
 
 def _copied(database: Path, folder: Path) -> str:

@@ -9,7 +9,7 @@ import pytest
 from service.launchers.kuberay.launcher import KubeRayLauncher
 from service.launchers.kuberay.resource import Site
 from service.launchers.port import Launcher, LaunchState, LaunchStatus, Submission
-from service.launchers.ray.launcher import RayJobLauncher
+from service.launchers.ray_jobs import RayJobLauncher
 from tests.fakes.kubernetes_api import KubernetesApi, kubernetes_api
 from tests.fakes.launcher import FakeLauncher
 from tests.fakes.ray_jobs import FakeRayJobs

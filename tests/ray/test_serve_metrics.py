@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from cmcl.contract.model import ModelSpec
-from cmcl.contract.rollout import Candidate
+from cmcl.contract.rollout import Canary
 from cmcl.contract.version import LivePointer
 from cmcl.ports import Ports
 from cmcl.stack import LocalStack
@@ -88,7 +88,7 @@ def test_series_of_an_endpoint_stay_while_nothing_changes_and_no_alert_waits_to_
     for version in (1, 2):
         heads = random_heads(SPEC, version)
         publish_version(store, MODEL, version, SPEC, heads, generation=version)
-    trial = Candidate(version=2, revision=1, share=0, shadow=1.0)
+    trial = Canary(version=2, revision=1, share=0, shadow=1.0)
     write_live(store, MODEL, LivePointer(generation=3, version=1, candidate=trial))
     deadline, seen = time.monotonic() + STARTING_SECONDS, set()
     with httpx.Client(base_url=stack.embeddings_url, timeout=STARTING_SECONDS) as client:

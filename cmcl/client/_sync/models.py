@@ -7,7 +7,7 @@ import httpx
 
 from cmcl.client._sync.session import Calls
 from cmcl.client.registry import (
-    Candidate,
+    Canary,
     Live,
     Model,
     Policy,
@@ -18,7 +18,7 @@ from cmcl.client.registry import (
 from cmcl.client.wire import Request, posted_reason, read, revision_of, segment
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
-from cmcl.contract.rollout import TrialPlan
+from cmcl.contract.rollout import CanaryPlan
 
 
 class ModelCalls(Calls):
@@ -91,25 +91,25 @@ class ModelCalls(Calls):
         """Each change of the live version, the first one first."""
         return self._session.pages(Promotion, f"{_path(model)}/promotions")
 
-    def candidate(self, model: str) -> Candidate:
+    def candidate(self, model: str) -> Canary:
         """The version on trial, and how it compares with the live one."""
-        return self._session.get(Candidate, f"{_path(model)}/candidate")
+        return self._session.get(Canary, f"{_path(model)}/candidate")
 
     def set_candidate(
         self,
         model: str,
         version: int,
-        plan: TrialPlan,
+        plan: CanaryPlan,
         reason: str = "",
         if_generation: int | None = None,
-    ) -> Candidate:
+    ) -> Canary:
         """Begin a trial of a version beside the live one, or change the trial.
 
         `if_generation`: only if there was no promotion since (else 412).
         """
         body = {"version": version, **plan.model_dump(mode="json"), **posted_reason(reason)}
         path = f"{_path(model)}/candidate"
-        changed, _ = self._session.put(Candidate, path, body, if_generation)
+        changed, _ = self._session.put(Canary, path, body, if_generation)
         return changed
 
     def end_candidate(self, model: str, reason: str = "") -> None:

@@ -1,9 +1,9 @@
 """Upgrade a database to the current tables; runs each time the service starts.
 
-Forward only. A service that finds a newer form than it knows looks for what the migration wrote beside
-it: the oldest revision whose services still work with it (`compatible_with` of each revision). If its own
-is as new, it starts and changes nothing, so that pods of the release before can still be replaced during
-an upgrade, and after a roll back; if not, it refuses before it does harm.
+Forward only. A service that finds a newer revision than its own reads what the migration wrote: the oldest revision
+whose services still work with the tables (`compatible_with` of each revision). If its own is as new, it starts and
+changes nothing, so that pods of the previous release can be replaced during an upgrade and after a rollback; if not, it
+refuses to start.
 """
 
 import logging
@@ -21,7 +21,7 @@ from service.errors import Conflict
 
 logger = logging.getLogger(__name__)
 
-# Any number, as long as nobody else takes it for an advisory lock in the same database.
+# Any number that no other advisory lock in the same database uses.
 _ADVISORY_LOCK = 0x636D636C
 
 
@@ -46,7 +46,7 @@ def upgrade(database: Database) -> None:
 
 
 def revisions() -> dict[str, str]:
-    """All that this release knows, the newest first: what each is compatible with."""
+    """Revisions of this release, newest first, and the oldest revision that each is compatible with."""
     scripts = ScriptDirectory(str(Path(__file__).parent)).walk_revisions()
     return {script.revision: script.module.compatible_with for script in scripts}
 
@@ -59,14 +59,14 @@ def _check_works_with(connection: Connection, found: str, known: dict[str, str])
     oldest = _oldest_compatible(connection)
     if oldest in known:
         logger.warning(
-            "a newer release brought the tables to %s; services since %s still work with them, so this "
-            "one starts and leaves them as they are",
+            "a newer release upgraded the tables to %s; services since %s still work with them, so this "
+            "one starts and does not change them",
             found,
             oldest,
         )
         return
     raise Conflict(
-        f"a newer release brought the database's tables to {found}, and this one knows them up to "
+        f"a newer release upgraded the database's tables to {found}, and this one supports them up to "
         f"{next(iter(known))} and cannot work with them: start the newer release, or restore the dump "
         "that was made before the upgrade (docs/upgrading.md, Back)"
     )
@@ -80,8 +80,8 @@ def _oldest_compatible(connection: Connection) -> str | None:
 
 
 def _lock(connection: Connection) -> None:
-    """SQLite's write transactions are one at a time anyway."""
+    """Take an advisory lock; SQLite has one write transaction at a time anyway."""
     if connection.dialect.name == "postgresql":
-        # Another one's migration may take minutes.
+        # The migration of another process may take minutes.
         connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})

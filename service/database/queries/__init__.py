@@ -1,1 +1,1 @@
-"""Every query as one function, one module a table or a purpose."""
+"""Queries, one function each; one module for each noun."""

@@ -1,71 +1,78 @@
-"""Queries about datasets."""
+"""Datasets: one row each, from their POST."""
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, select, update
 
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.modality import ModalityPair
-from service.database.queries import records
-from service.database.rows import DatasetRecord, Fingerprints
+from service.database.queries import backup, events
+from service.database.rows import DatasetRecord, Event, Fingerprints, random_id
 from service.database.tables import datasets
 
 
 def create(
     connection: Connection,
-    dataset: str,
     owner: str,
-    request: dict[str, object],
-    pair: ModalityPair,
+    request: dict[str, Any],
     now: datetime,
-) -> None:
-    """Insert an open dataset: without a job, and shards can still be added."""
-    connection.execute(
-        insert(datasets).values(
-            id=dataset,
-            owner=owner,
-            model=request["model"],
-            name=request["name"],
-            pair_first=pair.first,
-            pair_second=pair.second,
-            request=request,
-            created_at=now,
-        )
-    )
-    records.note(connection, "dataset", dataset)
+    known_by: Fingerprints | None,
+) -> DatasetRecord:
+    """Insert a dataset: sealed where it has fingerprints, otherwise open for more shards.
+
+    Raises WriteConflict if the model has the same sealed dataset.
+    """
+    values = {
+        "id": f"ds-{random_id()}",
+        "owner": owner,
+        "model": request["model"],
+        "name": request["name"],
+        "pair_first": request["pair"]["first"],
+        "pair_second": request["pair"]["second"],
+        "request": request,
+        "created_at": now,
+        **(_sealed(known_by, now) if known_by is not None else {}),
+    }
+    row = connection.execute(insert(datasets).values(values).returning(datasets)).mappings().one()
+    if known_by is None:
+        # For a sealed one, the event of its job does this.
+        backup.enqueue(connection, "dataset", values["id"])
+    return _record(row)
 
 
 def lock(connection: Connection, dataset: str) -> DatasetRecord | None:
-    """The dataset, and nobody else changes it before this transaction ends."""
+    """Lock the dataset until this transaction ends, and return it."""
     query = select(datasets).where(datasets.c.id == dataset).with_for_update()
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
-def set_request(connection: Connection, dataset: str, request: dict[str, object]) -> None:
-    """Shards were added; call it with the dataset locked and open."""
-    connection.execute(update(datasets).where(datasets.c.id == dataset).values(request=request))
-    records.note(connection, "dataset", dataset)
+def set_request(connection: Connection, dataset: str, request: dict[str, object]) -> DatasetRecord:
+    """Store the request with more shards; call it with the dataset locked and open."""
+    backup.enqueue(connection, "dataset", dataset)
+    return _updated(connection, dataset, {"request": request})
 
 
-def seal(connection: Connection, dataset: str, known_by: Fingerprints, now: datetime) -> None:
-    """No shard is added any more. Raises WriteConflict if the model has the same already."""
-    connection.execute(
-        update(datasets)
-        .where(datasets.c.id == dataset)
-        .values(
-            fingerprint=known_by.by_address,
-            content_fingerprint=known_by.by_content,
-            sealed_at=now,
-        )
+def seal(
+    connection: Connection, dataset: str, known_by: Fingerprints, now: datetime
+) -> DatasetRecord:
+    """Seal an open dataset. Raises WriteConflict if the model has the same sealed dataset."""
+    return _updated(connection, dataset, _sealed(known_by, now))
+
+
+def set_deleted(connection: Connection, seen: DatasetRecord, actor: str, now: datetime) -> None:
+    """Mark a dataset deleted, and emit the event."""
+    _updated(connection, seen.id, {"deleted_at": now, "fingerprint": None})
+    deleted = Event(
+        kind="dataset.deleted",
+        owner=seen.owner,
+        model=seen.model,
+        dataset=seen.id,
+        data={"actor": actor},
     )
-
-
-def set_deleted(connection: Connection, dataset: str, now: datetime) -> None:
-    """It is gone for everybody."""
-    connection.execute(
-        update(datasets).where(datasets.c.id == dataset).values(deleted_at=now, fingerprint=None)
-    )
+    events.emit(connection, deleted, now)
 
 
 def find(connection: Connection, dataset: str) -> DatasetRecord | None:
@@ -79,11 +86,11 @@ def find(connection: Connection, dataset: str) -> DatasetRecord | None:
 
 
 def find_same(connection: Connection, model: str, known_by: Fingerprints) -> DatasetRecord | None:
-    """The dataset with these very shards that is being learned, or was; by its addresses first."""
+    """Find the sealed dataset with the same shards, by address first and then by content."""
     found = _holding(connection, model, datasets.c.fingerprint == known_by.by_address)
     if found is None and known_by.by_content is not None:
         is_same = datasets.c.content_fingerprint == known_by.by_content
-        # The condition of the index: what was given up is recognized no more.
+        # The condition of the index: a dataset whose job ended without a version is not recognized.
         is_held = datasets.c.fingerprint.is_not(None)
         found = _holding(connection, model, and_(is_same, is_held))
     return found
@@ -104,7 +111,7 @@ def page(
     after: int | None,
     limit: int,
 ) -> list[DatasetRecord]:
-    """Datasets in the order of their arrival, behind `after`; without those that were deleted."""
+    """Datasets in the order of their arrival, after `after`, without deleted ones."""
     query = select(datasets).where(datasets.c.deleted_at.is_(None))
     if owner is not None:
         query = query.where(datasets.c.owner == owner)
@@ -117,7 +124,7 @@ def page(
 
 
 def set_manifest(connection: Connection, manifest: DatasetManifest) -> None:
-    """The dataset was verified."""
+    """Store the manifest of a dataset that was validated."""
     connection.execute(
         update(datasets)
         .where(datasets.c.id == manifest.dataset)
@@ -126,24 +133,37 @@ def set_manifest(connection: Connection, manifest: DatasetManifest) -> None:
 
 
 def release(connection: Connection, dataset: str) -> None:
-    """Its job ended without a version: the same dataset can be posted again."""
+    """Let the same dataset be posted again: its job ended without a version."""
     connection.execute(update(datasets).where(datasets.c.id == dataset).values(fingerprint=None))
 
 
 def quarantine(connection: Connection, dataset: str, reason: str) -> None:
-    """Its rows cannot be used, and why."""
+    """Record why its rows cannot be used."""
     connection.execute(
         update(datasets).where(datasets.c.id == dataset).values(quarantine_reason=reason)
     )
 
 
 def reclaim(connection: Connection, dataset: str, fingerprint: str) -> None:
-    """Its job is tried again. Raises WriteConflict if the same dataset was posted meanwhile."""
+    """Recognize it again, for a retry of its job. Raises WriteConflict if the same was posted in between."""
     connection.execute(
         update(datasets)
         .where(datasets.c.id == dataset)
         .values(fingerprint=fingerprint, quarantine_reason=None)
     )
+
+
+def _sealed(known_by: Fingerprints, now: datetime) -> dict[str, object]:
+    return {
+        "fingerprint": known_by.by_address,
+        "content_fingerprint": known_by.by_content,
+        "sealed_at": now,
+    }
+
+
+def _updated(connection: Connection, dataset: str, values: Mapping[str, object]) -> DatasetRecord:
+    statement = update(datasets).where(datasets.c.id == dataset).values(**values)
+    return _record(connection.execute(statement.returning(datasets)).mappings().one())
 
 
 def _record(row: RowMapping) -> DatasetRecord:

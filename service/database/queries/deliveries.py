@@ -1,22 +1,21 @@
-"""Queries about deliveries: one message to one webhook, which is sent until it was taken or is given up."""
+"""Deliveries: one message to one webhook, retried until it is accepted or abandoned."""
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, select, update
 
+from service.database.rows import random_id
 from service.database.tables import deliveries, webhooks
 
-# Messages of one owner that wait to be delivered. More are not written: receivers that take nothing
-# for days would fill the table otherwise.
+# Pending messages of one owner. More are dropped: receivers that are down for days would fill the table.
 MOST_WAITING = 10_000
 
 
 @dataclass(frozen=True)
 class DeliveryRecord:
-    """One message to one webhook. Its id stays the same however often it is sent."""
+    """One message to one webhook. Its id is equal for all attempts."""
 
     sequence: int
     id: str
@@ -33,29 +32,28 @@ class DeliveryRecord:
 
 @dataclass(frozen=True)
 class Attempt:
-    """How one attempt at a delivery ended: an HTTP status, or why there is none."""
+    """The outcome of one attempt: an HTTP status, or an error."""
 
     at: datetime
     status: int | None = None
     error: str | None = None
-    # When to try again, and until when to leave the whole webhook alone. None: never again.
+    # Time of the next attempt (None: never), and until when the whole webhook pauses.
     again_at: datetime | None = None
     rests_until: datetime | None = None
 
 
 def add(connection: Connection, webhook: str, message: dict[str, object], now: datetime) -> str:
-    """Insert a delivery that is due at once; its id. Whether there is room says `count_room`."""
-    delivery = f"dl-{uuid.uuid4().hex[:12]}"
+    """Insert a delivery that is due at once, and return its id. Check `count_room` first."""
+    delivery = f"dl-{random_id()}"
     values = {"id": delivery, "webhook": webhook, "payload": message, "attempts": 0}
     connection.execute(insert(deliveries).values(**values, next_at=now, created_at=now))
     return delivery
 
 
 def count_room(connection: Connection, owner: str) -> int:
-    """How many more messages of the owner's webhooks may wait. Reads MOST_WAITING index entries at most.
+    """Count how many more messages of the owner may wait. Reads at most MOST_WAITING index entries.
 
-    On PostgreSQL, transactions that count at the same moment do not see each other's messages, so
-    the limit is exceeded by as many as they insert.
+    On PostgreSQL, concurrent transactions do not see each other's messages and may exceed the limit.
     """
     theirs = select(webhooks.c.id).where(webhooks.c.owner == owner)
     waiting = (
@@ -98,7 +96,7 @@ def next_due(connection: Connection, webhook: str, now: datetime) -> DeliveryRec
 
 
 def record_success(connection: Connection, seen: DeliveryRecord, attempt: Attempt) -> bool:
-    """It was taken. False if somebody else has recorded this attempt, or it is gone."""
+    """Record that it was accepted. False if another replica recorded this attempt, or it was removed."""
     changes = {"delivered_at": attempt.at, "error": None}
     if not _record_attempt(connection, seen, attempt, changes):
         return False
@@ -111,7 +109,7 @@ def record_success(connection: Connection, seen: DeliveryRecord, attempt: Attemp
 
 
 def record_failure(connection: Connection, seen: DeliveryRecord, attempt: Attempt) -> bool:
-    """It was not taken. False if somebody else has recorded this attempt, or it is gone."""
+    """Record a failed attempt. False if another replica recorded it, or the delivery was removed."""
     then = {"next_at": attempt.again_at} if attempt.again_at else {"failed_at": attempt.at}
     if not _record_attempt(connection, seen, attempt, {**then, "error": attempt.error}):
         return False
@@ -126,8 +124,8 @@ def record_failure(connection: Connection, seen: DeliveryRecord, attempt: Attemp
     return True
 
 
-def give_up(connection: Connection, webhook: str, reason: str, now: datetime) -> None:
-    """Nothing that waits for the webhook is sent any more."""
+def abandon(connection: Connection, webhook: str, reason: str, now: datetime) -> None:
+    """Abandon all pending deliveries of the webhook."""
     connection.execute(
         update(deliveries)
         .where(deliveries.c.webhook == webhook, is_open())
@@ -136,18 +134,18 @@ def give_up(connection: Connection, webhook: str, reason: str, now: datetime) ->
 
 
 def forget_before(connection: Connection, moment: datetime, limit: int) -> int:
-    """Remove some deliveries that are older than that; how many."""
+    """Remove up to `limit` deliveries older than `moment`, and return how many."""
     old = select(deliveries.c.sequence).where(deliveries.c.created_at < moment).limit(limit)
     return connection.execute(delete(deliveries).where(deliveries.c.sequence.in_(old))).rowcount
 
 
 def is_open() -> ColumnElement[bool]:
-    """Whether it is still to be sent."""
+    """Condition: it is pending."""
     return and_(deliveries.c.delivered_at.is_(None), deliveries.c.failed_at.is_(None))
 
 
 def _reason_or(reason: str) -> ColumnElement[str]:
-    """The error that is known already, or else why nobody tries any more."""
+    """The last error or, without one, why it was abandoned."""
     why = f"the webhook was disabled: {reason}"
     return case((deliveries.c.error.is_(None), why), else_=deliveries.c.error)
 
@@ -155,7 +153,7 @@ def _reason_or(reason: str) -> ColumnElement[str]:
 def _record_attempt(
     connection: Connection, seen: DeliveryRecord, attempt: Attempt, changes: Mapping[str, object]
 ) -> bool:
-    """The fence: of two that sent the same delivery, the first one to say so counts."""
+    """The fence: of two that sent the same delivery, the first to record it counts."""
     statement = (
         update(deliveries)
         .where(deliveries.c.id == seen.id, deliveries.c.attempts == seen.attempts, is_open())

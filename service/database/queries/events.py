@@ -1,13 +1,14 @@
-"""Queries about events: what happened, told in the transaction in which it happened.
+"""Events, emitted in the transaction of the change that they describe.
 
-Listeners go on behind the last event that they have seen, so events need an order in which none
-ever appears before one that was read already. The numbers of a PostgreSQL sequence are no such
-order: they are given out before the commit, and transaction 8 may be committed after transaction 9
-was read. So an event is told without a place in the order. `number` gives places, one transaction
-at a time (it holds the only row of `event_positions`), and only to events that are committed:
-whoever sees a position has seen all smaller ones. Transaction ids would do without this second
-step, but start again at another number where a database is restored from a dump, and a listener's
-place would mean nothing there.
+The rule: the query that changes a row emits the event of the change. Canaries and branches, whose changes span several
+rows, are written by one function each, which emits it.
+
+Listeners continue after the last event that they have seen, so no event may ever appear before one that was read. The
+numbers of a PostgreSQL sequence have no such order: they are assigned before the commit, and transaction 8 may commit
+after transaction 9 was read. So an event is inserted without a position. `number` assigns positions, one transaction at
+a time (it locks the only row of `event_positions`), to committed events only: a reader of one position has seen all
+smaller ones. Transaction ids would need no second step, but they restart where a database is restored from a dump, and
+a listener's position would be meaningless there.
 """
 
 from collections.abc import Iterable
@@ -17,14 +18,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
-from service.database.queries import records, webhooks
+from service.database.engine import observe_after_commit
+from service.database.queries import backup, webhooks
 from service.database.queries.deliveries import MOST_WAITING
-from service.database.rows import EventRecord, Happening
+from service.database.rows import Event, EventRecord
 from service.database.tables import event_positions, events, jobs
 
-# The option of a connection that holds a list for what its transaction tells (service.observe).
-LISTENER = "cmcl_listener"
-# What a listener hears where messages to webhooks were not written; never stored as an event.
+# Kind of the event that is observed where messages to webhooks were dropped; it is not stored.
 SKIPPED = "webhook.skipped"
 # Events that are numbered in one transaction.
 MOST_AT_ONCE = 1000
@@ -32,7 +32,7 @@ MOST_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class EventFilter:
-    """Which events somebody may see and wants; None, and no kinds, do not restrict."""
+    """Filter of events; None, and no kinds, do not restrict."""
 
     owner: str | None = None
     model: str | None = None
@@ -40,7 +40,7 @@ class EventFilter:
     kinds: frozenset[str] = frozenset()
 
     def covers(self, event: EventRecord) -> bool:
-        """Whether it is one of them."""
+        """Return whether the event matches."""
         return (
             self.owner in (None, event.owner)
             and self.model in (None, event.model)
@@ -49,7 +49,7 @@ class EventFilter:
         )
 
     def restrict(self, query: Select[Any]) -> Select[Any]:
-        """The query for these alone."""
+        """Restrict a query to these events."""
         for column in ("owner", "model", "job"):
             value = getattr(self, column)
             if value is not None:
@@ -57,38 +57,36 @@ class EventFilter:
         return query.where(events.c.kind.in_(self.kinds)) if self.kinds else query
 
 
-def tell(connection: Connection, happening: Happening, now: datetime) -> None:
-    """Add an event, and what webhooks are to be told of it.
+def emit(connection: Connection, event: Event, now: datetime) -> None:
+    """Insert an event and the messages for webhooks, and have the change backed up.
 
-    Whoever listens sees it once this transaction is committed.
+    Streams, webhooks and the observer of the database see it once this transaction is committed.
     """
-    connection.execute(insert(events).values(created_at=now, **vars(happening)))
-    if happening.dataset is not None and happening.version is None:
-        records.note(connection, "dataset", happening.dataset)
+    connection.execute(insert(events).values(created_at=now, **vars(event)))
+    if event.dataset is not None and event.version is None:
+        backup.enqueue(connection, "dataset", event.dataset)
     else:
-        records.note(connection, "model", happening.model)
-    listener = connection.get_execution_options().get(LISTENER, [])
-    listener.append(happening)
-    for owner, number in webhooks.notify(connection, happening, now).items():
-        # Heard by this process alone. As an event it would have to be told to the same webhooks.
-        why = f"{number} webhooks of owner {owner!r} are not told of {happening.kind}: "
+        backup.enqueue(connection, "model", event.model)
+    observe_after_commit(connection, event)
+    for owner, number in webhooks.notify(connection, event, now).items():
+        # For the observer alone: stored as an event, it would go to the same webhooks.
+        why = f"no message of {event.kind} for {number} webhooks of owner {owner!r}: "
         why += f"{MOST_WAITING} of its messages wait"
         data = {"number": number, "message": why}
-        listener.append(
-            Happening(kind=SKIPPED, owner=happening.owner, model=happening.model, data=data)
-        )
+        skipped = Event(kind=SKIPPED, owner=event.owner, model=event.model, data=data)
+        observe_after_commit(connection, skipped)
 
 
 def has_unnumbered(connection: Connection) -> bool:
-    """Whether `number` would find anything: a look that writes nothing."""
+    """Return whether `number` has anything to do; writes nothing."""
     query = select(events.c.sequence).where(events.c.position.is_(None)).limit(1)
     return connection.execute(query).first() is not None
 
 
 def number(connection: Connection) -> int:
-    """Give the next places to committed events. How many; MOST_AT_ONCE means that there are more.
+    """Assign positions to committed events, and return how many; MOST_AT_ONCE means that there may be more.
 
-    The lock comes first: the events are those that a statement sees which begins after it.
+    The lock comes first, so that the query sees all events committed before it.
     """
     newest = connection.execute(select(event_positions.c.newest).with_for_update()).scalar_one()
     waiting = (
@@ -111,7 +109,7 @@ def number(connection: Connection) -> int:
 def page(
     connection: Connection, wanted: EventFilter, after: int | None, limit: int
 ) -> list[EventRecord]:
-    """Numbered events in their order, behind `after`; `sequence` is their position."""
+    """Numbered events in their order, after `after`; `sequence` is their position."""
     query = wanted.restrict(select(events).where(events.c.position > (after or 0)))
     rows = connection.execute(query.order_by(events.c.position).limit(limit)).mappings()
     return [_record(dict(row)) for row in rows]
@@ -124,7 +122,7 @@ def newest(connection: Connection) -> int:
 
 
 def progress(connection: Connection, wanted: Iterable[str]) -> dict[str, dict[str, object]]:
-    """What the present attempts of these jobs say of themselves, by job; without silent ones."""
+    """Progress of the current attempts of these jobs, by job."""
     query = select(jobs.c.id, jobs.c.progress).where(
         jobs.c.id.in_(list(wanted)), jobs.c.progress.is_not(None)
     )
@@ -132,7 +130,7 @@ def progress(connection: Connection, wanted: Iterable[str]) -> dict[str, dict[st
 
 
 def forget_before(connection: Connection, moment: datetime, limit: int) -> int:
-    """Remove some events that are older than that; how many."""
+    """Remove up to `limit` events older than `moment`, and return how many."""
     old = select(events.c.sequence).where(events.c.created_at < moment).limit(limit)
     return connection.execute(delete(events).where(events.c.sequence.in_(old))).rowcount
 

@@ -1,4 +1,4 @@
-"""Queries about jobs. Every move is a compare-and-set against the job as it was seen."""
+"""Jobs. Every move is a compare-and-set against the job as it was read, and emits an event."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,11 +8,11 @@ from sqlalchemy import Connection, RowMapping, Update, insert, select, update
 
 from cmcl.contract.job import Progress
 from service.database.queries import events
-from service.database.rows import Approval, DatasetRecord, Happening, JobRecord
+from service.database.rows import Approval, DatasetRecord, Event, JobRecord, random_id
 from service.database.tables import jobs
 from service.states import IN_FLIGHT, FailureReason, JobState, check_move
 
-# What is known about the present attempt; nothing, before it began.
+# Columns of the current attempt, before it starts.
 _NO_ATTEMPT: Mapping[str, None] = {
     "progress": None,
     "launched_at": None,
@@ -21,27 +21,25 @@ _NO_ATTEMPT: Mapping[str, None] = {
 }
 
 
-def create(connection: Connection, job: str, dataset: DatasetRecord, now: datetime) -> None:
-    """Insert a job that waits for its turn."""
-    connection.execute(
-        insert(jobs).values(
-            id=job,
-            owner=dataset.owner,
-            model=dataset.model,
-            dataset=dataset.id,
-            state=JobState.QUEUED,
-            revision=0,
-            attempt=0,
-            attempts_before_retry=0,
-            cancel_requested=False,
-            created_at=now,
-            state_changed_at=now,
-        )
-    )
-    queued = Happening(
-        kind="job.queued", owner=dataset.owner, model=dataset.model, dataset=dataset.id, job=job
-    )
-    events.tell(connection, queued, now)
+def create(connection: Connection, dataset: DatasetRecord, now: datetime) -> JobRecord:
+    """Insert a queued job for a dataset."""
+    values = {
+        "id": f"job-{random_id()}",
+        "owner": dataset.owner,
+        "model": dataset.model,
+        "dataset": dataset.id,
+        "state": JobState.QUEUED,
+        "revision": 0,
+        "attempt": 0,
+        "attempts_before_retry": 0,
+        "cancel_requested": False,
+        "created_at": now,
+        "state_changed_at": now,
+    }
+    row = connection.execute(insert(jobs).values(values).returning(jobs)).mappings().one()
+    job = _record(row)
+    _emit(connection, job, "job.queued", now, {})
+    return job
 
 
 def find(connection: Connection, job: str) -> JobRecord | None:
@@ -69,7 +67,7 @@ def page(
     after: int | None,
     limit: int,
 ) -> list[JobRecord]:
-    """Jobs in the order of their arrival, behind `after`.
+    """Jobs in the order of their arrival, after `after`.
 
     `where` has values for columns (owner, model, state); None does not restrict.
     """
@@ -83,9 +81,9 @@ def page(
 
 
 def current(connection: Connection, model: str) -> JobRecord | None:
-    """The job to look after: the one in flight, or else the oldest that waits.
+    """The job to reconcile: the one in flight, or else the oldest that waits.
 
-    Two short looks into an index, so that ten thousand that wait cost no more than one.
+    Two index lookups, so that ten thousand waiting jobs cost no more than one.
     """
     for states in (IN_FLIGHT, (JobState.QUEUED,)):
         query = (
@@ -101,13 +99,13 @@ def current(connection: Connection, model: str) -> JobRecord | None:
 
 
 def has_open(connection: Connection, model: str) -> bool:
-    """Whether any job of the model has not ended."""
+    """Return whether any job of the model has not ended."""
     query = select(jobs.c.id).where(jobs.c.model == model, jobs.c.finished_at.is_(None)).limit(1)
     return connection.execute(query).first() is not None
 
 
 def is_any_in_flight(connection: Connection, model: str) -> bool:
-    """Whether a job of the model is between its turn and its end."""
+    """Return whether a job of the model is in flight."""
     query = select(jobs.c.id).where(jobs.c.model == model, jobs.c.state.in_(IN_FLIGHT)).limit(1)
     return connection.execute(query).first() is not None
 
@@ -115,13 +113,13 @@ def is_any_in_flight(connection: Connection, model: str) -> bool:
 def move(
     connection: Connection, seen: JobRecord, target: JobState, now: datetime, **changes: object
 ) -> bool:
-    """Move the job if it still is as it was seen. False means that somebody else was faster."""
+    """Move the job if its revision is unchanged. False if another replica moved it first."""
     check_move(seen.state, target)
     return _moved(connection, seen, _as_seen(seen), target, now, changes)
 
 
 def start_validating(connection: Connection, seen: JobRecord, now: datetime) -> bool:
-    """Take a waiting job unless another one of its model is in flight."""
+    """Start a waiting job unless another one of its model is in flight."""
     check_move(seen.state, JobState.VALIDATING)
     other = jobs.alias()
     in_flight = select(other.c.id).where(other.c.model == seen.model, other.c.state.in_(IN_FLIGHT))
@@ -132,7 +130,7 @@ def start_validating(connection: Connection, seen: JobRecord, now: datetime) -> 
 def start_attempt(
     connection: Connection, seen: JobRecord, parent: int | None, submission_id: str, now: datetime
 ) -> bool:
-    """Give it the next attempt, on top of version `parent`: before the launcher hears of it."""
+    """Assign the next attempt, from version `parent`, before it is submitted to the launcher."""
     return move(
         connection,
         seen,
@@ -155,12 +153,12 @@ def finish(
     reason: FailureReason | None = None,
     message: str | None = None,
 ) -> bool:
-    """Move the job to a final state, with what the user should know."""
+    """Move the job to a final state, with a reason and a message for the user."""
     return move(connection, seen, target, now, reason=reason, message=message, finished_at=now)
 
 
 def retry(connection: Connection, seen: JobRecord, now: datetime) -> bool:
-    """Give a failed job new attempts. Attempts go on counting: a number is used once."""
+    """Queue a failed job again. Attempts continue to count: a number is used once."""
     return move(
         connection,
         seen,
@@ -177,7 +175,7 @@ def retry(connection: Connection, seen: JobRecord, now: datetime) -> bool:
 
 
 def approve(connection: Connection, seen: JobRecord, approval: Approval, now: datetime) -> bool:
-    """Let a candidate that was held or rejected be judged again, with somebody's word for it."""
+    """Let a candidate that was held or rejected be judged again, with an approval."""
     return move(
         connection,
         seen,
@@ -191,7 +189,7 @@ def approve(connection: Connection, seen: JobRecord, approval: Approval, now: da
 
 
 def reject(connection: Connection, seen: JobRecord, approval: Approval, now: datetime) -> bool:
-    """Somebody said no to a candidate that was held."""
+    """Reject a held candidate on behalf of a user."""
     return move(
         connection,
         seen,
@@ -207,43 +205,43 @@ def reject(connection: Connection, seen: JobRecord, approval: Approval, now: dat
 def set_progress(
     connection: Connection, seen: JobRecord, progress: Progress, now: datetime
 ) -> None:
-    """What the attempt says about itself: it gets on, unless it says why it has not begun."""
+    """Store the progress of the attempt. It counts as a sign of life unless it says why the attempt has not started."""
     heard_at = seen.heard_at if progress.note else now
-    told = progress.model_dump(mode="json")
+    document = progress.model_dump(mode="json")
     connection.execute(
-        _as_seen(seen).values(progress=told, heard_at=heard_at, message=progress.note)
+        _as_seen(seen).values(progress=document, heard_at=heard_at, message=progress.note)
     )
 
 
 def set_launched(connection: Connection, seen: JobRecord, now: datetime) -> None:
-    """The launcher says that the attempt runs. What was taken for its end was none."""
+    """Record that the attempt runs; an end that was recorded before is cleared."""
     connection.execute(_as_seen(seen).values(launched_at=seen.launched_at or now, ended_at=None))
 
 
 def set_ended(connection: Connection, seen: JobRecord, now: datetime) -> None:
-    """The launcher says that the attempt has ended."""
+    """Record that the attempt has ended."""
     connection.execute(_as_seen(seen).values(ended_at=now))
 
 
 def set_message(connection: Connection, seen: JobRecord, message: str) -> None:
-    """Why the job does not get on at the moment."""
+    """Set the message that says what the job waits for."""
     connection.execute(_as_seen(seen).values(message=message))
 
 
 def request_cancel(connection: Connection, seen: JobRecord, now: datetime) -> bool:
-    """Ask the reconciler to stop it. False if it has moved on meanwhile.
+    """Ask the reconciler to stop the job. False if it has moved.
 
-    It counts like a move: what was decided before it must not happen after it.
+    It increments the revision like a move: a decision made before it must not take effect after it.
     """
     statement = _as_seen(seen).values(cancel_requested=True, revision=seen.revision + 1)
     asked = connection.execute(statement).rowcount == 1
     if asked:
-        _tell(connection, seen, "job.cancel_requested", now, {})
+        _emit(connection, seen, "job.cancel_requested", now, {})
     return asked
 
 
 def _as_seen(seen: JobRecord) -> Update:
-    """The fence: nobody has moved it since it was read."""
+    """The fence: the job was not moved since it was read."""
     return update(jobs).where(jobs.c.id == seen.id, jobs.c.revision == seen.revision)
 
 
@@ -260,25 +258,25 @@ def _moved(
     )
     if connection.execute(changed).rowcount != 1:
         return False
-    told = {name: changes[name] for name in ("reason", "message") if changes.get(name)}
-    told |= {"from": seen.state, "attempt": changes.get("attempt", seen.attempt)}
-    # Another service's clock may be behind that of the one which made the move before.
-    told["after_seconds"] = max(0.0, (now - seen.state_changed_at).total_seconds())
-    _tell(connection, seen, f"job.{target}", now, told)
+    data = {name: changes[name] for name in ("reason", "message") if changes.get(name)}
+    data |= {"from": seen.state, "attempt": changes.get("attempt", seen.attempt)}
+    # Clocks of replicas differ.
+    data["after_seconds"] = max(0.0, (now - seen.state_changed_at).total_seconds())
+    _emit(connection, seen, f"job.{target}", now, data)
     return True
 
 
-def _tell(
+def _emit(
     connection: Connection,
     job: JobRecord,
     kind: str,
     now: datetime,
     data: Mapping[str, object],
 ) -> None:
-    happening = Happening(
+    event = Event(
         kind=kind, owner=job.owner, model=job.model, dataset=job.dataset, job=job.id, data=data
     )
-    events.tell(connection, happening, now)
+    events.emit(connection, event, now)
 
 
 def _written(approval: Approval) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Queries about keys. Of a key's secret the table has the digest alone."""
+"""API keys. Of the secret, the table has the digest alone."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,7 +11,7 @@ from service.principal import Scope
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """A key: whose it is, what it permits, and when it was last used (to the minute)."""
+    """A key: its owner, its scopes, and when it was last used (to the minute)."""
 
     id: str
     owner: str
@@ -42,7 +42,7 @@ def find(connection: Connection, key: str) -> KeyRecord | None:
 
 
 def digest_of(connection: Connection, key: str) -> str | None:
-    """What is stored of the key's secret. Alone, so that a key takes no longer than none."""
+    """The digest of the key's secret. A query of its own, so that an existing key takes no longer than none."""
     query = select(api_keys.c.secret_sha256).where(api_keys.c.id == key)
     return connection.execute(query).scalar_one_or_none()
 
@@ -50,7 +50,7 @@ def digest_of(connection: Connection, key: str) -> str | None:
 def page(
     connection: Connection, owner: str | None, after: str | None, limit: int
 ) -> list[KeyRecord]:
-    """Keys in the order of their ids, behind `after`; also those that are valid no more."""
+    """Keys by id, after `after`, also expired and revoked ones."""
     query = select(api_keys).order_by(api_keys.c.id)
     if owner is not None:
         query = query.where(api_keys.c.owner == owner)
@@ -60,7 +60,7 @@ def page(
 
 
 def count(connection: Connection, owner: str, now: datetime, made_after: datetime) -> int:
-    """How many keys of the owner are valid, or were made after that moment."""
+    """Count keys of the owner that are valid, or were created after `made_after`."""
     is_current = and_(
         api_keys.c.revoked_at.is_(None),
         or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now),
@@ -72,21 +72,21 @@ def count(connection: Connection, owner: str, now: datetime, made_after: datetim
 
 
 def has_any(connection: Connection) -> bool:
-    """Whether a key was ever made."""
+    """Return whether a key was ever created."""
     return connection.execute(select(api_keys.c.id).limit(1)).first() is not None
 
 
 def valid(connection: Connection, now: datetime) -> list[KeyRecord]:
-    """Those that are neither revoked nor expired, by id."""
+    """Valid keys, by id."""
     is_current = or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > now)
     query = select(api_keys).where(api_keys.c.revoked_at.is_(None), is_current)
     return [_record(row) for row in connection.execute(query.order_by(api_keys.c.id)).mappings()]
 
 
 def changes(connection: Connection, now: datetime) -> int:
-    """How often a key was made, revoked or expired: it grows when `valid` becomes another list.
+    """Count creations, revocations and expirations: the number grows when `valid` changes.
 
-    Rows are never removed, and what was revoked or expired stays so.
+    Rows are never removed, and a revoked or expired key stays so.
     """
     expired = func.sum(case((api_keys.c.expires_at <= now, 1), else_=0))
     query = select(func.count(), func.count(api_keys.c.revoked_at), expired)
@@ -95,7 +95,7 @@ def changes(connection: Connection, now: datetime) -> int:
 
 
 def set_revoked(connection: Connection, key: str, now: datetime) -> None:
-    """It is valid no more; the moment of the first time stays."""
+    """Revoke a key; the time of the first revocation is kept."""
     connection.execute(
         update(api_keys)
         .where(api_keys.c.id == key, api_keys.c.revoked_at.is_(None))
@@ -104,7 +104,7 @@ def set_revoked(connection: Connection, key: str, now: datetime) -> None:
 
 
 def set_used(connection: Connection, key: str, now: datetime, unless_since: datetime) -> None:
-    """It was used now; nothing is written if another service has said so since that moment."""
+    """Record the use of a key, unless another replica has done so since `unless_since`."""
     is_old = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at <= unless_since)
     connection.execute(
         update(api_keys).where(api_keys.c.id == key, is_old).values(last_used_at=now)

@@ -1,5 +1,6 @@
-"""Queries about models."""
+"""Models, their leases, and their live pointers."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 
@@ -17,8 +18,8 @@ from sqlalchemy import (
 
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
-from service.database.queries import records
-from service.database.rows import BranchPoint, ModelRecord
+from service.database.queries import backup, events
+from service.database.rows import BranchPoint, Event, ModelRecord
 from service.database.tables import jobs, models, trials, versions
 
 
@@ -32,7 +33,7 @@ def create(
 ) -> None:
     """Insert a model without versions. Raises WriteConflict if the name is taken.
 
-    A branch has the versions of its source from the start; they are inserted by the caller.
+    For a branch, the caller inserts the versions that it copies.
     """
     connection.execute(
         insert(models).values(
@@ -49,36 +50,36 @@ def create(
             created_at=now,
         )
     )
-    records.note(connection, "model", name)
+    backup.enqueue(connection, "model", name)
 
 
 def find(connection: Connection, name: str) -> ModelRecord | None:
-    """The model of that name, also a deleted one: its name is not given again."""
+    """The model of that name, also a deleted one: its name is not used again."""
     row = connection.execute(select(models).where(models.c.name == name)).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
 def count(connection: Connection, owner: str, made_after: datetime) -> int:
-    """How many models of the owner are there, or were made after that moment."""
+    """Count models of the owner that exist, or were created after `made_after`."""
     counts = or_(models.c.deleted_at.is_(None), models.c.created_at > made_after)
     query = select(func.count()).select_from(models).where(models.c.owner == owner, counts)
     return connection.execute(query).scalar_one()
 
 
 def has_any(connection: Connection) -> bool:
-    """Whether there was ever a model."""
+    """Return whether there was ever a model."""
     return connection.execute(select(models.c.name).limit(1)).first() is not None
 
 
 def lock(connection: Connection, name: str) -> ModelRecord | None:
-    """The model, and nobody else changes it before this transaction ends."""
+    """Lock the model until this transaction ends, and return it."""
     query = select(models).where(models.c.name == name).with_for_update()
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _record(row)
 
 
 def hold(connection: Connection, name: str) -> None:
-    """Nobody locks the model, and so deletes it, before this transaction ends; many may hold it."""
+    """Lock the model against deletion until this transaction ends; the lock is shared."""
     query = (
         select(models.c.name)
         .where(models.c.name == name)
@@ -90,7 +91,7 @@ def hold(connection: Connection, name: str) -> None:
 def page(
     connection: Connection, owner: str | None, after: str | None, limit: int
 ) -> list[ModelRecord]:
-    """Models in the order of their names, behind `after`; without those that were deleted."""
+    """Models by name, after `after`, without deleted ones."""
     query = select(models).where(models.c.deleted_at.is_(None)).order_by(models.c.name)
     if owner is not None:
         query = query.where(models.c.owner == owner)
@@ -100,13 +101,13 @@ def page(
 
 
 def with_pointer(connection: Connection) -> list[str]:
-    """Names of models that have a live.json, or should have none any more."""
+    """Names of models that have a live.json, or of which it is to be removed."""
     query = select(models.c.name).where(models.c.live_generation > 0, models.c.swept_at.is_(None))
     return list(connection.scalars(query.order_by(models.c.name)))
 
 
 def claimable(connection: Connection, service: str, now: datetime, renew_before: datetime) -> bool:
-    """Whether `claim` would find anything: a look that writes nothing."""
+    """Return whether `claim` has anything to do; writes nothing."""
     query = select(models.c.name).where(_has_work(), _is_free(service, now, renew_before))
     return connection.execute(query.limit(1)).first() is not None
 
@@ -114,9 +115,9 @@ def claimable(connection: Connection, service: str, now: datetime, renew_before:
 def claim(
     connection: Connection, service: str, now: datetime, renew_before: datetime, until: datetime
 ) -> None:
-    """Lease models that have work and that nobody looks after, and renew what is ours.
+    """Lease free models with work, and renew the leases of this replica.
 
-    Of several services that claim at once, each passes over what another has locked.
+    Of several replicas that claim concurrently, each skips what another has locked.
     """
     free = (
         select(models.c.name)
@@ -132,7 +133,7 @@ def claim(
 
 
 def leased(connection: Connection, service: str, now: datetime) -> list[str]:
-    """Names of models with work that this service looks after."""
+    """Names of models with work that this replica holds the lease of."""
     query = select(models.c.name).where(
         _has_work(), models.c.lease_owner == service, models.c.lease_until > now
     )
@@ -140,7 +141,7 @@ def leased(connection: Connection, service: str, now: datetime) -> list[str]:
 
 
 def release(connection: Connection, service: str) -> None:
-    """Leave all models to others."""
+    """Release all leases of this replica."""
     connection.execute(
         update(models)
         .where(models.c.lease_owner == service)
@@ -149,20 +150,20 @@ def release(connection: Connection, service: str) -> None:
 
 
 def advance_head(connection: Connection, name: str, parent: int | None, version: int) -> bool:
-    """Compare-and-set: `version` becomes the newest one if `parent` still is. Whether it did."""
+    """Compare-and-set: make `version` the newest if `parent` still is. Return whether it was set."""
     statement = (
         update(models)
         .where(models.c.name == name, models.c.head == (parent or 0))
         .values(head=version)
     )
-    records.note(connection, "model", name)
+    backup.enqueue(connection, "model", name)
     return connection.execute(statement).rowcount == 1
 
 
 def set_live(
     connection: Connection, name: str, version: int, generation: int, now: datetime
 ) -> None:
-    """Which version answers; call it with the model locked."""
+    """Set the live version; with the model locked."""
     connection.execute(
         update(models)
         .where(models.c.name == name)
@@ -171,12 +172,12 @@ def set_live(
 
 
 def revise(connection: Connection, name: str, now: datetime) -> None:
-    """live.json has something else to tell, under the next revision; with the model locked."""
+    """Increment the revision of live.json; with the model locked."""
     connection.execute(update(models).where(models.c.name == name).values(_next_revision(now)))
 
 
 def set_mirrored(connection: Connection, name: str, revision: int) -> bool:
-    """live.json shows this revision. False if somebody has mirrored that or a later one."""
+    """Record that live.json has this revision. False if that or a later one was recorded."""
     statement = (
         update(models)
         .where(models.c.name == name, models.c.mirrored_revision < revision)
@@ -186,25 +187,36 @@ def set_mirrored(connection: Connection, name: str, revision: int) -> bool:
 
 
 def forget_mirrored(connection: Connection, name: str) -> None:
-    """live.json may show anything: mirror again."""
+    """Have live.json mirrored again."""
     connection.execute(update(models).where(models.c.name == name).values(mirrored_revision=0))
 
 
-def set_policy(connection: Connection, name: str, policy: GatePolicy, seen_revision: int) -> bool:
-    """Compare-and-set on the revision. Whether it was set."""
-    statement = (
-        update(models)
-        .where(models.c.name == name, models.c.policy_revision == seen_revision)
-        .values(policy=policy.model_dump(mode="json"), policy_revision=seen_revision + 1)
-    )
-    return connection.execute(statement).rowcount == 1
+def set_policy(
+    connection: Connection, seen: ModelRecord, policy: GatePolicy, actor: str, now: datetime
+) -> None:
+    """Set the policy under the next revision, and emit the event; with the model locked."""
+    document = policy.model_dump(mode="json")
+    values = {"policy": document, "policy_revision": seen.policy_revision + 1}
+    connection.execute(update(models).where(models.c.name == seen.name).values(values))
+    _emit(connection, seen, "model.policy", now, {"policy": document, "actor": actor})
 
 
-def set_deleted(connection: Connection, name: str, now: datetime) -> None:
-    """It is gone for everybody; its name is not given again. Its live.json is to go as well."""
-    connection.execute(
-        update(models).where(models.c.name == name).values(deleted_at=now, **_next_revision(now))
-    )
+def set_deleted(connection: Connection, seen: ModelRecord, actor: str, now: datetime) -> None:
+    """Mark the model deleted, and emit the event. Its name is not used again, its live.json is to be removed."""
+    values = {"deleted_at": now, **_next_revision(now)}
+    connection.execute(update(models).where(models.c.name == seen.name).values(values))
+    _emit(connection, seen, "model.deleted", now, {"actor": actor})
+
+
+def _emit(
+    connection: Connection,
+    model: ModelRecord,
+    kind: str,
+    now: datetime,
+    data: Mapping[str, object],
+) -> None:
+    emitted = Event(kind=kind, owner=model.owner, model=model.name, data=data)
+    events.emit(connection, emitted, now)
 
 
 def _next_revision(now: datetime) -> dict[str, object]:
@@ -212,10 +224,9 @@ def _next_revision(now: datetime) -> dict[str, object]:
 
 
 def _has_work() -> ColumnElement[bool]:
-    """A pointer to mirror; an unfinished job, a version to store, or one that is on trial.
+    """Condition: a pointer to mirror, an unfinished job, a version to store, or a canary.
 
-    Each is a look into an index of the few rows that matter: the finished ones cost nothing. Of a
-    deleted model, the pointer is what is left to do.
+    Each uses a partial index, so finished rows cost nothing. A deleted model only has its pointer left to mirror.
     """
     unfinished = select(jobs.c.id).where(
         jobs.c.model == models.c.name, jobs.c.finished_at.is_(None)
@@ -231,7 +242,7 @@ def _has_work() -> ColumnElement[bool]:
 
 
 def is_unmirrored() -> ColumnElement[bool]:
-    """What `ModelRecord.is_mirrored` denies."""
+    """Condition: the opposite of `ModelRecord.is_mirrored`."""
     return and_(models.c.live_generation > 0, models.c.mirrored_revision < models.c.live_revision)
 
 

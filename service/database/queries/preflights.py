@@ -1,5 +1,6 @@
-"""Queries about pre-flights. Every move is a compare-and-set, as of jobs."""
+"""Pre-flights. Every move is a compare-and-set, as for jobs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -7,21 +8,23 @@ from enum import StrEnum
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 
 from cmcl.contract.preflight import Outlook
+from service.database.queries import events
+from service.database.rows import Event
 from service.database.tables import preflights
 
 
 class PreflightState(StrEnum):
-    """queued -> running -> done | failed; back to queued once, where the attempt was lost."""
+    """queued -> running -> done | failed; back to queued once, if the attempt was lost."""
 
-    QUEUED = "queued"  # its attempt has a number and waits to be handed to the launcher
+    QUEUED = "queued"  # its attempt has a number and is to be submitted
     RUNNING = "running"  # the launcher has accepted the attempt
-    DONE = "done"  # it has an outlook
-    FAILED = "failed"  # there is none, and `message` says why
+    DONE = "done"  # it has a result
+    FAILED = "failed"  # it has no result, and `message` says why
 
 
 @dataclass(frozen=True)
 class PreflightRecord:
-    """A pre-flight as it was seen; a move succeeds only if it still looks like this."""
+    """A pre-flight as it was read; a move succeeds only if its revision is unchanged."""
 
     sequence: int
     id: str
@@ -42,7 +45,7 @@ class PreflightRecord:
 
 @dataclass(frozen=True)
 class NewRow:
-    """What is known of a pre-flight when it is asked for."""
+    """A pre-flight as it is posted."""
 
     id: str
     owner: str
@@ -52,7 +55,7 @@ class NewRow:
 
 
 def create(connection: Connection, row: NewRow, now: datetime) -> None:
-    """Insert one that waits for its turn. Its first attempt has its number already."""
+    """Insert a queued pre-flight with the number of its first attempt."""
     connection.execute(
         insert(preflights).values(
             state=PreflightState.QUEUED,
@@ -75,7 +78,7 @@ def find(connection: Connection, preflight: str) -> PreflightRecord | None:
 def page(
     connection: Connection, model: str, after: int | None, limit: int
 ) -> list[PreflightRecord]:
-    """Those of a model in the order of their arrival, behind `after`."""
+    """Pre-flights of a model in the order of their arrival, after `after`."""
     query = select(preflights).where(preflights.c.model == model)
     if after is not None:
         query = query.where(preflights.c.sequence > after)
@@ -84,9 +87,9 @@ def page(
 
 
 def current(connection: Connection, limit: int, of_one_owner: int) -> list[PreflightRecord]:
-    """Of each model the oldest that is not finished: at most so many, and so many of one owner.
+    """The oldest unfinished pre-flight of each model: at most `limit`, and `of_one_owner` per owner.
 
-    Those that come later change nothing about who is among them.
+    Later arrivals do not change which ones are returned.
     """
     oldest = (
         select(func.min(preflights.c.sequence))
@@ -112,7 +115,7 @@ def move(
     now: datetime,
     **changes: object,
 ) -> bool:
-    """Move it if it still is as it was seen. False means that somebody else was faster."""
+    """Move it if its revision is unchanged. False if another replica moved it first."""
     statement = (
         update(preflights)
         .where(preflights.c.id == seen.id, preflights.c.revision == seen.revision)
@@ -121,8 +124,28 @@ def move(
     return connection.execute(statement).rowcount == 1
 
 
+def finish(
+    connection: Connection,
+    seen: PreflightRecord,
+    target: PreflightState,
+    now: datetime,
+    changes: Mapping[str, object],
+    data: Mapping[str, object],
+) -> None:
+    """Move it to a final state if its revision is unchanged, and emit the event with `data`."""
+    if move(connection, seen, target, now, finished_at=now, **changes):
+        finished = Event(
+            kind=f"preflight.{target}",
+            owner=seen.owner,
+            model=seen.model,
+            version=seen.version,
+            data={"preflight": seen.id, **data},
+        )
+        events.emit(connection, finished, now)
+
+
 def set_message(connection: Connection, seen: PreflightRecord, message: str) -> None:
-    """Why it does not get on at the moment."""
+    """Set the message that says what it waits for."""
     connection.execute(
         update(preflights)
         .where(preflights.c.id == seen.id, preflights.c.revision == seen.revision)
@@ -131,14 +154,14 @@ def set_message(connection: Connection, seen: PreflightRecord, message: str) -> 
 
 
 def ended_before(connection: Connection, moment: datetime, limit: int) -> list[PreflightRecord]:
-    """Those that ended before that moment: remove runs/<id>/, then `forget` them."""
+    """Pre-flights that ended before that time: remove runs/<id>/, then `forget` them."""
     query = select(preflights).where(preflights.c.finished_at < moment)
     rows = connection.execute(query.order_by(preflights.c.finished_at).limit(limit)).mappings()
     return [_record(row) for row in rows]
 
 
 def forget(connection: Connection, preflight: str) -> None:
-    """Remove one."""
+    """Remove a pre-flight."""
     connection.execute(delete(preflights).where(preflights.c.id == preflight))
 
 

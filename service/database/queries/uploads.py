@@ -1,6 +1,6 @@
-"""Queries about uploads, their parts, and the datasets that name them.
+"""Uploads, their parts, and the datasets that name them.
 
-An upload's `attempt` is the fence of completing it: whoever completes has the next number.
+An upload's `attempt` is the fence of its completion: each attempt has the next number.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ from sqlalchemy import (
     update,
 )
 
-from service.database.queries import records
+from service.database.queries import backup
 from service.database.rows import NewUpload, PartRecord, UploadRecord, UploadState
 from service.database.tables import datasets, jobs, models, upload_parts, upload_uses, uploads
 from service.states import JobState
@@ -33,38 +33,38 @@ _ABORTED: UploadState = "aborted"
 
 
 def create(connection: Connection, upload: str, owner: str, new: NewUpload, now: datetime) -> None:
-    """Insert an upload that has no bytes yet."""
+    """Insert an upload without parts."""
     values = vars(new) | {"id": upload, "owner": owner, "state": _OPEN, "attempt": 0}
     connection.execute(insert(uploads).values(created_at=now, **values))
 
 
 def find(connection: Connection, upload: str) -> UploadRecord | None:
-    """The upload of that id, also one that was given up."""
+    """The upload of that id, also an aborted one."""
     row = connection.execute(select(uploads).where(uploads.c.id == upload)).mappings().first()
     return None if row is None else _record(row)
 
 
 def lock(connection: Connection, upload: str) -> UploadRecord | None:
-    """The upload, and nobody else changes it before this transaction ends."""
+    """Lock the upload until this transaction ends, and return it."""
     query = select(uploads).where(uploads.c.id == upload).with_for_update()
     row = connection.execute(query).mappings().first()
     return None if row is None else _record(row)
 
 
 def hold(connection: Connection, named: Sequence[str]) -> dict[str, UploadRecord]:
-    """Those uploads by id, and nobody gives them up before this transaction ends; others may hold them too."""
+    """Lock uploads against being aborted until this transaction ends, and return them by id. The lock is shared."""
     if not named:
         return {}
-    # In the order of their ids, so that two that hold the same ones do not wait for each other.
+    # By id, so that two transactions with the same uploads cannot deadlock.
     query = select(uploads).where(uploads.c.id.in_(named)).order_by(uploads.c.id)
     rows = connection.execute(query.with_for_update(read=True)).mappings()
     return {row["id"]: _record(row) for row in rows}
 
 
 def bytes_of(connection: Connection, owner: str) -> int:
-    """Bytes of all uploads of an owner, as announced, without those that were given up.
+    """Announced bytes of all uploads of an owner, without aborted ones.
 
-    Nothing is locked: what others announce in transactions that have not ended is not among them.
+    Takes no lock: uploads of concurrent transactions are not counted.
     """
     query = select(func.coalesce(func.sum(uploads.c.bytes), 0)).where(
         uploads.c.owner == owner, uploads.c.state != _ABORTED
@@ -73,7 +73,7 @@ def bytes_of(connection: Connection, owner: str) -> int:
 
 
 def digests(connection: Connection, named: Iterable[str], owner: str | None) -> dict[str, str]:
-    """By id: the measured SHA-256 of those that are complete; of that owner's alone, if one is given."""
+    """Measured SHA-256 by id, of complete uploads; of one owner, if it is given."""
     query = select(uploads.c.id, uploads.c.sha256).where(
         uploads.c.id.in_(named), uploads.c.state == _COMPLETE
     )
@@ -93,7 +93,7 @@ def parts(connection: Connection, upload: str) -> list[PartRecord]:
 
 
 def bytes_beside(connection: Connection, upload: str, number: int) -> int:
-    """Bytes of all parts but that one."""
+    """Bytes of all other parts."""
     query = select(func.coalesce(func.sum(upload_parts.c.bytes), 0)).where(
         upload_parts.c.upload == upload, upload_parts.c.number != number
     )
@@ -101,7 +101,7 @@ def bytes_beside(connection: Connection, upload: str, number: int) -> int:
 
 
 def put_part(connection: Connection, upload: str, part: PartRecord) -> PartRecord | None:
-    """Write a part's row, and the one that it replaces; call it with the upload locked."""
+    """Insert a part, and return the one that it replaces; with the upload locked."""
     same = and_(upload_parts.c.upload == upload, upload_parts.c.number == part.number)
     query = select(upload_parts.c.number, upload_parts.c.bytes, upload_parts.c.sha256).where(same)
     before = connection.execute(query).mappings().first()
@@ -111,7 +111,7 @@ def put_part(connection: Connection, upload: str, part: PartRecord) -> PartRecor
 
 
 def forget_part(connection: Connection, upload: str, part: PartRecord) -> None:
-    """Its object is lost: it has to be sent again."""
+    """Remove a part whose object is lost: it must be sent again."""
     connection.execute(
         delete(upload_parts).where(
             upload_parts.c.upload == upload,
@@ -122,7 +122,7 @@ def forget_part(connection: Connection, upload: str, part: PartRecord) -> None:
 
 
 def claim(connection: Connection, seen: UploadRecord, until: datetime) -> None:
-    """The next attempt to complete it; call it with the upload locked."""
+    """Start the next attempt to complete it; with the upload locked."""
     connection.execute(
         update(uploads)
         .where(uploads.c.id == seen.id)
@@ -131,7 +131,7 @@ def claim(connection: Connection, seen: UploadRecord, until: datetime) -> None:
 
 
 def set_complete(connection: Connection, claimed: UploadRecord, sha256: str, now: datetime) -> bool:
-    """The attempt's file is whole. False if another attempt began meanwhile, or it was given up."""
+    """Complete it. False if another attempt has started, or it was aborted."""
     statement = _as_claimed(claimed).values(
         state=_COMPLETE, sha256=sha256, completed_at=now, lease_until=None
     )
@@ -139,20 +139,20 @@ def set_complete(connection: Connection, claimed: UploadRecord, sha256: str, now
 
 
 def reopen(connection: Connection, claimed: UploadRecord) -> None:
-    """The attempt came to nothing: parts can be sent again."""
+    """Reopen it after a failed attempt: parts can be sent again."""
     connection.execute(_as_claimed(claimed).values(state=_OPEN, lease_until=None))
 
 
 def abort(connection: Connection, upload: str) -> None:
-    """It is gone for everybody; its objects go later. Call it with the upload locked."""
+    """Abort it; its objects are removed later. With the upload locked."""
     connection.execute(
         update(uploads).where(uploads.c.id == upload).values(state=_ABORTED, lease_until=None)
     )
-    records.note(connection, "dataset", *records.users_of_upload(connection, upload))
+    backup.enqueue(connection, "dataset", *backup.users_of_upload(connection, upload))
 
 
 def add_uses(connection: Connection, dataset: str, named: set[str]) -> None:
-    """The dataset names these uploads; call it with them held."""
+    """Record that the dataset names these uploads; with them held."""
     query = select(upload_uses.c.upload).where(upload_uses.c.dataset == dataset)
     known = set(connection.scalars(query))
     rows = [{"dataset": dataset, "upload": upload} for upload in sorted(named - known)]
@@ -161,18 +161,18 @@ def add_uses(connection: Connection, dataset: str, named: set[str]) -> None:
 
 
 def is_needed(connection: Connection, upload: str) -> bool:
-    """Whether a dataset that names it may still be read."""
+    """Return whether a dataset that names it may still be read."""
     return connection.execute(select(_needed(upload))).scalar_one()
 
 
-def given_up(connection: Connection, limit: int) -> list[str]:
-    """Those whose objects can go."""
+def aborted(connection: Connection, limit: int) -> list[str]:
+    """Aborted uploads, whose objects are to be removed."""
     query = select(uploads.c.id).where(uploads.c.state == _ABORTED)
     return list(connection.scalars(query.order_by(uploads.c.created_at).limit(limit)))
 
 
 def expired(connection: Connection, before: datetime, limit: int) -> list[str]:
-    """Those that were begun (or completed) before that moment and that nobody needs."""
+    """Uploads started (or completed) before that time that no dataset needs."""
     begun = and_(uploads.c.state.in_((_OPEN, _COMPLETING)), uploads.c.created_at < before)
     done = and_(uploads.c.state == _COMPLETE, uploads.c.completed_at < before)
     query = (
@@ -185,14 +185,14 @@ def expired(connection: Connection, before: datetime, limit: int) -> list[str]:
 
 
 def remove(connection: Connection, upload: str) -> None:
-    """Forget one that was given up and whose objects are gone."""
-    records.note(connection, "dataset", *records.users_of_upload(connection, upload))
+    """Remove the rows of an aborted upload whose objects are removed."""
+    backup.enqueue(connection, "dataset", *backup.users_of_upload(connection, upload))
     for table, key in ((upload_parts, "upload"), (upload_uses, "upload"), (uploads, "id")):
         connection.execute(delete(table).where(table.c[key] == upload))
 
 
 def _needed(upload: str | ColumnElement[str]) -> ColumnElement[bool]:
-    """A dataset that names it is there, was not given up, and has no version yet."""
+    """Condition: a dataset that names it exists, is not swept, and has no version."""
     learned = and_(jobs.c.dataset == datasets.c.id, jobs.c.state == JobState.PUBLISHED)
     return exists().where(
         upload_uses.c.upload == upload,

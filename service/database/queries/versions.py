@@ -1,4 +1,4 @@
-"""Queries about versions and promotions."""
+"""Versions and promotions."""
 
 from dataclasses import fields
 from datetime import datetime
@@ -6,29 +6,29 @@ from datetime import datetime
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from cmcl.contract.version import Recall, VersionManifest
-from service.database.queries import records
-from service.database.rows import PromotionRecord, VersionOutline, VersionRecord
+from service.database.queries import backup, events
+from service.database.rows import Event, PromotionRecord, VersionOutline, VersionRecord
 from service.database.tables import promotions, versions
 
 _OUTLINE = tuple(versions.c[field.name] for field in fields(VersionOutline))
 
 
 def create(connection: Connection, manifest: VersionManifest, now: datetime) -> None:
-    """Insert a version whose files are not in place yet. Raises WriteConflict: a job has one."""
+    """Insert a version whose files are not stored yet. Raises WriteConflict if its job has one."""
     _insert(connection, manifest, now, job=manifest.job)
 
 
 def create_copy(
     connection: Connection, manifest: VersionManifest, original: VersionRecord, now: datetime
 ) -> None:
-    """Insert a version of a branch, whose files are those of the original.
+    """Insert a version of a branch, which uses the files of the original.
 
-    `copied_from` is the model in whose folder they lie, which for a branch of a branch is not the one
-    that was branched. What was retired there cannot answer here either.
+    `copied_from` is the model whose folder has them, which for a branch of a branch is not the one that was branched.
+    A version that is retired there is retired here, too.
     """
     _insert(connection, manifest, now, copied_from=manifest.files_in)
     if original.retired_at is not None:
-        set_retired(connection, manifest.model, manifest.version, original.retired_at)
+        _set_retired(connection, manifest.model, manifest.version, original.retired_at)
 
 
 def _insert(
@@ -65,7 +65,7 @@ def find(connection: Connection, model: str, number: int) -> VersionRecord | Non
 
 
 def page(connection: Connection, model: str, after: int | None, limit: int) -> list[VersionRecord]:
-    """Versions of a model in the order of their numbers, behind `after`."""
+    """Versions of a model by number, after `after`."""
     query = select(versions).where(versions.c.model == model)
     if after is not None:
         query = query.where(versions.c.number > after)
@@ -76,7 +76,7 @@ def page(connection: Connection, model: str, after: int | None, limit: int) -> l
 def outlines(
     connection: Connection, model: str, after: int | None, limit: int
 ) -> list[VersionOutline]:
-    """The same without manifests: what a list shows."""
+    """`page` without manifests."""
     query = select(*_OUTLINE).where(versions.c.model == model)
     if after is not None:
         query = query.where(versions.c.number > after)
@@ -85,7 +85,7 @@ def outlines(
 
 
 def oldest_unstored(connection: Connection, model: str) -> VersionRecord | None:
-    """The first version whose files are not in place yet."""
+    """The oldest version whose files are not stored yet."""
     query = (
         select(versions)
         .where(versions.c.model == model, versions.c.stored_at.is_(None))
@@ -97,7 +97,7 @@ def oldest_unstored(connection: Connection, model: str) -> VersionRecord | None:
 
 
 def set_stored(connection: Connection, model: str, number: int, now: datetime) -> bool:
-    """Its files are in place. False if that was known."""
+    """Record that its files are stored. False if that was recorded."""
     statement = (
         update(versions)
         .where(
@@ -111,8 +111,22 @@ def set_stored(connection: Connection, model: str, number: int, now: datetime) -
     return connection.execute(statement).rowcount == 1
 
 
-def set_retired(connection: Connection, model: str, number: int, now: datetime) -> None:
-    """It does not answer any more."""
+def retire(
+    connection: Connection, version: VersionOutline, owner: str, actor: str, now: datetime
+) -> None:
+    """Mark a version retired, and emit the event."""
+    _set_retired(connection, version.model, version.number, now)
+    retired_now = Event(
+        kind="version.retired",
+        owner=owner,
+        model=version.model,
+        version=version.number,
+        data={"actor": actor},
+    )
+    events.emit(connection, retired_now, now)
+
+
+def _set_retired(connection: Connection, model: str, number: int, now: datetime) -> None:
     connection.execute(
         update(versions)
         .where(versions.c.model == model, versions.c.number == number)
@@ -122,7 +136,7 @@ def set_retired(connection: Connection, model: str, number: int, now: datetime) 
 
 
 def retired(connection: Connection, model: str) -> tuple[int, ...]:
-    """Numbers of those that answer no more."""
+    """Numbers of retired versions."""
     query = select(versions.c.number).where(
         versions.c.model == model, versions.c.retired_at.is_not(None)
     )
@@ -132,7 +146,7 @@ def retired(connection: Connection, model: str) -> tuple[int, ...]:
 def evaluations(
     connection: Connection, model: str, up_to: int
 ) -> list[tuple[int, str, dict[str, Recall]]]:
-    """Number, dataset and recalls of each version up to that one, without its manifest."""
+    """Number, dataset and recalls of each version up to that one."""
     query = (
         select(versions.c.number, versions.c.dataset, versions.c.evaluation)
         .where(versions.c.model == model, versions.c.number <= up_to)
@@ -145,7 +159,7 @@ def evaluations(
 
 
 def promotion(connection: Connection, model: str, generation: int) -> PromotionRecord | None:
-    """One change of the version that answers."""
+    """The promotion of that generation."""
     query = select(promotions).where(
         promotions.c.model == model, promotions.c.generation == generation
     )
@@ -153,15 +167,33 @@ def promotion(connection: Connection, model: str, generation: int) -> PromotionR
     return None if row is None else PromotionRecord(**row)
 
 
-def add_promotion(connection: Connection, promotion: PromotionRecord) -> None:
-    """Remember who moved the live version, when and why."""
+def add_promotion(
+    connection: Connection, promotion: PromotionRecord, version: VersionRecord, owner: str
+) -> None:
+    """Insert a promotion of the version, and emit the event."""
     connection.execute(insert(promotions).values(**vars(promotion)))
+    # The job is a detail and not the subject: its own events ended when the version was published.
+    data = {
+        "generation": promotion.generation,
+        "reason": promotion.reason,
+        "actor": promotion.actor,
+        "job": version.job,
+    }
+    promoted = Event(
+        kind=f"version.{promotion.kind}",
+        owner=owner,
+        model=version.model,
+        dataset=version.manifest.dataset,
+        version=version.number,
+        data=data,
+    )
+    events.emit(connection, promoted, promotion.created_at)
 
 
 def promotion_page(
     connection: Connection, model: str, after: int | None, limit: int
 ) -> list[PromotionRecord]:
-    """Promotions of a model in their order, behind `after`."""
+    """Promotions of a model in their order, after `after`."""
     query = select(promotions).where(promotions.c.model == model)
     if after is not None:
         query = query.where(promotions.c.generation > after)
@@ -170,7 +202,7 @@ def promotion_page(
 
 
 def _note(connection: Connection, model: str, number: int) -> None:
-    records.note(connection, "version", records.version_name(model, number))
+    backup.enqueue(connection, "version", backup.version_name(model, number))
 
 
 def _record(row: RowMapping) -> VersionRecord:

@@ -1,7 +1,7 @@
-"""Queries about webhooks: who is told of what, and who sends to them.
+"""Webhooks: which events they get, and which replica sends to them.
 
-A delivery is written in the transaction of its event: none is lost, none is made up. It is sent by
-whoever holds the lease of its webhook, one delivery of a webhook at a time.
+A delivery is inserted in the transaction of its event, so none is lost and none is invented. The holder of the webhook's
+lease sends it, one delivery of a webhook at a time.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from service.database.queries import deliveries as queue
-from service.database.rows import Happening
+from service.database.rows import Event
 from service.database.tables import deliveries, webhooks
 from service.principal import EVERY_OWNER
 
@@ -31,7 +31,7 @@ _ABOUT = ("model", "dataset", "job", "version")
 
 @dataclass(frozen=True)
 class WebhookRecord:
-    """Where somebody wants to be told of events, and how that goes; of all owners, or of one."""
+    """A webhook and the state of its deliveries; for one owner, or for all."""
 
     id: str
     owner: str
@@ -49,11 +49,11 @@ class WebhookRecord:
 
     @property
     def every_owner(self) -> bool:
-        """Whether it is told of the whole deployment."""
+        """Whether it gets events of all owners."""
         return self.owner == EVERY_OWNER
 
     def __repr__(self) -> str:
-        """Without the secret and the address, which may hold one."""
+        """Without the secret and the URL, which may contain one."""
         return f"WebhookRecord({self.id!r})"
 
 
@@ -71,7 +71,7 @@ def find(connection: Connection, webhook: str) -> WebhookRecord | None:
 def page(
     connection: Connection, owner: str | None, after: str | None, limit: int
 ) -> list[WebhookRecord]:
-    """Webhooks in the order of their ids, behind `after`."""
+    """Webhooks by id, after `after`."""
     query = select(webhooks).order_by(webhooks.c.id).limit(limit)
     if owner is not None:
         query = query.where(webhooks.c.owner == owner)
@@ -81,7 +81,7 @@ def page(
 
 
 def set_secret(connection: Connection, webhook: str, seen: str, secret: str) -> None:
-    """Store the secret in another form, unless somebody else has done so."""
+    """Store the secret in another form, unless another replica has done so."""
     connection.execute(
         update(webhooks)
         .where(webhooks.c.id == webhook, webhooks.c.secret == seen)
@@ -90,69 +90,67 @@ def set_secret(connection: Connection, webhook: str, seen: str, secret: str) -> 
 
 
 def count(connection: Connection, owner: str) -> int:
-    """How many webhooks the owner has."""
+    """Count the webhooks of the owner."""
     query = select(func.count()).select_from(webhooks).where(webhooks.c.owner == owner)
     return connection.execute(query).scalar_one()
 
 
 def remove(connection: Connection, webhook: str) -> None:
-    """Delete it, with all of its deliveries.
+    """Delete a webhook with its deliveries.
 
-    It is locked first: a transaction that wants to tell it something waits, and then finds it gone.
+    It is locked first: a transaction that adds a delivery waits, and then finds no webhook.
     """
     connection.execute(select(webhooks.c.id).where(webhooks.c.id == webhook).with_for_update())
     connection.execute(delete(deliveries).where(deliveries.c.webhook == webhook))
     connection.execute(delete(webhooks).where(webhooks.c.id == webhook))
 
 
-def notify(connection: Connection, happening: Happening, now: datetime) -> dict[str, int]:
-    """Write a delivery for each webhook that wants to be told of it.
+def notify(connection: Connection, event: Event, now: datetime) -> dict[str, int]:
+    """Insert a delivery for each webhook that subscribes to the event.
 
-    Returns, by owner, for how many webhooks none was written, because MOST_WAITING messages of the
-    owner were waiting.
-
-    The webhooks are locked against removal only, so that nobody waits for anybody who tells.
+    Return by owner for how many webhooks none was inserted, because MOST_WAITING messages of the owner were pending. The
+    webhooks are locked against removal only, so that concurrent events do not wait for each other.
     """
     query = (
         select(webhooks)
         .where(
-            webhooks.c.owner.in_((happening.owner, EVERY_OWNER)),
+            webhooks.c.owner.in_((event.owner, EVERY_OWNER)),
             webhooks.c.disabled_at.is_(None),
-            or_(webhooks.c.model.is_(None), webhooks.c.model == happening.model),
+            or_(webhooks.c.model.is_(None), webhooks.c.model == event.model),
         )
         .with_for_update(read=True, key_share=True)
     )
     room: dict[str, int] = {}
     skipped: Counter[str] = Counter()
     for webhook in _read(connection, query):
-        if happening.kind not in webhook.kinds:
+        if event.kind not in webhook.kinds:
             continue
         if webhook.owner not in room:
             room[webhook.owner] = queue.count_room(connection, webhook.owner)
         if room[webhook.owner] <= 0:
             skipped[webhook.owner] += 1
             continue
-        queue.add(connection, webhook.id, payload(webhook, happening, now), now)
+        queue.add(connection, webhook.id, payload(webhook, event, now), now)
         room[webhook.owner] -= 1
     return skipped
 
 
-def payload(webhook: WebhookRecord, happening: Happening, now: datetime) -> dict[str, object]:
+def payload(webhook: WebhookRecord, event: Event, now: datetime) -> dict[str, object]:
     """The message, in the form that Standard Webhooks recommends.
 
-    Whoever hears of all owners is told which one it is.
+    A webhook for all owners gets the owner of the event.
     """
-    told = ("owner", *_ABOUT) if webhook.every_owner else _ABOUT
-    about = {name: getattr(happening, name) or None for name in told}
+    fields = ("owner", *_ABOUT) if webhook.every_owner else _ABOUT
+    about = {name: getattr(event, name) or None for name in fields}
     return {
-        "type": happening.kind,
+        "type": event.kind,
         "timestamp": now.isoformat(),
-        "data": {**about, "details": dict(happening.data)},
+        "data": {**about, "details": dict(event.data)},
     }
 
 
 def is_any_due(connection: Connection, now: datetime) -> bool:
-    """Whether `claim` would find anything: a look that writes nothing."""
+    """Return whether `claim` has anything to do; writes nothing."""
     query = select(webhooks.c.id).where(_is_ready(now)).limit(1)
     return connection.execute(query).first() is not None
 
@@ -165,11 +163,11 @@ def claim(
     limit: int,
     most_of_one_owner: int,
 ) -> list[WebhookRecord]:
-    """Lease webhooks that have something due, `limit` at most.
+    """Lease up to `limit` webhooks that have a delivery due.
 
-    Owners that the sender serves fewest webhooks of come first, and no owner gets more than
-    `most_of_one_owner` of its places; of an owner, those that were served longest ago come first. Of
-    several senders that claim at once, each passes over what another has locked.
+    Owners with the fewest webhooks at this sender come first, and no owner gets more than `most_of_one_owner`; within an
+    owner, those that were served longest ago come first. Of several senders that claim concurrently, each skips what
+    another has locked.
     """
     chosen = _fair_share(connection, sender, now, limit, most_of_one_owner)
     free = (
@@ -187,7 +185,7 @@ def claim(
 def _fair_share(
     connection: Connection, sender: str, now: datetime, limit: int, most_of_one_owner: int
 ) -> list[str]:
-    """Ids of webhooks that are ready, one owner after another."""
+    """Ids of webhooks that are ready, alternating between owners."""
     is_mine = and_(webhooks.c.lease_owner == sender, webhooks.c.lease_until > now)
     of_owner = select(webhooks.c.owner, func.count()).where(is_mine).group_by(webhooks.c.owner)
     held: Counter[str] = Counter(dict(connection.execute(of_owner).all()))
@@ -195,14 +193,14 @@ def _fair_share(
     turn = func.row_number().over(partition_by=webhooks.c.owner, order_by=longest_ago)
     ready = select(webhooks.c.id, webhooks.c.owner, turn.label("turn")).where(_is_ready(now))
     ready = ready.order_by(turn, longest_ago).limit(limit * most_of_one_owner)
-    # A turn later for each webhook that is served already.
+    # Each webhook that is leased already moves the owner back by one.
     found = sorted(connection.execute(ready), key=lambda row: held[row.owner] + row.turn)
     within = [row.id for row in found if held[row.owner] + row.turn <= most_of_one_owner]
     return within[:limit]
 
 
 def release(connection: Connection, webhook: str, sender: str, now: datetime) -> None:
-    """Give the lease back, if it still is this sender's."""
+    """Release the lease, if this sender still holds it."""
     connection.execute(
         update(webhooks)
         .where(webhooks.c.id == webhook, webhooks.c.lease_owner == sender)
@@ -211,17 +209,17 @@ def release(connection: Connection, webhook: str, sender: str, now: datetime) ->
 
 
 def disable(connection: Connection, webhook: str, reason: str, now: datetime) -> None:
-    """Send it nothing any more; what waits for it is given up."""
+    """Disable a webhook and abandon its pending deliveries."""
     connection.execute(
         update(webhooks)
         .where(webhooks.c.id == webhook, webhooks.c.disabled_at.is_(None))
         .values(disabled_at=now, disabled_reason=reason)
     )
-    queue.give_up(connection, webhook, reason, now)
+    queue.abandon(connection, webhook, reason, now)
 
 
 def _is_ready(now: datetime) -> ColumnElement[bool]:
-    """Something is due, nobody sends to it, and it does not rest after a failure."""
+    """Condition: a delivery is due, no replica sends to it, and it does not pause after a failure."""
     due = select(deliveries.c.id).where(
         deliveries.c.webhook == webhooks.c.id, queue.is_open(), deliveries.c.next_at <= now
     )

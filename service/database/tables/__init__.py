@@ -1,8 +1,10 @@
-"""The tables, as the newest migration leaves them; a test compares the two."""
+"""The tables as of the newest migration; a test compares the two."""
 
 from service.database.columns import metadata
-from service.database.tables.asking import answers, api_keys, upload_parts, upload_uses, uploads
-from service.database.tables.learning import (
+from service.database.tables.access import api_keys, responses, upload_parts, upload_uses, uploads
+from service.database.tables.coordination import backup_outbox, compatibility, leases, orphans
+from service.database.tables.notifications import deliveries, event_positions, events, webhooks
+from service.database.tables.registry import (
     datasets,
     jobs,
     models,
@@ -11,12 +13,10 @@ from service.database.tables.learning import (
     trials,
     versions,
 )
-from service.database.tables.sweeping import compatibility, leases, orphans, unrecorded
-from service.database.tables.telling import deliveries, event_positions, events, webhooks
 
 __all__ = [
-    "answers",
     "api_keys",
+    "backup_outbox",
     "compatibility",
     "datasets",
     "deliveries",
@@ -29,8 +29,8 @@ __all__ = [
     "orphans",
     "preflights",
     "promotions",
+    "responses",
     "trials",
-    "unrecorded",
     "upload_parts",
     "upload_uses",
     "uploads",

@@ -1,1 +1,1 @@
-"""Attempts as RayJobs: each has a Ray cluster of its own, which Kueue may let wait for room."""
+"""Attempts as RayJobs, each with its own Ray cluster, optionally queued by Kueue."""

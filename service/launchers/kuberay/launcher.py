@@ -22,19 +22,19 @@ from urllib3.exceptions import HTTPError
 from service.launchers.kuberay.resource import (
     GROUP,
     PLURAL,
+    QUEUE_LABEL,
     VERSION,
     Site,
     ray_job,
     resource_name,
 )
-from service.launchers.kuberay.state import launch_status, stopping
-from service.launchers.messages import shortened
 from service.launchers.port import (
     LauncherRefused,
     LauncherUnavailable,
     LaunchState,
     LaunchStatus,
     Submission,
+    shortened,
 )
 
 # Seconds to connect, and for a call.
@@ -45,6 +45,23 @@ _REFUSALS = (400, 403, _NOT_FOUND, 422)
 # KubeRay and Kueue write into the same object while it is to be stopped.
 _LOOKS = 3
 _MERGE = "application/merge-patch+json"
+
+
+STOPPED_MARK = "cmcl/stopped"
+
+NO_QUEUE = "cmcl-stopped"
+
+_NOT_STARTED = ("", "Suspended")
+
+_ENDED_BADLY = ("Failed", "ValidationFailed")
+
+# Of the Ray job within. Its end is told before that of the RayJob, which goes on to tidy up.
+_OF_THE_JOB = {
+    "RUNNING": LaunchState.RUNNING,
+    "SUCCEEDED": LaunchState.SUCCEEDED,
+    "FAILED": LaunchState.FAILED,
+    "STOPPED": LaunchState.STOPPED,
+}
 
 
 def connected() -> Any:
@@ -73,7 +90,7 @@ class KubeRayLauncher:
                 self._call("create", body=job)
             except ApiException as error:
                 if error.status in _REFUSALS:
-                    words = f"Kubernetes did not take {submission.id}: {_words(error)}"
+                    words = f"Kubernetes did not take {submission.id}: {_error_message(error)}"
                     raise LauncherRefused(words) from error
                 if error.status != _CONFLICT:
                     raise
@@ -162,12 +179,12 @@ class KubeRayLauncher:
         try:
             yield
         except ApiException as error:
-            raise LauncherUnavailable(f"Kubernetes: {_words(error)}") from error
+            raise LauncherUnavailable(f"Kubernetes: {_error_message(error)}") from error
         except (HTTPError, ConfigException, OSError) as error:
             raise LauncherUnavailable(f"Kubernetes: {error}") from error
 
 
-def _words(error: ApiException) -> str:
+def _error_message(error: ApiException) -> str:
     """What the server says: its own message, if it is one of its own answers."""
     try:
         message: str = json.loads(error.body or "")["message"]
@@ -175,3 +192,52 @@ def _words(error: ApiException) -> str:
         # A proxy before it has words of its own.
         return f"{error.status} {error.reason}"
     return message
+
+
+def launch_status(job: Mapping[str, Any]) -> LaunchStatus:
+    """In the port's words."""
+    status = job.get("status", {})
+    deployment, of_the_job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
+    if _was_stopped(job, deployment):
+        return LaunchStatus(LaunchState.STOPPED, "stopped on request")
+    if deployment in _ENDED_BADLY:
+        return LaunchStatus(LaunchState.FAILED, _status_message(status))
+    if deployment == "Suspending":
+        # Its pods are being taken away, and may still work.
+        return LaunchStatus(LaunchState.RUNNING, "Kueue takes it back")
+    if deployment in _NOT_STARTED:
+        return LaunchStatus(LaunchState.PENDING, _waiting(job))
+    # Complete, and of what it ran nothing is known: that is no success.
+    otherwise = LaunchState.FAILED if deployment == "Complete" else LaunchState.PENDING
+    return LaunchStatus(_OF_THE_JOB.get(of_the_job, otherwise), _status_message(status))
+
+
+def stopping(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The merge patch that ends it; it applies to the RayJob as it was seen, or not at all."""
+    metadata: dict[str, Any] = {
+        "annotations": {STOPPED_MARK: "true"},
+        "resourceVersion": job["metadata"]["resourceVersion"],
+    }
+    spec: dict[str, Any] = {"activeDeadlineSeconds": 1, "ttlSecondsAfterFinished": 0}
+    is_queued = QUEUE_LABEL in job["metadata"].get("labels", {})
+    if is_queued and job["spec"].get("suspend"):
+        # Were it left in its queue, those behind it might wait for room that it no longer needs.
+        metadata["labels"] = {QUEUE_LABEL: NO_QUEUE}
+        spec["rayClusterSpec"] = {"workerGroupSpecs": []}
+    return {"metadata": metadata, "spec": spec}
+
+
+def _was_stopped(job: Mapping[str, Any], deployment: str) -> bool:
+    if STOPPED_MARK not in job["metadata"].get("annotations", {}):
+        return False
+    waits = bool(job["spec"].get("suspend")) and deployment in _NOT_STARTED
+    return waits or deployment in _ENDED_BADLY
+
+
+def _waiting(job: Mapping[str, Any]) -> str:
+    queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
+    return f"waits in the queue {queue}" if queue and job["spec"].get("suspend") else ""
+
+
+def _status_message(status: Mapping[str, Any]) -> str:
+    return ": ".join(text for name in ("reason", "message") if (text := status.get(name)))

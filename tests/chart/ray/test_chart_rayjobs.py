@@ -6,8 +6,7 @@ import helm_python
 import pytest
 
 from service.app import create_app
-from service.launchers.kuberay.pods import PodTemplates, read_pod_templates
-from service.launchers.kuberay.resource import Site, ray_job
+from service.launchers.kuberay.resource import PodTemplates, Site, ray_job, read_pod_templates
 from service.launchers.port import Submission
 from service.settings import Settings
 from tests.chart.release import BUCKET, Object, Release, is_uninstall_hook, render, values_of

@@ -5,8 +5,8 @@ from typing import Any
 import helm_python
 import pytest
 
-from service.control.access.signing import make_pair
-from service.control.webhooks.encryption import new_key
+from service.auth.signing import make_pair
+from service.events.webhook_secrets import new_key
 from service.settings import Settings
 from tests.chart.release import (
     Release,

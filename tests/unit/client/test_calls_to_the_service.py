@@ -9,8 +9,8 @@ from cmcl.client import Job
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
 from cmcl.contract.preflight import Outlook, PreflightAnswer
-from cmcl.contract.rollout import RolloutRule, TrialPlan
-from service.control.preflights import PreflightRounds
+from cmcl.contract.rollout import CanaryPlan, RolloutRule
+from service.jobs.preflights import PreflightReconciler
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
@@ -147,7 +147,7 @@ def test_a_version_is_tried_shown_and_taken_back(
     published: Client, published_plane: ControlPlane
 ) -> None:
     live = published.live("scenes")
-    plan = TrialPlan(share=0.1, shadow=0.5, rule=RolloutRule(min_overlap=0.8))
+    plan = CanaryPlan(share=0.1, shadow=0.5, rule=RolloutRule(min_overlap=0.8))
     trial = published.set_candidate("scenes", 1, plan, "is it better?", live.generation)
     assert (trial.version, trial.rule, trial.reason) == (1, plan.rule, "is it better?")
     published_plane.tick()
@@ -159,13 +159,13 @@ def test_a_version_is_tried_shown_and_taken_back(
     with pytest.raises(CmclError) as caught:
         published.candidate("scenes")
     assert caught.value.status == 404
-    (event,) = published.all_events("scenes", ["candidate.taken_back"])
+    (event,) = published.all_events("scenes", ["candidate.aborted"])
     assert event.details["reason"] == "worse on birds"
 
 
 def test_a_trial_is_not_begun_beside_another_live_version(published: Client) -> None:
     with pytest.raises(CmclError) as caught:
-        published.set_candidate("scenes", 1, TrialPlan(share=0.1), if_generation=1)
+        published.set_candidate("scenes", 1, CanaryPlan(share=0.1), if_generation=1)
     assert caught.value.status == 412
 
 
@@ -240,7 +240,7 @@ def test_a_pre_flight_is_asked_and_answered(
 ) -> None:
     asked = published.ask_preflight("scenes", PAIR, [published_plane.shard("new")["uri"]])
     assert not asked.has_ended
-    rounds = PreflightRounds(published_plane.context)
+    rounds = PreflightReconciler(published_plane.context)
     for _ in range(2):
         rounds.tick()
         published_plane.clock.advance(1)

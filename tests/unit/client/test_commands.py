@@ -12,8 +12,8 @@ import pytest
 
 from cmcl.cli.exits import Exit
 from cmcl.contract.preflight import Outlook, PreflightAnswer
-from service.control.preflights import PreflightRounds
 from service.database.queries import jobs
+from service.jobs.preflights import PreflightReconciler
 from service.launchers.port import LaunchState
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
@@ -248,7 +248,7 @@ def test_a_refused_pre_flight_is_refused_in_words(cmcl: Cmcl, plane: ControlPlan
 def test_a_pre_flight_is_waited_for_and_a_refusal_is_an_exit_code(
     cmcl: Cmcl, plane: ControlPlane
 ) -> None:
-    shard, rounds = plane.shard("new")["uri"], PreflightRounds(plane.context)
+    shard, rounds = plane.shard("new")["uri"], PreflightReconciler(plane.context)
     for refusals, code in (((), Exit.DONE), (("too few rows",), Exit.REFUSED)):
         told = Outlook(
             version=2,
@@ -264,7 +264,7 @@ def test_a_pre_flight_is_waited_for_and_a_refusal_is_an_exit_code(
         assert ("it is fine" if code == Exit.DONE else "refused: too few rows") in shown
 
 
-def answer_next(plane: ControlPlane, rounds: PreflightRounds, outlook: Outlook) -> None:
+def answer_next(plane: ControlPlane, rounds: PreflightReconciler, outlook: Outlook) -> None:
     """What a worker would leave for the pre-flight that is asked next."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cmcl.contract.rollout import Candidate
+from cmcl.contract.rollout import Canary
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.test_serve_migrate import publish as publish_conditioned
 from workers.serve.access.port import Caller
@@ -82,7 +82,7 @@ def test_versions_in_memory_and_retired_ones_are_told(serving: Replica) -> None:
 
 def test_a_trial_is_told_with_its_shares(serving: Replica) -> None:
     serving.publish(version=2)
-    trial = Candidate(version=2, revision=5, share=0.25, shadow=0.5)
+    trial = Canary(version=2, revision=5, share=0.25, shadow=0.5)
     serving.point(generation=3, version=1, revision=5, candidate=trial)
     serving.look()
     (told,) = models(serving)

@@ -3,7 +3,7 @@
 import httpx
 from fastapi.testclient import TestClient
 
-from cmcl.contract.rollout import Candidate, Observation
+from cmcl.contract.rollout import Canary, Observation
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.test_serve_similarity import items
 from workers.serve.http.api import create_api
@@ -12,7 +12,7 @@ from workers.storage import layout
 
 def test_requests_of_the_live_version_are_scored_by_the_candidate(serving: Replica) -> None:
     serving.publish(version=2)
-    trial = Candidate(version=2, revision=5, share=0, shadow=1)
+    trial = Canary(version=2, revision=5, share=0, shadow=1)
     serving.point(generation=3, version=1, revision=5, candidate=trial)
     serving.look()
     parts = serving.parts(serving.args)
@@ -41,7 +41,7 @@ def test_requests_of_the_live_version_are_scored_by_the_candidate(serving: Repli
 
 def test_what_was_seen_lies_in_the_store_once_the_replica_has_ended(serving: Replica) -> None:
     serving.publish(version=2)
-    trial = Candidate(version=2, revision=5, share=0, shadow=0)
+    trial = Canary(version=2, revision=5, share=0, shadow=0)
     serving.point(generation=3, version=1, revision=5, candidate=trial)
     serving.look()
     with TestClient(serving.app, base_url="http://127.0.0.1") as client:

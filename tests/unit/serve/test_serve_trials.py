@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cmcl.contract.rollout import Candidate, Observation
+from cmcl.contract.rollout import Canary, Observation
 from cmcl.contract.version import LivePointer
 from tests.fakes.compute import ImmediateCompute
 from tests.fakes.flaky_store import FlakyStore
@@ -46,7 +46,7 @@ class Watched:
         for seed in range(count):
             self.trials.answered(LIVE, {"text": rows("text", 1, seed)})
 
-    def point(self, candidate: Candidate | None = None) -> LivePointer:
+    def point(self, candidate: Canary | None = None) -> LivePointer:
         """At version 1, and at that candidate."""
         self.revision += 1
         pointer = LivePointer(generation=1, version=1, revision=self.revision, candidate=candidate)
@@ -57,7 +57,7 @@ class Watched:
         self, candidate: ServedVersion | None, shadow: float = 1, revision: int = 7
     ) -> LivePointer:
         """Begin a trial of version 2, or change it; None: it is not loaded yet."""
-        pointer = self.point(Candidate(version=2, revision=revision, shadow=shadow))
+        pointer = self.point(Canary(version=2, revision=revision, shadow=shadow))
         if candidate is not None:
             assert self.live.put_on_trial("m", candidate)
         return pointer

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from cmcl.contract.version import ANNOUNCEMENTS, LivePointer
-from service.control.announcer import Announcer
+from service.registry.announcer import Announcer
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver, receiving
 from tests.unit.service.observe.samples import shown
@@ -90,9 +90,9 @@ def test_of_several_changes_that_wait_the_last_is_told(
 ) -> None:
     told = Told()
     announcer = Announcer(server(receiver), told.outcomes.append)
-    announcer.tell("scenes", FIRST)
-    announcer.tell("scenes", SECOND)
-    announcer.tell("streets", FIRST)
+    announcer.announce("scenes", FIRST)
+    announcer.announce("scenes", SECOND)
+    announcer.announce("streets", FIRST)
     announcer.send(client)
     announcer.send(client)
     bodies = [json.loads(message.body) for message in receiver.received]
@@ -115,14 +115,14 @@ def test_an_endpoint_that_fails_is_left_alone_for_a_while(
     told = Told()
     announcer = Announcer(server(receiver), told.outcomes.append, told.seconds)
     for model in ("scenes", "streets", "rooms"):
-        announcer.tell(model, FIRST)
+        announcer.announce(model, FIRST)
     impatience = httpx.Timeout(WAIT_SECONDS, read=0.2)
     with httpx.Client(timeout=impatience, trust_env=False) as impatient:
         announcer.send(impatient)
         assert told.outcomes == ["failed", "skipped", "skipped"]
         until(lambda: receiver.answers == [202])
     told.now += 5
-    announcer.tell("scenes", SECOND)
+    announcer.announce("scenes", SECOND)
     announcer.send(client)
     assert told.outcomes[3:] == ["delivered"]
     assert len(receiver.received) == 2
@@ -131,7 +131,7 @@ def test_an_endpoint_that_fails_is_left_alone_for_a_while(
 def test_without_an_address_nothing_is_kept_or_sent(client: httpx.Client) -> None:
     told = Told()
     announcer = Announcer("", told.outcomes.append)
-    announcer.tell("scenes", FIRST)
+    announcer.announce("scenes", FIRST)
     announcer.send(client)
     assert told.outcomes == []
 
@@ -148,11 +148,11 @@ def test_telling_waits_for_nobody_while_another_is_sent(
     receiver.answers = [hold]
     told = Told()
     announcer = Announcer(server(receiver), told.outcomes.append)
-    announcer.tell("scenes", FIRST)
+    announcer.announce("scenes", FIRST)
     sending = threading.Thread(target=announcer.send, args=[client])
     sending.start()
     assert asked.wait(WAIT_SECONDS)
-    announcer.tell("scenes", SECOND)
+    announcer.announce("scenes", SECOND)
     assert told.outcomes == [], "the first is on its way still"
     go_on.set()
     sending.join(WAIT_SECONDS)

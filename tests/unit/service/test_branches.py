@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.control.sweep.sweeper import Sweeper
+from service.maintenance.gc import GarbageCollector
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
@@ -70,7 +70,7 @@ def test_a_branch_of_a_branch_outlives_both(three: ControlPlane) -> None:
     for name in ("fork", "scenes"):
         assert three.client.request("DELETE", f"/v1/models/{name}").status_code == 204
     three.clock.advance(2 * 3600)
-    Sweeper(three.context).sweep()
+    GarbageCollector(three.context).sweep()
     assert list(three.store.keys("models/fork/")) == []
     twig = read_version(three.store, "twig", 2)
     for name in twig.files:

@@ -12,8 +12,7 @@ import pytest
 from cmcl.contract.dataset import DatasetManifest, Shard, ShardRef
 from cmcl.contract.errors import InvalidDataset, InvalidUri
 from cmcl.contract.modality import ModalityPair
-from service.control.validation.task import ValidationTask
-from service.control.validation.verify import verify
+from service.datasets.verify import ValidationTask, verify
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
@@ -115,7 +114,7 @@ def task_of(plane: ControlPlane, uri: str, place: str | None = None) -> Validati
         shards=(ShardRef(uri=uri),),
         spec=plane.model().spec,
         allowed=plane.context.settings.allowed_prefixes,
-        places={} if place is None else {uri: place},
+        locations={} if place is None else {uri: place},
     )
 
 

@@ -39,7 +39,7 @@ def test_a_silent_attempt_is_stopped_and_repeated(plane: ControlPlane) -> None:
     found = plane.job(job)
     assert plane.launcher.stopped[0] == f"{job}-a1"
     assert found.state == JobState.QUEUED
-    assert "nothing was heard of it for 300 s" in (found.message or "")
+    assert "no heartbeat for 300 s" in (found.message or "")
     plane.run_to_end(job)
     assert plane.job(job).attempt == 2
 

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from starlette.types import Message, Scope
 
 from cmcl.contract.pace import Pace
-from service.api.middleware.bodies import Bodies, Budget
+from service.api.bodies import Bodies, Budget
 from service.errors import TooManyRequests
 from service.principal import LOCAL
 from tests.fakes.control_plane import SPEC, ControlPlane
@@ -86,7 +86,7 @@ def test_a_body_that_comes_too_slowly_is_given_up(pieces: list[bytes]) -> None:
     app = Bodies(api, api, MIB, MIB, pace)
     asyncio.run(asyncio.wait_for(app(_scope(), receive, send), 10))
     assert sent[0]["status"] == 400
-    assert b"body-cut-off" in sent[1]["body"]
+    assert b"incomplete-body" in sent[1]["body"]
 
 
 def _scope(method: str = "POST") -> Scope:

@@ -13,14 +13,14 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.core import GaugeMetricFamily
 
-from service.api.kept import Kept, in_thread
-from service.api.middleware.authentication import Refusals
+from service.api.authentication import Refusals
+from service.api.ttl_cache import TTLCache, in_thread
 from service.app import Parts, create_app
-from service.control.access.rates import (
+from service.auth.rate_limiter import (
     FAILURES_PER_MINUTE,
     OPEN_PER_MINUTE,
     REFUSALS_PER_MINUTE,
-    Rates,
+    RateLimiter,
 )
 from service.errors import DatabaseUnavailable, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
@@ -88,7 +88,7 @@ def test_the_description_is_rendered_once(plane: ControlPlane) -> None:
         return len(describe())
 
     async def ask() -> None:
-        kept = Kept(in_thread(counted))
+        kept = TTLCache(in_thread(counted))
         await asyncio.gather(*(kept.get() for _ in range(20)))
 
     asyncio.run(ask())
@@ -100,7 +100,7 @@ def test_what_failed_is_made_again() -> None:
     async def fails() -> None:
         raise DatabaseUnavailable("it is away")
 
-    kept = Kept(fails)
+    kept = TTLCache(fails)
     for _ in range(2):
         with pytest.raises(DatabaseUnavailable, match="away"):
             asyncio.run(kept.get())
@@ -129,7 +129,7 @@ def test_an_address_may_not_ask_without_end_for_what_is_open(
 
 @pytest.mark.usefixtures("_one_minute")
 def test_an_address_without_requests_left_is_told_when_its_window_ends() -> None:
-    rates = Rates(per_minute=1)
+    rates = RateLimiter(per_minute=1)
     for _ in range(OPEN_PER_MINUTE):
         rates.count_open("192.0.2.1")
     with pytest.raises(TooManyRequests) as refused:
@@ -140,7 +140,7 @@ def test_an_address_without_requests_left_is_told_when_its_window_ends() -> None
 @pytest.mark.usefixtures("_one_minute")
 def test_no_limit_of_an_address_is_used_up_by_another_limit() -> None:
     address = "192.0.2.1"
-    rates = Rates(per_minute=1)
+    rates = RateLimiter(per_minute=1)
     for _ in range(OPEN_PER_MINUTE):
         rates.count_open(address)
     for _ in range(REFUSALS_PER_MINUTE):
@@ -191,7 +191,7 @@ def test_an_address_that_is_refused_again_and_again_waits_and_no_other_does(
 @pytest.mark.usefixtures("_one_minute")
 def test_delayed_refusals_are_bounded_and_those_beyond_close_their_connections() -> None:
     async def flood() -> None:
-        refusals = Refusals(Rates(per_minute=1))
+        refusals = Refusals(RateLimiter(per_minute=1))
 
         async def refuse(address: str) -> asyncio.Task[bool]:
             task = asyncio.create_task(refusals.delay(address))

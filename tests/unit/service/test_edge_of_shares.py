@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.middleware.at_work import BODY_BYTES, AtWork
-from service.api.shares import FairSemaphore, LoopScheduler
-from service.control.access.rates import SlidingWindow
+from service.api.concurrency import BODY_BYTES, ConcurrencyLimit
+from service.api.fairness import FairSemaphore, LoopScheduler
+from service.auth.rate_limiter import SlidingWindow
 from service.database.engine import WriterLock
 from service.errors import TooManyRequests
 from service.principal import Principal
@@ -103,7 +103,7 @@ def test_places_of_an_owner_are_bounded_and_those_that_wait_get_them_by_turns() 
 
 
 class _Requests:
-    """Requests of several owners to `AtWork`, which work until `over` is set."""
+    """Requests of several owners to `ConcurrencyLimit`, which work until `over` is set."""
 
     def __init__(self, app: Callable[["_Requests", Scope, Receive, Send], Awaitable[None]]) -> None:
         self.over = threading.Event()
@@ -120,7 +120,7 @@ class _Requests:
             await app(self, scope, receive, send)
             self.at_work[owner] -= 1
 
-        self._app = AtWork(enter)
+        self._app = ConcurrencyLimit(enter)
 
     def send(self, owner: str, size: int | None) -> asyncio.Task[None]:
         principal = Principal("a-key", owner, frozenset({KeyScope.READ}))

@@ -9,7 +9,7 @@ from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.policy import GatePolicy
 from cmcl.contract.version import VersionManifest
-from service.control.steps.gate import check_answers, judge
+from service.jobs.gate import check_answers, judge
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.launchers.breaker import Breaker
+from service.launchers.circuit_breaker import CircuitBreaker
 from service.launchers.port import LauncherUnavailable, LaunchState, Submission
 from tests.fakes.launcher import FakeLauncher
 
@@ -28,12 +28,12 @@ def hanging() -> _Hanging:
 
 
 @pytest.fixture
-def breaker(hanging: _Hanging) -> Breaker:
-    return Breaker(hanging, lambda: hanging.now)
+def breaker(hanging: _Hanging) -> CircuitBreaker:
+    return CircuitBreaker(hanging, lambda: hanging.now)
 
 
 def test_of_many_calls_one_waits_for_a_cluster_that_hangs(
-    hanging: _Hanging, breaker: Breaker
+    hanging: _Hanging, breaker: CircuitBreaker
 ) -> None:
     hanging.is_down = True
     for call in range(100):
@@ -43,7 +43,9 @@ def test_of_many_calls_one_waits_for_a_cluster_that_hangs(
     assert hanging.now == 30
 
 
-def test_a_cluster_that_hung_is_asked_again_later(hanging: _Hanging, breaker: Breaker) -> None:
+def test_a_cluster_that_hung_is_asked_again_later(
+    hanging: _Hanging, breaker: CircuitBreaker
+) -> None:
     hanging.is_down = True
     with pytest.raises(LauncherUnavailable):
         breaker.stop("job-a1")
@@ -53,7 +55,9 @@ def test_a_cluster_that_hung_is_asked_again_later(hanging: _Hanging, breaker: Br
     assert breaker.status("job-a1").state == LaunchState.RUNNING
 
 
-def test_a_quick_refusal_keeps_nobody_from_asking(hanging: _Hanging, breaker: Breaker) -> None:
+def test_a_quick_refusal_keeps_nobody_from_asking(
+    hanging: _Hanging, breaker: CircuitBreaker
+) -> None:
     hanging.is_down, hanging.takes = True, 0.01
     for _ in range(5):
         with pytest.raises(LauncherUnavailable):
@@ -62,7 +66,7 @@ def test_a_quick_refusal_keeps_nobody_from_asking(hanging: _Hanging, breaker: Br
 
 
 def test_an_answer_that_takes_long_keeps_nobody_from_asking(
-    hanging: _Hanging, breaker: Breaker
+    hanging: _Hanging, breaker: CircuitBreaker
 ) -> None:
     for _ in range(5):
         assert breaker.status("job-a1").state == LaunchState.UNKNOWN

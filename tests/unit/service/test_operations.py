@@ -14,11 +14,11 @@ import pytest
 from pydantic import ValidationError
 
 from cmcl.contract.errors import InvalidUri
-from service.api.routes.operations import Probes
+from service.api.operations import Probes
 from service.app import Parts, create_app
-from service.control.reconcile import Reconciler
-from service.logs import JsonLines, log_config
+from service.jobs.reconciler import Reconciler
 from service.settings import Settings
+from service.telemetry.logs import JsonLines, log_config
 from tests.fakes.app_client import AppClient
 from tests.fakes.control_plane import SPEC, ControlPlane, open_databases
 from tests.fakes.flaky_store import FlakyStore
@@ -62,7 +62,7 @@ def test_a_store_that_hangs_holds_up_no_other_request(plane: ControlPlane) -> No
             # More than there are threads for requests.
             for _ in range(50):
                 checks = client.get("/readyz").json()["checks"]
-                assert checks["store"] == "no answer within 0.05 s"
+                assert checks["store"] == "no response within 0.05 s"
             assert client.get("/v1/models").status_code == 200
     finally:
         store.answers.set()
@@ -143,7 +143,7 @@ def test_a_log_line_is_one_json_object() -> None:
 
 def test_the_log_configuration_can_be_applied() -> None:
     code = (
-        "import logging.config; from service.logs import log_config;"
+        "import logging.config; from service.telemetry.logs import log_config;"
         "logging.config.dictConfig(log_config('debug'));"
         "logging.getLogger('service.x').debug('hello', extra={'job': 'job-1'})"
     )

@@ -3,7 +3,7 @@
 import pytest
 
 from cmcl.contract.model import ModelSpec
-from service.api.schemas import NewModel
+from service.api.models import NewModel
 from tests.fakes.control_plane import SPEC, ControlPlane
 
 

@@ -9,10 +9,8 @@ import pytest
 from ray.dashboard.modules.job.common import JobSubmitRequest
 from ray.job_submission import JobStatus
 
-from service.launchers.driver import Driver
 from service.launchers.port import LauncherRefused, LauncherUnavailable, LaunchState, Submission
-from service.launchers.ray.launcher import RayJob, RayJobLauncher
-from service.launchers.ray.token import RayToken
+from service.launchers.ray_jobs import Driver, RayJob, RayJobLauncher, RayToken
 from tests.fakes.ray_jobs import FakeRayJobs
 
 COMMAND = ["python", "-m", "workers.train", "--store", "file:///with a space"]

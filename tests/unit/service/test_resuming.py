@@ -3,7 +3,7 @@
 import pytest
 
 from cmcl.contract.job import Failure, JobSpec
-from service.control.steps import attempts
+from service.jobs import attempts
 from service.launchers.port import LaunchState
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane

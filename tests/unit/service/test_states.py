@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from service.control.reconcile import STEPS
+from service.jobs.reconciler import STEPS
 from service.states import (
     CANCELLABLE,
     IN_FLIGHT,

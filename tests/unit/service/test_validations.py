@@ -1,4 +1,4 @@
-"""Validations beside the reconciler: what was found belongs to one turn of a job, and to no other."""
+"""Validations beside the reconciler: a result belongs to one revision of a job."""
 
 import errno
 from concurrent.futures import Executor, Future
@@ -9,8 +9,7 @@ import pytest
 from cmcl.contract.dataset import DatasetManifest, Shard
 from cmcl.contract.errors import InvalidDataset
 from cmcl.contract.modality import ModalityPair
-from service.control.validation.turns import Turn
-from service.control.validation.validations import Read, Validations
+from service.datasets.validations import Ticket, Validate, Validations
 from service.states import FailureReason, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.executor import InlineExecutor
@@ -24,12 +23,12 @@ MANIFEST = DatasetManifest(
 )
 
 
-def turn(number: int, dataset: str = "ds", owner: str = "lab") -> Turn:
-    """One of a dataset's turns."""
-    return Turn(dataset, number, owner)
+def ticket(number: int, dataset: str = "ds", owner: str = "lab") -> Ticket:
+    """A ticket of a revision."""
+    return Ticket(dataset, number, owner)
 
 
-def known(_: Read) -> DatasetManifest:
+def known(_: Validate) -> DatasetManifest:
     """Work that reads nothing."""
     return MANIFEST
 
@@ -45,26 +44,26 @@ class _Held(Executor):
         return self.futures[-1]
 
 
-def test_what_an_earlier_turn_found_is_not_believed() -> None:
+def test_the_result_for_an_earlier_revision_does_not_count() -> None:
     held = _Held()
     validations = Validations(held, lambda: None)
-    assert validations.outcome(turn(1), known) is None
+    assert validations.result(ticket(1), known) is None
     # Another service took over and said the same; then the user mended the file and tried again.
     held.futures[0].set_exception(InvalidDataset("a row is broken"))
-    assert validations.outcome(turn(4), known) is None
+    assert validations.result(ticket(4), known) is None
     held.futures[1].set_result(MANIFEST)
-    assert validations.outcome(turn(4), known) == MANIFEST
+    assert validations.result(ticket(4), known) == MANIFEST
 
 
-def test_asking_again_in_the_same_turn_begins_nothing() -> None:
+def test_asking_again_for_the_same_revision_starts_nothing() -> None:
     held = _Held()
     validations = Validations(held, lambda: None)
     for _ in range(3):
-        assert validations.outcome(turn(1), known) is None
+        assert validations.result(ticket(1), known) is None
     assert len(held.futures) == 1
 
 
-def test_a_mistake_of_ours_does_not_hold_up_a_model_for_ever(tmp_path: Path) -> None:
+def test_an_internal_error_fails_the_job_in_the_end(tmp_path: Path) -> None:
     held = _Held()
     plane = ControlPlane(tmp_path, executor=held)
     plane.create_model()
@@ -102,24 +101,24 @@ def test_one_owner_cannot_keep_the_others_waiting() -> None:
     held = _Held()
     validations = Validations(held, lambda: None)
     for number in range(5):
-        assert validations.outcome(turn(1, f"ds-{number}", "greedy"), known) is None
+        assert validations.result(ticket(1, f"ds-{number}", "greedy"), known) is None
     assert len(held.futures) == 2
-    other = turn(1, "ds-other", "lab")
-    assert validations.outcome(other, known) is None
+    other = ticket(1, "ds-other", "lab")
+    assert validations.result(other, known) is None
     assert len(held.futures) == 3
     held.futures[2].set_result(MANIFEST)
-    assert validations.outcome(other, known) == MANIFEST
+    assert validations.result(other, known) == MANIFEST
 
 
-def test_the_next_begins_when_one_ends_or_is_forgotten() -> None:
+def test_the_next_starts_when_one_ends_or_is_cancelled() -> None:
     held = _Held()
-    rung: list[None] = []
-    validations = Validations(held, lambda: rung.append(None))
+    woken: list[None] = []
+    validations = Validations(held, lambda: woken.append(None))
     for number in range(4):
-        validations.outcome(turn(1, f"ds-{number}"), known)
+        validations.result(ticket(1, f"ds-{number}"), known)
     held.futures[0].set_result(MANIFEST)
-    assert (len(held.futures), len(rung)) == (3, 1)
-    validations.forget("ds-1")
+    assert (len(held.futures), len(woken)) == (3, 1)
+    validations.cancel("ds-1")
     assert len(held.futures) == 4
     validations.close()
     assert all(future.done() for future in held.futures)
@@ -129,11 +128,11 @@ def test_a_death_while_reading_leaves_its_place_free() -> None:
     class Death(BaseException):
         """Of this process."""
 
-    def dies(_: Read) -> DatasetManifest:
+    def dies(_: Validate) -> DatasetManifest:
         raise Death
 
     validations = Validations(InlineExecutor(), lambda: None)
     for number in range(5):
         with pytest.raises(Death):
-            validations.outcome(turn(number), dies)
-    assert validations.outcome(turn(9), known) == MANIFEST
+            validations.result(ticket(number), dies)
+    assert validations.result(ticket(9), known) == MANIFEST

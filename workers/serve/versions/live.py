@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeVar
 
-from cmcl.contract.rollout import Candidate
+from cmcl.contract.rollout import Canary
 from cmcl.contract.version import LivePointer
 from workers.serve.versions.loading import ServedVersion
 
@@ -28,7 +28,7 @@ class LiveModel:
     version: ServedVersion
     owner: str | None = None
     retired: tuple[int, ...] = ()
-    trial: Candidate | None = None
+    trial: Canary | None = None
     candidate: ServedVersion | None = None
 
     @property

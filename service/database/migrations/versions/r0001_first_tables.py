@@ -113,7 +113,7 @@ def upgrade() -> None:  # noqa: PLR0915
         sa.PrimaryKeyConstraint("folder", name="pk_orphans"),
     )
     op.create_table(
-        "unrecorded",
+        "backup_outbox",
         sa.Column(
             "sequence",
             sa.BigInteger().with_variant(sa.Integer(), "sqlite"),

@@ -9,8 +9,8 @@ import pytest
 
 from cmcl.contract.access import KeySnapshot, SnapshotKey
 from cmcl.contract.version import ANNOUNCEMENTS
-from service.control.access.keys import KeyText, mint
-from service.control.access.signing import make_pair, read_signing_key, sign
+from service.auth.keys import KeyText, mint
+from service.auth.signing import make_pair, read_signing_key, sign
 from tests.fakes.app_client import AppClient
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.serve.access.signatures import read_public_keys

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
 from cmcl.contract.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot, SnapshotKey
-from service.control.access.keys import KeyText, mint
-from service.control.access.signing import make_pair, read_signing_key, sign
+from service.auth.keys import KeyText, mint
+from service.auth.signing import make_pair, read_signing_key, sign
 from tests.fakes.flaky_store import FlakyStore
 from workers.serve.access.port import Caller
 from workers.serve.access.signatures import read_public_keys

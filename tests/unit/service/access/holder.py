@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import httpx
 
-from service.control.access.keys import parse
+from service.auth.keys import parse
 from tests.fakes.app_client import AppClient
 from tests.fakes.control_plane import ControlPlane
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from starlette.types import Message
 
-from service.api.access import OPEN_PATHS
-from service.control.access.keys import parse
-from service.control.access.rates import FAILURES_PER_MINUTE
-from service.logs import JsonLines
+from service.api.dependencies import OPEN_PATHS
+from service.auth.keys import parse
+from service.auth.rate_limiter import FAILURES_PER_MINUTE
+from service.telemetry.logs import JsonLines
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.access.holder import ADMIN_KEY, Holder, secret_of
 

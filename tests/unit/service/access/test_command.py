@@ -131,7 +131,7 @@ def test_a_database_that_cannot_be_reached_is_one_line(
     monkeypatch.setenv("CMCL_DATABASE_URL", "postgresql://127.0.0.1:1/none")
     status, output, complaints = run("list")
     assert (status, output) == (1, "")
-    assert complaints.startswith("the database did not answer")
+    assert complaints.startswith("the database did not respond")
     assert "Traceback" not in complaints
 
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
 
-from service.api.access import OPEN_PATHS
+from service.api.dependencies import OPEN_PATHS
 from service.principal import Scope
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.access.holder import ADMIN_KEY, EVERY_SCOPE, Holder

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from service.control.access.keys import KeyText, mint
-from service.control.access.known import KnownKeys
+from service.auth.authenticator import KeyCache
+from service.auth.keys import KeyText, mint
 from service.database.queries.keys import KeyRecord
 from service.principal import Scope
 from tests.fakes.clock import ScriptedClock
@@ -15,7 +15,7 @@ def record(key: KeyText, clock: ScriptedClock) -> KeyRecord:
 
 def test_a_key_is_known_by_all_of_its_text() -> None:
     clock = ScriptedClock()
-    known, key = KnownKeys(clock), mint()
+    known, key = KeyCache(clock), mint()
     assert known.find(key) is None
     known.keep(record(key, clock))
     assert known.find(key) == record(key, clock)
@@ -26,7 +26,7 @@ def test_a_key_is_known_by_all_of_its_text() -> None:
 
 def test_a_key_that_was_read_long_ago_is_read_again() -> None:
     clock = ScriptedClock()
-    known, key = KnownKeys(clock), mint()
+    known, key = KeyCache(clock), mint()
     known.keep(record(key, clock))
     clock.advance(5)
     assert known.find(key) is not None
@@ -39,7 +39,7 @@ def test_a_key_that_was_read_long_ago_is_read_again() -> None:
 
 def test_only_so_many_keys_are_remembered() -> None:
     clock = ScriptedClock()
-    known, keys = KnownKeys(clock), [mint() for _ in range(10_002)]
+    known, keys = KeyCache(clock), [mint() for _ in range(10_002)]
     for key in keys:
         known.keep(record(key, clock))
     assert [known.was_valid(key) for key in keys[:3]] == [False, False, True]
@@ -48,7 +48,7 @@ def test_only_so_many_keys_are_remembered() -> None:
 
 def test_use_is_due_once_a_minute_also_when_the_key_was_read_again() -> None:
     clock = ScriptedClock()
-    known, key = KnownKeys(clock), mint()
+    known, key = KeyCache(clock), mint()
     assert not known.is_use_due(key.id)
     due = []
     for _ in range(13):

@@ -13,10 +13,10 @@ import pytest
 from cmcl.contract.access import OPERATOR_KEY, KeySnapshot
 from cmcl.contract.errors import ObjectNotFound
 from service.__main__ import main
-from service.control.access.signing import make_pair, read_signing_key
-from service.control.access.snapshot import SnapshotWriter
-from service.control.context import Context
-from service.logs import JsonLines, secret_texts
+from service.auth.signing import make_pair, read_signing_key
+from service.context import Context
+from service.maintenance.key_snapshot import SnapshotWriter
+from service.telemetry.logs import JsonLines, secret_texts
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.service.access.holder import ADMIN_KEY, Holder
@@ -79,9 +79,9 @@ def revoke(operator: Holder, key: dict[str, str]) -> None:
     assert operator.request("DELETE", f"/v1/keys/{key['id']}").status_code == 204
 
 
-def is_admitted(doorkeeper: SignedKeys, key: dict[str, str]) -> bool:
+def is_admitted(authenticator: SignedKeys, key: dict[str, str]) -> bool:
     try:
-        doorkeeper.admit(f"Bearer {key['key']}")
+        authenticator.admit(f"Bearer {key['key']}")
     except Unauthorized:
         return False
     return True
@@ -186,19 +186,19 @@ def test_a_writer_that_was_overtaken_lets_no_revoked_key_in(
     key = operator.make_key()
     held = HeldStore(plane.store)
     slow = writer_of(replace(plane.context, store=held))
-    doorkeeper = SignedKeys(read_public_keys(PAIR.public), seconds_between_reads=0)
+    authenticator = SignedKeys(read_public_keys(PAIR.public), seconds_between_reads=0)
     sleeping = threading.Thread(target=slow.round)
     sleeping.start()
     assert held.is_writing.wait(WAIT_SECONDS)
     plane.clock.advance(1)
     revoke(operator, key)
     writer_of(plane.context).round()
-    doorkeeper.refresh(plane.store)
+    authenticator.refresh(plane.store)
     held.go_on.set()
     sleeping.join()
     assert key["id"] in ids(plane), "the older list lies over the newer one"
-    doorkeeper.refresh(plane.store)
-    assert not is_admitted(doorkeeper, key)
+    authenticator.refresh(plane.store)
+    assert not is_admitted(authenticator, key)
     slow.round()
     assert ids(plane) == [OPERATOR_KEY]
 

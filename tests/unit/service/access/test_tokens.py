@@ -12,8 +12,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from service.control.access.rates import FAILURES_PER_MINUTE
-from service.control.access.tokens import Tokens
+from service.auth.oidc import OidcTokens
+from service.auth.rate_limiter import FAILURES_PER_MINUTE
 from service.errors import Forbidden, IssuerUnavailable, Unauthorized
 from service.principal import Principal, Scope
 from tests.fakes.control_plane import ControlPlane
@@ -30,12 +30,12 @@ def issuer() -> Iterator[FakeIssuer]:
 
 
 @pytest.fixture(scope="module")
-def tokens(issuer: FakeIssuer) -> Tokens:
+def tokens(issuer: FakeIssuer) -> OidcTokens:
     return reader(issuer)
 
 
-def reader(issuer: FakeIssuer) -> Tokens:
-    return Tokens(issuer.url, AUDIENCE, "cmcl_owner")
+def reader(issuer: FakeIssuer) -> OidcTokens:
+    return OidcTokens(issuer.url, AUDIENCE, "cmcl_owner")
 
 
 def part(document: dict[str, object]) -> str:
@@ -44,7 +44,7 @@ def part(document: dict[str, object]) -> str:
 
 @pytest.mark.parametrize("key", ["first", "second"])
 def test_a_token_speaks_for_its_owner_with_its_scopes(
-    issuer: FakeIssuer, tokens: Tokens, key: str
+    issuer: FakeIssuer, tokens: OidcTokens, key: str
 ) -> None:
     expected = Principal("oidc:somebody", "lab", frozenset({Scope.READ, Scope.WRITE}))
     assert tokens.read(issuer.token(key)) == expected
@@ -61,7 +61,7 @@ def test_a_token_speaks_for_its_owner_with_its_scopes(
     ],
 )
 def test_scopes_are_those_with_our_prefix(
-    issuer: FakeIssuer, tokens: Tokens, claims: dict[str, object], scopes: set[Scope]
+    issuer: FakeIssuer, tokens: OidcTokens, claims: dict[str, object], scopes: set[Scope]
 ) -> None:
     assert tokens.read(issuer.token(**claims)).scopes == scopes
 
@@ -83,7 +83,7 @@ def test_scopes_are_those_with_our_prefix(
     ids="-".join,
 )
 def test_a_token_that_is_not_for_us_or_not_for_now_is_refused(
-    issuer: FakeIssuer, tokens: Tokens, claims: dict[str, object]
+    issuer: FakeIssuer, tokens: OidcTokens, claims: dict[str, object]
 ) -> None:
     with pytest.raises(Unauthorized):
         tokens.read(issuer.token(**claims))
@@ -91,7 +91,7 @@ def test_a_token_that_is_not_for_us_or_not_for_now_is_refused(
 
 @pytest.mark.parametrize(("seconds", "is_accepted"), [(30, True), (90, False)])
 def test_clocks_may_differ_by_a_minute(
-    issuer: FakeIssuer, tokens: Tokens, seconds: int, is_accepted: bool
+    issuer: FakeIssuer, tokens: OidcTokens, seconds: int, is_accepted: bool
 ) -> None:
     now = int(time.time())
     for claims in ({"exp": now - seconds}, {"nbf": now + seconds}):
@@ -103,7 +103,7 @@ def test_clocks_may_differ_by_a_minute(
                 tokens.read(token)
 
 
-def test_a_token_without_a_signature_is_refused(issuer: FakeIssuer, tokens: Tokens) -> None:
+def test_a_token_without_a_signature_is_refused(issuer: FakeIssuer, tokens: OidcTokens) -> None:
     claims = part(issuer.claims())
     header, payload, signature = issuer.token().split(".")
     for token in (
@@ -115,7 +115,7 @@ def test_a_token_without_a_signature_is_refused(issuer: FakeIssuer, tokens: Toke
             tokens.read(token)
 
 
-def test_the_public_key_is_no_shared_secret(issuer: FakeIssuer, tokens: Tokens) -> None:
+def test_the_public_key_is_no_shared_secret(issuer: FakeIssuer, tokens: OidcTokens) -> None:
     key = issuer.keys["first"].public_key()
     encodings = [
         key.public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -130,7 +130,9 @@ def test_the_public_key_is_no_shared_secret(issuer: FakeIssuer, tokens: Tokens) 
                 tokens.read(f"{signed}.{signature}")
 
 
-def test_a_key_that_the_token_brings_along_is_not_used(issuer: FakeIssuer, tokens: Tokens) -> None:
+def test_a_key_that_the_token_brings_along_is_not_used(
+    issuer: FakeIssuer, tokens: OidcTokens
+) -> None:
     stranger = rsa_key()
     own = dict(jwt.algorithms.RSAAlgorithm.to_jwk(stranger.public_key(), as_dict=True))
     for header in ({"kid": "first"}, {"kid": "first", "jwk": own}, {"jku": issuer.url}, {}):
@@ -143,13 +145,13 @@ def test_a_key_that_the_token_brings_along_is_not_used(issuer: FakeIssuer, token
     "owner", [None, "", 7, ["lab"], "x" * 49, "a\nb", "lab\n", "*", "Lab", "läb", "a b", "-lab"]
 )
 def test_a_token_without_an_owner_is_forbidden(
-    issuer: FakeIssuer, tokens: Tokens, owner: object
+    issuer: FakeIssuer, tokens: OidcTokens, owner: object
 ) -> None:
     with pytest.raises(Forbidden, match="'cmcl_owner'"):
         tokens.read(issuer.token(cmcl_owner=owner))
 
 
-def test_a_subject_cannot_pass_for_another_actor(issuer: FakeIssuer, tokens: Tokens) -> None:
+def test_a_subject_cannot_pass_for_another_actor(issuer: FakeIssuer, tokens: OidcTokens) -> None:
     names = {tokens.read(issuer.token(sub=name)).name for name in ("operator", "a\nb", "x" * 300)}
     assert names == {"oidc:operator", "oidc:a?b", f"oidc:{'x' * 100}"}
 

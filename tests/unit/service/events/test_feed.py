@@ -7,11 +7,11 @@ from contextlib import aclosing, contextmanager
 import pytest
 from sqlalchemy import Connection, event
 
-from service.control.feed import Feed, Item
 from service.database.queries import events
 from service.database.queries.events import EventFilter
-from service.database.rows import EventRecord, Happening
+from service.database.rows import Event, EventRecord
 from service.errors import TooManyRequests
+from service.events.feed import Feed, Item
 from tests.fakes.control_plane import ControlPlane
 
 EVERYTHING = EventFilter()
@@ -34,8 +34,8 @@ def _counted(plane: ControlPlane) -> Iterator[list[str]]:
 def _tell(plane: ControlPlane, number: int = 1) -> None:
     with plane.context.database.write() as connection:
         for _ in range(number):
-            happening = Happening(kind="model.policy", owner="default", model="scenes")
-            events.tell(connection, happening, plane.clock())
+            emitted = Event(kind="model.policy", owner="default", model="scenes")
+            events.emit(connection, emitted, plane.clock())
 
 
 async def _hear(items: AsyncIterator[Item], heard: list[Item]) -> None:

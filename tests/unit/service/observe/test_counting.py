@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from service.control import interventions
-from service.control.interventions import Word
+from service.jobs import actions
+from service.jobs.actions import ActorNote
 from service.launchers.port import LaunchState
 from service.principal import LOCAL
 from service.states import FailureReason, JobState
@@ -71,7 +71,7 @@ def test_what_was_rolled_back_is_not_counted(plane: ControlPlane) -> None:
     job = plane.post_dataset()
 
     def cancel_and_fail(connection: Connection) -> None:
-        interventions.cancel(connection, job, Word(LOCAL, plane.clock()))
+        actions.cancel(connection, job, ActorNote(LOCAL, plane.clock()))
         raise RuntimeError("on purpose")
 
     with pytest.raises(RuntimeError):

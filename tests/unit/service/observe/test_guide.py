@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.core import Metric
 
-from service.logs import FIELDS
+from service.telemetry.logs import FIELDS
 from tests.architecture.repository import ROOT
 from tests.unit.service.observe.samples import every_family, labels_of
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from service.logs import FIELDS, JsonLines, RequestNote, current_request, secret_texts
 from service.settings import Settings
 from service.states import JobState
+from service.telemetry.logs import FIELDS, JsonLines, RequestNote, current_request, secret_texts
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.observe.written import written_lines
 

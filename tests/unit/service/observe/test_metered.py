@@ -15,8 +15,8 @@ from service.launchers.port import (
     LaunchState,
     Submission,
 )
-from service.observe.metered import MeteredLauncher, MeteredStore
-from service.observe.metrics import Metrics
+from service.telemetry.instrumented import InstrumentedLauncher, InstrumentedStore
+from service.telemetry.metrics import Metrics
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.launcher import FakeLauncher
 from tests.unit.service.observe.samples import value
@@ -30,9 +30,9 @@ class MeteredParts:
     def __init__(self, folder: Path) -> None:
         self.metrics = Metrics()
         self.flaky = FlakyStore(LocalStore(folder))
-        self.store = MeteredStore(self.flaky, self.metrics)
+        self.store = InstrumentedStore(self.flaky, self.metrics)
         self.fake = FakeLauncher()
-        self.launcher = MeteredLauncher(self.fake, self.metrics)
+        self.launcher = InstrumentedLauncher(self.fake, self.metrics)
 
     def store_calls(self, operation: str, outcome: str = "ok") -> float:
         labels = {"operation": operation, "outcome": outcome}
@@ -125,7 +125,7 @@ class BreakingStore(LocalStore):
 
 def test_a_body_that_breaks_off_is_counted_as_such(tmp_path: Path) -> None:
     metrics = Metrics()
-    chunks = MeteredStore(BreakingStore(tmp_path), metrics).stream("a")
+    chunks = InstrumentedStore(BreakingStore(tmp_path), metrics).stream("a")
     assert next(chunks) == b"first"
     with pytest.raises(StorageUnavailable):
         next(chunks)

@@ -5,8 +5,8 @@ import time
 
 from starlette.types import Receive, Scope, Send
 
-from service.api.middleware.request_log import RequestLog
-from service.observe.metrics import Metrics
+from service.api.request_log import RequestLog
+from service.telemetry.metrics import Metrics
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.observe.samples import shown, value
 

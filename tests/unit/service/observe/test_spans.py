@@ -14,8 +14,9 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from service.observe.otel import OpenTelemetrySpans, exporter_named
-from service.observe.spans import NoSpans, is_asked_for, open_spans
+from service.app import open_spans
+from service.telemetry.otel import OpenTelemetrySpans, exporter_named
+from service.telemetry.spans import NoSpans, is_asked_for
 from tests.fakes.control_plane import ControlPlane
 from tests.unit.service.observe.written import written_lines
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from service.logs import JsonLines
+from service.telemetry.logs import JsonLines
 
 
 class _Written(logging.Handler):

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cmcl.contract.preflight import Outlook, PreflightAnswer
-from service.control.preflights import PreflightRounds
 from service.database.queries import preflights
 from service.database.queries.preflights import PreflightRecord, PreflightState
+from service.jobs.preflights import PreflightReconciler
 from tests.fakes.control_plane import ControlPlane
 
 OUTLOOK = Outlook(
@@ -28,7 +28,7 @@ class Asking:
     """What the tests do with pre-flights; the plane's own clock, launcher and store."""
 
     plane: ControlPlane
-    rounds: PreflightRounds
+    rounds: PreflightReconciler
 
     def body(self, name: str = "new", **changes: Any) -> dict[str, Any]:
         pair = {"first": "image", "second": "text"}
@@ -77,5 +77,5 @@ def asking(tmp_path: Path) -> Iterator[Asking]:
     plane = ControlPlane(tmp_path)
     plane.create_model()
     plane.run_to_end(plane.post_dataset())
-    yield Asking(plane, PreflightRounds(plane.context))
+    yield Asking(plane, PreflightReconciler(plane.context))
     plane.close()

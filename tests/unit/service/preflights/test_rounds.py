@@ -3,12 +3,12 @@
 from sqlalchemy import select
 
 from cmcl.contract.preflight import AskedShards
-from service.control.preflights import PreflightRounds
-from service.control.sweep.sweeper import Sweeper
 from service.database import tables
 from service.database.queries import models, preflights
 from service.database.queries.preflights import PreflightState
+from service.jobs.preflights import PreflightReconciler
 from service.launchers.port import LaunchState
+from service.maintenance.gc import GarbageCollector
 from tests.fakes.uploads import announce, complete, send
 from tests.unit.service.preflights.conftest import Asking
 
@@ -165,7 +165,7 @@ def test_one_owner_s_that_hang_hold_up_nobody_else(asking: Asking) -> None:
 
 def test_two_services_ask_once(asking: Asking) -> None:
     asked = asking.post()
-    other = PreflightRounds(asking.plane.context)
+    other = PreflightReconciler(asking.plane.context)
     for _ in range(3):
         asking.tick()
         other.tick()
@@ -208,7 +208,7 @@ def test_the_cluster_forgets_old_ones_too(asking: Asking) -> None:
     launcher = asking.plane.launcher
     launcher.end(f"{asked}-a1", LaunchState.SUCCEEDED)
     asking.plane.clock.advance(91 * 24 * 3600)
-    Sweeper(asking.plane.context).sweep()
+    GarbageCollector(asking.plane.context).sweep()
     assert launcher.status(f"{asked}-a1").state == LaunchState.UNKNOWN
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from cmcl.cli import main as client_main
 from service.__main__ import main
-from service.control.access.signing import make_pair, read_signing_key
-from service.control.access.snapshot import SnapshotWriter
-from service.control.records.guard import check_at_start
+from service.auth.signing import make_pair, read_signing_key
 from service.database.engine import open_database
 from service.database.migrations import upgrade
-from service.database.queries import leases
+from service.database.queries import maintenance
+from service.maintenance.key_snapshot import SnapshotWriter
+from service.stale_database import check_at_start
 from tests.fakes.control_plane import ControlPlane, open_databases
 from tests.fakes.wreckage import everything, rebuild, wreck
 from tests.unit.service.access.holder import ADMIN_KEY, Holder
@@ -105,11 +105,11 @@ def test_a_database_on_which_a_service_works_is_refused(
     upgrade(database)
     far = plane.clock().replace(year=2999)
     with database.write() as connection:
-        assert leases.claim(connection, "sweeper", "somebody", plane.clock(), far)
+        assert maintenance.claim_lease(connection, "gc", "somebody", plane.clock(), far)
     database.close()
     status, _, complaint = run()
     assert status == 1
-    assert "sweeper" in complaint
+    assert "gc" in complaint
 
 
 def test_a_service_does_not_start_on_a_lost_database(

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from service.control.rebuild.bucket import Verify
-from service.control.rebuild.findings import Findings
-from service.control.records.document import Record, write
 from service.errors import Conflict
+from service.maintenance.backup import Record, write
+from service.maintenance.rebuild.bucket import Findings, Verify
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import upload_whole

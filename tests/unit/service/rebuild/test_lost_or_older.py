@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from cmcl.contract.version import LivePointer
-from service.control.access.keys import sha256
-from service.control.access.signing import make_pair, read_signing_key
-from service.control.access.snapshot import SnapshotWriter
-from service.control.reconcile import Reconciler
-from service.control.records.guard import check_at_start, check_not_lost
-from service.control.sweep.sweeper import Sweeper
+from service.auth.keys import sha256
+from service.auth.signing import make_pair, read_signing_key
 from service.database.migrations import upgrade
 from service.database.queries import keys, models
 from service.database.queries.keys import KeyRecord
-from service.errors import DatabaseBehind
+from service.errors import StaleDatabase
+from service.jobs.reconciler import Reconciler
+from service.maintenance.gc import GarbageCollector
+from service.maintenance.key_snapshot import SnapshotWriter
 from service.principal import Scope
+from service.stale_database import check_at_start, check_not_lost
 from service.states import JobState
 from tests.fakes.control_plane import SPEC, ControlPlane
 from tests.fakes.flaky_store import FlakyStore
@@ -60,7 +60,7 @@ def test_no_service_starts_on_a_lost_database(
     if has_key:
         _make_key(lost)
     command = rf"`cmcl admin rebuild --database-url sqlite:///\S+ --store {lost.store.uri}`"
-    with pytest.raises(DatabaseBehind, match=command):
+    with pytest.raises(StaleDatabase, match=command):
         check_at_start(lost.context)
 
 
@@ -83,7 +83,7 @@ def test_a_lost_database_leaves_the_list_of_keys_as_it_is(
 def test_a_lost_database_gives_no_folder_up(lost: ControlPlane) -> None:
     folders = lost.store.folders("datasets/")
     for _ in range(2):
-        Sweeper(lost.context).sweep()
+        GarbageCollector(lost.context).sweep()
         lost.clock.advance(timedelta(days=2).total_seconds())
     assert lost.store.folders("datasets/") == folders != []
 
@@ -190,7 +190,7 @@ def test_models_that_cannot_be_checked_keep_no_other_from_it(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few are looked at in a round; one whose live.json is gone is made good all the same."""
-    monkeypatch.setattr("service.control.reconcile._CHECKED_IN_A_ROUND", 1)
+    monkeypatch.setattr("service.jobs.reconciler._CHECKED_IN_A_ROUND", 1)
     plane.create_model("zoo")
     with plane.context.database.write() as connection:
         models.set_live(connection, "zoo", 1, 1, plane.clock())

@@ -7,8 +7,8 @@ from dataclasses import replace
 from sqlalchemy import func, select
 
 from cmcl.contract.policy import GatePolicy
-from service.control.records.recorder import Recorder
-from service.database.tables import unrecorded
+from service.database.tables import backup_outbox
+from service.maintenance.backup import BackupWriter
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.mortal import Death, Lifeline, MortalDatabase, MortalStore
@@ -33,7 +33,7 @@ class OvertakenStore(FlakyStore):
 
 def _unrecorded(plane: ControlPlane) -> int:
     with plane.context.database.read() as connection:
-        return connection.execute(select(func.count()).select_from(unrecorded)).scalar_one()
+        return connection.execute(select(func.count()).select_from(backup_outbox)).scalar_one()
 
 
 def _written(plane: ControlPlane, outcome: str) -> float:
@@ -44,7 +44,7 @@ def _written(plane: ControlPlane, outcome: str) -> float:
 def test_a_store_that_is_away_is_made_good_later(plane: ControlPlane) -> None:
     plane.create_model("new")
     plane.store.broken = layout.records()
-    recorder = Recorder(plane.context)
+    recorder = BackupWriter(plane.context)
     assert not recorder.round()
     assert _unrecorded(plane) > 0
     assert _written(plane, "failed") == 1
@@ -56,7 +56,7 @@ def test_a_store_that_is_away_is_made_good_later(plane: ControlPlane) -> None:
 
 def test_nothing_is_written_where_nothing_changed(plane: ControlPlane) -> None:
     plane.store.calls.clear()
-    assert Recorder(plane.context).round()
+    assert BackupWriter(plane.context).round()
     assert plane.store.calls == []
 
 
@@ -70,7 +70,7 @@ def test_a_recorder_may_die_at_any_moment(plane: ControlPlane) -> None:
             store=MortalStore(plane.store, lifeline),
         )
         try:
-            Recorder(mortal).round()
+            BackupWriter(mortal).round()
         except Death:
             plane.clock.advance(61)
         plane.record()
@@ -89,12 +89,12 @@ def test_one_that_was_overtaken_records_again(plane: ControlPlane) -> None:
     def meanwhile() -> None:
         plane.clock.advance(61)
         assert plane.client.put(POLICY, json={"max_drift": 0.25}).status_code == 200
-        assert Recorder(plane.context).round()
+        assert BackupWriter(plane.context).round()
         assert _unrecorded(plane) == 0
 
     assert plane.client.put(POLICY, json={"max_drift": 0.5}).status_code == 200
     slow = replace(plane.context, store=OvertakenStore(plane.store, meanwhile))
-    assert Recorder(slow).round()
+    assert BackupWriter(slow).round()
     assert _unrecorded(plane) == 1
     plane.clock.advance(61)
     plane.record()
@@ -105,7 +105,7 @@ def test_one_that_was_overtaken_records_again(plane: ControlPlane) -> None:
 
 
 def test_two_services_do_not_record_at_once(plane: ControlPlane) -> None:
-    first, second = Recorder(plane.context), Recorder(plane.context)
+    first, second = BackupWriter(plane.context), BackupWriter(plane.context)
     plane.create_model("new")
     assert first.round()
     plane.create_model("newer")

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from service.control.submission import attempt_submission
 from service.database.queries import models
+from service.jobs.attempts import attempt_submission
 from service.launchers.port import Submission
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.launchers.kuberay.pods import PodTemplates
-from service.launchers.kuberay.resource import Site, ray_job
+from service.launchers.kuberay.resource import PodTemplates, Site, ray_job
 from service.launchers.port import Submission
 from tests.chart.schemas import CRDS, complaints_of_kuberay
 

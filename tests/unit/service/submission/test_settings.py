@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 from ray.runtime_env import RuntimeEnv
 
+from service.launcher_settings import FIELDS
 from service.launchers.kuberay.resource import resource_name
 from service.launchers.labels import legal_value
-from service.launchers.runtime_env import FIELDS
 from service.settings import Settings
 
 KUBERAY = {"CMCL_LAUNCHER": "kuberay", "CMCL_KUBERAY_IMAGE": "an-image"}

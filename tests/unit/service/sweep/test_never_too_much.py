@@ -11,10 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cmcl.contract.errors import ObjectNotFound
-from service.control.sweep.leftovers import sweep_leftovers
-from service.control.sweep.sweeper import DUTIES
 from service.database.queries import datasets, versions
 from service.launchers.port import LaunchState
+from service.maintenance.gc import GC_TASKS, sweep_orphans
 from service.states import TERMINAL, JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import train
@@ -58,7 +57,7 @@ class World:
 
     def sweep(self) -> None:
         """All duties, the rare ones too."""
-        for duty in (*DUTIES, sweep_leftovers):
+        for duty in (*GC_TASKS, sweep_orphans):
             duty(self.plane.context)
 
     def models(self) -> list[str]:

@@ -4,13 +4,13 @@ from datetime import timedelta
 
 from sqlalchemy import delete, func, select, update
 
-from service.control.sweep import leftovers
-from service.control.sweep.sweeper import Sweeper
-from service.database.queries import leases
-from service.database.tables import answers, events, models, orphans, uploads
+from service.database.queries import maintenance
+from service.database.tables import events, models, orphans, responses, uploads
 from service.database.tables import leases as lease_rows
 from service.database.tables import versions as version_rows
 from service.launchers.port import LaunchState
+from service.maintenance import gc
+from service.maintenance.gc import GarbageCollector
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.trainer import leave_checkpoint, train
@@ -31,7 +31,7 @@ def sweep(plane: ControlPlane) -> None:
     """A round of whichever service: the one before has left its lease long ago."""
     with plane.context.database.write() as connection:
         connection.execute(delete(lease_rows))
-    Sweeper(plane.context).sweep()
+    GarbageCollector(plane.context).sweep()
 
 
 def fail(plane: ControlPlane, name: str = "one", **changes: object) -> str:
@@ -260,7 +260,7 @@ def test_old_answers_and_events_are_forgotten(plane: ControlPlane) -> None:
     plane.client.post("/v1/datasets", json=body, headers=headers)
     plane.clock.advance(DAY + 60)
     sweep(plane)
-    assert _count(plane, answers) == 0
+    assert _count(plane, responses) == 0
     assert _count(plane, events) > 0
     plane.clock.advance(90 * DAY)
     sweep(plane)
@@ -273,16 +273,16 @@ def test_folders_that_no_row_knows_are_watched_for_a_day(plane: ControlPlane) ->
     foreign = ["datasets/notes/", "runs/pf-x/", "models/unknown/", "elsewhere/ds-000000000000/"]
     for folder in (*strays, *foreign):
         plane.store.put(f"{folder}a1/x", b"x")
-    leftovers.sweep_leftovers(plane.context)
+    gc.sweep_orphans(plane.context)
     plane.clock.advance(DAY - 60)
-    leftovers.sweep_leftovers(plane.context)
+    gc.sweep_orphans(plane.context)
     assert all(keys(plane, folder) for folder in strays)
     plane.clock.advance(60)
-    leftovers.sweep_leftovers(plane.context)
+    gc.sweep_orphans(plane.context)
     assert [keys(plane, folder) for folder in strays] == [[], [], []]
     assert all(keys(plane, folder) for folder in foreign)
     assert keys(plane, f"runs/{job}/")
-    leftovers.sweep_leftovers(plane.context)
+    gc.sweep_orphans(plane.context)
     assert _count(plane, orphans) == 0
 
 
@@ -291,7 +291,7 @@ def test_what_was_written_after_it_was_given_up_goes(plane: ControlPlane) -> Non
     plane.clock.advance(8 * DAY)
     sweep(plane)
     plane.store.put(f"runs/{job}/a1/progress.json", b"a zombie")
-    leftovers.sweep_leftovers(plane.context)
+    gc.sweep_orphans(plane.context)
     assert keys(plane, f"runs/{job}/") == []
 
 
@@ -314,12 +314,12 @@ def test_one_service_at_a_time_sweeps(plane: ControlPlane) -> None:
     plane.clock.advance(8 * DAY)
     now = plane.clock()
     with plane.context.database.write() as connection:
-        leases.claim(connection, "sweeper", "another one", now, now + timedelta(minutes=5))
+        maintenance.claim_lease(connection, "gc", "another one", now, now + timedelta(minutes=5))
     plane.clock.advance(299)
-    Sweeper(plane.context).sweep()
+    GarbageCollector(plane.context).sweep()
     assert keys(plane, f"runs/{job}/")
     plane.clock.advance(1)
-    Sweeper(plane.context).sweep()
+    GarbageCollector(plane.context).sweep()
     assert keys(plane, f"runs/{job}/") == []
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cmcl.contract.rollout import Candidate
+from cmcl.contract.rollout import Canary
 from service.states import JobState
 from tests.fakes.replica_words import observe
 from tests.unit.service.observe.samples import shown
@@ -13,9 +13,7 @@ def test_replicas_are_told_of_a_trial_and_its_end(trials: Trials) -> None:
     before = trials.pointer()
     told = trials.put(2, share=0.1, shadow=0.5)
     during = trials.pointer()
-    assert during.candidate == Candidate(
-        version=2, revision=told["revision"], share=0.1, shadow=0.5
-    )
+    assert during.candidate == Canary(version=2, revision=told["revision"], share=0.1, shadow=0.5)
     assert (during.generation, during.version) == (before.generation, 3)
     assert told["revision"] == during.revision > before.revision
     assert trials.end("enough") == 204
@@ -29,7 +27,7 @@ def test_what_happened_is_told_with_reasons(trials: Trials) -> None:
     trials.end("worse on birds")
     began, ended = trials.told()
     assert (began[0], began[1], began[2]["reason"]) == ("candidate.began", 2, "is it better?")
-    assert (ended[0], ended[1], ended[2]["reason"]) == ("candidate.taken_back", 2, "worse on birds")
+    assert (ended[0], ended[1], ended[2]["reason"]) == ("candidate.aborted", 2, "worse on birds")
     assert ended[2]["actor"] == "local"
     assert trials.end() == 404
 
@@ -94,7 +92,7 @@ def test_another_candidate_takes_the_place_of_the_first(trials: Trials) -> None:
     trials.put(1, share=0.1)
     trials.put(2, share=0.1)
     told = [(kind, version) for kind, version, _ in trials.told()]
-    assert told == [("candidate.began", 1), ("candidate.taken_back", 1), ("candidate.began", 2)]
+    assert told == [("candidate.began", 1), ("candidate.aborted", 1), ("candidate.began", 2)]
     assert trials.told()[1][2]["reason"] == "version 2 is tried instead"
 
 
@@ -125,16 +123,16 @@ def test_what_is_tried_is_not_retired(trials: Trials) -> None:
 
 def test_deleting_the_model_ends_its_trial_with_event_webhook_and_metric(trials: Trials) -> None:
     plane = trials.plane
-    hook = {"url": "https://example.com/hook", "kinds": ["candidate.taken_back"]}
+    hook = {"url": "https://example.com/hook", "kinds": ["candidate.aborted"]}
     webhook = plane.client.post("/v1/webhooks", json=hook).json()["id"]
     trials.put(2, share=0.1)
     assert plane.client.request("DELETE", "/v1/models/scenes").status_code == 204
     kind, version, details = trials.told()[-1]
-    assert (kind, version, details["actor"]) == ("candidate.taken_back", 2, "local")
+    assert (kind, version, details["actor"]) == ("candidate.aborted", 2, "local")
     assert details["reason"] == "the model was deleted"
     (delivery,) = plane.client.get(f"/v1/webhooks/{webhook}/deliveries").json()["items"]
-    assert delivery["payload"]["type"] == "candidate.taken_back"
-    assert shown(plane, "trials_ended_total", outcome="taken_back") == 1
+    assert delivery["payload"]["type"] == "candidate.aborted"
+    assert shown(plane, "trials_ended_total", outcome="aborted") == 1
 
 
 def test_a_new_version_answers_and_ends_the_trial_of_an_older_one(trials: Trials) -> None:
@@ -143,7 +141,7 @@ def test_a_new_version_answers_and_ends_the_trial_of_an_older_one(trials: Trials
     pointer = trials.pointer()
     assert (pointer.version, pointer.candidate) == (4, None)
     kind, version, details = trials.told()[-1]
-    assert (kind, version) == ("candidate.taken_back", 2)
+    assert (kind, version) == ("candidate.aborted", 2)
     assert details["reason"] == "version 4 was published"
 
 
@@ -158,7 +156,7 @@ def test_a_new_version_is_tried_first_where_the_policy_says_so(trials: Trials) -
     assert (trial["version"], trial["share"], trial["rule"]["promote_after"]) == (5, 0.2, 500)
     assert (trial["actor"], trials.pointer().version) == ("reconciler", 3)
     told = [(kind, version) for kind, version, _ in trials.told()]
-    assert told == [("candidate.began", 4), ("candidate.taken_back", 4), ("candidate.began", 5)]
+    assert told == [("candidate.began", 4), ("candidate.aborted", 4), ("candidate.began", 5)]
     # What never answered is not counted as the time until it answers.
     registry = trials.plane.context.metrics.registry
     assert registry.get_sample_value("cmcl_service_post_to_live_seconds_count") == 0

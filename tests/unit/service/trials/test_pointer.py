@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from service.control.models import mirror
-from service.control.reconcile import Reconciler
+from service.jobs.reconciler import Reconciler
+from service.registry import live_pointer
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.mortal import Death, Lifeline
@@ -78,7 +78,7 @@ def test_a_mirror_that_comes_late_does_not_bring_a_deleted_model_back(trials: Tr
         plane.tick()
         assert read_live(plane.store, "scenes") is None
 
-    mirror.mirror(replace(plane.context, store=LateStore(plane.store, meanwhile)), "scenes")
+    live_pointer.mirror(replace(plane.context, store=LateStore(plane.store, meanwhile)), "scenes")
     assert read_live(plane.store, "scenes") is not None
     plane.tick()
     assert read_live(plane.store, "scenes") is None
@@ -130,7 +130,7 @@ def test_a_death_at_any_moment_ends_a_trial_once(
     assert pointer.candidate is None
     assert (pointer.version, pointer.generation) == ((2, 4) if promotes else (3, 3))
     kinds = [kind for kind, _, _ in trials.told()]
-    ended = "candidate.promoted" if promotes else "candidate.taken_back"
+    ended = "candidate.promoted" if promotes else "candidate.aborted"
     assert kinds == ["candidate.began", ended]
 
 

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from cmcl.contract.rollout import Observed, PairAgreement, RolloutRule
-from service.control.models.rollout import judge, look
-from service.database.queries import trials as rows
+from service.database.queries import canaries as rows
+from service.registry.canary_rule import judge, judge_canary
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.replica_words import PAIR, agreement, observe
 from tests.unit.service.observe.samples import shown
@@ -26,18 +26,18 @@ def pairs(queries: int, cosine: float, overlap: float) -> dict[str, PairAgreemen
     ("rule", "observed", "outcome", "words"),
     [
         (RULE, Observed(answered=50, failed=49), None, ""),
-        (RULE, Observed(answered=50, failed=50), "taken_back", "50 of 100 requests failed"),
+        (RULE, Observed(answered=50, failed=50), "aborted", "50 of 100 requests failed"),
         (RULE, Observed(answered=99, failed=1), None, ""),
         (RULE, Observed(answered=10**6), None, ""),
-        (RULE, Observed(refused={"r1": "no file"}), "taken_back", "could not load it: no file"),
+        (RULE, Observed(refused={"r1": "no file"}), "aborted", "could not load it: no file"),
         (STRICT, Observed(shadowed=150, pairs=pairs(150, 0.95, 0.9)), None, ""),
         (
             STRICT,
             Observed(shadowed=150, pairs=pairs(150, 0.85, 0.9)),
-            "taken_back",
+            "aborted",
             "mean cosine with the live version is 0.8500 in 150 queries; permitted (min_cosine): 0.9",
         ),
-        (STRICT, Observed(shadowed=150, pairs=pairs(150, 0.95, 0.7)), "taken_back", "min_overlap"),
+        (STRICT, Observed(shadowed=150, pairs=pairs(150, 0.95, 0.7)), "aborted", "min_overlap"),
         (STRICT, Observed(shadowed=150, pairs=pairs(99, 0.1, 0.1)), None, ""),
         (STRICT, Observed(answered=200, pairs=pairs(150, 0.95, 0.9)), "promoted", "200 requests"),
         (STRICT, Observed(answered=199, pairs=pairs(150, 0.95, 0.9)), None, ""),
@@ -102,10 +102,10 @@ def test_a_candidate_that_fails_is_taken_back(trials: Trials) -> None:
     pointer = trials.pointer()
     assert (pointer.version, pointer.candidate) == (3, None)
     kind, version, details = trials.told()[-1]
-    assert (kind, version, details["actor"]) == ("candidate.taken_back", 2, "reconciler")
+    assert (kind, version, details["actor"]) == ("candidate.aborted", 2, "reconciler")
     assert "2 of 10 requests failed because of it (0.2)" in details["reason"]
     assert (details["observed"]["failed"], details["observed"]["requests"]) == (2, 10)
-    assert shown(trials.plane, "trials_ended_total", outcome="taken_back") == 1
+    assert shown(trials.plane, "trials_ended_total", outcome="aborted") == 1
 
 
 def test_one_that_a_replica_cannot_load_is_taken_back_at_once(trials: Trials) -> None:
@@ -159,5 +159,5 @@ def test_a_trial_that_was_changed_meanwhile_is_not_judged_by_its_old_rule(
         seen = rows.running(connection, "scenes")
     assert seen is not None
     trials.put(2, share=0.1, rule={"min_requests": 1000})
-    look(plane.context, seen)
+    judge_canary(plane.context, seen)
     assert trials.get() is not None

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from service.api.spool import Spool
-from service.errors import NoRoom
+from service.errors import DiskFull
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.served_app import served
@@ -80,7 +80,7 @@ def test_a_length_that_is_not_true_is_refused(plane: ControlPlane) -> None:
         f"/v1/uploads/{upload}/parts/1", content=b"abc", headers=BYTES | {"Content-Length": "4"}
     )
     assert response.status_code == 400
-    assert response.json()["type"] == "urn:cmcl:problem:body-cut-off"
+    assert response.json()["type"] == "urn:cmcl:problem:incomplete-body"
 
 
 def test_a_part_is_never_whole_in_memory(plane: ControlPlane) -> None:
@@ -106,7 +106,7 @@ def test_a_full_device_is_no_room() -> None:
     with Path("/dev/full").open("wb", buffering=0) as file:
         spool = Spool(file)
         asyncio.run(spool.add(b"abc"))
-        with pytest.raises(NoRoom, match="disk of the service is full"):
+        with pytest.raises(DiskFull, match="disk of the service is full"):
             asyncio.run(spool.finish())
 
 

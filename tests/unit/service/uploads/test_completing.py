@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from cmcl.contract.errors import StorageUnavailable
-from service.api.answers import answer_long
-from service.api.dependencies import RequestKey
-from service.control.data import assemble
-from service.control.sweep.sweeper import Sweeper
-from service.database.rows import AnswerRecord
+from service.api.dependencies import IdempotencyKey
+from service.api.idempotency import respond_long
+from service.database.rows import ResponseRecord
+from service.datasets import upload_completion
+from service.maintenance.gc import GarbageCollector
 from service.principal import LOCAL
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
@@ -108,11 +108,11 @@ def test_a_death_at_any_moment_can_be_followed(plane: ControlPlane, dies_at: int
     upload = announce(plane, 3)
     send(plane, upload, 1, b"abc")
     _die_while_completing(plane, upload, dies_at)
-    plane.clock.advance(assemble.CLAIM.total_seconds() + 1)
+    plane.clock.advance(upload_completion.CLAIM.total_seconds() + 1)
     uri = complete(plane, upload)["uri"]
     assert uri == f"upload:{upload}"
     with plane.context.database.read() as connection:
-        attempt = assemble.uploads.find(connection, upload)
+        attempt = upload_completion.uploads.find(connection, upload)
     assert attempt is not None
     assert plane.store.read(f"uploads/{upload}/file-{attempt.attempt}") == b"abc"
 
@@ -132,13 +132,13 @@ def test_who_was_taken_for_dead_changes_nothing(plane: ControlPlane) -> None:
 
     class SlowStore(MortalStore):
         def compose(self, parts: object, target: str) -> None:
-            plane.clock.advance(assemble.CLAIM.total_seconds() + 1)
+            plane.clock.advance(upload_completion.CLAIM.total_seconds() + 1)
             complete(plane, upload)
             plane.store.put(target, b"late")
 
     slow = replace(plane.context, store=SlowStore(plane.store, Lifeline()))
     with pytest.raises(StorageUnavailable, match="has 4 bytes"):
-        assemble.complete(slow, upload, LOCAL)
+        upload_completion.complete(slow, upload, LOCAL)
     seen = plane.client.get(f"/v1/uploads/{upload}").json()
     assert seen["state"] == "complete"
     assert stored_keys(plane, upload) == ["file-2"]
@@ -151,20 +151,20 @@ def test_a_lost_answer_is_given_again_whenever_it_is_asked_for(plane: ControlPla
     upload = announce(plane, len(data))
     send(plane, upload, 1, data)
     path, headers = f"/v1/uploads/{upload}/complete", {"Idempotency-Key": "key-1"}
-    key = RequestKey("*", "key-1", f"POST {path}", hashlib.sha256().hexdigest())
+    key = IdempotencyKey("*", "key-1", f"POST {path}", hashlib.sha256().hexdigest())
 
-    def complete_and_die() -> AnswerRecord:
-        assemble.complete(plane.context, upload, LOCAL)
+    def complete_and_die() -> ResponseRecord:
+        upload_completion.complete(plane.context, upload, LOCAL)
         raise Death
 
     with pytest.raises(Death):
-        answer_long(plane.context, key, complete_and_die)
+        respond_long(plane.context, key, complete_and_die)
     first = plane.client.post(path, headers=headers)
     assert (first.status_code, first.json()["state"]) == (200, "complete")
     shards = [{"uri": first.json()["uri"]}]
     job = plane.post_dataset("one", shards=shards)
     assert plane.run_to_end(job).state == JobState.PUBLISHED
-    Sweeper(plane.context).sweep()
+    GarbageCollector(plane.context).sweep()
     for again in (plane.client.post(path, headers=headers), plane.client.post(path)):
         assert (again.status_code, again.json()) == (200, first.json())
 
@@ -180,7 +180,7 @@ def _complete_with(plane: ControlPlane, upload: str, lifeline: Lifeline) -> None
         database=MortalDatabase(plane.context.database, lifeline),
         store=MortalStore(plane.store, lifeline),
     )
-    assemble.complete(mortal, upload, LOCAL)
+    upload_completion.complete(mortal, upload, LOCAL)
 
 
 def _parts(plane: ControlPlane, upload: str) -> list[dict[str, object]]:

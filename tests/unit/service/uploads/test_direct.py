@@ -8,7 +8,7 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from service.database.tables import answers
+from service.database.tables import responses
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.s3_server import s3_server, use_bucket
 from tests.fakes.uploads import BYTES, announce, complete
@@ -99,7 +99,7 @@ def test_a_link_is_made_anew_and_never_kept(bucket: ControlPlane) -> None:
     assert anew.json()["presigned"]["url"]
     assert bucket.client.get(path).json()["presigned"] is None
     with bucket.context.database.read() as connection:
-        kept = connection.scalars(select(answers.c.body)).all()
+        kept = connection.scalars(select(responses.c.body)).all()
     assert len(kept) == 2
     assert "X-Amz" not in str(kept)
 

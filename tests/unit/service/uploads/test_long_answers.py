@@ -2,16 +2,16 @@
 
 import pytest
 
-from service.api.answers import answer_long, record
-from service.api.dependencies import RequestKey
-from service.api.schemas import Health
-from service.database.rows import AnswerRecord
+from service.api.dependencies import IdempotencyKey
+from service.api.idempotency import respond_long, response_record
+from service.api.operations import Health
+from service.database.rows import ResponseRecord
 from service.errors import Conflict, Unprocessable
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.mortal import Death
 from tests.fakes.uploads import announce, send
 
-KEY = RequestKey("default", "key-1", "POST /v1/long", "0" * 64)
+KEY = IdempotencyKey("default", "key-1", "POST /v1/long", "0" * 64)
 
 
 class Work:
@@ -21,17 +21,17 @@ class Work:
         self.done = 0
         self._error = error
 
-    def __call__(self) -> AnswerRecord:
+    def __call__(self) -> ResponseRecord:
         if self._error is not None:
             raise self._error
         self.done += 1
-        return record(KEY, 200, Health(status=f"done {self.done} times"))
+        return response_record(KEY, 200, Health(status=f"done {self.done} times"))
 
 
 def test_a_key_repeats_the_answer_of_long_work(plane: ControlPlane) -> None:
     work = Work()
-    first = answer_long(plane.context, KEY, work)
-    again = answer_long(plane.context, KEY, work)
+    first = respond_long(plane.context, KEY, work)
+    again = respond_long(plane.context, KEY, work)
     assert (first.body, work.done) == (again.body, 1)
     assert "idempotency-replayed" not in first.headers
     assert again.headers["idempotency-replayed"] == "true"
@@ -40,40 +40,40 @@ def test_a_key_repeats_the_answer_of_long_work(plane: ControlPlane) -> None:
 def test_a_second_request_hears_what_the_work_says_meanwhile(plane: ControlPlane) -> None:
     """And leaves the claim of the first one alone."""
 
-    def work() -> AnswerRecord:
+    def work() -> ResponseRecord:
         with pytest.raises(Conflict, match="somebody is at it"):
-            answer_long(plane.context, KEY, Work(Conflict("somebody is at it")))
+            respond_long(plane.context, KEY, Work(Conflict("somebody is at it")))
         return Work()()
 
-    answer_long(plane.context, KEY, work)
-    assert answer_long(plane.context, KEY, Work()).headers["idempotency-replayed"] == "true"
+    respond_long(plane.context, KEY, work)
+    assert respond_long(plane.context, KEY, Work()).headers["idempotency-replayed"] == "true"
 
 
 def test_a_key_of_refused_work_can_be_used_again(plane: ControlPlane) -> None:
     with pytest.raises(Conflict):
-        answer_long(plane.context, KEY, Work(Conflict("not now")))
-    assert answer_long(plane.context, KEY, Work()).status_code == 200
+        respond_long(plane.context, KEY, Work(Conflict("not now")))
+    assert respond_long(plane.context, KEY, Work()).status_code == 200
 
 
 def test_the_key_of_a_dead_request_is_answered_at_once(plane: ControlPlane) -> None:
     with pytest.raises(Death):
-        answer_long(plane.context, KEY, Work(Death()))
-    other = RequestKey(KEY.owner, KEY.key, KEY.route, "1" * 64)
+        respond_long(plane.context, KEY, Work(Death()))
+    other = IdempotencyKey(KEY.owner, KEY.key, KEY.route, "1" * 64)
     with pytest.raises(Unprocessable):
-        answer_long(plane.context, other, Work())
-    first = answer_long(plane.context, KEY, Work())
-    again = answer_long(plane.context, KEY, Work())
+        respond_long(plane.context, other, Work())
+    first = respond_long(plane.context, KEY, Work())
+    again = respond_long(plane.context, KEY, Work())
     assert (first.status_code, first.body) == (200, again.body)
     assert again.headers["idempotency-replayed"] == "true"
 
 
 def test_whoever_answers_late_does_not_change_the_answer(plane: ControlPlane) -> None:
-    def slow() -> AnswerRecord:
-        answer_long(plane.context, KEY, Work())
-        return record(KEY, 200, Health(status="late"))
+    def slow() -> ResponseRecord:
+        respond_long(plane.context, KEY, Work())
+        return response_record(KEY, 200, Health(status="late"))
 
-    answer_long(plane.context, KEY, slow)
-    assert b"done 1 times" in answer_long(plane.context, KEY, Work()).body
+    respond_long(plane.context, KEY, slow)
+    assert b"done 1 times" in respond_long(plane.context, KEY, Work()).body
 
 
 def test_completing_with_a_key_is_repeated(plane: ControlPlane) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import httpx
 
-from service.api.routes.uploads import COMPLETED_AT_ONCE
+from service.api.uploads import COMPLETED_AT_ONCE
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.uploads import announce, send

@@ -9,16 +9,16 @@ import httpx
 import pytest
 from fastapi import Request
 
-from service.api.places import STALLED_SECONDS, Places
+from service.api.fairness import STALLED_SECONDS, UploadSlots
 from service.api.spool import spooled
-from service.errors import BodyCutOff, TooManyRequests
+from service.errors import IncompleteBody, TooManyRequests
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.uploads import BYTES, announce
 from tests.unit.service.access.holder import ADMIN_KEY, Holder
 
 
 def test_two_places_are_kept_for_other_owners() -> None:
-    places = Places(4)
+    places = UploadSlots(4)
     with places.one("red"), places.one("red"):
         _is_refused(places, "red", "2 parts of your files")
         with places.one("blue"), places.one("green"):
@@ -27,13 +27,13 @@ def test_two_places_are_kept_for_other_owners() -> None:
             pass
 
 
-def _is_refused(places: Places, owner: str, words: str) -> None:
+def _is_refused(places: UploadSlots, owner: str, words: str) -> None:
     with pytest.raises(TooManyRequests, match=words), places.one(owner):
         raise AssertionError("there was a place")
 
 
 def test_a_place_is_free_again_after_whatever_happened() -> None:
-    places = Places(2)
+    places = UploadSlots(2)
     for _ in range(3):
         with pytest.raises(ValueError, match="on purpose"), places.one("red"):
             raise ValueError("on purpose")
@@ -86,7 +86,7 @@ def test_a_body_that_stops_to_come_is_given_up() -> None:
         async with spooled(request, patience_seconds=0.01):
             raise AssertionError("nothing came")
 
-    with pytest.raises(BodyCutOff, match=r"0 bytes of the body came .* 0\.01 s without"):
+    with pytest.raises(IncompleteBody, match=r"0 bytes of the body came .* 0\.01 s without"):
         asyncio.run(take())
 
 
@@ -102,12 +102,12 @@ def test_a_body_that_trickles_is_given_up() -> None:
         async with spooled(request, patience_seconds=0.1):
             raise AssertionError("it never ends")
 
-    with pytest.raises(BodyCutOff, match="more than 65536 bytes/s take"):
+    with pytest.raises(IncompleteBody, match="more than 65536 bytes/s take"):
         asyncio.run(take())
 
 
 def test_one_owner_alone_gets_most_places_and_never_all() -> None:
-    places = Places(16)
+    places = UploadSlots(16)
     with ExitStack() as taken:
         for _ in range(14):
             taken.enter_context(places.one("red"))
@@ -122,7 +122,7 @@ class Bodies:
 
     def __init__(self, total: int) -> None:
         self.now = 0.0
-        self.places = Places(total, lambda: self.now)
+        self.places = UploadSlots(total, lambda: self.now)
         self.sent: dict[str, asyncio.Queue[bytes]] = {}
         self.tasks: dict[str, asyncio.Task[int]] = {}
 

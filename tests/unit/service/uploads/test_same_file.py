@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import pytest
 from sqlalchemy import Connection
 
-from service.control.data.upload_uris import contents_of
 from service.database.queries import datasets
+from service.datasets.addresses import contents_of
 from service.principal import EVERY_SCOPE, LOCAL, Principal
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
@@ -73,7 +73,7 @@ def test_what_is_posted_is_looked_up_once(
         looks.append(None)
         return contents_of(connection, uris, principal)
 
-    monkeypatch.setattr("service.control.data.intake.contents_of", look)
+    monkeypatch.setattr("service.datasets.intake.contents_of", look)
     assert _post(plane, uri)[0] == 202
     assert len(looks) == 1
 
@@ -95,7 +95,7 @@ def test_a_failed_job_is_not_retried_beside_its_twin(plane: ControlPlane) -> Non
     assert _post(plane, again)[0] == 202
     response = plane.client.post(f"/v1/jobs/{failed}/retry")
     assert response.status_code == 409
-    assert "posted again meanwhile" in response.json()["detail"]
+    assert "since been posted again" in response.json()["detail"]
 
 
 def test_the_bytes_of_others_tell_nothing(plane: ControlPlane) -> None:

@@ -3,9 +3,9 @@
 import asyncio
 from typing import Any
 
-from service.control.webhooks.deliverer import Deliverer
-from service.control.webhooks.sender import Sender
 from service.database.engine import Database
+from service.events.webhook_delivery import Deliverer
+from service.events.webhook_sender import Sender
 from tests.fakes.control_plane import ControlPlane
 
 

@@ -16,10 +16,16 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.control.webhooks.addresses import AddressRefused, check_url, is_public, is_under
-from service.control.webhooks.sender import Answer, Sender
 from service.database.queries.deliveries import DeliveryRecord
 from service.database.queries.webhooks import WebhookRecord
+from service.events.webhook_sender import (
+    AddressRefused,
+    Answer,
+    Sender,
+    check_url,
+    is_public,
+    is_under,
+)
 from tests.fakes.receiver import Receiver, receiving
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -10,15 +10,15 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from standardwebhooks.webhooks import Webhook
 
-from service.control.webhooks.deliverer import Deliverer
-from service.control.webhooks.encryption import (
+from service.database.queries import webhooks
+from service.events.webhook_delivery import Deliverer
+from service.events.webhook_secrets import (
     SecretCipher,
     SecretUnreadable,
     encrypt_stored,
     new_key,
 )
-from service.control.webhooks.sender import Sender
-from service.database.queries import webhooks
+from service.events.webhook_sender import Sender
 from service.settings import Settings
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.receiver import Receiver

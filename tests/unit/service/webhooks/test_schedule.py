@@ -4,13 +4,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from service.control.webhooks.schedule import (
-    MOST_ATTEMPTS,
+from service.events.webhook_delivery import (
+    MAX_ATTEMPTS,
     STEPS,
-    parse_retry_after,
     seconds_to_next,
     seconds_to_rest,
 )
+from service.events.webhook_sender import parse_retry_after
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -31,9 +31,9 @@ def test_messages_that_failed_together_come_back_apart() -> None:
 
 
 def test_there_is_a_last_attempt() -> None:
-    assert seconds_to_next(MOST_ATTEMPTS - 1) is not None
-    assert seconds_to_next(MOST_ATTEMPTS) is None
-    assert seconds_to_next(MOST_ATTEMPTS, retry_after=60) is None
+    assert seconds_to_next(MAX_ATTEMPTS - 1) is not None
+    assert seconds_to_next(MAX_ATTEMPTS) is None
+    assert seconds_to_next(MAX_ATTEMPTS, retry_after=60) is None
 
 
 def test_a_wish_is_followed_up_to_a_day() -> None:

@@ -1,0 +1,216 @@
+"""Events: as pages, or as a stream (server-sent events)."""
+
+import json
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import datetime
+from typing import Annotated, Self
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, Field
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import AppStatus, SendTimeoutError
+from starlette.types import Receive, Scope, Send
+
+from service.api.dependencies import ContextDep, JobPath, ModelQuery, Reader
+from service.api.pagination import Limit, NumberCursor, Page, page
+from service.context import Context
+from service.database.queries import events
+from service.database.queries.events import EventFilter
+from service.database.rows import EventRecord
+from service.errors import FieldProblem, Unprocessable
+from service.events.feed import Feed, Item, Progress, number_events
+from service.events.kinds import EventKind
+from service.lookup import get_job
+from service.principal import Principal
+from service.states import TERMINAL
+
+logger = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/v1", tags=["events"])
+
+_EVENT_STREAM = "text/event-stream"
+_LARGEST_POSITION = 2**63 - 1
+# Delay before a client reconnects. During a stream, comment lines keep proxies from closing it.
+_RECONNECT_MILLISECONDS = 2000
+_HEARTBEAT_SECONDS = 15
+# A client that takes nothing for so long is disconnected.
+_SEND_SECONDS = 30.0
+# Time for a stream to end when the server stops.
+_GOODBYE_SECONDS = 1.0
+
+_STREAMED: dict[int | str, dict[str, object]] = {
+    200: {
+        "content": {_EVENT_STREAM: {"schema": {"type": "string"}}},
+        "description": "Events; in a stream, `data` is one of the items of a page",
+    }
+}
+_ENDED: dict[int | str, dict[str, object]] = {
+    204: {"description": "The job has ended and all its events were sent: do not reconnect"}
+}
+
+
+class EventView(BaseModel):
+    """An event."""
+
+    id: int = Field(description="increasing; a stream continues after it (`Last-Event-ID`)")
+    kind: str
+    model: str
+    dataset: str | None
+    job: str | None
+    version: int | None
+    details: dict[str, object]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, event: EventRecord) -> Self:
+        """Create it from a record."""
+        return cls(
+            id=event.sequence,
+            kind=event.kind,
+            model=event.model,
+            dataset=event.dataset,
+            job=event.job,
+            version=event.version,
+            details=dict(event.data),
+            created_at=event.created_at,
+        )
+
+
+class Stream(EventSourceResponse):
+    """Server-sent events. A client that takes nothing is disconnected and logged."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            logger.info(
+                "a client of a stream took nothing for %g s and was disconnected", _SEND_SECONDS
+            )
+
+
+def is_server_stopping() -> bool:
+    """Return whether the server is stopping. It waits for its streams, which end then."""
+    return AppStatus.should_exit
+
+
+def get_feed(request: Request) -> Feed:
+    """The feed of this process."""
+    feed: Feed = request.app.state.feed
+    return feed
+
+
+def get_seen_event(
+    after: Annotated[
+        int | None, Query(ge=0, le=_LARGEST_POSITION, description="id of the last event seen")
+    ] = None,
+    last_event_id: Annotated[
+        str | None, Header(alias="Last-Event-ID", description="the same, as browsers send it")
+    ] = None,
+) -> int | None:
+    """The event after which a stream starts. The header takes precedence: it is newer than the URL."""
+    if not last_event_id:
+        return after
+    is_number = last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) <= 19
+    if not is_number or int(last_event_id) > _LARGEST_POSITION:
+        message = "give the id of an event, a whole number"
+        raise Unprocessable(message, FieldProblem("Last-Event-ID", message, last_event_id))
+    return int(last_event_id)
+
+
+def get_filter(
+    principal: Reader,
+    model: ModelQuery = None,
+    kind: Annotated[list[EventKind] | None, Query(description="can be repeated")] = None,
+) -> EventFilter:
+    """The filter of the request."""
+    return EventFilter(owner=principal.owner, model=model, kinds=frozenset(kind or ()))
+
+
+FeedDep = Annotated[Feed, Depends(get_feed)]
+SeenEvent = Annotated[int | None, Depends(get_seen_event)]
+FilterDep = Annotated[EventFilter, Depends(get_filter)]
+
+
+@router.get("/events", response_model=Page[EventView], responses=_STREAMED)
+async def list_events(
+    request: Request,
+    context: ContextDep,
+    wanted: FilterDep,
+    seen: SeenEvent,
+    cursor: NumberCursor,
+    limit: Limit = 50,
+) -> Response | Page[EventView]:
+    """List events in their order; with `Accept: text/event-stream`, stream them.
+
+    A stream starts after `Last-Event-ID` or `after`, and without either with the next event.
+    """
+    if _EVENT_STREAM not in request.headers.get("accept", ""):
+        return await run_in_threadpool(_page, context, wanted, cursor, limit)
+    feed = get_feed(request)
+    feed.check_room(wanted.owner)
+    return _stream(feed.follow(wanted, await feed.start(seen), wanted.owner))
+
+
+@router.get(
+    "/jobs/{job}/events", response_class=EventSourceResponse, responses={**_STREAMED, **_ENDED}
+)
+async def follow_job(
+    job: JobPath, principal: Reader, context: ContextDep, feed: FeedDep, seen: SeenEvent
+) -> Response:
+    """Stream a job's events from the first one, and its progress, as server-sent events.
+
+    The stream ends with the event of a final state. It also ends after 15 minutes, or when the service stops:
+    reconnect with `Last-Event-ID`, as browsers do. 204 means that no more events will follow.
+    """
+    after = await feed.start(seen or 0)
+    if await run_in_threadpool(_is_over, context, job, principal, after):
+        return Response(status_code=204)
+    feed.check_room(principal.owner)
+    return _stream(feed.follow_job(job, after, principal.owner))
+
+
+def _page(context: Context, wanted: EventFilter, cursor: int | None, limit: int) -> Page[EventView]:
+    number_events(context.database)
+    with context.database.read() as connection:
+        found = events.page(connection, wanted, cursor, limit + 1)
+    return page(found, limit, EventView.of, lambda event: event.sequence)
+
+
+def _is_over(context: Context, job: str, principal: Principal, after: int) -> bool:
+    """Return whether the job has ended and its last event was seen. Raises NotFound.
+
+    In this order, so that the event of the state that was read is numbered before events are read.
+    """
+    with context.database.read() as connection:
+        state = get_job(connection, job, principal).state
+    number_events(context.database)
+    with context.database.read() as connection:
+        return state in TERMINAL and not events.page(connection, EventFilter(job=job), after, 1)
+
+
+def _stream(items: AsyncGenerator[Item, None]) -> Stream:
+    return Stream(
+        _encoded(items),
+        ping=_HEARTBEAT_SECONDS,
+        send_timeout=_SEND_SECONDS,
+        shutdown_grace_period=_GOODBYE_SECONDS,
+    )
+
+
+async def _encoded(items: AsyncGenerator[Item, None]) -> AsyncGenerator[ServerSentEvent, None]:
+    yield ServerSentEvent(retry=_RECONNECT_MILLISECONDS)
+    async with aclosing(items):
+        async for item in items:
+            yield _encode(item)
+
+
+def _encode(item: Item) -> ServerSentEvent:
+    """Encode an item. Progress has no id: a client that reconnects gets the newest, and misses no event."""
+    if isinstance(item, Progress):
+        return ServerSentEvent(json.dumps(dict(item.values)), event="progress")
+    view = EventView.of(item)
+    return ServerSentEvent(view.model_dump_json(), event=item.kind, id=str(item.sequence))

@@ -1,0 +1,115 @@
+"""API keys: create, list, revoke; and the identity of the caller."""
+
+from datetime import datetime
+from typing import Annotated, Self
+
+from fastapi import APIRouter, Path
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection
+
+from service.api.dependencies import Admin, AnyPrincipal, ContextDep, IdempotencyKeyDep
+from service.api.idempotency import response_record, run_once
+from service.api.pagination import Limit, Page, TextCursor, page
+from service.auth.keys import NewKey, create_key, get_key, mint, revoke_key
+from service.database.queries import keys
+from service.database.queries.keys import KeyRecord
+from service.database.rows import ResponseRecord
+from service.principal import Scope
+
+router = APIRouter(tags=["keys"])
+
+KeyPath = Annotated[str, Path(alias="key", pattern=r"^key-[0-9a-f]{12}$")]
+
+
+class KeyView(BaseModel):
+    """A key without its secret."""
+
+    id: str
+    name: str
+    owner: str = Field(description="owner of what it reads and creates")
+    scopes: list[Scope]
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None = Field(description="to the minute")
+
+    @classmethod
+    def of(cls, key: KeyRecord) -> Self:
+        """Create it from a record."""
+        values = {field: getattr(key, field) for field in KeyView.model_fields}
+        return cls.model_validate({**values, "scopes": sorted(key.scopes)})
+
+
+class CreatedKey(KeyView):
+    """A key with its secret."""
+
+    key: str | None = Field(
+        default=None,
+        description="sent as `Authorization: Bearer`. Returned once: a response that is replayed for an "
+        "Idempotency-Key has none",
+    )
+
+
+class Identity(BaseModel):
+    """The identity behind a key or a token."""
+
+    name: str
+    owner: str | None = Field(description="owner of what it sees; null: all owners")
+    scopes: list[Scope]
+
+
+@router.get("/v1/whoami")
+def whoami(principal: AnyPrincipal) -> Identity:
+    """Read the identity and the scopes of the caller."""
+    return Identity(name=principal.name, owner=principal.owner, scopes=sorted(principal.scopes))
+
+
+@router.post("/v1/keys", status_code=201, response_model=CreatedKey)
+def post_key(
+    body: NewKey, principal: Admin, context: ContextDep, key: IdempotencyKeyDep
+) -> JSONResponse:
+    """Create a key. Its secret is in this response only; store it.
+
+    409 if its owner has as many keys as permitted.
+    """
+    minted = mint()
+
+    def effect(connection: Connection) -> ResponseRecord:
+        limit = context.settings.keys_per_owner
+        made = create_key(connection, body, minted, principal, context.clock(), limit)
+        return response_record(key, 201, CreatedKey.of(made), f"/v1/keys/{made.id}")
+
+    given = run_once(context, key, effect)
+    if given.is_replay:
+        return given.response()
+    # The secret is added after the response was stored for the Idempotency-Key.
+    shown = {**given.record.body, "key": minted.text}
+    headers = {"Location": str(given.record.location), "Cache-Control": "no-store"}
+    return JSONResponse(shown, given.record.status, headers)
+
+
+@router.get("/v1/keys")
+def list_keys(
+    principal: Admin, context: ContextDep, cursor: TextCursor, limit: Limit = 50
+) -> Page[KeyView]:
+    """List keys by id, also expired and revoked ones."""
+    with context.database.read() as connection:
+        found = keys.page(connection, principal.owner, cursor, limit + 1)
+    return page(found, limit, KeyView.of, lambda key: key.id)
+
+
+@router.get("/v1/keys/{key}")
+def read_key(key: KeyPath, principal: Admin, context: ContextDep) -> KeyView:
+    """Read a key."""
+    with context.database.read() as connection:
+        return KeyView.of(get_key(connection, key, principal))
+
+
+@router.delete("/v1/keys/{key}", status_code=204)
+def delete_key(key: KeyPath, principal: Admin, context: ContextDep) -> None:
+    """Revoke a key. This replica refuses it at once, the others within some seconds."""
+    with context.database.write() as connection:
+        revoke_key(connection, key, principal, context.clock())
+    context.authenticator.forget(key)

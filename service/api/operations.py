@@ -1,0 +1,113 @@
+"""Probes and metrics: is the process alive, is it ready, what does it measure."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from anyio import CapacityLimiter, fail_after, to_thread
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from sqlalchemy import text
+
+from cmcl.contract.errors import StorageError
+from service.api.dependencies import METRICS, ContextDep, LoopsDep
+from service.api.ttl_cache import TTLCache, in_thread
+from service.context import Context
+from service.errors import DatabaseError
+
+router = APIRouter(tags=["operations"])
+
+
+class Health(BaseModel):
+    """Health of this process; `checks` has the result of each check."""
+
+    status: str
+    checks: dict[str, str] = {}
+
+
+# Probes come every few seconds, and a call may hang for minutes: each check has so many threads of its own, and takes
+# none of those that serve requests.
+_THREADS = 2
+# More frequent requests get the same response.
+_TTL_SECONDS = 1.0
+
+
+class Probes:
+    """Runs checks with a timeout below that of the prober."""
+
+    def __init__(self, patience_seconds: float = 4.0) -> None:
+        self._patience_seconds = patience_seconds
+        self._threads: dict[str, CapacityLimiter] = {}
+        self._answers: dict[str, TTLCache[str]] = {}
+
+    async def ask(self, name: str, question: Callable[[], None]) -> str:
+        """Return `ok` or the problem; the result may be a second old."""
+        if name not in self._answers:
+            self._answers[name] = TTLCache(partial(self._ask, name, question), _TTL_SECONDS)
+        return await self._answers[name].get()
+
+    async def _ask(self, name: str, question: Callable[[], None]) -> str:
+        threads = self._threads.setdefault(name, CapacityLimiter(_THREADS))
+        try:
+            with fail_after(self._patience_seconds):
+                await to_thread.run_sync(question, limiter=threads, abandon_on_cancel=True)
+        except TimeoutError:
+            return f"no response within {self._patience_seconds:g} s"
+        except (DatabaseError, StorageError) as error:
+            return str(error)
+        return "ok"
+
+
+@router.get("/healthz", response_model=Health, responses={503: {"model": Health}})
+async def healthz(loops: LoopsDep) -> JSONResponse:
+    """Liveness: 503 if a background loop has hung for half an hour, which only a restart ends.
+
+    Database and object storage are not asked: their outage must not restart the service.
+    """
+    # Not in a thread: all threads may be waiting for what hangs.
+    hung = {loop.name: problem for loop in loops if (problem := loop.hung()) is not None}
+    if not hung:
+        return JSONResponse(Health(status="ok").model_dump())
+    return JSONResponse(Health(status="hung", checks=hung).model_dump(), 503)
+
+
+@router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
+async def readyz(context: ContextDep, loops: LoopsDep, request: Request) -> JSONResponse:
+    """Readiness: database and object storage respond, and every background loop makes progress."""
+    probes: Probes = request.app.state.probes
+    database, store = await asyncio.gather(
+        probes.ask("database", lambda: _ask_database(context)),
+        probes.ask("store", lambda: _ask_store(context)),
+    )
+    checks = {
+        "database": database,
+        "store": store,
+        **{loop.name: loop.problem() or "ok" for loop in loops},
+    }
+    is_ready = set(checks.values()) == {"ok"}
+    health = Health(status="ok" if is_ready else "not ready", checks=checks)
+    return JSONResponse(health.model_dump(), 200 if is_ready else 503)
+
+
+@router.get(METRICS, response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Metrics in Prometheus' text format, at most a second old. If a metrics key is set, it is required."""
+    rendered: TTLCache[bytes] = request.app.state.rendered_metrics
+    return Response(await rendered.get(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def cached_metrics(context: Context) -> TTLCache[bytes]:
+    """Cache the metrics: rendering them reads the database, and takes longer with more models."""
+    return TTLCache(in_thread(partial(generate_latest, context.metrics.registry)), _TTL_SECONDS)
+
+
+def _ask_database(context: Context) -> None:
+    with context.database.read() as connection:
+        connection.execute(text("SELECT 1"))
+
+
+def _ask_store(context: Context) -> None:
+    """List a prefix without objects: listing one with many takes long."""
+    list(context.store.keys("probes/"))

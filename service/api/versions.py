@@ -1,0 +1,277 @@
+"""Versions of a model, the live one, and promotions."""
+
+import json
+from datetime import datetime
+from typing import Literal, Self
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection
+
+from cmcl.contract.version import (
+    Drift,
+    HeadCapacity,
+    LearnedDataset,
+    Protection,
+    Quality,
+    Recall,
+    Shrinkage,
+    VersionManifest,
+)
+from service.api.dependencies import (
+    Admin,
+    ContextDep,
+    IdempotencyKeyDep,
+    ModelPath,
+    Reader,
+    Reason,
+    ReasonBody,
+    SeenRevision,
+    Trainer,
+    VersionPath,
+    etag,
+)
+from service.api.idempotency import respond, response_record
+from service.api.pagination import LARGEST_NUMBER, Limit, NumberCursor, Page, page
+from service.database.queries import versions
+from service.database.rows import (
+    PromotionRecord,
+    ResponseRecord,
+    VersionOutline,
+    VersionRecord,
+)
+from service.errors import NotFound
+from service.lookup import get_model, get_version
+from service.registry import models as registry
+from service.registry.promotion import choose, roll_back
+from service.registry.promotion_request import PromotionRequest
+from service.stale_database import check_may_change
+
+router = APIRouter(prefix="/v1/models/{model}", tags=["versions"])
+
+
+class VersionSummary(BaseModel):
+    """A published version, without its manifest."""
+
+    model: str
+    version: int
+    parent: int | None
+    job: str | None = Field(description="null for a version that a branch has from its source")
+    attempt: int
+    dataset: str
+    dataset_name: str
+    copied_from: str | None = Field(description="model from which a branch copied it")
+    created_at: datetime
+    stored_at: datetime | None = Field(description="when its files were stored")
+    retired_at: datetime | None = Field(description="when it was retired")
+
+    @classmethod
+    def of(cls, version: VersionOutline) -> Self:
+        """Create it from a record."""
+        return cls(
+            model=version.model,
+            version=version.number,
+            parent=version.parent,
+            job=version.job,
+            attempt=version.attempt,
+            dataset=version.dataset,
+            dataset_name=version.dataset_name,
+            copied_from=version.copied_from,
+            created_at=version.created_at,
+            stored_at=version.stored_at,
+            retired_at=version.retired_at,
+        )
+
+
+class Certificate(BaseModel):
+    """The effect of this version on earlier datasets, by dataset."""
+
+    drift: dict[str, Drift]
+    quality: dict[str, Quality]
+    protection: dict[str, Protection] = Field(
+        description="by modality: what was protected from change"
+    )
+    shrinkage: Shrinkage | None
+
+
+class EvaluationRow(BaseModel):
+    """Recall of one version on every dataset up to it that has held-out rows."""
+
+    version: int
+    learned: str = Field(description="dataset that it learned")
+    recall: dict[str, Recall] = Field(description="by dataset")
+
+
+class VersionView(VersionSummary):
+    """A published version with its manifest and its measurements."""
+
+    certificate: Certificate
+    evaluation_matrix: list[EvaluationRow] = Field(
+        description="one row per version up to this one; a column shows one dataset over time"
+    )
+    capacity: dict[str, HeadCapacity] = Field(description="by modality: capacity that is left")
+    lineage: tuple[LearnedDataset, ...] = Field(
+        description="datasets that it has learned, with the digests of all shards"
+    )
+    manifest: VersionManifest
+
+    @classmethod
+    def whole(
+        cls, version: VersionRecord, evaluations: list[tuple[int, str, dict[str, Recall]]]
+    ) -> Self:
+        """Create it from a record and the evaluations of the versions up to it."""
+        report = version.manifest.report
+        return cls(
+            **VersionSummary.of(version).model_dump(),
+            certificate=Certificate.model_validate(report, from_attributes=True),
+            evaluation_matrix=[
+                EvaluationRow(version=number, learned=learned, recall=recall)
+                for number, learned, recall in evaluations
+            ],
+            capacity=report.capacity,
+            lineage=version.manifest.learned,
+            manifest=version.manifest,
+        )
+
+
+class LiveChoice(Reason):
+    """The version to promote, and the reason."""
+
+    version: int = Field(ge=1, le=LARGEST_NUMBER)
+
+
+class LiveView(BaseModel):
+    """The live version and its generation."""
+
+    version: int
+    generation: int
+
+
+class PromotionView(BaseModel):
+    """A promotion: a change of the live version."""
+
+    generation: int
+    version: int
+    previous: int | None
+    kind: Literal["published", "promoted", "rolled_back"]
+    reason: str
+    actor: str = Field(description="name of the key, or `reconciler` for a new version")
+    created_at: datetime
+
+    @classmethod
+    def of(cls, promotion: PromotionRecord) -> Self:
+        """Create it from a record."""
+        return cls(**{field: getattr(promotion, field) for field in cls.model_fields})
+
+
+@router.get("/versions")
+def list_versions(
+    model: ModelPath,
+    principal: Reader,
+    context: ContextDep,
+    cursor: NumberCursor,
+    limit: Limit = 50,
+) -> Page[VersionSummary]:
+    """List versions of a model, oldest first."""
+    with context.database.read() as connection:
+        get_model(connection, model, principal)
+        found = versions.outlines(connection, model, cursor, limit + 1)
+    return page(found, limit, VersionSummary.of, lambda version: version.number)
+
+
+@router.get("/versions/{version}")
+def read_version(
+    model: ModelPath, version: VersionPath, principal: Reader, context: ContextDep
+) -> VersionView:
+    """Read a version: certificate, evaluation matrix, capacity, lineage and manifest."""
+    with context.database.read() as connection:
+        found = get_version(connection, model, version, principal)
+        evaluations = versions.evaluations(connection, model, version)
+    return VersionView.whole(found, evaluations)
+
+
+@router.delete("/versions/{version}", status_code=204)
+def retire_version(
+    model: ModelPath, version: VersionPath, principal: Admin, context: ContextDep
+) -> None:
+    """Retire a version. 409 for the newest one, the live one and the canary.
+
+    Its heads and its manifest are kept, because later versions are measured against them.
+    """
+    check_may_change(context, model, principal)
+    with context.database.write() as connection:
+        registry.retire_version(connection, model, version, principal, context.clock())
+
+
+@router.get("/live")
+def read_live(
+    model: ModelPath, principal: Reader, context: ContextDep, response: Response
+) -> LiveView:
+    """Read the live version."""
+    with context.database.read() as connection:
+        found = get_model(connection, model, principal)
+    if found.live_version is None:
+        raise NotFound(f"model {model!r} has no live version yet")
+    response.headers.update(etag(found.live_generation))
+    return LiveView(version=found.live_version, generation=found.live_generation)
+
+
+@router.put("/live")
+def put_live(
+    model: ModelPath,
+    body: LiveChoice,
+    principal: Trainer,
+    context: ContextDep,
+    response: Response,
+    seen: SeenRevision,
+) -> LiveView:
+    """Promote a version. It is live once the replicas have loaded it."""
+    request = PromotionRequest(
+        principal, body.reason or "promoted by a user", context.clock(), seen
+    )
+    check_may_change(context, model, principal)
+    with context.database.write() as connection:
+        live = choose(connection, model, body.version, request)
+    response.headers.update(etag(live.generation))
+    return LiveView(version=live.version, generation=live.generation)
+
+
+@router.post("/rollback", response_model=LiveView)
+def post_rollback(
+    model: ModelPath,
+    body: ReasonBody,
+    principal: Trainer,
+    context: ContextDep,
+    key: IdempotencyKeyDep,
+    seen: SeenRevision,
+) -> JSONResponse:
+    """Roll back to the version that was promoted before the live one."""
+    request = PromotionRequest(
+        principal, body.reason or "rolled back by a user", context.clock(), seen
+    )
+
+    def effect(connection: Connection) -> ResponseRecord:
+        live = roll_back(connection, model, request)
+        view = LiveView(version=live.version, generation=live.generation)
+        return response_record(key, 200, view)
+
+    check_may_change(context, model, principal)
+    response = respond(context, key, effect)
+    response.headers.update(etag(json.loads(bytes(response.body))["generation"]))
+    return response
+
+
+@router.get("/promotions")
+def list_promotions(
+    model: ModelPath,
+    principal: Reader,
+    context: ContextDep,
+    cursor: NumberCursor,
+    limit: Limit = 50,
+) -> Page[PromotionView]:
+    """List promotions: who, when, why, from and to which version. Oldest first."""
+    with context.database.read() as connection:
+        get_model(connection, model, principal)
+        found = versions.promotion_page(connection, model, cursor, limit + 1)
+    return page(found, limit, PromotionView.of, lambda promotion: promotion.generation)

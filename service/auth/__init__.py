@@ -1,0 +1,1 @@
+"""Authentication: API keys, OpenID tokens, rate limits, and the signed key list for replicas."""

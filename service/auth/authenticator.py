@@ -1,0 +1,241 @@
+"""Keys that were valid a moment ago, so that not every request asks the database."""
+
+import hmac
+import logging
+import threading
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from service.auth.keys import OPERATOR, KeyText, parse, sha256
+from service.auth.rate_limiter import RateLimiter
+from service.clock import Clock
+from service.database.engine import Database
+from service.database.queries import keys
+from service.database.queries.keys import KeyRecord
+from service.errors import DatabaseError, Unauthorized
+from service.principal import LOCAL, Principal
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_NEEDED = "a key is needed: send it as Authorization: Bearer cmcl_..."
+
+_SCRAPERS_KEY_NEEDED = (
+    "metrics are shown to whoever sends CMCL_METRICS_KEY as Authorization: Bearer ..."
+)
+
+# The same words for everything: they must not tell whether a key exists.
+_NOT_VALID = "the key is not valid: mistyped, expired or revoked"
+
+# Longer ones are read by nobody: keys are short, and a token is some thousand characters.
+_LONGEST = 8192
+
+# Compared with where there is no row: time must not tell either.
+_NO_DIGEST = sha256("")
+
+# A key that another service has revoked is accepted here for so long.
+TRUST = timedelta(seconds=5)  # Last use is known to the minute, for one write a minute.
+USE_STEP = timedelta(minutes=1)
+_MOST = 10_000
+
+
+@dataclass
+class _Seen:
+    record: KeyRecord
+    at: datetime
+    used_at: datetime | None
+
+
+class KeyCache:
+    """Bounded; safe to use from several threads."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen: dict[str, _Seen] = {}
+        self._lock = threading.Lock()
+
+    def find(self, key: KeyText) -> KeyRecord | None:
+        """The key's row, if it was read a moment ago and is not expired."""
+        seen, now = self._seen.get(key.id), self._clock()
+        if seen is None or now - seen.at > TRUST or not seen.record.is_valid(now):
+            return None
+        return seen.record if _same(seen, key) else None
+
+    def was_valid(self, key: KeyText) -> bool:
+        """Whether it has been valid here before, however long ago."""
+        seen = self._seen.get(key.id)
+        return seen is not None and _same(seen, key)
+
+    def keep(self, record: KeyRecord) -> None:
+        """It is valid now."""
+        with self._lock:
+            before = self._seen.pop(record.id, None)
+            used_at = before.used_at if before else record.last_used_at
+            self._seen[record.id] = _Seen(record, self._clock(), used_at)
+            while len(self._seen) > _MOST:
+                del self._seen[next(iter(self._seen))]
+
+    def forget(self, key: str) -> None:
+        """Ask the database before this key is accepted again."""
+        with self._lock:
+            self._seen.pop(key, None)
+
+    def is_use_due(self, key: str) -> bool:
+        """Whether its last use shall be written; true once a minute, and then it counts as done."""
+        now = self._clock()
+        with self._lock:
+            seen = self._seen.get(key)
+            if seen is None or (seen.used_at is not None and now - seen.used_at < USE_STEP):
+                return False
+            seen.used_at = now
+            return True
+
+
+def _same(seen: _Seen, key: KeyText) -> bool:
+    return hmac.compare_digest(seen.record.secret_sha256, key.digest)
+
+
+class TokenVerifier(Protocol):
+    """Bearer tokens of somebody who knows the users."""
+
+    def read(self, token: str) -> Principal:
+        """Whom the token speaks for. Raises Unauthorized, Forbidden and IssuerUnavailable."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request, and the id of the key, if it is one."""
+
+    principal: Principal
+    key: str | None = None
+
+
+_LOCAL = Caller(LOCAL)
+_OPERATOR = Caller(OPERATOR)
+
+
+class Authenticator:
+    """Decides who is let in. What may wait for others stands in `look_up` and `write_use` alone."""
+
+    def __init__(
+        self, settings: Settings, database: Database, clock: Clock, tokens: TokenVerifier | None
+    ) -> None:
+        self.is_open = settings.auth == "off"
+        admin = settings.admin_key
+        self._admin_digest = sha256(admin.get_secret_value()) if admin else None
+        scrapers = settings.metrics_key
+        self._scrapers_digest = sha256(scrapers.get_secret_value()) if scrapers else None
+        self._database = database
+        self._clock = clock
+        self._tokens = tokens
+        self._known = KeyCache(clock)
+        self.rate_limiter = RateLimiter(settings.requests_per_minute_per_owner)
+
+    def recognize(self, shown: str | None) -> Caller | None:
+        """Without waiting for anybody; None if it must be looked up. Raises Unauthorized."""
+        if self.is_open:
+            return _LOCAL
+        if shown is None:
+            raise Unauthorized(_NEEDED)
+        if self._is_admin_key(shown):
+            return _OPERATOR
+        key = parse(shown)
+        found = self._known.find(key) if key else None
+        return _of_key(found) if found else None
+
+    def check_scraper(self, shown: str | None) -> None:
+        """Whether metrics are shown. Raises Unauthorized where they have a key, and this is another one."""
+        if self._scrapers_digest is None:
+            return
+        if shown is None or not hmac.compare_digest(self._scrapers_digest, sha256(shown)):
+            raise Unauthorized(_SCRAPERS_KEY_NEEDED)
+
+    def asks_issuer(self, shown: str) -> bool:
+        """Whether looking it up may wait for the issuer of tokens."""
+        return self._tokens is not None and shown.count(".") == 2
+
+    def look_up(self, shown: str, address: str) -> Caller:
+        """Ask the database, or check the token.
+
+        Raises Unauthorized, Forbidden, TooManyRequests, DatabaseUnavailable, IssuerUnavailable.
+        """
+        key = parse(shown)
+        if not self._is_no_guess(shown, key):
+            self.rate_limiter.check_address(address)
+        try:
+            return self._look_up_key(key) if key else self._read_token(shown)
+        except Unauthorized:
+            self.rate_limiter.check_address(address)
+            self.rate_limiter.count_failure(address)
+            raise
+
+    def _is_no_guess(self, shown: str, key: KeyText | None) -> bool:
+        """Whether it is looked up whatever else came from its address.
+
+        Somebody else behind the same address must not lock out a key that has worked, nor a token:
+        nobody guesses a signature, and to check one asks neither database nor, mostly, the issuer.
+        """
+        return self._known.was_valid(key) if key else self.asks_issuer(shown)
+
+    def count(self, caller: Caller) -> None:
+        """One more request of the caller's owner; the operator has no limit. Raises TooManyRequests."""
+        if caller.principal.owner is not None:
+            self.rate_limiter.count(caller.principal.owner)
+
+    def is_use_due(self, caller: Caller) -> bool:
+        """Whether `write_use` has something to write; true once a minute."""
+        return caller.key is not None and self._known.is_use_due(caller.key)
+
+    def write_use(self, caller: Caller) -> None:
+        """Write that the key was used. A database that cannot, is no reason to refuse a request."""
+        if caller.key is None:
+            return
+        now = self._clock()
+        try:
+            with self._database.write() as connection:
+                keys.set_used(connection, caller.key, now, now - USE_STEP)
+        except DatabaseError as error:
+            logger.warning("the last use of %s was not written: %s", caller.key, error)
+
+    def forget(self, key: str) -> None:
+        """The key was revoked: ask the database before it is accepted again."""
+        self._known.forget(key)
+
+    def warn_without_keys(self) -> None:
+        """Say how to make the first key, where nobody could get in."""
+        if self.is_open or self._admin_digest or self._tokens:
+            return
+        with self._database.read() as connection:
+            if keys.has_any(connection):
+                return
+        logger.warning(
+            "there is no key yet, so every request will be refused; make the first one with "
+            "`python -m service keys create NAME --scopes admin,read,write,train`, "
+            "or set CMCL_ADMIN_KEY"
+        )
+
+    def _is_admin_key(self, shown: str) -> bool:
+        digest = self._admin_digest
+        return digest is not None and hmac.compare_digest(digest, sha256(shown))
+
+    def _look_up_key(self, key: KeyText) -> Caller:
+        with self._database.read() as connection:
+            digest = keys.digest_of(connection, key.id) or _NO_DIGEST
+            is_same = hmac.compare_digest(digest, key.digest)
+            record = keys.find(connection, key.id) if is_same else None
+        if record is None or not record.is_valid(self._clock()):
+            if record is not None:
+                self._known.forget(key.id)
+            raise Unauthorized(_NOT_VALID)
+        self._known.keep(record)
+        return _of_key(record)
+
+    def _read_token(self, shown: str) -> Caller:
+        if self._tokens is None or len(shown) > _LONGEST:
+            raise Unauthorized(_NOT_VALID)
+        return Caller(self._tokens.read(shown))
+
+
+def _of_key(record: KeyRecord) -> Caller:
+    return Caller(Principal(record.name, record.owner, record.scopes), record.id)

@@ -1,0 +1,174 @@
+"""Keys: made, shown once, taken back.
+
+A key is `cmcl_<12 hexadecimal digits>_<43 characters>`. The digits find its row; the characters are
+32 random bytes in url-safe base64, and only their SHA-256 is stored. Slow hashes make it expensive
+to guess what people choose. Nobody guesses 256 random bits, and a slow hash for every request would
+only be a way to keep this service busy.
+"""
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, StringConstraints, field_validator
+from sqlalchemy import Connection
+
+from cmcl.contract.access import KEY_PATTERN, key_id
+from cmcl.contract.modality import NAME_PATTERN, Frozen
+from service.database.queries import keys
+from service.database.queries.keys import KeyRecord
+from service.errors import FieldProblem, Forbidden, NotFound
+from service.principal import EVERY_SCOPE, LOCAL, RECONCILER, Principal, Scope
+from service.quotas import check_keys
+
+# Whoever holds CMCL_ADMIN_KEY, or a shell where the service runs.
+OPERATOR = Principal("operator", None, EVERY_SCOPE)
+
+_TEXT = re.compile(KEY_PATTERN)
+_SECRET_BYTES = 32
+# Names in the history that must stay what they say.
+_TAKEN = frozenset({OPERATOR.name, LOCAL.name, RECONCILER.name})
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+
+
+@dataclass(frozen=True)
+class KeyText:
+    """A key as its holder sends it. It is never printed."""
+
+    id: str
+    secret: str = field(repr=False)
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return f"cmcl_{self.id.removeprefix('key-')}_{self.secret}"
+
+    @property
+    def digest(self) -> str:
+        """What is stored of the secret."""
+        return sha256(self.secret)
+
+
+def _must_be_known(scope: object) -> object:
+    if isinstance(scope, str) and scope not in set(Scope):
+        raise ValueError(f"scope {scope!r} is unknown; permitted: {', '.join(Scope)}")
+    return scope
+
+
+def _must_have_one(scopes: object) -> object:
+    if isinstance(scopes, list | tuple) and not scopes:
+        raise ValueError(f"a key needs a scope; permitted: {', '.join(Scope)}")
+    return scopes
+
+
+KnownScope = Annotated[Scope, BeforeValidator(_must_be_known)]
+
+
+class NewKey(Frozen):
+    """A key as it is asked for."""
+
+    name: Name = Field(
+        description="stands in the history of what the key did", examples=["training-pipeline"]
+    )
+    scopes: Annotated[tuple[KnownScope, ...], BeforeValidator(_must_have_one)] = Field(
+        max_length=20,
+        json_schema_extra={"minItems": 1},
+        description="what it permits; none that the asking key lacks",
+    )
+    owner: Name | None = Field(
+        default=None,
+        description="whose things it sees and makes; by default those of the asking key, and "
+        "`default` for the operator. Only the operator may name another owner",
+    )
+    expires_in_days: int | None = Field(
+        default=None, ge=1, le=3650, description="none: valid until it is revoked"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _must_not_mislead(cls, value: str) -> str:
+        if value in _TAKEN:
+            raise ValueError(f"{value!r} would mislead in the history; choose another name")
+        return value
+
+
+def mint() -> KeyText:
+    """A new key that nobody knows yet."""
+    return KeyText(key_id(secrets.token_hex(6)), secrets.token_urlsafe(_SECRET_BYTES))
+
+
+def parse(text: str) -> KeyText | None:
+    """The key that somebody sent; None if it has not the form of one."""
+    found = _TEXT.fullmatch(text)
+    return KeyText(key_id(found[1]), found[2]) if found else None
+
+
+def sha256(secret: str) -> str:
+    """Hexadecimal digest of a secret."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def create_key(
+    connection: Connection,
+    new: NewKey,
+    minted: KeyText,
+    principal: Principal,
+    now: datetime,
+    limit: int,
+) -> KeyRecord:
+    """Store a key.
+
+    Raises Forbidden for scopes that the principal lacks, and for other owners; Conflict where the
+    owner has `limit` keys.
+    """
+    _check_scopes(new, principal)
+    owner, days = _owner(new, principal), new.expires_in_days
+    check_keys(connection, owner, limit, principal, now)
+    key = KeyRecord(
+        id=minted.id,
+        owner=owner,
+        name=new.name,
+        scopes=frozenset(new.scopes),
+        secret_sha256=minted.digest,
+        created_at=now,
+        created_by=principal.name,
+        expires_at=now + timedelta(days=days) if days is not None else None,
+    )
+    keys.create(connection, key)
+    return key
+
+
+def get_key(connection: Connection, key: str, principal: Principal) -> KeyRecord:
+    """The key of that id. Raises NotFound."""
+    found = keys.find(connection, key)
+    if found is None or not principal.sees(found.owner):
+        raise NotFound(f"there is no key {key!r}")
+    return found
+
+
+def revoke_key(connection: Connection, key: str, principal: Principal, now: datetime) -> None:
+    """Take a key back; doing so twice changes nothing. Raises NotFound."""
+    get_key(connection, key, principal)
+    keys.set_revoked(connection, key, now)
+
+
+def _check_scopes(new: NewKey, principal: Principal) -> None:
+    has = ", ".join(sorted(principal.scopes))
+    problems = [
+        FieldProblem(f"scopes[{index}]", f"your key does not have it; it has: {has}", scope)
+        for index, scope in enumerate(new.scopes)
+        if scope not in principal.scopes
+    ]
+    if problems:
+        raise Forbidden("a key cannot give scopes that it does not have", *problems)
+
+
+def _owner(new: NewKey, principal: Principal) -> str:
+    if new.owner is None or principal.sees(new.owner):
+        return new.owner or principal.owns_as
+    message = f"your key is of owner {principal.owner!r} and makes keys of that owner alone"
+    raise Forbidden(message, FieldProblem("owner", message, new.owner))

@@ -1,1 +1,0 @@
-"""Decisions: intake, reconcile, gate, promote. No HTTP, no SQL text, no Ray."""

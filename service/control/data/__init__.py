@@ -1,1 +1,0 @@
-"""How data gets in: datasets, and files that are uploaded."""

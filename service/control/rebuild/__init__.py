@@ -1,1 +1,0 @@
-"""A lost database, rebuilt from what lies in object storage."""

@@ -1,1 +1,0 @@
-"""What is found in a bucket, one noun a module, as rows of the database."""

@@ -1,1 +1,0 @@
-"""What the database alone knows, written down in object storage as well."""

@@ -1,1 +1,0 @@
-"""Reading every shard of a dataset before anything is trained on it, where it can harm nobody."""

@@ -1,1 +1,0 @@
-"""Webhooks: where they may lie, when a message is tried again, how it is signed and sent."""

@@ -1,0 +1,258 @@
+"""Leases of loops, and queries of the garbage collector.
+
+A job is marked swept like it is moved: against the revision that was read. So a concurrent retry or approval is either
+first, and nothing is removed, or finds that it is too late.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    delete,
+    exists,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+
+from cmcl.contract.version import VersionManifest
+from service.database.queries import backup
+from service.database.tables import (
+    datasets,
+    jobs,
+    leases,
+    models,
+    orphans,
+    responses,
+    uploads,
+    versions,
+)
+from service.database.tables import preflights as preflight_rows
+from service.states import JobState
+
+
+def claim_lease(
+    connection: Connection, name: str, owner: str, now: datetime, until: datetime
+) -> bool:
+    """Claim a lease that is free, expired, or the owner's already. Return whether it was claimed.
+
+    Raises WriteConflict if another replica claimed it for the first time concurrently.
+    """
+    if connection.execute(select(leases.c.name).where(leases.c.name == name)).first() is None:
+        connection.execute(insert(leases).values(name=name, owner=owner, until=until))
+        return True
+    is_free = or_(leases.c.owner == owner, leases.c.until <= now)
+    statement = update(leases).where(leases.c.name == name, is_free)
+    return connection.execute(statement.values(owner=owner, until=until)).rowcount == 1
+
+
+Kind = Literal["datasets", "jobs", "preflights", "uploads", "models"]
+
+_IDS: dict[Kind, Any] = {
+    "datasets": datasets.c.id,
+    "jobs": jobs.c.id,
+    "preflights": preflight_rows.c.id,
+    "uploads": uploads.c.id,
+    "models": models.c.name,
+}
+_SWEPT: dict[Kind, Any] = {"jobs": jobs.c.swept_at, "models": models.c.swept_at}
+
+
+@dataclass(frozen=True)
+class EndedJob:
+    """A job that has ended, for the garbage collector."""
+
+    id: str
+    dataset: str
+    revision: int
+    state: JobState
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A dataset, and the job that learned it at its `attempts`-th attempt."""
+
+    id: str
+    job: str
+    attempts: int
+
+
+def ended_jobs(
+    connection: Connection, before: datetime, rejected_before: datetime, limit: int
+) -> list[EndedJob]:
+    """Jobs that ended before these times and are not marked swept.
+
+    One whose version is not stored yet is needed: the version is copied from its files.
+    """
+    is_old = or_(
+        and_(jobs.c.state == JobState.REJECTED, jobs.c.finished_at < rejected_before),
+        and_(jobs.c.state == JobState.PUBLISHED, jobs.c.finished_at < before, _is_stored()),
+        and_(jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)), jobs.c.finished_at < before),
+    )
+    query = (
+        select(jobs.c.id, jobs.c.dataset, jobs.c.revision, jobs.c.state, jobs.c.attempt)
+        .where(jobs.c.finished_at.is_not(None), jobs.c.swept_at.is_(None), is_old)
+        .order_by(jobs.c.finished_at)
+        .limit(limit)
+    )
+    return [
+        EndedJob(row.id, row.dataset, row.revision, JobState(row.state), row.attempt)
+        for row in connection.execute(query)
+    ]
+
+
+def mark_job_swept(connection: Connection, seen: EndedJob, now: datetime) -> bool:
+    """Mark a job swept: it cannot continue. False if it has moved."""
+    statement = (
+        update(jobs)
+        .where(jobs.c.id == seen.id, jobs.c.revision == seen.revision)
+        .values(swept_at=now, revision=seen.revision + 1)
+    )
+    backup.enqueue(connection, "dataset", seen.dataset)
+    return connection.execute(statement).rowcount == 1
+
+
+def learned_datasets(connection: Connection, limit: int) -> list[Learned]:
+    """Datasets whose version is stored, and whose training files may still be stored."""
+    learned = and_(jobs.c.dataset == datasets.c.id, jobs.c.state == JobState.PUBLISHED)
+    query = (
+        select(datasets.c.id, jobs.c.id, jobs.c.attempt)
+        .join_from(datasets, jobs, learned)
+        .where(datasets.c.swept_at.is_(None), _is_stored())
+        .order_by(datasets.c.sequence)
+        .limit(limit)
+    )
+    return [Learned(*row) for row in connection.execute(query)]
+
+
+def deleted_datasets(connection: Connection, limit: int) -> list[str]:
+    """Deleted datasets whose files may still be stored."""
+    running = and_(jobs.c.dataset == datasets.c.id, jobs.c.finished_at.is_(None))
+    query = select(datasets.c.id).where(
+        datasets.c.swept_at.is_(None), datasets.c.deleted_at.is_not(None), ~exists().where(running)
+    )
+    return list(connection.scalars(query.order_by(datasets.c.sequence).limit(limit)))
+
+
+def mark_datasets_swept(connection: Connection, names: Iterable[str], now: datetime) -> None:
+    """Mark datasets swept: the files that only their jobs needed are removed."""
+    swept = list(names)
+    connection.execute(
+        update(datasets)
+        .where(datasets.c.id.in_(swept), datasets.c.swept_at.is_(None))
+        .values(swept_at=now)
+    )
+    backup.enqueue(connection, "dataset", *swept)
+
+
+def deleted_models(connection: Connection, before: datetime, limit: int) -> list[str]:
+    """Models deleted before that time, unless a branch that exists uses their versions."""
+    branch = versions.alias()
+    branched = models.alias()
+    referring = exists().where(
+        branch.c.copied_from == models.c.name,
+        branched.c.name == branch.c.model,
+        or_(branched.c.deleted_at.is_(None), branched.c.deleted_at >= before),
+    )
+    query = select(models.c.name).where(
+        models.c.deleted_at < before, models.c.swept_at.is_(None), ~referring
+    )
+    return list(connection.scalars(query.order_by(models.c.name).limit(limit)))
+
+
+def datasets_of(connection: Connection, model: str) -> set[str]:
+    """Datasets that were posted to the model, and those in its ledger whose own model was deleted."""
+    own = set(connection.scalars(select(datasets.c.id).where(datasets.c.model == model)))
+    inherited = _ledgers(connection, models.c.name == model) - own
+    query = select(datasets.c.id).where(
+        datasets.c.id.in_(inherited),
+        datasets.c.model == models.c.name,
+        models.c.deleted_at.is_not(None),
+    )
+    return own | set(connection.scalars(query))
+
+
+def protected_datasets(connection: Connection, before: datetime) -> set[str]:
+    """Datasets that branches have learned which exist, or were deleted after that time."""
+    is_there = or_(models.c.deleted_at.is_(None), models.c.deleted_at >= before)
+    return _ledgers(connection, and_(models.c.branched_from.is_not(None), is_there))
+
+
+def mark_model_swept(connection: Connection, model: str, now: datetime) -> None:
+    """Mark a model swept: its files are removed."""
+    connection.execute(update(models).where(models.c.name == model).values(swept_at=now))
+    backup.enqueue(connection, "model", model)
+
+
+def known(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:
+    """Those of the names that have a row."""
+    return set(connection.scalars(select(_IDS[kind]).where(_IDS[kind].in_(names))))
+
+
+def swept(connection: Connection, kind: Kind, names: Sequence[str]) -> set[str]:
+    """Those of the names that are marked swept altogether, so that no files should be left."""
+    if kind == "datasets":
+        return set(connection.scalars(_swept_datasets().where(datasets.c.id.in_(names))))
+    if kind not in _SWEPT:
+        return set()
+    query = select(_IDS[kind]).where(_IDS[kind].in_(names), _SWEPT[kind].is_not(None))
+    return set(connection.scalars(query))
+
+
+def orphans_since(connection: Connection, root: str) -> dict[str, datetime]:
+    """Folders under a root that no row names, and when they were first seen."""
+    query = select(orphans.c.folder, orphans.c.seen_at).where(
+        orphans.c.folder.startswith(root, autoescape=True)
+    )
+    return dict(connection.execute(query).all())
+
+
+def note_orphans(connection: Connection, folders: Iterable[str], now: datetime) -> None:
+    """Note orphans that were seen for the first time."""
+    rows = [{"folder": folder, "seen_at": now} for folder in folders]
+    if rows:
+        connection.execute(insert(orphans), rows)
+
+
+def forget_orphans(connection: Connection, folders: Iterable[str]) -> None:
+    """Forget orphans that are gone, or have a row again."""
+    connection.execute(delete(orphans).where(orphans.c.folder.in_(list(folders))))
+
+
+def forget_responses(connection: Connection, before: datetime, limit: int) -> int:
+    """Remove up to `limit` responses and abandoned claims older than that, and return how many."""
+    key = (responses.c.owner, responses.c.key, responses.c.route)
+    old = select(*key).where(responses.c.created_at < before).limit(limit)
+    return connection.execute(delete(responses).where(tuple_(*key).in_(old))).rowcount
+
+
+def _is_stored() -> ColumnElement[bool]:
+    """Condition: the version of the job is stored."""
+    return exists().where(versions.c.job == jobs.c.id, versions.c.stored_at.is_not(None))
+
+
+def _swept_datasets() -> Select[tuple[str]]:
+    """Datasets that are marked swept and have no version. Of the others, moments and held-out rows are needed."""
+    learned = and_(jobs.c.dataset == datasets.c.id, jobs.c.state == JobState.PUBLISHED)
+    return select(datasets.c.id).where(datasets.c.swept_at.is_not(None), ~exists().where(learned))
+
+
+def _ledgers(connection: Connection, condition: ColumnElement[bool]) -> set[str]:
+    """Datasets that the newest versions of these models have learned."""
+    query = select(versions.c.manifest).where(
+        condition, versions.c.model == models.c.name, versions.c.number == models.c.head
+    )
+    found: set[str] = set()
+    for document in connection.scalars(query):
+        manifest = VersionManifest.model_validate(document)
+        found.update(line.dataset for line in manifest.learned)
+    return found

@@ -1,0 +1,1 @@
+"""Datasets and uploads: intake, assembly of parts, and validation of shards."""

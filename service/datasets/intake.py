@@ -1,0 +1,143 @@
+"""Intake of datasets: post, add shards, seal, delete. One transaction each, without calls beyond the database."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from cmcl.contract.modality import ModalityPair
+from service.database.queries import datasets, jobs
+from service.database.rows import DatasetRecord, JobRecord, ModelRecord
+from service.datasets.addresses import Intake, check_addresses, contents_of, record_uses
+from service.datasets.request import MOST_SHARDS, NewDataset, NewShards
+from service.errors import Conflict, FieldProblem, Unprocessable
+from service.lookup import get_dataset, hold_model
+from service.principal import Principal
+from service.states import JobState
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A dataset with its job, and whether this request created them. An open dataset has no job."""
+
+    dataset: DatasetRecord
+    job: JobRecord | None
+    is_new: bool
+
+
+def accept_dataset(connection: Connection, request: NewDataset, intake: Intake) -> Accepted:
+    """Insert the dataset and, if it is sealed, its job; return the existing ones for the same dataset.
+
+    Raises NotFound for the model, Unprocessable for what is wrong without opening a shard.
+    """
+    model = hold_model(connection, request.model, intake.principal)
+    check_modalities(model, request.pair)
+    contents = contents_of(connection, request.uris, intake.principal)
+    known_by = request.fingerprints(contents) if request.sealed else None
+    if known_by is not None:
+        _check_has_shards(request)
+        same = datasets.find_same(connection, request.model, known_by)
+        if same is not None:
+            return Accepted(same, jobs.of_dataset(connection, same.id), is_new=False)
+    check_addresses(connection, request, intake, contents)
+    document = request.model_dump(mode="json")
+    dataset = datasets.create(connection, model.owner, document, intake.now, known_by)
+    record_uses(connection, dataset.id, request)
+    job = None if known_by is None else jobs.create(connection, dataset, intake.now)
+    return Accepted(dataset, job, is_new=True)
+
+
+def add_shards(
+    connection: Connection, dataset: str, added: NewShards, intake: Intake
+) -> DatasetRecord:
+    """Append shards to an open dataset. Raises NotFound, Conflict if it is sealed, Unprocessable."""
+    datasets.lock(connection, dataset)
+    found = get_dataset(connection, dataset, intake.principal)
+    if found.sealed_at is not None:
+        raise Conflict(f"dataset {dataset} is sealed: shards can no longer be added")
+    request = NewDataset.model_validate(found.request)
+    if not added.uris:
+        raise Unprocessable("there is nothing to add: give shards, evaluation_shards, or both")
+    grown = request.model_copy(
+        update={
+            "shards": request.shards + added.shards,
+            "evaluation_shards": request.evaluation_shards + added.evaluation_shards,
+        }
+    )
+    _check_number(grown)
+    contents = contents_of(connection, grown.uris, intake.principal)
+    check_addresses(connection, added, intake, contents, before=request)
+    record_uses(connection, dataset, added)
+    return datasets.set_request(connection, dataset, grown.model_dump(mode="json"))
+
+
+def seal_dataset(connection: Connection, dataset: str, intake: Intake) -> Accepted:
+    """Seal an open dataset and insert its job. A sealed one is returned with the job that it has.
+
+    Raises NotFound; Unprocessable without shards; Conflict if the model has the same dataset.
+    """
+    model = get_dataset(connection, dataset, intake.principal).model
+    hold_model(connection, model, intake.principal)
+    datasets.lock(connection, dataset)
+    found = get_dataset(connection, dataset, intake.principal)
+    if found.sealed_at is not None:
+        return Accepted(found, jobs.of_dataset(connection, dataset), is_new=False)
+    request = NewDataset.model_validate(found.request)
+    _check_has_shards(request)
+    contents = contents_of(connection, request.uris, intake.principal)
+    known_by = request.fingerprints(contents)
+    same = datasets.find_same(connection, request.model, known_by)
+    if same is not None:
+        raise Conflict(f"the same shards were posted as {same.id}; delete this one")
+    sealed = datasets.seal(connection, dataset, known_by, intake.now)
+    return Accepted(sealed, jobs.create(connection, sealed, intake.now), is_new=True)
+
+
+def delete_dataset(
+    connection: Connection, dataset: str, principal: Principal, now: datetime
+) -> None:
+    """Delete a dataset without a version. Raises NotFound, and Conflict during its job or after it was learned.
+
+    What a version has learned stays in it, with the moments that protect it.
+    """
+    datasets.lock(connection, dataset)
+    found = get_dataset(connection, dataset, principal)
+    job = jobs.of_dataset(connection, dataset)
+    if job is not None and job.finished_at is None:
+        raise Conflict(f"job {job.id} of this dataset is {job.state}; cancel it first")
+    if job is not None and job.state == JobState.PUBLISHED:
+        raise Conflict(
+            f"version {job.version} of {job.model!r} has learned this dataset, and later ones protect it; it "
+            "cannot be removed from them"
+        )
+    datasets.set_deleted(connection, found, principal.name, now)
+
+
+def check_modalities(model: ModelRecord, pair: ModalityPair) -> None:
+    """Raises Unprocessable for a modality that the model does not declare."""
+    permitted = ", ".join(sorted(model.spec.modalities))
+    problems = [
+        FieldProblem(
+            f"pair.{side}",
+            f"model {model.name!r} has no modality {modality!r}; permitted: {permitted}",
+            modality,
+        )
+        for side, modality in (("first", pair.first), ("second", pair.second))
+        if modality not in model.spec.modalities
+    ]
+    if problems:
+        raise Unprocessable("unknown modality", *problems)
+
+
+def _check_has_shards(request: NewDataset) -> None:
+    if not request.shards:
+        message = "it is empty: at least 1 shard is needed (or sealed: false, to add some later)"
+        raise Unprocessable("a dataset without shards", FieldProblem("shards", message))
+
+
+def _check_number(request: NewDataset) -> None:
+    for field in ("shards", "evaluation_shards"):
+        number = len(getattr(request, field))
+        if number > MOST_SHARDS:
+            message = f"it would have {number} shards, permitted are {MOST_SHARDS}"
+            raise Unprocessable(message, FieldProblem(field, message, number))

@@ -1,0 +1,226 @@
+"""From parts to a file: claim, write, check every byte, say so.
+
+Each attempt writes an object of its own, so one that was taken for dead and was only slow harms
+nobody; the row says which object is the file. Whatever an attempt could not finish can be repeated.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from sqlalchemy import Connection
+
+from cmcl.contract.errors import ObjectNotFound, StorageUnavailable
+from service.context import Context
+from service.database.queries import uploads
+from service.database.rows import PartRecord, UploadRecord
+from service.datasets.uploads import existing, visible
+from service.errors import Conflict, FieldProblem
+from service.principal import Principal
+from workers.storage import layout
+from workers.storage.multipart import SMALLEST_PART
+from workers.storage.port import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+# For writing a file and reading it once, beside what its size takes; after a crash, the next one waits
+# for so long. Were it too short, each attempt would be overtaken by the next, and none would count.
+CLAIM = timedelta(minutes=5)
+_SLOWEST_BYTES_PER_SECOND = 8 << 20
+_NAMED_AT_MOST = 10
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An object, and what it must be."""
+
+    key: str
+    part: PartRecord
+
+
+@dataclass(frozen=True)
+class _Work:
+    """An attempt to complete an upload, and what it is made of."""
+
+    upload: UploadRecord
+    sources: tuple[_Source, ...]
+
+    @property
+    def target(self) -> str:
+        return layout.upload_file(self.upload.id, self.upload.attempt)
+
+
+@dataclass(frozen=True)
+class _Digests:
+    """Of a whole object, and of the pieces that it was made from."""
+
+    whole: str
+    pieces: list[str]
+    bytes: int
+
+
+def complete(context: Context, upload: str, principal: Principal) -> UploadRecord:
+    """The upload, complete; a second time the same. Takes as long as reading the file.
+
+    Raises NotFound; Conflict where parts are missing, lost or other ones than were announced, or
+    while somebody else is at it.
+    """
+    with context.database.write() as connection:
+        found = visible(uploads.lock(connection, upload), upload, principal, context)
+        if found.state == "complete":
+            return found
+        work = _claim(connection, found, context)
+    try:
+        digest = _write_file(context, work)
+    except Exception:
+        _remove(context.store, [work.target])
+        with context.database.write() as connection:
+            uploads.reopen(connection, work.upload)
+        raise
+    with context.database.write() as connection:
+        if not uploads.set_complete(connection, work.upload, digest, context.clock()):
+            raise Conflict(f"upload {upload} moved on meanwhile; look at it and try again")
+        done = existing(uploads.find(connection, upload), upload)
+    _remove(context.store, [source.key for source in work.sources])
+    return done
+
+
+def _claim(connection: Connection, found: UploadRecord, context: Context) -> _Work:
+    now = context.clock()
+    if found.lease_until is not None and found.lease_until > now:
+        raise Conflict(f"upload {found.id} is being completed; ask again in a moment")
+    sources = _sources(connection, found)
+    until = now + CLAIM + timedelta(seconds=found.bytes / _SLOWEST_BYTES_PER_SECOND)
+    uploads.claim(connection, found, until)
+    claimed = replace(found, state="completing", attempt=found.attempt + 1, lease_until=until)
+    return _Work(claimed, sources)
+
+
+def _sources(connection: Connection, upload: UploadRecord) -> tuple[_Source, ...]:
+    """Raises Conflict unless they make up the file."""
+    if upload.direct and upload.sha256 is not None:
+        whole = PartRecord(1, upload.bytes, upload.sha256)
+        return (_Source(layout.upload_direct(upload.id), whole),)
+    parts = uploads.parts(connection, upload.id)
+    _check_numbers(parts)
+    _check_sizes(parts, upload)
+    return tuple(
+        _Source(layout.upload_part(upload.id, part.number, part.sha256), part) for part in parts
+    )
+
+
+def _check_numbers(parts: Sequence[PartRecord]) -> None:
+    """1, 2, 3 and so on."""
+    there = [part.number for part in parts]
+    missing = sorted(set(range(1, max(there, default=0) + 1)) - set(there))
+    if missing:
+        message = f"missing: {_listed(missing)}"
+        raise Conflict("some parts have not arrived", FieldProblem("parts", message))
+
+
+def _check_sizes(parts: Sequence[PartRecord], upload: UploadRecord) -> None:
+    small = [part.number for part in parts[:-1] if part.bytes < SMALLEST_PART]
+    if small:
+        message = f"every part but the last has at least {SMALLEST_PART} bytes; smaller: "
+        message += _listed(small)
+        raise Conflict("some parts are too small", FieldProblem("parts", message))
+    total = sum(part.bytes for part in parts)
+    if total != upload.bytes:
+        message = f"the parts have {total} bytes, the file was announced with {upload.bytes}"
+        raise Conflict(message, FieldProblem("bytes", message, total))
+
+
+def _write_file(context: Context, work: _Work) -> str:
+    """The digest of the file, which is written and was read back."""
+    if work.upload.direct:
+        _check_arrived(context, work)
+    try:
+        context.store.compose([source.key for source in work.sources], work.target)
+    except ObjectNotFound as error:
+        raise _lost(context, work) from error
+    sizes = [source.part.bytes for source in work.sources]
+    found = _digests(context.store.stream(work.target), sizes)
+    _check_digests(context, work, found)
+    return found.whole
+
+
+def _check_arrived(context: Context, work: _Work) -> None:
+    """Before anything is copied."""
+    try:
+        size = context.store.size(work.sources[0].key)
+    except ObjectNotFound as error:
+        raise Conflict("nothing was sent to the signed link yet") from error
+    if size != work.upload.bytes:
+        message = f"{size} bytes were sent, the file was announced with {work.upload.bytes}"
+        raise Conflict(f"{message}; send it again", FieldProblem("bytes", message, size))
+
+
+def _lost(context: Context, work: _Work) -> Conflict:
+    """Forget the parts whose objects are not there, so that they can be sent again."""
+    gone = [source.part for source in work.sources if not _is_there(context.store, source.key)]
+    return _to_be_sent_again(context, work, gone, "lost")
+
+
+def _check_digests(context: Context, work: _Work, found: _Digests) -> None:
+    if found.bytes != work.upload.bytes:
+        raise StorageUnavailable(f"{work.target} has {found.bytes} bytes, not {work.upload.bytes}")
+    pairs = zip(work.sources, found.pieces, strict=True)
+    bad = [source.part for source, digest in pairs if digest != source.part.sha256]
+    if bad and not work.upload.direct:
+        raise _to_be_sent_again(context, work, bad, "damaged")
+    if work.upload.sha256 not in (None, found.whole):
+        message = f"the SHA-256 is {found.whole}, announced was {work.upload.sha256}"
+        again = "send the file again" if work.upload.direct else "send the parts that differ again"
+        raise Conflict(f"{message}; {again}", FieldProblem("sha256", message, found.whole))
+
+
+def _to_be_sent_again(
+    context: Context, work: _Work, parts: Sequence[PartRecord], what: str
+) -> Conflict:
+    with context.database.write() as connection:
+        for part in parts:
+            uploads.forget_part(connection, work.upload.id, part)
+    message = f"{what} in object storage, send again: {_listed([part.number for part in parts])}"
+    return Conflict(f"some parts were {what}", FieldProblem("parts", message))
+
+
+def _digests(chunks: Iterable[bytes], sizes: Sequence[int]) -> _Digests:
+    """Of everything, and of the pieces of these sizes, in one pass."""
+    whole, pieces = hashlib.sha256(), [hashlib.sha256() for _ in sizes]
+    total, index, left = 0, 0, sizes[0]
+    for chunk in chunks:
+        whole.update(chunk)
+        total += len(chunk)
+        rest = memoryview(chunk)
+        while rest and index < len(sizes):
+            pieces[index].update(rest[:left])
+            rest, left = rest[left:], left - len(rest[:left])
+            if left == 0:
+                index += 1
+                left = sizes[index] if index < len(sizes) else 0
+    return _Digests(whole.hexdigest(), [piece.hexdigest() for piece in pieces], total)
+
+
+def _is_there(store: ObjectStore, key: str) -> bool:
+    try:
+        store.size(key)
+    except ObjectNotFound:
+        return False
+    return True
+
+
+def _remove(store: ObjectStore, keys: Sequence[str]) -> None:
+    """What is not needed any more; if the store does not answer, it goes with the whole upload."""
+    try:
+        for key in keys:
+            store.delete(key)
+    except StorageUnavailable as error:
+        logger.warning("objects of an upload stay for now: %s", error)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:_NAMED_AT_MOST])
+    more = len(numbers) - _NAMED_AT_MOST
+    return f"part {shown}" + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,252 @@
+"""Files that users send: begun, sent in parts that can come again, given up, named by datasets.
+
+How parts become a file stands in `service.datasets.upload_completion`. A part's object has the digest in its
+name, so two that send the same part at once cannot mix what they sent.
+"""
+
+import unicodedata
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from sqlalchemy import Connection
+
+from cmcl.contract.errors import InvalidDataset
+from cmcl.contract.modality import Frozen, Sha256
+from service.context import Context
+from service.database.queries import uploads
+from service.database.rows import NewUpload, PartRecord, UploadRecord
+from service.datasets.addresses import upload_of
+from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
+from service.principal import Principal
+from service.settings import Settings
+from workers.storage import layout
+from workers.storage.multipart import LARGEST_PART
+from workers.storage.port import PresignedPut
+
+_LONGEST_FILENAME = 128
+# Both are part of how some languages are written.
+_JOINERS = "\u200c\u200d"
+_LINK_SECONDS = 3600
+
+
+def _plain_name(name: str) -> str:
+    """The name in its composed form. It is for people only: no key or path is made of it."""
+    name = unicodedata.normalize("NFC", name)
+    if not 1 <= len(name) <= _LONGEST_FILENAME:
+        raise ValueError(f"permitted: 1 to {_LONGEST_FILENAME} characters")
+    if name.strip() != name or name in (".", ".."):
+        raise ValueError("permitted: a name without spaces around it, and neither '.' nor '..'")
+    if any(char in "/\\" or _is_invisible(char) for char in name):
+        raise ValueError("permitted: letters of any language; no slashes, no control characters")
+    return name
+
+
+def _is_invisible(char: str) -> bool:
+    """Control and format characters, halves of pairs, line separators: what could deceive an eye."""
+    category = unicodedata.category(char)
+    return (category[0] == "C" or category in ("Zl", "Zp")) and char not in _JOINERS
+
+
+class UploadRequest(Frozen):
+    """A file as it is announced."""
+
+    filename: Annotated[str, AfterValidator(_plain_name)] = Field(
+        max_length=4 * _LONGEST_FILENAME,
+        description="for people: letters of any language, without slashes; 128 characters at most",
+        examples=["pairs-000.parquet"],
+    )
+    bytes: int = Field(ge=1, description="size of the whole file", examples=[104857600])
+    sha256: Sha256 | None = Field(
+        default=None, description="of the whole file, checked in the end; needed for direct"
+    )
+    direct: bool = Field(
+        default=False,
+        description="send it to object storage yourself, through a signed link; only where the "
+        "store is a bucket",
+    )
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An upload with the parts that arrived."""
+
+    record: UploadRecord
+    parts: list[PartRecord]
+
+
+@dataclass(frozen=True)
+class ReceivedPart:
+    """A part in a file on this machine."""
+
+    path: Path
+    part: PartRecord
+
+
+def begin(
+    connection: Connection, upload: str, request: UploadRequest, context: Context, owner: str
+) -> UploadRecord:
+    """Write an upload under that id. Raises Unprocessable, and Conflict where the owner has too many."""
+    _check_size(request, context.settings)
+    _check_quota(connection, request, context.settings, owner)
+    if request.direct:
+        _check_direct(request, upload, context)
+    new = NewUpload(request.filename, request.bytes, request.sha256, request.direct)
+    uploads.create(connection, upload, owner, new, context.clock())
+    return existing(uploads.find(connection, upload), upload)
+
+
+def look(context: Context, upload: str, principal: Principal) -> Upload:
+    """An upload and what arrived of it. Raises NotFound."""
+    with context.database.read() as connection:
+        found = visible(uploads.find(connection, upload), upload, principal, context)
+        return Upload(found, uploads.parts(connection, upload))
+
+
+def check_takes_parts(context: Context, upload: str, principal: Principal) -> None:
+    """Before any byte is read. Raises NotFound and Conflict."""
+    _check_takes_parts(look(context, upload, principal).record)
+
+
+def keep_part(
+    context: Context, upload: str, received: ReceivedPart, principal: Principal
+) -> PartRecord:
+    """Store a part, in the place of an earlier one with its number. It counts once this returns.
+
+    Raises NotFound; Conflict where it does not fit, or none is taken any more.
+    """
+    part = received.part
+    with context.database.read() as connection:
+        _check_fits(connection, uploads.find(connection, upload), part)
+    context.store.upload(received.path, layout.upload_part(upload, part.number, part.sha256))
+    with context.database.write() as connection:
+        found = visible(uploads.lock(connection, upload), upload, principal, context)
+        _check_takes_parts(found)
+        _check_fits(connection, found, part)
+        before = uploads.put_part(connection, upload, part)
+    if before is not None and before.sha256 != part.sha256:
+        context.store.delete(layout.upload_part(upload, before.number, before.sha256))
+    context.metrics.upload_bytes.inc(part.bytes)
+    return part
+
+
+def abort(context: Context, upload: str, principal: Principal) -> None:
+    """Give an upload up. Raises NotFound, and Conflict while a dataset may still be read from it."""
+    with context.database.write() as connection:
+        visible(uploads.lock(connection, upload), upload, principal, context)
+        if uploads.is_needed(connection, upload):
+            raise Conflict(f"a dataset that is not learned yet names {upload}; delete that first")
+        uploads.abort(connection, upload)
+
+
+def link(context: Context, upload: str) -> PresignedPut | None:
+    """Where to send the file, for a while; None for one that comes in parts, or is complete."""
+    with context.database.read() as connection:
+        found = uploads.find(connection, upload)
+    if found is None or not found.direct or found.sha256 is None or found.state != "open":
+        return None
+    left = (expires_at(context.settings, found) - context.clock()).total_seconds()
+    seconds = max(1, int(min(_LINK_SECONDS, left)))
+    key = layout.upload_direct(upload)
+    return context.store.presign_put(key, found.sha256, found.bytes, seconds)
+
+
+def expires_at(settings: Settings, upload: UploadRecord) -> datetime:
+    """Until when it can be finished, or named in a dataset."""
+    return (upload.completed_at or upload.created_at) + timedelta(
+        hours=settings.upload_expiry_hours
+    )
+
+
+def visible(
+    upload: UploadRecord | None, name: str, principal: Principal, context: Context
+) -> UploadRecord:
+    """The upload, if this principal may see it and it is not over. Raises NotFound."""
+    found = existing(upload, name)
+    if not principal.sees(found.owner):
+        raise _unknown(name)
+    if found.state != "complete" and expires_at(context.settings, found) <= context.clock():
+        hours = f"{context.settings.upload_expiry_hours:g}"
+        raise NotFound(f"upload {name} was not finished within {hours} hours; start anew")
+    return found
+
+
+def existing(upload: UploadRecord | None, name: str) -> UploadRecord:
+    """The upload, unless it was given up. Raises NotFound."""
+    if upload is None or upload.state == "aborted":
+        raise _unknown(name)
+    return upload
+
+
+def resolve(context: Context, uri: str) -> str:
+    """Where the file of an upload lies; any other address as it is. Raises InvalidDataset."""
+    name = upload_of(uri)
+    if name is None:
+        return uri
+    with context.database.read() as connection:
+        found = uploads.find(connection, name)
+    if found is None or found.state != "complete":
+        raise InvalidDataset(f"{uri}: the upload is not there any more; send the file again")
+    return f"{context.store.uri}/{layout.upload_file(found.id, found.attempt)}"
+
+
+def _check_size(request: UploadRequest, settings: Settings) -> None:
+    most = (
+        min(settings.upload_bytes_max, LARGEST_PART)
+        if request.direct
+        else settings.upload_bytes_max
+    )
+    if request.bytes > most:
+        message = f"permitted: 1 to {most}; split larger data into several shards"
+        raise Unprocessable("the file is too large", FieldProblem("bytes", message, request.bytes))
+
+
+def _check_quota(
+    connection: Connection, request: UploadRequest, settings: Settings, owner: str
+) -> None:
+    """A soft bound: whoever announces several uploads at one moment may pass it with them.
+
+    To be exact, each announcement would have to wait for whatever holds one of the owner's uploads.
+    """
+    permitted = settings.upload_bytes_per_owner_max
+    if permitted == 0:
+        return
+    there = uploads.bytes_of(connection, owner)
+    if there + request.bytes > permitted:
+        message = (
+            f"your uploads have {there} bytes and would have {there + request.bytes}, permitted are "
+            f"{permitted}: delete some, or wait until their datasets are learned"
+        )
+        raise Conflict(message, FieldProblem("bytes", message, request.bytes))
+
+
+def _check_direct(request: UploadRequest, upload: str, context: Context) -> None:
+    if request.sha256 is None:
+        message = "a direct upload needs it: it is signed, and the bucket refuses other bytes"
+        raise Unprocessable("sha256 is missing", FieldProblem("sha256", message))
+    key = layout.upload_direct(upload)
+    if context.store.presign_put(key, request.sha256, request.bytes, _LINK_SECONDS) is None:
+        message = "this service keeps its objects on a disk, which has no links; leave direct out"
+        raise Unprocessable("direct is not possible", FieldProblem("direct", message, value=True))
+
+
+def _check_takes_parts(upload: UploadRecord) -> None:
+    if upload.direct:
+        raise Conflict(f"upload {upload.id} is direct: send the file to its signed link")
+    if upload.state != "open":
+        raise Conflict(f"upload {upload.id} is {upload.state}: it takes no more parts")
+
+
+def _check_fits(connection: Connection, upload: UploadRecord | None, part: PartRecord) -> None:
+    if upload is None:
+        return
+    total = uploads.bytes_beside(connection, upload.id, part.number) + part.bytes
+    if total > upload.bytes:
+        message = f"the parts would have {total} bytes, the file was announced with {upload.bytes}"
+        raise Conflict(message, FieldProblem("bytes", message, total))
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"there is no upload {name!r}")

@@ -1,0 +1,1 @@
+"""Events: their kinds, the live feed, and webhooks."""

@@ -1,0 +1,115 @@
+"""The steps from a complete candidate to a stored version: judge, publish, store."""
+
+from cmcl.contract.errors import WorkerError
+from cmcl.contract.version import LearnedDataset, VersionManifest
+from service.context import Context
+from service.database.queries import jobs, models, versions
+from service.database.rows import JobRecord, ModelRecord, VersionRecord
+from service.jobs import gate, outcomes
+from service.jobs.attempts import job_spec
+from service.quotas import heads_problem
+from service.registry import promotion
+from service.stale_database import check_not_behind
+from service.states import FailureReason, JobState
+from workers.storage import layout
+from workers.storage.versions import (
+    check_candidate,
+    check_number_is_free,
+    publish_files,
+    read_candidate,
+    refer_to_version,
+)
+
+
+class _LostRace(Exception):
+    """Another replica moved the job first; roll back this transaction."""
+
+
+def judge(context: Context, job: JobRecord, model: ModelRecord) -> None:
+    """gating -> published, held, rejected or failed. A manual approval overrides the policy.
+
+    Raises StaleDatabase; the candidate then waits until the database has been rebuilt.
+    """
+    check_not_behind(context, model.name)
+    try:
+        candidate = _sound_candidate(context, job, model)
+    except WorkerError as error:
+        if error.retry_can_help:
+            raise
+        outcomes.fail(context, job, FailureReason.INVALID_CANDIDATE, str(error))
+        return
+    size = candidate.files[layout.HEADS].bytes
+    if (message := heads_problem(size, context.settings.heads_bytes_max)) is not None:
+        outcomes.fail(context, job, FailureReason.HEADS_TOO_LARGE, message)
+        return
+    approved = job.approval is not None and job.approval.decision == "approved"
+    shortfall = None if approved else gate.judge(model.policy, candidate)
+    if shortfall is not None:
+        outcomes.reject(context, job, shortfall.reason, shortfall.message)
+    elif model.policy.manual_approval and not approved:
+        outcomes.hold(context, job)
+    else:
+        _publish_unless_late(context, job, candidate)
+
+
+def store_version(context: Context, version: VersionRecord) -> None:
+    """Store the files of a published version, then make it live or start its canary.
+
+    Raises StaleDatabase; nothing is stored then until the database has been rebuilt.
+    """
+    check_not_behind(context, version.model)
+    if version.copied_from is None:
+        publish_files(context.store, version.manifest)
+    else:
+        refer_to_version(context.store, version.manifest)
+    now = context.clock()
+    with context.database.write() as connection:
+        if not versions.set_stored(connection, version.model, version.number, now):
+            return
+        answers = version.retired_at is None and promotion.begin_published(connection, version, now)
+        job = None if version.job is None else jobs.find(connection, version.job)
+    context.metrics.stages.labels("storing").observe((now - version.created_at).total_seconds())
+    if job is not None and answers:
+        context.metrics.post_to_live.observe((now - job.created_at).total_seconds())
+
+
+def _publish_unless_late(context: Context, job: JobRecord, candidate: VersionManifest) -> None:
+    try:
+        _publish(context, job, candidate)
+    except _LostRace:
+        # Nothing was written. The next pass sees what the other replica did.
+        return
+
+
+def _sound_candidate(context: Context, job: JobRecord, model: ModelRecord) -> VersionManifest:
+    candidate = read_candidate(context.store, job.id, job.attempt)
+    gate.check_answers(job_spec(context, job, model), _ledger(context, job), candidate)
+    check_candidate(context.store, candidate)
+    check_number_is_free(context.store, candidate)
+    return candidate
+
+
+def _ledger(context: Context, job: JobRecord) -> tuple[LearnedDataset, ...]:
+    """The parent's ledger."""
+    if job.parent_version is None:
+        return ()
+    with context.database.read() as connection:
+        parent = versions.find(connection, job.model, job.parent_version)
+    if parent is None:
+        raise RuntimeError(f"job {job.id} has no parent version {job.parent_version}")
+    return parent.manifest.learned
+
+
+def _publish(context: Context, job: JobRecord, candidate: VersionManifest) -> None:
+    """In one transaction: advance the head, create the version, finish the job."""
+    now = context.clock()
+    with context.database.write() as connection:
+        if not models.advance_head(connection, job.model, candidate.parent, candidate.version):
+            # The model has a version newer than the parent, which this candidate would undo. The
+            # dataset is valid, so it is learned again from the newer version.
+            message = f"version {candidate.version} exists already; training again from it"
+            jobs.move(connection, job, JobState.QUEUED, now, message=message, approval=None)
+            return
+        versions.create(connection, candidate, now)
+        if not jobs.finish(connection, job, JobState.PUBLISHED, now):
+            raise _LostRace

@@ -1,1 +1,0 @@
-"""Attempts as jobs of one Ray cluster."""

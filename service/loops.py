@@ -1,0 +1,125 @@
+"""Background loops of the process: one base class, with a heartbeat that the probes and the metrics read."""
+
+import logging
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from datetime import timedelta
+from typing import ClassVar
+
+from service.context import Context
+from service.database.queries import maintenance
+
+logger = logging.getLogger(__name__)
+
+# Longer than a round of any loop takes while its thread makes progress. Only a restart helps then.
+HUNG_SECONDS = 1800.0
+
+Seconds = Callable[[], float]
+
+
+class Loop(ABC):
+    """Work that a thread does until the process stops, with a heartbeat.
+
+    `name` names the thread, the check of /readyz and the label of the metric. A loop without a heartbeat for
+    `stale_seconds` is reported by /readyz, and by /healthz after `HUNG_SECONDS`: its thread hangs, or is gone.
+    """
+
+    name: ClassVar[str]
+    stale_seconds: ClassVar[float] = 300.0
+
+    def __init__(self, seconds: Seconds = time.monotonic) -> None:
+        self._seconds = seconds
+        self._beat_at = seconds()
+
+    @abstractmethod
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set. No exception may end it: its work would stop for the life of the process."""
+
+    def beat(self) -> None:
+        """Record progress."""
+        self._beat_at = self._seconds()
+
+    def age(self) -> float:
+        """Seconds since the last heartbeat."""
+        return self._seconds() - self._beat_at
+
+    def problem(self) -> str | None:
+        """Why this loop is not ready, for /readyz; None if it is."""
+        return self._silence(self.stale_seconds)
+
+    def hung(self) -> str | None:
+        """What hangs, for /healthz; None if nothing does."""
+        return self._silence(HUNG_SECONDS)
+
+    def _silence(self, permitted: float) -> str | None:
+        age = self.age()
+        return f"no round has ended for {age:.0f} s" if age > permitted else None
+
+
+class PeriodicLoop(Loop):
+    """A loop of rounds with a pause after each. A long round may call `beat` as well."""
+
+    pause_seconds: ClassVar[float]
+    # Whether the first round comes before the first pause.
+    starts_at_once: ClassVar[bool] = False
+
+    def run(self, stop: threading.Event) -> None:
+        """See Loop."""
+        self.beat()
+        pause = 0.0 if self.starts_at_once else self.pause_seconds
+        while not stop.wait(pause):
+            try:
+                pause = self.step(stop)
+            except Exception as error:  # noqa: BLE001
+                pause = self.pause_seconds
+                self.report(error)
+            self.beat()
+
+    @abstractmethod
+    def step(self, stop: threading.Event) -> float:
+        """Run one round and return the seconds until the next one."""
+
+    def report(self, error: Exception) -> None:
+        """Log an exception that ended a round."""
+        logger.error("a round of %s failed; will retry", self.name, exc_info=error)
+
+
+class Lease:
+    """A named lease in the database: one replica at a time runs a loop for all."""
+
+    def __init__(self, context: Context, name: str, duration: timedelta) -> None:
+        self._context = context
+        self._name = name
+        self._duration = duration
+        self._owner = uuid.uuid4().hex
+
+    def acquire(self) -> bool:
+        """Acquire or renew the lease; False if another replica holds it."""
+        now = self._context.clock()
+        return self._context.database.settle(
+            lambda connection: maintenance.claim_lease(
+                connection, self._name, self._owner, now, now + self._duration
+            )
+        )
+
+
+class OutageLog:
+    """Logs a warning when the error changes: an outage of an hour is one line and not thousands."""
+
+    def __init__(self, target: logging.Logger, message: str) -> None:
+        self._logger = target
+        self._message = message
+        self._last = ""
+
+    def failed(self, error: Exception) -> None:
+        """Log the error, unless it was the last one logged."""
+        if str(error) != self._last:
+            self._last = str(error)
+            self._logger.warning("%s: %s", self._message, error)
+
+    def recovered(self) -> None:
+        """Log the next error, whatever it is."""
+        self._last = ""

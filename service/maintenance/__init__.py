@@ -1,0 +1,1 @@
+"""Background maintenance: garbage collection, backup to object storage, rebuild."""

@@ -1,0 +1,1 @@
+"""Rebuild a lost database from object storage."""

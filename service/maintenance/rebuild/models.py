@@ -1,0 +1,279 @@
+"""Models: by their record, and by live.json, which may be a moment ahead of it (or all that is left)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.policy import GatePolicy
+from cmcl.contract.rollout import Canary, CanaryPlan, Observed
+from cmcl.contract.version import LivePointer
+from service.database.queries.backup import Row, version_name
+from service.database.tables import models, promotions, trials, versions
+from service.maintenance.rebuild.bucket import Bucket, Findings
+from service.maintenance.rebuild.versions import FoundVersion, ModelFolder
+from service.principal import DEFAULT_OWNER
+from workers.storage import layout
+from workers.storage.versions import read_live
+
+ACTOR = "rebuild"
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Rows of one model that are still to be agreed; they are changed in place."""
+
+    model: Row
+    promotions: list[Row]
+    trials: list[Row]
+    versions: Mapping[int, Row]
+    is_recorded: bool
+    now: datetime
+
+    def follow(self, live: LivePointer | None, findings: Findings) -> None:
+        """Take over what live.json knows better, then make sure that what answers can."""
+        # Whatever lies there is written anew when the service starts.
+        self.model.update(lease_owner=None, lease_until=None, mirrored_revision=0)
+        if self.model["deleted_at"] is not None:
+            return
+        if live is not None and live.order > self._order():
+            self._adopt(live)
+        elif self.is_recorded:
+            self._begin_newest(findings)
+        self._drop_lost_trial(findings)
+        number = self.model["live_version"]
+        if number is not None or (self.versions and not self._was_ever_live()):
+            self._replace_unless_sound(number, findings)
+
+    def _order(self) -> tuple[int, int]:
+        return (self.model["live_generation"], self.model["live_revision"])
+
+    def _was_ever_live(self) -> bool:
+        return bool(self.model["live_generation"] > 0)
+
+    def _adopt(self, live: LivePointer) -> None:
+        if live.generation > self.model["live_generation"]:
+            self._promote(live.version, live.generation, "rebuilt from live.json")
+        self.model["live_revision"] = max(self.model["live_revision"], live.revision)
+        for number in live.retired:
+            row = self.versions.get(number)
+            if row is not None and row["retired_at"] is None:
+                row["retired_at"] = self.now
+        row = self.versions.get(live.version)
+        if row is not None and row["stored_at"] is None:
+            # It answers, so it was in place: that was not recorded in time.
+            row["stored_at"] = self.now
+        self._adopt_trial(live.candidate)
+
+    def _begin_newest(self, findings: Findings) -> None:
+        """A version is stored and begins at once; that it began may not have been recorded in time."""
+        able = [number for number in self.versions if self._can_answer(number)]
+        begun = {each["version"] for each in (*self.promotions, *self.trials)}
+        if not able or max(able) in begun or max(able) < (self.model["live_version"] or 0):
+            return
+        policy = GatePolicy.model_validate(self.model["policy"])
+        if policy.rollout.publish_as == "candidate" and self._was_ever_live():
+            findings.assumed.append(
+                f"version {max(able)} of {self.model['name']!r} is stored, and no record tells of its "
+                "trial: put it on trial by hand"
+            )
+            return
+        self._promote(max(able), self.model["live_generation"] + 1, "rebuilt: it had been stored")
+        self.model["live_revision"] += 1
+
+    def _adopt_trial(self, candidate: Canary | None) -> None:
+        for trial in self.trials:
+            is_it = candidate is not None and trial["revision"] == candidate.revision
+            if trial["ended_at"] is None and not is_it:
+                self._end(trial, "live.json does not show it")
+        known = {trial["revision"] for trial in self.trials}
+        if candidate is None or candidate.revision in known:
+            return
+        terms = GatePolicy.model_validate(self.model["policy"]).rollout
+        plan = CanaryPlan(share=candidate.share, shadow=candidate.shadow, rule=terms.rule)
+        self.trials.append(
+            {
+                "model": self.model["name"],
+                "revision": candidate.revision,
+                "version": candidate.version,
+                "plan": plan.model_dump(mode="json"),
+                "reason": "rebuilt from live.json",
+                "actor": ACTOR,
+                "began_at": self.now,
+                "observed": Observed().model_dump(mode="json"),
+            }
+        )
+
+    def _drop_lost_trial(self, findings: Findings) -> None:
+        for trial in self.trials:
+            if trial.get("ended_at") is None and not self._can_answer(trial["version"]):
+                self._end(trial, f"version {trial['version']} is damaged")
+                self.model["live_revision"] += 1
+                name, number = self.model["name"], trial["version"]
+                findings.repaired.append(f"version {number} of {name!r} is not on trial any more")
+
+    def _end(self, trial: Row, why: str) -> None:
+        ended = {"ended_at": self.now, "outcome": "aborted", "ended_because": f"rebuilt: {why}"}
+        trial.update(ended)
+
+    def _replace_unless_sound(self, number: int | None, findings: Findings) -> None:
+        if number is not None and self._can_answer(number):
+            return
+        able = [each for each in self.versions if self._can_answer(each)]
+        if not able:
+            self.model["live_version"] = None
+            return
+        why = f"version {number} cannot" if number else "nothing told which version answered"
+        findings.repaired.append(f"version {max(able)} of {self.model['name']!r} answers: {why}")
+        if not self._was_ever_live():
+            # Replicas ignore a pointer that is older than one which they have seen.
+            findings.assumed.append(
+                f"nothing tells how often the live version of {self.model['name']!r} had changed: "
+                "restart the embeddings endpoint"
+            )
+        self._promote(max(able), self.model["live_generation"] + 1, f"rebuilt: {why}")
+        self.model["live_revision"] += 1
+
+    def _can_answer(self, number: int) -> bool:
+        row = self.versions.get(number)
+        return row is not None and row["stored_at"] is not None and row["retired_at"] is None
+
+    def _promote(self, version: int, generation: int, reason: str) -> None:
+        before = self.model["live_generation"]
+        self.promotions.append(
+            {
+                "model": self.model["name"],
+                "generation": generation,
+                "version": version,
+                "previous": self.model["live_version"],
+                "kind": "promoted",
+                "returns_to": before or None,
+                "reason": reason,
+                "actor": ACTOR,
+                "created_at": self.now,
+            }
+        )
+        self.model.update(live_version=version, live_generation=generation, revised_at=self.now)
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """Rows of one model, and the versions that they speak of."""
+
+    model: Row
+    promotions: list[Row]
+    trials: list[Row]
+    versions: Mapping[int, FoundVersion]
+    version_rows: list[Row]
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        name: str = self.model["name"]
+        return name
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether a user deleted it."""
+        return self.model["deleted_at"] is not None
+
+
+def names_of_models(bucket: Bucket) -> list[str]:
+    """All that have a record or a folder."""
+    prefix = layout.model_prefix("").rstrip("/") + "/"
+    return sorted(bucket.recorded("model") | set(bucket.store.folders(prefix)))
+
+
+def find_model(bucket: Bucket, name: str, now: datetime, *, may_repair: bool) -> FoundModel | None:
+    """None where neither a record nor a version says what the model is."""
+    record = bucket.record("model", name)
+    row = next(iter(record.rows(models)), None) if record else None
+    is_recorded = row is not None
+    found = _folder(bucket, name, row, may_repair=may_repair).versions()
+    live = _live(bucket, name)
+    if row is None:
+        if not found:
+            so = "it is left out; its folder is never removed"
+            bucket.findings.damage(f"model {name!r}", "it has neither a record nor a version", so)
+            return None
+        row = _without_record(bucket, name, found, live)
+    row["head"] = max(row["head"], *found, 0)
+    version_rows = [found[number].row(now) for number in sorted(found)]
+    pointer = Pointer(
+        row,
+        record.rows(promotions) if record else [],
+        record.rows(trials) if record else [],
+        {each["number"]: each for each in version_rows},
+        is_recorded,
+        now,
+    )
+    pointer.follow(live, bucket.findings)
+    return FoundModel(row, pointer.promotions, pointer.trials, found, version_rows)
+
+
+def _folder(bucket: Bucket, name: str, row: Row | None, *, may_repair: bool) -> ModelFolder:
+    recorded: dict[int, Row] = {}
+    digests: dict[int, str | None] = {}
+    prefix = version_name(name, 0).removesuffix("0")
+    keys = bucket.store.keys(f"{layout.records()}versions/{prefix}")
+    for key in keys:
+        number = int(key.rpartition("/")[2].removesuffix(".json"))
+        record = bucket.record("version", version_name(name, number))
+        for found in record.rows(versions) if record else ():
+            recorded[number] = found
+            digests[number] = record.manifest_sha256 if record else None
+    return ModelFolder(
+        bucket=bucket,
+        model=name,
+        recorded=recorded,
+        digests=digests,
+        head=row["head"] if row else None,
+        is_deleted=row is not None and row["deleted_at"] is not None,
+        may_repair=may_repair,
+    )
+
+
+def _live(bucket: Bucket, name: str) -> LivePointer | None:
+    try:
+        return read_live(bucket.store, name)
+    except InvalidVersion as error:
+        so = "the record tells which version answers; without one, the newest does"
+        bucket.findings.damage(f"live.json of {name!r}", str(error), so)
+        return None
+
+
+def _without_record(
+    bucket: Bucket, name: str, found: Mapping[int, FoundVersion], live: LivePointer | None
+) -> Row:
+    """What manifests and live.json tell, and for the rest what a new model has."""
+    newest = found[max(found)]
+    owner = live.owner if live is not None and live.owner is not None else None
+    bucket.findings.assumed.append(
+        f"model {name!r} has no record: "
+        + ("" if owner else f"owner {DEFAULT_OWNER!r}, ")
+        + "the policy of a new model, and one promotion as its history"
+    )
+    return {
+        "name": name,
+        "owner": owner or DEFAULT_OWNER,
+        "spec": newest.manifest.spec.model_dump(mode="json"),
+        "policy": GatePolicy().model_dump(mode="json"),
+        "policy_revision": 1,
+        "head": max(found),
+        "live_version": None,
+        "live_generation": 0,
+        "live_revision": 0,
+        "revised_at": None,
+        "branched_from": _branch_point(found),
+        "created_at": found[min(found)].manifest.created_at,
+        "deleted_at": None,
+        "swept_at": None,
+    }
+
+
+def _branch_point(found: Mapping[int, FoundVersion]) -> Row | None:
+    """The last of the versions that were copied."""
+    copies = [version for _, version in sorted(found.items()) if version.copied_from is not None]
+    if not copies:
+        return None
+    return {"model": copies[-1].copied_from, "version": copies[-1].manifest.version}

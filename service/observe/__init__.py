@@ -1,1 +1,0 @@
-"""What can be seen from outside: measurements, lines in the log, traces. It decides nothing."""

@@ -1,0 +1,1 @@
+"""Model registry: models, versions, promotion, canaries, and the live pointer."""

@@ -1,0 +1,124 @@
+"""The rule of a canary: what the replicas observed decides whether it continues, ends, or becomes live.
+
+Several replicas of the control plane may judge it at once, and any of them may die: a decision is one transaction,
+which finds the canary as it was judged or does nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from sqlalchemy import Connection
+
+from cmcl.contract.rollout import Observed, PairAgreement, RolloutRule
+from service.context import Context
+from service.database.queries import canaries, models
+from service.database.rows import CanaryRecord, ModelRecord
+from service.principal import RECONCILER
+from service.registry import promotion
+from service.registry.canary import end, gather
+from service.registry.promotion_request import PromotionRequest
+from service.stale_database import check_not_behind
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a canary ends, and why."""
+
+    outcome: Literal["promoted", "aborted"]
+    reason: str
+
+
+def judge(rule: RolloutRule, observed: Observed) -> Verdict | None:
+    """Judge a canary; None if it continues. One that a replica cannot load is aborted at once."""
+    for replica, why in sorted(observed.refused.items()):
+        return Verdict("aborted", f"replica {replica} could not load it: {why}")
+    if observed.requests < rule.min_requests:
+        return None
+    for breach in _breaches(rule, observed):
+        return Verdict("aborted", breach)
+    if rule.promote_after is None or observed.requests < rule.promote_after:
+        return None
+    if _is_agreement_unknown(rule, observed):
+        return None
+    reason = (
+        f"it broke no bound in {observed.requests} requests (promote_after {rule.promote_after})"
+    )
+    return Verdict("promoted", reason)
+
+
+def judge_canary(context: Context, canary: CanaryRecord) -> None:
+    """Sum the observations, and end the canary if the rule says so. Raises StaleDatabase."""
+    observed = gather(context.store, canary)
+    verdict = judge(canary.plan.rule, observed)
+    if verdict is None and observed == canary.observed:
+        return
+    if verdict is not None:
+        check_not_behind(context, canary.model)
+    with context.database.write() as connection:
+        model = models.lock(connection, canary.model)
+        now = canaries.running(connection, canary.model)
+        if model is None or model.deleted_at is not None or now is None:
+            return
+        if (now.revision, now.plan) != (canary.revision, canary.plan):
+            # It was changed in between; the next round judges it by the new plan.
+            return
+        canaries.set_observed(connection, canary, observed)
+        if verdict is not None:
+            request = PromotionRequest(RECONCILER, verdict.reason, context.clock())
+            _apply(connection, model, replace(canary, observed=observed), verdict, request)
+
+
+def _apply(
+    connection: Connection,
+    model: ModelRecord,
+    canary: CanaryRecord,
+    verdict: Verdict,
+    request: PromotionRequest,
+) -> None:
+    if verdict.outcome == "promoted":
+        promotion.promote_canary(connection, model, canary, request)
+        return
+    end(connection, model, canary, "aborted", request)
+    models.revise(connection, model.name, request.now)
+
+
+def _breaches(rule: RolloutRule, observed: Observed) -> Iterator[str]:
+    """A message for each bound that is broken."""
+    if observed.error_share > rule.max_error_share:
+        yield (
+            f"{observed.failed} of {observed.requests} requests failed because of it "
+            f"({observed.error_share:.4g}); permitted (max_error_share): {rule.max_error_share:g}"
+        )
+    for pair, agreement in _judged_pairs(rule, observed):
+        for name, mean, floor in _bounds(rule, agreement):
+            if mean < floor:
+                yield (
+                    f"{pair}: mean {name} with the live version is {mean:.4f} in {agreement.queries} "
+                    f"queries; permitted (min_{name}): {floor:g} or more"
+                )
+
+
+def _judged_pairs(rule: RolloutRule, observed: Observed) -> Iterator[tuple[str, PairAgreement]]:
+    """Pairs with at least `min_requests` queries: fewer may deviate by chance."""
+    for pair, agreement in observed.pairs.items():
+        if agreement.queries >= rule.min_requests:
+            yield pair, agreement
+
+
+def _bounds(rule: RolloutRule, agreement: PairAgreement) -> Iterator[tuple[str, float, float]]:
+    """Name, mean and minimum of each bound on agreement that is set."""
+    for name, mean, floor in (
+        ("cosine", agreement.mean_cosine, rule.min_cosine),
+        ("overlap", agreement.mean_overlap, rule.min_overlap),
+    ):
+        if mean is not None and floor is not None:
+            yield name, mean, floor
+
+
+def _is_agreement_unknown(rule: RolloutRule, observed: Observed) -> bool:
+    """Return whether a bound is set and a pair, or all, has too few queries to be judged."""
+    if rule.min_cosine is None and rule.min_overlap is None:
+        return False
+    judged = sum(1 for _ in _judged_pairs(rule, observed))
+    return judged == 0 or judged < len(observed.pairs)

@@ -1,0 +1,1 @@
+"""Metrics, logs and traces. They observe the control plane and decide nothing."""

@@ -1,0 +1,214 @@
+"""The ports to the outside, measured: each satisfies the port that it wraps, and changes nothing.
+
+A call is a span as well, where it is part of something that is traced.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
+from service.database.engine import Database
+from service.database.rows import Event
+from service.errors import DatabaseUnavailable, WriteConflict
+from service.launchers.port import (
+    Launcher,
+    LauncherRefused,
+    LauncherUnavailable,
+    LaunchStatus,
+    Submission,
+)
+from service.telemetry.metrics import Metrics, outcome_of, timed
+from workers.storage.port import ObjectStore, PresignedPut
+
+T = TypeVar("T")
+
+_STORE_OUTCOMES: dict[type[Exception], str] = {
+    ObjectNotFound: "not_found",
+    ObjectExists: "exists",
+    StorageUnavailable: "unavailable",
+}
+_LAUNCHER_OUTCOMES: dict[type[Exception], str] = {
+    LauncherUnavailable: "unavailable",
+    LauncherRefused: "refused",
+}
+_OTHER = "error"
+
+
+_OUTCOMES: dict[type[Exception], str] = {
+    DatabaseUnavailable: "unavailable",
+    WriteConflict: "conflict",
+}
+
+# Something inside of it was refused: no fault of the database.
+_ROLLED_BACK = "rolled_back"
+
+
+class InstrumentedLauncher:
+    """See the port, `service.launchers.port.Launcher`."""
+
+    def __init__(self, launcher: Launcher, metrics: Metrics) -> None:
+        self._launcher = launcher
+        self._metrics = metrics
+
+    def submit(self, submission: Submission) -> None:
+        """See the port."""
+        with self._call("submit", submission.id):
+            self._launcher.submit(submission)
+
+    def status(self, submission_id: str) -> LaunchStatus:
+        """See the port."""
+        with self._call("status", submission_id):
+            return self._launcher.status(submission_id)
+
+    def stop(self, submission_id: str) -> None:
+        """See the port."""
+        with self._call("stop", submission_id):
+            self._launcher.stop(submission_id)
+
+    def forget(self, submission_id: str) -> None:
+        """See the port."""
+        with self._call("forget", submission_id):
+            self._launcher.forget(submission_id)
+
+    @contextmanager
+    def _call(self, call: str, submission_id: str) -> Iterator[None]:
+        span = self._metrics.spans.inside(f"launcher {call}", {"cmcl.attempt": submission_id})
+        histogram = self._metrics.launcher_calls
+        with span, timed(histogram, call, _LAUNCHER_OUTCOMES, _OTHER):
+            yield
+
+
+class InstrumentedStore:
+    """See the port, `workers.storage.port.ObjectStore`."""
+
+    def __init__(self, store: ObjectStore, metrics: Metrics) -> None:
+        self.uri = store.uri
+        self._store = store
+        self._metrics = metrics
+
+    def read(self, key: str) -> bytes:
+        """See the port."""
+        with self._call("read", key):
+            return self._store.read(key)
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """See the port. Measured is the store's time, not that of whoever reads."""
+        with self._call("open", key):
+            chunks = self._store.stream(key)
+        return self._waited("stream", chunks)
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        """See the port."""
+        with self._call("read_range", key):
+            return self._store.read_range(key, start, stop)
+
+    def download(self, key: str, path: Path) -> None:
+        """See the port."""
+        with self._call("download", key):
+            self._store.download(key, path)
+
+    def size(self, key: str) -> int:
+        """See the port."""
+        with self._call("size", key):
+            return self._store.size(key)
+
+    def put(self, key: str, data: bytes) -> None:
+        """See the port."""
+        with self._call("put", key):
+            self._store.put(key, data)
+
+    def create(self, key: str, data: bytes) -> None:
+        """See the port."""
+        with self._call("create", key):
+            self._store.create(key, data)
+
+    def upload(self, path: Path, key: str) -> None:
+        """See the port."""
+        with self._call("upload", key):
+            self._store.upload(path, key)
+
+    def copy(self, source: str, target: str) -> None:
+        """See the port."""
+        with self._call("copy", target):
+            self._store.copy(source, target)
+
+    def compose(self, parts: Sequence[str], target: str) -> None:
+        """See the port."""
+        with self._call("compose", target):
+            self._store.compose(parts, target)
+
+    def presign_put(
+        self, key: str, sha256_hex: str, size: int, seconds: int
+    ) -> PresignedPut | None:
+        """See the port."""
+        with self._call("presign_put", key):
+            return self._store.presign_put(key, sha256_hex, size, seconds)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """See the port. Measured is the store's time, not that of whoever reads."""
+        return self._waited("keys", self._store.keys(prefix))
+
+    def folders(self, prefix: str) -> list[str]:
+        """See the port."""
+        with self._call("folders", prefix):
+            return self._store.folders(prefix)
+
+    def delete(self, key: str) -> None:
+        """See the port."""
+        with self._call("delete", key):
+            self._store.delete(key)
+
+    @contextmanager
+    def _call(self, operation: str, key: str) -> Iterator[None]:
+        span = self._metrics.spans.inside(f"store {operation}", {"cmcl.key": key})
+        histogram = self._metrics.store_calls
+        with span, timed(histogram, operation, _STORE_OUTCOMES, _OTHER):
+            yield
+
+    def _waited(self, operation: str, items: Iterator[T]) -> Iterator[T]:
+        """The items; how long they were waited for is known once the last one was taken."""
+        waited, outcome = 0.0, "ok"
+        try:
+            while True:
+                started = time.perf_counter()
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+                finally:
+                    waited += time.perf_counter() - started
+                yield item
+        except Exception as error:
+            outcome = outcome_of(error, _STORE_OUTCOMES, _OTHER)
+            raise
+        finally:
+            self._metrics.store_calls.labels(operation, outcome).observe(waited)
+
+
+class InstrumentedDatabase(Database):
+    """Database that measures its transactions."""
+
+    def __init__(
+        self, database: Database, metrics: Metrics, observe: Callable[[Event], None]
+    ) -> None:
+        super().__init__(database.engine, database.writer_lock, observe)
+        self._metrics = metrics
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """See Database."""
+        measured = timed(self._metrics.transactions, "write", _OUTCOMES, _ROLLED_BACK)
+        with measured, super().write() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """See Database."""
+        measured = timed(self._metrics.transactions, "read", _OUTCOMES, _ROLLED_BACK)
+        with measured, super().read() as connection:
+            yield connection

@@ -1,0 +1,209 @@
+"""What Prometheus can scrape. One registry per app: two apps in one process do not mix.
+
+Counters and histograms count what this process did, so that the sum over all replicas is right. What
+the database knows (`service.telemetry.backlog`) is the same from each replica: take the maximum.
+Every label has a bounded number of values; `docs/observability.md` says which.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from cmcl.contract import DISTRIBUTION
+from service.states import FailureReason, JobState
+from service.telemetry.spans import NoSpans, Spans
+
+_LONG = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
+_STAGE = (0.1, 0.5, *_LONG)
+_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+# Their steps do something once; those of the other states look again and again.
+_TRACED_STEPS = frozenset({JobState.QUEUED, JobState.SUBMITTING, JobState.GATING, "store"})
+_REJECTIONS = (
+    FailureReason.DRIFT_TOO_LARGE,
+    FailureReason.FORGETTING_TOO_LARGE,
+    FailureReason.GAIN_TOO_SMALL,
+    FailureReason.NOT_MEASURED,
+    FailureReason.REJECTED_BY_HAND,
+)
+
+
+class Metrics:
+    """Every metric of the control plane that this process counts by itself."""
+
+    def __init__(self, spans: Spans | None = None) -> None:
+        # When each series began: nobody asks for it, and it doubles what is sent.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self.spans: Spans = spans or NoSpans()
+        ProcessCollector(registry=self.registry)
+        self._add_jobs()
+        self._add_reconciler()
+        self._add_outside_calls()
+        self._add_requests()
+
+    def _add_jobs(self) -> None:
+        self.jobs_finished = self._counter(
+            "jobs_finished", "Jobs that came to an end", "state", "reason"
+        )
+        self.attempts = self._counter("attempts", "Attempts that were handed to the launcher")
+        self.attempts_lost = self._counter(
+            "attempts_lost", "Attempts that ended without a candidate and without saying why"
+        )
+        self.promotions = self._counter("promotions", "Changes of the version that answers", "kind")
+        self.trials_ended = self._counter(
+            "trials_ended", "Trials of a version that came to an end", "outcome"
+        )
+        self.post_to_live = self._histogram(
+            "post_to_live_seconds", "From a dataset's POST to the promotion of its version", _LONG
+        )
+        self.stages = self._histogram(
+            "stage_seconds", "How long jobs were in a state that they left", _STAGE, "stage"
+        )
+        # A counter that appears with its first event shows no increase to Prometheus.
+        for state in (JobState.PUBLISHED, JobState.CANCELLED):
+            self.jobs_finished.labels(state, "")
+        for reason in FailureReason:
+            state = JobState.REJECTED if reason in _REJECTIONS else JobState.FAILED
+            self.jobs_finished.labels(state, reason)
+        for kind in ("published", "promoted", "rolled_back"):
+            self.promotions.labels(kind)
+        for outcome in ("promoted", "aborted"):
+            self.trials_ended.labels(outcome)
+
+    def _add_reconciler(self) -> None:
+        self.rounds = self._histogram(
+            "reconcile_round_seconds", "Rounds of the reconciler; the count is their number", _SHORT
+        )
+        self.round_age = self._gauge(
+            "reconcile_round_age_seconds", "Since the reconciler of this process ended a round"
+        )
+        self.loop_age = Gauge(
+            "cmcl_service_loop_age_seconds",
+            "Since a background loop of this process ended a round",
+            ["loop"],
+            registry=self.registry,
+        )
+        self.steps = self._histogram(
+            "reconcile_step_seconds", "Single steps of the reconciler", _SHORT, "step"
+        )
+        self.reconcile_errors = self._counter(
+            "reconcile_errors", "Steps of the reconciler that failed, by kind of error", "error"
+        )
+        self.leases_held = self._gauge(
+            "leases_held", "Models with work that this process looks after"
+        )
+
+    def _add_outside_calls(self) -> None:
+        self.store_calls = self._histogram(
+            "store_seconds", "Calls of object storage", _SHORT, "operation", "outcome"
+        )
+        self.launcher_calls = self._histogram(
+            "launcher_seconds", "Calls of the launcher (Ray)", _SHORT, "call", "outcome"
+        )
+        self.transactions = self._histogram(
+            "database_seconds", "Transactions, from asking to commit", _SHORT, "kind", "outcome"
+        )
+        self.webhook_deliveries = self._counter(
+            "webhook_deliveries", "Attempts to deliver a webhook, and messages skipped", "outcome"
+        )
+        for outcome in ("delivered", "retried", "failed", "skipped"):
+            self.webhook_deliveries.labels(outcome)
+        self._add_calls_for_replicas()
+
+    def _add_calls_for_replicas(self) -> None:
+        self.announcements = self._counter(
+            "announcements", "Changes of live.json that the embeddings endpoint is told", "outcome"
+        )
+        for outcome in ("delivered", "failed", "skipped"):
+            self.announcements.labels(outcome)
+        self.key_snapshots = self._counter(
+            "key_snapshots", "Attempts to write the signed list of keys", "outcome"
+        )
+        self.records = self._counter(
+            "records",
+            "Records that were written to object storage, to rebuild the database",
+            "outcome",
+        )
+        for outcome in ("written", "failed"):
+            self.key_snapshots.labels(outcome)
+            self.records.labels(outcome)
+
+    def _add_requests(self) -> None:
+        self.requests = self._histogram(
+            "http_request_seconds",
+            "HTTP requests until their answer began; the count is their number",
+            _SHORT,
+            *("method", "route", "status"),
+        )
+        self.requests_in_progress = self._gauge(
+            "http_requests_in_progress", "HTTP requests that are being answered"
+        )
+        self.upload_bytes = self._counter("upload_bytes", "Bytes of uploaded parts that were kept")
+        build = Info("cmcl_service_build", "What runs here", registry=self.registry)
+        build.info({"version": version(DISTRIBUTION)})
+
+    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        return Counter(f"cmcl_service_{name}", meaning, labels, registry=self.registry)
+
+    def _gauge(self, name: str, meaning: str) -> Gauge:
+        return Gauge(f"cmcl_service_{name}", meaning, registry=self.registry)
+
+    def _histogram(
+        self, name: str, meaning: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        full = f"cmcl_service_{name}"
+        return Histogram(full, meaning, labels, buckets=buckets, registry=self.registry)
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """One round of the reconciler; one that fails is counted as an error instead."""
+        started = time.perf_counter()
+        yield
+        self.rounds.observe(time.perf_counter() - started)
+
+    @contextmanager
+    def step(self, name: str, job: str | None = None) -> Iterator[None]:
+        """One step of the reconciler."""
+        is_traced = job is not None and name in _TRACED_STEPS
+        span = self.spans.step(job, name) if job and is_traced else nullcontext()
+        started = time.perf_counter()
+        try:
+            with span:
+                yield
+        finally:
+            self.steps.labels(name).observe(time.perf_counter() - started)
+
+
+@contextmanager
+def timed(
+    histogram: Histogram, call: str, outcomes: Mapping[type[Exception], str], other: str
+) -> Iterator[None]:
+    """Observe a call under its name and its outcome: `ok`, as the table says, or `other`."""
+    started = time.perf_counter()
+    outcome = other
+    try:
+        yield
+        outcome = "ok"
+    except Exception as error:
+        outcome = outcome_of(error, outcomes, other)
+        raise
+    finally:
+        histogram.labels(call, outcome).observe(time.perf_counter() - started)
+
+
+def outcome_of(error: Exception, outcomes: Mapping[type[Exception], str], other: str) -> str:
+    """The first kind in the table that the error is one of."""
+    found = (name for kind, name in outcomes.items() if isinstance(error, kind))
+    return next(found, other)

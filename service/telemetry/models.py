@@ -1,0 +1,272 @@
+"""The figures of each model's newest version: how far the others moved, and how much room is left.
+
+A version never changes, so its manifest is read once. The number of models is bounded, because each
+is a label's value; the rest is in the API.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cmcl.contract.job import Progress
+from cmcl.contract.version import VersionManifest
+from service.clock import Clock
+from service.database.engine import Database
+from service.database.queries import canaries, versions
+from service.database.queries.metrics import Training, Versioned, training, versioned
+from service.database.rows import CanaryRecord
+from service.telemetry.backlog import TTLCache
+
+_MODELS_TTL_SECONDS = 60.0
+_MOST_MODELS = 200
+# A manifest takes milliseconds to read: after a start with many models, a scrape must not wait long.
+_READ_AT_ONCE = 20
+
+
+_TRAINING_TTL_SECONDS = 5.0
+
+_CANARY_TTL_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class _ModelMetrics:
+    """Of one model now."""
+
+    head: int
+    live: int | None
+    drift_permitted: float | None
+    drift: float | None
+    free_shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _VersionMetrics:
+    """Of a version, for ever."""
+
+    drift: float
+    free_shares: Mapping[str, float]
+
+
+class ModelCollector(Collector):
+    """Drift and free share by model, and which version it is at."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._known: dict[tuple[str, int], _VersionMetrics] = {}
+        self._cache = TTLCache(self._read, _MODELS_TTL_SECONDS, clock)
+
+    def describe(self) -> Iterable[Metric]:
+        """Names only: registering must not need a database that answers."""
+        return _model_families({})
+
+    def collect(self) -> Iterable[Metric]:
+        """The families, without samples where the database does not answer."""
+        return _model_families(self._cache.value() or {})
+
+    def _read(self) -> dict[str, _ModelMetrics]:
+        with self._database.read() as connection:
+            found = versioned(connection, _MOST_MODELS)
+        newest = {(model.name, model.head) for model in found}
+        self._known = {key: known for key, known in self._known.items() if key in newest}
+        for name, head in sorted(newest - self._known.keys())[:_READ_AT_ONCE]:
+            self._learn(name, head)
+        return {model.name: self._model_metrics(model) for model in found}
+
+    def _learn(self, name: str, number: int) -> None:
+        with self._database.read() as connection:
+            version = versions.find(connection, name, number)
+        if version is not None:
+            self._known[name, number] = _of_version(version.manifest)
+
+    def _model_metrics(self, model: Versioned) -> _ModelMetrics:
+        known = self._known.get((model.name, model.head))
+        permitted = model.policy.max_drift
+        return _ModelMetrics(
+            head=model.head,
+            live=model.live,
+            drift_permitted=model.spec.drift_bound if permitted is None else permitted,
+            drift=known.drift if known else None,
+            free_shares=known.free_shares if known else {},
+        )
+
+
+def _of_version(manifest: VersionManifest) -> _VersionMetrics:
+    report = manifest.report
+    return _VersionMetrics(
+        drift=max((drift.since_learned for drift in report.drift.values()), default=0.0),
+        free_shares={name: head.free_share for name, head in report.capacity.items()},
+    )
+
+
+def _model_families(found: Mapping[str, _ModelMetrics]) -> list[Metric]:
+    newest = _model_family("version", "Number of the model's newest version", "model")
+    live = _model_family("live_version", "Number of the version that answers", "model")
+    drift = _model_family("drift", "Largest relative drift of an earlier dataset's scores", "model")
+    permitted = _model_family("drift_permitted", "Largest drift that the policy permits", "model")
+    free = _model_family("free_share", "Share of a head that may still move", "model", "modality")
+    for name, figures in found.items():
+        newest.add_metric([name], figures.head)
+        for family, value in (
+            (live, figures.live),
+            (drift, figures.drift),
+            (permitted, figures.drift_permitted),
+        ):
+            if value is not None:
+                family.add_metric([name], value)
+        for modality, share in figures.free_shares.items():
+            free.add_metric([name, modality], share)
+    return [newest, live, drift, permitted, free]
+
+
+def _model_family(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"cmcl_service_model_{name}", meaning, labels=labels)
+
+
+@dataclass(frozen=True)
+class _TrainingMetric:
+    """A figure of an attempt; `read` answers None in phases that do not have it."""
+
+    name: str
+    meaning: str
+    read: Callable[[Progress], float | None]
+
+
+# A count that is not planned stays at 0 in the same series: a series that came and went would hide
+# from an alert that the attempt gets on.
+_TRAINING_METRICS = (
+    _TrainingMetric(
+        "updates", "Updates of the heads done in this phase", lambda now: now.updates_done
+    ),
+    _TrainingMetric("updates_planned", "Updates of this phase", lambda now: now.updates_total),
+    _TrainingMetric("rows", "Rows read in this phase, over all ranks", lambda now: now.rows_done),
+    _TrainingMetric("rows_planned", "Rows to read in this phase", lambda now: now.rows_total),
+    _TrainingMetric(
+        "rows_per_second", "Rows that all ranks get through", lambda now: now.rows_per_second
+    ),
+    _TrainingMetric("loss", "Loss of the last batch", lambda now: now.loss),
+    _TrainingMetric(
+        "removed_share",
+        "Share of the gradient's square that protection removed",
+        lambda now: now.removed_share,
+    ),
+    _TrainingMetric(
+        "gradient_norm",
+        "Norm of what protection leaves of both heads' gradient",
+        lambda now: now.gradient_norm,
+    ),
+    _TrainingMetric(
+        "drift", "First-order estimate of earlier scores' drift", lambda now: now.drift
+    ),
+    _TrainingMetric("eta_seconds", "Until the phase is over", lambda now: now.eta_seconds),
+    _TrainingMetric("ranks", "Processes that share the batch", lambda now: now.ranks),
+    _TrainingMetric("resumed_at", "Updates that a checkpoint spared", lambda now: now.resumed_at),
+)
+
+
+class TrainingCollector(Collector):
+    """Progress of the attempts that run, by model."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._cache = TTLCache(self._read, _TRAINING_TTL_SECONDS, clock)
+
+    def describe(self) -> Iterable[Metric]:
+        """Names only: registering must not need a database that answers."""
+        return _training_families([])
+
+    def collect(self) -> Iterable[Metric]:
+        """The families, without samples where nothing runs or the database does not answer."""
+        return _training_families(self._cache.value() or [])
+
+    def _read(self) -> list[Training]:
+        with self._database.read() as connection:
+            return training(connection, _MOST_MODELS)
+
+
+def _training_families(found: Sequence[Training]) -> list[Metric]:
+    return [_phase(found), *(_training_family(figure, found) for figure in _TRAINING_METRICS)]
+
+
+def _phase(found: Sequence[Training]) -> Metric:
+    family = GaugeMetricFamily(
+        "cmcl_service_training_phase",
+        "1 for the phase that the running attempt is in",
+        labels=["model", "phase"],
+    )
+    for each in found:
+        family.add_metric([each.model, each.progress.phase], 1)
+    return family
+
+
+def _training_family(figure: _TrainingMetric, found: Sequence[Training]) -> Metric:
+    name = f"cmcl_service_training_{figure.name}"
+    family = GaugeMetricFamily(name, figure.meaning, labels=["model"])
+    for each in found:
+        value = figure.read(each.progress)
+        if value is not None:
+            family.add_metric([each.model], value)
+    return family
+
+
+class CanaryCollector(Collector):
+    """The trials that run, by model."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._cache = TTLCache(self._read, _CANARY_TTL_SECONDS, clock)
+
+    def describe(self) -> Iterable[Metric]:
+        """Names only: registering must not need a database that answers."""
+        return _canary_families([])
+
+    def collect(self) -> Iterable[Metric]:
+        """The families, without samples where no version is on trial."""
+        return _canary_families(self._cache.value() or [])
+
+    def _read(self) -> list[CanaryRecord]:
+        with self._database.read() as connection:
+            return canaries.all_running(connection, _MOST_MODELS)
+
+
+def _canary_families(found: Sequence[CanaryRecord]) -> list[Metric]:
+    return [*_terms(found), _requests(found), *_agreement(found)]
+
+
+def _terms(found: Sequence[CanaryRecord]) -> list[Metric]:
+    version = _canary_family("version", "Number of the version on trial", "model")
+    share = _canary_family("share", "Share of the callers that it answers", "model")
+    shadow = _canary_family(
+        "shadow", "Share of the live version's requests that it scores", "model"
+    )
+    for trial in found:
+        version.add_metric([trial.model], trial.version)
+        share.add_metric([trial.model], trial.plan.share)
+        shadow.add_metric([trial.model], trial.plan.shadow)
+    return [version, share, shadow]
+
+
+def _requests(found: Sequence[CanaryRecord]) -> Metric:
+    family = _canary_family("requests", "Requests that it was judged by so far", "model", "kind")
+    for trial in found:
+        for kind in ("answered", "shadowed", "failed"):
+            family.add_metric([trial.model, kind], getattr(trial.observed, kind))
+    return family
+
+
+def _agreement(found: Sequence[CanaryRecord]) -> list[Metric]:
+    cosine = _canary_family(
+        "cosine", "Mean cosine of its scores and the live version's", "model", "pair"
+    )
+    overlap = _canary_family("overlap", "Mean share of the ten best in common", "model", "pair")
+    for trial in found:
+        for pair, told in trial.observed.pairs.items():
+            for family, mean in ((cosine, told.mean_cosine), (overlap, told.mean_overlap)):
+                if mean is not None:
+                    family.add_metric([trial.model, pair], mean)
+    return [cosine, overlap]
+
+
+def _canary_family(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"cmcl_service_trial_{name}", meaning, labels=labels)
