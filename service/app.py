@@ -71,7 +71,7 @@ from service.observe.spans import Spans, open_spans
 from service.observe.training import TrainingCollector
 from service.observe.trials import TrialCollector
 from service.settings import Settings
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from service.database.engine import Database
 from service.launchers.port import Launcher
 from service.observe.metrics import Metrics
 from service.settings import Settings
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 
 @dataclass(frozen=True)

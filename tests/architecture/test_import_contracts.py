@@ -39,7 +39,7 @@ PLANTED = [
     ("contract and storage know neither torch nor Ray", "cmcl.contract.job", "ray"),
     (
         "model and methods know neither Ray nor HTTP nor buckets",
-        "workers.methods.vanilla",
+        "workers.methods.method",
         "boto3",
     ),
 ]

@@ -4,22 +4,30 @@ Parquet in the internal form stays where it is, unless rows of it are held out; 
 written to our own store. Whatever is refused is named as the user named it.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from cmcl.contract.dataset import Shard, ShardRef, SourceFile
 from workers.storage import layout
+from workers.storage.formats.columns import float32_rows
 from workers.storage.formats.parquet import known_batches, must_be_converted, open_parquet
 from workers.storage.formats.registry import PARQUET, format_of
 from workers.storage.formats.user_file import Side, UserFile
-from workers.storage.hold_out import held_out_rows
-from workers.storage.port import ObjectStore
-from workers.storage.shard_writer import ShardWriter, write_shard
-from workers.storage.shards import ShardChecker, count_rows, describe_shard, download
+from workers.storage.object_store import ObjectStore
+from workers.storage.shards import (
+    ShardChecker,
+    ShardWriter,
+    count_rows,
+    describe_shard,
+    download,
+    write_shard,
+)
 from workers.storage.versions import Digests, digests_of_file
 
 
@@ -154,3 +162,19 @@ def _plain_batches(path: Path, uri: str) -> Iterator[pa.RecordBatch]:
             for name, column in zip(batch.schema.names, batch.columns, strict=True)
         }
         yield pa.record_batch(columns)
+
+
+_PERSON = b"cmcl-hold-out"
+
+
+def held_out_rows(feature_a: pa.FixedSizeListArray, share: float) -> np.ndarray:
+    """A bool for each row; `share` is between 0 and 1."""
+    below = int(share * 2**64)
+    # Adding zero makes -0.0 and 0.0, which are equal, the same bytes.
+    values_BI = np.ascontiguousarray(float32_rows(feature_a) + np.float32(0), dtype="<f4")
+    return np.fromiter((_number(row_I) < below for row_I in values_BI), bool, len(values_BI))
+
+
+def _number(row_I: np.ndarray) -> int:
+    digest = hashlib.blake2b(row_I.data, digest_size=8, person=_PERSON)
+    return int.from_bytes(digest.digest(), "big")

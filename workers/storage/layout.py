@@ -24,12 +24,12 @@ uploads/<upload>/parts/<n>-<sha256>         parts that arrived, until the file i
 MANIFEST = "manifest.json"
 HEADS = "heads.safetensors"
 MEMORY = "memory.safetensors"
-KEPT = "kept.safetensors"
+METHOD_STATE = "kept.safetensors"
 SELFTEST = "selftest.safetensors"
 MOMENTS = "moments.safetensors"
 
 # What lies beside the manifest of a version; MOMENTS moves to the dataset instead.
-VERSION_FILES = (HEADS, MEMORY, KEPT, SELFTEST)
+VERSION_FILES = (HEADS, MEMORY, METHOD_STATE, SELFTEST)
 
 
 def dataset_prefix(dataset: str) -> str:

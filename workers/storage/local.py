@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cmcl.contract.errors import InvalidUri, ObjectExists, ObjectNotFound, StorageUnavailable
-from workers.storage.keys import checked_key, checked_prefix
-from workers.storage.port import CHUNK_BYTES
+from workers.storage.object_store import CHUNK_BYTES, checked_key, checked_prefix
 
 _TEMPORARY = ".tmp-"
 

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from cmcl.contract.errors import InvalidUri
 from workers.storage.local import LocalStore
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 _ODD = set("\\\0\n\r\t?#")
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,63}")

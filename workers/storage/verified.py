@@ -22,8 +22,8 @@ from blake3 import blake3
 from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
 from workers.storage.local import LocalStore
-from workers.storage.patience import patiently
-from workers.storage.port import CHUNK_BYTES, ObjectStore
+from workers.storage.object_store import CHUNK_BYTES, ObjectStore
+from workers.storage.retry import retry_unavailable
 from workers.storage.scratch import Scratch
 from workers.storage.uris import locate
 from workers.storage.versions import Hasher
@@ -74,7 +74,7 @@ class VerifiedFile:
 
 
 def _copied(shard: Shard, store: ObjectStore, key: str, scratch: Scratch) -> VerifiedFile:
-    size = patiently(partial(store.size, key))
+    size = retry_unavailable(partial(store.size, key))
     if size != shard.bytes:
         raise InvalidDataset(
             f"{shard.uri}: it has {size} bytes, expected {shard.bytes}: it is not the file that was "
@@ -104,7 +104,7 @@ def pieces(store: ObjectStore, key: str, size: int) -> Generator[bytes]:
         asked: deque[Future[bytes]] = deque()
         try:
             for start in range(0, size, PIECE_BYTES):
-                asked.append(threads.submit(patiently, partial(piece, start)))
+                asked.append(threads.submit(retry_unavailable, partial(piece, start)))
                 if len(asked) == PIECES_AT_ONCE:
                     yield asked.popleft().result()
             while asked:
@@ -121,10 +121,10 @@ def _write(file: io.RawIOBase, data: bytes) -> None:
 
 
 def _in_place(shard: Shard, store: LocalStore, key: str) -> VerifiedFile:
-    file = patiently(partial(store.open, key))
+    file = retry_unavailable(partial(store.open, key))
     try:
         stamp, digest, place = _stamp(file.fileno()), _Digest(shard), 0
-        while chunk := patiently(partial(_read_at, file, place, shard.uri)):
+        while chunk := retry_unavailable(partial(_read_at, file, place, shard.uri)):
             digest.update(chunk)
             place += len(chunk)
         digest.check()

@@ -19,8 +19,8 @@ from cmcl.contract.errors import (
 )
 from cmcl.contract.version import FileEntry, LivePointer, VersionManifest
 from workers.storage import layout
-from workers.storage.patience import patiently
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
+from workers.storage.retry import retry_unavailable
 
 T = TypeVar("T")
 Hash = Callable[[bytes], str]
@@ -143,9 +143,9 @@ def write_candidate(store: ObjectStore, manifest: VersionManifest, files: dict[s
     """
     for name, data in files.items():
         key = layout.run_file(manifest.job, manifest.attempt, name)
-        patiently(partial(store.put, key, data))
+        retry_unavailable(partial(store.put, key, data))
     key = layout.run_file(manifest.job, manifest.attempt, layout.MANIFEST)
-    patiently(partial(store.create, key, manifest.model_dump_json().encode()))
+    retry_unavailable(partial(store.create, key, manifest.model_dump_json().encode()))
 
 
 def check_candidate(store: ObjectStore, manifest: VersionManifest) -> None:

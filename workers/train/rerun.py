@@ -15,7 +15,7 @@ from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 from workers.storage.versions import publish_files, read_candidate, read_version
 from workers.train.job import train_dataset

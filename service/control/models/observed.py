@@ -8,7 +8,7 @@ from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.rollout import Observation, Observed, PairAgreement
 from service.database.rows import TrialRecord
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from service.control.rebuild.findings import Findings
 from service.control.records.document import DamagedRecord, Recorded, key_of, read
 from service.database.queries.records import Kind
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import check_object
 
 # full: every byte of every file; manifests: of files, that they are there and how long they are.

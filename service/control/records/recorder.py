@@ -21,7 +21,7 @@ from service.database.queries import events, leases, records
 from service.database.queries.records import Kind, Mark, Tables
 from service.errors import DatabaseError
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

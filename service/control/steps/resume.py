@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.job import JobSpec
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

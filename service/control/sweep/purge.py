@@ -3,7 +3,7 @@
 import logging
 
 from cmcl.contract.errors import StorageError
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

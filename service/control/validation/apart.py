@@ -30,7 +30,7 @@ from cmcl.contract.errors import (
     WorkerError,
 )
 from service.control.validation.task import Errand, Leash, ValidationTask, Word
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from service.control.validation.task import Errand, Word
 from service.control.validation.verify import verify
-from workers.storage.bounds import bound, end_with
+from workers.storage.process_limits import bound, end_with
 from workers.storage.uris import open_store
 
 

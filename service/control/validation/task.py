@@ -6,7 +6,7 @@ from typing import Protocol
 from cmcl.contract.dataset import DatasetManifest, ShardRef
 from cmcl.contract.modality import Frozen, ModalityPair
 from cmcl.contract.model import ModelSpec
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 
 class ValidationTask(Frozen):

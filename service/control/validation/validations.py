@@ -15,7 +15,7 @@ from cmcl.contract.errors import StorageUnavailable, WorkerError
 from service.control.validation.task import Killable, Reader, ValidationTask
 from service.control.validation.turns import Turn, Turns
 from service.control.validation.verify import Here
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

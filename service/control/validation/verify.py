@@ -13,7 +13,7 @@ from service.control.validation.task import Leash, ValidationTask
 from workers.storage import layout
 from workers.storage.formats.user_file import Side
 from workers.storage.intake import Address, DatasetIntake, Split
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.shards import FEATURES
 
 Shards = tuple[Shard, ...]

@@ -12,7 +12,7 @@ from workers.nullspace.capacity import energy_ranks
 from workers.nullspace.mask import product_mask
 from workers.nullspace.subspace import eigenbasis
 from workers.storage.local import LocalStore
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 
 @pytest.fixture

@@ -4,12 +4,18 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from workers.inspect.compare import ComparedDataset, Comparison, compare
-from workers.inspect.measured import Embedded, MeasuredPair, measured_scores
+from workers.inspect.compare import (
+    ComparedDataset,
+    Comparison,
+    Embedded,
+    MeasuredPair,
+    compare,
+    measured_scores,
+)
 from workers.inspect.versions import Unanswerable, find_version, heads_of, held_out_of
 from workers.nullspace.compatibility import Compatibility, compatibility
 from workers.nullspace.moments import pair_moments
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.train.certify import weights_of
 
 

@@ -15,7 +15,7 @@ from workers.inspect.versions import Unanswerable, find_version, heads_of
 from workers.model.artifact import save_heads
 from workers.storage import layout
 from workers.storage.local import LocalStore
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import entry_for
 
 QUESTION = MigrationQuestion("m", 1, 3, "v")

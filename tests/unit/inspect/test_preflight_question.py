@@ -15,7 +15,7 @@ from workers.inspect.preflight import DatasetOutlook, dataset_outlook
 from workers.inspect.versions import Unanswerable, find_version, heads_of, moments_of
 from workers.nullspace.mask import product_mask
 from workers.nullspace.subspace import eigenbasis
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 VT = ModalityPair(first="v", second="t")
 

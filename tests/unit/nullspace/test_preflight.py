@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.nullspace.mask import rectangular_mask
+from tests.unit.nullspace.references import rectangular_mask
+from workers.inspect.rows import check_rows
+from workers.nullspace.capacity import HeadMoments, moment_distance, preflight
 from workers.nullspace.moments import SecondMoment, sum_of_products
-from workers.nullspace.preflight import HeadMoments, check_rows, moment_distance, preflight
 from workers.nullspace.subspace import eigenbasis
 
 DOUBLE = torch.float64

@@ -6,9 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from workers.nullspace.certificate import PairWeights
+from tests.unit.nullspace.references import quality_change
+from workers.nullspace.certificate import (
+    PairWeights,
+    quality_loss,
+    size_and_agreement,
+)
 from workers.nullspace.moments import PairMoments, pair_moments
-from workers.nullspace.replay import quality_change, quality_loss, size_and_agreement
 
 DOUBLE = torch.float64
 Rows = tuple[Tensor, Tensor]
@@ -89,8 +93,8 @@ def test_quality_along_its_own_ray_is_lowest_when_learned(
 def test_common_rotation_of_both_heads_keeps_quality(
     moments: PairMoments, learned: PairWeights
 ) -> None:
-    turn_EE = torch.linalg.qr(random(5, 5, 5)).Q
-    turned = PairWeights(turn_EE @ learned.first_EI, turn_EE @ learned.second_EJ)
+    rotation_EE = torch.linalg.qr(random(5, 5, 5)).Q
+    turned = PairWeights(rotation_EE @ learned.first_EI, rotation_EE @ learned.second_EJ)
     assert quality_loss(moments, learned, turned) == pytest.approx(-1.0, abs=1e-12)
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from cmcl.contract.dataset import FileFormat
 from workers.storage.formats import (
     arrow,
-    hdf5_apart,
+    hdf5_subprocess,
     npz,
     parquet,
     parquet_footer,
@@ -32,7 +32,7 @@ PARQUET = Format("parquet", parquet.read)
 ARROW = Format("arrow", arrow.read)
 NPZ = Format("npz", npz.read)
 SAFETENSORS = Format("safetensors", safetensors_file.read)
-HDF5 = Format("hdf5", hdf5_apart.read)
+HDF5 = Format("hdf5", hdf5_subprocess.read)
 
 _BY_MAGIC = {
     parquet_footer.MAGIC: PARQUET,
