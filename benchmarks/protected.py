@@ -110,7 +110,7 @@ class MaskedPair:
 
 
 def sealed_bases(setting: Setting) -> list[EigenBasis]:
-    """The input bases of both heads, as the jobs before this one left them (methods/sealed.py)."""
+    """The input bases of both heads, as the jobs before this one left them (methods/nullspace.py)."""
     return [eigenbasis(inputs) for _, inputs in setting.moments]
 
 

@@ -1,4 +1,4 @@
-"""From a model's spec to its method."""
+"""Find the method that a model's spec names."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -31,14 +31,14 @@ def method_for(spec: ModelSpec) -> Method:
 
 
 def method_class(place: str) -> type[Method]:
-    """The method at `module:Class`. Raises UnknownMethod where there is none."""
+    """Import the method at `module:Class`. Raises UnknownMethod if there is none."""
     module, _, name = place.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UnknownMethod(f"the method {place!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UnknownMethod(f"{place!r} is no subclass of workers.methods.method.Method")
+        raise UnknownMethod(f"{place!r} is not a subclass of workers.methods.method.Method")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The port for object storage. Two adapters: `local` (file://) and `s3` (s3://, any endpoint)."""
+"""The interface of object storage. Two adapters: `local` (file://) and `s3` (s3://, any endpoint)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class PresignedPut:
-    """A request that somebody without credentials may send, once or again, until `expires_at`.
+    """A request that can be sent without credentials, any number of times, until `expires_at`.
 
-    It must carry exactly `headers`, which are signed: length and SHA-256 of the body are among
-    them, so that the store refuses other bytes.
+    It must have exactly `headers`, which are signed. They include length and SHA-256 of the body, so
+    that the store refuses other bytes.
     """
 
     method: str
@@ -41,8 +41,8 @@ class ObjectStore(Protocol):
     def stream(self, key: str) -> Iterator[bytes]:
         """The bytes of an object of any size, in chunks of at most CHUNK_BYTES.
 
-        Raises ObjectNotFound, at once and not with the first chunk. A body that breaks off, or ends
-        before its promised length, raises StorageUnavailable where it does.
+        Raises ObjectNotFound at the call, not with the first chunk. Raises StorageUnavailable where a
+        body breaks off or ends before its declared length.
         """
         ...
 
@@ -66,7 +66,7 @@ class ObjectStore(Protocol):
         ...
 
     def create(self, key: str, data: bytes) -> None:
-        """Write what must not exist yet: of many writers one wins. Raises ObjectExists."""
+        """Write an object that must not exist; one of concurrent writers wins. Raises ObjectExists."""
         ...
 
     def upload(self, path: Path, key: str) -> None:
@@ -84,7 +84,7 @@ class ObjectStore(Protocol):
     def presign_put(
         self, key: str, sha256_hex: str, size: int, seconds: int
     ) -> PresignedPut | None:
-        """A link to write these very bytes, for `seconds`; None where the store knows no links."""
+        """A link to write exactly these bytes, for `seconds`; None if the store has no links."""
         ...
 
     def keys(self, prefix: str) -> Iterator[str]:
@@ -92,11 +92,11 @@ class ObjectStore(Protocol):
         ...
 
     def folders(self, prefix: str) -> list[str]:
-        """Names directly under `prefix` (which ends in a slash or is empty) that have keys below."""
+        """Names directly under `prefix` (empty, or ending in a slash) that have keys below them."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is no error."""
+        """Remove an object. It is no error if there is none."""
         ...
 
 
@@ -104,7 +104,10 @@ _ODD = frozenset("\\\x7f") | {chr(code) for code in range(32)}
 
 
 def checked_key(key: str) -> str:
-    """The key itself. Raises InvalidUri if it climbs, is absolute or empty, or has odd characters."""
+    """Return the key. Raises InvalidUri if it is empty, absolute, or has '..' or odd characters.
+
+    The same keys are valid in every adapter, whatever its disk or bucket accepts.
+    """
     if any(part in ("", ".", "..") for part in key.split("/")):
         raise InvalidUri(f"{key!r} is no key: write folder/name, without empty parts, '.' and '..'")
     if _ODD & set(key):
@@ -113,7 +116,7 @@ def checked_key(key: str) -> str:
 
 
 def checked_prefix(prefix: str) -> str:
-    """The same for the beginning of keys, which may be empty or end in a slash."""
+    """Return a prefix of keys, which may be empty or end in a slash. Raises InvalidUri."""
     if prefix:
         checked_key(prefix.removesuffix("/"))
     return prefix

@@ -1,4 +1,4 @@
-"""Bounds of a process that reads a user's file: memory, processor time, and the life of its parent."""
+"""Limits of a process that reads a user's file: memory, CPU time, and the lifetime of its parent."""
 
 import ctypes
 import os
@@ -10,10 +10,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def bound(memory: int, seconds: int) -> None:
-    """At most so many bytes and so many seconds of processor time; no core file.
+    """Limit memory (bytes) and CPU time (seconds), and disable core files.
 
-    What counts as memory is what the process may write to: a file that is mapped to be read is free.
-    Bounds that stand already, such as those of the process that started this one, are not widened.
+    Only writable memory counts: files that are mapped for reading are free. Existing limits, such as
+    those of the parent process, are not raised.
     """
     limits = {
         resource.RLIMIT_DATA: memory,
@@ -27,9 +27,9 @@ def bound(memory: int, seconds: int) -> None:
 
 
 def end_with(parent: int) -> None:
-    """Be killed as soon as the process `parent`, or its thread that started this one, is gone.
+    """Have the kernel kill this process when the process `parent`, or its thread, ends.
 
-    Nothing happens where the system cannot do it.
+    Does nothing on systems other than Linux.
     """
     if sys.platform != "linux":
         return
@@ -37,5 +37,5 @@ def end_with(parent: int) -> None:
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
     if os.getppid() != parent:
-        # It went before this was asked for.
+        # The parent ended before the call.
         os.kill(os.getpid(), signal.SIGKILL)

@@ -7,7 +7,7 @@ from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from workers.model import artifact
-from workers.model.heads import initial_heads
+from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.moments import pair_moments

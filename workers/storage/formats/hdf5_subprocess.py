@@ -1,8 +1,8 @@
-"""HDF5 read in a process of its own, with bounds on its memory and its time.
+"""Read HDF5 in a child process with limits on memory and CPU time.
 
-The HDF5 library is the one reader here that is known to crash on crafted files. A control plane
-that fell over one would fall over it again after every restart. The child runs `main` and writes an
-Arrow stream to its standard output, and what is wrong with the file to its standard error.
+The HDF5 library is the only reader here that is known to crash on crafted files. A control plane that
+crashes on one would crash again after every restart. The child runs `main`: it writes an Arrow stream
+to its standard output, and errors in the file to its standard error.
 """
 
 import os
@@ -21,14 +21,16 @@ from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 from workers.storage.formats.user_file import UserFile
 from workers.storage.process_limits import bound, end_with
 
-# Exit statuses of the child; the last line of its standard error says why.
+# Exit statuses of the child. The last line of its standard error is the reason.
 WRONG, UNAVAILABLE = 3, 4
+MOST_MEMORY = 8 << 30
+MOST_SECONDS = 3600
 AS_JSON = TypeAdapter(UserFile)
 _PACKAGES = Path(__file__).parents[3]
 _PROGRAM = "workers.storage.formats.hdf5_subprocess"
 _LONGEST_COMPLAINT = 4000
-# A crash, or the end of its time: another attempt at the same file would end alike.
-_FILE_S_FAULT = {
+# A crash or the time limit: another attempt at the same file would end in the same way.
+_CAUSED_BY_FILE = {
     -number
     for number in (
         signal.SIGSEGV,
@@ -50,7 +52,7 @@ def read(file: UserFile) -> Iterator[pa.RecordBatch]:
             if broken is not None:
                 raise StorageUnavailable(f"{file.uri}: its reader broke off: {broken}")
         finally:
-            # Also where nobody wants the rest.
+            # Also if the caller stops reading.
             child.kill()
 
 
@@ -58,12 +60,12 @@ def _child(file: UserFile, complaints: IO[bytes]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-m", _PROGRAM, AS_JSON.dump_json(file), str(os.getpid())],
         cwd=_PACKAGES,
-        # No filter is loaded from a folder, whatever the file asks for.
+        # Disable loading of filter plugins.
         env={**os.environ, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=complaints,
-        # Ctrl-C in a terminal ends the control plane; it says nothing about the file.
+        # Ctrl-C in a terminal must not reach the child: its exit status would blame the file.
         start_new_session=True,
     )
 
@@ -71,7 +73,7 @@ def _child(file: UserFile, complaints: IO[bytes]) -> "subprocess.Popen[bytes]":
 def _batches(
     child: "subprocess.Popen[bytes]",
 ) -> Generator[pa.RecordBatch, None, Exception | None]:
-    """What the child writes; answers in the end what was wrong with it as a stream, if anything was."""
+    """Yield what the child writes; return the error of the stream, if it is broken."""
     try:
         with pa.ipc.open_stream(child.stdout) as stream:
             yield from stream
@@ -86,22 +88,18 @@ def _judge(status: int, complaints: IO[bytes], file: UserFile) -> None:
         return
     complaints.seek(0)
     lines = complaints.read()[-_LONGEST_COMPLAINT:].decode(errors="replace").strip().splitlines()
-    words = lines[-1] if lines else "it said nothing"
+    words = lines[-1] if lines else "no message"
     if status == WRONG:
         raise file.wrong(words)
     if status > 0 and status != UNAVAILABLE:
         raise file.wrong(f"it cannot be read as HDF5: {words}")
-    if status in _FILE_S_FAULT:
+    if status in _CAUSED_BY_FILE:
         raise file.wrong(f"it cannot be read as HDF5: the library ended by signal {-status}")
     raise StorageUnavailable(f"{file.uri}: its reader ended with {status}: {words}")
 
 
-MOST_MEMORY = 8 << 30
-MOST_SECONDS = 3600
-
-
 def main(text: str) -> int:
-    """Exit status: 0, WRONG or UNAVAILABLE."""
+    """Runs in the child. Returns the exit status: 0, WRONG or UNAVAILABLE."""
     # The parent never loads the HDF5 library.
     from workers.storage.formats import hdf5
 
