@@ -8,7 +8,7 @@ import torch
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import TrainingSpec
-from tests.fakes.turned_rows import turned
+from tests.fakes.rotated_rows import turned
 from tests.golden.paper_reference import Learner, Rows, Settings, loss, same_items, slopes
 from workers.methods.method import TrainingContext
 from workers.methods.paper import Paper

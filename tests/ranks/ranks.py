@@ -16,7 +16,7 @@ from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from tests.fakes.pair_shards import write_pair_shards
-from tests.fakes.turned_rows import turned
+from tests.fakes.rotated_rows import turned
 from workers.methods.method import Batch, Method, ReplicaGroup, TrainingContext, UpdateRule, Vanilla
 from workers.methods.sampled_replay import SampledReplay
 from workers.model.heads import initial_heads

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.baselines.cila import CILA
 from benchmarks.baselines.co2l import Co2L, relation_loss
 from cmcl.contract.modality import ModalityPair
-from tests.fakes.turned_rows import seen
+from tests.fakes.rotated_rows import seen
 from tests.unit.methods.contexts import (
     AUDIO_DEPTH,
     AUDIO_IMAGE,

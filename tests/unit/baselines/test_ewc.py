@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.baselines.ewc import EWC, fisher
 from benchmarks.baselines.replay_memory import full_batches
-from tests.fakes.turned_rows import seen
+from tests.fakes.rotated_rows import seen
 from tests.unit.methods.contexts import (
     IMAGE_TEXT,
     TEXT_IMAGE,

@@ -19,7 +19,7 @@ from benchmarks.baselines.gem import GEM
 from benchmarks.baselines.replay_memory import loss_on, memories_in
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from tests.fakes.turned_rows import seen, turned
+from tests.fakes.rotated_rows import seen, turned
 from workers.methods.method import Method, TrainingContext
 from workers.methods.paper import Paper
 from workers.model.artifact import load_method_state, save_method_state

@@ -13,7 +13,7 @@ from benchmarks.baselines.replay_memory import (
     memories_for,
     memories_in,
 )
-from tests.fakes.turned_rows import seen
+from tests.fakes.rotated_rows import seen
 from tests.unit.methods.contexts import (
     AUDIO_DEPTH,
     AUDIO_IMAGE,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import TrainingSpec
-from tests.fakes.turned_rows import seen
+from tests.fakes.rotated_rows import seen
 from workers.methods.method import Batch, Method, MethodState, TrainingContext
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory

@@ -55,7 +55,7 @@ def test_a_built_in_name_is_not_replaced() -> None:
 
 @pytest.mark.usefixtures("source")
 def test_what_is_no_method_is_refused_by_its_place() -> None:
-    with pytest.raises(UnknownMethod, match=f"'{MODULE}:not_a_method' is no subclass"):
+    with pytest.raises(UnknownMethod, match=f"'{MODULE}:not_a_method' is not a subclass"):
         method_for(SPEC.model_copy(update={"method": "broken"}))
 
 

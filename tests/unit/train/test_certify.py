@@ -51,6 +51,6 @@ def test_bound_on_drift_reads_the_touched_ones_of_the_ranks_own_share_and_no_oth
     first, second = (0.1 * torch.ones_like(heads.weights[name]) for name in NEW.modalities)
     context = TrainingContext(heads, Memory(), {}, NEW, SPEC.training, seed=3)
     here = World(rank, 2)
-    monkeypatch.setattr(certify, "largest", lambda value, _: value)
+    monkeypatch.setattr(certify, "all_reduce_max", lambda value, _: value)
     limit_drift(SPEC, context, spaces, (first, second), every, here)
     assert read == {one.dataset for one in rank_past_datasets(every, here) if one.pair == NEW}

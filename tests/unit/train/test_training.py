@@ -10,7 +10,7 @@ import torch
 from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from tests.fakes.turned_rows import turned
+from tests.fakes.rotated_rows import turned
 from workers.methods.method import Method, TrainingContext, UpdateRule, Vanilla
 from workers.methods.nullspace import Preserve
 from workers.model.heads import ModalityHeads, initial_heads
@@ -278,7 +278,7 @@ def test_what_is_told_of_an_update_is_what_the_mask_did() -> None:
     turned_rows = [
         rotate(side, spaces[m]) for side, m in zip(rows, context.pair.modalities, strict=True)
     ]
-    pair.look(True)
+    pair.record_gradients(True)
     out = pair(*turned_rows)
     (out[0] * out[1]).sum().backward()
     free = PairInEigenCoordinates(
