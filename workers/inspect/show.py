@@ -182,9 +182,9 @@ def _compared_rows(dataset: ComparedDataset) -> list[list[str]]:
     ]
     sides = ([one.first_stored for one in found], [one.second_stored for one in found])
     for modality, mixed, overlap in zip(dataset.pair, sides, overlaps, strict=True):
-        before, anew = [one.against_old for one in mixed], [one.against_new for one in mixed]
+        before, reindexed = [one.against_old for one in mixed], [one.against_new for one in mixed]
         rows.append(_compared_row(f"{modality} stored, against before", before, overlap))
-        rows.append(_compared_row(f"{modality} stored, against re-indexed", anew, None))
+        rows.append(_compared_row(f"{modality} stored, against re-indexed", reindexed, None))
     return rows
 
 
@@ -214,7 +214,7 @@ def _migrated(answer: Migrated) -> Iterator[str]:
             [dataset, f"{one.rows:,}", _decimal(one.error), *(f"{value:.4f}" for value in cosines)]
         )
     yield from aligned(rows)
-    yield "Cosines are those of migrated (unmigrated) vectors with the items encoded anew."
+    yield "Cosines are those of migrated (unmigrated) vectors with the re-encoded items."
 
 
 def _decimal(value: float | None) -> str:

@@ -262,7 +262,7 @@ def _advice_on_learning(free_EI: Tensor, learnable_share: float) -> Iterator[str
     blocked, entries = int((~free_EI).sum()), free_EI.numel()
     cure = (
         "Use a larger width or a smaller kept_energy, or remove the moments of a dataset that "
-        "need not be protected any more."
+        "need not be protected."
     )
     if blocked == entries:
         yield f"Nothing can be learned: all {entries:,} entries of this head are blocked. {cure}"
@@ -276,7 +276,7 @@ def _advice_on_learning(free_EI: Tensor, learnable_share: float) -> Iterator[str
 def _advice_on_familiarity(familiarity: float) -> Iterator[str]:
     if familiarity < _STRANGE:
         yield (
-            "The features have as good as nothing in common with the earlier ones of this modality "
+            "The features have almost nothing in common with the earlier ones of this modality "
             f"(familiarity {familiarity:.2f} of 1): make sure that the same encoder made them."
         )
 

@@ -18,7 +18,7 @@ from cmcl.contract.dataset import Shard, ShardRef, SourceFile
 from cmcl.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
 from workers.storage.formats import columns
 from workers.storage.formats.columns import FEATURES
-from workers.storage.formats.parquet import known_batches, open_parquet
+from workers.storage.formats.parquet import BUFFERING, known_batches, open_parquet
 from workers.storage.uris import locate, locate_allowed
 from workers.storage.versions import Digests, digests_of_file
 
@@ -26,7 +26,6 @@ from workers.storage.versions import Digests, digests_of_file
 # lengths a row would silently lose its direction. The query endpoint has the same bounds.
 _SHORTEST = 1e-12
 _LONGEST = 1e18
-_BUFFER_BYTES = 1 << 20
 # Of both sides: 16 MiB as float32, and a few times that while Parquet is decoded.
 _VALUES_AT_ONCE = 1 << 22
 # Sixteen bytes of digest are kept per id to find duplicates: about 6 GiB for this many rows.
@@ -142,9 +141,7 @@ class ShardChecker:
 
 def open_in_pieces(source: Path | pa.NativeFile) -> pq.ParquetFile:
     """Open a shard so that memory is independent of the size of its row groups."""
-    # Without a buffer Arrow reads a column of a whole row group at once. With pre-buffering it keeps the
-    # whole file in memory until the end, at two thirds of the rate.
-    return pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+    return pq.ParquetFile(source, **BUFFERING)
 
 
 def rows_at_once(schema: pa.Schema, values: int = _VALUES_AT_ONCE) -> int:

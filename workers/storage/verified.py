@@ -101,16 +101,16 @@ def pieces(store: ObjectStore, key: str, size: int) -> Generator[bytes]:
         return store.read_range(key, start, min(start + PIECE_BYTES, size))
 
     with ThreadPoolExecutor(PIECES_AT_ONCE, "pieces") as threads:
-        asked: deque[Future[bytes]] = deque()
+        pending: deque[Future[bytes]] = deque()
         try:
             for start in range(0, size, PIECE_BYTES):
-                asked.append(threads.submit(retry_unavailable, partial(piece, start)))
-                if len(asked) == PIECES_AT_ONCE:
-                    yield asked.popleft().result()
-            while asked:
-                yield asked.popleft().result()
+                pending.append(threads.submit(retry_unavailable, partial(piece, start)))
+                if len(pending) == PIECES_AT_ONCE:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for each in asked:
+            for each in pending:
                 each.cancel()
 
 

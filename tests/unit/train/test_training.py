@@ -297,5 +297,5 @@ def test_what_is_told_of_an_update_is_what_the_mask_did() -> None:
     expected = ((space.energy_EI * change.square()).sum() / size) ** 0.5
     assert pair.drift_so_far() == pytest.approx(float(expected), rel=1e-4)
     assert free.drift_so_far() is None
-    pair.look(False)
+    pair.record_gradients(False)
     assert pair.removed_share() == 0.0

@@ -182,7 +182,7 @@ class _Decoding:
     second: Prefetcher[np.ndarray]
 
     def rows(self) -> Iterator[Records]:
-        """All rows of the part. Raises InvalidDataset if the file was changed meanwhile."""
+        """All rows of the part. Raises InvalidDataset if the file was modified in between."""
         with self.stack:
             for first_BF, second_BG in zip(self.first, self.second, strict=True):
                 yield Records(first_BF, second_BG)

@@ -33,7 +33,7 @@ class PoolActor:
     """A Ray actor. Everything that uses the queue runs in its one event loop."""
 
     def __init__(self, setup: PoolSetup, store_uri: str, idle_seconds: float) -> None:
-        """`idle_seconds`: it ends after this long without an attempt, until a job sets it anew."""
+        """`idle_seconds`: it ends after this long without an attempt, until a job sets another."""
         self._setup, self._store_uri = setup, store_uri
         self._pool = PoolServer(setup, idle_seconds, end=lambda: os._exit(0))
         self._queue = self._pool.queue

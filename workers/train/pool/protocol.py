@@ -58,7 +58,7 @@ class PoolSetup:
 class Request:
     """An attempt, the setup and the priority that its job asks for.
 
-    `idle_seconds`: how long the pool stays without a further attempt; 0 for ever.
+    `idle_seconds`: how long the pool stays without a further attempt; 0: permanently.
     """
 
     attempt: Attempt

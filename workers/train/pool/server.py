@@ -36,7 +36,7 @@ class ServerTimeouts:
 class PoolServer:
     """The queue, and the jobs and ranks that wait for changes of it.
 
-    `idle_seconds`: the pool ends after this long without an attempt; every job sets it anew. `end` is
+    `idle_seconds`: the pool ends after this long without an attempt; every job sets it. `end` is
     called once the pool has closed and its queue is empty.
     """
 
