@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from cmcl.contract.dataset import Shard, ShardRef, SourceFile
 from cmcl.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
 from workers.storage.formats import columns
-from workers.storage.formats.columns import FEATURES
 from workers.storage.formats.parquet import BUFFERING, known_batches, open_parquet
 from workers.storage.uris import locate, locate_allowed
 from workers.storage.versions import Digests, digests_of_file
 
+FEATURES = columns.FEATURES
 # Rows are scaled to unit length in float32, in which squares underflow and overflow: outside of these
 # lengths a row would silently lose its direction. The query endpoint has the same bounds.
 _SHORTEST = 1e-12

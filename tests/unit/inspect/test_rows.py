@@ -11,7 +11,7 @@ import torch
 from cmcl.contract.errors import StorageUnavailable
 from tests.fakes.pair_shards import numbered_rows, write_pair_shards
 from tests.unit.storage.feature_tables import claim_in_footer
-from workers.inspect.rows import Sample, sampled
+from workers.inspect.rows import Sample, check_rows, sampled
 from workers.storage.shards import open_in_pieces, write_shard
 
 ROWS = 1000
@@ -105,3 +105,53 @@ def test_rows_that_a_whole_footer_declares_and_no_page_has_leave_no_sample(tmp_p
     claim_in_footer(path, 300, dict.fromkeys(range(3), 1 << 20))
     assert pq.read_metadata(path).row_group(0).num_rows == 1 << 20
     assert sampled([path]) is None
+
+
+def test_sound_rows_give_no_advice() -> None:
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        found = check_rows(
+            torch.randn(30, 8, generator=torch.Generator().manual_seed(0)).to(dtype), 8
+        )
+        assert found.usable
+        assert found.advice == ()
+
+
+def test_everything_odd_in_rows_is_counted() -> None:
+    rows = torch.randn(30, 8, generator=torch.Generator().manual_seed(1)).half()
+    rows[:, 2] = 7
+    rows[3, 1] = rows[4, 0] = torch.nan
+    rows[5, 0] = torch.inf
+    rows[9] = rows[10] = rows[11]
+    found = check_rows(rows, 6)
+    assert (found.rows, found.width, found.expected_width) == (30, 8, 6)
+    assert (found.nan, found.infinite) == (2, 1)
+    assert (found.zero_rows, found.duplicate_rows, found.constant_columns) == (0, 2, 1)
+    assert not found.rank_one
+    assert not found.usable
+    assert len(found.advice) == 4
+
+
+def test_zero_rows_are_counted_and_not_usable() -> None:
+    rows = torch.randn(10, 3, generator=torch.Generator().manual_seed(2))
+    rows[4] = 0
+    found = check_rows(rows, 3)
+    assert (found.zero_rows, found.usable) == (1, False)
+    assert any("1 rows are all zeros" in sentence for sentence in found.advice)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_rank_one_rows_are_noticed_at_any_scale(scale: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.outer(torch.randn(20, generator=generator), torch.randn(6, generator=generator))
+    assert check_rows(rows * scale, 6).rank_one
+    rows[7, 0] += 0.1
+    assert not check_rows(rows * scale, 6).rank_one
+
+
+def test_rows_of_nothing_are_reported_and_not_usable() -> None:
+    for shape in ((0, 5), (4, 0), (1, 5)):
+        found = check_rows(torch.ones(shape), 5)
+        assert (found.duplicate_rows, found.constant_columns, found.rank_one) == (0, 0, False)
+        assert found.usable == (shape == (1, 5))
+    with pytest.raises(ValueError, match="they must be rows × width"):
+        check_rows(torch.ones(5), 5)

@@ -287,7 +287,9 @@ def test_what_is_told_of_an_update_is_what_the_mask_did() -> None:
     with torch.no_grad():
         pair.second.change_EI += 0.01 * pair.second.free_EI
     left = sum(float(change.grad.square().sum()) for change in pair.changes)
-    whole = sum(float(each[0]) for head in (pair.first, pair.second) for each in head.seen)
+    whole = sum(
+        float(each[0]) for head in (pair.first, pair.second) for each in head.recorded or []
+    )
     assert pair.gradient_norm() == pytest.approx(left**0.5)
     assert 0 < pair.removed_share() < 1
     # Two sums of float32, of which one is nearly the other.
