@@ -74,11 +74,14 @@ class _BothMove:
         first_EI, second_EJ = weights
         # Own rows of M_u and M_v, each over √a: a product of the two is over a.
         first_OE = first_EI[own] @ self.first_II @ first_EI.mT
+        # Rows of M_v W_u C_u / a need the same rows of M_v only.
         second_OE = second_EJ[own] @ self.second_JJ @ second_EJ.mT
         curvature_OI = (second_OE @ first_EI) @ self.first_II
         agreement_OI = second_EJ[own] @ self.cross_IJ.mT
+        # Half of ∂L/∂W_u and half of ∂L/∂W_v; the factor 2 comes in `_InClosedForm.backward`.
         gradients[0][own] += curvature_OI - agreement_OI
         gradients[1][own] += (first_OE @ second_EJ) @ self.second_JJ - first_EI[own] @ self.cross_IJ
+        # The same loss could be computed from v: tr(M_u M_v) is symmetric.
         return (first_EI[own] * (curvature_OI - 2 * agreement_OI)).sum()
 
 
@@ -91,6 +94,7 @@ class MomentReplay:
 
     def loss(self, group: ReplicaGroup) -> Tensor:
         """This process's share of the sum, times the number of processes: gradients are averaged."""
+        # Computed with the first update that needs them, since it is a collective of all processes.
         if self._terms is None:
             self._terms = _terms(self._context, self._pair, group)
         terms, own = self._terms, group.own(len(self._pair.rotation_EE))
@@ -98,6 +102,7 @@ class MomentReplay:
             return self._pair.rotation_EE.new_zeros(())
 
         def evaluated(weights: Sides) -> tuple[Tensor, Sides]:
+            # Other rows stay zero: averaging over processes puts the rows together.
             gradients = torch.zeros_like(weights[0]), torch.zeros_like(weights[1])
             parts = [term.add_to(gradients, weights, own) for term in terms]
             return sum(parts, weights[0].new_zeros(())), gradients
@@ -124,6 +129,7 @@ class _InClosedForm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         first_EI, second_EJ = ctx.saved_tensors
+        # From here autograd continues to M: through the rotation of outputs and W = VᵀW₀U + M.
         return 2 * slope * first_EI, 2 * slope * second_EJ, None
 
 
@@ -151,6 +157,7 @@ class _Rotated:
         self._group = group
         heads = zip(self._pair, (pair.first, pair.second), strict=True)
         self._inputs = {name: head.space.inputs.vectors_II for name, head in heads}
+        # `pair.weights()` are in the output basis of the second head, so constants must be too.
         self._outputs_EE = pair.second.space.outputs.vectors_II
         self._like_EI = pair.second.start_EI
 
@@ -184,6 +191,7 @@ class _Rotated:
 
     def _both(self, mean: PairMoments, size: float, agreement: float) -> _BothMove:
         first, second = self._pair
+        # C_u and C_v occur once each in the quadratic term: √a in both gives 1 / a.
         return _BothMove(
             first_II=self._rotated(mean.first.sum_II / size**0.5, first, first),
             second_JJ=self._rotated(mean.second.sum_II / size**0.5, second, second),
@@ -193,6 +201,7 @@ class _Rotated:
     def _rotated(self, moment_IJ: Tensor, first: str, second: str) -> Tensor:
         """U_firstᵀ · moment · U_second: a moment of inputs, or of inputs of two modalities, rotated."""
         first_II, rows = self._inputs[first], len(moment_IJ)
+        # Uᵀ S U row by row: row i is u_iᵀ S U. Each process computes its rows in float64.
         own_OI = first_II[:, self._group.own(rows)].mT
         return self._group.gather(self._like(own_OI @ moment_IJ @ self._inputs[second]), rows)
 

@@ -73,6 +73,7 @@ class Paper(Method):
     ) -> tuple[Tensor, Tensor] | None:
         """Orthonormal bases (E × K, F × K) of what P_out and P_in project on; None before the first
         dataset."""
+        # Mean moments over all rows of the head's earlier datasets, and of their partners' embeddings.
         learned = context.memory.inputs_of(modality)
         partners = _partners(context.memory, context.heads, modality)
         if learned is None or partners is None:
@@ -114,6 +115,7 @@ class _ProjectedHead:
     @torch.no_grad()
     def before_update(self) -> None:
         """∇W − P_out ∇W P_in, with P = U Uᵀ, for all columns but the bias."""
+        # The bias before the optimizer's step, which decays it along with everything else.
         self._bias_E.copy_(self._change_EI[:, -1])
         if self._change_EI.grad is not None and self._spans is not None:
             outputs_EK, inputs_FK = self._spans
@@ -131,6 +133,7 @@ class _ProjectedHead:
 
 def span_above(moment: SecondMoment, threshold: float) -> Tensor:
     """Eigenvectors of the mean moment with eigenvalues above an absolute threshold (I × K)."""
+    # Eigenvalues of the mean are those of the sum over the count; eigenvectors are the same.
     basis = eigenbasis(moment)
     values_I = basis.values_I / max(moment.count, 1)
     least = max(threshold, _ZERO * float(values_I.max()))
@@ -139,6 +142,7 @@ def span_above(moment: SecondMoment, threshold: float) -> Tensor:
 
 def _partners(memory: Memory, heads: ModalityHeads, modality: str) -> SecondMoment | None:
     """Summed moment of the partners' embeddings W x, without bias, under today's heads."""
+    # z = W x without the bias column: the published statistics have none either.
     moments = [
         _without_bias(moment).through(heads.weights[partner][:, :-1])
         for (first, second), both in memory.by_pair.items()

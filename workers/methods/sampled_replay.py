@@ -57,6 +57,7 @@ class SampledReplay:
     def __init__(self, context: TrainingContext, pair: PairInEigenCoordinates) -> None:
         self._context, self._pair, self._like_EI = context, pair, pair.second.start_EI
         self.random = torch.Generator().manual_seed(context.seed)
+        # Earlier pairs that share a head with this one; scores of others cannot change.
         self._touching = context.memory.touching(context.pair)
         self._datasets = torch.tensor(
             [float(context.memory.datasets_of(known)) for known, _ in self._touching]
@@ -73,6 +74,8 @@ class SampledReplay:
         if not self._touching:
             return self._like_EI.new_zeros(())
         training = self._context.training
+        # A pair is chosen with probability (its datasets / all datasets). Times all datasets that
+        # makes the expectation Σ over pairs of (its datasets · its loss).
         chosen = int(torch.multinomial(self._datasets, 1, generator=self.random))
         index_B = torch.randint(SAMPLED_ROWS, (training.batch_size,), generator=self.random)
         index_B = index_B.to(self._like_EI.device)
@@ -87,6 +90,7 @@ class SampledReplay:
         )
         share = symmetric_info_nce(
             (first_LE, second_LE),
+            # Rows are drawn with replacement: repetitions of a row are positives of each other.
             index_L[:, None] == index_B,
             training.temperature,
             everywhere if group.count > 1 else None,
@@ -140,12 +144,14 @@ def gaussian_rows(
     bottom = torch.cat([mean.cross_IJ.mT, mean.second.sum_II], dim=1)
     second_KK = torch.cat([top, bottom])
     mean_K = second_KK[:, -1]
+    # Where C is smaller than the rounding of E x xᵀ, it may have negative eigenvalues.
     rounding = _ROUNDING * float(second_KK.diagonal().mean())
     root_KK = _root(second_KK - torch.outer(mean_K, mean_K), rounding)
     noise_SK = torch.randn(rows, len(mean_K), generator=random, dtype=torch.float64)
     # With L Lᵀ = C and n ~ N(0, I), L n + μ ~ N(μ, C).
     rows_SK: Tensor = noise_SK[own].float() @ root_KK.mT.float() + mean_K.float()
     constants = [mean.cross_IJ.shape[0] - 1, len(mean_K) - 1]
+    # Their variance is zero but for the jitter: restore them exactly.
     rows_SK[:, constants] = 1.0
     return rows_SK
 
@@ -156,6 +162,7 @@ def _root(covariance_KK: Tensor, rounding: float) -> Tensor:
     eye_KK = torch.eye(len(covariance_KK), dtype=covariance_KK.dtype)
     for share in _JITTERS:
         jitter = share * mean_variance + rounding
+        # `info` is 0 if the factorisation succeeded; this variant does not raise.
         factor = torch.linalg.cholesky_ex(covariance_KK + jitter * eye_KK)
         if not int(factor.info):
             root_KK: Tensor = factor.L

@@ -97,6 +97,7 @@ class _SymmetricInfoNCE(torch.autograd.Function):
         # is the transpose of the first.
         backward_LB = _scores(second_LE, whole.first_BE, inverse) if everywhere else forward_LB.mT
         rows_L, columns_L = forward_LB.logsumexp(dim=1), backward_LB.logsumexp(dim=1)
+        # Every row is a positive of itself, so |P_i| ≥ 1.
         weight_L = 1 / positive_LB.sum(dim=1).to(rows_L)
         # What other ranks need of these rows: a, c and w.
         own_L3 = torch.stack([rows_L, columns_L, weight_L], dim=1)
@@ -156,6 +157,7 @@ def _pull(scores_LB: Tensor, positive_LB: Tensor, own_L3: Tensor, all_B3: Tensor
     The columns of `own_L3` and `all_B3` are log-sums along the scores' own direction, log-sums along
     the other one, and w. In place: L × B is the largest tensor of an update.
     """
+    # exp(s − a_i): the softmax over a row. exp(s − c_j): the softmax over a column.
     pull_LB = (scores_LB - own_L3[:, :1]).exp_()
     pull_LB += (scores_LB - all_B3[:, 1]).exp_()
     weight_LB = (own_L3[:, 2:] + all_B3[:, 2]).masked_fill_(~positive_LB, 0)

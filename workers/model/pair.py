@@ -84,6 +84,7 @@ class PairInEigenCoordinates(nn.Module):
     def weights(self) -> tuple[Tensor, Tensor]:
         """Both heads now, from rotated inputs to the output coordinates of the second head."""
         first_EI, second_EI = self.first.weight_EI, self.second.weight_EI
+        # V₂ᵀ V₁ (VᵀW₀U + M): from the first head's output basis to the second's.
         if not self._one_basis:
             first_EI = self.rotation_EE @ first_EI
         return first_EI, second_EI
@@ -100,6 +101,7 @@ class HeadInEigenCoordinates(nn.Module):
     def __init__(self, weight_EI: Tensor, space: UpdateSpace) -> None:
         super().__init__()
         self.space = space
+        # In float64: with the identity for V and U the start must be W₀ itself, to the last bit.
         outputs_EE, inputs_II = space.outputs.vectors_II, space.inputs.vectors_II
         start_EI = outputs_EE.mT @ weight_EI.double() @ inputs_II
         self.register_buffer("start_EI", start_EI.to(weight_EI))
@@ -107,6 +109,7 @@ class HeadInEigenCoordinates(nn.Module):
         self._blocks = not bool(space.free_EI.all())
         self.start_EI: Tensor
         self.free_EI: Tensor
+        # M starts at zero, so an entry without a gradient stays exactly zero.
         self.change_EI = nn.Parameter(torch.zeros_like(self.start_EI))
         # A weak reference: a hook that refers to its own module is a cycle that torch does not free.
         block = partial(HeadInEigenCoordinates.block, proxy(self))  # type: ignore[arg-type]
@@ -120,6 +123,7 @@ class HeadInEigenCoordinates(nn.Module):
         return self.start_EI + self.change_EI
 
     def forward(self, rotated_LI: Tensor) -> Tensor:
+        # (VᵀW₀U + M) applied to Uᵀx, row by row.
         return rotated_LI @ self.weight_EI.mT
 
     def drift_so_far(self) -> float | None:

@@ -63,6 +63,7 @@ def capacity(
         raise ValueError(
             f"mask of {tuple(free_EI.shape)}, spectra of {(outputs.width, inputs.width)}"
         )
+    # Every entry counts the same, whatever its energy: this is how many parameters are left.
     blocked_share = 1 - float(free_EI.double().mean())
     return Capacity(
         energy_ranks(inputs), energy_ranks(outputs), blocked_share, datasets_left(free_shares)
@@ -161,13 +162,16 @@ def preflight(
     and if widths differ from the earlier ones.
     """
     _check(new, earlier, kept_energy)
+    # Moments add up, so "after this dataset" is the mask of the sum.
     free_share_after = _free_share(new if earlier is None else earlier + new, rule, kept_energy)
     if earlier is None:
         advice = tuple(_advice_on_afterwards(free_share_after))
         return Preflight(0.0, None, None, 1.0, 1.0, free_share_after, advice)
+    # The mask that the method would use now, from earlier datasets alone.
     outputs, inputs = eigenbasis(earlier.partners), eigenbasis(earlier.inputs)
     free_EI = rule(outputs, inputs, kept_energy)
     input_I, output_E = _shares(new.inputs, inputs), _shares(new.partners, outputs)
+    # The protected input span: the leading directions that hold `kept_energy` of earlier inputs.
     rank = inputs.rank_at(kept_energy)
     protected_share = float(input_I[:rank].sum())
     familiarity = _familiarity(new.inputs, protected_share, rank / inputs.width)
@@ -199,6 +203,7 @@ def moment_distance(one: SecondMoment, other: SecondMoment) -> float:
     traces = [float(moment.sum_II.trace()) for moment in (one, other)]
     if min(traces) <= 0:
         return float(max(traces) > 0)
+    # Scaled to trace 1, so that neither the number of rows nor their lengths matter.
     change_II = one.sum_II / traces[0] - other.sum_II / traces[1]
     change_II = (change_II + change_II.mT) / 2
     # The trace norm of a symmetric matrix is the sum of its absolute eigenvalues. Here they add up to
@@ -227,6 +232,7 @@ def _familiarity(inputs: SecondMoment, protected_share: float, chance: float) ->
     The constant lies inside of the span almost completely, since every earlier row has it, so the
     energy outside is that of the features alone. Random directions leave 1 − rank / width outside.
     """
+    # Energy of the features alone, and what of it lies outside of the span.
     features = float(_features(inputs).sum_II.trace())
     outside = (1 - protected_share) * float(inputs.sum_II.trace())
     if chance >= 1 or features <= 0:

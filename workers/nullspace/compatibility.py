@@ -78,6 +78,7 @@ def compatibility(moments: PairMoments, old: PairWeights, new: PairWeights) -> C
 
 def stored_change(moments: PairMoments, old: PairWeights, new: PairWeights) -> float:
     """`Compatibility.worst` alone, at a third of the cost."""
+    # Without `against_new` and `both_new`, which need three more certificates.
     first_stored = PairWeights(old.first_EI, new.second_EJ)
     second_stored = PairWeights(new.first_EI, old.second_EJ)
     return max(relative_drift(moments, old, mixed) for mixed in (first_stored, second_stored))
@@ -106,6 +107,7 @@ def measured_agreement(
         rows = slice(start, start + _CHUNK_QUERIES)
         old_QN = query_old_QE[rows].double() @ stored_NE.mT
         new_QN = query_new_QE[rows].double() @ stored_NE.mT
+        # Sums of squares over all scores; the roots are taken once, at the end.
         change += float((new_QN - old_QN).square().sum())
         size += float(old_QN.square().sum())
         kept += float(kept_share(old_QN, new_QN).sum())
@@ -118,6 +120,7 @@ def kept_share(old_QN: Tensor, new_QN: Tensor) -> Tensor:
     Ties with the tenth count as among the ten best.
     """
     top = min(_TOP, old_QN.shape[1])
+    # The tenth best old score of each query, lowered by the rounding of its largest score.
     threshold_Q1 = old_QN.topk(top, dim=1).values[:, -1:]
     scale_Q1 = old_QN.abs().amax(dim=1, keepdim=True)
     # Old scores of the new ten best: each is kept if it reaches the old tenth.

@@ -47,6 +47,7 @@ class Conditioning:
         Computed in float32 at least. A row on the mean has no direction: it becomes all zeros, never
         NaN, and a head sees its bias alone. Raises ValueError at another width.
         """
+        # (x − μ)(C + e I)^-½; the map is symmetric, so it needs no transpose.
         centred_BF = self.centred(unit_BF)
         mapped_BF = centred_BF @ self.map_FF.to(centred_BF)
         return torch.nn.functional.normalize(mapped_BF, dim=1).to(unit_BF.dtype)
@@ -81,6 +82,7 @@ def conditioning(moment: SecondMoment, ridge: float) -> Conditioning:
     if not 0 < ridge <= 1:
         raise ValueError(f"ridge is {ridge}, it must be above 0 and at most 1")
     mean_F, covariance_FF, energy = _mean_and_covariance(moment)
+    # tr C ≤ ε E|x|²: the rows do not differ by more than rounding.
     if covariance_FF.trace() <= _NO_SPREAD * energy:
         return _unconditioned(len(mean_F))
     # C = Y diag(λ) Yᵀ, so (C + e I)^-½ = Y diag((λ + e)^-½) Yᵀ.
@@ -90,6 +92,7 @@ def conditioning(moment: SecondMoment, ridge: float) -> Conditioning:
     floor = ridge * values_F.max()
     root_F = (values_F + floor).rsqrt()
     map_FF = (vectors_FF * root_F) @ vectors_FF.mT
+    # Rounding makes the product slightly asymmetric; the map must be symmetric exactly.
     return Conditioning(mean_F.float(), ((map_FF + map_FF.mT) / 2).float())
 
 
@@ -100,6 +103,7 @@ def _mean_and_covariance(moment: SecondMoment) -> tuple[Tensor, Tensor, float]:
     mean_II = moment.mean_II.to("cpu", torch.float64)
     if not mean_II.isfinite().all():
         raise ValueError("the moment to condition by holds values that are not finite")
+    # The mean of 1 · 1: anything else means that no constant was appended.
     if abs(float(mean_II[-1, -1]) - 1) > 1e-3:
         raise ValueError(f"the last column must be 1, its mean square is {mean_II[-1, -1]:.3g}")
     # With x̃ = [x, 1] the mean of x̃ x̃ᵀ is [[E x xᵀ, E x], [E xᵀ, 1]]: the last column is the mean,

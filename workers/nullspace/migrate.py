@@ -79,6 +79,7 @@ def migration(inputs: SecondMoment, old_EI: Tensor, new_EI: Tensor) -> Migration
     """
     _check(inputs, old_EI, new_EI)
     old_EI, new_EI = (weight_EI.to("cpu", torch.float64) for weight_EI in (old_EI, new_EI))
+    # Full column rank: z determines x, whatever the rows are. Needs E ≥ I.
     inverse_IE, rank, condition = _pseudo_inverse(old_EI)
     exact, expected = rank == old_EI.shape[1], expected_moment(inputs)
     if not exact:
@@ -89,6 +90,7 @@ def migration(inputs: SecondMoment, old_EI: Tensor, new_EI: Tensor) -> Migration
         inverse_IE = root_II @ inverse_IE
     if rank == 0:
         raise ValueError("rank 0: the old version maps all of these features to zero")
+    # Recover the features as well as possible, then apply the new head.
     map_EE = new_EI @ inverse_IE
     return Migration(
         map_EE,
@@ -116,9 +118,12 @@ def expected_moment(inputs: SecondMoment) -> SecondMoment:
     covariance_FF, energy = features_FF - centre_FF, features_FF.trace()
     spread = covariance_FF.trace()
     share = _shrinkage(covariance_FF, inputs.count)
+    # All rows equal: C is rounding. Give every direction the same variance instead.
     if spread <= _NO_SPREAD * energy:
         spread, share = (energy if energy > 0 else constant), 1.0
+    # tr(C)/p · I has the same trace as C, spread evenly.
     even_FF = torch.eye(len(cross_F), dtype=torch.float64) * spread / max(len(cross_F), 1)
+    # Only the block of E x xᵀ changes: the mean and the constant are known exactly.
     expected_II = mean_II.clone()
     expected_II[:-1, :-1] = (1 - share) * covariance_FF + share * even_FF + centre_FF
     return SecondMoment(1, expected_II)
@@ -128,7 +133,7 @@ def _shrinkage(covariance_FF: Tensor, rows: int) -> float:
     """ρ from 0 to 1: OAS, equation 23 of the source above, with p = `width` and n = `rows`."""
     width = len(covariance_FF)
     square, trace = float(covariance_FF.square().sum()), float(covariance_FF.trace())
-    # tr(C²) − tr(C)²/p is the squared distance of C from isotropy; 0 if it is isotropic already.
+    # For symmetric C, tr(C²) is the sum of squares. tr(C²) − tr(C)²/p is the squared distance of C from isotropy; 0 if it is isotropic already.
     uneven = square - trace**2 / max(width, 1)
     if uneven <= 0:
         return 1.0
@@ -157,6 +162,7 @@ def _root(inputs: SecondMoment) -> Tensor:
     """R (I × I) with R Rᵀ = the mean moment."""
     mean_II = inputs.mean_II.to("cpu", torch.float64)
     values_I, vectors_II = torch.linalg.eigh((mean_II + mean_II.mT) / 2)
+    # S = Y diag(λ) Yᵀ = (Y diag(√λ)) (Y diag(√λ))ᵀ. Any root will do; this one exists for rank < I too.
     root_II: Tensor = vectors_II * values_I.clamp_min(0).sqrt()
     return root_II
 
@@ -173,6 +179,7 @@ def _error(inputs: SecondMoment, map_EE: Tensor, old_EI: Tensor, new_EI: Tensor)
 def _energy(inputs: SecondMoment, weight_EI: Tensor) -> float:
     """Mean square length of W x over the rows of the moment: tr(W S Wᵀ)."""
     mean_II = inputs.mean_II.to(weight_EI)
+    # tr(W S Wᵀ) = Σ (W S) ∘ W: one product instead of two.
     return float(((weight_EI @ mean_II) * weight_EI).sum())
 
 

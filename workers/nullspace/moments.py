@@ -16,6 +16,10 @@ from torch import Tensor
 _CHUNK_ROWS = 8192
 
 
+# Uncentred: E x xᵀ and not the covariance. The mean is a direction in which scores can change like any
+# other, so it has to be protected too, and sums of uncentred moments are moments again.
+
+
 @dataclass(frozen=True)
 class SecondMoment:
     """Sum of x xᵀ over `count` rows. `sum_II`: float64, symmetric."""
@@ -73,6 +77,7 @@ class PairMoments:
     @property
     def mean(self) -> "PairMoments":
         """Sums divided by the count, as if there had been one row."""
+        # A count of 1 lets the result be used wherever sums are: `mean_II` then divides by 1.
         rows = max(self.count, 1)
         first, second = (SecondMoment(1, side.sum_II / rows) for side in (self.first, self.second))
         return PairMoments(first, second, self.cross_IJ / rows)
@@ -83,6 +88,7 @@ class PairMoments:
 
     def swapped(self) -> "PairMoments":
         """The same moments with the two sides exchanged."""
+        # (Σ x_u x_vᵀ)ᵀ = Σ x_v x_uᵀ.
         return PairMoments(self.second, self.first, self.cross_IJ.mT.contiguous())
 
 

@@ -59,6 +59,7 @@ def shrink_to_bound(
     # `<=` is false for NaN, here and below.
     if before <= bound:
         return changes, Shrunk(0.0, 1.0, before, before)
+    # r_i s_j of both heads: how much each entry of M contributes to drift, by equation (4).
     energies = (
         _relative_energy(spaces[0], changes[0]),
         _relative_energy(spaces[1], changes[1]),
@@ -70,6 +71,7 @@ def shrink_to_bound(
     # If the largest μ is enough, the least μ that is lies between; else the rest must be scaled.
     most = drift_of(penalised(_MOST_DECADES))
     if most <= bound:
+        # In decades, so that small and large μ are found with the same relative precision.
         search = _Search(penalised, drift_of, bound)
         decades, after = search.between(_MOST_DECADES, _LEAST_DECADES, most)
         return penalised(decades), Shrunk(10.0**decades, 1.0, before, after)
@@ -90,6 +92,7 @@ def _scaled_to_bound(
     if not least <= bound:
         return still, Shrunk(10.0**_MOST_DECADES, 0.0, before, least)
     scale, after = _Search(scaled, drift_of, bound).between(0.0, 1.0, least)
+    # The bracket may end at 0: no positive t was measured to be inside.
     if scale == 0:
         return still, Shrunk(10.0**_MOST_DECADES, 0.0, before, least)
     return scaled(scale), Shrunk(10.0**_MOST_DECADES, scale, before, after)
@@ -108,6 +111,7 @@ class _Search:
         for _ in range(_HALVINGS):
             middle = (inside + outside) / 2
             here = self.drift_of(self.candidate(middle))
+            # Only measured candidates become the inside end, so the result needs no monotony.
             if here <= self.bound:
                 inside, drift = middle, here
             else:
@@ -125,6 +129,7 @@ def _penalised(changes: Changes, energies: tuple[Tensor, Tensor], penalty: float
 
 def _relative_energy(space: UpdateSpace, like_EI: Tensor) -> Tensor:
     """r_i s_j divided by the largest, 0 to 1; zeros if no earlier score depends on the head."""
+    # r_i s_j are sums over rows: dividing by the largest makes μ independent of their number.
     energy_EI = space.energy_EI.to(like_EI)
     largest = float(energy_EI.max())
     return energy_EI / largest if largest > 0 else energy_EI
