@@ -13,8 +13,8 @@ from workers.model.rows import PairedRows, content_keys
 from workers.storage.scratch import Scratch
 from workers.storage.shards import Rows, open_in_pieces, rows_of
 from workers.storage.verified import open_verified
-from workers.train.data.reader import joined, read_rows, regrouped
-from workers.train.data.rows import CHUNK_ROWS, HeldRows, TrainingRows
+from workers.train.data.reader import joined, read_rows
+from workers.train.data.rows import HeldRows, TrainingRows
 from workers.train.data.streamed import StreamedRows
 
 # Both features of all rows as float32; a rank may hold a few copies of that. Not a setting, since the
@@ -38,9 +38,9 @@ def training_rows(
     first, second = (spec.modalities[modality] for modality in dataset.pair.modalities)
     if dataset.rows * (first + second) * 4 > held_bytes:
         return StreamedRows(dataset.shards, (first, second), scratch)
-    # In groups, so that rows are hashed while the next ones are decoded.
-    raw_rows = read_rows(dataset.shards, 0, dataset.rows, scratch)
-    return HeldRows(joined(list(regrouped(raw_rows, CHUNK_ROWS))).tensors())
+    # Hashed one by one, while the next rows are decoded.
+    parts = [rows.hashed() for rows in read_rows(dataset.shards, 0, dataset.rows, scratch)]
+    return HeldRows(joined(parts).tensors())
 
 
 def held_out_rows(shards: Sequence[Shard], scratch: Scratch | None = None) -> HeldOut | None:

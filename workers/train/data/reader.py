@@ -129,6 +129,10 @@ class Records:
             return self.known_keys_B2
         return np.stack([content_keys(side) for side in (self.first_BF, self.second_BG)], axis=1)
 
+    def hashed(self) -> "Records":
+        """These rows with their content keys computed now."""
+        return Records(self.first_BF, self.second_BG, self.keys_B2)
+
     def at(self, index: np.ndarray | slice) -> "Records":
         """Some of the rows."""
         return Records(self.first_BF[index], self.second_BG[index], self.keys_B2[index])
