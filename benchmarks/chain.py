@@ -11,12 +11,12 @@ from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Recall
-from workers.methods.port import Method
-from workers.model.retrieval import HeldOut, measure
+from workers.methods.method import Method
+from workers.model.evaluation import HeldOut, measure
 from workers.model.rows import PairedRows
-from workers.train.certify import Earlier, weights_of
-from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn
-from workers.train.rows.held import HeldRows
+from workers.train.certify import PastDataset, weights_of
+from workers.train.data.rows import HeldRows
+from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
 
 
 @dataclass(frozen=True)
@@ -49,45 +49,45 @@ def run_chain(stream: Sequence[Dataset], spec: ModelSpec, method: Method | None 
 
     Raises ArithmeticError if a training diverged.
     """
-    knowledge, earlier = before_the_first(spec), tuple[Earlier, ...]()
-    untrained = _measure_all(knowledge, stream)
+    model_state, earlier = initial_state(spec), tuple[PastDataset, ...]()
+    untrained = _measure_all(model_state, stream)
     matrix, seconds = [], 0.0
     for dataset in stream:
         began = time.perf_counter()
         try:
-            learned = learn_one(spec, knowledge, dataset, earlier, method)
+            learned = learn_one(spec, model_state, dataset, earlier, method)
         except TrainingDiverged as error:
             raise ArithmeticError(f"{dataset.name}: {error}") from error
         seconds += time.perf_counter() - began
-        knowledge, earlier = learned.knowledge, (*earlier, _remember(dataset, learned))
-        matrix.append(_measure_all(knowledge, stream))
-    drifts = [one.drift(knowledge.heads) for one in earlier[:-1]]
+        model_state, earlier = learned.model_state, (*earlier, _remember(dataset, learned))
+        matrix.append(_measure_all(model_state, stream))
+    drifts = [one.drift(model_state.heads) for one in earlier[:-1]]
     return Outcome(untrained, matrix, drifts, seconds)
 
 
 def learn_one(
     spec: ModelSpec,
-    before: Knowledge,
+    before: ModelState,
     dataset: Dataset,
-    earlier: tuple[Earlier, ...],
+    earlier: tuple[PastDataset, ...],
     method: Method | None = None,
-) -> Learned:
+) -> TrainingResult:
     """One dataset with the product's own code."""
     task = Task(
         dataset.pair,
         HeldRows(dataset.training),
         seed=spec.seed * 1000 + len(earlier),
-        earlier=earlier,
+        past=earlier,
     )
     return learn(spec, before, task, method=method)
 
 
-def _measure_all(knowledge: Knowledge, stream: Sequence[Dataset]) -> list[Recall]:
-    return [measure(knowledge.heads, one.pair, one.held_out) for one in stream]
+def _measure_all(model_state: ModelState, stream: Sequence[Dataset]) -> list[Recall]:
+    return [measure(model_state.heads, one.pair, one.held_out) for one in stream]
 
 
-def _remember(dataset: Dataset, learned: Learned) -> Earlier:
-    heads = learned.knowledge.heads
-    return Earlier.held(
+def _remember(dataset: Dataset, learned: TrainingResult) -> PastDataset:
+    heads = learned.model_state.heads
+    return PastDataset.held(
         dataset.name, dataset.pair, learned.moments, weights_of(dataset.pair, heads)
     )

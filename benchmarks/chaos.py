@@ -26,7 +26,7 @@ from cmcl.demo.stream import read_stream
 from cmcl.ports import Ports
 from cmcl.stack import LocalStack
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 from workers.storage.versions import read_live, read_version, read_version_file
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from benchmarks.chain import Dataset
 from cmcl.contract.modality import ModalityPair
 from workers.storage.shards import FEATURES, Rows
-from workers.train.rows.dataset import held_out, paired_rows
+from workers.train.data.dataset import held_out, paired_rows
 
 _NAME = re.compile(r"(?P<name>.+_(?P<first>[a-z])(?P<second>[a-z]))\.(?P<part>train|test)\.parquet")
 _PARTS = ("train", "test")

@@ -18,12 +18,12 @@ from benchmarks.chain import Dataset
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from cmcl.contract.version import Recall
+from workers.model.evaluation import measure
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.loss import symmetric_info_nce, unit
-from workers.model.retrieval import measure
 from workers.model.rows import PairedRows
+from workers.train.data.rows import HeldRows
 from workers.train.learn import conditioned, prepared_rows
-from workers.train.rows.held import HeldRows
 from workers.train.run import Run
 
 

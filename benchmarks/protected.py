@@ -1,4 +1,4 @@
-"""The product's side of the step benchmark: a lesson with something to protect, and its update.
+"""The product's side of the step benchmark: a context with something to protect, and its update.
 
 Shapes: B rows of a batch, N of a dataset, E width of the embeddings, I of what a head reads; E = I.
 """
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ProtectionSpec, TrainingSpec
+from workers.methods.method import Batch, TrainingContext, UpdateRule
 from workers.methods.nullspace import Preserve
-from workers.methods.port import Batch, Lesson, UpdateRule
 from workers.model.heads import ModalityHeads
 from workers.model.loss import unit
 from workers.model.memory import Memory
@@ -22,10 +22,9 @@ from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace, product_mask
 from workers.nullspace.moments import SecondMoment, pair_moments
 from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
-from workers.train.distributed import ALONE
-from workers.train.objective import GlobalLoss
-from workers.train.optimizer import optimizer_for
-from workers.train.rows.port import LocalBatch
+from workers.train.data.rows import LocalBatch
+from workers.train.distributed import SINGLE_PROCESS
+from workers.train.objective import GlobalLoss, optimizer_for
 
 KEPT_ENERGY = ProtectionSpec().energy
 PAIR = ModalityPair(first="image", second="text")
@@ -35,24 +34,24 @@ _BEFORE = ModalityPair(first="audio", second="image"), ModalityPair(first="depth
 
 @dataclass(frozen=True)
 class Setting:
-    """A lesson with something to protect on both sides, its rows and the spaces of its heads."""
+    """A context with something to protect on both sides, its rows and the spaces of its heads."""
 
-    lesson: Lesson
+    context: TrainingContext
     rows: PairedRows
     spaces: tuple[UpdateSpace, UpdateSpace]
 
     @property
     def weights(self) -> tuple[Tensor, Tensor]:
         """Of the two heads (E × I)."""
-        first, second = (self.lesson.heads.weights[name] for name in PAIR.modalities)
+        first, second = (self.context.heads.weights[name] for name in PAIR.modalities)
         return first, second
 
     @property
     def moments(self) -> list[tuple[SecondMoment, SecondMoment]]:
         """(partners' embeddings, inputs) of all that each head has learned."""
-        memory, found = self.lesson.memory, []
+        memory, found = self.context.memory, []
         for name in PAIR.modalities:
-            outputs, inputs = memory.partners_of(name, self.lesson.heads), memory.inputs_of(name)
+            outputs, inputs = memory.partners_of(name, self.context.heads), memory.inputs_of(name)
             assert outputs is not None
             assert inputs is not None
             found.append((outputs, inputs))
@@ -68,11 +67,11 @@ def random_setting(width: int, rows: int, seed: int = 0) -> Setting:
         memory = memory.with_dataset(pair, pair_moments(*sides))
     names = {name for pair in _BEFORE for name in pair.modalities}
     heads = ModalityHeads({name: torch.eye(width) for name in sorted(names)})
-    lesson = Lesson(heads, memory, {}, PAIR, TrainingSpec(), seed)
-    spaces = Preserve(KEPT_ENERGY).update_spaces(lesson)
+    context = TrainingContext(heads, memory, {}, PAIR, TrainingSpec(), seed)
+    spaces = Preserve(KEPT_ENERGY).update_spaces(context)
     first, second = (random_features(rows, width, generator) for _ in PAIR.modalities)
     paired = PairedRows(first, second, torch.arange(rows), torch.arange(rows))
-    return Setting(lesson, paired, (spaces[PAIR.first], spaces[PAIR.second]))
+    return Setting(context, paired, (spaces[PAIR.first], spaces[PAIR.second]))
 
 
 def random_features(rows: int, width: int, generator: torch.Generator) -> Tensor:
@@ -97,7 +96,7 @@ class MaskedPair:
         self._rotated = replace(
             rows, first_NI=rotate(rows.first_NI, first), second_NJ=rotate(rows.second_NJ, second)
         )
-        self._objective = GlobalLoss(self.pair, spec, ALONE)
+        self._objective = GlobalLoss(self.pair, spec, SINGLE_PROCESS)
         self._optimizer = optimizer_for(self._objective, spec)
         self._rule = UpdateRule()
 
@@ -111,7 +110,7 @@ class MaskedPair:
 
 
 def sealed_bases(setting: Setting) -> list[EigenBasis]:
-    """The input bases of both heads, as the jobs before this one left them (methods/sealed.py)."""
+    """The input bases of both heads, as the jobs before this one left them (methods/nullspace.py)."""
     return [eigenbasis(inputs) for _, inputs in setting.moments]
 
 

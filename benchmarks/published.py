@@ -15,7 +15,7 @@ from cmcl.contract.model import TrainingSpec
 from workers.model.loss import symmetric_info_nce, unit
 from workers.model.rows import PairedRows
 from workers.nullspace.moments import SecondMoment
-from workers.train.optimizer import EPSILON
+from workers.train.objective import EPSILON
 
 # What the published code calls lambda_min: absolute, of the mean moment of inputs and outputs.
 INPUT_THRESHOLD, OUTPUT_THRESHOLD = 0.1, 0.0

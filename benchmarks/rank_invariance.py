@@ -26,7 +26,7 @@ from benchmarks.scaling.group import in_group
 from cmcl.contract.dataset import Shard
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from workers.storage.shards import describe_shard
-from workers.train.rows.held import HeldRows
+from workers.train.data.rows import HeldRows
 
 _RESULTS, _STREAM = Path(".cmcl/benchmarks"), Path("examples/stream")
 _WAYS = ("held", "streamed")

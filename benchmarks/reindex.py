@@ -25,23 +25,22 @@ from benchmarks.folder import InvalidStream, Stream, read_stream
 from benchmarks.progress import say
 from benchmarks.reindex_report import as_text, document, markdown
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from workers.inspect.measured import (
+from workers.inspect.compare import (
     Embedded,
-    MeasuredMigration,
     MeasuredPair,
     embedded,
-    measured_migration,
     measured_pair,
     measured_scores,
 )
+from workers.inspect.migrate import MeasuredMigration, measured_migration
 from workers.model.heads import ModalityHeads
 from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights, relative_drift
 from workers.nullspace.compatibility import Compatibility, compatibility
 from workers.nullspace.migrate import Migration, migration
 from workers.nullspace.moments import PairMoments
-from workers.train.certify import Earlier, weights_of
-from workers.train.learn import Knowledge, before_the_first
+from workers.train.certify import PastDataset, weights_of
+from workers.train.learn import ModelState, initial_state
 
 POLICIES: Mapping[str, Mapping[str, Any]] = {
     "nullspace": {"policy": "improve"},
@@ -57,8 +56,8 @@ class Learnt:
     """A dataset, what the version that learned it knew, and what it remembers of the dataset."""
 
     dataset: Dataset
-    knowledge: Knowledge
-    remembered: Earlier
+    model_state: ModelState
+    remembered: PastDataset
 
 
 @dataclass(frozen=True)
@@ -169,27 +168,27 @@ def _specs(options: argparse.Namespace, stream: Stream) -> dict[str, ModelSpec]:
 def learn_stream(stream: Sequence[Dataset], spec: ModelSpec) -> list[Learnt]:
     """The datasets in order, with the product's own code; nothing that was known is lost."""
     found: list[Learnt] = []
-    knowledge = before_the_first(spec)
+    model_state = initial_state(spec)
     for dataset in stream:
         earlier = tuple(one.remembered for one in found)
-        learned = learn_one(spec, knowledge, dataset, earlier)
-        knowledge = learned.knowledge
-        then = weights_of(dataset.pair, knowledge.heads)
-        remembered = Earlier.held(dataset.name, dataset.pair, learned.moments, then)
-        found.append(Learnt(dataset, knowledge, remembered))
+        learned = learn_one(spec, model_state, dataset, earlier)
+        model_state = learned.model_state
+        then = weights_of(dataset.pair, model_state.heads)
+        remembered = PastDataset.held(dataset.name, dataset.pair, learned.moments, then)
+        found.append(Learnt(dataset, model_state, remembered))
     return found
 
 
 def reindexed(learnt: Sequence[Learnt]) -> dict[str, Reindexed]:
     """Every dataset but the last at the end, against the version that learned it."""
-    new = learnt[-1].knowledge.heads
+    new = learnt[-1].model_state.heads
     return {one.dataset.name: _reindexed(one, new) for one in learnt[:-1]}
 
 
 def _reindexed(one: Learnt, new: ModalityHeads) -> Reindexed:
-    pair, rows, old = one.dataset.pair, one.dataset.held_out.rows, one.knowledge.heads
+    pair, rows, old = one.dataset.pair, one.dataset.held_out.rows, one.model_state.heads
     remembered = one.remembered.read()
-    maps = {modality: _map(one.knowledge, modality, new) for modality in pair.modalities}
+    maps = {modality: _map(one.model_state, modality, new) for modality in pair.modalities}
     return Reindexed(
         rows=len(rows),
         predicted=compatibility(remembered.moments, remembered.then, weights_of(pair, new)),
@@ -200,7 +199,7 @@ def _reindexed(one: Learnt, new: ModalityHeads) -> Reindexed:
 
 
 def _side(one: Learnt, modality: str, new: ModalityHeads, found: Migration) -> Side:
-    old, raw_NF = one.knowledge.heads, _features(one.dataset)[modality]
+    old, raw_NF = one.model_state.heads, _features(one.dataset)[modality]
     old_EI, new_EI = old.weights[modality], new.weights[modality]
     before_NE, after_NE = (heads.outputs(modality, raw_NF).double() for heads in (old, new))
     measured = measured_scores(Embedded(before_NE, before_NE), Embedded(after_NE, after_NE))
@@ -231,7 +230,7 @@ def _features(dataset: Dataset) -> dict[str, Tensor]:
     return dict(zip(dataset.pair.modalities, (rows.first_NI, rows.second_NJ), strict=True))
 
 
-def _map(then: Knowledge, modality: str, new: ModalityHeads) -> Migration:
+def _map(then: ModelState, modality: str, new: ModalityHeads) -> Migration:
     inputs = then.memory.inputs_of(modality)
     if inputs is None:
         raise LookupError(f"the version that learned a dataset of {modality!r} has no moment of it")
@@ -240,7 +239,7 @@ def _map(then: Knowledge, modality: str, new: ModalityHeads) -> Migration:
 
 def _recalls(one: Learnt, new: ModalityHeads, maps: Mapping[str, Migration]) -> dict[str, float]:
     """By what is searched: queries are the new version's, but for `both_old`."""
-    pair, rows, old = one.dataset.pair, one.dataset.held_out.rows, one.knowledge.heads
+    pair, rows, old = one.dataset.pair, one.dataset.held_out.rows, one.model_state.heads
     sides = _features(one.dataset)
     before = {modality: old.embed(modality, raw_NF) for modality, raw_NF in sides.items()}
     after = {modality: new.embed(modality, raw_NF) for modality, raw_NF in sides.items()}

@@ -34,8 +34,8 @@ from benchmarks.protected import (
 )
 from benchmarks.published import PlainPair, PublishedPair, projections, start_published
 from benchmarks.report import machine
+from workers.methods.method import TrainingContext
 from workers.methods.nullspace import Preserve
-from workers.methods.port import Lesson
 from workers.model.memory import Memory
 from workers.nullspace.moments import pair_moments
 
@@ -108,7 +108,7 @@ def measured(width: int, batches: Sequence[int], repeats: int) -> dict[str, Any]
 
 def _updates(setting: Setting, batch: int, repeats: int) -> dict[str, float]:
     """Milliseconds of one update of each kind, and their ratios."""
-    weights, rows, spec = setting.weights, setting.rows, setting.lesson.training
+    weights, rows, spec = setting.weights, setting.rows, setting.context.training
     first, second = (projections(*both) for both in setting.moments)
     pairs: dict[str, PlainPair | MaskedPair] = {
         "vanilla": PlainPair(weights, rows, spec),
@@ -143,7 +143,7 @@ def _start(setting: Setting, repeats: int) -> dict[str, Any]:
     embeddings and the disjoint shares included.
     """
     first_NI, second_NI = setting.rows.first_NI[:_START_ROWS], setting.rows.second_NJ[:_START_ROWS]
-    lessons = {str(count): _lesson_after(setting, count) for count in _EARLIER}
+    contexts = {str(count): _context_after(setting, count) for count in _EARLIER}
     method, sealed = Preserve(KEPT_ENERGY), sealed_bases(setting)
     outputs = [moment for moment, _ in setting.moments]
     seconds = by_turns(
@@ -151,12 +151,12 @@ def _start(setting: Setting, repeats: int) -> dict[str, Any]:
             "ours": partial(start_protected, outputs, sealed, (first_NI, second_NI)),
             "seal": partial(sealed_bases, setting),
             "published": partial(start_published, setting.moments),
-            **{count: partial(method.update_spaces, one) for count, one in lessons.items()},
+            **{count: partial(method.update_spaces, one) for count, one in contexts.items()},
         },
         repeats,
     )
     both = {name: seconds[name] for name in ("ours", "published", "seal")}
-    medians = {count: _milliseconds(seconds[count]) for count in lessons}
+    medians = {count: _milliseconds(seconds[count]) for count in contexts}
     return {
         **{name.removesuffix("_ms"): value for name, value in _times(both, 1).items()},
         **_ratio("ratio", seconds["published"], seconds["ours"]),
@@ -164,13 +164,13 @@ def _start(setting: Setting, repeats: int) -> dict[str, Any]:
     }
 
 
-def _lesson_after(setting: Setting, count: int) -> Lesson:
-    """The same lesson, after `count` datasets of the same pair."""
+def _context_after(setting: Setting, count: int) -> TrainingContext:
+    """The same context, after `count` datasets of the same pair."""
     rows, memory = setting.rows, Memory()
     moments = pair_moments(rows.first_NI, rows.second_NJ)
     for _ in range(count):
         memory = memory.with_dataset(PAIR, moments)
-    return replace(setting.lesson, memory=memory)
+    return replace(setting.context, memory=memory)
 
 
 def _moments(width: int, repeats: int) -> dict[str, float]:

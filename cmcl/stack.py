@@ -206,7 +206,7 @@ class LocalStack:
         """The training ranks that stay; not waited for, the first attempt starts them otherwise."""
         self._ranks_starter = self.start_driver(
             [
-                *(sys.executable, "-m", "workers.train.warm", "--store", self.store_uri),
+                *(sys.executable, "-m", "workers.train.pool", "--store", self.store_uri),
                 *("--ranks", str(self.ranks)),
             ]
         )

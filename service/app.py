@@ -69,7 +69,7 @@ from service.telemetry.instrumented import (
 from service.telemetry.metrics import Metrics
 from service.telemetry.models import CanaryCollector, ModelCollector, TrainingCollector
 from service.telemetry.spans import NoSpans, Spans, is_asked_for
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 
 logger = logging.getLogger(__name__)

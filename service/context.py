@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from service.registry.announcer import Announcer
     from service.settings import Settings
     from service.telemetry.metrics import Metrics
-    from workers.storage.port import ObjectStore
+    from workers.storage.object_store import ObjectStore
 
 
 @dataclass(frozen=True)

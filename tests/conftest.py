@@ -15,7 +15,7 @@ from cmcl.client import Client
 from cmcl.contract.model import ModelSpec
 from cmcl.ports import Ports, StackError
 from cmcl.stack import LocalStack
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 
 # The same examples on every run, and no bound on their seconds: a machine that is slow today, or an

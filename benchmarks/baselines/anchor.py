@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cmcl.contract.modality import ModalityPair
-from workers.methods.port import Batch, Lesson, Method, UpdateRule
+from workers.methods.method import Batch, Method, TrainingContext, UpdateRule
 from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
 from workers.nullspace.moments import PairMoments, SecondMoment
 
@@ -31,8 +31,8 @@ class Anchor(Method):
         if not self.weight >= 0:
             raise ValueError(f"weight is {self.weight}; permitted are 0 and more")
 
-    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
-        return _AnchorRule(self.weight, _anchors(lesson, pair))
+    def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
+        return _AnchorRule(self.weight, _anchors(context, pair))
 
 
 class _AnchorRule(UpdateRule):
@@ -100,27 +100,30 @@ class _BothMove:
         return square / self.size
 
 
-def _anchors(lesson: Lesson, pair: PairInEigenCoordinates) -> list[_OneMoves | _BothMove]:
+def _anchors(context: TrainingContext, pair: PairInEigenCoordinates) -> list[_OneMoves | _BothMove]:
     """One for each earlier pair that shares a head with this one and has scores to keep."""
     found = [
-        _anchor(lesson, pair, known, moments)
-        for known, moments in lesson.memory.touching(lesson.pair)
+        _anchor(context, pair, known, moments)
+        for known, moments in context.memory.touching(context.pair)
     ]
     return [anchor for anchor in found if anchor]
 
 
 def _anchor(
-    lesson: Lesson, pair: PairInEigenCoordinates, known: ModalityPair, moments: PairMoments
+    context: TrainingContext,
+    pair: PairInEigenCoordinates,
+    known: ModalityPair,
+    moments: PairMoments,
 ) -> _OneMoves | _BothMove | None:
     """`known.first` is in training; `known.second` is, too, where the very pair comes again.
 
     None where all scores of the pair are zero: nothing can be forgotten relative to that.
     """
-    heads = dict(zip(lesson.pair.modalities, (pair.first, pair.second), strict=True))
-    first_EI, second_EJ = (lesson.heads.weights[name] for name in known.modalities)
+    heads = dict(zip(context.pair.modalities, (pair.first, pair.second), strict=True))
+    first_EI, second_EJ = (context.heads.weights[name] for name in known.modalities)
     first_EE = moments.first.through(first_EI).mean_II
     second_EE = moments.second.through(second_EJ).mean_II
-    size = float((first_EE * second_EE).sum()) / max(lesson.memory.datasets_of(known), 1)
+    size = float((first_EE * second_EE).sum()) / max(context.memory.datasets_of(known), 1)
     if size <= 0:
         return None
     first = _side(moments.first, first_EI, heads[known.first])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.methods.port import Batch, Lesson, Method, UpdateRule
+from workers.methods.method import Batch, Method, TrainingContext, UpdateRule
 from workers.model.pair import PairInEigenCoordinates
 
 Changes = tuple[Tensor, Tensor]
@@ -33,7 +33,7 @@ class CFlat(Method):
         if not self.flatness >= 0:
             raise ValueError(f"flatness is {self.flatness}; permitted are 0 and more")
 
-    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
+    def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
         return _CFlatRule(self.radius, self.flatness, pair)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks.baselines.co2l import Co2L
 from benchmarks.baselines.replay_memory import Draws, full_batches, loss_on, memories_for
-from workers.methods.port import Kept, Lesson, Seen
+from workers.methods.method import DatasetStatistics, MethodState, TrainingContext
 from workers.model.heads import ModalityHeads
 from workers.model.rows import PairedRows
 
@@ -26,36 +26,38 @@ class CILA(Co2L):
 
     distillation: float = 0.3
 
-    def coefficient(self, lesson: Lesson) -> float:
-        contrast = float(lesson.kept.get(_CONTRAST, 0.0))
-        distilled = float(lesson.kept.get(_DISTILLED, 0.0))
+    def coefficient(self, context: TrainingContext) -> float:
+        contrast = float(context.method_state.get(_CONTRAST, 0.0))
+        distilled = float(context.method_state.get(_DISTILLED, 0.0))
         return max(1.0, self.distillation * distilled / contrast) if contrast > 0 else 1.0
 
-    def keep(self, lesson: Lesson, trained: ModalityHeads, seen: Seen) -> Kept:
-        kept = dict(super().keep(lesson, trained, seen))
-        contrast, distilled = self.losses(lesson, trained, seen.rows)
+    def next_state(
+        self, context: TrainingContext, trained: ModalityHeads, statistics: DatasetStatistics
+    ) -> MethodState:
+        kept = dict(super().next_state(context, trained, statistics))
+        contrast, distilled = self.losses(context, trained, statistics.rows)
         kept[_CONTRAST] = kept.get(_CONTRAST, torch.zeros_like(contrast)) + contrast
         kept[_DISTILLED] = kept.get(_DISTILLED, torch.zeros_like(distilled)) + distilled
         return kept
 
     @torch.no_grad()
     def losses(
-        self, lesson: Lesson, trained: ModalityHeads, rows: PairedRows
+        self, context: TrainingContext, trained: ModalityHeads, rows: PairedRows
     ) -> tuple[Tensor, Tensor]:
         """L_con and L_dis of this dataset: means over the batches of one pass (float64)."""
         batches = [
             rows.at(index_B)
-            for index_B in full_batches(len(rows), lesson.training.batch_size, lesson.seed)
+            for index_B in full_batches(len(rows), context.training.batch_size, context.seed)
         ]
-        memories = memories_for(lesson, rows.first_NI.device)
+        memories = memories_for(context, rows.first_NI.device)
         if not memories:
             losses = [
-                loss_on(trained.weights, lesson.pair, batch, lesson.training) for batch in batches
+                loss_on(trained.weights, context.pair, batch, context.training) for batch in batches
             ]
             contrast = torch.stack(losses).double().mean()
             return contrast, torch.zeros_like(contrast)
-        draws = Draws(memories, lesson.training.batch_size, lesson.seed)
-        objective, before = self.objective(lesson), lesson.heads.weights
+        draws = Draws(memories, context.training.batch_size, context.seed)
+        objective, before = self.objective(context), context.heads.weights
         terms = [objective.terms(before, trained.weights, batch, draws()) for batch in batches]
         contrasts, distilled = zip(*terms, strict=True)
         return torch.stack(contrasts).double().mean(), torch.stack(distilled).double().mean()

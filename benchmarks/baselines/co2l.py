@@ -20,7 +20,7 @@ from benchmarks.baselines.replay_memory import (
 )
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import TrainingSpec
-from workers.methods.port import Batch, Lesson, State, UpdateRule
+from workers.methods.method import Batch, State, TrainingContext, UpdateRule
 from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows
 
@@ -54,21 +54,23 @@ class Co2L(ReplayMethod):
                 "permitted is more than 0"
             )
 
-    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
-        memories = memories_for(lesson, pair.turn_EE.device)
+    def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
+        memories = memories_for(context, pair.rotation_EE.device)
         if not memories:
             return UpdateRule()
-        draws = Draws(memories, lesson.training.batch_size, lesson.seed)
-        heads = MovingHeads(lesson, pair)
-        return _Co2LRule(self.coefficient(lesson), self.objective(lesson), heads, draws)
+        draws = Draws(memories, context.training.batch_size, context.seed)
+        heads = MovingHeads(context, pair)
+        return _Co2LRule(self.coefficient(context), self.objective(context), heads, draws)
 
-    def coefficient(self, lesson: Lesson) -> float:
+    def coefficient(self, context: TrainingContext) -> float:
         """λ for this dataset."""
         return self.distillation
 
-    def objective(self, lesson: Lesson) -> "Co2LObjective":
+    def objective(self, context: TrainingContext) -> "Co2LObjective":
         """Both terms for this dataset."""
-        return Co2LObjective(lesson.pair, lesson.training, self.past_temperature, self.temperature)
+        return Co2LObjective(
+            context.pair, context.training, self.past_temperature, self.temperature
+        )
 
 
 class _Co2LRule(UpdateRule):

@@ -16,7 +16,7 @@ from benchmarks.baselines.replay_memory import (
     memories_for,
     outputs,
 )
-from workers.methods.port import Batch, Lesson, State, UpdateRule
+from workers.methods.method import Batch, State, TrainingContext, UpdateRule
 from workers.model.pair import PairInEigenCoordinates
 
 
@@ -36,12 +36,12 @@ class DER(ReplayMethod):
         if not self.alpha >= 0:
             raise ValueError(f"alpha is {self.alpha}; permitted are 0 and more")
 
-    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
-        memories = memories_for(lesson, pair.turn_EE.device)
+    def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
+        memories = memories_for(context, pair.rotation_EE.device)
         if not memories:
             return UpdateRule()
-        draws = Draws(memories, lesson.training.batch_size, lesson.seed)
-        return _DERRule(self.alpha, MovingHeads(lesson, pair), draws)
+        draws = Draws(memories, context.training.batch_size, context.seed)
+        return _DERRule(self.alpha, MovingHeads(context, pair), draws)
 
 
 class _DERRule(UpdateRule):

@@ -7,7 +7,7 @@ from torch import Tensor
 from benchmarks.baselines.der import DER, output_error
 from benchmarks.baselines.replay_memory import Draws, MovingHeads, loss_on, memories_for
 from cmcl.contract.model import TrainingSpec
-from workers.methods.port import Batch, Lesson, State, UpdateRule
+from workers.methods.method import Batch, State, TrainingContext, UpdateRule
 from workers.model.pair import PairInEigenCoordinates
 
 
@@ -22,13 +22,13 @@ class DERpp(DER):
         if not self.beta >= 0:
             raise ValueError(f"beta is {self.beta}; permitted are 0 and more")
 
-    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
-        memories = memories_for(lesson, pair.turn_EE.device)
+    def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
+        memories = memories_for(context, pair.rotation_EE.device)
         if not memories:
             return UpdateRule()
-        draws = Draws(memories, lesson.training.batch_size, lesson.seed)
+        draws = Draws(memories, context.training.batch_size, context.seed)
         return _DERppRule(
-            (self.alpha, self.beta), MovingHeads(lesson, pair), draws, lesson.training
+            (self.alpha, self.beta), MovingHeads(context, pair), draws, context.training
         )
 
 

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baselines.replay_memory import full_batches, loss_on
-from workers.methods.port import Batch, Kept, Lesson, Method, Seen, UpdateRule
+from workers.methods.method import (
+    Batch,
+    DatasetStatistics,
+    Method,
+    MethodState,
+    TrainingContext,
+    UpdateRule,
+)
 from workers.model.heads import ModalityHeads
 from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows
@@ -29,7 +36,7 @@ class EWC(Method):
     as much as the loss alone does; 100 was the best of 1, 10, 30, 100, 300 and 1000 on a real stream.
     """
 
-    holds_rows = True
+    needs_all_rows = True
 
     strength: float = 100.0
     decay: float = 0.95
@@ -40,17 +47,19 @@ class EWC(Method):
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay is {self.decay}; permitted are 0 to 1")
 
-    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
+    def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
         importances = [
-            (change_EI, lesson.kept[_name(modality)].to(change_EI))
-            for modality, change_EI in zip(lesson.pair.modalities, pair.changes, strict=True)
-            if _name(modality) in lesson.kept
+            (change_EI, context.method_state[_name(modality)].to(change_EI))
+            for modality, change_EI in zip(context.pair.modalities, pair.changes, strict=True)
+            if _name(modality) in context.method_state
         ]
-        return _EWCRule(self.strength * lesson.training.batch_size / 2, importances)
+        return _EWCRule(self.strength * context.training.batch_size / 2, importances)
 
-    def keep(self, lesson: Lesson, trained: ModalityHeads, seen: Seen) -> Kept:
-        kept = dict(lesson.kept)
-        for modality, new_EI in fisher(lesson, trained, seen.rows).items():
+    def next_state(
+        self, context: TrainingContext, trained: ModalityHeads, statistics: DatasetStatistics
+    ) -> MethodState:
+        kept = dict(context.method_state)
+        for modality, new_EI in fisher(context, trained, statistics.rows).items():
             old_EI = kept.get(_name(modality))
             kept[_name(modality)] = new_EI if old_EI is None else self.decay * old_EI + new_EI
         return kept
@@ -70,16 +79,16 @@ class _EWCRule(UpdateRule):
         return loss.detach()
 
 
-def fisher(lesson: Lesson, trained: ModalityHeads, rows: PairedRows) -> dict[str, Tensor]:
+def fisher(context: TrainingContext, trained: ModalityHeads, rows: PairedRows) -> dict[str, Tensor]:
     """Mean of the squared gradients of the batches of one pass (E × I for either modality)."""
     leaves = {
         modality: trained.weights[modality].clone().requires_grad_()
-        for modality in lesson.pair.modalities
+        for modality in context.pair.modalities
     }
     total = {modality: torch.zeros_like(leaf_EI) for modality, leaf_EI in leaves.items()}
-    batches = list(full_batches(len(rows), lesson.training.batch_size, lesson.seed))
+    batches = list(full_batches(len(rows), context.training.batch_size, context.seed))
     for index_B in batches:
-        loss = loss_on(leaves, lesson.pair, rows.at(index_B), lesson.training)
+        loss = loss_on(leaves, context.pair, rows.at(index_B), context.training)
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         for modality, gradient_EI in zip(leaves, gradients, strict=True):
             total[modality] += gradient_EI.square() / len(batches)

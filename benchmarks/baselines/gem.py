@@ -17,7 +17,7 @@ from benchmarks.baselines.replay_memory import (
     loss_on,
     memories_for,
 )
-from workers.methods.port import Batch, Lesson, UpdateRule
+from workers.methods.method import Batch, TrainingContext, UpdateRule
 from workers.model.pair import PairInEigenCoordinates
 
 # A coordinate may rise as long as this share of the largest linear term pulls it up.
@@ -40,21 +40,21 @@ class GEM(ReplayMethod):
         if not self.margin >= 0:
             raise ValueError(f"margin is {self.margin}; permitted are 0 and more")
 
-    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
-        memories = memories_for(lesson, pair.turn_EE.device)
-        return _GEMRule(self.margin, lesson, pair, memories)
+    def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
+        memories = memories_for(context, pair.rotation_EE.device)
+        return _GEMRule(self.margin, context, pair, memories)
 
 
 class _GEMRule(UpdateRule):
     def __init__(
         self,
         margin: float,
-        lesson: Lesson,
+        context: TrainingContext,
         pair: PairInEigenCoordinates,
         memories: Sequence[StoredRows],
     ) -> None:
         self._margin, self._memories, self._pair = margin, memories, pair
-        self._heads, self._training = MovingHeads(lesson, pair), lesson.training
+        self._heads, self._training = MovingHeads(context, pair), context.training
 
     def backward(self, batch: Batch) -> Tensor:
         loss = super().backward(batch)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import TrainingSpec
-from workers.methods.port import Kept, Lesson, Method, Seen, State
+from workers.methods.method import DatasetStatistics, Method, MethodState, State, TrainingContext
 from workers.model.heads import ModalityHeads
 from workers.model.loss import symmetric_info_nce, unit
 from workers.model.pair import PairInEigenCoordinates
@@ -64,7 +64,7 @@ class ReplayMethod(Method):
     """A method that keeps `memory_rows` rows of every dataset, and trains in the original
     coordinates, so that stored rows need no rotation."""
 
-    holds_rows = True
+    needs_all_rows = True
 
     memory_rows: int = 300
 
@@ -72,10 +72,15 @@ class ReplayMethod(Method):
         if self.memory_rows < 1:
             raise ValueError(f"memory_rows is {self.memory_rows}; permitted are 1 and more")
 
-    def keep(self, lesson: Lesson, trained: ModalityHeads, seen: Seen) -> Kept:
+    def next_state(
+        self, context: TrainingContext, trained: ModalityHeads, statistics: DatasetStatistics
+    ) -> MethodState:
         """What was kept before, and a sample of this dataset."""
-        sample = choose_rows(seen.rows, self.memory_rows, lesson.seed)
-        return {**lesson.kept, **_named(lesson.kept, stored(sample, lesson.pair, trained.weights))}
+        sample = choose_rows(statistics.rows, self.memory_rows, context.seed)
+        return {
+            **context.method_state,
+            **_named(context.method_state, stored(sample, context.pair, trained.weights)),
+        }
 
 
 class MovingHeads:
@@ -84,11 +89,12 @@ class MovingHeads:
     The parent's heads of the two are `before`, too.
     """
 
-    def __init__(self, lesson: Lesson, pair: PairInEigenCoordinates) -> None:
+    def __init__(self, context: TrainingContext, pair: PairInEigenCoordinates) -> None:
         start_EI = pair.first.start_EI
-        self._modalities, self._pair = lesson.pair.modalities, pair
+        self._modalities, self._pair = context.pair.modalities, pair
         self.before: Weights = {
-            modality: weight_EI.to(start_EI) for modality, weight_EI in lesson.heads.weights.items()
+            modality: weight_EI.to(start_EI)
+            for modality, weight_EI in context.heads.weights.items()
         }
 
     def now(self) -> Weights:
@@ -137,7 +143,7 @@ def stored(rows: PairedRows, pair: ModalityPair, weights: Weights) -> StoredRows
     return StoredRows(pair, rows, first_NE, second_NE)
 
 
-def memories_in(kept: Kept) -> list[StoredRows]:
+def memories_in(kept: MethodState) -> list[StoredRows]:
     """All memories, in the order in which their datasets were learned."""
     parts: dict[tuple[int, str, str], dict[str, Tensor]] = {}
     for name, tensor in kept.items():
@@ -150,12 +156,12 @@ def memories_in(kept: Kept) -> list[StoredRows]:
     ]
 
 
-def memories_for(lesson: Lesson, device: torch.device) -> list[StoredRows]:
+def memories_for(context: TrainingContext, device: torch.device) -> list[StoredRows]:
     """The memories that this update can use, on its device: one of their modalities is trained."""
     return [
         memory.to(device)
-        for memory in memories_in(lesson.kept)
-        if set(memory.pair.modalities) & set(lesson.pair.modalities)
+        for memory in memories_in(context.method_state)
+        if set(memory.pair.modalities) & set(context.pair.modalities)
     ]
 
 
@@ -193,7 +199,7 @@ def full_batches(rows: int, batch_size: int, seed: int) -> Iterator[Tensor]:
         yield order_N[start : start + batch_size]
 
 
-def _named(kept: Kept, memory: StoredRows) -> Kept:
+def _named(kept: MethodState, memory: StoredRows) -> MethodState:
     number = len(memories_in(kept))
     prefix = f"{_PREFIX}{number:04d}/{memory.pair.first}/{memory.pair.second}/"
     rows = memory.rows

@@ -10,12 +10,12 @@ import torch
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
-from workers.model.artifact import save_heads, save_kept, save_memory, save_selftest
+from workers.model.artifact import save_heads, save_memory, save_method_state, save_selftest
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.nullspace.conditioning import Conditioning
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import entry_for
 
 MODEL = "measured"
@@ -43,7 +43,7 @@ def store_version(store: ObjectStore, version: int, width: int) -> ModalityHeads
     heads, spec = heads_of(version, width), spec_of(width)
     files = {
         layout.HEADS: save_heads(heads),
-        layout.KEPT: save_kept({}),
+        layout.METHOD_STATE: save_method_state({}),
         layout.SELFTEST: save_selftest(heads, spec),
         layout.MEMORY: save_memory(Memory()),
     }

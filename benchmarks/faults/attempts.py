@@ -15,7 +15,7 @@ from cmcl.contract.job import JobSpec, Progress
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.shards import describe_shard
 from workers.storage.versions import check_candidate, read_candidate
 

@@ -11,11 +11,11 @@ from benchmarks.ranks.wire import bytes_on_loopback
 from cmcl.contract.dataset import Shard
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
-from workers.train.certify import Earlier, weights_of
+from workers.train.certify import PastDataset, weights_of
+from workers.train.data.rows import TrainingRows
+from workers.train.data.streamed import StreamedRows
 from workers.train.distributed import Traffic, World, world
-from workers.train.learn import Learned, Task, before_the_first, learn
-from workers.train.rows.port import TrainingRows
-from workers.train.rows.streamed import StreamedRows
+from workers.train.learn import Task, TrainingResult, initial_state, learn
 from workers.train.run import Run, UpdateDone, Watcher
 
 
@@ -80,16 +80,16 @@ class Job:
 
     def __call__(self) -> dict[str, Any]:
         """What must not depend on the number of ranks, and what travelled."""
-        first: Learned = torch.load(self.parent, weights_only=False)
+        first: TrainingResult = torch.load(self.parent, weights_only=False)
         here = World(world().rank, world().size)
         noting = Noting(here.traffic)
         task = Task(self.part.pair, self.part.rows(self.way, self.spec), seed=8)
-        second = learn(self.spec, first.knowledge, task, Run(here, watcher=noting))
+        second = learn(self.spec, first.model_state, task, Run(here, watcher=noting))
         return {
-            "heads": dict(second.knowledge.heads.weights),
+            "heads": dict(second.model_state.heads.weights),
             "losses": noting.losses(),
             "moments": _moments(second),
-            "certificate": _earlier(first).drift(second.knowledge.heads),
+            "certificate": _earlier(first).drift(second.model_state.heads),
             "traffic": {
                 **_entries(second),
                 "batch": self.spec.training.batch_size,
@@ -102,21 +102,21 @@ class Job:
 
 def make_parent(spec: ModelSpec, part: Part, path: Path) -> None:
     """What a model knows after its first dataset."""
-    torch.save(learn(spec, before_the_first(spec), Task(part.pair, part.held, seed=7)), path)
+    torch.save(learn(spec, initial_state(spec), Task(part.pair, part.held, seed=7)), path)
 
 
-def _earlier(first: Learned) -> Earlier:
+def _earlier(first: TrainingResult) -> PastDataset:
     one, other = first.spaces
     pair = ModalityPair(first=one, second=other)
-    return Earlier.held("first", pair, first.moments, weights_of(pair, first.knowledge.heads))
+    return PastDataset.held("first", pair, first.moments, weights_of(pair, first.model_state.heads))
 
 
-def _moments(learned: Learned) -> list[torch.Tensor]:
+def _moments(learned: TrainingResult) -> list[torch.Tensor]:
     moments = learned.moments
     return [moments.first.sum_II, moments.second.sum_II, moments.cross_IJ]
 
 
-def _entries(learned: Learned) -> dict[str, int]:
+def _entries(learned: TrainingResult) -> dict[str, int]:
     spaces = learned.spaces.values()
     return {
         "updates": learned.trained.updates,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.scaling.group import seconds_by_turns, seconds_in_a_ring
 from workers.model.loss import Everywhere, symmetric_info_nce, unit
-from workers.train.distributed import Gathering, World
+from workers.train.distributed import AsyncGather, World
 
 Points = dict[float, float]
 Task = Callable[[], object]
@@ -202,7 +202,7 @@ def _packing(width: int) -> Callable[[], None]:
 
 def _gather(size: int, here: World) -> Callable[[], Tensor]:
     own = torch.zeros(size // 4, 1)
-    return lambda: Gathering(own, [len(own)] * here.size, here).wait()
+    return lambda: AsyncGather(own, [len(own)] * here.size, here).wait()
 
 
 def _reduce(size: int) -> Callable[[], object]:

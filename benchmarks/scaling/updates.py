@@ -13,11 +13,11 @@ from benchmarks.scaling.group import seconds_together
 from benchmarks.training.calm import Windows
 from benchmarks.training.ours import Clock, OurLoop, held, learned_before, random_sides
 from cmcl.contract.dataset import Shard
-from workers.train.distributed import ALONE, world
-from workers.train.learn import Knowledge
-from workers.train.rows.order import Plan
-from workers.train.rows.port import LocalBatch, TrainingRows
-from workers.train.rows.streamed import StreamedRows
+from workers.train.data.order import Plan
+from workers.train.data.rows import LocalBatch, TrainingRows
+from workers.train.data.streamed import StreamedRows
+from workers.train.distributed import SINGLE_PROCESS, world
+from workers.train.learn import ModelState
 
 _READ_BATCHES = (64, 256, 1024)
 _TINY = 8
@@ -42,9 +42,9 @@ class Workload:
         return _ROW_BYTES * self.width if self.shards else 0
 
     @property
-    def knowledge(self) -> Path:
+    def model_state(self) -> Path:
         """Where what the model knows lies; of the width alone."""
-        return self.folder / f"knowledge-{self.width}.pt"
+        return self.folder / f"model_state-{self.width}.pt"
 
     def rows(self) -> TrainingRows:
         """As many as the updates need."""
@@ -55,14 +55,14 @@ class Workload:
 
 def prepare(workload: Workload) -> None:
     """Learn what comes before, once for all processes."""
-    if not workload.knowledge.exists():
-        torch.save(learned_before(workload.width), workload.knowledge)
+    if not workload.model_state.exists():
+        torch.save(learned_before(workload.width), workload.model_state)
 
 
 def time_updates(workload: Workload, windows: Windows | None = None) -> dict[str, Any]:
     """Of the second half of a training, in which all iterates are averaged, too, and of what `windows` had
     before; and which share of the entries was free."""
-    known: Knowledge = torch.load(workload.knowledge, weights_only=False)
+    known: ModelState = torch.load(workload.model_state, weights_only=False)
     windows = windows or Windows(world().size)
     loop = OurLoop(known, workload.rows(), workload.batch, "mask")
     learned = loop.run(Clock(windows, begin=0.5))
@@ -89,6 +89,6 @@ def _next_of(rows: StreamedRows, batch: int) -> Callable[[], LocalBatch]:
     batches: Iterator[LocalBatch] = (
         found
         for seed in cycle(range(1000))
-        for found in rows.batches(Plan(batch, 1, seed), ALONE, lambda raw: raw)
+        for found in rows.batches(Plan(batch, 1, seed), SINGLE_PROCESS, lambda raw: raw)
     )
     return lambda: next(batches)

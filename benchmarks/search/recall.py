@@ -62,7 +62,7 @@ def swaps(
             _write(world, dataset)
         indexes, seconds = list[Index](), list[float]()
         for one in learnt:
-            seconds.append(world.swap(one.knowledge.heads))
+            seconds.append(world.swap(one.model_state.heads))
             indexes.append(world.index)
     found = [
         _swap(number, datasets[:number], indexes[number - 1 : number + 1], seconds[number])

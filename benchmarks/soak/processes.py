@@ -13,7 +13,7 @@ from cmcl.stack import LocalStack
 # By words of its title. The driver of an attempt comes and goes with it, and is none of these.
 _ROLES = {
     "rank": "RayTrainWorker",
-    "resident": "Resident",
+    "resident": "PoolActor",
     "replica": "ServeReplica",
     "Serve's controller": "ServeController",
     "raylet": "raylet/raylet",

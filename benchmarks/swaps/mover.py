@@ -12,7 +12,7 @@ import httpx
 
 from benchmarks.endpoint.stored import MODEL
 from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import write_live
 
 _PATIENCE = 20.0

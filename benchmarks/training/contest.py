@@ -21,9 +21,9 @@ from benchmarks.training.ours import (
 )
 from benchmarks.training.published_loop import PublishedLoop
 from benchmarks.training.reading import as_users_do, readers, write_shards
-from workers.storage.shard_writer import write_shard
-from workers.train.learn import Knowledge
-from workers.train.rows.streamed import StreamedRows
+from workers.storage.shards import write_shard
+from workers.train.data.streamed import StreamedRows
+from workers.train.learn import ModelState
 
 Contestant = Callable[[Windows], None]
 
@@ -104,7 +104,7 @@ class Contest:
 
 
 @cache
-def _known(width: int) -> Knowledge:
+def _known(width: int) -> ModelState:
     """It takes longer to learn than most that is measured."""
     return learned_before(width)
 

@@ -14,10 +14,9 @@ from cmcl.contract.job import Phase
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, Precision, ProtectionSpec, TrainingSpec
 from workers.model.rows import PairedRows
+from workers.train.data.rows import HeldRows, TrainingRows
 from workers.train.distributed import world
-from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn
-from workers.train.rows.held import HeldRows
-from workers.train.rows.port import TrainingRows
+from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
 from workers.train.run import Run, UpdateDone, Watcher
 
 PAIR = ModalityPair(first="image", second="text")
@@ -34,12 +33,12 @@ POLICIES = {
 class Clock(Watcher):
     """Times each update of a training, from this share of its updates on.
 
-    `before_the_first`: seconds that training took before its first update, itself included.
+    `initial_state`: seconds that training took before its first update, itself included.
     """
 
     windows: Windows
     begin: float = 0.0
-    before_the_first: float = 0.0
+    initial_state: float = 0.0
     _entered: float = 0.0
 
     def enter(self, phase: Phase) -> None:
@@ -48,7 +47,7 @@ class Clock(Watcher):
 
     def update_done(self, update: UpdateDone) -> None:
         if update.done == 1:
-            self.before_the_first = time.perf_counter() - self._entered
+            self.initial_state = time.perf_counter() - self._entered
         if update.done > self.begin * update.total:
             self.windows.tick()
 
@@ -66,12 +65,12 @@ def spec_of(
     )
 
 
-def learned_before(width: int) -> Knowledge:
+def learned_before(width: int) -> ModelState:
     """What a model knows after two datasets, one for either head."""
     spec, known = spec_of(width, width, 1, "mask"), None
     for seed, pair in enumerate(_BEFORE, start=1):
         task = Task(pair, held(random_sides(2 * width, width - 1, seed)), seed)
-        known = learn(spec, known or before_the_first(spec), task).knowledge
+        known = learn(spec, known or initial_state(spec), task).model_state
     assert known is not None
     return known
 
@@ -88,13 +87,13 @@ def random_sides(rows: int, width: int, seed: int) -> Sides:
 class OurLoop:
     """A dataset to learn, as often as it is timed, by all ranks of the process group."""
 
-    known: Knowledge
+    known: ModelState
     rows: TrainingRows
     batch: int
     policy: str
     precision: Precision = "float32"
 
-    def run(self, clock: Clock) -> Learned:
+    def run(self, clock: Clock) -> TrainingResult:
         """One pass over the rows."""
         width, _ = self.known.heads.weights[PAIR.first].shape
         spec = spec_of(width, self.batch, 1, self.policy, self.precision)

@@ -10,9 +10,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from cmcl.contract.dataset import Shard
-from workers.storage.shard_writer import ROWS_IN_A_GROUP, write_shard
-from workers.storage.shards import FEATURES, describe_shard
-from workers.train.rows.reader import read_rows
+from workers.storage.shards import FEATURES, ROWS_IN_A_GROUP, describe_shard, write_shard
+from workers.train.data.reader import read_rows
 
 _ROWS_AT_ONCE = 4096
 # Arrow's own choice, whatever our reader has it take.

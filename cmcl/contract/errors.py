@@ -77,5 +77,5 @@ class StorageUnavailable(StorageError):
     retry_can_help = True
 
 
-HOPELESS = (InvalidDataset, NothingToLearn, StoreDamaged, TrainingDiverged, UnknownMethod)
+NON_RETRYABLE = (InvalidDataset, NothingToLearn, StoreDamaged, TrainingDiverged, UnknownMethod)
 """What another attempt would meet again: people have to do something first."""

@@ -29,7 +29,7 @@ from service.datasets.addresses import uri_of
 from service.datasets.uploads import ReceivedPart, Upload, UploadRequest
 from service.errors import Conflict, FieldProblem, Unprocessable
 from service.principal import EVERY_OWNER
-from workers.storage.multipart import MOST_PARTS, SMALLEST_PART
+from workers.storage.s3 import MOST_PARTS, SMALLEST_PART
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 

@@ -36,8 +36,8 @@ from cmcl.contract.errors import (
 )
 from cmcl.contract.modality import Frozen
 from service.datasets.verify import CancelToken, ValidationTask, verify
-from workers.storage.bounds import bound, end_with
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
+from workers.storage.process_limits import bound, end_with
 from workers.storage.uris import open_store
 
 logger = logging.getLogger(__name__)

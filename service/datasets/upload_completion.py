@@ -20,8 +20,8 @@ from service.datasets.uploads import existing, visible
 from service.errors import Conflict, FieldProblem
 from service.principal import Principal
 from workers.storage import layout
-from workers.storage.multipart import SMALLEST_PART
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
+from workers.storage.s3 import SMALLEST_PART
 
 logger = logging.getLogger(__name__)
 

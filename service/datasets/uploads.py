@@ -23,8 +23,8 @@ from service.errors import Conflict, FieldProblem, NotFound, Unprocessable
 from service.principal import Principal
 from service.settings import Settings
 from workers.storage import layout
-from workers.storage.multipart import LARGEST_PART
-from workers.storage.port import PresignedPut
+from workers.storage.object_store import PresignedPut
+from workers.storage.s3 import LARGEST_PART
 
 _LONGEST_FILENAME = 128
 # Both are part of how some languages are written.

@@ -14,7 +14,7 @@ from functools import partial
 from cmcl.contract.dataset import DatasetManifest
 from cmcl.contract.errors import StorageUnavailable, WorkerError
 from service.datasets.verify import CancelToken, InProcessValidator, ValidationTask, Validator
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

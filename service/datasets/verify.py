@@ -17,7 +17,7 @@ from cmcl.contract.model import ModelSpec
 from workers.storage import layout
 from workers.storage.formats.user_file import Side
 from workers.storage.intake import Address, DatasetIntake, Split
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.shards import FEATURES
 
 

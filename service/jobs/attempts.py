@@ -25,7 +25,7 @@ from service.quotas import heads_problem
 from service.settings import Settings
 from service.states import FailureReason, JobState
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

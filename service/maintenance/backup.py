@@ -28,7 +28,7 @@ from service.database.tables import metadata
 from service.errors import Conflict, DatabaseError
 from service.loops import Lease, OutageLog, PeriodicLoop
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from service.database.queries import canaries, deliveries, events, maintenance, 
 from service.database.queries.maintenance import EndedJob, Learned
 from service.states import JobState
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

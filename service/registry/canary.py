@@ -26,7 +26,7 @@ from service.database.rows import (
 from service.errors import Conflict, NotFound
 from service.registry.promotion_request import PromotionRequest, lock_as_seen, servable_version
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

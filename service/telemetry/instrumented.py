@@ -23,7 +23,7 @@ from service.launchers.port import (
     Submission,
 )
 from service.telemetry.metrics import Metrics, outcome_of, timed
-from workers.storage.port import ObjectStore, PresignedPut
+from workers.storage.object_store import ObjectStore, PresignedPut
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class InstrumentedLauncher:
 
 
 class InstrumentedStore:
-    """See the port, `workers.storage.port.ObjectStore`."""
+    """See the port, `workers.storage.object_store.ObjectStore`."""
 
     def __init__(self, store: ObjectStore, metrics: Metrics) -> None:
         self.uri = store.uri

@@ -18,6 +18,8 @@ LINTER = Path(sys.executable).parent / "lint-imports"
 PLANTED = [
     ("the control plane is layered", "service.states", "service.database.tables"),
     ("the data plane is layered", "workers.model.heads", "workers.train.loop"),
+    ("training is layered", "workers.train.data.order", "workers.train.loop"),
+    ("the pool of ranks is layered", "workers.train.pool.queue", "workers.train.pool.actor"),
     ("workers never import the service", "workers.storage.local", "service.states"),
     (
         "service and workers import the contract of cmcl, and nothing else of it",
@@ -39,7 +41,7 @@ PLANTED = [
     ("contract and storage know neither torch nor Ray", "cmcl.contract.job", "ray"),
     (
         "model and methods know neither Ray nor HTTP nor buckets",
-        "workers.methods.vanilla",
+        "workers.methods.method",
         "boto3",
     ),
 ]

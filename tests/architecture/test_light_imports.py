@@ -32,7 +32,7 @@ def test_the_control_plane_loads_no_ray(module: str) -> None:
     assert "ray" not in loaded_by(module)
 
 
-@pytest.mark.parametrize("module", ["workers.train.__main__", "workers.train.warm.client"])
+@pytest.mark.parametrize("module", ["workers.train.__main__", "workers.train.pool.client"])
 def test_the_job_of_a_warm_attempt_loads_nothing_that_takes_long(module: str) -> None:
     assert not loaded_by(module).intersection({"ray", "torch", "numpy", "pydantic", "boto3"})
 

@@ -24,7 +24,7 @@ from tests.conftest import EXAMPLE_STREAM
 from workers.model.artifact import load_heads
 from workers.model.heads import ModalityHeads
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 from workers.storage.versions import read_version, read_version_file
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cmcl.contract.errors import StorageUnavailable
-from workers.storage.port import ObjectStore, PresignedPut
+from workers.storage.object_store import ObjectStore, PresignedPut
 
 
 class FlakyStore:

@@ -16,7 +16,7 @@ from cmcl.contract.errors import StorageUnavailable
 from service.database.engine import Database
 from service.errors import DatabaseUnavailable
 from service.launchers.port import Launcher, LauncherUnavailable, LaunchStatus, Submission
-from workers.storage.port import ObjectStore, PresignedPut
+from workers.storage.object_store import ObjectStore, PresignedPut
 
 T = TypeVar("T")
 

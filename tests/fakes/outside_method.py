@@ -17,13 +17,13 @@ from dataclasses import replace
 
 import torch
 
-from workers.methods.port import Method
+from workers.methods.method import Method
 
 
 class OneSided(Method):
-    def update_spaces(self, lesson):
-        spaces = dict(super().update_spaces(lesson))
-        first = lesson.pair.first
+    def update_spaces(self, context):
+        spaces = dict(super().update_spaces(context))
+        first = context.pair.first
         spaces[first] = replace(spaces[first], free_EI=torch.zeros_like(spaces[first].free_EI))
         return spaces
 

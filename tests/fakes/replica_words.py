@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from cmcl.contract.rollout import Observation, PairAgreement
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import read_live
 
 PAIR = "image--text"

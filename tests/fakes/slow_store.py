@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 
 from tests.fakes.flaky_store import FlakyStore
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 _LONGEST_SECONDS = 60
 

@@ -14,7 +14,7 @@ from cmcl.contract.version import (
     VersionReport,
 )
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import entry_for, read_version, write_candidate
 
 

@@ -14,17 +14,16 @@ from cmcl.contract.version import (
 )
 from workers.model.artifact import (
     save_heads,
-    save_kept,
     save_memory,
+    save_method_state,
     save_moments,
     save_selftest,
 )
-from workers.model.features import prepare
-from workers.model.heads import ModalityHeads
+from workers.model.heads import ModalityHeads, prepare
 from workers.model.memory import Memory
 from workers.nullspace.moments import PairMoments, pair_moments
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import entry_for, publish_files, write_candidate, write_live
 
 _ROWS = 8
@@ -63,7 +62,7 @@ def store_version(
     moments = _random_moments(spec, pair, version)
     files = {
         layout.HEADS: save_heads(heads),
-        layout.KEPT: save_kept({}),
+        layout.METHOD_STATE: save_method_state({}),
         layout.SELFTEST: save_selftest(heads, spec),
         layout.MEMORY: save_memory(Memory().with_dataset(pair, moments)),
     }

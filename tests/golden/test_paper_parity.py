@@ -8,16 +8,16 @@ import torch
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import TrainingSpec
-from tests.fakes.turned_rows import turned
+from tests.fakes.rotated_rows import turned
 from tests.golden.paper_reference import Learner, Rows, Settings, loss, same_items, slopes
+from workers.methods.method import TrainingContext
 from workers.methods.paper import Paper
-from workers.methods.port import Lesson
 from workers.model.heads import ModalityHeads
 from workers.model.memory import Memory
 from workers.model.rows import PairedRows
 from workers.nullspace.moments import pair_moments
+from workers.train.data.order import Plan, permuted_batches
 from workers.train.loop import new_heads, train_pair
-from workers.train.rows.order import Plan, permuted_batches
 from workers.train.run import Run
 
 WIDTH = 5
@@ -66,11 +66,11 @@ def by_product(settings: Settings, training: TrainingSpec) -> list[dict[str, np.
     memory, after = Memory(), []
     for number, names in enumerate(STREAM):
         pair, rows = ModalityPair(first=names[0], second=names[1]), rows_of(names, number)
-        lesson = Lesson(heads, memory, {}, pair, training, seed=number)
-        spaces = method.update_spaces(lesson)
+        context = TrainingContext(heads, memory, {}, pair, training, seed=number)
+        spaces = method.update_spaces(context)
         tensors = as_tensors(rows)
-        trained = train_pair(method, lesson, spaces, turned(lesson, spaces, tensors), Run())
-        heads = new_heads(lesson, spaces, trained.changes)
+        trained = train_pair(method, context, spaces, turned(context, spaces, tensors), Run())
+        heads = new_heads(context, spaces, trained.changes)
         memory = memory.with_dataset(pair, pair_moments(tensors.first_NI, tensors.second_NJ))
         after.append({name: weight.numpy() for name, weight in heads.weights.items()})
     return after

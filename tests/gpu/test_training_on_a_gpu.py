@@ -10,11 +10,10 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
 from tests.fakes.pair_shards import write_pair_shards
 from workers.model.rows import PairedRows
+from workers.train.data.rows import HeldRows, TrainingRows
+from workers.train.data.streamed import StreamedRows
 from workers.train.distributed import World
-from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn
-from workers.train.rows.held import HeldRows
-from workers.train.rows.port import TrainingRows
-from workers.train.rows.streamed import StreamedRows
+from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
 from workers.train.run import Run, UpdateDone, Watcher
 
 pytestmark = [
@@ -57,12 +56,12 @@ def streamed(shards: list[Shard]) -> StreamedRows:
 
 def twice(
     rows: TrainingRows, device: torch.device, spec: ModelSpec = SPEC
-) -> tuple[Learned, Learned, list[float]]:
+) -> tuple[TrainingResult, TrainingResult, list[float]]:
     """A dataset, and the same again: mask, shares and replay included."""
     curve = Curve()
     run = Run(device=device, watcher=curve)
-    first = learn(spec, before_the_first(spec), Task(PAIR, rows, 1), run)
-    return first, learn(spec, first.knowledge, Task(PAIR, rows, 2), run), curve.losses
+    first = learn(spec, initial_state(spec), Task(PAIR, rows, 1), run)
+    return first, learn(spec, first.model_state, Task(PAIR, rows, 2), run), curve.losses
 
 
 def held(shards: list[Shard]) -> HeldRows:
@@ -81,7 +80,7 @@ def test_card_learns_what_the_host_learns(shards: list[Shard], way: str) -> None
             one.moments.cross_IJ, other.moments.cross_IJ, rtol=1e-5, atol=1e-4
         )
     torch.testing.assert_close(torch.tensor(ours[2]), torch.tensor(theirs[2]), rtol=1e-2, atol=1e-3)
-    assert _gap(ours[0].knowledge, theirs[0].knowledge) < 1e-2
+    assert _gap(ours[0].model_state, theirs[0].model_state) < 1e-2
 
 
 def test_bfloat16_products_learn_with_heads_of_float32(shards: list[Shard]) -> None:
@@ -90,11 +89,11 @@ def test_bfloat16_products_learn_with_heads_of_float32(shards: list[Shard]) -> N
     )
     _, exact, curve = twice(streamed(shards), CUDA)
     _, rough, rough_curve = twice(streamed(shards), CUDA, spec)
-    assert all(weight.dtype == torch.float32 for weight in rough.knowledge.heads.weights.values())
+    assert all(weight.dtype == torch.float32 for weight in rough.model_state.heads.weights.values())
     assert torch.equal(exact.moments.cross_IJ, rough.moments.cross_IJ)
     assert rough_curve[-1] < 1.5 * curve[-1] + 0.05
 
 
-def _gap(one: Knowledge, other: Knowledge) -> float:
+def _gap(one: ModelState, other: ModelState) -> float:
     weights = zip(one.heads.weights.values(), other.heads.weights.values(), strict=True)
     return max(float((ours - theirs).abs().max()) for ours, theirs in weights)

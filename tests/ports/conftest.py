@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.s3_server import s3_server, use_bucket
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 
 BUCKET = "contract-suite"

@@ -7,7 +7,7 @@ import numpy as np
 from workers.serve.search.stored import ledger, writes
 from workers.serve.search.stored.compaction import compact
 from workers.serve.search.stored.segments import Entry, batches
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 WRITERS, CHANGES_EACH = 4, 4
 

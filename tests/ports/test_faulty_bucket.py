@@ -22,7 +22,7 @@ from tests.fakes.faulty_bucket import (
     slow_down,
 )
 from tests.fakes.feature_shards import fetch
-from workers.storage.port import CHUNK_BYTES
+from workers.storage.object_store import CHUNK_BYTES
 from workers.storage.s3 import S3Store
 from workers.storage.scratch import Scratch
 from workers.storage.verified import PIECE_BYTES, open_verified

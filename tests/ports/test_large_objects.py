@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from cmcl.contract.errors import ObjectNotFound
-from workers.storage.multipart import SMALLEST_PART, Multipart
-from workers.storage.port import CHUNK_BYTES, ObjectStore, PresignedPut
+from workers.storage.object_store import CHUNK_BYTES, ObjectStore, PresignedPut
+from workers.storage.s3 import SMALLEST_PART, Multipart
 
 SIZES = [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 5 * CHUNK_BYTES + 3]
 

@@ -6,9 +6,9 @@ import pytest
 
 from cmcl.contract.dataset import Shard
 from tests.fakes.pair_shards import numbered_rows, write_pair_shards
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.scratch import Scratch
-from workers.train.rows.reader import read_rows
+from workers.train.data.reader import read_rows
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from botocore.config import Config
 
 from cmcl.contract.errors import InvalidUri, ObjectNotFound, StorageUnavailable
 from workers.storage.local import LocalStore, _open_beneath
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.s3 import S3Store
 
 

@@ -16,34 +16,31 @@ from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from tests.fakes.pair_shards import write_pair_shards
-from tests.fakes.turned_rows import turned
-from workers.methods.port import Batch, Lesson, Method, Peers, UpdateRule
+from tests.fakes.rotated_rows import turned
+from workers.methods.method import Batch, Method, ReplicaGroup, TrainingContext, UpdateRule, Vanilla
 from workers.methods.sampled_replay import SampledReplay
-from workers.methods.vanilla import Vanilla
-from workers.model.features import content_keys
 from workers.model.heads import initial_heads
 from workers.model.loss import Everywhere, positives, symmetric_info_nce, unit
 from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates
-from workers.model.rows import PairedRows
+from workers.model.rows import PairedRows, content_keys
 from workers.nullspace.mask import everything_free
 from workers.nullspace.moments import pair_moments
-from workers.train.certify import Earlier, limit_drift, weights_of
+from workers.train.certify import PastDataset, limit_drift, weights_of
+from workers.train.data.rows import HeldRows, LocalBatch, TrainingRows
+from workers.train.data.streamed import StreamedRows
 from workers.train.distributed import (
-    Gathering,
+    AsyncGather,
     World,
-    gathered,
-    lengths_of,
-    share_of,
-    sum_moments,
+    all_gather_rows,
+    all_reduce_pair_moments,
+    rank_lengths,
+    rank_slice,
     world,
 )
-from workers.train.learn import Knowledge, Task, conditioned, learn
+from workers.train.learn import ModelState, Task, conditioned, learn
 from workers.train.loop import train_pair
 from workers.train.objective import GlobalLoss
-from workers.train.rows.held import HeldRows
-from workers.train.rows.port import LocalBatch, TrainingRows
-from workers.train.rows.streamed import StreamedRows
 from workers.train.run import Run, UpdateDone, Watcher
 
 ROWS, BATCH = 90, 26  # a batch that neither 3 nor 4 ranks divide, and rows that it does not divide
@@ -112,8 +109,8 @@ def _raw_features(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _moments(here: World) -> list[torch.Tensor]:
     first, second = _features(0)
-    own = share_of(ROWS, here)
-    total = sum_moments(pair_moments(first[own], second[own]), here)
+    own = rank_slice(ROWS, here)
+    total = all_reduce_pair_moments(pair_moments(first[own], second[own]), here)
     return [total.first.sum_II, total.second.sum_II, total.cross_IJ, torch.tensor(total.count)]
 
 
@@ -121,11 +118,11 @@ def _gradient(here: World) -> torch.Tensor:
     """Gradient of the global loss with respect to all rows, put together again."""
     first, second = (unit(side[:BATCH, :9]) for side in _features(1))
     keys = torch.arange(BATCH)
-    own, lengths = share_of(BATCH, here), lengths_of(BATCH, here)
+    own, lengths = rank_slice(BATCH, here), rank_lengths(BATCH, here)
     local = [side[own].clone().requires_grad_() for side in (first, second)]
 
     def gather(rows: torch.Tensor) -> torch.Tensor:
-        return Gathering(rows, lengths, here).wait()
+        return AsyncGather(rows, lengths, here).wait()
 
     everywhere = Everywhere(gather(local[0].detach()), gather(local[1].detach()), gather)
     positive = positives(keys[own], keys[own], keys, keys)
@@ -135,7 +132,7 @@ def _gradient(here: World) -> torch.Tensor:
 
 def _held() -> HeldRows:
     first, second = _raw_features(2)
-    keys = (content_keys(side.numpy()) for side in (first, second))
+    keys = (torch.from_numpy(content_keys(side.numpy())) for side in (first, second))
     return HeldRows(PairedRows(first, second, *keys))
 
 
@@ -145,20 +142,22 @@ def _streamed(shards: Sequence[Shard]) -> StreamedRows:
 
 def _trained(here: World, memory: Memory, rows: TrainingRows) -> dict[str, torch.Tensor]:
     """A dataset with the default method: conditioning, mask, shares and replay included."""
-    before, losses = Knowledge(initial_heads(SPEC), memory), Losses()
+    before, losses = ModelState(initial_heads(SPEC), memory), Losses()
     heads = before.heads
     if memory.by_pair:
         heads = conditioned(SPEC, heads, PAIR, rows, Run(here))
-        before = Knowledge(heads, memory)
+        before = ModelState(heads, memory)
     learned = learn(SPEC, before, Task(PAIR, rows, seed=3), Run(here, watcher=losses))
-    earlier = Earlier.held("old", PAIR, pair_moments(*_features(AGREED)), weights_of(PAIR, heads))
-    drift = earlier.drift(learned.knowledge.heads) if memory.by_pair else 0.0
+    earlier = PastDataset.held(
+        "old", PAIR, pair_moments(*_features(AGREED)), weights_of(PAIR, heads)
+    )
+    drift = earlier.drift(learned.model_state.heads) if memory.by_pair else 0.0
     return {
-        **learned.knowledge.heads.weights,
+        **learned.model_state.heads.weights,
         "losses": losses.of_batches(here),
         "certificate": torch.tensor(drift),
         "moments": learned.moments.cross_IJ,
-        **{f"{name} map": it.map_FF for name, it in learned.knowledge.heads.conditioning.items()},
+        **{f"{name} map": it.map_FF for name, it in learned.model_state.heads.conditioning.items()},
     }
 
 
@@ -175,12 +174,12 @@ def diverged(here: World) -> dict[str, str]:
 
 def _raised(method: Method, training: TrainingSpec, here: World) -> str:
     heads = initial_heads(SPEC)
-    lesson = Lesson(heads, Memory(), {}, PAIR, training, seed=3)
-    spaces = method.update_spaces(lesson)
+    context = TrainingContext(heads, Memory(), {}, PAIR, training, seed=3)
+    spaces = method.update_spaces(context)
     keys = torch.arange(ROWS)
-    rows = turned(lesson, spaces, PairedRows(*_features(2), keys, keys))
+    rows = turned(context, spaces, PairedRows(*_features(2), keys, keys))
     try:
-        train_pair(method, lesson, spaces, rows, Run(here))
+        train_pair(method, context, spaces, rows, Run(here))
     except TrainingDiverged as error:
         return str(error)
     return "nothing"
@@ -193,7 +192,7 @@ class _OddOnOneRank(Method):
     def __init__(self, here: World) -> None:
         self._is_last = here.rank == here.size - 1
 
-    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
+    def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
         return _OddOnce() if self._is_last else UpdateRule()
 
 
@@ -229,17 +228,17 @@ def _limited(here: World) -> tuple[torch.Tensor, torch.Tensor]:
     bounded = ProtectionSpec(policy="preserve", max_drift=0.01)
     spec = SPEC.model_copy(update={"protection": bounded})
     heads = initial_heads(spec)
-    lesson = Lesson(heads, Memory(), {}, PAIR, spec.training, seed=3)
+    context = TrainingContext(heads, Memory(), {}, PAIR, spec.training, seed=3)
     spaces = {name: everything_free(*weight.shape) for name, weight in heads.weights.items()}
     first, second = (
         torch.randn(heads.weights[name].shape, generator=torch.Generator().manual_seed(4))
         for name in PAIR.modalities
     )
     earlier = [
-        Earlier.held(str(seed), PAIR, pair_moments(*_features(seed)), weights_of(PAIR, heads))
+        PastDataset.held(str(seed), PAIR, pair_moments(*_features(seed)), weights_of(PAIR, heads))
         for seed in range(5)
     ]
-    limited = limit_drift(spec, lesson, spaces, (first, second), earlier, here)
+    limited = limit_drift(spec, context, spaces, (first, second), earlier, here)
     assert limited.shrunk is not None
     assert limited.shrunk.drift_after <= 0.01 < limited.shrunk.drift_before
     return limited.changes
@@ -248,7 +247,7 @@ def _limited(here: World) -> tuple[torch.Tensor, torch.Tensor]:
 def _traffic(here: World, memory: Memory) -> dict[str, int]:
     """What one more dataset of two known modalities gives to collectives, and by what it is made."""
     rows, run = _held(), Run(World(here.rank, here.size))
-    before = Knowledge(conditioned(SPEC, initial_heads(SPEC), PAIR, rows, Run(here)), memory)
+    before = ModelState(conditioned(SPEC, initial_heads(SPEC), PAIR, rows, Run(here)), memory)
     learned = learn(SPEC, before, Task(PAIR, rows, seed=3), run)
     free = sum(int(space.free_EI.sum()) for space in learned.spaces.values())
     traffic = run.here.traffic
@@ -265,11 +264,13 @@ def _largest_replayed_scores(here: World, memory: Memory) -> int:
     """The same of an update that also learns from sampled rows of earlier datasets."""
     narrow = SPEC.model_copy(update={"width": 3})  # Else embeddings are more numbers than scores.
     heads = conditioned(narrow, initial_heads(narrow), PAIR, _held(), Run(here))
-    lesson = Lesson(heads, memory, {}, PAIR, SPEC.training, seed=3)
+    context = TrainingContext(heads, memory, {}, PAIR, SPEC.training, seed=3)
     spaces = {name: everything_free(*weight.shape) for name, weight in heads.weights.items()}
     first, second = ((heads.weights[name], spaces[name]) for name in PAIR.modalities)
-    replay = SampledReplay(lesson, PairInEigenCoordinates(first, second))
-    peers = Peers(here.size, partial(share_of, here=here), partial(gathered, here=here))
+    replay = SampledReplay(context, PairInEigenCoordinates(first, second))
+    peers = ReplicaGroup(
+        here.size, partial(rank_slice, here=here), partial(all_gather_rows, here=here)
+    )
     with _Largest(BATCH) as largest:
         replay.loss(peers).backward()  # type: ignore[no-untyped-call]
     return largest.numbers
@@ -293,7 +294,7 @@ class _Largest(TorchDispatchMode):
 def _largest_scores(here: World) -> int:
     """The most scores that a rank ever holds in one matrix, forward and backward."""
     first, second = (side[:BATCH, :3].contiguous() for side in _features(1))
-    own, lengths = share_of(BATCH, here), lengths_of(BATCH, here)
+    own, lengths = rank_slice(BATCH, here), rank_lengths(BATCH, here)
     keys = torch.arange(BATCH)
     rows = PairedRows(first[own], second[own], keys[own], keys[own])
     space = everything_free(3, 3)

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from benchmarks.scaling.group import joined
-from workers.train.distributed import World, largest, meet, world
+from workers.train.distributed import World, all_reduce_max, barrier, world
 
 _PATIENCE, _LATE = 0.5, 1.5
 
@@ -25,10 +25,10 @@ def _meets(here: World) -> None:
     # From here on a collective gives a rank up that is late; before, they wait for each other's start.
     _set_pg_timeout(timedelta(seconds=_PATIENCE), dist.group.WORLD)
     time.sleep(_LATE * here.rank)
-    meet(here)
+    barrier(here)
     time.sleep(_LATE * here.rank)
-    assert largest(float(here.rank), here) == 1.0
-    assert world().late is here.late
+    assert all_reduce_max(float(here.rank), here) == 1.0
+    assert world().slow_group is here.slow_group
 
 
 def test_ranks_meet_after_longer_than_a_collective_waits(tmp_path: Path) -> None:

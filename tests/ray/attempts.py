@@ -18,7 +18,7 @@ from cmcl.stack import LocalStack
 from tests.conftest import EXAMPLE_STREAM
 from tests.fakes.feature_shards import fetch
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import check_candidate, read_candidate
 
 STREAM = read_stream(EXAMPLE_STREAM)

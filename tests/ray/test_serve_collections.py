@@ -9,7 +9,7 @@ import torch
 
 from cmcl.contract.model import ModelSpec
 from tests.fakes.versions import publish_version, random_heads
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 MODEL = "searched"
 SPEC = ModelSpec(width=16, modalities={"image": 12, "text": 8})

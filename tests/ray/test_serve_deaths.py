@@ -23,7 +23,7 @@ from cmcl.stack import LocalStack
 from tests.fakes.versions import publish_version, random_heads
 from tests.ray.attempts import ray_processes
 from tests.ray.second_application import CHANGED, DELETED, DEPLOYED, NAME, PREFIX
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 
 MODEL = "deaths"

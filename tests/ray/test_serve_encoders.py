@@ -11,7 +11,7 @@ from cmcl.contract.model import ModelSpec
 from tests.fakes.versions import publish_version, random_heads
 from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.encoders.synthetic import SyntheticEncoder
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 MODEL = "raw-texts"
 # As the session's stack has it.

@@ -15,7 +15,7 @@ from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import ANNOUNCEMENTS, Announcement, LivePointer
 from cmcl.stack import LocalStack
 from tests.fakes.versions import publish_version, random_heads
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import write_live
 
 MODEL = "hot-swap"

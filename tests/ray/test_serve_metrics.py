@@ -20,7 +20,7 @@ from deploy.live_prometheus import Prometheus, Target
 from tests.architecture.repository import ROOT
 from tests.deploy.promtool import NoPromtool, find_program
 from tests.fakes.versions import publish_version, random_heads
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import write_live
 
 pytestmark = pytest.mark.ray

@@ -9,7 +9,7 @@ from cmcl.contract.errors import ObjectNotFound
 from cmcl.contract.model import TrainingSpec
 from cmcl.stack import LocalStack
 from tests.ray.attempts import Attempts, ended, ray_processes, wait_until
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 pytestmark = pytest.mark.ray
 
@@ -87,12 +87,12 @@ def test_another_number_of_ranks_is_another_group_and_what_fails_alike_is_not_tr
     assert driver_log().count(_GROUP_OF_ONE) == before + 1
     assert "CMCL_RANKS is 2 for the ranks that stay and 1 for this attempt" in driver_log()
     # The group of two makes room: all that it held is free.
-    wait_until(lambda: not ray_processes(stack, "ray::Resident") and not ranks(stack))
+    wait_until(lambda: not ray_processes(stack, "ray::PoolActor") and not ranks(stack))
 
 
 def test_attempt_survives_the_death_of_the_resident(attempts: Attempts, stack: LocalStack) -> None:
     orphan = attempts.start("orphan", 1, LONG, *ALONE)
     wait_until(lambda: attempts.is_training("orphan"))
-    ray_processes(stack, "ray::Resident")[-1].send_signal(signal.SIGKILL)
+    ray_processes(stack, "ray::PoolActor")[-1].send_signal(signal.SIGKILL)
     assert ended(orphan) == 0
     assert attempts.candidate("orphan").report.ranks == 1

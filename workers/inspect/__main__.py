@@ -1,45 +1,45 @@
-"""`python -m workers.inspect QUESTION`: what a stored model answers about itself.
+"""`python -m workers.inspect QUESTION`: questions about a stored model.
 
-Prints a table, with --json one JSON document. Status 0: answered; 2: it cannot be answered, and one
-line on stderr says why; 3 (preflight): the dataset would be refused.
+Prints a table, or one JSON document with --json. Status 0: answered; 2: cannot be answered, with one
+line on stderr; 3 (preflight): the dataset would be refused.
 
-The service asks for pre-flights as well: it names keys of the store for what is long (the shards)
-and for the answer.
+The service runs pre-flights as well. It passes keys of the store: of a document with the shards, which
+would be too long for a command line, and for the answer.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
 from pydantic import ValidationError
 
-from cmcl.contract.errors import WorkerError
+from cmcl.contract.errors import InvalidVersion, WorkerError
 from cmcl.contract.modality import ModalityPair
-from cmcl.contract.preflight import AskedShard
+from cmcl.contract.preflight import AskedShard, AskedShards, Outlook, PreflightAnswer
 from workers.inspect.capacity import model_capacity
 from workers.inspect.compare import compare
-from workers.inspect.delivery import asked_shards, leave_error, leave_outlook
 from workers.inspect.migrate import MigrationQuestion, migrate
 from workers.inspect.preflight import DatasetOutlook, dataset_outlook
-from workers.inspect.show import Answer, as_json, as_text
+from workers.inspect.show import Answer, as_json, as_text, finite
 from workers.inspect.versions import Unanswerable
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 
 _CANNOT, _REFUSED = 2, 3
 
 
 class _Parser(argparse.ArgumentParser):
-    """Mistakes are answered in one line."""
+    """Reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(_CANNOT, f"workers.inspect: {' '.join(message.split())}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, ask, print."""
+    """Answer a question and return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -68,7 +68,7 @@ def _answer(options: argparse.Namespace) -> Answer:
 
 
 def _outlook(store: ObjectStore, options: argparse.Namespace) -> DatasetOutlook:
-    """To the caller, and into the store if somebody waits for it there."""
+    """Run a pre-flight; also write its answer to the store if --into is given."""
     try:
         shards, allowed = _shards(store, options)
         outlook = dataset_outlook(
@@ -76,21 +76,47 @@ def _outlook(store: ObjectStore, options: argparse.Namespace) -> DatasetOutlook:
         )
     except (Unanswerable, WorkerError, OSError) as error:
         if options.into is not None:
-            leave_error(store, options.into, error)
+            _write_error(store, options.into, error)
         raise
     if options.into is not None:
-        leave_outlook(store, options.into, outlook)
+        _write_outlook(store, options.into, outlook)
     return outlook
 
 
 def _shards(
     store: ObjectStore, options: argparse.Namespace
 ) -> tuple[tuple[AskedShard, ...], tuple[str, ...] | None]:
-    """Whoever types addresses may read them; whoever asks by the service, what it permits."""
+    """The shards and the prefixes that they must not leave: none for a user of this command."""
     if options.shards_in is None:
         return tuple(AskedShard(uri=uri) for uri in options.shards), None
-    asked = asked_shards(store, options.shards_in)
+    asked = _read_request(store, options.shards_in)
     return asked.shards, asked.allowed_prefixes
+
+
+def _read_request(store: ObjectStore, key: str) -> AskedShards:
+    """Read what the service wrote. Raises ObjectNotFound, InvalidVersion, StorageUnavailable."""
+    try:
+        return AskedShards.model_validate_json(store.read(key))
+    except ValidationError as error:
+        raise InvalidVersion(f"{key} cannot be read: {error}") from error
+
+
+def _write_outlook(store: ObjectStore, key: str, outlook: DatasetOutlook) -> None:
+    """Write the answer in one object, so that readers see all of it or nothing."""
+    answer = PreflightAnswer(outlook=Outlook.model_validate(finite(asdict(outlook))))
+    _write_answer(store, key, answer)
+
+
+def _write_error(store: ObjectStore, key: str, error: Exception) -> None:
+    """Write why there is no answer. Another machine may have the disk space that is missing here."""
+    can_help = (
+        error.retry_can_help if isinstance(error, WorkerError) else isinstance(error, OSError)
+    )
+    _write_answer(store, key, PreflightAnswer(error=str(error), retry_can_help=can_help))
+
+
+def _write_answer(store: ObjectStore, key: str, answer: PreflightAnswer) -> None:
+    store.put(key, answer.model_dump_json().encode())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,7 +171,7 @@ def _migrate(parser: argparse.ArgumentParser) -> None:
 
 
 def _address(text: str) -> str:
-    """A path of this machine as an address; addresses as they are."""
+    """Turn a local path into an address; leave addresses unchanged."""
     return text if "://" in text else Path(text).absolute().as_uri()
 
 

@@ -1,25 +1,23 @@
-"""How full is a model? Per modality: ranks, blocked entries, free shares up to now, a forecast."""
+"""How full a model is. Per modality: ranks, blocked entries, free shares so far, and a forecast."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from cmcl.contract.errors import InvalidVersion
+from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest
-from workers.inspect.protected import protected_moments, remark_on_method
-from workers.inspect.versions import find_version, heads_of, kept_of, memory_of
-from workers.methods.port import Lesson
-from workers.methods.sealed import input_basis
+from workers.inspect.versions import find_version
+from workers.methods.method import TrainingContext
+from workers.methods.nullspace import protected_space
 from workers.nullspace.capacity import Capacity, capacity
-from workers.nullspace.mask import product_mask
-from workers.nullspace.subspace import EigenBasis, eigenbasis
-from workers.storage.port import ObjectStore
+from workers.nullspace.mask import UpdateSpace
+from workers.storage.object_store import ObjectStore
+from workers.train.lineage import read_heads, read_memory, read_method_state
 
 
 @dataclass(frozen=True)
 class FreeShare:
-    """Free entries of a head in one version, 0 to 1; `learned`: its dataset had the modality."""
+    """Free entries of a head in one version, 0 to 1. `learned`: its dataset had the modality."""
 
     version: int
     free_share: float
@@ -28,7 +26,7 @@ class FreeShare:
 
 @dataclass(frozen=True)
 class ModalityCapacity:
-    """A head now, and how its free share came down, oldest version first."""
+    """A head now, and its free share in every version so far, oldest first."""
 
     now: Capacity
     history: tuple[FreeShare, ...]
@@ -49,9 +47,9 @@ class ModelCapacity:
 def model_capacity(store: ObjectStore, model: str, version: int) -> ModelCapacity:
     """Measure every version of the lineage. The mask is the product rule at the kept energy.
 
-    It is what the next dataset would meet; with `stable_index`, one of the modality's latest pair.
-    The forecast rests on the free shares after the modality's own datasets; other datasets turn
-    its partners' heads, which moves its share a little. Raises Unanswerable, WorkerError.
+    It is what the next dataset would meet; with `stable_index`, a dataset of the modality's latest pair.
+    The forecast uses the free shares after the modality's own datasets. Other datasets change its
+    partners' heads, which moves its share a little. Raises Unanswerable, WorkerError.
     """
     manifest = find_version(store, model, version)
     measured: dict[str, list[_Head]] = {}
@@ -73,21 +71,19 @@ class _Head:
     """A head in one version."""
 
     share: FreeShare
-    outputs: EigenBasis
-    inputs: EigenBasis
-    free_EI: Tensor
+    space: UpdateSpace
 
 
 def _heads_in(
     store: ObjectStore, manifest: VersionManifest, latest: Mapping[str, LearnedDataset]
 ) -> dict[str, _Head]:
     """Each modality that has learned something, with the latest dataset that had it."""
-    heads, memory = heads_of(store, manifest), memory_of(store, manifest)
-    kept = kept_of(store, manifest)
+    heads, memory = read_heads(store, manifest), read_memory(store, manifest)
+    method_state, spec = read_method_state(store, manifest), manifest.spec
     return {
         modality: _measured(
             manifest,
-            Lesson(heads, memory, kept, learned.pair, manifest.spec.training, manifest.spec.seed),
+            TrainingContext(heads, memory, method_state, learned.pair, spec.training, spec.seed),
             modality,
             learned=learned.version == manifest.version,
         )
@@ -95,18 +91,25 @@ def _heads_in(
     }
 
 
-def _measured(manifest: VersionManifest, lesson: Lesson, modality: str, *, learned: bool) -> _Head:
-    protected = protected_moments(manifest.spec, lesson, modality)
-    if protected is None:
+def _measured(
+    manifest: VersionManifest, context: TrainingContext, modality: str, *, learned: bool
+) -> _Head:
+    protection = manifest.spec.protection
+    space = protected_space(context, modality, protection.energy, protection.stable_index)
+    if space is None:
         raise InvalidVersion(f"version {manifest.version} has no moments of {modality!r}")
-    inputs = input_basis(lesson, modality, protected.inputs)
-    outputs = eigenbasis(protected.partners)
-    free_EI = product_mask(outputs, inputs, manifest.spec.protection.energy)
-    share = FreeShare(manifest.version, float(free_EI.double().mean()), learned)
-    return _Head(share, outputs, inputs, free_EI)
+    share = FreeShare(manifest.version, float(space.free_EI.double().mean()), learned)
+    return _Head(share, space)
 
 
 def _summary(heads: list[_Head]) -> ModalityCapacity:
-    now, history = heads[-1], tuple(head.share for head in heads)
+    space, history = heads[-1].space, tuple(head.share for head in heads)
     own = [share.free_share for share in history if share.learned]
-    return ModalityCapacity(capacity(now.outputs, now.inputs, now.free_EI, own), history)
+    return ModalityCapacity(capacity(space.outputs, space.inputs, space.free_EI, own), history)
+
+
+def remark_on_method(spec: ModelSpec) -> tuple[str, ...]:
+    """A sentence for models of other methods, which have no mask."""
+    if spec.method == "nullspace":
+        return ()
+    return (f"The method is {spec.method}: blocked is what nullspace would block.",)

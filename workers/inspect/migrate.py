@@ -1,6 +1,6 @@
-"""Stored vectors of one version turned into those of another, file to file, without encoders.
+"""Migrate stored vectors from one version to another, file to file, without encoders.
 
-Shapes: N stored vectors, E width of the embeddings.
+Shapes: N stored vectors, F width of the raw feature, E width of the embeddings.
 """
 
 import tempfile
@@ -10,16 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cmcl.contract.version import VersionManifest
-from workers.inspect.measured import MeasuredMigration, measured_migration
 from workers.inspect.versions import (
     Unanswerable,
     check_modality,
     find_version,
-    heads_of,
-    held_out_of,
-    memory_of,
+    read_held_out,
 )
 from workers.model.heads import ModalityHeads
 from workers.model.migration import (
@@ -28,15 +26,18 @@ from workers.model.migration import (
     check_error,
     migration_between,
 )
+from workers.nullspace.compatibility import root_ratio
 from workers.nullspace.migrate import Migration
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
+from workers.train.lineage import read_heads, read_memory
 
 _ROWS_AT_ONCE = 65536
+_PERCENTILE = 0.01
 
 
 @dataclass(frozen=True)
 class MigrationQuestion:
-    """What to migrate, and with how much error (relative, 0 to 1) it is still written."""
+    """What to migrate. Nothing is written if the predicted relative error exceeds `most_error`."""
 
     model: str
     from_version: int
@@ -46,10 +47,26 @@ class MigrationQuestion:
 
 
 @dataclass(frozen=True)
-class Migrated:
-    """What was written; the map's figures are those of `nullspace.migrate.Migration`.
+class MeasuredMigration:
+    """Held-out rows of one modality, migrated and re-encoded.
 
-    `held_out`: by dataset of the modality that has held-out rows.
+    `error`: relative root mean square error of unnormalised embeddings. `cosine_mean` and
+    `cosine_percentile_1`: between migrated and re-encoded unit vectors. `cosine_unmigrated`: the mean
+    without migration.
+    """
+
+    rows: int
+    error: float
+    cosine_mean: float
+    cosine_percentile_1: float
+    cosine_unmigrated: float
+
+
+@dataclass(frozen=True)
+class Migrated:
+    """What was written. Figures of the map are those of `nullspace.migrate.Migration`.
+
+    `held_out`: by dataset of the modality, if it has held-out rows.
     """
 
     model: str
@@ -67,17 +84,17 @@ class Migrated:
 
 
 def migrate(store: ObjectStore, question: MigrationQuestion, source: Path, out: Path) -> Migrated:
-    """Migrate unit vectors (N × E, float32, .npy) with one product, then write them in one move.
+    """Migrate unit vectors (N × E, float32, .npy) and write them atomically.
 
-    The map is that of the modality's pooled input moment in the old version, whose datasets the
-    stored vectors are taken to resemble. Raises Unanswerable, WorkerError, OSError.
+    The map comes from the modality's pooled input moment in the old version: stored vectors are assumed
+    to resemble the datasets of that version. Raises Unanswerable, WorkerError, OSError.
     """
     before, after = (
         find_version(store, question.model, version)
         for version in (question.from_version, question.to_version)
     )
     check_modality(before, question.modality)
-    heads = heads_of(store, before), heads_of(store, after)
+    heads = read_heads(store, before), read_heads(store, after)
     found = _map(store, question, before, *heads)
     stored_NE = read_vectors(source, before.spec.width)
     _write(found, stored_NE, out)
@@ -109,7 +126,7 @@ def _map(
         NumberedHeads(question.to_version, new),
     )
     try:
-        found = migration_between(question.modality, memory_of(store, before), *versions)
+        found = migration_between(question.modality, read_memory(store, before), *versions)
         check_error(question.modality, found, question.most_error)
     except CannotMigrate as error:
         raise Unanswerable(str(error)) from error
@@ -117,7 +134,7 @@ def _map(
 
 
 def read_vectors(path: Path, width: int) -> np.ndarray:
-    """Rows of a .npy file, mapped and not read. Raises Unanswerable unless they are N × width."""
+    """Memory-map the rows of a .npy file. Raises Unanswerable unless they are N × width."""
     try:
         stored_NE: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -133,7 +150,7 @@ def read_vectors(path: Path, width: int) -> np.ndarray:
 
 
 def _write(found: Migration, stored_NE: np.ndarray, out: Path) -> None:
-    """Beside its place first, so that nobody reads half a file and a failure leaves the old one."""
+    """Write to a temporary file, then rename: readers see the old file or the whole new one."""
     with tempfile.TemporaryDirectory(prefix=".cmcl-migrate-", dir=out.absolute().parent) as folder:
         path = Path(folder) / "vectors.npy"
         shape = (len(stored_NE), len(found.map_EE))
@@ -167,9 +184,31 @@ def _measured(
     for learned in before.learned:
         if modality not in learned.pair.modalities:
             continue
-        held_out = held_out_of(store, learned)
+        held_out = read_held_out(store, learned)
         if held_out is not None:
             of_first = modality == learned.pair.first
             raw_NF = held_out.rows.first_NI if of_first else held_out.rows.second_NJ
             results[learned.dataset] = measured_migration(found, modality, *heads, raw_NF)
     return results
+
+
+def measured_migration(
+    found: Migration, modality: str, old: ModalityHeads, new: ModalityHeads, raw_NF: Tensor
+) -> MeasuredMigration:
+    """Migrate the old version's embeddings of these rows, and compare them with the new one's."""
+    stored_NE = old.outputs(modality, raw_NF).double()
+    reencoded_NE = new.outputs(modality, raw_NF).double()
+    missed = float((found.apply(stored_NE) - reencoded_NE).square().sum())
+    unit_stored_NE = old.embed(modality, raw_NF)
+    cosine_N = _cosines(found.apply_unit(unit_stored_NE), reencoded_NE)
+    return MeasuredMigration(
+        rows=len(raw_NF),
+        error=root_ratio(missed, float(reencoded_NE.square().sum())),
+        cosine_mean=float(cosine_N.mean()),
+        cosine_percentile_1=float(cosine_N.quantile(_PERCENTILE)),
+        cosine_unmigrated=float(_cosines(unit_stored_NE, reencoded_NE).mean()),
+    )
+
+
+def _cosines(one_NE: Tensor, other_NE: Tensor) -> Tensor:
+    return torch.nn.functional.cosine_similarity(one_NE.double(), other_NE, dim=1)

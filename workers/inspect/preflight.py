@@ -1,4 +1,4 @@
-"""What would a dataset meet, before it is posted? Its rows, its moments, the entries left to it.
+"""What a dataset would meet, before it is posted: its rows, its moments, the entries that are free for it.
 
 Shapes: B rows, F and G raw widths of the two sides.
 """
@@ -13,32 +13,34 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.preflight import AskedShard
 from cmcl.contract.version import VersionManifest
-from workers.inspect.protected import protected_moments, remark_on_method
-from workers.inspect.sample import sampled
-from workers.inspect.versions import check_modality, find_version, heads_of, kept_of, memory_of
-from workers.methods.port import Lesson
+from workers.inspect.capacity import remark_on_method
+from workers.inspect.rows import Findings, check_rows, sampled
+from workers.inspect.versions import check_modality, find_version
+from workers.methods.method import TrainingContext
+from workers.methods.nullspace import protected_moments
 from workers.methods.registry import method_for
 from workers.model.heads import ModalityHeads
 from workers.model.rows import PairedRows
+from workers.nullspace.capacity import HeadMoments, Preflight, preflight
 from workers.nullspace.mask import product_mask
 from workers.nullspace.moments import PairMoments, pair_moments
-from workers.nullspace.preflight import Findings, HeadMoments, Preflight, check_rows, preflight
 from workers.storage.formats.user_file import Side
 from workers.storage.intake import Address, take
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.shards import FEATURES, ShardChecker
-from workers.train.learn import Knowledge, conditioned, prepared_rows
-from workers.train.rows.held import HeldRows
+from workers.train.data.rows import HeldRows
+from workers.train.learn import ModelState, conditioned, prepared_rows
+from workers.train.lineage import read_heads, read_memory, read_method_state
 from workers.train.run import Run
 
 
 @dataclass(frozen=True)
 class HeadOutlook:
-    """One modality: its moments against the earlier ones, and what this very job could move.
+    """One modality: its moments compared with the earlier ones, and what this job could move.
 
-    `open_share`: entries that the model's method would let this dataset move, 0 to 1. It differs
-    from `moments.free_share`, which looks at one head alone, as the method looks at both: where a
-    pair comes again it is less, since its heads then share what is free.
+    `open_share`: entries that the model's method would let this dataset move, 0 to 1. It differs from
+    `moments.free_share`, which is of one head by itself: if a pair is trained again, its two heads
+    share what is free, and it is less.
     """
 
     moments: Preflight
@@ -47,9 +49,10 @@ class HeadOutlook:
 
 @dataclass(frozen=True)
 class DatasetOutlook:
-    """`refusals`: why intake or training would refuse it. `heads` is empty if it has any.
+    """The answer to a pre-flight.
 
-    `findings`: by modality; none where a side cannot be read at all. `advice`: sentences.
+    `refusals`: why intake or training would refuse the dataset; `heads` is empty if there are any.
+    `findings`: by modality, empty if a side cannot be read. `advice`: sentences.
     """
 
     model: str
@@ -73,10 +76,10 @@ def dataset_outlook(
     shards: Sequence[AskedShard],
     allowed: tuple[str, ...] | None = None,
 ) -> DatasetOutlook:
-    """Look at training shards as if they were posted to a model whose head is `version`.
+    """Check training shards as if they were posted to a model whose latest version is `version`.
 
-    `allowed`: prefixes that users' own addresses must not leave; None: wherever they lie.
-    Raises Unanswerable for what cannot be asked, WorkerError where store or shards do not answer.
+    `allowed`: prefixes that users' addresses must not leave; None: any address.
+    Raises Unanswerable for invalid questions, WorkerError if the store or a shard is unavailable.
     """
     manifest = find_version(store, model, version)
     for modality in pair.modalities:
@@ -105,7 +108,7 @@ def _refused_at_intake(
     paths: Mapping[Path, AskedShard],
     allowed: tuple[str, ...] | None,
 ) -> Iterator[str]:
-    """Bring each to its path and check it as the service does; of each shard the first fault."""
+    """Fetch each shard and check it as intake does; yields the first error of each shard."""
     sides = _sides(spec, pair)
     checker = ShardChecker((sides[0].width, sides[1].width))
     for path, shard in paths.items():
@@ -142,20 +145,24 @@ def _refused_by_training(spec: ModelSpec, rows: int) -> Iterator[str]:
 def _heads(
     store: ObjectStore, manifest: VersionManifest, pair: ModalityPair, raw: PairedRows
 ) -> dict[str, HeadOutlook]:
-    knows = Knowledge(
-        heads_of(store, manifest), memory_of(store, manifest), kept_of(store, manifest)
+    state = ModelState(
+        read_heads(store, manifest),
+        read_memory(store, manifest),
+        read_method_state(store, manifest),
     )
     spec = manifest.spec
-    heads = conditioned(spec, knows.heads, pair, HeldRows(raw), Run())
+    heads = conditioned(spec, state.heads, pair, HeldRows(raw), Run())
     rows = prepared_rows(heads, pair, raw)
     moments = pair_moments(rows.first_NI, rows.second_NJ)
-    lesson = Lesson(heads, knows.memory, knows.kept, pair, spec.training, spec.seed)
-    spaces = method_for(spec).update_spaces(lesson)
+    context = TrainingContext(
+        heads, state.memory, state.method_state, pair, spec.training, spec.seed
+    )
+    spaces = method_for(spec).update_spaces(context)
     return {
         modality: HeadOutlook(
             preflight(
                 _new_moments(heads, pair, moments, modality),
-                protected_moments(spec, lesson, modality),
+                protected_moments(context, modality, spec.protection.stable_index),
                 product_mask,
                 spec.protection.energy,
             ),
@@ -168,7 +175,7 @@ def _heads(
 def _new_moments(
     heads: ModalityHeads, pair: ModalityPair, moments: PairMoments, modality: str
 ) -> HeadMoments:
-    """Its inputs, and its partners' embeddings: what its gradient will be made of."""
+    """Moments of its inputs and of its partners' embeddings, of which its gradient consists."""
     if modality == pair.first:
         return HeadMoments(moments.first, moments.second.through(heads.weights[pair.second]))
     return HeadMoments(moments.second, moments.first.through(heads.weights[pair.first]))

@@ -10,8 +10,8 @@ from workers.inspect.capacity import ModalityCapacity, ModelCapacity
 from workers.inspect.compare import ComparedDataset, Comparison
 from workers.inspect.migrate import Migrated
 from workers.inspect.preflight import DatasetOutlook, HeadOutlook
+from workers.inspect.rows import Findings
 from workers.nullspace.capacity import FULL_BELOW, EnergyRanks
-from workers.nullspace.preflight import Findings
 
 Answer = ModelCapacity | DatasetOutlook | Comparison | Migrated
 
@@ -29,12 +29,12 @@ _COUNTED = (
 
 
 def as_json(answer: Answer) -> str:
-    """One line. A number that is not finite becomes null: JSON has no word for it."""
-    return json.dumps(_finite(asdict(answer)), allow_nan=False)
+    """One line of JSON. Numbers that are not finite become null."""
+    return json.dumps(finite(asdict(answer)), allow_nan=False)
 
 
 def as_text(answer: Answer) -> str:
-    """Tables of aligned columns, with a line about what they mean."""
+    """Tables with aligned columns, and a line that explains them."""
     match answer:
         case ModelCapacity():
             lines = _capacity(answer)
@@ -182,9 +182,9 @@ def _compared_rows(dataset: ComparedDataset) -> list[list[str]]:
     ]
     sides = ([one.first_stored for one in found], [one.second_stored for one in found])
     for modality, mixed, overlap in zip(dataset.pair, sides, overlaps, strict=True):
-        before, anew = [one.against_old for one in mixed], [one.against_new for one in mixed]
+        before, reindexed = [one.against_old for one in mixed], [one.against_new for one in mixed]
         rows.append(_compared_row(f"{modality} stored, against before", before, overlap))
-        rows.append(_compared_row(f"{modality} stored, against re-indexed", anew, None))
+        rows.append(_compared_row(f"{modality} stored, against re-indexed", reindexed, None))
     return rows
 
 
@@ -214,7 +214,7 @@ def _migrated(answer: Migrated) -> Iterator[str]:
             [dataset, f"{one.rows:,}", _decimal(one.error), *(f"{value:.4f}" for value in cosines)]
         )
     yield from aligned(rows)
-    yield "Cosines are those of migrated (unmigrated) vectors with the items encoded anew."
+    yield "Cosines are those of migrated (unmigrated) vectors with the re-encoded items."
 
 
 def _decimal(value: float | None) -> str:
@@ -223,12 +223,12 @@ def _decimal(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def _finite(value: Any) -> Any:
-    """Mappings and sequences with null in place of infinity."""
+def finite(value: Any) -> Any:
+    """Replace numbers that are not finite by None, in nested mappings and sequences."""
     if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

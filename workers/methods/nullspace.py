@@ -1,31 +1,46 @@
 """Dual-sided null space (arXiv 2503.14963, made exact): blocked entries never move.
 
-Two policies. `preserve` is the mask, and a price on what it leaves free: old scores stay put. `improve` adds moment replay in
-what the mask leaves free: old scores move, for the better.
+Two policies. `preserve` is the mask, and a penalty on what it leaves free: old scores stay put.
+`improve` adds moment replay in what the mask leaves free: old scores move, for the better.
+
+Shapes: E width of the embeddings, I width of what a head reads.
+
+A head is trained as W = W₀ + V M Uᵀ (workers/nullspace/mask.py), where V holds the output
+directions that earlier datasets use and U their input directions. A method of this file decides
+three things: which V and U (from the moments), which entries of M are free (the mask), and what
+the loss of the free ones is (the update rule).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
 
-from workers.methods.drift_penalty import PenalisedDrift
+from workers.methods.method import (
+    Batch,
+    DatasetStatistics,
+    Method,
+    MethodState,
+    State,
+    TrainingContext,
+    UpdateRule,
+)
 from workers.methods.moment_replay import MomentReplay
-from workers.methods.port import Batch, Kept, Lesson, Method, Seen, State, UpdateRule
 from workers.methods.sampled_replay import SampledReplay
-from workers.methods.sealed import input_basis, with_sealed_bases
-from workers.methods.stable_index import published_spans, with_publication
 from workers.model.heads import ModalityHeads
-from workers.model.pair import PairInEigenCoordinates
-from workers.nullspace.mask import UpdateSpace, free_in, product_mask
-from workers.nullspace.moments import SecondMoment
-from workers.nullspace.shares import disjoint_shares
+from workers.model.pair import HeadInEigenCoordinates, PairInEigenCoordinates
+from workers.nullspace.capacity import HeadMoments
+from workers.nullspace.mask import UpdateSpace, disjoint_shares, free_in, product_mask
+from workers.nullspace.moments import PairMoments, SecondMoment
 from workers.nullspace.subspace import EigenBasis, common_eigenbasis, eigenbasis
 
-# A term that every k-th update carries k-fold costs a k-th and learns alike (docs/log.md).
+# A term that is added k-fold in every k-th update has the same mean gradient at a k-th of the cost.
+# At these intervals results are equal within the noise of seeds (docs/log.md).
 _MOMENTS_EVERY, _SAMPLED_EVERY = 4, 2
-# Weight of sampled rows beside that of whole datasets.
+# Weight of sampled rows relative to that of whole datasets.
 _SAMPLED_SHARE = 0.3
 
 
@@ -35,7 +50,7 @@ class Preserve(Method):
 
     Inputs: all features the head has learned from. Outputs: the embeddings of all partners it
     really had, under today's heads; with `stable_index` also all that both modalities have ever
-    published. `kept_energy` is the share of Σ r_i s_j that is blocked; what is left free pays
+    published. `kept_energy` is the share of Σ r_i s_j that is blocked. What is left free pays
     `drift_penalty` for each unit of squared relative drift.
     """
 
@@ -43,72 +58,146 @@ class Preserve(Method):
     drift_penalty: float = 0.0
     stable_index: bool = False
 
-    def update_spaces(self, lesson: Lesson) -> Mapping[str, UpdateSpace]:
-        needs = {modality: self._need(lesson, modality) for modality in lesson.pair.modalities}
-        found = [need for need in needs.values() if need is not None]
-        if not found:
-            return super().update_spaces(lesson)
-        if lesson.memory.has(lesson.pair):
-            return self._in_shares(lesson, *found)
-        # With one output basis for both heads an update needs no turn from one to the other.
-        outputs = common_eigenbasis([need.outputs for need in found])
+    def update_spaces(self, context: TrainingContext) -> Mapping[str, UpdateSpace]:
+        needs = {
+            modality: protected_moments(context, modality, self.stable_index)
+            for modality in context.pair.modalities
+        }
+        known = [need.partners for need in needs.values() if need is not None]
+        # The first dataset of both modalities: there is nothing to protect.
+        if not known:
+            return super().update_spaces(context)
+        # The pair has been trained before. Both of its heads move, so W_uᵀ W_v changes by the
+        # product of both changes too, which no mask of one head sees: separate their outputs.
+        if context.memory.has(context.pair):
+            return self._disjoint_spaces(context)
+        # A score is an inner product of two embeddings, and is the same in every output basis that
+        # both heads share. So one basis V for both saves a rotation (E × E) in every update.
+        outputs = common_eigenbasis(known)
         return {
-            modality: self._space(outputs, need)
+            modality: self._space(context, modality, outputs, need.inputs)
             if need
-            else free_in(outputs, lesson.heads.weights[modality].shape[1])
+            else free_in(outputs, context.heads.weights[modality].shape[1])
             for modality, need in needs.items()
         }
 
-    def _in_shares(self, lesson: Lesson, first: "_Need", second: "_Need") -> dict[str, UpdateSpace]:
-        """The pair comes again: what both heads may do to old inputs must not meet."""
-        own = [self._space(eigenbasis(need.outputs), need) for need in (first, second)]
-        shares = disjoint_shares(own[0], own[1], self.kept_energy, product_mask)
-        return dict(zip(lesson.pair.modalities, shares, strict=True))
+    def _space(
+        self, context: TrainingContext, modality: str, outputs: EigenBasis, inputs: SecondMoment
+    ) -> UpdateSpace:
+        basis = input_basis(context, modality, inputs)
+        return UpdateSpace(outputs, basis, product_mask(outputs, basis, self.kept_energy))
 
-    def _space(self, outputs: EigenBasis, need: "_Need") -> UpdateSpace:
-        free_EI = product_mask(outputs, need.inputs, self.kept_energy)
-        return UpdateSpace(outputs, need.inputs, free_EI)
+    def _disjoint_spaces(self, context: TrainingContext) -> dict[str, UpdateSpace]:
+        """Spaces in which the changes of the two heads along old inputs are orthogonal."""
+        spaces = [
+            protected_space(context, modality, self.kept_energy, self.stable_index)
+            for modality in context.pair.modalities
+        ]
+        first, second = (space for space in spaces if space is not None)
+        shares = disjoint_shares(first, second, self.kept_energy, product_mask)
+        return dict(zip(context.pair.modalities, shares, strict=True))
 
-    def _need(self, lesson: Lesson, modality: str) -> "_Need | None":
-        """None for a head that has learned nothing yet."""
-        learned = lesson.memory.inputs_of(modality)
-        partners = lesson.memory.partners_of(modality, lesson.heads)
-        if learned is None or partners is None:
-            return None
-        published = published_spans(lesson) if self.stable_index else None
-        outputs = partners + published if published else partners
-        return _Need(input_basis(lesson, modality, learned), outputs)
+    def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
+        return DriftPenalty(pair, self.drift_penalty)
 
-    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
-        return PenalisedDrift(pair, self.drift_penalty)
-
-    def keep(self, lesson: Lesson, trained: ModalityHeads, seen: Seen) -> Kept:
-        kept = with_sealed_bases(lesson, lesson.kept, seen.moments)
-        return with_publication(lesson, kept, trained, seen.moments) if self.stable_index else kept
-
-
-@dataclass(frozen=True)
-class _Need:
-    """What earlier datasets need of a head: features it reads, directions it must not disturb."""
-
-    inputs: EigenBasis
-    outputs: SecondMoment
+    def next_state(
+        self, context: TrainingContext, trained: ModalityHeads, statistics: DatasetStatistics
+    ) -> MethodState:
+        state = with_input_bases(context, context.method_state, statistics.moments)
+        if not self.stable_index:
+            return state
+        return with_published_outputs(context, state, trained, statistics.moments)
 
 
 @dataclass(frozen=True)
 class Improve(Preserve):
-    """The mask, and earlier datasets that go on teaching through their moments."""
+    """The mask, and earlier datasets that keep contributing to the loss through their moments."""
 
     replay_weight: float = 1.0
 
-    def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
-        replay = MomentReplay(lesson, pair), SampledReplay(lesson, pair)
-        return _Replaying(*replay, self.replay_weight)
+    def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
+        replay = MomentReplay(context, pair), SampledReplay(context, pair)
+        return _ReplayRule(*replay, self.replay_weight)
+
+
+# --- What earlier datasets need of a head -------------------------------------------------------
+
+
+def protected_moments(
+    context: TrainingContext, modality: str, stable_index: bool
+) -> HeadMoments | None:
+    """Moments of a head's inputs (I × I) and of its partners' embeddings (E × E).
+
+    A change of W_u moves the scores x_uᵀ W_uᵀ W_v x_v of all pairs that u has had. It is invisible
+    if it reads no input that they had, or writes in no direction in which a W_v x_v lies. With
+    `stable_index` the directions include what both modalities of the pair have published, so that
+    stored vectors keep their scores too. None if the head has learned nothing yet.
+    """
+    inputs = context.memory.inputs_of(modality)
+    partners = context.memory.partners_of(modality, context.heads)
+    if inputs is None or partners is None:
+        return None
+    published = published_outputs(context) if stable_index else None
+    return HeadMoments(inputs, partners + published if published else partners)
+
+
+def protected_space(
+    context: TrainingContext, modality: str, kept_energy: float, stable_index: bool
+) -> UpdateSpace | None:
+    """What the product rule leaves free of one head by itself, in the basis of its own outputs."""
+    need = protected_moments(context, modality, stable_index)
+    if need is None:
+        return None
+    outputs, inputs = eigenbasis(need.partners), input_basis(context, modality, need.inputs)
+    return UpdateSpace(outputs, inputs, product_mask(outputs, inputs, kept_energy))
+
+
+# --- Preserve: a penalty on first-order drift ---------------------------------------------------
+
+
+class DriftPenalty(UpdateRule):
+    """The loss plus `weight` times the squared relative drift that each head causes by itself.
+
+    In eigen-coordinates the first-order change of all earlier scores is elementwise, and so is its
+    gradient, so that the penalty needs no matrix product:
+
+        P(M) = weight · Σ r_i s_j M_ij² / Σ r_i s_j (VᵀW₀U)_ij²       squared relative drift
+        ∂P/∂M_ij = 2 · weight · r_i s_j / (the same denominator) · M_ij
+    """
+
+    def __init__(self, pair: PairInEigenCoordinates, weight: float) -> None:
+        slopes = [(head, _penalty_slope(head, weight)) for head in (pair.first, pair.second)]
+        self._slopes = [(head, slope_EI) for head, slope_EI in slopes if slope_EI is not None]
+
+    def backward(self, batch: Batch) -> Tensor:
+        loss = super().backward(batch)
+        for head, slope_EI in self._slopes:
+            gradient_EI = head.change_EI.grad
+            if gradient_EI is not None:
+                gradient_EI.addcmul_(slope_EI, head.change_EI.detach())
+        return loss
+
+
+def _penalty_slope(head: HeadInEigenCoordinates, weight: float) -> Tensor | None:
+    """∂P/∂M divided by M (E × I), zero where blocked. None if there is nothing to penalise."""
+    energy_EI = head.space.energy_EI.to(head.start_EI.device)
+    # Σ r_i s_j (VᵀW₀U)_ij²: the size of all earlier scores, up to the count of rows.
+    size = float((energy_EI * head.start_EI.double().square()).sum())
+    if weight == 0 or size <= 0:
+        return None
+    return (2 * weight / size * energy_EI * head.free_EI).to(head.start_EI)
+
+
+# --- Improve: replay ----------------------------------------------------------------------------
 
 
 @dataclass
-class _Replaying(UpdateRule):
-    """Quadratic loss of whole datasets now and then, InfoNCE of sampled rows in between."""
+class _ReplayRule(UpdateRule):
+    """The loss of the batch, plus replay of earlier datasets in some of the updates.
+
+    Every fourth update adds the quadratic loss of whole datasets (moment_replay.py), every second
+    one InfoNCE of sampled rows (sampled_replay.py).
+    """
 
     moments: MomentReplay
     sampled: SampledReplay
@@ -119,10 +208,10 @@ class _Replaying(UpdateRule):
         loss = batch.loss()
         total = loss
         if self.updates % _SAMPLED_EVERY == 0:
-            replayed = self.sampled.loss(batch.peers)
+            replayed = self.sampled.loss(batch.group)
             total = total + self.weight * _SAMPLED_SHARE * _SAMPLED_EVERY * replayed
         if self.updates % _MOMENTS_EVERY == 0:
-            total = total + self.weight * _MOMENTS_EVERY * self.moments.loss(batch.peers)
+            total = total + self.weight * _MOMENTS_EVERY * self.moments.loss(batch.group)
         total.backward()  # type: ignore[no-untyped-call]
         self.updates += 1
         return loss.detach()
@@ -133,3 +222,75 @@ class _Replaying(UpdateRule):
     def restore(self, state: State) -> None:
         self.updates = int(state["updates"])
         self.sampled.random.set_state(state["sampled"])
+
+
+# --- State that outlives a dataset --------------------------------------------------------------
+#
+# What a head has read does not depend on any weights. So its eigenbasis is decomposed by the job
+# that completes its moments, and not before the first update of the next job.
+
+
+def with_input_bases(context: TrainingContext, state: MethodState, new: PairMoments) -> MethodState:
+    """`state` and the bases of all that the two heads have read, the new dataset included."""
+    bases: dict[str, Tensor] = dict(state)
+    for modality, inputs in _inputs_with(context, new).items():
+        basis = eigenbasis(inputs)
+        bases[_basis_key(modality, "vectors")] = basis.vectors_II
+        bases[_basis_key(modality, "values")] = basis.values_I
+    return bases
+
+
+def input_basis(context: TrainingContext, modality: str, inputs: SecondMoment) -> EigenBasis:
+    """The stored basis of these inputs, decomposed now if none is stored."""
+    state, name = context.method_state, _basis_key(modality, "vectors")
+    if name not in state:
+        return eigenbasis(inputs)
+    return EigenBasis(state[name], state[_basis_key(modality, "values")])
+
+
+# With `stable_index`, stored vectors of any version keep their scores against later queries. That
+# is so if no later change enters the span of the version's embeddings along old inputs. One sum
+# Σ W S Wᵀ (E × E) per modality, over all versions that published, is all that this needs.
+
+
+def published_outputs(context: TrainingContext) -> SecondMoment | None:
+    """Summed moment of what both modalities of the pair have published; None if nothing yet."""
+    state = context.method_state
+    found = [
+        SecondMoment(0, state[_published_key(modality)])
+        for modality in context.pair.modalities
+        if _published_key(modality) in state
+    ]
+    return reduce(add, found) if found else None
+
+
+def with_published_outputs(
+    context: TrainingContext, state: MethodState, trained: ModalityHeads, new: PairMoments
+) -> MethodState:
+    """`state` and the spans of what the two trained heads are about to publish.
+
+    An index may hold every row that a head has read, so S is the moment of all of them.
+    """
+    published: dict[str, Tensor] = dict(state)
+    for modality, inputs in _inputs_with(context, new).items():
+        sum_EE = inputs.through(trained.weights[modality]).sum_II
+        name = _published_key(modality)
+        published[name] = state[name] + sum_EE if name in state else sum_EE
+    return published
+
+
+def _inputs_with(context: TrainingContext, new: PairMoments) -> dict[str, SecondMoment]:
+    """By modality: summed moment of all that its head has read, the new dataset included."""
+    total = {}
+    for modality, moment in zip(context.pair.modalities, (new.first, new.second), strict=True):
+        known = context.memory.inputs_of(modality)
+        total[modality] = moment if known is None else known + moment
+    return total
+
+
+def _basis_key(modality: str, part: str) -> str:
+    return f"basis/{modality}/{part}"
+
+
+def _published_key(modality: str) -> str:
+    return f"published/{modality}"

@@ -1,4 +1,4 @@
-"""From a model's spec to its method."""
+"""Find the method that a model's spec names."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from cmcl.contract.errors import UnknownMethod
 from cmcl.contract.methods import BUILT_IN_METHODS, METHOD_ENTRY_POINTS, installed_methods
 from cmcl.contract.model import ModelSpec
+from workers.methods.method import Method, Vanilla
 from workers.methods.nullspace import Improve, Preserve
 from workers.methods.paper import Paper
-from workers.methods.port import Method
-from workers.methods.vanilla import Vanilla
 
 
 def method_for(spec: ModelSpec) -> Method:
@@ -32,14 +31,14 @@ def method_for(spec: ModelSpec) -> Method:
 
 
 def method_class(place: str) -> type[Method]:
-    """The method at `module:Class`. Raises UnknownMethod where there is none."""
+    """Import the method at `module:Class`. Raises UnknownMethod if there is none."""
     module, _, name = place.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UnknownMethod(f"the method {place!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UnknownMethod(f"{place!r} is no subclass of workers.methods.port.Method")
+        raise UnknownMethod(f"{place!r} is not a subclass of workers.methods.method.Method")
     return found
 
 

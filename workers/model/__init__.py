@@ -1,1 +1,1 @@
-"""The model: heads, loss, memory of moments, files, retrieval. No Ray, no HTTP, no buckets, no ranks."""
+"""The model: heads, loss, moments of earlier datasets, files, evaluation. No Ray, HTTP, buckets or ranks."""

@@ -1,6 +1,6 @@
-"""The files of a version, as safetensors bytes: heads, memory, what methods keep, self-test.
+"""The files of a version as safetensors bytes: heads, memory, method state, moments, self-test.
 
-Nothing here executes what it reads (no pickle); a damaged file raises InvalidVersion.
+Reading executes nothing (no pickle). A damaged file raises InvalidVersion.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,20 +12,19 @@ from torch import Tensor
 
 from cmcl.contract.errors import InvalidVersion
 from cmcl.contract.model import ModelSpec
-from workers.model.features import head_width
-from workers.model.heads import ModalityHeads
+from workers.model.heads import ModalityHeads, head_width
 from workers.model.memory import Memory
 from workers.model.tensor_bytes import load
 from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.moments import PairMoments, SecondMoment
 
 _SELFTEST_ROWS = 4
-# Modality names have no such character, so a key splits without doubt.
+# Names of modalities do not contain it, so keys split unambiguously.
 _SEPARATOR = "/"
 
 
 def save_heads(heads: ModalityHeads) -> bytes:
-    """All heads with their conditioning, not a delta: a version is whole by itself."""
+    """All heads with their conditioning. Not a delta: a version is complete by itself."""
     tensors = {f"{name}/weight": weight for name, weight in heads.weights.items()}
     for name, conditioning in heads.conditioning.items():
         tensors |= {f"{name}/mean": conditioning.mean_F, f"{name}/map": conditioning.map_FF}
@@ -33,12 +32,12 @@ def save_heads(heads: ModalityHeads) -> bytes:
 
 
 def load_heads(data: bytes, spec: ModelSpec) -> ModalityHeads:
-    """Heads as float32 with the shapes that the spec asks for, all finite. Raises InvalidVersion."""
+    """Heads as float32, checked against the spec's shapes and for NaN. Raises InvalidVersion."""
     return heads_from(_load(data, "heads"), spec)
 
 
 def heads_from(tensors: Mapping[str, Tensor], spec: ModelSpec) -> ModalityHeads:
-    """The same from tensors by name; float32 ones are used as they are. Raises InvalidVersion."""
+    """Heads from tensors by name; float32 tensors are not copied. Raises InvalidVersion."""
     weights, conditioning = {}, {}
     for modality, width in spec.modalities.items():
         shape = (spec.width, head_width(width))
@@ -51,14 +50,14 @@ def heads_from(tensors: Mapping[str, Tensor], spec: ModelSpec) -> ModalityHeads:
     return ModalityHeads(weights, conditioning)
 
 
-def save_kept(kept: Mapping[str, Tensor]) -> bytes:
-    """What a method keeps from dataset to dataset beside the moments."""
-    return save({name: tensor.contiguous() for name, tensor in kept.items()})
+def save_method_state(state: Mapping[str, Tensor]) -> bytes:
+    """State of a method that outlives a dataset."""
+    return save({name: tensor.contiguous() for name, tensor in state.items()})
 
 
-def load_kept(data: bytes) -> dict[str, Tensor]:
-    """What a method has kept. Raises InvalidVersion."""
-    return _load(data, "method's memory")
+def load_method_state(data: bytes) -> dict[str, Tensor]:
+    """State of a method. Raises InvalidVersion."""
+    return _load(data, "method's state")
 
 
 def save_moments(moments: PairMoments) -> bytes:
@@ -94,9 +93,9 @@ def load_memory(data: bytes) -> Memory:
 
 
 def save_selftest(heads: ModalityHeads, spec: ModelSpec) -> bytes:
-    """A few features of each modality with the embeddings that they must give.
+    """A few features of each modality and their embeddings.
 
-    The features are random, from the spec's seed: a version holds nobody's data.
+    The features are random, from the spec's seed, so that a version contains no user data.
     """
     generator = torch.Generator().manual_seed(spec.seed)
     tensors: dict[str, Tensor] = {}
@@ -108,7 +107,7 @@ def save_selftest(heads: ModalityHeads, spec: ModelSpec) -> bytes:
 
 
 def load_selftest(data: bytes, modalities: Collection[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """By modality: features (B × F) and the embeddings (B × E) that they must give.
+    """By modality: features (B × F) and their expected embeddings (B × E).
 
     Raises InvalidVersion.
     """
@@ -128,19 +127,13 @@ def load_selftest(data: bytes, modalities: Collection[str]) -> dict[str, tuple[T
 def check_selftest(
     modality: str, given_BE: Tensor, promised_BE: Tensor, tolerance: float = 1e-4
 ) -> None:
-    """Raises InvalidVersion where a head does not give the promised embeddings."""
+    """Raises InvalidVersion if a head's embeddings differ from the expected ones."""
     gap = float((given_BE - promised_BE).abs().max())
     if not gap <= tolerance:
         raise InvalidVersion(
-            f"self-test of head {modality!r}: embeddings are off by {gap:.2g}, "
-            f"at most {tolerance:g} is permitted"
+            f"self-test of head {modality!r}: embeddings differ by {gap:.2g}, "
+            f"permitted is {tolerance:g}"
         )
-
-
-def run_selftest(data: bytes, heads: ModalityHeads) -> None:
-    """Raises InvalidVersion where the heads do not give the promised embeddings."""
-    for modality, (features_BF, promised_BE) in load_selftest(data, heads.weights).items():
-        check_selftest(modality, heads.embed(modality, features_BF), promised_BE)
 
 
 def moment_tensors(moments: PairMoments) -> dict[str, Tensor]:
@@ -170,7 +163,7 @@ def _split(name: str) -> tuple[str, str, str]:
     try:
         first, second, what = name.split(_SEPARATOR)
     except ValueError as error:
-        raise InvalidVersion(f"the memory holds {name!r}, which is no name of a moment") from error
+        raise InvalidVersion(f"the memory contains {name!r}, which is not a moment") from error
     return first, second, what
 
 
@@ -191,7 +184,7 @@ def _tensor(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) ->
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """A finite sum, at a tenth of the cost, says it of all terms; an infinite one may be too large."""
+    """A finite sum implies finite terms, at a tenth of the cost; an infinite sum may be overflow."""
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 

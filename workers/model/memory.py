@@ -1,4 +1,4 @@
-"""The ledger of moments: all that a version remembers of the datasets it has seen."""
+"""The moments of all datasets that a version has learned, pooled by pair of modalities."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +14,8 @@ from workers.nullspace.moments import PairMoments, SecondMoment
 class Memory:
     """Moments pooled by pair, so that the cost of the next dataset does not grow with their number.
 
+    The only data of earlier datasets that training needs, besides the heads.
+
     Keys are pairs in lexical order; `PairMoments.first` belongs to the lexically first modality.
     `datasets` counts how many are pooled under each.
     """
@@ -22,7 +24,7 @@ class Memory:
     datasets: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def with_dataset(self, pair: ModalityPair, moments: PairMoments) -> "Memory":
-        """This memory and one more dataset."""
+        """Return this memory with one more dataset."""
         key, moments = _ordered(pair, moments)
         known = self.by_pair.get(key)
         return Memory(
@@ -31,37 +33,37 @@ class Memory:
         )
 
     def datasets_of(self, pair: ModalityPair) -> int:
-        """How many datasets of this very pair have been learned, in either order."""
+        """Number of datasets of this pair, in either order."""
         return self.datasets.get(_key(pair), 0)
 
     def has(self, pair: ModalityPair) -> bool:
-        """Whether this very pair has been learned before, in either order."""
+        """Whether there is a dataset of this pair, in either order."""
         return _key(pair) in self.by_pair
 
     def touching(self, pair: ModalityPair) -> list[tuple[ModalityPair, PairMoments]]:
-        """All pairs that share a modality with `pair`, their shared one first.
+        """All pairs that share a modality with `pair`, the shared one first.
 
-        `pair` itself, if it has been learned, comes as it is written.
+        `pair` itself keeps its order.
         """
         found = []
         for names, moments in self.by_pair.items():
             shared = set(names) & set(pair.modalities)
-            known, turned = ModalityPair(first=names[0], second=names[1]), moments
+            known, oriented = ModalityPair(first=names[0], second=names[1]), moments
             if known.first != pair.first and (known.first not in shared or len(shared) == 2):
-                known, turned = known.swapped(), moments.swapped()
+                known, oriented = known.swapped(), moments.swapped()
             if shared:
-                found.append((known, turned))
+                found.append((known, oriented))
         return found
 
     def inputs_of(self, modality: str) -> SecondMoment | None:
-        """Summed second moment of all features that this head has learned from."""
+        """Summed second moment (I × I) of all features that this head has learned from."""
         return _total([own for own, _, _ in self._sides(modality)])
 
     def partners_of(self, modality: str, heads: ModalityHeads) -> SecondMoment | None:
-        """Summed second moment of the partners' embeddings, under today's heads.
+        """Summed second moment (E × E) of the partners' embeddings, under today's heads.
 
-        Of the partners that the modality really had: spans of other partners protect the wrong
-        directions and cost 4 to 5 points of recall (shared experiments, docs/log.md).
+        Only of partners that the modality has had: spans of others protect the wrong directions and
+        cost 4 to 5 points of recall (docs/log.md).
         """
         return _total(
             [other.through(heads.weights[partner]) for _, other, partner in self._sides(modality)]

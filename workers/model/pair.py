@@ -1,6 +1,14 @@
 """The two heads of a pair in eigen-coordinates.
 
 Shapes: L rows, E width of the embeddings, I and J widths of what the two heads read.
+
+A head is W = W₀ + V M Uᵀ with orthonormal V (E × E) and U (I × I) and a trained M (E × I), so
+
+    W x = V (VᵀW₀U + M) Uᵀx
+
+Rows are rotated by Uᵀ once, before training. `start_EI` is VᵀW₀U. The rotation V of the embeddings
+is left out: scores are inner products, so only the rotation between the two heads' bases matters,
+V₂ᵀV₁, and that is the identity if they share one basis.
 """
 
 import math
@@ -11,7 +19,7 @@ from weakref import proxy
 import torch
 from torch import Tensor, nn
 
-from workers.model.features import unit_rows
+from workers.model.heads import unit_rows
 from workers.nullspace.conditioning import Conditioning
 from workers.nullspace.mask import UpdateSpace
 
@@ -19,10 +27,10 @@ from workers.nullspace.mask import UpdateSpace
 class PairInEigenCoordinates(nn.Module):
     """W = W₀ + V M Uᵀ for both heads of a pair; trains M, starting at zero.
 
-    Gradients of blocked entries are zeroed before anything else sees them, so an elementwise
+    Gradients of blocked entries are set to zero before the optimizer or DDP reads them. An elementwise
     optimizer leaves those entries exactly at zero, and its weight decay acts on the change alone.
-    Masking is linear and comes before DDP's all-reduce: the same as masking after it.
-    Everything is in the precision of the weights that it is given.
+    Masking is linear, so before DDP's all-reduce it gives the same as after it.
+    Everything is in the precision of the given weights.
     """
 
     def __init__(
@@ -31,64 +39,69 @@ class PairInEigenCoordinates(nn.Module):
         super().__init__()
         self.first, self.second = HeadInEigenCoordinates(*first), HeadInEigenCoordinates(*second)
         first_EE, second_EE = (space.outputs.vectors_II for _, space in (first, second))
-        self.register_buffer("turn_EE", (second_EE.mT @ first_EE).to(first[0]))
-        self.turn_EE: Tensor
+        self.register_buffer("rotation_EE", (second_EE.mT @ first_EE).to(first[0]))
+        self.rotation_EE: Tensor
         self._one_basis = torch.equal(first_EE, second_EE)
 
     def forward(self, first_LI: Tensor, second_LJ: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of rotated rows, both in the output coordinates of the second head.
 
-        Scores are inner products and do not see a common rotation, so one turn is enough, and none
-        where both heads have one basis: it costs half of what the heads do.
+        With two bases the first head's embeddings are rotated, which costs half as much as the heads.
         """
         return self.first_outputs(first_LI), self.second(second_LJ)
 
     def first_outputs(self, rotated_LI: Tensor) -> Tensor:
         """Embeddings of rows of the first modality in the output coordinates of the second head."""
         first_LE: Tensor = self.first(rotated_LI)
-        return first_LE if self._one_basis else first_LE @ self.turn_EE.mT
+        return first_LE if self._one_basis else first_LE @ self.rotation_EE.mT
 
-    def look(self, is_on: bool) -> None:
-        """Whether the next backward notes how much of the gradient the masks remove."""
+    def record_gradients(self, is_on: bool) -> None:
+        """Let the next backward record how much of the gradient the masks remove, or stop that."""
         for head in (self.first, self.second):
-            head.seen = [] if is_on else None
+            head.recorded = [] if is_on else None
 
     def removed_share(self) -> float:
-        """Share of the gradient's square that the masks removed in a backward that was looked at."""
-        seen = [each for head in (self.first, self.second) for each in head.seen or []]
-        whole, left = (float(sum(side)) for side in zip(*seen, strict=True)) if seen else (0.0, 0.0)
+        """Share of the gradient's square that the masks removed in a recorded backward."""
+        recorded = [each for head in (self.first, self.second) for each in head.recorded or []]
+        if not recorded:
+            return 0.0
+        whole, left = (float(sum(side)) for side in zip(*recorded, strict=True))
         return 1 - left / whole if whole > 0 else 0.0
 
     def gradient_norm(self) -> float:
-        """Of both changes together, blocked entries without any."""
+        """Norm of the gradient of both changes together, after the mask."""
         gradients = [change.grad for change in self.changes if change.grad is not None]
         return math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
 
     def drift_so_far(self) -> float | None:
-        """The larger of what the heads' changes do to earlier scores, to first order and relative to
-        their size; None where nothing was learned before."""
+        """First-order estimate of the drift of earlier scores, relative to their size.
+
+        The larger of the two heads'. None if there are no earlier scores.
+        """
         drifts = [head.drift_so_far() for head in (self.first, self.second)]
         return max((drift for drift in drifts if drift is not None), default=None)
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """Both heads as they are now: rotated inputs to the output coordinates of the second."""
+        """Both heads now, from rotated inputs to the output coordinates of the second head."""
         first_EI, second_EI = self.first.weight_EI, self.second.weight_EI
+        # V₂ᵀ V₁ (VᵀW₀U + M): from the first head's output basis to the second's.
         if not self._one_basis:
-            first_EI = self.turn_EE @ first_EI
+            first_EI = self.rotation_EE @ first_EI
         return first_EI, second_EI
 
     @property
     def changes(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """What is trained: M of the first and of the second head."""
+        """The trained parameters: M of the first and of the second head."""
         return self.first.change_EI, self.second.change_EI
 
 
 class HeadInEigenCoordinates(nn.Module):
-    """One head: `start_EI` is Vᵀ W₀ U, `change_EI` is M."""
+    """One head: `start_EI` is VᵀW₀U, `change_EI` is M."""
 
     def __init__(self, weight_EI: Tensor, space: UpdateSpace) -> None:
         super().__init__()
         self.space = space
+        # In float64: with the identity for V and U the start must be W₀ itself, to the last bit.
         outputs_EE, inputs_II = space.outputs.vectors_II, space.inputs.vectors_II
         start_EI = outputs_EE.mT @ weight_EI.double() @ inputs_II
         self.register_buffer("start_EI", start_EI.to(weight_EI))
@@ -96,11 +109,13 @@ class HeadInEigenCoordinates(nn.Module):
         self._blocks = not bool(space.free_EI.all())
         self.start_EI: Tensor
         self.free_EI: Tensor
+        # M starts at zero, so an entry without a gradient stays exactly zero.
         self.change_EI = nn.Parameter(torch.zeros_like(self.start_EI))
-        # Weak: torch does not see through a hook that holds what its own tensor belongs to.
+        # A weak reference: a hook that refers to its own module is a cycle that torch does not free.
         block = partial(HeadInEigenCoordinates.block, proxy(self))  # type: ignore[arg-type]
         self.change_EI.register_post_accumulate_grad_hook(block)  # type: ignore[no-untyped-call]
-        self.seen: list[tuple[Tensor, Tensor]] | None = None
+        # Squares of the gradient before and after the mask; None: not recorded.
+        self.recorded: list[tuple[Tensor, Tensor]] | None = None
 
     @property
     def weight_EI(self) -> Tensor:
@@ -108,12 +123,14 @@ class HeadInEigenCoordinates(nn.Module):
         return self.start_EI + self.change_EI
 
     def forward(self, rotated_LI: Tensor) -> Tensor:
+        # (VᵀW₀U + M) applied to Uᵀx, row by row.
         return rotated_LI @ self.weight_EI.mT
 
     def drift_so_far(self) -> float | None:
-        """√(Σ r_i s_j M_ij² / Σ r_i s_j (VᵀW₀U)_ij²); None where no score is at stake."""
+        """√(Σ r_i s_j M_ij² / Σ r_i s_j (VᵀW₀U)_ij²); None if no earlier score depends on the head."""
         outputs_E = self.space.outputs.values_I.to(self.start_EI)
         inputs_I = self.space.inputs.values_I.to(self.start_EI)
+        # Σ_ij r_i m_ij² s_j = r · (m² s).
         moved, size = (
             float(outputs_E @ (entries_EI.detach().square() @ inputs_I))
             for entries_EI in (self.change_EI, self.start_EI)
@@ -121,13 +138,15 @@ class HeadInEigenCoordinates(nn.Module):
         return (moved / size) ** 0.5 if size > 0 else None
 
     def block(self, change_EI: Tensor) -> None:
-        """In place, before DDP or anything else reads the gradient."""
+        """Mask the gradient in place, before DDP or the optimizer reads it."""
         gradient_EI = change_EI.grad
         if gradient_EI is None:
             return
         free_EI = self.free_EI if self._blocks else 1.0
-        if self.seen is not None:
-            self.seen.append((gradient_EI.square().sum(), (gradient_EI * free_EI).square().sum()))
+        if self.recorded is not None:
+            self.recorded.append(
+                (gradient_EI.square().sum(), (gradient_EI * free_EI).square().sum())
+            )
         if self._blocks:
             gradient_EI.mul_(self.free_EI)
 
@@ -136,8 +155,11 @@ class HeadInEigenCoordinates(nn.Module):
 class RotatedFeatures:
     """From raw features to what a head reads, in its eigen-coordinates: one product instead of two.
 
-    With c = (x − μ) map, `[c / |c|, 1] U` is `c U_F / |c U_F| + u`, where U_F are the rows of U that
-    belong to the feature and u the last one: U_F has orthonormal rows, so it keeps lengths.
+    With c = (x − μ) · map, a head reads [c / |c|, 1] and the rotated row is [c / |c|, 1] U. Let U_F
+    (F × I) be the rows of U that belong to the feature and u (I) the last one. U_F has orthonormal
+    rows, so |c U_F| = |c|, and
+
+        [c / |c|, 1] U = c U_F / |c U_F| + u,     c U_F = (x − μ) · (map U_F)
     """
 
     conditioning: Conditioning
@@ -148,23 +170,23 @@ class RotatedFeatures:
     def of(
         cls, conditioning: Conditioning, space: UpdateSpace, device: torch.device
     ) -> "RotatedFeatures":
-        """Those of a conditioned modality in the inputs of its update space."""
+        """The transform of a conditioned modality to the inputs of its update space."""
         vectors_II = space.inputs.vectors_II
         map_FI = (conditioning.map_FF.double() @ vectors_II[:-1]).float()
         return cls(conditioning.to(device), map_FI.to(device), vectors_II[-1].float().to(device))
 
     def __call__(self, raw_BF: Tensor) -> Tensor:
         """Rows (B × I)."""
-        turned_BI = self.conditioning.centred(unit_rows(raw_BF)) @ self.map_FI
-        return torch.nn.functional.normalize(turned_BI, dim=1).add_(self.constant_I)
+        rotated_BI = self.conditioning.centred(unit_rows(raw_BF)) @ self.map_FI
+        return torch.nn.functional.normalize(rotated_BI, dim=1).add_(self.constant_I)
 
 
 def rotate(prepared_NI: Tensor, space: UpdateSpace) -> Tensor:
-    """Rows in the input coordinates of a head: once, before training, and never per update."""
+    """Rows in the input coordinates of a head. Done once, before training, not in every update."""
     return prepared_NI @ space.inputs.vectors_II.to(prepared_NI)
 
 
 def trained_weight(weight_EI: Tensor, change_EI: Tensor, space: UpdateSpace) -> Tensor:
     """Back to the original coordinates: W₀ + V M Uᵀ, in the precision of W₀."""
-    turned_EI = space.outputs.vectors_II @ change_EI.cpu().double() @ space.inputs.vectors_II.mT
-    return (weight_EI.double() + turned_EI).to(weight_EI)
+    change_EI = space.outputs.vectors_II @ change_EI.cpu().double() @ space.inputs.vectors_II.mT
+    return (weight_EI.double() + change_EI).to(weight_EI)

@@ -1,7 +1,7 @@
-"""Tensors out of safetensors bytes, beside an event loop that must not stand still.
+"""Read tensors from safetensors bytes without blocking other threads.
 
-`safetensors.torch.load` copies while it holds Python's lock: half a second for 1 GiB, in which no
-thread of the process answers anything. numpy copies without holding it.
+`safetensors.torch.load` holds Python's global lock while it copies: half a second for 1 GiB, during
+which an event loop in the same process stands still. numpy releases the lock.
 """
 
 import json
@@ -20,19 +20,19 @@ _FLOAT32_BYTES = 4
 
 
 def load(data: bytes) -> dict[str, Tensor]:
-    """The same as `safetensors.torch.load`. Raises SafetensorError."""
+    """Equivalent of `safetensors.torch.load`. Raises SafetensorError."""
     start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     try:
         header: dict[str, Any] = json.loads(data[_LENGTH_BYTES:start])
         header.pop("__metadata__", None)
         return {name: _tensor(data, start, entry) for name, entry in header.items()}
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
-        # Damaged, or not float32 alone: the library reads it, or says what is wrong with it.
+        # Damaged, or with other types than float32: let the library read it or raise.
         return safetensors.torch.load(data)
 
 
 def _tensor(data: bytes, start: int, entry: dict[str, Any]) -> Tensor:
-    """Raises ValueError and the like for what is not a float32 tensor inside of the data."""
+    """Raises ValueError or similar unless the entry is a float32 tensor inside of the data."""
     (begin, end), shape = entry["data_offsets"], entry["shape"]
     count = math.prod(shape)
     if (
@@ -46,10 +46,9 @@ def _tensor(data: bytes, start: int, entry: dict[str, Any]) -> Tensor:
 
 
 def stream(chunks: Iterable[bytes], size: int) -> Iterator[tuple[str, Tensor]]:
-    """The float32 tensors of a safetensors file of `size` bytes, each as soon as it is complete.
+    """Yield the float32 tensors of a safetensors file of `size` bytes as they arrive.
 
-    Memory is that of the tensors and one chunk: the file is never whole in memory beside them. Raises
-    SafetensorError.
+    Memory is that of the tensors and one chunk, without a copy of the file. Raises SafetensorError.
     """
     reader = _Reader(chunks)
     try:
@@ -69,7 +68,7 @@ def stream(chunks: Iterable[bytes], size: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def _layout(reader: "_Reader", size: int) -> list[tuple[str, list[int]]]:
-    """Name and shape of each tensor, in the order of the file. Raises ValueError and the like."""
+    """Name and shape of each tensor, in the order of the file. Raises ValueError or similar."""
     length = int.from_bytes(reader.read(_LENGTH_BYTES), "little")
     if length > size:
         raise ValueError(f"its header has {length} bytes, the file {size}")
@@ -89,25 +88,25 @@ def _layout(reader: "_Reader", size: int) -> list[tuple[str, list[int]]]:
 
 
 class _Reader:
-    """Bytes of a file that comes in chunks."""
+    """Reads bytes across the chunks of a file."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
         self._rest = memoryview(b"")
 
     def read(self, count: int) -> bytes:
-        """The next bytes. Raises ValueError where the file ends before."""
+        """Read `count` bytes. Raises ValueError if the file ends before."""
         data = bytearray(count)
         self.fill(memoryview(data))
         return bytes(data)
 
     def fill(self, target: memoryview) -> None:
-        """The same, into `target`."""
+        """Read into `target`. Raises ValueError if the file ends before."""
         while target:
             if not self._rest:
                 self._rest = memoryview(next(self._chunks, b""))
                 if not self._rest:
-                    raise ValueError("it ends too early")
+                    raise ValueError("the file ends too early")
             piece = self._rest[: len(target)]
             target[: len(piece)] = piece
             target, self._rest = target[len(piece) :], self._rest[len(piece) :]

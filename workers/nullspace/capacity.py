@@ -1,23 +1,30 @@
-"""How full a head is, and how many more datasets fit.
+"""How full a head is, how many more datasets fit, and what a given one would meet.
 
-Shapes: E width of the embeddings, I width of what the head reads.
+Shapes: E width of the embeddings, I width of what the head reads (the constant 1 included).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from workers.nullspace.subspace import EigenBasis
+from workers.nullspace.mask import MaskRule
+from workers.nullspace.moments import SecondMoment
+from workers.nullspace.subspace import EigenBasis, eigenbasis
 
 # Below this free share a head counts as full.
 FULL_BELOW = 0.1
-# The forecast looks at so many of the latest values: the first datasets take atypical bites.
+# The forecast uses this many of the latest values: the first datasets take more than later ones.
 _RECENT = 4
-# A free share that loses less than this per dataset, relatively, stands still.
+# A smaller relative loss of free share per dataset counts as none.
 _STANDS_STILL = 1e-3
+# If a smaller share of its energy is on free entries, a dataset teaches a head almost nothing.
+_LITTLE = 0.02
+# Familiarity was 0.20 or more between datasets of one real encoder (image, text and audio of
+# shared/data/stream, kept energy 0.8 to 0.95), and at most 0.08 when its columns were shuffled.
+_STRANGE = 0.15
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,8 @@ class EnergyRanks:
 class Capacity:
     """The state of one modality's head.
 
-    `inputs`: its features; `outputs`: the embeddings of its partners; `blocked_share`: entries
-    that may no longer move, 0 to 1; `datasets_left`: see `datasets_left`.
+    `inputs`: its features. `outputs`: the embeddings of its partners. `blocked_share`: entries that
+    may no longer move, 0 to 1. `datasets_left`: see the function of that name.
     """
 
     inputs: EnergyRanks
@@ -47,7 +54,7 @@ class Capacity:
 def capacity(
     outputs: EigenBasis, inputs: EigenBasis, free_EI: Tensor, free_shares: Sequence[float]
 ) -> Capacity:
-    """Measure a head by its spectra, its mask (bool, E × I) and the free shares up to now.
+    """Measure a head by its spectra, its mask (bool, E × I) and the free shares so far.
 
     `free_shares` holds the free share after each dataset of this modality, oldest first. Raises
     ValueError if the mask does not fit the spectra, or a share is not in [0, 1].
@@ -56,6 +63,7 @@ def capacity(
         raise ValueError(
             f"mask of {tuple(free_EI.shape)}, spectra of {(outputs.width, inputs.width)}"
         )
+    # Every entry counts the same, whatever its energy: this is how many parameters are left.
     blocked_share = 1 - float(free_EI.double().mean())
     return Capacity(
         energy_ranks(inputs), energy_ranks(outputs), blocked_share, datasets_left(free_shares)
@@ -70,15 +78,14 @@ def energy_ranks(basis: EigenBasis) -> EnergyRanks:
 
 
 def datasets_left(free_shares: Sequence[float]) -> int | None:
-    """How many more datasets leave the free share at 10 % or above; None if it cannot be said.
+    """Forecast how many more datasets leave the free share at 10 % or above; None if unknown.
 
-    The assumption: each further dataset blocks the same *part of what is still free* as the
-    latest ones did on average (up to four values, a straight line through their logarithms). It
-    holds for a stream of datasets of like novelty. A stream that repeats itself lasts longer, a
-    dataset of a new kind takes more than its forecast: this is an order of magnitude and no
-    promise. 0 if the share is below 10 % already. None with fewer than two values, since one
-    dataset says nothing about the next, and where the share does not fall. Raises ValueError if
-    a share is not in [0, 1].
+    It assumes that each further dataset blocks the same *part of what is still free* as the latest
+    ones did on average (up to four values, a straight line through their logarithms). That holds
+    for a stream of equally novel datasets. A stream that repeats itself lasts longer, and a dataset
+    of a new kind takes more than its forecast: this is an order of magnitude. 0 if the share is below
+    10 % already. None with fewer than two values, since one dataset says nothing about the next, and
+    if the share does not fall. Raises ValueError if a share is not in [0, 1].
     """
     for share in free_shares:
         if not 0 <= share <= 1:
@@ -88,7 +95,8 @@ def datasets_left(free_shares: Sequence[float]) -> int | None:
     fall = _fall_per_dataset(free_shares[-_RECENT:])
     if fall < _STANDS_STILL:
         return None
-    # A forecast that ends on 10 % to rounding still fits.
+    # share · e^(−fall · n) = 10 % for n = ln(share / 10 %) / fall. A forecast that ends on 10 % to
+    # rounding still fits.
     return math.floor(math.log(free_shares[-1] / FULL_BELOW) / fall + 1e-9)
 
 
@@ -96,7 +104,192 @@ def _fall_per_dataset(free_shares: Sequence[float]) -> float:
     """Least-squares slope of −log(free share) over the datasets; 0 with fewer than two."""
     if len(free_shares) < 2:
         return 0.0
+    # Slope of the least-squares line through (t, log share): Σ (t − t̄) log / Σ (t − t̄)².
     log_T = torch.tensor(free_shares, dtype=torch.float64).clamp_min(1e-6).log()
     time_T = torch.arange(len(free_shares), dtype=torch.float64)
     time_T = time_T - time_T.mean()
     return -float((time_T * log_T).sum() / time_T.square().sum())
+
+
+# --- Pre-flight: what a dataset would meet ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeadMoments:
+    """Moments of a head's inputs (I × I) and of its partners' embeddings today (E × E)."""
+
+    inputs: SecondMoment
+    partners: SecondMoment
+
+    def __add__(self, other: "HeadMoments") -> "HeadMoments":
+        return HeadMoments(self.inputs + other.inputs, self.partners + other.partners)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a dataset would meet at one head. Shares and distances are from 0 to 1.
+
+    protected_share   its input energy inside the protected input span, the constant 1 included
+    familiarity       how much more of its features (without the constant) lies in that span than of
+                      random directions: 0 no more, 1 all. Low for another encoder
+    moment_distance   see `moment_distance`, without the constant. High for other content too, so it is
+                      a number to watch and not an alarm
+    learnable_share   its own energy, inputs times partners, on free entries: an estimate of how much
+                      of its gradient survives the mask, as if inputs and partners were independent
+    free_share        free entries now, and `free_share_after` with this dataset's moments added
+
+    `familiarity` and `moment_distance` are None without earlier data.
+    """
+
+    protected_share: float
+    familiarity: float | None
+    moment_distance: float | None
+    learnable_share: float
+    free_share: float
+    free_share_after: float
+    advice: tuple[str, ...]
+
+
+def preflight(
+    new: HeadMoments, earlier: HeadMoments | None, rule: MaskRule, kept_energy: float
+) -> Preflight:
+    """Compare a new dataset's moments with the earlier ones of a head; None if it has none.
+
+    Partners' moments are of their embeddings under today's heads. Training moves the heads, so
+    `free_share_after` is an estimate.
+
+    Raises ValueError if `kept_energy` is not in (0, 1], without rows, for values that are not finite
+    and if widths differ from the earlier ones.
+    """
+    _check(new, earlier, kept_energy)
+    # Moments add up, so "after this dataset" is the mask of the sum.
+    free_share_after = _free_share(new if earlier is None else earlier + new, rule, kept_energy)
+    if earlier is None:
+        advice = tuple(_advice_on_afterwards(free_share_after))
+        return Preflight(0.0, None, None, 1.0, 1.0, free_share_after, advice)
+    # The mask that the method would use now, from earlier datasets alone.
+    outputs, inputs = eigenbasis(earlier.partners), eigenbasis(earlier.inputs)
+    free_EI = rule(outputs, inputs, kept_energy)
+    input_I, output_E = _shares(new.inputs, inputs), _shares(new.partners, outputs)
+    # The protected input span: the leading directions that hold `kept_energy` of earlier inputs.
+    rank = inputs.rank_at(kept_energy)
+    protected_share = float(input_I[:rank].sum())
+    familiarity = _familiarity(new.inputs, protected_share, rank / inputs.width)
+    # Σ_ij (share of output i) · (1 if M_ij is free) · (share of input j).
+    learnable_share = float(output_E @ free_EI.double() @ input_I)
+    return Preflight(
+        protected_share,
+        familiarity,
+        moment_distance(_features(earlier.inputs), _features(new.inputs)),
+        learnable_share,
+        float(free_EI.double().mean()),
+        free_share_after,
+        (
+            *_advice_on_learning(free_EI, learnable_share),
+            *_advice_on_familiarity(familiarity),
+            *_advice_on_afterwards(free_share_after),
+        ),
+    )
+
+
+def moment_distance(one: SecondMoment, other: SecondMoment) -> float:
+    """Half the trace norm of the difference of two moments of trace 1: from 0 to 1.
+
+    It is the largest difference, over all subspaces, between the shares of energy that the two have
+    there: 0 for moments that are multiples of each other, 1 for orthogonal spans, independent of the
+    scales of the features. (The cosine of the matrices would depend on little but the leading
+    direction, the mean.) 0 if both are zero, 1 if one is.
+    """
+    traces = [float(moment.sum_II.trace()) for moment in (one, other)]
+    if min(traces) <= 0:
+        return float(max(traces) > 0)
+    # Scaled to trace 1, so that neither the number of rows nor their lengths matter.
+    change_II = one.sum_II / traces[0] - other.sum_II / traces[1]
+    change_II = (change_II + change_II.mT) / 2
+    # The trace norm of a symmetric matrix is the sum of its absolute eigenvalues. Here they add up to
+    # zero, so half of that sum is the sum of the positive ones.
+    half = torch.linalg.eigvalsh(change_II.to("cpu", torch.float64)).abs().sum() / 2
+    return min(float(half), 1.0)
+
+
+def _free_share(moments: HeadMoments, rule: MaskRule, kept_energy: float) -> float:
+    free_EI = rule(eigenbasis(moments.partners), eigenbasis(moments.inputs), kept_energy)
+    return float(free_EI.double().mean())
+
+
+def _shares(moment: SecondMoment, basis: EigenBasis) -> Tensor:
+    """Share of a moment's energy along each direction of a basis; zeros if it has no energy."""
+    sum_II = moment.sum_II.to("cpu", torch.float64)
+    # uᵀ S u for each column u of the basis.
+    energy_I = ((basis.vectors_II.mT @ sum_II) * basis.vectors_II.mT).sum(dim=1).clamp_min(0)
+    total = energy_I.sum()
+    return energy_I / total if total > 0 else energy_I
+
+
+def _familiarity(inputs: SecondMoment, protected_share: float, chance: float) -> float:
+    """1 minus the features' energy outside of the span, relative to that of random directions.
+
+    The constant lies inside of the span almost completely, since every earlier row has it, so the
+    energy outside is that of the features alone. Random directions leave 1 − rank / width outside.
+    """
+    # Energy of the features alone, and what of it lies outside of the span.
+    features = float(_features(inputs).sum_II.trace())
+    outside = (1 - protected_share) * float(inputs.sum_II.trace())
+    if chance >= 1 or features <= 0:
+        return 1.0
+    return min(max(1 - outside / features / (1 - chance), 0.0), 1.0)
+
+
+def _features(inputs: SecondMoment) -> SecondMoment:
+    """The moment without the constant 1, which all rows share and which would halve every distance."""
+    return SecondMoment(inputs.count, inputs.sum_II[:-1, :-1])
+
+
+def _check(new: HeadMoments, earlier: HeadMoments | None, kept_energy: float) -> None:
+    if not 0 < kept_energy <= 1:
+        raise ValueError(f"kept_energy is {kept_energy}, it must be above 0 and at most 1")
+    for moment in (new.inputs, new.partners):
+        if moment.count < 1:
+            raise ValueError("the dataset has 0 rows")
+        if not moment.sum_II.isfinite().all():
+            raise ValueError("the dataset's moments hold values that are not finite")
+    if earlier is None:
+        return
+    for side, now, before in (
+        ("inputs", new.inputs, earlier.inputs),
+        ("partners", new.partners, earlier.partners),
+    ):
+        if now.sum_II.shape != before.sum_II.shape:
+            widths = (len(now.sum_II), len(before.sum_II))
+            raise ValueError(f"{side} are {widths[0]} wide, those of earlier datasets {widths[1]}")
+
+
+def _advice_on_learning(free_EI: Tensor, learnable_share: float) -> Iterator[str]:
+    blocked, entries = int((~free_EI).sum()), free_EI.numel()
+    cure = (
+        "Use a larger width or a smaller kept_energy, or remove the moments of a dataset that "
+        "need not be protected."
+    )
+    if blocked == entries:
+        yield f"Nothing can be learned: all {entries:,} entries of this head are blocked. {cure}"
+    elif learnable_share < _LITTLE:
+        yield (
+            f"Almost nothing can be learned: {blocked:,} of {entries:,} entries of this head are "
+            f"blocked, and they hold {1 - learnable_share:.1%} of this dataset's energy. {cure}"
+        )
+
+
+def _advice_on_familiarity(familiarity: float) -> Iterator[str]:
+    if familiarity < _STRANGE:
+        yield (
+            "The features have almost nothing in common with the earlier ones of this modality "
+            f"(familiarity {familiarity:.2f} of 1): make sure that the same encoder made them."
+        )
+
+
+def _advice_on_afterwards(free_share_after: float) -> Iterator[str]:
+    if free_share_after < FULL_BELOW:
+        yield (
+            f"After this dataset {free_share_after:.1%} of this head's entries will be free: "
+            "later datasets will learn little."
+        )

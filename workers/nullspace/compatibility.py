@@ -2,8 +2,9 @@
 
 Shapes: N stored vectors, Q queries, E width of the embeddings, I and J widths of the two sides'
 features.
-Scores are inner products of embeddings W x, as in the certificate. Where unit vectors are
-stored, measure: `measured_agreement` takes whatever is stored.
+
+Scores are inner products of embeddings W x, as in the certificate. The prediction holds for those.
+For stored unit vectors, measure: `measured_agreement` takes what is stored.
 """
 
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor
 
 from workers.nullspace.certificate import PairWeights, relative_drift
-from workers.nullspace.moments import PairMoments, SecondMoment
+from workers.nullspace.moments import PairMoments
 
 _TOP = 10
 _CHUNK_QUERIES = 1024
-# Equal stored vectors must tie, although a matrix product may round their scores apart.
+# Equal stored vectors must tie, although a matrix product may round their scores differently.
 _TIE = 1e-6
 
 
@@ -24,8 +25,8 @@ _TIE = 1e-6
 class MixedScores:
     """Old stored vectors against new queries: relative root mean square change of all scores.
 
-    `against_old`: from the scores that the old version alone gave; `against_new`: from those that
-    re-indexing with the new version would give.
+    `against_old`: relative to the scores of the old version alone. `against_new`: relative to those
+    after re-indexing with the new version.
     """
 
     against_old: float
@@ -45,22 +46,13 @@ class Compatibility:
         """The larger change that an index stored by the old version sees under new queries."""
         return max(self.first_stored.against_old, self.second_stored.against_old)
 
-    def within(self, tolerance: float) -> bool:
-        """Whether an old index of either side serves new queries, up to `tolerance` (relative).
-
-        Raises ValueError if the tolerance is negative.
-        """
-        if tolerance < 0:
-            raise ValueError(f"tolerance is {tolerance}, it must be 0 or more")
-        return self.worst <= tolerance
-
 
 @dataclass(frozen=True)
 class Agreement:
-    """What held-out rows say.
+    """Agreement measured on held-out rows.
 
-    `relative_difference`: root mean square change of all scores, relative to their size before;
-    `top_10_overlap`: share of the ten best stored vectors that are among the ten best as before.
+    `relative_difference`: root mean square change of all scores, relative to their size before.
+    `top_10_overlap`: share of the ten best stored vectors that were among the ten best before.
     """
 
     relative_difference: float
@@ -68,13 +60,13 @@ class Agreement:
 
 
 def compatibility(moments: PairMoments, old: PairWeights, new: PairWeights) -> Compatibility:
-    """All row combinations of a dataset, exactly and from its moments alone.
+    """Over all row combinations of a dataset, exactly and from its moments alone.
 
-    A vector of the first side stored by the old version meets a query of the second side by the
-    new one with G = W_u,oldᵀ W_v,new: the certificate of a version of which one head is old. Over
-    all row combinations the mean of (xᵀ ΔG y)² is tr(C_u ΔG C_v ΔGᵀ), with mean moments C.
-    Exactly zero where nothing moved.
+    A vector of the first side stored by the old version and a query of the second side by the new
+    one have the score x_uᵀ W_u,oldᵀ W_v,new x_v. That is the score of a version with one old and one
+    new head, so its change is the drift (6) of that version. Exactly zero if nothing moved.
     """
+    # Named by the side whose vectors are stored, and so whose head is old.
     first_stored = PairWeights(old.first_EI, new.second_EJ)
     second_stored = PairWeights(new.first_EI, old.second_EJ)
     return Compatibility(
@@ -85,7 +77,8 @@ def compatibility(moments: PairMoments, old: PairWeights, new: PairWeights) -> C
 
 
 def stored_change(moments: PairMoments, old: PairWeights, new: PairWeights) -> float:
-    """`Compatibility.worst` alone, for a third of the price."""
+    """`Compatibility.worst` alone, at a third of the cost."""
+    # Without `against_new` and `both_new`, which need three more certificates.
     first_stored = PairWeights(old.first_EI, new.second_EJ)
     second_stored = PairWeights(new.first_EI, old.second_EJ)
     return max(relative_drift(moments, old, mixed) for mixed in (first_stored, second_stored))
@@ -97,53 +90,46 @@ def _mixed(
     return MixedScores(relative_drift(moments, old, mixed), relative_drift(moments, new, mixed))
 
 
-def published_outputs(inputs: SecondMoment, weight_EI: Tensor) -> SecondMoment:
-    """What mode `stable_index` adds to the protected outputs (E × E) of a head: W S Wᵀ.
-
-    A mask knows the embeddings of the partners, and keeps scores across the pair. For the vectors
-    that a version *published* to keep their scores under all later queries, of their own modality
-    too, no later change may enter their span along old inputs: add this, for both modalities of
-    the pair, to the partner moments of both heads. `weight_EI` is the head of the version that
-    published, not today's; with vectors of several versions in use, add each version's.
-    """
-    return inputs.through(weight_EI)
-
-
 def measured_agreement(
     stored_old_NE: Tensor, query_new_QE: Tensor, query_old_QE: Tensor
 ) -> Agreement:
-    """Scores and ranking of the same queries before and after, on vectors stored before.
+    """Compare scores and ranking of the same queries before and after, on vectors stored before.
 
-    A retrieved vector counts as kept if it was among the ten best or tied with the tenth: equal
-    vectors stand for each other. Raises ValueError for shapes that do not fit, no rows, and
+    A retrieved vector counts as kept if it was among the ten best or tied with the tenth, so that
+    equal vectors are interchangeable. Raises ValueError for shapes that do not fit, no rows, and
     values that are not finite.
     """
     _check(stored_old_NE, query_new_QE, query_old_QE)
     stored_NE = stored_old_NE.double()
     change, size, kept = 0.0, 0.0, 0.0
+    # In chunks of queries: the scores of all at once would take Q × N of memory.
     for start in range(0, len(query_old_QE), _CHUNK_QUERIES):
         rows = slice(start, start + _CHUNK_QUERIES)
         old_QN = query_old_QE[rows].double() @ stored_NE.mT
         new_QN = query_new_QE[rows].double() @ stored_NE.mT
+        # Sums of squares over all scores; the roots are taken once, at the end.
         change += float((new_QN - old_QN).square().sum())
         size += float(old_QN.square().sum())
         kept += float(kept_share(old_QN, new_QN).sum())
-    return Agreement(_ratio(change, size), kept / len(query_old_QE))
+    return Agreement(root_ratio(change, size), kept / len(query_old_QE))
 
 
 def kept_share(old_QN: Tensor, new_QN: Tensor) -> Tensor:
-    """Of each query's ten best by the new scores: the share that the old ones have among theirs.
+    """Per query, the share of the ten best by new scores that are among the ten best by old ones.
 
     Ties with the tenth count as among the ten best.
     """
     top = min(_TOP, old_QN.shape[1])
+    # The tenth best old score of each query, lowered by the rounding of its largest score.
     threshold_Q1 = old_QN.topk(top, dim=1).values[:, -1:]
     scale_Q1 = old_QN.abs().amax(dim=1, keepdim=True)
+    # Old scores of the new ten best: each is kept if it reaches the old tenth.
     before_QK = old_QN.gather(1, new_QN.topk(top, dim=1).indices)
     return (before_QK >= threshold_Q1 - _TIE * scale_Q1).double().mean(dim=1)
 
 
-def _ratio(change: float, size: float) -> float:
+def root_ratio(change: float, size: float) -> float:
+    """√(change / size), infinite if something changed that was zero."""
     if size <= 0:
         return 0.0 if change <= 0 else float("inf")
     return float((change / size) ** 0.5)

@@ -1,8 +1,10 @@
-"""Centre and mildly whiten a modality's features, by the moments of its first dataset, for ever.
+"""Centre and mildly whiten a modality's features, once and for all, by its first dataset.
 
-Shapes: B rows, F width of the raw feature.
-Encoders differ wildly: some sit in a narrow cone in which unrelated texts have cosine 0.9. The
-map is part of the version, since every moment and every head is of conditioned features.
+Shapes: B rows, F width of the raw feature, I = F + 1 width with the constant 1 appended.
+
+Encoders differ widely: the features of some lie in a narrow cone in which unrelated texts have
+cosine 0.9. The map is part of the version, since every moment and every head is of conditioned
+features. Equation (1).
 """
 
 from dataclasses import dataclass
@@ -12,8 +14,8 @@ from torch import Tensor
 
 from workers.nullspace.moments import SecondMoment
 
-# A spread below this share of a row's energy cannot be told from rounding: centring cancels, and
-# products of 8192 equal float32 rows were off by up to 6e-5 (9 columns; 2e-6 from 64 columns).
+# A spread below this share of a row's energy cannot be distinguished from rounding: centring cancels,
+# and products of 8192 equal float32 rows were off by up to 6e-5 (9 columns; 2e-6 from 64 columns).
 _NO_SPREAD = 1e-4
 # What float32 leaves of a row that lies on the mean: a direction made of it would be noise.
 _ON_THE_MEAN = 1e-6
@@ -32,7 +34,7 @@ class Conditioning:
         return len(self.mean_F)
 
     def equals(self, other: "Conditioning") -> bool:
-        """Whether both are of the same first dataset: every number is the same."""
+        """Whether every number is the same, which means the same first dataset."""
         return torch.equal(self.mean_F, other.mean_F) and torch.equal(self.map_FF, other.map_FF)
 
     def to(self, device: torch.device) -> "Conditioning":
@@ -42,35 +44,37 @@ class Conditioning:
     def __call__(self, unit_BF: Tensor) -> Tensor:
         """Conditioned rows (B × F) of unit length, in the type and on the device of `unit_BF`.
 
-        At least float32 within. A row on the mean has no direction: it becomes all zeros, of
-        which a head sees its bias alone, and never NaN. Raises ValueError at another width.
+        Computed in float32 at least. A row on the mean has no direction: it becomes all zeros, never
+        NaN, and a head sees its bias alone. Raises ValueError at another width.
         """
+        # (x − μ)(C + e I)^-½; the map is symmetric, so it needs no transpose.
         centred_BF = self.centred(unit_BF)
         mapped_BF = centred_BF @ self.map_FF.to(centred_BF)
         return torch.nn.functional.normalize(mapped_BF, dim=1).to(unit_BF.dtype)
 
     def centred(self, unit_BF: Tensor) -> Tensor:
-        """x − μ (B × F), at least float32; zeros where nothing but rounding would be left."""
+        """x − μ (B × F), at least float32; zeros if only rounding would be left."""
         if unit_BF.shape[-1] != self.width:
             raise ValueError(f"rows of width {unit_BF.shape[-1]}, not {self.width}")
         rows_BF = unit_BF.to(torch.promote_types(unit_BF.dtype, torch.float32))
         mean_F = self.mean_F.to(rows_BF)
         centred_BF = rows_BF - mean_F
+        # x − μ cancels where x ≈ μ: what is left is compared with the numbers that were subtracted.
         size_B1 = rows_BF.norm(dim=1, keepdim=True).clamp_min(mean_F.norm())
         apart_B1 = centred_BF.norm(dim=1, keepdim=True) > _ON_THE_MEAN * size_B1
         return torch.where(apart_B1, centred_BF, 0)
 
 
 def conditioning(moment: SecondMoment, ridge: float) -> Conditioning:
-    """The map of unit raw features with a 1 appended, from their moment (F + 1 wide).
+    """The map of unit raw features with a 1 appended, from their moment (I × I).
 
     μ and C are their mean and covariance, the map is (C + e I)^-½ with e = ridge · λ_max: in the
-    first dataset a direction of variance λ comes out with λ / (λ + e). The symmetric root
-    (ZCA whitening, arXiv 1512.00809) is unique, so it does not depend on the eigenvectors that LAPACK
-    happens to return, and it turns with the features. Rows without spread (one row, or all rows
-    equal) have no covariance to whiten by, and centring would leave zeros: they get the identity and
-    keep their mean.
-    A moment of float64 rows is worth its time here, since the mean is subtracted from it.
+    first dataset a direction of variance λ comes out with λ / (λ + e), so large variances become
+    about 1 and small ones stay small. The symmetric root (ZCA whitening, arXiv 1512.00809) is unique:
+    it does not depend on the eigenvectors that LAPACK returns, and it rotates with the features.
+    Rows without spread (one row, or all rows equal) have no covariance to whiten by, and centring
+    would leave zeros: they get the identity and keep their mean.
+    Use a moment with the accuracy of float64 (`moment_about`), since the mean is subtracted from it.
 
     Raises ValueError if the ridge is not in (0, 1], without rows, for values that are not finite
     and if the last column is not the constant 1.
@@ -78,33 +82,37 @@ def conditioning(moment: SecondMoment, ridge: float) -> Conditioning:
     if not 0 < ridge <= 1:
         raise ValueError(f"ridge is {ridge}, it must be above 0 and at most 1")
     mean_F, covariance_FF, energy = _mean_and_covariance(moment)
+    # tr C ≤ ε E|x|²: the rows do not differ by more than rounding.
     if covariance_FF.trace() <= _NO_SPREAD * energy:
         return _unconditioned(len(mean_F))
+    # C = Y diag(λ) Yᵀ, so (C + e I)^-½ = Y diag((λ + e)^-½) Yᵀ.
     values_F, vectors_FF = torch.linalg.eigh(covariance_FF)
     values_F = values_F.clamp_min(0)
-    root_F = (values_F + _floor(values_F, ridge)).rsqrt()
+    # e, added to every variance: whitening fades out below it.
+    floor = ridge * values_F.max()
+    root_F = (values_F + floor).rsqrt()
     map_FF = (vectors_FF * root_F) @ vectors_FF.mT
+    # Rounding makes the product slightly asymmetric; the map must be symmetric exactly.
     return Conditioning(mean_F.float(), ((map_FF + map_FF.mT) / 2).float())
-
-
-def _floor(values_F: Tensor, ridge: float) -> Tensor:
-    """What is added to every variance: below it, whitening fades out."""
-    return ridge * values_F.max()
 
 
 def _mean_and_covariance(moment: SecondMoment) -> tuple[Tensor, Tensor, float]:
     """Mean, covariance (float64, on the CPU) and mean square length of the rows."""
     if moment.count < 1:
-        raise ValueError("features cannot be conditioned by a dataset of 0 rows")
+        raise ValueError("the dataset to condition features by has 0 rows")
     mean_II = moment.mean_II.to("cpu", torch.float64)
     if not mean_II.isfinite().all():
         raise ValueError("the moment to condition by holds values that are not finite")
+    # The mean of 1 · 1: anything else means that no constant was appended.
     if abs(float(mean_II[-1, -1]) - 1) > 1e-3:
         raise ValueError(f"the last column must be 1, its mean square is {mean_II[-1, -1]:.3g}")
+    # With x̃ = [x, 1] the mean of x̃ x̃ᵀ is [[E x xᵀ, E x], [E xᵀ, 1]]: the last column is the mean,
+    # and the covariance is E x xᵀ − μ μᵀ.
     mean_F, square_FF = mean_II[:-1, -1], mean_II[:-1, :-1]
     covariance_FF = (square_FF + square_FF.mT) / 2 - torch.outer(mean_F, mean_F)
     return mean_F, covariance_FF, float(square_FF.trace())
 
 
 def _unconditioned(width: int) -> Conditioning:
+    """The identity: x − 0, times I."""
     return Conditioning(torch.zeros(width), torch.eye(width))

@@ -1,7 +1,8 @@
 """Uncentred second moments: the only thing that is kept of a dataset.
 
 Shapes: B rows, I width of the first features, J of the second, E of the embeddings.
-Sums, not means: they do not depend on any weights, add up over ranks, shards and datasets in any
+
+Sums, not means. They do not depend on any weights, add up over ranks, shards and datasets in any
 order, can be subtracted again, and can be pushed through today's weights whenever needed.
 """
 
@@ -10,9 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Products of this many rows are formed in float32, then added in float64: twice as quick as
-# float64 throughout on a CPU, with a relative error below 1e-7 (see docs/log.md).
+# Products of this many rows are formed in float32, then added in float64. On a CPU that is twice as
+# fast as float64 throughout, with a relative error below 1e-7 (docs/log.md).
 _CHUNK_ROWS = 8192
+
+
+# Uncentred: E x xᵀ and not the covariance. The mean is a direction in which scores can change like any
+# other, so it has to be protected too, and sums of uncentred moments are moments again.
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class SecondMoment:
         return self.sum_II / max(self.count, 1)
 
     def through(self, weight_EI: Tensor) -> "SecondMoment":
-        """The second moment of the embeddings W x: exactly W S Wᵀ."""
+        """The second moment of the embeddings W x: exactly W S Wᵀ, equation (3)."""
+        # Σ (W x)(W x)ᵀ = W (Σ x xᵀ) Wᵀ: no row is needed for it.
         weight_EI = weight_EI.to(self.sum_II)
         return SecondMoment(self.count, weight_EI @ self.sum_II @ weight_EI.mT)
 
@@ -46,7 +52,7 @@ class SecondMoment:
 class PairMoments:
     """Both sides of a dataset and their cross sum x_u x_vᵀ (`cross_IJ`, float64).
 
-    The cross sum says which rows belonged together; it cannot be computed later, so it is kept
+    The cross sum says which rows belonged together. It cannot be computed later, so it is kept
     from the first dataset on.
     """
 
@@ -70,7 +76,8 @@ class PairMoments:
 
     @property
     def mean(self) -> "PairMoments":
-        """Per row: sums divided by the count, as if there had been one row."""
+        """Sums divided by the count, as if there had been one row."""
+        # A count of 1 lets the result be used wherever sums are: `mean_II` then divides by 1.
         rows = max(self.count, 1)
         first, second = (SecondMoment(1, side.sum_II / rows) for side in (self.first, self.second))
         return PairMoments(first, second, self.cross_IJ / rows)
@@ -81,11 +88,12 @@ class PairMoments:
 
     def swapped(self) -> "PairMoments":
         """The same moments with the two sides exchanged."""
+        # (Σ x_u x_vᵀ)ᵀ = Σ x_v x_uᵀ.
         return PairMoments(self.second, self.first, self.cross_IJ.mT.contiguous())
 
 
 def no_rows(width: int) -> SecondMoment:
-    """The moment of no rows: what sums begin with."""
+    """The moment of no rows: the start of a sum."""
     return SecondMoment(0, torch.zeros(width, width, dtype=torch.float64))
 
 
@@ -108,14 +116,16 @@ def pair_moments(first_BI: Tensor, second_BJ: Tensor) -> PairMoments:
 
 
 def moment_about(rows_BI: Tensor, shift_I: Tensor) -> SecondMoment:
-    """The moment of float32 rows, as exact as if they were float64, however alike they are.
+    """The moment of float32 rows, with the accuracy of float64 even for rows that hardly differ.
 
-    Rows that hardly differ have a covariance below the rounding of float32 products. What is left of
-    them after a shift near their mean has not; the shift is put back in float64:
-    Σ x xᵀ = Σ y yᵀ + s Σ yᵀ + Σ y sᵀ + n s sᵀ for x = y + s.
+    Rows that hardly differ have a covariance below the rounding of their float32 products. The
+    rests after a shift near their mean do not. The shift is put back in float64: for x = y + s,
+
+        Σ x xᵀ = Σ y yᵀ + s Σ yᵀ + (Σ y) sᵀ + n s sᵀ
     """
     rest_BI = rows_BI - shift_I
     total_I, shift_I = rest_BI.sum(0, dtype=torch.float64), shift_I.double()
+    # s Σ yᵀ + n s sᵀ = s (Σ y + n s)ᵀ: one outer product instead of two.
     crossed_II = torch.outer(shift_I, total_I + len(rows_BI) * shift_I)
     sum_II = sum_of_products(rest_BI, rest_BI) + crossed_II + torch.outer(total_I, shift_I)
     return SecondMoment(len(rows_BI), sum_II)
@@ -128,5 +138,6 @@ def sum_of_products(left_BI: Tensor, right_BJ: Tensor) -> Tensor:
     )
     for start in range(0, len(left_BI), _CHUNK_ROWS):
         rows = slice(start, start + _CHUNK_ROWS)
+        # A matrix product sums the outer products of its rows: leftᵀ right = Σ_b left_b right_bᵀ.
         total_IJ += left_BI[rows].mT @ right_BJ[rows]
     return total_IJ

@@ -1,10 +1,12 @@
-"""Bound, not hope: shrink what was trained until old scores have moved no more than permitted.
+"""A guaranteed bound: shrink a trained change until old scores have moved no more than permitted.
 
 Shapes: E width of the embeddings, I width of a side's features.
 
-Offending entries first: M_ij / (1 + μ r_i s_j), with r_i s_j relative to the largest so that μ has
-no scale. What is left when they are gone (entries without energy, and the second-order term of two
-moving heads) can only be scaled as a whole: t M, with t in [0, 1]. Both by bisection.
+First the entries that cause drift: M_ij / (1 + μ r_i s_j), equation (8), with r_i s_j relative to
+the largest so that μ has no scale. It is the ridge solution: the M' that minimises
+|M' − M|² + μ Σ r_i s_j M'_ij². What is left when those are gone (entries without energy, and the
+second-order term of two moving heads) can only be scaled as a whole: t M, with t in [0, 1].
+Drift falls along both, so both are found by bisection.
 """
 
 from collections.abc import Callable
@@ -18,19 +20,19 @@ from workers.nullspace.mask import UpdateSpace
 Changes = tuple[Tensor, Tensor]
 """M of the two heads of a pair, each E × I in its own eigen-coordinates."""
 
-# Decades of μ: at the least nothing shrinks by more than a thousandth, at the most all is erased
-# but what has no energy beyond rounding.
+# Decades of μ. At the least no entry shrinks by more than a thousandth. At the most every entry is
+# erased whose energy is more than rounding.
 _LEAST_DECADES, _MOST_DECADES = -3.0, 12.0
-# μ to half a per cent within its fifteen decades, t to 1/8192.
+# Bisections: μ within 0.4 % (15 decades / 2¹³), t within 1/8192.
 _HALVINGS = 13
 
 
 @dataclass(frozen=True)
 class Shrunk:
-    """What enforcing a bound did: `penalty` μ, `scale` t, and the largest drift around it.
+    """What enforcing a bound did: `penalty` μ, `scale` t, and the largest drift before and after.
 
-    Untouched is μ = 0, t = 1. With t = 0 the heads are the parent's; only then may `drift_after`
-    exceed the bound, because the parent itself did.
+    μ = 0, t = 1: unchanged. t = 0: the heads are the parent's. Only then may `drift_after` exceed the
+    bound, because the parent itself does.
     """
 
     penalty: float
@@ -45,17 +47,19 @@ def shrink_to_bound(
     drift_of: Callable[[Changes], float],
     bound: float,
 ) -> tuple[Changes, Shrunk]:
-    """The changes, shrunk no more than needed for `drift_of(changes)` ≤ `bound`, and how.
+    """Return the changes, shrunk no more than `drift_of(changes)` ≤ `bound` needs, and how.
 
-    `drift_of` gives the largest relative drift for a pair of changes; it is asked at most 16
-    times. The result is always one that was measured to be inside. A drift that is not a number
-    counts as outside. Raises ValueError if `bound` is negative or not a number.
+    `drift_of` gives the largest relative drift for a pair of changes. It is called at most 16
+    times. The result is always one whose drift was measured. NaN counts as outside of the bound.
+    Raises ValueError if `bound` is negative or NaN.
     """
     if not bound >= 0:
         raise ValueError(f"bound on drift is {bound}; permitted are 0 and above")
     before = drift_of(changes)
+    # `<=` is false for NaN, here and below.
     if before <= bound:
         return changes, Shrunk(0.0, 1.0, before, before)
+    # r_i s_j of both heads: how much each entry of M contributes to drift, by equation (4).
     energies = (
         _relative_energy(spaces[0], changes[0]),
         _relative_energy(spaces[1], changes[1]),
@@ -64,8 +68,10 @@ def shrink_to_bound(
     def penalised(decades: float) -> Changes:
         return _penalised(changes, energies, 10.0**decades)
 
+    # If the largest μ is enough, the least μ that is lies between; else the rest must be scaled.
     most = drift_of(penalised(_MOST_DECADES))
     if most <= bound:
+        # In decades, so that small and large μ are found with the same relative precision.
         search = _Search(penalised, drift_of, bound)
         decades, after = search.between(_MOST_DECADES, _LEAST_DECADES, most)
         return penalised(decades), Shrunk(10.0**decades, 1.0, before, after)
@@ -75,16 +81,18 @@ def shrink_to_bound(
 def _scaled_to_bound(
     changes: Changes, drift_of: Callable[[Changes], float], bound: float, before: float
 ) -> tuple[Changes, Shrunk]:
-    """What the largest penalty left, scaled as a whole."""
+    """What the largest penalty left, scaled as a whole by the largest t that keeps the bound."""
 
     def scaled(scale: float) -> Changes:
         return changes[0] * scale, changes[1] * scale
 
+    # t = 0 is the parent. If that is outside of the bound already, nothing can be done about it.
     still = (torch.zeros_like(changes[0]), torch.zeros_like(changes[1]))
     least = drift_of(still)
     if not least <= bound:
         return still, Shrunk(10.0**_MOST_DECADES, 0.0, before, least)
     scale, after = _Search(scaled, drift_of, bound).between(0.0, 1.0, least)
+    # The bracket may end at 0: no positive t was measured to be inside.
     if scale == 0:
         return still, Shrunk(10.0**_MOST_DECADES, 0.0, before, least)
     return scaled(scale), Shrunk(10.0**_MOST_DECADES, scale, before, after)
@@ -92,17 +100,18 @@ def _scaled_to_bound(
 
 @dataclass(frozen=True)
 class _Search:
-    """Bisection for the last candidate inside the bound."""
+    """Bisection for the last candidate inside of the bound."""
 
     candidate: Callable[[float], Changes]
     drift_of: Callable[[Changes], float]
     bound: float
 
     def between(self, inside: float, outside: float, drift: float) -> tuple[float, float]:
-        """The inside end of the final bracket, and its drift (`drift` at the start)."""
+        """Return the inside end of the final bracket and its drift (`drift` at the start)."""
         for _ in range(_HALVINGS):
             middle = (inside + outside) / 2
             here = self.drift_of(self.candidate(middle))
+            # Only measured candidates become the inside end, so the result needs no monotony.
             if here <= self.bound:
                 inside, drift = middle, here
             else:
@@ -119,7 +128,8 @@ def _penalised(changes: Changes, energies: tuple[Tensor, Tensor], penalty: float
 
 
 def _relative_energy(space: UpdateSpace, like_EI: Tensor) -> Tensor:
-    """r_i s_j over its largest, 0 to 1; zeros where nothing is at stake."""
+    """r_i s_j divided by the largest, 0 to 1; zeros if no earlier score depends on the head."""
+    # r_i s_j are sums over rows: dividing by the largest makes μ independent of their number.
     energy_EI = space.energy_EI.to(like_EI)
     largest = float(energy_EI.max())
     return energy_EI / largest if largest > 0 else energy_EI

@@ -45,8 +45,11 @@ class EigenBasis:
         total = self.values_I.sum()
         if kept_energy == 0 or total <= 0:
             return 0
+        # Energy behind the first k directions, for k = 1 … I. It falls, so the first k at which it
+        # is small enough is the rank. The tolerance counts rounding of zero as zero.
         missing_I = total - self.values_I.cumsum(0)
         enough = missing_I <= (1 - kept_energy) * total + _ZERO * total
+        # argmax of a boolean (as 0 and 1) is the index of its first True.
         return int(enough.double().argmax()) + 1
 
     def leading(self, kept_energy: float) -> Tensor:
@@ -61,8 +64,8 @@ class EigenBasis:
 def eigenbasis(moment: SecondMoment) -> EigenBasis:
     """Decompose in float64: float32 gets small eigenvalues wrong by several per cent.
 
-    The basis of the null space is a continuous function of that space and not the arbitrary one
-    that LAPACK happens to return, so that two machines that agree to rounding train alike.
+    The basis of the null space is a continuous function of that space, not the arbitrary one that
+    LAPACK returns, so that two machines that agree to rounding train alike.
     Raises ValueError if the moment has values that are not finite.
     """
     sum_II = moment.sum_II.to("cpu", torch.float64)
@@ -72,10 +75,10 @@ def eigenbasis(moment: SecondMoment) -> EigenBasis:
 
 
 def common_eigenbasis(moments: Sequence[SecondMoment]) -> EigenBasis:
-    """Eigenbasis of the sum of the moments, each brought to trace 1: one basis for all of them.
+    """Eigenbasis of the sum of the moments, each scaled to trace 1: one basis for all of them.
 
-    Up to its trace each moment is at most the sum, so the values bound its energy along every
-    change from above. Raises ValueError without moments.
+    Each scaled moment is at most the sum (the others are positive semidefinite), so the values of
+    this basis bound its energy along every change from above. Raises ValueError without moments.
     """
     scaled = [moment.sum_II / _trace_or_one(moment) for moment in moments]
     if not scaled:
@@ -91,13 +94,15 @@ def identity_basis(width: int) -> EigenBasis:
 
 
 def directions_within(moment_II: Tensor, basis_IK: Tensor) -> Tensor:
-    """The span of orthonormal columns, turned to the eigenvectors of a moment restricted to it.
+    """The span of orthonormal columns, rotated to the eigenvectors of a moment restricted to it.
 
-    By falling eigenvalue (I × K). What is rounding of zero beside the moment's trace counts as
+    By falling eigenvalue (I × K). What is rounding of zero relative to the moment's trace counts as
     zero: there the directions depend on the columns alone.
     """
     if basis_IK.shape[1] == 0:
         return basis_IK
+    # The moment in the coordinates of the span is Bᵀ S B (K × K). With its eigenvectors Y the
+    # columns of B Y are orthonormal, span the same space and make Yᵀ Bᵀ S B Y diagonal.
     within_KK = basis_IK.mT @ moment_II @ basis_IK
     return basis_IK @ _decompose(within_KK, float(moment_II.trace())).vectors_II
 
@@ -110,14 +115,16 @@ def _trace_or_one(moment: SecondMoment) -> float:
 def _canonical(basis_IK: Tensor) -> Tensor:
     """Another orthonormal basis of the same span, determined by that span alone.
 
-    The QR decomposition of a fixed probe's projection onto the span, with a positive diagonal of
-    R, which makes it unique; taken within the span, where it is a K × K matrix.
+    Project a fixed random matrix P on the span: B Bᵀ P is the same for every basis B of the span.
+    Its QR decomposition with a positive diagonal of R is unique, and so is its Q. Since B is
+    orthonormal, Q(B Bᵀ P) = B Q(Bᵀ P), which is a decomposition of K × K only.
     """
     generator = torch.Generator().manual_seed(0)
     probe_IK = torch.randn(basis_IK.shape, generator=generator, dtype=torch.float64)
-    turn_KK, triangle_KK = torch.linalg.qr(basis_IK.mT @ probe_IK)
+    rotation_KK, triangle_KK = torch.linalg.qr(basis_IK.mT @ probe_IK)
+    # LAPACK chooses signs freely: flip columns of Q where R's diagonal is negative.
     sign_K = torch.where(triangle_KK.diagonal() < 0, -1.0, 1.0)
-    canonical_IK: Tensor = basis_IK @ (turn_KK * sign_K)
+    canonical_IK: Tensor = basis_IK @ (rotation_KK * sign_K)
     return canonical_IK
 
 
@@ -126,10 +133,13 @@ def _decompose(sum_II: Tensor, scale: float = 0.0) -> EigenBasis:
 
     Rounding is measured against the largest eigenvalue or against `scale`, whichever is larger.
     """
+    # The average with the transpose removes asymmetry from rounding; eigh reads one triangle only.
     values_I, vectors_II = torch.linalg.eigh((sum_II + sum_II.mT) / 2)
-    # LAPACK gives them column by column. A checkpoint gives them row by row, and a product may be
-    # rounded otherwise for it.
+    # eigh sorts by rising eigenvalue: flip. LAPACK returns column-major memory, a checkpoint gives
+    # row-major, and products of the two can differ in the last bit: make it row-major here too.
     values_I, vectors_II = values_I.flip(0).clamp_min(0), vectors_II.flip(1).contiguous()
+    # Vectors of equal eigenvalues are arbitrary up to a rotation; zero is the one that matters,
+    # because free entries lie there.
     rank = int((values_I > _ZERO * max(float(values_I[0]), scale)).sum())
     vectors_II[:, rank:] = _canonical(vectors_II[:, rank:])
     return EigenBasis(vectors_II, values_I)

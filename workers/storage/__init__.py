@@ -1,1 +1,1 @@
-"""Where things lie: one port for object storage, two adapters, and the names of all keys. No torch."""
+"""Object storage: one interface with two adapters, the layout of keys, and the formats of files. No torch."""

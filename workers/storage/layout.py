@@ -1,35 +1,35 @@
-"""The names of all keys: the only place that knows how the bucket is laid out.
+"""The layout of the bucket: every key is built here.
 
 datasets/<dataset>/manifest.json            verified shards
-                   training-<i>-<digest>.parquet     converted or split rows, until they were learned
-                   evaluation-<i>-<digest>.parquet   held-out rows, copied in
+                   training-<i>-<digest>.parquet     converted or split rows, until they are trained
+                   evaluation-<i>-<digest>.parquet   held-out rows, copied
                    moments.safetensors      written when its version is published
-runs/<job>/a<attempt>/spec.json, progress.json, failure.json, candidate/...; may be swept
+runs/<job>/a<attempt>/spec.json, progress.json, failure.json, candidate/...; temporary
                       checkpoints/<updates>-<digest>.safetensors    the last two
-models/<model>/versions/<n>/...             a published version; manifest.json LAST
-models/<model>/live.json                    which version answers, and which is on trial beside it
-models/<model>/observations/<revision>/<replica>.json    what a replica has seen of that trial
-access/keys.jwt                             who may ask the replicas, signed by the control plane
-records/models/<model>.json                 what else the database knows, so that it can be rebuilt
+models/<model>/versions/<n>/...             a published version; manifest.json is written last
+models/<model>/live.json                    the live version, and the canary beside it
+models/<model>/observations/<revision>/<replica>.json    a replica's observations of that canary
+access/keys.jwt                             keys for the replicas, signed by the control plane
+records/models/<model>.json                 copies of database rows, from which it can be rebuilt
         datasets/<dataset>.json
         versions/<model>/<n>.json
-collections/<name>/revisions/<n>.json       what a collection consists of, one for each change
-                   segments/<time>-<id>.parquet      rows that were written together; never changed
-collection-numbers/<n>                      no revision of a collection that was swept is later than this
+collections/<name>/revisions/<n>.json       the segments of a collection, one object per change
+                   segments/<time>-<id>.parquet      rows that were written together; immutable
+collection-numbers/<n>                      upper bound of the revisions of deleted collections
 uploads/<upload>/parts/<n>-<sha256>         parts that arrived, until the file is complete
-                 direct                     what a client put there by itself, through a signed link
-                 file-<n>                   the complete file, as the n-th attempt made it
+                 direct                     uploaded by a client through a signed link
+                 file-<n>                   the complete file, assembled by attempt n
 """
 
 MANIFEST = "manifest.json"
 HEADS = "heads.safetensors"
 MEMORY = "memory.safetensors"
-KEPT = "kept.safetensors"
+METHOD_STATE = "kept.safetensors"
 SELFTEST = "selftest.safetensors"
 MOMENTS = "moments.safetensors"
 
-# What lies beside the manifest of a version; MOMENTS moves to the dataset instead.
-VERSION_FILES = (HEADS, MEMORY, KEPT, SELFTEST)
+# The files of a version besides the manifest. MOMENTS is moved to the dataset.
+VERSION_FILES = (HEADS, MEMORY, METHOD_STATE, SELFTEST)
 
 
 def dataset_prefix(dataset: str) -> str:
@@ -41,17 +41,17 @@ def dataset_manifest(dataset: str) -> str:
 
 
 def evaluation_shard(dataset: str, index: int, sha256: str) -> str:
-    """With a piece of its digest: who takes other bytes in at the same time writes beside it."""
+    """Contains part of the digest, so that concurrent intakes of other bytes have other keys."""
     return f"datasets/{dataset}/evaluation-{index}-{sha256[:12]}.parquet"
 
 
 def training_shard(dataset: str, index: int, sha256: str) -> str:
-    """The same of a shard to train on."""
+    """As `evaluation_shard`, for a shard to train on."""
     return f"{training_shards(dataset)}{index}-{sha256[:12]}.parquet"
 
 
 def training_shards(dataset: str) -> str:
-    """What their keys begin with."""
+    """Prefix of the keys of training shards."""
     return f"datasets/{dataset}/training-"
 
 
@@ -60,7 +60,7 @@ def dataset_moments(dataset: str) -> str:
 
 
 def runs_prefix(job: str) -> str:
-    """All attempts of a job, or what a pre-flight left."""
+    """Prefix of all attempts of a job, or of a pre-flight."""
     return f"runs/{job}/"
 
 
@@ -81,12 +81,12 @@ def run_failure(job: str, attempt: int) -> str:
 
 
 def run_checkpoints(job: str, attempt: int) -> str:
-    """What the keys of an attempt's checkpoints begin with; in lexical order the newest is last."""
+    """Prefix of an attempt's checkpoints; in lexical order the newest is last."""
     return f"{run_prefix(job, attempt)}/checkpoints/"
 
 
 def run_checkpoint(job: str, attempt: int, updates: int, sha256: str) -> str:
-    """With its digest, so that whoever reads it can tell whether it is whole."""
+    """Contains the digest, so that readers can verify that it is complete."""
     return f"{run_checkpoints(job, attempt)}{updates:012d}-{sha256}.safetensors"
 
 
@@ -111,7 +111,7 @@ def live_pointer(model: str) -> str:
 
 
 def observations(model: str, revision: int) -> str:
-    """What the keys of all observations of a trial begin with."""
+    """Prefix of all observations of a canary."""
     return f"models/{model}/observations/{revision}/"
 
 
@@ -124,7 +124,7 @@ def key_snapshot() -> str:
 
 
 def records() -> str:
-    """What the keys of all records begin with; they stay when what they tell of is removed."""
+    """Prefix of all records, which remain when the recorded object is deleted."""
     return "records/"
 
 
@@ -149,7 +149,7 @@ def collections() -> str:
 
 
 def collection_revisions(collection: str) -> str:
-    """What the keys of a collection's revisions begin with; in lexical order the newest is last."""
+    """Prefix of a collection's revisions; in lexical order the newest is last."""
     return f"{collections()}{collection}/revisions/"
 
 
@@ -158,7 +158,7 @@ def collection_revision(collection: str, revision: int) -> str:
 
 
 def collection_numbers() -> str:
-    """What these keys begin with; in lexical order the highest is last."""
+    """Prefix of these keys; in lexical order the highest is last."""
     return "collection-numbers/"
 
 
@@ -167,7 +167,7 @@ def collection_number(number: int) -> str:
 
 
 def collection_segments(collection: str) -> str:
-    """What the keys of a collection's segments begin with; in lexical order the oldest is first."""
+    """Prefix of a collection's segments; in lexical order the oldest is first."""
     return f"{collections()}{collection}/segments/"
 
 

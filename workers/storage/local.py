@@ -1,7 +1,7 @@
-"""`file://` adapter: a folder on a disk that every process can see (one machine, NFS, a PVC).
+"""`file://` adapter: a folder on a disk that every process can access (one machine, NFS, a PVC).
 
-Whole objects only: bytes go to a temporary file in the same folder, are flushed to the disk, then
-renamed (overwrite) or hard-linked (create: the link fails if the name is taken).
+Writes are atomic: bytes go to a temporary file in the same folder, are flushed to disk, and the file is
+renamed (overwrite) or hard-linked (create, which fails if the name exists).
 """
 
 import errno
@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cmcl.contract.errors import InvalidUri, ObjectExists, ObjectNotFound, StorageUnavailable
-from workers.storage.keys import checked_key, checked_prefix
-from workers.storage.port import CHUNK_BYTES
+from workers.storage.object_store import CHUNK_BYTES, checked_key, checked_prefix
 
 _TEMPORARY = ".tmp-"
 
@@ -36,7 +35,7 @@ class LocalStore:
             return _chunks(self.open(key), key)
 
     def open(self, key: str) -> BinaryIO:
-        """The object's file, opened step by step so that no link put in its way meanwhile is followed.
+        """Open the object's file component by component, so that no symbolic link is followed.
 
         Raises ObjectNotFound.
         """
@@ -84,7 +83,7 @@ class LocalStore:
 
     def compose(self, parts: Sequence[str], target: str) -> None:
         for part in parts:
-            # Before anything is written: a part that is missing costs nothing.
+            # Raises for a missing part before anything is written.
             self.size(part)
         with self._temporary(target) as temporary:
             with temporary.open("wb") as file:
@@ -95,7 +94,7 @@ class LocalStore:
             temporary.replace(self._path(target))
 
     def presign_put(self, key: str, sha256_hex: str, size: int, seconds: int) -> None:
-        """A disk has no links."""
+        """None: a disk has no links."""
         checked_key(key)
 
     def keys(self, prefix: str) -> Iterator[str]:
@@ -134,7 +133,7 @@ class LocalStore:
         return self._path(key) if key else self.root
 
     def _files(self, folder: Path) -> Iterator[str]:
-        """Keys below a folder, in no order; none where there is no such folder."""
+        """Keys below a folder, unordered; none if the folder does not exist."""
         if not folder.is_dir():
             return
         for path, _, names in os.walk(folder, onerror=_fail):
@@ -144,21 +143,21 @@ class LocalStore:
 
     @contextmanager
     def _temporary(self, key: str) -> Iterator[Path]:
-        """A path to write to, beside the target; gone afterwards whatever happened."""
+        """A path to write to in the folder of the target, removed afterwards in any case."""
         target = self._path(key)
         temporary = target.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
         with _translated(key):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield temporary
-                # The name as well, or a power cut could take back what was promised.
+                # Flush the folder too: without it a power failure could undo the rename.
                 _flush(target.parent)
             finally:
                 temporary.unlink(missing_ok=True)
 
 
 def _open_beneath(root: Path, parts: Sequence[str]) -> int:
-    """A descriptor of a file whose path below `root` has no links any more."""
+    """Open a file below `root` without following symbolic links; return its descriptor."""
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for part in parts[:-1]:
@@ -171,14 +170,14 @@ def _open_beneath(root: Path, parts: Sequence[str]) -> int:
 
 
 def _chunks(file: BinaryIO, key: str) -> Iterator[bytes]:
-    """Everything in an open file, which is closed in the end."""
+    """Yield the contents of an open file, then close it."""
     with _translated(key), file:
         left = os.fstat(file.fileno()).st_size
         while chunk := file.read(min(CHUNK_BYTES, left)):
             left -= len(chunk)
             yield chunk
         if left:
-            raise StorageUnavailable(f"{key!r} ended {left} bytes before its promised length")
+            raise StorageUnavailable(f"{key!r} ended {left} bytes before its declared length")
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -187,12 +186,12 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _fail(error: OSError) -> None:
-    """A folder that cannot be read is no empty folder."""
+    """Raise for a folder that cannot be read, which os.walk would skip."""
     raise error
 
 
 def _flush(path: Path) -> None:
-    """To the disk: a file's bytes, or the names in a folder."""
+    """Flush a file's bytes, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -202,11 +201,11 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def _translated(key: str) -> Iterator[None]:
-    """The operating system's errors, in the port's words."""
+    """Translate OSError to storage errors."""
     try:
         yield
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            # No retry makes it shorter; as an outage it would hold up whoever waits for it.
+            # Not an outage: retrying cannot help.
             raise InvalidUri(f"{key[:60]!r}... is too long a name for this store") from error
         raise StorageUnavailable(f"{key!r}: {error.strerror or error}") from error

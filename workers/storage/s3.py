@@ -5,12 +5,14 @@ identity of a service account, ...): there is nothing to configure here.
 """
 
 import base64
+import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -18,18 +20,18 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from cmcl.contract.errors import ObjectExists, ObjectNotFound, StorageUnavailable
-from workers.storage.keys import checked_key, checked_prefix
-from workers.storage.multipart import Multipart
-from workers.storage.port import CHUNK_BYTES, PresignedPut
+from workers.storage.object_store import CHUNK_BYTES, PresignedPut, checked_key, checked_prefix
+
+logger = logging.getLogger(__name__)
 
 _CONFIG = Config(
     retries={"mode": "standard", "max_attempts": 5},
     connect_timeout=5,
     read_timeout=60,
-    # Links are signed with version 2 otherwise, which leaves length and digest out.
+    # Version 2, the default for links, does not sign length and digest.
     signature_version="s3v4",
 )
-# boto3's default session is not made for several threads; the clients that it gives are.
+# boto3's default session is not thread-safe; its clients are.
 _MAKING_A_CLIENT = threading.Lock()
 _NOT_FOUND = {"404", "NoSuchKey", "NotFound"}
 _BEYOND_THE_END = {"416", "InvalidRange"}
@@ -48,7 +50,7 @@ class S3Store:
 
     @property
     def endpoint_url(self) -> str:
-        """Where boto3's own configuration led to, for libraries that must be told."""
+        """The endpoint of boto3's configuration, for libraries that do not read it."""
         return str(self._client.meta.endpoint_url)
 
     @property
@@ -104,7 +106,7 @@ class S3Store:
             self._client.copy(self._at(source), self.bucket, self.prefix + checked_key(target))
 
     def compose(self, parts: Sequence[str], target: str) -> None:
-        # S3 takes no part of no bytes.
+        # S3 accepts no empty parts.
         sizes = {part: size for part in parts if (size := self.size(part))}
         if not sizes:
             self.put(target, b"")
@@ -148,11 +150,11 @@ class S3Store:
             self._client.delete_object(**self._at(key))
 
     def _holds(self, key: str, data: bytes) -> bool:
-        """Whether these very bytes are there: then our own request was the one that took the key."""
+        """Whether the object has these bytes: then it was our own request that created it."""
         try:
             return self.size(key) == len(data) and self.read(key) == data
         except ObjectNotFound as error:
-            raise StorageUnavailable(f"{key!r} was being written by somebody else") from error
+            raise StorageUnavailable(f"{key!r} is being written by another process") from error
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + checked_key(key)}
@@ -175,7 +177,7 @@ def _code_of(error: ClientError) -> str:
 
 
 def _was_unclear(error: ClientError) -> bool:
-    """Whether the refusal may mean ourselves: a request was sent again, or several came at once."""
+    """Whether our own request may have created the key: it was retried, or several were concurrent."""
     answer = error.response
     resent = answer.get("ResponseMetadata", {}).get("RetryAttempts", 0) > 0
     code = _code_of(error)
@@ -183,14 +185,14 @@ def _was_unclear(error: ClientError) -> bool:
 
 
 def _chunks(body: Any, key: str) -> Iterator[bytes]:
-    """A body as it comes; the connection is given back in the end."""
+    """Yield the chunks of a body, then release the connection."""
     with _translated(key), closing(body):
         yield from body.iter_chunks(CHUNK_BYTES)
 
 
 @contextmanager
 def _translated(key: str) -> Iterator[None]:
-    """boto3's errors, in the port's words."""
+    """Translate boto3's errors to storage errors."""
     try:
         yield
     except ClientError as error:
@@ -200,6 +202,89 @@ def _translated(key: str) -> Iterator[None]:
         if code in _TAKEN:
             raise ObjectExists(f"{key!r} exists already") from error
         raise StorageUnavailable(f"{key!r}: {error}") from error
-    # OSError: the local file of a download or an upload, for instance on a full disk.
+    # OSError: the local file of a download or upload, for instance on a full disk.
     except (BotoCoreError, Boto3Error, OSError) as error:
         raise StorageUnavailable(f"{key!r}: {error}") from error
+
+
+# Limits of S3, in bytes. The smallest size does not apply to the last part.
+SMALLEST_PART = 5 << 20
+LARGEST_PART = 5 << 30
+MOST_PARTS = 10_000
+
+
+class Multipart:
+    """A multipart upload, as a context manager: leaving it completes the object, an error aborts it.
+
+    The object is complete or absent. `target`: bucket and key. Raises boto3's errors.
+    """
+
+    def __init__(self, client: Any, target: dict[str, str]) -> None:
+        self._client = client
+        self._target = target
+        self._parts: list[dict[str, object]] = []
+        self._upload: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        answer = self._client.create_multipart_upload(**self._target)
+        self._upload = {**self._target, "UploadId": answer["UploadId"]}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._abort()
+            return
+        try:
+            self._client.complete_multipart_upload(
+                **self._upload, MultipartUpload={"Parts": self._parts}
+            )
+        except BaseException:
+            self._abort()
+            raise
+
+    @staticmethod
+    def can_copy(sizes: Sequence[int]) -> bool:
+        """Whether objects of these sizes, in bytes, are valid parts."""
+        return (
+            len(sizes) <= MOST_PARTS
+            and all(size >= SMALLEST_PART for size in sizes[:-1])
+            and all(size <= LARGEST_PART for size in sizes)
+        )
+
+    def copy(self, source: dict[str, str]) -> None:
+        """Add a whole object as the next part, copied within the store."""
+        number = len(self._parts) + 1
+        answer = self._client.upload_part_copy(**self._upload, PartNumber=number, CopySource=source)
+        self._parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
+
+    def send(self, chunks: Iterable[bytes], total: int) -> None:
+        """Upload `total` bytes in as many parts as needed."""
+        for data in _joined(chunks, max(2 * SMALLEST_PART, -(-total // MOST_PARTS))):
+            number = len(self._parts) + 1
+            answer = self._client.upload_part(**self._upload, PartNumber=number, Body=data)
+            self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+
+    def _abort(self) -> None:
+        try:
+            self._client.abort_multipart_upload(**self._upload)
+        except (BotoCoreError, Boto3Error, ClientError) as error:
+            # The error that led here is raised. The parts stay invisible; a lifecycle rule of the bucket
+            # (AbortIncompleteMultipartUpload) removes them.
+            logger.warning("%s: its parts could not be removed: %s", self._upload["Key"], error)
+
+
+def _joined(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The same bytes in pieces of at least `size`; the last piece may be smaller."""
+    piece = bytearray()
+    for chunk in chunks:
+        piece += chunk
+        if len(piece) >= size:
+            yield bytes(piece)
+            piece.clear()
+    if piece:
+        yield bytes(piece)

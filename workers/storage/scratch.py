@@ -1,8 +1,7 @@
-"""Room on this machine's disk for what a process needs only while it runs.
+"""Temporary files on the local disk (TMPDIR), with a limit on their total size.
 
-Files have no name: when their process ends, however it ends, their room is free again. They lie in
-TMPDIR. Room is taken before it is needed: a disk that is too small is found out in the beginning, and
-not after hours.
+Files are unlinked at once, so their space is freed when the process ends in any way. Space is reserved
+before it is used, so that a disk that is too small is found at the start and not after hours.
 """
 
 import io
@@ -16,24 +15,24 @@ from cmcl.contract.errors import StorageUnavailable
 
 
 class Scratch:
-    """`limit`: bytes that all files of it together may take; 0: as many as the disk has."""
+    """`limit`: bytes of all its files together; 0: no limit but the disk."""
 
     def __init__(self, limit: int = 0) -> None:
         self._limit, self._taken = limit, 0
         self._lock = threading.Lock()
 
     def new_file(self) -> "ScratchFile":
-        """An empty file, to be closed by whoever asked for it. Raises StorageUnavailable."""
+        """Create an empty file, which the caller must close. Raises StorageUnavailable."""
         try:
             return ScratchFile(self)
         except OSError as error:
             raise StorageUnavailable(
-                f"no file can be made in {tempfile.gettempdir()}: {error.strerror}; let TMPDIR name "
-                "a folder on a disk that can be written to"
+                f"no file can be created in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a "
+                "folder on a writable disk"
             ) from error
 
     def check(self, size: int) -> None:
-        """So much could be held by itself. Raises StorageUnavailable beyond the limit."""
+        """Raises StorageUnavailable if `size` bytes by themselves exceed the limit."""
         if self._limit and size > self._limit:
             raise StorageUnavailable(
                 f"{size} bytes are needed in {tempfile.gettempdir()}, "
@@ -41,19 +40,19 @@ class Scratch:
             )
 
     def take(self, size: int) -> None:
-        """So many bytes more. Raises StorageUnavailable beyond the limit."""
+        """Reserve `size` more bytes. Raises StorageUnavailable beyond the limit."""
         with self._lock:
             self.check(self._taken + size)
             self._taken += size
 
     def give_back(self, size: int) -> None:
-        """They are free again."""
+        """Free `size` reserved bytes."""
         with self._lock:
             self._taken -= size
 
 
 class ScratchFile(io.FileIO):
-    """A file without a name; what is written lies within what was reserved."""
+    """An unlinked file. Reserve space before writing."""
 
     def __init__(self, scratch: Scratch) -> None:
         descriptor, path = tempfile.mkstemp(prefix="cmcl-")
@@ -62,7 +61,7 @@ class ScratchFile(io.FileIO):
         self._scratch, self._reserved = scratch, 0
 
     def reserve(self, size: int) -> None:
-        """Have the disk keep room for the first `size` bytes. Raises StorageUnavailable for less."""
+        """Reserve disk space for the first `size` bytes. Raises StorageUnavailable if it is missing."""
         more = size - self._reserved
         if more <= 0:
             return
@@ -78,7 +77,7 @@ class ScratchFile(io.FileIO):
             raise _no_room(folder, more, free, f" ({error.strerror})") from error
 
     def close(self) -> None:
-        """Its room is free again."""
+        """Close the file and free its space."""
         if not self.closed:
             self._scratch.give_back(self._reserved)
             self._reserved = 0
@@ -88,5 +87,5 @@ class ScratchFile(io.FileIO):
 def _no_room(folder: str, needed: int, free: int, why: str = "") -> StorageUnavailable:
     return StorageUnavailable(
         f"{folder} has {free} bytes free, and this rank's part of the dataset needs {needed} more"
-        f"{why}: let TMPDIR name a larger disk, or use more ranks"
+        f"{why}: set TMPDIR to a larger disk, or use more ranks"
     )

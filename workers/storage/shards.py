@@ -1,11 +1,12 @@
 """Feature shards: Parquet with `id`, optional `label`, and `feature_a`, `feature_b` as fixed-size lists.
 
-Everything that can be wrong with rows is found here, and said in the user's words. Files of other
-kinds are brought into this form by `formats`.
+Checks, reads and writes them. Errors in rows are reported in the user's terms. `formats` converts other
+files into this form.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,21 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cmcl.contract.dataset import Shard, ShardRef, SourceFile
-from cmcl.contract.errors import InvalidDataset, ObjectNotFound
+from cmcl.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
 from workers.storage.formats import columns
-from workers.storage.formats.parquet import known_batches, open_parquet
+from workers.storage.formats.parquet import BUFFERING, known_batches, open_parquet
 from workers.storage.uris import locate, locate_allowed
 from workers.storage.versions import Digests, digests_of_file
 
 FEATURES = columns.FEATURES
-# Rows are brought to unit length in float32, where squares underflow and overflow: outside of
-# these lengths a row would silently lose its direction. The query endpoint has the same bounds.
+# Rows are scaled to unit length in float32, in which squares underflow and overflow: outside of these
+# lengths a row would silently lose its direction. The query endpoint has the same bounds.
 _SHORTEST = 1e-12
 _LONGEST = 1e18
-_BUFFER_BYTES = 1 << 20
-# Of both sides: 16 MiB as float32, and some times that while Parquet is decoded.
+# Of both sides: 16 MiB as float32, and a few times that while Parquet is decoded.
 _VALUES_AT_ONCE = 1 << 22
-# Of each id, sixteen bytes of digest are held to find it again: about 6 GiB for so many rows.
+# Sixteen bytes of digest are kept per id to find duplicates: about 6 GiB for this many rows.
 MOST_ROWS = 50_000_000
 
 
@@ -50,10 +50,10 @@ class Rows:
 def download(
     ref: ShardRef | Shard, address: str, path: Path, allowed: tuple[str, ...] | None = None
 ) -> Digests:
-    """Download a user's file of any format from `address`; its digests.
+    """Download a user's file of any format from `address` and return its digests.
 
-    `ref.uri` is what messages name. `allowed`: prefixes that it must not leave, whatever links lie
-    in its way by now. Raises InvalidDataset, InvalidUri, StorageUnavailable.
+    Messages name `ref.uri`. `allowed`: prefixes that it must not leave, also through links. Raises
+    InvalidDataset, InvalidUri, StorageUnavailable.
     """
     store, key = locate(address) if allowed is None else locate_allowed(address, allowed)
     try:
@@ -67,7 +67,7 @@ def download(
 
 
 def count_rows(path: Path, uri: str) -> int:
-    """Rows of a shard by its footer. Raises InvalidDataset for none."""
+    """Number of rows of a shard, from its footer. Raises InvalidDataset if it has none."""
     rows: int = open_parquet(path, uri).metadata.num_rows
     if rows == 0:
         raise InvalidDataset(f"{uri}: it has no rows, at least 1 is needed")
@@ -77,9 +77,9 @@ def count_rows(path: Path, uri: str) -> int:
 def describe_shard(
     path: Path, uri: str, known: Digests | None = None, source: SourceFile | None = None
 ) -> Shard:
-    """What a manifest says of the shard at `path`, which is kept at `uri`. Raises InvalidDataset.
+    """The manifest's entry for the shard at `path`, which is stored at `uri`. Raises InvalidDataset.
 
-    `known`: its digests, where somebody has computed them.
+    `known`: its digests, if they have been computed.
     """
     digests = known or digests_of_file(path)
     return Shard(
@@ -93,9 +93,9 @@ def describe_shard(
 
 
 class ShardChecker:
-    """Checks the content of one dataset's shards, one after another, in constant memory for features.
+    """Checks the contents of one dataset's shards, one after another, in constant memory for features.
 
-    `widths` are those that the model declares for `feature_a` and `feature_b`.
+    `widths`: what the model declares for `feature_a` and `feature_b`.
     """
 
     def __init__(self, widths: tuple[int, int]) -> None:
@@ -103,7 +103,7 @@ class ShardChecker:
         self._seen: set[bytes] = set()
 
     def check(self, path: Path, uri: str) -> None:
-        """Raises InvalidDataset that names file, column and row."""
+        """Check a shard. Raises InvalidDataset that names file, column and row."""
         file = open_parquet(path, uri)
         self._check_columns(file.schema_arrow, uri)
         first_row = 0
@@ -129,7 +129,7 @@ class ShardChecker:
         for offset, value in enumerate(columns.plain_text(ids, "id", uri).to_pylist()):
             if value is None:
                 raise InvalidDataset(f"{uri}: row {first_row + offset} has no id")
-            # Sixteen bytes an id, however long the ids are.
+            # Sixteen bytes per id of any length.
             digest = hashlib.blake2b(value.encode(), digest_size=16).digest()
             if digest in self._seen:
                 raise InvalidDataset(
@@ -140,22 +140,20 @@ class ShardChecker:
 
 
 def open_in_pieces(source: Path | pa.NativeFile) -> pq.ParquetFile:
-    """A shard of which memory holds what is being read, however large its row groups are."""
-    # Without a buffer, a column of a whole row group is read at once; and buffered before it is asked
-    # for, a whole file stays in memory until its end, at two thirds of the rate.
-    return pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+    """Open a shard so that memory is independent of the size of its row groups."""
+    return pq.ParquetFile(source, **BUFFERING)
 
 
 def rows_at_once(schema: pa.Schema, values: int = _VALUES_AT_ONCE) -> int:
-    """How many rows of a shard are decoded at a time: fewer where they are wide."""
+    """How many rows of a shard to decode at a time: fewer if they are wide."""
     width: int = sum(schema.field(name).type.list_size for name in FEATURES)
     return max(1, min(columns.ROWS_AT_ONCE, values // width))
 
 
 def rows_of(files: Iterable[pq.ParquetFile], every: int = 1) -> Rows:
-    """Rows of verified shards as float32: all, or the first and `every` so many after it.
+    """Rows of verified shards as float32: every `every`-th row, from the first.
 
-    One file is asked for when those before it are read. Columns that are the user's own stay unread.
+    A file is requested when those before it are read. Other columns of the user are not read.
     """
     tables, rows = [], 0
     for file in files:
@@ -169,7 +167,7 @@ def rows_of(files: Iterable[pq.ParquetFile], every: int = 1) -> Rows:
 
 
 def _read(file: pq.ParquetFile, first: int, every: int) -> pa.Table:
-    """Rows `first`, `first + every` and so on; memory holds a little more than these."""
+    """Rows `first`, `first + every` and so on, in little more memory than they need."""
     known, parts, row = columns.known_columns(file.schema_arrow), [], 0
     for batch in file.iter_batches(rows_at_once(file.schema_arrow), columns=known):
         chosen = np.arange((first - row) % every, batch.num_rows, every)
@@ -199,7 +197,7 @@ def _check_feature_type(type_: pa.DataType, column: str, width: int, uri: str) -
 
 
 def _check_labels(labels: pa.Array, first_row: int, uri: str) -> None:
-    """They are read here, so that a damaged one is found now and not by the training job."""
+    """Read all labels, so that damage is found now and not by the training job."""
     for offset, value in enumerate(columns.plain_text(labels, "label", uri).to_pylist()):
         if value is None:
             raise InvalidDataset(
@@ -226,3 +224,86 @@ def _check_values(features: pa.Array, column: str, first_row: int, uri: str) -> 
             f"{uri}: column {column!r} {found} in row {first_row + index}; "
             f"permitted are lengths from {_SHORTEST:g} to {_LONGEST:g}"
         )
+
+
+ROWS_IN_A_GROUP = 8192
+
+
+class ShardWriter:
+    """Writes batches of any size as one file. Equal rows give equal bytes. Without rows, no file.
+
+    A context manager. Raises StorageUnavailable if the disk cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.rows = 0
+        self._path = path
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_rows = 0
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        with _disk():
+            if error is None and self._waiting:
+                self._write(pa.Table.from_batches(self._waiting))
+            if self._writer is not None:
+                self._writer.close()
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Add rows."""
+        if not batch.num_rows:
+            return
+        self._waiting.append(batch)
+        self._waiting_rows += batch.num_rows
+        self.rows += batch.num_rows
+        if self._waiting_rows < ROWS_IN_A_GROUP:
+            return
+        table = pa.Table.from_batches(self._waiting)
+        whole = self._waiting_rows - self._waiting_rows % ROWS_IN_A_GROUP
+        with _disk():
+            self._write(table.slice(0, whole))
+        self._waiting = table.slice(whole).to_batches()
+        self._waiting_rows -= whole
+
+    def _write(self, table: pa.Table) -> None:
+        schema = _without_gaps(table.schema)
+        if self._writer is None:
+            # Encoders' outputs hardly compress or repeat, and decoding would cost time in every read.
+            dictionary = [name for name in table.column_names if name == "label"]
+            self._writer = pq.ParquetWriter(
+                self._path, schema, compression="none", use_dictionary=dictionary or False
+            )
+        self._writer.write_table(table.cast(schema), row_group_size=ROWS_IN_A_GROUP)
+
+
+def _without_gaps(schema: pa.Schema) -> pa.Schema:
+    """Declare features and their numbers as not nullable.
+
+    Parquet stores a presence flag for each nullable number, and such files take 1.7 times as long to
+    decode.
+    """
+    for name in FEATURES:
+        index, of_lists = schema.get_field_index(name), schema.field(name).type
+        number = pa.field("element", of_lists.value_type, nullable=False)
+        features = pa.field(name, pa.list_(number, of_lists.list_size), nullable=False)
+        schema = schema.set(index, features)
+    return schema
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageUnavailable(f"a converted shard cannot be written: {error}") from error
+
+
+def write_shard(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write all batches as one file and return the number of rows. Without rows, no file."""
+    with ShardWriter(path) as writer:
+        for batch in batches:
+            writer.add(batch)
+    return writer.rows

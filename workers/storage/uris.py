@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from cmcl.contract.errors import InvalidUri
 from workers.storage.local import LocalStore
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 _ODD = set("\\\0\n\r\t?#")
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,63}")
@@ -18,7 +18,7 @@ def open_store(uri: str) -> ObjectStore:
     scheme, host, path = _split(uri)
     if scheme == "file":
         return LocalStore(Path(path))
-    # Half of what importing this module takes; who reads a disk needs none of it.
+    # boto3 takes half of the import time of this module, and is not needed for a disk.
     from workers.storage.s3 import S3Store
 
     return S3Store(host, path.strip("/"))
@@ -33,10 +33,10 @@ def locate(uri: str) -> tuple[ObjectStore, str]:
 
 
 def locate_allowed(uri: str, allowed_prefixes: tuple[str, ...]) -> tuple[ObjectStore, str]:
-    """The same, under one of the prefixes: the store's root is that prefix, and nothing leaves it.
+    """As `locate`, under one of the prefixes: the store's root is that prefix.
 
-    What the store reads is judged when it is read: a link that was put in the way after the address
-    was accepted is not followed out of the prefix. Raises InvalidUri.
+    Links are checked again when an object is read: one that was created after the address was accepted
+    is not followed out of the prefix. Raises InvalidUri.
     """
     prefix = _allowing(uri, allowed_prefixes)
     path, root = (_split(address)[2] for address in (uri, prefix))
@@ -44,12 +44,12 @@ def locate_allowed(uri: str, allowed_prefixes: tuple[str, ...]) -> tuple[ObjectS
 
 
 def check_allowed(uri: str, allowed_prefixes: tuple[str, ...]) -> None:
-    """Raises InvalidUri unless the object `uri` lies under one of the prefixes, with no way out."""
+    """Raises InvalidUri unless the object `uri` is under one of the prefixes, links included."""
     _allowing(uri, allowed_prefixes)
 
 
 def _allowing(uri: str, allowed_prefixes: tuple[str, ...]) -> str:
-    """The prefix under which `uri` lies."""
+    """The allowed prefix of `uri`. Raises InvalidUri if there is none."""
     _split(uri)
     _must_name_an_object(uri)
     for prefix in allowed_prefixes:
@@ -68,13 +68,13 @@ def _must_name_an_object(uri: str) -> None:
 
 
 def _lies_under(uri: str, prefix: str) -> bool:
-    """On a disk, `%20` and a space are the same; in a bucket they are different names."""
+    """Compare decoded paths of file URIs, where `%20` is a space, and literal keys of buckets."""
     if not uri.startswith(("file:", "s3:")):
-        return False  # "S3:", which S3's own tools do not take either
+        return False  # "S3:", which S3's own tools do not accept either
     try:
         folder = _split(prefix.rstrip("/") + "/")
     except InvalidUri:
-        return False  # a prefix that is no address permits nothing
+        return False  # an invalid prefix permits nothing
     scheme, bucket, path = _split(uri)
     return (scheme, bucket) == folder[:2] and path.startswith(folder[2])
 
@@ -84,7 +84,7 @@ def _stays_inside(uri: str, prefix: str) -> bool:
     scheme, _, path = _split(uri)
     if scheme != "file":
         return True
-    # realpath and not resolve(), which fails on links that lead in a circle.
+    # realpath and not resolve(), which fails on circular links.
     real = Path(os.path.realpath(path))
     return real.is_relative_to(os.path.realpath(_split(prefix)[2]))
 
@@ -95,7 +95,7 @@ def _split(uri: str) -> tuple[str, str, str]:
     except ValueError as error:
         raise InvalidUri(f"{uri!r} is not an address: {error}") from error
     path = unquote(parts.path) if parts.scheme == "file" else parts.path
-    # Also after decoding: %00 in an address would be a NUL in a path.
+    # Check after decoding too: %00 in an address would be a NUL in a path.
     if _ODD & (set(uri) | set(path)):
         raise InvalidUri(f"{uri!r} has a character that addresses may not have")
     if parts.scheme not in ("file", "s3"):

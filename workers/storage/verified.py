@@ -1,9 +1,9 @@
-"""The bytes of a shard, checked once more, for readers that want some of its rows.
+"""Open shards whose bytes are verified against their digest.
 
-A copy is made where the store is far away, piece by piece: memory holds some pieces however large the
-shard is, and what fails is asked for again where it failed. What lies on a disk of this machine is
-read in place: it is opened first and checked through the same descriptor, so that another file under
-its name changes nothing, and looked at again in the end, in case somebody wrote into it.
+A shard in a remote store is copied to the local disk in pieces: memory holds a few of them, and a
+failed piece is retried by itself. A shard on a local disk is read in place. It is verified through the
+descriptor that is then read, so that replacing the file has no effect, and its size and modification
+time are checked again at the end, in case it was written to.
 """
 
 import hashlib
@@ -22,21 +22,21 @@ from blake3 import blake3
 from cmcl.contract.dataset import Shard
 from cmcl.contract.errors import InvalidDataset, ObjectNotFound, StorageUnavailable
 from workers.storage.local import LocalStore
-from workers.storage.patience import patiently
-from workers.storage.port import CHUNK_BYTES, ObjectStore
+from workers.storage.object_store import CHUNK_BYTES, ObjectStore
+from workers.storage.retry import retry_unavailable
 from workers.storage.scratch import Scratch
 from workers.storage.uris import locate
 from workers.storage.versions import Hasher
 
-# One request of a bucket for so much is nearly as quick as one for all, and is soon asked again.
+# Requests of this size are nearly as fast as a single one, and cheap to retry.
 PIECE_BYTES = 16 << 20
 PIECES_AT_ONCE = 4
 
 
 def open_verified(shard: Shard, scratch: Scratch) -> "VerifiedFile":
-    """The shard, checked. `scratch` is for a copy.
+    """Open a shard and verify its digest. `scratch` is for a copy.
 
-    Raises InvalidDataset; StorageUnavailable after some patience, and where there is no room.
+    Raises InvalidDataset; StorageUnavailable after retries, and if there is no disk space.
     """
     store, key = locate(shard.uri)
     try:
@@ -48,7 +48,7 @@ def open_verified(shard: Shard, scratch: Scratch) -> "VerifiedFile":
 
 
 def check_room(shards: Iterable[Shard], scratch: Scratch) -> None:
-    """Each of them could be copied, one at a time. Raises StorageUnavailable."""
+    """Raises StorageUnavailable if a single shard exceeds the limit of `scratch`."""
     for shard in shards:
         store, _ = locate(shard.uri)
         if not isinstance(store, LocalStore):
@@ -56,7 +56,7 @@ def check_room(shards: Iterable[Shard], scratch: Scratch) -> None:
 
 
 class VerifiedFile:
-    """An open shard whose digest was right."""
+    """An open shard whose digest is verified."""
 
     def __init__(
         self, shard: Shard, file: io.RawIOBase | BinaryIO, stamp: tuple[int, int] | None
@@ -65,8 +65,8 @@ class VerifiedFile:
 
     @contextmanager
     def reading(self) -> Iterator[pa.NativeFile]:
-        """The file for Arrow; closed in the end. Raises InvalidDataset if it was changed meanwhile."""
-        # Through the descriptor that was checked, but without Python, whose lock every read asks for.
+        """The file for Arrow, closed at the end. Raises InvalidDataset if it was modified in between."""
+        # The verified descriptor, opened by Arrow itself: a Python file would need the GIL for every read.
         with closing(self._file), pa.OSFile(f"/dev/fd/{self._file.fileno()}") as source:
             yield source
             if self._stamp is not None and self._stamp != _stamp(self._file.fileno()):
@@ -74,7 +74,7 @@ class VerifiedFile:
 
 
 def _copied(shard: Shard, store: ObjectStore, key: str, scratch: Scratch) -> VerifiedFile:
-    size = patiently(partial(store.size, key))
+    size = retry_unavailable(partial(store.size, key))
     if size != shard.bytes:
         raise InvalidDataset(
             f"{shard.uri}: it has {size} bytes, expected {shard.bytes}: it is not the file that was "
@@ -95,22 +95,22 @@ def _copied(shard: Shard, store: ObjectStore, key: str, scratch: Scratch) -> Ver
 
 
 def pieces(store: ObjectStore, key: str, size: int) -> Generator[bytes]:
-    """All bytes of an object in their order, a few pieces on their way at a time."""
+    """All bytes of an object in order, fetched a few pieces at a time."""
 
     def piece(start: int) -> bytes:
         return store.read_range(key, start, min(start + PIECE_BYTES, size))
 
     with ThreadPoolExecutor(PIECES_AT_ONCE, "pieces") as threads:
-        asked: deque[Future[bytes]] = deque()
+        pending: deque[Future[bytes]] = deque()
         try:
             for start in range(0, size, PIECE_BYTES):
-                asked.append(threads.submit(patiently, partial(piece, start)))
-                if len(asked) == PIECES_AT_ONCE:
-                    yield asked.popleft().result()
-            while asked:
-                yield asked.popleft().result()
+                pending.append(threads.submit(retry_unavailable, partial(piece, start)))
+                if len(pending) == PIECES_AT_ONCE:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for each in asked:
+            for each in pending:
                 each.cancel()
 
 
@@ -121,10 +121,10 @@ def _write(file: io.RawIOBase, data: bytes) -> None:
 
 
 def _in_place(shard: Shard, store: LocalStore, key: str) -> VerifiedFile:
-    file = patiently(partial(store.open, key))
+    file = retry_unavailable(partial(store.open, key))
     try:
         stamp, digest, place = _stamp(file.fileno()), _Digest(shard), 0
-        while chunk := patiently(partial(_read_at, file, place, shard.uri)):
+        while chunk := retry_unavailable(partial(_read_at, file, place, shard.uri)):
             digest.update(chunk)
             place += len(chunk)
         digest.check()
@@ -142,7 +142,7 @@ def _read_at(file: BinaryIO, place: int, uri: str) -> bytes:
 
 
 class _Digest:
-    """Of what was read of a shard so far: BLAKE3, or SHA-256 where nothing else is known of it."""
+    """Digest of what was read so far: BLAKE3, or SHA-256 for shards without one."""
 
     def __init__(self, shard: Shard) -> None:
         self._uri = shard.uri
@@ -156,7 +156,7 @@ class _Digest:
         self._hash.update(data)
 
     def check(self) -> None:
-        """Raises InvalidDataset if these are not the bytes that were verified."""
+        """Raises InvalidDataset if the digest is not that of the verified file."""
         found = self._hash.hexdigest()
         if found != self._expected:
             raise InvalidDataset(

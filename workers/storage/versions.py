@@ -1,4 +1,4 @@
-"""Reading and writing versions: digests checked on every read, the manifest written last."""
+"""Read and write versions: digests are verified on every read, and the manifest is written last."""
 
 import hashlib
 import os
@@ -19,8 +19,8 @@ from cmcl.contract.errors import (
 )
 from cmcl.contract.version import FileEntry, LivePointer, VersionManifest
 from workers.storage import layout
-from workers.storage.patience import patiently
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
+from workers.storage.retry import retry_unavailable
 
 T = TypeVar("T")
 Hash = Callable[[bytes], str]
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 
 
 class Hasher(Protocol):
-    """What hashlib and blake3 give."""
+    """The interface of hashlib and blake3."""
 
     def update(self, data: bytes, /) -> object: ...
     def hexdigest(self) -> str: ...
@@ -36,14 +36,14 @@ class Hasher(Protocol):
 
 @dataclass(frozen=True)
 class Digests:
-    """Of one file."""
+    """Digests of one file."""
 
     sha256: str
     blake3: str
 
 
 def digests_of_file(path: Path) -> Digests:
-    """Both of a local file, which is read once, in constant memory."""
+    """Both digests of a local file, in one pass and constant memory."""
     return Digests(*_of_file(path, hashlib.sha256(), blake3()))
 
 
@@ -61,19 +61,19 @@ def _of_file(path: Path, *hashers: Hasher) -> list[str]:
 
 
 def entry_for(data: bytes) -> FileEntry:
-    """What a manifest says about these bytes."""
+    """The manifest's entry for these bytes."""
     return FileEntry(sha256=sha256_of(data), bytes=len(data))
 
 
 def sha256_of(data: bytes) -> str:
-    """SHA-256 of bytes in memory, at once."""
+    """SHA-256 of bytes in memory."""
     return hashlib.sha256(data).hexdigest()
 
 
 def read_verified(
     store: ObjectStore, key: str, entry: FileEntry, hashed: Hash = sha256_of
 ) -> bytes:
-    """The object's bytes. Raises DigestMismatch if they are not those of `entry`."""
+    """Read an object. Raises DigestMismatch if its bytes are not those of `entry`."""
     data = store.read(key)
     if len(data) != entry.bytes or hashed(data) != entry.sha256:
         raise DigestMismatch(f"{store.uri}/{key} is not what its manifest promised (SHA-256)")
@@ -81,10 +81,10 @@ def read_verified(
 
 
 def stream_verified(store: ObjectStore, key: str, entry: FileEntry) -> Iterator[bytes]:
-    """The object's bytes in chunks, beside an event loop that must not stand still.
+    """Yield an object in chunks, giving way to other threads in between.
 
-    What was read is verified only once the last chunk was taken: raises DigestMismatch then, and as
-    soon as there are more bytes than `entry` says.
+    The digest is verified after the last chunk: raises DigestMismatch then, or as soon as there are more
+    bytes than in `entry`.
     """
     digest, found = hashlib.sha256(), 0
     for chunk in store.stream(key):
@@ -99,9 +99,9 @@ def stream_verified(store: ObjectStore, key: str, entry: FileEntry) -> Iterator[
 
 
 def considerate_sha256_of(data: bytes) -> str:
-    """The same; lets who waits for the core go first, piece by piece: a replica hashes beside its answers.
+    """SHA-256 that yields the CPU after each piece, for replicas that serve requests at the same time.
 
-    On a machine that is full it takes some times as long, which nobody waits for there.
+    On a busy machine it takes several times as long.
     """
     digest = hashlib.sha256()
     with memoryview(data) as view:
@@ -112,44 +112,46 @@ def considerate_sha256_of(data: bytes) -> str:
 
 
 def read_candidate(store: ObjectStore, job: str, attempt: int) -> VersionManifest:
-    """The manifest that an attempt left. Raises ObjectNotFound, InvalidVersion."""
+    """Read the manifest of an attempt's candidate. Raises ObjectNotFound, InvalidVersion."""
     return _parse(store, layout.run_file(job, attempt, layout.MANIFEST))
 
 
 def read_version(store: ObjectStore, model: str, version: int) -> VersionManifest:
-    """The manifest of a published version. Raises ObjectNotFound, InvalidVersion."""
+    """Read the manifest of a published version. Raises ObjectNotFound, InvalidVersion."""
     return _parse(store, layout.version_file(model, version, layout.MANIFEST))
 
 
 def read_version_file(
     store: ObjectStore, manifest: VersionManifest, name: str, hashed: Hash = sha256_of
 ) -> bytes:
-    """One verified file, as `read_verified` reads it. Raises ObjectNotFound, DigestMismatch;
-    InvalidVersion if it has no such."""
+    """Read one file with `read_verified`.
+
+    Raises ObjectNotFound, DigestMismatch; InvalidVersion if the version has no such file.
+    """
     if name not in manifest.files:
         raise InvalidVersion(f"the manifest of version {manifest.version} names no {name}")
     return read_verified(store, file_key(manifest, name), manifest.files[name], hashed)
 
 
 def file_key(manifest: VersionManifest, name: str) -> str:
-    """Where a file of a published version lies."""
+    """Key of a file of a published version."""
     return layout.version_file(manifest.files_in or manifest.model, manifest.version, name)
 
 
 def write_candidate(store: ObjectStore, manifest: VersionManifest, files: dict[str, bytes]) -> None:
-    """Files first, manifest last; the manifest can be written once.
+    """Write the files, then the manifest, which can be created only once.
 
-    Each is tried again for a while. Raises ObjectExists, StorageUnavailable.
+    Raises ObjectExists; StorageUnavailable after retries.
     """
     for name, data in files.items():
         key = layout.run_file(manifest.job, manifest.attempt, name)
-        patiently(partial(store.put, key, data))
+        retry_unavailable(partial(store.put, key, data))
     key = layout.run_file(manifest.job, manifest.attempt, layout.MANIFEST)
-    patiently(partial(store.create, key, manifest.model_dump_json().encode()))
+    retry_unavailable(partial(store.create, key, manifest.model_dump_json().encode()))
 
 
 def check_candidate(store: ObjectStore, manifest: VersionManifest) -> None:
-    """Every file is there with its digest. Raises InvalidVersion that names what is wrong."""
+    """Verify every file of a candidate. Raises InvalidVersion that names the first invalid one."""
     missing = set(layout.VERSION_FILES) - set(manifest.files)
     if missing:
         raise InvalidVersion(f"the manifest names no {', '.join(sorted(missing))}")
@@ -159,10 +161,10 @@ def check_candidate(store: ObjectStore, manifest: VersionManifest) -> None:
 
 
 def check_number_is_free(store: ObjectStore, manifest: VersionManifest) -> None:
-    """Nobody's version is written over: raises VersionTaken where another one has this number.
+    """Raises VersionTaken if another version has this number, which must not be overwritten.
 
-    That happens to a service whose database was restored from a dump that is older than the bucket.
-    A manifest that is damaged keeps nobody out: its version is put in place again.
+    That happens if the database was restored from a dump that is older than the bucket. A version with
+    a damaged manifest may be overwritten.
     """
     try:
         there = read_version(store, manifest.model, manifest.version)
@@ -177,10 +179,7 @@ def check_number_is_free(store: ObjectStore, manifest: VersionManifest) -> None:
 
 
 def publish_files(store: ObjectStore, manifest: VersionManifest) -> None:
-    """Copy a candidate to its place, manifest last. Doing it twice is the same as doing it once.
-
-    Raises VersionTaken.
-    """
+    """Copy a candidate to its published keys, manifest last. Idempotent. Raises VersionTaken."""
     check_number_is_free(store, manifest)
 
     def source(name: str) -> str:
@@ -196,9 +195,9 @@ def publish_files(store: ObjectStore, manifest: VersionManifest) -> None:
 
 
 def refer_to_version(store: ObjectStore, manifest: VersionManifest) -> None:
-    """Give a branch a version of its source: its manifest, which says where the files are; repeatable.
+    """Give a branch a version of its source: a manifest that refers to the source's files. Idempotent.
 
-    Raises VersionTaken, and InvalidVersion where a file is missing.
+    Raises VersionTaken, and InvalidVersion if a file is missing.
     """
     check_number_is_free(store, manifest)
     for name, entry in manifest.files.items():
@@ -214,7 +213,7 @@ def refer_to_version(store: ObjectStore, manifest: VersionManifest) -> None:
 
 
 def read_live(store: ObjectStore, model: str) -> LivePointer | None:
-    """Which version answers; None before the first one. Raises InvalidVersion."""
+    """Read the live pointer; None before the first version. Raises InvalidVersion."""
     try:
         data = store.read(layout.live_pointer(model))
     except ObjectNotFound:
@@ -223,12 +222,12 @@ def read_live(store: ObjectStore, model: str) -> LivePointer | None:
 
 
 def write_live(store: ObjectStore, model: str, pointer: LivePointer) -> None:
-    """Mirror the database's decision for the replicas."""
+    """Write the live pointer, which replicas follow."""
     store.put(layout.live_pointer(model), pointer.model_dump_json().encode())
 
 
 def remove_live(store: ObjectStore, model: str) -> None:
-    """Of a model that was deleted: replicas drop it."""
+    """Remove the live pointer of a deleted model, so that replicas unload it."""
     store.delete(layout.live_pointer(model))
 
 
@@ -244,7 +243,7 @@ def _parsed(parse: Callable[[bytes], T], data: bytes, key: str) -> T:
 
 
 def check_object(store: ObjectStore, key: str, entry: FileEntry) -> None:
-    """Every byte of it, in constant memory. Raises InvalidVersion that names the file."""
+    """Verify an object in constant memory. Raises InvalidVersion that names it."""
     digest, found = hashlib.sha256(), 0
     try:
         for chunk in store.stream(key):

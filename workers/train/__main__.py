@@ -1,35 +1,35 @@
-"""`python -m workers.train`: run one attempt of one job. This is what the service asks Ray to start.
+"""`python -m workers.train`: run one attempt of one job. The entry point that the service submits.
 
-The ranks that learned the attempt before are asked first; where they cannot be had, the attempt
-gets ranks of its own. Imports are where they are needed: they are most of what this process does.
+The attempt joins the pool of ranks, and gets ranks of its own if the pool cannot train it. Imports are
+made where they are needed, since they take most of the time of this process.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from workers.train.warm.arguments import add_ranks, settle_ranks
-from workers.train.warm.desk import PRIORITIES
+from workers.train.pool.protocol import add_pool_options, check_pool_options
+from workers.train.pool.queue import PRIORITIES
 
 
 def main() -> None:
-    """Parse, run, done: an error ends the process with its words and a failed job."""
+    """Run the attempt. An error exits with its message and a non-zero status."""
     arguments = parse()
     if arguments.without_ray:
-        _run_here(arguments)
-    elif arguments.cold or not _run_warm(arguments):
-        _run_cold(arguments)
+        _run_in_process(arguments)
+    elif arguments.cold or not _run_in_pool(arguments):
+        _run_with_own_ranks(arguments)
 
 
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What was asked for; ends the process with a word for what cannot be."""
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; exit with a message if it is invalid."""
     parser = _parser()
-    arguments = parser.parse_args(words)
-    settle_ranks(parser, arguments)
+    arguments = parser.parse_args(argv)
+    check_pool_options(parser, arguments)
     return arguments
 
 
-def _run_here(arguments: argparse.Namespace) -> None:
+def _run_in_process(arguments: argparse.Namespace) -> None:
     import torch
 
     from workers.train.job import train_dataset
@@ -37,22 +37,22 @@ def _run_here(arguments: argparse.Namespace) -> None:
     train_dataset(arguments.store, arguments.job, arguments.attempt, torch.device("cpu"))
 
 
-def _run_warm(arguments: argparse.Namespace) -> bool:
-    """False where the attempt needs ranks of its own; exits where it failed."""
-    from workers.train.warm.client import learn_warm, setup_here
-    from workers.train.warm.desk import Attempt
-    from workers.train.warm.wire import Request
+def _run_in_pool(arguments: argparse.Namespace) -> bool:
+    """Return False if the attempt needs ranks of its own; exit if it failed."""
+    from workers.train.pool.client import current_setup, train_in_pool
+    from workers.train.pool.protocol import Request
+    from workers.train.pool.queue import Attempt
 
     attempt = Attempt(arguments.store, arguments.job, arguments.attempt)
-    setup = setup_here(arguments.ranks, arguments.min_ranks, arguments.gpus_per_rank)
+    setup = current_setup(arguments.ranks, arguments.min_ranks, arguments.gpus_per_rank)
     request = Request(attempt, setup, arguments.priority, arguments.idle_seconds)
-    answer = learn_warm(request)
-    if answer is not None and answer.state == "failed":
-        sys.exit(answer.words)
-    return answer is not None
+    status = train_in_pool(request)
+    if status is not None and status.state == "failed":
+        sys.exit(status.message)
+    return status is not None
 
 
-def _run_cold(arguments: argparse.Namespace) -> None:
+def _run_with_own_ranks(arguments: argparse.Namespace) -> None:
     from workers.train.ray_run import Ranks, run_on_ray
 
     ranks = Ranks(arguments.ranks, arguments.min_ranks, arguments.gpus_per_rank)
@@ -64,15 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--store", required=True, help="URI of the object store")
     parser.add_argument("--job", required=True)
     parser.add_argument("--attempt", type=int, required=True)
-    add_ranks(parser)
+    add_pool_options(parser)
     parser.add_argument(
-        "--priority", choices=PRIORITIES, default="normal", help="place in the line for warm ranks"
+        "--priority", choices=PRIORITIES, default="normal", help="priority in the queue of the pool"
     )
     parser.add_argument(
         "--cold", action="store_true", help="train with ranks that are started for this attempt"
     )
     parser.add_argument(
-        "--without-ray", action="store_true", help="train in this process alone, with one rank"
+        "--without-ray", action="store_true", help="train in this process, with one rank"
     )
     return parser
 

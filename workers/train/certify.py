@@ -1,4 +1,4 @@
-"""What became of the earlier datasets: measured from their moments, and bounded where asked.
+"""Drift and quality of past datasets: measured from their moments, and bounded on request.
 
 Shapes: E width of the embeddings, I width of what a head reads.
 """
@@ -12,59 +12,64 @@ from torch import Tensor
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import Drift, HeadCapacity, Protection, Quality, Shrinkage
-from workers.methods.port import Lesson
-from workers.methods.sealed import input_basis
-from workers.methods.stable_index import published_spans
+from workers.methods.method import TrainingContext
+from workers.methods.nullspace import protected_space
 from workers.model.heads import ModalityHeads
-from workers.nullspace.certificate import PairWeights, relative_drift, relative_norm_change
-from workers.nullspace.mask import UpdateSpace, product_mask
+from workers.nullspace.certificate import (
+    PairWeights,
+    quality_loss,
+    relative_drift,
+    relative_norm_change,
+)
+from workers.nullspace.mask import UpdateSpace
 from workers.nullspace.moments import PairMoments
-from workers.nullspace.replay import quality_loss
 from workers.nullspace.shrink import Shrunk, shrink_to_bound
-from workers.nullspace.subspace import eigenbasis
-from workers.train.distributed import ALONE, World, largest
+from workers.train.distributed import SINGLE_PROCESS, World, all_reduce_max
 from workers.train.loop import new_heads
 
-# Ranks of a head's spectra are told at this share of the energy.
+# Share of the energy at which ranks of a head's spectra are reported.
 _CAPACITY_ENERGY = 0.95
 
 
 @dataclass(frozen=True)
-class Remembered:
-    """What is left of an earlier dataset: its own moments, and the heads that learned it."""
+class PastState:
+    """What is stored of a past dataset: its moments, and the heads that learned it."""
 
     moments: PairMoments
     then: PairWeights
 
     @property
     def nbytes(self) -> int:
-        """Of memory."""
+        """Bytes of memory."""
         moments, then = self.moments, self.then
         sums = (moments.first.sum_II, moments.second.sum_II, moments.cross_IJ)
         return sum(tensor.nbytes for tensor in (*sums, then.first_EI, then.second_EJ))
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """A dataset of an earlier version. `read` gives what is left of it, whenever that is needed: their
-    number grows without end, and memory holds one."""
+class PastDataset:
+    """A dataset of an earlier version.
+
+    `read` loads its state when it is needed: the number of past datasets is unbounded, and memory need
+    hold only one.
+    """
 
     dataset: str
     pair: ModalityPair
-    read: Callable[[], Remembered]
+    read: Callable[[], PastState]
 
     @classmethod
     def held(
         cls, dataset: str, pair: ModalityPair, moments: PairMoments, then: PairWeights
-    ) -> "Earlier":
-        """One that is in memory anyway."""
-        remembered = Remembered(moments, then)
-        return cls(dataset, pair, lambda: remembered)
+    ) -> "PastDataset":
+        """One whose state is in memory."""
+        state = PastState(moments, then)
+        return cls(dataset, pair, lambda: state)
 
     def drift(self, now: ModalityHeads) -> float:
-        """Since the version that learned it; infinite where it is no number."""
-        left = self.read()
-        drift = relative_drift(left.moments, left.then, weights_of(self.pair, now))
+        """Drift since the version that learned it; NaN counts as infinite."""
+        state = self.read()
+        drift = relative_drift(state.moments, state.then, weights_of(self.pair, now))
         return math.inf if math.isnan(drift) else drift
 
 
@@ -73,17 +78,14 @@ def weights_of(pair: ModalityPair, heads: ModalityHeads) -> PairWeights:
     return PairWeights(heads.weights[pair.first], heads.weights[pair.second])
 
 
-def own_earlier(earlier: Sequence[Earlier], here: World) -> Sequence[Earlier]:
-    """A share of the earlier datasets for each rank: their number grows without end.
-
-    It is the same share whatever a rank does with them, so that memory holds what was read before.
-    """
-    return earlier[here.rank :: here.size]
+def rank_past_datasets(past: Sequence[PastDataset], here: World) -> Sequence[PastDataset]:
+    """This rank's part of the past datasets, always the same one, so that its cache is effective."""
+    return past[here.rank :: here.size]
 
 
 @dataclass(frozen=True)
 class Limited:
-    """Changes that keep the bound; `shrunk` is None where none was asked for."""
+    """Changes that keep the bound; `shrunk` is None if there is no bound."""
 
     changes: tuple[Tensor, Tensor]
     shrunk: Shrunk | None = None
@@ -91,59 +93,59 @@ class Limited:
 
 def limit_drift(
     spec: ModelSpec,
-    lesson: Lesson,
+    context: TrainingContext,
     spaces: Mapping[str, UpdateSpace],
     changes: tuple[Tensor, Tensor],
-    earlier: Sequence[Earlier],
-    here: World = ALONE,
+    past: Sequence[PastDataset],
+    here: World = SINGLE_PROCESS,
 ) -> Limited:
-    """Shrink the changes of both heads until no earlier dataset moved by more than permitted.
+    """Shrink the changes of both heads until no past dataset drifts by more than `max_drift`.
 
-    Each rank measures those of its share; the result is alike on all.
+    Each rank measures its part of the past datasets. The result is the same on all ranks.
     """
     bound = spec.drift_bound
-    if bound is None or not _touched(earlier, lesson):
+    if bound is None or not _affected(past, context):
         return Limited(changes)
-    own = _touched(own_earlier(earlier, here), lesson)
+    own = _affected(rank_past_datasets(past, here), context)
 
     def largest_drift(candidate: tuple[Tensor, Tensor]) -> float:
-        heads = new_heads(lesson, spaces, candidate)
-        return largest(max((one.drift(heads) for one in own), default=0.0), here)
+        heads = new_heads(context, spaces, candidate)
+        return all_reduce_max(max((one.drift(heads) for one in own), default=0.0), here)
 
-    first, second = (spaces[modality] for modality in lesson.pair.modalities)
+    first, second = (spaces[modality] for modality in context.pair.modalities)
     return Limited(*shrink_to_bound(changes, (first, second), largest_drift, bound))
 
 
-def _touched(earlier: Sequence[Earlier], lesson: Lesson) -> list[Earlier]:
-    """Those that have a modality of the pair in training."""
-    return [one for one in earlier if set(one.pair.modalities) & set(lesson.pair.modalities)]
+def _affected(past: Sequence[PastDataset], context: TrainingContext) -> list[PastDataset]:
+    """Past datasets that have a modality of the pair in training; scores of others do not change."""
+    return [one for one in past if set(one.pair.modalities) & set(context.pair.modalities)]
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What became of one earlier dataset."""
+    """Drift and quality of one past dataset."""
 
     drift: Drift
     quality: Quality
 
 
 def certificates(
-    earlier: Iterable[Earlier], parent: ModalityHeads, now: ModalityHeads
+    past: Iterable[PastDataset], parent: ModalityHeads, now: ModalityHeads
 ) -> dict[str, Certificate]:
-    """Of every earlier dataset: its drift since the version that learned it and since the parent, how
-    good it still is, and how the norms of its embeddings changed."""
+    """For every past dataset: its drift since the version that learned it and since the parent, its
+    quality, and the change of the norms of its embeddings."""
     return {
         one.dataset: _certificate(
             one.pair, one.read(), weights_of(one.pair, parent), weights_of(one.pair, now)
         )
-        for one in earlier
+        for one in past
     }
 
 
 def _certificate(
-    pair: ModalityPair, left: Remembered, parent: PairWeights, now: PairWeights
+    pair: ModalityPair, state: PastState, parent: PairWeights, now: PairWeights
 ) -> Certificate:
-    moments, then = left.moments, left.then
+    moments, then = state.moments, state.then
     first, second = pair.modalities
     drift = Drift(
         since_learned=relative_drift(moments, then, now),
@@ -159,7 +161,7 @@ def _certificate(
 
 
 def protections(spec: ModelSpec, spaces: Mapping[str, UpdateSpace]) -> dict[str, Protection]:
-    """How much of each head was closed."""
+    """How much of each head was blocked."""
     kept = spec.protection.energy
     return {
         modality: Protection(
@@ -173,31 +175,26 @@ def protections(spec: ModelSpec, spaces: Mapping[str, UpdateSpace]) -> dict[str,
     }
 
 
-def capacities(spec: ModelSpec, lessons: Mapping[str, Lesson]) -> dict[str, HeadCapacity]:
+def capacities(spec: ModelSpec, contexts: Mapping[str, TrainingContext]) -> dict[str, HeadCapacity]:
     """How full each head is for the next dataset, by what the method `nullspace` would block.
 
-    `lessons`: what is known now, by modality that has learned something, with the latest pair that
-    had it. The inputs' bases are sealed already where the method seals them.
+    `contexts`: those after this dataset, by modality that has learned something, with its latest pair.
     """
-    found = {modality: _capacity(spec, one, modality) for modality, one in lessons.items()}
+    found = {modality: _capacity(spec, one, modality) for modality, one in contexts.items()}
     return {modality: measured for modality, measured in found.items() if measured is not None}
 
 
-def _capacity(spec: ModelSpec, lesson: Lesson, modality: str) -> HeadCapacity | None:
-    learned = lesson.memory.inputs_of(modality)
-    partners = lesson.memory.partners_of(modality, lesson.heads)
-    if learned is None or partners is None:
+def _capacity(spec: ModelSpec, context: TrainingContext, modality: str) -> HeadCapacity | None:
+    protection = spec.protection
+    space = protected_space(context, modality, protection.energy, protection.stable_index)
+    if space is None:
         return None
-    published = published_spans(lesson) if spec.protection.stable_index else None
-    outputs = eigenbasis(partners + published if published else partners)
-    inputs = input_basis(lesson, modality, learned)
-    free_EI = product_mask(outputs, inputs, spec.protection.energy)
     return HeadCapacity(
-        free_share=float(free_EI.double().mean()),
-        input_rank=inputs.rank_at(_CAPACITY_ENERGY),
-        input_width=inputs.width,
-        output_rank=outputs.rank_at(_CAPACITY_ENERGY),
-        output_width=outputs.width,
+        free_share=float(space.free_EI.double().mean()),
+        input_rank=space.inputs.rank_at(_CAPACITY_ENERGY),
+        input_width=space.inputs.width,
+        output_rank=space.outputs.rank_at(_CAPACITY_ENERGY),
+        output_width=space.outputs.width,
     )
 
 
@@ -206,7 +203,7 @@ def shrinkage(
     loss_of: Callable[[tuple[Tensor, Tensor]], float],
     trained: tuple[Tensor, Tensor],
 ) -> Shrinkage | None:
-    """What keeping the bound cost on the new rows; None where nothing had to be shrunk."""
+    """The loss on the new rows before and after shrinking; None if nothing was shrunk."""
     shrunk = limited.shrunk
     if shrunk is None or shrunk.drift_before == shrunk.drift_after:
         return None

@@ -1,9 +1,8 @@
-"""Mid-dataset checkpoints in object storage: complete or absent, the last two of an attempt kept.
+"""Mid-dataset checkpoints in object storage, the last two of an attempt, and preemption notices.
 
-State is alike on all ranks, so the leading one alone writes, in a thread, from a copy. An object is
-there as a whole or not at all, and its name holds its digest. Whatever wrote it, a checkpoint is a
-true beginning of the one run that the job's spec describes, so it does no harm if an attempt that
-was given up goes on writing.
+State is equal on all ranks, so only rank 0 writes, in a thread, from a copy. An object is complete or
+absent, and its name contains its digest. A checkpoint depends on the job's spec and on the number of
+updates only, so it does no harm if an abandoned attempt keeps writing.
 """
 
 import hashlib
@@ -19,20 +18,20 @@ from torch import Tensor
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound, StorageError
 from cmcl.contract.job import JobSpec
 from workers.storage import layout
-from workers.storage.patience import patiently
-from workers.storage.port import ObjectStore
-from workers.train.distributed import World, from_leader
+from workers.storage.object_store import ObjectStore
+from workers.storage.retry import retry_unavailable
+from workers.train.distributed import World, broadcast_object
 from workers.train.run import Checkpoints, Tensors
 
 _KEPT = 2
-# From a notice that this machine will go to its end there are some dozen seconds.
+# Between a preemption notice and the end of the machine there are some dozen seconds.
 _URGENT_SECONDS = 3.0
 
 
 class StoredCheckpoints(Checkpoints):
-    """Those of one attempt, one each `seconds`; more often while `is_urgent`.
+    """Checkpoints of one attempt, one every `seconds`, and more often while `is_urgent`.
 
-    Within `with`; the last one is waited for in the end.
+    A context manager, which waits for the last write.
     """
 
     def __init__(
@@ -57,19 +56,21 @@ class StoredCheckpoints(Checkpoints):
             self._writer.join()
 
     def newest(self, here: World) -> Tensors | None:
-        """The attempt's own newest one, else the one that its spec names; one that is damaged or
-        gone is passed over. Raises StorageUnavailable after some patience."""
-        key = from_leader(self._newest_key, here)
+        """The attempt's newest checkpoint, else the one that its spec names.
+
+        Damaged and missing ones are skipped. Raises StorageUnavailable after retries.
+        """
+        key = broadcast_object(self._newest_key, here)
         return None if key is None else _read(self._store, key)
 
     def begin(self, start: Tensors) -> None:
-        """See the port."""
-        if self._here.leads:
+        """See `Checkpoints`."""
+        if self._here.is_leader:
             self._start = {name: _copied(tensor) for name, tensor in start.items()}
 
     def offer(self, updates: int, state: Callable[[], Tensors]) -> None:
-        """See the port. Taken by the leading rank when it is time, unless it still writes one."""
-        if not self._here.leads or not self._is_due():
+        """See `Checkpoints`. Saved by rank 0 if it is due, unless the last one is still being written."""
+        if not self._here.is_leader or not self._is_due():
             return
         if self._writer is not None and self._writer.is_alive():
             return
@@ -84,7 +85,7 @@ class StoredCheckpoints(Checkpoints):
         return age >= self._seconds or (age >= _URGENT_SECONDS and self._is_urgent())
 
     def _newest_key(self) -> str | None:
-        own = patiently(lambda: sorted(self._store.keys(self._prefix), reverse=True))
+        own = retry_unavailable(lambda: sorted(self._store.keys(self._prefix), reverse=True))
         known = [self._job.resume_from] if self._job.resume_from else []
         return next((key for key in [*own, *known] if self._is_whole(key)), None)
 
@@ -97,7 +98,7 @@ class StoredCheckpoints(Checkpoints):
         return True
 
     def _write(self, updates: int, tensors: Tensors) -> None:
-        """In a thread. A store that fails costs this checkpoint, and not the training."""
+        """Runs in a thread. If the store fails, this checkpoint is lost and training continues."""
         try:
             data = save(dict(tensors))
             digest = hashlib.sha256(data).hexdigest()
@@ -114,18 +115,56 @@ class StoredCheckpoints(Checkpoints):
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """On the host, of its own: training goes on in the original."""
+    """A copy on the host: training continues with the original."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _read(store: ObjectStore, key: str) -> Tensors:
-    """Raises ObjectNotFound; InvalidVersion where it is not what its name promises."""
-    data = patiently(lambda: store.read(key))
+    """Raises ObjectNotFound, and InvalidVersion if its digest is not the one in its name."""
+    data = retry_unavailable(lambda: store.read(key))
     digest = key.rpartition("-")[2].removesuffix(".safetensors")
     if hashlib.sha256(data).hexdigest() != digest:
-        raise InvalidVersion(f"{store.uri}/{key} is not what its name promises (SHA-256)")
+        raise InvalidVersion(f"{store.uri}/{key} does not have the SHA-256 of its name")
     try:
         tensors: Tensors = load(data)
     except SafetensorError as error:
         raise InvalidVersion(f"{store.uri}/{key} cannot be read: {error}") from error
     return tensors
+
+
+# --- Preemption notices: a node is about to be taken away, so a checkpoint is due at once -------
+#
+# Ray Train notifies its ranks, but its call (`ray.train.get_preemption_info`) waits until every rank has
+# called it as often. So a thread of each rank calls it, and the training loop reads a flag.
+
+# Ray's own watcher polls the cluster at this interval; notices are given half a minute ahead or more.
+_POLL_SECONDS = 1.0
+
+_noticed = threading.Event()
+
+
+def preemption_noticed() -> bool:
+    """Whether there was a notice. It holds for the life of the process."""
+    return _noticed.is_set()
+
+
+def watch_for_preemption(
+    poll: Callable[[], object | None], seconds: float = _POLL_SECONDS
+) -> threading.Thread:
+    """Poll in a thread until the result is not None, which is the notice."""
+    thread = threading.Thread(target=_poll, args=[poll, seconds], name="preemption", daemon=True)
+    thread.start()
+    return thread
+
+
+def _poll(poll: Callable[[], object | None], seconds: float) -> None:
+    try:
+        while (notice := poll()) is None:
+            time.sleep(seconds)
+    except Exception as error:  # noqa: BLE001
+        # The call goes through an actor of Ray Train, which ends before its ranks do. Without notices a
+        # preemption costs the updates since the last regular checkpoint.
+        print(f"preemption notices are no longer received: {error}", flush=True)
+        return
+    print(f"preemption notice: {notice}", flush=True)
+    _noticed.set()

@@ -1,4 +1,4 @@
-"""Every collective, and nothing else that knows of ranks. Alone, a collective returns its argument.
+"""All collectives. With a single process each returns its argument.
 
 Shapes: B rows of the global batch, L of them local, E width of the embeddings, I and J widths of
 what two heads read.
@@ -20,13 +20,14 @@ from workers.nullspace.moments import PairMoments, SecondMoment
 
 T = TypeVar("T")
 
-_LATEST = timedelta(hours=12)
-_late_groups: WeakKeyDictionary[Any, ref[Any]] = WeakKeyDictionary()
+# Timeout of collectives that ranks reach after reading their own share of rows.
+_SLOW_TIMEOUT = timedelta(hours=12)
+_slow_groups: WeakKeyDictionary[Any, ref[Any]] = WeakKeyDictionary()
 
 
 @dataclass
 class Traffic:
-    """Bytes that this rank gave to collectives: what it contributes, whatever way they travel."""
+    """Bytes that this rank contributed to collectives, by kind."""
 
     gathered: int = 0
     reduced: int = 0
@@ -35,56 +36,57 @@ class Traffic:
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers."""
+    """The rank of this process and the number of ranks."""
 
     rank: int
     size: int
     traffic: Traffic = field(default_factory=Traffic, compare=False)
-    late: dist.ProcessGroup | None = field(default=None, compare=False)
+    slow_group: dist.ProcessGroup | None = field(default=None, compare=False)
 
     @property
-    def leads(self) -> bool:
-        """True in the one rank that writes."""
+    def is_leader(self) -> bool:
+        """Whether this is rank 0, the only one that writes."""
         return self.rank == 0
 
 
-ALONE = World(0, 1)
+SINGLE_PROCESS = World(0, 1)
 
 
 def world() -> World:
-    """The process group that this process belongs to; a world of one where there is none."""
+    """The process group of this process; a world of one if there is none."""
     if not dist.is_initialized():
-        return ALONE
-    return World(dist.get_rank(), dist.get_world_size(), late=_late_group(dist.group.WORLD))
+        return SINGLE_PROCESS
+    return World(dist.get_rank(), dist.get_world_size(), slow_group=_slow_group(dist.group.WORLD))
 
 
-def _late_group(group: Any) -> Any:
-    """The same ranks, with more patience; made once, while they all stand at the same line.
+def _slow_group(group: Any) -> Any:
+    """The same ranks with a timeout of hours. Created once, by all ranks at the same point.
 
-    torch holds it until the process group is destroyed. Whoever holds it longer keeps its threads,
-    and one that lets go of its last work while Python ends aborts the process (docs/log.md).
+    torch holds it until the process group is destroyed. A longer reference would keep its threads
+    alive, and a group whose last work is released while Python exits aborts the process
+    (docs/log.md). Hence the weak reference.
     """
-    known = _late_groups.get(group)
-    late = known() if known else None
-    if late is None:
-        late = dist.new_group(dist.get_process_group_ranks(group), _LATEST, backend="gloo")
-        _late_groups[group] = ref(late)
-    return late
+    known = _slow_groups.get(group)
+    slow = known() if known else None
+    if slow is None:
+        slow = dist.new_group(dist.get_process_group_ranks(group), _SLOW_TIMEOUT, backend="gloo")
+        _slow_groups[group] = ref(slow)
+    return slow
 
 
-def share_of(rows: int, here: World) -> slice:
-    """This rank's contiguous part of `rows` rows; parts differ by one row at most."""
+def rank_slice(rows: int, here: World) -> slice:
+    """This rank's contiguous slice of `rows` rows; slices differ by one row at most."""
     return slice(rows * here.rank // here.size, rows * (here.rank + 1) // here.size)
 
 
-def lengths_of(rows: int, here: World) -> tuple[int, ...]:
-    """The length of each rank's part of `rows` rows."""
+def rank_lengths(rows: int, here: World) -> tuple[int, ...]:
+    """The length of each rank's slice of `rows` rows."""
     ends = [rows * rank // here.size for rank in range(here.size + 1)]
     return tuple(end - start for start, end in pairwise(ends))
 
 
-class Gathering:
-    """Rows of all ranks, on their way while this rank goes on."""
+class AsyncGather:
+    """An asynchronous all-gather of rows: this rank can compute until it calls `wait`."""
 
     def __init__(self, local_LX: Tensor, lengths: Sequence[int], here: World) -> None:
         self._lengths, self._alone = lengths, local_LX if here.size == 1 else None
@@ -92,7 +94,7 @@ class Gathering:
             return
         padded = local_LX.contiguous()
         if len(padded) < max(lengths):
-            # Collectives want parts of one length.
+            # all_gather needs parts of equal length.
             missing = padded.new_zeros(max(lengths) - len(padded), *padded.shape[1:])
             padded = torch.cat([padded, missing])
         self._parts = [torch.empty_like(padded) for _ in lengths]
@@ -100,7 +102,7 @@ class Gathering:
         self._work: Any = dist.all_gather(self._parts, padded, async_op=True)
 
     def wait(self) -> Tensor:
-        """Those rows, in the order of the ranks."""
+        """Return the rows of all ranks, in the order of the ranks."""
         if self._alone is not None:
             return self._alone
         self._work.wait()
@@ -108,20 +110,20 @@ class Gathering:
         return torch.cat([part[:length] for part, length in parts])
 
 
-def gathered(local_LX: Tensor, rows: int, here: World) -> Tensor:
-    """All `rows` rows, of which each rank has its share."""
-    return Gathering(local_LX, lengths_of(rows, here), here).wait()
+def all_gather_rows(local_LX: Tensor, rows: int, here: World) -> Tensor:
+    """All `rows` rows, of which each rank has its slice."""
+    return AsyncGather(local_LX, rank_lengths(rows, here), here).wait()
 
 
-def averaged(module: nn.Module, free: Mapping[nn.Parameter, Tensor], here: World) -> nn.Module:
-    """The module under DDP: backward leaves the mean of the ranks' gradients, each as soon as it is there.
+def data_parallel(module: nn.Module, free: Mapping[nn.Parameter, Tensor], here: World) -> nn.Module:
+    """Wrap the module in DDP: backward leaves the mean of the ranks' gradients.
 
-    Of a parameter in `free` (bool masks) only free entries travel, packed; the gradients of the
-    others must be zero. Masking is linear, so masked before is the same as masked after.
+    Of a parameter in `free` (bool masks) only the free entries are reduced, packed. The gradients of
+    the others must be zero.
     """
     if here.size == 1:
         return module
-    # Buffers are made alike once and never change; DDP would send them with every update.
+    # Buffers are equal on all ranks and never change; DDP would broadcast them in every update.
     wrapped = DistributedDataParallel(
         module, forward_sync_buffers=False, gradient_as_bucket_view=True
     )
@@ -144,12 +146,12 @@ def _reduce_packed(
     packing: _Packing,
     bucket: dist.GradBucket,  # type: ignore[name-defined]
 ) -> torch.futures.Future[Tensor]:
-    """DDP's hook for one bucket of gradients."""
+    """DDP's communication hook: all-reduce the free entries of one bucket of gradients."""
     flat = [
         (gradient.view(-1), packing.index.get(parameter))
         for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True)
     ]
-    # Indexing by brackets, for any shape of index, takes five times as long as these two.
+    # Advanced indexing takes five times as long as index_select and scatter_.
     parts = [
         gradient if index is None else gradient.index_select(0, index) for gradient, index in flat
     ]
@@ -171,16 +173,16 @@ def _reduce_packed(
     return future
 
 
-def sum_moment(local: SecondMoment, here: World) -> SecondMoment:
-    """The moment of all ranks' rows, equal to the bit on every rank (float64 sums on the host)."""
+def all_reduce_moment(local: SecondMoment, here: World) -> SecondMoment:
+    """Sum a moment over the ranks. The result is bit-equal on all of them (float64, on the host)."""
     if here.size == 1:
         return local
     count, half = _sum([_count(local.count), _half(local.sum_II)], here)
     return SecondMoment(int(count), _whole(half, len(local.sum_II)))
 
 
-def sum_moments(local: PairMoments, here: World) -> PairMoments:
-    """The moments of all ranks' rows, both sides and crosswise, by one reduction."""
+def all_reduce_pair_moments(local: PairMoments, here: World) -> PairMoments:
+    """Sum both moments and the cross moment over the ranks, in one reduction."""
     if here.size == 1:
         return local
     sides = local.first.sum_II, local.second.sum_II
@@ -205,11 +207,12 @@ def _count(rows: int) -> Tensor:
 
 
 def _half(sum_II: Tensor) -> Tensor:
-    """Of a symmetric sum the upper triangle: the other half need not travel."""
+    """The upper triangle of a symmetric sum: half of the traffic."""
     return sum_II[torch.triu_indices(*sum_II.shape).unbind()]
 
 
 def _whole(half: Tensor, width: int) -> Tensor:
+    """The symmetric sum of an upper triangle."""
     sum_II = half.new_zeros(width, width)
     upper = torch.triu_indices(width, width).unbind()
     sum_II[upper] = half
@@ -218,7 +221,7 @@ def _whole(half: Tensor, width: int) -> Tensor:
 
 
 def broadcast(tensors: Sequence[Tensor], here: World) -> None:
-    """Overwrite the tensors with those of the leading rank: bases must agree to the bit."""
+    """Overwrite the tensors with those of rank 0."""
     if here.size == 1:
         return
     for tensor in tensors:
@@ -226,18 +229,18 @@ def broadcast(tensors: Sequence[Tensor], here: World) -> None:
         dist.broadcast(tensor, src=0)
 
 
-def from_leader(find: Callable[[], T], here: World) -> T:
-    """What the leading rank finds out, where two ranks could find different things."""
+def broadcast_object(find: Callable[[], T], here: World) -> T:
+    """What `find` returns on rank 0, for questions that ranks could answer differently."""
     if here.size == 1:
         return find()
-    told: list[Any] = [find() if here.leads else None]
-    dist.broadcast_object_list(told, src=0)
-    answer: T = told[0]
-    return answer
+    sent: list[Any] = [find() if here.is_leader else None]
+    dist.broadcast_object_list(sent, src=0)
+    received: T = sent[0]
+    return received
 
 
-def united(mine: Mapping[str, T], here: World) -> dict[str, T]:
-    """What the ranks found out, each about its own part; in the order of the keys."""
+def all_gather_dict(mine: Mapping[str, T], here: World) -> dict[str, T]:
+    """Union of the ranks' dictionaries, whose keys are disjoint, sorted by key."""
     parts: list[Any] = [dict(mine)]
     if here.size > 1:
         parts *= here.size
@@ -245,27 +248,27 @@ def united(mine: Mapping[str, T], here: World) -> dict[str, T]:
     return dict(sorted(item for part in parts for item in part.items()))
 
 
-def meet(here: World) -> None:
-    """Wait until every rank has come here; some may come hours later, from reading their share.
+def barrier(here: World) -> None:
+    """Barrier with a timeout of 12 hours, since ranks may read their rows for that long.
 
-    Other collectives give a rank up after a minute, for a rank that hangs in one is late in all. One
-    that hangs on its way to here is found by Ray's health check.
+    Other collectives time out after a minute (`CMCL_PEER_SECONDS`), which ends a hang of the ranks.
+    A rank that hangs before it reaches the barrier is found by Ray's health check.
     """
     if here.size > 1:
-        dist.barrier(group=here.late)
+        dist.barrier(group=here.slow_group)
 
 
-def largest(value: float, here: World) -> float:
-    """The largest of the ranks' numbers, none of them NaN; they may come late from their share."""
+def all_reduce_max(value: float, here: World) -> float:
+    """The largest of the ranks' numbers, none of them NaN. With the timeout of `barrier`."""
     if here.size == 1:
         return value
-    told = torch.tensor([value], dtype=torch.float64)
-    dist.all_reduce(told, op=dist.ReduceOp.MAX, group=here.late)
-    return float(told)
+    largest = torch.tensor([value], dtype=torch.float64)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=here.slow_group)
+    return float(largest)
 
 
-def summed(values_N: Tensor, here: World) -> list[float]:
-    """The sums over ranks of some numbers; waits for the device."""
+def all_reduce_sum(values_N: Tensor, here: World) -> list[float]:
+    """The sums over ranks of some numbers. Synchronises with the device."""
     if here.size > 1:
         values_N = values_N.clone()
         dist.all_reduce(values_N)

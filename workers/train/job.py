@@ -1,7 +1,7 @@
-"""THE MAIN PATH: how one dataset becomes a candidate version. Read it top to bottom.
+"""The main path: how one dataset becomes a candidate version. Read it top to bottom.
 
-Every rank runs `train_dataset`; what they must agree on goes through `distributed`, and the leading
-rank alone writes. With one process and no process group it is the same code.
+Every rank runs `train_dataset`. What ranks must agree on goes through `distributed`, and only rank 0
+writes. A single process without a process group runs the same code.
 """
 
 import hashlib
@@ -13,59 +13,64 @@ from importlib.metadata import version as installed_version
 import torch
 
 from cmcl.contract import DISTRIBUTION
-from cmcl.contract.errors import HOPELESS, ObjectExists, ObjectNotFound
+from cmcl.contract.errors import NON_RETRYABLE, ObjectExists, ObjectNotFound
 from cmcl.contract.job import JobSpec
 from cmcl.contract.version import LearnedDataset, VersionManifest, VersionReport
-from workers.methods.port import Lesson
+from workers.methods.method import TrainingContext
 from workers.methods.registry import method_for
 from workers.model.artifact import (
     save_heads,
-    save_kept,
     save_memory,
+    save_method_state,
     save_moments,
     save_selftest,
 )
 from workers.storage import layout
-from workers.storage.patience import patiently
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
+from workers.storage.retry import retry_unavailable
 from workers.storage.scratch import Scratch
 from workers.storage.uris import open_store
 from workers.storage.verified import check_room
 from workers.storage.versions import entry_for, read_candidate, write_candidate
-from workers.train.certify import Earlier, capacities, certificates, own_earlier, protections
-from workers.train.checkpoint import StoredCheckpoints
-from workers.train.distributed import from_leader, meet, united, world
-from workers.train.learn import Learned, Task, learn
-from workers.train.lineage import Parent, evaluate, read_earlier, read_parent
-from workers.train.notice import notice_given
-from workers.train.report import Reporter, leave_failure
-from workers.train.rows.dataset import training_rows
+from workers.train.certify import (
+    PastDataset,
+    capacities,
+    certificates,
+    protections,
+    rank_past_datasets,
+)
+from workers.train.checkpoint import StoredCheckpoints, preemption_noticed
+from workers.train.data.dataset import training_rows
+from workers.train.distributed import all_gather_dict, barrier, broadcast_object, world
+from workers.train.learn import Task, TrainingResult, learn
+from workers.train.lineage import Parent, evaluate, read_parent, read_past_datasets
+from workers.train.progress import Reporter, leave_failure
 from workers.train.run import Run
 from workers.train.settings import TrainSettings
 
 
 def train_dataset(store_uri: str, job: str, attempt: int, device: torch.device) -> None:
-    """Make the candidate of one attempt; one that is already complete is left as it is.
+    """Train the candidate of one attempt; a complete candidate is left as it is.
 
-    Raises WorkerError, and leaves failure.json where another attempt would fail alike.
+    Raises WorkerError, and writes failure.json if another attempt would fail the same way.
     """
     store = open_store(store_uri)
     key = layout.run_spec(job, attempt)
-    spec = JobSpec.model_validate_json(patiently(lambda: store.read(key)))
+    spec = JobSpec.model_validate_json(retry_unavailable(lambda: store.read(key)))
     here = world()
-    # A rank group that Ray restarted may find that its forerunner had finished.
-    if from_leader(lambda: _is_complete(store, spec), here):
+    # If Ray restarted the ranks, the group before may have finished.
+    if broadcast_object(lambda: _is_complete(store, spec), here):
         return
     settings = TrainSettings()
     seconds, scratch = settings.checkpoint_seconds, Scratch(settings.scratch_bytes)
     try:
         with (
             Reporter(store, spec, here) as reporter,
-            StoredCheckpoints(store, spec, here, seconds, notice_given) as checkpoints,
+            StoredCheckpoints(store, spec, here, seconds, preemption_noticed) as checkpoints,
         ):
             run = Run(here, device, reporter, checkpoints)
             _train(store, spec, run, reporter, scratch)
-    except HOPELESS as error:
+    except NON_RETRYABLE as error:
         leave_failure(store, spec, error)
         raise
 
@@ -74,26 +79,26 @@ def _train(
     store: ObjectStore, spec: JobSpec, run: Run, reporter: Reporter, scratch: Scratch
 ) -> None:
     here = run.here
-    # Refuses a method that is not installed before anything is read.
+    # Raises UnknownMethod before anything is read.
     method = method_for(spec.spec)
     reporter.enter("reading")
     parent = read_parent(store, spec)
-    earlier = read_earlier(store, spec, parent)
-    share = own_earlier(earlier, here)
-    _check(share)
+    past = read_past_datasets(store, spec, parent)
+    own_past = rank_past_datasets(past, here)
+    _check_readable(own_past)
     check_room(spec.dataset.evaluation_shards, scratch)
-    meet(here)
-    # Copies of held-out rows need the room on the local disk that training rows have until here.
+    barrier(here)
+    # The disk space of training rows is freed before held-out rows are copied.
     with closing(training_rows(spec.dataset, spec.spec, scratch=scratch)) as rows:
-        task = Task(spec.dataset.pair, rows, _seed(spec), earlier)
-        learned = learn(spec.spec, parent.knowledge, task, run, method)
+        task = Task(spec.dataset.pair, rows, _seed(spec), past)
+        learned = learn(spec.spec, parent.model_state, task, run, method)
 
     reporter.enter("certifying")
-    heads = learned.knowledge.heads
-    own = certificates(share, parent.knowledge.heads, heads)
-    meet(here)
-    certified = united(own, here)
-    if not here.leads:
+    heads = learned.model_state.heads
+    own = certificates(own_past, parent.model_state.heads, heads)
+    barrier(here)
+    certified = all_gather_dict(own, here)
+    if not here.is_leader:
         return
 
     evaluation = evaluate(store, spec, parent, heads, scratch)
@@ -105,7 +110,7 @@ def _train(
         protection=protections(spec.spec, learned.spaces),
         drift={dataset: each.drift for dataset, each in certified.items()},
         quality={dataset: each.quality for dataset, each in certified.items()},
-        capacity=capacities(spec.spec, _next_lessons(spec, parent, learned)),
+        capacity=capacities(spec.spec, _next_contexts(spec, parent, learned)),
         shrinkage=learned.shrinkage,
         recall_before=evaluation.before,
         evaluation=evaluation.now,
@@ -118,20 +123,22 @@ def _train(
     reporter.enter("done")
 
 
-def _check(share: Sequence[Earlier]) -> None:
-    """Damage is found before the training, which may take hours. Raises StoreDamaged."""
-    for one in share:
+def _check_readable(past: Sequence[PastDataset]) -> None:
+    """Find damage before training, which may take hours. Raises StoreDamaged."""
+    for one in past:
         one.read()
 
 
-def _next_lessons(spec: JobSpec, parent: Parent, learned: Learned) -> Mapping[str, Lesson]:
-    """What the next dataset of each modality would start from, if its pair came again."""
+def _next_contexts(
+    spec: JobSpec, parent: Parent, learned: TrainingResult
+) -> Mapping[str, TrainingContext]:
+    """By modality: the context of a next dataset of its latest pair."""
     pairs = [*(line.pair for line in parent.learned), spec.dataset.pair]
     latest = {modality: pair for pair in pairs for modality in pair.modalities}
-    known = learned.knowledge
+    known = learned.model_state
     return {
-        modality: Lesson(
-            known.heads, known.memory, known.kept, pair, spec.spec.training, spec.spec.seed
+        modality: TrainingContext(
+            known.heads, known.memory, known.method_state, pair, spec.spec.training, spec.spec.seed
         )
         for modality, pair in latest.items()
     }
@@ -139,14 +146,14 @@ def _next_lessons(spec: JobSpec, parent: Parent, learned: Learned) -> Mapping[st
 
 def _is_complete(store: ObjectStore, spec: JobSpec) -> bool:
     try:
-        patiently(lambda: read_candidate(store, spec.job, spec.attempt))
+        retry_unavailable(lambda: read_candidate(store, spec.job, spec.attempt))
     except ObjectNotFound:
         return False
     return True
 
 
 def _seed(spec: JobSpec) -> int:
-    """The order of rows: another one for each version, the same for each attempt."""
+    """Seed of the order of rows: different for each version, the same for each attempt."""
     digest = hashlib.blake2b(f"{spec.spec.seed}/{spec.version}".encode(), digest_size=7)
     return int.from_bytes(digest.digest(), "big")
 
@@ -155,16 +162,16 @@ def _write(
     store: ObjectStore,
     spec: JobSpec,
     parent: Parent,
-    learned: Learned,
+    learned: TrainingResult,
     report: VersionReport,
 ) -> None:
     moments_file = save_moments(learned.moments)
-    knowledge = learned.knowledge
+    model_state = learned.model_state
     files = {
-        layout.HEADS: save_heads(knowledge.heads),
-        layout.MEMORY: save_memory(knowledge.memory),
-        layout.KEPT: save_kept(knowledge.kept),
-        layout.SELFTEST: save_selftest(knowledge.heads, spec.spec),
+        layout.HEADS: save_heads(model_state.heads),
+        layout.MEMORY: save_memory(model_state.memory),
+        layout.METHOD_STATE: save_method_state(model_state.method_state),
+        layout.SELFTEST: save_selftest(model_state.heads, spec.spec),
     }
     line = LearnedDataset(
         dataset=spec.dataset.dataset,
@@ -193,6 +200,6 @@ def _write(
     try:
         write_candidate(store, manifest, {**files, layout.MOMENTS: moments_file})
     except ObjectExists:
-        # Another rank group of this very attempt was first. The control plane checks every digest
-        # before it publishes, so the worst outcome is one more attempt.
-        print(f"attempt {spec.attempt} of {spec.job} had a candidate already", flush=True)
+        # Another group of ranks of this attempt was first. The control plane checks every digest before
+        # it publishes, so the worst outcome is one more attempt.
+        print(f"attempt {spec.attempt} of {spec.job} already has a candidate", flush=True)

@@ -1,4 +1,4 @@
-"""What a job starts from: the parent version, and what every earlier dataset left."""
+"""Read what a job starts from: the parent version and the state of every past dataset."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,62 +17,68 @@ from cmcl.contract.errors import (
 )
 from cmcl.contract.job import JobSpec
 from cmcl.contract.version import LearnedDataset, Recall, VersionManifest
-from workers.model.artifact import load_heads, load_kept, load_memory, load_moments
+from workers.methods.method import MethodState
+from workers.model.artifact import load_heads, load_memory, load_method_state, load_moments
+from workers.model.evaluation import HeldOut, measure
 from workers.model.heads import ModalityHeads
-from workers.model.retrieval import HeldOut, measure
+from workers.model.memory import Memory
+from workers.nullspace.moments import PairMoments
 from workers.storage import layout
-from workers.storage.patience import patiently
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
+from workers.storage.retry import retry_unavailable
 from workers.storage.scratch import Scratch
 from workers.storage.versions import read_verified, read_version, read_version_file
-from workers.train.certify import Earlier, Remembered, weights_of
-from workers.train.learn import Knowledge, before_the_first
-from workers.train.rows.dataset import held_out_rows
+from workers.train.certify import PastDataset, PastState, weights_of
+from workers.train.data.dataset import held_out_rows
+from workers.train.learn import ModelState, initial_state
 
-# Of small models, all earlier datasets; of large ones, some.
-SHELF_BYTES = 256 * 2**20
+# Memory for states of past datasets: enough for all of a small model, and for some of a large one.
+CACHE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The version that a job starts from, and its ledger."""
+    """The version that a job starts from, and the datasets that it has learned."""
 
-    knowledge: Knowledge
+    model_state: ModelState
     learned: tuple[LearnedDataset, ...]
 
 
 def read_parent(store: ObjectStore, job: JobSpec) -> Parent:
-    """Raises StoreDamaged where the parent is not whole; StorageUnavailable after some patience."""
+    """Read the parent version. Raises StoreDamaged if it is incomplete; StorageUnavailable after retries."""
     if job.parent is None:
-        return Parent(before_the_first(job.spec), ())
+        return Parent(initial_state(job.spec), ())
     with _needed(f"version {job.parent}, the parent"):
-        manifest = patiently(partial(read_version, store, job.model, job.parent))
-        heads = _heads(store, manifest)
-        memory = load_memory(_file(store, manifest, layout.MEMORY))
-        kept = load_kept(_file(store, manifest, layout.KEPT))
-    return Parent(Knowledge(heads, memory, kept), manifest.learned)
+        manifest = retry_unavailable(partial(read_version, store, job.model, job.parent))
+        state = ModelState(
+            retry_unavailable(partial(read_heads, store, manifest)),
+            retry_unavailable(partial(read_memory, store, manifest)),
+            retry_unavailable(partial(read_method_state, store, manifest)),
+        )
+    return Parent(state, manifest.learned)
 
 
-def read_earlier(
-    store: ObjectStore, job: JobSpec, parent: Parent, room: int = SHELF_BYTES
-) -> tuple[Earlier, ...]:
-    """Every earlier dataset: its moments, and the heads of the version that learned it.
+def read_past_datasets(
+    store: ObjectStore, job: JobSpec, parent: Parent, cache_bytes: int = CACHE_BYTES
+) -> tuple[PastDataset, ...]:
+    """Every past dataset: its moments, and the heads of the version that learned it.
 
-    They are read when they are asked for; what fits into `room` bytes stays in memory. Reading raises
-    StoreDamaged, and StorageUnavailable after some patience.
+    They are read when they are needed, and cached as far as `cache_bytes` allows. Reading raises
+    StoreDamaged, and StorageUnavailable after retries.
     """
-    shelf = _Shelf(store, job, parent.knowledge.heads, room)
+    cache = _PastCache(store, job, parent.model_state.heads, cache_bytes)
     return tuple(
-        Earlier(learned.dataset, learned.pair, partial(shelf.read, learned))
+        PastDataset(learned.dataset, learned.pair, partial(cache.read, learned))
         for learned in parent.learned
     )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Recall on held-out rows. `before`: of the parent, on the new dataset's; None without any.
+    """Recall on held-out rows.
 
-    `missing`: why, by earlier dataset whose held-out rows are not what they were.
+    `before`: of the parent on the new dataset, None if it has no held-out rows. `now`: by dataset.
+    `missing`: the error, by past dataset whose held-out rows cannot be read.
     """
 
     before: Recall | None
@@ -83,11 +89,10 @@ class Evaluation:
 def evaluate(
     store: ObjectStore, job: JobSpec, parent: Parent, now: ModalityHeads, scratch: Scratch
 ) -> Evaluation:
-    """Recall on the held-out rows of every dataset so far that has some, this one included.
+    """Recall on the held-out rows of every dataset so far that has some, the new one included.
 
-    The parent's head of a modality that is new starts from the seed and reads as it does now: the
-    conditioning is no part of what is learned. Raises InvalidDataset for the new dataset's rows alone:
-    it has no part in what became of others'.
+    For a new modality the parent's head is the initial one, with today's conditioning: that is not
+    part of what is trained. Raises InvalidDataset for rows of the new dataset only.
     """
     results, missing = {}, {}
     for learned in parent.learned:
@@ -102,57 +107,55 @@ def evaluate(
     rows = held_out_rows(new.evaluation_shards, scratch)
     if rows is None:
         return Evaluation(None, results, missing)
-    before = now.replaced(parent.knowledge.heads.weights)
+    before = now.replaced(parent.model_state.heads.weights)
     results[new.dataset] = measure(now, new.pair, rows)
     return Evaluation(measure(before, new.pair, rows), results, missing)
 
 
 class _HeldOutPart(BaseModel):
-    """What an evaluation needs of a dataset's manifest; the rest may have been swept."""
+    """The part of a dataset's manifest that an evaluation reads; the rest may refer to deleted files."""
 
     evaluation_shards: tuple[Shard, ...] = ()
 
 
 def _held_out(store: ObjectStore, learned: LearnedDataset, scratch: Scratch) -> HeldOut | None:
-    """Held-out rows of an earlier dataset; one whose rows were deleted on purpose has none."""
-    text = patiently(partial(store.read, layout.dataset_manifest(learned.dataset)))
+    """Held-out rows of a past dataset; None if they were deleted on purpose."""
+    text = retry_unavailable(partial(store.read, layout.dataset_manifest(learned.dataset)))
     return held_out_rows(_HeldOutPart.model_validate_json(text).evaluation_shards, scratch)
 
 
-class _Shelf:
-    """What is left of earlier datasets. A bound on drift asks for it some times: what fits stays."""
+class _PastCache:
+    """States of past datasets. A bound on drift reads them several times: what fits is kept."""
 
     def __init__(self, store: ObjectStore, job: JobSpec, parent: ModalityHeads, room: int) -> None:
         self._store, self._job, self._parent, self._room = store, job, parent, room
-        self._held: dict[str, Remembered] = {}
+        self._held: dict[str, PastState] = {}
 
-    def read(self, learned: LearnedDataset) -> Remembered:
-        """Of one dataset."""
+    def read(self, learned: LearnedDataset) -> PastState:
+        """Return the state of one dataset."""
         if learned.dataset in self._held:
             return self._held[learned.dataset]
         with _needed(f"what is left of the earlier dataset {learned.name!r} ({learned.dataset})"):
-            remembered = self._read(learned)
-        if remembered.nbytes <= self._room:
-            self._room -= remembered.nbytes
-            self._held[learned.dataset] = remembered
-        return remembered
+            state = self._read(learned)
+        if state.nbytes <= self._room:
+            self._room -= state.nbytes
+            self._held[learned.dataset] = state
+        return state
 
-    def _read(self, learned: LearnedDataset) -> Remembered:
-        key = layout.dataset_moments(learned.dataset)
-        data = patiently(partial(read_verified, self._store, key, learned.moments))
-        then = self._heads_of(learned.version)
-        return Remembered(load_moments(data), weights_of(learned.pair, then))
+    def _read(self, learned: LearnedDataset) -> PastState:
+        moments = retry_unavailable(partial(read_moments, self._store, learned))
+        return PastState(moments, weights_of(learned.pair, self._heads_of(learned.version)))
 
     def _heads_of(self, version: int) -> ModalityHeads:
         if version == self._job.parent:
             return self._parent
-        manifest = patiently(partial(read_version, self._store, self._job.model, version))
-        return _heads(self._store, manifest)
+        manifest = retry_unavailable(partial(read_version, self._store, self._job.model, version))
+        return retry_unavailable(partial(read_heads, self._store, manifest))
 
 
 @contextmanager
 def _needed(what: str) -> Iterator[None]:
-    """What training cannot do without, and the new dataset is not to blame for."""
+    """Turn storage errors into StoreDamaged: training needs the object, and the new dataset is valid."""
     try:
         yield
     except (ObjectNotFound, DigestMismatch, InvalidVersion) as error:
@@ -162,9 +165,20 @@ def _needed(what: str) -> Iterator[None]:
         ) from error
 
 
-def _heads(store: ObjectStore, manifest: VersionManifest) -> ModalityHeads:
-    return load_heads(_file(store, manifest, layout.HEADS), manifest.spec)
+def read_heads(store: ObjectStore, manifest: VersionManifest) -> ModalityHeads:
+    """Raises DigestMismatch, InvalidVersion, ObjectNotFound, as do the functions below."""
+    return load_heads(read_version_file(store, manifest, layout.HEADS), manifest.spec)
 
 
-def _file(store: ObjectStore, manifest: VersionManifest, name: str) -> bytes:
-    return patiently(partial(read_version_file, store, manifest, name))
+def read_memory(store: ObjectStore, manifest: VersionManifest) -> Memory:
+    return load_memory(read_version_file(store, manifest, layout.MEMORY))
+
+
+def read_method_state(store: ObjectStore, manifest: VersionManifest) -> MethodState:
+    return load_method_state(read_version_file(store, manifest, layout.METHOD_STATE))
+
+
+def read_moments(store: ObjectStore, learned: LearnedDataset) -> PairMoments:
+    """The moments of one dataset alone."""
+    key = layout.dataset_moments(learned.dataset)
+    return load_moments(read_verified(store, key, learned.moments))

@@ -1,4 +1,4 @@
-"""The training loop: one dataset, two heads, the global batch spread over the ranks.
+"""The training loop: one dataset, two heads, global batches divided among the ranks.
 
 Shapes: B rows of the global batch, L of them local, F and G raw widths, E width of the embeddings.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cmcl.contract.errors import TrainingDiverged
-from workers.methods.port import Batch, Lesson, Method, Peers
+from workers.methods.method import Batch, Method, ReplicaGroup, TrainingContext
 from workers.model.heads import ModalityHeads
 from workers.model.pair import (
     PairInEigenCoordinates,
@@ -23,26 +23,36 @@ from workers.model.pair import (
 )
 from workers.model.rows import PairedRows
 from workers.nullspace.mask import UpdateSpace
-from workers.train.average import TailAverage
-from workers.train.distributed import World, averaged, gathered, share_of, summed
-from workers.train.objective import GlobalLoss
-from workers.train.optimizer import optimizer_for, optimizer_state, restore_optimizer
-from workers.train.rows.order import Plan
-from workers.train.rows.port import LocalBatch, Transform, TurnedRows
-from workers.train.run import Run, Sight, Tensors, UpdateDone, part_of
+from workers.train.data.order import Plan
+from workers.train.data.rows import LocalBatch, RotatedRows, Transform
+from workers.train.distributed import (
+    World,
+    all_gather_rows,
+    all_reduce_sum,
+    data_parallel,
+    rank_slice,
+)
+from workers.train.objective import (
+    GlobalLoss,
+    TailAverage,
+    optimizer_for,
+    optimizer_state,
+    restore_optimizer,
+)
+from workers.train.run import Run, Tensors, UpdateDone, UpdateStats, part_of
 
 Spaces = Mapping[str, UpdateSpace]
 
-# Enough batches for a mean that is told with two digits.
+# Enough batches for a mean that is reported with two digits.
 _BATCHES_OF_MEAN = 200
-# A loss that is not finite makes all later ones so. Ten at once cost one collective and one wait for
-# the device; after every update, both would be a part of the update's time.
+# A loss that is not finite makes all later ones so. Checking ten at once takes one collective and one
+# synchronisation with the device; after every update, both would slow the update down.
 _UPDATES_PER_CHECK = 10
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What training gave: the change of each head in its update space, and the last batch's loss."""
+class TrainedPair:
+    """The trained change of each head in its update space, and the last batch's loss."""
 
     changes: tuple[Tensor, Tensor]
     final_loss: float
@@ -52,49 +62,49 @@ class Trained:
 
 def train_pair(
     method: Method,
-    lesson: Lesson,
+    context: TrainingContext,
     spaces: Spaces,
-    rows: TurnedRows,
+    rows: RotatedRows,
     run: Run,
     saved: Tensors | None = None,
-) -> Trained:
-    """Train the two heads of the pair on `rows`; all ranks end with the same.
+) -> TrainedPair:
+    """Train the two heads of the pair on `rows`. The result is the same on all ranks.
 
-    From `saved` on it goes as if it had never been interrupted. Raises TrainingDiverged, on all ranks
-    after the same update, soon after the first loss that is not finite.
+    Continuing from `saved` gives the same result as an uninterrupted run. Raises TrainingDiverged, on
+    all ranks after the same update, within ten updates of the first loss that is not finite.
     """
-    plan = _plan(lesson)
+    plan = _plan(context)
     total = plan.updates(len(rows))
-    training = _Training(method, lesson, spaces, run)
+    training = _Training(method, context, spaces, run)
     if saved is not None:
         training.restore(saved)
         run.watcher.resumed(training.done)
     for batch in rows.batches(plan, run.here, training.done):
-        is_curious = run.watcher.is_curious()
-        training.look(is_curious)
+        should_log = run.watcher.should_log()
+        training.record(should_log)
         training.update(batch, total)
         if training.done < total:
             run.checkpoints.offer(training.done, training.state)
-        sight = training.sight() if is_curious else None
-        run.watcher.update_done(UpdateDone(training.done, total, training.loss, sight))
+        stats = training.stats() if should_log else None
+        run.watcher.update_done(UpdateDone(training.done, total, training.loss, stats))
     return training.result()
 
 
 class _Training:
-    """All that changes from update to update."""
+    """The state that changes from update to update."""
 
-    def __init__(self, method: Method, lesson: Lesson, spaces: Spaces, run: Run) -> None:
-        self._spec = spec = lesson.training
+    def __init__(self, method: Method, context: TrainingContext, spaces: Spaces, run: Run) -> None:
+        self._spec = spec = context.training
         self._here = run.here
-        self._pair = _pair(lesson, spaces).to(run.device)
-        self._rule = method.update_rule(lesson, self._pair)
+        self._pair = _pair(context, spaces).to(run.device)
+        self._rule = method.update_rule(context, self._pair)
         self._objective = GlobalLoss(self._pair, spec, run.here).to(run.device)
         heads = (self._pair.first, self._pair.second)
         free = {head.change_EI: head.free_EI.bool() for head in heads}
-        self._wrapped = averaged(self._objective, free, run.here)
+        self._wrapped = data_parallel(self._objective, free, run.here)
         self._optimizer = optimizer_for(self._objective, spec)
         self._average = TailAverage(self._pair.changes, spec.averaged_share)
-        self._peers = _peers(run.here)
+        self._group = _replica_group(run.here)
         self.loss, self.done = torch.zeros((), device=run.device), 0
         self._unchecked: list[Tensor] = []
         self._final_loss = math.nan
@@ -102,8 +112,8 @@ class _Training:
     def update(self, batch: LocalBatch, total: int) -> None:
         """One step of the optimizer."""
         self._optimizer.zero_grad(set_to_none=True)
-        asked = Batch(partial(self._wrapped, batch), batch.everywhere, self._peers)
-        self.loss = self._rule.backward(asked) / self._here.size
+        global_batch = Batch(partial(self._wrapped, batch), batch.everywhere, self._group)
+        self.loss = self._rule.backward(global_batch) / self._here.size
         self._optimizer.step()
         self._rule.after_update()
         self.done += 1
@@ -114,7 +124,7 @@ class _Training:
 
     def _check_losses(self, total: int) -> None:
         """Raises TrainingDiverged for the first loss of the latest updates that is not finite."""
-        losses = summed(torch.stack(self._unchecked), self._here)
+        losses = all_reduce_sum(torch.stack(self._unchecked), self._here)
         self._unchecked = []
         for update, loss in enumerate(losses, start=self.done - len(losses) + 1):
             if not math.isfinite(loss):
@@ -128,26 +138,27 @@ class _Training:
             f"(now {spec.learning_rate:g}) or a larger training.temperature (now {spec.temperature:g})"
         )
 
-    def look(self, is_curious: bool) -> None:
-        """Whether `sight` will be asked for after the next update."""
-        self._pair.look(is_curious)
+    def record(self, should_log: bool) -> None:
+        """Let the next update record what `stats` needs."""
+        self._pair.record_gradients(should_log)
 
-    def sight(self) -> Sight:
-        """What the last update looked like."""
+    def stats(self) -> UpdateStats:
+        """Statistics of the last update."""
         pair = self._pair
-        return Sight(pair.gradient_norm(), pair.removed_share(), pair.drift_so_far())
+        return UpdateStats(pair.gradient_norm(), pair.removed_share(), pair.drift_so_far())
 
-    def result(self) -> Trained:
-        """What training gave; raises TrainingDiverged where that is not finite."""
+    def result(self) -> TrainedPair:
+        """The trained changes. Raises TrainingDiverged if they are not finite."""
         changes = self._average.values()
-        # No loss follows the last update. Ranks compare, as entries that are blocked do not travel.
+        # No loss is computed after the last update. All ranks must agree on the outcome, and blocked
+        # entries are not reduced, so they could differ.
         odd = torch.stack([(~change_EI.isfinite()).any() for change_EI in changes])
-        if any(summed(odd.float(), self._here)):
+        if any(all_reduce_sum(odd.float(), self._here)):
             raise self._diverged(f"the heads are not finite after the last update, {self.done}")
-        return Trained(changes, self._final_loss, self.done, self._objective.temperature)
+        return TrainedPair(changes, self._final_loss, self.done, self._objective.temperature)
 
     def state(self) -> Tensors:
-        """All that the next update depends on, alike on all ranks."""
+        """All that the next update depends on, equal on all ranks."""
         parts = {
             "heads": {name: value.detach() for name, value in self._parameters().items()},
             "optimizer": optimizer_state(self._optimizer),
@@ -159,7 +170,7 @@ class _Training:
 
     @torch.no_grad()
     def restore(self, saved: Tensors) -> None:
-        """Go on from there."""
+        """Set the state that `state` returned."""
         self.done = int(saved["done"])
         for name, parameter in self._parameters().items():
             parameter.copy_(saved[f"heads/{name}"])
@@ -173,53 +184,61 @@ class _Training:
         return {"first": first, "second": second, "log_temperature": log_temperature}
 
 
-def new_heads(lesson: Lesson, spaces: Spaces, changes: tuple[Tensor, Tensor]) -> ModalityHeads:
+def new_heads(
+    context: TrainingContext, spaces: Spaces, changes: tuple[Tensor, Tensor]
+) -> ModalityHeads:
     """The parent's heads with these changes, in the original coordinates."""
-    weights = lesson.heads.weights
-    return lesson.heads.replaced(
+    weights = context.heads.weights
+    return context.heads.replaced(
         {
             modality: trained_weight(weights[modality], change, spaces[modality])
-            for modality, change in zip(lesson.pair.modalities, changes, strict=True)
+            for modality, change in zip(context.pair.modalities, changes, strict=True)
         }
     )
 
 
 @torch.no_grad()
 def mean_loss(
-    lesson: Lesson, spaces: Spaces, rows: TurnedRows, run: Run, changes: tuple[Tensor, Tensor]
+    context: TrainingContext,
+    spaces: Spaces,
+    rows: RotatedRows,
+    run: Run,
+    changes: tuple[Tensor, Tensor],
 ) -> float:
-    """Mean loss with these changes over one pass, or the beginning of a long one."""
-    pair = _pair(lesson, spaces).to(run.device)
+    """Mean loss with these changes over one epoch, or over the first batches of a long one."""
+    pair = _pair(context, spaces).to(run.device)
     for parameter, change_EI in zip(pair.changes, changes, strict=True):
         parameter.copy_(change_EI)
-    objective = GlobalLoss(pair, lesson.training, run.here).to(run.device)
-    with closing(rows.batches(replace(_plan(lesson), epochs=1), run.here)) as batches:
+    objective = GlobalLoss(pair, context.training, run.here).to(run.device)
+    with closing(rows.batches(replace(_plan(context), epochs=1), run.here)) as batches:
         losses = [objective(batch) / run.here.size for batch in islice(batches, _BATCHES_OF_MEAN)]
-    (mean,) = summed(torch.stack(losses).mean(dim=0, keepdim=True), run.here)
+    (mean,) = all_reduce_sum(torch.stack(losses).mean(dim=0, keepdim=True), run.here)
     return mean
 
 
-def _peers(here: World) -> Peers:
-    return Peers(here.size, partial(share_of, here=here), partial(gathered, here=here))
+def _replica_group(here: World) -> ReplicaGroup:
+    return ReplicaGroup(
+        here.size, partial(rank_slice, here=here), partial(all_gather_rows, here=here)
+    )
 
 
-def _plan(lesson: Lesson) -> Plan:
-    spec = lesson.training
-    return Plan(spec.batch_size, spec.epochs, lesson.seed)
+def _plan(context: TrainingContext) -> Plan:
+    spec = context.training
+    return Plan(spec.batch_size, spec.epochs, context.seed)
 
 
-def _pair(lesson: Lesson, spaces: Spaces) -> PairInEigenCoordinates:
+def _pair(context: TrainingContext, spaces: Spaces) -> PairInEigenCoordinates:
     first, second = (
-        (lesson.heads.weights[modality], spaces[modality]) for modality in lesson.pair.modalities
+        (context.heads.weights[modality], spaces[modality]) for modality in context.pair.modalities
     )
     return PairInEigenCoordinates(first, second)
 
 
-def turning(lesson: Lesson, spaces: Spaces, device: torch.device) -> Transform:
-    """From raw rows of conditioned modalities to the input coordinates of the heads, on the device."""
+def rotation_of(context: TrainingContext, spaces: Spaces, device: torch.device) -> Transform:
+    """The transform from raw rows to the input coordinates of the heads, on the device."""
     first, second = (
-        RotatedFeatures.of(lesson.heads.conditioning[modality], spaces[modality], device)
-        for modality in lesson.pair.modalities
+        RotatedFeatures.of(context.heads.conditioning[modality], spaces[modality], device)
+        for modality in context.pair.modalities
     )
 
     def transform(raw: PairedRows) -> PairedRows:

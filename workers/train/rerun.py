@@ -1,8 +1,8 @@
-"""`python -m workers.train.rerun`: the same datasets once more, with another method, without Ray.
+"""`python -m workers.train.rerun`: train a model's datasets again with another method, without Ray.
 
-For comparing: it reads a model's lineage from the store, trains the same chain of datasets with one
-rank in this process, and leaves the chain in a store of its own. The training shards must still be
-where they were. One rank gives what many give (tests/ranks).
+For comparisons: it reads a model's lineage from the store, trains the same chain of datasets with one
+rank in this process, and writes the versions to another store. The training shards must still exist.
+The result does not depend on the number of ranks (tests/ranks).
 """
 
 import argparse
@@ -15,7 +15,7 @@ from cmcl.contract.job import JobSpec
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.uris import open_store
 from workers.storage.versions import publish_files, read_candidate, read_version
 from workers.train.job import train_dataset
@@ -24,7 +24,7 @@ from workers.train.job import train_dataset
 def rerun(
     source: ObjectStore, model: str, version: int, method: str, target: ObjectStore
 ) -> Iterator[VersionManifest]:
-    """Train what `model@version` has learned again; yields each new version's manifest."""
+    """Train the datasets of `model@version` again; yields the manifest of each new version."""
     lineage = read_version(source, model, version)
     spec = ModelSpec.model_validate({**lineage.spec.model_dump(), "method": method})
     for number, learned in enumerate(lineage.learned, start=1):
@@ -51,7 +51,7 @@ def _train(store: ObjectStore, job: JobSpec) -> VersionManifest:
 
 
 def main() -> None:
-    """Print one manifest a line."""
+    """Print one manifest per line."""
     parser = argparse.ArgumentParser(prog="python -m workers.train.rerun", description=__doc__)
     parser.add_argument("--store", required=True, help="where the model is")
     parser.add_argument("--model", required=True)

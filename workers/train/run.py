@@ -1,4 +1,4 @@
-"""What learning a dataset is surrounded by: its peers, its device, who watches, where checkpoints go."""
+"""The environment of one training run: its ranks, device, observer and checkpoints."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cmcl.contract.job import Phase
-from workers.train.distributed import ALONE, World
+from workers.train.distributed import SINGLE_PROCESS, World
 
 Tensors = Mapping[str, Tensor]
 
@@ -23,8 +23,8 @@ def part_of(tensors: Tensors, part: str) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What an update looked like, to one rank. `drift`: None where nothing was learned before."""
+class UpdateStats:
+    """Statistics of an update on one rank. `drift` is None if there are no earlier scores."""
 
     gradient_norm: float
     removed_share: float
@@ -33,56 +33,56 @@ class Sight:
 
 @dataclass(frozen=True)
 class UpdateDone:
-    """Told after each update. `local_loss` is this rank's share of the global loss."""
+    """An update that was made. `local_loss` is this rank's share of the global loss."""
 
     done: int
     total: int
     local_loss: Tensor
-    sight: Sight | None = None
+    stats: UpdateStats | None = None
 
 
 class Watcher:
-    """Told how far learning has come; the default tells nobody."""
+    """Observer of a training run. The default does nothing."""
 
     def enter(self, phase: Phase) -> None:
-        """The next phase begins."""
+        """Called when a phase begins."""
 
     def rows_read(self, done: int, total: int) -> None:
-        """Of the present phase, by this rank."""
+        """Called when this rank has read `done` of its `total` rows in the current phase."""
 
     def resumed(self, updates: int) -> None:
-        """A checkpoint spared so many updates."""
+        """Called before the first update of a run that continues after `updates` updates."""
 
-    def is_curious(self) -> bool:
-        """Whether the next update should be looked at, which costs some time."""
+    def should_log(self) -> bool:
+        """Whether to compute `UpdateStats` of the next update, which takes some time."""
         return False
 
     def update_done(self, update: UpdateDone) -> None:
-        """After every update."""
+        """Called after every update."""
 
 
 class Checkpoints:
-    """Where a run leaves what it would need to go on; the default leaves nothing.
+    """Where a run saves its state. The default saves nothing.
 
-    Everything that is left is alike on all ranks, so that the leading one alone has to write.
+    State is equal on all ranks, so that only rank 0 has to write it.
     """
 
     def newest(self, here: World) -> Tensors | None:
-        """The state to go on from, the same on all ranks; None: begin."""
+        """The state to continue from, the same on all ranks. None: start from the beginning."""
         return None
 
     def begin(self, start: Tensors) -> None:
-        """What stays as it is while the run trains; part of every state that is left."""
+        """Set the part of the state that does not change during training."""
 
     def offer(self, updates: int, state: Callable[[], Tensors]) -> None:
-        """After every update: the state may be taken, or not."""
+        """Called after every update; saves the state if a checkpoint is due."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One process that learns a dataset, perhaps among others."""
+    """One process of a training run."""
 
-    here: World = ALONE
+    here: World = SINGLE_PROCESS
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     watcher: Watcher = field(default_factory=Watcher)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)

@@ -11,7 +11,7 @@ from cmcl.contract.version import FileEntry
 from service.database.queries.backup import Kind
 from service.maintenance.backup import DamagedRecord, Recorded, key_of, read
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import check_object
 
 # full: every byte of every file; manifests: of files, that they are there and how long they are.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from workers.model.retrieval import HeldOut, recall
+from workers.model.evaluation import HeldOut, recall
 from workers.model.rows import PairedRows
 
 

@@ -6,20 +6,20 @@ from torch import Tensor
 
 from benchmarks.baselines.anchor import Anchor
 from cmcl.contract.modality import ModalityPair
-from tests.unit.methods.lessons import (
+from tests.unit.methods.contexts import (
     AUDIO_DEPTH,
     AUDIO_IMAGE,
     IMAGE_TEXT,
     TEXT_IMAGE,
+    context_on,
     gradients_left_by,
     gradients_of,
-    lesson_on,
     loss_by_loops,
     pair_for,
     random_rows,
     weights_now,
 )
-from workers.methods.port import Lesson
+from workers.methods.method import TrainingContext
 from workers.model.pair import PairInEigenCoordinates
 from workers.model.rows import PairedRows
 
@@ -27,10 +27,10 @@ NEW = random_rows(IMAGE_TEXT, seed=1)
 
 
 def drift_by_brute_force(
-    lesson: Lesson, pair: PairInEigenCoordinates, known: ModalityPair, rows: PairedRows
+    context: TrainingContext, pair: PairInEigenCoordinates, known: ModalityPair, rows: PairedRows
 ) -> Tensor:
     """Mean square change of the scores of all row combinations, relative to that of the scores."""
-    now, then = weights_now(lesson, pair), lesson.heads.weights
+    now, then = weights_now(context, pair), context.heads.weights
     first, second = known.modalities
     before = (rows.first_NI @ then[first].mT) @ (rows.second_NJ @ then[second].mT).mT
     after = (rows.first_NI @ now[first].mT) @ (rows.second_NJ @ now[second].mT).mT
@@ -38,13 +38,13 @@ def drift_by_brute_force(
 
 
 def assert_penalty(known: list[tuple[ModalityPair, PairedRows]], weight: float) -> None:
-    lesson = lesson_on(IMAGE_TEXT, known)
-    pair = pair_for(Anchor(), lesson)
-    value = loss_by_loops(weights_now(lesson, pair), IMAGE_TEXT, NEW, 0.2)
+    context = context_on(IMAGE_TEXT, known)
+    pair = pair_for(Anchor(), context)
+    value = loss_by_loops(weights_now(context, pair), IMAGE_TEXT, NEW, 0.2)
     for one, rows in known:
-        value = value + weight * drift_by_brute_force(lesson, pair, one, rows)
+        value = value + weight * drift_by_brute_force(context, pair, one, rows)
     expected = gradients_of(value, pair)
-    found = gradients_left_by(Anchor(weight), lesson, pair, NEW)
+    found = gradients_left_by(Anchor(weight), context, pair, NEW)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -66,9 +66,9 @@ def test_pooled_datasets_count_as_often_as_they_are() -> None:
 
 def test_pair_without_a_common_head_adds_nothing() -> None:
     known = [(AUDIO_DEPTH, random_rows(AUDIO_DEPTH, seed=5))]
-    lesson, bare = lesson_on(IMAGE_TEXT, known), lesson_on(IMAGE_TEXT)
-    pair = pair_for(Anchor(), lesson)
-    found = gradients_left_by(Anchor(), lesson, pair, NEW)
+    context, bare = context_on(IMAGE_TEXT, known), context_on(IMAGE_TEXT)
+    pair = pair_for(Anchor(), context)
+    found = gradients_left_by(Anchor(), context, pair, NEW)
     pair.zero_grad()
     for one, other in zip(found, gradients_left_by(Anchor(), bare, pair, NEW), strict=True):
         assert torch.equal(one, other)
@@ -79,8 +79,8 @@ def test_scores_that_are_all_zero_anchor_nothing() -> None:
     dead = PairedRows(
         torch.zeros_like(rows.first_NI), rows.second_NJ, rows.first_keys_N, rows.second_keys_N
     )
-    lesson = lesson_on(IMAGE_TEXT, [(AUDIO_IMAGE, dead)])
-    found = gradients_left_by(Anchor(), lesson, pair_for(Anchor(), lesson), NEW)
+    context = context_on(IMAGE_TEXT, [(AUDIO_IMAGE, dead)])
+    found = gradients_left_by(Anchor(), context, pair_for(Anchor(), context), NEW)
     assert all(bool(gradient.isfinite().all()) for gradient in found)
 
 

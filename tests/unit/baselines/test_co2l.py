@@ -10,16 +10,16 @@ from torch import Tensor
 from benchmarks.baselines.cila import CILA
 from benchmarks.baselines.co2l import Co2L, relation_loss
 from cmcl.contract.modality import ModalityPair
-from tests.fakes.turned_rows import seen
-from tests.unit.methods.lessons import (
+from tests.fakes.rotated_rows import seen
+from tests.unit.methods.contexts import (
     AUDIO_DEPTH,
     AUDIO_IMAGE,
     IMAGE_TEXT,
     TEXT_IMAGE,
     TRAINING,
+    context_on,
     gradients_left_by,
     gradients_of,
-    lesson_on,
     loss_by_loops,
     pair_for,
     random_heads,
@@ -27,7 +27,7 @@ from tests.unit.methods.lessons import (
     taught,
     weights_now,
 )
-from workers.methods.port import Lesson
+from workers.methods.method import TrainingContext
 from workers.model.rows import PairedRows
 
 NEW, SIZE = random_rows(IMAGE_TEXT, seed=1), 8
@@ -104,13 +104,13 @@ def with_item_of_the_batch(memory: PairedRows, known: ModalityPair) -> PairedRow
 def test_gradient_equals_both_terms_written_as_loops(known: ModalityPair) -> None:
     memory = with_item_of_the_batch(random_rows(known, seed=2, rows=SIZE), known)
     method = Co2L(memory_rows=SIZE, distillation=0.6)
-    lesson = lesson_on(IMAGE_TEXT, kept=taught(method, (known, memory)))
-    pair = pair_for(method, lesson)
-    now, before = weights_now(lesson, pair), dict(lesson.heads.weights)
+    context = context_on(IMAGE_TEXT, kept=taught(method, (known, memory)))
+    pair = pair_for(method, context)
+    now, before = weights_now(context, pair), dict(context.heads.weights)
     value = contrast_by_loops(now, known, memory) + 0.6 * distillation_by_loops(
         before, now, known, memory
     )
-    found = gradients_left_by(method, lesson, pair, NEW)
+    found = gradients_left_by(method, context, pair, NEW)
     torch.testing.assert_close(found, gradients_of(value, pair))
 
 
@@ -118,10 +118,10 @@ def test_gradient_equals_both_terms_written_as_loops(known: ModalityPair) -> Non
 def test_nothing_is_distilled_without_a_common_head(method: Co2L) -> None:
     """The parent's heads would be those of the seed, which nobody wants back."""
     kept = taught(method, (AUDIO_DEPTH, random_rows(AUDIO_DEPTH, seed=2)))
-    lesson = lesson_on(IMAGE_TEXT, kept=kept)
-    pair = pair_for(method, lesson)
-    expected = gradients_of(loss_by_loops(weights_now(lesson, pair), IMAGE_TEXT, NEW, 0.2), pair)
-    torch.testing.assert_close(gradients_left_by(method, lesson, pair, NEW), expected)
+    context = context_on(IMAGE_TEXT, kept=kept)
+    pair = pair_for(method, context)
+    expected = gradients_of(loss_by_loops(weights_now(context, pair), IMAGE_TEXT, NEW, 0.2), pair)
+    torch.testing.assert_close(gradients_left_by(method, context, pair, NEW), expected)
 
 
 def test_relation_loss_is_least_where_relations_are_kept() -> None:
@@ -141,9 +141,9 @@ def test_cila_adds_up_both_losses_over_datasets() -> None:
     assert float(kept["cila/distillation"]) == 0.0
 
     kept = {**kept, "cila/distillation": torch.tensor(5.0, dtype=torch.float64)}
-    lesson, now = lesson_on(IMAGE_TEXT, kept=kept), dict(random_heads(7).weights)
-    kept = method.keep(lesson, random_heads(7), seen(NEW))
-    before = dict(lesson.heads.weights)
+    context, now = context_on(IMAGE_TEXT, kept=kept), dict(random_heads(7).weights)
+    kept = method.next_state(context, random_heads(7), seen(NEW))
+    before = dict(context.heads.weights)
     contrast = alone + contrast_by_loops(now, AUDIO_IMAGE, old)
     distilled = 5.0 + distillation_by_loops(before, now, AUDIO_IMAGE, old)
     assert float(kept["cila/contrast"]) == pytest.approx(float(contrast))
@@ -155,8 +155,8 @@ def test_cila_coefficient_is_the_ratio_of_sums_but_at_least_1(
     distilled: float, coefficient: float
 ) -> None:
     kept = {"cila/contrast": torch.tensor(4.0), "cila/distillation": torch.tensor(distilled)}
-    assert CILA(distillation=1.5).coefficient(lesson_on(IMAGE_TEXT, kept=kept)) == coefficient
-    assert CILA(distillation=1.5).coefficient(lesson_on(IMAGE_TEXT)) == 1.0
+    assert CILA(distillation=1.5).coefficient(context_on(IMAGE_TEXT, kept=kept)) == coefficient
+    assert CILA(distillation=1.5).coefficient(context_on(IMAGE_TEXT)) == 1.0
 
 
 def test_cila_steps_like_co2l_with_its_own_coefficient() -> None:
@@ -167,12 +167,12 @@ def test_cila_steps_like_co2l_with_its_own_coefficient() -> None:
         "cila/distillation": torch.tensor(5.0),
     }
 
-    def step(method: Co2L, lesson: Lesson) -> list[Tensor]:
-        return gradients_left_by(method, lesson, pair_for(method, lesson), NEW)
+    def step(method: Co2L, context: TrainingContext) -> list[Tensor]:
+        return gradients_left_by(method, context, pair_for(method, context), NEW)
 
-    lesson = lesson_on(IMAGE_TEXT, kept=kept)
-    found = step(CILA(memory_rows=SIZE, distillation=1.0), lesson)
-    expected = step(Co2L(memory_rows=SIZE, distillation=2.5), replace(lesson))
+    context = context_on(IMAGE_TEXT, kept=kept)
+    found = step(CILA(memory_rows=SIZE, distillation=1.0), context)
+    expected = step(Co2L(memory_rows=SIZE, distillation=2.5), replace(context))
     assert all(map(torch.equal, found, expected))
     assert math.isfinite(float(found[0].sum()))
 

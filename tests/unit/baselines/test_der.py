@@ -7,14 +7,14 @@ from torch import Tensor
 from benchmarks.baselines.der import DER
 from benchmarks.baselines.derpp import DERpp
 from cmcl.contract.modality import ModalityPair
-from tests.unit.methods.lessons import (
+from tests.unit.methods.contexts import (
     AUDIO_DEPTH,
     AUDIO_IMAGE,
     IMAGE_TEXT,
     TEXT_IMAGE,
+    context_on,
     gradients_left_by,
     gradients_of,
-    lesson_on,
     loss_by_loops,
     pair_for,
     random_heads,
@@ -22,7 +22,7 @@ from tests.unit.methods.lessons import (
     taught,
     weights_now,
 )
-from workers.methods.port import Method
+from workers.methods.method import Method
 from workers.model.rows import PairedRows
 
 NEW, SIZE = random_rows(IMAGE_TEXT, seed=1), 8
@@ -44,36 +44,36 @@ def test_der_adds_the_squared_error_of_stored_outputs(known: ModalityPair) -> No
     """The memory is as large as a batch, so that a draw is all of it."""
     old = random_rows(known, seed=2, rows=SIZE)
     method = DER(memory_rows=SIZE, alpha=0.7)
-    lesson = lesson_on(IMAGE_TEXT, kept=taught(method, (known, old)))
-    pair = pair_for(method, lesson)
-    now = weights_now(lesson, pair)
+    context = context_on(IMAGE_TEXT, kept=taught(method, (known, old)))
+    pair = pair_for(method, context)
+    now = weights_now(context, pair)
     value = loss_by_loops(now, IMAGE_TEXT, NEW, 0.2) + 0.7 * output_error_by_loops(now, known, old)
-    found = gradients_left_by(method, lesson, pair, NEW)
+    found = gradients_left_by(method, context, pair, NEW)
     torch.testing.assert_close(found, gradients_of(value, pair))
 
 
 def test_derpp_adds_the_loss_on_the_memory() -> None:
     old = random_rows(AUDIO_IMAGE, seed=2, rows=SIZE)
     method = DERpp(memory_rows=SIZE, alpha=0.7, beta=0.3)
-    lesson = lesson_on(IMAGE_TEXT, kept=taught(method, (AUDIO_IMAGE, old)))
-    pair = pair_for(method, lesson)
-    now = weights_now(lesson, pair)
+    context = context_on(IMAGE_TEXT, kept=taught(method, (AUDIO_IMAGE, old)))
+    pair = pair_for(method, context)
+    now = weights_now(context, pair)
     value = (
         loss_by_loops(now, IMAGE_TEXT, NEW, 0.2)
         + 0.7 * output_error_by_loops(now, AUDIO_IMAGE, old)
         + 0.3 * loss_by_loops(now, AUDIO_IMAGE, old, 0.2)
     )
-    found = gradients_left_by(method, lesson, pair, NEW)
+    found = gradients_left_by(method, context, pair, NEW)
     torch.testing.assert_close(found, gradients_of(value, pair))
 
 
 @pytest.mark.parametrize("method", [DER(memory_rows=SIZE), DERpp(memory_rows=SIZE)])
 def test_memory_of_other_heads_leaves_the_loss_alone(method: Method) -> None:
     kept = taught(method, (AUDIO_DEPTH, random_rows(AUDIO_DEPTH, seed=2)))
-    lesson = lesson_on(IMAGE_TEXT, kept=kept)
-    pair = pair_for(method, lesson)
-    expected = gradients_of(loss_by_loops(weights_now(lesson, pair), IMAGE_TEXT, NEW, 0.2), pair)
-    torch.testing.assert_close(gradients_left_by(method, lesson, pair, NEW), expected)
+    context = context_on(IMAGE_TEXT, kept=kept)
+    pair = pair_for(method, context)
+    expected = gradients_of(loss_by_loops(weights_now(context, pair), IMAGE_TEXT, NEW, 0.2), pair)
+    torch.testing.assert_close(gradients_left_by(method, context, pair, NEW), expected)
 
 
 def test_negative_weights_are_refused_by_name() -> None:

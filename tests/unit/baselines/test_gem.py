@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.baselines.gem import GEM, smallest_quadratic, without_conflict
-from tests.unit.methods.lessons import (
+from tests.unit.methods.contexts import (
     AUDIO_DEPTH,
     AUDIO_IMAGE,
     IMAGE_TEXT,
     TEXT_IMAGE,
+    context_on,
     gradients_left_by,
     gradients_of,
-    lesson_on,
     loss_by_loops,
     pair_for,
     random_rows,
@@ -98,9 +98,9 @@ def test_update_turns_the_gradient_by_the_formula() -> None:
     ]
     foreign = (AUDIO_DEPTH, random_rows(AUDIO_DEPTH, 40))
     method = GEM(memory_rows=8, margin=0.5)
-    lesson = lesson_on(IMAGE_TEXT, kept=taught(method, seen[0], foreign, seen[1]))
-    pair = pair_for(method, lesson)
-    now = weights_now(lesson, pair)
+    context = context_on(IMAGE_TEXT, kept=taught(method, seen[0], foreign, seen[1]))
+    pair = pair_for(method, context)
+    now = weights_now(context, pair)
     gradient, *memories = (
         torch.cat(
             [part.reshape(-1) for part in gradients_of(loss_by_loops(now, one, rows, 0.2), pair)]
@@ -111,5 +111,5 @@ def test_update_turns_the_gradient_by_the_formula() -> None:
     rows = torch.stack(memories)
     weight = smallest_quadratic(rows @ rows.mT, rows @ gradient, 0.5)
     expected = gradient + rows.mT @ weight
-    found = torch.cat([one.reshape(-1) for one in gradients_left_by(method, lesson, pair, NEW)])
+    found = torch.cat([one.reshape(-1) for one in gradients_left_by(method, context, pair, NEW)])
     torch.testing.assert_close(found, expected)

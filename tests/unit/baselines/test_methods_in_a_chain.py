@@ -19,12 +19,11 @@ from benchmarks.baselines.gem import GEM
 from benchmarks.baselines.replay_memory import loss_on, memories_in
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from tests.fakes.turned_rows import seen, turned
+from tests.fakes.rotated_rows import seen, turned
+from workers.methods.method import Method, TrainingContext
 from workers.methods.paper import Paper
-from workers.methods.port import Lesson, Method
-from workers.model.artifact import load_kept, save_kept
-from workers.model.features import prepare
-from workers.model.heads import initial_heads
+from workers.model.artifact import load_method_state, save_method_state
+from workers.model.heads import initial_heads, prepare
 from workers.model.memory import Memory
 from workers.model.rows import PairedRows
 from workers.nullspace.moments import pair_moments
@@ -78,15 +77,15 @@ def run(method: Method, seed: int = 0, training: TrainingSpec = SPEC.training) -
     heads, memory, kept, losses = initial_heads(SPEC), Memory(), dict[str, Tensor](), []
     for number, pair in enumerate(STREAM):
         rows = rows_of(pair, number)
-        lesson = Lesson(heads, memory, kept, pair, training, seed + number)
-        spaces = method.update_spaces(lesson)
-        trained = train_pair(method, lesson, spaces, turned(lesson, spaces, rows), Run())
-        heads = new_heads(lesson, spaces, trained.changes)
-        kept = load_kept(save_kept(method.keep(lesson, heads, seen(rows))))
+        context = TrainingContext(heads, memory, kept, pair, training, seed + number)
+        spaces = method.update_spaces(context)
+        trained = train_pair(method, context, spaces, turned(context, spaces, rows), Run())
+        heads = new_heads(context, spaces, trained.changes)
+        kept = load_method_state(save_method_state(method.next_state(context, heads, seen(rows))))
         memory = memory.with_dataset(pair, pair_moments(rows.first_NI, rows.second_NJ))
         before, after = (
             float(loss_on(weights, pair, rows, training))
-            for weights in (lesson.heads.weights, heads.weights)
+            for weights in (context.heads.weights, heads.weights)
         )
         losses.append((before, after))
     return Chain(heads.weights, kept, losses)

@@ -13,17 +13,17 @@ from benchmarks.baselines.replay_memory import (
     memories_for,
     memories_in,
 )
-from tests.fakes.turned_rows import seen
-from tests.unit.methods.lessons import (
+from tests.fakes.rotated_rows import seen
+from tests.unit.methods.contexts import (
     AUDIO_DEPTH,
     AUDIO_IMAGE,
     IMAGE_TEXT,
-    lesson_on,
+    context_on,
     random_heads,
     random_rows,
     taught,
 )
-from workers.model.artifact import load_kept, save_kept
+from workers.model.artifact import load_method_state, save_method_state
 
 CPU = torch.device("cpu")
 METHOD = ReplayMethod(memory_rows=6)
@@ -33,7 +33,7 @@ def test_memories_survive_the_files_of_a_version() -> None:
     """In the order of learning, of eleven datasets too, and the same pair twice."""
     pairs = [IMAGE_TEXT, AUDIO_IMAGE, AUDIO_DEPTH, IMAGE_TEXT] * 3
     seen = [(pair, random_rows(pair, seed=number)) for number, pair in enumerate(pairs)]
-    loaded = memories_in(load_kept(save_kept(taught(METHOD, *seen))))
+    loaded = memories_in(load_method_state(save_method_state(taught(METHOD, *seen))))
     assert [memory.pair for memory in loaded] == pairs
     for number, (memory, (pair, rows)) in enumerate(zip(loaded, seen, strict=True)):
         expected = choose_rows(rows, 6, seed=number)
@@ -48,8 +48,8 @@ def test_memories_survive_the_files_of_a_version() -> None:
 
 def test_what_others_keep_is_left_alone() -> None:
     kept = {"ewc/image/fisher": torch.ones(2)}
-    lesson = lesson_on(IMAGE_TEXT, kept=kept)
-    after = METHOD.keep(lesson, random_heads(1), seen(random_rows(IMAGE_TEXT, 1)))
+    context = context_on(IMAGE_TEXT, kept=kept)
+    after = METHOD.next_state(context, random_heads(1), seen(random_rows(IMAGE_TEXT, 1)))
     assert after["ewc/image/fisher"] is kept["ewc/image/fisher"]
     assert len(memories_in(after)) == 1
 
@@ -68,8 +68,8 @@ def test_chosen_rows_are_a_sample_without_repetition() -> None:
 def test_only_memories_that_share_a_head_are_used() -> None:
     pairs = (AUDIO_IMAGE, AUDIO_DEPTH, IMAGE_TEXT)
     kept = taught(METHOD, *((pair, random_rows(pair, 1)) for pair in pairs))
-    lesson = lesson_on(IMAGE_TEXT, kept=kept)
-    assert [one.pair for one in memories_for(lesson, CPU)] == [AUDIO_IMAGE, IMAGE_TEXT]
+    context = context_on(IMAGE_TEXT, kept=kept)
+    assert [one.pair for one in memories_for(context, CPU)] == [AUDIO_IMAGE, IMAGE_TEXT]
 
 
 def test_draws_repeat_with_the_seed_and_reach_every_row() -> None:
@@ -103,10 +103,11 @@ def test_empty_ledger_and_empty_memory_are_refused() -> None:
         ReplayMethod(memory_rows=0)
 
 
-def test_what_is_stored_follows_the_seed_of_the_lesson() -> None:
-    rows, lesson = random_rows(IMAGE_TEXT, 1, rows=30), lesson_on(IMAGE_TEXT)
+def test_what_is_stored_follows_the_seed_of_the_context() -> None:
+    rows, context = random_rows(IMAGE_TEXT, 1, rows=30), context_on(IMAGE_TEXT)
     one, same, other = (
-        METHOD.keep(replace(lesson, seed=seed), random_heads(1), seen(rows)) for seed in (1, 1, 2)
+        METHOD.next_state(replace(context, seed=seed), random_heads(1), seen(rows))
+        for seed in (1, 1, 2)
     )
     name = "memory/0000/image/text/first_keys"
     assert torch.equal(one[name], same[name])

@@ -11,9 +11,9 @@ from benchmarks.joint import JointOutcome, _Joint, conditioned_heads, train_join
 from benchmarks.runs import Failed, Run, perform_all, spec_of
 from cmcl.contract.model import ModelSpec
 from tests.unit.benchmarks.tiny_stream import write_stream
+from workers.model.evaluation import measure
 from workers.model.heads import initial_heads
-from workers.model.retrieval import measure
-from workers.train.learn import before_the_first, prepared_rows
+from workers.train.learn import initial_state, prepared_rows
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,11 @@ def test_a_diverged_training_is_an_error_and_no_figure(stream: Stream) -> None:
 
 
 def test_joint_conditions_as_the_chain_does(stream: Stream) -> None:
-    knowledge = before_the_first(spec(stream))
+    model_state = initial_state(spec(stream))
     for dataset in stream.datasets:
-        knowledge = learn_one(spec(stream), knowledge, dataset, ()).knowledge
+        model_state = learn_one(spec(stream), model_state, dataset, ()).model_state
     joint = conditioned_heads(stream.datasets, spec(stream)).conditioning
-    chain = knowledge.heads.conditioning
+    chain = model_state.heads.conditioning
     assert sorted(joint) == sorted(chain) == ["a", "t", "v"]
     for modality in joint:
         assert torch.equal(joint[modality].mean_F, chain[modality].mean_F)

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.large.data import write_dataset
 from benchmarks.large.page import draw, markdown
 from benchmarks.large_dataset import main
-from workers.train.rows.reader import read_rows
+from workers.train.data.reader import read_rows
 
 DOCUMENT = {
     "machine": {"cores": 2},

@@ -14,7 +14,7 @@ from benchmarks.reindex_report import COLUMNS
 from cmcl.contract.model import ModelSpec
 from tests.unit.benchmarks.command import Answer, answer_of
 from tests.unit.benchmarks.tiny_stream import NAMES, write_stream
-from workers.model.retrieval import measure
+from workers.model.evaluation import measure
 from workers.model.rows import PairedRows
 
 NARROW, ROOMY = 6, 16
@@ -75,7 +75,7 @@ def test_predicted_drift_is_that_of_the_certificate(
     learnt: list[Learnt], found: dict[str, Reindexed]
 ) -> None:
     for one in learnt[:-1]:
-        drift = one.remembered.drift(learnt[-1].knowledge.heads)
+        drift = one.remembered.drift(learnt[-1].model_state.heads)
         assert found[one.dataset.name].predicted.both_new == pytest.approx(drift)
 
 
@@ -84,19 +84,22 @@ def test_recall_with_one_version_is_that_of_the_product(
 ) -> None:
     for one in learnt[:-1]:
         recalls = found[one.dataset.name].recall_at_10
-        for name, knowledge in (("both_old", one.knowledge), ("both_new", learnt[-1].knowledge)):
-            expected = measure(knowledge.heads, one.dataset.pair, one.dataset.held_out)
+        for name, model_state in (
+            ("both_old", one.model_state),
+            ("both_new", learnt[-1].model_state),
+        ):
+            expected = measure(model_state.heads, one.dataset.pair, one.dataset.held_out)
             assert recalls[name] == pytest.approx(expected.at_10)
 
 
 def test_the_old_index_is_searched_with_new_queries(
     learnt: list[Learnt], found: dict[str, Reindexed]
 ) -> None:
-    now = learnt[-1].knowledge.heads
+    now = learnt[-1].model_state.heads
     for one in learnt[:-1]:
         rows, then, (first, second) = (
             one.dataset.held_out.rows,
-            one.knowledge.heads,
+            one.model_state.heads,
             (one.dataset.pair.modalities),
         )
         sides = ((first, rows.first_NI), (second, rows.second_NJ))

@@ -12,9 +12,8 @@ from benchmarks.training.ours import Clock, OurLoop, held, learned_before, rando
 from benchmarks.training.reading import Write, as_users_do, readers, write_shards
 from tests.architecture.repository import ROOT
 from tests.unit.benchmarks.ticks import Ticks
-from workers.storage.shard_writer import write_shard
-from workers.storage.shards import FEATURES
-from workers.train.rows.reader import read_rows
+from workers.storage.shards import FEATURES, write_shard
+from workers.train.data.reader import read_rows
 
 WIDTH, ROWS = 16, 64
 
@@ -53,7 +52,7 @@ def test_every_update_of_a_pass_is_timed() -> None:
     clock = Clock(ticks)
     OurLoop(learned_before(WIDTH), held(random_sides(ROWS, WIDTH - 1, 0)), 8, "mask").run(clock)
     assert ticks.count == ROWS // 8
-    assert clock.before_the_first > 0
+    assert clock.initial_state > 0
 
 
 def test_a_clock_may_leave_the_beginning_out() -> None:

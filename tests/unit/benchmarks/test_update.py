@@ -13,7 +13,7 @@ from benchmarks.update import by_turns, main
 from cmcl.contract.model import TrainingSpec
 from workers.model.pair import rotate
 from workers.nullspace.mask import UpdateSpace, everything_free
-from workers.train.optimizer import EPSILON
+from workers.train.objective import EPSILON
 
 WIDTH = 32
 NO_DECAY = TrainingSpec(weight_decay=0.0)

@@ -20,7 +20,7 @@ from tests.fakes.feature_shards import feature_table, write_shard
 from tests.unit.client.driven import Driven
 from tests.unit.client.either import in_process
 from tests.unit.client.rest_server import Asked, RestServer
-from workers.storage.multipart import SMALLEST_PART
+from workers.storage.s3 import SMALLEST_PART
 
 PAIR = ("image", "text")
 ONCE = Retries(attempts=1)

@@ -16,7 +16,7 @@ from tests.fakes.feature_shards import fetch
 from tests.unit.benchmarks.tiny_stream import WIDTHS, features, labels, write_part
 from workers.storage import layout
 from workers.storage.local import LocalStore
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import publish_files, read_candidate
 from workers.train.job import train_dataset
 

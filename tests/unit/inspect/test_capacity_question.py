@@ -7,12 +7,13 @@ import torch
 
 from tests.unit.inspect.conftest import LOSSY, ROOMY, grow, spec_of
 from workers.inspect.capacity import ModelCapacity, model_capacity
-from workers.inspect.versions import Unanswerable, find_version, heads_of, memory_of
+from workers.inspect.versions import Unanswerable, find_version
 from workers.nullspace.capacity import energy_ranks
 from workers.nullspace.mask import product_mask
 from workers.nullspace.subspace import eigenbasis
 from workers.storage.local import LocalStore
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
+from workers.train.lineage import read_heads, read_memory
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_free_shares_are_those_of_energies_counted_out(
     store: ObjectStore, found: ModelCapacity
 ) -> None:
     manifest = find_version(store, "m", 3)
-    heads, memory = heads_of(store, manifest), memory_of(store, manifest)
+    heads, memory = read_heads(store, manifest), read_memory(store, manifest)
     for modality, one in found.modalities.items():
         inputs, partners = memory.inputs_of(modality), memory.partners_of(modality, heads)
         assert inputs is not None
@@ -82,7 +83,7 @@ def test_a_stable_index_counts_what_the_pair_has_published(tmp_path: Path) -> No
     protection = {"policy": "preserve", "stable_index": True}
     grow(other, tmp_path, spec_of(ROOMY, protection=protection), ("one_vt",))
     manifest = find_version(other, "m", 1)
-    memory, heads = memory_of(other, manifest), heads_of(other, manifest)
+    memory, heads = read_memory(other, manifest), read_heads(other, manifest)
     (moments,) = memory.by_pair.values()
     # Of one dataset all is known: in the pair t, v both sides have published what they read.
     own, partners = (

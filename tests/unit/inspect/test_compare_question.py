@@ -4,13 +4,20 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from workers.inspect.compare import ComparedDataset, Comparison, compare
-from workers.inspect.measured import Embedded, MeasuredPair, measured_scores
-from workers.inspect.versions import Unanswerable, find_version, heads_of, held_out_of
+from workers.inspect.compare import (
+    ComparedDataset,
+    Comparison,
+    Embedded,
+    MeasuredPair,
+    compare,
+    measured_scores,
+)
+from workers.inspect.versions import Unanswerable, find_version, read_held_out
 from workers.nullspace.compatibility import Compatibility, compatibility
 from workers.nullspace.moments import pair_moments
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.train.certify import weights_of
+from workers.train.lineage import read_heads
 
 
 @pytest.fixture
@@ -42,9 +49,9 @@ def test_measured_scores_are_what_moments_of_those_rows_say(
     store: ObjectStore, found: Comparison
 ) -> None:
     """Two ways to the same numbers: all row combinations, and moments of the held-out rows."""
-    old, new = (heads_of(store, find_version(store, "m", version)) for version in (1, 3))
+    old, new = (read_heads(store, find_version(store, "m", version)) for version in (1, 3))
     learned = find_version(store, "m", 1).learned[0]
-    held_out = held_out_of(store, learned)
+    held_out = read_held_out(store, learned)
     assert held_out is not None
     first_BI = old.prepare("v", held_out.rows.first_NI).double()
     second_BJ = old.prepare("t", held_out.rows.second_NJ).double()
@@ -59,8 +66,8 @@ def test_measured_scores_are_what_moments_of_those_rows_say(
 
 
 def test_overlap_counts_the_ten_best_of_each_query(store: ObjectStore, found: Comparison) -> None:
-    old, new = (heads_of(store, find_version(store, "m", version)) for version in (1, 3))
-    held_out = held_out_of(store, find_version(store, "m", 1).learned[0])
+    old, new = (read_heads(store, find_version(store, "m", version)) for version in (1, 3))
+    held_out = read_held_out(store, find_version(store, "m", 1).learned[0])
     assert held_out is not None
     stored_NE = old.embed("v", held_out.rows.first_NI)
     best = [

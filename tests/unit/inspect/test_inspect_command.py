@@ -15,7 +15,7 @@ from workers.inspect.__main__ import main
 from workers.inspect.compare import ComparedDataset, Comparison
 from workers.inspect.show import aligned, as_json
 from workers.nullspace.compatibility import Compatibility, MixedScores
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,20 @@ from cmcl.contract.version import VersionManifest
 from tests.unit.benchmarks.tiny_stream import features
 from tests.unit.inspect.conftest import LOSSY, ROOMY, grow, spec_of
 from workers.inspect.migrate import Migrated, MigrationQuestion, migrate
-from workers.inspect.versions import Unanswerable, find_version, heads_of
+from workers.inspect.versions import Unanswerable, find_version
 from workers.model.artifact import save_heads
 from workers.storage import layout
 from workers.storage.local import LocalStore
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import entry_for
+from workers.train.lineage import read_heads
 
 QUESTION = MigrationQuestion("m", 1, 3, "v")
 
 
 def vectors(store: ObjectStore, version: int, rows: int = 30) -> torch.Tensor:
     """Unit vectors of fresh rows as a version gives them."""
-    heads = heads_of(store, find_version(store, "m", version))
+    heads = read_heads(store, find_version(store, "m", version))
     raw_NF = torch.from_numpy(features("x_vt", 50, rows)[0])
     return heads.embed("v", raw_NF)
 
@@ -96,7 +97,7 @@ def zero_head(tmp_path: Path) -> LocalStore:
     store = LocalStore(tmp_path / "store")
     grow(store, tmp_path, spec_of(LOSSY), ("one_vt",))
     manifest = find_version(store, "m", 1)
-    heads = heads_of(store, manifest)
+    heads = read_heads(store, manifest)
     data = save_heads(heads.replaced({"v": heads.weights["v"] * 0}))
     store.put(layout.version_file("m", 1, layout.HEADS), data)
     files = {**manifest.files, layout.HEADS: entry_for(data)}

@@ -10,7 +10,7 @@ from cmcl.contract.preflight import AskedShard, AskedShards, PreflightAnswer
 from tests.unit.inspect.conftest import shard_file
 from tests.unit.inspect.test_inspect_command import Said, ask
 from workers.storage.local import LocalStore
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 ASKED, ANSWERED = "runs/pf-1/a1/asked.json", "runs/pf-1/a1/answer.json"
 

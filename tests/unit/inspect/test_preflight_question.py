@@ -12,10 +12,11 @@ from cmcl.contract.preflight import AskedShard
 from tests.unit.benchmarks.tiny_stream import WIDTHS, features, labels, write_part
 from tests.unit.inspect.conftest import shard_file
 from workers.inspect.preflight import DatasetOutlook, dataset_outlook
-from workers.inspect.versions import Unanswerable, find_version, heads_of, moments_of
+from workers.inspect.versions import Unanswerable, find_version
 from workers.nullspace.mask import product_mask
 from workers.nullspace.subspace import eigenbasis
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
+from workers.train.lineage import read_heads, read_moments
 
 VT = ModalityPair(first="v", second="t")
 
@@ -42,7 +43,7 @@ def test_open_entries_are_those_that_the_job_then_had(store: ObjectStore, tmp_pa
 def test_moments_are_those_that_the_job_then_summed(store: ObjectStore, tmp_path: Path) -> None:
     """Share of a dataset's energy in the span of the earlier ones, from the job's own moments."""
     manifest, after = find_version(store, "m", 1), find_version(store, "m", 2)
-    earlier, new = (moments_of(store, one.learned[-1]) for one in (manifest, after))
+    earlier, new = (read_moments(store, one.learned[-1]) for one in (manifest, after))
     values_I, vectors_II = np.linalg.eigh(earlier.second.sum_II.numpy())
     kept, rank = np.cumsum(values_I[::-1]) / values_I.sum(), 0
     while kept[rank] < manifest.spec.protection.energy:
@@ -63,8 +64,8 @@ def test_a_new_modality_is_conditioned_as_the_job_would(store: ObjectStore, tmp_
     shard = asked(shard_file(tmp_path, "two_at", 2))
     found = dataset_outlook(store, "m", 1, pair, [shard]).heads["a"]
     before, after = find_version(store, "m", 1), find_version(store, "m", 2)
-    summed = moments_of(store, after.learned[-1])
-    partners = summed.second.through(heads_of(store, before).weights["t"])
+    summed = read_moments(store, after.learned[-1])
+    partners = summed.second.through(read_heads(store, before).weights["t"])
     free_EI = product_mask(
         eigenbasis(partners), eigenbasis(summed.first), before.spec.protection.energy
     )

@@ -7,22 +7,19 @@ import torch
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
-from workers.methods.drift_penalty import PenalisedDrift
+from workers.methods.method import Batch, ReplicaGroup, TrainingContext
 from workers.methods.moment_replay import MomentReplay
-from workers.methods.nullspace import Preserve
-from workers.methods.port import Batch, Lesson, Peers
+from workers.methods.nullspace import DriftPenalty, Preserve, input_basis
 from workers.methods.sampled_replay import gaussian_rows
-from workers.methods.sealed import input_basis
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.memory import Memory
 from workers.model.pair import PairInEigenCoordinates, trained_weight
 from workers.model.rows import PairedRows
-from workers.nullspace.certificate import PairWeights, relative_drift
+from workers.nullspace.certificate import PairWeights, quality_loss, relative_drift
 from workers.nullspace.moments import PairMoments, SecondMoment, pair_moments
-from workers.nullspace.replay import quality_loss
-from workers.train.certify import Earlier, certificates, weights_of
-from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn
-from workers.train.rows.held import HeldRows
+from workers.train.certify import PastDataset, certificates, weights_of
+from workers.train.data.rows import HeldRows
+from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
 
 IMAGE_TEXT = ModalityPair(first="image", second="text")
 AUDIO_IMAGE = ModalityPair(first="audio", second="image")
@@ -46,8 +43,8 @@ def raw_rows(pair: ModalityPair, seed: int, rows: int = 256) -> PairedRows:
 
 
 def learn_one(
-    spec: ModelSpec, before: Knowledge, pair: ModalityPair, seed: int, *earlier: Earlier
-) -> Learned:
+    spec: ModelSpec, before: ModelState, pair: ModalityPair, seed: int, *earlier: PastDataset
+) -> TrainingResult:
     task = Task(pair, HeldRows(raw_rows(pair, seed)), seed, earlier)
     return learn(spec, before, task)
 
@@ -64,24 +61,26 @@ def low_rank_rows(pair: ModalityPair, seed: int) -> PairedRows:
     return PairedRows(first, second, keys, keys)
 
 
-def learn_rows(spec: ModelSpec, before: Knowledge, pair: ModalityPair, rows: PairedRows) -> Learned:
+def learn_rows(
+    spec: ModelSpec, before: ModelState, pair: ModalityPair, rows: PairedRows
+) -> TrainingResult:
     return learn(spec, before, Task(pair, HeldRows(rows), 0))
 
 
-def random_lesson(pair: ModalityPair, *datasets: ModalityPair) -> Lesson:
+def random_context(pair: ModalityPair, *datasets: ModalityPair) -> TrainingContext:
     """Heads that have learned what their moments say, more or less: true pairs score higher."""
-    knowledge = before_the_first(SPEC)
+    model_state = initial_state(SPEC)
     for seed, dataset in enumerate(datasets):
-        knowledge = learn_one(SPEC, knowledge, dataset, seed).knowledge
-    double = {name: weight.double() for name, weight in knowledge.heads.weights.items()}
-    heads = ModalityHeads(double, knowledge.heads.conditioning)
-    return Lesson(heads, knowledge.memory, {}, pair, TRAINING, seed=0)
+        model_state = learn_one(SPEC, model_state, dataset, seed).model_state
+    double = {name: weight.double() for name, weight in model_state.heads.weights.items()}
+    heads = ModalityHeads(double, model_state.heads.conditioning)
+    return TrainingContext(heads, model_state.memory, {}, pair, TRAINING, seed=0)
 
 
-def moved_pair(lesson: Lesson) -> PairInEigenCoordinates:
+def moved_pair(context: TrainingContext) -> PairInEigenCoordinates:
     """The pair somewhere on its way, in float64."""
-    spaces = Preserve(0.8).update_spaces(lesson)
-    first, second = ((lesson.heads.weights[m], spaces[m]) for m in lesson.pair.modalities)
+    spaces = Preserve(0.8).update_spaces(context)
+    first, second = ((context.heads.weights[m], spaces[m]) for m in context.pair.modalities)
     pair = PairInEigenCoordinates(first, second)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -93,24 +92,24 @@ def moved_pair(lesson: Lesson) -> PairInEigenCoordinates:
 @pytest.mark.parametrize("pair", [IMAGE_TEXT, AUDIO_IMAGE, TEXT_AUDIO], ids=str)
 def test_gradient_of_moment_replay_is_that_of_the_quality_losses(pair: ModalityPair) -> None:
     """Closed form against finite differences of the certificate, counted once per dataset."""
-    lesson = random_lesson(pair, IMAGE_TEXT, IMAGE_TEXT, AUDIO_IMAGE)
-    module = moved_pair(lesson)
-    replayed = 0.7 * MomentReplay(lesson, module).loss(Peers())
+    context = random_context(pair, IMAGE_TEXT, IMAGE_TEXT, AUDIO_IMAGE)
+    module = moved_pair(context)
+    replayed = 0.7 * MomentReplay(context, module).loss(ReplicaGroup())
     replayed.backward()  # type: ignore[no-untyped-call]
 
     def total() -> float:
         loss = 0.0
         turned = module.second.space.outputs.vectors_II
-        now = dict(lesson.heads.weights)
+        now = dict(context.heads.weights)
         for name, head, common in zip(
             pair.modalities, (module.first, module.second), module.weights(), strict=True
         ):
             now[name] = turned @ common.detach() @ head.space.inputs.vectors_II.mT
-        for (first, second), moments in lesson.memory.by_pair.items():
+        for (first, second), moments in context.memory.by_pair.items():
             key = ModalityPair(first=first, second=second)
-            parent = weights_of(key, lesson.heads)
+            parent = weights_of(key, context.heads)
             current = PairWeights(now[first], now[second])
-            loss += lesson.memory.datasets_of(key) * quality_loss(moments, parent, current)
+            loss += context.memory.datasets_of(key) * quality_loss(moments, parent, current)
         return 0.7 * loss
 
     assert float(replayed.detach()) == pytest.approx(total(), rel=1e-9)
@@ -163,33 +162,35 @@ def test_what_are_no_moments_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def policies() -> dict[str, tuple[ModalityHeads, ModalityHeads, Earlier]]:
+def policies() -> dict[str, tuple[ModalityHeads, ModalityHeads, PastDataset]]:
     """By policy: heads after the first and the second dataset, and the first's certificate data."""
     found = {}
     for policy in ("improve", "preserve"):
         spec = SPEC.model_copy(update={"protection": ProtectionSpec(policy=policy, max_drift=0.2)})
-        one = learn_one(spec, before_the_first(spec), IMAGE_TEXT, 0)
-        heads = one.knowledge.heads
-        earlier = Earlier.held("one", IMAGE_TEXT, one.moments, weights_of(IMAGE_TEXT, heads))
-        two = learn_one(spec, one.knowledge, AUDIO_IMAGE, 1, earlier)
-        found[policy] = (heads, two.knowledge.heads, earlier)
+        one = learn_one(spec, initial_state(spec), IMAGE_TEXT, 0)
+        heads = one.model_state.heads
+        earlier = PastDataset.held("one", IMAGE_TEXT, one.moments, weights_of(IMAGE_TEXT, heads))
+        two = learn_one(spec, one.model_state, AUDIO_IMAGE, 1, earlier)
+        found[policy] = (heads, two.model_state.heads, earlier)
     return found
 
 
 def test_penalty_is_the_gradient_of_the_squared_drift_of_one_head() -> None:
     """Against the certificate: one old pair, of which only the image head moves."""
-    lesson = random_lesson(AUDIO_IMAGE, IMAGE_TEXT)
-    module = moved_pair(lesson)
-    rule = PenalisedDrift(module, weight=1.0)
+    context = random_context(AUDIO_IMAGE, IMAGE_TEXT)
+    module = moved_pair(context)
+    rule = DriftPenalty(module, weight=1.0)
     start = module.second.change_EI.detach().clone()
 
     def squared_drift(change: torch.Tensor) -> float:
         space = module.second.space
-        moved = dict(lesson.heads.weights)
+        moved = dict(context.heads.weights)
         moved["image"] = trained_weight(moved["image"], change, space)
-        heads = ModalityHeads(moved, lesson.heads.conditioning)
-        [(pair, moments)] = lesson.memory.touching(IMAGE_TEXT)
-        return relative_drift(moments, weights_of(pair, lesson.heads), weights_of(pair, heads)) ** 2
+        heads = ModalityHeads(moved, context.heads.conditioning)
+        [(pair, moments)] = context.memory.touching(IMAGE_TEXT)
+        return (
+            relative_drift(moments, weights_of(pair, context.heads), weights_of(pair, heads)) ** 2
+        )
 
     rule.backward(Batch(lambda: 0 * module.second.change_EI.sum(), raw_rows(AUDIO_IMAGE, 0)))
     gradient = module.second.change_EI.grad
@@ -219,21 +220,23 @@ def test_improve_keeps_earlier_datasets_better_than_preserve(policies) -> None: 
 
 def test_sealed_bases_are_those_of_the_memory() -> None:
     """What the last dataset left is what would be decomposed now."""
-    one = learn_one(SPEC, before_the_first(SPEC), IMAGE_TEXT, 0).knowledge
-    two = learn_one(SPEC, one, AUDIO_IMAGE, 1).knowledge
+    one = learn_one(SPEC, initial_state(SPEC), IMAGE_TEXT, 0).model_state
+    two = learn_one(SPEC, one, AUDIO_IMAGE, 1).model_state
     for modality in SPEC.modalities:
         inputs = two.memory.inputs_of(modality)
         assert inputs is not None
-        lesson = Lesson(two.heads, two.memory, two.kept, IMAGE_TEXT, TRAINING, seed=0)
-        sealed = input_basis(lesson, modality, SecondMoment(0, torch.zeros_like(inputs.sum_II)))
+        context = TrainingContext(
+            two.heads, two.memory, two.method_state, IMAGE_TEXT, TRAINING, seed=0
+        )
+        sealed = input_basis(context, modality, SecondMoment(0, torch.zeros_like(inputs.sum_II)))
         moment = sealed.moment_II
         torch.testing.assert_close(moment, inputs.sum_II, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("again", [False, True])
 def test_new_pairs_train_in_one_output_basis(again: bool) -> None:
-    lesson = random_lesson(IMAGE_TEXT if again else TEXT_AUDIO, IMAGE_TEXT, AUDIO_IMAGE)
-    first, second = Preserve(0.9).update_spaces(lesson).values()
+    context = random_context(IMAGE_TEXT if again else TEXT_AUDIO, IMAGE_TEXT, AUDIO_IMAGE)
+    first, second = Preserve(0.9).update_spaces(context).values()
     assert torch.equal(first.outputs.vectors_II, second.outputs.vectors_II) is not again
 
 
@@ -247,11 +250,11 @@ def test_a_stable_index_keeps_its_scores_over_two_updates(
     )
     spec = SPEC.model_copy(update={"width": 24, "protection": protection})
     low = low_rank_rows(IMAGE_TEXT, seed=0)
-    one = learn_rows(spec, before_the_first(spec), IMAGE_TEXT, low)
-    two = learn_one(spec, one.knowledge, AUDIO_IMAGE, 1)
-    three = learn_one(spec, two.knowledge, TEXT_AUDIO, 2)
+    one = learn_rows(spec, initial_state(spec), IMAGE_TEXT, low)
+    two = learn_one(spec, one.model_state, AUDIO_IMAGE, 1)
+    three = learn_one(spec, two.model_state, TEXT_AUDIO, 2)
     index, queries = (
-        learned.knowledge.heads.outputs("image", low.first_NI) for learned in (one, three)
+        learned.model_state.heads.outputs("image", low.first_NI) for learned in (one, three)
     )
     before, after = index @ index.mT, queries @ index.mT
     change = float((after - before).norm() / before.norm())
@@ -260,6 +263,6 @@ def test_a_stable_index_keeps_its_scores_over_two_updates(
 
 
 def test_initial_heads_are_the_seed_alone() -> None:
-    assert before_the_first(SPEC).memory == Memory()
+    assert initial_state(SPEC).memory == Memory()
     for name, weight in initial_heads(SPEC).weights.items():
-        assert torch.equal(before_the_first(SPEC).heads.weights[name], weight)
+        assert torch.equal(initial_state(SPEC).heads.weights[name], weight)

@@ -14,12 +14,12 @@ from cmcl.contract.model import ModelSpec, TrainingSpec
 from tests.fakes.outside_method import MODULE, NAME, PLACE, installed
 from tests.unit.benchmarks.command import answer_of
 from tests.unit.benchmarks.tiny_stream import write_stream
+from workers.methods.method import Vanilla
 from workers.methods.registry import method_for
-from workers.methods.vanilla import Vanilla
 from workers.model.rows import PairedRows
-from workers.train.learn import Task, before_the_first, learn
-from workers.train.rows.held import HeldRows
-from workers.train.warm.client import setup_here
+from workers.train.data.rows import HeldRows
+from workers.train.learn import Task, initial_state, learn
+from workers.train.pool.client import current_setup
 
 PAIR = ModalityPair(first="image", second="text")
 SPEC = ModelSpec(
@@ -40,9 +40,9 @@ def source(tmp_path: Path) -> Iterator[Path]:
 def test_a_model_is_trained_with_the_method_of_an_entry_point() -> None:
     generator, keys = torch.Generator().manual_seed(0), torch.arange(64)
     image, text = (torch.randn(64, width, generator=generator) for width in (12, 6))
-    before = before_the_first(SPEC)
+    before = initial_state(SPEC)
     task = Task(PAIR, HeldRows(PairedRows(image, text, keys, keys)), seed=1)
-    then, now = before.heads.weights, learn(SPEC, before, task).knowledge.heads.weights
+    then, now = before.heads.weights, learn(SPEC, before, task).model_state.heads.weights
     assert torch.equal(now["image"], then["image"])
     assert not torch.equal(now["text"], then["text"])
 
@@ -55,7 +55,7 @@ def test_a_built_in_name_is_not_replaced() -> None:
 
 @pytest.mark.usefixtures("source")
 def test_what_is_no_method_is_refused_by_its_place() -> None:
-    with pytest.raises(UnknownMethod, match=f"'{MODULE}:not_a_method' is no subclass"):
+    with pytest.raises(UnknownMethod, match=f"'{MODULE}:not_a_method' is not a subclass"):
         method_for(SPEC.model_copy(update={"method": "broken"}))
 
 
@@ -85,7 +85,7 @@ def test_the_benchmark_refuses_a_place_where_no_method_is(tmp_path: Path) -> Non
 
 def test_ranks_that_stay_serve_no_attempt_after_the_method_was_edited(source: Path) -> None:
     """They imported the method when they first used it."""
-    before = setup_here(ranks=1, min_ranks=1, gpus_per_rank=0)
-    assert setup_here(ranks=1, min_ranks=1, gpus_per_rank=0) == before
+    before = current_setup(ranks=1, min_ranks=1, gpus_per_rank=0)
+    assert current_setup(ranks=1, min_ranks=1, gpus_per_rank=0) == before
     source.write_text(source.read_text() + "\n# edited\n")
-    assert setup_here(ranks=1, min_ranks=1, gpus_per_rank=0) != before
+    assert current_setup(ranks=1, min_ranks=1, gpus_per_rank=0) != before

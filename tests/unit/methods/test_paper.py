@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.unit.methods.lessons import (
+from tests.unit.methods.contexts import (
     AUDIO_IMAGE,
     IMAGE_TEXT,
     TRAINING,
     batch_of,
+    context_on,
     gradients_left_by,
     gradients_of,
-    lesson_on,
     loss_by_loops,
     pair_for,
     random_heads,
@@ -32,13 +32,13 @@ METHOD = Paper(input_threshold=1e-6, output_threshold=0.0)
 
 def test_old_inputs_get_no_gradient_along_old_outputs() -> None:
     """Only the image head has a past: audio's embeddings, of rank 3 like its features."""
-    lesson = lesson_on(IMAGE_TEXT, [(AUDIO_IMAGE, OLD)])
-    pair = pair_for(METHOD, lesson)
-    image, text = gradients_left_by(METHOD, lesson, pair, NEW)
+    context = context_on(IMAGE_TEXT, [(AUDIO_IMAGE, OLD)])
+    pair = pair_for(METHOD, context)
+    image, text = gradients_left_by(METHOD, context, pair, NEW)
     features = OLD.second_NJ[:, :-1]
     embeddings = OLD.first_NI[:, :-1] @ random_heads(0).weights["audio"][:, :-1].mT
     along_old = embeddings @ image[:, :-1] @ features.mT
-    free = gradients_of(loss_by_loops(weights_now(lesson, pair), IMAGE_TEXT, NEW, 0.2), pair)
+    free = gradients_of(loss_by_loops(weights_now(context, pair), IMAGE_TEXT, NEW, 0.2), pair)
     assert float((embeddings @ free[0][:, :-1] @ features.mT).abs().max()) > 1e-2
     torch.testing.assert_close(along_old, torch.zeros_like(along_old), rtol=0, atol=1e-10)
     torch.testing.assert_close(image[:, -1], free[0][:, -1])
@@ -48,22 +48,22 @@ def test_old_inputs_get_no_gradient_along_old_outputs() -> None:
 
 
 def test_first_dataset_is_not_projected() -> None:
-    lesson = lesson_on(IMAGE_TEXT)
-    pair = pair_for(METHOD, lesson)
-    expected = gradients_of(loss_by_loops(weights_now(lesson, pair), IMAGE_TEXT, NEW, 0.2), pair)
-    torch.testing.assert_close(gradients_left_by(METHOD, lesson, pair, NEW), expected)
+    context = context_on(IMAGE_TEXT)
+    pair = pair_for(METHOD, context)
+    expected = gradients_of(loss_by_loops(weights_now(context, pair), IMAGE_TEXT, NEW, 0.2), pair)
+    torch.testing.assert_close(gradients_left_by(METHOD, context, pair, NEW), expected)
 
 
 def test_decay_without_a_gradient_shrinks_the_head_itself() -> None:
     """(1 − rate · decay)ⁿ W for all columns but the bias, which stays."""
-    training = replace(lesson_on(IMAGE_TEXT), training=TRAINING).training
+    training = replace(context_on(IMAGE_TEXT), training=TRAINING).training
     training = training.model_copy(update={"learning_rate": 0.1, "weight_decay": 0.5})
-    lesson = lesson_on(IMAGE_TEXT, training=training)
-    pair = pair_for(METHOD, lesson)
+    context = context_on(IMAGE_TEXT, training=training)
+    pair = pair_for(METHOD, context)
     start = [head.weight_EI.detach().clone() for head in (pair.first, pair.second)]
-    rule = METHOD.update_rule(lesson, pair)
+    rule = METHOD.update_rule(context, pair)
     same = torch.zeros(len(NEW), dtype=torch.int64)
-    batch = batch_of(lesson, pair, PairedRows(NEW.first_NI, NEW.second_NJ, same, same))
+    batch = batch_of(context, pair, PairedRows(NEW.first_NI, NEW.second_NJ, same, same))
     optimizer = torch.optim.SGD(pair.changes, lr=0.1, weight_decay=0.5)
     for _ in range(3):
         rule.backward(batch)

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from cmcl.contract.model import ModelSpec
-from workers.model.features import content_keys, prepare
-from workers.model.heads import initial_heads
+from workers.model.heads import initial_heads, prepare
+from workers.model.rows import content_keys
 from workers.nullspace.conditioning import Conditioning
 
 SPEC = ModelSpec(width=16, modalities={"image": 16, "text": 9, "audio": 30})

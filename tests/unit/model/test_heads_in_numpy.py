@@ -11,8 +11,7 @@ from safetensors.numpy import load_file
 from cmcl.contract.model import ModelSpec
 from tests.architecture.repository import ROOT
 from workers.model.artifact import save_heads, save_selftest
-from workers.model.features import unit_rows, with_constant
-from workers.model.heads import initial_heads
+from workers.model.heads import initial_heads, unit_rows, with_constant
 from workers.nullspace.conditioning import conditioning
 from workers.nullspace.moments import SecondMoment, pair_moments
 

@@ -17,7 +17,7 @@ from workers.serve.settings import ServeArgs
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.swapper import Swapper
 from workers.storage.local import LocalStore
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import write_live
 
 NEVER = 3600.0

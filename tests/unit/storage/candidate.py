@@ -11,7 +11,7 @@ from workers.storage.versions import entry_for
 FILES = {
     layout.HEADS: b"all heads",
     layout.MEMORY: b"all moments",
-    layout.KEPT: b"what a method keeps",
+    layout.METHOD_STATE: b"what a method keeps",
     layout.SELFTEST: b"a few rows",
     layout.MOMENTS: b"moments of this dataset",
 }

@@ -18,7 +18,7 @@ from tests.unit.storage.user_files import (
     rows_of,
     write_hdf5,
 )
-from workers.storage.formats import hdf5_apart
+from workers.storage.formats import hdf5_subprocess
 from workers.storage.formats.columns import ROWS_AT_ONCE
 from workers.storage.formats.user_file import Side, UserFile
 
@@ -42,7 +42,7 @@ def write_paper(path: Path, values_BMI: np.ndarray, modalities: list[str] | None
 
 def paper_rows(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     file = UserFile(path, URI, opened(path).sha256, SAME_WIDTH)
-    batches = list(hdf5_apart.read(file))
+    batches = list(hdf5_subprocess.read(file))
     ids = [text for batch in batches for text in batch.column("id").to_pylist()]
     first, second = (
         np.concatenate([np.array(batch.column(name).to_pylist()) for batch in batches])
@@ -180,7 +180,7 @@ def test_a_chunk_too_large_to_unfold_is_refused(path: Path) -> None:
 def test_a_reader_in_its_own_process_gives_the_same_rows(path: Path) -> None:
     write_hdf5(path, arrays(rows=ROWS_AT_ONCE + 5))
     rows = rows_of(path)
-    batches = list(hdf5_apart.read(opened(path)))
+    batches = list(hdf5_subprocess.read(opened(path)))
     assert [batch.num_rows for batch in batches] == [ROWS_AT_ONCE, 5]
     assert [text for batch in batches for text in batch.column("id").to_pylist()] == rows.column(
         "id"
@@ -192,13 +192,13 @@ def test_a_damaged_file_is_judged_by_the_other_process(path: Path, kept: int) ->
     write_hdf5(path, arrays())
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(InvalidDataset, match=f"^{URI}: it cannot be read as HDF5"):
-        list(hdf5_apart.read(opened(path)))
+        list(hdf5_subprocess.read(opened(path)))
 
 
 def test_whoever_stops_reading_ends_the_other_process(path: Path) -> None:
     write_hdf5(path, arrays(rows=200_000))
     before = set(psutil.Process().children())
-    batches = hdf5_apart.read(opened(path))
+    batches = hdf5_subprocess.read(opened(path))
     assert next(batches).num_rows == ROWS_AT_ONCE
     assert len(set(psutil.Process().children()) - before) == 1
     del batches
@@ -209,7 +209,7 @@ def test_whoever_stops_reading_ends_the_other_process(path: Path) -> None:
 def test_a_crash_of_the_library_is_the_file_s_fault(path: Path, number: signal.Signals) -> None:
     write_hdf5(path, arrays())
     with pytest.raises(InvalidDataset, match=f"the library ended by signal {int(number)}"):
-        hdf5_apart._judge(-number, io.BytesIO(), opened(path))
+        hdf5_subprocess._judge(-number, io.BytesIO(), opened(path))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -218,4 +218,4 @@ def test_a_reader_that_somebody_ended_says_nothing_of_the_file(
 ) -> None:
     write_hdf5(path, arrays())
     with pytest.raises(StorageUnavailable):
-        hdf5_apart._judge(-number, io.BytesIO(), opened(path))
+        hdf5_subprocess._judge(-number, io.BytesIO(), opened(path))

@@ -25,8 +25,7 @@ from tests.unit.storage.user_files import (
 from workers.storage import layout
 from workers.storage.intake import Address, DatasetIntake
 from workers.storage.local import LocalStore
-from workers.storage.shard_writer import ROWS_IN_A_GROUP, write_shard
-from workers.storage.shards import FEATURES
+from workers.storage.shards import FEATURES, ROWS_IN_A_GROUP, write_shard
 
 
 @pytest.fixture

@@ -5,13 +5,19 @@ import torch
 
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec
-from workers.methods.port import Lesson
+from workers.methods.method import TrainingContext
 from workers.model.heads import initial_heads
 from workers.model.memory import Memory
 from workers.nullspace.mask import everything_free
 from workers.nullspace.moments import pair_moments
 from workers.train import certify
-from workers.train.certify import Earlier, Remembered, limit_drift, own_earlier, weights_of
+from workers.train.certify import (
+    PastDataset,
+    PastState,
+    limit_drift,
+    rank_past_datasets,
+    weights_of,
+)
 from workers.train.distributed import World
 
 NEW = ModalityPair(first="image", second="text")
@@ -30,21 +36,21 @@ def test_bound_on_drift_reads_the_touched_ones_of_the_ranks_own_share_and_no_oth
     heads = initial_heads(SPEC)
     read: set[str] = set()
 
-    def earlier(name: str, pair: ModalityPair) -> Earlier:
-        def remembered() -> Remembered:
+    def earlier(name: str, pair: ModalityPair) -> PastDataset:
+        def remembered() -> PastState:
             read.add(name)
             first_BI, second_BJ = (
                 torch.randn(8, heads.weights[modality].shape[1]) for modality in pair.modalities
             )
-            return Remembered(pair_moments(first_BI, second_BJ), weights_of(pair, heads))
+            return PastState(pair_moments(first_BI, second_BJ), weights_of(pair, heads))
 
-        return Earlier(name, pair, remembered)
+        return PastDataset(name, pair, remembered)
 
     every = [earlier(f"{n}", pair) for n, pair in enumerate((NEW, OTHER, NEW, OTHER, OTHER, NEW))]
     spaces = {name: everything_free(*heads.weights[name].shape) for name in NEW.modalities}
     first, second = (0.1 * torch.ones_like(heads.weights[name]) for name in NEW.modalities)
-    lesson = Lesson(heads, Memory(), {}, NEW, SPEC.training, seed=3)
+    context = TrainingContext(heads, Memory(), {}, NEW, SPEC.training, seed=3)
     here = World(rank, 2)
-    monkeypatch.setattr(certify, "largest", lambda value, _: value)
-    limit_drift(SPEC, lesson, spaces, (first, second), every, here)
-    assert read == {one.dataset for one in own_earlier(every, here) if one.pair == NEW}
+    monkeypatch.setattr(certify, "all_reduce_max", lambda value, _: value)
+    limit_drift(SPEC, context, spaces, (first, second), every, here)
+    assert read == {one.dataset for one in rank_past_datasets(every, here) if one.pair == NEW}

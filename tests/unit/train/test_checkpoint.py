@@ -14,14 +14,14 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.pair_shards import write_pair_shards
-from workers.methods.port import Method
+from workers.methods.method import Method
 from workers.storage import layout
 from workers.storage.local import LocalStore
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.train.checkpoint import StoredCheckpoints
-from workers.train.distributed import ALONE
-from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn
-from workers.train.rows.dataset import training_rows
+from workers.train.data.dataset import training_rows
+from workers.train.distributed import SINGLE_PROCESS
+from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
 from workers.train.run import Run, UpdateDone, Watcher
 
 PAIR = ModalityPair(first="image", second="text")
@@ -88,23 +88,23 @@ def job_for(spec: ModelSpec, shards: list[Shard], attempt: int = 1) -> JobSpec:
 def learned_by(
     store: ObjectStore,
     job: JobSpec,
-    before: Knowledge,
+    before: ModelState,
     watcher: Watcher,
     held_bytes: int,
     method: Method | None = None,
-) -> Learned:
+) -> TrainingResult:
     rows = training_rows(job.dataset, job.spec, held_bytes)
     task = Task(PAIR, rows, seed=3)
-    with StoredCheckpoints(store, job, ALONE, EACH_UPDATE) as checkpoints:
+    with StoredCheckpoints(store, job, SINGLE_PROCESS, EACH_UPDATE) as checkpoints:
         run = Run(watcher=watcher, checkpoints=checkpoints)
         return learn(job.spec, before, task, run, method=method)
 
 
-def tensors_of(learned: Learned) -> dict[str, torch.Tensor]:
-    known = learned.knowledge
+def tensors_of(learned: TrainingResult) -> dict[str, torch.Tensor]:
+    known = learned.model_state
     return {
         **{f"head/{name}": weight for name, weight in known.heads.weights.items()},
-        **{f"kept/{name}": tensor for name, tensor in known.kept.items()},
+        **{f"kept/{name}": tensor for name, tensor in known.method_state.items()},
         **{f"map/{name}": each.map_FF for name, each in known.heads.conditioning.items()},
         "moments": learned.moments.cross_IJ,
         "loss": torch.tensor(learned.trained.final_loss),
@@ -136,18 +136,20 @@ def test_interrupted_run_ends_with_the_bits_of_one_that_was_not(
     method = None if baseline is None else baseline.from_spec(spec)
     first = learn(
         spec,
-        before_the_first(spec),
+        initial_state(spec),
         Task(PAIR, training_rows(job_for(spec, shards).dataset, spec), 1),
         method=method,
     )
     store, job = LocalStore(tmp_path), job_for(spec, shards)
     for after in (5, 17):
         with pytest.raises(Interrupted):
-            learned_by(store, job, first.knowledge, Interrupting(after), held_bytes, method)
+            learned_by(store, job, first.model_state, Interrupting(after), held_bytes, method)
     last, whole = Interrupting(), Interrupting()
-    found = tensors_of(learned_by(store, job, first.knowledge, last, held_bytes, method))
+    found = tensors_of(learned_by(store, job, first.model_state, last, held_bytes, method))
     undisturbed = LocalStore(tmp_path / "undisturbed")
-    expected = tensors_of(learned_by(undisturbed, job, first.knowledge, whole, held_bytes, method))
+    expected = tensors_of(
+        learned_by(undisturbed, job, first.model_state, whole, held_bytes, method)
+    )
     # A checkpoint that is due while another is written is left out.
     assert 5 <= last.resumed_at <= 17
     assert last.losses == whole.losses[last.resumed_at :]
@@ -159,13 +161,13 @@ def test_interrupted_run_ends_with_the_bits_of_one_that_was_not(
 def interrupted(store: ObjectStore, job: JobSpec, after: int) -> list[str]:
     """The keys of the checkpoints that are left."""
     with pytest.raises(Interrupted):
-        learned_by(store, job, before_the_first(job.spec), Interrupting(after), 2**20)
+        learned_by(store, job, initial_state(job.spec), Interrupting(after), 2**20)
     return list(store.keys(layout.run_checkpoints(job.job, job.attempt)))
 
 
 def resumed_at(store: ObjectStore, job: JobSpec) -> int:
     watcher = Interrupting()
-    learned_by(store, job, before_the_first(job.spec), watcher, 2**20)
+    learned_by(store, job, initial_state(job.spec), watcher, 2**20)
     return watcher.resumed_at
 
 
@@ -216,7 +218,7 @@ def test_store_that_refuses_checkpoints_does_not_stop_the_training(
     store = FlakyStore(LocalStore(tmp_path))
     store.broken = "checkpoints/"
     rows = training_rows(job.dataset, job.spec)
-    with StoredCheckpoints(store, job, ALONE, EACH_UPDATE) as checkpoints:
+    with StoredCheckpoints(store, job, SINGLE_PROCESS, EACH_UPDATE) as checkpoints:
         checkpoints.begin({})
         checkpoints.offer(1, lambda: {"done": torch.tensor(1)})
     assert "checkpoint after 1 updates was not written" in capsys.readouterr().out
@@ -226,7 +228,7 @@ def test_store_that_refuses_checkpoints_does_not_stop_the_training(
 def test_notice_that_a_node_goes_makes_a_checkpoint_due(tmp_path: Path, job: JobSpec) -> None:
     """Not at once again: what is due every few seconds leaves time to train."""
     store, notices = LocalStore(tmp_path), [False, True]
-    with StoredCheckpoints(store, job, ALONE, 1000.0, lambda: notices[-1]) as checkpoints:
+    with StoredCheckpoints(store, job, SINGLE_PROCESS, 1000.0, lambda: notices[-1]) as checkpoints:
         checkpoints.begin({})
         checkpoints._taken_at -= 10
         checkpoints.offer(1, lambda: {"done": torch.tensor(1)})
@@ -237,10 +239,10 @@ def test_notice_that_a_node_goes_makes_a_checkpoint_due(tmp_path: Path, job: Job
 def test_what_trains_on_is_not_what_is_written(tmp_path: Path, job: JobSpec) -> None:
     """The state is copied before the next update changes it."""
     store, moving = LocalStore(tmp_path), torch.zeros(3)
-    with StoredCheckpoints(store, job, ALONE, EACH_UPDATE) as checkpoints:
+    with StoredCheckpoints(store, job, SINGLE_PROCESS, EACH_UPDATE) as checkpoints:
         checkpoints.begin({})
         checkpoints.offer(1, lambda: {"value": moving})
         moving += 1
-    saved = StoredCheckpoints(store, job, ALONE, 60).newest(ALONE)
+    saved = StoredCheckpoints(store, job, SINGLE_PROCESS, 60).newest(SINGLE_PROCESS)
     assert saved is not None
     assert torch.equal(saved["value"], torch.zeros(3))

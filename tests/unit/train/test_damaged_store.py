@@ -13,7 +13,7 @@ from tests.unit.train.test_job import STREAM, prepare_job, run
 from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.versions import publish_files, read_candidate
-from workers.train.lineage import read_earlier, read_parent
+from workers.train.lineage import read_parent, read_past_datasets
 
 MOMENTS = layout.dataset_moments("ds-1")
 HEADS = layout.version_file("m", 1, layout.HEADS)
@@ -92,7 +92,7 @@ def test_earlier_datasets_are_read_when_needed_and_kept_where_there_is_room(
     """So that memory does not grow with their number."""
     job = prepare_job(store, tmp_path, STREAM.datasets[1], version=2)
     noted = FlakyStore(store)
-    (earlier,) = read_earlier(noted, job, read_parent(noted, job), room)
+    (earlier,) = read_past_datasets(noted, job, read_parent(noted, job), room)
     assert MOMENTS not in noted.calls
     earlier.read()
     earlier.read()
@@ -107,7 +107,7 @@ def test_heads_of_the_parent_are_read_once(
     job = prepare_job(store, tmp_path, STREAM.datasets[1], version=2)
     noted = FlakyStore(store)
     known = read_parent(noted, job)
-    (earlier,) = read_earlier(noted, job.model_copy(update={"parent": parent}), known)
+    (earlier,) = read_past_datasets(noted, job.model_copy(update={"parent": parent}), known)
     then = earlier.read().then
     assert noted.calls.count(HEADS) == times
-    assert then.first_EI.equal(known.knowledge.heads.weights[earlier.pair.first])
+    assert then.first_EI.equal(known.model_state.heads.weights[earlier.pair.first])

@@ -32,9 +32,9 @@ from workers.storage import layout
 from workers.storage.local import LocalStore
 from workers.storage.scratch import Scratch
 from workers.storage.versions import check_candidate, publish_files, read_candidate
+from workers.train.data.dataset import training_rows
 from workers.train.job import train_dataset
 from workers.train.lineage import evaluate
-from workers.train.rows.dataset import training_rows
 
 STREAM = read_stream(EXAMPLE_STREAM)
 SPEC = ModelSpec(width=32, modalities=STREAM.modalities, training=TrainingSpec(epochs=1))
@@ -264,14 +264,14 @@ import os, sys, threading, time
 import torch
 from workers.storage.uris import open_store
 from workers.train.job import train_dataset
-from workers.train.notice import listen_for_notice
+from workers.train.checkpoint import watch_for_preemption
 
 def watch():
     while not list(open_store(sys.argv[1]).keys("runs/job-1/a1/checkpoints/")):
         time.sleep(0.05)
     os._exit(0)
 
-listen_for_notice(lambda: "node-7").join()
+watch_for_preemption(lambda: "node-7").join()
 threading.Thread(target=watch, daemon=True).start()
 train_dataset(sys.argv[1], "job-1", 1, torch.device("cpu"))
 sys.exit("it was over without a checkpoint")
@@ -288,4 +288,4 @@ def test_notice_that_a_node_goes_leaves_a_checkpoint_long_before_it_is_due(
     seldom = {**os.environ, "CMCL_CHECKPOINT_SECONDS": "100000"}
     done = subprocess.run(command, env=seldom, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "a node is about to go: node-7" in done.stdout
+    assert "preemption notice: node-7" in done.stdout

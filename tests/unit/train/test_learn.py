@@ -11,12 +11,12 @@ from cmcl.contract.methods import BUILT_IN_METHODS
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, ProtectionSpec, TrainingSpec
 from workers.methods.registry import method_class, method_for
-from workers.model.retrieval import HeldOut, measure
+from workers.model.evaluation import HeldOut, measure
 from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights
-from workers.train.certify import Earlier, certificates, weights_of
-from workers.train.learn import Knowledge, Learned, Task, before_the_first, learn
-from workers.train.rows.held import HeldRows
+from workers.train.certify import PastDataset, certificates, weights_of
+from workers.train.data.rows import HeldRows
+from workers.train.learn import ModelState, Task, TrainingResult, initial_state, learn
 
 PAIR = ModalityPair(first="image", second="text")
 SPEC = ModelSpec(
@@ -43,10 +43,13 @@ def latent_rows(seed: int, rows: int = 64) -> PairedRows:
 
 
 def learned_from(
-    rows: PairedRows, spec: ModelSpec = SPEC, before: Knowledge | None = None, *earlier: Earlier
-) -> Learned:
-    task = Task(PAIR, HeldRows(rows), seed=1, earlier=earlier)
-    return learn(spec, before or before_the_first(spec), task)
+    rows: PairedRows,
+    spec: ModelSpec = SPEC,
+    before: ModelState | None = None,
+    *earlier: PastDataset,
+) -> TrainingResult:
+    task = Task(PAIR, HeldRows(rows), seed=1, past=earlier)
+    return learn(spec, before or initial_state(spec), task)
 
 
 def as_rows(first: torch.Tensor, second: torch.Tensor) -> PairedRows:
@@ -76,10 +79,10 @@ ODD = {
 def test_odd_data_is_learned_twice_without_nan(name: str) -> None:
     """The second time it meets its own moments, mask, shares and replay."""
     first = learned_from(ODD[name])
-    again = learned_from(ODD[name], before=first.knowledge)
-    for weight in again.knowledge.heads.weights.values():
+    again = learned_from(ODD[name], before=first.model_state)
+    for weight in again.model_state.heads.weights.values():
         assert bool(weight.isfinite().all())
-    found = measure(again.knowledge.heads, PAIR, HeldOut(ODD[name], None))
+    found = measure(again.model_state.heads, PAIR, HeldOut(ODD[name], None))
     assert found.at_1 >= 0
 
 
@@ -91,11 +94,11 @@ def test_learning_leaves_nothing_in_memory(name: str) -> None:
     else:
         method = method_for(SPEC.model_copy(update={"method": name}))
 
-    def learned(seed: int, before: Knowledge) -> Knowledge:
+    def learned(seed: int, before: ModelState) -> ModelState:
         task = Task(PAIR, HeldRows(latent_rows(seed)), seed=1)
-        return learn(SPEC, before, task, method=method).knowledge
+        return learn(SPEC, before, task, method=method).model_state
 
-    before = learned(0, before_the_first(SPEC))
+    before = learned(0, initial_state(SPEC))
     tensors, modules = _in_memory()
     learned(1, before)
     tensors_then, modules_then = _in_memory()
@@ -125,32 +128,34 @@ def test_a_space_that_is_full_says_what_to_do() -> None:
     full = spec_with(policy="preserve", kept_energy=1.0).model_copy(update={"width": 6})
     first = learned_from(latent_rows(1), full)
     with pytest.raises(NothingToLearn, match=r"all \d+ entries .*100 %.*larger width.*kept_energy"):
-        learned_from(latent_rows(2), full, first.knowledge)
+        learned_from(latent_rows(2), full, first.model_state)
 
 
 def test_shrinking_keeps_the_bound_and_says_what_it_cost() -> None:
     spec = spec_with(policy="preserve", kept_energy=0.3, max_drift=0.02)
     first = learned_from(latent_rows(1), spec)
-    heads = first.knowledge.heads
-    earlier = Earlier.held("one", PAIR, first.moments, weights_of(PAIR, heads))
-    second = learned_from(latent_rows(2), spec, first.knowledge, earlier)
+    heads = first.model_state.heads
+    earlier = PastDataset.held("one", PAIR, first.moments, weights_of(PAIR, heads))
+    second = learned_from(latent_rows(2), spec, first.model_state, earlier)
     assert second.shrinkage is not None
     assert second.shrinkage.drift_before > 0.02 >= second.shrinkage.drift_after
     assert second.shrinkage.loss_after > second.shrinkage.loss_before
-    drift = certificates([earlier], heads, second.knowledge.heads)["one"].drift
+    drift = certificates([earlier], heads, second.model_state.heads)["one"].drift
     assert drift.since_learned == pytest.approx(second.shrinkage.drift_after, rel=1e-4)
 
 
 def test_within_the_bound_nothing_is_shrunk() -> None:
     spec = spec_with(policy="preserve", max_drift=50.0)
     first = learned_from(latent_rows(1), spec)
-    earlier = Earlier.held("one", PAIR, first.moments, weights_of(PAIR, first.knowledge.heads))
-    assert learned_from(latent_rows(2), spec, first.knowledge, earlier).shrinkage is None
+    earlier = PastDataset.held(
+        "one", PAIR, first.moments, weights_of(PAIR, first.model_state.heads)
+    )
+    assert learned_from(latent_rows(2), spec, first.model_state, earlier).shrinkage is None
 
 
 def test_conditioning_is_that_of_the_first_dataset_for_ever() -> None:
-    first = learned_from(latent_rows(1)).knowledge
-    second = learned_from(latent_rows(2), before=first).knowledge
+    first = learned_from(latent_rows(1)).model_state
+    second = learned_from(latent_rows(2), before=first).model_state
     for modality in PAIR.modalities:
         assert second.heads.conditioning[modality] is first.heads.conditioning[modality]
 
@@ -172,9 +177,9 @@ def test_old_scores_stay_to_rounding_when_the_pair_comes_again() -> None:
         return as_rows(latent @ mix[0], latent @ mix[1])
 
     first = learned_from(rows(mixing, 1), spec)
-    then = weights_of(PAIR, first.knowledge.heads)
-    second = learned_from(rows(new_mixing, 2), spec, first.knowledge)
-    now = second.knowledge.heads
+    then = weights_of(PAIR, first.model_state.heads)
+    second = learned_from(rows(new_mixing, 2), spec, first.model_state)
+    now = second.model_state.heads
     old = rows(mixing, 1)
     features = [now.prepare("image", old.first_NI), now.prepare("text", old.second_NJ)]
 
@@ -184,5 +189,5 @@ def test_old_scores_stay_to_rounding_when_the_pair_comes_again() -> None:
     before, after = scores(then), scores(weights_of(PAIR, now))
     assert float((after - before).norm() / before.norm()) < 1e-3
     for modality in PAIR.modalities:
-        moved = now.weights[modality] - first.knowledge.heads.weights[modality]
+        moved = now.weights[modality] - first.model_state.heads.weights[modality]
         assert float(moved.norm()) > 0.1

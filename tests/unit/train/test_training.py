@@ -10,10 +10,9 @@ import torch
 from cmcl.contract.errors import TrainingDiverged
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec, TrainingSpec
-from tests.fakes.turned_rows import turned
+from tests.fakes.rotated_rows import turned
+from workers.methods.method import Method, TrainingContext, UpdateRule, Vanilla
 from workers.methods.nullspace import Preserve
-from workers.methods.port import Lesson, Method, UpdateRule
-from workers.methods.vanilla import Vanilla
 from workers.model.heads import ModalityHeads, initial_heads
 from workers.model.loss import unit
 from workers.model.memory import Memory
@@ -22,11 +21,10 @@ from workers.model.rows import PairedRows
 from workers.nullspace.certificate import PairWeights, relative_drift
 from workers.nullspace.mask import everything_free
 from workers.nullspace.moments import PairMoments, pair_moments
+from workers.train.data.order import Plan, permuted_batches
 from workers.train.distributed import World
-from workers.train.loop import Trained, new_heads, train_pair
-from workers.train.objective import GlobalLoss
-from workers.train.optimizer import optimizer_for
-from workers.train.rows.order import Plan, permuted_batches
+from workers.train.loop import TrainedPair, new_heads, train_pair
+from workers.train.objective import GlobalLoss, optimizer_for
 from workers.train.run import Run, UpdateDone, Watcher
 
 IMAGE_TEXT = ModalityPair(first="image", second="text")
@@ -55,7 +53,7 @@ class Outcome:
     """What training gave, and the heads that follow from it."""
 
     heads: ModalityHeads
-    trained: Trained
+    trained: TrainedPair
 
 
 class Told(Watcher):
@@ -68,8 +66,10 @@ class Told(Watcher):
         self._on_update(update)
 
 
-def lesson_on(pair: ModalityPair, memory: Memory, training: TrainingSpec = SPEC.training) -> Lesson:
-    return Lesson(initial_heads(SPEC), memory, {}, pair, training, seed=1)
+def context_on(
+    pair: ModalityPair, memory: Memory, training: TrainingSpec = SPEC.training
+) -> TrainingContext:
+    return TrainingContext(initial_heads(SPEC), memory, {}, pair, training, seed=1)
 
 
 def train(
@@ -83,13 +83,13 @@ def train(
     """A number is the energy that the method keeps; None protects nothing."""
     if not isinstance(method, Method):
         method = Vanilla() if method is None else Preserve(method)
-    lesson, keys = lesson_on(pair, memory, training), torch.arange(len(rows[0]))
-    spaces = method.update_spaces(lesson)
+    context, keys = context_on(pair, memory, training), torch.arange(len(rows[0]))
+    spaces = method.update_spaces(context)
     data = PairedRows(rows[0], rows[1], keys, keys)
     watcher = Told(on_update)
-    rows_turned = turned(lesson, spaces, data)
-    trained = train_pair(method, lesson, spaces, rows_turned, Run(watcher=watcher))
-    return Outcome(new_heads(lesson, spaces, trained.changes), trained)
+    rows_turned = turned(context, spaces, data)
+    trained = train_pair(method, context, spaces, rows_turned, Run(watcher=watcher))
+    return Outcome(new_heads(context, spaces, trained.changes), trained)
 
 
 def drift(moments: PairMoments, pair: ModalityPair, now: Outcome) -> float:
@@ -119,9 +119,9 @@ def test_scores_of_a_low_rank_dataset_stay_put_while_the_next_is_learned() -> No
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_blocked_entries_are_bit_equal_after_training(optimizer: str, decay: float) -> None:
     memory = Memory().with_dataset(IMAGE_TEXT, pair_moments(*features(IMAGE_TEXT, 5, seed=2)))
-    lesson = lesson_on(IMAGE_TEXT, memory)
-    spaces = Preserve(0.99).update_spaces(lesson)
-    first, second = ((lesson.heads.weights[m], spaces[m]) for m in IMAGE_TEXT.modalities)
+    context = context_on(IMAGE_TEXT, memory)
+    spaces = Preserve(0.99).update_spaces(context)
+    first, second = ((context.heads.weights[m], spaces[m]) for m in IMAGE_TEXT.modalities)
     module = PairInEigenCoordinates(first, second)
     spec = TrainingSpec(optimizer=optimizer, learning_rate=0.1, weight_decay=decay)
     stepper = optimizer_for(GlobalLoss(module, spec, ALONE), spec)
@@ -140,9 +140,9 @@ def test_blocked_entries_are_bit_equal_after_training(optimizer: str, decay: flo
 
 def test_eigen_coordinates_change_no_embedding_before_training() -> None:
     memory = Memory().with_dataset(IMAGE_TEXT, pair_moments(*features(IMAGE_TEXT, 5, seed=4)))
-    lesson = lesson_on(IMAGE_TEXT, memory)
-    spaces = Preserve(0.9).update_spaces(lesson)
-    weights = lesson.heads.weights
+    context = context_on(IMAGE_TEXT, memory)
+    spaces = Preserve(0.9).update_spaces(context)
+    weights = context.heads.weights
     first, second = ((weights[m], spaces[m]) for m in IMAGE_TEXT.modalities)
     rows = features(IMAGE_TEXT, 9, seed=5)
     one, other = PairInEigenCoordinates(first, second)(
@@ -247,7 +247,7 @@ def test_heads_that_only_the_last_update_broke_are_no_result() -> None:
     """Its loss was finite still."""
 
     class LastUpdateBreaks(Vanilla):
-        def update_rule(self, lesson: Lesson, pair: PairInEigenCoordinates) -> UpdateRule:
+        def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
             return _BreaksAt(12, pair)
 
     rows = features(IMAGE_TEXT, 8, seed=20)
@@ -270,15 +270,15 @@ class _BreaksAt(UpdateRule):
 def test_what_is_told_of_an_update_is_what_the_mask_did() -> None:
     """Gradient norm, share removed and drift so far, against the formulas."""
     memory = Memory().with_dataset(IMAGE_TEXT, pair_moments(*features(IMAGE_TEXT, 5, seed=12)))
-    lesson = lesson_on(DEPTH_IMAGE, memory)
-    spaces = Preserve(0.9).update_spaces(lesson)
-    first, second = ((lesson.heads.weights[m], spaces[m]) for m in DEPTH_IMAGE.modalities)
+    context = context_on(DEPTH_IMAGE, memory)
+    spaces = Preserve(0.9).update_spaces(context)
+    first, second = ((context.heads.weights[m], spaces[m]) for m in DEPTH_IMAGE.modalities)
     pair = PairInEigenCoordinates(first, second)
     rows = features(DEPTH_IMAGE, 9, seed=13)
     turned_rows = [
-        rotate(side, spaces[m]) for side, m in zip(rows, lesson.pair.modalities, strict=True)
+        rotate(side, spaces[m]) for side, m in zip(rows, context.pair.modalities, strict=True)
     ]
-    pair.look(True)
+    pair.record_gradients(True)
     out = pair(*turned_rows)
     (out[0] * out[1]).sum().backward()
     free = PairInEigenCoordinates(
@@ -287,7 +287,9 @@ def test_what_is_told_of_an_update_is_what_the_mask_did() -> None:
     with torch.no_grad():
         pair.second.change_EI += 0.01 * pair.second.free_EI
     left = sum(float(change.grad.square().sum()) for change in pair.changes)
-    whole = sum(float(each[0]) for head in (pair.first, pair.second) for each in head.seen)
+    whole = sum(
+        float(each[0]) for head in (pair.first, pair.second) for each in head.recorded or []
+    )
     assert pair.gradient_norm() == pytest.approx(left**0.5)
     assert 0 < pair.removed_share() < 1
     # Two sums of float32, of which one is nearly the other.
@@ -297,5 +299,5 @@ def test_what_is_told_of_an_update_is_what_the_mask_did() -> None:
     expected = ((space.energy_EI * change.square()).sum() / size) ** 0.5
     assert pair.drift_so_far() == pytest.approx(float(expected), rel=1e-4)
     assert free.drift_so_far() is None
-    pair.look(False)
+    pair.record_gradients(False)
     assert pair.removed_share() == 0.0

@@ -28,7 +28,7 @@ from workers.serve.access.port import Caller
 from workers.serve.access.signatures import NotSigned, verified
 from workers.serve.errors import NotReady, Unauthorized
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

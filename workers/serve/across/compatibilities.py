@@ -16,7 +16,7 @@ from workers.nullspace.compatibility import stored_change
 from workers.serve.across.memories import identity_of, read_memory
 from workers.serve.compute.port import BACKGROUND, Compute
 from workers.serve.versions.loading import ServedVersion
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from cmcl.contract.errors import InvalidVersion
 from workers.serve.versions.loading import ServedVersion
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import considerate_sha256_of, read_version, read_version_file
 
 

@@ -17,7 +17,7 @@ from workers.serve.across.memories import identity_of, read_memory
 from workers.serve.across.results import SharedResults
 from workers.serve.compute.port import BACKGROUND, Compute
 from workers.serve.versions.loading import ServedVersion
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 # A map of width 1024 takes 8 MiB.
 _MOST_MAPS = 16

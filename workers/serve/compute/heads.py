@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.model.features import unit_rows
-from workers.model.heads import ModalityHeads
+from workers.model.heads import ModalityHeads, unit_rows
 from workers.nullspace.conditioning import Conditioning
 
 

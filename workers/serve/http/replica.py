@@ -13,7 +13,7 @@ from workers.serve.search.collections import Collections
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.lookup import VersionLookup
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 
 @dataclass(frozen=True)

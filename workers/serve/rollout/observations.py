@@ -15,7 +15,7 @@ from cmcl.contract.rollout import Observation, PairAgreement
 from workers.serve.metrics import ServeMetrics
 from workers.serve.rollout.trial import Trial
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

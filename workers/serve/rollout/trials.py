@@ -18,7 +18,7 @@ from workers.serve.rollout.shadow import Shadow
 from workers.serve.rollout.trial import all_trials, trial_of
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import Float32Array, ServedVersion
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from workers.serve.search.stored import ledger, writes
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.segments import Entry
 from workers.serve.versions.live import LiveVersions
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 # Where merging does not keep up with writing, whoever writes has to wait for it.
 _MOST_SEGMENTS = 256

@@ -23,7 +23,7 @@ from workers.serve.search.index.index import GRAPH_FROM_ROWS
 from workers.serve.search.stored import ledger
 from workers.serve.search.stored.revision import Revision
 from workers.serve.versions.live import LiveVersions
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from workers.serve.search.projection import Steps, can_continue, catch_up, loade
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.segments import texts_bytes_of
 from workers.serve.versions.loading import ServedVersion
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from workers.serve.search.stored import ledger
 from workers.serve.search.stored.compaction import Superseded, compact, is_due
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.sweep import sweep
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from workers.serve.search.index.payloads import Mask
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.segments import batches, features_matrix
 from workers.serve.versions.loading import Float32Array, ServedVersion
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 Steps = Generator[None, None, Draft]
 

@@ -23,7 +23,7 @@ from workers.serve.versions.errands import Errands
 from workers.serve.versions.first_look import FirstLook
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.swapper import Swapper
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import read_live
 
 logger = logging.getLogger(__name__)

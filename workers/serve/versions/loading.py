@@ -24,7 +24,7 @@ from workers.model.tensor_bytes import stream
 from workers.serve.compute.heads import ServingHead, unit_length
 from workers.serve.versions.tensors import Reservation, SharedTensor, TensorPool
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import (
     considerate_sha256_of,
     file_key,

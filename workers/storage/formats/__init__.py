@@ -1,5 +1,5 @@
-"""Files of rows as users have them, read into one internal form. One module per format; no torch.
+"""Readers of users' files, which convert rows into one internal form. One module per format; no torch.
 
 The internal form: Parquet with `id`, optional `label`, `feature_a` and `feature_b` (`columns`). A
-format is told apart by the first bytes of a file, never by its name (`registry`).
+format is recognised by the first bytes of a file, never by its name (`registry`).
 """

@@ -1,8 +1,8 @@
-"""Formats that hold named arrays (npz, safetensors, HDF5): which arrays are the columns, row by row.
+"""Formats of named arrays (npz, safetensors, HDF5): which arrays are the columns, read in batches.
 
 Arrays: `feature_a` and `feature_b`, or the names of the pair's two modalities, of shape (rows,
 width); optional `id` and `label` of shape (rows,), text or whole numbers. Without `id`, ids are
-made from the file's digest and the row's number: unique, and the same whenever the file is read.
+made from the file's digest and the row's number: unique, and stable when the file is read again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,9 +22,9 @@ _MOST_NAMES = 20
 
 @dataclass(frozen=True)
 class NamedArray:
-    """An array in a file. `read(start, stop)` gives rows; the next call starts where one stopped.
+    """An array in a file. `read(start, stop)` returns rows; calls must be sequential.
 
-    `stored_as`: the format's own word for the type of its elements.
+    `stored_as`: the format's own name for the element type.
     """
 
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ def read_arrays(
 
 
 def made_ids(start: int, stop: int, file: UserFile) -> pa.Array:
-    """Ids of rows that have none of their own."""
+    """Ids for rows of a file without ids."""
     return pa.array([f"{file.sha256[:16]}-{row}" for row in range(start, stop)], pa.string())
 
 
@@ -98,8 +98,8 @@ def _text_of(arrays: Mapping[str, NamedArray], name: str, file: UserFile) -> Nam
 def _common_rows(chosen: Mapping[str, NamedArray], file: UserFile) -> int:
     counts = {name: array.shape[0] for name, array in chosen.items()}
     if len(set(counts.values())) != 1:
-        told = ", ".join(f"{name} has {rows}" for name, rows in counts.items())
-        raise file.wrong(f"its arrays have different numbers of rows: {told}")
+        listed = ", ".join(f"{name} has {rows}" for name, rows in counts.items())
+        raise file.wrong(f"its arrays have different numbers of rows: {listed}")
     return next(iter(counts.values()))
 
 
@@ -116,7 +116,7 @@ def _batch(
 
 
 def _texts(values_B: np.ndarray, name: str, first_row: int, file: UserFile) -> pa.Array:
-    """Text as it is, bytes as UTF-8, numbers in decimals."""
+    """Text unchanged, bytes decoded as UTF-8, numbers as decimals."""
     texts: list[str] = []
     for offset, value in enumerate(values_B.tolist()):
         try:

@@ -1,8 +1,8 @@
 """Arrow IPC, as a file (Feather) or as a stream. Columns as in Parquet.
 
-A file is a stream behind a magic word, with an index at its end that is not needed here. Bounds: a
-compressed batch of rows is unfolded as a whole, so what it claims is read beforehand, out of its
-header (Arrow's Message.fbs; the library answers no such question).
+A file is a stream after a magic word, with an index at its end that is not needed here. Limits: Arrow
+decompresses a batch of rows as a whole, so its declared size is read from its header beforehand
+(Arrow's Message.fbs; the library does not expose it).
 """
 
 import struct
@@ -31,7 +31,7 @@ def read(file: UserFile) -> Iterator[pa.RecordBatch]:
             names, first_row = known_columns(stream.schema), 0
             for batch in stream:
                 known = batch.select(names)
-                # Offsets may point anywhere; Arrow trusts them unless it is asked not to.
+                # Offsets may point anywhere; Arrow checks them only on request.
                 known.validate(full=True)
                 for rows in slices(known):
                     yield internal_batch(rows, first_row, file)
@@ -46,7 +46,7 @@ def _messages(file: UserFile) -> pa.NativeFile:
 
 
 def _check_end(file: UserFile) -> None:
-    """A stream that was cut off between two batches would read like a whole one."""
+    """Raises InvalidDataset if the end mark is missing: a stream cut off between batches reads normally."""
     with _messages(file) as source:
         end = _FILE_END if source.tell() else _STREAM_END
         source.seek(max(0, source.size() - len(end)))
@@ -69,7 +69,7 @@ def _check_claims(file: UserFile) -> None:
 
 
 def _claimed(message: pa.ipc.Message) -> int:
-    """Bytes of a message's compressed buffers once they are unfolded."""
+    """Declared size of a message's compressed buffers after decompression."""
     if message.type not in ("record batch", "dictionary"):
         return 0
     header = memoryview(message.metadata)
@@ -83,7 +83,7 @@ def _claimed(message: pa.ipc.Message) -> int:
 
 
 def _unfolded(body: memoryview, offset: int, length: int) -> int:
-    """A compressed buffer begins with its size; -1 says that it is stored as it is."""
+    """A compressed buffer begins with its decompressed size; -1 means that it is not compressed."""
     if length < 8:
         return length
     (size,) = struct.unpack_from("<q", body, offset)
@@ -95,7 +95,7 @@ def _u32(data: memoryview, position: int) -> int:
 
 
 class _Table:
-    """A flatbuffer's table: fields by number, each at an offset that a table of offsets gives."""
+    """A flatbuffer table. A table of offsets (vtable) gives the position of each field."""
 
     def __init__(self, data: memoryview, position: int) -> None:
         self._data = data

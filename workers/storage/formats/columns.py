@@ -1,8 +1,8 @@
-"""The columns of the internal form, and other lists of numbers turned into them.
+"""The columns of the internal form, and the conversion of other lists of numbers to them.
 
 Internal: `id` and `label` are text, `feature_a` and `feature_b` fixed-size lists of float16 or
-float32. float64 becomes float32; a number beyond float32's range becomes infinity, which the check
-of values refuses.
+float32. float64 becomes float32. A number beyond float32's range becomes infinity, which the check of
+values rejects.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from cmcl.contract.errors import InvalidDataset
 from workers.storage.formats.user_file import Side, UserFile
 
 FEATURES = ("feature_a", "feature_b")
-# Of two sides a thousand wide: 14 MiB as features, and ten times that while Parquet is decoded.
+# With two sides 1,000 wide: 14 MiB of features, and ten times that while Parquet is decoded.
 ROWS_AT_ONCE = 2048
 # Ids and labels are for people and for joining, not for documents.
 LONGEST_TEXT = 4096
@@ -23,7 +23,7 @@ _FLOATS = (pa.float16(), pa.float32(), pa.float64())
 
 
 def is_text(type_: pa.DataType) -> bool:
-    """Whether a column of that type holds text, each in full or by number of a dictionary."""
+    """Whether a column of that type is text, plain or dictionary-encoded."""
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
     return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_))
@@ -35,7 +35,7 @@ def is_internal(type_: pa.DataType) -> bool:
 
 
 def is_convertible(type_: pa.DataType) -> bool:
-    """Whether features of that type can be brought into the internal form."""
+    """Whether features of that type can be converted to the internal form."""
     is_list = (
         pa.types.is_list(type_)
         or pa.types.is_large_list(type_)
@@ -45,7 +45,7 @@ def is_convertible(type_: pa.DataType) -> bool:
 
 
 def plain_text(texts: pa.Array, column: str, uri: str) -> pa.StringArray:
-    """Each row's text in full. Raises InvalidDataset if one is too long to be repeated."""
+    """Decode a text column. Raises InvalidDataset if a text is too long."""
     values = texts.dictionary if isinstance(texts, pa.DictionaryArray) else texts
     longest = pc.max(pc.binary_length(values)).as_py() or 0
     if longest > LONGEST_TEXT:
@@ -57,7 +57,7 @@ def plain_text(texts: pa.Array, column: str, uri: str) -> pa.StringArray:
 
 
 def internal_batch(batch: pa.RecordBatch, first_row: int, file: UserFile) -> pa.RecordBatch:
-    """A batch of the user's columns in the internal form. Raises InvalidDataset."""
+    """Convert a batch of the user's columns to the internal form. Raises InvalidDataset."""
     columns = {"id": plain_text(batch.column("id"), "id", file.uri)}
     if "label" in batch.schema.names:
         columns["label"] = plain_text(batch.column("label"), "label", file.uri)
@@ -67,7 +67,7 @@ def internal_batch(batch: pa.RecordBatch, first_row: int, file: UserFile) -> pa.
 
 
 def slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """The same rows, no more than ROWS_AT_ONCE together."""
+    """Yield the rows of a batch in slices of at most ROWS_AT_ONCE."""
     for start in range(0, batch.num_rows, ROWS_AT_ONCE):
         yield batch.slice(start, ROWS_AT_ONCE)
 
@@ -78,7 +78,7 @@ def float32_rows(features: pa.Array | pa.ChunkedArray) -> np.ndarray:
         features = features.combine_chunks()
     values = features.flatten()
     if values.type == pa.float16():
-        # Arrow hands float16 over as NumPy's own type; the cast is one pass.
+        # Arrow returns float16 as NumPy's type; the cast is one pass.
         flat = values.to_numpy(zero_copy_only=False).astype(np.float32)
     else:
         flat = pc.cast(values, pa.float32()).to_numpy(zero_copy_only=False)
@@ -87,7 +87,7 @@ def float32_rows(features: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 def feature_list(values_BI: np.ndarray) -> pa.FixedSizeListArray:
-    """Rows of numbers as features: float16 and float32 as they are, float64 as float32."""
+    """Rows of numbers as features: float16 and float32 unchanged, float64 as float32."""
     native = values_BI.dtype.newbyteorder("=")
     kind = np.float32 if native == np.float64 else native
     with np.errstate(over="ignore"):
@@ -96,7 +96,7 @@ def feature_list(values_BI: np.ndarray) -> pa.FixedSizeListArray:
 
 
 def check_columns(schema: pa.Schema, file: UserFile) -> None:
-    """A table's columns can be brought into the internal form. Raises InvalidDataset."""
+    """Check that a table's columns can be converted. Raises InvalidDataset."""
     check_names(schema, file.uri)
     for side in file.sides:
         type_ = schema.field(side.column).type
@@ -109,7 +109,7 @@ def check_columns(schema: pa.Schema, file: UserFile) -> None:
 
 
 def check_names(schema: pa.Schema, uri: str) -> None:
-    """Our columns are there once, and ids and labels are text. Raises InvalidDataset."""
+    """Check that our columns exist once, and that ids and labels are text. Raises InvalidDataset."""
     for name in ("id", *FEATURES):
         if name not in schema.names:
             raise InvalidDataset(f"{uri}: column {name!r} is missing; found {schema.names}")
@@ -124,7 +124,7 @@ def check_names(schema: pa.Schema, uri: str) -> None:
 
 
 def known_columns(schema: pa.Schema) -> list[str]:
-    """Those of a table's columns that are ours; the others are the user's own."""
+    """The columns of a table that belong to the internal form."""
     return [name for name in ("id", "label", *FEATURES) if name in schema.names]
 
 

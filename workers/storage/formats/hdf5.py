@@ -1,13 +1,13 @@
-"""HDF5 in two layouts, read in this process; `hdf5_apart` runs it in a process of its own.
+"""HDF5 in two layouts. Called only in a child process (`hdf5_subprocess`).
 
 *Arrays*: as in npz. *One dataset per row*, the layout of the paper's reference code (github.com/
 Xiaohao-Liu/CMCL, perceptors/base.py, FeatureStorage): at the root, named by the row's id, each of
-shape (modalities, width). Which line is which modality stands in that code and not in the file:
-with two lines, they are the pair's in its order; with more, the root's attribute `modalities` must
-name them.
+shape (modalities, width). Which line is which modality is defined in that code and not in the file:
+two lines are those of the pair, in its order; with more, the root's attribute `modalities` must name
+them.
 
-A file must not make us read other files: links out of it, virtual datasets, external storage and
-filters from plugins are refused. Bounds: chunks of 256 MiB; what arrays claim against the file.
+A file must not make us read other files: links, virtual datasets, external storage and filters from
+plugins are rejected. Limits: chunks of 256 MiB; declared sizes relative to the file's.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from workers.storage.formats.user_file import UserFile, reading
 
 LARGEST_CHUNK = 256 << 20
 MOST_LINES = 64
-# Deflate, shuffle, checksum, LZF: what comes with h5py. Others would be loaded from a folder.
+# Deflate, shuffle, checksum, LZF: part of h5py. Others would be loaded from a plugin folder.
 _FILTERS = {1, 2, 3, 32000}
 _ERRORS = (ValueError, KeyError, RuntimeError, TypeError)
 
@@ -52,7 +52,7 @@ def _array(root: h5py.File, name: str, file: UserFile) -> NamedArray:
 
 
 def _read_rows(root: h5py.File, file: UserFile) -> Iterator[pa.RecordBatch]:
-    """The paper's layout. Rows come in the order of their names, as its own code has them."""
+    """The paper's layout. Rows are in the order of their names, as in its code."""
     lines: tuple[int, int] | None = None
     names = iter(root)
     while group := list(islice(names, ROWS_AT_ONCE)):
@@ -85,7 +85,7 @@ def _row(dataset: h5py.Dataset, name: str, lines: tuple[int, int], file: UserFil
 
 
 def _lines(root: h5py.File, first: h5py.Dataset, file: UserFile) -> tuple[int, int]:
-    """At which line of each row the two sides lie."""
+    """The line of each of the two sides in a row."""
     wanted = [side.modality for side in file.sides]
     if "modalities" not in root.attrs:
         if first.shape is None or len(first.shape) != 2 or first.shape[0] != 2:
@@ -102,7 +102,7 @@ def _lines(root: h5py.File, first: h5py.Dataset, file: UserFile) -> tuple[int, i
 
 
 def _dataset(root: h5py.File, name: str, file: UserFile) -> h5py.Dataset:
-    """The dataset of that name, if reading it reads this file alone."""
+    """The dataset of that name. Raises InvalidDataset if reading it would read other files."""
     link = root.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
         raise file.wrong(f"{name!r} is a link; links are not followed")
@@ -127,7 +127,7 @@ def _check_filters(dataset: h5py.Dataset, name: str, file: UserFile) -> None:
 
 
 def _check_chunk(dataset: h5py.Dataset, name: str, file: UserFile) -> None:
-    """Also a chunk is unfolded as a whole."""
+    """Limit the size of chunks, which are decompressed as a whole."""
     if dataset.chunks is None:
         return
     size = int(np.prod(dataset.chunks, dtype=np.int64)) * dataset.dtype.itemsize

@@ -1,7 +1,7 @@
 """npz: a zip archive of NumPy arrays, as `np.savez` and `np.savez_compressed` write it.
 
-Never unpickled. Bounds: the archive's index 16 MiB; what arrays claim to unfold to is held against
-the file's size before a byte is unfolded.
+Never unpickled. Limits: 16 MiB for the archive's index; declared sizes of arrays relative to the file's
+size, checked before anything is decompressed.
 """
 
 import io
@@ -18,7 +18,7 @@ from workers.storage.formats.arrays import BYTES_AT_ONCE, NamedArray, read_array
 from workers.storage.formats.user_file import UserFile, reading
 
 MAGIC = b"PK\x03\x04"
-# RuntimeError: encrypted. NotImplementedError: a compression that zipfile does not know.
+# RuntimeError: encrypted. NotImplementedError: an unsupported compression.
 _ERRORS = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, NotImplementedError)
 
 
@@ -37,7 +37,7 @@ def read(file: UserFile) -> Iterator[pa.RecordBatch]:
 
 
 class _BoundedFile(io.FileIO):
-    """A file of which nobody can read an unbounded piece at once, as zipfile does with the index."""
+    """A file with a limit on the size of one read: zipfile reads the whole index at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         wanted = BYTES_AT_ONCE + 1 if size is None or size < 0 else size
@@ -48,7 +48,7 @@ class _BoundedFile(io.FileIO):
 
 
 def _members(archive: zipfile.ZipFile, file: UserFile) -> dict[str, zipfile.ZipInfo]:
-    """The arrays that can matter, by name; others stay unread."""
+    """The arrays that can be columns, by name; others are not read."""
     wanted = {"id", "label"} | {
         name for side in file.sides for name in (side.column, side.modality)
     }
@@ -94,7 +94,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _exactly(stream: IO[bytes], size: int, name: str) -> bytes:
-    """zipfile may give less than it was asked for, at the end and elsewhere."""
+    """Read exactly `size` bytes: zipfile may return fewer than requested."""
     data = bytearray()
     while len(data) < size:
         piece = stream.read(min(size - len(data), 1 << 20))

@@ -1,13 +1,14 @@
-"""Parquet: the internal form itself, or lists that can be brought into it.
+"""Parquet: the internal form itself, or lists that can be converted to it.
 
-What the footer claims about features is held against the file's size (`parquet_footer`), and what it
-claims about rows against the rows that are read: Arrow reads on where a row group ends early, and
-stops where it is longer than declared.
+Sizes of features that the footer declares are compared with the file's size (`parquet_footer`), and
+declared rows with the rows that are read: Arrow continues if a row group ends early, and stops if it is
+longer than declared.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,9 +29,9 @@ from workers.storage.formats.user_file import UserFile, check_expansion, reading
 
 ENCRYPTED = b"PARE"
 _ERRORS = (pa.ArrowException, ValueError)
-# Without it, a column of a whole row group is read at once, however large the group; and buffered
-# before it is asked for, all that was read stays in memory until the end of the file.
-_BUFFER = 1 << 20
+# Without a buffer Arrow reads a column of a whole row group at once, of any size. With pre-buffering it
+# keeps everything in memory until the end of the file, at two thirds of the rate.
+BUFFERING: dict[str, Any] = {"buffer_size": 1 << 20, "pre_buffer": False}
 _TEXTS = ("id", "label")
 _WRITE_AGAIN = "the file is damaged, write it again"
 _WIDEST = 8  # bytes of the longest number that a column of features can hold
@@ -47,44 +48,38 @@ def read(file: UserFile) -> Iterator[pa.RecordBatch]:
 
 
 def must_be_converted(path: Path, uri: str) -> bool:
-    """Whether features are lists of another kind than the internal form has, such as pandas writes."""
+    """Whether features are lists of another type than the internal form, such as those of pandas."""
     schema = open_parquet(path, uri).schema_arrow
     types = [schema.field(name).type for name in FEATURES if schema.names.count(name) == 1]
     return any(is_convertible(type_) and not is_internal(type_) for type_ in types)
 
 
 def open_parquet(path: Path, uri: str) -> pq.ParquetFile:
-    """The file with its footer read. Raises InvalidDataset."""
+    """Open the file and check its footer. Raises InvalidDataset."""
     with reading(uri, "Parquet", *_ERRORS):
         _check_footer(path, uri)
-        parquet = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
+        parquet = pq.ParquetFile(path, **BUFFERING)
         _check_declared_rows(parquet.metadata, uri)
         return parquet
 
 
 def known_batches(parquet: pq.ParquetFile, path: Path, uri: str) -> Iterator[pa.RecordBatch]:
-    """Our columns of its rows, as they are; texts by number of a dictionary.
+    """Yield batches of our columns, unconverted; texts are dictionary-encoded.
 
-    Features have to be lists. Raises InvalidDataset, also where rows that are declared are missing.
+    Features must be lists. Raises InvalidDataset, also if declared rows are missing.
     """
     schema = parquet.schema_arrow
     columns = known_columns(schema)
-    # A text that fills a page and is repeated in each row must not be unfolded 8192 times.
+    # A text that fills a page and is repeated in every row must not be expanded 8192 times.
     texts = [name for name in columns if name not in FEATURES and is_text(schema.field(name).type)]
     with reading(uri, "Parquet", *_ERRORS):
-        again = pq.ParquetFile(
-            path,
-            read_dictionary=texts,
-            metadata=parquet.metadata,
-            buffer_size=_BUFFER,
-            pre_buffer=False,
-        )
-        # Group by group, as ranks read only the groups that have their rows.
+        again = pq.ParquetFile(path, read_dictionary=texts, metadata=parquet.metadata, **BUFFERING)
+        # Group by group, as ranks read only the groups that contain their rows.
         for group in range(parquet.num_row_groups):
             counts: Counter[str] = Counter()
             for batch in again.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=columns):
-                # Damaged pages may hold numbers of texts that no dictionary has, and bytes that are
-                # no text; Arrow looks only when it is asked to.
+                # Damaged pages may contain dictionary indices out of range and bytes that are not
+                # UTF-8; Arrow checks them only on request.
                 batch.validate(full=True)
                 counts += _counts(batch)
                 yield batch
@@ -92,7 +87,7 @@ def known_batches(parquet: pq.ParquetFile, path: Path, uri: str) -> Iterator[pa.
 
 
 def _check_footer(path: Path, uri: str) -> None:
-    """What the file claims to hold, before Arrow reads any of it. Raises InvalidDataset."""
+    """Check declared sizes before Arrow reads the file. Raises InvalidDataset."""
     claimed = 0
     for chunk in column_chunks(path):
         if chunk.is_encrypted:
@@ -105,7 +100,7 @@ def _check_footer(path: Path, uri: str) -> None:
 
 
 def _check_declared_rows(metadata: pq.FileMetaData, uri: str) -> None:
-    """Whether the footer agrees with itself. Raises InvalidDataset."""
+    """Check that the footer is consistent. Raises InvalidDataset."""
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     rows = sum(group.num_rows for group in groups)
     if rows != metadata.num_rows:
@@ -125,7 +120,7 @@ def _check_declared_rows(metadata: pq.FileMetaData, uri: str) -> None:
 def _check_read_rows(
     group: pq.RowGroupMetaData, index: int, counts: Counter[str], uri: str
 ) -> None:
-    """Whether all that is declared was read. Raises InvalidDataset."""
+    """Check that everything that is declared was read. Raises InvalidDataset."""
     if counts["rows"] != group.num_rows:
         raise InvalidDataset(
             f"{uri}: row group {index} declares {group.num_rows} rows, and {counts['rows']} were "
@@ -140,7 +135,7 @@ def _check_read_rows(
 
 
 def _declared_values(group: pq.RowGroupMetaData) -> Iterator[tuple[str, int]]:
-    """Of our columns: one value a row, but each number of a list of features."""
+    """Declared values of our columns: one per row, or for features each number of a list."""
     for index in range(group.num_columns):
         column = group.column(index)
         name, _, inner = column.path_in_schema.partition(".")

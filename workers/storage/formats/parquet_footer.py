@@ -1,8 +1,8 @@
-"""What a Parquet footer claims, read before Arrow is let at it.
+"""Read the declared sizes of a Parquet footer without Arrow.
 
-pyarrow ends the whole process when it is asked about a column chunk that is encrypted, so it cannot
-be asked how many values a file claims to hold. This reads the few fields that say so, and skips the
-rest: Thrift's compact protocol, structs as in parquet.thrift (apache/parquet-format).
+pyarrow aborts the process when it is asked about an encrypted column chunk, so it cannot be asked how
+many values a file declares. This reads the few fields that are needed and skips the rest: Thrift's
+compact protocol, structs as in parquet.thrift (apache/parquet-format).
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ _BINARY, _LIST, _SET, _MAP, _STRUCT = 8, 9, 10, 11, 12
 
 
 class BadFooter(ValueError):
-    """No footer of Parquet, or one that is not read. Says why."""
+    """The footer is missing, damaged or too large. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class ColumnChunk:
-    """`column`: its name at the top of the schema. `values`: numbers in it, nested ones one by one.
+    """`column`: its top-level name. `values`: number of values, counting nested ones.
 
-    `page_bytes`: of its pages once they are unfolded, still encoded.
+    `page_bytes`: size of its pages after decompression, still encoded.
     """
 
     column: str
@@ -63,7 +63,7 @@ def _footer(path: Path) -> bytes:
 
 
 class _Compact:
-    """A reader of one footer that moves forward only."""
+    """A forward-only reader of one footer."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -108,7 +108,7 @@ class _Compact:
         return column, numbers
 
     def _fields(self) -> Iterator[tuple[int, int]]:
-        """Number and kind of each field of a struct; whoever asks reads or skips its value."""
+        """Number and kind of each field of a struct; the caller must read or skip its value."""
         field = 0
         while head := self._byte():
             field = field + (head >> 4) if head >> 4 else self._zigzag()

@@ -1,4 +1,4 @@
-"""Which format a file has, told by its first bytes: a name or a content type proves nothing."""
+"""Recognise the format of a file by its first bytes; names and content types are not reliable."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pyarrow as pa
 from cmcl.contract.dataset import FileFormat
 from workers.storage.formats import (
     arrow,
-    hdf5_apart,
+    hdf5_subprocess,
     npz,
     parquet,
     parquet_footer,
@@ -22,7 +22,7 @@ _LONGEST_MAGIC = 16
 
 @dataclass(frozen=True)
 class Format:
-    """`read` gives a file's rows in the internal form, in their order, in bounded memory."""
+    """`read` yields a file's rows in the internal form, in order, in bounded memory."""
 
     name: FileFormat
     read: Callable[[UserFile], Iterator[pa.RecordBatch]]
@@ -32,7 +32,7 @@ PARQUET = Format("parquet", parquet.read)
 ARROW = Format("arrow", arrow.read)
 NPZ = Format("npz", npz.read)
 SAFETENSORS = Format("safetensors", safetensors_file.read)
-HDF5 = Format("hdf5", hdf5_apart.read)
+HDF5 = Format("hdf5", hdf5_subprocess.read)
 
 _BY_MAGIC = {
     parquet_footer.MAGIC: PARQUET,
@@ -41,7 +41,7 @@ _BY_MAGIC = {
     npz.MAGIC: NPZ,
     HDF5_MAGIC: HDF5,
 }
-# What is often sent instead, and what to send.
+# Formats that are often sent by mistake, and what to send instead.
 _NEARLY = {
     parquet.ENCRYPTED: "it is encrypted Parquet; write it without encryption",
     b"FEA1": "it is Feather version 1; write version 2, which is Arrow IPC",
@@ -53,7 +53,7 @@ _NEARLY = {
 
 
 def format_of(file: UserFile) -> Format:
-    """Raises InvalidDataset for what is none of ours."""
+    """Return the format of a file. Raises InvalidDataset if it is not supported."""
     with file.path.open("rb") as stream:
         first_bytes = stream.read(_LONGEST_MAGIC)
     for magic, format_ in _BY_MAGIC.items():

@@ -1,6 +1,6 @@
-"""safetensors: tensors in one file, read from their place. bfloat16 becomes float32.
+"""safetensors: tensors in one file, memory-mapped. bfloat16 becomes float32.
 
-There is no text in it: ids are made, a label is a whole number.
+The format has no text: ids are generated, and labels are integers.
 """
 
 import json
@@ -16,7 +16,7 @@ from workers.storage.formats.arrays import NamedArray, read_arrays
 from workers.storage.formats.user_file import UserFile, reading
 
 LARGEST_HEADER = 1 << 20
-# The format's own bound (MAX_HEADER_SIZE of its reader).
+# The format's own limit (MAX_HEADER_SIZE of its reader).
 _LONGEST_HEADER_OF_FORMAT = 100_000_000
 _KINDS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 _KINDS |= {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
@@ -24,10 +24,10 @@ _KINDS |= {"U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8"}
 
 
 def looks_like_it(first_bytes: bytes) -> bool:
-    """The format has no magic word: eight bytes say how long the JSON is that follows.
+    """The format has no magic word, but a length of eight bytes, followed by JSON.
 
-    As a length, the magic word of encrypted Parquet is beyond the format's bound; one such file in 256 has
-    the brace.
+    Encrypted Parquet read as a length exceeds the format's limit, even in the one file of 256 that has a
+    brace in the right place.
     """
     length = int.from_bytes(first_bytes[:8], "little")
     return first_bytes[8:9] == b"{" and length <= _LONGEST_HEADER_OF_FORMAT
@@ -37,7 +37,7 @@ def read(file: UserFile) -> Iterator[pa.RecordBatch]:
     """Batches in the internal form. Raises InvalidDataset."""
     with reading(file.uri, "safetensors", SafetensorError, struct.error, ValueError):
         header = _header(file)
-        # Its own reader judges the header: every byte belongs to one tensor and to one alone.
+        # The format's own reader validates the header: every byte belongs to exactly one tensor.
         with safe_open(str(file.path), framework="np") as tensors:
             names = list(tensors.keys())
         entries = json.loads(header)
@@ -57,7 +57,7 @@ def _header(file: UserFile) -> bytes:
 
 
 def _array(entry: dict[str, Any], data_start: int, file: UserFile) -> NamedArray:
-    """A tensor at its place in the file: its reader cannot give bfloat16 without torch."""
+    """A tensor in the file, by offset: the reader cannot return bfloat16 without torch."""
     kind, shape = entry["dtype"], tuple(entry["shape"])
     if kind not in _KINDS or not shape:
         return NamedArray(shape, np.dtype("V1"), kind, _never)
@@ -72,9 +72,9 @@ def _array(entry: dict[str, Any], data_start: int, file: UserFile) -> NamedArray
 
 
 def _from_bfloat16(stored: np.ndarray) -> np.ndarray:
-    """The upper half of a float32; nothing is lost."""
+    """bfloat16 is the upper half of a float32, so the conversion is exact."""
     return (stored.astype(np.uint32) << 16).view(np.float32)
 
 
 def _never(_start: int, _stop: int) -> np.ndarray:
-    raise TypeError("an array that is no column is not read")
+    raise TypeError("only columns are read")

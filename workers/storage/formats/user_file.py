@@ -1,4 +1,4 @@
-"""A user's file that is being read, and what may be wrong with any of them, in the user's words."""
+"""A user's file that is being read, and the errors that any format can have."""
 
 import errno
 from collections.abc import Iterator
@@ -8,13 +8,12 @@ from pathlib import Path
 
 from cmcl.contract.errors import InvalidDataset, StorageUnavailable
 
-# A file that would unfold to more than both of these is a decompression bomb, not a file of
-# features: encoders' outputs hardly compress, and one picture with a few captions gives a factor of
-# a few.
+# A file that expands beyond both of these is a decompression bomb: encoders' outputs hardly compress,
+# and one picture with a few captions gives a factor of a few.
 LARGEST_EXPANSION = 64
 HARMLESS_BYTES = 1 << 30
-# What the machine is to blame for, and no file.
-_OURS = {
+# Errors of the machine, not of the file.
+_MACHINE_ERRORS = {
     errno.EACCES,
     errno.EDQUOT,
     errno.EIO,
@@ -31,7 +30,7 @@ _OURS = {
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a pair: its column, what the user calls it, and the width that the model declares."""
+    """One side of a pair: its column, its modality, and the width that the model declares."""
 
     column: str
     modality: str
@@ -51,11 +50,11 @@ class UserFile:
     sides: tuple[Side, Side]
 
     def wrong(self, what: str) -> InvalidDataset:
-        """The error that says what is wrong with this file."""
+        """An InvalidDataset error that names this file."""
         return InvalidDataset(f"{self.uri}: {what}")
 
     def check_width(self, side: Side, width: int, name: str) -> None:
-        """Raises InvalidDataset unless the model declares this width for that side."""
+        """Raises InvalidDataset if the model declares another width for that side."""
         if width != side.width:
             raise self.wrong(
                 f"{name} has width {width}, the model declares {side.width} for {side.modality}"
@@ -63,7 +62,7 @@ class UserFile:
 
 
 def check_expansion(unfolded: int, path: Path, uri: str) -> None:
-    """Raises InvalidDataset if a file claims to hold more bytes than an honest one can."""
+    """Raises InvalidDataset if the declared size of a file is implausible for its packed size."""
     packed = path.stat().st_size
     if unfolded > max(LARGEST_EXPANSION * packed, HARMLESS_BYTES):
         raise InvalidDataset(
@@ -74,13 +73,14 @@ def check_expansion(unfolded: int, path: Path, uri: str) -> None:
 
 @contextmanager
 def reading(uri: str, kind: str, *errors: type[Exception]) -> Iterator[None]:
-    """A library's errors about a file's content become InvalidDataset; the disk's own do not."""
+    """Turn a library's errors about contents into InvalidDataset, and disk errors into
+    StorageUnavailable."""
     expected: tuple[type[Exception], ...] = (OSError, *errors)
     try:
         yield
     except expected as error:
-        # Libraries say OSError for damaged content as well: without a number, or with EINVAL where
-        # a file sent them to a place before its beginning.
-        if isinstance(error, OSError) and error.errno in _OURS:
+        # Libraries raise OSError for damaged contents too: without a number, or with EINVAL for an
+        # offset before the start of the file.
+        if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
             raise StorageUnavailable(f"{uri}: its local copy: {error.strerror}") from error
         raise InvalidDataset(f"{uri}: it cannot be read as {kind}: {error}") from error

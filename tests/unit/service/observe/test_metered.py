@@ -21,7 +21,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.launcher import FakeLauncher
 from tests.unit.service.observe.samples import value
 from workers.storage.local import LocalStore
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 
 class MeteredParts:

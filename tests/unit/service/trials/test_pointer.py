@@ -15,7 +15,7 @@ from tests.fakes.replica_words import observe
 from tests.unit.service.sweep.test_sweeping import keys, sweep
 from tests.unit.service.trials.conftest import Trials
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import read_live, write_live
 
 

@@ -22,7 +22,7 @@ from workers.serve.search.stored.segments import (
     segment_writer,
     store_file,
 )
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 # As many may pile up before somebody sets about it.
 MOST_SEGMENTS = 16

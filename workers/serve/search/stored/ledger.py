@@ -19,7 +19,7 @@ from cmcl.contract.errors import InvalidVersion, ObjectExists, ObjectNotFound, W
 from workers.serve.search.stored.repeats import marked, new_mark
 from workers.serve.search.stored.revision import Revision
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 # Of what is asked once more by somebody who was overtaken; older ones are swept.
 KEPT_REVISIONS = 32

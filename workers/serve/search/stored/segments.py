@@ -27,7 +27,7 @@ from workers.serve.search.stored.repeats import is_marked, marked, new_mark
 from workers.serve.search.stored.revision import FeatureType, Segment
 from workers.serve.versions.loading import Float32Array
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 from workers.storage.versions import sha256_of_file
 
 ROWS_AT_ONCE = 4096

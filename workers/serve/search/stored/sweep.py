@@ -16,7 +16,7 @@ from workers.serve.search.stored.compaction import GRACE, still_kept
 from workers.serve.search.stored.revision import Revision
 from workers.serve.search.stored.segments import age_seconds
 from workers.storage import layout
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 
 def sweep(store: ObjectStore, name: str, now: datetime) -> int:

@@ -17,7 +17,7 @@ from workers.serve.search.stored.segments import (
     new_name,
     write_entries,
 )
-from workers.storage.port import ObjectStore
+from workers.storage.object_store import ObjectStore
 
 
 class NoCollection(WorkerError):

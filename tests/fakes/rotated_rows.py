@@ -1,0 +1,29 @@
+"""Rows that are prepared already, on their way into training: turned, and nothing else."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from workers.methods.method import DatasetStatistics, TrainingContext
+from workers.model.pair import rotate
+from workers.model.rows import PairedRows
+from workers.nullspace.mask import UpdateSpace
+from workers.nullspace.moments import pair_moments
+from workers.train.data.rows import HeldRows, RotatedRows
+
+
+def seen(prepared: PairedRows) -> DatasetStatistics:
+    """What a method is told of rows that it has learned."""
+    return DatasetStatistics(pair_moments(prepared.first_NI, prepared.second_NJ), prepared)
+
+
+def turned(
+    context: TrainingContext, spaces: Mapping[str, UpdateSpace], prepared: PairedRows
+) -> RotatedRows:
+    first, second = (spaces[modality] for modality in context.pair.modalities)
+
+    def transform(rows: PairedRows) -> PairedRows:
+        return replace(
+            rows, first_NI=rotate(rows.first_NI, first), second_NJ=rotate(rows.second_NJ, second)
+        )
+
+    return RotatedRows(HeldRows(prepared), transform)

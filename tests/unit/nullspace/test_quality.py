@@ -1,0 +1,157 @@
+"""The quality certificate equals brute force over all row pairs, without having the rows."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.unit.nullspace.references import quality_change
+from workers.nullspace.certificate import (
+    PairWeights,
+    quality_loss,
+    size_and_agreement,
+)
+from workers.nullspace.moments import PairMoments, pair_moments
+
+DOUBLE = torch.float64
+Rows = tuple[Tensor, Tensor]
+
+
+def random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def rows() -> Rows:
+    """Paired rows with common causes."""
+    causes = random(0, 50, 4)
+    return (
+        causes @ random(1, 4, 9) + 0.3 * random(2, 50, 9) + 0.5,
+        causes @ random(3, 4, 7) + 0.3 * random(4, 50, 7),
+    )
+
+
+@pytest.fixture
+def moments(rows: Rows) -> PairMoments:
+    return pair_moments(*rows)
+
+
+@pytest.fixture
+def learned(moments: PairMoments) -> PairWeights:
+    """Heads under which true pairs score above zero: the leading part of the cross sum."""
+    left, values, right = torch.linalg.svd(moments.cross_IJ / moments.count)
+    root = values[:5].sqrt()[:, None]
+    return PairWeights(root * left[:, :5].mT, root * right[:5])
+
+
+def other_heads(seed: int, near: PairWeights, distance: float) -> PairWeights:
+    return PairWeights(
+        near.first_EI + distance * random(seed, 5, 9),
+        near.second_EJ + distance * random(seed + 1, 5, 7),
+    )
+
+
+def scores(rows: Rows, heads: PairWeights) -> Tensor:
+    return (rows[0] @ heads.first_EI.mT) @ (rows[1] @ heads.second_EJ.mT).mT
+
+
+def brute_force(rows: Rows, then: PairWeights, now: PairWeights) -> float:
+    before, after = scores(rows, then), scores(rows, now)
+    size = after.square().mean() / before.square().mean()
+    return float(size - 2 * after.diag().mean() / before.diag().mean())
+
+
+@settings(max_examples=30)
+@given(st.integers(10, 10_000), st.sampled_from([1e-4, 0.1, 1.0, 10.0]))
+def test_quality_equals_brute_force_over_all_row_pairs(seed: int, distance: float) -> None:
+    causes = random(seed, 40, 3)
+    rows = (causes @ random(1, 3, 9) + 1, causes @ random(3, 3, 7) - 1)
+    moments = pair_moments(*rows)
+    left, _, right = torch.linalg.svd(moments.cross_IJ)
+    then = PairWeights(left[:, :5].mT, right[:5])
+    now = other_heads(seed + 1, then, distance)
+    assert quality_loss(moments, then, now) == pytest.approx(
+        brute_force(rows, then, now), rel=1e-6, abs=1e-6
+    )
+
+
+def test_quality_is_minus_one_when_learned(moments: PairMoments, learned: PairWeights) -> None:
+    assert quality_loss(moments, learned, learned) == -1.0
+    assert quality_change(moments, learned, learned) == 0.0
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.25, 0.9, 1.1, 3.0])
+def test_quality_along_its_own_ray_is_lowest_when_learned(
+    moments: PairMoments, learned: PairWeights, scale: float
+) -> None:
+    scaled = PairWeights(scale * learned.first_EI, learned.second_EJ)
+    assert quality_loss(moments, learned, scaled) == pytest.approx(scale**2 - 2 * scale)
+    assert quality_change(moments, learned, scaled) == pytest.approx((scale - 1) ** 2)
+
+
+def test_common_rotation_of_both_heads_keeps_quality(
+    moments: PairMoments, learned: PairWeights
+) -> None:
+    rotation_EE = torch.linalg.qr(random(5, 5, 5)).Q
+    turned = PairWeights(rotation_EE @ learned.first_EI, rotation_EE @ learned.second_EJ)
+    assert quality_loss(moments, learned, turned) == pytest.approx(-1.0, abs=1e-12)
+
+
+def test_quality_does_not_know_which_side_is_first(
+    moments: PairMoments, learned: PairWeights
+) -> None:
+    now = other_heads(6, learned, 0.3)
+    swapped = quality_loss(
+        moments.swapped(),
+        PairWeights(learned.second_EJ, learned.first_EI),
+        PairWeights(now.second_EJ, now.first_EI),
+    )
+    assert swapped == pytest.approx(quality_loss(moments, learned, now), abs=1e-12)
+
+
+def test_quality_does_not_depend_on_the_scale_of_features(
+    rows: Rows, moments: PairMoments, learned: PairWeights
+) -> None:
+    """ImageBind's features have norms of 1 to 100."""
+    now = other_heads(7, learned, 0.3)
+    huge = pair_moments(100 * rows[0], rows[1])
+    assert quality_loss(huge, learned, now) == pytest.approx(quality_loss(moments, learned, now))
+
+
+def test_float32_heads_are_certified_in_float64(moments: PairMoments, learned: PairWeights) -> None:
+    single = PairWeights(learned.first_EI.float(), learned.second_EJ.float())
+    near = other_heads(8, learned, 1e-3)
+    now = PairWeights(near.first_EI.float(), near.second_EJ.float())
+    exact = quality_loss(moments, single.double(), now.double())
+    assert quality_loss(moments, single, now) == exact
+
+
+def test_a_dataset_that_was_never_learned_has_no_quality_to_lose(
+    moments: PairMoments, learned: PairWeights
+) -> None:
+    """Nothing to measure against: all scores zero, or true pairs pushed apart."""
+    nothing = PairWeights(torch.zeros(5, 9), torch.zeros(5, 7))
+    apart = PairWeights(-learned.first_EI, learned.second_EJ)
+    for then in (nothing, apart):
+        assert quality_loss(moments, then, learned) == 0.0
+        assert quality_change(moments, then, learned) == 0.0
+
+
+def test_size_and_agreement_are_means_over_row_pairs(
+    rows: Rows, moments: PairMoments, learned: PairWeights
+) -> None:
+    size, agreement = size_and_agreement(moments, learned)
+    torch.testing.assert_close(size, scores(rows, learned).square().mean())
+    torch.testing.assert_close(agreement, scores(rows, learned).diag().mean())
+
+
+def test_terms_are_differentiable_in_both_heads(moments: PairMoments, learned: PairWeights) -> None:
+    """The gradient is that of brute force, so that the terms can be trained on."""
+    first, second = learned.first_EI.requires_grad_(), learned.second_EJ.requires_grad_()
+
+    def total(first_EI: Tensor, second_EJ: Tensor) -> Tensor:
+        size, agreement = size_and_agreement(moments, PairWeights(first_EI, second_EJ))
+        return size - 2 * agreement
+
+    assert torch.autograd.gradcheck(total, (first, second))

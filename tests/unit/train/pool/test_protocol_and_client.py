@@ -1,0 +1,144 @@
+"""What jobs and the resident say to each other, and where they meet."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cmcl.contract.job import Progress
+from workers.storage.layout import run_progress
+from workers.train.pool import client
+from workers.train.pool.protocol import (
+    PoolSetup,
+    Request,
+    socket_path,
+    status_from_line,
+    status_to_line,
+)
+from workers.train.pool.queue import Attempt, AttemptStatus
+
+ATTEMPT = Attempt("file:///store", "job-1", 2)
+SETUP = PoolSetup("abc", 2, 1, 0.0)
+REQUEST = Request(ATTEMPT, SETUP, "high", 60.0)
+WORDS = "line one\nline two: naïve"
+
+
+def test_messages_come_through_whole() -> None:
+    assert Request.from_line(REQUEST.to_line()) == REQUEST
+    answer = AttemptStatus("failed", WORDS)
+    assert status_to_line(answer).count(b"\n") == 1
+    assert status_from_line(status_to_line(answer)) == answer
+
+
+@pytest.mark.parametrize("line", [b"", b"[]\n", b"{}\n", b'{"attempt": {}, "setup": {}}\n'])
+def test_other_messages_are_refused(line: bytes) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        Request.from_line(line)
+
+
+def test_priority_that_there_is_not_is_refused() -> None:
+    line = REQUEST.to_line().replace(b'"high"', b'"highest"')
+    with pytest.raises(ValueError, match="priority is 'highest'; it must be one of"):
+        Request.from_line(line)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go, for this process alone."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_socket_lies_in_a_folder_of_ours_alone(folder: Path) -> None:
+    path = socket_path("10.0.0.1:6379")
+    assert path.name == "6379.sock"
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    path.parent.chmod(0o755)
+    with pytest.raises(PermissionError, match="not private to this user"):
+        socket_path("10.0.0.1:6379")
+
+
+@pytest.fixture
+def listener(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A resident's socket on the cluster that this process is told of."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(socket_path("127.0.0.1:6379")))
+        listening.listen()
+        yield listening
+
+
+def answer_with(
+    listener: socket.socket, *lines: bytes, expected: Request = REQUEST
+) -> threading.Thread:
+    """Play the resident for one job: say these lines, and go."""
+
+    def play() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            assert Request.from_line(connection.recv(1 << 16)) == expected
+            for line in lines:
+                connection.sendall(line)
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    return thread
+
+
+def test_job_waits_for_the_final_answer(listener: socket.socket) -> None:
+    long = AttemptStatus("failed", WORDS * 20_000)
+    whole = status_to_line(AttemptStatus("working")) + status_to_line(long)
+    playing = answer_with(listener, whole[:10], whole[10:])
+    assert client.train_in_pool(REQUEST) == long
+    playing.join()
+
+
+@pytest.mark.parametrize("lines", [(), (status_to_line(AttemptStatus("working")),)])
+def test_job_goes_on_alone_when_the_resident_dies(
+    listener: socket.socket, lines: tuple[bytes, ...]
+) -> None:
+    playing = answer_with(listener, *lines)
+    assert client.train_in_pool(REQUEST) is None
+    playing.join()
+
+
+def test_job_goes_on_alone_when_the_group_is_another_and_tells_why(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    attempt = Attempt((tmp_path / "store").as_uri(), "job-1", 2)
+    request = Request(attempt, SETUP)
+    answer = status_to_line(AttemptStatus("rejected", "CMCL_RANKS is 4"))
+    playing = answer_with(listener, answer, expected=request)
+    assert client.train_in_pool(request) is None
+    playing.join()
+    told = Progress.model_validate_json(
+        (tmp_path / "store" / run_progress("job-1", 2)).read_bytes()
+    )
+    assert (told.phase, told.note) == (
+        "starting",
+        "this attempt starts its own ranks: CMCL_RANKS is 4",
+    )
+
+
+def test_job_that_stands_in_line_is_heard_of(listener: socket.socket, tmp_path: Path) -> None:
+    attempt = Attempt((tmp_path / "store").as_uri(), "job-1", 2)
+    progress = tmp_path / "store" / run_progress("job-1", 2)
+    told: list[str] = []
+
+    def play() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            while not progress.exists():
+                time.sleep(0.01)
+            told.append(Progress.model_validate_json(progress.read_bytes()).phase)
+            connection.sendall(status_to_line(AttemptStatus("done")))
+
+    playing = threading.Thread(target=play)
+    playing.start()
+    assert client.train_in_pool(Request(attempt, SETUP)) == AttemptStatus("done")
+    playing.join()
+    assert told == ["waiting"]

@@ -1,0 +1,316 @@
+"""The line for the warm ranks: by priority, one at a time, and nobody waits for the dead."""
+
+from dataclasses import replace
+
+import pytest
+
+from workers.train.pool.queue import (
+    ATTEMPTS_PER_GROUP,
+    FORGIVEN_AFTER_SECONDS,
+    RESTARTS,
+    Assignment,
+    Attempt,
+    JobQueue,
+    Retire,
+)
+
+FIRST, SECOND, THIRD = (Attempt("file:///store", f"job-{number}", 1) for number in (1, 2, 3))
+
+
+@pytest.fixture
+def queue() -> JobQueue:
+    queue = JobQueue()
+    queue.group_started()
+    return queue
+
+
+def join(queue: JobQueue, *attempts: Attempt) -> list[str]:
+    """They come in this order; what each is told at once."""
+    for attempt in attempts:
+        queue.join(attempt)
+    return [queue.status(attempt).state for attempt in attempts]
+
+
+def test_attempts_are_worked_on_in_order_of_arrival(queue: JobQueue) -> None:
+    assert join(queue, FIRST, SECOND) == ["working", "waiting"]
+    assert queue.next(after=0) == Assignment(1, FIRST)
+    assert queue.next(after=1) is None, "a rank that is done first waits for the others"
+    queue.attempt_done(1)
+    assert queue.status(SECOND).state == "working"
+    assert queue.next(after=1) == Assignment(2, SECOND)
+    assert queue.status(FIRST).state == "done"
+
+
+def test_line_is_ordered_by_priority_then_arrival(queue: JobQueue) -> None:
+    low, normal, high, later = (replace(FIRST, job=name) for name in ("l", "n", "h", "h-later"))
+    queue.join(FIRST)
+    queue.next(after=0)
+    queue.join(low, "low")
+    queue.join(normal)
+    queue.join(high, "high")
+    queue.join(later, "high")
+    assert queue.status(FIRST).state == "working", "what is in work is finished"
+    learned = []
+    for number in range(1, 5):
+        queue.attempt_done(number)
+        found = queue.next(after=number)
+        assert isinstance(found, Assignment)
+        learned.append(found.attempt)
+    assert learned == [high, later, normal, low]
+
+
+def test_next_in_line_is_told_that_it_is(queue: JobQueue) -> None:
+    queue.join(FIRST, "low")
+    assert queue.status(FIRST).state == "working"
+    queue.join(SECOND, "high")
+    assert [queue.status(each).state for each in (FIRST, SECOND)] == ["waiting", "working"]
+
+
+def test_every_rank_gets_the_same_assignment(queue: JobQueue) -> None:
+    join(queue, FIRST)
+    assert queue.next(after=0) == queue.next(after=0) == Assignment(1, FIRST)
+
+
+def test_desk_is_empty_once_all_have_left(queue: JobQueue) -> None:
+    join(queue, FIRST, SECOND)
+    queue.next(after=0)
+    queue.attempt_done(1)
+    queue.leave(FIRST)
+    assert not queue.is_empty
+    queue.leave(SECOND)
+    assert queue.is_empty
+
+
+def test_refusal_is_told_in_its_words(queue: JobQueue) -> None:
+    join(queue, FIRST)
+    queue.next(after=0)
+    queue.attempt_failed(1, "a smaller learning rate")
+    status = queue.status(FIRST)
+    assert (status.state, status.message) == ("failed", "a smaller learning rate")
+
+
+def replace_group(queue: JobQueue) -> None:
+    """The ranks die, and new ones come."""
+    queue.group_failed("SIGKILL")
+    queue.group_started()
+
+
+def test_new_ranks_begin_the_attempt_again(queue: JobQueue) -> None:
+    join(queue, FIRST)
+    queue.next(after=0)
+    replace_group(queue)
+    assert queue.next(after=0) == Assignment(1, FIRST)
+    queue.attempt_done(1)
+    assert queue.status(FIRST).state == "done"
+
+
+def test_attempt_that_ranks_die_of_fails_with_their_last_words(queue: JobQueue) -> None:
+    join(queue, FIRST)
+    queue.next(after=0)
+    queue.attempt_error(1, "out of memory")
+    for _ in range(RESTARTS):
+        replace_group(queue)
+        assert queue.status(FIRST).state == "working"
+    queue.group_failed("SIGKILL")
+    status = queue.status(FIRST)
+    assert (status.state, status.message) == ("failed", "the ranks failed 3 times: out of memory")
+
+
+def test_group_that_becomes_larger_has_not_died(queue: JobQueue) -> None:
+    join(queue, FIRST)
+    queue.next(after=0)
+    for _ in range(3 * RESTARTS):
+        queue.group_started()
+        assert queue.next(after=0) == Assignment(1, FIRST)
+    for _ in range(RESTARTS):
+        replace_group(queue)
+    assert queue.status(FIRST).state == "working"
+
+
+def test_ranks_that_die_before_they_have_started_are_counted_for_who_waits_for_them() -> None:
+    queue = JobQueue()
+    assert join(queue, FIRST, SECOND) == ["working", "waiting"]
+    for _ in range(RESTARTS):
+        queue.group_failed("no GPU answers")
+        assert queue.status(FIRST).state == "working"
+    queue.group_failed("no GPU answers")
+    status = queue.status(FIRST)
+    assert (status.state, status.message) == ("failed", "the ranks failed 3 times: no GPU answers")
+    assert queue.status(SECOND).state == "working"
+    queue.group_started()
+    assert queue.next(after=0) == Assignment(2, SECOND)
+
+
+def test_ranks_that_die_with_nothing_in_work_are_counted_for_who_waits_for_them() -> None:
+    queue = JobQueue()
+    join(queue, FIRST, SECOND)
+    for _ in range(RESTARTS):
+        queue.group_started()
+        queue.group_failed("CUDA error")
+        assert queue.status(FIRST).state == "working"
+    queue.group_started()
+    queue.group_failed("CUDA error")
+    status = queue.status(FIRST)
+    assert (status.state, status.message) == ("failed", "the ranks failed 3 times: CUDA error")
+    assert queue.status(SECOND).state == "working"
+
+
+def test_nobody_pays_for_ranks_that_end_over_a_refused_attempt(queue: JobQueue) -> None:
+    join(queue, FIRST)
+    queue.next(after=0)
+    queue.attempt_failed(1, "NaN in column b")
+    join(queue, SECOND)
+    replace_group(queue)
+    assert queue.next(after=0) == Assignment(2, SECOND)
+    for _ in range(RESTARTS):
+        replace_group(queue)
+    assert queue.status(SECOND).state == "working"
+    queue.group_failed("SIGKILL")
+    assert queue.status(SECOND).state == "failed"
+
+
+def test_nobody_pays_for_ranks_that_end_over_an_abandoned_attempt(queue: JobQueue) -> None:
+    join(queue, FIRST, SECOND)
+    queue.next(after=0)
+    queue.leave(FIRST)
+    replace_group(queue)
+    assert queue.next(after=0) == Assignment(2, SECOND)
+    for _ in range(RESTARTS):
+        replace_group(queue)
+    assert queue.status(SECOND).state == "working"
+
+
+def test_deaths_are_counted_for_each_attempt_anew(queue: JobQueue) -> None:
+    for number, attempt in enumerate((FIRST, SECOND), start=1):
+        join(queue, attempt)
+        queue.next(after=0)
+        for _ in range(RESTARTS):
+            replace_group(queue)
+        queue.attempt_done(number)
+        assert queue.status(attempt).state == "done"
+
+
+def test_deaths_are_forgiven_to_groups_that_worked_for_long() -> None:
+    now = 0.0
+    queue = JobQueue(lambda: now)
+    queue.group_started()
+    join(queue, FIRST)
+    queue.next(after=0)
+    for _ in range(3 * RESTARTS):
+        now += FORGIVEN_AFTER_SECONDS
+        replace_group(queue)
+        assert queue.status(FIRST).state == "working"
+    for _ in range(RESTARTS):
+        now += 1
+        replace_group(queue)
+    assert queue.status(FIRST).state == "failed"
+
+
+def test_attempt_whose_job_has_gone_is_abandoned(queue: JobQueue) -> None:
+    join(queue, FIRST)
+    queue.next(after=0)
+    assert not queue.is_abandoned()
+    queue.leave(FIRST)
+    assert queue.is_abandoned()
+    queue.group_started()
+    assert not queue.is_abandoned()
+    assert queue.next(after=0) is None
+
+
+def test_abandoned_attempt_that_ends_in_time_makes_room(queue: JobQueue) -> None:
+    join(queue, FIRST, SECOND)
+    queue.next(after=0)
+    queue.leave(FIRST)
+    queue.attempt_done(1)
+    assert not queue.is_abandoned()
+    assert queue.next(after=1) == Assignment(2, SECOND)
+
+
+def test_jobs_that_have_gone_leave_the_line(queue: JobQueue) -> None:
+    join(queue, FIRST, SECOND, THIRD)
+    queue.next(after=0)
+    queue.leave(SECOND)
+    queue.attempt_done(1)
+    assert queue.next(after=1) == Assignment(2, THIRD)
+
+
+def test_next_attempt_of_a_job_ends_the_one_before(queue: JobQueue) -> None:
+    join(queue, FIRST, SECOND)
+    queue.next(after=0)
+    again = replace(FIRST, attempt=2)
+    assert join(queue, again) == ["waiting"]
+    assert queue.status(FIRST).state == "failed"
+    assert queue.is_abandoned()
+    queue.group_started()
+    assert queue.next(after=0) == Assignment(2, SECOND)
+
+
+def test_attempt_that_comes_after_its_successor_is_refused(queue: JobQueue) -> None:
+    assert join(queue, replace(FIRST, attempt=2), FIRST) == ["working", "failed"]
+
+
+def test_word_of_an_earlier_assignment_changes_nothing(queue: JobQueue) -> None:
+    join(queue, FIRST, SECOND)
+    queue.next(after=0)
+    queue.attempt_done(1)
+    queue.next(after=1)
+    queue.attempt_failed(1, "late")
+    queue.attempt_done(1)
+    assert queue.status(SECOND).state == "working"
+
+
+def test_ranks_retire_after_so_many_attempts_and_new_ones_go_on(queue: JobQueue) -> None:
+    for number in range(1, ATTEMPTS_PER_GROUP + 1):
+        join(queue, FIRST)
+        assert queue.next(after=number - 1) == Assignment(number, FIRST)
+        queue.attempt_done(number)
+        queue.leave(FIRST)
+    join(queue, SECOND)
+    assert queue.next(after=ATTEMPTS_PER_GROUP) == Retire()
+    queue.group_started()
+    assert queue.next(after=0) == Assignment(ATTEMPTS_PER_GROUP + 1, SECOND)
+
+
+def test_new_ranks_that_die_at_their_start_after_others_retired_are_counted(
+    queue: JobQueue,
+) -> None:
+    for number in range(1, ATTEMPTS_PER_GROUP + 1):
+        join(queue, FIRST)
+        queue.next(after=number - 1)
+        queue.attempt_done(number)
+        queue.leave(FIRST)
+    join(queue, SECOND)
+    assert queue.next(after=ATTEMPTS_PER_GROUP) == Retire()
+    for _ in range(RESTARTS + 1):
+        assert queue.status(SECOND).state == "working"
+        queue.group_failed("no GPU answers")
+    assert queue.status(SECOND).state == "failed"
+
+
+def test_idle_is_counted_from_the_end_of_the_last_attempt() -> None:
+    now = [0.0]
+    queue = JobQueue(lambda: now[0])
+    now[0] = 5.0
+    assert queue.idle_seconds == 5.0, "nothing was wanted yet"
+    queue.join(FIRST)
+    queue.next(after=0)
+    now[0] = 50.0
+    assert queue.idle_seconds == 0.0
+    queue.attempt_done(1)
+    now[0] = 51.0
+    queue.leave(FIRST)
+    now[0] = 58.0
+    assert queue.idle_seconds == 7.0
+
+
+def test_a_group_that_dies_over_what_nobody_wants_is_idle_from_then_on() -> None:
+    now = [0.0]
+    queue = JobQueue(lambda: now[0])
+    queue.join(FIRST)
+    queue.next(after=0)
+    queue.leave(FIRST)
+    now[0] = 30.0
+    assert queue.idle_seconds == 0.0, "the ranks have not ended yet"
+    queue.group_started()
+    now[0] = 32.0
+    assert queue.idle_seconds == 2.0

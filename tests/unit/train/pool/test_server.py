@@ -1,0 +1,130 @@
+"""How jobs at the socket and jobs on other nodes come to the one line, and leave it."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from workers.train.pool.protocol import PoolSetup, Request, status_from_line, status_to_line
+from workers.train.pool.queue import Attempt, AttemptStatus
+from workers.train.pool.server import PoolServer, ServerTimeouts
+
+SETUP = PoolSetup("abc", 2, 1, 0.0)
+FIRST, SECOND = (Request(Attempt("file:///store", f"job-{n}", 1), SETUP) for n in (1, 2))
+WAITING, WORKING = AttemptStatus("waiting"), AttemptStatus("working")
+SECONDS = 60.0
+PATIENT = ServerTimeouts(call=SECONDS, absence=SECONDS, check=0.001)
+
+
+class Scene:
+    """A server, and whether it has come to its end."""
+
+    def __init__(self, times: ServerTimeouts) -> None:
+        self.now = 0.0
+        self.ended = asyncio.Event()
+        self.server = PoolServer(SETUP, 0.0, self.ended.set, times, lambda: self.now)
+        self.server.queue.group_started()
+
+    async def ask(self, request: Request, told: AttemptStatus = WAITING) -> AttemptStatus:
+        return status_from_line(await self.server.poll(request.to_line(), status_to_line(told)))
+
+    def finish(self, number: int) -> None:
+        """What the ranks do with an assignment."""
+        assert self.server.queue.next(after=number - 1)
+        self.server.queue.attempt_done(number)
+        self.server.notify()
+
+
+def run(play: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(play(), SECONDS))
+
+
+def test_job_elsewhere_hears_of_every_change_until_it_has_its_answer() -> None:
+    async def play() -> None:
+        scene = Scene(PATIENT)
+        assert await scene.ask(FIRST) == WORKING
+        second = asyncio.ensure_future(scene.ask(SECOND))
+        first = asyncio.ensure_future(scene.ask(FIRST, told=WORKING))
+        await asyncio.sleep(0)
+        scene.finish(1)
+        assert await first == AttemptStatus("done")
+        assert await second == WORKING
+        scene.finish(2)
+        assert await scene.ask(SECOND, told=WORKING) == AttemptStatus("done")
+        assert scene.server.queue.is_empty
+
+    run(play)
+
+
+def test_job_elsewhere_that_asks_no_more_has_gone() -> None:
+    async def play() -> None:
+        scene = Scene(ServerTimeouts(call=0.01, absence=0.0))
+        assert await scene.ask(FIRST) == WORKING
+        while not scene.server.queue.is_empty:
+            await asyncio.sleep(0.001)
+
+    run(play)
+
+
+def test_job_elsewhere_that_says_so_has_gone_at_once() -> None:
+    async def play() -> None:
+        scene = Scene(PATIENT)
+        await scene.ask(FIRST)
+        waiting = asyncio.ensure_future(scene.ask(FIRST, told=WORKING))
+        await asyncio.sleep(0)
+        scene.server.disconnect(FIRST.to_line())
+        assert scene.server.queue.is_empty
+        assert (await waiting).is_final, "the call that it no longer waits for ends as well"
+        assert scene.server.queue.is_empty
+
+    run(play)
+
+
+def test_attempt_for_another_group_is_told_which_setting_differs_and_the_group_makes_room() -> None:
+    async def play() -> None:
+        scene = Scene(PATIENT)
+        await scene.ask(FIRST)
+        other = Request(SECOND.attempt, PoolSetup("abc", 4, 1, 0.5))
+        answer = await scene.ask(other)
+        assert answer.state == "rejected"
+        assert answer.message == (
+            "CMCL_RANKS is 2 in the pool and 4 for this attempt; "
+            "CMCL_GPUS_PER_RANK is 0.0 in the pool and 0.5 for this attempt"
+        )
+        assert "about to end" in (await scene.ask(SECOND)).message, "it takes nobody any more"
+        assert not scene.ended.is_set(), "who came before is served first"
+        scene.finish(1)
+        assert await scene.ask(FIRST, told=WORKING) == AttemptStatus("done")
+        await scene.ended.wait()
+
+    run(play)
+
+
+def test_job_of_other_code_is_turned_away_in_words() -> None:
+    async def play() -> None:
+        scene = Scene(PATIENT)
+        told = status_from_line(await scene.server.poll(b"{}", status_to_line(WAITING)))
+        assert (told.state, "another release" in told.message) == ("rejected", True)
+        await scene.ended.wait()
+
+    run(play)
+
+
+def test_group_leaves_once_no_attempt_has_come_for_as_long_as_the_last_one_said() -> None:
+    async def play() -> None:
+        scene = Scene(PATIENT)
+        leaving = asyncio.ensure_future(scene.server.close_when_idle())
+        await scene.ask(Request(FIRST.attempt, SETUP, idle_seconds=1800.0))
+        scene.now = 5000.0
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+        assert not leaving.done(), "it works"
+        scene.finish(1)
+        assert await scene.ask(FIRST, told=WORKING) == AttemptStatus("done")
+        scene.now += 1799.0
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+        assert not leaving.done(), "it is too early"
+        scene.now += 1.0
+        await scene.ended.wait()
+
+    run(play)

@@ -1,0 +1,39 @@
+"""What is heard of a node that goes. In processes of their own, as a notice stays for life."""
+
+import subprocess
+import sys
+
+LISTEN = """
+from workers.train.checkpoint import watch_for_preemption, preemption_noticed
+
+questions = []
+
+def ask():
+    questions.append(preemption_noticed())
+    {answer}
+
+assert not preemption_noticed()
+watch_for_preemption(ask, seconds=0.001).join()
+print(len(questions), any(questions), preemption_noticed())
+"""
+
+
+def listen(answer: str) -> list[str]:
+    """The lines that a process prints whose question is answered by this."""
+    program = LISTEN.format(answer=answer)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    return done.stdout.splitlines()
+
+
+def test_notice_is_given_once_somebody_answers() -> None:
+    told, counts = listen("return 'node-7' if len(questions) == 3 else None")
+    assert told == "preemption notice: node-7"
+    assert counts == "3 False True"
+
+
+def test_training_goes_on_where_nobody_can_be_asked() -> None:
+    told, counts = listen("raise ConnectionError('the actor died')")
+    assert told == "preemption notices are no longer received: the actor died"
+    assert counts == "1 False False"

@@ -1,0 +1,142 @@
+"""Progress: told at changes, told again when nothing changes, and never in the way of training."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmcl.contract.dataset import DatasetManifest, Shard
+from cmcl.contract.job import JobSpec, Progress
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec
+from tests.fakes.flaky_store import FlakyStore
+from workers.storage import layout
+from workers.storage.local import LocalStore
+from workers.train.distributed import SINGLE_PROCESS, World
+from workers.train.progress import Reporter
+from workers.train.run import UpdateDone, UpdateStats
+
+SHARD = Shard(uri="file:///x.parquet", sha256="0" * 64, bytes=1, rows=1)
+SPEC = JobSpec(
+    job="job-1",
+    attempt=1,
+    model="m",
+    version=1,
+    parent=None,
+    spec=ModelSpec(width=4, modalities={"image": 3, "text": 2}),
+    dataset=DatasetManifest(
+        dataset="ds-1",
+        model="m",
+        name="one",
+        pair=ModalityPair(first="image", second="text"),
+        shards=(SHARD,),
+    ),
+)
+KEY = layout.run_progress("job-1", 1)
+SECONDS = 120.0
+
+
+class NotedStore(FlakyStore):
+    """Tells when something was written, or was to be."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(LocalStore(root))
+        self.written = threading.Semaphore(0)
+
+    def put(self, key: str, data: bytes) -> None:
+        try:
+            super().put(key, data)
+        finally:
+            self.written.release()
+
+    def wait_for_writes(self, count: int) -> None:
+        for _ in range(count):
+            assert self.written.acquire(timeout=SECONDS), "nothing was written"
+
+    def progress(self) -> Progress:
+        return Progress.model_validate_json(self.read(KEY))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> NotedStore:
+    return NotedStore(tmp_path)
+
+
+def test_heart_beats_while_nothing_changes(store: NotedStore) -> None:
+    with Reporter(store, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
+        reporter.enter("training")
+        reporter.update_done(UpdateDone(8, 8, torch.tensor(0.5)))
+        store.wait_for_writes(2)
+        before = store.progress()
+        store.wait_for_writes(2)
+        after = store.progress()
+    assert after.at > before.at
+    assert (after.phase, after.updates_done, after.loss) == ("training", 8, 0.5)
+
+
+def test_the_first_update_is_told_at_once(store: NotedStore) -> None:
+    """Whoever watches sees that training goes, and how long it took to begin."""
+    reporter = Reporter(store, SPEC, SINGLE_PROCESS)
+    assert not reporter.should_log()
+    reporter.enter("training")
+    assert reporter.should_log()
+    stats = UpdateStats(gradient_norm=1.0, removed_share=0.5, drift=None)
+    reporter.update_done(UpdateDone(1, 8, torch.tensor(0.5), stats))
+    assert not reporter.should_log()
+
+
+def test_heart_stops_with_the_job(store: NotedStore) -> None:
+    with Reporter(store, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
+        reporter.enter("done")
+        store.wait_for_writes(2)
+    assert [each for each in threading.enumerate() if each.name == "heartbeat"] == []
+    assert store.progress().phase == "done"
+
+
+def test_heart_stops_when_the_job_fails(store: NotedStore) -> None:
+    with pytest.raises(ZeroDivisionError):
+        fail_while_reporting(store)
+    assert [each for each in threading.enumerate() if each.name == "heartbeat"] == []
+
+
+def fail_while_reporting(store: NotedStore) -> None:
+    with Reporter(store, SPEC, SINGLE_PROCESS, heartbeat=0.01):
+        store.wait_for_writes(1)
+        raise ZeroDivisionError
+
+
+def test_store_that_is_down_ends_neither_training_nor_heart(store: NotedStore) -> None:
+    store.broken = "progress"
+    with Reporter(store, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
+        reporter.enter("training")
+        store.wait_for_writes(3)
+        store.broken = None
+        store.wait_for_writes(2)
+    assert store.progress().phase == "training"
+
+
+def test_store_that_hangs_holds_no_update(store: NotedStore) -> None:
+    """A connection that died in silence is noticed after minutes, and other ranks give up before."""
+    hangs, told = threading.Event(), threading.Event()
+
+    class HangingStore(NotedStore):
+        def put(self, key: str, data: bytes) -> None:
+            told.set()
+            assert hangs.wait(SECONDS), "training waited for the store"
+            super().put(key, data)
+
+    hanging = HangingStore(Path(store.uri.removeprefix("file://")))
+    with Reporter(hanging, SPEC, SINGLE_PROCESS, heartbeat=0.01) as reporter:
+        reporter.enter("training")
+        assert told.wait(SECONDS)
+        for number in range(1, 9):
+            reporter.update_done(UpdateDone(number, 8, torch.tensor(0.5)))
+        hangs.set()
+    assert hanging.progress().updates_done == 8
+
+
+def test_ranks_that_do_not_lead_write_nothing(store: NotedStore) -> None:
+    with Reporter(store, SPEC, World(1, 2), heartbeat=0.001) as reporter:
+        reporter.enter("training")
+    assert store.calls == []

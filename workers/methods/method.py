@@ -1,0 +1,153 @@
+"""The interface of a method: how earlier datasets shape the training of the next one.
+
+Shapes: B rows of the global batch, N rows of the dataset, L rows of this process, E width of the
+embeddings, I and J widths of what the two heads read.
+
+The training loop (workers/train/loop.py) calls a method in this order:
+
+    update_spaces    where the heads may move
+    update_rule      what one update does: `backward` and `after_update`, for every batch
+    next_state       what the next dataset needs besides the moments
+
+`Vanilla` is the smallest method: the defaults of the interface.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+
+from cmcl.contract.modality import ModalityPair
+from cmcl.contract.model import ModelSpec, TrainingSpec
+from workers.model.heads import ModalityHeads
+from workers.model.memory import Memory
+from workers.model.pair import PairInEigenCoordinates
+from workers.model.rows import PairedRows
+from workers.nullspace.mask import UpdateSpace, everything_free
+from workers.nullspace.moments import PairMoments
+
+# State of a method that outlives a dataset, by name. Stored with the version, beside the moments.
+MethodState = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """Everything that exists before a dataset is trained: the parent version and the task."""
+
+    heads: ModalityHeads
+    memory: Memory
+    method_state: MethodState
+    pair: ModalityPair
+    training: TrainingSpec
+    seed: int
+
+
+@dataclass(frozen=True)
+class ReplicaGroup:
+    """The processes that share the work of an update. Alone there is one, and nothing is sent.
+
+    `own`: from a number of rows to the slice of this process. `gather`: rows of that slice (L × any)
+    and the number of all rows, to all rows in order (N × any). It is a collective: every process
+    must call it with the same number of rows.
+    """
+
+    count: int = 1
+    own: Callable[[int], slice] = slice
+    gather: Callable[[Tensor, int], Tensor] = lambda rows_LX, _: rows_LX
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One global batch.
+
+    `loss` runs the pair on this batch and returns InfoNCE. Under DDP it is this rank's share times
+    the number of ranks, so that the average over ranks is the loss. It may be called more than
+    once. `group` is for terms that a method divides in the same way.
+    """
+
+    loss: Callable[[], Tensor]
+    everywhere: PairedRows | None = None
+    group: ReplicaGroup = ReplicaGroup()
+
+    @property
+    def rows(self) -> PairedRows:
+        """The *whole* batch on every rank, in the input coordinates of the update spaces.
+
+        Available to methods with `needs_all_rows`. A term that is computed from it is equal on all
+        ranks and can simply be added.
+        """
+        if self.everywhere is None:
+            raise RuntimeError("whole batches are available only to methods with needs_all_rows")
+        return self.everywhere
+
+
+@dataclass(frozen=True)
+class DatasetStatistics:
+    """A dataset after training: the moments of all rows and, with `needs_all_rows`, the rows."""
+
+    moments: PairMoments
+    held: PairedRows | None = None
+
+    @property
+    def rows(self) -> PairedRows:
+        """All rows of the dataset, prepared, in the original coordinates."""
+        if self.held is None:
+            raise RuntimeError("all rows are available only to methods with needs_all_rows")
+        return self.held
+
+
+State = Mapping[str, Tensor]
+
+
+class UpdateRule:
+    """What one update does. The default is the loss alone."""
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Leave the gradient in the parameters and return the loss of the batch."""
+        loss = batch.loss()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def after_update(self) -> None:
+        """Called when the optimizer has moved the parameters."""
+
+    def state(self) -> State:
+        """State for a checkpoint, such as that of a random generator."""
+        return {}
+
+    def restore(self, state: State) -> None:
+        """Continue from a checkpoint."""
+
+
+class Method:
+    """How earlier datasets shape the training of the next one. The default: not at all."""
+
+    # True if all rows of a dataset must be in memory. Such a method cannot train a streamed dataset.
+    needs_all_rows = False
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec) -> Self:  # noqa: ARG003
+        """Create the method of a model. The default needs nothing of the spec."""
+        return cls()
+
+    def update_spaces(self, context: TrainingContext) -> Mapping[str, UpdateSpace]:
+        """Return the update space of each of the pair's two modalities."""
+        return {
+            modality: everything_free(*context.heads.weights[modality].shape)
+            for modality in context.pair.modalities
+        }
+
+    def update_rule(self, context: TrainingContext, pair: PairInEigenCoordinates) -> UpdateRule:
+        """Return the rule for one dataset."""
+        return UpdateRule()
+
+    def next_state(
+        self, context: TrainingContext, trained: ModalityHeads, statistics: DatasetStatistics
+    ) -> MethodState:
+        """Return the complete state for the next dataset, what is carried over included."""
+        return context.method_state
+
+
+class Vanilla(Method):
+    """No protection: the loss alone, in the original coordinates. What the others are compared to."""

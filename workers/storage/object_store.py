@@ -1,0 +1,122 @@
+"""The interface of object storage. Two adapters: `local` (file://) and `s3` (s3://, any endpoint)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from cmcl.contract.errors import InvalidUri
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class PresignedPut:
+    """A request that can be sent without credentials, any number of times, until `expires_at`.
+
+    It must have exactly `headers`, which are signed. They include length and SHA-256 of the body, so
+    that the store refuses other bytes.
+    """
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    expires_at: datetime
+
+
+class ObjectStore(Protocol):
+    """Objects under one root address; a key is a relative path with forward slashes.
+
+    A reader sees a whole object or none: never a part of one that is being written.
+    Every method may raise `StorageUnavailable`.
+    """
+
+    uri: str
+
+    def read(self, key: str) -> bytes:
+        """All bytes of a small object. Raises ObjectNotFound."""
+        ...
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """The bytes of an object of any size, in chunks of at most CHUNK_BYTES.
+
+        Raises ObjectNotFound at the call, not with the first chunk. Raises StorageUnavailable where a
+        body breaks off or ends before its declared length.
+        """
+        ...
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of an object of any size, fewer where it ends before.
+
+        `stop` is larger than `start`. Raises ObjectNotFound.
+        """
+        ...
+
+    def download(self, key: str, path: Path) -> None:
+        """Copy an object of any size to a local file. Raises ObjectNotFound."""
+        ...
+
+    def size(self, key: str) -> int:
+        """Bytes. Raises ObjectNotFound."""
+        ...
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write or overwrite."""
+        ...
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write an object that must not exist; one of concurrent writers wins. Raises ObjectExists."""
+        ...
+
+    def upload(self, path: Path, key: str) -> None:
+        """Write or overwrite from a local file of any size."""
+        ...
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy within the store, overwriting. Raises ObjectNotFound."""
+        ...
+
+    def compose(self, parts: Sequence[str], target: str) -> None:
+        """Write the parts' bytes, in their order, as one object, overwriting. Raises ObjectNotFound."""
+        ...
+
+    def presign_put(
+        self, key: str, sha256_hex: str, size: int, seconds: int
+    ) -> PresignedPut | None:
+        """A link to write exactly these bytes, for `seconds`; None if the store has no links."""
+        ...
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Keys that start with `prefix`, in lexical order."""
+        ...
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names directly under `prefix` (empty, or ending in a slash) that have keys below them."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object. It is no error if there is none."""
+        ...
+
+
+_ODD = frozenset("\\\x7f") | {chr(code) for code in range(32)}
+
+
+def checked_key(key: str) -> str:
+    """Return the key. Raises InvalidUri if it is empty, absolute, or has '..' or odd characters.
+
+    The same keys are valid in every adapter, whatever its disk or bucket accepts.
+    """
+    if any(part in ("", ".", "..") for part in key.split("/")):
+        raise InvalidUri(f"{key!r} is no key: write folder/name, without empty parts, '.' and '..'")
+    if _ODD & set(key):
+        raise InvalidUri(f"{key!r} has a character that keys may not have")
+    return key
+
+
+def checked_prefix(prefix: str) -> str:
+    """Return a prefix of keys, which may be empty or end in a slash. Raises InvalidUri."""
+    if prefix:
+        checked_key(prefix.removesuffix("/"))
+    return prefix

@@ -1,0 +1,41 @@
+"""Limits of a process that reads a user's file: memory, CPU time, and the lifetime of its parent."""
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def bound(memory: int, seconds: int) -> None:
+    """Limit memory (bytes) and CPU time (seconds), and disable core files.
+
+    Only writable memory counts: files that are mapped for reading are free. Existing limits, such as
+    those of the parent process, are not raised.
+    """
+    limits = {
+        resource.RLIMIT_DATA: memory,
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_CORE: 0,
+    }
+    for limit, most in limits.items():
+        _, hard = resource.getrlimit(limit)
+        lower = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(limit, (lower, lower))
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel kill this process when the process `parent`, or its thread, ends.
+
+    Does nothing on systems other than Linux.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+    if os.getppid() != parent:
+        # The parent ended before the call.
+        os.kill(os.getpid(), signal.SIGKILL)
