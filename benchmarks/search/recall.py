@@ -20,8 +20,8 @@ from benchmarks.reindex import Learnt
 from benchmarks.search.world import World
 from cmcl.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
-from workers.serve.search.index.index import Index, Wanted
-from workers.serve.search.stored.segments import Entry
+from workers.serve.collections.index import Index, Wanted
+from workers.serve.collections.segments import Entry
 
 _BEST = 10
 _ROWS_AT_ONCE = 1000

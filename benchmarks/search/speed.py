@@ -21,11 +21,10 @@ from usearch.index import search as usearch_search
 from benchmarks.search.world import World
 from cmcl.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
-from workers.serve.search.index.draft import project
-from workers.serve.search.index.graph import Graph
-from workers.serve.search.index.index import FEW_ROWS, GRAPH_FROM_ROWS, Index, Wanted
-from workers.serve.search.index.parts import Part, joined
-from workers.serve.search.stored.segments import Entry
+from workers.serve.collections.graph import Graph
+from workers.serve.collections.index import FEW_ROWS, GRAPH_FROM_ROWS, Index, Part, Wanted, joined
+from workers.serve.collections.index_builder import project
+from workers.serve.collections.segments import Entry
 from workers.serve.versions.loading import Float32Array
 
 MODALITY = "image"

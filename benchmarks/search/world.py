@@ -8,10 +8,10 @@ from pathlib import Path
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LivePointer
 from workers.model.heads import ModalityHeads
-from workers.serve.search.follower import CollectionsFollower
-from workers.serve.search.index.index import GRAPH_FROM_ROWS, Index
-from workers.serve.search.stored import writes
-from workers.serve.search.stored.segments import Entry
+from workers.serve.collections import writes
+from workers.serve.collections.follower import CollectionsFollower
+from workers.serve.collections.index import GRAPH_FROM_ROWS, Index
+from workers.serve.collections.segments import Entry
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import LoadedHeads, ServedVersion
 from workers.storage.local import LocalStore

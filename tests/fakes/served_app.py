@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from workers.serve.http.one_write import OneWrite
+from workers.serve.api.protocol import OneWrite
 
 
 @contextmanager

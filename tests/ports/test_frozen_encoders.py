@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.fakes.tiny_clip import WIDTH, save_tiny_clip
-from workers.serve.encoders.frozen import EncoderUnusable, FrozenEncoder
-from workers.serve.encoders.registry import open_encoder
+from workers.serve.encoders.port import EncoderUnusable, FrozenEncoder
+from workers.serve.encoders.queue import open_encoder
 from workers.serve.encoders.spec import EncoderSpec, parse_encoder
 from workers.serve.encoders.synthetic import SyntheticEncoder
 from workers.serve.versions.loading import Float32Array

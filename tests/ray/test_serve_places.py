@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from workers.serve.app import build
-from workers.serve.places import ENCODER, REPLICA, one_of
+from workers.serve.placement import ENCODER, REPLICA, one_of
 
 TEXT = {"modality": "text", "kind": "synthetic", "width": 8, "num_cpus": 2.5}
 STORE = {"store": "s3://bucket/cmcl", "encoders": [TEXT]}

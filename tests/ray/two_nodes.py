@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from workers.serve.places import REPLICA, one_of
+from workers.serve.placement import REPLICA, one_of
 
 _SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
 _SECONDS = 300.0

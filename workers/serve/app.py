@@ -7,8 +7,8 @@ from ray import serve
 
 from workers.serve.deployment import EMBEDDER
 from workers.serve.encoders.deployment import encoder_applications
-from workers.serve.places import REPLICA, one_of
-from workers.serve.push.actor import close_channel
+from workers.serve.placement import REPLICA, one_of
+from workers.serve.ray_channel import close_channel
 from workers.serve.settings import ServeArgs
 
 APPLICATION = "embeddings"

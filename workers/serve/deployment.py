@@ -12,29 +12,26 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
-from workers.serve.access.port import Doorkeeper, OpenDoor
-from workers.serve.access.signatures import read_public_keys
-from workers.serve.access.snapshot import SignedKeys
-from workers.serve.compute.batcher import Batcher
-from workers.serve.compute.watch import stuck
+from workers.serve.announcements import Listener
+from workers.serve.api.admission import Admission
+from workers.serve.api.app import create_api
+from workers.serve.api.context import Replica
+from workers.serve.api.protocol import write_answers_at_once
+from workers.serve.auth import Doorkeeper, OpenDoor, SignedKeys, read_public_keys
+from workers.serve.batching.batcher import Batcher
+from workers.serve.batching.compute import stuck
+from workers.serve.canary.monitor import Trials
+from workers.serve.collections.collections import Collections, open_collections
 from workers.serve.encoders.deployment import Handle, encoders_behind
-from workers.serve.http.admission import Admission
-from workers.serve.http.api import create_api
-from workers.serve.http.one_write import write_answers_at_once
-from workers.serve.http.replica import Replica
-from workers.serve.push.actor import open_channel
-from workers.serve.push.listener import Listener
+from workers.serve.ray_channel import open_channel
 from workers.serve.ray_metrics import RayMetrics
-from workers.serve.rollout.trials import Trials
-from workers.serve.search.collections import Collections, open_collections
 from workers.serve.settings import ServeArgs
-from workers.serve.versions.cache import Budget
-from workers.serve.versions.first_look import wait_for_first_look
+from workers.serve.versions.cache import ResidentVersions
 from workers.serve.versions.follower import Follower, Look
-from workers.serve.versions.live import LiveVersions
+from workers.serve.versions.live import LiveVersions, wait_until_ready
 from workers.serve.versions.loading import StoredVersions
 from workers.serve.versions.lookup import VersionLookup
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.memory import Budget
 from workers.serve.versions.swapper import Swapper
 from workers.storage.uris import open_store
 
@@ -47,7 +44,7 @@ class Embedder:
     """Answers embedding queries. A new version of a model never restarts it."""
 
     def __init__(self, args: ServeArgs, encoders: Mapping[str, Handle]) -> None:
-        """Follow the store; it may be away (`wait_for_first_look`).
+        """Follow the store; it may be away (`wait_until_ready`).
 
         Nothing is raised for that: Serve gives an application up for good after some failed starts.
         """
@@ -78,15 +75,17 @@ class Embedder:
             self._store, self._live, swapper, args.seconds_between_looks, looks
         )
         self._follower.start()
-        self._metrics.watch("ready", "1 once the store was seen.", lambda: float(self._live.ready))
-        wait_for_first_look(self._live, args.first_look_seconds, _others_answer)
+        self._metrics.watch(
+            "ready", "1 once the store was seen.", lambda: float(self._live.readiness.ready)
+        )
+        wait_until_ready(self._live.readiness, args.first_look_seconds, _others_answer)
         self._collections = open_collections(
             *(self._store, self._live, args.seconds_between_looks, args.collection_limits)
         )
         if self._collections is not None:
             _watch_collections(self._metrics, self._collections)
             self._collections.start()
-            if self._live.ready:
+            if self._live.readiness.ready:
                 # Those that take longer are loaded while this replica answers everything else.
                 self._collections.wait_loaded(args.first_look_seconds)
         self._listener = Listener(open_channel, self._wake, self._metrics.hears)

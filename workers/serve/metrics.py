@@ -1,5 +1,7 @@
 """What a replica counts, as a port: HTTP and follower can be tested without Ray."""
 
+from itertools import count
+from time import perf_counter
 from typing import Protocol
 
 
@@ -72,3 +74,28 @@ class ServeMetrics(Protocol):
     def shadow_dropped(self, model: str) -> None:
         """A request was to be scored by the candidate as well, and there was no time for it."""
         ...
+
+
+_OBSERVED = 8
+_requests = count()
+
+
+class Laps:
+    """Begins with the request."""
+
+    def __init__(self, metrics: ServeMetrics) -> None:
+        self._metrics = metrics
+        self._begun = self._last = perf_counter()
+        self._is_observed = next(_requests) % _OBSERVED == 0
+
+    def lap(self, stage: str) -> None:
+        """This stage is over."""
+        if self._is_observed:
+            now = perf_counter()
+            self._metrics.stage(stage, now - self._last)
+            self._last = now
+
+    @property
+    def seconds(self) -> float:
+        """Since the request began."""
+        return perf_counter() - self._begun

@@ -2,17 +2,26 @@
 
 from hashlib import sha256
 from importlib.metadata import version
-from typing import Annotated, Self
+from typing import Annotated, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from cmcl.contract import DISTRIBUTION
 from cmcl.contract.dataset import Uri
 from cmcl.contract.modality import Frozen
-from workers.serve.access.signatures import read_public_keys
+from workers.serve.auth import read_public_keys
 from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.quota import share_of_one
-from workers.serve.search.limits import Limits
+
+
+class CollectionLimits(NamedTuple):
+    """Collections of one owner, rows of one collection, rows and bytes of all of them in a replica."""
+
+    collections: int
+    rows: int
+    all_rows: int
+    all_bytes: int
+
 
 _LOCAL_POLL_SECONDS = 0.1
 # Each look at S3 costs one listing and one read per model; a tenth of a second would be a bill.
@@ -178,9 +187,9 @@ class ServeArgs(Frozen):
         return self
 
     @property
-    def collection_limits(self) -> Limits:
+    def collection_limits(self) -> CollectionLimits:
         """As collections take them."""
-        return Limits(
+        return CollectionLimits(
             self.max_collections,
             self.max_collection_rows,
             self.max_searched_rows,

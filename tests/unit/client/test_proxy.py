@@ -39,7 +39,7 @@ from tests.fakes.haproxy import (
     replica,
     write_rays,
 )
-from workers.serve.http.asking import LONGEST_MS
+from workers.serve.api.context import LONGEST_MS
 from workers.serve.settings import ServeArgs
 
 # Ray's own models warn while they are imported.

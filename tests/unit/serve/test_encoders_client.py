@@ -9,11 +9,16 @@ import pytest
 from tests.fakes.encoders import RecordedHops
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import Replica
+from workers.serve.api.app import create_api
 from workers.serve.encoders.client import EncoderClients
-from workers.serve.encoders.frozen import Encoded, Unreadable
-from workers.serve.encoders.port import EncoderInfo, EncoderUnavailable, UnreadableItem
+from workers.serve.encoders.port import (
+    Encoded,
+    EncoderInfo,
+    EncoderUnavailable,
+    Unreadable,
+    UnreadableItem,
+)
 from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
-from workers.serve.http.api import create_api
 
 SPEC = EncoderSpec(
     modality="text",

@@ -12,8 +12,7 @@ from tests.unit.serve.test_serve_migrate import SPEC, heads
 from workers.model.artifact import load_memory
 from workers.nullspace.certificate import PairWeights
 from workers.nullspace.compatibility import compatibility
-from workers.serve.across.compatibilities import Changes, Compatibilities
-from workers.serve.across.results import SharedResults
+from workers.serve.migration import Changes, Compatibilities, SharedResults
 from workers.serve.versions.loading import LoadedHeads, ServedVersion, load_version
 from workers.storage import layout
 from workers.storage.local import LocalStore

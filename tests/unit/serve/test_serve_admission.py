@@ -5,9 +5,9 @@ from itertools import repeat
 import pytest
 from starlette.requests import Request
 
-from workers.serve.access.port import Caller
+from workers.serve.api.context import tenant_of
+from workers.serve.auth import Caller
 from workers.serve.errors import Overloaded
-from workers.serve.http.asking import tenant_of
 from workers.serve.quota import Quota
 
 

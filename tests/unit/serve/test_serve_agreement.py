@@ -8,8 +8,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from tests.fakes.versions import random_heads
 from tests.unit.serve.versions_at_hand import PAIRS, SPEC, rows, version
-from workers.serve.rollout.agreement import TwoVersions, partners_of
-from workers.serve.rollout.recent import RecentFeatures
+from workers.serve.canary.agreement import RecentFeatures, TwoVersions, partners_of
 
 
 def remembering(images: int = 0, texts: int = 0) -> RecentFeatures:

@@ -14,15 +14,12 @@ from tests.fakes.compute import ImmediateCompute
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import random_heads
 from tests.unit.serve.conftest import SPEC, Clock, Replica
-from workers.serve.compute.batcher import Batcher
-from workers.serve.compute.heads import ServingHead
-from workers.serve.compute.heavy import HeavyThread
-from workers.serve.compute.port import Ticket
-from workers.serve.compute.queue import RowQueue, Work
-from workers.serve.compute.watch import stuck
+from workers.serve.api.app import create_api
+from workers.serve.batching.batcher import Batcher, RowQueue, Work
+from workers.serve.batching.compute import Ticket, stuck
+from workers.serve.batching.executor import HeavyThread
 from workers.serve.errors import DeadlineExceeded
-from workers.serve.http.api import create_api
-from workers.serve.versions.loading import Float32Array, ServedVersion, load_version
+from workers.serve.versions.loading import Float32Array, ServedVersion, ServingHead, load_version
 
 
 @pytest.fixture

@@ -17,10 +17,9 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeArgs
-from workers.serve.versions.cache import Budget, NoRoom
+from workers.serve.versions.cache import ResidentVersions
 from workers.serve.versions.loading import LoadedHeads, StoredVersions
-from workers.serve.versions.resident import ResidentVersions
-from workers.serve.versions.tensors import Reservation
+from workers.serve.versions.memory import Budget, NoRoom, Reservation
 from workers.storage import layout
 from workers.storage.versions import refer_to_version, write_live
 
@@ -234,7 +233,7 @@ def test_a_replica_that_starts_with_more_models_than_fit_answers_for_all_of_them
     for model in models:
         publish(narrow, model)
     narrow.look()
-    assert narrow.live.ready
+    assert narrow.live.readiness.ready
     assert narrow.get("/readyz").status_code == 200
     assert len(in_memory(narrow, models)) == 3
     assert narrow.metrics.evictions == []

@@ -9,9 +9,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from cmcl.contract.version import ANNOUNCEMENTS
 from tests.unit.serve.conftest import MODEL, Clock, Replica
-from workers.serve.access.port import Caller
-from workers.serve.http.api import create_api
-from workers.serve.http.counted import Counted, RateLimiter
+from workers.serve.api.app import create_api
+from workers.serve.api.counted import Counted, RateLimiter
+from workers.serve.auth import Caller
 
 SCOPE: Scope = {"type": "http", "path": "/v1/embeddings"}
 

@@ -8,16 +8,16 @@ import pytest
 from cmcl.contract.model import WIDEST_FEATURE
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import Replica
-from workers.serve.errors import InvalidRequest
-from workers.serve.http.api import create_api
-from workers.serve.http.routes.migrate import MigrateRequest
-from workers.serve.http.routes.similarity import SimilarityRequest
-from workers.serve.http.wire.collections import (
+from workers.serve.api.app import create_api
+from workers.serve.api.migrate import MigrateRequest
+from workers.serve.api.similarity import SimilarityRequest
+from workers.serve.api.wire.collection_bodies import (
     ItemsRequest,
     RemovalRequest,
     SearchRequest,
 )
-from workers.serve.http.wire.requests import EmbeddingRequest, parse
+from workers.serve.api.wire.requests import EmbeddingRequest, parse
+from workers.serve.errors import InvalidRequest
 
 TEXT = {"modality": "text", "text": "a"}
 

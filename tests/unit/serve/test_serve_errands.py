@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.fakes.executor import ScarceThreads
-from workers.serve.versions.errands import Errands
+from workers.serve.versions.follower import Errands
 
 PATIENCE = 60.0
 

@@ -1,8 +1,7 @@
 """A replica whose store is away when it starts."""
 
 from tests.unit.serve.conftest import Replica
-from workers.serve.versions.first_look import wait_for_first_look
-from workers.serve.versions.live import LiveVersions
+from workers.serve.versions.live import Readiness, wait_until_ready
 
 ALREADY = 0.001
 
@@ -30,21 +29,21 @@ def test_a_store_that_fails_later_makes_no_replica_unready(serving: Replica) -> 
 
 
 def test_where_nobody_else_answers_a_replica_goes_on_without_its_store() -> None:
-    live = LiveVersions()
-    wait_for_first_look(live, ALREADY, lambda: False)
-    assert not live.ready
+    readiness = Readiness()
+    wait_until_ready(readiness, ALREADY, lambda: False)
+    assert not readiness.ready
 
 
 def test_while_others_answer_a_replica_waits_for_its_store() -> None:
-    live = LiveVersions()
+    readiness = Readiness()
     looks: list[bool] = []
 
     def others_answer() -> bool:
-        looks.append(live.ready)
+        looks.append(readiness.ready)
         if len(looks) == 3:
-            live.become_ready()
+            readiness.listed([])
         return True
 
-    wait_for_first_look(live, ALREADY, others_answer)
+    wait_until_ready(readiness, ALREADY, others_answer)
     assert looks == [False] * 3
-    assert live.ready
+    assert readiness.ready

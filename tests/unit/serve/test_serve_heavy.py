@@ -13,13 +13,13 @@ import pytest
 
 from tests.fakes.executor import ScarceThreads
 from tests.fakes.serve_metrics import RecordedMetrics
-from workers.serve.compute.batcher import Batcher
-from workers.serve.compute.heavy import HeavyThread
-from workers.serve.compute.port import Steps, run_at_once, run_in_turns
+from workers.serve.api.wire.collection_bodies import payload_text
+from workers.serve.api.wire.formats import json_embeddings
+from workers.serve.api.wire.requests import Encoding
+from workers.serve.batching.batcher import Batcher
+from workers.serve.batching.compute import Steps, run_at_once, run_in_turns
+from workers.serve.batching.executor import HeavyThread
 from workers.serve.errors import InvalidRequest
-from workers.serve.http.wire.answers import json_embeddings
-from workers.serve.http.wire.collections import payload_text
-from workers.serve.http.wire.requests import Encoding
 
 PATIENCE = 60.0
 

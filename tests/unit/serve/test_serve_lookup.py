@@ -11,9 +11,9 @@ from cmcl.contract.version import VersionManifest
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.settings import ServeArgs
-from workers.serve.versions.cache import Budget
+from workers.serve.versions.cache import ResidentVersions
 from workers.serve.versions.loading import ServedVersion, StoredVersions
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.memory import Budget
 from workers.storage import layout
 
 BUDGET = Budget(1 << 30)

@@ -15,7 +15,7 @@ from tests.fakes.versions import publish_version, random_heads
 from tests.unit.serve.conftest import MODEL, Replica
 from workers.model.heads import ModalityHeads
 from workers.nullspace.conditioning import Conditioning
-from workers.serve.http.wire.answers import RAW
+from workers.serve.api.wire.formats import RAW
 from workers.storage import layout
 
 # Embeddings wider than what the head of texts reads, and narrower than what that of images does.

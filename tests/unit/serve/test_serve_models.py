@@ -10,9 +10,9 @@ import pytest
 from cmcl.contract.rollout import Candidate
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.test_serve_migrate import publish as publish_conditioned
-from workers.serve.access.port import Caller
+from workers.serve.api.app import create_api
+from workers.serve.auth import Caller
 from workers.serve.encoders.port import EncoderInfo, NoEncoders
-from workers.serve.http.api import create_api
 from workers.storage import layout
 
 

@@ -14,7 +14,7 @@ from uvicorn.config import HTTP_PROTOCOLS
 
 from tests.fakes.segments import segments_received
 from tests.fakes.served_app import served
-from workers.serve.http.one_write import OneWrite, write_answers_at_once
+from workers.serve.api.protocol import OneWrite, write_answers_at_once
 
 SECONDS = 120.0
 GET = b"GET / HTTP/1.1\r\nhost: replica\r\n\r\n"

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.serve.api.wire.plain import read_plain
+from workers.serve.api.wire.requests import EmbeddingRequest, parse
 from workers.serve.errors import InvalidRequest
-from workers.serve.http.wire.plain import read_plain
-from workers.serve.http.wire.requests import EmbeddingRequest, parse
 
 NUMBERS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**63), 2**64 - 1)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests.unit.serve.versions_at_hand import rows
-from workers.serve.rollout.recent import RecentFeatures, RecentRows
+from workers.serve.canary.agreement import RecentFeatures, RecentRows
 
 
 def test_the_last_rows_are_kept_and_older_ones_go() -> None:

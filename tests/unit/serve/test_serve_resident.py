@@ -14,9 +14,9 @@ from tests.fakes.executor import ScarceThreads
 from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.errors import Overloaded
-from workers.serve.versions.cache import Budget
+from workers.serve.versions.cache import KEPT_FOR_ROLLING_BACK, ResidentVersions
 from workers.serve.versions.loading import ServedVersion, StoredVersions
-from workers.serve.versions.resident import KEPT_FOR_ROLLING_BACK, ResidentVersions
+from workers.serve.versions.memory import Budget
 from workers.storage import layout
 
 PATIENCE = 60.0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.serve.rollout.routing import answered_by_candidate
+from workers.serve.versions.lookup import answered_by_candidate
 
 KEYS = [f"caller-{number}" for number in range(10_000)]
 

@@ -6,7 +6,7 @@ from fastapi.testclient import TestClient
 from cmcl.contract.rollout import Candidate, Observation
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.test_serve_similarity import items
-from workers.serve.http.api import create_api
+from workers.serve.api.app import create_api
 from workers.storage import layout
 
 

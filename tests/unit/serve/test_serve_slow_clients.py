@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from tests.unit.serve.conftest import MODEL, Replica
-from workers.serve.access.port import Caller
+from workers.serve.api.app import create_api
+from workers.serve.api.body import held_body
+from workers.serve.api.until_sent import _Holding
+from workers.serve.auth import Caller
 from workers.serve.errors import BodyTimeout
-from workers.serve.http.api import create_api
-from workers.serve.http.body import held_body
-from workers.serve.http.until_sent import _Holding
 from workers.serve.quota import share_of_one
 
 MOST = 8

@@ -15,8 +15,8 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import random_heads
 from tests.unit.serve.versions_at_hand import SPEC, rows, version
+from workers.serve.canary.monitor import Trials
 from workers.serve.errors import InvalidRequest
-from workers.serve.rollout.trials import Trials
 from workers.serve.versions.live import LiveVersions, Refusal
 from workers.serve.versions.loading import ServedVersion
 from workers.storage import layout

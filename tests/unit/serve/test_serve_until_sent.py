@@ -15,9 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.fakes.served_app import served
 from tests.unit.serve.conftest import MODEL, Replica
-from workers.serve.http.api import create_api
-from workers.serve.http.replica import Replica as Parts
-from workers.serve.http.until_sent import UntilSent, hold_until_sent
+from workers.serve.api.app import create_api
+from workers.serve.api.context import Replica as Parts
+from workers.serve.api.until_sent import UntilSent, hold_until_sent
 from workers.serve.quota import Quota
 
 PATIENCE = 60.0

@@ -10,8 +10,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import numpy as np
 
-from workers.serve.encoders.frozen import Encoded, Unreadable
-from workers.serve.encoders.port import EncoderInfo, EncoderUnavailable, UnreadableItem
+from workers.serve.encoders.port import (
+    Encoded,
+    EncoderInfo,
+    EncoderUnavailable,
+    Unreadable,
+    UnreadableItem,
+)
 from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
 from workers.serve.fair_queue import FairSemaphore
 from workers.serve.versions.loading import Float32Array

@@ -16,11 +16,10 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Histogram
 
 from workers.serve.encoders.client import EncoderClients
-from workers.serve.encoders.frozen import Encoded
-from workers.serve.encoders.port import Encoders, EncoderUnavailable, NoEncoders
-from workers.serve.encoders.registry import open_encoder
+from workers.serve.encoders.port import Encoded, Encoders, EncoderUnavailable, NoEncoders
+from workers.serve.encoders.queue import open_encoder
 from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
-from workers.serve.places import ENCODER, one_of
+from workers.serve.placement import ENCODER, one_of
 
 Handle = DeploymentHandle[Any]
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from workers.serve.encoders.frozen import EncoderUnusable
 from workers.serve.encoders.images import read_image
+from workers.serve.encoders.port import EncoderUnusable
 from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.versions.loading import Float32Array
 

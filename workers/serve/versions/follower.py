@@ -19,14 +19,97 @@ from functools import partial
 
 from cmcl.contract.errors import WorkerError
 from cmcl.contract.modality import NAME_PATTERN
-from workers.serve.versions.errands import Errands
-from workers.serve.versions.first_look import FirstLook
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.swapper import Swapper
 from workers.storage.port import ObjectStore
 from workers.storage.versions import read_live
 
 logger = logging.getLogger(__name__)
+
+
+class Errands:
+    """Runs each errand that was begun since it last started, so that nothing is missed.
+
+    What takes long holds up its own name and one thread, and nobody else while others are free. What
+    is begun again while it runs goes to the end of the queue, however often that happens.
+    """
+
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        """`threads` are its own from now on, and end with it."""
+        self._threads = threads
+        # By a token: an executor that cannot start a thread raises and keeps what it was given, which
+        # must not run beside the errand that is begun in its place.
+        self._waiting: dict[str, object] = {}
+        self._running: set[str] = set()
+        self._again: dict[str, Callable[[], None]] = {}
+        self._closed = False
+        self._changed = threading.Condition()
+        self._complaints: dict[str, str] = {}
+
+    def begin(self, name: str, errand: Callable[[], None]) -> None:
+        """Run it soon; if it is running now, once more after that.
+
+        Raises RuntimeError where no thread can be started.
+        """
+        with self._changed:
+            if self._closed:
+                return
+            if name in self._running:
+                self._again[name] = errand
+            elif name not in self._waiting:
+                self._enqueue(name, errand)
+
+    def wait(self) -> None:
+        """Until nothing runs, and nothing waits for that."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running and not self._waiting)
+
+    def close(self) -> None:
+        """Begin nothing more. Does not wait: what hangs in a store may hang for long."""
+        with self._changed:
+            self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _enqueue(self, name: str, errand: Callable[[], None]) -> None:
+        turn = self._waiting[name] = object()
+        try:
+            self._threads.submit(self._run, name, turn, errand)
+        except RuntimeError:
+            # Otherwise this name would count as waiting for ever.
+            del self._waiting[name]
+            raise
+
+    def _run(self, name: str, turn: object, errand: Callable[[], None]) -> None:
+        with self._changed:
+            if self._waiting.get(name) is not turn:
+                return
+            del self._waiting[name]
+            self._running.add(name)
+        self._attempt(name, errand)
+        with self._changed:
+            self._running.discard(name)
+            self._changed.notify_all()
+            again = self._again.pop(name, None)
+            if again is not None and not self._closed:
+                self._enqueue(name, again)
+
+    def _attempt(self, name: str, errand: Callable[[], None]) -> None:
+        try:
+            errand()
+        except WorkerError as error:
+            self._complain(name, error)
+        except Exception:
+            # A bug, but one that must not freeze this replica on today's versions for ever.
+            logger.exception("a look at %s failed", name)
+        else:
+            self._complaints.pop(name, None)
+
+    def _complain(self, about: str, error: WorkerError) -> None:
+        """Log once and not with every look: a store that is down for an hour fills no disk."""
+        if self._complaints.get(about) != str(error):
+            self._complaints[about] = str(error)
+            logger.warning("%s cannot be read, what answers goes on: %s", about, error)
+
 
 _MODELS = "models/"
 _SHORTEST_PAUSE_SECONDS = 0.02
@@ -59,7 +142,6 @@ class Follower:
         self._poll_seconds = poll_seconds
         self._looks = looks
         self._clock = clock
-        self._first_look = FirstLook(live)
         self._missed: dict[str, _Missed] = {}
         self._reading = Errands(ThreadPoolExecutor(_READING_THREADS, "follower-read"))
         self._loading = Errands(ThreadPoolExecutor(_LOADING_THREADS, "follower-load"))
@@ -122,11 +204,10 @@ class Follower:
         try:
             names = self._store.folders(_MODELS)
         except WorkerError as error:
-            self._first_look.failed(error)
+            self._live.readiness.failed(error)
             raise
         models = [name for name in names if re.fullmatch(NAME_PATTERN, name)]
         self._live.listed(models)
-        self._first_look.listed(models)
         for model in models:
             if self._live.pointer(model) is None:
                 self._begin_reading(model)
@@ -137,7 +218,7 @@ class Follower:
             loads = self._follow(model)
         finally:
             if not loads:
-                self._first_look.tried(model)
+                self._live.readiness.tried(model)
 
     def _follow(self, model: str) -> bool:
         """Do what takes no time. Whether there is something to load, which goes on elsewhere."""
@@ -166,7 +247,7 @@ class Follower:
             loads = self._begin_loading(model)
         finally:
             if not loads:
-                self._first_look.tried(model)
+                self._live.readiness.tried(model)
 
     def _miss(self, model: str) -> None:
         if self._live.pointer(model) is None:

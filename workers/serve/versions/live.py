@@ -1,6 +1,7 @@
 """Which version of each model answers: one reference per model, replaced in one step."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,9 +9,83 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeVar
 
+from cmcl.contract.errors import WorkerError
 from cmcl.contract.rollout import Candidate
 from cmcl.contract.version import LivePointer
 from workers.serve.versions.loading import ServedVersion
+
+logger = logging.getLogger(__name__)
+
+
+class Readiness:
+    """Whether a replica has seen the store: until then an unknown model may just not have been seen.
+
+    Ready when every model of the first listing was tried: loaded, refused, or found without a version. Used
+    from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._untried: set[str] | None = None
+        self._ready = threading.Event()
+        self._lock = threading.Lock()
+        self._reason = "this replica has not seen the store yet"
+
+    @property
+    def ready(self) -> bool:
+        """Whether the first look at the store is over."""
+        return self._ready.is_set()
+
+    @property
+    def reason(self) -> str:
+        """Why the replica is not ready; of no meaning once it is."""
+        return self._reason
+
+    def wait(self, seconds: float) -> bool:
+        """Block until the replica is ready. False after `seconds`."""
+        return self._ready.wait(seconds)
+
+    def failed(self, error: WorkerError) -> None:
+        """Note that the store could not be listed."""
+        with self._lock:
+            if self._untried is None:
+                self._reason = f"this replica has not seen the store yet: {error}"
+
+    def listed(self, models: Collection[str]) -> None:
+        """Note the models that the store has; only the first listing counts."""
+        with self._lock:
+            if self._untried is None:
+                self._untried = set(models)
+            self._check()
+
+    def tried(self, model: str) -> None:
+        """Note that the version its pointer names was taken or refused, or that there is no pointer."""
+        with self._lock:
+            if self._untried is not None:
+                self._untried.discard(model)
+                self._check()
+
+    def _check(self) -> None:
+        if not self._untried:
+            self._ready.set()
+        else:
+            self._reason = f"models whose live version was not tried yet: {len(self._untried)}"
+
+
+def wait_until_ready(
+    readiness: Readiness, seconds: float, others_answer: Callable[[], bool]
+) -> None:
+    """Hold a new replica back until it has seen the store: before, it would answer 503.
+
+    For `seconds`, and for as long as other replicas answer in its place, so that neither a restart nor an
+    update replaces a replica that answers with one that cannot. Without other replicas it starts anyway:
+    requests and `/readyz` are answered with the reason, and the store is polled all the time.
+    """
+    while not readiness.wait(seconds):
+        if not others_answer():
+            logger.warning("requests are answered with 503: %s", readiness.reason)
+            return
+        logger.warning("waiting while other replicas answer: %s", readiness.reason)
+
 
 T = TypeVar("T")
 
@@ -92,8 +167,7 @@ class LiveVersions:
         self._listed: frozenset[str] = frozenset()
         # Deleted, while the store still has files of theirs: no models that are about to begin.
         self._gone: frozenset[str] = frozenset()
-        self._ready = threading.Event()
-        self._waits_for = "this replica has not seen the store yet"
+        self.readiness = Readiness()
         self._watchers: set[_Watcher] = set()
         self._writing = threading.Lock()
 
@@ -187,28 +261,7 @@ class LiveVersions:
         with self._writing:
             self._listed = frozenset(models)
             self._gone &= self._listed
-
-    def not_ready(self, reason: str) -> None:
-        """Why the first look is not over, in words."""
-        self._waits_for = reason
-
-    @property
-    def waits_for(self) -> str:
-        """Why this replica is not ready; of no meaning once it is."""
-        return self._waits_for
-
-    def become_ready(self) -> None:
-        """Each model's live version was tried once."""
-        self._ready.set()
-
-    @property
-    def ready(self) -> bool:
-        """Whether the first look is over: before, an unknown model may just not be seen yet."""
-        return self._ready.is_set()
-
-    def wait_ready(self, seconds: float) -> bool:
-        """Wait for the first look. False if it did not end in time."""
-        return self._ready.wait(seconds)
+        self.readiness.listed(models)
 
     async def wait_for(self, ask: Callable[[], T | None], seconds: float) -> T | None:
         """What `ask` answers, asked now and after each change; None where nothing came in time."""

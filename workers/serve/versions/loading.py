@@ -3,7 +3,9 @@
 Shapes: B rows, F width of the raw feature, E width of the embeddings.
 """
 
+import threading
 import weakref
+from collections import deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -11,18 +13,20 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from blake3 import blake3
 from numpy.typing import NDArray
 from safetensors import SafetensorError
+from torch import Tensor
 
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
 from workers.model.artifact import check_selftest, heads_from, load_selftest
+from workers.model.features import unit_rows
 from workers.model.heads import ModalityHeads
 from workers.model.tensor_bytes import stream
-from workers.serve.compute.heads import ServingHead, unit_length
-from workers.serve.versions.tensors import Reservation, SharedTensor, TensorPool
+from workers.nullspace.conditioning import Conditioning
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.versions import (
@@ -34,6 +38,94 @@ from workers.storage.versions import (
 )
 
 Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ServingHead:
+    """Conditioning, weight and bias of one modality.
+
+    The bias stands by itself, so that no row is copied to append a 1. Both are views: a copy laid out
+    as the product reads it was no faster (docs/log.md), and a swap would have to make it.
+    """
+
+    conditioning: Conditioning | None
+    weight_EF: Tensor
+    bias_E: Tensor
+
+    @classmethod
+    def of(cls, heads: ModalityHeads, modality: str) -> "ServingHead":
+        """The head of this modality. Raises KeyError."""
+        weight_EI = heads.weights[modality]
+        return cls(heads.conditioning.get(modality), weight_EI[:, :-1], weight_EI[:, -1])
+
+    def outputs(self, raw_BF: Tensor) -> Tensor:
+        """What the head gives (B × E), before it is brought to unit length."""
+        unit_BF = unit_rows(raw_BF)
+        read_BF = self.conditioning(unit_BF) if self.conditioning else unit_BF
+        return torch.nn.functional.linear(read_BF, self.weight_EF, self.bias_E)
+
+
+@dataclass(eq=False)
+class Reservation:
+    """Bytes set aside for heads that are being read. `left` shrinks as their tensors are counted."""
+
+    owner: str | None
+    left: int
+
+
+@dataclass(frozen=True, eq=False)
+class SharedTensor:
+    """A contiguous float32 tensor that several versions may hold; nothing writes to it."""
+
+    tensor: Tensor
+
+    @property
+    def bytes(self) -> int:
+        """Of its entries."""
+        return self.tensor.nbytes
+
+
+class TensorPool:
+    """Holds nothing itself: a tensor goes with the last version or request that refers to it.
+
+    Used from several threads. Counting relies on reference counts, so a version that was evicted while
+    a request uses it counts until that request is over.
+    """
+
+    def __init__(self) -> None:
+        self._by_content: weakref.WeakValueDictionary[Hashable, SharedTensor] = (
+            weakref.WeakValueDictionary()
+        )
+        self._bytes = 0
+        # Finalizers run at any moment in any thread, also inside of the lock: they only append.
+        self._freed: deque[int] = deque()
+        self._lock = threading.Lock()
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors that something refers to."""
+        with self._lock:
+            return self._count()
+
+    def share(self, tensor: Tensor, reservation: Reservation) -> SharedTensor:
+        """The tensor, or the one with the same shape and entries that is here already."""
+        content = (
+            tuple(tensor.shape),
+            blake3(tensor.flatten().numpy().view(np.uint8).data).digest(),
+        )
+        with self._lock:
+            reservation.left -= min(reservation.left, tensor.nbytes)
+            shared = self._by_content.get(content)
+            if shared is None:
+                shared = self._by_content[content] = SharedTensor(tensor)
+                self._bytes += tensor.nbytes
+                weakref.finalize(shared, self._freed.append, tensor.nbytes).atexit = False
+            return shared
+
+    def _count(self) -> int:
+        while self._freed:
+            self._bytes -= self._freed.popleft()
+        return self._bytes
 
 
 class HeadsSource(Protocol):
@@ -208,7 +300,7 @@ def _file_of(manifest: VersionManifest) -> Hashable:
 def _run_selftest(data: bytes, loaded: LoadedHeads) -> None:
     for modality, (features_BF, expected_BE) in load_selftest(data, loaded.serving).items():
         try:
-            given_BE = unit_length(loaded.serving[modality].outputs(features_BF))
+            given_BE = unit_rows(loaded.serving[modality].outputs(features_BF))
             check_selftest(modality, given_BE, expected_BE)
         except RuntimeError as error:  # torch's word for widths that do not fit together
             raise InvalidVersion(f"the self-test does not fit the heads: {error}") from error

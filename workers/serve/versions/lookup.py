@@ -1,11 +1,15 @@
 """From what a request asks for to the one version that answers it."""
 
+import hashlib
+import json
+import re
 import secrets
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable, WorkerError
-from workers.serve.access.port import Caller
+from cmcl.contract.modality import NAME_PATTERN
+from workers.serve.auth import Caller
 from workers.serve.errors import (
     ApiError,
     InvalidRequest,
@@ -14,12 +18,65 @@ from workers.serve.errors import (
     Overloaded,
     VersionDamaged,
 )
-from workers.serve.rollout.routing import answered_by_candidate
-from workers.serve.versions.cache import NoRoom, TooLarge
+from workers.serve.versions.cache import ResidentVersions
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import ServedVersion
-from workers.serve.versions.reference import ModelReference
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.memory import NoRoom, TooLarge
+
+_VERSION_PATTERN = r"[1-9][0-9]{0,8}"
+_LONGEST_VALUE = 60
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """`name`: whatever is live. `name@version`: that version and no other."""
+
+    name: str
+    version: int | None
+
+
+def parse_reference(text: str) -> ModelReference:
+    """Raises InvalidRequest."""
+    name, at, version = text.partition("@")
+    if not re.fullmatch(NAME_PATTERN, name) or (at and not re.fullmatch(_VERSION_PATTERN, version)):
+        raise InvalidRequest(
+            f"model is {shortened(text)}; permitted is a name of lower-case letters, digits and "
+            "inner hyphens, up to 48 characters, optionally followed by @ and a version from 1",
+            param="model",
+        )
+    return ModelReference(name, int(version) if at else None)
+
+
+def parse_version(text: str | None, where: str) -> int:
+    """A version in a header or parameter; 0 where it is absent. Raises InvalidRequest."""
+    if text is None:
+        return 0
+    if not re.fullmatch(_VERSION_PATTERN, text):
+        raise InvalidRequest(
+            f"{where} is {shortened(text)}; permitted is a version from 1", param=where
+        )
+    return int(text)
+
+
+def shortened(value: object) -> str:
+    """The user's value as it may stand in a message."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        names = ", ".join(map(repr, value))[:_LONGEST_VALUE]
+        return f"an object with {names or 'no fields'}"
+    text = json.dumps(value[:_LONGEST_VALUE] if isinstance(value, str) else value, default=str)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def answered_by_candidate(model: str, revision: int, key: str, share: float) -> bool:
+    """Whether the caller with this routing key belongs to the share that tries the candidate.
+
+    `revision`: of the pointer that began the trial, so that another trial meets other callers. Who
+    is in stays in when the share grows.
+    """
+    digest = hashlib.blake2b(f"{model}/{revision}/{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < share * 2**64
 
 
 @dataclass(frozen=True)
@@ -148,7 +205,7 @@ class VersionLookup:
         """Why nothing answers. Of another owner's model no more than of one that does not exist."""
         pointer, live = self._live.pointer(name), self._live.get(name)
         visible = caller.owner is None if pointer is None else caller.sees(pointer.owner)
-        if not self._live.ready and (live is None or not visible):
+        if not self._live.readiness.ready and (live is None or not visible):
             return NotReady("this replica has not seen the store yet", "model")
         if not visible or not self._live.knows(name):
             return NotFound(f"there is no model {name!r} with a version", "model")

@@ -19,10 +19,10 @@ from cmcl.contract.errors import (
 )
 from cmcl.contract.version import LivePointer
 from workers.serve.metrics import ServeMetrics
-from workers.serve.versions.cache import NoRoom, TooLarge
+from workers.serve.versions.cache import ResidentVersions
 from workers.serve.versions.live import LiveVersions, Refusal
 from workers.serve.versions.loading import ServedVersion
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.memory import NoRoom, TooLarge
 
 logger = logging.getLogger(__name__)
 

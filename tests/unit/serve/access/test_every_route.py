@@ -13,10 +13,9 @@ from service.control.access.keys import KeyText, mint
 from service.control.access.signing import make_pair, read_signing_key, sign
 from tests.fakes.app_client import AppClient
 from tests.unit.serve.conftest import MODEL, Replica
-from workers.serve.access.signatures import read_public_keys
-from workers.serve.access.snapshot import SignedKeys
-from workers.serve.http.api import create_api, describe
-from workers.serve.http.replica import Replica as Parts
+from workers.serve.api.app import create_api, describe
+from workers.serve.api.context import Replica as Parts
+from workers.serve.auth import SignedKeys, read_public_keys
 from workers.storage import layout
 
 PAIR = make_pair()

@@ -17,9 +17,7 @@ from cmcl.contract.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot, Snaps
 from service.control.access.keys import KeyText, mint
 from service.control.access.signing import make_pair, read_signing_key, sign
 from tests.fakes.flaky_store import FlakyStore
-from workers.serve.access.port import Caller
-from workers.serve.access.signatures import read_public_keys
-from workers.serve.access.snapshot import SignedKeys
+from workers.serve.auth import Caller, SignedKeys, read_public_keys
 from workers.serve.errors import ApiError, NotReady, Unauthorized
 from workers.serve.settings import ServeArgs
 from workers.storage import layout

@@ -7,8 +7,8 @@ from fastapi import FastAPI
 
 from cmcl.contract.version import ANNOUNCEMENTS, Announcement
 from tests.fakes.app_client import AppClient
-from workers.serve.http.errors import install_error_handlers
-from workers.serve.http.routes.announcements import router
+from workers.serve.api.errors import install_error_handlers
+from workers.serve.api.internal import router
 
 
 class Told:

@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 
-from workers.serve.push.board import Board
-from workers.serve.push.pulse import Pulse
+from workers.serve.announcements import Board, Pulse
 
 LISTENERS = 50
 

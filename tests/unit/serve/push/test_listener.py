@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.fakes.channel import FakeChannel
-from workers.serve.push.listener import Listener
-from workers.serve.push.port import ChannelLost
+from workers.serve.announcements import ChannelLost, Listener
 
 SECONDS = 120.0
 

@@ -15,11 +15,11 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import Replica
 from tests.unit.serve.search.scene import Scene
-from workers.serve.access.port import Caller, Doorkeeper, OpenDoor
-from workers.serve.http.api import create_api
-from workers.serve.search.collections import Collections
-from workers.serve.search.follower import CollectionsFollower
-from workers.serve.search.housekeeper import Housekeeper
+from workers.serve.api.app import create_api
+from workers.serve.auth import Caller, Doorkeeper, OpenDoor
+from workers.serve.collections.collections import Collections
+from workers.serve.collections.follower import CollectionsFollower
+from workers.serve.collections.maintenance import Housekeeper
 from workers.serve.settings import ServeArgs
 from workers.storage.local import LocalStore
 

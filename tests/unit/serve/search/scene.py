@@ -8,12 +8,12 @@ import numpy as np
 from cmcl.contract.version import LivePointer
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.versions_at_hand import rows, version
-from workers.serve.search.follower import CollectionsFollower
-from workers.serve.search.index.draft import project
-from workers.serve.search.index.index import Found, Index, Wanted
-from workers.serve.search.stored import writes
-from workers.serve.search.stored.revision import FeatureType, Revision
-from workers.serve.search.stored.segments import Entry
+from workers.serve.collections import writes
+from workers.serve.collections.follower import CollectionsFollower
+from workers.serve.collections.index import Found, Index, Wanted
+from workers.serve.collections.index_builder import project
+from workers.serve.collections.revision_log import FeatureType, Revision
+from workers.serve.collections.segments import Entry
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import Float32Array, ServedVersion
 

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.serve.compute.port import run_at_once
-from workers.serve.search.index.filters import (
+from workers.serve.batching.compute import run_at_once
+from workers.serve.collections.filters import (
     DEEPEST,
     MOST_CONDITIONS,
     InvalidFilter,
     mask,
     parse_filter,
 )
-from workers.serve.search.index.payloads import Payloads
+from workers.serve.collections.payloads import Payloads
 
 FIELDS = ("a", "b")
 texts = st.sampled_from(["", "red", "green", "é", "zebra", "1", "true"])

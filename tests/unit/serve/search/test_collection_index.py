@@ -16,10 +16,10 @@ from tests.unit.serve.search.scene import (
     removals,
     search,
 )
-from workers.serve.search.index.filters import parse_filter
-from workers.serve.search.index.graph import Graph, is_installed
-from workers.serve.search.index.parts import Contents, Part
-from workers.serve.search.index.payloads import Payloads
+from workers.serve.collections.filters import parse_filter
+from workers.serve.collections.graph import Graph, is_installed
+from workers.serve.collections.index import Contents, Part
+from workers.serve.collections.payloads import Payloads
 from workers.serve.versions.loading import Float32Array
 
 ROWS, WIDTH, ASKED = 6000, 64, 100

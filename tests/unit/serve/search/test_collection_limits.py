@@ -18,24 +18,23 @@ from tests.unit.serve.search.scene import (
     feature,
     removals,
 )
-from workers.serve.search.held import Shown
-from workers.serve.search.limits import Limits
-from workers.serve.search.memory import rows_bytes
-from workers.serve.search.quota import (
+from workers.serve.collections import revision_log
+from workers.serve.collections.compaction import compact
+from workers.serve.collections.indexer import Shown
+from workers.serve.collections.memory import rows_bytes
+from workers.serve.collections.quota import (
     AllFull,
     CollectionFull,
     CollectionsQuota,
     RowsUncounted,
     TooManyCollections,
 )
-from workers.serve.search.stored import ledger
-from workers.serve.search.stored.compaction import compact
-from workers.serve.search.stored.revision import Revision
-from workers.serve.search.stored.segments import texts_bytes_of
-from workers.serve.settings import ServeArgs
+from workers.serve.collections.revision_log import Revision
+from workers.serve.collections.segments import texts_bytes_of
+from workers.serve.settings import CollectionLimits, ServeArgs
 from workers.storage import layout
 
-LIMITS = Limits(collections=3, rows=60, all_rows=80, all_bytes=1 << 20)
+LIMITS = CollectionLimits(collections=3, rows=60, all_rows=80, all_bytes=1 << 20)
 
 
 def items(first: int, count: int) -> list[dict[str, Any]]:
@@ -52,7 +51,7 @@ def make(searching: Searching, name: str, caller: str = "") -> int:
 
 
 def head_of(scene: Scene) -> Revision:
-    head = ledger.newest(scene.store, NAME)
+    head = revision_log.newest(scene.store, NAME)
     assert head is not None
     return head
 
@@ -252,7 +251,7 @@ def test_an_owner_who_fills_all_that_is_free_leaves_room_for_others(scene: Scene
     add(scene.store, entries(0, 10, payload='{"a": 1}'))
     scene.settle()
     one = shown_of(scene)
-    limits = Limits(sys.maxsize, sys.maxsize, 10_000, 1000 * one.sure_bytes)
+    limits = CollectionLimits(sys.maxsize, sys.maxsize, 10_000, 1000 * one.sure_bytes)
     shown: dict[str, Shown] = {}
     quota = CollectionsQuota(limits, lambda: shown)
 
@@ -316,12 +315,12 @@ def test_too_many_bytes_are_refused_before_anything_is_written(searching: Search
     searching.args = args
     searching.open()
     searching.add("things", items(0, 5))
-    revision = ledger.newest_number(searching.store, "things")
+    revision = revision_log.newest_number(searching.store, "things")
     response = searching.ask("POST", "/things/items", {"items": items(5, 20)})
     assert (response.status_code, response.json()["error"]["code"]) == (507, "collections_full")
     assert "permitted are 3000 for all" in response.json()["error"]["message"]
     assert "max_collections_bytes" in response.json()["error"]["message"]
-    assert ledger.newest_number(searching.store, "things") == revision
+    assert revision_log.newest_number(searching.store, "things") == revision
     assert searching.ask("POST", "/things/items/delete", {"ids": ["i1"]}).status_code == 200
 
 

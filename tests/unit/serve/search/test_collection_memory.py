@@ -9,11 +9,11 @@ import pytest
 
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.search.scene import EVERYONE, Scene, create, entries
-from workers.serve.search.index.index import GRAPH_FROM_ROWS
-from workers.serve.search.limits import Limits
-from workers.serve.search.memory import rows_bytes
-from workers.serve.search.quota import AllFull, CollectionsQuota, RowsUncounted
-from workers.serve.search.stored import writes
+from workers.serve.collections import writes
+from workers.serve.collections.index import GRAPH_FROM_ROWS
+from workers.serve.collections.memory import rows_bytes
+from workers.serve.collections.quota import AllFull, CollectionsQuota, RowsUncounted
+from workers.serve.settings import CollectionLimits
 from workers.storage.local import LocalStore
 
 MEBIBYTE = 1 << 20
@@ -41,7 +41,9 @@ def fill(folder: Path, payload: str) -> tuple[int, int]:
     """
     scene = Scene(FlakyStore(LocalStore(folder)), GRAPH_FROM_ROWS)
     width = scene.swap(1).spec.width
-    quota = CollectionsQuota(Limits(1, 10_000_000, 10_000_000, LIMIT), scene.follower.all_shown)
+    quota = CollectionsQuota(
+        CollectionLimits(1, 10_000_000, 10_000_000, LIMIT), scene.follower.all_shown
+    )
     # Before what is measured: imports, and pools of memory.
     (row,) = entries(0, 1, payload=payload)
     target = writes.write(scene.store, create(scene.store), [row], EVERYONE)

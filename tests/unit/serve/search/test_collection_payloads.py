@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.serve.search.conftest import Searching
 from tests.unit.serve.search.test_collection_routes import image_query, item
-from workers.serve.search.index.payloads import Kind, Payloads
+from workers.serve.collections.payloads import Kind, Payloads
 
 
 @pytest.mark.parametrize("value", [2**64, -(2**63) - 1, [1, 10**20], {"a": [{"b": 10**20}]}])

@@ -14,7 +14,7 @@ from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import MODEL
 from tests.unit.serve.search.conftest import Searching
 from tests.unit.serve.search.scene import feature
-from workers.serve.http.api import create_api
+from workers.serve.api.app import create_api
 from workers.serve.versions.loading import load_version
 
 

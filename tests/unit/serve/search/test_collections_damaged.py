@@ -5,9 +5,9 @@ import time
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.search.conftest import NamedCallers, Searching
 from tests.unit.serve.search.scene import NAME, Scene, add, entries, search
-from workers.serve.search.housekeeper import Housekeeper
-from workers.serve.search.stored import ledger, writes
-from workers.serve.search.stored.compaction import MOST_SEGMENTS
+from workers.serve.collections import revision_log, writes
+from workers.serve.collections.compaction import MOST_SEGMENTS
+from workers.serve.collections.maintenance import Housekeeper
 from workers.storage import layout
 
 # Before all others, in the order in which they are looked at.
@@ -57,9 +57,9 @@ def test_the_others_are_kept_small(store: FlakyStore) -> None:
     head = writes.create(store, writes.Wish(NAME, "m", None, "float32"))
     for number in range(MOST_SEGMENTS):
         head = add(store, entries(number, 1))
-    for name in ledger.collection_names(store):
+    for name in revision_log.collection_names(store):
         housekeeper.sweep_safely(name)
-    newest = ledger.newest(store, NAME)
+    newest = revision_log.newest(store, NAME)
     assert newest is not None
     assert len(newest.segments) < len(head.segments)
 

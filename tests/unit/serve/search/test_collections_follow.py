@@ -20,11 +20,11 @@ from tests.unit.serve.search.scene import (
     search,
 )
 from tests.unit.serve.versions_at_hand import version
-from workers.serve.search.index.graph import is_installed
-from workers.serve.search.index.index import Index
-from workers.serve.search.stored import ledger, writes
-from workers.serve.search.stored.compaction import compact
-from workers.serve.search.stored.segments import ROWS_AT_ONCE
+from workers.serve.collections import revision_log, writes
+from workers.serve.collections.compaction import compact
+from workers.serve.collections.graph import is_installed
+from workers.serve.collections.index import Index
+from workers.serve.collections.segments import ROWS_AT_ONCE
 
 BOTH = [("image", n) for n in range(30)] + [("text", n) for n in range(10)]
 
@@ -215,7 +215,7 @@ def test_a_collection_that_is_made_anew_begins_empty(filled: Scene) -> None:
 
 
 def test_merging_segments_changes_nothing_and_reads_nothing(filled: Scene) -> None:
-    head = ledger.newest(filled.store, NAME)
+    head = revision_log.newest(filled.store, NAME)
     assert head is not None
     compact(filled.store, head)
     reads = segment_reads(filled.store)
@@ -229,7 +229,7 @@ def test_merging_segments_changes_nothing_and_reads_nothing(filled: Scene) -> No
 def test_a_replica_that_missed_purged_removals_reads_everything(filled: Scene) -> None:
     add(filled.store, removals(["image-29"]))
     add(filled.store, entries(700, 1))
-    head = ledger.newest(filled.store, NAME)
+    head = revision_log.newest(filled.store, NAME)
     assert head is not None
     assert compact(filled.store, head).purged == head.revision
     index = filled.settle()

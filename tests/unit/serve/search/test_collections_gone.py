@@ -7,9 +7,9 @@ import pytest
 from cmcl.contract.errors import StorageUnavailable
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.search.scene import EVERYONE, NAME, Scene, add, create, entries
-from workers.serve.search.stored import ledger, writes
-from workers.serve.search.stored.revision import Revision
-from workers.serve.search.stored.sweep import _freed, sweep
+from workers.serve.collections import revision_log, writes
+from workers.serve.collections.maintenance import _freed, sweep
+from workers.serve.collections.revision_log import Revision
 from workers.storage import layout
 
 NOW = datetime.now(UTC)
@@ -28,14 +28,14 @@ def deleted(store: FlakyStore) -> Revision:
 
 
 def names(store: FlakyStore) -> list[str]:
-    return ledger.collection_names(store)
+    return revision_log.collection_names(store)
 
 
 def test_a_deleted_collection_is_kept_for_those_who_have_not_seen_it(
     store: FlakyStore, deleted: Revision
 ) -> None:
     sweep(store, NAME, NOW)
-    assert ledger.newest(store, NAME) == deleted
+    assert revision_log.newest(store, NAME) == deleted
 
 
 def test_after_the_grace_nothing_of_it_is_left(store: FlakyStore, deleted: Revision) -> None:
@@ -110,8 +110,8 @@ def test_what_a_writer_made_that_slept_does_not_count_and_is_swept(
     slept = deleted.model_copy(update={"deleted": False, "parent": "long ago"})
     key = layout.collection_revision(NAME, slept.revision)
     store.create(key, slept.model_dump_json().encode())
-    assert not ledger._counts(store, slept)
-    assert ledger.newest(store, NAME) is None
+    assert not revision_log._counts(store, slept)
+    assert revision_log.newest(store, NAME) is None
     sweep(store, NAME, MUCH_LATER)
     assert names(store) == []
 
@@ -128,11 +128,11 @@ def test_whoever_takes_the_name_ends_what_a_dead_sweeper_began(
     store: FlakyStore, deleted: Revision
 ) -> None:
     die_while_sweeping(store)
-    mark = ledger.newest(store, NAME)
+    mark = revision_log.newest(store, NAME)
     assert mark is not None
     assert mark.frees_name
     again = create(store)
-    assert ledger.revision_numbers(store, NAME) == [again.revision]
+    assert revision_log.revision_numbers(store, NAME) == [again.revision]
     assert again.revision > mark.revision > deleted.revision
 
 
@@ -151,4 +151,4 @@ def test_a_name_that_is_taken_while_it_is_swept_is_left(
     again = create(store)
     assert again.revision == deleted.revision + 1
     assert _freed(store, deleted, MUCH_LATER) == 0
-    assert ledger.newest(store, NAME) == again
+    assert revision_log.newest(store, NAME) == again

@@ -13,18 +13,17 @@ import pytest
 from cmcl.contract.errors import DigestMismatch, StorageUnavailable
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.search.scene import EVERYONE, NAME, add, create, entries, feature, removals
-from workers.serve.search.housekeeper import Housekeeper
-from workers.serve.search.stored import ledger, writes
-from workers.serve.search.stored.compaction import (
+from workers.serve.collections import revision_log, writes
+from workers.serve.collections.compaction import (
     MOST_SEGMENTS,
     Superseded,
     compact,
     is_due,
     run_to_merge,
 )
-from workers.serve.search.stored.revision import Revision, Segment
-from workers.serve.search.stored.segments import batches, features_matrix
-from workers.serve.search.stored.sweep import sweep
+from workers.serve.collections.maintenance import Housekeeper, sweep
+from workers.serve.collections.revision_log import Revision, Segment
+from workers.serve.collections.segments import batches, features_matrix
 from workers.storage import layout
 from workers.storage.local import LocalStore
 
@@ -49,7 +48,7 @@ def rows_of(store: FlakyStore, revision: Revision) -> dict[str, bytes]:
 
 
 def newest(store: FlakyStore) -> Revision:
-    head = ledger.newest(store, NAME)
+    head = revision_log.newest(store, NAME)
     assert head is not None
     return head
 
@@ -103,15 +102,15 @@ def test_what_a_dead_writer_left_is_swept_after_the_grace(store: FlakyStore) -> 
 
 
 def test_a_number_that_was_swept_and_taken_again_does_not_count(store: FlakyStore) -> None:
-    for change in range(ledger.KEPT_REVISIONS + 5):
+    for change in range(revision_log.KEPT_REVISIONS + 5):
         add(store, entries(change, 1))
     sweep(store, NAME, NOW)
     head = newest(store)
-    with pytest.raises(ledger.ObjectNotFound):
-        ledger.read_revision(store, NAME, 3)
+    with pytest.raises(revision_log.ObjectNotFound):
+        revision_log.read_revision(store, NAME, 3)
     slept = head.model_copy(update={"revision": 3, "change": "slept", "parent": "old"})
     store.create(layout.collection_revision(NAME, 3), slept.model_dump_json().encode())
-    assert not ledger._counts(store, slept)
+    assert not revision_log._counts(store, slept)
     assert newest(store) == head
 
 
@@ -119,15 +118,15 @@ def test_a_change_that_others_have_built_on_counts(store: FlakyStore) -> None:
     first = add(store, entries(0, 1))
     add(store, entries(1, 1))
     add(store, entries(2, 1))
-    assert ledger._counts(store, first)
+    assert revision_log._counts(store, first)
 
 
 WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from workers.serve.search.stored import writes
-from workers.serve.search.stored.segments import Entry
+from workers.serve.collections.stored import writes
+from workers.serve.collections.segments import Entry
 from workers.storage.local import LocalStore
 
 store = LocalStore(Path(sys.argv[1]))

@@ -9,8 +9,8 @@ from starlette.types import ASGIApp, Message
 
 from tests.unit.serve.search.conftest import Searching
 from tests.unit.serve.search.scene import feature
-from workers.serve.http.api import create_api
-from workers.serve.http.replica import Replica as Parts
+from workers.serve.api.app import create_api
+from workers.serve.api.context import Replica as Parts
 
 # One of them is kept for another tenant.
 MOST = 3

@@ -7,10 +7,10 @@ import pytest
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.search.conftest import NamedCallers, Searching
 from tests.unit.serve.search.scene import EVERYONE, NAME, add, create, entries
-from workers.serve.search.stored import ledger, writes
-from workers.serve.search.stored.compaction import compact
-from workers.serve.search.stored.repeats import mark_of
-from workers.serve.search.stored.sweep import sweep
+from workers.serve.collections import revision_log, writes
+from workers.serve.collections.compaction import compact
+from workers.serve.collections.idempotency import mark_of
+from workers.serve.collections.maintenance import sweep
 
 BY_CLIENT = {"idempotency-key": "one"}
 BY_PROXY = {"x-unique-id": "4d1c"}
@@ -46,7 +46,7 @@ def test_a_write_sent_again_undoes_nothing_that_came_after_it(
     assert first < later
     assert again >= first
     assert payload(searching, max(again, later)) == 2
-    assert ledger.newest_number(searching.store, "things") == later
+    assert revision_log.newest_number(searching.store, "things") == later
 
 
 def test_an_unknown_request_is_never_taken_for_another(searching: Searching) -> None:
@@ -94,7 +94,7 @@ def test_a_deletion_sent_again_leaves_a_collection_that_was_made_since(store: Fl
     mark = mark_of(b"request")
     create(store)
     writes.delete(store, NAME, EVERYONE, mark)
-    for change in range(ledger.KEPT_REVISIONS + 1):
+    for change in range(revision_log.KEPT_REVISIONS + 1):
         made = add(store, entries(change, 1))
     sweep(store, NAME, datetime.now(UTC))
     again = writes.delete(store, NAME, EVERYONE, mark)
@@ -134,4 +134,4 @@ def test_two_attempts_side_by_side_make_one_change(store: FlakyStore) -> None:
     before = create(store)
     done = writes.write(store, before, entries(0, 3), EVERYONE, mark)
     assert writes.write(store, before, entries(0, 3), EVERYONE, mark) == done
-    assert ledger.newest(store, NAME) == done
+    assert revision_log.newest(store, NAME) == done

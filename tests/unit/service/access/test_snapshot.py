@@ -21,8 +21,7 @@ from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.service.access.holder import ADMIN_KEY, Holder
 from tests.unit.service.observe.samples import shown
-from workers.serve.access.signatures import NotSigned, read_public_keys, verified
-from workers.serve.access.snapshot import SignedKeys
+from workers.serve.auth import NotSigned, SignedKeys, read_public_keys, verified
 from workers.serve.errors import Unauthorized
 from workers.storage import layout
 

@@ -1,0 +1,191 @@
+"""How announcements get from the replica that was told to all of them, as ports."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+
+class ChannelLost(Exception):
+    """Nothing is heard through this channel any more; opening it again may help."""
+
+
+class Channel(Protocol):
+    """Reaches all replicas. What is announced while nobody listens is lost, and may be."""
+
+    def announce(self, model: str) -> None:
+        """Something changed about this model. Waits for nobody, and never fails."""
+        ...
+
+    def wait(self, seen: int) -> int:
+        """How often something was announced so far.
+
+        Answers at once if that is another number than `seen`, else when it becomes one, or after
+        some seconds. Raises ChannelLost.
+        """
+        ...
+
+
+class Announcer(Protocol):
+    """What the route needs; used from one event loop."""
+
+    def announce(self, model: str) -> None:
+        """Let every replica look at the store now. Waits for nobody, and never fails."""
+        ...
+
+
+class Unheard:
+    """Where there is nobody to tell."""
+
+    def announce(self, model: str) -> None:
+        return
+
+
+# So many looks at the store a second can be brought about from outside, and no more.
+SECONDS = 0.02
+
+
+class Pulse:
+    """The first hit beats at once; those of the next moment beat together, when it is over.
+
+    Used from one event loop.
+    """
+
+    def __init__(self, beat: Callable[[], None], seconds: float = SECONDS) -> None:
+        self._beat = beat
+        self._seconds = seconds
+        self._rests = False
+        self._was_hit = False
+
+    def hit(self) -> None:
+        """Beat, now or in a moment."""
+        if self._rests:
+            self._was_hit = True
+            return
+        self._rests = True
+        asyncio.get_running_loop().call_later(self._seconds, self._go_on)
+        self._beat()
+
+    def _go_on(self) -> None:
+        self._rests = False
+        if self._was_hit:
+            self._was_hit = False
+            self.hit()
+
+
+# A call that never ended would be a listener that nobody knows to be gone.
+WAIT_SECONDS = 20.0
+
+
+class Board:
+    """For any number of listeners; used from one event loop."""
+
+    def __init__(self, wait_seconds: float = WAIT_SECONDS) -> None:
+        self._wait_seconds = wait_seconds
+        self._count = 0
+        self._news = asyncio.Event()
+        self._pulse = Pulse(self._tell)
+
+    def announce(self) -> None:
+        """Tell everybody who waits."""
+        self._pulse.hit()
+
+    async def wait(self, seen: int) -> int:
+        """The count, once it is not `seen`, or after `wait_seconds`."""
+        if self._count == seen:
+            try:
+                await asyncio.wait_for(self._news.wait(), self._wait_seconds)
+            except TimeoutError:
+                pass  # Nothing was announced, which is an answer.
+        return self._count
+
+    def _tell(self) -> None:
+        self._count += 1
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 5.0
+_NOTHING = -1
+
+
+class Listener:
+    """Opens the channel, again and again if need be. Without it the replica looks by itself."""
+
+    def __init__(
+        self,
+        open_channel: Callable[[], Channel],
+        wake: Callable[[], None],
+        hears: Callable[[bool], None] = lambda _: None,
+        first_pause_seconds: float = _FIRST_PAUSE_SECONDS,
+    ) -> None:
+        """`wake` must not wait. `hears` is told whether announcements arrive. Both from the thread."""
+        self._open_channel = open_channel
+        self._wake = wake
+        self._hears = hears
+        self._first_pause_seconds = first_pause_seconds
+        self._pause_seconds = first_pause_seconds
+        self._channel: Channel | None = None
+        self._pulse = Pulse(self._forward)
+        self._model = ""
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
+
+    def start(self) -> None:
+        """Listen in the background."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Wake nobody any more. The thread ends with its call, or with the process."""
+        self._stopping.set()
+
+    def announce(self, model: str) -> None:
+        """See the port, `Announcer`."""
+        self._model = model
+        self._pulse.hit()
+
+    def _forward(self) -> None:
+        channel = self._channel
+        if channel is None:
+            # The others find out when they look; this one need not wait for that.
+            self._wake()
+        else:
+            channel.announce(self._model)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._listen(self._open_channel())
+            except ChannelLost as error:
+                self._complain("announcements are not heard, looking goes on: %s", error)
+            except Exception as error:
+                # A bug or a new kind of error of Ray's: without this thread nothing is heard again.
+                logger.debug("the channel failed", exc_info=error)
+                self._complain("announcements are not heard because of an error: %r", error)
+            self._stopping.wait(self._pause_seconds)
+            self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
+
+    def _listen(self, channel: Channel) -> None:
+        """Until the channel is lost. The first answer wakes as well: something may have been missed."""
+        seen = _NOTHING
+        while not self._stopping.is_set():
+            count = channel.wait(seen)
+            if self._channel is None:
+                self._channel = channel
+                self._pause_seconds = self._first_pause_seconds
+                self._hears(True)
+            if count != seen and not self._stopping.is_set():
+                seen = count
+                self._wake()
+
+    def _complain(self, words: str, error: Exception) -> None:
+        """Once for each time that it was heard before, or never was."""
+        is_new = self._channel is not None or self._pause_seconds == self._first_pause_seconds
+        if is_new and not self._stopping.is_set():
+            logger.warning(words, error)
+        self._channel = None
+        self._hears(False)

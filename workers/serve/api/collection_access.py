@@ -1,0 +1,174 @@
+"""What all routes about collections share: whose they are, and how their errors are answered."""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import ParamSpec, TypeVar
+
+from starlette.requests import Request
+
+from cmcl.contract.errors import InvalidVersion, StorageUnavailable, WorkerError
+from cmcl.contract.modality import NAME_PATTERN
+from workers.serve.api.context import Replica
+from workers.serve.api.openapi import answered_header, header_parameter
+from workers.serve.auth import Caller
+from workers.serve.collections.collections import Collections, Permitted, TooManySegments
+from workers.serve.collections.idempotency import mark_of
+from workers.serve.collections.quota import (
+    AllFull,
+    CollectionFull,
+    RowsUncounted,
+    TooManyCollections,
+)
+from workers.serve.collections.revision_log import CollectionBusy, Revision
+from workers.serve.collections.writes import CollectionExists, NoCollection
+from workers.serve.errors import (
+    ApiError,
+    Conflict,
+    Forbidden,
+    Full,
+    InvalidRequest,
+    NotFound,
+    NotInstalled,
+    NotReady,
+    Overloaded,
+    VersionDamaged,
+)
+from workers.serve.versions.lookup import shortened
+
+IDEMPOTENCY_KEY = "idempotency-key"
+# The proxy's, the same in all attempts at one request (cmcl/proxy.py).
+UNIQUE_ID = "x-unique-id"
+REVISION = "x-collection-revision"
+MIN_REVISION = "x-min-collection-revision"
+# For the description.
+ASKED_REVISION = header_parameter(
+    MIN_REVISION,
+    {"type": "integer", "minimum": 1},
+    "wait until this revision is searched, or a later one; 503 if none comes",
+)
+REPEATABLE = header_parameter(
+    IDEMPOTENCY_KEY,
+    {"type": "string"},
+    "the same key with the same request is done once, however often it comes",
+)
+ANSWERED_REVISION = {REVISION: answered_header({"type": "integer"}, "of the collection")}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def collections_of(replica: Replica) -> Collections:
+    """Raises NotInstalled."""
+    if replica.collections is None:
+        raise NotInstalled(
+            "this endpoint runs without collections, because usearch is not installed where it runs. "
+            "The worker image has it, and so has a checkout after `make setup`; in an environment of "
+            "your own: pip install usearch"
+        )
+    return replica.collections
+
+
+def checked_name(name: str) -> str:
+    """Raises InvalidRequest."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise InvalidRequest(
+            f"the collection's name is {shortened(name)}; permitted are lower-case letters, digits "
+            "and inner hyphens, up to 48 characters",
+            param="name",
+        )
+    return name
+
+
+class Ownerless(WorkerError):
+    """It was made while nobody needed a key, or by the operator, who alone may use it."""
+
+
+def listed_for(caller: Caller) -> Permitted:
+    """Which collections the caller may use."""
+    return lambda revision: caller.owns(revision.owner)
+
+
+def permitted_to(caller: Caller) -> Permitted:
+    """Which collections exist for the caller; of one without an owner it raises Ownerless."""
+
+    def permitted(revision: Revision) -> bool:
+        if revision.owner is None and not caller.owns(None):
+            raise Ownerless(
+                f"collection {revision.name!r} has no owner, so the operator's key alone may use "
+                "it: ask whoever runs the endpoint to export or delete it, or make one of your own "
+                "under another name"
+            )
+        return caller.owns(revision.owner)
+
+    return permitted
+
+
+async def mark_of_write(request: Request, caller: Caller, body: bytes = b"") -> str | None:
+    """By which a write is known that comes again, see `stored/repeats.py`; None where nothing tells.
+
+    By the client's own key, or the proxy's. A client may name the proxy's header too, but the proxy
+    writes behind it.
+    """
+    name = IDEMPOTENCY_KEY if IDEMPOTENCY_KEY in request.headers else UNIQUE_ID
+    if not (given := request.headers.getlist(name)):
+        return None
+    about = (caller.key, request.method, request.url.path, name, given[-1])
+    parts = (*(each.encode() for each in about), body)
+    # In another thread: a large body takes a while.
+    return await asyncio.to_thread(mark_of, *parts)
+
+
+async def in_store(do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """In another thread, since the store may take its time. Raises ApiError."""
+    try:
+        return await asyncio.to_thread(do, *args, **kwargs)
+    except WorkerError as error:
+        raise worded(error) from error
+
+
+def worded(error: WorkerError) -> ApiError:
+    """As the client is told."""
+    for kind, word in _WORDS.items():
+        if isinstance(error, kind):
+            return word(str(error))
+    # Errors of other kinds name the store's address, which is nothing for a caller's eyes.
+    reason = f": {error}" if isinstance(error, InvalidVersion) else ""
+    return VersionDamaged(
+        f"the collection is stored, but it fails its checks{reason}", code="collection_damaged"
+    )
+
+
+def not_found(message: str) -> NotFound:
+    """Of another owner's collection no more than of one that does not exist."""
+    return NotFound(message, "name", "collection_not_found")
+
+
+def _busy(message: str) -> Overloaded:
+    return Overloaded(message, code="collection_busy")
+
+
+# The first that fits: one kind of trouble with the store has words of its own.
+_WORDS: Mapping[type[WorkerError], Callable[[str], ApiError]] = MappingProxyType(
+    {
+        NoCollection: not_found,
+        Ownerless: lambda message: Forbidden(message, "name", "collection_without_owner"),
+        CollectionExists: lambda message: Conflict(message, "name"),
+        CollectionBusy: _busy,
+        TooManySegments: _busy,
+        RowsUncounted: _busy,
+        TooManyCollections: lambda message: Full(message, "name", "too_many_collections"),
+        AllFull: lambda message: Full(message, "items", "collections_full"),
+        CollectionFull: lambda message: InvalidRequest(message, "items", "collection_full"),
+        StorageUnavailable: lambda _: NotReady(
+            "the store does not answer now; try again", code="store_unavailable"
+        ),
+    }
+)
+
+
+async def find(replica: Replica, name: str, caller: Caller) -> Revision:
+    """The collection, as the store has it. Raises InvalidRequest, NotFound, NotReady, NotInstalled."""
+    collections = collections_of(replica)
+    return await in_store(collections.find, checked_name(name), permitted_to(caller))

@@ -1,0 +1,214 @@
+"""What the routes of one replica work with; everything that decides is passed in."""
+
+import asyncio
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+
+from workers.serve.announcements import Announcer, Unheard
+from workers.serve.api.admission import Admission
+from workers.serve.api.openapi import answered_header, header_parameter
+from workers.serve.auth import Caller, Doorkeeper
+from workers.serve.batching.compute import Compute, Ticket
+from workers.serve.canary.monitor import Trials
+from workers.serve.collections.collections import Collections
+from workers.serve.encoders.port import Encoders
+from workers.serve.errors import DeadlineExceeded, HeadersTooLarge, InvalidRequest
+from workers.serve.metrics import ServeMetrics
+from workers.serve.settings import ServeArgs
+from workers.serve.versions.live import LiveVersions
+from workers.serve.versions.lookup import VersionLookup, parse_version
+from workers.storage.port import ObjectStore
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One of each. Made in `deployment.py`, and by tests without Ray."""
+
+    args: ServeArgs
+    store: ObjectStore
+    live: LiveVersions
+    lookup: VersionLookup
+    compute: Compute
+    encoders: Encoders
+    access: Doorkeeper
+    admission: Admission
+    metrics: ServeMetrics
+    trials: Trials
+    announcer: Announcer = field(default_factory=Unheard)
+    collections: Collections | None = None
+
+
+MIN_VERSION = "x-min-model-version"
+ROUTING_KEY = "x-routing-key"
+TIMEOUT_MS = "x-request-timeout-ms"
+
+LONGEST_MS = 600_000
+_POSITIVE = {"type": "integer", "minimum": 1}
+# For the description: what `read_asking` reads, and what answers name.
+TIMEOUT = header_parameter(
+    TIMEOUT_MS,
+    {**_POSITIVE, "maximum": LONGEST_MS},
+    "how long the request may take, in milliseconds; then it is answered 504",
+)
+ASKED_VERSION = [
+    header_parameter(
+        MIN_VERSION, _POSITIVE, "wait until this version answers, or a later one; 503 if none comes"
+    ),
+    TIMEOUT,
+]
+ROUTED = [
+    *ASKED_VERSION,
+    header_parameter(
+        ROUTING_KEY, {"type": "string"}, "decides whether a version on trial answers; beats `user`"
+    ),
+]
+ANSWERED_VERSION = {
+    "x-model-version": answered_header({"type": "integer"}, "number of the version that answered")
+}
+ANSWERED_CHANNEL = {
+    **ANSWERED_VERSION,
+    "x-model-channel": answered_header(
+        {"type": "string", "enum": ["live", "candidate", "exact"]}, "why that version answered"
+    ),
+}
+# A proxy in front has its own limit; uvicorn has none.
+_MOST_HEADER_BYTES = 32 << 10
+# Almost all requests are answered before; the others cost a task that listens to their socket.
+_BEFORE_WATCHING_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Asking:
+    """`routing` decides, where given, who is shown a version on trial.
+
+    `seconds`: how long the request may take, from its headers to its answer. `tenant`: what quotas
+    count by, see `tenant_of`.
+    """
+
+    caller: Caller
+    tenant: str
+    ticket: Ticket
+    seconds: float
+    min_version: int
+    routing: str | None
+
+
+def read_asking(request: Request, replica: Replica) -> Asking:
+    """From the headers alone. Raises HeadersTooLarge, Unauthorized, InvalidRequest, NotReady."""
+    headers = request.headers
+    size = sum(len(name) + len(value) for name, value in headers.raw)
+    if size > _MOST_HEADER_BYTES:
+        raise HeadersTooLarge(f"the headers have {size} bytes; permitted are {_MOST_HEADER_BYTES}")
+    caller = replica.access.admit(authorization_of(headers))
+    seconds = _seconds(headers.get(TIMEOUT_MS), replica)
+    tenant = tenant_of(caller, request)
+    return Asking(
+        caller,
+        tenant,
+        Ticket(tenant, asyncio.get_running_loop().time() + seconds),
+        seconds,
+        parse_version(headers.get(MIN_VERSION), MIN_VERSION),
+        headers.get(ROUTING_KEY),
+    )
+
+
+def tenant_of(caller: Caller, request: Request) -> str:
+    """What quotas and queues count by: the owner, whose keys share everything.
+
+    The operator's keys are one tenant each. Where no keys are asked for it is the source address (IPv6:
+    its /64), as the server behind this application was given it by the proxy in front.
+    """
+    if caller.owner is not None:
+        return f"owner {caller.owner}"
+    if caller.key:
+        return f"key {caller.key}"
+    host = request.client.host if request.client else ""
+    if ":" not in host:
+        return f"address {host}"
+    try:
+        return f"address {ipaddress.ip_network((host.partition('%')[0], 64), strict=False)}"
+    except ValueError:
+        return f"address {host}"
+
+
+def authorization_of(headers: Headers) -> str | None:
+    """The header Authorization; None where it was sent twice, as a proxy may have read the other one."""
+    given = headers.getlist("authorization")
+    return given[0] if len(given) == 1 else None
+
+
+def _seconds(text: str | None, replica: Replica) -> float:
+    if text is None:
+        return replica.args.queue_seconds
+    # The form first: int() raises ValueError for thousands of digits.
+    if not re.fullmatch(r"[0-9]{1,6}", text) or not 1 <= int(text) <= LONGEST_MS:
+        raise InvalidRequest(
+            f"the header {TIMEOUT_MS} is {text[:60]!r}; permitted are 1 to {LONGEST_MS}",
+            param=TIMEOUT_MS,
+        )
+    return int(text) / 1000
+
+
+def given_up_with(request: Request, asking: Asking) -> "_GivenUpWith":
+    """What happens inside ends when the client goes away, or when the time that it gave is over.
+
+    ClientDisconnect or DeadlineExceeded is raised then. What runs in a thread goes on, and nobody
+    waits for it. A write is no work for this block: whether it was done must not be left open.
+    """
+    return _GivenUpWith(request, asking)
+
+
+class _GivenUpWith:
+    """Listens to a client that waits, and cancels its request when it hangs up or time is over.
+
+    A class and no generator, as every request passes here.
+    """
+
+    def __init__(self, request: Request, asking: Asking) -> None:
+        self._request = request
+        self._seconds = asking.seconds
+        self._timeout = asyncio.timeout_at(asking.ticket.deadline)
+        self._listening: asyncio.Task[None] | None = None
+        self._client_is_gone = False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a request is answered inside of a task")
+        self._task = task
+        loop = asyncio.get_running_loop()
+        self._later = loop.call_later(_BEFORE_WATCHING_SECONDS, self._start)
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._later.cancel()
+        if self._listening is not None:
+            self._listening.cancel()
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError as late:
+            raise DeadlineExceeded(
+                f"the request was not done in the {self._seconds:g} s that it may take"
+            ) from late
+        is_ours = kind is asyncio.CancelledError and self._client_is_gone
+        if is_ours and not self._task.uncancel():
+            raise ClientDisconnect from None
+
+    def _start(self) -> None:
+        self._listening = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self._client_is_gone = True
+        self._task.cancel()

@@ -1,0 +1,95 @@
+"""Where no keys are asked for, a browser must not do here what some web page wants.
+
+Such a page can send requests in two ways: to our own address, and then the browser names the page's
+(`Origin`); or to a name of its own that it has led to this address since the page was loaded (DNS
+rebinding), and then the browser asks for that name (`Host`). Addresses in numbers cannot be led elsewhere.
+Programs other than browsers send what they like; to keep those out, ask for keys.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from workers.serve.api.counted import NOT_ASKED_BY_USERS
+from workers.serve.api.errors import answer_to
+from workers.serve.errors import Forbidden
+
+_HERE = "localhost"
+_ANY = "*"
+# Clients of one endpoint use few names, and reading one costs a request of one row a twentieth.
+_NAMES = 64
+
+
+class KnownHosts:
+    """An ASGI application in front of another one, for requests by names that are known."""
+
+    def __init__(self, app: ASGIApp, named: Sequence[str]) -> None:
+        """`named`: beside this machine's loopback, and addresses in numbers; `*` is any."""
+        self.app = app
+        self._named = frozenset(name.lower().removesuffix(".") for name in named)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        if scope["type"] == "http" and not self._comes_by_any_name(scope["path"]):
+            try:
+                self._check(scope)
+            except Forbidden as error:
+                await answer_to(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _comes_by_any_name(self, path: str) -> bool:
+        return path in NOT_ASKED_BY_USERS or _ANY in self._named
+
+    def _check(self, scope: Scope) -> None:
+        """Raises Forbidden."""
+        asked = [_name_in(f"//{host}") for host in _headers(scope, b"host")]
+        for name in asked:
+            if not self._is_known(name) and not _is_in_numbers(name):
+                raise Forbidden(
+                    f"the Host is {name[:60]!r}; while no keys are asked for, permitted are addresses in "
+                    "numbers, localhost and the names in allowed_hosts. Whoever runs the endpoint can "
+                    "add this one, or have keys asked for",
+                    code="unknown_host",
+                )
+        for origin in _headers(scope, b"origin"):
+            page = _name_in(origin)
+            if page not in asked and not self._is_known(page):
+                raise Forbidden(
+                    f"pages of {origin[:60]!r} are refused while no keys are asked for. Whoever runs the "
+                    "endpoint can add their host to allowed_hosts, or have keys asked for",
+                    code="unknown_origin",
+                )
+
+    def _is_known(self, name: str) -> bool:
+        return name == _HERE or name in self._named or _is_loopback(name)
+
+
+def _headers(scope: Scope, wanted: bytes) -> Iterator[str]:
+    return (value.decode("latin-1") for name, value in scope["headers"] if name == wanted)
+
+
+@lru_cache(_NAMES)
+def _name_in(address: str) -> str:
+    """In lower case, without the port, nor the dot of an absolute name; nothing where there is none."""
+    try:
+        return (urlsplit(address).hostname or "").removesuffix(".")
+    except ValueError:
+        return ""
+
+
+@lru_cache(_NAMES)
+def _is_in_numbers(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+@lru_cache(_NAMES)
+def _is_loopback(name: str) -> bool:
+    return _is_in_numbers(name) and ip_address(name).is_loopback

@@ -1,0 +1,113 @@
+"""Whether this replica lives, and whether it can answer."""
+
+import asyncio
+
+import numpy as np
+from fastapi import APIRouter
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from cmcl.contract.version import ANNOUNCEMENTS, Announcement
+from workers.serve.announcements import Announcer
+from workers.serve.api.context import Replica
+from workers.serve.api.openapi import operation
+from workers.serve.api.wire.responses import Health
+from workers.serve.batching.compute import stuck
+from workers.serve.errors import BodyTimeout, BodyTooLarge, InvalidRequest, NotReady
+from workers.serve.versions.loading import ServedVersion
+
+# Longer than any product takes; a thread that does not move in this time does not move at all.
+_MOVES_SECONDS = 5.0
+
+
+def router(replica: Replica) -> APIRouter:
+    """The routes of this replica."""
+    made = APIRouter(tags=["health"])
+    tried = _Tried(replica)
+
+    @made.get("/healthz", **operation("check_liveness", Health, {500, 503}))
+    async def healthz() -> Response:
+        """Both threads that compute move; and which application it is: a restarted driver looks."""
+        if problem := await stuck(replica.compute, _MOVES_SECONDS):
+            raise NotReady(problem)
+        return JSONResponse({"status": "ok", "application": replica.args.identity})
+
+    @made.get("/readyz", **operation("check_readiness", Health, {500, 503}))
+    async def readyz() -> Response:
+        """The replica knows what is live and who may ask, and every live head in memory gives a vector."""
+        if not replica.live.readiness.ready:
+            raise NotReady(replica.live.readiness.reason)
+        if not replica.access.ready:
+            raise NotReady("this replica has not seen the list of keys yet")
+        await tried.every_head()
+        return JSONResponse({"status": "ready"})
+
+    return made
+
+
+class _Tried:
+    """One vector of each modality through each live version, once: a probe comes every second."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._worked: dict[str, ServedVersion] = {}
+
+    async def every_head(self) -> None:
+        """Raises NotReady."""
+        live = {name: each.version for name, each in self._replica.live.all().items()}
+        self._worked = {name: each for name, each in self._worked.items() if name in live}
+        for name, version in live.items():
+            # What is loaded on demand is tested when it is: a probe must not evict what is in use.
+            if self._worked.get(name) != version and (pinned := version.pinned()) is not None:
+                await self._try(pinned)
+                self._worked[name] = version
+
+    async def _try(self, version: ServedVersion) -> None:
+        for modality, width in version.spec.modalities.items():
+            row_BF = np.full((1, width), width**-0.5, np.float32)
+            vector_BE = await self._replica.compute.embed(version, modality, row_BF)
+            if not np.isfinite(vector_BE).all():
+                raise NotReady(f"{version.label} gives no vector for modality {modality!r}")
+
+
+_MOST_BYTES = 4096
+_BODY_SECONDS = 5.0
+
+
+def announcements_router(announcer: Announcer) -> APIRouter:
+    """The route that tells this announcer."""
+    made = APIRouter(include_in_schema=False)
+
+    @made.post(ANNOUNCEMENTS)
+    async def post_announcement(request: Request) -> Response:
+        """All replicas are told; whether they have looked is not waited for."""
+        news = _parsed(await _body(request))
+        announcer.announce(news.model)
+        return JSONResponse({"status": "announced"}, 202)
+
+    return made
+
+
+async def _body(request: Request) -> bytes:
+    """Raises BodyTooLarge and BodyTimeout: whoever reaches the port can send here."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _MOST_BYTES:
+                    raise BodyTooLarge(f"an announcement has {_MOST_BYTES} bytes at most")
+    except TimeoutError as error:
+        raise BodyTimeout(f"the body did not arrive in {_BODY_SECONDS:g} s") from error
+    return bytes(body)
+
+
+def _parsed(body: bytes) -> Announcement:
+    try:
+        return Announcement.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "body"
+        value = repr(first["input"])[:60]
+        raise InvalidRequest(f"{field} is {value}: {first['msg']}", param=field) from error

@@ -1,0 +1,273 @@
+"""`/v1/collections/{name}/search` and `/export`: answered from memory, by one version at one revision."""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from workers.serve.api.body import held_body, run_if_large
+from workers.serve.api.collection_access import (
+    ANSWERED_REVISION,
+    ASKED_REVISION,
+    MIN_REVISION,
+    REVISION,
+    checked_name,
+    collections_of,
+    find,
+    not_found,
+)
+from workers.serve.api.context import (
+    ANSWERED_VERSION,
+    ASKED_VERSION,
+    Asking,
+    Replica,
+    given_up_with,
+    read_asking,
+)
+from workers.serve.api.inputs import embed_parts, features_of
+from workers.serve.api.openapi import BODY, WAIT, json_body, operation
+from workers.serve.api.until_sent import hold_until_sent
+from workers.serve.api.wire.collection_bodies import SearchRequest
+from workers.serve.api.wire.formats import JSON
+from workers.serve.api.wire.requests import Item, parse
+from workers.serve.api.wire.responses import SearchResponse
+from workers.serve.api.wire.rows import width_of
+from workers.serve.auth import Caller
+from workers.serve.batching.compute import Ticket, run_in_turns
+from workers.serve.collections.exports import FORMATS, pgvector_table
+from workers.serve.collections.filters import InvalidFilter, parse_filter
+from workers.serve.collections.index import Found, Hit, Index, Wanted
+from workers.serve.collections.indexer import Shown
+from workers.serve.errors import InvalidRequest, NotFound, NotReady
+from workers.serve.metrics import Laps
+from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.serve.versions.lookup import parse_version, shortened
+
+_WAIT_STEP_SECONDS = 0.02
+_TABLE_PATTERN = r"[a-z_][a-z0-9_]{0,62}"
+_DDL, _DDL_KIND = "pgvector-ddl", "text/plain; charset=utf-8"
+
+
+def router(replica: Replica) -> APIRouter:
+    """The routes of this replica."""
+    made = APIRouter(prefix="/v1/collections", tags=["collections"])
+    search = _Search(replica)
+    searched = operation(
+        "search_collection",
+        SearchResponse,
+        BODY | {501},
+        body=json_body(SearchRequest),
+        parameters=[*ASKED_VERSION, ASKED_REVISION],
+        success={"headers": ANSWERED_VERSION | ANSWERED_REVISION},
+    )
+    exported = operation(
+        "export_collection",
+        None,
+        WAIT | {501},
+        parameters=[*_EXPORTED, *ASKED_VERSION, ASKED_REVISION],
+        success={
+            "headers": ANSWERED_VERSION | ANSWERED_REVISION,
+            "content": {
+                kind.partition(";")[0]: {"schema": {"type": "string"}}
+                for kind in (_DDL_KIND, *(each for _, each in FORMATS.values()))
+            },
+        },
+    )
+    made.post("/{name}/search", **searched)(search.answer)
+    made.get("/{name}/export", response_class=StreamingResponse, **exported)(search.export)
+    return made
+
+
+def _parameter(name: str, schema: dict[str, Any], *, required: bool) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": required, "schema": schema}
+
+
+_EXPORTED = (
+    _parameter("format", {"type": "string", "enum": [*FORMATS, _DDL]}, required=True),
+    _parameter("table", {"type": "string", "pattern": f"^{_TABLE_PATTERN}$"}, required=False),
+)
+
+
+class _Search:
+    """An index is taken once, and gives the version that embeds the query: they cannot differ."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def answer(self, name: str, request: Request) -> Response:
+        """The items nearest to one item of any modality.
+
+        `x-min-collection-revision` and `x-min-model-version` wait for what was written and for a
+        version, for a while, before 503.
+        """
+        replica, laps = self._replica, Laps(self._replica.metrics)
+        asking = read_asking(request, replica)
+        collections_of(replica)
+        body = await held_body(request, replica, asking.tenant)
+        async with given_up_with(request, asking):
+            most = replica.args.max_rows
+            query = await run_if_large(
+                replica, asking.tenant, len(body), parse, SearchRequest, body, most
+            )
+            index = await self._index(name, request, asking)
+            wanted = self._wanted(query, index.version)
+            with replica.admission.rows.held(asking.tenant, 1):
+                query_E = await self._embedded(index.version, query.query, asking.ticket)
+                steps = index.search_in_steps(query_E, wanted)
+                found = await run_in_turns(replica.compute, asking.tenant, steps)
+        replica.metrics.answered(index.version.model, 1, laps.seconds)
+        return Response(_body(index, found), media_type=JSON, headers=_headers(index))
+
+    async def export(self, name: str, request: Request) -> Response:
+        """All items with their vectors, for another store: `format` qdrant, pgvector, pgvector-ddl."""
+        asking = read_asking(request, self._replica)
+        collections_of(self._replica)
+        format_ = request.query_params.get("format", "")
+        table = request.query_params.get("table", name.replace("-", "_"))
+        if format_ not in (*FORMATS, _DDL):
+            permitted = ", ".join((*FORMATS, _DDL))
+            raise InvalidRequest(
+                f"format is {shortened(format_)}; permitted are {permitted}", "format"
+            )
+        if format_ == _DDL and not re.fullmatch(_TABLE_PATTERN, table):
+            raise InvalidRequest(
+                f"table is {shortened(table)}; permitted are lower-case letters, digits and "
+                "underscores, up to 63 characters, no digit first",
+                "table",
+            )
+        async with given_up_with(request, asking):
+            index = await self._index(name, request, asking)
+        export, kind = FORMATS.get(format_) or (pgvector_table(table), _DDL_KIND)
+        # The index stays in memory until then, be it replaced or deleted everywhere else.
+        hold_until_sent(request, self._replica.admission.exports, asking.tenant, 1)
+        return StreamingResponse(export(index), media_type=kind, headers=_headers(index))
+
+    async def _index(self, name: str, request: Request, asking: Asking) -> Index:
+        """Raises InvalidRequest, NotFound, NotReady."""
+        min_revision = parse_version(request.headers.get(MIN_REVISION), MIN_REVISION)
+        waits = _Waiting(self._replica, checked_name(name), asking.caller)
+        return await waits.index(asking.min_version, min_revision)
+
+    def _wanted(self, query: SearchRequest, version: ServedVersion) -> Wanted:
+        most = self._replica.args.max_top_k
+        if query.top_k > most:
+            raise InvalidRequest(
+                f"top_k is {shortened(query.top_k)}; permitted are 1 to {most}", "top_k"
+            )
+        for modality in query.modalities or ():
+            width_of(modality, version.spec, "modalities")
+        try:
+            wanted = parse_filter(query.filter) if query.filter is not None else None
+        except InvalidFilter as error:
+            raise InvalidRequest(str(error), "filter") from error
+        modalities = frozenset(query.modalities) if query.modalities else None
+        return Wanted(query.top_k, modalities, wanted, query.exact)
+
+    async def _embedded(self, version: ServedVersion, query: Item, ticket: Ticket) -> Float32Array:
+        parts = await features_of(self._replica, version, [query], "query", tenant=ticket.tenant)
+        embeddings_BE = await embed_parts(self._replica, version, parts, ticket=ticket)
+        query_E: Float32Array = embeddings_BE[0]
+        return query_E
+
+
+class _Waiting:
+    """Until this replica has an index that is new enough, for as long as x-min-... may wait."""
+
+    def __init__(self, replica: Replica, name: str, caller: Caller) -> None:
+        self._replica = replica
+        self._collections = collections_of(replica)
+        self._name = name
+        self._caller = caller
+
+    async def index(self, min_version: int, min_revision: int) -> Index:
+        """Raises NotFound, NotReady."""
+        index = self._new_enough(min_version, min_revision)
+        if index is not None:
+            return index
+        await self._check_exists()
+        self._collections.wake()
+        deadline = self._now() + self._replica.args.min_version_wait_seconds
+        while index is None and self._now() < deadline:
+            await asyncio.sleep(_WAIT_STEP_SECONDS)
+            index = self._new_enough(min_version, min_revision)
+        if index is None:
+            raise self._not_ready(min_version, min_revision)
+        return index
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _shown(self) -> Shown | None:
+        """Of another owner's collection no more than of one that does not exist."""
+        shown = self._collections.shown(self._name)
+        return shown if shown and self._caller.owns(shown.revision.owner) else None
+
+    def _new_enough(self, min_version: int, min_revision: int) -> Index | None:
+        shown = self._shown()
+        index = shown.index if shown else None
+        if index is None or index.version.number < min_version or index.revision < min_revision:
+            return None
+        return index
+
+    async def _check_exists(self) -> None:
+        """In the store: somebody may have made it a moment ago, through another replica."""
+        revision = await find(self._replica, self._name, self._caller)
+        pointer = self._replica.live.pointer(revision.model)
+        if self._replica.live.readiness.ready and (
+            pointer is None or not self._caller.sees(pointer.owner)
+        ):
+            raise NotFound(
+                f"collection {self._name!r} is of model {revision.model!r}, and there is no such "
+                "model any more",
+                "model",
+            )
+
+    def _not_ready(self, min_version: int, min_revision: int) -> NotReady | NotFound:
+        shown, seconds = self._shown(), self._replica.args.min_version_wait_seconds
+        if shown is None:
+            return not_found(f"there is no collection {self._name!r}")
+        if shown.index is None:
+            return NotReady(
+                f"the vectors of collection {self._name!r} are being made",
+                code="collection_not_ready",
+            )
+        index = shown.index
+        return NotReady(
+            f"collection {self._name!r} is at revision {index.revision} with version "
+            f"{index.version.number}; asked for are at least {min_revision} and {min_version}, which "
+            f"did not come within {seconds:g} s",
+            code="collection_not_ready",
+        )
+
+
+def _headers(index: Index) -> dict[str, str]:
+    return {"x-model-version": str(index.version.number), REVISION: str(index.revision)}
+
+
+def _body(index: Index, found: Found) -> bytes:
+    answer = {
+        "object": "list",
+        "data": _hits(found.hits),
+        "model": index.version.label,
+        "revision": index.revision,
+        "exact": found.exact,
+    }
+    return orjson.dumps(answer)
+
+
+def _hits(hits: Sequence[Hit]) -> list[dict[str, object]]:
+    return [
+        {
+            "id": hit.id,
+            "score": hit.score,
+            "modality": hit.modality,
+            # As it is stored: whatever was once taken, an answer with it can be written.
+            "payload": None if hit.payload is None else orjson.Fragment(hit.payload),
+        }
+        for hit in hits
+    ]

@@ -1,0 +1,119 @@
+"""What routes ask of the compute side, as a port.
+
+Shapes: B rows, F width of the raw feature, E width of the embeddings.
+"""
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import ParamSpec, Protocol, TypeVar
+
+from workers.serve.versions.loading import Float32Array, ServedVersion
+
+# Whose turn it is where nobody waits for what is done.
+BACKGROUND = "(background)"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """For whom rows are embedded, and until when it is of use.
+
+    `tenant`: whose share of the compute they take. `deadline`: by the event loop's clock.
+    """
+
+    tenant: str = ""
+    deadline: float = float("inf")
+
+
+NO_TICKET = Ticket()
+# Of work that is cut into steps, before it is another tenant's turn.
+_TURN_SECONDS = 0.02
+
+Steps = Generator[None, None, T]
+
+
+class Compute(Protocol):
+    """Applies heads to rows; used from one event loop."""
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that no product has been started for: 0 where nobody waits."""
+        ...
+
+    async def embed(
+        self,
+        version: ServedVersion,
+        modality: str,
+        rows_BF: Float32Array,
+        *,
+        normalize: bool = True,
+        ticket: Ticket = NO_TICKET,
+    ) -> Float32Array:
+        """Embeddings (B × E) by this version; rows of other requests may share the product.
+
+        Raises DeadlineExceeded, where the rows waited for longer than the ticket is good for.
+        """
+        ...
+
+    async def run(
+        self, tenant: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Anything heavy, one after the other, in a thread beside that of the products.
+
+        `tenant`: tenants are served in turns; or BACKGROUND.
+        """
+        ...
+
+    @property
+    def heavy_seconds(self) -> float:
+        """How long what `run` does now has gone on; 0 where it does nothing."""
+        ...
+
+    async def moves(self, seconds: float) -> bool:
+        """Whether the thread of the products does something within so many seconds."""
+        ...
+
+
+async def run_in_turns(compute: Compute, tenant: str, steps: Steps[T]) -> T:
+    """What `steps` return, run as `Compute.run` does, with other tenants' turns in between."""
+    while True:
+        done = await compute.run(tenant, _advance, steps)
+        if done is not None:
+            return done[0]
+
+
+def _advance(steps: Steps[T]) -> tuple[T] | None:
+    until = time.monotonic() + _TURN_SECONDS
+    try:
+        while time.monotonic() < until:
+            next(steps)
+    except StopIteration as end:
+        return (end.value,)
+    return None
+
+
+def run_at_once(steps: Steps[T]) -> T:
+    """What `steps` return, in this thread."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        found: T = end.value
+        return found
+
+
+# A search that compares with millions of rows, or a map between two versions, takes some seconds.
+_HEAVY_SECONDS = 120.0
+
+
+async def stuck(compute: Compute, seconds: float) -> str | None:
+    """What does not move, in words; None where everything does. Waits for `seconds` at most."""
+    if not await compute.moves(seconds):
+        return f"the compute thread did nothing for {seconds:g} s"
+    busy = compute.heavy_seconds
+    if busy > _HEAVY_SECONDS:
+        return f"the thread of searches and maps has been at the same work for {busy:.0f} s"
+    return None

@@ -1,0 +1,165 @@
+"""Collections as routes use them: changes go to the store, searches to what is in memory."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from cmcl.contract.errors import InvalidVersion, StorageUnavailable
+from workers.serve.collections import revision_log, writes
+from workers.serve.collections.follower import CollectionsFollower
+from workers.serve.collections.graph import is_installed
+from workers.serve.collections.indexer import Shown
+from workers.serve.collections.maintenance import Housekeeper
+from workers.serve.collections.quota import CollectionsQuota
+from workers.serve.collections.revision_log import Revision
+from workers.serve.collections.segments import Entry
+from workers.serve.settings import CollectionLimits
+from workers.serve.versions.live import LiveVersions
+from workers.storage.port import ObjectStore
+
+# Where merging does not keep up with writing, whoever writes has to wait for it.
+_MOST_SEGMENTS = 256
+
+Permitted = Callable[[Revision], bool]
+NO_LIMITS = CollectionLimits(*[sys.maxsize] * 4)
+
+
+class TooManySegments(StorageUnavailable):
+    """Writing is faster than merging; trying again can help."""
+
+
+class Collections:
+    """All collections of a store. What blocks says so; everything may be called from any thread."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        follower: CollectionsFollower,
+        housekeeper: Housekeeper,
+        limits: CollectionLimits = NO_LIMITS,
+    ) -> None:
+        self._store = store
+        self._follower = follower
+        self._housekeeper = housekeeper
+        self._quota = CollectionsQuota(limits, follower.all_shown)
+
+    def start(self) -> None:
+        """Follow and keep house in the background."""
+        self._follower.start()
+        self._housekeeper.start()
+
+    def stop(self) -> None:
+        """End both threads, and wait until they are gone."""
+        self._follower.stop()
+        self._housekeeper.stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether both threads are there."""
+        return self._follower.alive and self._housekeeper.alive
+
+    def wake(self) -> None:
+        """A version or a collection has changed: look now."""
+        self._follower.wake()
+
+    def wait_loaded(self, seconds: float) -> bool:
+        """Blocks until what was there at the start is searched. False if that takes longer."""
+        return self._follower.wait_loaded(seconds)
+
+    def shown(self, name: str) -> Shown | None:
+        """What this replica can search; does not block."""
+        return self._follower.shown(name)
+
+    def rows(self) -> int:
+        """How many rows this replica searches; does not block."""
+        return self._follower.rows()
+
+    def behind(self) -> int:
+        """How many collections this replica does not search as they are now; does not block."""
+        return self._follower.behind()
+
+    def damaged(self) -> Mapping[str, str]:
+        """Those whose stored parts fail their checks, as this replica has seen: what is wrong, by
+        name. Does not block.
+        """
+        return self._follower.damaged()
+
+    def find(self, name: str, permitted: Permitted) -> Revision:
+        """As it is in the store. Blocks. Raises NoCollection, StorageUnavailable, InvalidVersion."""
+        return writes.existing(revision_log.newest(self._store, name), name, permitted)
+
+    def all(self, permitted: Permitted) -> list[Revision]:
+        """By name, as they are in the store, without those that cannot be read (see `damaged`).
+
+        Blocks. Raises StorageUnavailable.
+        """
+        heads = (self._readable(name) for name in revision_log.collection_names(self._store))
+        return [head for head in heads if head and not head.deleted and permitted(head)]
+
+    def _readable(self, name: str) -> Revision | None:
+        try:
+            return revision_log.newest(self._store, name)
+        except InvalidVersion:
+            return None  # The follower complains of it; the others are to be seen all the same.
+
+    def create(self, wish: writes.Wish) -> Revision:
+        """Blocks. Raises as `writes.create` does, and TooManyCollections."""
+        with self._quota.for_one_more(wish.name, wish.owner):
+            return self._made(writes.create(self._store, wish))
+
+    def delete(self, name: str, permitted: Permitted, mark: str | None = None) -> None:
+        """Blocks. Raises as `writes.delete` does."""
+        made = self._made(writes.delete(self._store, name, permitted, mark))
+        if made.deleted:  # Else it was deleted before, and is there again.
+            self._quota.deleted(made)
+
+    def bytes(self) -> int:
+        """What they take in memory, with vectors of three versions; does not block."""
+        return self._quota.bytes()
+
+    def check_room(self, target: Revision, rows: int, size: int) -> None:
+        """Whether so many rows, of so many bytes in memory, fit. Does not block.
+
+        Raises CollectionFull, AllFull, RowsUncounted.
+        """
+        self._quota.check(target, rows, size)
+
+    def write(
+        self,
+        target: Revision,
+        entries: Sequence[Entry],
+        permitted: Permitted,
+        mark: str | None = None,
+        size: int = 0,
+    ) -> Revision:
+        """`size`: what the rows that are added take in memory.
+
+        Blocks. Raises as `writes.write` and `check_room` do, and TooManySegments.
+        """
+        if len(target.segments) >= _MOST_SEGMENTS:
+            self._housekeeper.notice(target)
+            raise TooManySegments(
+                f"collection {target.name!r} has {len(target.segments)} segments, which are being "
+                "merged; try again"
+            )
+        added = sum(each.feature_F is not None for each in entries)
+        if not added:
+            return self._made(writes.write(self._store, target, entries, permitted, mark))
+        with self._quota.writing(target, added, size) as done:
+            made = writes.write(self._store, target, entries, permitted, mark)
+            done(made)
+        return self._made(made)
+
+    def _made(self, revision: Revision) -> Revision:
+        self._follower.wake()
+        self._housekeeper.notice(revision)
+        return revision
+
+
+def open_collections(
+    store: ObjectStore, live: LiveVersions, poll_seconds: float, limits: CollectionLimits
+) -> Collections | None:
+    """Not yet started. None where the extra `search` is not installed."""
+    if not is_installed():
+        return None
+    follower = CollectionsFollower(store, live, poll_seconds)
+    return Collections(store, follower, Housekeeper(store), limits)

@@ -1,0 +1,156 @@
+"""Many small segments become one: what was replaced is dropped, and removals where nothing is left to remove.
+
+Which ones follows the sizes: the last segments that together are at least as large as the one before
+them, so that a row is written again a few times in all (the logarithm of the size), not with each
+compaction.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from workers.serve.collections.revision_log import Dropped, FeatureType, Revision, Segment, commit
+from workers.serve.collections.segments import (
+    batch_texts_bytes,
+    batches,
+    segment_writer,
+    store_file,
+)
+from workers.storage.port import ObjectStore
+
+
+def first_to_merge(sizes: Sequence[int]) -> int:
+    """Where the last pieces begin that are to be merged: all from here on.
+
+    The first piece that is no larger than all after it together. So a row is moved a few times in
+    all, the logarithm of the size, and as many pieces remain at most.
+    """
+    for index, size in enumerate(sizes):
+        if size <= sum(sizes[index + 1 :]):
+            return index
+    return max(len(sizes) - 2, 0)
+
+
+# As many may pile up before somebody sets about it.
+MOST_SEGMENTS = 16
+# Somebody who began to read a revision may go on for as long.
+GRACE = timedelta(hours=1)
+
+
+class Superseded(Exception):
+    """Somebody else has merged or deleted these segments meanwhile."""
+
+
+def is_due(revision: Revision) -> bool:
+    """Whether there are too many segments."""
+    return len(revision.segments) >= MOST_SEGMENTS
+
+
+def run_to_merge(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """The last segments, beginning with the first that is no larger than all after it together."""
+    for index, segment in enumerate(segments):
+        if segment.bytes <= sum(each.bytes for each in segments[index + 1 :]):
+            return tuple(segments[index:])
+    return tuple(segments[-2:])
+
+
+def compact(store: ObjectStore, revision: Revision) -> Revision:
+    """Merge what is to be merged, as a revision with the same rows.
+
+    Raises Superseded, StorageUnavailable, CollectionBusy. What was written without becoming visible
+    is swept later.
+    """
+    run = run_to_merge(revision.segments)
+    merged = _merge(store, revision, run)
+
+    def change(head: Revision | None) -> Revision:
+        if head is None:
+            raise Superseded(revision.name)
+        return _replaced(head, run, merged)
+
+    return commit(store, revision.name, change)
+
+
+def _replaced(head: Revision, run: tuple[Segment, ...], merged: tuple[Segment, ...]) -> Revision:
+    names = [segment.name for segment in head.segments]
+    if run[0].name not in names:
+        raise Superseded(head.name)
+    start = names.index(run[0].name)
+    if head.segments[start : start + len(run)] != run:
+        raise Superseded(head.name)
+    now = datetime.now(UTC)
+    segments = (*head.segments[:start], *merged, *head.segments[start + len(run) :])
+    dropped = (*still_kept(head, now), *(Dropped(name=each.name, at=now) for each in run))
+    fields = {"segments": segments, "dropped": dropped, "changed_at": now}
+    if start == 0:
+        fields["purged"] = run[-1].last
+    return head.model_copy(update=fields)
+
+
+def still_kept(revision: Revision, now: datetime) -> tuple[Dropped, ...]:
+    """What was dropped so recently that somebody may still be reading it."""
+    return tuple(each for each in revision.dropped if now - each.at < GRACE)
+
+
+def _merge(store: ObjectStore, revision: Revision, run: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """One segment, or none where no row is left."""
+    keeps_removals = run[0] != revision.segments[0]
+    with TemporaryDirectory(prefix="cmcl-compaction-") as folder:
+        path = Path(folder) / "merged.parquet"
+        kept = _kept_batches(store, revision.name, run, keeps_removals)
+        rows, texts_bytes = _write(path, kept, revision.feature_type)
+        if not rows:
+            return ()
+        fields = {"rows": rows, "first": run[0].first, "last": run[-1].last}
+        template = run[0].model_copy(update=fields)
+        return (store_file(store, revision.name, path, template, texts_bytes),)
+
+
+def _write(
+    path: Path, kept: Iterator[pa.RecordBatch], feature_type: FeatureType
+) -> tuple[int, int]:
+    """How many rows, and what their ids and payloads take in memory."""
+    rows = texts_bytes = 0
+    with segment_writer(path, feature_type) as writer:
+        for batch in kept:
+            writer.write_batch(batch)
+            rows += batch.num_rows
+            texts_bytes += batch_texts_bytes(batch)
+    return rows, texts_bytes
+
+
+def _kept_batches(
+    store: ObjectStore, name: str, run: tuple[Segment, ...], keeps_removals: bool
+) -> Iterator[pa.RecordBatch]:
+    """Only ids are held in memory; everything else goes through."""
+    ids = [_ids(store, name, segment) for segment in run]
+    last = _last_of_each_id(pa.concat_arrays(ids))
+    start = 0
+    for segment in run:
+        for batch in batches(store, name, segment):
+            keep = pa.array(last[start : start + batch.num_rows])
+            start += batch.num_rows
+            if not keeps_removals:
+                keep = pc.and_(keep, pc.invert(batch.column("deleted")))
+            filtered = batch.filter(keep)
+            if filtered.num_rows:
+                yield filtered
+
+
+def _ids(store: ObjectStore, name: str, segment: Segment) -> pa.StringArray:
+    found = [batch.column("id") for batch in batches(store, name, segment, ["id"])]
+    return pa.concat_arrays(found)
+
+
+def _last_of_each_id(ids: pa.StringArray) -> np.ndarray:
+    """A bool for each row: whether no later one has the same id."""
+    table = pa.table({"id": ids, "row": pa.array(np.arange(len(ids)))})
+    last = table.group_by("id").aggregate([("row", "max")]).column("row_max").to_numpy()
+    keep = np.zeros(len(ids), bool)
+    keep[last] = True
+    return keep

@@ -1,0 +1,245 @@
+"""The thread that keeps collections in memory equal to what the store and the live versions say.
+
+Nothing that it meets may end it: what fails is logged once, leaves the index before answering, and is
+tried again later.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+from cmcl.contract.errors import (
+    DigestMismatch,
+    InvalidVersion,
+    ObjectNotFound,
+    WorkerError,
+)
+from workers.serve.collections import revision_log
+from workers.serve.collections.index import GRAPH_FROM_ROWS
+from workers.serve.collections.indexer import Held, Shown, same
+from workers.serve.collections.revision_log import Revision
+from workers.serve.versions.live import LiveVersions
+from workers.storage.port import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+_FIRST_DELAY_SECONDS = 0.1
+_LONGEST_DELAY_SECONDS = 15.0
+# Live versions are looked at more often than the store: it costs nothing.
+_SWAP_SECONDS = 0.02
+# What no waiting mends.
+_DAMAGE = (DigestMismatch, InvalidVersion, ObjectNotFound)
+
+
+@dataclass
+class _Followed:
+    """A collection, and what went wrong with it."""
+
+    held: Held
+    head: Revision | None = None
+    problem: str | None = None
+    is_damaged: bool = False
+    failures: int = 0
+    retry_at: float = 0.0
+
+
+class CollectionsFollower:
+    """Holds all collections of the store. `graph_from`: smaller parts are searched exactly."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        live: LiveVersions,
+        poll_seconds: float,
+        graph_from: int = GRAPH_FROM_ROWS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._poll_seconds = poll_seconds
+        self._graph_from = graph_from
+        self._clock = clock
+        self._followed: dict[str, _Followed] = {}
+        self._shown: Mapping[str, Shown] = MappingProxyType({})
+        self._damaged: Mapping[str, str] = MappingProxyType({})
+        self._complaints: dict[str, str] = {}
+        self._woken = threading.Event()
+        self._loaded = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="collections follower", daemon=True)
+
+    def start(self) -> None:
+        """Follow in the background."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and wait until it is gone."""
+        self._stopping.set()
+        self._woken.set()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether somebody is following."""
+        return self._thread.is_alive()
+
+    def wake(self) -> None:
+        """There is something new: look now. From any thread."""
+        self._woken.set()
+
+    def wait_loaded(self, seconds: float) -> bool:
+        """Wait until everything that was there at the start is searched. False if that takes longer."""
+        return self._loaded.wait(seconds)
+
+    def shown(self, name: str) -> Shown | None:
+        """What is known of a collection; None if this replica has not seen it."""
+        return self._shown.get(name)
+
+    def all_shown(self) -> Mapping[str, Shown]:
+        """What is known of each, by name; it never changes, the next call may give another one."""
+        return self._shown
+
+    def rows(self) -> int:
+        """How many rows are searched, of all collections."""
+        return sum(each.index.rows for each in self._shown.values() if each.index is not None)
+
+    def behind(self) -> int:
+        """How many collections are not searched at their newest revision by their live version."""
+        return sum(not self._is_followed(each) for each in self._shown.values())
+
+    def damaged(self) -> Mapping[str, str]:
+        """Names of those whose stored parts fail their checks, and in words what is wrong."""
+        return self._damaged
+
+    def look(self) -> None:
+        """Look at every collection once. Raises StorageUnavailable if they cannot be listed."""
+        names = revision_log.collection_names(self._store)
+        for name in self._followed.keys() - set(names):
+            del self._followed[name]
+            self._complaints.pop(f"collection {name}", None)
+            self._put(name, None)
+            self._put_damage(name, None)
+        for name in names:
+            if name not in self._followed:
+                self._followed[name] = _Followed(Held(self._store, self._graph_from, self._clock))
+            followed = self._followed[name]
+            if self._clock() >= followed.retry_at:
+                self._careful(name, followed, partial(self._follow, name, followed))
+
+    def work(self) -> bool:
+        """One step of each index that is being made. Whether there are more."""
+        working = [each for each in self._followed.items() if each[1].held.is_working]
+        for name, followed in working:
+            self._careful(name, followed, partial(self._step, followed))
+        return any(followed.held.is_working for _, followed in working)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._woken.clear()
+            seen = self._live.all()
+            has_looked = self._look_safely()
+            due = self._clock() + self._poll_seconds
+            # The mapping is exchanged with each swap, so there is nothing to compare inside of it.
+            while self._clock() < due and not self._woken.is_set() and self._live.all() is seen:
+                if not self.work():
+                    if has_looked:
+                        self._loaded.set()
+                    self._woken.wait(min(_SWAP_SECONDS, max(due - self._clock(), 0)))
+
+    def _look_safely(self) -> bool:
+        try:
+            self.look()
+        except WorkerError as error:
+            self._complain("the store", error)
+            return False
+        except Exception:
+            # A bug, but one that must not freeze all collections of this replica for ever.
+            logger.exception("a look at the collections failed")
+            return False
+        self._complaints.pop("the store", None)
+        return True
+
+    def _careful(self, name: str, followed: _Followed, do: Callable[[], None]) -> None:
+        """What one collection meets is no other's trouble."""
+        try:
+            do()
+        except WorkerError as error:
+            self._complain(f"collection {name}", error)
+            self._failed(followed, error)
+        except Exception as error:
+            logger.exception("collection %s failed", name)
+            self._failed(followed, error)
+        else:
+            if not followed.held.is_working:
+                followed.failures, followed.problem, followed.is_damaged = 0, None, False
+        self._show(name, followed)
+
+    def _failed(self, followed: _Followed, error: Exception) -> None:
+        followed.held.give_up()
+        # Without the store's address, which is nothing for a caller's eyes.
+        followed.problem = str(error).replace(f"{self._store.uri}/", "")
+        followed.is_damaged = isinstance(error, _DAMAGE)
+        followed.failures += 1
+        # The exponent is bounded too: 2.0 ** 1024 overflows, and a week of failures gets there.
+        delay = _FIRST_DELAY_SECONDS * 2.0 ** min(followed.failures, 16)
+        followed.retry_at = self._clock() + min(delay, _LONGEST_DELAY_SECONDS)
+
+    def _follow(self, name: str, followed: _Followed) -> None:
+        head = followed.head = self._newest(name, followed.head)
+        live = self._live.get(head.model) if head is not None else None
+        if head is None or head.deleted or live is None:
+            followed.held.forget()
+        else:
+            followed.held.follow(head, live.version)
+
+    def _is_followed(self, shown: Shown) -> bool:
+        live, index = self._live.get(shown.revision.model), shown.index
+        if live is None:
+            return True  # Nothing answers for this model, here or anywhere.
+        return (
+            index is not None
+            and index.revision == shown.revision.revision
+            and same(index.version, live.version)
+        )
+
+    def _newest(self, name: str, known: Revision | None) -> Revision | None:
+        if known is not None and known.revision == revision_log.newest_number(self._store, name):
+            return known
+        return revision_log.newest(self._store, name)
+
+    def _step(self, followed: _Followed) -> None:
+        if followed.head is not None:
+            followed.held.step(followed.head)
+
+    def _show(self, name: str, followed: _Followed) -> None:
+        """In one step: a request that reads it once sees one index, whatever happens meanwhile."""
+        shown = None
+        head = followed.head
+        if head is not None and not head.deleted:
+            live = self._live.get(head.model)
+            width = live.version.spec.width if live is not None else None
+            index, problem = followed.held.index, followed.problem
+            shown = Shown(head, width, index, problem, followed.is_damaged)
+        self._put(name, shown)
+        damage = followed.problem if followed.is_damaged else None
+        if damage != self._damaged.get(name):
+            self._put_damage(name, damage)
+
+    def _put(self, name: str, shown: Shown | None) -> None:
+        if shown != self._shown.get(name):
+            others = {other: each for other, each in self._shown.items() if other != name}
+            self._shown = MappingProxyType(others | ({name: shown} if shown else {}))
+
+    def _put_damage(self, name: str, damage: str | None) -> None:
+        others = {other: each for other, each in self._damaged.items() if other != name}
+        self._damaged = MappingProxyType(others | ({name: damage} if damage else {}))
+
+    def _complain(self, about: str, error: Exception) -> None:
+        """Log once and not with every look: a store that is down for an hour fills no disk."""
+        if self._complaints.get(about) != str(error):
+            self._complaints[about] = str(error)
+            logger.warning("%s does not follow, what is loaded answers: %s", about, error)

@@ -1,0 +1,302 @@
+"""One collection in the memory of a replica: the index that answers, and the one that will.
+
+A new revision is applied to the index that answers. A new version gets an index of its own, beside
+the one that answers, which then is exchanged for it in one step; meanwhile the old one, with the old
+version, goes on to answer and to take what is written. The index before is kept, so that a roll back
+is an exchange as well.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cmcl.contract.errors import InvalidVersion
+from workers.serve.collections.index import Index
+from workers.serve.collections.index_builder import Draft, Frozen, by_modality, project
+from workers.serve.collections.memory import VERSIONS, graphs_bytes, vectors_bytes
+from workers.serve.collections.payloads import Mask
+from workers.serve.collections.revision_log import Revision
+from workers.serve.collections.segments import batches, features_matrix, texts_bytes_of
+from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.storage.port import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+
+Steps = Generator[None, None, Draft]
+
+
+def can_continue(draft: Draft, head: Revision) -> bool:
+    """Whether what came since is still told apart from what was there before."""
+    return (
+        draft.revision is not None
+        and draft.revision.born == head.born
+        and draft.revision.revision >= head.purged
+    )
+
+
+def catch_up(store: ObjectStore, draft: Draft, head: Revision) -> Iterator[None]:
+    """Bring a draft that can continue to this revision.
+
+    Raises StorageUnavailable, ObjectNotFound (swept meanwhile), InvalidVersion; the draft is then
+    half-way, shows nothing of it, and can be brought there later.
+    """
+    applied = draft.revision.revision if draft.revision else 0
+    for segment in head.segments:
+        if segment.last > applied:
+            for batch in batches(store, head.name, segment):
+                draft.apply(batch)
+                yield
+    draft.revision = head
+
+
+def loaded(store: ObjectStore, head: Revision, draft: Draft) -> Steps:
+    """Fill an empty draft."""
+    yield from catch_up(store, draft, head)
+    yield from draft.build_graphs()
+    return draft
+
+
+def reprojected(store: ObjectStore, draft: Draft, version: ServedVersion) -> Steps:
+    """The rows of a draft with vectors of another version.
+
+    Features stream through: only vectors are held. Ids, payloads and their columns are shared with
+    the draft, which goes on meanwhile. Raises as `catch_up` does.
+    """
+    frozen = draft.frozen()
+    projection = _Projection(frozen, version)
+    if frozen.revision is not None:
+        for segment in frozen.revision.segments:
+            columns = ("id", "modality", "feature", "deleted")
+            for batch in batches(store, frozen.revision.name, segment, columns):
+                projection.take(batch)
+                yield
+    other = draft.with_vectors(version, projection.finished(), frozen)
+    yield from other.build_graphs()
+    return other
+
+
+class _Projection:
+    """Vectors for each part of a frozen draft; a later feature of the same id replaces an earlier."""
+
+    def __init__(self, frozen: Frozen, version: ServedVersion) -> None:
+        self._frozen = frozen
+        self._version = version
+        width = version.spec.width
+        self._vectors: dict[int, Float32Array] = {
+            number: np.zeros((len(part), width), np.float32)
+            for number, part in frozen.parts.items()
+        }
+        self._seen: dict[int, Mask] = {
+            number: np.zeros(len(part), bool) for number, part in frozen.parts.items()
+        }
+
+    def take(self, batch: pa.RecordBatch) -> None:
+        present = batch.filter(pc.invert(batch.column("deleted")))
+        for modality, rows in by_modality(present):
+            features = rows.column("feature")
+            for number, (places, indices) in self._frozen.places_of(rows.column("id"), modality):
+                chosen_BF = features_matrix(features.take(pa.array(indices)))
+                self._vectors[number][places] = project(self._version, modality, chosen_BF)
+                self._seen[number][places] = True
+
+    def finished(self) -> Mapping[int, Float32Array]:
+        """Raises InvalidVersion if a row has no feature in the store."""
+        for number, part in self._frozen.parts.items():
+            lost = np.flatnonzero(part.live_N & ~self._seen[number])
+            if len(lost):
+                raise InvalidVersion(
+                    f"{len(lost)} rows have no feature in the store, such as "
+                    f"{part.contents.ids[int(lost[0])].as_py()!r}"
+                )
+        return self._vectors
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is known of a collection, as of one moment.
+
+    `width`: of the vectors it is to have; None: the model has no live version. `index` None: it is
+    being made, or the model has no live version. `problem`: why it does not follow; `is_damaged`: and
+    trying again cannot help, until somebody mends what is stored.
+    """
+
+    revision: Revision
+    width: int | None
+    index: Index | None
+    problem: str | None = None
+    is_damaged: bool = False
+
+    @cached_property
+    def rows(self) -> int:
+        """How many there are at most: see `rows_at_most`."""
+        return rows_at_most(self.revision, self.index)
+
+    @cached_property
+    def sure_bytes(self) -> int:
+        """What was read takes in memory, with vectors of as many versions as a swap has at once."""
+        index = self.index
+        if index is None:
+            return 0
+        return index.contents_bytes + VERSIONS * (index.vectors_bytes + index.graphs_bytes)
+
+    @cached_property
+    def unread_bytes(self) -> int:
+        """What is not there yet will take in memory, or less: rows to read, and graphs to build.
+
+        0 where they are not going to be read.
+        """
+        if self.width is None or self.is_damaged:
+            return 0
+        read = self.index.revision if self.index is not None else 0
+        unread = [each for each in self.revision.segments if each.last > read]
+        rows = sum(each.rows for each in unread)
+        graphs = graphs_bytes(self.rows, self.width)
+        if self.index is not None:
+            graphs = max(graphs - VERSIONS * self.index.graphs_bytes, 0)
+        return vectors_bytes(rows, self.width) + sum(map(texts_bytes_of, unread)) + graphs
+
+
+def rows_at_most(revision: Revision, index: Index | None) -> int:
+    """How many rows a revision has, as far as can be told from what this index has read of it.
+
+    What it has not read is counted by segments, where removals count, and what was replaced.
+    """
+    stored = sum(segment.rows for segment in revision.segments)
+    if index is None or index.revision < revision.born:
+        return stored
+    unread = sum(each.rows for each in revision.segments if each.last > index.revision)
+    return min(stored, index.rows + unread)
+
+
+@dataclass
+class _Task:
+    """An index being made for `version`; `steps` returns its draft."""
+
+    version: ServedVersion
+    steps: Steps
+    began: float
+
+
+class Held:
+    """Used by the follower's thread alone; what it shows is immutable."""
+
+    def __init__(
+        self, store: ObjectStore, graph_from: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._graph_from = graph_from
+        self._clock = clock
+        self._answering: Draft | None = None
+        self._previous: Draft | None = None
+        self._task: _Task | None = None
+        # Not made anew from the draft whenever it is asked for: a change may be half applied to it.
+        self.index: Index | None = None
+
+    @property
+    def is_working(self) -> bool:
+        """Whether there are steps to do."""
+        return self._task is not None
+
+    def forget(self) -> None:
+        """Nothing of it is in memory any more."""
+        self._answering = self._previous = self._task = self.index = None
+
+    def give_up(self) -> None:
+        """Leave the index that is being made; `follow` begins again."""
+        self._task = None
+
+    def follow(self, head: Revision, version: ServedVersion) -> None:
+        """Take in what was written, and begin with what takes longer. Raises as `catch_up` does."""
+        if self._is_of_another(head):
+            self.forget()
+        answering = self._answering
+        continues = answering is not None and can_continue(answering, head)
+        if answering is not None and continues:
+            self._bring(answering, head)
+            if self.index is None or self.index.revision != head.revision:
+                self.index = answering.index()
+        if answering is None or not continues or not same(answering.version, version):
+            self._turn_to(head, version)
+        elif self._task is not None and self._task.version is not answering.version:
+            self._task = None  # the model was rolled back before that one was ready
+        elif answering.needs_graphs and self._task is None:
+            self._task = _Task(answering.version, _with_graphs(answering), self._clock())
+
+    def step(self, head: Revision) -> None:
+        """Work on for a moment; exchange the index if that was the end. Raises as `catch_up` does."""
+        task = self._task
+        if task is None:
+            return
+        try:
+            next(task.steps)
+        except StopIteration as end:
+            self._task = None
+            self._exchange(end.value, head)
+            logger.info(
+                "collection %s is searched with %s, made in %.1f s",
+                *(head.name, task.version.label, self._clock() - task.began),
+            )
+
+    def _turn_to(self, head: Revision, version: ServedVersion) -> None:
+        previous = self._previous
+        if (
+            previous is not None
+            and same(previous.version, version)
+            and can_continue(previous, head)
+        ):
+            self._bring(previous, head)
+            self._put(previous)
+            self._task = None
+        elif self._task is None or not _leads_to(self._task.version, version):
+            self._task = _Task(version, self._steps(head, version), self._clock())
+
+    def _steps(self, head: Revision, version: ServedVersion) -> Steps:
+        answering = self._answering
+        if answering is not None and can_continue(answering, head):
+            return reprojected(self._store, answering, version)
+        return loaded(self._store, head, Draft(version, None, self._graph_from))
+
+    def _exchange(self, made: Draft, head: Revision) -> None:
+        if not can_continue(made, head):
+            return  # deleted or purged meanwhile: the next look begins again
+        self._bring(made, head)
+        self._put(made)
+
+    def _put(self, draft: Draft) -> None:
+        """Let it answer from now on."""
+        if draft is not self._answering:
+            self._previous, self._answering = self._answering, draft
+        self.index = draft.index()
+
+    def _bring(self, draft: Draft, head: Revision) -> None:
+        for _ in catch_up(self._store, draft, head):
+            pass
+
+    def _is_of_another(self, head: Revision) -> bool:
+        """Whether the collection was deleted and made anew since."""
+        revision = self._answering.revision if self._answering else None
+        return revision is not None and revision.born != head.born
+
+
+def same(one: ServedVersion, other: ServedVersion) -> bool:
+    """Versions never change, but a model can be deleted and made anew under its name."""
+    return one.label == other.label and one.created_at == other.created_at
+
+
+def _leads_to(begun: ServedVersion, wanted: ServedVersion) -> bool:
+    """Whether to go on. A version that is newer still waits its turn: else, where versions come
+    faster than indexes can be made, none would ever be ready."""
+    is_older = begun.number <= wanted.number and begun.created_at <= wanted.created_at
+    return begun.model == wanted.model and is_older
+
+
+def _with_graphs(draft: Draft) -> Steps:
+    yield from draft.build_graphs()
+    return draft

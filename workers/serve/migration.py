@@ -1,0 +1,217 @@
+"""The moments of a version that is served: fetched when they are needed, and not kept."""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from typing import Generic, TypeVar
+
+import torch
+
+from cmcl.contract.errors import InvalidVersion, WorkerError
+from cmcl.contract.modality import ModalityPair
+from workers.model.artifact import load_memory
+from workers.model.migration import (
+    CannotMigrate,
+    NumberedHeads,
+    check_same_conditioning,
+    migration_between,
+    nothing_learned,
+    same_conditioning,
+)
+from workers.nullspace.certificate import PairWeights
+from workers.nullspace.compatibility import stored_change
+from workers.nullspace.migrate import Migration
+from workers.serve.batching.compute import BACKGROUND, Compute
+from workers.serve.versions.loading import ServedVersion
+from workers.storage import layout
+from workers.storage.port import ObjectStore
+from workers.storage.versions import considerate_sha256_of, read_version, read_version_file
+
+
+def read_memory(store: ObjectStore, version: ServedVersion) -> bytes:
+    """Its memory file, verified. Raises WorkerError."""
+    manifest = read_version(store, version.model, version.number)
+    if manifest.created_at != version.created_at:
+        raise InvalidVersion(f"the store has another {version.label} by now")
+    return read_version_file(store, manifest, layout.MEMORY, considerate_sha256_of)
+
+
+def identity_of(version: ServedVersion) -> tuple[str, float]:
+    """The same for the same version: a model that was deleted may come again with its name."""
+    return version.label, version.created_at.timestamp()
+
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class SharedResults(Generic[K, V]):
+    """So many results, least recently used out first; used from one event loop, so no lock."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[K, V] = OrderedDict()
+        self._under_way: dict[K, asyncio.Task[V]] = {}
+
+    def known(self, key: K) -> V | None:
+        """None where it was not found out yet."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    async def get(self, key: K, find_out: Callable[[], Awaitable[V]]) -> V:
+        """The result; those who ask at the same time share one search.
+
+        Raises what `find_out` raises; a failure is not remembered.
+        """
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        task = self._under_way.get(key)
+        if task is None:
+            task = self._under_way[key] = asyncio.create_task(self._search(key, find_out))
+        # Shielded: a client that hangs up must not take the others' result with it.
+        return await asyncio.shield(task)
+
+    async def _search(self, key: K, find_out: Callable[[], Awaitable[V]]) -> V:
+        try:
+            result = await find_out()
+        finally:
+            del self._under_way[key]
+        self._kept[key] = result
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+        return result
+
+
+# A map of width 1024 takes 8 MiB.
+_MOST_MAPS = 16
+
+_Key = tuple[tuple[str, float], tuple[str, float], str]
+
+
+class Migrations:
+    """The maps that were asked for last. Also that there is none is remembered: versions stay."""
+
+    def __init__(self, store: ObjectStore, compute: Compute, most: int = _MOST_MAPS) -> None:
+        self._store = store
+        self._compute = compute
+        self._maps: SharedResults[_Key, Migration | CannotMigrate] = SharedResults(most)
+
+    async def between(
+        self, modality: str, old: ServedVersion, new: ServedVersion, tenant: str = BACKGROUND
+    ) -> Migration:
+        """The map from the vectors of one version to those of the other.
+
+        `tenant`: whose turn it takes. Raises CannotMigrate, and WorkerError where the moments cannot be read.
+        """
+        asked = (identity_of(old), identity_of(new), modality)
+        found = await self._maps.get(asked, lambda: self._find(modality, old, new, tenant))
+        if isinstance(found, CannotMigrate):
+            raise type(found)(*found.args)  # Its own, as each raising adds to a traceback.
+        return found
+
+    async def _find(
+        self, modality: str, old: ServedVersion, new: ServedVersion, tenant: str
+    ) -> Migration | CannotMigrate:
+        refusal = _refusal(modality, old, new)
+        if refusal is not None:
+            return refusal
+        memory = await asyncio.to_thread(read_memory, self._store, old)
+        return await self._compute.run(tenant, _map, modality, memory, old, new)
+
+
+def _refusal(modality: str, old: ServedVersion, new: ServedVersion) -> CannotMigrate | None:
+    """What can be told without the moments, which may be hundreds of megabytes."""
+    if not any(modality in pair.modalities for pair in old.pairs):
+        return nothing_learned(modality, old.number)
+    try:
+        check_same_conditioning(modality, _numbered(old), _numbered(new))
+    except CannotMigrate as error:
+        return error
+    return None
+
+
+@torch.inference_mode()
+def _map(
+    modality: str, memory: bytes, old: ServedVersion, new: ServedVersion
+) -> Migration | CannotMigrate:
+    try:
+        return migration_between(modality, load_memory(memory), _numbered(old), _numbered(new))
+    except CannotMigrate as error:
+        return error
+
+
+def _numbered(version: ServedVersion) -> NumberedHeads:
+    return NumberedHeads(version.number, version.heads)
+
+
+logger = logging.getLogger(__name__)
+
+# Each is a number for each pair.
+_MOST_KEPT = 1024
+_MOST_WANTED = 64
+
+_Pair = tuple[tuple[str, float], tuple[str, float]]
+Changes = Mapping[str, float | None]
+
+
+class Compatibilities:
+    """Found out one after another in the background, when somebody asks. Used from one event loop."""
+
+    def __init__(self, store: ObjectStore, compute: Compute) -> None:
+        self._store = store
+        self._compute = compute
+        self._found: OrderedDict[_Pair, Changes] = OrderedDict()
+        self._wanted: dict[_Pair, tuple[ServedVersion, ServedVersion]] = {}
+        self._worker: asyncio.Task[None] | None = None
+
+    def known(self, old: ServedVersion, new: ServedVersion) -> Changes | None:
+        """By key of each pair that the old version has learned: the relative change (root mean
+        square) of the scores of its stored vectors under queries of the new version, the larger of
+        the two sides. None where the versions read features differently, so that nothing can be
+        said from moments. None altogether while it is not known yet: it will be.
+        """
+        key = (identity_of(old), identity_of(new))
+        found = self._found.get(key)
+        if found is None and len(self._wanted) < _MOST_WANTED:
+            self._wanted[key] = (old, new)
+            if self._worker is None or self._worker.done():
+                self._worker = asyncio.create_task(self._work(), name="compatibilities")
+        return found
+
+    async def settled(self) -> None:
+        """Wait until everything that was asked for is known or has failed."""
+        if self._worker is not None:
+            await self._worker
+
+    async def _work(self) -> None:
+        while self._wanted:
+            key, (old, new) = next(iter(self._wanted.items()))
+            try:
+                self._found[key] = await self._find(old, new)
+            except WorkerError as error:
+                # Whoever lists the models next asks again.
+                logger.warning("%s and %s cannot be compared: %s", old.label, new.label, error)
+            finally:
+                del self._wanted[key]
+            if len(self._found) > _MOST_KEPT:
+                self._found.popitem(last=False)
+
+    async def _find(self, old: ServedVersion, new: ServedVersion) -> Changes:
+        memory = await asyncio.to_thread(read_memory, self._store, old)
+        return await self._compute.run(BACKGROUND, _changes, memory, old, new)
+
+
+@torch.inference_mode()
+def _changes(memory: bytes, old_version: ServedVersion, new_version: ServedVersion) -> Changes:
+    # Read here, in a thread: they may have to be loaded.
+    old, new = old_version.heads, new_version.heads
+    found: dict[str, float | None] = {}
+    for (first, second), moments in load_memory(memory).by_pair.items():
+        key = ModalityPair(first=first, second=second).key
+        comparable = all(same_conditioning(each, old, new) for each in (first, second))
+        weights = [PairWeights(each.weights[first], each.weights[second]) for each in (old, new)]
+        found[key] = stored_change(moments, *weights) if comparable else None
+    return found
