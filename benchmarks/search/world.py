@@ -28,8 +28,8 @@ class World:
         self._spec = spec
         self._live = LiveVersions()
         self._follower = CollectionsFollower(self._store, self._live, 0.05, graph_from)
-        wish = writes.Wish(_NAME, _MODEL, None, "float16")
-        self._collection = writes.create(self._store, wish)
+        spec = writes.CollectionSpec(_NAME, _MODEL, None, "float16")
+        self._collection = writes.create(self._store, spec)
         self._generation = 0
 
     def __enter__(self) -> "World":

@@ -18,7 +18,7 @@ class ImmediateCompute:
 
     def __init__(self) -> None:
         self.waiting_rows = 0
-        self.heavy_seconds = 0.0
+        self.background_seconds = 0.0
         self.runs: list[str] = []
 
     async def embed(
@@ -39,5 +39,5 @@ class ImmediateCompute:
         self.runs.append(function.__name__)
         return function(*args, **kwargs)
 
-    async def moves(self, seconds: float) -> bool:
+    async def responds(self, seconds: float) -> bool:
         return True

@@ -17,7 +17,7 @@ def entry(name: str) -> Entry:
 
 
 def test_writers_at_the_same_time_lose_no_change(store: ObjectStore) -> None:
-    target = writes.create(store, writes.Wish("things", "m", None, "float32"))
+    target = writes.create(store, writes.CollectionSpec("things", "m", None, "float32"))
     revisions: list[int] = []
 
     def write(writer: int) -> None:

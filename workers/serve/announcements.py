@@ -35,7 +35,7 @@ class Announcer(Protocol):
         ...
 
 
-class Unheard:
+class NullAnnouncer:
     """Where there is nobody to tell."""
 
     def announce(self, model: str) -> None:
@@ -46,50 +46,50 @@ class Unheard:
 SECONDS = 0.02
 
 
-class Pulse:
+class Debouncer:
     """The first hit beats at once; those of the next moment beat together, when it is over.
 
     Used from one event loop.
     """
 
-    def __init__(self, beat: Callable[[], None], seconds: float = SECONDS) -> None:
-        self._beat = beat
+    def __init__(self, function: Callable[[], None], seconds: float = SECONDS) -> None:
+        self._function = function
         self._seconds = seconds
         self._rests = False
-        self._was_hit = False
+        self._was_called = False
 
-    def hit(self) -> None:
+    def call(self) -> None:
         """Beat, now or in a moment."""
         if self._rests:
-            self._was_hit = True
+            self._was_called = True
             return
         self._rests = True
         asyncio.get_running_loop().call_later(self._seconds, self._go_on)
-        self._beat()
+        self._function()
 
     def _go_on(self) -> None:
         self._rests = False
-        if self._was_hit:
-            self._was_hit = False
-            self.hit()
+        if self._was_called:
+            self._was_called = False
+            self.call()
 
 
 # A call that never ended would be a listener that nobody knows to be gone.
 WAIT_SECONDS = 20.0
 
 
-class Board:
+class Broadcaster:
     """For any number of listeners; used from one event loop."""
 
     def __init__(self, wait_seconds: float = WAIT_SECONDS) -> None:
         self._wait_seconds = wait_seconds
         self._count = 0
         self._news = asyncio.Event()
-        self._pulse = Pulse(self._tell)
+        self._debouncer = Debouncer(self._tell)
 
     def announce(self) -> None:
         """Tell everybody who waits."""
-        self._pulse.hit()
+        self._debouncer.call()
 
     async def wait(self, seen: int) -> int:
         """The count, once it is not `seen`, or after `wait_seconds`."""
@@ -120,17 +120,17 @@ class Listener:
         self,
         open_channel: Callable[[], Channel],
         wake: Callable[[], None],
-        hears: Callable[[bool], None] = lambda _: None,
+        connected: Callable[[bool], None] = lambda _: None,
         first_pause_seconds: float = _FIRST_PAUSE_SECONDS,
     ) -> None:
-        """`wake` must not wait. `hears` is told whether announcements arrive. Both from the thread."""
+        """`wake` must not wait. `connected` is told whether announcements arrive. Both from the thread."""
         self._open_channel = open_channel
         self._wake = wake
-        self._hears = hears
+        self._connected = connected
         self._first_pause_seconds = first_pause_seconds
         self._pause_seconds = first_pause_seconds
         self._channel: Channel | None = None
-        self._pulse = Pulse(self._forward)
+        self._debouncer = Debouncer(self._forward)
         self._model = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
@@ -146,7 +146,7 @@ class Listener:
     def announce(self, model: str) -> None:
         """See the port, `Announcer`."""
         self._model = model
-        self._pulse.hit()
+        self._debouncer.call()
 
     def _forward(self) -> None:
         channel = self._channel
@@ -177,7 +177,7 @@ class Listener:
             if self._channel is None:
                 self._channel = channel
                 self._pause_seconds = self._first_pause_seconds
-                self._hears(True)
+                self._connected(True)
             if count != seen and not self._stopping.is_set():
                 seen = count
                 self._wake()
@@ -188,4 +188,4 @@ class Listener:
         if is_new and not self._stopping.is_set():
             logger.warning(words, error)
         self._channel = None
-        self._hears(False)
+        self._connected(False)

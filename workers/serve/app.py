@@ -7,7 +7,7 @@ from ray import serve
 
 from workers.serve.deployment import EMBEDDER
 from workers.serve.encoders.deployment import encoder_applications
-from workers.serve.placement import REPLICA, one_of
+from workers.serve.placement import REPLICA, at_most_per_node
 from workers.serve.ray_channel import close_channel
 from workers.serve.settings import ServeArgs
 
@@ -38,7 +38,7 @@ def build(args: ServeArgs | dict[str, object]) -> serve.Application:
 def _booked(args: ServeArgs) -> dict[str, Any]:
     if args.replicas_per_node is None:
         return {"num_cpus": args.num_cpus}
-    return one_of(REPLICA, args.replicas_per_node, args.identity)
+    return at_most_per_node(REPLICA, args.replicas_per_node, args.identity)
 
 
 def _encoders(args: ServeArgs) -> dict[str, serve.Application]:

@@ -25,6 +25,7 @@ from cmcl.contract.access import (
 )
 from cmcl.contract.errors import ObjectNotFound, StorageError
 from workers.serve.errors import NotReady, Unauthorized
+from workers.serve.log_once import LogOnce
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 
@@ -49,10 +50,10 @@ class Caller:
         return self.owner is None or self.owner == owner
 
 
-class Doorkeeper(Protocol):
+class Authenticator(Protocol):
     """Decides without waiting for anybody."""
 
-    def admit(self, authorization: str | None) -> Caller:
+    def authenticate(self, authorization: str | None) -> Caller:
         """Whom the header `Authorization` speaks for. Raises errors.Unauthorized, NotReady."""
         ...
 
@@ -62,10 +63,10 @@ class Doorkeeper(Protocol):
         ...
 
 
-class OpenDoor:
+class AllowAll:
     """Where no keys are asked for."""
 
-    def admit(self, authorization: str | None) -> Caller:
+    def authenticate(self, authorization: str | None) -> Caller:
         return Caller("", None)
 
     @property
@@ -146,11 +147,11 @@ class _Entry:
 
 
 # Compared with where there is no entry: time must not tell either. No text has this digest.
-_NOBODY = _Entry(Caller("", None), "0" * 64, 0.0)
+_NO_ENTRY = _Entry(Caller("", None), "0" * 64, 0.0)
 
 
 @dataclass(frozen=True)
-class _Book:
+class _KeyList:
     """One list, as it was signed. It is never changed, only exchanged."""
 
     serial: int
@@ -158,7 +159,7 @@ class _Book:
 
 
 class SignedKeys:
-    """A `Doorkeeper`: `admit` waits for nobody, `refresh` is for the thread that follows the store."""
+    """A `Authenticator`: `authenticate` waits for nobody, `refresh` is for the thread that follows the store."""
 
     def __init__(
         self,
@@ -172,11 +173,11 @@ class SignedKeys:
         self._refused = refused
         self._clock = clock
         self._seconds_between_reads = seconds_between_reads
-        self._book: _Book | None = None
+        self._book: _KeyList | None = None
         # What was read last, and what is wrong with it.
         self._seen = b""
         self._verdict = ""
-        self._complaint = ""
+        self._log = LogOnce(logger, "%s stays as it is: %s")
         self._due = float("-inf")
 
     @property
@@ -184,15 +185,15 @@ class SignedKeys:
         """Whether a list was seen that can be believed."""
         return self._book is not None
 
-    def admit(self, authorization: str | None) -> Caller:
+    def authenticate(self, authorization: str | None) -> Caller:
         """Whom the header speaks for. Raises Unauthorized, and NotReady before the first list."""
-        book = self._book
-        if book is None:
+        keys_ = self._book
+        if keys_ is None:
             raise NotReady("this replica has not seen the list of keys yet")
         scheme, _, shown = (authorization or "").partition(" ")
         if scheme.lower() != _SCHEME:
             raise Unauthorized(_NEEDED)
-        entry = _match(book, shown.strip())
+        entry = _match(keys_, shown.strip())
         if entry is None or self._clock() >= entry.until:
             raise Unauthorized(_NOT_VALID)
         return entry.caller
@@ -203,11 +204,10 @@ class SignedKeys:
         if now < self._due:
             return
         self._due = now + self._seconds_between_reads
-        complaint = self._read(store)
-        # Once, and not with every look: a store that is away for an hour fills no disk.
-        if complaint and complaint != self._complaint:
-            logger.warning("the list of keys stays as it is: %s", complaint)
-        self._complaint = complaint
+        if problem := self._read(store):
+            self._log.failed("the list of keys", problem)
+        else:
+            self._log.recovered("the list of keys")
 
     def _read(self, store: ObjectStore) -> str:
         """What is wrong with what lies there, in words; nothing if it is in force now."""
@@ -240,15 +240,15 @@ class SignedKeys:
         return snapshot
 
 
-def _match(book: _Book, shown: str) -> _Entry | None:
+def _match(keys_: _KeyList, shown: str) -> _Entry | None:
     """The entry that the shown text is the key of; the operator's may look like any other."""
-    operator = book.entries.get(OPERATOR_KEY)
+    operator = keys_.entries.get(OPERATOR_KEY)
     if operator is not None and _fits(operator, shown):
         return operator
     key = _KEY.fullmatch(shown)
     if key is None:
         return None
-    entry = book.entries.get(key_id(key[1]), _NOBODY)
+    entry = keys_.entries.get(key_id(key[1]), _NO_ENTRY)
     return entry if _fits(entry, key[2]) else None
 
 
@@ -257,8 +257,8 @@ def _fits(entry: _Entry, secret: str) -> bool:
     return hmac.compare_digest(digest, entry.sha256)
 
 
-def _book(snapshot: KeySnapshot) -> _Book:
-    return _Book(snapshot.serial, {key.id: _entry(key) for key in snapshot.keys})
+def _book(snapshot: KeySnapshot) -> _KeyList:
+    return _KeyList(snapshot.serial, {key.id: _entry(key) for key in snapshot.keys})
 
 
 def _entry(key: SnapshotKey) -> _Entry:

@@ -16,17 +16,17 @@ from workers.serve.announcements import Listener
 from workers.serve.api.admission import Admission
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica
-from workers.serve.api.protocol import write_answers_at_once
-from workers.serve.auth import Doorkeeper, OpenDoor, SignedKeys, read_public_keys
+from workers.serve.api.protocol import install_protocol
+from workers.serve.auth import AllowAll, Authenticator, SignedKeys, read_public_keys
 from workers.serve.batching.batcher import Batcher
 from workers.serve.batching.compute import stuck
-from workers.serve.canary.monitor import Trials
+from workers.serve.canary.monitor import CanaryMonitor
 from workers.serve.collections.collections import Collections, open_collections
 from workers.serve.encoders.deployment import Handle, encoders_behind
 from workers.serve.ray_channel import open_channel
 from workers.serve.ray_metrics import RayMetrics
 from workers.serve.settings import ServeArgs
-from workers.serve.versions.cache import ResidentVersions
+from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.follower import Follower, Look
 from workers.serve.versions.live import LiveVersions, wait_until_ready
 from workers.serve.versions.loading import StoredVersions
@@ -53,7 +53,7 @@ class Embedder:
         # By default a thread that computes in Python keeps the event loop waiting for 5 ms each time
         # that it has to wait for the interpreter, which is several times in a request.
         sys.setswitchinterval(_SWITCH_SECONDS)
-        write_answers_at_once()
+        install_protocol()
         self._args = args
         self._encoders = encoders_behind(args.encoders, encoders)
         self._store = open_store(args.store)
@@ -62,7 +62,7 @@ class Embedder:
         self._compute = Batcher(self._metrics)
         self._admission = Admission(args)
         self._watch_load()
-        self._resident = ResidentVersions(
+        self._resident = VersionCache(
             StoredVersions(self._store),
             args.recent_versions,
             Budget(args.max_heads_bytes, self._owner_of),
@@ -88,7 +88,7 @@ class Embedder:
             if self._live.readiness.ready:
                 # Those that take longer are loaded while this replica answers everything else.
                 self._collections.wait_loaded(args.first_look_seconds)
-        self._listener = Listener(open_channel, self._wake, self._metrics.hears)
+        self._listener = Listener(open_channel, self._wake, self._metrics.connected)
         self._listener.start()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -106,7 +106,7 @@ class Embedder:
             access=self._access,
             admission=self._admission,
             metrics=self._metrics,
-            trials=Trials(self._live, self._compute, self._metrics, self._store, name),
+            canaries=CanaryMonitor(self._live, self._compute, self._metrics, self._store, name),
             announcer=self._listener,
             collections=self._collections,
         )
@@ -156,10 +156,10 @@ def _others_answer() -> bool:
     return any(state == "RUNNING" and count for state, count in states.items())
 
 
-def _doorkeeper(args: ServeArgs, metrics: RayMetrics) -> tuple[Doorkeeper, Sequence[Look]]:
+def _doorkeeper(args: ServeArgs, metrics: RayMetrics) -> tuple[Authenticator, Sequence[Look]]:
     """Who decides whom to let in, and what it follows in the store for that."""
     if args.access_public_key is None:
-        return OpenDoor(), ()
+        return AllowAll(), ()
     keys = SignedKeys(read_public_keys(args.access_public_key), metrics.key_list_refused)
     return keys, (keys.refresh,)
 

@@ -59,7 +59,7 @@ class ServeMetrics(Protocol):
         """A list of keys was not believed; the one before stays in force."""
         ...
 
-    def hears(self, announcements: bool) -> None:
+    def connected(self, announcements: bool) -> None:
         """Whether this replica is told at once when something changes, or looks by itself alone."""
         ...
 
@@ -67,7 +67,7 @@ class ServeMetrics(Protocol):
         """How the candidate's scores across a pair agree with the live version's, mean so far."""
         ...
 
-    def trial_ended(self, model: str) -> None:
+    def canary_ended(self, model: str) -> None:
         """The model's trial is over: its shadow's agreement describes nothing that is there now."""
         ...
 
@@ -80,7 +80,7 @@ _OBSERVED = 8
 _requests = count()
 
 
-class Laps:
+class StageTimer:
     """Begins with the request."""
 
     def __init__(self, metrics: ServeMetrics) -> None:
@@ -88,7 +88,7 @@ class Laps:
         self._begun = self._last = perf_counter()
         self._is_observed = next(_requests) % _OBSERVED == 0
 
-    def lap(self, stage: str) -> None:
+    def stage(self, stage: str) -> None:
         """This stage is over."""
         if self._is_observed:
             now = perf_counter()

@@ -1,10 +1,12 @@
-"""The moments of a version that is served: fetched when they are needed, and not kept."""
+"""Between two versions of a model: maps for stored vectors, and how well old vectors still fit.
+
+Both need the moments of the older version. They may have hundreds of megabytes, so they are read when they are
+needed and not kept.
+"""
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Mapping
 
 import torch
 
@@ -23,6 +25,7 @@ from workers.nullspace.certificate import PairWeights
 from workers.nullspace.compatibility import stored_change
 from workers.nullspace.migrate import Migration
 from workers.serve.batching.compute import BACKGROUND, Compute
+from workers.serve.lru import LRU, AsyncLRUCache
 from workers.serve.versions.loading import ServedVersion
 from workers.storage import layout
 from workers.storage.port import ObjectStore
@@ -42,49 +45,6 @@ def identity_of(version: ServedVersion) -> tuple[str, float]:
     return version.label, version.created_at.timestamp()
 
 
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-
-
-class SharedResults(Generic[K, V]):
-    """So many results, least recently used out first; used from one event loop, so no lock."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._kept: OrderedDict[K, V] = OrderedDict()
-        self._under_way: dict[K, asyncio.Task[V]] = {}
-
-    def known(self, key: K) -> V | None:
-        """None where it was not found out yet."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
-
-    async def get(self, key: K, find_out: Callable[[], Awaitable[V]]) -> V:
-        """The result; those who ask at the same time share one search.
-
-        Raises what `find_out` raises; a failure is not remembered.
-        """
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        task = self._under_way.get(key)
-        if task is None:
-            task = self._under_way[key] = asyncio.create_task(self._search(key, find_out))
-        # Shielded: a client that hangs up must not take the others' result with it.
-        return await asyncio.shield(task)
-
-    async def _search(self, key: K, find_out: Callable[[], Awaitable[V]]) -> V:
-        try:
-            result = await find_out()
-        finally:
-            del self._under_way[key]
-        self._kept[key] = result
-        if len(self._kept) > self._most:
-            self._kept.popitem(last=False)
-        return result
-
-
 # A map of width 1024 takes 8 MiB.
 _MOST_MAPS = 16
 
@@ -97,7 +57,7 @@ class Migrations:
     def __init__(self, store: ObjectStore, compute: Compute, most: int = _MOST_MAPS) -> None:
         self._store = store
         self._compute = compute
-        self._maps: SharedResults[_Key, Migration | CannotMigrate] = SharedResults(most)
+        self._maps: AsyncLRUCache[_Key, Migration | CannotMigrate] = AsyncLRUCache(most)
 
     async def between(
         self, modality: str, old: ServedVersion, new: ServedVersion, tenant: str = BACKGROUND
@@ -163,7 +123,7 @@ class Compatibilities:
     def __init__(self, store: ObjectStore, compute: Compute) -> None:
         self._store = store
         self._compute = compute
-        self._found: OrderedDict[_Pair, Changes] = OrderedDict()
+        self._found: LRU[_Pair, Changes] = LRU(_MOST_KEPT)
         self._wanted: dict[_Pair, tuple[ServedVersion, ServedVersion]] = {}
         self._worker: asyncio.Task[None] | None = None
 
@@ -196,8 +156,6 @@ class Compatibilities:
                 logger.warning("%s and %s cannot be compared: %s", old.label, new.label, error)
             finally:
                 del self._wanted[key]
-            if len(self._found) > _MOST_KEPT:
-                self._found.popitem(last=False)
 
     async def _find(self, old: ServedVersion, new: ServedVersion) -> Changes:
         memory = await asyncio.to_thread(read_memory, self._store, old)

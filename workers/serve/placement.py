@@ -19,7 +19,7 @@ REPLICA, ENCODER = "cmcl_replica", "cmcl_encoder"
 _GRAIN = 10_000
 
 
-def one_of(resource: str, per_node: int, generation: str) -> dict[str, Any]:
+def at_most_per_node(resource: str, per_node: int, generation: str) -> dict[str, Any]:
     """What an actor books that is one of at most `per_node` of its generation on a node."""
     # Every node has one of each resource with this prefix, whatever comes behind it.
     counted = f"{IMPLICIT_RESOURCE_PREFIX}{resource}:{generation}"

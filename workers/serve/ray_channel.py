@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from workers.serve.announcements import WAIT_SECONDS, Board, ChannelLost
+from workers.serve.announcements import WAIT_SECONDS, Broadcaster, ChannelLost
 
 # Whoever speaks otherwise with it has another number, and so an actor of its own.
 _PROTOCOL = 1
@@ -23,15 +23,15 @@ class Announcements:
     """The actor. It keeps nothing that a restart could lose but a count that nobody relies on."""
 
     def __init__(self) -> None:
-        self._board = Board()
+        self._broadcaster = Broadcaster()
 
     async def announce(self, model: str) -> None:
         """Something changed about this model; listeners look at everything."""
-        self._board.announce()
+        self._broadcaster.announce()
 
     async def wait(self, seen: int) -> int:
-        """See `Board.wait`."""
-        return await self._board.wait(seen)
+        """See `Broadcaster.wait`."""
+        return await self._broadcaster.wait(seen)
 
 
 class ActorChannel:

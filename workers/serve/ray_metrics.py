@@ -47,10 +47,12 @@ class RayMetrics:
             "generations_behind", "Of what answers, behind the pointer seen last.", "model"
         )
         self._resident = _gauge("resident_versions", "Versions of all models in memory.")
-        self._hears = _gauge("hears_announcements", "1 where replicas are told of changes at once.")
+        self._connected = _gauge(
+            "hears_announcements", "1 where replicas are told of changes at once."
+        )
         # From the start: an endpoint without a model is no endpoint that is gone.
         self._series.set(self._resident, 0)
-        self._series.set(self._hears, 0)
+        self._series.set(self._connected, 0)
         self._swap = _histogram(
             "swap_seconds", "From seeing a pointer to its version answering.", _SECONDS, "model"
         )
@@ -124,14 +126,14 @@ class RayMetrics:
     def key_list_refused(self) -> None:
         self._series.add("refused_key_lists", 1)
 
-    def hears(self, announcements: bool) -> None:
-        self._series.set(self._hears, float(announcements))
+    def connected(self, announcements: bool) -> None:
+        self._series.set(self._connected, float(announcements))
 
     def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
         self._series.set(self._shadow_cosine, cosine, model=model, pair=pair)
         self._series.set(self._shadow_overlap, overlap, model=model, pair=pair)
 
-    def trial_ended(self, model: str) -> None:
+    def canary_ended(self, model: str) -> None:
         for gauge in (self._shadow_cosine, self._shadow_overlap):
             self._series.forget(gauge, model=model)
 

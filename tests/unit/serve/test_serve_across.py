@@ -1,6 +1,7 @@
 """Maps and comparisons between two versions: found out once, and never on the event loop."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from tests.unit.serve.test_serve_migrate import SPEC, heads
 from workers.model.artifact import load_memory
 from workers.nullspace.certificate import PairWeights
 from workers.nullspace.compatibility import compatibility
-from workers.serve.migration import Changes, Compatibilities, SharedResults
+from workers.serve.lru import AsyncLRUCache
+from workers.serve.migration import Changes, Compatibilities
 from workers.serve.versions.loading import LoadedHeads, ServedVersion, load_version
 from workers.storage import layout
 from workers.storage.local import LocalStore
@@ -100,16 +102,17 @@ def test_results_are_found_out_once_and_the_oldest_go() -> None:
         return key * 10
 
     async def use() -> None:
-        results: SharedResults[int, int] = SharedResults(most=2)
+        results: AsyncLRUCache[int, int] = AsyncLRUCache(most=2)
         got = await asyncio.gather(*(results.get(1, lambda: find_out(1)) for _ in range(3)))
         assert got == [10, 10, 10]
         await results.get(2, lambda: find_out(2))
         await results.get(1, lambda: find_out(1))
         await results.get(3, lambda: find_out(3))
-        assert [results.known(key) for key in (1, 2, 3)] == [10, None, 30]
+        for key, result in ((1, 10), (3, 30), (2, 20)):
+            assert await results.get(key, partial(find_out, key)) == result
 
     asyncio.run(use())
-    assert searched == [1, 2, 3]
+    assert searched == [1, 2, 3, 2]
 
 
 def test_a_search_that_failed_is_begun_anew() -> None:
@@ -120,7 +123,7 @@ def test_a_search_that_failed_is_begun_anew() -> None:
         return 5
 
     async def use() -> None:
-        results: SharedResults[str, int] = SharedResults(most=2)
+        results: AsyncLRUCache[str, int] = AsyncLRUCache(most=2)
         with pytest.raises(OSError, match="down"):
             await results.get("key", fail)
         assert await results.get("key", succeed) == 5
@@ -137,7 +140,7 @@ def test_a_client_that_hangs_up_does_not_end_the_search() -> None:
             await go_on.wait()
             return 5
 
-        results: SharedResults[str, int] = SharedResults(most=2)
+        results: AsyncLRUCache[str, int] = AsyncLRUCache(most=2)
         impatient = asyncio.create_task(results.get("key", find_out))
         await begun.wait()
         patient = asyncio.create_task(results.get("key", find_out))

@@ -8,7 +8,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from tests.fakes.versions import random_heads
 from tests.unit.serve.versions_at_hand import PAIRS, SPEC, rows, version
-from workers.serve.canary.agreement import RecentFeatures, TwoVersions, partners_of
+from workers.serve.canary.agreement import RecentFeatures, VersionComparison, partners_of
 
 
 def remembering(images: int = 0, texts: int = 0) -> RecentFeatures:
@@ -21,7 +21,7 @@ def remembering(images: int = 0, texts: int = 0) -> RecentFeatures:
 
 def test_a_version_agrees_with_itself() -> None:
     live = version(1)
-    found = TwoVersions(live, version(2, heads=live.heads), remembering(texts=40)).score(
+    found = VersionComparison(live, version(2, heads=live.heads), remembering(texts=40)).score(
         "image", rows("image", 3)
     )
     assert set(found) == {"image--text"}
@@ -34,7 +34,7 @@ def test_agreement_is_that_of_all_scores_and_of_the_ten_best() -> None:
     live, candidate = version(1), version(2)
     recent = remembering(texts=50)
     queries = rows("image", 4)
-    found = TwoVersions(live, candidate, recent).score("image", queries)["image--text"]
+    found = VersionComparison(live, candidate, recent).score("image", queries)["image--text"]
     stored = torch.from_numpy(rows("text", 50, seed=5))
     raw = torch.from_numpy(queries)
     one, other = (
@@ -54,10 +54,12 @@ def test_agreement_is_that_of_all_scores_and_of_the_ten_best() -> None:
 def test_few_rows_to_rank_say_nothing() -> None:
     live, candidate = version(1), version(2)
     assert (
-        TwoVersions(live, candidate, remembering(texts=31)).score("image", rows("image", 1)) == {}
+        VersionComparison(live, candidate, remembering(texts=31)).score("image", rows("image", 1))
+        == {}
     )
     assert (
-        TwoVersions(live, candidate, remembering(images=40)).score("image", rows("image", 1)) == {}
+        VersionComparison(live, candidate, remembering(images=40)).score("image", rows("image", 1))
+        == {}
     )
 
 
@@ -70,7 +72,7 @@ def test_only_learned_pairs_are_scored() -> None:
 
 def test_rows_that_came_meanwhile_are_ranked_as_well() -> None:
     recent = remembering(texts=40)
-    two = TwoVersions(version(1), version(2), recent)
+    two = VersionComparison(version(1), version(2), recent)
     query = rows("image", 2)
     before = two.score("image", query)
     recent.keep("m", "text", rows("text", 1, seed=9))
@@ -83,7 +85,7 @@ def test_rows_that_came_meanwhile_are_ranked_as_well() -> None:
 def test_a_candidate_without_the_modality_raises() -> None:
     spec = ModelSpec(width=SPEC.width, modalities={"text": 4, "audio": 3})
     candidate = version(2, heads=random_heads(spec, 2), spec=spec)
-    two = TwoVersions(version(1), candidate, remembering(texts=40))
+    two = VersionComparison(version(1), candidate, remembering(texts=40))
     with pytest.raises(KeyError):
         two.score("image", rows("image", 1))
 
@@ -91,6 +93,6 @@ def test_a_candidate_without_the_modality_raises() -> None:
 def test_scores_that_are_not_finite_raise() -> None:
     heads = random_heads(SPEC, 2)
     broken = heads.replaced({"image": heads.weights["image"] * float("nan")})
-    two = TwoVersions(version(1), version(2, heads=broken), remembering(texts=40))
+    two = VersionComparison(version(1), version(2, heads=broken), remembering(texts=40))
     with pytest.raises(ValueError, match="not finite"):
         two.score("image", rows("image", 1))

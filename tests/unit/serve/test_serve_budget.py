@@ -17,7 +17,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeArgs
-from workers.serve.versions.cache import ResidentVersions
+from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.loading import LoadedHeads, StoredVersions
 from workers.serve.versions.memory import Budget, NoRoom, Reservation
 from workers.storage import layout
@@ -74,7 +74,7 @@ class Watched(StoredVersions):
         super().__init__(replica.store)
         self.model = model
         self.beside: list[int] = []
-        self.resident: ResidentVersions | None = None
+        self.resident: VersionCache | None = None
 
     def read(self, manifest: VersionManifest, reservation: Reservation) -> LoadedHeads:
         assert self.resident is not None
@@ -122,7 +122,7 @@ def test_a_swap_has_the_old_version_and_the_new_one_in_memory(narrow: Replica) -
 def test_the_version_that_answers_stays_while_its_successor_is_read(narrow: Replica) -> None:
     """It was used least recently of all, so it would be the first one to leave."""
     watched = Watched(narrow, "m")
-    resident = ResidentVersions(watched, 4, Budget(BUDGET), narrow.metrics)
+    resident = VersionCache(watched, 4, Budget(BUDGET), narrow.metrics)
     watched.resident = resident
     for model in ("m", "other", "another"):
         publish(narrow, model)

@@ -10,8 +10,8 @@ EVERYBODY = {"version": 2, "revision": 1, "share": 1}
 NOBODY = {"version": 2, "revision": 1, "share": 0, "shadow": 0.5}
 
 
-def try_out(replica: Replica, revision: int = 1, **trial: object) -> None:
-    replica.point(generation=1, version=1, revision=revision, candidate={**EVERYBODY, **trial})
+def try_out(replica: Replica, revision: int = 1, **canary: object) -> None:
+    replica.point(generation=1, version=1, revision=revision, candidate={**EVERYBODY, **canary})
     replica.look()
 
 

@@ -85,7 +85,7 @@ class Broken:
 
     ready = True
 
-    def admit(self, authorization: str | None) -> Caller:
+    def authenticate(self, authorization: str | None) -> Caller:
         raise RuntimeError("row 7 of the table of keys")
 
 

@@ -17,8 +17,8 @@ from workers.serve.api.wire.collection_bodies import payload_text
 from workers.serve.api.wire.formats import json_embeddings
 from workers.serve.api.wire.requests import Encoding
 from workers.serve.batching.batcher import Batcher
-from workers.serve.batching.compute import Steps, run_at_once, run_in_turns
-from workers.serve.batching.executor import HeavyThread
+from workers.serve.batching.compute import Steps, run_interleaved, run_to_end
+from workers.serve.batching.executor import BackgroundExecutor
 from workers.serve.errors import InvalidRequest
 
 PATIENCE = 60.0
@@ -26,7 +26,7 @@ PATIENCE = 60.0
 
 def test_work_that_gets_no_thread_fails_and_holds_up_nothing() -> None:
     threads, done = ScarceThreads(1), list[str]()
-    heavy = HeavyThread(executor=threads)
+    heavy = BackgroundExecutor(executor=threads)
 
     async def ask() -> None:
         threads.are_gone = True
@@ -42,7 +42,7 @@ def test_work_that_gets_no_thread_fails_and_holds_up_nothing() -> None:
 
 def test_after_the_end_what_runs_is_answered_and_what_waits_fails() -> None:
     threads, release = ThreadPoolExecutor(1), threading.Event()
-    heavy = HeavyThread(executor=threads)
+    heavy = BackgroundExecutor(executor=threads)
 
     def held() -> str:
         assert release.wait(PATIENCE)
@@ -71,7 +71,7 @@ def test_work_in_steps_lets_other_tenants_in_between() -> None:
         return "found"
 
     async def search(tenant: str, number: int) -> str:
-        found = await run_in_turns(batcher, tenant, steps(number))
+        found = await run_interleaved(batcher, tenant, steps(number))
         done.append(tenant)
         return found
 
@@ -82,7 +82,7 @@ def test_work_in_steps_lets_other_tenants_in_between() -> None:
 
     assert asyncio.run(asyncio.wait_for(ask(), PATIENCE)) == ["found"] * 4
     assert done[0] == "modest"
-    assert run_at_once(steps(1)) == "found"
+    assert run_to_end(steps(1)) == "found"
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])

@@ -14,7 +14,7 @@ from uvicorn.config import HTTP_PROTOCOLS
 
 from tests.fakes.segments import segments_received
 from tests.fakes.served_app import served
-from workers.serve.api.protocol import OneWrite, write_answers_at_once
+from workers.serve.api.protocol import HttpProtocol, install_protocol
 
 SECONDS = 120.0
 GET = b"GET / HTTP/1.1\r\nhost: replica\r\n\r\n"
@@ -117,8 +117,8 @@ def test_servers_that_are_started_after_it_was_asked_for_do_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(HTTP_PROTOCOLS, "auto", "somebody:else")
-    write_answers_at_once()
+    install_protocol()
     # As Ray Serve makes it.
     config = uvicorn.Config(Response, factory=True, lifespan="off", log_config=None)
     config.load()
-    assert config.http_protocol_class is OneWrite
+    assert config.http_protocol_class is HttpProtocol

@@ -14,7 +14,7 @@ from tests.fakes.executor import ScarceThreads
 from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.errors import Overloaded
-from workers.serve.versions.cache import KEPT_FOR_ROLLING_BACK, ResidentVersions
+from workers.serve.versions.cache import KEPT_FOR_ROLLING_BACK, VersionCache
 from workers.serve.versions.loading import ServedVersion, StoredVersions
 from workers.serve.versions.memory import Budget
 from workers.storage import layout
@@ -43,7 +43,7 @@ async def until_begun(loads: HeldLoads, count: int) -> None:
             await asyncio.sleep(0.005)
 
 
-def asked_for(resident: ResidentVersions, number: int) -> asyncio.Task[ServedVersion]:
+def asked_for(resident: VersionCache, number: int) -> asyncio.Task[ServedVersion]:
     return asyncio.create_task(resident.find(MODEL, number))
 
 
@@ -166,7 +166,7 @@ def test_what_is_missing_is_remembered_in_bounded_memory(serving: Replica) -> No
             raise ObjectNotFound(f"no {model}@{number}")
 
     stored = Nothing(serving.store)
-    resident = ResidentVersions(stored, 2, BUDGET, serving.metrics, serving.clock)
+    resident = VersionCache(stored, 2, BUDGET, serving.metrics, serving.clock)
 
     async def ask(number: int) -> None:
         with pytest.raises(ObjectNotFound):
@@ -189,7 +189,7 @@ def test_a_version_retired_while_it_loads_is_not_kept(serving: Replica) -> None:
             return super().manifest(model, number)
 
     stored = Retiring(serving.store)
-    resident = ResidentVersions(stored, 2, BUDGET, serving.metrics, serving.clock)
+    resident = VersionCache(stored, 2, BUDGET, serving.metrics, serving.clock)
     assert asyncio.run(resident.find(MODEL, 2)).number == 2
     assert resident.get(MODEL, 2) is None
 
@@ -204,7 +204,7 @@ def test_a_version_retired_while_a_request_loads_it_does_not_answer(serving: Rep
             return super().manifest(model, number)
 
     stored = Retiring(serving.store)
-    serving.resident = ResidentVersions(stored, 2, BUDGET, serving.metrics, serving.clock)
+    serving.resident = VersionCache(stored, 2, BUDGET, serving.metrics, serving.clock)
     serving.app = serving.app_of(serving.args)
     assert serving.embed(model="scenes@2").json()["error"]["code"] == "version_retired"
 
@@ -218,7 +218,7 @@ def run_with_stored(replica: Replica, last: int, use: Coroutine[Any, Any, None])
 
 def test_as_many_named_versions_load_at_once_as_are_kept(serving: Replica) -> None:
     loads = HeldLoads(serving)
-    resident = ResidentVersions(loads, 3, BUDGET, serving.metrics)
+    resident = VersionCache(loads, 3, BUDGET, serving.metrics)
 
     async def ask_for_many() -> None:
         first = [asked_for(resident, number) for number in (2, 3, 4)]
@@ -236,7 +236,7 @@ def test_as_many_named_versions_load_at_once_as_are_kept(serving: Replica) -> No
 
 def test_loads_beyond_the_limit_are_429_with_retry_after(serving: Replica) -> None:
     loads = HeldLoads(serving)
-    serving.resident = ResidentVersions(loads, 1, BUDGET, serving.metrics)
+    serving.resident = VersionCache(loads, 1, BUDGET, serving.metrics)
     serving.app = serving.app_of(serving.args)
 
     async def ask() -> None:
@@ -253,7 +253,7 @@ def test_loads_beyond_the_limit_are_429_with_retry_after(serving: Replica) -> No
 
 def test_a_load_that_gets_no_thread_fails_and_holds_up_nothing(serving: Replica) -> None:
     threads = ScarceThreads(1)
-    resident = ResidentVersions(serving.stored, 1, BUDGET, serving.metrics, threads=threads)
+    resident = VersionCache(serving.stored, 1, BUDGET, serving.metrics, threads=threads)
 
     async def ask() -> None:
         threads.are_gone = True
@@ -269,7 +269,7 @@ def test_a_load_that_gets_no_thread_fails_and_holds_up_nothing(serving: Replica)
 
 def test_a_swap_does_not_wait_for_the_versions_that_requests_name(serving: Replica) -> None:
     loads = HeldLoads(serving)
-    resident = ResidentVersions(loads, 4, BUDGET, serving.metrics)
+    resident = VersionCache(loads, 4, BUDGET, serving.metrics)
 
     async def ask_and_swap() -> None:
         # Two threads load what requests name, so the third only waits for its turn.

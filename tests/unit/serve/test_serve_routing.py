@@ -2,13 +2,13 @@
 
 import pytest
 
-from workers.serve.versions.lookup import answered_by_candidate
+from workers.serve.versions.lookup import routed_to_canary
 
 KEYS = [f"caller-{number}" for number in range(10_000)]
 
 
 def chosen(share: float, revision: int = 3, model: str = "scenes") -> set[str]:
-    return {key for key in KEYS if answered_by_candidate(model, revision, key, share)}
+    return {key for key in KEYS if routed_to_canary(model, revision, key, share)}
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])

@@ -12,8 +12,8 @@ from workers.storage import layout
 
 def test_requests_of_the_live_version_are_scored_by_the_candidate(serving: Replica) -> None:
     serving.publish(version=2)
-    trial = Candidate(version=2, revision=5, share=0, shadow=1)
-    serving.point(generation=3, version=1, revision=5, candidate=trial)
+    canary = Candidate(version=2, revision=5, share=0, shadow=1)
+    serving.point(generation=3, version=1, revision=5, candidate=canary)
     serving.look()
     parts = serving.parts(serving.args)
     serving.app = create_api(parts)
@@ -27,8 +27,8 @@ def test_requests_of_the_live_version_are_scored_by_the_candidate(serving: Repli
         body = {"model": MODEL, "queries": items("text", 3), "candidates": items("image", 3)}
         await client.post("/v1/similarity", json=body)
         await client.post("/v1/embeddings", json={"model": "scenes@2", "input": items("text", 1)})
-        await parts.trials.drained()
-        await parts.trials.write()
+        await parts.canaries.drained()
+        await parts.canaries.write()
         return response
 
     serving.run(ask)
@@ -41,8 +41,8 @@ def test_requests_of_the_live_version_are_scored_by_the_candidate(serving: Repli
 
 def test_what_was_seen_lies_in_the_store_once_the_replica_has_ended(serving: Replica) -> None:
     serving.publish(version=2)
-    trial = Candidate(version=2, revision=5, share=0, shadow=0)
-    serving.point(generation=3, version=1, revision=5, candidate=trial)
+    canary = Candidate(version=2, revision=5, share=0, shadow=0)
+    serving.point(generation=3, version=1, revision=5, candidate=canary)
     serving.look()
     with TestClient(serving.app, base_url="http://127.0.0.1") as client:
         body = {"model": "scenes@2", "input": items("text", 1)}

@@ -31,7 +31,7 @@ class ByName:
     def ready(self) -> bool:
         return True
 
-    def admit(self, authorization: str | None) -> Caller:
+    def authenticate(self, authorization: str | None) -> Caller:
         name = authorization or ""
         return Caller(name, name.partition("/")[0])
 

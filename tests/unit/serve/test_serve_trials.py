@@ -15,7 +15,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import random_heads
 from tests.unit.serve.versions_at_hand import SPEC, rows, version
-from workers.serve.canary.monitor import Trials
+from workers.serve.canary.monitor import CanaryMonitor
 from workers.serve.errors import InvalidRequest
 from workers.serve.versions.live import LiveVersions, Refusal
 from workers.serve.versions.loading import ServedVersion
@@ -26,7 +26,7 @@ LIVE, CANDIDATE = version(1), version(2)
 
 
 class Watched:
-    """`Trials` with everything around it."""
+    """`CanaryMonitor` with everything around it."""
 
     def __init__(self, store: FlakyStore) -> None:
         self.store = store
@@ -35,7 +35,9 @@ class Watched:
         self.compute = ImmediateCompute()
         self.metrics = RecordedMetrics()
         self.draws: list[float] = []
-        self.trials = Trials(self.live, self.compute, self.metrics, store, "replica-1", self._draw)
+        self.canaries = CanaryMonitor(
+            self.live, self.compute, self.metrics, store, "replica-1", self._draw
+        )
         self.live.swap("m", self.point(), LIVE)
 
     def _draw(self) -> float:
@@ -44,13 +46,13 @@ class Watched:
     def remember_texts(self, count: int = 40) -> None:
         """As requests for texts would have left them, before there was a trial."""
         for seed in range(count):
-            self.trials.answered(LIVE, {"text": rows("text", 1, seed)})
+            self.canaries.answered(LIVE, {"text": rows("text", 1, seed)})
 
     def point(self, candidate: Candidate | None = None) -> LivePointer:
         """At version 1, and at that candidate."""
         self.revision += 1
         pointer = LivePointer(generation=1, version=1, revision=self.revision, candidate=candidate)
-        self.live.tell("m", pointer)
+        self.live.update("m", pointer)
         return pointer
 
     def try_out(
@@ -59,7 +61,7 @@ class Watched:
         """Begin a trial of version 2, or change it; None: it is not loaded yet."""
         pointer = self.point(Candidate(version=2, revision=revision, shadow=shadow))
         if candidate is not None:
-            assert self.live.put_on_trial("m", candidate)
+            assert self.live.start_canary("m", candidate)
         return pointer
 
     def document(self, revision: int = 7) -> Observation:
@@ -80,10 +82,10 @@ def test_a_shadowed_request_is_scored_and_written(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
         watched.try_out(CANDIDATE)
-        watched.trials.answered(LIVE, {"image": rows("image", 2)})
-        watched.trials.answered(LIVE, {"image": rows("image", 1), "text": rows("text", 1)})
-        await watched.trials.drained()
-        await watched.trials.write()
+        watched.canaries.answered(LIVE, {"image": rows("image", 2)})
+        watched.canaries.answered(LIVE, {"image": rows("image", 1), "text": rows("text", 1)})
+        await watched.canaries.drained()
+        await watched.canaries.write()
 
     run(use())
     document = watched.document()
@@ -103,9 +105,9 @@ def test_the_drawn_share_is_shadowed_and_no_more(watched: Watched) -> None:
         watched.try_out(CANDIDATE, shadow=0.5)
         watched.draws = [0.49, 0.5, 0.9, 0.1]
         for seed in range(4):
-            watched.trials.answered(LIVE, {"image": rows("image", 1, seed)})
-        await watched.trials.drained()
-        await watched.trials.write()
+            watched.canaries.answered(LIVE, {"image": rows("image", 1, seed)})
+        await watched.canaries.drained()
+        await watched.canaries.write()
 
     run(use())
     assert watched.document().shadowed == 2
@@ -115,12 +117,12 @@ def test_the_candidates_own_requests_are_counted_and_not_shadowed(watched: Watch
     async def use() -> None:
         watched.remember_texts()
         watched.try_out(CANDIDATE)
-        watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
-        watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
-        watched.trials.failed(CANDIDATE)
-        watched.trials.failed(LIVE)
-        await watched.trials.drained()
-        await watched.trials.write()
+        watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+        watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+        watched.canaries.failed(CANDIDATE)
+        watched.canaries.failed(LIVE)
+        await watched.canaries.drained()
+        await watched.canaries.write()
 
     run(use())
     document = watched.document()
@@ -132,9 +134,9 @@ def test_a_request_of_another_version_is_none_of_the_trials(watched: Watched) ->
     async def use() -> None:
         watched.remember_texts()
         watched.try_out(CANDIDATE)
-        watched.trials.answered(version(3), {"image": rows("image", 1)})
-        await watched.trials.drained()
-        await watched.trials.write()
+        watched.canaries.answered(version(3), {"image": rows("image", 1)})
+        await watched.canaries.drained()
+        await watched.canaries.write()
 
     run(use())
     assert watched.compute.runs == []
@@ -146,11 +148,11 @@ def test_nothing_is_scored_while_rows_wait(watched: Watched) -> None:
         watched.remember_texts()
         watched.try_out(CANDIDATE)
         watched.compute.waiting_rows = 3
-        watched.trials.answered(LIVE, {"image": rows("image", 1)})
+        watched.canaries.answered(LIVE, {"image": rows("image", 1)})
         await asyncio.sleep(0.03)
         assert watched.compute.runs == []
         watched.compute.waiting_rows = 0
-        await watched.trials.drained()
+        await watched.canaries.drained()
         assert watched.compute.runs == ["score"]
 
     run(use())
@@ -161,9 +163,9 @@ def test_what_does_not_fit_is_dropped_and_counted(watched: Watched) -> None:
         watched.remember_texts()
         watched.try_out(CANDIDATE)
         for seed in range(70):
-            watched.trials.answered(LIVE, {"image": rows("image", 1, seed)})
-        await watched.trials.drained()
-        await watched.trials.write()
+            watched.canaries.answered(LIVE, {"image": rows("image", 1, seed)})
+        await watched.canaries.drained()
+        await watched.canaries.write()
 
     run(use())
     assert watched.metrics.dropped == ["m"] * 6
@@ -180,9 +182,9 @@ def test_a_candidate_that_fails_is_counted_and_logged_once(
         watched.remember_texts()
         watched.try_out(broken)
         for seed in range(3):
-            watched.trials.answered(LIVE, {"image": rows("image", 1, seed)})
-        await watched.trials.drained()
-        await watched.trials.write()
+            watched.canaries.answered(LIVE, {"image": rows("image", 1, seed)})
+        await watched.canaries.drained()
+        await watched.canaries.write()
 
     run(use())
     document = watched.document()
@@ -195,12 +197,12 @@ def test_a_candidate_that_fails_is_counted_and_logged_once(
 def test_a_candidate_that_was_refused_is_told(watched: Watched) -> None:
     async def use() -> None:
         pointer = watched.try_out(None)
-        watched.trials.answered(LIVE, {"image": rows("image", 1)})
-        await watched.trials.write()
+        watched.canaries.answered(LIVE, {"image": rows("image", 1)})
+        await watched.canaries.write()
         assert watched.document().refused is None
         refusal = Refusal(2, pointer.order, "damaged", "digest", failures=1, retry_at=0)
         assert watched.live.refuse("m", refusal)
-        await watched.trials.write()
+        await watched.canaries.write()
 
     run(use())
     assert watched.document().refused == "digest"
@@ -209,12 +211,12 @@ def test_a_candidate_that_was_refused_is_told(watched: Watched) -> None:
 def test_only_what_has_changed_is_written_again(watched: Watched) -> None:
     async def use() -> None:
         watched.try_out(CANDIDATE)
-        await watched.trials.write()
+        await watched.canaries.write()
         first = watched.document().at
-        await watched.trials.write()
+        await watched.canaries.write()
         assert watched.document().at == first
-        watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
-        await watched.trials.write()
+        watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+        await watched.canaries.write()
         assert watched.document().at > first
 
     run(use())
@@ -227,12 +229,12 @@ def test_a_store_that_is_down_costs_freshness_alone(
         watched.try_out(CANDIDATE)
         watched.store.broken = "observations"
         for _ in range(3):
-            watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
-            await watched.trials.write()
+            watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+            await watched.canaries.write()
         watched.point()
-        await watched.trials.write()
+        await watched.canaries.write()
         watched.store.broken = None
-        await watched.trials.write()
+        await watched.canaries.write()
 
     run(use())
     assert watched.document().answered == 3
@@ -245,13 +247,13 @@ def test_the_last_word_stands_after_a_trial(watched: Watched) -> None:
     async def use() -> None:
         watched.remember_texts()
         watched.try_out(CANDIDATE)
-        watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
-        await watched.trials.write()
-        watched.trials.answered(LIVE, {"image": rows("image", 1)})
+        watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+        await watched.canaries.write()
+        watched.canaries.answered(LIVE, {"image": rows("image", 1)})
         watched.point()
-        await watched.trials.write()
-        await watched.trials.drained()
-        await watched.trials.write()
+        await watched.canaries.write()
+        await watched.canaries.drained()
+        await watched.canaries.write()
 
     run(use())
     document = watched.document()
@@ -261,11 +263,11 @@ def test_the_last_word_stands_after_a_trial(watched: Watched) -> None:
 def test_a_trial_that_begins_again_is_another_one(watched: Watched) -> None:
     async def use() -> None:
         watched.try_out(CANDIDATE)
-        watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
-        await watched.trials.write()
+        watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+        await watched.canaries.write()
         watched.try_out(CANDIDATE, revision=9)
-        watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
-        await watched.trials.close()
+        watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+        await watched.canaries.close()
 
     run(use())
     assert (watched.document(7).answered, watched.document(9).answered) == (1, 1)
@@ -276,9 +278,9 @@ def test_closing_writes_what_was_seen_and_scores_no_more(watched: Watched) -> No
         watched.remember_texts()
         watched.try_out(CANDIDATE)
         watched.compute.waiting_rows = 1
-        watched.trials.answered(LIVE, {"image": rows("image", 1)})
-        watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
-        closing = asyncio.create_task(watched.trials.close())
+        watched.canaries.answered(LIVE, {"image": rows("image", 1)})
+        watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
+        closing = asyncio.create_task(watched.canaries.close())
         await asyncio.sleep(0.01)
         watched.compute.waiting_rows = 0
         await closing
@@ -293,13 +295,13 @@ def test_what_breaks_is_the_candidates_fault_and_what_the_client_did_is_not(
 ) -> None:
     async def use() -> None:
         watched.try_out(CANDIDATE)
-        with pytest.raises(RuntimeError), watched.trials.blaming(CANDIDATE):
+        with pytest.raises(RuntimeError), watched.canaries.counting_failures(CANDIDATE):
             raise RuntimeError("no memory")
-        with pytest.raises(InvalidRequest), watched.trials.blaming(CANDIDATE):
+        with pytest.raises(InvalidRequest), watched.canaries.counting_failures(CANDIDATE):
             raise InvalidRequest("a wrong row")
-        with pytest.raises(RuntimeError), watched.trials.blaming(LIVE):
+        with pytest.raises(RuntimeError), watched.canaries.counting_failures(LIVE):
             raise RuntimeError("no memory")
-        await watched.trials.write()
+        await watched.canaries.write()
 
     run(use())
     assert watched.document().failed == 1
@@ -308,11 +310,11 @@ def test_what_breaks_is_the_candidates_fault_and_what_the_client_did_is_not(
 def test_what_was_seen_is_written_from_time_to_time_and_at_the_end(watched: Watched) -> None:
     async def use() -> None:
         watched.try_out(CANDIDATE)
-        async with watched.trials.written(seconds=0.001):
-            watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
+        async with watched.canaries.written(seconds=0.001):
+            watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
             while not watched.store.calls:
                 await asyncio.sleep(0.001)
-            watched.trials.answered(CANDIDATE, {"image": rows("image", 1)})
+            watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
 
     run(use())
     assert watched.document().answered == 2

@@ -12,9 +12,9 @@ from workers.serve.api import collections, embeddings, internal, migrate, models
 from workers.serve.api.context import Replica
 from workers.serve.api.counted import Counted
 from workers.serve.api.errors import install_error_handlers
-from workers.serve.api.hosts import KnownHosts
+from workers.serve.api.hosts import AllowedHosts
 from workers.serve.api.openapi import DescribedApp, operation_id
-from workers.serve.api.until_sent import UntilSent
+from workers.serve.api.until_sent import ReleaseOnSent
 
 _ROUTERS = (
     embeddings.router,
@@ -30,10 +30,10 @@ _ROUTERS = (
 def create_api(replica: Replica) -> Counted:
     """The ASGI application of one replica."""
     args = replica.args
-    app: ASGIApp = embeddings.past_the_layers(describe(replica), replica)
-    app = UntilSent(app, replica.admission.bytes, args.body_seconds)
+    app: ASGIApp = embeddings.fast_path(describe(replica), replica)
+    app = ReleaseOnSent(app, replica.admission.bytes, args.body_seconds)
     if args.access_public_key is None:
-        app = KnownHosts(app, args.allowed_hosts)
+        app = AllowedHosts(app, args.allowed_hosts)
     return Counted(app, replica.metrics.finished)
 
 
@@ -42,7 +42,7 @@ def describe(replica: Replica) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with replica.trials.written():
+        async with replica.canaries.written():
             yield
 
     app = DescribedApp(

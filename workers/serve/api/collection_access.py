@@ -81,7 +81,7 @@ def checked_name(name: str) -> str:
     return name
 
 
-class Ownerless(WorkerError):
+class OwnerlessCollection(WorkerError):
     """It was made while nobody needed a key, or by the operator, who alone may use it."""
 
 
@@ -91,11 +91,11 @@ def listed_for(caller: Caller) -> Permitted:
 
 
 def permitted_to(caller: Caller) -> Permitted:
-    """Which collections exist for the caller; of one without an owner it raises Ownerless."""
+    """Which collections exist for the caller; of one without an owner it raises OwnerlessCollection."""
 
     def permitted(revision: Revision) -> bool:
         if revision.owner is None and not caller.owns(None):
-            raise Ownerless(
+            raise OwnerlessCollection(
                 f"collection {revision.name!r} has no owner, so the operator's key alone may use "
                 "it: ask whoever runs the endpoint to export or delete it, or make one of your own "
                 "under another name"
@@ -125,10 +125,10 @@ async def in_store(do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return await asyncio.to_thread(do, *args, **kwargs)
     except WorkerError as error:
-        raise worded(error) from error
+        raise api_error(error) from error
 
 
-def worded(error: WorkerError) -> ApiError:
+def api_error(error: WorkerError) -> ApiError:
     """As the client is told."""
     for kind, word in _WORDS.items():
         if isinstance(error, kind):
@@ -153,7 +153,7 @@ def _busy(message: str) -> Overloaded:
 _WORDS: Mapping[type[WorkerError], Callable[[str], ApiError]] = MappingProxyType(
     {
         NoCollection: not_found,
-        Ownerless: lambda message: Forbidden(message, "name", "collection_without_owner"),
+        OwnerlessCollection: lambda message: Forbidden(message, "name", "collection_without_owner"),
         CollectionExists: lambda message: Conflict(message, "name"),
         CollectionBusy: _busy,
         TooManySegments: _busy,

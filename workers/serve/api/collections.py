@@ -16,6 +16,7 @@ from workers.serve.api.collection_access import (
     ANSWERED_REVISION,
     REPEATABLE,
     REVISION,
+    api_error,
     checked_name,
     collections_of,
     find,
@@ -23,9 +24,14 @@ from workers.serve.api.collection_access import (
     listed_for,
     mark_of_write,
     permitted_to,
-    worded,
 )
-from workers.serve.api.context import ASKED_VERSION, TIMEOUT, Replica, given_up_with, read_asking
+from workers.serve.api.context import (
+    ASKED_VERSION,
+    TIMEOUT,
+    Replica,
+    cancel_on_disconnect,
+    read_context,
+)
 from workers.serve.api.inputs import features_of
 from workers.serve.api.openapi import BODY, WAIT, json_body, operation
 from workers.serve.api.wire.collection_bodies import (
@@ -45,11 +51,11 @@ from workers.serve.api.wire.responses import (
     DeletedCollection,
 )
 from workers.serve.auth import Caller
-from workers.serve.collections.indexer import Shown
+from workers.serve.collections.indexer import CollectionSnapshot
 from workers.serve.collections.memory import rows_bytes
 from workers.serve.collections.revision_log import Revision
 from workers.serve.collections.segments import Entry
-from workers.serve.collections.writes import Wish, was_written_for
+from workers.serve.collections.writes import CollectionSpec, was_written_for
 from workers.serve.errors import InvalidRequest
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import ModelReference, parse_reference
@@ -117,49 +123,51 @@ class _Collections:
     async def create(self, name: str, request: Request) -> Response:
         """Make a collection; one that is there with the same properties is answered as it is."""
         replica = self._replica
-        asking = read_asking(request, replica)
+        context = read_context(request, replica)
         collections = collections_of(replica)
-        body = await held_body(request, replica, asking.tenant)
+        body = await held_body(request, replica, context.tenant)
         wanted = parse(CollectionRequest, body, replica.args.max_rows)
         checked_name(name)
         model = _name_alone(wanted.model)
-        async with given_up_with(request, asking):
-            await replica.lookup.find(model, 0, asking.caller)
-        wish = Wish(name, model.name, asking.caller.owner, wanted.feature_type)
+        async with cancel_on_disconnect(request, context):
+            await replica.lookup.find(model, 0, context.caller)
+        wish = CollectionSpec(name, model.name, context.caller.owner, wanted.feature_type)
         return self._answer(await in_store(collections.create, wish))
 
     async def list_all(self, request: Request) -> Response:
         """All collections of the caller, by name."""
-        asking = read_asking(request, self._replica)
+        context = read_context(request, self._replica)
         collections = collections_of(self._replica)
-        with self._replica.admission.requests.held(asking.tenant, 1):
-            async with given_up_with(request, asking):
-                revisions = await in_store(collections.all, listed_for(asking.caller))
-        data = [_described(each, collections.shown(each.name)) for each in revisions]
+        with self._replica.admission.requests.held(context.tenant, 1):
+            async with cancel_on_disconnect(request, context):
+                revisions = await in_store(collections.all, listed_for(context.caller))
+        data = [_described(each, collections.snapshot(each.name)) for each in revisions]
         # Of those that cannot be read nobody can tell whose they are.
-        damage = collections.damaged() if asking.caller.owns(None) else {}
+        damage = collections.damaged() if context.caller.owns(None) else {}
         damaged = [{"id": name, "reason": reason} for name, reason in sorted(damage.items())]
         return JSONResponse({"object": "list", "data": data, "damaged": damaged})
 
     async def show(self, name: str, request: Request) -> Response:
         """One collection: what the store has, and what this replica searches."""
-        asking = read_asking(request, self._replica)
-        with self._replica.admission.requests.held(asking.tenant, 1):
-            async with given_up_with(request, asking):
-                return self._answer(await find(self._replica, name, asking.caller))
+        context = read_context(request, self._replica)
+        with self._replica.admission.requests.held(context.tenant, 1):
+            async with cancel_on_disconnect(request, context):
+                return self._answer(await find(self._replica, name, context.caller))
 
     async def delete(self, name: str, request: Request) -> Response:
         """Remove a collection with all its items."""
-        asking = read_asking(request, self._replica)
-        collections, caller = collections_of(self._replica), asking.caller
-        with self._replica.admission.requests.held(asking.tenant, 1):
+        context = read_context(request, self._replica)
+        collections, caller = collections_of(self._replica), context.caller
+        with self._replica.admission.requests.held(context.tenant, 1):
             mark = await mark_of_write(request, caller)
             await in_store(collections.delete, checked_name(name), permitted_to(caller), mark)
         return JSONResponse({"id": name, "object": "collection.deleted", "deleted": True})
 
     def _answer(self, revision: Revision) -> Response:
-        shown = collections_of(self._replica).shown(revision.name)
-        return JSONResponse(_described(revision, shown), headers={REVISION: str(revision.revision)})
+        snapshot = collections_of(self._replica).snapshot(revision.name)
+        return JSONResponse(
+            _described(revision, snapshot), headers={REVISION: str(revision.revision)}
+        )
 
 
 class _Items:
@@ -171,44 +179,44 @@ class _Items:
     async def add(self, name: str, request: Request) -> Response:
         """Add items; those that are there by the same id are replaced."""
         replica = self._replica
-        asking = read_asking(request, replica)
+        context = read_context(request, replica)
         collections_of(replica)
-        body = await held_body(request, replica, asking.tenant)
-        tenant, most = asking.tenant, replica.args.max_rows
-        async with given_up_with(request, asking):
+        body = await held_body(request, replica, context.tenant)
+        tenant, most = context.tenant, replica.args.max_rows
+        async with cancel_on_disconnect(request, context):
             read = await run_if_large(replica, tenant, len(body), parse_items, body, most)
             items = read.items
-            target = await find(replica, name, asking.caller)
-            mark = await mark_of_write(request, asking.caller, body)
+            target = await find(replica, name, context.caller)
+            mark = await mark_of_write(request, context.caller, body)
             if mark is not None and was_written_for(target, mark):
                 return _written(target, len(items))
             payloads = await run_if_large(replica, tenant, len(body), self._payloads, items)
             model = ModelReference(target.model, None)
-            chosen = await replica.lookup.find(model, asking.min_version, asking.caller)
+            chosen = await replica.lookup.find(model, context.min_version, context.caller)
             size = rows_bytes(chosen.version.spec.width, [item.id for item in items], payloads)
             self._check_room(target, len(items), size)
-            with replica.admission.rows.held(asking.tenant, len(items)):
-                rows = await self._rows(chosen.version, items, asking.tenant)
+            with replica.admission.rows.held(context.tenant, len(items)):
+                rows = await self._rows(chosen.version, items, context.tenant)
             entries = [
                 Entry(item.id, item.modality, row_F, payload)
                 for item, row_F, payload in zip(items, rows, payloads, strict=True)
             ]
-        return await self._write(target, entries, asking.caller, mark, size)
+        return await self._write(target, entries, context.caller, mark, size)
 
     async def remove(self, name: str, request: Request) -> Response:
         """Remove items; one that is not there is no error."""
         replica = self._replica
-        asking = read_asking(request, replica)
+        context = read_context(request, replica)
         collections_of(replica)
-        body = await held_body(request, replica, asking.tenant)
-        tenant, most = asking.tenant, replica.args.max_rows
-        async with given_up_with(request, asking):
+        body = await held_body(request, replica, context.tenant)
+        tenant, most = context.tenant, replica.args.max_rows
+        async with cancel_on_disconnect(request, context):
             read = await run_if_large(replica, tenant, len(body), parse_removal, body, most)
             ids = read.ids
-            target = await find(replica, name, asking.caller)
-            mark = await mark_of_write(request, asking.caller, body)
+            target = await find(replica, name, context.caller)
+            mark = await mark_of_write(request, context.caller, body)
         entries = [Entry(each, "", None, None) for each in dict.fromkeys(ids)]
-        return await self._write(target, entries, asking.caller, mark)
+        return await self._write(target, entries, context.caller, mark)
 
     def _payloads(self, items: Sequence[CollectionItem]) -> list[str | None]:
         most = self._replica.args.max_payload_bytes
@@ -243,7 +251,7 @@ class _Items:
         try:
             collections_of(self._replica).check_room(target, rows, size)
         except WorkerError as error:
-            raise worded(error) from error
+            raise api_error(error) from error
 
 
 def _written(revision: Revision, rows: int) -> Response:
@@ -263,7 +271,7 @@ def _name_alone(text: str) -> ModelReference:
     return reference
 
 
-def _described(revision: Revision, shown: Shown | None) -> dict[str, object]:
+def _described(revision: Revision, snapshot: CollectionSnapshot | None) -> dict[str, object]:
     return {
         "id": revision.name,
         "object": "collection",
@@ -273,21 +281,23 @@ def _described(revision: Revision, shown: Shown | None) -> dict[str, object]:
         "created": int(revision.created_at.timestamp()),
         "changed": int(revision.changed_at.timestamp()),
         "stored_bytes": sum(segment.bytes for segment in revision.segments),
-        "damaged": shown.problem if shown is not None and shown.is_damaged else None,
-        "searched": _searched(shown),
+        "damaged": snapshot.problem if snapshot is not None and snapshot.is_damaged else None,
+        "searched": _searched(snapshot),
     }
 
 
-def _searched(shown: Shown | None) -> dict[str, object] | None:
+def _searched(snapshot: CollectionSnapshot | None) -> dict[str, object] | None:
     """By this replica; null until it has vectors."""
-    if shown is None or shown.index is None:
-        return None if shown is None or shown.problem is None else {"problem": shown.problem}
-    index = shown.index
+    if snapshot is None or snapshot.index is None:
+        return (
+            None if snapshot is None or snapshot.problem is None else {"problem": snapshot.problem}
+        )
+    index = snapshot.index
     modalities = sorted({part.contents.modality for part in index.parts})
     return {
         "version": index.version.number,
         "revision": index.revision,
         "rows": {modality: index.rows_of(modality) for modality in modalities},
         "memory_bytes": index.memory_bytes,
-        "problem": shown.problem,
+        "problem": snapshot.problem,
     }

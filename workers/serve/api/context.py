@@ -9,12 +9,12 @@ from types import TracebackType
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
-from workers.serve.announcements import Announcer, Unheard
+from workers.serve.announcements import Announcer, NullAnnouncer
 from workers.serve.api.admission import Admission
 from workers.serve.api.openapi import answered_header, header_parameter
-from workers.serve.auth import Caller, Doorkeeper
+from workers.serve.auth import Authenticator, Caller
 from workers.serve.batching.compute import Compute, Ticket
-from workers.serve.canary.monitor import Trials
+from workers.serve.canary.monitor import CanaryMonitor
 from workers.serve.collections.collections import Collections
 from workers.serve.encoders.port import Encoders
 from workers.serve.errors import DeadlineExceeded, HeadersTooLarge, InvalidRequest
@@ -35,11 +35,11 @@ class Replica:
     lookup: VersionLookup
     compute: Compute
     encoders: Encoders
-    access: Doorkeeper
+    access: Authenticator
     admission: Admission
     metrics: ServeMetrics
-    trials: Trials
-    announcer: Announcer = field(default_factory=Unheard)
+    canaries: CanaryMonitor
+    announcer: Announcer = field(default_factory=NullAnnouncer)
     collections: Collections | None = None
 
 
@@ -49,7 +49,7 @@ TIMEOUT_MS = "x-request-timeout-ms"
 
 LONGEST_MS = 600_000
 _POSITIVE = {"type": "integer", "minimum": 1}
-# For the description: what `read_asking` reads, and what answers name.
+# For the description: what `read_context` reads, and what answers name.
 TIMEOUT = header_parameter(
     TIMEOUT_MS,
     {**_POSITIVE, "maximum": LONGEST_MS},
@@ -83,7 +83,7 @@ _BEFORE_WATCHING_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Asking:
+class RequestContext:
     """`routing` decides, where given, who is shown a version on trial.
 
     `seconds`: how long the request may take, from its headers to its answer. `tenant`: what quotas
@@ -98,16 +98,16 @@ class Asking:
     routing: str | None
 
 
-def read_asking(request: Request, replica: Replica) -> Asking:
+def read_context(request: Request, replica: Replica) -> RequestContext:
     """From the headers alone. Raises HeadersTooLarge, Unauthorized, InvalidRequest, NotReady."""
     headers = request.headers
     size = sum(len(name) + len(value) for name, value in headers.raw)
     if size > _MOST_HEADER_BYTES:
         raise HeadersTooLarge(f"the headers have {size} bytes; permitted are {_MOST_HEADER_BYTES}")
-    caller = replica.access.admit(authorization_of(headers))
+    caller = replica.access.authenticate(authorization_of(headers))
     seconds = _seconds(headers.get(TIMEOUT_MS), replica)
     tenant = tenant_of(caller, request)
-    return Asking(
+    return RequestContext(
         caller,
         tenant,
         Ticket(tenant, asyncio.get_running_loop().time() + seconds),
@@ -154,25 +154,25 @@ def _seconds(text: str | None, replica: Replica) -> float:
     return int(text) / 1000
 
 
-def given_up_with(request: Request, asking: Asking) -> "_GivenUpWith":
+def cancel_on_disconnect(request: Request, context: RequestContext) -> "_CancelOnDisconnect":
     """What happens inside ends when the client goes away, or when the time that it gave is over.
 
     ClientDisconnect or DeadlineExceeded is raised then. What runs in a thread goes on, and nobody
     waits for it. A write is no work for this block: whether it was done must not be left open.
     """
-    return _GivenUpWith(request, asking)
+    return _CancelOnDisconnect(request, context)
 
 
-class _GivenUpWith:
+class _CancelOnDisconnect:
     """Listens to a client that waits, and cancels its request when it hangs up or time is over.
 
     A class and no generator, as every request passes here.
     """
 
-    def __init__(self, request: Request, asking: Asking) -> None:
+    def __init__(self, request: Request, context: RequestContext) -> None:
         self._request = request
-        self._seconds = asking.seconds
-        self._timeout = asyncio.timeout_at(asking.ticket.deadline)
+        self._seconds = context.seconds
+        self._timeout = asyncio.timeout_at(context.ticket.deadline)
         self._listening: asyncio.Task[None] | None = None
         self._client_is_gone = False
 

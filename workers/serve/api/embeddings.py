@@ -16,10 +16,10 @@ from workers.serve.api.body import held_body, run_if_large
 from workers.serve.api.context import (
     ANSWERED_CHANNEL,
     ROUTED,
-    Asking,
     Replica,
-    given_up_with,
-    read_asking,
+    RequestContext,
+    cancel_on_disconnect,
+    read_context,
 )
 from workers.serve.api.inputs import (
     ModalityRows,
@@ -29,7 +29,7 @@ from workers.serve.api.inputs import (
     features_of,
 )
 from workers.serve.api.openapi import BODY, BYTES, json_body, operation, query_parameters
-from workers.serve.api.short_way import ShortWay
+from workers.serve.api.short_way import FastPath
 from workers.serve.api.until_sent import hold_answer, hold_until_sent
 from workers.serve.api.wire.binary import DTYPE, dtype_of
 from workers.serve.api.wire.formats import (
@@ -38,9 +38,9 @@ from workers.serve.api.wire.formats import (
     RAW,
     answer_bytes,
     binary_rows,
-    form_of,
+    content_type_of,
     json_embeddings,
-    vectors_in_the_form_asked_for,
+    vectors_response,
 )
 from workers.serve.api.wire.plain import PlainRequest, read_plain
 from workers.serve.api.wire.requests import (
@@ -58,7 +58,7 @@ from workers.serve.api.wire.rows import (
     width_of,
 )
 from workers.serve.errors import InvalidRequest
-from workers.serve.metrics import Laps
+from workers.serve.metrics import StageTimer
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import Chosen, parse_reference, shortened
 
@@ -83,9 +83,9 @@ def router(replica: Replica) -> APIRouter:
     return made
 
 
-def past_the_layers(app: FastAPI, replica: Replica) -> ShortWay:
+def fast_path(app: FastAPI, replica: Replica) -> FastPath:
     """The same route before all others; FastAPI's own stays for the description."""
-    return ShortWay(app, _PATH, "POST", _Embeddings(replica).answer)
+    return FastPath(app, _PATH, "POST", _Embeddings(replica).answer)
 
 
 @dataclass(frozen=True)
@@ -119,41 +119,41 @@ class _Embeddings:
         Arrow, `dtype` and all other fields as parameters. `Accept` asks for the answer in either of
         these forms.
         """
-        replica, laps = self._replica, Laps(self._replica.metrics)
-        asking = read_asking(request, replica)
-        body = await held_body(request, replica, asking.tenant)
-        async with given_up_with(request, asking):
+        replica, timer = self._replica, StageTimer(self._replica.metrics)
+        context = read_context(request, replica)
+        body = await held_body(request, replica, context.tenant)
+        async with cancel_on_disconnect(request, context):
             most = replica.args.max_rows
             query = await run_if_large(
-                replica, asking.tenant, len(body), _read, request, body, most
+                replica, context.tenant, len(body), _read, request, body, most
             )
-            laps.lap("read")
-            chosen = await self._choose(query, asking)
-            laps.lap("look_up")
+            timer.stage("read")
+            chosen = await self._choose(query, context)
+            timer.stage("look_up")
             parts, embeddings_BE = await self._embedded(
-                request, query, chosen.version, asking, laps
+                request, query, chosen.version, context, timer
             )
-            tenant, size = asking.tenant, embeddings_BE.nbytes
+            tenant, size = context.tenant, embeddings_BE.nbytes
             response = await run_if_large(
                 replica, tenant, size, _response, request, query, chosen, embeddings_BE
             )
-            laps.lap("write")
-        replica.metrics.answered(chosen.version.model, len(embeddings_BE), laps.seconds)
-        replica.trials.answered(chosen.version, features_by_modality(parts))
+            timer.stage("write")
+        replica.metrics.answered(chosen.version.model, len(embeddings_BE), timer.seconds)
+        replica.canaries.answered(chosen.version, features_by_modality(parts))
         return response
 
-    async def _choose(self, query: _Query, asking: Asking) -> Chosen:
-        routing = asking.routing or query.options.user
+    async def _choose(self, query: _Query, context: RequestContext) -> Chosen:
+        routing = context.routing or query.options.user
         wanted = parse_reference(query.options.model)
-        return await self._replica.lookup.find(wanted, asking.min_version, asking.caller, routing)
+        return await self._replica.lookup.find(wanted, context.min_version, context.caller, routing)
 
     async def _embedded(
         self,
         request: Request,
         query: _Query,
         version: ServedVersion,
-        asking: Asking,
-        laps: Laps,
+        context: RequestContext,
+        timer: StageTimer,
     ) -> tuple[list[ModalityRows], Float32Array]:
         """Features and embeddings. Rows count from before an encoder gets to see them."""
         _check_dimensions(query.options, version)
@@ -161,25 +161,25 @@ class _Embeddings:
         if isinstance(given, EmbeddingRequest):
             read: EmbeddingRequest | ModalityRows = given
         else:
-            read = await run_if_large(self._replica, asking.tenant, query.bytes, given, version)
+            read = await run_if_large(self._replica, context.tenant, query.bytes, given, version)
         rows = read.count if isinstance(read, EmbeddingRequest) else len(read.rows_BF)
         check_count(rows, self._replica.args.max_rows)
         admission = self._replica.admission
-        hold_until_sent(request, admission.rows, asking.tenant, rows)
+        hold_until_sent(request, admission.rows, context.tenant, rows)
         size = answer_bytes(request, rows * version.spec.width, query.options.encoding_format)
-        hold_answer(request, admission.bytes, asking.tenant, size)
+        hold_answer(request, admission.bytes, context.tenant, size)
         parts = (
             [read]
             if isinstance(read, ModalityRows)
-            else await self._from_json(read, version, asking.tenant)
+            else await self._from_json(read, version, context.tenant)
         )
-        laps.lap("encode")
+        timer.stage("encode")
         embeddings_BE = await embed_parts(
             *(self._replica, version, parts),
             normalize=query.options.normalize,
-            ticket=asking.ticket,
+            ticket=context.ticket,
         )
-        laps.lap("embed")
+        timer.stage("embed")
         return parts, embeddings_BE
 
     async def _from_json(
@@ -241,7 +241,7 @@ def _check_dimensions(options: EmbeddingOptions, version: ServedVersion) -> None
 
 def _read(request: Request, body: bytes, most: int) -> _Query:
     """By Content-Type. Raises InvalidRequest, UnsupportedMedia."""
-    form = form_of(request)
+    form = content_type_of(request)
     if form != JSON:
         return _read_binary(request, body, form, most)
     plain = read_plain(body)
@@ -284,7 +284,7 @@ def _response(
     version = chosen.version
     headers = {"x-model-version": str(version.number), "x-model-channel": chosen.channel}
     encoding = query.options.encoding_format
-    return vectors_in_the_form_asked_for(
+    return vectors_response(
         *(request, embeddings_BE, headers),
         lambda: json_embeddings(version.label, embeddings_BE, encoding),
     )

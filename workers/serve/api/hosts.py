@@ -23,7 +23,7 @@ _ANY = "*"
 _NAMES = 64
 
 
-class KnownHosts:
+class AllowedHosts:
     """An ASGI application in front of another one, for requests by names that are known."""
 
     def __init__(self, app: ASGIApp, named: Sequence[str]) -> None:

@@ -111,7 +111,7 @@ async def embed_parts(
         )
 
     version = await replica.lookup.pinned(version)
-    with replica.trials.blaming(version):
+    with replica.canaries.counting_failures(version):
         if len(parts) == 1:  # A task less, for almost all requests.
             return await embedded(parts[0])
         all_embedded = await asyncio.gather(*map(embedded, parts))

@@ -28,10 +28,10 @@ from workers.serve.api.body import held_body, run_if_large
 from workers.serve.api.context import (
     ANSWERED_CHANNEL,
     ROUTED,
-    Asking,
     Replica,
-    given_up_with,
-    read_asking,
+    RequestContext,
+    cancel_on_disconnect,
+    read_context,
 )
 from workers.serve.api.openapi import BODY, BYTES, json_body, operation, query_parameters
 from workers.serve.api.until_sent import hold_answer, hold_until_sent
@@ -42,9 +42,9 @@ from workers.serve.api.wire.formats import (
     RAW,
     answer_bytes,
     binary_rows,
-    form_of,
+    content_type_of,
     json_embeddings,
-    vectors_in_the_form_asked_for,
+    vectors_response,
 )
 from workers.serve.api.wire.requests import STRICT, Encoding, Feature, parse, parse_parameters
 from workers.serve.api.wire.responses import MigrationResponse
@@ -56,7 +56,7 @@ from workers.serve.errors import (
     VersionDamaged,
     WrongRow,
 )
-from workers.serve.metrics import Laps
+from workers.serve.metrics import StageTimer
 from workers.serve.migration import Migrations
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import Chosen, ModelReference, parse_reference, shortened
@@ -139,32 +139,34 @@ class _Migrate:
         JSON; or rows as raw floats (`application/octet-stream`) or Arrow, and everything else as
         parameters. `Accept` asks for the answer in either of these forms.
         """
-        replica, laps = self._replica, Laps(self._replica.metrics)
-        asking = read_asking(request, replica)
-        body = await held_body(request, replica, asking.tenant)
-        async with given_up_with(request, asking):
+        replica, timer = self._replica, StageTimer(self._replica.metrics)
+        context = read_context(request, replica)
+        body = await held_body(request, replica, context.tenant)
+        async with cancel_on_disconnect(request, context):
             most = replica.args.max_rows
             query = await run_if_large(
-                replica, asking.tenant, len(body), _read, request, body, most
+                replica, context.tenant, len(body), _read, request, body, most
             )
-            old, new = await self._versions(query.asked, asking)
+            old, new = await self._versions(query.asked, context)
             width_of(query.asked.modality, old.version.spec)
             vectors_BE = query.rows(f"a vector of {old.version.label}", old.version.spec.width)
             rows = len(vectors_BE)
             check_count(rows, replica.args.max_rows)
-            hold_until_sent(request, replica.admission.rows, asking.tenant, rows)
+            hold_until_sent(request, replica.admission.rows, context.tenant, rows)
             size = answer_bytes(request, rows * new.version.spec.width, query.encoding)
-            hold_answer(request, replica.admission.bytes, asking.tenant, size)
-            found = await self._map(query.asked, old.version, new.version, asking.tenant)
-            migrated_BE = await replica.compute.run(asking.tenant, _apply, found, vectors_BE)
-            tenant, size = asking.tenant, migrated_BE.nbytes
+            hold_answer(request, replica.admission.bytes, context.tenant, size)
+            found = await self._map(query.asked, old.version, new.version, context.tenant)
+            migrated_BE = await replica.compute.run(context.tenant, _apply, found, vectors_BE)
+            tenant, size = context.tenant, migrated_BE.nbytes
             response = await run_if_large(
                 replica, tenant, size, _response, request, query, (old, new), found, migrated_BE
             )
-        replica.metrics.answered(new.version.model, rows, laps.seconds)
+        replica.metrics.answered(new.version.model, rows, timer.seconds)
         return response
 
-    async def _versions(self, asked: MigrateParameters, asking: Asking) -> tuple[Chosen, Chosen]:
+    async def _versions(
+        self, asked: MigrateParameters, context: RequestContext
+    ) -> tuple[Chosen, Chosen]:
         name = parse_reference(asked.model)
         if name.version is not None:
             raise InvalidRequest(
@@ -173,9 +175,9 @@ class _Migrate:
                 "model",
             )
         find = self._replica.lookup.find
-        old = await find(ModelReference(name.name, asked.from_version), 0, asking.caller)
+        old = await find(ModelReference(name.name, asked.from_version), 0, context.caller)
         wanted = ModelReference(name.name, asked.to_version)
-        return old, await find(wanted, asking.min_version, asking.caller, asking.routing)
+        return old, await find(wanted, context.min_version, context.caller, context.routing)
 
     async def _map(
         self, asked: MigrateParameters, old: ServedVersion, new: ServedVersion, tenant: str
@@ -196,7 +198,7 @@ class _Migrate:
 
 
 def _read(request: Request, body: bytes, most: int) -> _Query:
-    form = form_of(request)
+    form = content_type_of(request)
     if form != JSON:
         asked = parse_parameters(_BinaryParameters, dict(request.query_params))
         dtype = dtype_of(asked.dtype)
@@ -253,7 +255,7 @@ def _response(
         "modality": query.asked.modality,
         **figures,
     }
-    return vectors_in_the_form_asked_for(
+    return vectors_response(
         *(request, migrated_BE, headers),
         lambda: json_embeddings(
             new.version.label, migrated_BE, query.encoding, migration=migration

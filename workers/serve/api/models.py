@@ -7,7 +7,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from workers.serve.api.context import TIMEOUT, Replica, authorization_of, given_up_with, read_asking
+from workers.serve.api.context import (
+    TIMEOUT,
+    Replica,
+    authorization_of,
+    cancel_on_disconnect,
+    read_context,
+)
 from workers.serve.api.openapi import KEY, WAIT, operation
 from workers.serve.api.wire.formats import JSON
 from workers.serve.api.wire.responses import Model, ModelList
@@ -41,7 +47,7 @@ class _Models:
 
     async def list_models(self, request: Request) -> Response:
         """What answers now: versions, trials, modalities, and whether stored vectors still fit."""
-        caller = self._replica.access.admit(authorization_of(request.headers))
+        caller = self._replica.access.authenticate(authorization_of(request.headers))
         data = [
             self._described(name, live, live.version)
             for name, live in sorted(self._replica.live.all().items())
@@ -51,11 +57,11 @@ class _Models:
 
     async def one_model(self, request: Request, model: str) -> Response:
         """One of them, by its name or as name@version."""
-        asking = read_asking(request, self._replica)
-        caller, wanted = asking.caller, parse_reference(model)
+        context = read_context(request, self._replica)
+        caller, wanted = context.caller, parse_reference(model)
         exact = None
         if wanted.version is not None:
-            async with given_up_with(request, asking):
+            async with cancel_on_disconnect(request, context):
                 exact = (await self._replica.lookup.find(wanted, 0, caller)).version
         live = self._replica.live.get(wanted.name)
         if live is None or not caller.sees(live.owner):
@@ -117,11 +123,11 @@ def _encoders(infos: Mapping[str, EncoderInfo], version: ServedVersion) -> dict[
 
 def _channels(live: LiveModel) -> dict[str, object]:
     candidate = None
-    if live.trial is not None:
+    if live.canary is not None:
         candidate = {
-            "version": live.trial.version,
-            "share": live.trial.share,
-            "shadow": live.trial.shadow,
+            "version": live.canary.version,
+            "share": live.canary.share,
+            "shadow": live.canary.shadow,
             "loaded": live.candidate is not None,
         }
     return {"live": live.version.number, "candidate": candidate}

@@ -12,7 +12,7 @@ from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
-class OneWrite(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol. An app that sends a head and no body for a while has the head wait."""
 
     def on_headers_complete(self) -> None:
@@ -24,12 +24,12 @@ class OneWrite(HttpToolsProtocol):
             self.cycle.transport = cast("asyncio.Transport", _HeadWithBody(self.transport))
 
 
-def write_answers_at_once() -> None:
+def install_protocol() -> None:
     """From now on, in every server that uvicorn starts in this process.
 
     Ray Serve starts one in each replica, and has no setting for how that speaks HTTP.
     """
-    HTTP_PROTOCOLS["auto"] = f"{OneWrite.__module__}:{OneWrite.__qualname__}"
+    HTTP_PROTOCOLS["auto"] = f"{HttpProtocol.__module__}:{HttpProtocol.__qualname__}"
 
 
 class _HeadWithBody:

@@ -24,10 +24,10 @@ from workers.serve.api.collection_access import (
 from workers.serve.api.context import (
     ANSWERED_VERSION,
     ASKED_VERSION,
-    Asking,
     Replica,
-    given_up_with,
-    read_asking,
+    RequestContext,
+    cancel_on_disconnect,
+    read_context,
 )
 from workers.serve.api.inputs import embed_parts, features_of
 from workers.serve.api.openapi import BODY, WAIT, json_body, operation
@@ -38,13 +38,13 @@ from workers.serve.api.wire.requests import Item, parse
 from workers.serve.api.wire.responses import SearchResponse
 from workers.serve.api.wire.rows import width_of
 from workers.serve.auth import Caller
-from workers.serve.batching.compute import Ticket, run_in_turns
+from workers.serve.batching.compute import Ticket, run_interleaved
 from workers.serve.collections.exports import FORMATS, pgvector_table
 from workers.serve.collections.filters import InvalidFilter, parse_filter
-from workers.serve.collections.index import Found, Hit, Index, Wanted
-from workers.serve.collections.indexer import Shown
+from workers.serve.collections.index import Hit, Index, SearchQuery, SearchResult
+from workers.serve.collections.indexer import CollectionSnapshot
 from workers.serve.errors import InvalidRequest, NotFound, NotReady
-from workers.serve.metrics import Laps
+from workers.serve.metrics import StageTimer
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import parse_version, shortened
 
@@ -105,27 +105,27 @@ class _Search:
         `x-min-collection-revision` and `x-min-model-version` wait for what was written and for a
         version, for a while, before 503.
         """
-        replica, laps = self._replica, Laps(self._replica.metrics)
-        asking = read_asking(request, replica)
+        replica, timer = self._replica, StageTimer(self._replica.metrics)
+        context = read_context(request, replica)
         collections_of(replica)
-        body = await held_body(request, replica, asking.tenant)
-        async with given_up_with(request, asking):
+        body = await held_body(request, replica, context.tenant)
+        async with cancel_on_disconnect(request, context):
             most = replica.args.max_rows
             query = await run_if_large(
-                replica, asking.tenant, len(body), parse, SearchRequest, body, most
+                replica, context.tenant, len(body), parse, SearchRequest, body, most
             )
-            index = await self._index(name, request, asking)
+            index = await self._index(name, request, context)
             wanted = self._wanted(query, index.version)
-            with replica.admission.rows.held(asking.tenant, 1):
-                query_E = await self._embedded(index.version, query.query, asking.ticket)
+            with replica.admission.rows.held(context.tenant, 1):
+                query_E = await self._embedded(index.version, query.query, context.ticket)
                 steps = index.search_in_steps(query_E, wanted)
-                found = await run_in_turns(replica.compute, asking.tenant, steps)
-        replica.metrics.answered(index.version.model, 1, laps.seconds)
+                found = await run_interleaved(replica.compute, context.tenant, steps)
+        replica.metrics.answered(index.version.model, 1, timer.seconds)
         return Response(_body(index, found), media_type=JSON, headers=_headers(index))
 
     async def export(self, name: str, request: Request) -> Response:
         """All items with their vectors, for another store: `format` qdrant, pgvector, pgvector-ddl."""
-        asking = read_asking(request, self._replica)
+        context = read_context(request, self._replica)
         collections_of(self._replica)
         format_ = request.query_params.get("format", "")
         table = request.query_params.get("table", name.replace("-", "_"))
@@ -140,20 +140,20 @@ class _Search:
                 "underscores, up to 63 characters, no digit first",
                 "table",
             )
-        async with given_up_with(request, asking):
-            index = await self._index(name, request, asking)
+        async with cancel_on_disconnect(request, context):
+            index = await self._index(name, request, context)
         export, kind = FORMATS.get(format_) or (pgvector_table(table), _DDL_KIND)
         # The index stays in memory until then, be it replaced or deleted everywhere else.
-        hold_until_sent(request, self._replica.admission.exports, asking.tenant, 1)
+        hold_until_sent(request, self._replica.admission.exports, context.tenant, 1)
         return StreamingResponse(export(index), media_type=kind, headers=_headers(index))
 
-    async def _index(self, name: str, request: Request, asking: Asking) -> Index:
+    async def _index(self, name: str, request: Request, context: RequestContext) -> Index:
         """Raises InvalidRequest, NotFound, NotReady."""
         min_revision = parse_version(request.headers.get(MIN_REVISION), MIN_REVISION)
-        waits = _Waiting(self._replica, checked_name(name), asking.caller)
-        return await waits.index(asking.min_version, min_revision)
+        waits = _Waiting(self._replica, checked_name(name), context.caller)
+        return await waits.index(context.min_version, min_revision)
 
-    def _wanted(self, query: SearchRequest, version: ServedVersion) -> Wanted:
+    def _wanted(self, query: SearchRequest, version: ServedVersion) -> SearchQuery:
         most = self._replica.args.max_top_k
         if query.top_k > most:
             raise InvalidRequest(
@@ -166,7 +166,7 @@ class _Search:
         except InvalidFilter as error:
             raise InvalidRequest(str(error), "filter") from error
         modalities = frozenset(query.modalities) if query.modalities else None
-        return Wanted(query.top_k, modalities, wanted, query.exact)
+        return SearchQuery(query.top_k, modalities, wanted, query.exact)
 
     async def _embedded(self, version: ServedVersion, query: Item, ticket: Ticket) -> Float32Array:
         parts = await features_of(self._replica, version, [query], "query", tenant=ticket.tenant)
@@ -202,14 +202,14 @@ class _Waiting:
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _shown(self) -> Shown | None:
+    def _snapshot(self) -> CollectionSnapshot | None:
         """Of another owner's collection no more than of one that does not exist."""
-        shown = self._collections.shown(self._name)
-        return shown if shown and self._caller.owns(shown.revision.owner) else None
+        snapshot = self._collections.snapshot(self._name)
+        return snapshot if snapshot and self._caller.owns(snapshot.revision.owner) else None
 
     def _new_enough(self, min_version: int, min_revision: int) -> Index | None:
-        shown = self._shown()
-        index = shown.index if shown else None
+        snapshot = self._snapshot()
+        index = snapshot.index if snapshot else None
         if index is None or index.version.number < min_version or index.revision < min_revision:
             return None
         return index
@@ -228,15 +228,15 @@ class _Waiting:
             )
 
     def _not_ready(self, min_version: int, min_revision: int) -> NotReady | NotFound:
-        shown, seconds = self._shown(), self._replica.args.min_version_wait_seconds
-        if shown is None:
+        snapshot, seconds = self._snapshot(), self._replica.args.min_version_wait_seconds
+        if snapshot is None:
             return not_found(f"there is no collection {self._name!r}")
-        if shown.index is None:
+        if snapshot.index is None:
             return NotReady(
                 f"the vectors of collection {self._name!r} are being made",
                 code="collection_not_ready",
             )
-        index = shown.index
+        index = snapshot.index
         return NotReady(
             f"collection {self._name!r} is at revision {index.revision} with version "
             f"{index.version.number}; asked for are at least {min_revision} and {min_version}, which "
@@ -249,7 +249,7 @@ def _headers(index: Index) -> dict[str, str]:
     return {"x-model-version": str(index.version.number), REVISION: str(index.revision)}
 
 
-def _body(index: Index, found: Found) -> bytes:
+def _body(index: Index, found: SearchResult) -> bytes:
     answer = {
         "object": "list",
         "data": _hits(found.hits),

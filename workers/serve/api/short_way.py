@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class ShortWay:
+class FastPath:
     """An ASGI application: requests of one path and method go to `handler`, all others to `app`."""
 
     def __init__(self, app: FastAPI, path: str, method: str, handler: Handler) -> None:

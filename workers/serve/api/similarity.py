@@ -13,7 +13,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from workers.serve.api.body import held_body, run_if_large
-from workers.serve.api.context import ANSWERED_CHANNEL, ROUTED, Replica, given_up_with, read_asking
+from workers.serve.api.context import (
+    ANSWERED_CHANNEL,
+    ROUTED,
+    Replica,
+    cancel_on_disconnect,
+    read_context,
+)
 from workers.serve.api.inputs import embed_parts, features_by_modality, features_of
 from workers.serve.api.openapi import BODY, json_body, operation
 from workers.serve.api.until_sent import hold_until_sent
@@ -22,7 +28,7 @@ from workers.serve.api.wire.requests import STRICT, Items, parse
 from workers.serve.api.wire.responses import SimilarityResponse
 from workers.serve.api.wire.rows import check_count
 from workers.serve.errors import InvalidRequest
-from workers.serve.metrics import Laps
+from workers.serve.metrics import StageTimer
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import parse_reference
 
@@ -75,32 +81,32 @@ class _Similarity:
 
     async def answer(self, request: Request) -> Response:
         """Cosine of each query and each candidate, or the best candidates of each query."""
-        replica, laps = self._replica, Laps(self._replica.metrics)
-        asking = read_asking(request, replica)
-        body = await held_body(request, replica, asking.tenant)
-        async with given_up_with(request, asking):
+        replica, timer = self._replica, StageTimer(self._replica.metrics)
+        context = read_context(request, replica)
+        body = await held_body(request, replica, context.tenant)
+        async with cancel_on_disconnect(request, context):
             most = replica.args.max_rows
             query = await run_if_large(
-                replica, asking.tenant, len(body), parse, SimilarityRequest, body, most
+                replica, context.tenant, len(body), parse, SimilarityRequest, body, most
             )
             self._check_sizes(query)
             chosen = await replica.lookup.find(
                 parse_reference(query.model),
-                *(asking.min_version, asking.caller, asking.routing or query.user),
+                *(context.min_version, context.caller, context.routing or query.user),
             )
             version, rows = chosen.version, len(query.queries) + len(query.candidates)
-            tenant = asking.tenant
+            tenant = context.tenant
             hold_until_sent(request, replica.admission.rows, tenant, rows)
             sides = [
                 await features_of(replica, version, query.queries, "queries", tenant=tenant),
                 await features_of(replica, version, query.candidates, "candidates", tenant=tenant),
             ]
             embedded = [
-                await embed_parts(replica, version, parts, ticket=asking.ticket) for parts in sides
+                await embed_parts(replica, version, parts, ticket=context.ticket) for parts in sides
             ]
             answer = await self._scored(tenant, version, query.top_k, *embedded)
-        replica.metrics.answered(version.model, rows, laps.seconds)
-        replica.trials.answered(version, features_by_modality(chain(*sides)))
+        replica.metrics.answered(version.model, rows, timer.seconds)
+        replica.canaries.answered(version, features_by_modality(chain(*sides)))
         headers = {"x-model-version": str(version.number), "x-model-channel": chosen.channel}
         return Response(answer, media_type=JSON, headers=headers)
 

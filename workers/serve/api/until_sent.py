@@ -22,7 +22,7 @@ _HOLDING = "cmcl.holding"
 _PIECE_BYTES = 256 << 10
 
 
-class UntilSent:
+class ReleaseOnSent:
     """An ASGI layer: at the end of each request it gives back what was held for it.
 
     `bytes_held`: where answers count, in place of the bodies that they answer.

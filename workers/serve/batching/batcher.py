@@ -21,7 +21,7 @@ import torch
 
 from workers.model.features import unit_rows
 from workers.serve.batching.compute import NO_TICKET, Ticket
-from workers.serve.batching.executor import HeavyThread
+from workers.serve.batching.executor import BackgroundExecutor
 from workers.serve.errors import DeadlineExceeded
 from workers.serve.fair_queue import FairQueue
 from workers.serve.metrics import ServeMetrics
@@ -161,7 +161,7 @@ class Batcher:
         self._thread_is_busy = False
         # One, as torch has one: more would only take turns.
         self._products = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
-        self._others = HeavyThread()
+        self._others = BackgroundExecutor()
 
     @property
     def waiting_rows(self) -> int:
@@ -179,7 +179,7 @@ class Batcher:
     ) -> Float32Array:
         """See `Compute`."""
         loop = asyncio.get_running_loop()
-        heads = version.source.at_hand
+        heads = version.source.in_memory
         if heads is None:
             heads = await asyncio.to_thread(version.source.load)
         future: asyncio.Future[Float32Array] = loop.create_future()
@@ -194,11 +194,11 @@ class Batcher:
         return await self._others.run(tenant, lambda: function(*args, **kwargs))
 
     @property
-    def heavy_seconds(self) -> float:
+    def background_seconds(self) -> float:
         """See `Compute`."""
         return self._others.busy_seconds
 
-    async def moves(self, seconds: float) -> bool:
+    async def responds(self, seconds: float) -> bool:
         """See `Compute`."""
         loop = asyncio.get_running_loop()
         probe = loop.run_in_executor(self._products, lambda: None)

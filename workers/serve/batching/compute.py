@@ -68,16 +68,16 @@ class Compute(Protocol):
         ...
 
     @property
-    def heavy_seconds(self) -> float:
+    def background_seconds(self) -> float:
         """How long what `run` does now has gone on; 0 where it does nothing."""
         ...
 
-    async def moves(self, seconds: float) -> bool:
+    async def responds(self, seconds: float) -> bool:
         """Whether the thread of the products does something within so many seconds."""
         ...
 
 
-async def run_in_turns(compute: Compute, tenant: str, steps: Steps[T]) -> T:
+async def run_interleaved(compute: Compute, tenant: str, steps: Steps[T]) -> T:
     """What `steps` return, run as `Compute.run` does, with other tenants' turns in between."""
     while True:
         done = await compute.run(tenant, _advance, steps)
@@ -95,7 +95,7 @@ def _advance(steps: Steps[T]) -> tuple[T] | None:
     return None
 
 
-def run_at_once(steps: Steps[T]) -> T:
+def run_to_end(steps: Steps[T]) -> T:
     """What `steps` return, in this thread."""
     try:
         while True:
@@ -111,9 +111,9 @@ _HEAVY_SECONDS = 120.0
 
 async def stuck(compute: Compute, seconds: float) -> str | None:
     """What does not move, in words; None where everything does. Waits for `seconds` at most."""
-    if not await compute.moves(seconds):
+    if not await compute.responds(seconds):
         return f"the compute thread did nothing for {seconds:g} s"
-    busy = compute.heavy_seconds
+    busy = compute.background_seconds
     if busy > _HEAVY_SECONDS:
         return f"the thread of searches and maps has been at the same work for {busy:.0f} s"
     return None

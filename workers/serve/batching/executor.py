@@ -25,7 +25,7 @@ class _Piece:
     answer: asyncio.Future[Any]
 
 
-class HeavyThread:
+class BackgroundExecutor:
     """Used from one event loop."""
 
     def __init__(

@@ -4,7 +4,6 @@ Shapes: Q queries, N rows to rank, F width of the raw feature, E width of the em
 """
 
 import threading
-from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.rollout import PairAgreement
 from workers.model.features import unit_rows
 from workers.nullspace.compatibility import kept_share
+from workers.serve.lru import LRU
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 _KEPT_ROWS = 256
@@ -36,8 +36,7 @@ class RecentRows:
     def __init__(self, width: int, most: int = _KEPT_ROWS) -> None:
         self.width = width
         self.added = 0
-        self._most = most
-        self._rows: OrderedDict[int, Float32Array] = OrderedDict()
+        self._rows: LRU[int, Float32Array] = LRU(most)
         self._lock = threading.Lock()
 
     def keep(self, rows_BF: Float32Array) -> None:
@@ -62,8 +61,6 @@ class RecentRows:
             return
         with self._lock:
             self._rows[key] = row_F
-            if len(self._rows) > self._most:
-                self._rows.popitem(last=False)
         self.added += 1
 
 
@@ -71,18 +68,14 @@ class RecentFeatures:
     """`RecentRows` by model and modality: the places that were asked for last."""
 
     def __init__(self, most_places: int = _MOST_PLACES) -> None:
-        self._most_places = most_places
-        self._places: OrderedDict[tuple[str, str], RecentRows] = OrderedDict()
+        self._places: LRU[tuple[str, str], RecentRows] = LRU(most_places)
 
     def keep(self, model: str, modality: str, rows_BF: Float32Array) -> None:
         """Remember some rows of a request."""
         place, width = (model, modality), rows_BF.shape[1]
-        known = self._places.get(place)
+        known = self._places.use(place)
         if known is None or known.width != width:  # Of a deleted model that had the same name.
             known = self._places[place] = RecentRows(width)
-        self._places.move_to_end(place)
-        if len(self._places) > self._most_places:
-            self._places.popitem(last=False)
         known.keep(rows_BF)
 
     def of(self, model: str, modality: str) -> RecentRows | None:
@@ -97,7 +90,7 @@ _STALE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class EmbeddedTwice:
+class PairedEmbeddings:
     """The same rows of one modality by both versions, at unit length."""
 
     live_NE: Tensor
@@ -106,7 +99,7 @@ class EmbeddedTwice:
     @classmethod
     def of(
         cls, live: ServedVersion, candidate: ServedVersion, modality: str, rows_NF: Float32Array
-    ) -> "EmbeddedTwice":
+    ) -> "PairedEmbeddings":
         """Both embed them. Raises KeyError where one does not know the modality."""
         raw_NF = torch.from_numpy(rows_NF)
         one, other = (each.head(modality).outputs(raw_NF) for each in (live, candidate))
@@ -116,7 +109,7 @@ class EmbeddedTwice:
         return len(self.live_NE)
 
 
-def agreement(queries: EmbeddedTwice, stored: EmbeddedTwice) -> PairAgreement:
+def agreement(queries: PairedEmbeddings, stored: PairedEmbeddings) -> PairAgreement:
     """Each version's queries score what the same version has stored, as after a promotion.
 
     Raises ValueError where scores are not finite.
@@ -133,7 +126,7 @@ def agreement(queries: EmbeddedTwice, stored: EmbeddedTwice) -> PairAgreement:
     )
 
 
-class TwoVersions:
+class VersionComparison:
     """A candidate held against a live version, on recent rows. Used in one thread."""
 
     def __init__(
@@ -142,7 +135,7 @@ class TwoVersions:
         self.live = live
         self.candidate = candidate
         self._recent = recent
-        self._stored: dict[str, tuple[int, EmbeddedTwice]] = {}
+        self._stored: dict[str, tuple[int, PairedEmbeddings]] = {}
 
     @torch.inference_mode()
     def score(self, modality: str, rows_QF: Float32Array) -> dict[str, PairAgreement]:
@@ -152,7 +145,7 @@ class TwoVersions:
 
         Raises KeyError and ValueError, where the candidate cannot answer what the live one can.
         """
-        queries = EmbeddedTwice.of(self.live, self.candidate, modality, rows_QF)
+        queries = PairedEmbeddings.of(self.live, self.candidate, modality, rows_QF)
         found = {}
         for key, partner in partners_of(modality, self.live.pairs).items():
             stored = self._stored_of(partner)
@@ -160,14 +153,14 @@ class TwoVersions:
                 found[key] = agreement(queries, stored)
         return found
 
-    def _stored_of(self, modality: str) -> EmbeddedTwice | None:
+    def _stored_of(self, modality: str) -> PairedEmbeddings | None:
         recent = self._recent.of(self.live.model, modality)
         if recent is None or len(recent) < _LEAST_STORED:
             return None
         added, known = self._stored.get(modality, (0, None))
         if known is None or recent.added - added >= _STALE_SHARE * len(known):
             added = recent.added  # Read before the rows: one more among them does no harm.
-            known = EmbeddedTwice.of(self.live, self.candidate, modality, recent.rows())
+            known = PairedEmbeddings.of(self.live, self.candidate, modality, recent.rows())
             self._stored[modality] = (added, known)
         return known
 

@@ -8,7 +8,12 @@ from contextlib import asynccontextmanager, suppress
 
 from workers.serve.batching.compute import Compute
 from workers.serve.canary.agreement import RecentFeatures
-from workers.serve.canary.observations import Observations, ObservationWriter, all_trials, trial_of
+from workers.serve.canary.observations import (
+    Observations,
+    ObservationWriter,
+    all_canaries,
+    canary_of,
+)
 from workers.serve.canary.shadow import Shadow
 from workers.serve.errors import ApiError
 from workers.serve.metrics import ServeMetrics
@@ -22,7 +27,7 @@ _WRITE_SECONDS = 3.0
 _LAST_SECONDS = 5.0
 
 
-class Trials:
+class CanaryMonitor:
     """Counts the candidate's requests, shadows the live version's, and writes down what it saw."""
 
     def __init__(
@@ -45,23 +50,23 @@ class Trials:
         """This version has answered a request with these features (B × F, by modality)."""
         for modality, rows_BF in features.items():
             self._recent.keep(version.model, modality, rows_BF)
-        trial = trial_of(version.model, self._live)
-        if trial is None or trial.candidate is None:
+        canary = canary_of(version.model, self._live)
+        if canary is None or canary.candidate is None:
             return
-        if version.number == trial.version:
-            self._observations.begin(trial)
-            self._observations.answered(trial)
-        elif version == trial.live and self._draw() < trial.shadow:
-            self._shadow.offer(trial, trial.candidate, features)
+        if version.number == canary.version:
+            self._observations.begin(canary)
+            self._observations.answered(canary)
+        elif version == canary.live and self._draw() < canary.shadow:
+            self._shadow.offer(canary, canary.candidate, features)
 
     def failed(self, version: ServedVersion) -> None:
         """This version could not answer, and that was not the client's fault."""
-        trial = trial_of(version.model, self._live)
-        if trial is not None and version.number == trial.version:
-            self._observations.begin(trial)
-            self._observations.failed(trial)
+        canary = canary_of(version.model, self._live)
+        if canary is not None and version.number == canary.version:
+            self._observations.begin(canary)
+            self._observations.failed(canary)
 
-    def blaming(self, version: ServedVersion) -> "_Blaming":
+    def counting_failures(self, version: ServedVersion) -> "_Blaming":
         """What breaks inside is this version's fault, unless the client can be told what it did."""
         return _Blaming(self, version)
 
@@ -95,7 +100,7 @@ class Trials:
 
     async def write(self) -> None:
         """What has changed since the last time, and the last word on trials that are over."""
-        for model in self._observations.look(all_trials(self._live)):
+        for model in self._observations.look(all_canaries(self._live)):
             self._shadow.forget(model)
         await self._writer.write()
 
@@ -112,8 +117,8 @@ class Trials:
 class _Blaming:
     """A class and no generator, as every request passes here."""
 
-    def __init__(self, trials: Trials, version: ServedVersion) -> None:
-        self._trials = trials
+    def __init__(self, canaries: CanaryMonitor, version: ServedVersion) -> None:
+        self._trials = canaries
         self._version = version
 
     def __enter__(self) -> None:

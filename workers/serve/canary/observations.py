@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from cmcl.contract.errors import WorkerError
 from cmcl.contract.rollout import Observation, PairAgreement
+from workers.serve.log_once import LogOnce
 from workers.serve.metrics import ServeMetrics
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import ServedVersion
@@ -20,12 +21,13 @@ from workers.storage.port import ObjectStore
 
 logger = logging.getLogger(__name__)
 
-# Trials that ended while the store was down; the oldest go first.
+# CanaryMonitor that ended while the store was down; the oldest go first.
 _MOST_ENDED = 16
+_WHAT = "observations of canaries"
 
 
 @dataclass(frozen=True)
-class Trial:
+class Canary:
     """`candidate` is None while the replica has not loaded it, or cannot; `refused` says why.
 
     `revision`: of the pointer that began it; `version`: the candidate's number; `shadow`: of the
@@ -46,33 +48,33 @@ class Trial:
         return (self.model, self.revision)
 
 
-def trial_of(model: str, versions: LiveVersions) -> Trial | None:
+def canary_of(model: str, versions: LiveVersions) -> Canary | None:
     """None where the model has no candidate."""
     live = versions.get(model)
-    if live is None or live.trial is None:
+    if live is None or live.canary is None:
         return None
-    number = live.trial.version
+    number = live.canary.version
     reasons = [each.reason for each in versions.refusals(model) if each.version == number]
-    return Trial(
+    return Canary(
         model,
-        live.trial.revision,
+        live.canary.revision,
         number,
         live.version,
         live.candidate,
-        live.trial.shadow,
+        live.canary.shadow,
         refused=reasons[0] if reasons and live.candidate is None else None,
     )
 
 
-def all_trials(versions: LiveVersions) -> list[Trial]:
+def all_canaries(versions: LiveVersions) -> list[Canary]:
     """Of every model that has a candidate."""
-    found = (trial_of(model, versions) for model in versions.all())
-    return [trial for trial in found if trial is not None]
+    found = (canary_of(model, versions) for model in versions.all())
+    return [canary for canary in found if canary is not None]
 
 
 @dataclass
 class _Seen:
-    trial: Trial
+    canary: Canary
     answered: int = 0
     failed: int = 0
     shadowed: int = 0
@@ -84,12 +86,12 @@ class _Seen:
     def document(self, replica: str, now: datetime) -> Observation:
         return Observation(
             replica=replica,
-            revision=self.trial.revision,
-            version=self.trial.version,
+            revision=self.canary.revision,
+            version=self.canary.version,
             answered=self.answered,
             failed=self.failed,
             shadowed=self.shadowed,
-            refused=self.trial.refused,
+            refused=self.canary.refused,
             pairs=self.pairs,
             at=now,
         )
@@ -106,43 +108,45 @@ class Observations:
         self._metrics = metrics
         self._seen: dict[tuple[str, int], _Seen] = {}
 
-    def look(self, current: Iterable[Trial]) -> list[str]:
+    def look(self, current: Iterable[Canary]) -> list[str]:
         """Which trials there are now. Gives the models whose trial has ended since the last look."""
-        trials = {trial.key: trial for trial in current}
-        for trial in trials.values():
-            seen = self._of(trial)
-            if seen.trial.refused != trial.refused:
+        canaries = {canary.key: canary for canary in current}
+        for canary in canaries.values():
+            seen = self._of(canary)
+            if seen.canary.refused != canary.refused:
                 seen.changes += 1
-            seen.trial, seen.is_over = trial, False
-        ended = [seen for key, seen in self._seen.items() if key not in trials and not seen.is_over]
+            seen.canary, seen.is_over = canary, False
+        ended = [
+            seen for key, seen in self._seen.items() if key not in canaries and not seen.is_over
+        ]
         for seen in ended:
             seen.is_over = True
         self._drop_ended()
-        return [seen.trial.model for seen in ended]
+        return [seen.canary.model for seen in ended]
 
-    def begin(self, trial: Trial) -> None:
+    def begin(self, canary: Canary) -> None:
         """Something is about to be counted. Only for a trial that there is now."""
-        self._of(trial)
+        self._of(canary)
 
-    def answered(self, trial: Trial) -> None:
+    def answered(self, canary: Canary) -> None:
         """The candidate has answered a request of its own."""
-        seen = self._seen.get(trial.key)
+        seen = self._seen.get(canary.key)
         if seen is not None:
             seen.answered += 1
             seen.changes += 1
 
-    def failed(self, trial: Trial) -> int:
+    def failed(self, canary: Canary) -> int:
         """A request failed because of the candidate. Gives the failures of the trial so far."""
-        seen = self._seen.get(trial.key)
+        seen = self._seen.get(canary.key)
         if seen is None:
             return 0
         seen.failed += 1
         seen.changes += 1
         return seen.failed
 
-    def scored(self, trial: Trial, agreements: Mapping[str, PairAgreement]) -> None:
+    def scored(self, canary: Canary, agreements: Mapping[str, PairAgreement]) -> None:
         """A request of the live version was scored by both; not counted where no pair could be."""
-        seen = self._seen.get(trial.key)
+        seen = self._seen.get(canary.key)
         if seen is None or not agreements:
             return
         seen.shadowed += 1
@@ -150,13 +154,13 @@ class Observations:
         for pair, found in agreements.items():
             total = seen.pairs[pair] = seen.pairs.get(pair, PairAgreement()) + found
             cosine, overlap = total.cosine_sum / total.queries, total.overlap_sum / total.queries
-            self._metrics.shadowed(trial.model, pair, cosine, overlap)
+            self._metrics.shadowed(canary.model, pair, cosine, overlap)
 
     def unwritten(self, replica: str, now: datetime) -> Iterator[tuple[str, bytes, _Seen, int]]:
         """Key, document, and what to note in `written` once it lies there."""
         for seen in list(self._seen.values()):
             if seen.changes > seen.written:
-                key = layout.observation(seen.trial.model, seen.trial.revision, replica)
+                key = layout.observation(seen.canary.model, seen.canary.revision, replica)
                 document = seen.document(replica, now).model_dump_json().encode()
                 yield key, document, seen, seen.changes
 
@@ -164,10 +168,10 @@ class Observations:
         """The store has the document of that many changes."""
         seen.written = changes
         if seen.is_over and seen.changes == changes:
-            self._seen.pop(seen.trial.key, None)
+            self._seen.pop(seen.canary.key, None)
 
-    def _of(self, trial: Trial) -> _Seen:
-        return self._seen.setdefault(trial.key, _Seen(trial))
+    def _of(self, canary: Canary) -> _Seen:
+        return self._seen.setdefault(canary.key, _Seen(canary))
 
     def _drop_ended(self) -> None:
         ended = [key for key, seen in self._seen.items() if seen.is_over]
@@ -190,7 +194,7 @@ class ObservationWriter:
         self._observations = observations
         self._replica = replica
         self._clock = clock
-        self._complaint = ""
+        self._log = LogOnce(logger, "%s cannot be written, will retry: %s")
 
     async def write(self) -> None:
         """One round. What the store does not take is tried again in the next."""
@@ -200,13 +204,7 @@ class ObservationWriter:
             try:
                 await asyncio.to_thread(self._store.put, key, document)
             except WorkerError as error:
-                self._complain(str(error))
+                self._log.failed(_WHAT, error)
                 return
             self._observations.written(seen, changes)
-        self._complaint = ""
-
-    def _complain(self, error: str) -> None:
-        """Once, and not every few seconds: a store that is down for an hour fills no disk."""
-        if error != self._complaint:
-            logger.warning("what was seen of trials cannot be written, it will be later: %s", error)
-        self._complaint = error
+        self._log.recovered(_WHAT)

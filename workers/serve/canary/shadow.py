@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from cmcl.contract.rollout import PairAgreement
 from workers.serve.batching.compute import BACKGROUND, Compute
-from workers.serve.canary.agreement import RecentFeatures, TwoVersions
-from workers.serve.canary.observations import Observations, Trial
+from workers.serve.canary.agreement import RecentFeatures, VersionComparison
+from workers.serve.canary.observations import Canary, Observations
 from workers.serve.metrics import ServeMetrics
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
@@ -31,7 +31,7 @@ _BUSY_SECONDS = 0.005
 
 @dataclass(frozen=True)
 class _Request:
-    trial: Trial
+    canary: Canary
     candidate: ServedVersion
     features: Mapping[str, Float32Array]
 
@@ -53,26 +53,26 @@ class Shadow:
         self._metrics = metrics
         self._most_waiting = most_waiting
         self._waiting: deque[_Request] = deque()
-        self._versions: dict[str, TwoVersions] = {}
+        self._versions: dict[str, VersionComparison] = {}
         self._worker: asyncio.Task[None] | None = None
 
     def offer(
-        self, trial: Trial, candidate: ServedVersion, features: Mapping[str, Float32Array]
+        self, canary: Canary, candidate: ServedVersion, features: Mapping[str, Float32Array]
     ) -> None:
         """A request (B × F for each modality) that the live version has answered."""
         if len(self._waiting) >= self._most_waiting:
-            self._metrics.shadow_dropped(trial.model)
+            self._metrics.shadow_dropped(canary.model)
             return
-        self._observations.begin(trial)
+        self._observations.begin(canary)
         few = {modality: _some(rows_BF) for modality, rows_BF in features.items()}
-        self._waiting.append(_Request(trial, candidate, few))
+        self._waiting.append(_Request(canary, candidate, few))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work(), name="shadow")
 
     def forget(self, model: str) -> None:
         """The trial is over: let go of its versions."""
         self._versions.pop(model, None)
-        self._metrics.trial_ended(model)
+        self._metrics.canary_ended(model)
 
     async def drained(self) -> None:
         """Wait until everything that was taken on has been scored."""
@@ -95,14 +95,14 @@ class Shadow:
             await asyncio.sleep(_REST * (loop.time() - began))
 
     async def _score(self, request: _Request) -> None:
-        trial, model = request.trial, request.trial.model
+        canary, model = request.canary, request.canary.model
         versions = self._versions.get(model)
         if (
             versions is None
-            or versions.live is not trial.live
+            or versions.live is not canary.live
             or versions.candidate is not request.candidate
         ):
-            versions = TwoVersions(trial.live, request.candidate, self._recent)
+            versions = VersionComparison(canary.live, request.candidate, self._recent)
             self._versions[model] = versions
         try:
             agreements: dict[str, PairAgreement] = {}
@@ -113,10 +113,10 @@ class Shadow:
                 }
         except Exception:
             # Whatever it is, the live version has answered this and the candidate could not.
-            if self._observations.failed(trial) == 1:
+            if self._observations.failed(canary) == 1:
                 logger.exception("%s fails where the live one answers", request.candidate.label)
         else:
-            self._observations.scored(trial, agreements)
+            self._observations.scored(canary, agreements)
 
 
 def _some(rows_BF: Float32Array) -> Float32Array:

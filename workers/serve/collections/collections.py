@@ -7,8 +7,8 @@ from cmcl.contract.errors import InvalidVersion, StorageUnavailable
 from workers.serve.collections import revision_log, writes
 from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.graph import is_installed
-from workers.serve.collections.indexer import Shown
-from workers.serve.collections.maintenance import Housekeeper
+from workers.serve.collections.indexer import CollectionSnapshot
+from workers.serve.collections.maintenance import Maintenance
 from workers.serve.collections.quota import CollectionsQuota
 from workers.serve.collections.revision_log import Revision
 from workers.serve.collections.segments import Entry
@@ -34,28 +34,28 @@ class Collections:
         self,
         store: ObjectStore,
         follower: CollectionsFollower,
-        housekeeper: Housekeeper,
+        maintenance: Maintenance,
         limits: CollectionLimits = NO_LIMITS,
     ) -> None:
         self._store = store
         self._follower = follower
-        self._housekeeper = housekeeper
-        self._quota = CollectionsQuota(limits, follower.all_shown)
+        self._maintenance = maintenance
+        self._quota = CollectionsQuota(limits, follower.snapshots)
 
     def start(self) -> None:
         """Follow and keep house in the background."""
         self._follower.start()
-        self._housekeeper.start()
+        self._maintenance.start()
 
     def stop(self) -> None:
         """End both threads, and wait until they are gone."""
         self._follower.stop()
-        self._housekeeper.stop()
+        self._maintenance.stop()
 
     @property
     def alive(self) -> bool:
         """Whether both threads are there."""
-        return self._follower.alive and self._housekeeper.alive
+        return self._follower.alive and self._maintenance.alive
 
     def wake(self) -> None:
         """A version or a collection has changed: look now."""
@@ -65,9 +65,9 @@ class Collections:
         """Blocks until what was there at the start is searched. False if that takes longer."""
         return self._follower.wait_loaded(seconds)
 
-    def shown(self, name: str) -> Shown | None:
+    def snapshot(self, name: str) -> CollectionSnapshot | None:
         """What this replica can search; does not block."""
-        return self._follower.shown(name)
+        return self._follower.snapshot(name)
 
     def rows(self) -> int:
         """How many rows this replica searches; does not block."""
@@ -101,10 +101,10 @@ class Collections:
         except InvalidVersion:
             return None  # The follower complains of it; the others are to be seen all the same.
 
-    def create(self, wish: writes.Wish) -> Revision:
+    def create(self, spec: writes.CollectionSpec) -> Revision:
         """Blocks. Raises as `writes.create` does, and TooManyCollections."""
-        with self._quota.for_one_more(wish.name, wish.owner):
-            return self._made(writes.create(self._store, wish))
+        with self._quota.for_one_more(spec.name, spec.owner):
+            return self._made(writes.create(self._store, spec))
 
     def delete(self, name: str, permitted: Permitted, mark: str | None = None) -> None:
         """Blocks. Raises as `writes.delete` does."""
@@ -136,7 +136,7 @@ class Collections:
         Blocks. Raises as `writes.write` and `check_room` do, and TooManySegments.
         """
         if len(target.segments) >= _MOST_SEGMENTS:
-            self._housekeeper.notice(target)
+            self._maintenance.notice(target)
             raise TooManySegments(
                 f"collection {target.name!r} has {len(target.segments)} segments, which are being "
                 "merged; try again"
@@ -151,7 +151,7 @@ class Collections:
 
     def _made(self, revision: Revision) -> Revision:
         self._follower.wake()
-        self._housekeeper.notice(revision)
+        self._maintenance.notice(revision)
         return revision
 
 
@@ -162,4 +162,4 @@ def open_collections(
     if not is_installed():
         return None
     follower = CollectionsFollower(store, live, poll_seconds)
-    return Collections(store, follower, Housekeeper(store), limits)
+    return Collections(store, follower, Maintenance(store), limits)

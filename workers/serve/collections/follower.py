@@ -20,8 +20,9 @@ from cmcl.contract.errors import (
 )
 from workers.serve.collections import revision_log
 from workers.serve.collections.index import GRAPH_FROM_ROWS
-from workers.serve.collections.indexer import Held, Shown, same
+from workers.serve.collections.indexer import CollectionIndexer, CollectionSnapshot, same
 from workers.serve.collections.revision_log import Revision
+from workers.serve.log_once import LogOnce
 from workers.serve.versions.live import LiveVersions
 from workers.storage.port import ObjectStore
 
@@ -39,7 +40,7 @@ _DAMAGE = (DigestMismatch, InvalidVersion, ObjectNotFound)
 class _Followed:
     """A collection, and what went wrong with it."""
 
-    held: Held
+    indexer: CollectionIndexer
     head: Revision | None = None
     problem: str | None = None
     is_damaged: bool = False
@@ -64,9 +65,9 @@ class CollectionsFollower:
         self._graph_from = graph_from
         self._clock = clock
         self._followed: dict[str, _Followed] = {}
-        self._shown: Mapping[str, Shown] = MappingProxyType({})
+        self._snapshots: Mapping[str, CollectionSnapshot] = MappingProxyType({})
         self._damaged: Mapping[str, str] = MappingProxyType({})
-        self._complaints: dict[str, str] = {}
+        self._log = LogOnce(logger, "%s is not followed, what is loaded keeps answering: %s")
         self._woken = threading.Event()
         self._loaded = threading.Event()
         self._stopping = threading.Event()
@@ -95,21 +96,21 @@ class CollectionsFollower:
         """Wait until everything that was there at the start is searched. False if that takes longer."""
         return self._loaded.wait(seconds)
 
-    def shown(self, name: str) -> Shown | None:
+    def snapshot(self, name: str) -> CollectionSnapshot | None:
         """What is known of a collection; None if this replica has not seen it."""
-        return self._shown.get(name)
+        return self._snapshots.get(name)
 
-    def all_shown(self) -> Mapping[str, Shown]:
+    def snapshots(self) -> Mapping[str, CollectionSnapshot]:
         """What is known of each, by name; it never changes, the next call may give another one."""
-        return self._shown
+        return self._snapshots
 
     def rows(self) -> int:
         """How many rows are searched, of all collections."""
-        return sum(each.index.rows for each in self._shown.values() if each.index is not None)
+        return sum(each.index.rows for each in self._snapshots.values() if each.index is not None)
 
     def behind(self) -> int:
         """How many collections are not searched at their newest revision by their live version."""
-        return sum(not self._is_followed(each) for each in self._shown.values())
+        return sum(not self._is_followed(each) for each in self._snapshots.values())
 
     def damaged(self) -> Mapping[str, str]:
         """Names of those whose stored parts fail their checks, and in words what is wrong."""
@@ -120,22 +121,24 @@ class CollectionsFollower:
         names = revision_log.collection_names(self._store)
         for name in self._followed.keys() - set(names):
             del self._followed[name]
-            self._complaints.pop(f"collection {name}", None)
+            self._log.recovered(f"collection {name}")
             self._put(name, None)
             self._put_damage(name, None)
         for name in names:
             if name not in self._followed:
-                self._followed[name] = _Followed(Held(self._store, self._graph_from, self._clock))
+                self._followed[name] = _Followed(
+                    CollectionIndexer(self._store, self._graph_from, self._clock)
+                )
             followed = self._followed[name]
             if self._clock() >= followed.retry_at:
                 self._careful(name, followed, partial(self._follow, name, followed))
 
     def work(self) -> bool:
         """One step of each index that is being made. Whether there are more."""
-        working = [each for each in self._followed.items() if each[1].held.is_working]
+        working = [each for each in self._followed.items() if each[1].indexer.is_working]
         for name, followed in working:
             self._careful(name, followed, partial(self._step, followed))
-        return any(followed.held.is_working for _, followed in working)
+        return any(followed.indexer.is_working for _, followed in working)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -154,13 +157,13 @@ class CollectionsFollower:
         try:
             self.look()
         except WorkerError as error:
-            self._complain("the store", error)
+            self._log.failed("the store", error)
             return False
         except Exception:
             # A bug, but one that must not freeze all collections of this replica for ever.
             logger.exception("a look at the collections failed")
             return False
-        self._complaints.pop("the store", None)
+        self._log.recovered("the store")
         return True
 
     def _careful(self, name: str, followed: _Followed, do: Callable[[], None]) -> None:
@@ -168,18 +171,18 @@ class CollectionsFollower:
         try:
             do()
         except WorkerError as error:
-            self._complain(f"collection {name}", error)
+            self._log.failed(f"collection {name}", error)
             self._failed(followed, error)
         except Exception as error:
             logger.exception("collection %s failed", name)
             self._failed(followed, error)
         else:
-            if not followed.held.is_working:
+            if not followed.indexer.is_working:
                 followed.failures, followed.problem, followed.is_damaged = 0, None, False
-        self._show(name, followed)
+        self._publish(name, followed)
 
     def _failed(self, followed: _Followed, error: Exception) -> None:
-        followed.held.give_up()
+        followed.indexer.give_up()
         # Without the store's address, which is nothing for a caller's eyes.
         followed.problem = str(error).replace(f"{self._store.uri}/", "")
         followed.is_damaged = isinstance(error, _DAMAGE)
@@ -192,17 +195,17 @@ class CollectionsFollower:
         head = followed.head = self._newest(name, followed.head)
         live = self._live.get(head.model) if head is not None else None
         if head is None or head.deleted or live is None:
-            followed.held.forget()
+            followed.indexer.forget()
         else:
-            followed.held.follow(head, live.version)
+            followed.indexer.follow(head, live.version)
 
-    def _is_followed(self, shown: Shown) -> bool:
-        live, index = self._live.get(shown.revision.model), shown.index
+    def _is_followed(self, snapshot: CollectionSnapshot) -> bool:
+        live, index = self._live.get(snapshot.revision.model), snapshot.index
         if live is None:
             return True  # Nothing answers for this model, here or anywhere.
         return (
             index is not None
-            and index.revision == shown.revision.revision
+            and index.revision == snapshot.revision.revision
             and same(index.version, live.version)
         )
 
@@ -213,33 +216,27 @@ class CollectionsFollower:
 
     def _step(self, followed: _Followed) -> None:
         if followed.head is not None:
-            followed.held.step(followed.head)
+            followed.indexer.step(followed.head)
 
-    def _show(self, name: str, followed: _Followed) -> None:
+    def _publish(self, name: str, followed: _Followed) -> None:
         """In one step: a request that reads it once sees one index, whatever happens meanwhile."""
-        shown = None
+        snapshot = None
         head = followed.head
         if head is not None and not head.deleted:
             live = self._live.get(head.model)
             width = live.version.spec.width if live is not None else None
-            index, problem = followed.held.index, followed.problem
-            shown = Shown(head, width, index, problem, followed.is_damaged)
-        self._put(name, shown)
+            index, problem = followed.indexer.index, followed.problem
+            snapshot = CollectionSnapshot(head, width, index, problem, followed.is_damaged)
+        self._put(name, snapshot)
         damage = followed.problem if followed.is_damaged else None
         if damage != self._damaged.get(name):
             self._put_damage(name, damage)
 
-    def _put(self, name: str, shown: Shown | None) -> None:
-        if shown != self._shown.get(name):
-            others = {other: each for other, each in self._shown.items() if other != name}
-            self._shown = MappingProxyType(others | ({name: shown} if shown else {}))
+    def _put(self, name: str, snapshot: CollectionSnapshot | None) -> None:
+        if snapshot != self._snapshots.get(name):
+            others = {other: each for other, each in self._snapshots.items() if other != name}
+            self._snapshots = MappingProxyType(others | ({name: snapshot} if snapshot else {}))
 
     def _put_damage(self, name: str, damage: str | None) -> None:
         others = {other: each for other, each in self._damaged.items() if other != name}
         self._damaged = MappingProxyType(others | ({name: damage} if damage else {}))
-
-    def _complain(self, about: str, error: Exception) -> None:
-        """Log once and not with every look: a store that is down for an hour fills no disk."""
-        if self._complaints.get(about) != str(error):
-            self._complaints[about] = str(error)
-            logger.warning("%s does not follow, what is loaded answers: %s", about, error)

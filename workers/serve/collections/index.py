@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from workers.serve.batching.compute import Steps, run_at_once
+from workers.serve.batching.compute import Steps, run_to_end
 from workers.serve.collections.filters import Filter, mask
 from workers.serve.collections.graph import Graph
 from workers.serve.collections.payloads import Mask, Payloads
@@ -137,7 +137,7 @@ ROW_BYTES = 200
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SearchQuery:
     """What is searched for. `modalities` None: all."""
 
     top_k: int
@@ -157,7 +157,7 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Best first. `exact`: no other row of the collection can be better."""
 
     hits: list[Hit]
@@ -182,11 +182,11 @@ class Index:
         """How many of them are of this modality."""
         return sum(part.live for part in self.parts if part.contents.modality == modality)
 
-    def search(self, query_E: Float32Array, wanted: Wanted) -> Found:
+    def search(self, query_E: Float32Array, wanted: SearchQuery) -> SearchResult:
         """The rows nearest to a query of unit length that this index' own version embedded."""
-        return run_at_once(self.search_in_steps(query_E, wanted))
+        return run_to_end(self.search_in_steps(query_E, wanted))
 
-    def search_in_steps(self, query_E: Float32Array, wanted: Wanted) -> Steps[Found]:
+    def search_in_steps(self, query_E: Float32Array, wanted: SearchQuery) -> Steps[SearchResult]:
         """The same; a step for each part, and for each condition of a filter."""
         hits, exact = [], True
         for part in self.parts:
@@ -196,10 +196,10 @@ class Index:
                 exact = exact and is_exact
         # Equal scores by id, so that all replicas answer alike.
         best = heapq.nsmallest(wanted.top_k, hits, key=lambda hit: (-hit.score, hit.id))
-        return Found(best, exact)
+        return SearchResult(best, exact)
 
     def _search_part(
-        self, part: Part, query_E: Float32Array, wanted: Wanted
+        self, part: Part, query_E: Float32Array, wanted: SearchQuery
     ) -> Steps[tuple[list[Hit], bool]]:
         wanted_N = part.live_N
         if wanted.filter is not None:

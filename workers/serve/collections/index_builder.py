@@ -34,7 +34,7 @@ _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
 
 
-class Draft:
+class IndexBuilder:
     """Rows of a collection, with vectors of one version. `revision`: how far it has come."""
 
     def __init__(
@@ -48,10 +48,10 @@ class Draft:
         self._next_part = 0
 
     def with_vectors(
-        self, version: ServedVersion, vectors: Mapping[int, Float32Array], frozen: "Frozen"
-    ) -> "Draft":
+        self, version: ServedVersion, vectors: Mapping[int, Float32Array], frozen: "FrozenRows"
+    ) -> "IndexBuilder":
         """The same rows as when it was frozen, with vectors of another version."""
-        other = Draft(version, frozen.revision, self._graph_from)
+        other = IndexBuilder(version, frozen.revision, self._graph_from)
         other._parts = {
             number: replace(part, vectors_NE=vectors[number], graph=None)
             for number, part in frozen.parts.items()
@@ -60,9 +60,9 @@ class Draft:
         other._next_part = self._next_part
         return other
 
-    def frozen(self) -> "Frozen":
+    def frozen(self) -> "FrozenRows":
         """As it is now, for somebody who takes longer than until the next change."""
-        return Frozen(self.revision, dict(self._parts), dict(self._places))
+        return FrozenRows(self.revision, dict(self._parts), dict(self._places))
 
     def index(self) -> Index:
         """What may be searched from now on."""
@@ -183,7 +183,7 @@ class Draft:
 
 
 @dataclass(frozen=True, eq=False)
-class Frozen:
+class FrozenRows:
     """A draft at one revision; nothing in it changes any more."""
 
     revision: Revision | None

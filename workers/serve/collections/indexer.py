@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from cmcl.contract.errors import InvalidVersion
 from workers.serve.collections.index import Index
-from workers.serve.collections.index_builder import Draft, Frozen, by_modality, project
+from workers.serve.collections.index_builder import FrozenRows, IndexBuilder, by_modality, project
 from workers.serve.collections.memory import VERSIONS, graphs_bytes, vectors_bytes
 from workers.serve.collections.payloads import Mask
 from workers.serve.collections.revision_log import Revision
@@ -29,47 +29,47 @@ from workers.storage.port import ObjectStore
 logger = logging.getLogger(__name__)
 
 
-Steps = Generator[None, None, Draft]
+Steps = Generator[None, None, IndexBuilder]
 
 
-def can_continue(draft: Draft, head: Revision) -> bool:
+def can_continue(builder: IndexBuilder, head: Revision) -> bool:
     """Whether what came since is still told apart from what was there before."""
     return (
-        draft.revision is not None
-        and draft.revision.born == head.born
-        and draft.revision.revision >= head.purged
+        builder.revision is not None
+        and builder.revision.born == head.born
+        and builder.revision.revision >= head.purged
     )
 
 
-def catch_up(store: ObjectStore, draft: Draft, head: Revision) -> Iterator[None]:
+def catch_up(store: ObjectStore, builder: IndexBuilder, head: Revision) -> Iterator[None]:
     """Bring a draft that can continue to this revision.
 
     Raises StorageUnavailable, ObjectNotFound (swept meanwhile), InvalidVersion; the draft is then
     half-way, shows nothing of it, and can be brought there later.
     """
-    applied = draft.revision.revision if draft.revision else 0
+    applied = builder.revision.revision if builder.revision else 0
     for segment in head.segments:
         if segment.last > applied:
             for batch in batches(store, head.name, segment):
-                draft.apply(batch)
+                builder.apply(batch)
                 yield
-    draft.revision = head
+    builder.revision = head
 
 
-def loaded(store: ObjectStore, head: Revision, draft: Draft) -> Steps:
+def loaded(store: ObjectStore, head: Revision, builder: IndexBuilder) -> Steps:
     """Fill an empty draft."""
-    yield from catch_up(store, draft, head)
-    yield from draft.build_graphs()
-    return draft
+    yield from catch_up(store, builder, head)
+    yield from builder.build_graphs()
+    return builder
 
 
-def reprojected(store: ObjectStore, draft: Draft, version: ServedVersion) -> Steps:
+def reprojected(store: ObjectStore, builder: IndexBuilder, version: ServedVersion) -> Steps:
     """The rows of a draft with vectors of another version.
 
     Features stream through: only vectors are held. Ids, payloads and their columns are shared with
     the draft, which goes on meanwhile. Raises as `catch_up` does.
     """
-    frozen = draft.frozen()
+    frozen = builder.frozen()
     projection = _Projection(frozen, version)
     if frozen.revision is not None:
         for segment in frozen.revision.segments:
@@ -77,7 +77,7 @@ def reprojected(store: ObjectStore, draft: Draft, version: ServedVersion) -> Ste
             for batch in batches(store, frozen.revision.name, segment, columns):
                 projection.take(batch)
                 yield
-    other = draft.with_vectors(version, projection.finished(), frozen)
+    other = builder.with_vectors(version, projection.finished(), frozen)
     yield from other.build_graphs()
     return other
 
@@ -85,7 +85,7 @@ def reprojected(store: ObjectStore, draft: Draft, version: ServedVersion) -> Ste
 class _Projection:
     """Vectors for each part of a frozen draft; a later feature of the same id replaces an earlier."""
 
-    def __init__(self, frozen: Frozen, version: ServedVersion) -> None:
+    def __init__(self, frozen: FrozenRows, version: ServedVersion) -> None:
         self._frozen = frozen
         self._version = version
         width = version.spec.width
@@ -119,7 +119,7 @@ class _Projection:
 
 
 @dataclass(frozen=True)
-class Shown:
+class CollectionSnapshot:
     """What is known of a collection, as of one moment.
 
     `width`: of the vectors it is to have; None: the model has no live version. `index` None: it is
@@ -184,7 +184,7 @@ class _Task:
     began: float
 
 
-class Held:
+class CollectionIndexer:
     """Used by the follower's thread alone; what it shows is immutable."""
 
     def __init__(
@@ -193,8 +193,8 @@ class Held:
         self._store = store
         self._graph_from = graph_from
         self._clock = clock
-        self._answering: Draft | None = None
-        self._previous: Draft | None = None
+        self._answering: IndexBuilder | None = None
+        self._previous: IndexBuilder | None = None
         self._task: _Task | None = None
         # Not made anew from the draft whenever it is asked for: a change may be half applied to it.
         self.index: Index | None = None
@@ -261,22 +261,22 @@ class Held:
         answering = self._answering
         if answering is not None and can_continue(answering, head):
             return reprojected(self._store, answering, version)
-        return loaded(self._store, head, Draft(version, None, self._graph_from))
+        return loaded(self._store, head, IndexBuilder(version, None, self._graph_from))
 
-    def _exchange(self, made: Draft, head: Revision) -> None:
+    def _exchange(self, made: IndexBuilder, head: Revision) -> None:
         if not can_continue(made, head):
             return  # deleted or purged meanwhile: the next look begins again
         self._bring(made, head)
         self._put(made)
 
-    def _put(self, draft: Draft) -> None:
+    def _put(self, builder: IndexBuilder) -> None:
         """Let it answer from now on."""
-        if draft is not self._answering:
-            self._previous, self._answering = self._answering, draft
-        self.index = draft.index()
+        if builder is not self._answering:
+            self._previous, self._answering = self._answering, builder
+        self.index = builder.index()
 
-    def _bring(self, draft: Draft, head: Revision) -> None:
-        for _ in catch_up(self._store, draft, head):
+    def _bring(self, builder: IndexBuilder, head: Revision) -> None:
+        for _ in catch_up(self._store, builder, head):
             pass
 
     def _is_of_another(self, head: Revision) -> bool:
@@ -297,6 +297,6 @@ def _leads_to(begun: ServedVersion, wanted: ServedVersion) -> bool:
     return begun.model == wanted.model and is_older
 
 
-def _with_graphs(draft: Draft) -> Steps:
-    yield from draft.build_graphs()
-    return draft
+def _with_graphs(builder: IndexBuilder) -> Steps:
+    yield from builder.build_graphs()
+    return builder

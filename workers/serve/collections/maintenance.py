@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _SWEEP_SECONDS = 600.0
 
 
-class Housekeeper:
+class Maintenance:
     """Whoever writes tells it what came of that; it looks at everything from time to time."""
 
     def __init__(self, store: ObjectStore) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cmcl.contract.errors import WorkerError
-from workers.serve.collections.indexer import Shown, rows_at_most
+from workers.serve.collections.indexer import CollectionSnapshot, rows_at_most
 from workers.serve.collections.revision_log import Revision
 from workers.serve.quota import fits, share_now
 from workers.serve.settings import CollectionLimits
@@ -40,7 +40,7 @@ class RowsUncounted(WorkerError):
 
 @dataclass(eq=False)
 class _Write:
-    """Rows that are being written, or were written as `revision`, and that no `Shown` counts yet."""
+    """Rows that are being written, or were written as `revision`, and that no `CollectionSnapshot` counts yet."""
 
     target: Revision
     rows: int
@@ -67,16 +67,16 @@ class _Use:
 
 
 class CollectionsQuota:
-    """Used from any thread. `shown`: what this replica has read."""
+    """Used from any thread. `snapshots`: what this replica has read."""
 
     def __init__(
         self,
         limits: CollectionLimits,
-        shown: Callable[[], Mapping[str, Shown]],
+        snapshots: Callable[[], Mapping[str, CollectionSnapshot]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = limits
-        self._shown = shown
+        self._snapshots = snapshots
         self._clock = clock
         self._lock = threading.Lock()
         # Made here, and not yet read again: else a burst would be counted as none.
@@ -143,29 +143,31 @@ class CollectionsQuota:
 
     def bytes(self) -> int:
         """What all collections take in memory, as far as was read."""
-        return sum(each.sure_bytes for each in self._shown().values())
+        return sum(each.sure_bytes for each in self._snapshots().values())
 
     def _check(self, target: Revision, rows: int, size: int) -> None:
-        shown = self._shown()
-        self._writes = [each for each in self._writes if self._is_uncounted(each, shown)]
-        self._check_collection(target, rows, shown)
+        snapshots = self._snapshots()
+        self._writes = [each for each in self._writes if self._is_uncounted(each, snapshots)]
+        self._check_collection(target, rows, snapshots)
         self._check_use(
-            self._rows_used(target, shown), (rows, self._limits.all_rows), target, "rows"
+            self._rows_used(target, snapshots), (rows, self._limits.all_rows), target, "rows"
         )
         self._check_use(
-            self._bytes_used(target, shown), (size, self._limits.all_bytes), target, "bytes"
+            self._bytes_used(target, snapshots), (size, self._limits.all_bytes), target, "bytes"
         )
 
-    def _is_uncounted(self, write: _Write, shown: Mapping[str, Shown]) -> bool:
+    def _is_uncounted(self, write: _Write, snapshots: Mapping[str, CollectionSnapshot]) -> bool:
         if write.revision is None:
             return True
-        known = shown.get(write.target.name)
+        known = snapshots.get(write.target.name)
         if known is not None and known.revision.revision >= write.revision:
             return False
         return self._clock() - write.began < _WRITE_SECONDS
 
-    def _check_collection(self, target: Revision, more: int, shown: Mapping[str, Shown]) -> None:
-        known = shown.get(target.name)
+    def _check_collection(
+        self, target: Revision, more: int, snapshots: Mapping[str, CollectionSnapshot]
+    ) -> None:
+        known = snapshots.get(target.name)
         index = known.index if known else None
         rows = rows_at_most(target, index) + self._rows_behind(target)
         if rows + more <= self._limits.rows:
@@ -189,12 +191,12 @@ class CollectionsQuota:
             and (each.revision is None or each.revision > target.revision)
         )
 
-    def _rows_used(self, target: Revision, shown: Mapping[str, Shown]) -> _Use:
+    def _rows_used(self, target: Revision, snapshots: Mapping[str, CollectionSnapshot]) -> _Use:
         use = _Use()
-        for name, each in shown.items():
+        for name, each in snapshots.items():
             if name != target.name:
                 use.add(each.rows, each.rows, is_own=each.revision.owner == target.owner)
-        known = shown.get(target.name)
+        known = snapshots.get(target.name)
         rows = rows_at_most(target, known.index if known else None)
         use.add(rows, rows, is_own=True)
         for write in self._writes:
@@ -203,9 +205,9 @@ class CollectionsQuota:
         use.add(self._rows_behind(target), 0, is_own=True)
         return use
 
-    def _bytes_used(self, target: Revision, shown: Mapping[str, Shown]) -> _Use:
+    def _bytes_used(self, target: Revision, snapshots: Mapping[str, CollectionSnapshot]) -> _Use:
         use = _Use()
-        for each in shown.values():
+        for each in snapshots.values():
             is_own = each.revision.owner == target.owner
             use.add(each.sure_bytes + each.unread_bytes, each.sure_bytes, is_own=is_own)
         for write in self._writes:
@@ -234,15 +236,15 @@ class CollectionsQuota:
         )
 
     def _names_of(self, owner: str | None) -> set[str]:
-        shown = self._shown()
-        self._new = {each: of for each, of in self._new.items() if each not in shown}
+        snapshots = self._snapshots()
+        self._new = {each: of for each, of in self._new.items() if each not in snapshots}
         self._deleted = {
             each: by
             for each, by in self._deleted.items()
-            if each in shown and shown[each].revision.revision < by
+            if each in snapshots and snapshots[each].revision.revision < by
         }
-        present = shown.keys() - self._deleted.keys()
-        theirs = {each for each in present if shown[each].revision.owner == owner}
+        present = snapshots.keys() - self._deleted.keys()
+        theirs = {each for each in present if snapshots[each].revision.owner == owner}
         return theirs | {each for each, of in self._new.items() if of == owner}
 
 

@@ -35,7 +35,7 @@ class CollectionExists(WorkerError):
 
 
 @dataclass(frozen=True)
-class Wish:
+class CollectionSpec:
     """What a new collection shall be."""
 
     name: str
@@ -44,12 +44,12 @@ class Wish:
     feature_type: FeatureType
 
 
-def create(store: ObjectStore, wish: Wish) -> Revision:
+def create(store: ObjectStore, spec: CollectionSpec) -> Revision:
     """Make it; one that is there with the same properties is answered as it is.
 
     Raises CollectionExists, CollectionBusy, StorageUnavailable.
     """
-    return _committed(store, wish.name, lambda head: _first(wish, head), None)
+    return _committed(store, spec.name, lambda head: _first(spec, head), None)
 
 
 class _Unchanged(Exception):
@@ -60,31 +60,31 @@ class _Unchanged(Exception):
         self.revision = revision
 
 
-def _first(wish: Wish, head: Revision | None) -> Revision:
+def _first(spec: CollectionSpec, head: Revision | None) -> Revision:
     if head is not None and not head.deleted:
         if (head.model, head.feature_type, head.owner) == (
-            wish.model,
-            wish.feature_type,
-            wish.owner,
+            spec.model,
+            spec.feature_type,
+            spec.owner,
         ):
             raise _Unchanged(head)
-        if head.owner != wish.owner:  # No more than that: it may be nobody else's business.
-            raise CollectionExists(f"the name {wish.name!r} is taken; take another one")
+        if head.owner != spec.owner:  # No more than that: it may be nobody else's business.
+            raise CollectionExists(f"the name {spec.name!r} is taken; take another one")
         raise CollectionExists(
-            f"there is a collection {wish.name!r} already, of model {head.model!r} with features as "
+            f"there is a collection {spec.name!r} already, of model {head.model!r} with features as "
             f"{head.feature_type}; delete it first, or take another name"
         )
     now = datetime.now(UTC)
     revision = head.revision + 1 if head else 1
     return Revision(
-        name=wish.name,
+        name=spec.name,
         revision=revision,
         change="",
         parent=None,
         born=revision,
-        model=wish.model,
-        owner=wish.owner,
-        feature_type=wish.feature_type,
+        model=spec.model,
+        owner=spec.owner,
+        feature_type=spec.feature_type,
         created_at=now,
         changed_at=now,
         dropped=head.dropped if head else (),

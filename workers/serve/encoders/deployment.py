@@ -19,7 +19,7 @@ from workers.serve.encoders.client import EncoderClients
 from workers.serve.encoders.port import Encoded, Encoders, EncoderUnavailable, NoEncoders
 from workers.serve.encoders.queue import open_encoder
 from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
-from workers.serve.placement import ENCODER, one_of
+from workers.serve.placement import ENCODER, at_most_per_node
 
 Handle = DeploymentHandle[Any]
 
@@ -98,7 +98,7 @@ def _place(spec: EncoderSpec, *, own_nodes: bool) -> dict[str, Any]:
     if not own_nodes:
         return {"num_cpus": spec.num_cpus}
     generation = sha256(spec.model_dump_json().encode()).hexdigest()[:16]
-    return one_of(ENCODER, 1, generation)
+    return at_most_per_node(ENCODER, 1, generation)
 
 
 def _environment(spec: EncoderSpec) -> dict[str, str]:

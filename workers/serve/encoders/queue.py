@@ -32,7 +32,7 @@ from workers.serve.versions.loading import Float32Array
 Watch = Callable[[int, float], None]
 
 
-class AnyQueue(Protocol):
+class BatchingEncoder(Protocol):
     """An encoder behind its queue, whatever its items are."""
 
     async def encode(self, raw: Sequence[str | bytes]) -> Encoded:
@@ -133,7 +133,7 @@ def _fail(batch: list[_Waiting[ItemT]], error: Exception) -> None:
             waiting.answer.set_exception(error)
 
 
-def open_encoder(spec: EncoderSpec, watch: Watch) -> AnyQueue:
+def open_encoder(spec: EncoderSpec, watch: Watch) -> BatchingEncoder:
     """The encoder of this spec behind its queue, warm. Raises EncoderUnusable."""
     if spec.kind == "synthetic":
         return EncoderQueue(SyntheticEncoder(spec), spec, watch)

@@ -16,6 +16,7 @@ from datetime import datetime
 
 from cmcl.contract.errors import WorkerError
 from workers.serve.errors import Overloaded
+from workers.serve.lru import LRU
 from workers.serve.metrics import ServeMetrics
 from workers.serve.versions.loading import LoadedHeads, ServedVersion, StoredVersions, described
 from workers.serve.versions.memory import Budget, Entry, HeadsCache, Key
@@ -36,7 +37,7 @@ class _Failure:
     until: float
 
 
-class ResidentVersions:
+class VersionCache:
     """Used by the follower's threads and by the event loop; the lock is held for moments only."""
 
     def __init__(
@@ -63,7 +64,7 @@ class ResidentVersions:
         self._live: dict[str, frozenset[int]] = {}
         self._loading: dict[Key, Future[Entry]] = {}
         self._loading_for_requests: dict[Future[Entry], str | None] = {}
-        self._failed: OrderedDict[Key, _Failure] = OrderedDict()
+        self._failed: LRU[Key, _Failure] = LRU(_MOST_FAILURES)
         self._lock = threading.Lock()
         # Their own: requests for many versions must not delay a swap.
         self._threads = threads or ThreadPoolExecutor(_LOADING_THREADS, "version-on-demand")
@@ -83,7 +84,7 @@ class ResidentVersions:
         found = (self._cache.peek(key) for key in self._cache.oldest_first() if key[0] == model)
         return [entry.version for entry in found if entry is not None]
 
-    def at_hand(self, model: str, number: int, created_at: datetime) -> LoadedHeads | None:
+    def in_memory(self, model: str, number: int, created_at: datetime) -> LoadedHeads | None:
         """The heads of a version, if they are in memory; counts as a use. Takes no lock."""
         entry = self._cache.get((model, number))
         return (
@@ -231,7 +232,7 @@ class ResidentVersions:
 
     def _read(self, key: Key, *, evict: bool, beside_live: bool) -> Entry:
         began, manifest = time.monotonic(), self._stored.manifest(*key)
-        loaded = self._stored.at_hand(manifest)
+        loaded = self._stored.in_memory(manifest)
         if loaded is None:
             with self._cache.room_for(
                 manifest, evict=evict, beside_live=beside_live
@@ -264,9 +265,6 @@ class ResidentVersions:
         if isinstance(error, WorkerError) and not error.retry_can_help:
             until = self._clock() + _FAILURE_SECONDS
             self._failed[key] = _Failure(type(error), str(error), until)
-            self._failed.move_to_end(key)
-            if len(self._failed) > _MOST_FAILURES:
-                self._failed.popitem(last=False)
 
     def _raise_if_failed(self, key: Key) -> None:
         failure = self._failed.get(key)
@@ -278,17 +276,17 @@ class ResidentVersions:
 class _OnDemand:
     """The heads of one version, while they are resident or by loading them."""
 
-    resident: ResidentVersions
+    resident: VersionCache
     model: str
     number: int
     created_at: datetime
 
     @property
-    def at_hand(self) -> LoadedHeads | None:
-        return self.resident.at_hand(self.model, self.number, self.created_at)
+    def in_memory(self) -> LoadedHeads | None:
+        return self.resident.in_memory(self.model, self.number, self.created_at)
 
     def load(self) -> LoadedHeads:
-        return self.at_hand or self.resident.load_heads(self.model, self.number)
+        return self.in_memory or self.resident.load_heads(self.model, self.number)
 
 
 def _claimed(future: Future[Entry]) -> bool:

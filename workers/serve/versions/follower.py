@@ -19,6 +19,7 @@ from functools import partial
 
 from cmcl.contract.errors import WorkerError
 from cmcl.contract.modality import NAME_PATTERN
+from workers.serve.log_once import LogOnce
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.swapper import Swapper
 from workers.storage.port import ObjectStore
@@ -27,7 +28,7 @@ from workers.storage.versions import read_live
 logger = logging.getLogger(__name__)
 
 
-class Errands:
+class KeyedExecutor:
     """Runs each errand that was begun since it last started, so that nothing is missed.
 
     What takes long holds up its own name and one thread, and nobody else while others are free. What
@@ -44,9 +45,9 @@ class Errands:
         self._again: dict[str, Callable[[], None]] = {}
         self._closed = False
         self._changed = threading.Condition()
-        self._complaints: dict[str, str] = {}
+        self._log = LogOnce(logger, "%s cannot be read, what is loaded keeps answering: %s")
 
-    def begin(self, name: str, errand: Callable[[], None]) -> None:
+    def submit(self, name: str, task: Callable[[], None]) -> None:
         """Run it soon; if it is running now, once more after that.
 
         Raises RuntimeError where no thread can be started.
@@ -55,9 +56,9 @@ class Errands:
             if self._closed:
                 return
             if name in self._running:
-                self._again[name] = errand
+                self._again[name] = task
             elif name not in self._waiting:
-                self._enqueue(name, errand)
+                self._enqueue(name, task)
 
     def wait(self) -> None:
         """Until nothing runs, and nothing waits for that."""
@@ -70,22 +71,22 @@ class Errands:
             self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _enqueue(self, name: str, errand: Callable[[], None]) -> None:
+    def _enqueue(self, name: str, task: Callable[[], None]) -> None:
         turn = self._waiting[name] = object()
         try:
-            self._threads.submit(self._run, name, turn, errand)
+            self._threads.submit(self._run, name, turn, task)
         except RuntimeError:
             # Otherwise this name would count as waiting for ever.
             del self._waiting[name]
             raise
 
-    def _run(self, name: str, turn: object, errand: Callable[[], None]) -> None:
+    def _run(self, name: str, turn: object, task: Callable[[], None]) -> None:
         with self._changed:
             if self._waiting.get(name) is not turn:
                 return
             del self._waiting[name]
             self._running.add(name)
-        self._attempt(name, errand)
+        self._attempt(name, task)
         with self._changed:
             self._running.discard(name)
             self._changed.notify_all()
@@ -93,22 +94,16 @@ class Errands:
             if again is not None and not self._closed:
                 self._enqueue(name, again)
 
-    def _attempt(self, name: str, errand: Callable[[], None]) -> None:
+    def _attempt(self, name: str, task: Callable[[], None]) -> None:
         try:
-            errand()
+            task()
         except WorkerError as error:
-            self._complain(name, error)
+            self._log.failed(name, error)
         except Exception:
             # A bug, but one that must not freeze this replica on today's versions for ever.
             logger.exception("a look at %s failed", name)
         else:
-            self._complaints.pop(name, None)
-
-    def _complain(self, about: str, error: WorkerError) -> None:
-        """Log once and not with every look: a store that is down for an hour fills no disk."""
-        if self._complaints.get(about) != str(error):
-            self._complaints[about] = str(error)
-            logger.warning("%s cannot be read, what answers goes on: %s", about, error)
+            self._log.recovered(name)
 
 
 _MODELS = "models/"
@@ -143,8 +138,8 @@ class Follower:
         self._looks = looks
         self._clock = clock
         self._missed: dict[str, _Missed] = {}
-        self._reading = Errands(ThreadPoolExecutor(_READING_THREADS, "follower-read"))
-        self._loading = Errands(ThreadPoolExecutor(_LOADING_THREADS, "follower-load"))
+        self._reading = KeyedExecutor(ThreadPoolExecutor(_READING_THREADS, "follower-read"))
+        self._loading = KeyedExecutor(ThreadPoolExecutor(_LOADING_THREADS, "follower-load"))
         self._stopping = threading.Event()
         self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
@@ -193,11 +188,11 @@ class Follower:
             self._begin_reading(model)
         for look in self._looks:
             name = getattr(look, "__qualname__", repr(look))
-            self._reading.begin(name, partial(look, self._store))
-        self._reading.begin("the store", self._list)
+            self._reading.submit(name, partial(look, self._store))
+        self._reading.submit("the store", self._list)
 
     def _begin_reading(self, model: str) -> None:
-        self._reading.begin(f"live.json of {model}", partial(self._read, model))
+        self._reading.submit(f"live.json of {model}", partial(self._read, model))
 
     def _list(self) -> None:
         """Which models there are. Those with a pointer are read anyway, be they listed or not."""
@@ -229,14 +224,14 @@ class Follower:
         self._missed.pop(model, None)
         self._swapper.see(model, pointer)
         # A roll back waits for nobody: neither for its model's own load nor for other models'.
-        while self._swapper.take_at_hand(model):
+        while self._swapper.take_from_memory(model):
             pass
         return self._begin_loading(model)
 
     def _begin_loading(self, model: str) -> bool:
         if self._swapper.due(model) is None:
             return False
-        self._loading.begin(model, partial(self._load, model))
+        self._loading.submit(model, partial(self._load, model))
         return True
 
     def _load(self, model: str) -> None:

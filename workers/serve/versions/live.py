@@ -103,7 +103,7 @@ class LiveModel:
     version: ServedVersion
     owner: str | None = None
     retired: tuple[int, ...] = ()
-    trial: Candidate | None = None
+    canary: Candidate | None = None
     candidate: ServedVersion | None = None
 
     @property
@@ -114,23 +114,23 @@ class LiveModel:
     @property
     def share(self) -> float:
         """Of the callers, who get the candidate's answers."""
-        return self.trial.share if self.trial and self.candidate else 0.0
+        return self.canary.share if self.canary and self.candidate else 0.0
 
     @property
     def shadow(self) -> float:
         """Of the requests, those that the candidate scores as well."""
-        return self.trial.shadow if self.trial and self.candidate else 0.0
+        return self.canary.shadow if self.canary and self.candidate else 0.0
 
-    def told(self, pointer: LivePointer) -> "LiveModel":
+    def updated(self, pointer: LivePointer) -> "LiveModel":
         """With all of a pointer that holds at once, whether or not its version can be loaded."""
-        told = replace(self, owner=pointer.owner, retired=pointer.retired)
+        updated = replace(self, owner=pointer.owner, retired=pointer.retired)
         number = self.candidate.number if self.candidate else None
         if number == pointer.version:
-            return (
-                told  # Promoted: on trial until it is swapped in, or its callers would see it go.
-            )
+            return updated  # Promoted: on trial until it is swapped in, or its callers would see it go.
         loaded = pointer.candidate is not None and pointer.candidate.version == number
-        return replace(told, trial=pointer.candidate, candidate=self.candidate if loaded else None)
+        return replace(
+            updated, canary=pointer.candidate, candidate=self.candidate if loaded else None
+        )
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class LiveVersions:
         """The latest of every model that has ever been live, as of one moment."""
         return self._pointers
 
-    def knows(self, model: str) -> bool:
+    def has(self, model: str) -> bool:
         """Whether the store has anything of this model, be it without a live version."""
         return model in self._pointers or model in self._listed - self._gone
 
@@ -195,7 +195,7 @@ class LiveVersions:
         """What the pointer names and cannot be used: the live version, the candidate, or nothing."""
         return self._refusals.get(model, ())
 
-    def tell(self, model: str, pointer: LivePointer) -> bool:
+    def update(self, model: str, pointer: LivePointer) -> bool:
         """Note what the store says; whether that is news. Owner, retirements and trial hold at once."""
         with self._writing:
             known = self._pointers.get(model)
@@ -206,7 +206,7 @@ class LiveVersions:
             self._refusals = _without(self._refusals, model)
             live = self._live.get(model)
             if live is not None:
-                self._live = _with(self._live, model, live.told(pointer))
+                self._live = _with(self._live, model, live.updated(pointer))
             self._notify()
             return True
 
@@ -220,17 +220,17 @@ class LiveVersions:
                 return False
             tried = live.candidate if live is not None else None
             kept = None if tried and tried.number == version.number else tried
-            swapped = LiveModel(*pointer.order, version, candidate=kept).told(newest)
+            swapped = LiveModel(*pointer.order, version, candidate=kept).updated(newest)
             self._live = _with(self._live, model, swapped)
             self._refusals = _without(self._refusals, model)
             self._notify()
             return True
 
-    def put_on_trial(self, model: str, candidate: ServedVersion) -> bool:
+    def start_canary(self, model: str, candidate: ServedVersion) -> bool:
         """Let it answer beside the live version, if the pointer still wants that."""
         with self._writing:
             live = self._live.get(model)
-            if live is None or live.trial is None or live.trial.version != candidate.number:
+            if live is None or live.canary is None or live.canary.version != candidate.number:
                 return False
             self._live = _with(self._live, model, replace(live, candidate=candidate))
             self._refusals = _without(self._refusals, model)

@@ -132,7 +132,7 @@ class HeadsSource(Protocol):
     """Where the heads of a version come from."""
 
     @property
-    def at_hand(self) -> "LoadedHeads | None":
+    def in_memory(self) -> "LoadedHeads | None":
         """The heads, if they are in memory."""
         ...
 
@@ -157,7 +157,7 @@ class LoadedHeads:
         object.__setattr__(self, "serving", laid_out)
 
     @property
-    def at_hand(self) -> "LoadedHeads":
+    def in_memory(self) -> "LoadedHeads":
         return self
 
     def load(self) -> "LoadedHeads":
@@ -191,7 +191,7 @@ class ServedVersion:
 
     def pinned(self) -> "ServedVersion | None":
         """The same with heads that stay in memory as long as it does; None where they are not there."""
-        loaded = self.source.at_hand
+        loaded = self.source.in_memory
         if loaded is None or loaded is self.source:
             return None if loaded is None else self
         return replace(self, source=loaded)
@@ -224,7 +224,7 @@ class StoredVersions:
                 raise InvalidVersion(f"the manifest of {model}@{number} names no {name}")
         return manifest
 
-    def at_hand(self, manifest: VersionManifest) -> LoadedHeads | None:
+    def in_memory(self, manifest: VersionManifest) -> LoadedHeads | None:
         """Heads of this very file that another version or branch has in memory."""
         return self._by_file.get(_file_of(manifest))
 

@@ -18,7 +18,7 @@ from workers.serve.errors import (
     Overloaded,
     VersionDamaged,
 )
-from workers.serve.versions.cache import ResidentVersions
+from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import ServedVersion
 from workers.serve.versions.memory import NoRoom, TooLarge
@@ -69,7 +69,7 @@ def shortened(value: object) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
-def answered_by_candidate(model: str, revision: int, key: str, share: float) -> bool:
+def routed_to_canary(model: str, revision: int, key: str, share: float) -> bool:
     """Whether the caller with this routing key belongs to the share that tries the candidate.
 
     `revision`: of the pointer that began the trial, so that another trial meets other callers. Who
@@ -90,7 +90,7 @@ class Chosen:
 class VersionLookup:
     """Live versions and those on trial by name, others by exact number."""
 
-    def __init__(self, live: LiveVersions, resident: ResidentVersions, wait_seconds: float) -> None:
+    def __init__(self, live: LiveVersions, resident: VersionCache, wait_seconds: float) -> None:
         self._live = live
         self._resident = resident
         self._wait_seconds = wait_seconds
@@ -150,20 +150,20 @@ class VersionLookup:
         live = self._live.get(name)
         if live is None or not caller.sees(live.owner):
             return None
-        candidate, trial = live.candidate, live.trial
+        candidate, canary = live.candidate, live.canary
         if (
             candidate is not None
-            and trial is not None
+            and canary is not None
             and candidate.number >= min_version
-            and answered_by_candidate(name, trial.revision, key, trial.share)
+            and routed_to_canary(name, canary.revision, key, canary.share)
         ):
             return Chosen(candidate, "candidate")
         return Chosen(live.version, "live") if live.version.number >= min_version else None
 
     async def _find_exact(self, name: str, number: int, caller: Caller) -> ServedVersion:
         self._check_exact(name, number, caller)
-        at_hand = self._at_hand(name, number)
-        version = (at_hand and at_hand.pinned()) or await self._load(name, number)
+        in_memory = self._at_hand(name, number)
+        version = (in_memory and in_memory.pinned()) or await self._load(name, number)
         # Once more: it may have been retired, or its model deleted, while it was loaded.
         self._check_exact(name, number, caller)
         return version
@@ -207,7 +207,7 @@ class VersionLookup:
         visible = caller.owner is None if pointer is None else caller.sees(pointer.owner)
         if not self._live.readiness.ready and (live is None or not visible):
             return NotReady("this replica has not seen the store yet", "model")
-        if not visible or not self._live.knows(name):
+        if not visible or not self._live.has(name):
             return NotFound(f"there is no model {name!r} with a version", "model")
         if live is None:
             return NotReady(f"model {name!r} has no live version yet", "model")

@@ -19,7 +19,7 @@ from cmcl.contract.errors import (
 )
 from cmcl.contract.version import LivePointer
 from workers.serve.metrics import ServeMetrics
-from workers.serve.versions.cache import ResidentVersions
+from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.live import LiveVersions, Refusal
 from workers.serve.versions.loading import ServedVersion
 from workers.serve.versions.memory import NoRoom, TooLarge
@@ -43,7 +43,7 @@ class Swapper:
     def __init__(
         self,
         live: LiveVersions,
-        resident: ResidentVersions,
+        resident: VersionCache,
         metrics: ServeMetrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,7 +58,7 @@ class Swapper:
     def see(self, model: str, pointer: LivePointer) -> None:
         """Note what the store says. What needs no loading holds from now on."""
         with self._swapping:
-            if not self._live.tell(model, pointer):
+            if not self._live.update(model, pointer):
                 return
             self._seen_at[model] = self._clock()
             self._hold(model)
@@ -70,7 +70,7 @@ class Swapper:
         due = self._due(model)
         return None if due is None else due.number
 
-    def take_at_hand(self, model: str) -> bool:
+    def take_from_memory(self, model: str) -> bool:
         """Take the version that is due if it is in memory: a matter of moments. Whether it was."""
         if (due := self._due(model)) is None:
             return False
@@ -130,7 +130,7 @@ class Swapper:
         live = self._live.get(model)
         if live is None or live.order < pointer.order:
             return pointer.version
-        return live.trial.version if live.trial and live.candidate is None else None
+        return live.canary.version if live.canary and live.candidate is None else None
 
     def _swap(self, model: str, pointer: LivePointer, version: ServedVersion) -> None:
         with self._swapping:
@@ -138,7 +138,7 @@ class Swapper:
             if version.number == pointer.version:
                 done = self._live.swap(model, pointer, version)
             else:
-                done = self._live.put_on_trial(model, version)
+                done = self._live.start_canary(model, version)
             self._hold(model)
             seconds = self._clock() - self._seen_at.get(model, self._clock())
         if not done:

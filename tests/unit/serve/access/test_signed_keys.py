@@ -56,7 +56,7 @@ class Door:
 
     def admits(self, key: KeyText) -> bool:
         try:
-            self.keeper.admit(f"Bearer {key.text}")
+            self.keeper.authenticate(f"Bearer {key.text}")
         except Unauthorized:
             return False
         return True
@@ -85,15 +85,15 @@ def token(keys: Sequence[SnapshotKey], serial: int = 1, private: str = PAIR.priv
 
 def refusal(door: Door, header: str | None) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        door.keeper.admit(header)
+        door.keeper.authenticate(header)
     return caught.value
 
 
 def test_a_listed_key_lets_its_owner_in(door: Door) -> None:
     key, everybodys = mint(), mint()
     door.show([entry(key), entry(everybodys, owner=None)])
-    assert door.keeper.admit(f"Bearer {key.text}") == Caller(key.id, "lab")
-    assert door.keeper.admit(f"bearer  {everybodys.text} ") == Caller(everybodys.id, None)
+    assert door.keeper.authenticate(f"Bearer {key.text}") == Caller(key.id, "lab")
+    assert door.keeper.authenticate(f"bearer  {everybodys.text} ") == Caller(everybodys.id, None)
 
 
 def test_the_operators_key_needs_no_form(door: Door) -> None:
@@ -102,7 +102,7 @@ def test_the_operators_key_needs_no_form(door: Door) -> None:
         digest = hashlib.sha256(secret.encode()).hexdigest()
         operator = SnapshotKey(id=OPERATOR_KEY, name="operator", sha256=digest, owner=None)
         door.show([operator])
-        assert door.keeper.admit(f"Bearer {secret}") == Caller(OPERATOR_KEY, None)
+        assert door.keeper.authenticate(f"Bearer {secret}") == Caller(OPERATOR_KEY, None)
         assert isinstance(refusal(door, f"Bearer {secret}x"), Unauthorized)
 
 

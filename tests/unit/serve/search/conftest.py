@@ -16,10 +16,10 @@ from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import Replica
 from tests.unit.serve.search.scene import Scene
 from workers.serve.api.app import create_api
-from workers.serve.auth import Caller, Doorkeeper, OpenDoor
+from workers.serve.auth import AllowAll, Authenticator, Caller
 from workers.serve.collections.collections import Collections
 from workers.serve.collections.follower import CollectionsFollower
-from workers.serve.collections.maintenance import Housekeeper
+from workers.serve.collections.maintenance import Maintenance
 from workers.serve.settings import ServeArgs
 from workers.storage.local import LocalStore
 
@@ -44,7 +44,7 @@ class NamedCallers:
     def ready(self) -> bool:
         return True
 
-    def admit(self, authorization: str | None) -> Caller:
+    def authenticate(self, authorization: str | None) -> Caller:
         return Caller(authorization or "", authorization)
 
 
@@ -52,12 +52,12 @@ class Searching(Replica):
     """A replica with collections, which are followed by real threads."""
 
     collections: Collections | None = None
-    door: Doorkeeper = OpenDoor()
+    door: Authenticator = AllowAll()
 
     def open(self) -> None:
         follower = CollectionsFollower(self.store, self.live, poll_seconds=0.01)
         self.collections = Collections(
-            self.store, follower, Housekeeper(self.store), self.args.collection_limits
+            self.store, follower, Maintenance(self.store), self.args.collection_limits
         )
         self.collections.start()
         self.app = self.app_of(self.args)

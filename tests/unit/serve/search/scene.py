@@ -10,7 +10,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.versions_at_hand import rows, version
 from workers.serve.collections import writes
 from workers.serve.collections.follower import CollectionsFollower
-from workers.serve.collections.index import Found, Index, Wanted
+from workers.serve.collections.index import Index, SearchQuery, SearchResult
 from workers.serve.collections.index_builder import project
 from workers.serve.collections.revision_log import FeatureType, Revision
 from workers.serve.collections.segments import Entry
@@ -41,7 +41,7 @@ def removals(ids: Sequence[str]) -> list[Entry]:
 
 
 def create(store: FlakyStore, feature_type: FeatureType = "float32") -> Revision:
-    return writes.create(store, writes.Wish(NAME, MODEL, None, feature_type))
+    return writes.create(store, writes.CollectionSpec(NAME, MODEL, None, feature_type))
 
 
 def add(store: FlakyStore, new: Sequence[Entry]) -> Revision:
@@ -77,7 +77,7 @@ class Scene:
         self.generation += 1
         pointer = LivePointer(generation=self.generation, version=number)
         served = served or version(number)
-        self.live.tell(MODEL, pointer)
+        self.live.update(MODEL, pointer)
         assert self.live.swap(MODEL, pointer, served)
         return served
 
@@ -90,10 +90,10 @@ class Scene:
         return self.index()
 
     def index(self) -> Index:
-        shown = self.follower.shown(NAME)
-        assert shown is not None
-        assert shown.index is not None
-        return shown.index
+        snapshot = self.follower.snapshot(NAME)
+        assert snapshot is not None
+        assert snapshot.index is not None
+        return snapshot.index
 
 
 def embedded(served: ServedVersion, modality: str, number: int) -> Float32Array:
@@ -101,10 +101,10 @@ def embedded(served: ServedVersion, modality: str, number: int) -> Float32Array:
     return vector_E
 
 
-def search(index: Index, modality: str, number: int, **wanted: object) -> Found:
+def search(index: Index, modality: str, number: int, **wanted: object) -> SearchResult:
     """With the feature of that number, embedded by the index' own version."""
     query_E = embedded(index.version, modality, number)
-    return index.search(query_E, Wanted(**{"top_k": 10, **wanted}))  # type: ignore[arg-type]
+    return index.search(query_E, SearchQuery(**{"top_k": 10, **wanted}))  # type: ignore[arg-type]
 
 
 def brute_force(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.serve.batching.compute import run_at_once
+from workers.serve.batching.compute import run_to_end
 from workers.serve.collections.filters import (
     DEEPEST,
     MOST_CONDITIONS,
@@ -106,7 +106,7 @@ def stored(rows: list[dict[str, Any] | None]) -> Payloads:
 def test_a_filter_finds_what_plain_python_finds(
     wanted: dict[str, Any], rows: list[dict[str, Any] | None]
 ) -> None:
-    found = run_at_once(mask(parse_filter(wanted), stored(rows)))
+    found = run_to_end(mask(parse_filter(wanted), stored(rows)))
     assert found.tolist() == [holds(wanted, row) for row in rows]
 
 
@@ -117,7 +117,7 @@ def test_joined_payloads_answer_like_those_they_came_from(
     kept = [np.array([keep for _, keep in part], bool) for part in parts]
     joined = Payloads.joined([stored([row for row, _ in part]) for part in parts], kept)
     rows = [row for part in parts for row, keep in part if keep]
-    assert run_at_once(mask(parse_filter(wanted), joined)).tolist() == [
+    assert run_to_end(mask(parse_filter(wanted), joined)).tolist() == [
         holds(wanted, row) for row in rows
     ]
     assert joined.texts.to_pylist() == stored(rows).texts.to_pylist()

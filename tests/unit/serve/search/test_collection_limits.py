@@ -20,7 +20,7 @@ from tests.unit.serve.search.scene import (
 )
 from workers.serve.collections import revision_log
 from workers.serve.collections.compaction import compact
-from workers.serve.collections.indexer import Shown
+from workers.serve.collections.indexer import CollectionSnapshot
 from workers.serve.collections.memory import rows_bytes
 from workers.serve.collections.quota import (
     AllFull,
@@ -56,15 +56,15 @@ def head_of(scene: Scene) -> Revision:
     return head
 
 
-def shown_of(scene: Scene) -> Shown:
-    shown = scene.follower.shown(NAME)
-    assert shown is not None
-    return shown
+def shown_of(scene: Scene) -> CollectionSnapshot:
+    snapshot = scene.follower.snapshot(NAME)
+    assert snapshot is not None
+    return snapshot
 
 
 @pytest.fixture
 def quota(scene: Scene) -> CollectionsQuota:
-    return CollectionsQuota(LIMITS, scene.follower.all_shown)
+    return CollectionsQuota(LIMITS, scene.follower.snapshots)
 
 
 def test_one_owner_has_so_many_collections(searching: Searching) -> None:
@@ -153,7 +153,7 @@ def test_rows_of_another_collection_count_before_they_are_read(scene: Scene) -> 
     add(scene.store, entries(0, 50))
     scene.swap(1)
     scene.follower.look()
-    quota = CollectionsQuota(LIMITS, scene.follower.all_shown)
+    quota = CollectionsQuota(LIMITS, scene.follower.snapshots)
     assert scene.follower.rows() == 0
     other = head_of(scene).model_copy(update={"name": "other", "segments": ()})
     quota.check(other, 30, 0)
@@ -165,7 +165,7 @@ def test_bytes_are_counted_as_after_the_next_swap(scene: Scene) -> None:
     """The index of the version before stays: no swap takes a replica beyond what was promised."""
     add(scene.store, entries(0, 50, payload='{"a": 1}'))
     before = scene.settle()
-    quota = CollectionsQuota(LIMITS, scene.follower.all_shown)
+    quota = CollectionsQuota(LIMITS, scene.follower.snapshots)
     counted = quota.bytes()
     assert counted == before.contents_bytes + 3 * before.vectors_bytes
     scene.swap(2)
@@ -177,7 +177,7 @@ def test_what_is_written_is_counted_as_it_is_held(scene: Scene) -> None:
     new = entries(0, 50, payload='{"a": "some words"}')
     add(scene.store, new)
     scene.settle()
-    quota = CollectionsQuota(LIMITS, scene.follower.all_shown)
+    quota = CollectionsQuota(LIMITS, scene.follower.snapshots)
     width = scene.index().version.spec.width
     expected = rows_bytes(width, [each.id for each in new], [each.payload for each in new])
     assert 0.5 * expected < quota.bytes() <= expected
@@ -209,11 +209,11 @@ def test_rows_take_no_more_than_is_counted_before_they_are_read(
 def test_what_nobody_is_going_to_read_takes_no_room(scene: Scene, why: dict[str, Any]) -> None:
     add(scene.store, entries(0, 50))
     scene.settle()
-    shown = replace(shown_of(scene), index=None)
+    snapshot = replace(shown_of(scene), index=None)
     limits, head = LIMITS._replace(all_bytes=100, rows=100, all_rows=100), head_of(scene)
-    CollectionsQuota(limits, lambda: {NAME: replace(shown, **why)}).check(head, 1, 100)
+    CollectionsQuota(limits, lambda: {NAME: replace(snapshot, **why)}).check(head, 1, 100)
     with pytest.raises(RowsUncounted):
-        CollectionsQuota(limits, lambda: {NAME: shown}).check(head, 1, 100)
+        CollectionsQuota(limits, lambda: {NAME: snapshot}).check(head, 1, 100)
 
 
 def test_a_segment_of_an_older_release_is_counted_by_its_file(scene: Scene) -> None:
@@ -226,9 +226,9 @@ def test_a_segment_of_an_older_release_is_counted_by_its_file(scene: Scene) -> N
 def test_bytes_that_are_not_read_yet_are_asked_for_again(scene: Scene) -> None:
     add(scene.store, entries(0, 50))
     scene.settle()
-    used = CollectionsQuota(LIMITS, scene.follower.all_shown).bytes()
+    used = CollectionsQuota(LIMITS, scene.follower.snapshots).bytes()
     limits = LIMITS._replace(all_bytes=used + 10)
-    tight = CollectionsQuota(limits, scene.follower.all_shown)
+    tight = CollectionsQuota(limits, scene.follower.snapshots)
     tight.check(head_of(scene), 1, 10)
     with pytest.raises(AllFull, match=f"have {used} bytes in memory, .* and these items 11"):
         tight.check(head_of(scene), 1, 11)
@@ -239,7 +239,7 @@ def test_bytes_that_are_not_read_yet_are_asked_for_again(scene: Scene) -> None:
         tight.check(head_of(scene), 1, 10)
 
 
-def owned(name: str, owner: str | None, like: Shown, times: int) -> Shown:
+def owned(name: str, owner: str | None, like: CollectionSnapshot, times: int) -> CollectionSnapshot:
     """As large as so many of it, and read."""
     revision = like.revision.model_copy(update={"name": name, "owner": owner})
     assert like.index is not None
@@ -252,8 +252,8 @@ def test_an_owner_who_fills_all_that_is_free_leaves_room_for_others(scene: Scene
     scene.settle()
     one = shown_of(scene)
     limits = CollectionLimits(sys.maxsize, sys.maxsize, 10_000, 1000 * one.sure_bytes)
-    shown: dict[str, Shown] = {}
-    quota = CollectionsQuota(limits, lambda: shown)
+    snapshot: dict[str, CollectionSnapshot] = {}
+    quota = CollectionsQuota(limits, lambda: snapshot)
 
     def fill(owner: str | None) -> int:
         for times in range(1, 1002):
@@ -262,12 +262,12 @@ def test_an_owner_who_fills_all_that_is_free_leaves_room_for_others(scene: Scene
                 quota.check(mine.revision, 10, one.sure_bytes)
             except AllFull:
                 return times
-            shown[mine.revision.name] = mine
+            snapshot[mine.revision.name] = mine
         raise AssertionError("there is no limit")
 
     assert fill("mallory") == pytest.approx(800, abs=2)
     with pytest.raises(AllFull, match="for yours at this moment, so that other owners can add"):
-        quota.check(shown["of-mallory"].revision, 10, one.sure_bytes)
+        quota.check(snapshot["of-mallory"].revision, 10, one.sure_bytes)
     assert fill("eve") == pytest.approx(160, abs=3)
     quota.check(owned("of-bob", "bob", one, 1).revision, 10, one.sure_bytes)
     assert fill(None) == pytest.approx(40, abs=3), "the operator may have what is left"
@@ -278,7 +278,7 @@ def test_writes_count_before_they_are_read(scene: Scene) -> None:
     head = head_of_new(scene)
     clock = Clock()
     limits = LIMITS._replace(all_bytes=1000)
-    quota = CollectionsQuota(limits, scene.follower.all_shown, clock)
+    quota = CollectionsQuota(limits, scene.follower.snapshots, clock)
     with quota.writing(head, 20, 400) as done:
         with quota.writing(head, 20, 400), pytest.raises(RowsUncounted, match="800 of 1000"):
             quota.check(head, 1, 300)
@@ -294,7 +294,7 @@ def test_writes_count_before_they_are_read(scene: Scene) -> None:
 
 def test_a_write_is_counted_once_when_it_is_read(scene: Scene) -> None:
     head = head_of_new(scene)
-    quota = CollectionsQuota(LIMITS, scene.follower.all_shown)
+    quota = CollectionsQuota(LIMITS, scene.follower.snapshots)
     with quota.writing(head, 40, 100) as done:
         done(add(scene.store, entries(0, 40)))
     scene.settle()

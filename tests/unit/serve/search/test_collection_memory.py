@@ -42,7 +42,7 @@ def fill(folder: Path, payload: str) -> tuple[int, int]:
     scene = Scene(FlakyStore(LocalStore(folder)), GRAPH_FROM_ROWS)
     width = scene.swap(1).spec.width
     quota = CollectionsQuota(
-        CollectionLimits(1, 10_000_000, 10_000_000, LIMIT), scene.follower.all_shown
+        CollectionLimits(1, 10_000_000, 10_000_000, LIMIT), scene.follower.snapshots
     )
     # Before what is measured: imports, and pools of memory.
     (row,) = entries(0, 1, payload=payload)

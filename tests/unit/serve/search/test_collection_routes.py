@@ -124,8 +124,8 @@ def test_no_answer_mixes_versions_in_swaps_under_load(searching: Searching) -> N
             assert time.monotonic() < deadline, f"version {number} does not answer"
             time.sleep(0.005)
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
+    context = threading.Thread(target=ask, daemon=True)
+    context.start()
     until_answers(1)
     for number in range(2, 10):
         searching.publish(version=number)
@@ -133,7 +133,7 @@ def test_no_answer_mixes_versions_in_swaps_under_load(searching: Searching) -> N
         searching.look()
         until_answers(number)
     stop.set()
-    asking.join()
+    context.join()
     assert {version for version, _ in answers} == set(range(1, 10))
     assert all(found == right[version] for version, found in answers)
 
@@ -159,12 +159,16 @@ def test_removed_items_are_not_found(searching: Searching) -> None:
 def test_a_collection_is_shown_as_it_is_stored_and_searched(searching: Searching) -> None:
     revision = searching.add("things", [item("image", n) for n in range(3)] + [item("text", 1)])
     searching.found("things", revision, query=image_query(1))
-    shown = searching.ask("GET", "/things").json()
-    assert (shown["id"], shown["model"], shown["feature_type"]) == ("things", MODEL, "float32")
-    searched = shown["searched"]
+    snapshot = searching.ask("GET", "/things").json()
+    assert (snapshot["id"], snapshot["model"], snapshot["feature_type"]) == (
+        "things",
+        MODEL,
+        "float32",
+    )
+    searched = snapshot["searched"]
     assert searched["rows"] == {"image": 3, "text": 1}
     assert (searched["version"], searched["revision"], searched["problem"]) == (1, revision, None)
-    assert searching.ask("GET", "").json()["data"] == [shown]
+    assert searching.ask("GET", "").json()["data"] == [snapshot]
 
 
 def test_making_a_collection_twice_is_the_same_as_once(searching: Searching) -> None:

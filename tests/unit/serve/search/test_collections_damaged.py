@@ -7,7 +7,7 @@ from tests.unit.serve.search.conftest import NamedCallers, Searching
 from tests.unit.serve.search.scene import NAME, Scene, add, entries, search
 from workers.serve.collections import revision_log, writes
 from workers.serve.collections.compaction import MOST_SEGMENTS
-from workers.serve.collections.maintenance import Housekeeper
+from workers.serve.collections.maintenance import Maintenance
 from workers.storage import layout
 
 # Before all others, in the order in which they are looked at.
@@ -35,9 +35,9 @@ def test_a_damaged_segment_is_told_beside_what_answers(store: FlakyStore, scene:
     head = add(store, entries(3, 3))
     store.put(layout.collection_segment(NAME, head.segments[-1].name), b"no Parquet")
     assert scene.settle().rows == 3
-    shown = scene.follower.shown(NAME)
-    assert shown is not None
-    assert shown.is_damaged
+    snapshot = scene.follower.snapshot(NAME)
+    assert snapshot is not None
+    assert snapshot.is_damaged
     assert NAME in scene.follower.damaged()
 
 
@@ -53,12 +53,12 @@ def test_damage_that_is_mended_is_forgotten(store: FlakyStore, scene: Scene) -> 
 
 def test_the_others_are_kept_small(store: FlakyStore) -> None:
     break_revision(store)
-    housekeeper = Housekeeper(store)
-    head = writes.create(store, writes.Wish(NAME, "m", None, "float32"))
+    maintenance = Maintenance(store)
+    head = writes.create(store, writes.CollectionSpec(NAME, "m", None, "float32"))
     for number in range(MOST_SEGMENTS):
         head = add(store, entries(number, 1))
     for name in revision_log.collection_names(store):
-        housekeeper.sweep_safely(name)
+        maintenance.sweep_safely(name)
     newest = revision_log.newest(store, NAME)
     assert newest is not None
     assert len(newest.segments) < len(head.segments)

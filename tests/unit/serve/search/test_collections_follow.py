@@ -150,15 +150,15 @@ def test_a_store_that_is_down_leaves_what_is_loaded(filled: Scene) -> None:
     filled.store.broken = "/segments/"
     filled.swap(2)
     filled.settle()
-    shown = filled.follower.shown(NAME)
-    assert shown is not None
-    assert shown.problem is not None
+    snapshot = filled.follower.snapshot(NAME)
+    assert snapshot is not None
+    assert snapshot.problem is not None
     assert filled.index().version.number == 1
     assert is_right(filled.index())
     filled.store.broken = None
     filled.clock.now += 60
     assert filled.settle().version.number == 2
-    assert filled.follower.shown(NAME).problem is None
+    assert filled.follower.snapshot(NAME).problem is None
 
 
 def test_a_change_that_is_half_read_is_seen_by_nobody(filled: Scene) -> None:
@@ -177,9 +177,9 @@ def test_a_version_with_other_widths_is_not_followed(filled: Scene) -> None:
     other = version(2, spec=ModelSpec(width=6, modalities={"image": 9, "text": 4}))
     filled.swap(2, other)
     filled.settle()
-    shown = filled.follower.shown(NAME)
-    assert shown is not None
-    assert "features of modality 'image' have width 5" in (shown.problem or "")
+    snapshot = filled.follower.snapshot(NAME)
+    assert snapshot is not None
+    assert "features of modality 'image' have width 5" in (snapshot.problem or "")
     assert filled.index().version.number == 1
 
 
@@ -197,15 +197,15 @@ def test_failures_are_tried_again_ever_more_rarely(filled: Scene) -> None:
 def test_a_collection_of_a_deleted_model_has_no_index(filled: Scene) -> None:
     filled.live.forget("m")
     filled.follower.look()
-    shown = filled.follower.shown(NAME)
-    assert shown is not None
-    assert shown.index is None
+    snapshot = filled.follower.snapshot(NAME)
+    assert snapshot is not None
+    assert snapshot.index is None
 
 
 def test_a_deleted_collection_is_not_shown(filled: Scene) -> None:
     writes.delete(filled.store, NAME, EVERYONE)
     filled.follower.look()
-    assert filled.follower.shown(NAME) is None
+    assert filled.follower.snapshot(NAME) is None
 
 
 def test_a_collection_that_is_made_anew_begins_empty(filled: Scene) -> None:

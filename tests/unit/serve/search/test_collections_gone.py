@@ -46,10 +46,10 @@ def test_after_the_grace_nothing_of_it_is_left(store: FlakyStore, deleted: Revis
 
 def test_many_names_leave_one_number(store: FlakyStore) -> None:
     for number in range(20):
-        wish = writes.Wish(f"name-{number}", "m", None, "float32")
-        writes.create(store, wish)
-        writes.delete(store, wish.name, EVERYONE)
-        sweep(store, wish.name, MUCH_LATER)
+        spec = writes.CollectionSpec(f"name-{number}", "m", None, "float32")
+        writes.create(store, spec)
+        writes.delete(store, spec.name, EVERYONE)
+        sweep(store, spec.name, MUCH_LATER)
     assert names(store) == []
     assert len(list(store.keys(layout.collection_numbers()))) == 1
 
@@ -64,9 +64,9 @@ def test_numbers_go_on_where_the_name_is_used_again(store: FlakyStore, deleted: 
 
 def test_a_look_costs_nothing_for_names_that_are_gone(store: FlakyStore, scene: Scene) -> None:
     for number in range(20):
-        wish = writes.Wish(f"name-{number}", "m", None, "float32")
-        writes.create(store, wish)
-        writes.delete(store, wish.name, EVERYONE)
+        spec = writes.CollectionSpec(f"name-{number}", "m", None, "float32")
+        writes.create(store, spec)
+        writes.delete(store, spec.name, EVERYONE)
     scene.follower.look()
     for name in names(store):
         sweep(store, name, MUCH_LATER)
@@ -90,7 +90,7 @@ def test_a_replica_forgets_what_it_has_not_seen_deleted(scene: Scene) -> None:
     delete(scene.store)
     sweep(scene.store, NAME, MUCH_LATER)
     scene.follower.look()
-    assert scene.follower.shown(NAME) is None
+    assert scene.follower.snapshot(NAME) is None
     assert scene.follower.rows() == 0
 
 

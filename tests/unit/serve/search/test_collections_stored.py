@@ -21,7 +21,7 @@ from workers.serve.collections.compaction import (
     is_due,
     run_to_merge,
 )
-from workers.serve.collections.maintenance import Housekeeper, sweep
+from workers.serve.collections.maintenance import Maintenance, sweep
 from workers.serve.collections.revision_log import Revision, Segment
 from workers.serve.collections.segments import batches, features_matrix
 from workers.storage import layout
@@ -130,7 +130,7 @@ from workers.serve.collections.segments import Entry
 from workers.storage.local import LocalStore
 
 store = LocalStore(Path(sys.argv[1]))
-target = writes.create(store, writes.Wish("things", "m", None, "float32"))
+target = writes.create(store, writes.CollectionSpec("things", "m", None, "float32"))
 for number in range(100_000):
     entries = [Entry(f"{number}-{half}", "image", np.ones(5, np.float32), None) for half in (0, 1)]
     writes.write(store, target, entries, lambda _: True)
@@ -155,15 +155,15 @@ def test_a_writer_that_is_killed_loses_nothing_that_it_answered(tmp_path: Path) 
 
 
 def test_whoever_writes_has_segments_merged(store: FlakyStore) -> None:
-    housekeeper = Housekeeper(store)
-    housekeeper.start()
+    maintenance = Maintenance(store)
+    maintenance.start()
     for change in range(2 * MOST_SEGMENTS):
-        housekeeper.notice(add(store, entries(change, 1)))
+        maintenance.notice(add(store, entries(change, 1)))
     deadline = time.monotonic() + 60
     while is_due(head := newest(store)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    housekeeper.stop()
+    maintenance.stop()
     assert len(rows_of(store, head)) == 2 * MOST_SEGMENTS
 
 
@@ -256,7 +256,7 @@ def test_rows_for_a_deleted_collection_do_not_reach_its_successor(store: FlakySt
 def test_a_name_is_taken_by_other_properties(store: FlakyStore) -> None:
     create(store)
     with pytest.raises(writes.CollectionExists, match="of model 'm'"):
-        writes.create(store, writes.Wish(NAME, "another", None, "float32"))
+        writes.create(store, writes.CollectionSpec(NAME, "another", None, "float32"))
 
 
 def test_creating_it_twice_is_the_same_as_once(store: FlakyStore) -> None:

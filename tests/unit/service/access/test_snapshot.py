@@ -80,7 +80,7 @@ def revoke(operator: Holder, key: dict[str, str]) -> None:
 
 def is_admitted(doorkeeper: SignedKeys, key: dict[str, str]) -> bool:
     try:
-        doorkeeper.admit(f"Bearer {key['key']}")
+        doorkeeper.authenticate(f"Bearer {key['key']}")
     except Unauthorized:
         return False
     return True

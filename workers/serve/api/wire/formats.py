@@ -29,7 +29,7 @@ _JSON_BYTES: Mapping[Encoding, int] = {"float": 16, "base64": 6}
 _MEANS_JSON = (JSON, "application/x-www-form-urlencoded", "text/plain", "")
 
 
-def form_of(request: Request) -> str:
+def content_type_of(request: Request) -> str:
     """JSON, RAW or ARROW, by the header Content-Type. Raises UnsupportedMedia."""
     kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if kind in _MEANS_JSON:
@@ -56,7 +56,7 @@ def answer_bytes(request: Request, numbers: int, encoding: Encoding) -> int:
     return (_FLOAT_BYTES + _JSON_BYTES[encoding]) * numbers
 
 
-def vectors_in_the_form_asked_for(
+def vectors_response(
     request: Request,
     vectors_BE: Float32Array,
     headers: Mapping[str, str],
