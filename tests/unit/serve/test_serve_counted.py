@@ -10,8 +10,9 @@ from starlette.types import Message, Receive, Scope, Send
 from cmcl.contract.version import ANNOUNCEMENTS
 from tests.unit.serve.conftest import MODEL, Clock, Replica
 from workers.serve.api.app import create_api
-from workers.serve.api.counted import Counted, RateLimiter
+from workers.serve.api.middleware import Middleware, RateLimiter
 from workers.serve.auth import Caller
+from workers.serve.quota import Quota
 
 SCOPE: Scope = {"type": "http", "path": "/v1/embeddings"}
 
@@ -25,8 +26,8 @@ def counts_of(app: object, *, cancelled: bool = False) -> list[int]:
     counted: list[int] = []
 
     async def ask() -> None:
-        whole = Counted(app, counted.append)  # type: ignore[arg-type]
-        task = asyncio.ensure_future(whole(SCOPE, nothing, nothing))  # type: ignore[arg-type]
+        whole = Middleware(app, counted.append, Quota(1, "bytes"), 60)  # type: ignore[arg-type]
+        task = asyncio.ensure_future(whole({**SCOPE}, nothing, nothing))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         if cancelled:
             task.cancel()
@@ -104,7 +105,7 @@ async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
 
 def test_a_flood_of_wrong_keys_waits_and_delays_no_valid_one() -> None:
     """Each of its connections is answered once in a while, and takes little of the processor."""
-    whole = Counted(refuses, lambda _: None, refusal_seconds=0.3)
+    whole = Middleware(refuses, lambda _: None, Quota(1, "bytes"), 60, refusal_seconds=0.3)
 
     async def seconds_of(path: str, times: int) -> float:
         began = asyncio.get_running_loop().time()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.serve.api.wire.plain import read_plain
-from workers.serve.api.wire.requests import EmbeddingRequest, parse
+from workers.serve.api.wire.json_scan import read_plain, scan
+from workers.serve.api.wire.requests import EmbeddingOptions, EmbeddingRequest, parse
 from workers.serve.errors import InvalidRequest
 
 NUMBERS = st.one_of(
@@ -34,7 +34,7 @@ OPTIONS = st.fixed_dictionaries(
 
 def assert_same_or_nothing(body: bytes) -> bool:
     """Whether it was read at all."""
-    plain = read_plain(body)
+    plain = read_plain(scan(body), EmbeddingOptions)
     if plain is None:
         return False
     full = parse(EmbeddingRequest, body, 1 << 20)
@@ -82,7 +82,7 @@ def test_features_are_read_by_the_quick_one(rows: list[list[float]]) -> None:
     ],
 )
 def test_what_is_not_plain_is_left_to_the_other(body: bytes) -> None:
-    assert read_plain(body) is None
+    assert read_plain(scan(body), EmbeddingOptions) is None
 
 
 def test_a_mistake_is_worded_by_the_other() -> None:

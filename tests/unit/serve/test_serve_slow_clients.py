@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from tests.unit.serve.conftest import MODEL, Replica
+from workers.serve.api.admission import Holding
 from workers.serve.api.app import create_api
-from workers.serve.api.body import held_body
-from workers.serve.api.until_sent import _Holding
+from workers.serve.api.context import held_body
 from workers.serve.auth import Caller
 from workers.serve.errors import BodyTimeout
 from workers.serve.quota import share_of_one
@@ -165,7 +165,7 @@ def test_a_body_that_comes_too_slowly_is_ended_before_its_time_is_over(serving: 
         return {"type": "http.request", "body": b" ", "more_body": True}
 
     async def read() -> None:
-        scope = {"type": "http", "headers": [], "cmcl.holding": _Holding()}
+        scope = {"type": "http", "headers": [], "cmcl.holding": Holding()}
         parts = serving.parts(serving.args.model_copy(update={"body_seconds": 60}))
         await held_body(Request(scope, receive), parts, "a", patience_seconds=0.2)
 

@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cmcl.contract.errors import WorkerError
-from workers.serve.api.body import held_body, run_if_large
 from workers.serve.api.collection_access import (
     ANSWERED_REVISION,
     REPEATABLE,
@@ -30,7 +29,9 @@ from workers.serve.api.context import (
     TIMEOUT,
     Replica,
     cancel_on_disconnect,
+    held_body,
     read_context,
+    run_if_large,
 )
 from workers.serve.api.inputs import features_of
 from workers.serve.api.openapi import BODY, WAIT, json_body, operation

@@ -3,21 +3,30 @@
 import asyncio
 import ipaddress
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import ParamSpec, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
+from cmcl.contract.pace import Pace
 from workers.serve.announcements import Announcer, NullAnnouncer
-from workers.serve.api.admission import Admission
+from workers.serve.api.admission import Admission, hold_until_sent
 from workers.serve.api.openapi import answered_header, header_parameter
 from workers.serve.auth import Authenticator, Caller
 from workers.serve.batching.compute import Compute, Ticket
 from workers.serve.canary.monitor import CanaryMonitor
 from workers.serve.collections.collections import Collections
 from workers.serve.encoders.port import Encoders
-from workers.serve.errors import DeadlineExceeded, HeadersTooLarge, InvalidRequest
+from workers.serve.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    DeadlineExceeded,
+    HeadersTooLarge,
+    InvalidRequest,
+)
 from workers.serve.metrics import ServeMetrics
 from workers.serve.settings import ServeArgs
 from workers.serve.versions.live import LiveVersions
@@ -212,3 +221,71 @@ class _CancelOnDisconnect:
             pass
         self._client_is_gone = True
         self._task.cancel()
+
+
+# Between two pieces of a body; less where `body_seconds` is.
+_PATIENCE_SECONDS = 10.0
+# Reading or writing so much takes about a millisecond; beyond it others would wait on the event loop.
+_INLINE_BYTES = 128 << 10
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def held_body(
+    request: Request, replica: Replica, tenant: str, patience_seconds: float = _PATIENCE_SECONDS
+) -> bytes:
+    """The whole body. It and its request are counted until the answer has left.
+
+    Bytes count when they have arrived: a declared length that is never sent holds nothing. Raises
+    BodyTooLarge, BodyTimeout, Overloaded and ClientDisconnect.
+    """
+    args, admission = replica.args, replica.admission
+    _check_declared(request, args.max_body_bytes)
+    hold_until_sent(request, admission.requests, tenant, 1)
+    body = bytearray()
+    loop = asyncio.get_running_loop()
+    pace, began = Pace(min(patience_seconds, args.body_seconds)), loop.time()
+    try:
+        async with asyncio.timeout_at(began + pace.patience_seconds) as timeout:
+            async for chunk in request.stream():
+                hold_until_sent(request, admission.bytes, tenant, len(chunk))
+                body += chunk
+                if len(body) > args.max_body_bytes:
+                    raise _too_large("more than that", args.max_body_bytes)
+                now = loop.time()
+                due = now + pace.seconds_left(now - began, len(body))
+                timeout.reschedule(min(due, began + args.body_seconds))
+    except TimeoutError as error:
+        raise BodyTimeout(
+            f"{len(body)} bytes of the body arrived in {loop.time() - began:.1f} s, and then none; "
+            f"permitted are {pace.patience_seconds:g} s without a byte, {pace.bytes_per_second} "
+            f"bytes/s at least over its time but for as long, and {args.body_seconds:g} s for all "
+            "of it; send it again"
+        ) from error
+    return bytes(body)
+
+
+async def run_if_large(
+    replica: Replica,
+    tenant: str,
+    size: int,
+    function: Callable[P, T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """What a function returns that reads or writes `size` bytes: here, or by turns with other tenants."""
+    if size <= _INLINE_BYTES:
+        return function(*args, **kwargs)
+    return await replica.compute.run(tenant, function, *args, **kwargs)
+
+
+def _check_declared(request: Request, most: int) -> None:
+    text = request.headers.get("content-length", "").lstrip("0")
+    # By its length first: int() raises ValueError for thousands of digits.
+    if text.isdecimal() and (len(text) > len(str(most)) or int(text) > most):
+        raise _too_large(f"{text[:20]} bytes", most)
+
+
+def _too_large(found: str, most: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body has {found}; permitted are {most} bytes")

@@ -3,23 +3,25 @@
 Shapes: B rows, E width of the embeddings.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter
 from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from workers.serve.api.body import held_body, run_if_large
+from workers.serve.api.admission import hold_answer, hold_until_sent
 from workers.serve.api.context import (
     ANSWERED_CHANNEL,
     ROUTED,
     Replica,
     RequestContext,
     cancel_on_disconnect,
+    held_body,
     read_context,
+    run_if_large,
 )
 from workers.serve.api.inputs import (
     ModalityRows,
@@ -29,8 +31,6 @@ from workers.serve.api.inputs import (
     features_of,
 )
 from workers.serve.api.openapi import BODY, BYTES, json_body, operation, query_parameters
-from workers.serve.api.short_way import FastPath
-from workers.serve.api.until_sent import hold_answer, hold_until_sent
 from workers.serve.api.wire.binary import DTYPE, dtype_of
 from workers.serve.api.wire.formats import (
     ARROW,
@@ -42,12 +42,12 @@ from workers.serve.api.wire.formats import (
     json_embeddings,
     vectors_response,
 )
-from workers.serve.api.wire.plain import PlainRequest, read_plain
+from workers.serve.api.wire.json_scan import PlainRequest, check_lengths, read_plain, scan
 from workers.serve.api.wire.requests import (
     EmbeddingOptions,
     EmbeddingRequest,
-    parse,
     parse_parameters,
+    validated,
 )
 from workers.serve.api.wire.responses import EmbeddingResponse
 from workers.serve.api.wire.rows import (
@@ -65,7 +65,7 @@ from workers.serve.versions.lookup import Chosen, parse_reference, shortened
 _TEXT = "text"
 _LOOKED_AT = 64
 _Rows = Sequence[Sequence[float]] | NDArray[np.float64]
-_PATH = "/v1/embeddings"
+PATH = "/v1/embeddings"
 
 
 def router(replica: Replica) -> APIRouter:
@@ -79,13 +79,13 @@ def router(replica: Replica) -> APIRouter:
         parameters=[*ROUTED, *query_parameters(_BinaryOptions, "where the body is no JSON")],
         success={"headers": ANSWERED_CHANNEL, "content": {RAW: BYTES, ARROW: BYTES}},
     )
-    made.post(_PATH, **described)(_Embeddings(replica).answer)
+    made.post(PATH, **described)(_Embeddings(replica).answer)
     return made
 
 
-def fast_path(app: FastAPI, replica: Replica) -> FastPath:
-    """The same route before all others; FastAPI's own stays for the description."""
-    return FastPath(app, _PATH, "POST", _Embeddings(replica).answer)
+def handler(replica: Replica) -> Callable[[Request], Awaitable[Response]]:
+    """The same without FastAPI's layers (`app.FastPath`); its route is there for the description."""
+    return _Embeddings(replica).answer
 
 
 @dataclass(frozen=True)
@@ -244,14 +244,17 @@ def _read(request: Request, body: bytes, most: int) -> _Query:
     form = content_type_of(request)
     if form != JSON:
         return _read_binary(request, body, form, most)
-    plain = read_plain(body)
+    scanned = scan(body)
+    plain = read_plain(scanned, EmbeddingOptions)
     if plain is not None:
         return _Query(plain.options, len(body), lambda version: _plain_rows(plain, version))
-    read = parse(EmbeddingRequest, body, most)
+    check_lengths(body, most, scanned)
+    del scanned  # Its document may take more memory than the body.
+    read = validated(EmbeddingRequest, body)
     return _Query(read, len(body), read)
 
 
-def _plain_rows(plain: PlainRequest, version: ServedVersion) -> ModalityRows:
+def _plain_rows(plain: PlainRequest[EmbeddingOptions], version: ServedVersion) -> ModalityRows:
     modality = _stated(plain.options.modality, plain.rows_BF)
     width = width_of(modality, version.spec)
     return _whole(modality, from_array(plain.rows_BF, a_feature(modality), width))

@@ -7,9 +7,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from workers.serve.api.counted import CLIENT_CLOSED_REQUEST
 from workers.serve.errors import ApiError, InvalidRequest
 
+# nginx's number for a client that disconnected before it was answered; it is only counted.
+CLIENT_CLOSED_REQUEST = 499
 # Of a path or method that there is not: most often it is the other server's.
 _ELSEWHERE = (
     "this is the embeddings endpoint; models, datasets, jobs and versions are at the control plane "

@@ -11,10 +11,8 @@ from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
-from workers.serve.api.counted import NOT_ASKED_BY_USERS
-from workers.serve.api.errors import answer_to
 from workers.serve.errors import Forbidden
 
 _HERE = "localhost"
@@ -24,28 +22,16 @@ _NAMES = 64
 
 
 class AllowedHosts:
-    """An ASGI application in front of another one, for requests by names that are known."""
+    """The names under which requests may ask for the endpoint, and whose web pages may."""
 
-    def __init__(self, app: ASGIApp, named: Sequence[str]) -> None:
+    def __init__(self, named: Sequence[str]) -> None:
         """`named`: beside this machine's loopback, and addresses in numbers; `*` is any."""
-        self.app = app
         self._named = frozenset(name.lower().removesuffix(".") for name in named)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
-        if scope["type"] == "http" and not self._comes_by_any_name(scope["path"]):
-            try:
-                self._check(scope)
-            except Forbidden as error:
-                await answer_to(error)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-    def _comes_by_any_name(self, path: str) -> bool:
-        return path in NOT_ASKED_BY_USERS or _ANY in self._named
-
-    def _check(self, scope: Scope) -> None:
+    def check(self, scope: Scope) -> None:
         """Raises Forbidden."""
+        if _ANY in self._named:
+            return
         asked = [_name_in(f"//{host}") for host in _headers(scope, b"host")]
         for name in asked:
             if not self._is_known(name) and not _is_in_numbers(name):

@@ -21,8 +21,8 @@ from workers.serve.versions.loading import ServedVersion
 _MOVES_SECONDS = 5.0
 
 
-def router(replica: Replica) -> APIRouter:
-    """The routes of this replica."""
+def probes_router(replica: Replica) -> APIRouter:
+    """The routes `/healthz` and `/readyz`."""
     made = APIRouter(tags=["health"])
     tried = _Tried(replica)
 

@@ -24,17 +24,18 @@ from workers.model.migration import (
     check_error,
 )
 from workers.nullspace.migrate import Migration
-from workers.serve.api.body import held_body, run_if_large
+from workers.serve.api.admission import hold_answer, hold_until_sent
 from workers.serve.api.context import (
     ANSWERED_CHANNEL,
     ROUTED,
     Replica,
     RequestContext,
     cancel_on_disconnect,
+    held_body,
     read_context,
+    run_if_large,
 )
 from workers.serve.api.openapi import BODY, BYTES, json_body, operation, query_parameters
-from workers.serve.api.until_sent import hold_answer, hold_until_sent
 from workers.serve.api.wire.binary import DTYPE, dtype_of
 from workers.serve.api.wire.formats import (
     ARROW,

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from workers.serve.api.body import held_body, run_if_large
+from workers.serve.api.admission import hold_until_sent
 from workers.serve.api.collection_access import (
     ANSWERED_REVISION,
     ASKED_REVISION,
@@ -27,11 +27,12 @@ from workers.serve.api.context import (
     Replica,
     RequestContext,
     cancel_on_disconnect,
+    held_body,
     read_context,
+    run_if_large,
 )
 from workers.serve.api.inputs import embed_parts, features_of
 from workers.serve.api.openapi import BODY, WAIT, json_body, operation
-from workers.serve.api.until_sent import hold_until_sent
 from workers.serve.api.wire.collection_bodies import SearchRequest
 from workers.serve.api.wire.formats import JSON
 from workers.serve.api.wire.requests import Item, parse

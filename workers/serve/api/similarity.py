@@ -12,17 +12,18 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from workers.serve.api.body import held_body, run_if_large
+from workers.serve.api.admission import hold_until_sent
 from workers.serve.api.context import (
     ANSWERED_CHANNEL,
     ROUTED,
     Replica,
     cancel_on_disconnect,
+    held_body,
     read_context,
+    run_if_large,
 )
 from workers.serve.api.inputs import embed_parts, features_by_modality, features_of
 from workers.serve.api.openapi import BODY, json_body, operation
-from workers.serve.api.until_sent import hold_until_sent
 from workers.serve.api.wire.formats import JSON
 from workers.serve.api.wire.requests import STRICT, Items, parse
 from workers.serve.api.wire.responses import SimilarityResponse

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from cmcl.contract.version import ANNOUNCEMENTS, Announcement
 from tests.fakes.app_client import AppClient
 from workers.serve.api.errors import install_error_handlers
-from workers.serve.api.internal import router
+from workers.serve.api.internal import announcements_router
 
 
 class Told:
@@ -30,7 +30,7 @@ def told() -> Told:
 def client(told: Told) -> AppClient:
     app = FastAPI()
     install_error_handlers(app)
-    app.include_router(router(told))
+    app.include_router(announcements_router(told))
     return AppClient(app)
 
 

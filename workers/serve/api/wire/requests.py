@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from workers.serve.api.wire.lengths import check_lengths
+from workers.serve.api.wire.json_scan import check_lengths
 from workers.serve.errors import InvalidRequest
 from workers.serve.versions.lookup import shortened
 
@@ -125,6 +125,11 @@ def _of_kind(entries: list[Any], kind: type[T]) -> list[T] | None:
 def parse(model: type[M], body: bytes, most: int) -> M:
     """The body as JSON of that form; `most`: entries in a list. Raises InvalidRequest."""
     check_lengths(body, most)
+    return validated(model, body)
+
+
+def validated(model: type[M], body: bytes) -> M:
+    """The body as JSON of that form, whose lists were counted before. Raises InvalidRequest."""
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
