@@ -141,11 +141,6 @@ class Compatibilities:
                 self._worker = asyncio.create_task(self._work(), name="compatibilities")
         return found
 
-    async def settled(self) -> None:
-        """Wait until everything that was asked for is known or has failed."""
-        if self._worker is not None:
-            await self._worker
-
     async def _work(self) -> None:
         while self._wanted:
             key, (old, new) = next(iter(self._wanted.items()))

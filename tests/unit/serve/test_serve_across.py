@@ -9,13 +9,15 @@ import pytest
 from tests.fakes.compute import ImmediateCompute
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads, store_version
+from tests.unit.serve.background import finished
+from tests.unit.serve.served_versions import load_version
 from tests.unit.serve.test_serve_migrate import SPEC, heads
 from workers.model.artifact import load_memory
 from workers.nullspace.certificate import PairWeights
 from workers.nullspace.compatibility import compatibility
 from workers.serve.lru import AsyncLRUCache
 from workers.serve.migration import Changes, Compatibilities
-from workers.serve.versions.loading import LoadedHeads, ServedVersion, load_version
+from workers.serve.versions.loading import LoadedHeads, ServedVersion
 from workers.storage import layout
 from workers.storage.local import LocalStore
 
@@ -35,7 +37,7 @@ def compared(store: FlakyStore, old: ServedVersion, new: ServedVersion) -> list[
     async def ask() -> list[Changes | None]:
         found = Compatibilities(store, ImmediateCompute())
         first = found.known(old, new)
-        await found.settled()
+        await finished("compatibilities")
         return [first, found.known(old, new)]
 
     return asyncio.run(ask())
@@ -71,10 +73,10 @@ def test_what_could_not_be_read_is_tried_again(store: FlakyStore) -> None:
         found = Compatibilities(store, ImmediateCompute())
         store.broken = "memory"
         assert found.known(old, new) is None
-        await found.settled()
+        await finished("compatibilities")
         store.broken = None
         assert found.known(old, new) is None
-        await found.settled()
+        await finished("compatibilities")
         return found.known(old, new)
 
     assert asyncio.run(ask())

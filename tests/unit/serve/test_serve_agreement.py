@@ -7,7 +7,7 @@ import torch
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from tests.fakes.versions import random_heads
-from tests.unit.serve.versions_at_hand import PAIRS, SPEC, rows, version
+from tests.unit.serve.served_versions import PAIRS, SPEC, rows, version
 from workers.serve.canary.agreement import RecentFeatures, VersionComparison, partners_of
 
 

@@ -61,7 +61,8 @@ def test_share_and_shadow_change_without_loading(trying: Replica) -> None:
     try_out(trying, revision=2, share=0.25, shadow=0.5)
     live = trying.live.get(MODEL)
     assert live is not None
-    assert (live.share, live.shadow, live.revision) == (0.25, 0.5, 2)
+    assert live.canary is not None
+    assert (live.canary.share, live.canary.shadow, live.revision) == (0.25, 0.5, 2)
     assert not any("versions/" in call for call in trying.store.calls)
 
 
@@ -70,7 +71,7 @@ def test_a_trial_that_ends_drops_the_candidate(trying: Replica) -> None:
     trying.look()
     live = trying.live.get(MODEL)
     assert live is not None
-    assert (live.candidate, live.share, live.shadow) == (None, 0, 0)
+    assert (live.candidate, live.canary) == (None, None)
     assert trying.resident.get(MODEL, 2) is None
     assert answering(trying) == ("1", "live")
 

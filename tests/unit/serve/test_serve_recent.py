@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.unit.serve.versions_at_hand import rows
+from tests.unit.serve.served_versions import rows
 from workers.serve.canary.agreement import RecentFeatures, RecentRows
 
 

@@ -4,6 +4,7 @@ import httpx
 from fastapi.testclient import TestClient
 
 from cmcl.contract.rollout import Candidate, Observation
+from tests.unit.serve.background import finished
 from tests.unit.serve.conftest import MODEL, Replica
 from tests.unit.serve.test_serve_similarity import items
 from workers.serve.api.app import create_api
@@ -27,7 +28,7 @@ def test_requests_of_the_live_version_are_scored_by_the_candidate(serving: Repli
         body = {"model": MODEL, "queries": items("text", 3), "candidates": items("image", 3)}
         await client.post("/v1/similarity", json=body)
         await client.post("/v1/embeddings", json={"model": "scenes@2", "input": items("text", 1)})
-        await parts.canaries.drained()
+        await finished("shadow")
         await parts.canaries.write()
         return response
 

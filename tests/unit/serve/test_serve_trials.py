@@ -14,7 +14,8 @@ from tests.fakes.compute import ImmediateCompute
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import random_heads
-from tests.unit.serve.versions_at_hand import SPEC, rows, version
+from tests.unit.serve.background import finished
+from tests.unit.serve.served_versions import SPEC, rows, version
 from workers.serve.canary.monitor import CanaryMonitor
 from workers.serve.errors import InvalidRequest
 from workers.serve.versions.live import LiveVersions, Refusal
@@ -84,7 +85,7 @@ def test_a_shadowed_request_is_scored_and_written(watched: Watched) -> None:
         watched.try_out(CANDIDATE)
         watched.canaries.answered(LIVE, {"image": rows("image", 2)})
         watched.canaries.answered(LIVE, {"image": rows("image", 1), "text": rows("text", 1)})
-        await watched.canaries.drained()
+        await finished("shadow")
         await watched.canaries.write()
 
     run(use())
@@ -106,7 +107,7 @@ def test_the_drawn_share_is_shadowed_and_no_more(watched: Watched) -> None:
         watched.draws = [0.49, 0.5, 0.9, 0.1]
         for seed in range(4):
             watched.canaries.answered(LIVE, {"image": rows("image", 1, seed)})
-        await watched.canaries.drained()
+        await finished("shadow")
         await watched.canaries.write()
 
     run(use())
@@ -121,7 +122,7 @@ def test_the_candidates_own_requests_are_counted_and_not_shadowed(watched: Watch
         watched.canaries.answered(CANDIDATE, {"image": rows("image", 1)})
         watched.canaries.failed(CANDIDATE)
         watched.canaries.failed(LIVE)
-        await watched.canaries.drained()
+        await finished("shadow")
         await watched.canaries.write()
 
     run(use())
@@ -135,7 +136,7 @@ def test_a_request_of_another_version_is_none_of_the_trials(watched: Watched) ->
         watched.remember_texts()
         watched.try_out(CANDIDATE)
         watched.canaries.answered(version(3), {"image": rows("image", 1)})
-        await watched.canaries.drained()
+        await finished("shadow")
         await watched.canaries.write()
 
     run(use())
@@ -152,7 +153,7 @@ def test_nothing_is_scored_while_rows_wait(watched: Watched) -> None:
         await asyncio.sleep(0.03)
         assert watched.compute.runs == []
         watched.compute.waiting_rows = 0
-        await watched.canaries.drained()
+        await finished("shadow")
         assert watched.compute.runs == ["score"]
 
     run(use())
@@ -164,7 +165,7 @@ def test_what_does_not_fit_is_dropped_and_counted(watched: Watched) -> None:
         watched.try_out(CANDIDATE)
         for seed in range(70):
             watched.canaries.answered(LIVE, {"image": rows("image", 1, seed)})
-        await watched.canaries.drained()
+        await finished("shadow")
         await watched.canaries.write()
 
     run(use())
@@ -183,7 +184,7 @@ def test_a_candidate_that_fails_is_counted_and_logged_once(
         watched.try_out(broken)
         for seed in range(3):
             watched.canaries.answered(LIVE, {"image": rows("image", 1, seed)})
-        await watched.canaries.drained()
+        await finished("shadow")
         await watched.canaries.write()
 
     run(use())
@@ -252,7 +253,7 @@ def test_the_last_word_stands_after_a_trial(watched: Watched) -> None:
         watched.canaries.answered(LIVE, {"image": rows("image", 1)})
         watched.point()
         await watched.canaries.write()
-        await watched.canaries.drained()
+        await finished("shadow")
         await watched.canaries.write()
 
     run(use())

@@ -45,22 +45,6 @@ class ModalityRows:
     positions_B: Positions
 
 
-async def embed_items(
-    replica: Replica,
-    version: ServedVersion,
-    items: Sequence[Item],
-    *,
-    normalize: bool = True,
-    ticket: Ticket = NO_TICKET,
-) -> Float32Array:
-    """Embeddings (B × E) of items of any modalities, in their order.
-
-    Raises InvalidRequest, NotReady, DeadlineExceeded.
-    """
-    parts = await features_of(replica, version, items, tenant=ticket.tenant)
-    return await embed_parts(replica, version, parts, normalize=normalize, ticket=ticket)
-
-
 async def features_of(
     replica: Replica,
     version: ServedVersion,

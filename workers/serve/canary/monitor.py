@@ -104,10 +104,6 @@ class CanaryMonitor:
             self._shadow.forget(model)
         await self._writer.write()
 
-    async def drained(self) -> None:
-        """Wait until everything that was taken on has been scored."""
-        await self._shadow.drained()
-
     async def close(self) -> None:
         """Score no more, and write what was seen."""
         await self._shadow.close()

@@ -111,16 +111,6 @@ class LiveModel:
         """As in `LivePointer`: the later one has the larger order."""
         return (self.generation, self.revision)
 
-    @property
-    def share(self) -> float:
-        """Of the callers, who get the candidate's answers."""
-        return self.canary.share if self.canary and self.candidate else 0.0
-
-    @property
-    def shadow(self) -> float:
-        """Of the requests, those that the candidate scores as well."""
-        return self.canary.shadow if self.canary and self.candidate else 0.0
-
     def updated(self, pointer: LivePointer) -> "LiveModel":
         """With all of a pointer that holds at once, whether or not its version can be loaded."""
         updated = replace(self, owner=pointer.owner, retired=pointer.retired)

@@ -281,15 +281,6 @@ def described(manifest: VersionManifest, source: HeadsSource) -> ServedVersion:
     )
 
 
-def load_version(store: ObjectStore, model: str, number: int) -> ServedVersion:
-    """A published version, verified, which holds its heads itself. Raises as `StoredVersions`."""
-    stored = StoredVersions(store)
-    manifest = stored.manifest(model, number)
-    loaded = stored.read(manifest, Reservation(None, 0))
-    stored.check(manifest, loaded)
-    return described(manifest, loaded)
-
-
 def _file_of(manifest: VersionManifest) -> Hashable:
     """What heads are a function of: their file, and the shapes that were asked for."""
     spec = manifest.spec

@@ -7,7 +7,7 @@ import numpy as np
 
 from cmcl.contract.version import LivePointer
 from tests.fakes.flaky_store import FlakyStore
-from tests.unit.serve.versions_at_hand import rows, version
+from tests.unit.serve.served_versions import rows, version
 from workers.serve.collections import writes
 from workers.serve.collections.follower import CollectionsFollower
 from workers.serve.collections.index import Index, SearchQuery, SearchResult

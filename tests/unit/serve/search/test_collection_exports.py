@@ -13,8 +13,8 @@ import pytest
 from tests.unit.serve.search.conftest import Searching
 from tests.unit.serve.search.scene import feature
 from tests.unit.serve.search.test_collection_routes import image_query, item
+from tests.unit.serve.served_versions import load_version
 from workers.serve.collections.segments import Entry
-from workers.serve.versions.loading import load_version
 
 AWKWARD = 'a "quoted", comma\nand a line'
 

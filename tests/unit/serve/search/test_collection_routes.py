@@ -14,8 +14,8 @@ from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import MODEL
 from tests.unit.serve.search.conftest import Searching
 from tests.unit.serve.search.scene import feature
+from tests.unit.serve.served_versions import load_version
 from workers.serve.api.app import create_api
-from workers.serve.versions.loading import load_version
 
 
 def item(modality: str, number: int, **more: object) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tests.unit.serve.search.scene import (
     removals,
     search,
 )
-from tests.unit.serve.versions_at_hand import version
+from tests.unit.serve.served_versions import version
 from workers.serve.collections import revision_log, writes
 from workers.serve.collections.compaction import compact
 from workers.serve.collections.graph import is_installed

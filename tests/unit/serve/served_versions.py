@@ -1,4 +1,4 @@
-"""Served versions without a store."""
+"""Served versions, made without a store or loaded outside of a replica."""
 
 from datetime import UTC, datetime
 
@@ -8,7 +8,15 @@ from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from tests.fakes.versions import random_heads
 from workers.model.heads import ModalityHeads
-from workers.serve.versions.loading import Float32Array, LoadedHeads, ServedVersion
+from workers.serve.versions.loading import (
+    Float32Array,
+    LoadedHeads,
+    Reservation,
+    ServedVersion,
+    StoredVersions,
+    described,
+)
+from workers.storage.port import ObjectStore
 
 PAIRS = frozenset({ModalityPair(first="image", second="text")})
 SPEC = ModelSpec(width=6, modalities={"image": 5, "text": 4})
@@ -27,3 +35,12 @@ def rows(modality: str, count: int, seed: int = 1) -> Float32Array:
     """Features of that modality."""
     random = np.random.default_rng(seed)
     return random.normal(size=(count, SPEC.modalities[modality])).astype(np.float32)
+
+
+def load_version(store: ObjectStore, model: str, number: int) -> ServedVersion:
+    """A published version that holds its heads itself, verified."""
+    stored = StoredVersions(store)
+    manifest = stored.manifest(model, number)
+    loaded = stored.read(manifest, Reservation(None, 0))
+    stored.check(manifest, loaded)
+    return described(manifest, loaded)
