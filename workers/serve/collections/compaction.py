@@ -1,8 +1,6 @@
-"""Many small segments become one: what was replaced is dropped, and removals where nothing is left to remove.
+"""Compaction: many small segments become one, without the rows that were replaced.
 
-Which ones follows the sizes: the last segments that together are at least as large as the one before
-them, so that a row is written again a few times in all (the logarithm of the size), not with each
-compaction.
+Removals are dropped as well, once nothing is left that they remove.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,26 +22,14 @@ from workers.serve.collections.segments import (
 from workers.storage.port import ObjectStore
 
 
-def first_to_merge(sizes: Sequence[int]) -> int:
-    """Where the last pieces begin that are to be merged: all from here on.
-
-    The first piece that is no larger than all after it together. So a row is moved a few times in
-    all, the logarithm of the size, and as many pieces remain at most.
-    """
-    for index, size in enumerate(sizes):
-        if size <= sum(sizes[index + 1 :]):
-            return index
-    return max(len(sizes) - 2, 0)
-
-
-# As many may pile up before somebody sets about it.
+# Compaction begins at so many.
 MOST_SEGMENTS = 16
-# Somebody who began to read a revision may go on for as long.
+# For how long a revision may be read after it was replaced.
 GRACE = timedelta(hours=1)
 
 
 class Superseded(Exception):
-    """Somebody else has merged or deleted these segments meanwhile."""
+    """These segments were merged or deleted by another replica in the meantime."""
 
 
 def is_due(revision: Revision) -> bool:
@@ -51,12 +37,21 @@ def is_due(revision: Revision) -> bool:
     return len(revision.segments) >= MOST_SEGMENTS
 
 
+def first_to_merge(sizes: Sequence[int]) -> int:
+    """Return where the pieces to merge begin, on disk and in memory alike: all from here on.
+
+    That is the first piece no larger than all after it together. So a row is moved a few times in all, the
+    logarithm of the size, and as many pieces remain at most.
+    """
+    for index, size in enumerate(sizes):
+        if size <= sum(sizes[index + 1 :]):
+            return index
+    return max(len(sizes) - 2, 0)
+
+
 def run_to_merge(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """The last segments, beginning with the first that is no larger than all after it together."""
-    for index, segment in enumerate(segments):
-        if segment.bytes <= sum(each.bytes for each in segments[index + 1 :]):
-            return tuple(segments[index:])
-    return tuple(segments[-2:])
+    """Return the segments to merge, see `first_to_merge`."""
+    return tuple(segments[first_to_merge([segment.bytes for segment in segments]) :])
 
 
 def compact(store: ObjectStore, revision: Revision) -> Revision:
@@ -106,9 +101,14 @@ def _merge(store: ObjectStore, revision: Revision, run: tuple[Segment, ...]) -> 
         rows, texts_bytes = _write(path, kept, revision.feature_type)
         if not rows:
             return ()
-        fields = {"rows": rows, "first": run[0].first, "last": run[-1].last}
+        fields = {
+            "rows": rows,
+            "texts_bytes": texts_bytes,
+            "first": run[0].first,
+            "last": run[-1].last,
+        }
         template = run[0].model_copy(update=fields)
-        return (store_file(store, revision.name, path, template, texts_bytes),)
+        return (store_file(store, revision.name, path, template),)
 
 
 def _write(

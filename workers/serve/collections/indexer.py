@@ -22,7 +22,7 @@ from workers.serve.collections.index_builder import FrozenRows, IndexBuilder, by
 from workers.serve.collections.memory import VERSIONS, graphs_bytes, vectors_bytes
 from workers.serve.collections.payloads import Mask
 from workers.serve.collections.revision_log import Revision
-from workers.serve.collections.segments import batches, features_matrix, texts_bytes_of
+from workers.serve.collections.segments import batches, features_matrix
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.storage.port import ObjectStore
 
@@ -160,7 +160,7 @@ class CollectionSnapshot:
         graphs = graphs_bytes(self.rows, self.width)
         if self.index is not None:
             graphs = max(graphs - VERSIONS * self.index.graphs_bytes, 0)
-        return vectors_bytes(rows, self.width) + sum(map(texts_bytes_of, unread)) + graphs
+        return vectors_bytes(rows, self.width) + sum(each.texts_bytes for each in unread) + graphs
 
 
 def rows_at_most(revision: Revision, index: Index | None) -> int:

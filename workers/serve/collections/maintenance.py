@@ -135,7 +135,7 @@ def _freed(store: ObjectStore, head: Revision, now: datetime) -> int:
     mark = head.model_copy(
         update={
             "revision": head.revision + 1,
-            "born": head.revision + 1,
+            "frees_name": True,
             "dropped": (),
             "parent": head.change,
             "change": uuid.uuid4().hex,

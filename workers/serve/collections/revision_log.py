@@ -39,6 +39,7 @@ class Segment(Frozen):
     sha256: Sha256
     bytes: int = Field(ge=1)
     rows: int = Field(ge=1, description="rows in the file: removals count, and what was replaced")
+    texts_bytes: int = Field(ge=0, description="what its ids and payloads take in memory, or less")
     first: int = Field(ge=1, description="the revision of the earliest change in it")
     last: int = Field(ge=1, description="the revision of the latest change in it")
 
@@ -72,21 +73,16 @@ class Revision(Frozen):
     created_at: datetime
     changed_at: datetime
     deleted: bool = False
+    frees_name: bool = Field(
+        default=False,
+        description="the sweep's mark: nothing follows it, and all revisions are being removed",
+    )
     segments: tuple[Segment, ...] = Field(default=(), description="in the order of their changes")
     dropped: tuple[Dropped, ...] = ()
     purged: int = Field(
         default=0,
         description="removals up to this revision are gone: who has seen fewer must read everything",
     )
-
-    @property
-    def frees_name(self) -> bool:
-        """Whether this is the sweep's mark: nothing follows it, and all revisions are being removed.
-
-        A user deletes what was born earlier. It has no field of its own, so that replicas of the
-        release before can read it.
-        """
-        return self.deleted and self.born == self.revision
 
 
 # Of what is asked once more by somebody who was overtaken; older ones are swept.

@@ -74,20 +74,23 @@ def write_entries(
     with segment_writer(sink, feature_type) as writer:
         writer.write_batch(batch)
     data = sink.getvalue()
-    name = _segment_name(mark, batch_texts_bytes(batch))
+    name = new_name(mark)
     store.create(layout.collection_segment(collection, name), data)
     digest = hashlib.sha256(data).hexdigest()
-    return Segment(name=name, sha256=digest, bytes=len(data), rows=len(entries), first=1, last=1)
+    return Segment(
+        name=name,
+        sha256=digest,
+        bytes=len(data),
+        rows=len(entries),
+        texts_bytes=batch_texts_bytes(batch),
+        first=1,
+        last=1,
+    )
 
 
-def store_file(
-    store: ObjectStore, collection: str, path: Path, template: Segment, texts_bytes: int
-) -> Segment:
-    """Store a file that was written with `segment_writer`; rows and revisions are the template's.
-
-    `texts_bytes`: of its batches, see `batch_texts_bytes`.
-    """
-    name = _segment_name(new_mark(), texts_bytes)
+def store_file(store: ObjectStore, collection: str, path: Path, template: Segment) -> Segment:
+    """Store a file that was written with `segment_writer`; its rows and revisions are the template's."""
+    name = new_name(new_mark())
     store.upload(path, layout.collection_segment(collection, name))
     fields = {"name": name, "sha256": sha256_of_file(path), "bytes": path.stat().st_size}
     return template.model_copy(update=fields)
@@ -135,23 +138,6 @@ def segment_writer(sink: io.BytesIO | Path, feature_type: FeatureType) -> pq.Par
 def new_name(mark: str) -> str:
     """In lexical order the oldest is first, and the name tells its age, and whose it is."""
     return f"{time.time_ns() // 1_000_000:013d}-{marked(mark)}{_SUFFIX}"
-
-
-def _segment_name(mark: str, texts_bytes: int) -> str:
-    """It tells what ids and payloads take in memory, too: revisions have no field for that, so that
-    replicas of the release before can read them.
-    """
-    return f"{new_name(mark).removesuffix(_SUFFIX)}-{texts_bytes}{_SUFFIX}"
-
-
-def texts_bytes_of(segment: Segment) -> int:
-    """What its ids and payloads take in memory, or less.
-
-    Older names do not tell. Then it is the size of the file, whose features are not compressed and
-    whose payloads are: that can be too little.
-    """
-    told = segment.name.removesuffix(_SUFFIX).split("-")[2:]
-    return int(told[0]) if told else segment.bytes
 
 
 def batch_texts_bytes(batch: pa.RecordBatch) -> int:

@@ -30,7 +30,6 @@ from workers.serve.collections.quota import (
     TooManyCollections,
 )
 from workers.serve.collections.revision_log import Revision
-from workers.serve.collections.segments import texts_bytes_of
 from workers.serve.settings import CollectionLimits, ServeArgs
 from workers.storage import layout
 
@@ -214,13 +213,6 @@ def test_what_nobody_is_going_to_read_takes_no_room(scene: Scene, why: dict[str,
     CollectionsQuota(limits, lambda: {NAME: replace(snapshot, **why)}).check(head, 1, 100)
     with pytest.raises(RowsUncounted):
         CollectionsQuota(limits, lambda: {NAME: snapshot}).check(head, 1, 100)
-
-
-def test_a_segment_of_an_older_release_is_counted_by_its_file(scene: Scene) -> None:
-    (segment,) = add(scene.store, entries(0, 50, payload='{"a": 1}')).segments
-    time, mark, _ = segment.name.split("-")
-    older = segment.model_copy(update={"name": f"{time}-{mark}.parquet"})
-    assert texts_bytes_of(older) == segment.bytes
 
 
 def test_bytes_that_are_not_read_yet_are_asked_for_again(scene: Scene) -> None:

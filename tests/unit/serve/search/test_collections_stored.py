@@ -224,7 +224,9 @@ def test_merged_segments_stay_for_those_who_read_them(store: FlakyStore) -> None
 def test_sizes_decide_which_segments_are_merged() -> None:
     def sized(*sizes: int) -> list[Segment]:
         return [
-            Segment(name=str(i), sha256="0" * 64, bytes=size, rows=1, first=1, last=1)
+            Segment(
+                name=str(i), sha256="0" * 64, bytes=size, rows=1, texts_bytes=0, first=1, last=1
+            )
             for i, size in enumerate(sizes)
         ]
 
