@@ -2,6 +2,7 @@
 
 from hashlib import sha256
 from importlib.metadata import version
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -26,6 +27,9 @@ class CollectionLimits(NamedTuple):
 _LOCAL_POLL_SECONDS = 0.1
 # Each look at S3 costs one listing and one read per model; a tenth of a second would be a bill.
 _REMOTE_POLL_SECONDS = 1.0
+
+
+Proxies = tuple[IPv4Network | IPv6Network, ...]
 
 
 class ServeArgs(Frozen):
@@ -90,6 +94,12 @@ class ServeArgs(Frozen):
         description="names by which requests may ask for the endpoint while nobody needs a key, beside "
         "localhost and addresses in numbers, or `*` for any; web pages could reach it by names of "
         "theirs otherwise",
+    )
+    trusted_proxies: Proxies = Field(
+        default=(),
+        description="addresses or networks of proxies that replace or append to X-Forwarded-For, as HAProxy "
+        "here does: without keys, the limits of one tenant count by the last address in it. By default "
+        "the address of the connection counts",
     )
     recent_versions: int = Field(
         default=4,

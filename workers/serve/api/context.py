@@ -5,6 +5,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
@@ -28,7 +29,7 @@ from workers.serve.errors import (
     InvalidRequest,
 )
 from workers.serve.metrics import ServeMetrics
-from workers.serve.settings import ServeArgs
+from workers.serve.settings import Proxies, ServeArgs
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.lookup import VersionLookup, parse_version
 from workers.storage.port import ObjectStore
@@ -89,6 +90,8 @@ ANSWERED_CHANNEL = {
 _MOST_HEADER_BYTES = 32 << 10
 # Almost all requests are answered before; the others cost a task that listens to their socket.
 _BEFORE_WATCHING_SECONDS = 0.05
+# Of proxies, which are few.
+_ADDRESSES = 64
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def read_context(request: Request, replica: Replica) -> RequestContext:
         raise HeadersTooLarge(f"the headers have {size} bytes; permitted are {_MOST_HEADER_BYTES}")
     caller = replica.access.authenticate(authorization_of(headers))
     seconds = _seconds(headers.get(TIMEOUT_MS), replica)
-    tenant = tenant_of(caller, request)
+    tenant = tenant_of(caller, request, replica.args.trusted_proxies)
     return RequestContext(
         caller,
         tenant,
@@ -126,23 +129,40 @@ def read_context(request: Request, replica: Replica) -> RequestContext:
     )
 
 
-def tenant_of(caller: Caller, request: Request) -> str:
+def tenant_of(caller: Caller, request: Request, proxies: Proxies = ()) -> str:
     """What quotas and queues count by: the owner, whose keys share everything.
 
-    The operator's keys are one tenant each. Where no keys are asked for it is the source address (IPv6:
-    its /64), as the server behind this application was given it by the proxy in front.
+    The operator's keys are one tenant each. Without keys it is the source address (IPv6: its /64). A proxy's
+    own address tells nothing about its clients: of a request that one of `proxies` has forwarded, it is the
+    last address in X-Forwarded-For, which that proxy has written.
     """
     if caller.owner is not None:
         return f"owner {caller.owner}"
     if caller.key:
         return f"key {caller.key}"
     host = request.client.host if request.client else ""
-    if ":" not in host:
-        return f"address {host}"
+    if proxies and _is_in(host, proxies):
+        forwarded = ",".join(request.headers.getlist("x-forwarded-for"))
+        host = forwarded.rpartition(",")[2].strip() or host
+    return f"address {_network_of(host)}"
+
+
+@lru_cache(_ADDRESSES)
+def _is_in(host: str, networks: Proxies) -> bool:
     try:
-        return f"address {ipaddress.ip_network((host.partition('%')[0], 64), strict=False)}"
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return f"address {host}"
+        return False
+    return any(address in network for network in networks)
+
+
+def _network_of(host: str) -> str:
+    if ":" not in host:
+        return host
+    try:
+        return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return host
 
 
 def authorization_of(headers: Headers) -> str | None:

@@ -21,7 +21,6 @@ from workers.serve.collections.segments import (
 )
 from workers.storage.port import ObjectStore
 
-
 # Compaction begins at so many.
 MOST_SEGMENTS = 16
 # For how long a revision may be read after it was replaced.

@@ -1,8 +1,11 @@
 """An answer leaves whole or not at all, as long as it is not a large one."""
 
+import asyncio
 import socket
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 import pytest
@@ -122,3 +125,81 @@ def test_servers_that_are_started_after_it_was_asked_for_do_so(
     config = uvicorn.Config(Response, factory=True, lifespan="off", log_config=None)
     config.load()
     assert config.http_protocol_class is HttpProtocol
+
+
+CHUNKS = 1 << 20
+
+
+def test_chunks_of_one_byte_are_parsed_in_short_steps_and_others_are_answered_meanwhile() -> None:
+    sizes: list[int] = []
+    steps: list[float] = []
+    events: list[str] = []
+
+    async def watch() -> None:
+        """How much processor time the event loop's thread uses between two turns of this task."""
+        while "body" not in events:
+            before = time.thread_time()
+            await asyncio.sleep(0)
+            steps.append(time.thread_time() - before)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "POST":
+            watching = asyncio.create_task(watch())
+            is_last = False
+            while not is_last:
+                message = await receive()
+                sizes.append(len(message["body"]))
+                is_last = not message["more_body"]
+            events.append("body")
+            await watching
+        else:
+            events.append("probe")
+        await Response(b"the body")(scope, receive, send)
+
+    head = b"POST / HTTP/1.1\r\nhost: replica\r\ntransfer-encoding: chunked\r\n\r\n"
+    with served(app) as url, ExitStack() as stack:
+        address = (httpx.URL(url).host, httpx.URL(url).port or 0)
+        client, other = (
+            stack.enter_context(socket.create_connection(address, timeout=SECONDS))
+            for _ in range(2)
+        )
+        body = threading.Thread(
+            target=client.sendall, args=(head + b"1\r\na\r\n" * CHUNKS + b"0\r\n\r\n",)
+        )
+        body.start()
+        while not sizes:
+            time.sleep(0.001)
+        other.sendall(GET)
+        assert read_until(other, b"the body").startswith(b"HTTP/1.1 200 OK")
+        assert read_until(client, b"the body").startswith(b"HTTP/1.1 200 OK")
+        body.join()
+    assert events == ["probe", "body"]
+    assert sum(sizes) == CHUNKS
+    assert max(sizes) <= 16 << 10
+    assert max(steps) < 0.03
+
+
+def test_a_flood_of_pipelined_requests_closes_the_connection() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(3600)
+
+    with connected(app) as client:
+        client.sendall(GET * 100)
+        with suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("pieces", [(3 << 20,), (1, 40_000, 40_000, 3)])
+def test_a_body_of_any_size_arrives_whole(pieces: tuple[int, ...]) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await Request(scope, receive).body()
+        await Response(b"%d bytes" % len(body))(scope, receive, send)
+
+    head = b"POST / HTTP/1.1\r\nhost: replica\r\ncontent-length: %d\r\n\r\n" % sum(pieces)
+    with connected(app) as client:
+        for _ in range(3):
+            client.sendall(head)
+            for piece in pieces:
+                time.sleep(0.02)
+                client.sendall(b"a" * piece)
+            assert read_until(client, b"%d bytes" % sum(pieces)).startswith(b"HTTP/1.1 200 OK")
