@@ -1,4 +1,9 @@
-"""How announcements get from the replica that was told to all of them, as ports."""
+"""Announcements: replicas look at the store at once when something has changed there.
+
+    control plane ── POST /internal/announcements ──> any replica ──> channel ──> every replica looks
+
+Only for speed: replicas poll the store anyway.
+"""
 
 import asyncio
 import logging
@@ -8,21 +13,21 @@ from typing import Protocol
 
 
 class ChannelLost(Exception):
-    """Nothing is heard through this channel any more; opening it again may help."""
+    """The channel is broken; opening it again may help."""
 
 
 class Channel(Protocol):
-    """Reaches all replicas. What is announced while nobody listens is lost, and may be."""
+    """Reaches all replicas. An announcement without listeners is lost."""
 
     def announce(self, model: str) -> None:
-        """Something changed about this model. Waits for nobody, and never fails."""
+        """Announce a change of this model. Does not wait, and never fails."""
         ...
 
     def wait(self, seen: int) -> int:
-        """How often something was announced so far.
+        """Return how many announcements there were.
 
-        Answers at once if that is another number than `seen`, else when it becomes one, or after
-        some seconds. Raises ChannelLost.
+        Returns at once if that is not `seen`, else when it changes, or after some seconds. Raises
+        ChannelLost.
         """
         ...
 
@@ -31,23 +36,23 @@ class Announcer(Protocol):
     """What the route needs; used from one event loop."""
 
     def announce(self, model: str) -> None:
-        """Let every replica look at the store now. Waits for nobody, and never fails."""
+        """Let every replica look at the store now. Does not wait, and never fails."""
         ...
 
 
 class NullAnnouncer:
-    """Where there is nobody to tell."""
+    """An announcer without replicas to reach."""
 
     def announce(self, model: str) -> None:
         return
 
 
-# So many looks at the store a second can be brought about from outside, and no more.
+# Bounds how many looks at the store requests can cause in a second.
 SECONDS = 0.02
 
 
 class Debouncer:
-    """The first hit beats at once; those of the next moment beat together, when it is over.
+    """Runs a function at the first call, and once more for all calls within the next `seconds`.
 
     Used from one event loop.
     """
@@ -59,7 +64,7 @@ class Debouncer:
         self._was_called = False
 
     def call(self) -> None:
-        """Beat, now or in a moment."""
+        """Run the function, now or when the pause is over."""
         if self._rests:
             self._was_called = True
             return
@@ -74,12 +79,15 @@ class Debouncer:
             self.call()
 
 
-# A call that never ended would be a listener that nobody knows to be gone.
+# Calls end, so that listeners that are gone are noticed.
 WAIT_SECONDS = 20.0
 
 
 class Broadcaster:
-    """For any number of listeners; used from one event loop."""
+    """Counts announcements, and wakes all listeners that wait for the count to change.
+
+    Used from one event loop.
+    """
 
     def __init__(self, wait_seconds: float = WAIT_SECONDS) -> None:
         self._wait_seconds = wait_seconds
@@ -88,11 +96,11 @@ class Broadcaster:
         self._debouncer = Debouncer(self._tell)
 
     def announce(self) -> None:
-        """Tell everybody who waits."""
+        """Wake all listeners."""
         self._debouncer.call()
 
     async def wait(self, seen: int) -> int:
-        """The count, once it is not `seen`, or after `wait_seconds`."""
+        """Return the count, once it is not `seen`, or after `wait_seconds`."""
         if self._count == seen:
             try:
                 await asyncio.wait_for(self._news.wait(), self._wait_seconds)
@@ -114,7 +122,10 @@ _NOTHING = -1
 
 
 class Listener:
-    """Opens the channel, again and again if need be. Without it the replica looks by itself."""
+    """Waits for announcements in a thread and wakes what follows the store.
+
+    A channel that is lost is opened again; until then the replica polls the store alone.
+    """
 
     def __init__(
         self,
@@ -123,7 +134,7 @@ class Listener:
         connected: Callable[[bool], None] = lambda _: None,
         first_pause_seconds: float = _FIRST_PAUSE_SECONDS,
     ) -> None:
-        """`wake` must not wait. `connected` is told whether announcements arrive. Both from the thread."""
+        """`wake` must not block. `connected` is called with whether announcements arrive."""
         self._open_channel = open_channel
         self._wake = wake
         self._connected = connected
@@ -140,7 +151,7 @@ class Listener:
         self._thread.start()
 
     def stop(self) -> None:
-        """Wake nobody any more. The thread ends with its call, or with the process."""
+        """Stop waking. The thread ends with its call, or with the process."""
         self._stopping.set()
 
     def announce(self, model: str) -> None:
@@ -151,7 +162,7 @@ class Listener:
     def _forward(self) -> None:
         channel = self._channel
         if channel is None:
-            # The others find out when they look; this one need not wait for that.
+            # The other replicas notice when they poll; this one need not wait for that.
             self._wake()
         else:
             channel.announce(self._model)
@@ -161,16 +172,16 @@ class Listener:
             try:
                 self._listen(self._open_channel())
             except ChannelLost as error:
-                self._complain("announcements are not heard, looking goes on: %s", error)
+                self._complain("no announcements, polling continues: %s", error)
             except Exception as error:
-                # A bug or a new kind of error of Ray's: without this thread nothing is heard again.
+                # A bug, or a new kind of error of Ray's: without this thread no announcement would arrive again.
                 logger.debug("the channel failed", exc_info=error)
-                self._complain("announcements are not heard because of an error: %r", error)
+                self._complain("no announcements because of an error: %r", error)
             self._stopping.wait(self._pause_seconds)
             self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
 
     def _listen(self, channel: Channel) -> None:
-        """Until the channel is lost. The first answer wakes as well: something may have been missed."""
+        """Wait until the channel is lost. The first answer wakes as well: something may have been missed."""
         seen = _NOTHING
         while not self._stopping.is_set():
             count = channel.wait(seen)
@@ -183,7 +194,7 @@ class Listener:
                 self._wake()
 
     def _complain(self, words: str, error: Exception) -> None:
-        """Once for each time that it was heard before, or never was."""
+        """Log once for each outage."""
         is_new = self._channel is not None or self._pause_seconds == self._first_pause_seconds
         if is_new and not self._stopping.is_set():
             logger.warning(words, error)

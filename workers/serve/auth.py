@@ -1,4 +1,10 @@
-"""Who asks, as a port: the HTTP side need not know where keys come from."""
+"""Authentication in the replica, by a list of keys that the control plane has signed.
+
+The list is a JWS (RFC 7515) with Ed25519 (RFC 8037) in object storage, read by the thread that follows the
+store. A store that does not answer, a list that is not signed, and one that is older than the present one leave
+the last valid list in force. There is no cache, because it would save nothing: reading a key, its SHA-256 and a
+look into a table take two microseconds, and a key that is wrong takes no longer.
+"""
 
 import hashlib
 import hmac
@@ -32,39 +38,39 @@ from workers.storage.port import ObjectStore
 
 @dataclass(frozen=True)
 class Caller:
-    """Somebody who was let in.
+    """An authenticated caller.
 
-    `key`: what requests are counted and shared by. `owner`: whose models and collections exist for
-    them; None: everybody's, as for the operator, and for all where no keys are asked for.
+    `key`: the id of its key. `owner`: whose models and collections are visible; None: all of them, as for the
+    operator, and for every caller where no keys are required.
     """
 
     key: str
     owner: str | None
 
     def sees(self, owner: str | None) -> bool:
-        """Whether a model or collection of that owner exists for this caller."""
+        """Whether what that owner has is visible to this caller."""
         return owner is None or self.owns(owner)
 
     def owns(self, owner: str | None) -> bool:
-        """Whether what that owner has is this caller's to use; of what nobody owns, the operator's."""
+        """Whether this caller may use what that owner has; what has no owner is the operator's."""
         return self.owner is None or self.owner == owner
 
 
 class Authenticator(Protocol):
-    """Decides without waiting for anybody."""
+    """Authenticates requests without waiting."""
 
     def authenticate(self, authorization: str | None) -> Caller:
-        """Whom the header `Authorization` speaks for. Raises errors.Unauthorized, NotReady."""
+        """Return the caller of this `Authorization` header. Raises errors.Unauthorized, NotReady."""
         ...
 
     @property
     def ready(self) -> bool:
-        """Whether it knows enough to let anybody in."""
+        """Whether requests can be authenticated."""
         ...
 
 
 class AllowAll:
-    """Where no keys are asked for."""
+    """No keys are required: every caller is the same, and sees everything."""
 
     def authenticate(self, authorization: str | None) -> Caller:
         return Caller("", None)
@@ -74,17 +80,17 @@ class AllowAll:
         return True
 
 
-# Whatever the token's header says: with a public key alone nobody can sign by another algorithm.
+# The algorithm of the token's header is not used: a public key alone must not serve as a secret.
 _JWS = jwt.PyJWS(algorithms=[SNAPSHOT_ALGORITHM])
 _BLOCK = re.compile(r"-----BEGIN [^-]+-----.*?-----END [^-]+-----", re.DOTALL)
 
 
 class NotSigned(Exception):
-    """A list of keys that cannot be believed; the message says why."""
+    """A list of keys without a valid signature; the message says why."""
 
 
 def read_public_keys(pem: str) -> tuple[Ed25519PublicKey, ...]:
-    """All keys of a text with one PEM block or several. Raises ValueError."""
+    """Read all keys of a text with one PEM block or several. Raises ValueError."""
     keys = tuple(_public_key(block) for block in _BLOCK.findall(pem))
     if not keys:
         raise ValueError("it has no block -----BEGIN PUBLIC KEY-----")
@@ -92,7 +98,7 @@ def read_public_keys(pem: str) -> tuple[Ed25519PublicKey, ...]:
 
 
 def verified(token: bytes, keys: Sequence[Ed25519PublicKey]) -> KeySnapshot:
-    """The list, if one of these keys has signed it. Raises NotSigned."""
+    """Return the list, if one of these keys has signed it. Raises NotSigned."""
     for key in keys:
         try:
             found = _JWS.decode_complete(token, key, algorithms=[SNAPSHOT_ALGORITHM])
@@ -101,7 +107,7 @@ def verified(token: bytes, keys: Sequence[Ed25519PublicKey]) -> KeySnapshot:
         except jwt.PyJWTError as error:
             raise NotSigned(f"it is no JWS signed by {SNAPSHOT_ALGORITHM}: {error}") from error
         return _parsed(found["payload"], found["header"].get("typ"))
-    raise NotSigned("its signature is by none of the public keys that are believed here")
+    raise NotSigned("its signature is by none of the configured public keys")
 
 
 def _parsed(payload: bytes, kind: object) -> KeySnapshot:
@@ -110,9 +116,7 @@ def _parsed(payload: bytes, kind: object) -> KeySnapshot:
     try:
         return KeySnapshot.model_validate_json(payload)
     except ValidationError as error:
-        raise NotSigned(
-            f"it is signed, but no list of a form that is known here: {error}"
-        ) from error
+        raise NotSigned(f"it is signed, but not a list of a known format: {error}") from error
 
 
 def _public_key(block: str) -> Ed25519PublicKey:
@@ -123,7 +127,7 @@ def _public_key(block: str) -> Ed25519PublicKey:
     if not isinstance(key, Ed25519PublicKey):
         kind = type(key).__name__.strip("_")
         raise ValueError(  # noqa: TRY004
-            f"a block is a public key of another kind ({kind}); permitted is Ed25519"
+            f"a block is a public key of kind {kind}; permitted is Ed25519"
         )
     return key
 
@@ -133,33 +137,33 @@ logger = logging.getLogger(__name__)
 _SCHEME = "bearer"
 _KEY = re.compile(KEY_PATTERN)
 _NEEDED = "a key is needed: send it as Authorization: Bearer cmcl_..."
-# The same words for everything: they must not tell whether a key exists.
+# One message for every reason: it must not reveal whether a key exists.
 _NOT_VALID = "the key is not valid: mistyped, expired, revoked, or without the scope embed"
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Whom a key lets in, and until when (seconds since 1970)."""
+    """A key: its caller, and until when it is valid (seconds since 1970)."""
 
     caller: Caller
     sha256: str
     until: float
 
 
-# Compared with where there is no entry: time must not tell either. No text has this digest.
+# Compared with where there is no entry, so that timing does not reveal it either. No text has this digest.
 _NO_ENTRY = _Entry(Caller("", None), "0" * 64, 0.0)
 
 
 @dataclass(frozen=True)
 class _KeyList:
-    """One list, as it was signed. It is never changed, only exchanged."""
+    """One list, as it was signed. Never changed, only replaced."""
 
     serial: int
     entries: Mapping[str, _Entry]
 
 
 class SignedKeys:
-    """A `Authenticator`: `authenticate` waits for nobody, `refresh` is for the thread that follows the store."""
+    """An `Authenticator`. `refresh` blocks: it is for the thread that follows the store."""
 
     def __init__(
         self,
@@ -168,7 +172,7 @@ class SignedKeys:
         clock: Callable[[], float] = time.time,
         seconds_between_reads: float = 1.0,
     ) -> None:
-        """`refused` is called for each list that was not believed."""
+        """`refused` is called for each list that is not valid."""
         self._public_keys = public_keys
         self._refused = refused
         self._clock = clock
@@ -182,11 +186,11 @@ class SignedKeys:
 
     @property
     def ready(self) -> bool:
-        """Whether a list was seen that can be believed."""
+        """Whether a valid list was read."""
         return self._book is not None
 
     def authenticate(self, authorization: str | None) -> Caller:
-        """Whom the header speaks for. Raises Unauthorized, and NotReady before the first list."""
+        """Return the caller of this header. Raises Unauthorized, and NotReady before the first list."""
         keys_ = self._book
         if keys_ is None:
             raise NotReady("this replica has not seen the list of keys yet")
@@ -199,7 +203,7 @@ class SignedKeys:
         return entry.caller
 
     def refresh(self, store: ObjectStore) -> None:
-        """Read the list, unless that was a moment ago. Never raises: the last good one goes on."""
+        """Read the list, unless that was a moment ago. Never raises: the last valid list stays in force."""
         now = time.monotonic()
         if now < self._due:
             return
@@ -210,7 +214,7 @@ class SignedKeys:
             self._log.recovered("the list of keys")
 
     def _read(self, store: ObjectStore) -> str:
-        """What is wrong with what lies there, in words; nothing if it is in force now."""
+        """Return what is wrong with the stored list; nothing if it is in force now."""
         try:
             token = store.read(layout.key_snapshot())
         except ObjectNotFound:
@@ -227,13 +231,13 @@ class SignedKeys:
             snapshot = self._believable(token)
         except NotSigned as error:
             self._refused()
-            return f"what lies there is not believed: {error}"
+            return f"the stored list is not believed: {error}"
         self._book = _book(snapshot)
         logger.info("%d keys may ask (list %d)", len(snapshot.keys), snapshot.serial)
         return ""
 
     def _believable(self, token: bytes) -> KeySnapshot:
-        """Raises NotSigned; also for an old list, which somebody may have kept and put back."""
+        """Raises NotSigned; also for an older list, which may have been kept and put back."""
         snapshot = verified(token, self._public_keys)
         if self._book is not None and snapshot.serial < self._book.serial:
             raise NotSigned(f"it is list {snapshot.serial}, and list {self._book.serial} was seen")
@@ -241,7 +245,7 @@ class SignedKeys:
 
 
 def _match(keys_: _KeyList, shown: str) -> _Entry | None:
-    """The entry that the shown text is the key of; the operator's may look like any other."""
+    """Return the entry of this key; the operator's may look like any other."""
     operator = keys_.entries.get(OPERATOR_KEY)
     if operator is not None and _fits(operator, shown):
         return operator

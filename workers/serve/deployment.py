@@ -1,4 +1,4 @@
-"""The deployment: one replica, its follower and its HTTP interface, in one hop."""
+"""The Serve deployment: one replica, what follows the store in it, and its HTTP interface."""
 
 import logging
 import sys
@@ -41,17 +41,17 @@ _SWITCH_SECONDS = 0.001
 
 
 class Embedder:
-    """Answers embedding queries. A new version of a model never restarts it."""
+    """Answers embedding requests. A new version of a model never restarts it."""
 
     def __init__(self, args: ServeArgs, encoders: Mapping[str, Handle]) -> None:
-        """Follow the store; it may be away (`wait_until_ready`).
+        """Follow the store, which may be unavailable (`wait_until_ready`).
 
-        Nothing is raised for that: Serve gives an application up for good after some failed starts.
+        That raises nothing: Serve stops retrying an application after some failed starts.
         """
         logging.basicConfig(level=logging.INFO)
         torch.set_num_threads(1)
-        # By default a thread that computes in Python keeps the event loop waiting for 5 ms each time
-        # that it has to wait for the interpreter, which is several times in a request.
+        # By default a thread that computes in Python holds the interpreter for 5 ms each time that the event
+        # loop needs it, which is several times in a request.
         sys.setswitchinterval(_SWITCH_SECONDS)
         install_protocol()
         self._args = args
@@ -68,7 +68,9 @@ class Embedder:
             Budget(args.max_heads_bytes, self._owner_of),
             self._metrics,
         )
-        self._metrics.watch("heads_bytes", "Of versions in memory.", lambda: self._resident.bytes)
+        self._metrics.watch(
+            "heads_bytes", "Bytes of heads in memory.", lambda: self._resident.bytes
+        )
         swapper = Swapper(self._live, self._resident, self._metrics)
         self._access, looks = _doorkeeper(args, self._metrics)
         self._follower = Follower(
@@ -76,7 +78,9 @@ class Embedder:
         )
         self._follower.start()
         self._metrics.watch(
-            "ready", "1 once the store was seen.", lambda: float(self._live.readiness.ready)
+            "ready",
+            "1 once the object storage was read.",
+            lambda: float(self._live.readiness.ready),
         )
         wait_until_ready(self._live.readiness, args.first_look_seconds, _others_answer)
         self._collections = open_collections(
@@ -94,7 +98,7 @@ class Embedder:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once per replica."""
         args = self._args
-        # A replica that starts again counts from zero, so it must not write over what it had seen.
+        # A replica that restarts counts from zero, so it must not overwrite its earlier observations.
         name = uuid4().hex
         replica = Replica(
             args=args,
@@ -113,20 +117,22 @@ class Embedder:
         return create_api(replica)
 
     async def check_health(self) -> None:
-        """Called by Serve. A store that is down is no reason to restart: what is loaded answers."""
+        """Called by Serve. A store that is down is no reason to restart: loaded versions keep answering."""
         if problem := await stuck(self._compute, _STUCK_SECONDS):
             raise RuntimeError(problem)
         if not self._follower.alive:
-            raise RuntimeError("nobody follows the live pointers in this replica any more")
+            raise RuntimeError("the follower of the live pointers has stopped in this replica")
         if self._collections is not None and not self._collections.alive:
-            raise RuntimeError("nobody follows the collections in this replica any more")
+            raise RuntimeError("the followers of the collections have stopped in this replica")
 
     def _watch_load(self) -> None:
         watch, admission, compute = self._metrics.watch, self._admission, self._compute
-        watch("requests_in_flight", "Admitted.", lambda: admission.requests.total)
-        watch("rows_in_flight", "Admitted.", lambda: admission.rows.total)
-        watch("body_bytes", "Of bodies and answers, in memory.", lambda: admission.bytes.total)
-        watch("rows_waiting", "For a product.", lambda: compute.waiting_rows)
+        watch("requests_in_flight", "Requests admitted.", lambda: admission.requests.total)
+        watch("rows_in_flight", "Rows admitted.", lambda: admission.rows.total)
+        watch(
+            "body_bytes", "Bytes of bodies and responses in memory.", lambda: admission.bytes.total
+        )
+        watch("rows_waiting", "Rows that wait for a product.", lambda: compute.waiting_rows)
 
     def _wake(self) -> None:
         self._follower.wake()
@@ -139,15 +145,19 @@ class Embedder:
 
 
 def _watch_collections(metrics: RayMetrics, collections: Collections) -> None:
-    metrics.watch("collection_rows", "Searched.", collections.rows)
-    metrics.watch("collections_behind", "Not searched as they are now.", collections.behind)
-    metrics.watch("collections_bytes", "With vectors of two versions.", collections.bytes)
+    metrics.watch("collection_rows", "Rows that are searched.", collections.rows)
+    metrics.watch(
+        "collections_behind",
+        "Collections not searched at their latest revision.",
+        collections.behind,
+    )
+    metrics.watch("collections_bytes", "Bytes of collections in memory.", collections.bytes)
     damaged = collections.damaged
-    metrics.watch("collections_damaged", "Stored, but they fail checks.", lambda: len(damaged()))
+    metrics.watch("collections_damaged", "Collections that fail checks.", lambda: len(damaged()))
 
 
 def _others_answer() -> bool:
-    """Whether replicas of this application take requests. This one, which is starting, does not."""
+    """Whether other replicas of this application take requests; this one is starting."""
     me = serve.get_replica_context()
     try:
         states = serve.status().applications[me.app_name].deployments[me.deployment].replica_states
@@ -157,7 +167,7 @@ def _others_answer() -> bool:
 
 
 def _doorkeeper(args: ServeArgs, metrics: RayMetrics) -> tuple[Authenticator, Sequence[Look]]:
-    """Who decides whom to let in, and what it follows in the store for that."""
+    """Return what authenticates requests, and what it reads in the store."""
     if args.access_public_key is None:
         return AllowAll(), ()
     keys = SignedKeys(read_public_keys(args.access_public_key), metrics.key_list_refused)
@@ -165,11 +175,11 @@ def _doorkeeper(args: ServeArgs, metrics: RayMetrics) -> tuple[Authenticator, Se
 
 
 EMBEDDER: serve.Deployment = serve.deployment(
-    # Beyond what may wait in Ray (`build` says how many) a client is told so, as ours tell it.
+    # The response beyond what may wait in Ray (`build`), as a replica would refuse.
     backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-    # When the application itself changes, the new replica is up before the old one goes.
+    # When the application changes, the new replica is up before the old one ends.
     max_surge_percent=100,
     health_check_period_s=5,
-    # A line for each request costs a thirtieth of it, be it written or not; they are counted.
+    # A log line for each request costs a thirtieth of it, written or not; requests are counted instead.
     logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
 )(serve.ingress()(Embedder))

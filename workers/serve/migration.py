@@ -33,7 +33,7 @@ from workers.storage.versions import considerate_sha256_of, read_version, read_v
 
 
 def read_memory(store: ObjectStore, version: ServedVersion) -> bytes:
-    """Its memory file, verified. Raises WorkerError."""
+    """Read the memory file of a version, verified. Raises WorkerError."""
     manifest = read_version(store, version.model, version.number)
     if manifest.created_at != version.created_at:
         raise InvalidVersion(f"the store has another {version.label} by now")
@@ -41,7 +41,7 @@ def read_memory(store: ObjectStore, version: ServedVersion) -> bytes:
 
 
 def identity_of(version: ServedVersion) -> tuple[str, float]:
-    """The same for the same version: a model that was deleted may come again with its name."""
+    """An identity that also distinguishes versions of a model that was deleted and created again."""
     return version.label, version.created_at.timestamp()
 
 
@@ -52,7 +52,7 @@ _Key = tuple[tuple[str, float], tuple[str, float], str]
 
 
 class Migrations:
-    """The maps that were asked for last. Also that there is none is remembered: versions stay."""
+    """Maps between versions, cached. That there is none is cached as well: versions do not change."""
 
     def __init__(self, store: ObjectStore, compute: Compute, most: int = _MOST_MAPS) -> None:
         self._store = store
@@ -62,14 +62,14 @@ class Migrations:
     async def between(
         self, modality: str, old: ServedVersion, new: ServedVersion, tenant: str = BACKGROUND
     ) -> Migration:
-        """The map from the vectors of one version to those of the other.
+        """Return the map from the vectors of one version to those of the other.
 
         `tenant`: whose turn it takes. Raises CannotMigrate, and WorkerError where the moments cannot be read.
         """
         asked = (identity_of(old), identity_of(new), modality)
         found = await self._maps.get(asked, lambda: self._find(modality, old, new, tenant))
         if isinstance(found, CannotMigrate):
-            raise type(found)(*found.args)  # Its own, as each raising adds to a traceback.
+            raise type(found)(*found.args)  # A copy, because raising adds to the traceback.
         return found
 
     async def _find(
@@ -83,7 +83,7 @@ class Migrations:
 
 
 def _refusal(modality: str, old: ServedVersion, new: ServedVersion) -> CannotMigrate | None:
-    """What can be told without the moments, which may be hundreds of megabytes."""
+    """Return why there is no map, as far as that needs no moments, which may have hundreds of megabytes."""
     if not any(modality in pair.modalities for pair in old.pairs):
         return nothing_learned(modality, old.number)
     try:
@@ -118,7 +118,10 @@ Changes = Mapping[str, float | None]
 
 
 class Compatibilities:
-    """Found out one after another in the background, when somebody asks. Used from one event loop."""
+    """Whether stored vectors of old versions still fit: computed in the background, on request.
+
+    Used from one event loop.
+    """
 
     def __init__(self, store: ObjectStore, compute: Compute) -> None:
         self._store = store
@@ -128,10 +131,10 @@ class Compatibilities:
         self._worker: asyncio.Task[None] | None = None
 
     def known(self, old: ServedVersion, new: ServedVersion) -> Changes | None:
-        """By key of each pair that the old version has learned: the relative change (root mean
+        """Return by key of each pair that the old version has learned: the relative change (root mean
         square) of the scores of its stored vectors under queries of the new version, the larger of
         the two sides. None where the versions read features differently, so that nothing can be
-        said from moments. None altogether while it is not known yet: it will be.
+        said from moments. None altogether while it is being computed.
         """
         key = (identity_of(old), identity_of(new))
         found = self._found.get(key)
@@ -147,7 +150,7 @@ class Compatibilities:
             try:
                 self._found[key] = await self._find(old, new)
             except WorkerError as error:
-                # Whoever lists the models next asks again.
+                # The next listing of models requests it again.
                 logger.warning("%s and %s cannot be compared: %s", old.label, new.label, error)
             finally:
                 del self._wanted[key]
@@ -159,7 +162,7 @@ class Compatibilities:
 
 @torch.inference_mode()
 def _changes(memory: bytes, old_version: ServedVersion, new_version: ServedVersion) -> Changes:
-    # Read here, in a thread: they may have to be loaded.
+    # In a thread, because they may have to be loaded.
     old, new = old_version.heads, new_version.heads
     found: dict[str, float | None] = {}
     for (first, second), moments in load_memory(memory).by_pair.items():

@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 
 from workers.serve.announcements import WAIT_SECONDS, Broadcaster, ChannelLost
 
-# Whoever speaks otherwise with it has another number, and so an actor of its own.
+# Part of the actor's name: another version of the protocol has another actor.
 _PROTOCOL = 1
 _NAME, _NAMESPACE = f"cmcl-announcements-{_PROTOCOL}", "cmcl"
 # Each replica has one call under way: as many as there may be, and those that replace them.
@@ -20,13 +20,13 @@ _ANSWER_SECONDS = WAIT_SECONDS + 10
 
 
 class Announcements:
-    """The actor. It keeps nothing that a restart could lose but a count that nobody relies on."""
+    """The actor. A restart loses its count, which is compared and nothing else."""
 
     def __init__(self) -> None:
         self._broadcaster = Broadcaster()
 
     async def announce(self, model: str) -> None:
-        """Something changed about this model; listeners look at everything."""
+        """Announce a change of this model; listeners look at everything."""
         self._broadcaster.announce()
 
     async def wait(self, seen: int) -> int:
@@ -72,7 +72,7 @@ def open_channel() -> ActorChannel:
 
 
 def close_channel() -> None:
-    """End the actor, which outlives the application otherwise."""
+    """Kill the actor, which would outlive the application."""
     try:
         actor = ray.get_actor(_NAME, _NAMESPACE)
     except ValueError:

@@ -1,1 +1,1 @@
-"""The one thread and the one place where heads are applied."""
+"""Where heads are applied to rows, in batches."""

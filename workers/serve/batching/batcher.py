@@ -152,7 +152,7 @@ _Result = list[tuple[Slice, Float32Array | Exception]]
 
 
 class Batcher:
-    """`Compute` with one thread for products and one for everything else that is heavy."""
+    """`Compute` with one thread for products and one for other heavy work."""
 
     def __init__(self, metrics: ServeMetrics) -> None:
         self._metrics = metrics
@@ -209,12 +209,12 @@ class Batcher:
         return True
 
     def close(self) -> None:
-        """End the threads, once what runs in them is over."""
+        """Stop the threads when their work is done."""
         self._products.shutdown()
         self._others.close()
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        """After everything that the loop has ready: requests that were read meanwhile come along."""
+        """After everything that the loop has ready, so that requests which are read now join the product."""
         if not self._flush_is_due and not self._thread_is_busy:
             self._flush_is_due = True
             loop.call_soon(self._flush, loop)
@@ -260,7 +260,7 @@ def _results(taken: Iterable[Slice]) -> _Result:
         try:
             results += _product(together)
         except Exception as error:
-            # A bug, or no memory: these requests fail, the next product is tried all the same.
+            # A bug, or no memory: these requests fail, and the next product is tried anyway.
             logger.exception("a product for %d requests failed", len(together))
             results += [(each, error) for each in together]
     return results

@@ -1,4 +1,4 @@
-"""What routes ask of the compute side, as a port.
+"""The compute side of a replica as a port: embedding rows, and heavy work in the background.
 
 Shapes: B rows, F width of the raw feature, E width of the embeddings.
 """
@@ -10,7 +10,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
-# Whose turn it is where nobody waits for what is done.
+# The tenant of work that no request waits for.
 BACKGROUND = "(background)"
 
 P = ParamSpec("P")
@@ -19,17 +19,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ticket:
-    """For whom rows are embedded, and until when it is of use.
-
-    `tenant`: whose share of the compute they take. `deadline`: by the event loop's clock.
-    """
+    """The tenant whose share of the compute rows take, and the deadline, by the event loop's clock."""
 
     tenant: str = ""
     deadline: float = float("inf")
 
 
 NO_TICKET = Ticket()
-# Of work that is cut into steps, before it is another tenant's turn.
+# How long the steps of one tenant run before another tenant's turn.
 _TURN_SECONDS = 0.02
 
 Steps = Generator[None, None, T]
@@ -40,7 +37,7 @@ class Compute(Protocol):
 
     @property
     def waiting_rows(self) -> int:
-        """Rows that no product has been started for: 0 where nobody waits."""
+        """Rows that no product has been started for."""
         ...
 
     async def embed(
@@ -54,14 +51,14 @@ class Compute(Protocol):
     ) -> Float32Array:
         """Embeddings (B × E) by this version; rows of other requests may share the product.
 
-        Raises DeadlineExceeded, where the rows waited for longer than the ticket is good for.
+        Raises DeadlineExceeded, where the rows waited until after the deadline.
         """
         ...
 
     async def run(
         self, tenant: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Anything heavy, one after the other, in a thread beside that of the products.
+        """Run anything heavy, one after the other, in another thread than the products.
 
         `tenant`: tenants are served in turns; or BACKGROUND.
         """
@@ -69,16 +66,16 @@ class Compute(Protocol):
 
     @property
     def background_seconds(self) -> float:
-        """How long what `run` does now has gone on; 0 where it does nothing."""
+        """How long the present work of `run` has taken; 0 where there is none."""
         ...
 
     async def responds(self, seconds: float) -> bool:
-        """Whether the thread of the products does something within so many seconds."""
+        """Whether the thread of the products completes a task within so many seconds."""
         ...
 
 
 async def run_interleaved(compute: Compute, tenant: str, steps: Steps[T]) -> T:
-    """What `steps` return, run as `Compute.run` does, with other tenants' turns in between."""
+    """Run steps as `Compute.run` does, with other tenants' turns in between. Returns what they return."""
     while True:
         done = await compute.run(tenant, _advance, steps)
         if done is not None:
@@ -96,7 +93,7 @@ def _advance(steps: Steps[T]) -> tuple[T] | None:
 
 
 def run_to_end(steps: Steps[T]) -> T:
-    """What `steps` return, in this thread."""
+    """Run all steps in this thread. Returns what they return."""
     try:
         while True:
             next(steps)
@@ -110,10 +107,10 @@ _HEAVY_SECONDS = 120.0
 
 
 async def stuck(compute: Compute, seconds: float) -> str | None:
-    """What does not move, in words; None where everything does. Waits for `seconds` at most."""
+    """Return which thread is stuck; None where none is. Waits for `seconds` at most."""
     if not await compute.responds(seconds):
-        return f"the compute thread did nothing for {seconds:g} s"
+        return f"the compute thread did not respond for {seconds:g} s"
     busy = compute.background_seconds
     if busy > _HEAVY_SECONDS:
-        return f"the thread of searches and maps has been at the same work for {busy:.0f} s"
+        return f"the background thread has been busy with the same work for {busy:.0f} s"
     return None

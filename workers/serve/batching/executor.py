@@ -1,7 +1,7 @@
-"""One thread for what takes long, which says how long it has been at the same piece of work.
+"""A background thread for work that takes long, fair among tenants.
 
-Many pieces may wait for it, so whether it moves cannot be told from one more that is put behind them.
-Tenants take turns: a hundred searches of one delay another's by one of them.
+A hundred searches of one tenant delay another's by one of them. Much work may be queued, so a probe behind it
+would not show whether the thread is stuck; it reports how long the present piece of work has taken instead.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class _Piece:
-    """`answer` gets what `work` returns or raises, or is cancelled."""
+    """A piece of work; `answer` gets what it returns or raises, or is cancelled."""
 
     work: Callable[[], Any]
     answer: asyncio.Future[Any]
 
 
 class BackgroundExecutor:
-    """Used from one event loop."""
+    """One thread; tenants take turns. Used from one event loop."""
 
     def __init__(
         self,
@@ -42,12 +42,12 @@ class BackgroundExecutor:
 
     @property
     def busy_seconds(self) -> float:
-        """How long it has been at the piece of work that it does now; 0 where it does none."""
+        """How long the present piece of work has taken; 0 where there is none."""
         began = self._began
         return 0.0 if began is None else self._clock() - began
 
     async def run(self, tenant: str, work: Callable[[], T]) -> T:
-        """What `work` returns or raises. Abandoned work is not begun; what has begun goes on.
+        """Run `work` and return its result. Cancelled work is not begun; what has begun runs to its end.
 
         Raises RuntimeError where no thread can be started, or this is closed.
         """
@@ -59,11 +59,11 @@ class BackgroundExecutor:
         return answer
 
     def close(self) -> None:
-        """End the thread, once what runs in it is over."""
+        """Stop the thread when its work is done."""
         self._executor.shutdown()
 
     def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """With whoever is next, unless the thread is at something."""
+        """Begin the next piece of work, unless the thread is busy."""
         while self._waiting and not self._is_busy:
             piece = self._waiting.take()
             if not piece.answer.done():
@@ -83,7 +83,7 @@ class BackgroundExecutor:
     ) -> None:
         self._is_busy = False
         error = done.exception()
-        if not piece.answer.done():  # Else abandoned meanwhile.
+        if not piece.answer.done():  # Otherwise it was cancelled.
             if error is not None:
                 piece.answer.set_exception(error)
             else:

@@ -1,6 +1,8 @@
-"""Do two versions rank the same items alike? On rows that were asked for, without any labels.
+"""Agreement of two versions: do they rank the same items alike, on recent rows and without labels?
 
-Shapes: Q queries, N rows to rank, F width of the raw feature, E width of the embeddings.
+Recent rows are in memory only.
+
+Shapes: B rows of a request, Q queries, N rows that are kept and ranked, F width of the raw feature, E width of the embeddings.
 """
 
 import threading
@@ -20,17 +22,17 @@ from workers.serve.lru import LRU
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 _KEPT_ROWS = 256
-# Few of each request: 4096 rows of one upload would leave nothing of what others ask.
+# Few of each request: 4096 rows of one upload would displace all others.
 _KEPT_OF_A_REQUEST = 4
 # Modalities of models; 256 rows of width 1024 are 1 MiB for each.
 _MOST_PLACES = 64
 
 
 class RecentRows:
-    """The last different rows of one modality. Kept by the event loop, read by the heavy thread.
+    """The last distinct rows of one modality. Written by the event loop, read by the background thread.
 
-    Equal rows are kept once: a probe that sends the same feature every second would else fill the
-    place, and versions agree on the order of equal rows whatever they have learned.
+    Equal rows are kept once: a probe that sends the same feature every second would otherwise displace all
+    others, and any two versions agree on the order of equal rows.
     """
 
     def __init__(self, width: int, most: int = _KEPT_ROWS) -> None:
@@ -40,14 +42,14 @@ class RecentRows:
         self._lock = threading.Lock()
 
     def keep(self, rows_BF: Float32Array) -> None:
-        """Some of these, spread over the request."""
+        """Keep some of these rows, spread over the request."""
         step = -(-len(rows_BF) // _KEPT_OF_A_REQUEST)
         for row_F in rows_BF[::step]:
-            # A copy, because a view would hold on to the whole request.
+            # A copy, because a view would keep the whole request in memory.
             self._keep_one(np.array(row_F, order="C"))
 
     def rows(self) -> Float32Array:
-        """All that are kept (N × F), the oldest first."""
+        """Return all kept rows (N × F), the oldest first."""
         with self._lock:
             kept = list(self._rows.values())
         return np.array(kept, np.float32).reshape(len(kept), self.width)
@@ -65,13 +67,13 @@ class RecentRows:
 
 
 class RecentFeatures:
-    """`RecentRows` by model and modality: the places that were asked for last."""
+    """`RecentRows` by model and modality, of those that were used last."""
 
     def __init__(self, most_places: int = _MOST_PLACES) -> None:
         self._places: LRU[tuple[str, str], RecentRows] = LRU(most_places)
 
     def keep(self, model: str, modality: str, rows_BF: Float32Array) -> None:
-        """Remember some rows of a request."""
+        """Keep some rows of a request."""
         place, width = (model, modality), rows_BF.shape[1]
         known = self._places.use(place)
         if known is None or known.width != width:  # Of a deleted model that had the same name.
@@ -79,7 +81,7 @@ class RecentFeatures:
         known.keep(rows_BF)
 
     def of(self, model: str, modality: str) -> RecentRows | None:
-        """None where nothing is remembered."""
+        """Return the rows of a modality; None where there are none."""
         return self._places.get((model, modality))
 
 
@@ -100,7 +102,7 @@ class PairedEmbeddings:
     def of(
         cls, live: ServedVersion, candidate: ServedVersion, modality: str, rows_NF: Float32Array
     ) -> "PairedEmbeddings":
-        """Both embed them. Raises KeyError where one does not know the modality."""
+        """Embed the rows by both versions. Raises KeyError where one has no head for the modality."""
         raw_NF = torch.from_numpy(rows_NF)
         one, other = (each.head(modality).outputs(raw_NF) for each in (live, candidate))
         return cls(unit_rows(one), unit_rows(other))
@@ -110,7 +112,7 @@ class PairedEmbeddings:
 
 
 def agreement(queries: PairedEmbeddings, stored: PairedEmbeddings) -> PairAgreement:
-    """Each version's queries score what the same version has stored, as after a promotion.
+    """Score each version's queries against what the same version has stored, as after a promotion.
 
     Raises ValueError where scores are not finite.
     """
@@ -127,7 +129,7 @@ def agreement(queries: PairedEmbeddings, stored: PairedEmbeddings) -> PairAgreem
 
 
 class VersionComparison:
-    """A candidate held against a live version, on recent rows. Used in one thread."""
+    """Compares a candidate with a live version, on recent rows. Used in one thread."""
 
     def __init__(
         self, live: ServedVersion, candidate: ServedVersion, recent: RecentFeatures
@@ -139,9 +141,9 @@ class VersionComparison:
 
     @torch.inference_mode()
     def score(self, modality: str, rows_QF: Float32Array) -> dict[str, PairAgreement]:
-        """By key of each pair that the live version has learned and that has the modality.
+        """Return the agreement by key of each learned pair that has the modality.
 
-        Left out while there are few recent rows of the partner.
+        Pairs are left out while there are few recent rows of the other modality.
 
         Raises KeyError and ValueError, where the candidate cannot answer what the live one can.
         """
@@ -166,7 +168,7 @@ class VersionComparison:
 
 
 def partners_of(modality: str, pairs: Collection[ModalityPair]) -> Mapping[str, str]:
-    """By the key of each pair that the modality is part of: the other modality."""
+    """Return the other modality by key of each pair that this modality is part of."""
     found = {}
     for pair in pairs:
         if modality in pair.modalities:

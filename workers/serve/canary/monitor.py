@@ -1,4 +1,7 @@
-"""A candidate on trial beside the live version of a model, as one replica has it now."""
+"""The canary of each model in one replica: its requests are counted, the live version's are shadowed.
+
+Shapes: B rows of a request, F width of the raw feature.
+"""
 
 import asyncio
 import logging
@@ -28,7 +31,7 @@ _LAST_SECONDS = 5.0
 
 
 class CanaryMonitor:
-    """Counts the candidate's requests, shadows the live version's, and writes down what it saw."""
+    """Counts the candidate's requests, shadows the live version's, and writes its observations."""
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class CanaryMonitor:
         self._writer = ObservationWriter(store, self._observations, replica)
 
     def answered(self, version: ServedVersion, features: Mapping[str, Float32Array]) -> None:
-        """This version has answered a request with these features (B × F, by modality)."""
+        """Note a request that this version has answered, with its features (B × F, by modality)."""
         for modality, rows_BF in features.items():
             self._recent.keep(version.model, modality, rows_BF)
         canary = canary_of(version.model, self._live)
@@ -60,65 +63,65 @@ class CanaryMonitor:
             self._shadow.offer(canary, canary.candidate, features)
 
     def failed(self, version: ServedVersion) -> None:
-        """This version could not answer, and that was not the client's fault."""
+        """Note a request that this version could not answer, through no fault of the client."""
         canary = canary_of(version.model, self._live)
         if canary is not None and version.number == canary.version:
             self._observations.begin(canary)
             self._observations.failed(canary)
 
     def counting_failures(self, version: ServedVersion) -> "_Blaming":
-        """What breaks inside is this version's fault, unless the client can be told what it did."""
+        """Context manager that counts exceptions as failures of this version, except errors of the client."""
         return _Blaming(self, version)
 
     @asynccontextmanager
     async def written(self, seconds: float = _WRITE_SECONDS) -> AsyncIterator[None]:
-        """While the block runs: write from time to time, and once more at its end."""
+        """Write observations periodically while the block runs, and once more at its end."""
         over = asyncio.Event()
         writing = asyncio.create_task(self._write_until(over, seconds), name="observations")
         try:
             yield
         finally:
-            # Not cancelled: a thread in the middle of writing would write over what comes last.
+            # Not cancelled: a thread in the middle of a write would overwrite the last one.
             over.set()
             try:
                 async with asyncio.timeout(_LAST_SECONDS):
                     await writing
                     await self.close()
             except TimeoutError:
-                logger.warning("the store hangs: the last that was seen of trials is not written")
+                logger.warning("the store does not respond: the last observations are not written")
 
     async def _write_until(self, over: asyncio.Event, seconds: float) -> None:
         while not over.is_set():
             try:
                 await self.write()
             except Exception:
-                # A bug, but one that must not end what the control plane judges trials by.
-                logger.exception("what was seen of trials was not written")
+                # A bug, but the control plane judges canaries by these observations: keep writing.
+                logger.exception("observations of canaries were not written")
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await over.wait()
 
     async def write(self) -> None:
-        """What has changed since the last time, and the last word on trials that are over."""
+        """Write what has changed, and the final counts of canaries that have ended."""
         for model in self._observations.look(all_canaries(self._live)):
             self._shadow.forget(model)
         await self._writer.write()
 
     async def close(self) -> None:
-        """Score no more, and write what was seen."""
+        """Stop scoring, and write what was observed."""
         await self._shadow.close()
         await self.write()
 
 
 class _Blaming:
-    """A class and no generator, as every request passes here."""
+    """A class and not a generator, because every request passes here."""
 
     def __init__(self, canaries: CanaryMonitor, version: ServedVersion) -> None:
         self._trials = canaries
         self._version = version
 
     def __enter__(self) -> None:
-        """Nothing is to be done before."""
+        """Nothing to do."""
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, Exception) and not issubclass(kind, ApiError):

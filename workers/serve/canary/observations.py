@@ -1,7 +1,7 @@
-"""What this replica has seen of each trial, and how the control plane gets to know it.
+"""Observations of canaries: counted in the replica, and written to the store for the control plane.
 
-Counts are totals since the trial began, so a document that could not be written is made good by the
-next one: a store that is down costs freshness and nothing else.
+Counts are totals since the canary began, so the next document makes up for one that could not be written: a
+store that is down costs freshness and nothing else.
 """
 
 import asyncio
@@ -28,10 +28,11 @@ _WHAT = "observations of canaries"
 
 @dataclass(frozen=True)
 class Canary:
-    """`candidate` is None while the replica has not loaded it, or cannot; `refused` says why.
+    """A version on trial beside the live version of a model.
 
-    `revision`: of the pointer that began it; `version`: the candidate's number; `shadow`: of the
-    live version's requests, the share to score by the candidate as well.
+    `candidate` is None while the replica has not loaded it, or cannot; `refused` says why. `revision`: of the
+    pointer that began the trial; `version`: the candidate's number; `shadow`: the share of the live version's
+    requests to score with the candidate as well.
     """
 
     model: str
@@ -44,12 +45,12 @@ class Canary:
 
     @property
     def key(self) -> tuple[str, int]:
-        """Counts are kept by it: a trial that begins again begins at zero."""
+        """What counts are kept by: a trial that begins again counts from zero."""
         return (self.model, self.revision)
 
 
 def canary_of(model: str, versions: LiveVersions) -> Canary | None:
-    """None where the model has no candidate."""
+    """Return the canary of a model; None where there is none."""
     live = versions.get(model)
     if live is None or live.canary is None:
         return None
@@ -67,7 +68,7 @@ def canary_of(model: str, versions: LiveVersions) -> Canary | None:
 
 
 def all_canaries(versions: LiveVersions) -> list[Canary]:
-    """Of every model that has a candidate."""
+    """Return the canaries of all models."""
     found = (canary_of(model, versions) for model in versions.all())
     return [canary for canary in found if canary is not None]
 
@@ -98,10 +99,10 @@ class _Seen:
 
 
 class Observations:
-    """Counts by trial. Used from one event loop.
+    """Counts by canary. Used from one event loop.
 
-    What comes in late, after the last document of a trial was written, is dropped: counts that began
-    anew would replace that document.
+    A count that comes after the last document of a canary was written is dropped: counts that start from zero
+    would replace that document.
     """
 
     def __init__(self, metrics: ServeMetrics) -> None:
@@ -109,7 +110,7 @@ class Observations:
         self._seen: dict[tuple[str, int], _Seen] = {}
 
     def look(self, current: Iterable[Canary]) -> list[str]:
-        """Which trials there are now. Gives the models whose trial has ended since the last look."""
+        """Note the present canaries. Returns the models whose canary has ended since the last call."""
         canaries = {canary.key: canary for canary in current}
         for canary in canaries.values():
             seen = self._of(canary)
@@ -125,18 +126,18 @@ class Observations:
         return [seen.canary.model for seen in ended]
 
     def begin(self, canary: Canary) -> None:
-        """Something is about to be counted. Only for a trial that there is now."""
+        """Begin to count. Only for a present canary."""
         self._of(canary)
 
     def answered(self, canary: Canary) -> None:
-        """The candidate has answered a request of its own."""
+        """Count a request that the candidate has answered."""
         seen = self._seen.get(canary.key)
         if seen is not None:
             seen.answered += 1
             seen.changes += 1
 
     def failed(self, canary: Canary) -> int:
-        """A request failed because of the candidate. Gives the failures of the trial so far."""
+        """Count a request that failed because of the candidate. Returns the failures so far."""
         seen = self._seen.get(canary.key)
         if seen is None:
             return 0
@@ -145,7 +146,7 @@ class Observations:
         return seen.failed
 
     def scored(self, canary: Canary, agreements: Mapping[str, PairAgreement]) -> None:
-        """A request of the live version was scored by both; not counted where no pair could be."""
+        """Count a request that both versions have scored; not where no pair could be scored."""
         seen = self._seen.get(canary.key)
         if seen is None or not agreements:
             return
@@ -157,7 +158,7 @@ class Observations:
             self._metrics.shadowed(canary.model, pair, cosine, overlap)
 
     def unwritten(self, replica: str, now: datetime) -> Iterator[tuple[str, bytes, _Seen, int]]:
-        """Key, document, and what to note in `written` once it lies there."""
+        """Yield key, document, and what to pass to `written` once it is stored."""
         for seen in list(self._seen.values()):
             if seen.changes > seen.written:
                 key = layout.observation(seen.canary.model, seen.canary.revision, replica)
@@ -165,7 +166,7 @@ class Observations:
                 yield key, document, seen, seen.changes
 
     def written(self, seen: _Seen, changes: int) -> None:
-        """The store has the document of that many changes."""
+        """Note that the document of that many changes is stored."""
         seen.written = changes
         if seen.is_over and seen.changes == changes:
             self._seen.pop(seen.canary.key, None)
@@ -181,7 +182,7 @@ class Observations:
 
 
 class ObservationWriter:
-    """Writes what has changed, beside the event loop."""
+    """Writes documents that have changed, in another thread than the event loop."""
 
     def __init__(
         self,
@@ -197,7 +198,7 @@ class ObservationWriter:
         self._log = LogOnce(logger, "%s cannot be written, will retry: %s")
 
     async def write(self) -> None:
-        """One round. What the store does not take is tried again in the next."""
+        """Write once. What fails is tried again the next time."""
         for key, document, seen, changes in self._observations.unwritten(
             self._replica, self._clock()
         ):

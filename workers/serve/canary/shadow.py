@@ -1,7 +1,7 @@
-"""Some requests of the live version scored by the candidate as well, after their answers were sent.
+"""Shadowing: some requests of the live version are scored by the candidate as well, after their response.
 
-Nobody waits for it: one request at a time, only while no rows wait for the heads, and for at most a
-fifth of the time. What does not fit into the queue is dropped and counted.
+No request waits for it: one is scored at a time, only while no rows wait for the heads, and for at most a fifth
+of the time. What does not fit into the queue is dropped and counted.
 
 Shapes: B rows of a request.
 """
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _MOST_WAITING = 64
 # The agreement of a request's rows is that of its topic: a few say as much as all.
 _ROWS_OF_A_REQUEST = 8
-# After each request it rests for four times as long as it took.
+# After each request it pauses for four times as long as it took.
 _REST = 4.0
 _BUSY_SECONDS = 0.005
 
@@ -37,7 +37,7 @@ class _Request:
 
 
 class Shadow:
-    """The queue and whoever works it off. Used from one event loop."""
+    """The queue, and the task that scores what is in it. Used from one event loop."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Shadow:
     def offer(
         self, canary: Canary, candidate: ServedVersion, features: Mapping[str, Float32Array]
     ) -> None:
-        """A request (B × F for each modality) that the live version has answered."""
+        """Queue a request (B × F for each modality) that the live version has answered."""
         if len(self._waiting) >= self._most_waiting:
             self._metrics.shadow_dropped(canary.model)
             return
@@ -70,17 +70,17 @@ class Shadow:
             self._worker = asyncio.create_task(self._work(), name="shadow")
 
     def forget(self, model: str) -> None:
-        """The trial is over: let go of its versions."""
+        """Release the versions of a canary that has ended."""
         self._versions.pop(model, None)
         self._metrics.canary_ended(model)
 
     async def drained(self) -> None:
-        """Wait until everything that was taken on has been scored."""
+        """Wait until everything in the queue has been scored."""
         if self._worker is not None:
             await self._worker
 
     async def close(self) -> None:
-        """Drop what waits."""
+        """Drop the queue."""
         self._waiting.clear()
         await self.drained()
 
@@ -112,7 +112,7 @@ class Shadow:
                     pair: agreements.get(pair, PairAgreement()) + one for pair, one in found.items()
                 }
         except Exception:
-            # Whatever it is, the live version has answered this and the candidate could not.
+            # Of any kind: the live version has answered this request and the candidate could not.
             if self._observations.failed(canary) == 1:
                 logger.exception("%s fails where the live one answers", request.candidate.label)
         else:
@@ -120,6 +120,6 @@ class Shadow:
 
 
 def _some(rows_BF: Float32Array) -> Float32Array:
-    """A few rows, spread over the request; a copy, because a view would hold on to all of them."""
+    """A few rows, spread over the request; a copy, because a view would keep all of them in memory."""
     step = -(-len(rows_BF) // _ROWS_OF_A_REQUEST)
     return rows_BF[::step].copy()

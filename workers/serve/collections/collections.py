@@ -1,4 +1,4 @@
-"""Collections as routes use them: changes go to the store, searches to what is in memory."""
+"""Collections as the routes use them: changes go to the store, searches to memory."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from workers.serve.settings import CollectionLimits
 from workers.serve.versions.live import LiveVersions
 from workers.storage.port import ObjectStore
 
-# Where merging does not keep up with writing, whoever writes has to wait for it.
+# Where compaction does not keep up with writing, writers have to wait.
 _MOST_SEGMENTS = 256
 
 Permitted = Callable[[Revision], bool]
@@ -24,11 +24,11 @@ NO_LIMITS = CollectionLimits(*[sys.maxsize] * 4)
 
 
 class TooManySegments(StorageUnavailable):
-    """Writing is faster than merging; trying again can help."""
+    """Writing is faster than compaction; trying again can help."""
 
 
 class Collections:
-    """All collections of a store. What blocks says so; everything may be called from any thread."""
+    """All collections of a store. Methods that block say so; all may be called from any thread."""
 
     def __init__(
         self,
@@ -43,18 +43,18 @@ class Collections:
         self._quota = CollectionsQuota(limits, follower.snapshots)
 
     def start(self) -> None:
-        """Follow and keep house in the background."""
+        """Start the threads of follower and maintenance."""
         self._follower.start()
         self._maintenance.start()
 
     def stop(self) -> None:
-        """End both threads, and wait until they are gone."""
+        """Stop both threads and join them."""
         self._follower.stop()
         self._maintenance.stop()
 
     @property
     def alive(self) -> bool:
-        """Whether both threads are there."""
+        """Whether both threads run."""
         return self._follower.alive and self._maintenance.alive
 
     def wake(self) -> None:
@@ -62,33 +62,31 @@ class Collections:
         self._follower.wake()
 
     def wait_loaded(self, seconds: float) -> bool:
-        """Blocks until what was there at the start is searched. False if that takes longer."""
+        """Block until all collections of the first look are searched. False after `seconds`."""
         return self._follower.wait_loaded(seconds)
 
     def snapshot(self, name: str) -> CollectionSnapshot | None:
-        """What this replica can search; does not block."""
+        """Return what this replica searches of a collection."""
         return self._follower.snapshot(name)
 
     def rows(self) -> int:
-        """How many rows this replica searches; does not block."""
+        """How many rows this replica searches."""
         return self._follower.rows()
 
     def behind(self) -> int:
-        """How many collections this replica does not search as they are now; does not block."""
+        """How many collections this replica does not search at their latest revision."""
         return self._follower.behind()
 
     def damaged(self) -> Mapping[str, str]:
-        """Those whose stored parts fail their checks, as this replica has seen: what is wrong, by
-        name. Does not block.
-        """
+        """What is wrong, by name, with collections whose stored parts fail their checks."""
         return self._follower.damaged()
 
     def find(self, name: str, permitted: Permitted) -> Revision:
-        """As it is in the store. Blocks. Raises NoCollection, StorageUnavailable, InvalidVersion."""
+        """Read a collection from the store. Blocks. Raises NoCollection, StorageUnavailable, InvalidVersion."""
         return writes.existing(revision_log.newest(self._store, name), name, permitted)
 
     def all(self, permitted: Permitted) -> list[Revision]:
-        """By name, as they are in the store, without those that cannot be read (see `damaged`).
+        """Read all collections from the store, by name, without those that cannot be read (see `damaged`).
 
         Blocks. Raises StorageUnavailable.
         """
@@ -99,25 +97,25 @@ class Collections:
         try:
             return revision_log.newest(self._store, name)
         except InvalidVersion:
-            return None  # The follower complains of it; the others are to be seen all the same.
+            return None  # The follower logs it; the others are listed anyway.
 
     def create(self, spec: writes.CollectionSpec) -> Revision:
-        """Blocks. Raises as `writes.create` does, and TooManyCollections."""
+        """Create a collection. Blocks. Raises as `writes.create` does, and TooManyCollections."""
         with self._quota.for_one_more(spec.name, spec.owner):
             return self._made(writes.create(self._store, spec))
 
     def delete(self, name: str, permitted: Permitted, mark: str | None = None) -> None:
-        """Blocks. Raises as `writes.delete` does."""
+        """Delete a collection. Blocks. Raises as `writes.delete` does."""
         made = self._made(writes.delete(self._store, name, permitted, mark))
-        if made.deleted:  # Else it was deleted before, and is there again.
+        if made.deleted:  # Otherwise it was deleted before and created again.
             self._quota.deleted(made)
 
     def bytes(self) -> int:
-        """What they take in memory, with vectors of three versions; does not block."""
+        """Bytes of all collections in memory, with vectors of three versions."""
         return self._quota.bytes()
 
     def check_room(self, target: Revision, rows: int, size: int) -> None:
-        """Whether so many rows, of so many bytes in memory, fit. Does not block.
+        """Check that so many rows, of so many bytes in memory, fit.
 
         Raises CollectionFull, AllFull, RowsUncounted.
         """
@@ -131,7 +129,7 @@ class Collections:
         mark: str | None = None,
         size: int = 0,
     ) -> Revision:
-        """`size`: what the rows that are added take in memory.
+        """Write rows. `size`: bytes that the added rows take in memory.
 
         Blocks. Raises as `writes.write` and `check_room` do, and TooManySegments.
         """
@@ -158,7 +156,7 @@ class Collections:
 def open_collections(
     store: ObjectStore, live: LiveVersions, poll_seconds: float, limits: CollectionLimits
 ) -> Collections | None:
-    """Not yet started. None where the extra `search` is not installed."""
+    """Return the collections, not yet started; None where the extra `search` is not installed."""
     if not is_installed():
         return None
     follower = CollectionsFollower(store, live, poll_seconds)

@@ -32,7 +32,7 @@ class Superseded(Exception):
 
 
 def is_due(revision: Revision) -> bool:
-    """Whether there are too many segments."""
+    """Whether the collection is due for compaction."""
     return len(revision.segments) >= MOST_SEGMENTS
 
 
@@ -54,10 +54,9 @@ def run_to_merge(segments: Sequence[Segment]) -> tuple[Segment, ...]:
 
 
 def compact(store: ObjectStore, revision: Revision) -> Revision:
-    """Merge what is to be merged, as a revision with the same rows.
+    """Merge segments in a new revision with the same rows.
 
-    Raises Superseded, StorageUnavailable, CollectionBusy. What was written without becoming visible
-    is swept later.
+    Raises Superseded, StorageUnavailable, CollectionBusy. A segment that did not become visible is swept later.
     """
     run = run_to_merge(revision.segments)
     merged = _merge(store, revision, run)
@@ -87,12 +86,12 @@ def _replaced(head: Revision, run: tuple[Segment, ...], merged: tuple[Segment, .
 
 
 def still_kept(revision: Revision, now: datetime) -> tuple[Dropped, ...]:
-    """What was dropped so recently that somebody may still be reading it."""
+    """Return what was dropped so recently that it may still be read."""
     return tuple(each for each in revision.dropped if now - each.at < GRACE)
 
 
 def _merge(store: ObjectStore, revision: Revision, run: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    """One segment, or none where no row is left."""
+    """Return one segment, or none where no row is left."""
     keeps_removals = run[0] != revision.segments[0]
     with TemporaryDirectory(prefix="cmcl-compaction-") as folder:
         path = Path(folder) / "merged.parquet"
@@ -113,7 +112,7 @@ def _merge(store: ObjectStore, revision: Revision, run: tuple[Segment, ...]) -> 
 def _write(
     path: Path, kept: Iterator[pa.RecordBatch], feature_type: FeatureType
 ) -> tuple[int, int]:
-    """How many rows, and what their ids and payloads take in memory."""
+    """Write the rows. Returns how many, and the bytes of their ids and payloads in memory."""
     rows = texts_bytes = 0
     with segment_writer(path, feature_type) as writer:
         for batch in kept:
@@ -126,7 +125,7 @@ def _write(
 def _kept_batches(
     store: ObjectStore, name: str, run: tuple[Segment, ...], keeps_removals: bool
 ) -> Iterator[pa.RecordBatch]:
-    """Only ids are held in memory; everything else goes through."""
+    """Rows to keep. Only ids are in memory; everything else is streamed."""
     ids = [_ids(store, name, segment) for segment in run]
     last = _last_of_each_id(pa.concat_arrays(ids))
     start = 0

@@ -1,8 +1,8 @@
-"""A collection as other stores take it: vectors of one version, at one revision.
+"""Exports of a collection for other stores: vectors of one version, at one revision.
 
-Qdrant: a JSON line for each point, as its upsert takes them. An id must be a UUID there, so ours goes
-along in the payload, under `_cmcl`, and the point's is made of it: exporting again updates the same
-points. pgvector: a table, and CSV for its COPY.
+Qdrant: a JSON line for each point, as its upsert takes them. Ids there must be UUIDs, so the id is in the payload
+under `_cmcl`, and the point's is derived from it: exporting again updates the same points. pgvector: a table, and
+CSV for its COPY.
 """
 
 import csv
@@ -33,7 +33,7 @@ def qdrant_points(index: Index) -> Iterator[bytes]:
 
 def _point(index: Index, id_: str, modality: str, payload: str | None, vector: object) -> bytes:
     origin = {"id": id_, "modality": modality, "version": index.version.label}
-    # By json, which keeps integers of any size; orjson makes floats of those beyond 64 bits.
+    # json keeps integers of any size; orjson turns those beyond 64 bits into floats.
     marked = json.dumps({**json.loads(payload or "{}"), "_cmcl": origin}, ensure_ascii=False)
     point = {
         "id": str(uuid.uuid5(_POINTS, id_)),
@@ -56,7 +56,7 @@ def pgvector_rows(index: Index) -> Iterator[bytes]:
 
 
 def pgvector_table(table: str) -> Export:
-    """SQL that makes the table, and says how the rows get into it."""
+    """SQL that creates the table, with a comment on how to load the rows."""
 
     def statements(index: Index) -> Iterator[bytes]:
         width = index.version.spec.width
@@ -77,7 +77,7 @@ def pgvector_table(table: str) -> Export:
     return statements
 
 
-# What can be asked for, and the type of what comes; the table has a name, so it is made apart.
+# Formats and their media types; the table needs a name, so it is separate.
 FORMATS: Mapping[str, tuple[Export, str]] = MappingProxyType(
     {
         "qdrant": (qdrant_points, "application/x-ndjson"),
@@ -87,7 +87,7 @@ FORMATS: Mapping[str, tuple[Export, str]] = MappingProxyType(
 
 
 def _rows(index: Index) -> Iterator[list[tuple[str, str, str | None, object]]]:
-    """Those that count, some at a time: id, modality, payload, vector."""
+    """Live rows, some at a time: id, modality, payload, vector."""
     for part in index.parts:
         live = part.live_N.nonzero()[0]
         for start in range(0, len(live), _ROWS_AT_ONCE):

@@ -1,7 +1,6 @@
-"""The thread that keeps collections in memory equal to what the store and the live versions say.
+"""The follower of collections: keeps them in memory as the store and the live versions have them.
 
-Nothing that it meets may end it: what fails is logged once, leaves the index before answering, and is
-tried again later.
+No error ends its thread: a failure is logged once, leaves the present index in place, and is retried later.
 """
 
 import logging
@@ -30,15 +29,15 @@ logger = logging.getLogger(__name__)
 
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 15.0
-# Live versions are looked at more often than the store: it costs nothing.
+# Live versions are compared more often than the store is read: that costs nothing.
 _SWAP_SECONDS = 0.02
-# What no waiting mends.
+# Errors that a retry cannot help.
 _DAMAGE = (DigestMismatch, InvalidVersion, ObjectNotFound)
 
 
 @dataclass
 class _Followed:
-    """A collection, and what went wrong with it."""
+    """A collection, and its failures."""
 
     indexer: CollectionIndexer
     head: Revision | None = None
@@ -49,7 +48,7 @@ class _Followed:
 
 
 class CollectionsFollower:
-    """Holds all collections of the store. `graph_from`: smaller parts are searched exactly."""
+    """All collections of the store in memory. `graph_from`: smaller parts are searched exactly."""
 
     def __init__(
         self,
@@ -74,38 +73,38 @@ class CollectionsFollower:
         self._thread = threading.Thread(target=self._run, name="collections follower", daemon=True)
 
     def start(self) -> None:
-        """Follow in the background."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and wait until it is gone."""
+        """Stop the thread and join it."""
         self._stopping.set()
         self._woken.set()
         self._thread.join()
 
     @property
     def alive(self) -> bool:
-        """Whether somebody is following."""
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     def wake(self) -> None:
-        """There is something new: look now. From any thread."""
+        """Look now. From any thread."""
         self._woken.set()
 
     def wait_loaded(self, seconds: float) -> bool:
-        """Wait until everything that was there at the start is searched. False if that takes longer."""
+        """Block until all collections of the first look are searched. False after `seconds`."""
         return self._loaded.wait(seconds)
 
     def snapshot(self, name: str) -> CollectionSnapshot | None:
-        """What is known of a collection; None if this replica has not seen it."""
+        """Return the state of a collection; None if this replica has not seen it."""
         return self._snapshots.get(name)
 
     def snapshots(self) -> Mapping[str, CollectionSnapshot]:
-        """What is known of each, by name; it never changes, the next call may give another one."""
+        """Return the state of each, by name, as an immutable mapping."""
         return self._snapshots
 
     def rows(self) -> int:
-        """How many rows are searched, of all collections."""
+        """How many rows of all collections are searched."""
         return sum(each.index.rows for each in self._snapshots.values() if each.index is not None)
 
     def behind(self) -> int:
@@ -113,7 +112,7 @@ class CollectionsFollower:
         return sum(not self._is_followed(each) for each in self._snapshots.values())
 
     def damaged(self) -> Mapping[str, str]:
-        """Names of those whose stored parts fail their checks, and in words what is wrong."""
+        """What is wrong, by name, with collections whose stored parts fail their checks."""
         return self._damaged
 
     def look(self) -> None:
@@ -134,7 +133,7 @@ class CollectionsFollower:
                 self._careful(name, followed, partial(self._follow, name, followed))
 
     def work(self) -> bool:
-        """One step of each index that is being made. Whether there are more."""
+        """Do one step of each index that is being built. Returns whether there are more."""
         working = [each for each in self._followed.items() if each[1].indexer.is_working]
         for name, followed in working:
             self._careful(name, followed, partial(self._step, followed))
@@ -146,7 +145,7 @@ class CollectionsFollower:
             seen = self._live.all()
             has_looked = self._look_safely()
             due = self._clock() + self._poll_seconds
-            # The mapping is exchanged with each swap, so there is nothing to compare inside of it.
+            # The mapping is replaced with each swap, so identity is enough.
             while self._clock() < due and not self._woken.is_set() and self._live.all() is seen:
                 if not self.work():
                     if has_looked:
@@ -160,14 +159,14 @@ class CollectionsFollower:
             self._log.failed("the store", error)
             return False
         except Exception:
-            # A bug, but one that must not freeze all collections of this replica for ever.
+            # A bug: the other looks must go on.
             logger.exception("a look at the collections failed")
             return False
         self._log.recovered("the store")
         return True
 
     def _careful(self, name: str, followed: _Followed, do: Callable[[], None]) -> None:
-        """What one collection meets is no other's trouble."""
+        """Do it, and confine a failure to this collection."""
         try:
             do()
         except WorkerError as error:
@@ -183,7 +182,7 @@ class CollectionsFollower:
 
     def _failed(self, followed: _Followed, error: Exception) -> None:
         followed.indexer.give_up()
-        # Without the store's address, which is nothing for a caller's eyes.
+        # Without the store's address, which callers must not see.
         followed.problem = str(error).replace(f"{self._store.uri}/", "")
         followed.is_damaged = isinstance(error, _DAMAGE)
         followed.failures += 1
@@ -202,7 +201,7 @@ class CollectionsFollower:
     def _is_followed(self, snapshot: CollectionSnapshot) -> bool:
         live, index = self._live.get(snapshot.revision.model), snapshot.index
         if live is None:
-            return True  # Nothing answers for this model, here or anywhere.
+            return True  # The model has no live version.
         return (
             index is not None
             and index.revision == snapshot.revision.revision
@@ -219,7 +218,7 @@ class CollectionsFollower:
             followed.indexer.step(followed.head)
 
     def _publish(self, name: str, followed: _Followed) -> None:
-        """In one step: a request that reads it once sees one index, whatever happens meanwhile."""
+        """Publish the state in one step: a request that reads it once uses one index."""
         snapshot = None
         head = followed.head
         if head is not None and not head.deleted:

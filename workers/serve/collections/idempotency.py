@@ -1,10 +1,10 @@
-"""A write that comes twice is done once.
+"""Idempotency: a write that is sent twice is done once.
 
-A proxy sends a request again whose replica died, or seemed to, before it answered; and so does a client.
-By then the write may be in the store, and others may have written after it: done once more it would
-undo what they did. So what a write makes has its request's mark in its name, and whoever is about to
-make a change looks for that mark first. It is known for as long as the names are: until the collection
-is freed, or an hour after the write was merged with others, or the deletion was made.
+A proxy or a client sends a request again whose replica died, or seemed to, before it answered. By then the write
+may be in the store, and others may have written after it: repeated, it would undo their changes. So what a write
+creates has the mark of its request in its name, and a write looks for its mark first. Marks last as long as the
+names: until the name of the collection is freed, or an hour after the write was merged with others, or the
+deletion was made.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ _NAME_DIGITS = 32
 
 
 def mark_of(*request: bytes) -> str:
-    """Of what makes the request one and no other: 16 hexadecimal digits."""
+    """Return the mark of a request from what identifies it: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in request:
         digest.update(len(part).to_bytes(8, "big"))
@@ -24,15 +24,15 @@ def mark_of(*request: bytes) -> str:
 
 
 def new_mark() -> str:
-    """Of a request that nobody can tell from others: it never comes twice."""
+    """Return a random mark, for a request without an idempotency key."""
     return secrets.token_hex(_MARK_DIGITS // 2)
 
 
 def marked(mark: str) -> str:
-    """A name that nothing else has, 32 hexadecimal digits: two attempts may run side by side."""
+    """Return a unique name with this mark, 32 hexadecimal digits: two attempts may run at the same time."""
     return mark + secrets.token_hex((_NAME_DIGITS - _MARK_DIGITS) // 2)
 
 
 def is_marked(name: str, mark: str) -> bool:
-    """Whether `marked` gave this name for the same request."""
+    """Whether the name has this mark."""
     return name.startswith(mark)

@@ -1,9 +1,11 @@
-"""One collection in the memory of a replica: the index that answers, and the one that will.
+"""Indexing of one collection: new revisions are applied to its index, new versions get a new index.
 
-A new revision is applied to the index that answers. A new version gets an index of its own, beside
-the one that answers, which then is exchanged for it in one step; meanwhile the old one, with the old
-version, goes on to answer and to take what is written. The index before is kept, so that a roll back
-is an exchange as well.
+A new revision is applied to the index that answers. For a new version another index is built while the present
+one keeps answering and taking writes, and then replaces it in one step. The index before is kept, so that a
+rollback is a replacement as well. Building is a generator that the follower's thread advances: between two steps
+it checks for news, so that a collection that takes minutes does not delay others.
+
+Shapes: B rows of a batch, N rows of a part, E width of the embeddings.
 """
 
 import logging
@@ -33,7 +35,7 @@ Steps = Generator[None, None, IndexBuilder]
 
 
 def can_continue(builder: IndexBuilder, head: Revision) -> bool:
-    """Whether what came since is still told apart from what was there before."""
+    """Whether what was written since can still be applied to this builder."""
     return (
         builder.revision is not None
         and builder.revision.born == head.born
@@ -42,10 +44,10 @@ def can_continue(builder: IndexBuilder, head: Revision) -> bool:
 
 
 def catch_up(store: ObjectStore, builder: IndexBuilder, head: Revision) -> Iterator[None]:
-    """Bring a draft that can continue to this revision.
+    """Bring a builder that can continue to this revision.
 
-    Raises StorageUnavailable, ObjectNotFound (swept meanwhile), InvalidVersion; the draft is then
-    half-way, shows nothing of it, and can be brought there later.
+    Raises StorageUnavailable, ObjectNotFound (swept since), InvalidVersion; the index does not show what was
+    applied until then, and it can be continued later.
     """
     applied = builder.revision.revision if builder.revision else 0
     for segment in head.segments:
@@ -57,17 +59,17 @@ def catch_up(store: ObjectStore, builder: IndexBuilder, head: Revision) -> Itera
 
 
 def loaded(store: ObjectStore, head: Revision, builder: IndexBuilder) -> Steps:
-    """Fill an empty draft."""
+    """Fill an empty builder."""
     yield from catch_up(store, builder, head)
     yield from builder.build_graphs()
     return builder
 
 
 def reprojected(store: ObjectStore, builder: IndexBuilder, version: ServedVersion) -> Steps:
-    """The rows of a draft with vectors of another version.
+    """Compute vectors of another version for the rows of a builder.
 
-    Features stream through: only vectors are held. Ids, payloads and their columns are shared with
-    the draft, which goes on meanwhile. Raises as `catch_up` does.
+    Features are streamed: only vectors are kept. Ids, payloads and their columns are shared with the builder, which
+    remains in use. Raises as `catch_up` does.
     """
     frozen = builder.frozen()
     projection = _Projection(frozen, version)
@@ -83,7 +85,7 @@ def reprojected(store: ObjectStore, builder: IndexBuilder, version: ServedVersio
 
 
 class _Projection:
-    """Vectors for each part of a frozen draft; a later feature of the same id replaces an earlier."""
+    """Vectors for each part of frozen rows; a later feature of the same id replaces an earlier."""
 
     def __init__(self, frozen: FrozenRows, version: ServedVersion) -> None:
         self._frozen = frozen
@@ -120,11 +122,10 @@ class _Projection:
 
 @dataclass(frozen=True)
 class CollectionSnapshot:
-    """What is known of a collection, as of one moment.
+    """The state of a collection at one moment.
 
-    `width`: of the vectors it is to have; None: the model has no live version. `index` None: it is
-    being made, or the model has no live version. `problem`: why it does not follow; `is_damaged`: and
-    trying again cannot help, until somebody mends what is stored.
+    `width`: of its vectors; None: the model has no live version. `index` None: it is being built, or the model has
+    no live version. `problem`: why it is behind; `is_damaged`: a retry cannot help, as what is stored is damaged.
     """
 
     revision: Revision
@@ -135,12 +136,12 @@ class CollectionSnapshot:
 
     @cached_property
     def rows(self) -> int:
-        """How many there are at most: see `rows_at_most`."""
+        """An upper bound of its rows, see `rows_at_most`."""
         return rows_at_most(self.revision, self.index)
 
     @cached_property
     def sure_bytes(self) -> int:
-        """What was read takes in memory, with vectors of as many versions as a swap has at once."""
+        """Bytes of what was read, with vectors of as many versions as a swap has at once."""
         index = self.index
         if index is None:
             return 0
@@ -148,7 +149,7 @@ class CollectionSnapshot:
 
     @cached_property
     def unread_bytes(self) -> int:
-        """What is not there yet will take in memory, or less: rows to read, and graphs to build.
+        """An upper bound of the bytes of rows still to be read and graphs still to be built.
 
         0 where they are not going to be read.
         """
@@ -164,9 +165,9 @@ class CollectionSnapshot:
 
 
 def rows_at_most(revision: Revision, index: Index | None) -> int:
-    """How many rows a revision has, as far as can be told from what this index has read of it.
+    """An upper bound of the rows of a revision, from what this index has read of it.
 
-    What it has not read is counted by segments, where removals count, and what was replaced.
+    The rest is counted by segments, which include removals and replaced rows.
     """
     stored = sum(segment.rows for segment in revision.segments)
     if index is None or index.revision < revision.born:
@@ -177,7 +178,7 @@ def rows_at_most(revision: Revision, index: Index | None) -> int:
 
 @dataclass
 class _Task:
-    """An index being made for `version`; `steps` returns its draft."""
+    """An index that is being built for `version`; `steps` returns its builder."""
 
     version: ServedVersion
     steps: Steps
@@ -185,7 +186,7 @@ class _Task:
 
 
 class CollectionIndexer:
-    """Used by the follower's thread alone; what it shows is immutable."""
+    """Builds the index of one collection. Used from the follower's thread; indexes are immutable."""
 
     def __init__(
         self, store: ObjectStore, graph_from: int, clock: Callable[[], float] = time.monotonic
@@ -196,7 +197,7 @@ class CollectionIndexer:
         self._answering: IndexBuilder | None = None
         self._previous: IndexBuilder | None = None
         self._task: _Task | None = None
-        # Not made anew from the draft whenever it is asked for: a change may be half applied to it.
+        # Not derived from the builder on access: a change may be half applied to it.
         self.index: Index | None = None
 
     @property
@@ -205,15 +206,15 @@ class CollectionIndexer:
         return self._task is not None
 
     def forget(self) -> None:
-        """Nothing of it is in memory any more."""
+        """Release everything."""
         self._answering = self._previous = self._task = self.index = None
 
     def give_up(self) -> None:
-        """Leave the index that is being made; `follow` begins again."""
+        """Abandon the index that is being built; `follow` begins again."""
         self._task = None
 
     def follow(self, head: Revision, version: ServedVersion) -> None:
-        """Take in what was written, and begin with what takes longer. Raises as `catch_up` does."""
+        """Apply what was written, and begin what takes longer. Raises as `catch_up` does."""
         if self._is_of_another(head):
             self.forget()
         answering = self._answering
@@ -225,12 +226,12 @@ class CollectionIndexer:
         if answering is None or not continues or not same(answering.version, version):
             self._turn_to(head, version)
         elif self._task is not None and self._task.version is not answering.version:
-            self._task = None  # the model was rolled back before that one was ready
+            self._task = None  # The model was rolled back before that one was ready.
         elif answering.needs_graphs and self._task is None:
             self._task = _Task(answering.version, _with_graphs(answering), self._clock())
 
     def step(self, head: Revision) -> None:
-        """Work on for a moment; exchange the index if that was the end. Raises as `catch_up` does."""
+        """Do one step; replace the index at the end. Raises as `catch_up` does."""
         task = self._task
         if task is None:
             return
@@ -240,7 +241,7 @@ class CollectionIndexer:
             self._task = None
             self._exchange(end.value, head)
             logger.info(
-                "collection %s is searched with %s, made in %.1f s",
+                "collection %s is searched with %s, built in %.1f s",
                 *(head.name, task.version.label, self._clock() - task.began),
             )
 
@@ -265,12 +266,12 @@ class CollectionIndexer:
 
     def _exchange(self, made: IndexBuilder, head: Revision) -> None:
         if not can_continue(made, head):
-            return  # deleted or purged meanwhile: the next look begins again
+            return  # Deleted or purged since: the next look begins again.
         self._bring(made, head)
         self._put(made)
 
     def _put(self, builder: IndexBuilder) -> None:
-        """Let it answer from now on."""
+        """Make it the index that answers."""
         if builder is not self._answering:
             self._previous, self._answering = self._answering, builder
         self.index = builder.index()
@@ -280,19 +281,19 @@ class CollectionIndexer:
             pass
 
     def _is_of_another(self, head: Revision) -> bool:
-        """Whether the collection was deleted and made anew since."""
+        """Whether the collection was deleted and created again since."""
         revision = self._answering.revision if self._answering else None
         return revision is not None and revision.born != head.born
 
 
 def same(one: ServedVersion, other: ServedVersion) -> bool:
-    """Versions never change, but a model can be deleted and made anew under its name."""
+    """Versions never change, but a model can be deleted and created again under its name."""
     return one.label == other.label and one.created_at == other.created_at
 
 
 def _leads_to(begun: ServedVersion, wanted: ServedVersion) -> bool:
-    """Whether to go on. A version that is newer still waits its turn: else, where versions come
-    faster than indexes can be made, none would ever be ready."""
+    """Whether to finish what was begun. A newer version waits: where versions come faster than indexes are
+    built, none would be ready otherwise."""
     is_older = begun.number <= wanted.number and begun.created_at <= wanted.created_at
     return begun.model == wanted.model and is_older
 

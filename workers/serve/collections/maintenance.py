@@ -1,6 +1,10 @@
-"""The thread that keeps collections in the store small: merges segments, removes what counts no more.
+"""Maintenance of collections in the store: compaction of segments, and removal of what no longer counts.
 
-Any replica may do it, several at once: the second finds nothing left, or is told that it was overtaken.
+Any replica may do it, several at once: the second finds nothing left, or is superseded.
+
+The sweep removes, after a time of grace: revisions but the last few; segments that the newest revision does not
+name and that are older than any write or read can take, as they were dropped or their writer died before it named
+them; and the whole of a collection that was deleted so long ago, so that names are not followed permanently.
 """
 
 import logging
@@ -22,12 +26,12 @@ from workers.storage.port import ObjectStore
 
 logger = logging.getLogger(__name__)
 
-# With some chance in it, so that replicas that started together do not all come at once.
+# With jitter, so that replicas that started together do not all sweep at once.
 _SWEEP_SECONDS = 600.0
 
 
 class Maintenance:
-    """Whoever writes tells it what came of that; it looks at everything from time to time."""
+    """Compacts collections after writes, and sweeps all of them periodically."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -39,35 +43,37 @@ class Maintenance:
         )
 
     def start(self) -> None:
-        """Work in the background."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and wait until it is gone."""
+        """Stop the thread and join it."""
         self._stopping.set()
         self._noticed.put(None)
         self._thread.join()
 
     @property
     def alive(self) -> bool:
-        """Whether somebody keeps house."""
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     def notice(self, revision: Revision) -> None:
-        """This was written. From any thread."""
+        """Note a new revision. From any thread."""
         if is_due(revision) and revision.name not in self._waiting:
             self._waiting.add(revision.name)
             self._noticed.put(revision.name)
 
     def tidy(self, name: str) -> None:
-        """Merge the collection's segments if there are too many. Raises StorageUnavailable."""
+        """Compact the collection if it has too many segments. Raises StorageUnavailable."""
         head = revision_log.newest(self._store, name)
         if head is None or not is_due(head):
             return
         try:
             compact(self._store, head)
         except Superseded:
-            logger.info("collection %s was changed by others before it was merged", name)
+            logger.info(
+                "collection %s was changed by another replica before it was compacted", name
+            )
 
     def _run(self) -> None:
         due = _next_sweep()
@@ -87,29 +93,29 @@ class Maintenance:
         try:
             self.tidy(name)
         except WorkerError as error:
-            logger.warning("collection %s is not merged now: %s", name, error)
+            logger.warning("compaction of collection %s failed, will retry: %s", name, error)
         except Exception:
-            # A bug, but one that must not leave all collections as they are for ever.
-            logger.exception("collection %s cannot be merged", name)
+            # A bug: the other collections must be compacted anyway.
+            logger.exception("compaction of collection %s failed", name)
 
     def _sweep_all(self) -> None:
         try:
             names = revision_log.collection_names(self._store)
         except WorkerError as error:
-            logger.warning("collections are not swept now: %s", error)
+            logger.warning("the sweep of collections failed, will retry: %s", error)
             return
         for name in names:
             self.sweep_safely(name)
 
     def sweep_safely(self, name: str) -> None:
-        """Tidy and sweep one. Never raises: what one collection meets is no other's trouble."""
+        """Compact and sweep one collection. Never raises, so that the others are swept."""
         try:
             self.tidy(name)
             sweep(self._store, name, datetime.now(UTC))
         except WorkerError as error:
-            logger.warning("collection %s is not swept now: %s", name, error)
+            logger.warning("the sweep of collection %s failed, will retry: %s", name, error)
         except Exception:
-            logger.exception("collection %s cannot be swept", name)
+            logger.exception("the sweep of collection %s failed", name)
 
 
 def _next_sweep() -> float:
@@ -117,7 +123,7 @@ def _next_sweep() -> float:
 
 
 def sweep(store: ObjectStore, name: str, now: datetime) -> int:
-    """How many objects were removed. Raises StorageUnavailable; doing it twice is harmless."""
+    """Remove what no longer counts. Returns how many objects. Raises StorageUnavailable; idempotent."""
     head = revision_log.newest(store, name)
     old = _left_behind(store, name, now) if head is None else _old_revisions(store, head)
     gone = [*old, *_unnamed_segments(store, name, head, now)]
@@ -127,10 +133,10 @@ def sweep(store: ObjectStore, name: str, now: datetime) -> int:
 
 
 def _freed(store: ObjectStore, head: Revision, now: datetime) -> int:
-    """How many revisions went with their name."""
+    """Free the name of a collection that was deleted long ago. Returns how many revisions were removed."""
     if not head.deleted or now - head.changed_at <= GRACE:
         return 0
-    if head.frees_name:  # Somebody began, and died.
+    if head.frees_name:  # Another sweep began, and died.
         return revision_log.free(store, head)
     mark = head.model_copy(
         update={
@@ -141,23 +147,23 @@ def _freed(store: ObjectStore, head: Revision, now: datetime) -> int:
             "change": uuid.uuid4().hex,
         }
     )
-    # Before the mark: whoever finds the name free must find where its numbers go on.
+    # Before the mark: a writer that finds the name free must find where its numbers continue.
     _keep_number(store, mark.revision)
     try:
         store.create(
             layout.collection_revision(mark.name, mark.revision), mark.model_dump_json().encode()
         )
     except ObjectExists:
-        return 0  # The name is used again, or somebody else sweeps.
+        return 0  # The name is used again, or another replica sweeps.
     return revision_log.free(store, mark)
 
 
 def _keep_number(store: ObjectStore, number: int) -> None:
-    """The highest of all is enough."""
+    """Store the number from which a freed name continues; the highest of all is enough."""
     try:
         store.create(layout.collection_number(number), b"")
     except ObjectExists:
-        pass  # As good as if it were ours.
+        pass  # Another replica stored it.
     highest = revision_log.highest_freed(store)
     for key in list(store.keys(layout.collection_numbers())):
         if key < layout.collection_number(highest):
@@ -165,15 +171,15 @@ def _keep_number(store: ObjectStore, number: int) -> None:
 
 
 def _left_behind(store: ObjectStore, name: str, now: datetime) -> Iterator[str]:
-    """Where no revision counts: what whoever freed the name, or slept meanwhile, did not remove.
+    """Revisions that a dead sweep, or a writer that slept, left behind where no revision counts.
 
-    By its age, as somebody may be taking the name at this moment.
+    By their age, as the name may be taken at this moment.
     """
     for number in revision_log.revision_numbers(store, name):
         try:
             changed_at = revision_log.read_revision(store, name, number).changed_at
         except ObjectNotFound:
-            continue  # Others sweep as well.
+            continue  # Another replica sweeps as well.
         if now - changed_at > GRACE:
             yield layout.collection_revision(name, number)
 

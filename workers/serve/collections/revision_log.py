@@ -1,12 +1,11 @@
-"""Revisions of a collection: read, and made by compare-and-set on the next number.
+"""The log of a collection's revisions, written by compare-and-set on the next number.
 
-A change is a function from the newest revision to the next one. If somebody else made that number
-first, the change is asked again, with what they made. There is no lock, and no writer whose death
-could leave one behind.
+A change is a function from the newest revision to the next one. If another writer created that number first, the
+change is applied again to what it created. There is no lock that a dead writer could leave behind.
 
-A name that was deleted long ago is freed (`stored/sweep.py`): all its revisions are removed, up to a
-mark that nobody builds on. The numbers of whoever takes the name again begin above all that were ever
-removed, so that a replica or a writer that has missed all this cannot take one life for the other.
+A name that was deleted long ago is freed (`maintenance.py`): all its revisions are removed, up to a mark that
+nothing is built on. A collection that takes the name again begins above all numbers that were ever removed, so that
+a replica or a writer that missed this cannot confuse the two.
 """
 
 import random
@@ -45,9 +44,9 @@ class Segment(Frozen):
 
 
 class Dropped(Frozen):
-    """A segment that counts no more, kept for a while for those who are reading it.
+    """A segment that no longer counts, kept for a while for readers.
 
-    Or a name of none: with the mark of a deletion, by which that is known if it comes again.
+    Or a name without a segment, with the mark of a deletion, which is recognised by it if it is sent again.
     """
 
     name: str
@@ -55,10 +54,10 @@ class Dropped(Frozen):
 
 
 class Revision(Frozen):
-    """`collections/<name>/revisions/<n>.json`: whoever makes revision n + 1 first has made it.
+    """`collections/<name>/revisions/<n>.json`; the first writer of revision n + 1 wins.
 
-    `change` is a name of its own for each attempt to make one, and `parent` is that of the revision
-    before: so it can be told whether what comes next was built on what one wrote.
+    `change` is a unique name of each attempt, and `parent` is that of the revision before: they show whether the
+    next revision was built on this one.
     """
 
     format: Literal[1] = 1
@@ -68,7 +67,9 @@ class Revision(Frozen):
     parent: str | None
     born: int = Field(ge=1, description="the revision that created it, again if it was deleted")
     model: ModelName
-    owner: str | None = Field(description="None: whoever may ask at all may ask for it")
+    owner: str | None = Field(
+        description="None: for all callers where no keys are required, and for the operator"
+    )
     feature_type: FeatureType
     created_at: datetime
     changed_at: datetime
@@ -85,7 +86,7 @@ class Revision(Frozen):
     )
 
 
-# Of what is asked once more by somebody who was overtaken; older ones are swept.
+# For writers that were superseded and retry; older ones are swept.
 KEPT_REVISIONS = 32
 _ATTEMPTS = 40
 _LONGEST_PAUSE_SECONDS = 0.25
@@ -94,45 +95,45 @@ Change = Callable[[Revision | None], Revision]
 
 
 class CollectionBusy(WorkerError):
-    """Others were quicker, many times in a row. Trying again can help."""
+    """Other writers were faster, many times in a row. Trying again can help."""
 
     retry_can_help = True
 
 
 def collection_names(store: ObjectStore) -> list[str]:
-    """Also of those that were deleted, until their names are freed."""
+    """Return all names, of deleted collections as well until they are freed."""
     return store.folders(layout.collections())
 
 
 def newest_number(store: ObjectStore, name: str) -> int:
-    """0 where there never was such a collection."""
+    """Return the number of the newest revision; 0 where there is none."""
     numbers = revision_numbers(store, name)
     return numbers[-1] if numbers else 0
 
 
 def revision_numbers(store: ObjectStore, name: str) -> list[int]:
-    """Those that are still there, the oldest first."""
+    """Return the numbers that are stored, the oldest first."""
     prefix = layout.collection_revisions(name)
     return [int(key.removeprefix(prefix).removesuffix(".json")) for key in store.keys(prefix)]
 
 
 def newest(store: ObjectStore, name: str) -> Revision | None:
-    """The revision that counts, which may say that the collection is deleted. Raises InvalidVersion."""
+    """Return the newest revision, also of a deleted collection. Raises InvalidVersion."""
     while numbers := revision_numbers(store, name):
         try:
             found = read_revision(store, name, numbers[-1])
         except ObjectNotFound:
-            continue  # since it was listed so many were made that it was swept
+            continue  # It was swept since it was listed.
         return found if _has_its_parent(store, found, numbers) else None
     return None
 
 
 def _has_its_parent(store: ObjectStore, revision: Revision, numbers: Sequence[int]) -> bool:
-    """Not so what a writer made that slept until the name was freed: nobody counts it."""
+    """Whether it is part of the log: not what a writer created that slept until the name was freed."""
     before = revision.revision - 1
     if revision.parent is None or before in numbers:
         return True
-    try:  # A listing is not of one moment.
+    try:  # A listing is not atomic.
         store.size(layout.collection_revision(revision.name, before))
     except ObjectNotFound:
         return False
@@ -140,13 +141,13 @@ def _has_its_parent(store: ObjectStore, revision: Revision, numbers: Sequence[in
 
 
 def highest_freed(store: ObjectStore) -> int:
-    """No revision that was removed with its name is later than this; 0 where none was."""
+    """Return the highest number of a revision that was removed with its name; 0 where none was."""
     prefix = layout.collection_numbers()
     return max((int(key.removeprefix(prefix)) for key in store.keys(prefix)), default=0)
 
 
 def free(store: ObjectStore, mark: Revision) -> int:
-    """Remove all revisions up to the sweep's mark, itself last. How many. Anybody may do it, twice."""
+    """Remove all revisions up to the sweep's mark, itself last. Returns how many. Idempotent."""
     numbers = [each for each in revision_numbers(store, mark.name) if each <= mark.revision]
     for number in numbers:
         store.delete(layout.collection_revision(mark.name, number))
@@ -154,7 +155,7 @@ def free(store: ObjectStore, mark: Revision) -> int:
 
 
 def read_revision(store: ObjectStore, name: str, number: int) -> Revision:
-    """Raises ObjectNotFound, InvalidVersion."""
+    """Read one revision. Raises ObjectNotFound, InvalidVersion."""
     key = layout.collection_revision(name, number)
     try:
         return Revision.model_validate_json(store.read(key))
@@ -165,17 +166,17 @@ def read_revision(store: ObjectStore, name: str, number: int) -> Revision:
 
 
 def commit(store: ObjectStore, name: str, change: Change, mark: str | None = None) -> Revision:
-    """Make the next revision. Raises CollectionBusy, StorageUnavailable, and what `change` raises.
+    """Write the next revision. Raises CollectionBusy, StorageUnavailable, and what `change` raises.
 
-    `change` gives the content; revision, change and parent are filled in here, and when it was born
-    if it is the first. It must be harmless to make twice: where it cannot be told whether a change
-    arrived, it is made again. `mark`: of the request that it is made for, see `repeats.py`.
+    `change` returns the content; revision, change, parent and, for the first, born are filled in here. It must be
+    idempotent: where it is unknown whether a change arrived, it is made again. `mark`: of the request, see
+    `idempotency.py`.
     """
     mark = mark or new_mark()
     for attempt in range(_ATTEMPTS):
         head = newest(store, name)
         if head is not None and head.frees_name:
-            free(store, head)  # Whoever began may have died.
+            free(store, head)  # The sweep that began may have died.
             continue
         wanted = _numbered(store, change(head), head, marked(mark))
         try:
@@ -187,14 +188,14 @@ def commit(store: ObjectStore, name: str, change: Change, mark: str | None = Non
             continue
         if _counts(store, wanted):
             return wanted
-    raise CollectionBusy(f"collection {name!r}: {_ATTEMPTS} times somebody else wrote first")
+    raise CollectionBusy(f"collection {name!r}: another writer was first {_ATTEMPTS} times")
 
 
 def _numbered(
     store: ObjectStore, content: Revision, head: Revision | None, change: str
 ) -> Revision:
     if head is None:
-        # Read after it was seen that there is none: whoever frees a name has written it before.
+        # Read after the log was found empty: a sweep that frees a name has written it before.
         number = highest_freed(store) + 1
         fields = {"revision": number, "born": number, "parent": None, "change": change}
     else:
@@ -203,10 +204,10 @@ def _numbered(
 
 
 def _counts(store: ObjectStore, made: Revision) -> bool:
-    """Whether what was written is part of the history.
+    """Whether what was written is part of the log.
 
-    Old numbers are swept. A writer that slept since it looked could take such a number once more,
-    far behind what counts by now, and nobody would ever read what it wrote.
+    Old numbers are swept. A writer that slept since it read the log could write such a number again, far behind the
+    present ones, where it is never read.
     """
     numbers = revision_numbers(store, made.name)
     if numbers[-1:] == [made.revision]:

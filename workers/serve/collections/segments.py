@@ -1,8 +1,8 @@
-"""Segments: Parquet files of features and payloads, written once and checked at every reading.
+"""Segments: Parquet files of features and payloads, written once and verified at every read.
 
 Columns: `id`, `modality`, `feature` (list of float32 or float16; null in a removal), `payload` (a JSON
-object as text, or null), `deleted`. Features are as the encoders gave them, or of unit length where
-they are kept as float16: only their direction counts, and lengths could be beyond float16.
+object as text, or null), `deleted`. Features are as the encoders gave them, or of unit length where they are stored
+as float16: only their direction matters, and lengths could exceed float16.
 
 Shapes: B rows, F width of the raw feature.
 """
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 
 
 def schema(feature_type: FeatureType) -> pa.Schema:
-    """Of every segment of a collection."""
+    """Return the schema of the segments of a collection."""
     number = pa.float16() if feature_type == "float16" else pa.float32()
     return pa.schema(
         [
@@ -65,9 +65,9 @@ def write_entries(
     feature_type: FeatureType,
     mark: str,
 ) -> Segment:
-    """Store a segment that no revision names yet; its `first` and `last` are for who names it.
+    """Store a segment that no revision names yet; the revision that names it sets `first` and `last`.
 
-    `mark`: of the request that it is written for, see `repeats.py`.
+    `mark`: of the request that it is written for, see `idempotency.py`.
     """
     batch = entries_batch(entries, feature_type)
     sink = io.BytesIO()
@@ -97,7 +97,7 @@ def store_file(store: ObjectStore, collection: str, path: Path, template: Segmen
 
 
 def entries_batch(entries: Sequence[Entry], feature_type: FeatureType) -> pa.RecordBatch:
-    """As they are stored, by modality, so that a reader finds long runs of one width."""
+    """Return rows as they are stored, by modality, so that a reader gets long runs of one width."""
     ordered = sorted(entries, key=lambda entry: entry.modality)
     columns = {
         "id": pa.array([entry.id for entry in ordered], pa.string()),
@@ -125,7 +125,7 @@ def _halved(feature_F: Float32Array) -> np.ndarray:
 
 
 def segment_writer(sink: io.BytesIO | Path, feature_type: FeatureType) -> pq.ParquetWriter:
-    """A context manager. Features neither compress nor repeat: trying costs time at every reading."""
+    """Return a writer. Features neither compress nor repeat: trying would cost time at every read."""
     return pq.ParquetWriter(
         sink,
         schema(feature_type),
@@ -136,12 +136,12 @@ def segment_writer(sink: io.BytesIO | Path, feature_type: FeatureType) -> pq.Par
 
 
 def new_name(mark: str) -> str:
-    """In lexical order the oldest is first, and the name tells its age, and whose it is."""
+    """Return a name: in lexical order the oldest is first, and it has the age and the mark."""
     return f"{time.time_ns() // 1_000_000:013d}-{marked(mark)}{_SUFFIX}"
 
 
 def batch_texts_bytes(batch: pa.RecordBatch) -> int:
-    """What the ids and payloads of these rows take in memory, or less."""
+    """Bytes that the ids and payloads of these rows take in memory, or less."""
     ids, payloads = (
         pc.sum(pc.binary_length(batch.column(name)), min_count=0).as_py()
         for name in ("id", "payload")
@@ -155,13 +155,13 @@ def is_written_for(name: str, mark: str) -> bool:
 
 
 def age_seconds(name: str, now: float) -> float:
-    """Of a segment, by its name; `now` in seconds since 1970."""
+    """Return the age of a segment by its name; `now` in seconds since 1970."""
     return now - int(name.partition("-")[0]) / 1000
 
 
 @contextmanager
 def opened(store: ObjectStore, collection: str, segment: Segment) -> Iterator[pq.ParquetFile]:
-    """The segment, checked, from a copy on the local disk: it may be larger than the memory.
+    """Open a segment, verified, from a copy on the local disk: it may be larger than the memory.
 
     Raises ObjectNotFound, DigestMismatch, InvalidVersion, StorageUnavailable.
     """
@@ -170,7 +170,7 @@ def opened(store: ObjectStore, collection: str, segment: Segment) -> Iterator[pq
         path = Path(folder) / "segment.parquet"
         store.download(key, path)
         if sha256_of_file(path) != segment.sha256:
-            raise DigestMismatch(f"{key} is not what its revision promised (SHA-256)")
+            raise DigestMismatch(f"{key} does not have the SHA-256 of its revision")
         try:
             file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
@@ -182,16 +182,16 @@ def opened(store: ObjectStore, collection: str, segment: Segment) -> Iterator[pq
 def batches(
     store: ObjectStore, collection: str, segment: Segment, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Its rows, some at a time. Raises as `opened` does."""
+    """Yield its rows, some at a time. Raises as `opened` does."""
     with opened(store, collection, segment) as file:
         yield from file.iter_batches(ROWS_AT_ONCE, columns=columns)
 
 
 def features_matrix(column: pa.ListArray) -> Float32Array:
-    """Features of one modality as B × F. Raises InvalidVersion where widths differ."""
+    """Return features of one modality as B × F. Raises InvalidVersion where widths differ."""
     widths = np.unique(np.diff(column.offsets.to_numpy()))
     if len(widths) != 1:
         raise InvalidVersion(f"features of one modality have widths {widths.tolist()}")
     values = column.flatten().to_numpy(zero_copy_only=False)
-    # Copied: torch takes no arrays that it may not write to, as Arrow's are.
+    # Copied: torch does not take read-only arrays, as Arrow's are.
     return np.array(values.reshape(len(column), int(widths[0])), np.float32)

@@ -1,4 +1,4 @@
-"""The changes that users make: each is stored for good, and visible as a whole, when it returns."""
+"""Changes of collections by users: each is durable and visible as a whole when it returns."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from workers.storage.port import ObjectStore
 
 
 class NoCollection(WorkerError):
-    """There is none of that name, or it is deleted, or not for those who ask."""
+    """There is no such collection, or it is deleted, or not visible to the caller."""
 
 
 class CollectionExists(WorkerError):
@@ -36,7 +36,7 @@ class CollectionExists(WorkerError):
 
 @dataclass(frozen=True)
 class CollectionSpec:
-    """What a new collection shall be."""
+    """The properties of a new collection."""
 
     name: str
     model: str
@@ -45,7 +45,7 @@ class CollectionSpec:
 
 
 def create(store: ObjectStore, spec: CollectionSpec) -> Revision:
-    """Make it; one that is there with the same properties is answered as it is.
+    """Create a collection, or return the present one if it has the same properties.
 
     Raises CollectionExists, CollectionBusy, StorageUnavailable.
     """
@@ -53,7 +53,7 @@ def create(store: ObjectStore, spec: CollectionSpec) -> Revision:
 
 
 class _Unchanged(Exception):
-    """Nothing is to be done: it is as it was wished, or the same request did it before."""
+    """Nothing to do: it exists as specified, or the same request was done before."""
 
     def __init__(self, revision: Revision) -> None:
         super().__init__(revision.name)
@@ -68,7 +68,7 @@ def _first(spec: CollectionSpec, head: Revision | None) -> Revision:
             spec.owner,
         ):
             raise _Unchanged(head)
-        if head.owner != spec.owner:  # No more than that: it may be nobody else's business.
+        if head.owner != spec.owner:  # No details of another owner's collection.
             raise CollectionExists(f"the name {spec.name!r} is taken; take another one")
         raise CollectionExists(
             f"there is a collection {spec.name!r} already, of model {head.model!r} with features as "
@@ -97,10 +97,10 @@ def delete(
     permitted: Callable[[Revision], bool],
     mark: str | None = None,
 ) -> Revision:
-    """Let it be gone, with all that is in it. Raises NoCollection, CollectionBusy, StorageUnavailable.
+    """Delete a collection with all its items. Raises NoCollection, CollectionBusy, StorageUnavailable.
 
-    Where the request with this mark has deleted it before, nothing is deleted, and the answer is the
-    newest revision: by then somebody may have made a collection of that name anew.
+    Where the request with this mark has deleted it before, nothing is deleted and the newest revision is returned:
+    by then there may be a new collection of that name.
     """
     mark = mark or new_mark()
 
@@ -109,7 +109,7 @@ def delete(
             raise _Unchanged(head)
         present = existing(head, name, permitted)
         now = datetime.now(UTC)
-        # A deletion leaves a name with its mark there, of no segment, which outlives the collection.
+        # A deletion leaves a name with its mark, without a segment, which outlives the collection.
         names = (*(each.name for each in present.segments), new_name(mark))
         dropped = tuple(Dropped(name=each, at=now) for each in names)
         fields = {"deleted": True, "segments": (), "dropped": (*present.dropped, *dropped)}
@@ -127,10 +127,9 @@ def write(
 ) -> Revision:
     """Add, replace and remove rows, as one change. `target`: the collection as it was looked up.
 
-    Where the request with this mark has done so before, nothing is written, and the answer is a
-    revision that has it. Raises NoCollection, where it was deleted meanwhile (also if it was made
-    anew: that is another one), CollectionBusy, StorageUnavailable. Nobody sees a part of it, whenever
-    this dies.
+    Where the request with this mark has done so before, nothing is written and a revision that has it is returned.
+    Raises NoCollection, where it was deleted since (also if it was created again, which is another one),
+    CollectionBusy, StorageUnavailable. Partial changes are never visible, whenever the process dies.
     """
     mark = mark or new_mark()
     if was_written_for(target, mark):
@@ -141,7 +140,7 @@ def write(
     def change(head: Revision | None) -> Revision:
         present = existing(head, target.name, permitted)
         if present.born != target.born:
-            raise NoCollection(f"collection {target.name!r} was deleted meanwhile")
+            raise NoCollection(f"collection {target.name!r} was deleted in the meantime")
         if was_written_for(present, mark):
             raise _Unchanged(present)
         return _with_segment(present, segment)
@@ -150,14 +149,14 @@ def write(
 
 
 def was_written_for(revision: Revision, mark: str) -> bool:
-    """Whether the request with this mark has written to it already, since it was made."""
+    """Whether the request with this mark has already written to this collection."""
     names = [*(each.name for each in revision.segments), *(each.name for each in revision.dropped)]
     mark_here = _mark_in(revision, mark)
     return any(is_written_for(name, mark_here) for name in names)
 
 
 def _mark_in(revision: Revision, mark: str) -> str:
-    """One made anew under its name keeps the names of what the one before has dropped."""
+    """Marks differ by life: a collection that was created again keeps the dropped names of the one before."""
     return mark_of(mark.encode(), str(revision.born).encode())
 
 
@@ -170,7 +169,7 @@ def _committed(store: ObjectStore, name: str, change: Change, mark: str | None) 
 
 def _with_segment(head: Revision, segment: Segment) -> Revision:
     if age_seconds(segment.name, time.time()) > GRACE.total_seconds() / 2:
-        # Sweepers take a segment that nobody named for so long for one whose writer has died.
+        # A sweep removes a segment that was not named for so long: its writer counts as dead.
         raise StorageUnavailable(f"collection {head.name!r}: the store took too long; try again")
     number = head.revision + 1
     dated = segment.model_copy(update={"first": number, "last": number})
@@ -179,7 +178,7 @@ def _with_segment(head: Revision, segment: Segment) -> Revision:
 
 
 def existing(head: Revision | None, name: str, permitted: Callable[[Revision], bool]) -> Revision:
-    """The collection, if there is one for those who ask. Raises NoCollection."""
+    """Return the collection, if it exists and is visible. Raises NoCollection."""
     if head is None or head.deleted or not permitted(head):
         raise NoCollection(f"there is no collection {name!r}")
     return head

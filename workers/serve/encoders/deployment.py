@@ -1,4 +1,4 @@
-"""Each encoder is a Serve deployment of its own: its own processes, device and queue.
+"""The Serve deployment of an encoder: its own processes, device and queue.
 
 Shapes: B items, F width of the raw feature.
 """
@@ -31,7 +31,7 @@ class EncoderReplica:
     """One process with one encoder."""
 
     def __init__(self, spec: EncoderSpec) -> None:
-        """Load it. Raises EncoderUnusable: Serve shows it as the reason why nothing starts."""
+        """Load the encoder. Raises EncoderUnusable: Serve reports it as the reason why nothing starts."""
         logging.basicConfig(level=logging.INFO)
         self._labels = {"modality": spec.modality}
         self._items = _histogram("items", "Items in one pass.", _ITEMS)
@@ -50,7 +50,7 @@ class EncoderReplica:
 def encoder_applications(
     specs: Sequence[EncoderSpec], *, own_nodes: bool = False
 ) -> dict[str, serve.Application]:
-    """What the endpoint is bound to, by modality; in its replicas they have become handles."""
+    """Return the applications to bind the endpoint to, by modality; replicas get handles of them."""
     return {spec.modality: _application(spec, own_nodes=own_nodes) for spec in specs}
 
 
@@ -83,7 +83,7 @@ def _application(spec: EncoderSpec, *, own_nodes: bool) -> serve.Application:
         name=f"Encoder-{spec.modality}",
         num_replicas=spec.replicas,
         max_ongoing_requests=PASSES_AHEAD * spec.max_batch,
-        # A second process beside the old one needs a second GPU, which may not be there.
+        # A second process beside the old one needs a second GPU, which may not be available.
         max_surge_percent=0 if spec.num_gpus else 100,
         ray_actor_options={
             **_place(spec, own_nodes=own_nodes),
@@ -102,7 +102,7 @@ def _place(spec: EncoderSpec, *, own_nodes: bool) -> dict[str, Any]:
 
 
 def _environment(spec: EncoderSpec) -> dict[str, str]:
-    """For libraries that read it when they are imported."""
+    """Environment variables that libraries read when they are imported."""
     offline = {} if spec.download else {"HF_HUB_OFFLINE": "1"}
     return {**offline, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 

@@ -1,8 +1,7 @@
-"""Items of several requests share a pass of the encoder.
+"""The queue in front of an encoder: items of several requests share a pass.
 
-A pass takes what came while the one before it ran: a request alone waits for nobody, and under
-load passes fill up. `serve.batch` forms its batches by the clock instead, busy encoder or not
-(docs/log.md has both).
+A pass takes what arrived during the one before it: a single request does not wait, and under load passes fill
+up. `serve.batch` forms its batches by the clock instead, busy encoder or not (docs/log.md has both).
 
 Shapes: B items, F width of the raw feature.
 """
@@ -28,15 +27,15 @@ from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.encoders.synthetic import SyntheticEncoder
 from workers.serve.versions.loading import Float32Array
 
-# Told after each pass: items in it, and seconds that it took.
+# Called after each pass with its items and seconds.
 Watch = Callable[[int, float], None]
 
 
 class BatchingEncoder(Protocol):
-    """An encoder behind its queue, whatever its items are."""
+    """An encoder behind its queue, for items of any type."""
 
     async def encode(self, raw: Sequence[str | bytes]) -> Encoded:
-        """Features (B × F), or which item is unreadable. Raises ValueError where B > `max_batch`."""
+        """Return features (B × F), or which item is unreadable. Raises ValueError where B > `max_batch`."""
         ...
 
 
@@ -56,12 +55,12 @@ class EncoderQueue(Generic[ItemT]):
         self._watch = watch
         self._waiting: deque[_Waiting[ItemT]] = deque()
         self._passes: asyncio.Task[None] | None = None
-        # One each: the passes of one model only take turns, and so does opening files in Python.
+        # One thread each: more would only take turns, for passes and for opening files in Python.
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
         self._computer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
 
     async def encode(self, raw: Sequence[str | bytes]) -> Encoded:
-        """Features (B × F), or which item is unreadable. Raises ValueError where B > `max_batch`."""
+        """Return features (B × F), or which item is unreadable. Raises ValueError where B > `max_batch`."""
         if not 1 <= len(raw) <= self._max_batch:
             raise ValueError(f"{len(raw)} items at once; permitted are 1 to {self._max_batch}")
         loop = asyncio.get_running_loop()
@@ -85,7 +84,7 @@ class EncoderQueue(Generic[ItemT]):
         return items
 
     async def _run_passes(self) -> None:
-        """Until nobody waits; the next request starts it again."""
+        """Run until the queue is empty; the next request starts it again."""
         try:
             while self._waiting:
                 await asyncio.sleep(self._wait_seconds)
@@ -95,7 +94,7 @@ class EncoderQueue(Generic[ItemT]):
             self._passes = None
 
     def _next_batch(self) -> list[_Waiting[ItemT]]:
-        """In order of arrival, whole requests, without those that nobody waits for any more."""
+        """Return whole requests in order of arrival, without cancelled ones."""
         batch: list[_Waiting[ItemT]] = []
         room = self._max_batch
         while self._waiting and len(self._waiting[0].items) <= room:
@@ -111,7 +110,7 @@ class EncoderQueue(Generic[ItemT]):
         loop = asyncio.get_running_loop()
         try:
             rows_BF = await loop.run_in_executor(self._computer, self._encoder.features, items)
-        except Exception as error:  # noqa: BLE001 - whatever a model raises is each caller's
+        except Exception as error:  # noqa: BLE001 - any error of a model goes to each caller
             _fail(batch, error)
             return
         _share_out(batch, rows_BF)
@@ -134,7 +133,7 @@ def _fail(batch: list[_Waiting[ItemT]], error: Exception) -> None:
 
 
 def open_encoder(spec: EncoderSpec, watch: Watch) -> BatchingEncoder:
-    """The encoder of this spec behind its queue, warm. Raises EncoderUnusable."""
+    """Open the encoder of this spec behind its queue, warmed up. Raises EncoderUnusable."""
     if spec.kind == "synthetic":
         return EncoderQueue(SyntheticEncoder(spec), spec, watch)
     if find_spec("sentence_transformers") is None:
@@ -144,7 +143,7 @@ def open_encoder(spec: EncoderSpec, watch: Watch) -> BatchingEncoder:
             "a checkout after `make setup`; in an environment of your own: pip install "
             "sentence-transformers pillow"
         )
-    # Here, because importing it takes seconds and is for the encoder's own process alone.
+    # Imported here, because it takes seconds and only the process of the encoder needs it.
     from workers.serve.encoders.sentence_transformers import SentenceTransformersEncoder
 
     return EncoderQueue(SentenceTransformersEncoder(spec), spec, watch)

@@ -1,8 +1,8 @@
-"""Versions in memory: which are kept, and one load for all that wait for the same version.
+"""The cache of versions: which are kept, and one load for all who wait for the same version.
 
-For each model: the live version, the one on trial, and those that answered last, so that rolling back
-reads nothing. Beside them, those that requests name exactly (`name@7`). `HeadsCache` holds them all within
-a budget of bytes; what does not fit is loaded on demand.
+For each model: the live version, the canary, and those that answered last, so that a rollback reads nothing.
+Also those that requests name exactly (`name@7`). `HeadsCache` keeps them within a budget of bytes; what does not
+fit is loaded on demand.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from workers.serve.metrics import ServeMetrics
 from workers.serve.versions.loading import LoadedHeads, ServedVersion, StoredVersions, described
 from workers.serve.versions.memory import Budget, Entry, HeadsCache, Key
 
-# Beside the one that answers, of each model.
+# Of each model, besides the live version.
 KEPT_FOR_ROLLING_BACK = 4
 _FAILURE_SECONDS = 1.0
 _MOST_FAILURES = 1024
@@ -30,7 +30,7 @@ _LOADING_THREADS = 2
 
 @dataclass(frozen=True)
 class _Failure:
-    """Words only: an exception would hold on to the bytes of what could not be read."""
+    """A remembered failure. Text only: an exception would keep the bytes of what could not be read."""
 
     kind: type[WorkerError]
     words: str
@@ -38,7 +38,7 @@ class _Failure:
 
 
 class VersionCache:
-    """Used by the follower's threads and by the event loop; the lock is held for moments only."""
+    """Used from the follower's threads and the event loop; the lock is only held briefly."""
 
     def __init__(
         self,
@@ -50,8 +50,8 @@ class VersionCache:
         *,
         threads: ThreadPoolExecutor | None = None,
     ) -> None:
-        """`recent`: how many of those that requests named are kept, and how many may be loading for
-        the models of one owner. `threads`: that load what requests need.
+        """`recent`: how many versions that requests named are kept, and how many may be loading for the
+        models of one owner. `threads`: load what requests need.
         """
         self._stored = stored
         self._recent = recent
@@ -60,43 +60,43 @@ class VersionCache:
         self._owner_of = budget.owner_of
         self._cache = HeadsCache(stored.pool, budget, self._is_live, metrics)
         self._answered: dict[str, OrderedDict[int, None]] = {}
-        # The live version and the one on trial, by model.
+        # The live version and the canary, by model.
         self._live: dict[str, frozenset[int]] = {}
         self._loading: dict[Key, Future[Entry]] = {}
         self._loading_for_requests: dict[Future[Entry], str | None] = {}
         self._failed: LRU[Key, _Failure] = LRU(_MOST_FAILURES)
         self._lock = threading.Lock()
-        # Their own: requests for many versions must not delay a swap.
+        # Separate threads: requests for many versions must not delay a swap.
         self._threads = threads or ThreadPoolExecutor(_LOADING_THREADS, "version-on-demand")
 
     @property
     def bytes(self) -> int:
-        """Of the heads in memory, those that are being read among them. Never above the budget."""
+        """Bytes of heads in memory or being read. Never above the budget."""
         return self._cache.bytes
 
     def get(self, model: str, number: int) -> ServedVersion | None:
-        """The version, if it is in memory."""
+        """Return the version, if it is in memory."""
         entry = self._cache.peek((model, number))
         return None if entry is None else entry.version
 
     def of(self, model: str) -> list[ServedVersion]:
-        """All versions of this model that are in memory."""
+        """Return all versions of this model that are in memory."""
         found = (self._cache.peek(key) for key in self._cache.oldest_first() if key[0] == model)
         return [entry.version for entry in found if entry is not None]
 
     def in_memory(self, model: str, number: int, created_at: datetime) -> LoadedHeads | None:
-        """The heads of a version, if they are in memory; counts as a use. Takes no lock."""
+        """Return the heads of a version, if they are in memory; counts a use. Takes no lock."""
         entry = self._cache.get((model, number))
         return (
             entry.loaded if entry is not None and entry.version.created_at == created_at else None
         )
 
     async def find(self, model: str, number: int) -> ServedVersion:
-        """The version for a request, pinned; requests for it at the same time share one load.
+        """Return the version for a request, pinned; concurrent requests share one load.
 
-        Raises what loading raises, Overloaded where as many as may be are loading, and RuntimeError
-        where no thread can be started. Where trying again cannot help, that is remembered for a second:
-        a client that asks for what is not there must not keep the store busy.
+        Raises what loading raises, Overloaded where too many are loading, and RuntimeError where no thread can
+        be started. A failure that a retry cannot help is remembered for a second: a client that asks for a
+        missing version must not keep the store busy.
         """
         key = (model, number)
         with self._lock:
@@ -105,26 +105,26 @@ class VersionCache:
                 return entry.pinned()
             self._raise_if_failed(key)
             future = self._loading.get(key) or self._begin_on_demand(key)
-        # Shielded: a client that hangs up must not take the others' load with it.
+        # Shielded: a client that disconnects must not cancel the load of the others.
         return (await asyncio.shield(asyncio.wrap_future(future))).pinned()
 
     def load(self, model: str, number: int, *, evict: bool = True) -> ServedVersion:
-        """The version, in the caller's thread. Raises what loading raises.
+        """Load the version in the caller's thread. Raises what loading raises.
 
-        `evict`: make room for it; otherwise NoRoom is raised where there is none. The live version of
-        the same model stays: while they are swapped, both are in memory.
+        `evict`: evict others for it; otherwise raises NoRoom where it does not fit. The live version of the same
+        model stays: during a swap both are in memory.
         """
         return self._load((model, number), evict=evict, beside_live=True).version
 
     def load_heads(self, model: str, number: int) -> LoadedHeads:
-        """The heads of a version, in the caller's thread, which is no event loop. Raises as `load`."""
+        """Load the heads of a version in the caller's thread: blocks. Raises as `load`."""
         return self._load((model, number), evict=True, beside_live=False).loaded
 
     def unloaded(self, model: str, number: int, *, verify: bool) -> ServedVersion:
-        """The version without its heads, which are loaded when they are needed.
+        """Return the version without its heads, which are loaded when they are needed.
 
-        `verify`: read them once to check their digest, in the memory of one chunk. Raises TooLarge, and
-        what loading raises.
+        `verify`: read them once to check their digest, in the memory of one chunk. Raises TooLarge, and what
+        loading raises.
         """
         manifest = self._stored.manifest(model, number)
         self._cache.check_size(manifest)
@@ -133,7 +133,7 @@ class VersionCache:
         return described(manifest, _OnDemand(self, model, number, manifest.created_at))
 
     def hold(self, live: ServedVersion, candidate: ServedVersion | None) -> None:
-        """These two answer; keep them, and some of those that answered before."""
+        """Keep the live version and the canary, and some of those that answered before."""
         with self._lock:
             answered = self._answered.setdefault(live.model, OrderedDict())
             answered[live.number] = None
@@ -148,7 +148,7 @@ class VersionCache:
                 self._cache.drop((live.model, number))
 
     def retire(self, model: str, numbers: Collection[int]) -> None:
-        """Drop these versions; a load that is under way is not kept."""
+        """Remove these versions; the result of a running load is not kept."""
         with self._lock:
             answered = self._answered.get(model, OrderedDict())
             for number in numbers:
@@ -157,7 +157,7 @@ class VersionCache:
                 self._loading.pop((model, number), None)
 
     def forget(self, model: str) -> None:
-        """Drop every version of a model that is gone."""
+        """Remove all versions of a deleted model."""
         with self._lock:
             self._answered.pop(model, None)
             self._live.pop(model, None)
@@ -168,7 +168,7 @@ class VersionCache:
                     del kept[key]
 
     def _is_live(self, model: str, number: int) -> bool:
-        """Whether it answers, or is on trial."""
+        """Whether it is the live version or the canary."""
         return number in self._live.get(model, ())
 
     def _load(self, key: Key, *, evict: bool, beside_live: bool) -> Entry:
@@ -198,7 +198,7 @@ class VersionCache:
         try:
             self._threads.submit(self._load_on_demand, future, key)
         except RuntimeError:
-            # Otherwise this version would count as loading for ever.
+            # Otherwise this version would count as loading permanently.
             del self._loading[key]
             del self._loading_for_requests[future]
             future.cancel()
@@ -214,7 +214,7 @@ class VersionCache:
     def _fill(self, future: Future[Entry], key: Key, *, evict: bool, beside_live: bool) -> None:
         try:
             entry = self._read(key, evict=evict, beside_live=beside_live)
-        except Exception as error:  # noqa: BLE001 - whatever it is, all who wait get to see it
+        except Exception as error:  # noqa: BLE001 - all who wait get the error
             with self._lock:
                 self._loading_for_requests.pop(future, None)
                 if self._ended(future, key):
@@ -244,14 +244,14 @@ class VersionCache:
         return Entry(version, loaded)
 
     def _ended(self, future: Future[Entry], key: Key) -> bool:
-        """False where it was retired, or its model deleted, while it loaded."""
+        """End a load. False where the version was retired, or its model deleted, while it loaded."""
         if self._loading.get(key) is not future:
             return False
         del self._loading[key]
         return True
 
     def _drop_named(self, besides: Key) -> None:
-        """Of those that only requests named, as many are kept as may be."""
+        """Evict the oldest of the versions that only requests named, beyond `recent`."""
         named = [
             (model, number)
             for model, number in self._cache.oldest_first()
@@ -274,7 +274,7 @@ class VersionCache:
 
 @dataclass(frozen=True)
 class _OnDemand:
-    """The heads of one version, while they are resident or by loading them."""
+    """The heads of one version, from the cache or by loading them."""
 
     resident: VersionCache
     model: str
@@ -290,9 +290,9 @@ class _OnDemand:
 
 
 def _claimed(future: Future[Entry]) -> bool:
-    """Whether the caller is the one to load it. Called with the lock.
+    """Whether the caller is the one to run this load. Called with the lock.
 
-    A swap takes a load that only waits for its turn away from the requests' threads.
+    A swap takes over a load that is only queued in the threads for requests.
     """
     if future.running() or future.done():
         return False

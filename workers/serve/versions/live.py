@@ -1,4 +1,4 @@
-"""Which version of each model answers: one reference per model, replaced in one step."""
+"""The live version of each model: one reference per model, replaced in one step."""
 
 import asyncio
 import logging
@@ -92,10 +92,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LiveModel:
-    """What answers for one model, and what its pointer says beside.
+    """The live version of one model, and what else its pointer says.
 
     `generation` and `revision` are those of the pointer that named `version`. `candidate` is None
-    while there is no trial, or while the version on trial is not loaded.
+    while there is no canary, or while it is not loaded.
     """
 
     generation: int
@@ -112,11 +112,13 @@ class LiveModel:
         return (self.generation, self.revision)
 
     def updated(self, pointer: LivePointer) -> "LiveModel":
-        """With all of a pointer that holds at once, whether or not its version can be loaded."""
+        """Return it with everything of a pointer that applies at once, whether or not its version can be loaded."""
         updated = replace(self, owner=pointer.owner, retired=pointer.retired)
         number = self.candidate.number if self.candidate else None
         if number == pointer.version:
-            return updated  # Promoted: on trial until it is swapped in, or its callers would see it go.
+            return (
+                updated  # Promoted: a canary until it is swapped in, or its callers would lose it.
+            )
         loaded = pointer.candidate is not None and pointer.candidate.version == number
         return replace(
             updated, canary=pointer.candidate, candidate=self.candidate if loaded else None
@@ -125,7 +127,7 @@ class LiveModel:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A version that the pointer of `order` names and that could not be used, and why.
+    """A version of the pointer of `order` that could not be used, and why.
 
     `kind`: unavailable, missing, damaged, too_large or error. `retry_at`: by the follower's clock.
     """
@@ -146,8 +148,8 @@ class Refusal:
 class LiveVersions:
     """Written by the follower's threads, read by every request without a lock.
 
-    The mappings are never changed, only exchanged: a request that reads once sees one version
-    from its first row to its last, whatever happens meanwhile.
+    The mappings are never changed, only replaced: a request that reads once uses one version from its first row
+    to its last.
     """
 
     def __init__(self) -> None:
@@ -155,38 +157,38 @@ class LiveVersions:
         self._pointers: Mapping[str, LivePointer] = MappingProxyType({})
         self._refusals: Mapping[str, tuple[Refusal, ...]] = MappingProxyType({})
         self._listed: frozenset[str] = frozenset()
-        # Deleted, while the store still has files of theirs: no models that are about to begin.
+        # Deleted models of which the store still has files: they are not new models.
         self._gone: frozenset[str] = frozenset()
         self.readiness = Readiness()
         self._watchers: set[_Watcher] = set()
         self._writing = threading.Lock()
 
     def get(self, model: str) -> LiveModel | None:
-        """What answers for this model; None before its first version."""
+        """Return the live version of this model; None before its first."""
         return self._live.get(model)
 
     def all(self) -> Mapping[str, LiveModel]:
-        """Everything that answers, as of one moment."""
+        """Return all live versions, as of one moment."""
         return self._live
 
     def pointer(self, model: str) -> LivePointer | None:
-        """The latest that the store has said about this model."""
+        """Return the latest pointer of this model."""
         return self._pointers.get(model)
 
     def pointers(self) -> Mapping[str, LivePointer]:
-        """The latest of every model that has ever been live, as of one moment."""
+        """Return the latest pointer of every model, as of one moment."""
         return self._pointers
 
     def has(self, model: str) -> bool:
-        """Whether the store has anything of this model, be it without a live version."""
+        """Whether the store has this model, with or without a live version."""
         return model in self._pointers or model in self._listed - self._gone
 
     def refusals(self, model: str) -> tuple[Refusal, ...]:
-        """What the pointer names and cannot be used: the live version, the candidate, or nothing."""
+        """Return the versions of the pointer that cannot be used: the live version, the candidate, or none."""
         return self._refusals.get(model, ())
 
     def update(self, model: str, pointer: LivePointer) -> bool:
-        """Note what the store says; whether that is news. Owner, retirements and trial hold at once."""
+        """Take a new pointer. False where it is not newer. Owner, retirements and canary apply at once."""
         with self._writing:
             known = self._pointers.get(model)
             if known is not None and pointer.order <= known.order:
@@ -201,7 +203,7 @@ class LiveVersions:
             return True
 
     def swap(self, model: str, pointer: LivePointer, version: ServedVersion) -> bool:
-        """Let the version of that pointer answer, unless it was overtaken or its model is gone."""
+        """Make the version of that pointer live, unless it was superseded or its model is deleted."""
         with self._writing:
             newest, live = self._pointers.get(model), self._live.get(model)
             if newest is None or (live is not None and pointer.order <= live.order):
@@ -217,7 +219,7 @@ class LiveVersions:
             return True
 
     def start_canary(self, model: str, candidate: ServedVersion) -> bool:
-        """Let it answer beside the live version, if the pointer still wants that."""
+        """Let it answer beside the live version, if it is still the canary of the pointer."""
         with self._writing:
             live = self._live.get(model)
             if live is None or live.canary is None or live.canary.version != candidate.number:
@@ -228,7 +230,7 @@ class LiveVersions:
             return True
 
     def refuse(self, model: str, refusal: Refusal) -> bool:
-        """Note what could not be used, unless its pointer was overtaken meanwhile."""
+        """Note a version that could not be used, unless its pointer was superseded."""
         with self._writing:
             newest = self._pointers.get(model)
             if newest is None or newest.order != refusal.order:
@@ -238,7 +240,7 @@ class LiveVersions:
             return True
 
     def forget(self, model: str) -> None:
-        """The model is gone from the store."""
+        """Remove a deleted model."""
         with self._writing:
             self._live = _without(self._live, model)
             self._pointers = _without(self._pointers, model)
@@ -247,14 +249,14 @@ class LiveVersions:
             self._notify()
 
     def listed(self, models: Collection[str]) -> None:
-        """The follower has listed the whole store once more: these models are there."""
+        """Note the models of a new listing of the store."""
         with self._writing:
             self._listed = frozenset(models)
             self._gone &= self._listed
         self.readiness.listed(models)
 
     async def wait_for(self, ask: Callable[[], T | None], seconds: float) -> T | None:
-        """What `ask` answers, asked now and after each change; None where nothing came in time."""
+        """Call `ask` now and after each change, until it returns something; None after `seconds`."""
         with self._watching() as watcher:
             try:
                 async with asyncio.timeout(seconds):
@@ -263,7 +265,7 @@ class LiveVersions:
                         watcher.changed.clear()
                     return answer
             except TimeoutError:
-                # A last time: in a loop that was busy, the change and the end come together.
+                # A last time: in a busy loop, the change and the timeout can coincide.
                 return ask()
 
     @contextmanager
@@ -278,7 +280,7 @@ class LiveVersions:
                 self._watchers.remove(watcher)
 
     def _notify(self) -> None:
-        # Under the lock: a watcher that is in the set has a loop that is not closed yet.
+        # Under the lock: the loop of a watcher in the set is not closed yet.
         for watcher in self._watchers:
             watcher.loop.call_soon_threadsafe(watcher.changed.set)
 

@@ -1,4 +1,4 @@
-"""From object storage to a version that can answer: digests, shapes and self-test checked.
+"""Loading a version from object storage: digests, shapes and self-test are checked, tensors are shared.
 
 Shapes: B rows, F width of the raw feature, E width of the embeddings.
 """
@@ -59,7 +59,7 @@ class ServingHead:
         return cls(heads.conditioning.get(modality), weight_EI[:, :-1], weight_EI[:, -1])
 
     def outputs(self, raw_BF: Tensor) -> Tensor:
-        """What the head gives (B × E), before it is brought to unit length."""
+        """Return the outputs of the head (B × E), not normalised."""
         unit_BF = unit_rows(raw_BF)
         read_BF = self.conditioning(unit_BF) if self.conditioning else unit_BF
         return torch.nn.functional.linear(read_BF, self.weight_EF, self.bias_E)
@@ -67,7 +67,7 @@ class ServingHead:
 
 @dataclass(eq=False)
 class Reservation:
-    """Bytes set aside for heads that are being read. `left` shrinks as their tensors are counted."""
+    """Bytes reserved for heads that are being read. `left` shrinks as their tensors are counted."""
 
     owner: str | None
     left: int
@@ -86,10 +86,10 @@ class SharedTensor:
 
 
 class TensorPool:
-    """Holds nothing itself: a tensor goes with the last version or request that refers to it.
+    """One copy of each tensor, counted in bytes while a version or a request refers to it.
 
-    Used from several threads. Counting relies on reference counts, so a version that was evicted while
-    a request uses it counts until that request is over.
+    Used from several threads. Counting relies on reference counts, so a version that was evicted while a request
+    uses it counts until that request is over.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class TensorPool:
             return self._count()
 
     def share(self, tensor: Tensor, reservation: Reservation) -> SharedTensor:
-        """The tensor, or the one with the same shape and entries that is here already."""
+        """Return the tensor, or the one with the same shape and entries that is in the pool."""
         content = (
             tuple(tensor.shape),
             blake3(tensor.flatten().numpy().view(np.uint8).data).digest(),
@@ -129,7 +129,7 @@ class TensorPool:
 
 
 class HeadsSource(Protocol):
-    """Where the heads of a version come from."""
+    """Gives the heads of a version, from memory or from the store."""
 
     @property
     def in_memory(self) -> "LoadedHeads | None":
@@ -137,16 +137,13 @@ class HeadsSource(Protocol):
         ...
 
     def load(self) -> "LoadedHeads":
-        """The heads, read from the store where they are not in memory: not for an event loop.
-
-        Raises WorkerError.
-        """
+        """Return the heads, read from the store where they are not in memory: blocks. Raises WorkerError."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedHeads:
-    """Heads in memory, for as long as something refers to this object. A `HeadsSource` of itself."""
+    """Heads in memory, as long as something refers to this object. A `HeadsSource` of itself."""
 
     heads: ModalityHeads
     tensors: tuple[SharedTensor, ...] = ()
@@ -168,8 +165,8 @@ class LoadedHeads:
 class ServedVersion:
     """A published version. Two are equal that have the same model, number and time of creation.
 
-    Its heads may leave memory and come back; `pinned` keeps them. `pairs`: what it has learned; scores
-    across other pairs mean nothing. `lineage`: the versions that it grew from and itself, oldest first.
+    Its heads may be evicted and loaded again; `pinned` keeps them. `pairs`: what it has learned; scores across
+    other pairs mean nothing. `lineage`: its ancestors and itself, oldest first.
     """
 
     model: str
@@ -182,15 +179,15 @@ class ServedVersion:
 
     @property
     def heads(self) -> ModalityHeads:
-        """Loaded where they are not in memory, as `HeadsSource.load`."""
+        """The heads; loaded where they are not in memory, as `HeadsSource.load`."""
         return self.source.load().heads
 
     def head(self, modality: str) -> ServingHead:
-        """The head of this modality, laid out for serving; loaded as `heads`. Raises KeyError."""
+        """Return the head of this modality for serving; loaded as `heads`. Raises KeyError."""
         return self.source.load().serving[modality]
 
     def pinned(self) -> "ServedVersion | None":
-        """The same with heads that stay in memory as long as it does; None where they are not there."""
+        """Return the version with heads that stay in memory as long as it; None where they are not loaded."""
         loaded = self.source.in_memory
         if loaded is None or loaded is self.source:
             return None if loaded is None else self
@@ -203,7 +200,7 @@ class ServedVersion:
 
 
 class StoredVersions:
-    """Reads published versions. Heads that are in memory already are not read again."""
+    """Reads published versions. Heads that are in memory are not read again."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -225,11 +222,11 @@ class StoredVersions:
         return manifest
 
     def in_memory(self, manifest: VersionManifest) -> LoadedHeads | None:
-        """Heads of this very file that another version or branch has in memory."""
+        """Return heads of the same file that another version has in memory."""
         return self._by_file.get(_file_of(manifest))
 
     def read(self, manifest: VersionManifest, reservation: Reservation) -> LoadedHeads:
-        """The heads, with every tensor that is in memory already held once.
+        """Read the heads; tensors that are in memory already are shared.
 
         Raises InvalidVersion or DigestMismatch where they cannot be used, StorageUnavailable.
         """
@@ -240,11 +237,11 @@ class StoredVersions:
             for name, tensor in stream(chunks, entry.bytes):
                 shared[name] = self.pool.share(tensor, reservation)
             for _ in chunks:
-                pass  # Only its end says that the digest is right.
+                pass  # The digest is checked at the end.
         except SafetensorError as error:
             raise InvalidVersion(f"the heads cannot be read: {error}") from error
         except ObjectNotFound as error:
-            # The manifest is written last, so this is damage, not "not yet".
+            # The manifest is written last, so a missing file is damage.
             raise InvalidVersion(f"{manifest.model}@{manifest.version}: {error}") from error
         tensors = {name: each.tensor for name, each in shared.items()}
         loaded = LoadedHeads(heads_from(tensors, manifest.spec), tuple(shared.values()))
@@ -269,7 +266,7 @@ class StoredVersions:
 
 
 def described(manifest: VersionManifest, source: HeadsSource) -> ServedVersion:
-    """The version that a manifest is of."""
+    """Return the version of a manifest."""
     return ServedVersion(
         manifest.model,
         manifest.version,
@@ -282,7 +279,7 @@ def described(manifest: VersionManifest, source: HeadsSource) -> ServedVersion:
 
 
 def _file_of(manifest: VersionManifest) -> Hashable:
-    """What heads are a function of: their file, and the shapes that were asked for."""
+    """What heads are a function of: their file and the expected shapes."""
     spec = manifest.spec
     return manifest.files[layout.HEADS].sha256, spec.width, tuple(sorted(spec.modalities.items()))
 
@@ -293,5 +290,5 @@ def _run_selftest(data: bytes, loaded: LoadedHeads) -> None:
         try:
             given_BE = unit_rows(loaded.serving[modality].outputs(features_BF))
             check_selftest(modality, given_BE, expected_BE)
-        except RuntimeError as error:  # torch's word for widths that do not fit together
+        except RuntimeError as error:  # torch's error for widths that do not match
             raise InvalidVersion(f"the self-test does not fit the heads: {error}") from error

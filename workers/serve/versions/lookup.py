@@ -1,4 +1,4 @@
-"""From what a request asks for to the one version that answers it."""
+"""Find the version that answers a request: live, canary, or named exactly."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ _LONGEST_VALUE = 60
 
 @dataclass(frozen=True)
 class ModelReference:
-    """`name`: whatever is live. `name@version`: that version and no other."""
+    """A model and its live version, or `name@version`: exactly that version."""
 
     name: str
     version: int | None
@@ -70,10 +70,10 @@ def shortened(value: object) -> str:
 
 
 def routed_to_canary(model: str, revision: int, key: str, share: float) -> bool:
-    """Whether the caller with this routing key belongs to the share that tries the candidate.
+    """Whether the caller with this routing key gets the canary: the same ones in every replica, without a list.
 
-    `revision`: of the pointer that began the trial, so that another trial meets other callers. Who
-    is in stays in when the share grows.
+    `revision`: of the pointer that began the canary, so that another canary gets other callers. A caller stays
+    when the share grows.
     """
     digest = hashlib.blake2b(f"{model}/{revision}/{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) < share * 2**64
@@ -81,14 +81,14 @@ def routed_to_canary(model: str, revision: int, key: str, share: float) -> bool:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The version that answers a request, with its heads in memory, and as what it does so."""
+    """The version that answers a request, with its heads in memory, and the channel."""
 
     version: ServedVersion
     channel: Literal["live", "candidate", "exact"]
 
 
 class VersionLookup:
-    """Live versions and those on trial by name, others by exact number."""
+    """Finds live versions and canaries by name, others by exact number."""
 
     def __init__(self, live: LiveVersions, resident: VersionCache, wait_seconds: float) -> None:
         self._live = live
@@ -102,8 +102,8 @@ class VersionLookup:
 
         Raises InvalidRequest, NotFound, NotReady, Overloaded, VersionDamaged.
 
-        `routing`: the header x-routing-key. Requests with the same one meet the same version while
-        a trial lasts; without it those of the same key do, and where there are no keys, nobody.
+        `routing`: the header x-routing-key. Requests with the same one get the same version while a canary
+        runs; without it those of the same key do, and without keys the version is random.
         """
         if wanted.version is None:
             key = routing or caller.key or secrets.token_hex(8)
@@ -117,22 +117,22 @@ class VersionLookup:
         return Chosen(await self._find_exact(wanted.name, wanted.version, caller), "exact")
 
     async def pinned(self, version: ServedVersion) -> ServedVersion:
-        """The version with heads that stay in memory as long as it does, loaded where they are not.
+        """Return the version with heads that stay in memory as long as it, loaded where they are not.
 
         Raises as `find`.
         """
         try:
             return version.pinned() or await self._load(version.model, version.number)
         except Overloaded as error:
-            # The request named no version: what it waits for is none of its choice.
+            # The request named no version, so the client cannot avoid the load.
             raise NotReady(str(error), error.param, error.code) from error
         except NotFound as error:
-            # It answered a moment ago, so its model is being removed, here not noticed yet.
+            # It answered a moment ago, so its model is being removed.
             message = f"{version.label} is no longer in object storage"
             raise NotReady(message, "model") from error
 
     def resident(self, model: str) -> list[ServedVersion]:
-        """The versions that need not be loaded."""
+        """Return the versions of a model that are in memory."""
         return self._resident.of(model)
 
     async def _find_by_name(self, name: str, min_version: int, caller: Caller, key: str) -> Chosen:
@@ -164,7 +164,7 @@ class VersionLookup:
         self._check_exact(name, number, caller)
         in_memory = self._at_hand(name, number)
         version = (in_memory and in_memory.pinned()) or await self._load(name, number)
-        # Once more: it may have been retired, or its model deleted, while it was loaded.
+        # Again: it may have been retired, or its model deleted, while it was loaded.
         self._check_exact(name, number, caller)
         return version
 
@@ -202,7 +202,7 @@ class VersionLookup:
             ) from error
 
     def _unanswered(self, name: str, min_version: int, caller: Caller) -> ApiError:
-        """Why nothing answers. Of another owner's model no more than of one that does not exist."""
+        """Return why nothing answers. Another owner's model is reported like one that does not exist."""
         pointer, live = self._live.pointer(name), self._live.get(name)
         visible = caller.owner is None if pointer is None else caller.sees(pointer.owner)
         if not self._live.readiness.ready and (live is None or not visible):

@@ -26,7 +26,7 @@ from workers.storage import layout
 
 logger = logging.getLogger(__name__)
 
-# For requests that use an evicted version to end: a product takes milliseconds.
+# How long to wait for requests that use an evicted version: a product takes milliseconds.
 _LEAVING_SECONDS = 2.0
 _POLL_SECONDS = 0.005
 
@@ -35,13 +35,13 @@ Key = tuple[str, int]
 
 
 class NoRoom(WorkerError):
-    """The heads do not fit beside what has to stay in memory. Says sizes and the setting."""
+    """The heads do not fit beside what has to stay in memory. The message has sizes and the setting."""
 
     retry_can_help = True
 
 
 class TooLarge(WorkerError):
-    """The heads are larger than the whole budget. Says sizes and the setting."""
+    """The heads are larger than the whole budget. The message has sizes and the setting."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,22 @@ class Budget:
 
 @dataclass(eq=False)
 class Entry:
-    """A version with its heads. `used`: grows from use to use, over all versions."""
+    """A version with its heads. `used`: a counter of uses, over all versions."""
 
     version: ServedVersion
     loaded: LoadedHeads
     used: int = 0
 
     def pinned(self) -> ServedVersion:
-        """The version with its heads, also after it was evicted."""
+        """Return the version with its heads, which stay in memory after eviction."""
         return replace(self.version, source=self.loaded)
 
 
 class HeadsCache:
-    """Used from several threads. Counts what is read and what evicted versions still take, too."""
+    """Heads within a budget. Also counts what is being read and what evicted versions still use.
+
+    Used from several threads.
+    """
 
     def __init__(
         self,
@@ -75,7 +78,7 @@ class HeadsCache:
         is_live: Callable[[str, int], bool],
         metrics: ServeMetrics,
     ) -> None:
-        """`is_live`: whether a version answers, or is on trial. It must take no lock."""
+        """`is_live`: whether a version is live or a canary. It must take no lock."""
         self._pool = pool
         self._budget = budget
         self._is_live = is_live
@@ -87,35 +90,35 @@ class HeadsCache:
 
     @property
     def bytes(self) -> int:
-        """Of heads in memory, those that are being read among them. Never above the budget."""
+        """Bytes of heads in memory or being read. Never above the budget."""
         with self._lock:
             return self._pool.bytes + self._reserved()
 
     def peek(self, key: Key) -> Entry | None:
-        """An entry; no use of it. Takes no lock."""
+        """Return an entry without counting a use. Takes no lock."""
         return self._entries.get(key)
 
     def get(self, key: Key) -> Entry | None:
-        """An entry, which counts as used now. Takes no lock."""
+        """Return an entry and count a use. Takes no lock."""
         entry = self._entries.get(key)
         if entry is not None:
             entry.used = next(self._uses)
         return entry
 
     def oldest_first(self) -> list[Key]:
-        """Keys of all entries, in the order in which those of one owner would leave."""
+        """Return all keys in the order in which those of one owner would be evicted."""
         with self._lock:
             return sorted(self._entries, key=self._order)
 
     def put(self, key: Key, entry: Entry) -> None:
-        """Keep heads for which room was reserved, or which are in memory already."""
+        """Add heads for which bytes were reserved, or which are in memory already."""
         with self._lock:
             entry.used = next(self._uses)
             self._entries[key] = entry
             self._report()
 
     def drop(self, key: Key) -> None:
-        """Give an entry up, if it is there."""
+        """Remove an entry, if there is one."""
         with self._lock:
             self._entries.pop(key, None)
             self._report()
@@ -133,10 +136,10 @@ class HeadsCache:
     def room_for(
         self, manifest: VersionManifest, *, evict: bool, beside_live: bool
     ) -> Iterator[Reservation]:
-        """Set the bytes of a version's heads aside while they are read. Raises NoRoom, TooLarge.
+        """Reserve the bytes of a version's heads while they are read. Raises NoRoom, TooLarge.
 
-        `evict`: others may have to leave for it. `beside_live`: of its own model, the live version and
-        the one on trial do not leave.
+        `evict`: other versions may be evicted. `beside_live`: but not the live version and the canary of the
+        same model.
         """
         self.check_size(manifest)
         model, need = manifest.model, manifest.files[layout.HEADS].bytes
@@ -149,7 +152,7 @@ class HeadsCache:
         while not self._reserve(manifest, reservation, may_leave):
             if time.monotonic() >= until:
                 raise self._no_room(manifest)
-            # What was evicted is still used by requests.
+            # Requests still use what was evicted.
             time.sleep(_POLL_SECONDS)
         try:
             yield reservation
@@ -160,7 +163,7 @@ class HeadsCache:
     def _reserve(
         self, manifest: VersionManifest, reservation: Reservation, may_leave: Callable[[Key], bool]
     ) -> bool:
-        """Whether the bytes are set aside; False while what was evicted is in use."""
+        """Whether the bytes are reserved; False while what was evicted is in use."""
         most = self._budget.bytes - reservation.left
         with self._lock:
             while _bytes_of(self._entries.values()) + self._reserved() > most:
@@ -170,14 +173,14 @@ class HeadsCache:
                 del self._entries[victim]
                 self._metrics.evicted(victim[0])
                 self._report()
-                logger.info("%s@%d leaves memory: the budget for heads is full", *victim)
+                logger.info("%s@%d is evicted: the budget for heads is full", *victim)
             if self._pool.bytes + self._reserved() > most:
                 return False
             self._reservations.add(reservation)
             return True
 
     def _victim(self, reservation: Reservation, may_leave: Callable[[Key], bool]) -> Key | None:
-        """The version to drop next. Only owners above an equal share give room to another owner."""
+        """The version to evict next. Only owners above an equal share lose versions to another owner."""
         held: dict[str | None, list[Key]] = {}
         for key in self._entries:
             held.setdefault(self._budget.owner_of(key[0]), []).append(key)
@@ -196,7 +199,7 @@ class HeadsCache:
         return None
 
     def _order(self, key: Key) -> tuple[bool, int]:
-        """Which of an owner's versions leaves first: no live one before others, then by last use."""
+        """Order of eviction among an owner's versions: live ones last, then by last use."""
         return self._is_live(*key), self._entries[key].used
 
     def _reserved(self) -> int:
@@ -206,7 +209,7 @@ class HeadsCache:
         return NoRoom(
             f"the heads of {manifest.model}@{manifest.version} have "
             f"{_mib(manifest.files[layout.HEADS].bytes)}; this replica may hold "
-            f"{_mib(self._budget.bytes)} (max_heads_bytes), and what must stay leaves too little of it"
+            f"{_mib(self._budget.bytes)} (max_heads_bytes), and what must stay in memory leaves too little of it"
         )
 
     def _report(self) -> None:
@@ -214,7 +217,7 @@ class HeadsCache:
 
 
 def _bytes_of(entries: Iterable[Entry]) -> int:
-    """Of their tensors; one that several have counts once."""
+    """Bytes of their tensors; a shared one counts once."""
     tensors: set[SharedTensor] = {tensor for each in entries for tensor in each.loaded.tensors}
     return sum(tensor.bytes for tensor in tensors)
 

@@ -21,7 +21,7 @@ _LARGEST_INTEGER = 2**64 - 1
 
 
 class CollectionRequest(BaseModel):
-    """What a new collection shall be."""
+    """The properties of a new collection."""
 
     model_config = STRICT
 
