@@ -172,7 +172,7 @@ def test_a_full_encoder_refuses_with_a_time_to_ask_again(with_encoder: Replica) 
         full = with_encoder.embed(modality=None, input=["a"] * 3)
     assert full.status_code == 429
     assert full.headers["retry-after"] == "1"
-    assert "6 items at the encoder of 'text' are being worked on" in full.text
+    assert "6 items at the encoder of 'text' are in use" in full.text
     assert with_encoder.encoders.asked == []
     assert with_encoder.embed(modality=None, input=["a"] * 3).status_code == 200
     assert parts.admission.encoders["text"].total == 0

@@ -67,13 +67,13 @@ def test_a_tenant_that_holds_nothing_gets_the_last_one() -> None:
     quota = Quota(4, "exports")
     assert take_all(quota, "greedy") == 3
     quota.take("modest", 1)
-    with pytest.raises(Overloaded, match="over the limit of 4"):
+    with pytest.raises(Overloaded, match="exceed the limit of 4"):
         quota.take("third", 1)
 
 
 def test_while_nothing_is_held_any_amount_is_taken_that_fits() -> None:
     quota = Quota(12, "items")
-    with pytest.raises(Overloaded, match="over the limit of 12"):
+    with pytest.raises(Overloaded, match="exceed the limit of 12"):
         quota.take("a", 13)
     with quota.held("a", 12):
         pass

@@ -146,7 +146,7 @@ def test_rows_beyond_the_limit_in_flight_are_429(serving: Replica) -> None:
 
     response = serving.run(ask)
     assert (response.status_code, response.headers["retry-after"]) == (429, "1")
-    assert "40 rows are being worked on already" in response.json()["error"]["message"]
+    assert "40 rows are in use" in response.json()["error"]["message"]
 
 
 def test_the_largest_request_must_fit_into_the_limit() -> None:

@@ -175,8 +175,9 @@ def test_chunks_of_one_byte_are_parsed_in_short_steps_and_others_are_answered_me
         body.join()
     assert events == ["probe", "body"]
     assert sum(sizes) == CHUNKS
-    assert max(sizes) <= 16 << 10
-    assert max(steps) < 0.03
+    assert max(sizes) <= 48 << 10
+    # But for one or two in which garbage was collected.
+    assert sorted(steps)[-3] < 0.006
 
 
 def test_a_flood_of_pipelined_requests_closes_the_connection() -> None:

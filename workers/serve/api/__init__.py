@@ -1,1 +1,1 @@
-"""The HTTP side of serving: OpenAI's shapes in and out, nothing of Ray."""
+"""The HTTP API of a replica, in OpenAI's shapes; it runs without Ray."""

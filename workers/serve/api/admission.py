@@ -18,8 +18,8 @@ _HOLDING = "cmcl.holding"
 
 
 class Admission:
-    """What one replica takes on: requests, rows that are embedded, bytes of bodies and answers, exports,
-    and items at each encoder, by its modality.
+    """The quotas of one replica: requests, rows that are embedded, bytes of bodies and responses, exports, and
+    items at each encoder, by its modality.
 
     An export keeps a whole index in memory until its last byte is taken.
     """
@@ -28,14 +28,14 @@ class Admission:
         self.requests = Quota(args.max_requests_in_flight, "requests")
         self.rows = Quota(args.max_rows_in_flight, "rows")
         self.exports = Quota(args.max_exports, "exports")
-        self.bytes = Quota(args.max_bytes_in_flight, "bytes of bodies and answers")
+        self.bytes = Quota(args.max_bytes_in_flight, "bytes of bodies and responses")
         self.encoders = {
             spec.modality: Quota(spec.max_queued, f"items at the encoder of {spec.modality!r}")
             for spec in args.encoders
         }
 
     def at_encoder(self, modality: str, tenant: str, items: int) -> AbstractContextManager[None]:
-        """Counts items while they are encoded. Entering it raises Overloaded if they are too many."""
+        """Context manager that counts items while they are encoded. Entering it raises Overloaded."""
         quota = self.encoders.get(modality)
         return nullcontext() if quota is None else quota.held(tenant, items)
 
@@ -70,17 +70,17 @@ def hold_for(scope: Scope) -> Holding:
 
 
 def hold_until_sent(request: Request, quota: Quota, tenant: str, amount: int) -> None:
-    """Count this from now until the answer has left, or the request has failed. Raises Overloaded."""
+    """Count an amount until the response has been sent, or the request has failed. Raises Overloaded."""
     quota.take(tenant, amount)
     holding: Holding = request.scope[_HOLDING]
     holding.add(quota, tenant, amount)
 
 
 def hold_answer(request: Request, quota: Quota, tenant: str, size: int) -> None:
-    """Count an answer of about so many bytes before it is made. Raises Overloaded, InvalidRequest."""
+    """Count a response of about so many bytes before it is made. Raises Overloaded, InvalidRequest."""
     if size > quota.share_of_one:
         raise InvalidRequest(
-            f"the answer would take about {size} bytes; permitted are {quota.share_of_one}: send fewer "
+            f"the response would have about {size} bytes; permitted are {quota.share_of_one}: send fewer "
             "rows in one request, or ask for encoding_format base64 or for raw bytes",
             "input",
             "answer_too_large",

@@ -1,4 +1,4 @@
-"""The HTTP interface of a replica, put together. The whole of it runs without Ray."""
+"""The ASGI application of a replica: the one place that puts its routes together."""
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -49,7 +49,7 @@ def create_api(replica: Replica) -> Middleware:
 
 
 def describe(replica: Replica) -> FastAPI:
-    """All routes, as they are described."""
+    """Return the application with all routes and their description."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -87,7 +87,7 @@ class FastPath:
         self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Handle one ASGI connection."""
         if scope["type"] != "http" or not self._is_meant(scope):
             await self.app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""What all routes about collections share: whose they are, and how their errors are answered."""
+"""What the routes of collections share: access, idempotency keys, and their errors as HTTP errors."""
 
 import asyncio
 import re
@@ -38,7 +38,7 @@ from workers.serve.errors import (
 from workers.serve.versions.lookup import shortened
 
 IDEMPOTENCY_KEY = "idempotency-key"
-# The proxy's, the same in all attempts at one request (cmcl/proxy.py).
+# Set by the proxy, the same in all attempts at one request (cmcl/proxy.py).
 UNIQUE_ID = "x-unique-id"
 REVISION = "x-collection-revision"
 MIN_REVISION = "x-min-collection-revision"
@@ -46,12 +46,12 @@ MIN_REVISION = "x-min-collection-revision"
 ASKED_REVISION = header_parameter(
     MIN_REVISION,
     {"type": "integer", "minimum": 1},
-    "wait until this revision is searched, or a later one; 503 if none comes",
+    "wait until this revision or a later one is searched; 503 after a while",
 )
 REPEATABLE = header_parameter(
     IDEMPOTENCY_KEY,
     {"type": "string"},
-    "the same key with the same request is done once, however often it comes",
+    "a repeated request with the same key is done once",
 )
 ANSWERED_REVISION = {REVISION: answered_header({"type": "integer"}, "of the collection")}
 
@@ -60,7 +60,7 @@ T = TypeVar("T")
 
 
 def collections_of(replica: Replica) -> Collections:
-    """Raises NotInstalled."""
+    """Return the collections of the replica. Raises NotInstalled."""
     if replica.collections is None:
         raise NotInstalled(
             "this endpoint runs without collections, because usearch is not installed where it runs. "
@@ -82,22 +82,22 @@ def checked_name(name: str) -> str:
 
 
 class OwnerlessCollection(WorkerError):
-    """It was made while nobody needed a key, or by the operator, who alone may use it."""
+    """It was created without keys, or by the operator, who alone may use it."""
 
 
 def listed_for(caller: Caller) -> Permitted:
-    """Which collections the caller may use."""
+    """Return a filter for the collections that the caller may use."""
     return lambda revision: caller.owns(revision.owner)
 
 
 def permitted_to(caller: Caller) -> Permitted:
-    """Which collections exist for the caller; of one without an owner it raises OwnerlessCollection."""
+    """Return a filter for the collections visible to the caller; raises OwnerlessCollection for one without an owner."""
 
     def permitted(revision: Revision) -> bool:
         if revision.owner is None and not caller.owns(None):
             raise OwnerlessCollection(
-                f"collection {revision.name!r} has no owner, so the operator's key alone may use "
-                "it: ask whoever runs the endpoint to export or delete it, or make one of your own "
+                f"collection {revision.name!r} has no owner, so only the operator's key may use "
+                "it: ask the operator to export or delete it, or create your own "
                 "under another name"
             )
         return caller.owns(revision.owner)
@@ -106,10 +106,9 @@ def permitted_to(caller: Caller) -> Permitted:
 
 
 async def mark_of_write(request: Request, caller: Caller, body: bytes = b"") -> str | None:
-    """By which a write is known that comes again, see `stored/repeats.py`; None where nothing tells.
+    """Return the mark by which a repeated write is recognised, see `idempotency.py`; None where there is none.
 
-    By the client's own key, or the proxy's. A client may name the proxy's header too, but the proxy
-    writes behind it.
+    By the client's key, or the proxy's. A client may send the proxy's header, too, but the proxy appends its own.
     """
     name = IDEMPOTENCY_KEY if IDEMPOTENCY_KEY in request.headers else UNIQUE_ID
     if not (given := request.headers.getlist(name)):
@@ -121,7 +120,7 @@ async def mark_of_write(request: Request, caller: Caller, body: bytes = b"") -> 
 
 
 async def in_store(do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """In another thread, since the store may take its time. Raises ApiError."""
+    """Call `do` in another thread, because the store may be slow. Raises ApiError."""
     try:
         return await asyncio.to_thread(do, *args, **kwargs)
     except WorkerError as error:
@@ -129,11 +128,11 @@ async def in_store(do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def api_error(error: WorkerError) -> ApiError:
-    """As the client is told."""
+    """Return the HTTP error of an error of collections."""
     for kind, word in _WORDS.items():
         if isinstance(error, kind):
             return word(str(error))
-    # Errors of other kinds name the store's address, which is nothing for a caller's eyes.
+    # Other errors contain the store's address, which callers must not see.
     reason = f": {error}" if isinstance(error, InvalidVersion) else ""
     return VersionDamaged(
         f"the collection is stored, but it fails its checks{reason}", code="collection_damaged"
@@ -141,7 +140,7 @@ def api_error(error: WorkerError) -> ApiError:
 
 
 def not_found(message: str) -> NotFound:
-    """Of another owner's collection no more than of one that does not exist."""
+    """Return the error for a collection that does not exist, or is another owner's."""
     return NotFound(message, "name", "collection_not_found")
 
 
@@ -149,7 +148,7 @@ def _busy(message: str) -> Overloaded:
     return Overloaded(message, code="collection_busy")
 
 
-# The first that fits: one kind of trouble with the store has words of its own.
+# The first match counts: TooManySegments is a StorageUnavailable.
 _WORDS: Mapping[type[WorkerError], Callable[[str], ApiError]] = MappingProxyType(
     {
         NoCollection: not_found,
@@ -162,13 +161,13 @@ _WORDS: Mapping[type[WorkerError], Callable[[str], ApiError]] = MappingProxyType
         AllFull: lambda message: Full(message, "items", "collections_full"),
         CollectionFull: lambda message: InvalidRequest(message, "items", "collection_full"),
         StorageUnavailable: lambda _: NotReady(
-            "the store does not answer now; try again", code="store_unavailable"
+            "object storage is unavailable; try again", code="store_unavailable"
         ),
     }
 )
 
 
 async def find(replica: Replica, name: str, caller: Caller) -> Revision:
-    """The collection, as the store has it. Raises InvalidRequest, NotFound, NotReady, NotInstalled."""
+    """Read a collection from the store. Raises InvalidRequest, NotFound, NotReady, NotInstalled."""
     collections = collections_of(replica)
     return await in_store(collections.find, checked_name(name), permitted_to(caller))

@@ -1,6 +1,6 @@
-"""`/v1/collections`: made, listed and deleted; items added and removed.
+"""`/v1/collections`: create, list and delete collections; add and remove items.
 
-What is answered with success is in the store for good, and in the answer's revision.
+A write that is answered with success is durable, and in the revision of the answer.
 """
 
 import asyncio
@@ -116,13 +116,13 @@ _REMOVE = operation(
 
 
 class _Collections:
-    """What a collection is; its items are another matter."""
+    """Collections without their items."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
 
     async def create(self, name: str, request: Request) -> Response:
-        """Make a collection; one that is there with the same properties is answered as it is."""
+        """Create a collection; an existing one with the same properties is returned as it is."""
         replica = self._replica
         context = read_context(request, replica)
         collections = collections_of(replica)
@@ -132,31 +132,31 @@ class _Collections:
         model = _name_alone(wanted.model)
         async with cancel_on_disconnect(request, context):
             await replica.lookup.find(model, 0, context.caller)
-        wish = CollectionSpec(name, model.name, context.caller.owner, wanted.feature_type)
-        return self._answer(await in_store(collections.create, wish))
+        spec = CollectionSpec(name, model.name, context.caller.owner, wanted.feature_type)
+        return self._answer(await in_store(collections.create, spec))
 
     async def list_all(self, request: Request) -> Response:
-        """All collections of the caller, by name."""
+        """List all collections of the caller, by name."""
         context = read_context(request, self._replica)
         collections = collections_of(self._replica)
         with self._replica.admission.requests.held(context.tenant, 1):
             async with cancel_on_disconnect(request, context):
                 revisions = await in_store(collections.all, listed_for(context.caller))
         data = [_described(each, collections.snapshot(each.name)) for each in revisions]
-        # Of those that cannot be read nobody can tell whose they are.
+        # The owner of a collection that cannot be read is unknown.
         damage = collections.damaged() if context.caller.owns(None) else {}
         damaged = [{"id": name, "reason": reason} for name, reason in sorted(damage.items())]
         return JSONResponse({"object": "list", "data": data, "damaged": damaged})
 
     async def show(self, name: str, request: Request) -> Response:
-        """One collection: what the store has, and what this replica searches."""
+        """Show one collection: what is stored, and what this replica searches."""
         context = read_context(request, self._replica)
         with self._replica.admission.requests.held(context.tenant, 1):
             async with cancel_on_disconnect(request, context):
                 return self._answer(await find(self._replica, name, context.caller))
 
     async def delete(self, name: str, request: Request) -> Response:
-        """Remove a collection with all its items."""
+        """Delete a collection with all its items."""
         context = read_context(request, self._replica)
         collections, caller = collections_of(self._replica), context.caller
         with self._replica.admission.requests.held(context.tenant, 1):
@@ -172,13 +172,13 @@ class _Collections:
 
 
 class _Items:
-    """Each request is one change: seen as a whole or not at all."""
+    """Items of collections. Each request is one atomic change."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
 
     async def add(self, name: str, request: Request) -> Response:
-        """Add items; those that are there by the same id are replaced."""
+        """Add items; existing ones with the same id are replaced."""
         replica = self._replica
         context = read_context(request, replica)
         collections_of(replica)
@@ -205,7 +205,7 @@ class _Items:
         return await self._write(target, entries, context.caller, mark, size)
 
     async def remove(self, name: str, request: Request) -> Response:
-        """Remove items; one that is not there is no error."""
+        """Remove items; a missing one is not an error."""
         replica = self._replica
         context = read_context(request, replica)
         collections_of(replica)
@@ -241,14 +241,14 @@ class _Items:
         size: int = 0,
     ) -> Response:
         collections = collections_of(self._replica)
-        # Shielded: half of a write cannot be taken back, and its end wakes those who wait for it.
+        # Shielded: a write cannot be undone half-way, and its end wakes requests that wait for it.
         written = await asyncio.shield(
             in_store(collections.write, target, entries, permitted_to(caller), mark, size)
         )
         return _written(written, len(entries))
 
     def _check_room(self, target: Revision, rows: int, size: int) -> None:
-        """As far as this replica has read: a collection may get a little larger than permitted."""
+        """Check limits by what this replica has read: a collection can get a little larger than permitted."""
         try:
             collections_of(self._replica).check_room(target, rows, size)
         except WorkerError as error:
@@ -265,8 +265,8 @@ def _name_alone(text: str) -> ModelReference:
     reference = parse_reference(text)
     if reference.version is not None:
         raise InvalidRequest(
-            f"model is {text!r}; permitted is a name alone, since a collection follows whatever "
-            "version is live",
+            f"model is {text!r}; permitted is a name without a version, since a collection follows the "
+            "live version",
             "model",
         )
     return reference
@@ -288,7 +288,7 @@ def _described(revision: Revision, snapshot: CollectionSnapshot | None) -> dict[
 
 
 def _searched(snapshot: CollectionSnapshot | None) -> dict[str, object] | None:
-    """By this replica; null until it has vectors."""
+    """What this replica searches; null until it has vectors."""
     if snapshot is None or snapshot.index is None:
         return (
             None if snapshot is None or snapshot.problem is None else {"problem": snapshot.problem}

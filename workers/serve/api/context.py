@@ -1,4 +1,4 @@
-"""What the routes of one replica work with; everything that decides is passed in."""
+"""The context of a request: the replica, the caller, headers, deadline and body."""
 
 import asyncio
 import ipaddress
@@ -37,7 +37,7 @@ from workers.storage.port import ObjectStore
 
 @dataclass(frozen=True)
 class Replica:
-    """One of each. Made in `deployment.py`, and by tests without Ray."""
+    """The parts of one replica. Created in `deployment.py`, and by tests without Ray."""
 
     args: ServeArgs
     store: ObjectStore
@@ -59,22 +59,24 @@ TIMEOUT_MS = "x-request-timeout-ms"
 
 LONGEST_MS = 600_000
 _POSITIVE = {"type": "integer", "minimum": 1}
-# For the description: what `read_context` reads, and what answers name.
+# For the description: headers that `read_context` reads, and headers of responses.
 TIMEOUT = header_parameter(
     TIMEOUT_MS,
     {**_POSITIVE, "maximum": LONGEST_MS},
-    "how long the request may take, in milliseconds; then it is answered 504",
+    "deadline of the request in milliseconds; 504 after it",
 )
 ASKED_VERSION = [
     header_parameter(
-        MIN_VERSION, _POSITIVE, "wait until this version answers, or a later one; 503 if none comes"
+        MIN_VERSION, _POSITIVE, "wait until this version or a later one answers; 503 after a while"
     ),
     TIMEOUT,
 ]
 ROUTED = [
     *ASKED_VERSION,
     header_parameter(
-        ROUTING_KEY, {"type": "string"}, "decides whether a version on trial answers; beats `user`"
+        ROUTING_KEY,
+        {"type": "string"},
+        "decides whether a canary answers; takes precedence over `user`",
     ),
 ]
 ANSWERED_VERSION = {
@@ -88,7 +90,7 @@ ANSWERED_CHANNEL = {
 }
 # A proxy in front has its own limit; uvicorn has none.
 _MOST_HEADER_BYTES = 32 << 10
-# Almost all requests are answered before; the others cost a task that listens to their socket.
+# Almost all requests are answered before; the others get a task that listens to their socket.
 _BEFORE_WATCHING_SECONDS = 0.05
 # Of proxies, which are few.
 _ADDRESSES = 64
@@ -96,10 +98,10 @@ _ADDRESSES = 64
 
 @dataclass(frozen=True)
 class RequestContext:
-    """`routing` decides, where given, who is shown a version on trial.
+    """What the headers of a request say.
 
-    `seconds`: how long the request may take, from its headers to its answer. `tenant`: what quotas
-    count by, see `tenant_of`.
+    `routing`: decides, where given, whether a canary answers. `seconds`: how long the request may take, from its
+    headers to its response. `tenant`: what quotas count by, see `tenant_of`.
     """
 
     caller: Caller
@@ -111,7 +113,7 @@ class RequestContext:
 
 
 def read_context(request: Request, replica: Replica) -> RequestContext:
-    """From the headers alone. Raises HeadersTooLarge, Unauthorized, InvalidRequest, NotReady."""
+    """Read the context from the headers. Raises HeadersTooLarge, Unauthorized, InvalidRequest, NotReady."""
     headers = request.headers
     size = sum(len(name) + len(value) for name, value in headers.raw)
     if size > _MOST_HEADER_BYTES:
@@ -166,7 +168,7 @@ def _network_of(host: str) -> str:
 
 
 def authorization_of(headers: Headers) -> str | None:
-    """The header Authorization; None where it was sent twice, as a proxy may have read the other one."""
+    """Return the header Authorization; None where it was sent twice, as a proxy may have read the other one."""
     given = headers.getlist("authorization")
     return given[0] if len(given) == 1 else None
 
@@ -184,18 +186,18 @@ def _seconds(text: str | None, replica: Replica) -> float:
 
 
 def cancel_on_disconnect(request: Request, context: RequestContext) -> "_CancelOnDisconnect":
-    """What happens inside ends when the client goes away, or when the time that it gave is over.
+    """Context manager that cancels the block when the client disconnects or the deadline passes.
 
-    ClientDisconnect or DeadlineExceeded is raised then. What runs in a thread goes on, and nobody
-    waits for it. A write is no work for this block: whether it was done must not be left open.
+    It then raises ClientDisconnect or DeadlineExceeded. Work in a thread runs to its end without a waiter. Do not use
+    it around a write: whether it was done must not be left open.
     """
     return _CancelOnDisconnect(request, context)
 
 
 class _CancelOnDisconnect:
-    """Listens to a client that waits, and cancels its request when it hangs up or time is over.
+    """Listens to the client of a request that takes long, and cancels the request.
 
-    A class and no generator, as every request passes here.
+    A class and not a generator, because every request passes here.
     """
 
     def __init__(self, request: Request, context: RequestContext) -> None:
@@ -208,7 +210,7 @@ class _CancelOnDisconnect:
     async def __aenter__(self) -> None:
         task = asyncio.current_task()
         if task is None:
-            raise RuntimeError("a request is answered inside of a task")
+            raise RuntimeError("a request must be answered inside a task")
         self._task = task
         loop = asyncio.get_running_loop()
         self._later = loop.call_later(_BEFORE_WATCHING_SECONDS, self._start)
@@ -227,7 +229,7 @@ class _CancelOnDisconnect:
             await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError as late:
             raise DeadlineExceeded(
-                f"the request was not done in the {self._seconds:g} s that it may take"
+                f"the request was not done within its deadline of {self._seconds:g} s"
             ) from late
         is_ours = kind is asyncio.CancelledError and self._client_is_gone
         if is_ours and not self._task.uncancel():
@@ -245,7 +247,7 @@ class _CancelOnDisconnect:
 
 # Between two pieces of a body; less where `body_seconds` is.
 _PATIENCE_SECONDS = 10.0
-# Reading or writing so much takes about a millisecond; beyond it others would wait on the event loop.
+# Parsing or writing so much takes about a millisecond; more would delay others on the event loop.
 _INLINE_BYTES = 128 << 10
 
 P = ParamSpec("P")
@@ -255,9 +257,9 @@ T = TypeVar("T")
 async def held_body(
     request: Request, replica: Replica, tenant: str, patience_seconds: float = _PATIENCE_SECONDS
 ) -> bytes:
-    """The whole body. It and its request are counted until the answer has left.
+    """Read the whole body. It and its request are counted until the response has been sent.
 
-    Bytes count when they have arrived: a declared length that is never sent holds nothing. Raises
+    Bytes count when they have arrived: a declared length that is never sent counts nothing. Raises
     BodyTooLarge, BodyTimeout, Overloaded and ClientDisconnect.
     """
     args, admission = replica.args, replica.admission
@@ -294,7 +296,7 @@ async def run_if_large(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> T:
-    """What a function returns that reads or writes `size` bytes: here, or by turns with other tenants."""
+    """Call a function that parses or writes `size` bytes: here, or in the background in turns with other tenants."""
     if size <= _INLINE_BYTES:
         return function(*args, **kwargs)
     return await replica.compute.run(tenant, function, *args, **kwargs)

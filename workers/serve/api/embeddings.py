@@ -69,7 +69,7 @@ PATH = "/v1/embeddings"
 
 
 def router(replica: Replica) -> APIRouter:
-    """The route of this replica, as it is described."""
+    """Return the route with its description."""
     made = APIRouter(tags=["embeddings"])
     described = operation(
         "create_embeddings",
@@ -84,15 +84,15 @@ def router(replica: Replica) -> APIRouter:
 
 
 def handler(replica: Replica) -> Callable[[Request], Awaitable[Response]]:
-    """The same without FastAPI's layers (`app.FastPath`); its route is there for the description."""
+    """Return the handler for `app.FastPath`, past FastAPI's layers; the route serves the description."""
     return _Embeddings(replica).answer
 
 
 @dataclass(frozen=True)
 class _Query:
-    """A body that was read. Its rows wait for a version that knows how wide they must be.
+    """A body that was read, but for its rows, whose width depends on the version.
 
-    `given`: how to make rows of a body that is features alone; or the body, where it may be anything.
+    `given`: makes rows of a body that is features alone; or the body, where it may be anything.
     """
 
     options: EmbeddingOptions
@@ -101,13 +101,13 @@ class _Query:
 
 
 class _BinaryOptions(EmbeddingOptions):
-    """The same as in JSON, in the address, and what the bytes are."""
+    """The options of JSON as query parameters, and the type of the numbers."""
 
     dtype: str | None = DTYPE
 
 
 class _Embeddings:
-    """Reads, looks up, embeds, writes; one version from the first row to the last."""
+    """Reads, looks up, embeds, writes; one version for all rows."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
@@ -155,7 +155,7 @@ class _Embeddings:
         context: RequestContext,
         timer: StageTimer,
     ) -> tuple[list[ModalityRows], Float32Array]:
-        """Features and embeddings. Rows count from before an encoder gets to see them."""
+        """Return features and embeddings. Rows count from before they are encoded."""
         _check_dimensions(query.options, version)
         given = query.given
         if isinstance(given, EmbeddingRequest):
@@ -200,13 +200,13 @@ class _Embeddings:
 def _check_unnamed(body: EmbeddingRequest) -> None:
     if body.modality is not None:
         raise InvalidRequest(
-            f"modality is {shortened(body.modality)}, and each item names its own; leave one out",
+            f"modality is {shortened(body.modality)}, but each item has its own; leave one out",
             "modality",
         )
 
 
 def _stated(modality: str | None, rows: _Rows | None = None) -> str:
-    """The modality of features. `rows`: what may be token ids, where none is stated."""
+    """Return the modality of features. `rows`: checked for token ids, where none is stated."""
     if modality is not None:
         return modality
     if rows is not None and _look_like_tokens(rows):
@@ -221,7 +221,7 @@ def _stated(modality: str | None, rows: _Rows | None = None) -> str:
 
 
 def _look_like_tokens(rows: _Rows) -> bool:
-    """OpenAI's API takes tokens in place of texts, and some clients send them by default."""
+    """Whether rows look like tokens, which OpenAI's API takes and some clients send by default."""
     first = rows[0][:_LOOKED_AT] if len(rows) else ()
     return len(first) > 0 and all(each >= 0 and float(each).is_integer() for each in first)
 
@@ -233,14 +233,14 @@ def _whole(modality: str, rows_BF: Float32Array) -> ModalityRows:
 def _check_dimensions(options: EmbeddingOptions, version: ServedVersion) -> None:
     if options.dimensions not in (None, version.spec.width):
         raise InvalidRequest(
-            f"dimensions is {shortened(options.dimensions)}; {version.label} declares "
-            f"{version.spec.width} alone",
+            f"dimensions is {shortened(options.dimensions)}; {version.label} has "
+            f"{version.spec.width}",
             "dimensions",
         )
 
 
 def _read(request: Request, body: bytes, most: int) -> _Query:
-    """By Content-Type. Raises InvalidRequest, UnsupportedMedia."""
+    """Read the body by its Content-Type. Raises InvalidRequest, UnsupportedMedia."""
     form = content_type_of(request)
     if form != JSON:
         return _read_binary(request, body, form, most)
@@ -274,7 +274,7 @@ def _read_binary(request: Request, body: bytes, form: str, most: int) -> _Query:
 
 
 def _check_flag(text: str | None) -> None:
-    """The parser would take `yes` and `1` as well, which JSON does not."""
+    """Refuse `yes` and `1`, which the parser would take."""
     if text not in (None, "true", "false"):
         raise InvalidRequest(
             f"normalize is {shortened(text)}; permitted are true and false", "normalize"

@@ -1,9 +1,9 @@
-"""Where no keys are asked for, a browser must not do here what some web page wants.
+"""Allowed hosts: without keys, web pages must not reach the endpoint through a browser.
 
-Such a page can send requests in two ways: to our own address, and then the browser names the page's
-(`Origin`); or to a name of its own that it has led to this address since the page was loaded (DNS
-rebinding), and then the browser asks for that name (`Host`). Addresses in numbers cannot be led elsewhere.
-Programs other than browsers send what they like; to keep those out, ask for keys.
+Such a page can send requests in two ways: to this address, and then the browser sends the page's `Origin`; or to a
+name of its own that resolves to this address since the page was loaded (DNS rebinding), and then the browser sends
+that name as `Host`. Numeric addresses cannot be rebound. Other programs than browsers can send any header; to keep
+those out, require keys.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from workers.serve.errors import Forbidden
 
 _HERE = "localhost"
 _ANY = "*"
-# Clients of one endpoint use few names, and reading one costs a request of one row a twentieth.
+# Clients of one endpoint use few names, and parsing one costs a twentieth of a request of one row.
 _NAMES = 64
 
 
@@ -36,17 +36,17 @@ class AllowedHosts:
         for name in asked:
             if not self._is_known(name) and not _is_in_numbers(name):
                 raise Forbidden(
-                    f"the Host is {name[:60]!r}; while no keys are asked for, permitted are addresses in "
-                    "numbers, localhost and the names in allowed_hosts. Whoever runs the endpoint can "
-                    "add this one, or have keys asked for",
+                    f"the Host is {name[:60]!r}; without keys, permitted are numeric "
+                    "addresses, localhost and the names in allowed_hosts. The operator can "
+                    "add this one, or require keys",
                     code="unknown_host",
                 )
         for origin in _headers(scope, b"origin"):
             page = _name_in(origin)
             if page not in asked and not self._is_known(page):
                 raise Forbidden(
-                    f"pages of {origin[:60]!r} are refused while no keys are asked for. Whoever runs the "
-                    "endpoint can add their host to allowed_hosts, or have keys asked for",
+                    f"pages of {origin[:60]!r} are refused without keys. The operator "
+                    "can add their host to allowed_hosts, or require keys",
                     code="unknown_origin",
                 )
 
@@ -60,7 +60,7 @@ def _headers(scope: Scope, wanted: bytes) -> Iterator[str]:
 
 @lru_cache(_NAMES)
 def _name_in(address: str) -> str:
-    """In lower case, without the port, nor the dot of an absolute name; nothing where there is none."""
+    """Return the name in lower case, without port and final dot; empty where there is none."""
     try:
         return (urlsplit(address).hostname or "").removesuffix(".")
     except ValueError:

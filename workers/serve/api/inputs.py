@@ -1,4 +1,4 @@
-"""From what a request holds to embeddings by one version, whatever the modalities.
+"""From the items of a request to embeddings by one version, of any modalities.
 
 Shapes: B rows, F width of the raw feature, E width of the embeddings.
 """
@@ -30,7 +30,7 @@ from workers.serve.errors import InvalidRequest, NotReady, WrongRow
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 Positions = NDArray[np.int64]
-# Before others on the event loop have their turn.
+# Items that are read before the event loop gets control.
 _ITEMS_AT_ONCE = 128
 # Of an item's id, in a message.
 _LONGEST_NAME = 60
@@ -38,7 +38,7 @@ _LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class ModalityRows:
-    """Features of one modality (B × F), and where they stand among all rows of the request."""
+    """Features of one modality (B × F), and their positions among all rows of the request."""
 
     modality: str
     rows_BF: Float32Array
@@ -53,10 +53,10 @@ async def features_of(
     *,
     tenant: str,
 ) -> list[ModalityRows]:
-    """Features of the items, by modality: as they were sent, or by the encoder in front.
+    """Return features of the items, by modality: as they were sent, or by the encoder.
 
-    `field`: where the items stand in the body. `tenant`: whose share of the encoder it takes. Raises
-    InvalidRequest, NotReady, Overloaded.
+    `field`: of the items in the body. `tenant`: whose share of the encoder they take. Raises InvalidRequest,
+    NotReady, Overloaded.
     """
     positions: dict[str, list[int]] = {}
     for index, item in enumerate(items):
@@ -72,7 +72,7 @@ async def features_of(
 
 
 def features_by_modality(parts: Iterable[ModalityRows]) -> dict[str, Float32Array]:
-    """All rows of each modality."""
+    """Return all rows of each modality."""
     found: dict[str, list[Float32Array]] = {}
     for part in parts:
         found.setdefault(part.modality, []).append(part.rows_BF)
@@ -87,7 +87,7 @@ async def embed_parts(
     normalize: bool = True,
     ticket: Ticket = NO_TICKET,
 ) -> Float32Array:
-    """Embeddings (B × E) of all parts, each row at its position."""
+    """Return embeddings (B × E) of all parts, each row at its position."""
 
     def embedded(part: ModalityRows) -> Coroutine[Any, Any, Float32Array]:
         return replica.compute.embed(
@@ -96,7 +96,7 @@ async def embed_parts(
 
     version = await replica.lookup.pinned(version)
     with replica.canaries.counting_failures(version):
-        if len(parts) == 1:  # A task less, for almost all requests.
+        if len(parts) == 1:  # Saves a task, for almost all requests.
             return await embedded(parts[0])
         all_embedded = await asyncio.gather(*map(embedded, parts))
     rows = sum(len(part.positions_B) for part in parts)
@@ -115,7 +115,7 @@ async def encoded(
     *,
     tenant: str,
 ) -> Float32Array:
-    """Features (B × F) by the encoder in front. Raises InvalidRequest, NotReady, Overloaded."""
+    """Return features (B × F) by the encoder. Raises InvalidRequest, NotReady, Overloaded."""
     width = width_of(modality, version.spec)
     info = _encoder(replica, modality, field, of_text=isinstance(raw[0], str))
     if info.width != width:
@@ -133,7 +133,7 @@ async def encoded(
         name = f"{field}[{error.index}]"
         raise WrongRow(error.index, reason, "unreadable_item", field, name) from error
     except EncoderUnavailable as error:
-        message = f"the encoder of {modality!r} does not answer now; try again"
+        message = f"the encoder of {modality!r} is unavailable; try again"
         raise NotReady(message, field, "encoder_unavailable") from error
 
 
@@ -156,7 +156,7 @@ def _encoder(replica: Replica, modality: str, field: str, *, of_text: bool) -> E
 
 @dataclass(frozen=True)
 class _Placed:
-    """Those items of a request that have one modality, by their numbers in the field."""
+    """The items of one modality in a request, by their numbers in the field."""
 
     items: Sequence[Item]
     indices: Sequence[int]
@@ -165,7 +165,7 @@ class _Placed:
 
     @contextmanager
     def naming(self, places: Sequence[int]) -> Iterator[None]:
-        """Rows that are refused inside are those at these places: name them as the client does."""
+        """Context manager that names refused rows, which are at these places, as the client does."""
         try:
             yield
         except WrongRow as error:
@@ -180,7 +180,7 @@ class _Placed:
 async def _features(
     replica: Replica, version: ServedVersion, modality: str, placed: _Placed
 ) -> Float32Array:
-    """All items of one modality. They may be given in different ways."""
+    """Return features of all items of one modality, which may be given in different ways."""
     width = width_of(modality, version.spec, placed.field)
     rows_BF = np.empty((len(placed.indices), width), np.float32)
     by_kind: dict[type, list[int]] = {}
@@ -198,7 +198,7 @@ async def _features(
             rows_BF[place] = given
             packed.append(place)
     if packed:
-        # All at once: a look at each row alone would take as long as a third of the product.
+        # All at once: checking each row separately would take a third of the time of the product.
         with placed.naming(packed):
             checked(rows_BF[packed])
     for places in by_kind.values():
@@ -211,7 +211,7 @@ async def _features(
 
 
 def _given(item: Item, what: str, width: int) -> Float32Array | str | bytes:
-    """Its feature, of the right width; or what an encoder has to turn into one."""
+    """Return the feature of an item, of the right width; or the raw item for the encoder."""
     if item.text is not None:
         return item.text
     if item.data is not None:

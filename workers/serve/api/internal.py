@@ -1,4 +1,4 @@
-"""Whether this replica lives, and whether it can answer."""
+"""Routes that no user calls: probes, and announcements of the control plane."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ from workers.serve.batching.compute import stuck
 from workers.serve.errors import BodyTimeout, BodyTooLarge, InvalidRequest, NotReady
 from workers.serve.versions.loading import ServedVersion
 
-# Longer than any product takes; a thread that does not move in this time does not move at all.
+# Longer than any product takes: a thread that does not respond in this time is stuck.
 _MOVES_SECONDS = 5.0
 
 
@@ -28,14 +28,14 @@ def probes_router(replica: Replica) -> APIRouter:
 
     @made.get("/healthz", **operation("check_liveness", Health, {500, 503}))
     async def healthz() -> Response:
-        """Both threads that compute move; and which application it is: a restarted driver looks."""
+        """Check that both compute threads respond; also says which application it is, for a restarted driver."""
         if problem := await stuck(replica.compute, _MOVES_SECONDS):
             raise NotReady(problem)
         return JSONResponse({"status": "ok", "application": replica.args.identity})
 
     @made.get("/readyz", **operation("check_readiness", Health, {500, 503}))
     async def readyz() -> Response:
-        """The replica knows what is live and who may ask, and every live head in memory gives a vector."""
+        """Check that the store and the keys were read, and that every live head in memory gives a vector."""
         if not replica.live.readiness.ready:
             raise NotReady(replica.live.readiness.reason)
         if not replica.access.ready:
@@ -47,7 +47,7 @@ def probes_router(replica: Replica) -> APIRouter:
 
 
 class _Tried:
-    """One vector of each modality through each live version, once: a probe comes every second."""
+    """Embeds one vector of each modality by each live version, once: a probe comes every second."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
@@ -58,7 +58,7 @@ class _Tried:
         live = {name: each.version for name, each in self._replica.live.all().items()}
         self._worked = {name: each for name, each in self._worked.items() if name in live}
         for name, version in live.items():
-            # What is loaded on demand is tested when it is: a probe must not evict what is in use.
+            # Versions on demand are tested when they are loaded: a probe must not evict what is in use.
             if self._worked.get(name) != version and (pinned := version.pinned()) is not None:
                 await self._try(pinned)
                 self._worked[name] = version
@@ -76,12 +76,15 @@ _BODY_SECONDS = 5.0
 
 
 def announcements_router(announcer: Announcer) -> APIRouter:
-    """The route that tells this announcer."""
+    """Return the route `POST /internal/announcements`.
+
+    It needs no key: all that it causes is a look at the store, some times a second at most.
+    """
     made = APIRouter(include_in_schema=False)
 
     @made.post(ANNOUNCEMENTS)
     async def post_announcement(request: Request) -> Response:
-        """All replicas are told; whether they have looked is not waited for."""
+        """Announce a change to all replicas, without waiting until they have looked."""
         news = _parsed(await _body(request))
         announcer.announce(news.model)
         return JSONResponse({"status": "announced"}, 202)
@@ -90,7 +93,7 @@ def announcements_router(announcer: Announcer) -> APIRouter:
 
 
 async def _body(request: Request) -> bytes:
-    """Raises BodyTooLarge and BodyTimeout: whoever reaches the port can send here."""
+    """Read the body. Raises BodyTooLarge and BodyTimeout, as any client that reaches the port can send here."""
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_SECONDS):

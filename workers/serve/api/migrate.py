@@ -1,4 +1,4 @@
-"""`POST /v1/migrate`: stored vectors of one version turned into those of another, without encoders.
+"""`POST /v1/migrate`: map stored vectors of one version to those of another, without encoders.
 
 Shapes: B rows, E width of the embeddings.
 """
@@ -71,14 +71,17 @@ _CODES = {
 
 
 class MigrateParameters(BaseModel):
-    """Which vectors these are, and whose they shall be. In the address, where the body is rows."""
+    """Which vectors these are, and which to make. Query parameters, where the body is rows."""
 
     model_config = STRICT
 
-    model: str = Field(description="name alone", examples=["street-scenes"])
-    from_version: int = Field(ge=1, lt=10**9, description="that has stored the vectors")
+    model: str = Field(description="name without a version", examples=["street-scenes"])
+    from_version: int = Field(ge=1, lt=10**9, description="of the stored vectors")
     to_version: int | None = Field(
-        default=None, ge=1, lt=10**9, description="whose vectors to make; by default what answers"
+        default=None,
+        ge=1,
+        lt=10**9,
+        description="of the vectors to make; by default the version that answers",
     )
     modality: str = Field(examples=["image"], description="of all rows")
     most_error: float = Field(
@@ -128,14 +131,14 @@ class _Query:
 
 
 class _Migrate:
-    """Finds both versions and the map between them, then applies it: one product."""
+    """Finds both versions and the map between them, and applies it: one product."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._migrations = Migrations(replica.store, replica.compute)
 
     async def answer(self, request: Request) -> Response:
-        """Turn stored vectors into those that another version would give, and say how exactly.
+        """Map stored vectors to those of another version, and report how exactly.
 
         JSON; or rows as raw floats (`application/octet-stream`) or Arrow, and everything else as
         parameters. `Accept` asks for the answer in either of these forms.
@@ -171,8 +174,8 @@ class _Migrate:
         name = parse_reference(asked.model)
         if name.version is not None:
             raise InvalidRequest(
-                f"model is {shortened(asked.model)}; permitted is a name alone, because the "
-                "versions stand in from_version and to_version",
+                f"model is {shortened(asked.model)}; permitted is a name without a version, because the "
+                "versions are in from_version and to_version",
                 "model",
             )
         find = self._replica.lookup.find
@@ -190,7 +193,7 @@ class _Migrate:
             code, field = _CODES[type(error)]
             raise Unprocessable(str(error), field, code) from error
         except StorageUnavailable as error:
-            message = f"the moments of {old.label} cannot be read now; try again"
+            message = f"the moments of {old.label} are unavailable; try again"
             raise NotReady(message, "from_version") from error
         except WorkerError as error:
             message = f"{old.label} is stored, but its moments fail their checks"
@@ -211,7 +214,7 @@ def _read(request: Request, body: bytes, most: int) -> _Query:
 
 
 def _rows(given: Any, what: str, width: int) -> Float32Array:
-    """One vector or several, of numbers or in base64, as the parser has seen to."""
+    """Return one vector or several, of numbers or in base64; the parser has checked the types."""
     is_one = not given or isinstance(given, str) or not isinstance(given[0], list | str)
     several = [given] if is_one else given
     if isinstance(several[0], str):
@@ -225,7 +228,7 @@ def _apply(found: Migration, vectors_BE: Float32Array) -> Float32Array:
     migrated_BE: Float32Array = found.apply_unit(torch.from_numpy(vectors_BE)).numpy()
     lost = np.flatnonzero(~migrated_BE.any(axis=1))
     if len(lost):
-        raise WrongRow(int(lost[0]), "has nothing in it that the new version knows")
+        raise WrongRow(int(lost[0]), "has no component that the new version can represent")
     return migrated_BE
 
 

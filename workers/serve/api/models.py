@@ -1,4 +1,4 @@
-"""`GET /v1/models`: what there is to ask, in OpenAI's shape and with what else a caller needs to know."""
+"""`GET /v1/models`: models and their versions, in OpenAI's shape with further fields."""
 
 from collections.abc import Mapping
 
@@ -24,7 +24,7 @@ from workers.serve.versions.live import LiveModel, Refusal
 from workers.serve.versions.loading import ServedVersion
 from workers.serve.versions.lookup import parse_reference
 
-# OpenAI's clients insist on an owner.
+# OpenAI's clients require an owner.
 _NOBODY = "cmcl"
 
 
@@ -46,7 +46,7 @@ class _Models:
         self._compatibilities = Compatibilities(replica.store, replica.compute)
 
     async def list_models(self, request: Request) -> Response:
-        """What answers now: versions, trials, modalities, and whether stored vectors still fit."""
+        """List models: versions, canaries, modalities, and whether stored vectors still fit."""
         caller = self._replica.access.authenticate(authorization_of(request.headers))
         data = [
             self._described(name, live, live.version)
@@ -56,7 +56,7 @@ class _Models:
         return _json({"object": "list", "data": data})
 
     async def one_model(self, request: Request, model: str) -> Response:
-        """One of them, by its name or as name@version."""
+        """Show one model, by its name or as name@version."""
         context = read_context(request, self._replica)
         caller, wanted = context.caller, parse_reference(model)
         exact = None
@@ -65,7 +65,7 @@ class _Models:
                 exact = (await self._replica.lookup.find(wanted, 0, caller)).version
         live = self._replica.live.get(wanted.name)
         if live is None or not caller.sees(live.owner):
-            raise NotFound(f"there is no model {wanted.name!r} that answers", "model")
+            raise NotFound(f"there is no model {wanted.name!r} with a live version", "model")
         return _json(self._described(model, live, exact or live.version))
 
     def _described(self, name: str, live: LiveModel, version: ServedVersion) -> dict[str, object]:
@@ -97,12 +97,12 @@ class _Models:
     def _compatibility(
         self, live: ServedVersion, resident: list[ServedVersion]
     ) -> dict[str, Changes | None]:
-        """By number of each version in memory; None until it is known."""
+        """Changes by number of each version in memory; None until it is computed."""
         others = sorted((each for each in resident if each != live), key=lambda each: each.number)
         return {str(each.number): self._compatibilities.known(each, live) for each in others}
 
     def _refusal(self, refusal: Refusal) -> dict[str, object]:
-        """Without the store's address, which is nothing for a caller's eyes."""
+        """A refusal without the store's address, which callers must not see."""
         return {
             "version": refusal.version,
             "generation": refusal.generation,
@@ -113,7 +113,7 @@ class _Models:
 
 
 def _encoders(infos: Mapping[str, EncoderInfo], version: ServedVersion) -> dict[str, object]:
-    """Those whose features the heads can read, by modality."""
+    """Encoders whose features the heads can read, by modality."""
     return {
         modality: {"name": info.name, "takes": info.raw}
         for modality, info in infos.items()

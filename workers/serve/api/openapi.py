@@ -1,7 +1,7 @@
-"""The description of the endpoint's API: answers, errors and parameters, as they are really sent.
+"""The OpenAPI description: responses, errors and parameters, as they are sent.
 
-Routes read bodies themselves, because FastAPI would validate them a second time, and slower. So what
-FastAPI cannot see is described here: bodies, headers, and every status that a route answers.
+Routes read bodies themselves, because FastAPI would validate them a second time, and slower. So what FastAPI cannot
+derive is described here: bodies, headers, and every status of a route.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ _WORDS = {
     409: "The request conflicts with the current state: the name is taken.",
     413: "Request body too large.",
     415: "Unsupported media type.",
-    422: "These versions cannot do it, however it is asked for.",
+    422: "These versions cannot do what the request asks for.",
     429: "Too many requests; Retry-After has the seconds to wait.",
     431: "Request headers too large.",
     500: "Internal server error, or a stored object fails its checks.",
@@ -46,7 +46,7 @@ class DescribedApp(FastAPI):
     """Moves definitions of bodies to the components, and removes the 422 that FastAPI assumes."""
 
     def openapi(self) -> Schema:
-        """The description; made when it is first asked for."""
+        """Return the description, made at the first call."""
         if self.openapi_schema is None:
             document = super().openapi()
             components = document.setdefault("components", {})

@@ -28,7 +28,7 @@ _PIECE_BYTES = 4 << 10
 # What all connections may parse in one turn of the event loop as it arrives; more than a burst of usual requests
 # takes. Beyond it they wait for later turns, each of which does about so much of what waits.
 _ARRIVING_SECONDS = 0.02
-_WAITING_SECONDS = 0.002
+_WAITING_SECONDS = 0.001
 # Requests that a client may send before the response to the first one.
 _MOST_PIPELINED = 16
 _NOTHING = memoryview(b"")

@@ -1,4 +1,4 @@
-"""`/v1/collections/{name}/search` and `/export`: answered from memory, by one version at one revision."""
+"""`/v1/collections/{name}/search` and `/export`: from memory, by one version at one revision."""
 
 import asyncio
 import re
@@ -95,16 +95,16 @@ _EXPORTED = (
 
 
 class _Search:
-    """An index is taken once, and gives the version that embeds the query: they cannot differ."""
+    """One index answers, and its version embeds the query."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
 
     async def answer(self, name: str, request: Request) -> Response:
-        """The items nearest to one item of any modality.
+        """Search the items nearest to one item of any modality.
 
-        `x-min-collection-revision` and `x-min-model-version` wait for what was written and for a
-        version, for a while, before 503.
+        `x-min-collection-revision` and `x-min-model-version` wait for a revision and a version, for a while, before
+        503.
         """
         replica, timer = self._replica, StageTimer(self._replica.metrics)
         context = read_context(request, replica)
@@ -125,7 +125,7 @@ class _Search:
         return Response(_body(index, found), media_type=JSON, headers=_headers(index))
 
     async def export(self, name: str, request: Request) -> Response:
-        """All items with their vectors, for another store: `format` qdrant, pgvector, pgvector-ddl."""
+        """Export all items with their vectors for another store: `format` qdrant, pgvector, pgvector-ddl."""
         context = read_context(request, self._replica)
         collections_of(self._replica)
         format_ = request.query_params.get("format", "")
@@ -144,7 +144,7 @@ class _Search:
         async with cancel_on_disconnect(request, context):
             index = await self._index(name, request, context)
         export, kind = FORMATS.get(format_) or (pgvector_table(table), _DDL_KIND)
-        # The index stays in memory until then, be it replaced or deleted everywhere else.
+        # The index stays in memory until then, even if it is replaced or deleted.
         hold_until_sent(request, self._replica.admission.exports, context.tenant, 1)
         return StreamingResponse(export(index), media_type=kind, headers=_headers(index))
 
@@ -177,7 +177,7 @@ class _Search:
 
 
 class _Waiting:
-    """Until this replica has an index that is new enough, for as long as x-min-... may wait."""
+    """Waits until this replica has an index that is new enough, as long as x-min-... may wait."""
 
     def __init__(self, replica: Replica, name: str, caller: Caller) -> None:
         self._replica = replica
@@ -204,7 +204,7 @@ class _Waiting:
         return asyncio.get_running_loop().time()
 
     def _snapshot(self) -> CollectionSnapshot | None:
-        """Of another owner's collection no more than of one that does not exist."""
+        """The state of the collection; None for one of another owner, as for one that does not exist."""
         snapshot = self._collections.snapshot(self._name)
         return snapshot if snapshot and self._caller.owns(snapshot.revision.owner) else None
 
@@ -216,7 +216,7 @@ class _Waiting:
         return index
 
     async def _check_exists(self) -> None:
-        """In the store: somebody may have made it a moment ago, through another replica."""
+        """Check the store: another replica may have created it a moment ago."""
         revision = await find(self._replica, self._name, self._caller)
         pointer = self._replica.live.pointer(revision.model)
         if self._replica.live.readiness.ready and (
@@ -224,7 +224,7 @@ class _Waiting:
         ):
             raise NotFound(
                 f"collection {self._name!r} is of model {revision.model!r}, and there is no such "
-                "model any more",
+                "model",
                 "model",
             )
 
@@ -234,7 +234,7 @@ class _Waiting:
             return not_found(f"there is no collection {self._name!r}")
         if snapshot.index is None:
             return NotReady(
-                f"the vectors of collection {self._name!r} are being made",
+                f"the vectors of collection {self._name!r} are being computed",
                 code="collection_not_ready",
             )
         index = snapshot.index
@@ -267,7 +267,7 @@ def _hits(hits: Sequence[Hit]) -> list[dict[str, object]]:
             "id": hit.id,
             "score": hit.score,
             "modality": hit.modality,
-            # As it is stored: whatever was once taken, an answer with it can be written.
+            # As it is stored: every payload that was accepted can be written.
             "payload": None if hit.payload is None else orjson.Fragment(hit.payload),
         }
         for hit in hits

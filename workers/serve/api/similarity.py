@@ -1,4 +1,4 @@
-"""`POST /v1/similarity`: items of any modalities scored against each other by one version.
+"""`POST /v1/similarity`: score items of any modalities against each other by one version.
 
 Shapes: Q queries, C candidates, K best, E width of the embeddings.
 """
@@ -35,7 +35,7 @@ from workers.serve.versions.lookup import parse_reference
 
 # Fewer scores than these are sorted and written in less time than a hop to another thread takes.
 _INLINE_SCORES = 4096
-# Writing JSON holds up the interpreter: these take 20 ms.
+# Writing JSON holds the interpreter: these take 20 ms.
 _MOST_SCORES = 1 << 18
 
 
@@ -55,7 +55,7 @@ class SimilarityRequest(BaseModel):
     user: str | None = Field(
         default=None,
         max_length=256,
-        description="on whose behalf: who is shown a version on trial is decided by it",
+        description="the end user; decides whether a canary answers",
     )
 
 
@@ -81,7 +81,7 @@ class _Similarity:
         self._replica = replica
 
     async def answer(self, request: Request) -> Response:
-        """Cosine of each query and each candidate, or the best candidates of each query."""
+        """Score each query against each candidate, or return the best candidates of each query."""
         replica, timer = self._replica, StageTimer(self._replica.metrics)
         context = read_context(request, replica)
         body = await held_body(request, replica, context.tenant)
@@ -155,7 +155,7 @@ def _answer(
 
 
 def _best(scores_QC: Float32Array, most: int) -> list[list[dict[str, object]]]:
-    """The best first; `index` is the candidate's place in the request."""
+    """Return the best first; `index` is the position of the candidate in the request."""
     scores_QK, indices_QK = torch.from_numpy(scores_QC).topk(most, dim=1)
     return [
         [{"index": index, "score": score} for index, score in zip(*one, strict=True)]

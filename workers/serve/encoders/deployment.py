@@ -72,9 +72,7 @@ class _Hop:
         try:
             encoded: Encoded = await self._handle.encode.remote(list(raw))
         except (RayActorError, RayServeException, grpc.aio.AioRpcError) as error:
-            raise EncoderUnavailable(
-                f"the encoder of {self._modality!r} does not answer now"
-            ) from error
+            raise EncoderUnavailable(f"the encoder of {self._modality!r} is unavailable") from error
         return encoded
 
 

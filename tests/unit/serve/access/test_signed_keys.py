@@ -256,7 +256,7 @@ def _of_another_kind() -> str:
         ("MCowBQYDK2VwAyEA", "no block"),
         (PAIR.private, "cannot be read as a public key"),
         (PAIR.public.replace("MCow", "MCox"), "cannot be read as a public key"),
-        (PAIR.public + _of_another_kind(), "of another kind"),
+        (PAIR.public + _of_another_kind(), "of kind ECPublicKey"),
     ],
 )
 def test_serving_does_not_start_with_a_wrong_public_key(pem: str, complaint: str) -> None:

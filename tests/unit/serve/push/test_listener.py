@@ -99,7 +99,7 @@ def test_a_channel_that_is_lost_is_opened_again(
     wakes = scene.wakes
     scene.channel.tell()
     until(lambda: scene.wakes > wakes)
-    assert len([line for line in caplog.messages if "not heard" in line]) == 1
+    assert len([line for line in caplog.messages if "no announcements" in line]) == 1
 
 
 def test_what_this_replica_is_told_goes_to_all_by_the_channel(scene: Scene) -> None:

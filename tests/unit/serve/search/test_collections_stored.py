@@ -125,7 +125,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from workers.serve.collections.stored import writes
+from workers.serve.collections import writes
 from workers.serve.collections.segments import Entry
 from workers.storage.local import LocalStore
 

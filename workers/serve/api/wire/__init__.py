@@ -1,1 +1,1 @@
-"""The forms in which rows come in and embeddings go out."""
+"""Wire formats: bodies of requests and responses."""

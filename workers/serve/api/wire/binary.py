@@ -22,7 +22,7 @@ _LONGEST_REASON = 200
 # that are no UTF-8 raise UnicodeDecodeError, which is a ValueError.
 _DAMAGED = (pyarrow.ArrowException, ValueError, OSError, struct.error)
 DTYPES = {name: np.dtype(name) for name in ("float32", "float16", "float64")}
-# The field `dtype` of a model of parameters.
+# The query parameter `dtype`.
 DTYPE = Field(
     default=None,
     description="of a body of raw numbers; by default float32",
@@ -104,7 +104,7 @@ def _place_of_column(schema: pyarrow.Schema) -> int:
 
 # Schemas of a thousand columns have less.
 _MOST_METADATA_BYTES = 1 << 20
-# Places of fields in their tables: `Message.header`, `RecordBatch.compression`, `DictionaryBatch.data`.
+# Positions of fields in their tables: `Message.header`, `RecordBatch.compression`, `DictionaryBatch.data`.
 _HEADER = 2
 _COMPRESSION = 3
 _DATA = 1
@@ -155,7 +155,7 @@ def _root(metadata: bytes) -> int:
 
 
 def _table_in(metadata: bytes, table: int, field: int) -> int | None:
-    """Where the table begins that this field of another one refers to."""
+    """The position of the table that this field refers to."""
     place = _place(metadata, table, field)
     if place is None:
         return None
@@ -164,7 +164,7 @@ def _table_in(metadata: bytes, table: int, field: int) -> int | None:
 
 
 def _place(metadata: bytes, table: int, field: int) -> int | None:
-    """Where a field of a table stands; None where it is left out."""
+    """The position of a field of a table; None where it is omitted."""
     (back,) = struct.unpack_from("<i", metadata, table)
     (size,) = struct.unpack_from("<H", metadata, table - back)
     entry = 4 + 2 * field

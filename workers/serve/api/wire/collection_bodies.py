@@ -1,4 +1,4 @@
-"""Bodies of requests about collections, and what becomes of them."""
+"""Bodies of requests about collections, and payloads of items."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from workers.serve.errors import InvalidRequest
 from workers.serve.versions.lookup import shortened
 
 LONGEST_ID = 256
-# What programs in other languages read; larger ones they refuse, or turn into floats.
+# What programs in other languages can read.
 _SMALLEST_INTEGER = -(2**63)
 _LARGEST_INTEGER = 2**64 - 1
 
@@ -26,17 +26,18 @@ class CollectionRequest(BaseModel):
     model_config = STRICT
 
     model: str = Field(
-        description="whose live version embeds it, now and after each swap", examples=["photos"]
+        description="whose live version embeds the items, now and after each swap",
+        examples=["photos"],
     )
     feature_type: FeatureType = Field(
-        default="float32", description="how features are kept; float16 takes half of the store"
+        default="float32", description="how features are stored; float16 takes half of the space"
     )
 
 
 class CollectionItem(Item):
-    """An item with a name, and with what is to be known about it."""
+    """An item with an id and a payload."""
 
-    # Control characters have no place in a name, and other stores do not take them.
+    # Other stores do not take control characters in ids.
     id: str = Field(min_length=1, max_length=LONGEST_ID, pattern=r"^[^\x00-\x1f\x7f]*$")
     payload: dict[str, Any] | None = Field(
         default=None, description="a small JSON object; filters see its fields"
@@ -44,7 +45,7 @@ class CollectionItem(Item):
 
 
 class ItemsRequest(BaseModel):
-    """Items to add; those that are there by the same id are replaced."""
+    """Items to add; existing ones with the same id are replaced."""
 
     model_config = STRICT
     INSIDE: ClassVar[type[BaseModel]] = CollectionItem
@@ -53,7 +54,7 @@ class ItemsRequest(BaseModel):
 
 
 class RemovalRequest(BaseModel):
-    """Ids of items to remove; one that is not there is no error."""
+    """Ids of items to remove; a missing one is not an error."""
 
     model_config = STRICT
 
@@ -61,7 +62,7 @@ class RemovalRequest(BaseModel):
 
 
 class SearchRequest(BaseModel):
-    """One item that is searched for, and where."""
+    """One item to search for, and where."""
 
     model_config = STRICT
 
@@ -77,7 +78,7 @@ class SearchRequest(BaseModel):
 
 
 def parse_items(body: bytes, most: int) -> ItemsRequest:
-    """Of 1 to so many items. Raises InvalidRequest."""
+    """Parse a request of 1 to so many items. Raises InvalidRequest."""
     request = parse(ItemsRequest, body, most)
     check_count(len(request.items), most, "items")
     _check_different([item.id for item in request.items])
@@ -85,7 +86,7 @@ def parse_items(body: bytes, most: int) -> ItemsRequest:
 
 
 def parse_removal(body: bytes, most: int) -> RemovalRequest:
-    """Of 1 to so many ids. Raises InvalidRequest."""
+    """Parse a request of 1 to so many ids. Raises InvalidRequest."""
     request = parse(RemovalRequest, body, most)
     check_count(len(request.ids), most, "ids")
     for index, each in enumerate(request.ids):
@@ -102,7 +103,7 @@ def _check_different(ids: list[str]) -> None:
     for index, each in enumerate(ids):
         if each in seen:
             raise InvalidRequest(
-                f"items[{index}].id is {shortened(each)} once more; permitted is each id once",
+                f"items[{index}].id is {shortened(each)} again; permitted is each id once",
                 "items",
                 "duplicate_id",
             )
@@ -110,7 +111,7 @@ def _check_different(ids: list[str]) -> None:
 
 
 def payload_text(payload: Mapping[str, Any] | None, index: int, most: int) -> str | None:
-    """As it is stored. Raises InvalidRequest."""
+    """Return the payload as it is stored. Raises InvalidRequest."""
     if payload is None:
         return None
     text = _plain_text(payload)
@@ -125,10 +126,9 @@ def payload_text(payload: Mapping[str, Any] | None, index: int, most: int) -> st
 
 
 def _plain_text(payload: Mapping[str, Any]) -> str | None:
-    """The same in a fiftieth of the time; None where something may be wrong with it.
+    """The same in a fiftieth of the time; None where the payload needs the checks.
 
-    orjson refuses integers beyond 64 bits and halves of characters, and writes null for a number that
-    is not finite.
+    orjson refuses integers beyond 64 bits and lone surrogates, and writes null for a number that is not finite.
     """
     if not all(1 <= len(field) <= LONGEST_FIELD for field in payload):
         return None
@@ -146,7 +146,7 @@ def _checked_text(payload: Mapping[str, Any], index: int) -> str:
     try:
         return json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except ValueError as error:
-        raise InvalidRequest(f"items[{index}].payload is no JSON: {error}", "items") from error
+        raise InvalidRequest(f"items[{index}].payload is not JSON: {error}", "items") from error
 
 
 def _check_field(field: str, value: object, index: int) -> None:
@@ -160,7 +160,7 @@ def _check_field(field: str, value: object, index: int) -> None:
         is_number = isinstance(each, int | float) and not isinstance(each, bool)
         if is_number and as_number(each) is None:
             raise InvalidRequest(
-                f"items[{index}].payload has a number in {shortened(field)} that is no float64",
+                f"items[{index}].payload has a number in {shortened(field)} that is not a float64",
                 "items",
             )
 

@@ -1,4 +1,4 @@
-"""In which form a body came, and in which one the answer is wanted.
+"""Formats of bodies and responses with vectors: JSON, raw floats, Arrow.
 
 Shapes: B rows, E width of the embeddings.
 """
@@ -25,12 +25,12 @@ ARROW = "application/vnd.apache.arrow.stream"
 _FLOAT_BYTES = 4
 # Of a float32 as text, with its comma; most take 12 to 14.
 _JSON_BYTES: Mapping[Encoding, int] = {"float": 16, "base64": 6}
-# curl says the second of these where nobody says anything; it was JSON so far.
+# curl sends the second of these by default.
 _MEANS_JSON = (JSON, "application/x-www-form-urlencoded", "text/plain", "")
 
 
 def content_type_of(request: Request) -> str:
-    """JSON, RAW or ARROW, by the header Content-Type. Raises UnsupportedMedia."""
+    """Return JSON, RAW or ARROW, by the header Content-Type. Raises UnsupportedMedia."""
     kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if kind in _MEANS_JSON:
         return JSON
@@ -43,14 +43,14 @@ def content_type_of(request: Request) -> str:
 def binary_rows(
     form: str, body: bytes, dtype: np.dtype, what: str, width: int, most: int
 ) -> Float32Array:
-    """The rows of a body in the form RAW or ARROW, at most so many. Raises InvalidRequest."""
+    """Return the rows of a RAW or ARROW body, at most so many. Raises InvalidRequest."""
     if form == ARROW:
         return from_arrow(body, what, width, most)
     return from_bytes(body, dtype, what, width, most)
 
 
 def answer_bytes(request: Request, numbers: int, encoding: Encoding) -> int:
-    """What an answer of so many numbers takes until it is sent, with the array that it is made of; or less."""
+    """Estimate the bytes of a response of so many numbers and of the array that it is made of; or less."""
     if request.headers.get("accept", JSON) in (RAW, ARROW):
         return 2 * _FLOAT_BYTES * numbers
     return (_FLOAT_BYTES + _JSON_BYTES[encoding]) * numbers
@@ -62,30 +62,30 @@ def vectors_response(
     headers: Mapping[str, str],
     as_json: Callable[[], bytes],
 ) -> Response:
-    """By the header Accept; JSON unless it names one of the others alone."""
-    told = {
+    """Return the response in the format of the header Accept; JSON unless it is exactly one of the others."""
+    all_headers = {
         **headers,
         "x-rows": str(len(vectors_BE)),
         "x-width": str(vectors_BE.shape[1]),
     }
     accepted = request.headers.get("accept", JSON)
     if accepted == RAW:
-        return Response(raw_embeddings(vectors_BE), media_type=RAW, headers=told)
+        return Response(raw_embeddings(vectors_BE), media_type=RAW, headers=all_headers)
     if accepted == ARROW:
-        return Response(arrow_embeddings(vectors_BE), media_type=ARROW, headers=told)
-    return Response(as_json(), media_type=JSON, headers=told)
+        return Response(arrow_embeddings(vectors_BE), media_type=ARROW, headers=all_headers)
+    return Response(as_json(), media_type=JSON, headers=all_headers)
 
 
-# orjson keeps the interpreter to itself while it writes: 10 ms for so many rows of width 1024.
+# orjson holds the interpreter while it writes: 10 ms for so many rows of width 1024.
 _ROWS_AT_ONCE = 128
 
 
 def json_embeddings(
     label: str, embeddings_BE: Float32Array, encoding: Encoding, **more: object
 ) -> bytes:
-    """OpenAI's list of embeddings, and what the route has to say beside.
+    """Return OpenAI's list of embeddings, with further fields of the route.
 
-    `usage` is there because OpenAI's clients read it: none is counted.
+    `usage` is constant, because OpenAI's clients read it.
     """
     usage = {"prompt_tokens": 0, "total_tokens": 0}
     rest = orjson.dumps({"model": label, "usage": usage, **more})

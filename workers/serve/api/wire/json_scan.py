@@ -27,9 +27,9 @@ _MOST_ROWS = 1 << 16
 _NOT_JSON = (ValueError, RuntimeError)
 # And for entries that are no numbers.
 _NOT_PLAIN = (*_NOT_JSON, TypeError, KeyError, ValidationError)
-# More than any request has; each one that nobody knows would become a record of an error.
+# More than any request has; each unknown field would become a record of an error.
 _MOST_FIELDS = 64
-# The parser takes a few milliseconds for a body of this size, whatever is in it.
+# The parser takes a few milliseconds for any body of this size.
 _MOST_BYTES_OF_THE_OTHER = 256 << 10
 _MOST_DIGITS = 64
 _MOST_LONG = 1000
@@ -72,7 +72,7 @@ class PlainRequest(Generic[M]):
 
 
 def read_plain(scanned: ScannedBody, options_model: type[M]) -> PlainRequest[M] | None:
-    """None where the input is anything else, or has an error, which the parser of `requests.py` reports."""
+    """Return None where the input is anything else, or has an error, which `requests.py` reports."""
     if not isinstance(scanned.document, simdjson.Object):
         return None
     try:
@@ -88,7 +88,7 @@ def _plain(
     if len(names) != len(set(names)) or not isinstance(given, simdjson.Array):
         return None
     rows = _rows(given)
-    # `as_buffer` flattens whatever depth there is: a bracket for each list, and no other anywhere.
+    # `as_buffer` flattens any depth: one bracket for each list, and no other anywhere.
     brackets = len(rows) + (rows[0] is not given) if rows else 0
     widths = {len(row) for row in rows}
     if len(widths) != 1 or not 1 <= max(widths) <= WIDEST_FEATURE or body.count(b"[") != brackets:

@@ -1,4 +1,4 @@
-"""What JSON bodies look like, and the one place that words their mistakes."""
+"""JSON bodies of requests, and the messages for their errors."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -27,14 +27,14 @@ _CONTENTS = ("feature", "text", "data")
 
 
 class Item(BaseModel):
-    """One thing of one modality: its feature, or what an encoder of the endpoint turns into one."""
+    """One item of one modality: its feature, or a text or file for the endpoint's encoder."""
 
     model_config = STRICT
 
     modality: str = Field(examples=["image"])
     feature: Feature | str | None = Field(
         default=None,
-        description="as an encoder gave it; a text is base64 of float32, little endian",
+        description="as an encoder gave it; a string is base64 of float32, little endian",
     )
     text: str | None = Field(default=None, description="where an encoder of texts is configured")
     data: str | None = Field(
@@ -57,7 +57,7 @@ Items = Annotated[list[Item], Field(fail_fast=True)]
 
 
 class EmbeddingOptions(BaseModel):
-    """Everything of a request but its input."""
+    """All fields of a request but its input."""
 
     model_config = STRICT
 
@@ -66,21 +66,19 @@ class EmbeddingOptions(BaseModel):
     )
     modality: str | None = Field(
         default=None,
-        description="of all rows; `text` where the input is texts and nothing is said, and none where "
-        "each item names its own",
+        description="of all rows; by default `text` where the input is texts; omit it where "
+        "each item has its own",
         examples=["image"],
     )
     encoding_format: Encoding = Field(default="float", description="base64: float32, little endian")
-    normalize: bool = Field(
-        default=True, description="unit length; false: what the head gives, as it is"
-    )
+    normalize: bool = Field(default=True, description="unit length; false: the outputs of the head")
     dimensions: int | None = Field(
-        default=None, ge=1, description="the model's width; no other is declared by any model"
+        default=None, ge=1, description="the model's width; no other is supported"
     )
     user: str | None = Field(
         default=None,
         max_length=256,
-        description="on whose behalf: who is shown a version on trial is decided by it",
+        description="the end user; decides whether a canary answers",
     )
 
 
@@ -105,7 +103,7 @@ class EmbeddingRequest(EmbeddingOptions):
 
     @property
     def rows(self) -> list[list[float]]:
-        """The input, where it is features, whichever way one alone was written."""
+        """The input, where it is features; one alone may be a plain list."""
         if not self.input or isinstance(self.input, str):
             return []
         several: list[list[float]] | None = _of_kind(self.input, list)
@@ -113,23 +111,23 @@ class EmbeddingRequest(EmbeddingOptions):
 
     @property
     def count(self) -> int:
-        """Rows, whatever they are."""
+        """The number of rows."""
         return len(self.items or self.texts or self.rows)
 
 
 def _of_kind(entries: list[Any], kind: type[T]) -> list[T] | None:
-    """All entries are of one kind, as the parser has seen to."""
+    """The entries, if they are of this kind; the parser has checked that all are of one kind."""
     return entries if entries and isinstance(entries[0], kind) else None
 
 
 def parse(model: type[M], body: bytes, most: int) -> M:
-    """The body as JSON of that form; `most`: entries in a list. Raises InvalidRequest."""
+    """Parse a JSON body; `most`: entries in a list. Raises InvalidRequest."""
     check_lengths(body, most)
     return validated(model, body)
 
 
 def validated(model: type[M], body: bytes) -> M:
-    """The body as JSON of that form, whose lists were counted before. Raises InvalidRequest."""
+    """Parse a JSON body whose lists were checked before. Raises InvalidRequest."""
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -137,7 +135,7 @@ def validated(model: type[M], body: bytes) -> M:
 
 
 def parse_parameters(model: type[M], parameters: Mapping[str, str]) -> M:
-    """The same of what stands behind the question mark of an address. Raises InvalidRequest."""
+    """Parse query parameters. Raises InvalidRequest."""
     try:
         return model.model_validate_strings(parameters)
     except ValidationError as error:
@@ -152,10 +150,9 @@ def _worded(error: ValidationError, model: type[BaseModel]) -> InvalidRequest:
 
 
 def _most_telling(details: list[ErrorDetails]) -> ErrorDetails:
-    """A mistake in a union is reported once for each kind of value: the one about the kind meant.
+    """Choose one of the errors of a union, which are reported for each kind of value.
 
-    That is the kind of the first entry, where the entries are items; else the report that got
-    furthest.
+    That of items, where the first entry is one; otherwise the one that got furthest.
     """
     first_entries = [each["input"] for each in details if _indices(each["loc"]) == (0,)]
     of_items = [each for each in details if "Item" in "".join(map(str, each["loc"]))]
@@ -184,15 +181,15 @@ def _message(detail: ErrorDetails, field: str | None, model: type[BaseModel]) ->
 
 
 def _inside(model: type[BaseModel]) -> type[BaseModel]:
-    """What the lists of a body consist of."""
+    """The model of the entries of a body's lists."""
     inside: type[BaseModel] = getattr(model, "INSIDE", Item)
     return inside
 
 
 def _path(location: Sequence[int | str]) -> str:
-    """As a reader of the body would write it: `input[2].feature[7]`.
+    """Return a path into the body: `input[2].feature[7]`.
 
-    Between the indices stand the names of kinds that were tried; only fields have plain names.
+    The location also has the names of kinds that were tried; only fields have plain names.
     """
     path = str(location[0])
     for before, part in pairwise(location):

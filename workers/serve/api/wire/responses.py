@@ -1,6 +1,6 @@
-"""What answers in JSON look like, for the description: routes write them themselves, which is faster.
+"""Models of JSON responses, for the description: routes write responses themselves, which is faster.
 
-The tests of `tests/unit/serve` compare every answer that they get with these.
+The tests of `tests/unit/serve` compare every response that they get with these.
 """
 
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""From what a client sent to an array that a head can read, every row checked.
+"""From rows of a request to an array that a head can read, every row checked.
 
 Shapes: B rows, F width of the raw feature.
 """
@@ -34,7 +34,7 @@ def width_of(modality: str, spec: ModelSpec, field: str = "modality") -> int:
     if width is None:
         known = ", ".join(sorted(spec.modalities))
         raise InvalidRequest(
-            f"modality is {shortened(modality)}; this model knows {known}",
+            f"modality is {shortened(modality)}; this model has {known}",
             param=field,
             code="unknown_modality",
         )
@@ -42,12 +42,12 @@ def width_of(modality: str, spec: ModelSpec, field: str = "modality") -> int:
 
 
 def a_feature(modality: str) -> str:
-    """What the rows are, in a message."""
+    """Return how messages refer to a row."""
     return f"a feature of modality {modality!r}"
 
 
 def from_lists(rows: Sequence[Sequence[float]], what: str, width: int) -> Float32Array:
-    """The rows as B × F; `what` they are, for messages. Raises WrongRow, the first that there is."""
+    """Return the rows as B × F; `what` they are, for messages. Raises WrongRow for the first invalid row."""
     for index, row in enumerate(rows):
         if len(row) != width:
             reason = f"has {len(row)} numbers; {what} has {width}"
@@ -56,14 +56,14 @@ def from_lists(rows: Sequence[Sequence[float]], what: str, width: int) -> Float3
 
 
 def from_array(rows_BF: NDArray[np.float64], what: str, width: int) -> Float32Array:
-    """The same of rows that are an array already."""
+    """The same for rows that are an array already."""
     if rows_BF.shape[1] != width:
         raise WrongRow(0, f"has {rows_BF.shape[1]} numbers; {what} has {width}", _WRONG_WIDTH)
     return checked(rows_BF)
 
 
 def from_bytes(data: bytes, dtype: np.dtype, what: str, width: int, most: int) -> Float32Array:
-    """Rows back to back, little endian, at most so many. Raises InvalidRequest."""
+    """Return rows of raw numbers, little endian, at most so many. Raises InvalidRequest."""
     size = width * dtype.itemsize
     if not data or len(data) % size:
         found = f"the body has {len(data)} bytes of {dtype.name}"
@@ -88,10 +88,10 @@ def from_base64(text: str, index: int, what: str, width: int) -> Float32Array:
 
 
 def checked(rows_BF: NDArray[np.floating]) -> Float32Array:
-    """As float32. Raises WrongRow, the first one without a usable direction."""
+    """Return the rows as float32. Raises WrongRow for the first row without a usable direction."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         lengths_B = np.sqrt(np.einsum("bf,bf->b", rows_BF, rows_BF))
-    # float32 squares of a short row underflow, those of a long one overflow: look again below.
+    # float32 squares of a short row underflow, those of a long one overflow: check again below.
     if not ((lengths_B >= _SHORTEST) & (lengths_B <= _LONGEST)).all():
         _refuse(rows_BF)
     return rows_BF.astype(np.float32, copy=False)
@@ -104,7 +104,7 @@ def _refuse(rows_BF: NDArray[np.floating]) -> None:
             raise WrongRow(
                 index,
                 f"{_found(row_F, length)}; permitted are lengths from {_SHORTEST:g} to "
-                f"{_LONGEST:g}, because only the direction counts",
+                f"{_LONGEST:g}, because only the direction matters",
             )
 
 
