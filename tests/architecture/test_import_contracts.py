@@ -18,6 +18,13 @@ LINTER = Path(sys.executable).parent / "lint-imports"
 PLANTED = [
     ("the control plane is layered", "service.states", "service.database.tables"),
     ("the data plane is layered", "workers.model.heads", "workers.train.loop"),
+    ("serving is layered", "workers.serve.versions.live", "workers.serve.batching.compute"),
+    (
+        "routes of serving do not import each other",
+        "workers.serve.api.wire.rows",
+        "workers.serve.api.context",
+    ),
+    ("a replica answers without Ray", "workers.serve.canary.shadow", "ray"),
     ("workers never import the service", "workers.storage.local", "service.states"),
     (
         "service and workers import the contract of cmcl, and nothing else of it",

@@ -9,7 +9,7 @@ import pytest
 
 from cmcl.contract.rollout import Candidate
 from tests.unit.serve.conftest import MODEL, Replica
-from tests.unit.serve.test_serve_migrate import publish as publish_conditioned
+from tests.unit.serve.test_serve_migrate_route import publish as publish_conditioned
 from workers.serve.api.app import create_api
 from workers.serve.auth import Caller
 from workers.serve.encoders.port import EncoderInfo, NoEncoders

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.flaky_store import FlakyStore
-from tests.unit.serve.search.scene import EVERYONE, Scene, create, entries
+from tests.unit.serve.collections.scene import EVERYONE, Scene, create, entries
 from workers.serve.collections import writes
 from workers.serve.collections.index import GRAPH_FROM_ROWS
 from workers.serve.collections.memory import rows_bytes

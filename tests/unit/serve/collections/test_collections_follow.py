@@ -7,7 +7,7 @@ import pytest
 
 from cmcl.contract.model import ModelSpec
 from tests.fakes.flaky_store import FlakyStore
-from tests.unit.serve.search.scene import (
+from tests.unit.serve.collections.scene import (
     EVERYONE,
     NAME,
     Scene,

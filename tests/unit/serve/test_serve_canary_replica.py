@@ -1,9 +1,16 @@
 """A version on trial loads beside the live one, and never at its expense."""
 
+import httpx
 import pytest
+from fastapi.testclient import TestClient
 
+from cmcl.contract.rollout import Candidate, Observation
 from tests.fakes.versions import random_heads, store_version
+from tests.unit.serve.background import finished
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
+from tests.unit.serve.test_serve_similarity import items
+from workers.serve.api.app import create_api
+from workers.serve.versions.lookup import routed_to_canary
 from workers.storage import layout
 
 EVERYBODY = {"version": 2, "revision": 1, "share": 1}
@@ -134,3 +141,77 @@ def test_a_refusal_is_forgotten_once_the_version_works(serving: Replica) -> None
     assert serving.live.refusals(MODEL) == ()
     assert serving.metrics.lags[-1] == (MODEL, 0)
     assert serving.metrics.swap_seconds[-1] == 60
+
+
+def test_requests_of_the_live_version_are_scored_by_the_candidate(serving: Replica) -> None:
+    serving.publish(version=2)
+    canary = Candidate(version=2, revision=5, share=0, shadow=1)
+    serving.point(generation=3, version=1, revision=5, candidate=canary)
+    serving.look()
+    parts = serving.parts(serving.args)
+    serving.app = create_api(parts)
+
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        for modality in ("text", "image"):
+            for item in items(modality, 40):
+                body = {"model": MODEL, "input": [item]}
+                response = await client.post("/v1/embeddings", json=body)
+                assert response.headers["x-model-version"] == "1"
+        body = {"model": MODEL, "queries": items("text", 3), "candidates": items("image", 3)}
+        await client.post("/v1/similarity", json=body)
+        await client.post("/v1/embeddings", json={"model": "scenes@2", "input": items("text", 1)})
+        await finished("shadow")
+        await parts.canaries.write()
+        return response
+
+    serving.run(ask)
+    key = layout.observation(MODEL, 5, "replica-1")
+    seen = Observation.model_validate_json(serving.store.read(key))
+    assert (seen.version, seen.answered, seen.failed) == (2, 1, 0)
+    assert 24 <= seen.shadowed <= 81
+    assert seen.pairs["image--text"].queries >= seen.shadowed
+
+
+def test_what_was_seen_lies_in_the_store_once_the_replica_has_ended(serving: Replica) -> None:
+    serving.publish(version=2)
+    canary = Candidate(version=2, revision=5, share=0, shadow=0)
+    serving.point(generation=3, version=1, revision=5, candidate=canary)
+    serving.look()
+    with TestClient(serving.app, base_url="http://127.0.0.1") as client:
+        body = {"model": "scenes@2", "input": items("text", 1)}
+        assert client.post("/v1/embeddings", json=body).status_code == 200
+    key = layout.observation(MODEL, 5, "replica-1")
+    assert Observation.model_validate_json(serving.store.read(key)).answered == 1
+
+
+KEYS = [f"caller-{number}" for number in range(10_000)]
+
+
+def chosen(share: float, revision: int = 3, model: str = "scenes") -> set[str]:
+    return {key for key in KEYS if routed_to_canary(model, revision, key, share)}
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
+def test_the_share_of_the_callers_is_the_share_asked_for(share: float) -> None:
+    deviation = (share * (1 - share) / len(KEYS)) ** 0.5
+    assert abs(len(chosen(share)) / len(KEYS) - share) < 4 * deviation
+
+
+def test_nobody_at_share_zero_and_everybody_at_one() -> None:
+    assert chosen(0) == set()
+    assert chosen(1) == set(KEYS)
+
+
+def test_who_is_in_stays_in_when_the_share_grows() -> None:
+    assert chosen(0.05) < chosen(0.1) < chosen(0.5)
+
+
+def test_the_same_key_is_chosen_in_every_process() -> None:
+    # Fixed for ever: two releases that choose otherwise would show one caller both versions.
+    assert sorted(chosen(0.0005)) == ["caller-6144", "caller-6250", "caller-6983"]
+
+
+@pytest.mark.parametrize("other", [{"revision": 4}, {"model": "sounds"}])
+def test_another_trial_meets_other_callers(other: dict[str, object]) -> None:
+    both = chosen(0.1) & chosen(0.1, **other)  # type: ignore[arg-type]
+    assert len(both) < 0.02 * len(KEYS)

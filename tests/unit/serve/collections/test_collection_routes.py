@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.fakes.letter_encoder import LetterEncoders
+from tests.unit.serve.collections.conftest import Searching
+from tests.unit.serve.collections.scene import feature
 from tests.unit.serve.conftest import MODEL
-from tests.unit.serve.search.conftest import Searching
-from tests.unit.serve.search.scene import feature
 from tests.unit.serve.served_versions import load_version
 from workers.serve.api.app import create_api
 

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.fakes.flaky_store import FlakyStore
-from tests.unit.serve.search.conftest import NamedCallers, Searching
-from tests.unit.serve.search.scene import EVERYONE, NAME, add, create, entries
+from tests.unit.serve.collections.conftest import NamedCallers, Searching
+from tests.unit.serve.collections.scene import EVERYONE, NAME, add, create, entries
 from workers.serve.collections import revision_log, writes
 from workers.serve.collections.compaction import compact
 from workers.serve.collections.idempotency import mark_of

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.serve.search.conftest import NamedCallers, Searching
-from tests.unit.serve.search.scene import (
+from tests.unit.serve.collections.conftest import NamedCallers, Searching
+from tests.unit.serve.collections.scene import (
     NAME,
     Clock,
     Scene,

@@ -11,7 +11,7 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.background import finished
 from tests.unit.serve.served_versions import load_version
-from tests.unit.serve.test_serve_migrate import SPEC, heads
+from tests.unit.serve.test_serve_migrate_route import SPEC, heads
 from workers.model.artifact import load_memory
 from workers.nullspace.certificate import PairWeights
 from workers.nullspace.compatibility import compatibility

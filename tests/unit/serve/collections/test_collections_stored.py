@@ -12,7 +12,15 @@ import pytest
 
 from cmcl.contract.errors import DigestMismatch, StorageUnavailable
 from tests.fakes.flaky_store import FlakyStore
-from tests.unit.serve.search.scene import EVERYONE, NAME, add, create, entries, feature, removals
+from tests.unit.serve.collections.scene import (
+    EVERYONE,
+    NAME,
+    add,
+    create,
+    entries,
+    feature,
+    removals,
+)
 from workers.serve.collections import revision_log, writes
 from workers.serve.collections.compaction import (
     MOST_SEGMENTS,

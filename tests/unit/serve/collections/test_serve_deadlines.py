@@ -10,9 +10,9 @@ import pytest
 
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.fakes.slow_store import SlowStore
-from tests.unit.serve.search.conftest import Searching, opened
-from tests.unit.serve.search.test_collection_routes import image_query, item
-from tests.unit.serve.test_serve_migrate import publish, vectors
+from tests.unit.serve.collections.conftest import Searching, opened
+from tests.unit.serve.collections.test_collection_routes import image_query, item
+from tests.unit.serve.test_serve_migrate_route import publish, vectors
 from workers.storage.layout import collection_revision
 from workers.storage.local import LocalStore
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.serve.search.conftest import Searching
-from tests.unit.serve.search.scene import feature
-from tests.unit.serve.search.test_collection_routes import image_query, item
+from tests.unit.serve.collections.conftest import Searching
+from tests.unit.serve.collections.scene import feature
+from tests.unit.serve.collections.test_collection_routes import image_query, item
 from tests.unit.serve.served_versions import load_version
 from workers.serve.collections.segments import Entry
 

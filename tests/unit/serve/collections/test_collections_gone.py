@@ -6,7 +6,7 @@ import pytest
 
 from cmcl.contract.errors import StorageUnavailable
 from tests.fakes.flaky_store import FlakyStore
-from tests.unit.serve.search.scene import EVERYONE, NAME, Scene, add, create, entries
+from tests.unit.serve.collections.scene import EVERYONE, NAME, Scene, add, create, entries
 from workers.serve.collections import revision_log, writes
 from workers.serve.collections.maintenance import _freed, sweep
 from workers.serve.collections.revision_log import Revision

@@ -3,8 +3,8 @@
 import time
 
 from tests.fakes.flaky_store import FlakyStore
-from tests.unit.serve.search.conftest import NamedCallers, Searching
-from tests.unit.serve.search.scene import NAME, Scene, add, entries, search
+from tests.unit.serve.collections.conftest import NamedCallers, Searching
+from tests.unit.serve.collections.scene import NAME, Scene, add, entries, search
 from workers.serve.collections import revision_log, writes
 from workers.serve.collections.compaction import MOST_SEGMENTS
 from workers.serve.collections.maintenance import Maintenance

@@ -1,7 +1,7 @@
 """Whose collections are: for others they do not exist, and those of nobody are the operator's."""
 
-from tests.unit.serve.search.conftest import NamedCallers, Searching
-from tests.unit.serve.search.test_collection_routes import image_query, item
+from tests.unit.serve.collections.conftest import NamedCallers, Searching
+from tests.unit.serve.collections.test_collection_routes import image_query, item
 
 
 def test_what_others_own_does_not_exist(searching: Searching) -> None:

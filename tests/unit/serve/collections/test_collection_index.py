@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.unit.serve.search.scene import (
+from tests.unit.serve.collections.scene import (
     Scene,
     add,
     brute_force,

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp
 
 from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.letter_encoder import LetterEncoders
+from tests.unit.serve.collections.scene import Scene
 from tests.unit.serve.conftest import Replica
-from tests.unit.serve.search.scene import Scene
 from workers.serve.api.app import create_api
 from workers.serve.auth import AllowAll, Authenticator, Caller
 from workers.serve.collections.collections import Collections

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.unit.serve.search.conftest import Searching
-from tests.unit.serve.search.test_collection_routes import image_query, item
+from tests.unit.serve.collections.conftest import Searching
+from tests.unit.serve.collections.test_collection_routes import image_query, item
 from workers.serve.collections.payloads import Kind, Payloads
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from starlette.types import ASGIApp, Message
 
-from tests.unit.serve.search.conftest import Searching
-from tests.unit.serve.search.scene import feature
+from tests.unit.serve.collections.conftest import Searching
+from tests.unit.serve.collections.scene import feature
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica as Parts
 
