@@ -21,10 +21,10 @@ from usearch.index import search as usearch_search
 from benchmarks.search.world import World
 from cmcl.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
-from workers.serve.collections.graph import Graph
 from workers.serve.collections.index import (
     FEW_ROWS,
     GRAPH_FROM_ROWS,
+    Graph,
     Index,
     Part,
     SearchQuery,

@@ -154,7 +154,7 @@ def test_the_example_prints_how_to_serve_it(capsys: pytest.CaptureFixture[str]) 
     ("fields", "complaint"),
     [
         ({"width": 383}, "has width 383, but the features of .* have 384"),
-        ({"modality": "image"}, "is to take bytes, but .* takes text"),
+        ({"modality": "image"}, "is configured for bytes, but .* takes text"),
         (
             {"model": "/nowhere/minilm"},
             "no model '/nowhere/minilm' on this node, and `download` is",

@@ -11,6 +11,16 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+logger = logging.getLogger(__name__)
+
+# Bounds how many looks at the store requests can cause in a second.
+SECONDS = 0.02
+# Calls end, so that listeners that are gone are noticed.
+WAIT_SECONDS = 20.0
+_FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 5.0
+_NOTHING = -1
+
 
 class ChannelLost(Exception):
     """The channel is broken; opening it again may help."""
@@ -47,10 +57,6 @@ class NullAnnouncer:
         return
 
 
-# Bounds how many looks at the store requests can cause in a second.
-SECONDS = 0.02
-
-
 class Debouncer:
     """Runs a function at the first call, and once more for all calls within the next `seconds`.
 
@@ -77,10 +83,6 @@ class Debouncer:
         if self._was_called:
             self._was_called = False
             self.call()
-
-
-# Calls end, so that listeners that are gone are noticed.
-WAIT_SECONDS = 20.0
 
 
 class Broadcaster:
@@ -112,13 +114,6 @@ class Broadcaster:
         self._count += 1
         self._news.set()
         self._news = asyncio.Event()
-
-
-logger = logging.getLogger(__name__)
-
-_FIRST_PAUSE_SECONDS = 0.2
-_LONGEST_PAUSE_SECONDS = 5.0
-_NOTHING = -1
 
 
 class Listener:

@@ -35,6 +35,17 @@ from workers.serve.log_once import LogOnce
 from workers.storage import layout
 from workers.storage.port import ObjectStore
 
+logger = logging.getLogger(__name__)
+
+# The algorithm of the token's header is not used: a public key alone must not serve as a secret.
+_JWS = jwt.PyJWS(algorithms=[SNAPSHOT_ALGORITHM])
+_BLOCK = re.compile(r"-----BEGIN [^-]+-----.*?-----END [^-]+-----", re.DOTALL)
+_SCHEME = "bearer"
+_KEY = re.compile(KEY_PATTERN)
+_NEEDED = "a key is needed: send it as Authorization: Bearer cmcl_..."
+# One message for every reason: it must not reveal whether a key exists.
+_NOT_VALID = "the key is not valid: mistyped, expired, revoked, or without the scope embed"
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -80,11 +91,6 @@ class AllowAll:
         return True
 
 
-# The algorithm of the token's header is not used: a public key alone must not serve as a secret.
-_JWS = jwt.PyJWS(algorithms=[SNAPSHOT_ALGORITHM])
-_BLOCK = re.compile(r"-----BEGIN [^-]+-----.*?-----END [^-]+-----", re.DOTALL)
-
-
 class NotSigned(Exception):
     """A list of keys without a valid signature; the message says why."""
 
@@ -107,7 +113,7 @@ def verified(token: bytes, keys: Sequence[Ed25519PublicKey]) -> KeySnapshot:
         except jwt.PyJWTError as error:
             raise NotSigned(f"it is no JWS signed by {SNAPSHOT_ALGORITHM}: {error}") from error
         return _parsed(found["payload"], found["header"].get("typ"))
-    raise NotSigned("its signature is by none of the configured public keys")
+    raise NotSigned("its signature is by none of the public keys that are configured")
 
 
 def _parsed(payload: bytes, kind: object) -> KeySnapshot:
@@ -130,15 +136,6 @@ def _public_key(block: str) -> Ed25519PublicKey:
             f"a block is a public key of kind {kind}; permitted is Ed25519"
         )
     return key
-
-
-logger = logging.getLogger(__name__)
-
-_SCHEME = "bearer"
-_KEY = re.compile(KEY_PATTERN)
-_NEEDED = "a key is needed: send it as Authorization: Bearer cmcl_..."
-# One message for every reason: it must not reveal whether a key exists.
-_NOT_VALID = "the key is not valid: mistyped, expired, revoked, or without the scope embed"
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,13 @@ ApiError
 └── DeadlineExceeded     504   the request took longer than it may
 """
 
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
+# Of a value of the client, in a message.
+_LONGEST_VALUE = 60
 _RETRY_SOON = MappingProxyType({"retry-after": "1"})
 
 
@@ -189,3 +192,14 @@ class DeadlineExceeded(ApiError):
     status = 504
     kind = "timeout_error"
     default_code = "deadline_exceeded"
+
+
+def shortened(value: object) -> str:
+    """Return a value of the client as it is shown in a message."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        names = ", ".join(map(repr, value))[:_LONGEST_VALUE]
+        return f"an object with {names or 'no fields'}"
+    text = json.dumps(value[:_LONGEST_VALUE] if isinstance(value, str) else value, default=str)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

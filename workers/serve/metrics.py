@@ -4,6 +4,9 @@ from itertools import count
 from time import perf_counter
 from typing import Protocol
 
+_OBSERVED = 8
+_requests = count()
+
 
 class ServeMetrics(Protocol):
     """Counts events, from any thread."""
@@ -74,10 +77,6 @@ class ServeMetrics(Protocol):
     def shadow_dropped(self, model: str) -> None:
         """A request was not shadowed because the queue was full."""
         ...
-
-
-_OBSERVED = 8
-_requests = count()
 
 
 class StageTimer:

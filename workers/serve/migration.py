@@ -31,6 +31,17 @@ from workers.storage import layout
 from workers.storage.port import ObjectStore
 from workers.storage.versions import considerate_sha256_of, read_version, read_version_file
 
+logger = logging.getLogger(__name__)
+
+# A map of width 1024 takes 8 MiB.
+_MOST_MAPS = 16
+_Key = tuple[tuple[str, float], tuple[str, float], str]
+# Each is a number for each pair.
+_MOST_KEPT = 1024
+_MOST_WANTED = 64
+_Pair = tuple[tuple[str, float], tuple[str, float]]
+Changes = Mapping[str, float | None]
+
 
 def read_memory(store: ObjectStore, version: ServedVersion) -> bytes:
     """Read the memory file of a version, verified. Raises WorkerError."""
@@ -43,12 +54,6 @@ def read_memory(store: ObjectStore, version: ServedVersion) -> bytes:
 def identity_of(version: ServedVersion) -> tuple[str, float]:
     """An identity that also distinguishes versions of a model that was deleted and created again."""
     return version.label, version.created_at.timestamp()
-
-
-# A map of width 1024 takes 8 MiB.
-_MOST_MAPS = 16
-
-_Key = tuple[tuple[str, float], tuple[str, float], str]
 
 
 class Migrations:
@@ -105,16 +110,6 @@ def _map(
 
 def _numbered(version: ServedVersion) -> NumberedHeads:
     return NumberedHeads(version.number, version.heads)
-
-
-logger = logging.getLogger(__name__)
-
-# Each is a number for each pair.
-_MOST_KEPT = 1024
-_MOST_WANTED = 64
-
-_Pair = tuple[tuple[str, float], tuple[str, float]]
-Changes = Mapping[str, float | None]
 
 
 class Compatibilities:

@@ -14,6 +14,11 @@ from workers.serve.auth import read_public_keys
 from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.quota import share_of_one
 
+_LOCAL_POLL_SECONDS = 0.1
+# Each look at S3 costs one listing and one read per model, which are billed.
+_REMOTE_POLL_SECONDS = 1.0
+Proxies = tuple[IPv4Network | IPv6Network, ...]
+
 
 class CollectionLimits(NamedTuple):
     """Collections of one owner, rows of one collection, rows and bytes of all of them in a replica."""
@@ -22,14 +27,6 @@ class CollectionLimits(NamedTuple):
     rows: int
     all_rows: int
     all_bytes: int
-
-
-_LOCAL_POLL_SECONDS = 0.1
-# Each look at S3 costs one listing and one read per model, which are billed.
-_REMOTE_POLL_SECONDS = 1.0
-
-
-Proxies = tuple[IPv4Network | IPv6Network, ...]
 
 
 class ServeArgs(Frozen):

@@ -160,14 +160,14 @@ def test_a_modality_without_moments_is_refused(replica: Replica) -> None:
 @pytest.mark.parametrize(
     ("changes", "status", "words"),
     [
-        ({"model": "scenes@2"}, 400, "permitted is a name alone"),
+        ({"model": "scenes@2"}, 400, "permitted is a name without a version"),
         ({"model": "nobody"}, 404, "there is no model 'nobody'"),
         ({"from_version": 7}, 404, "has no published version 7"),
         ({"from_version": 0}, 400, "from_version is 0; permitted is"),
         ({"from_version": None}, 400, "the field 'from_version' is missing"),
         ({"to_version": "2"}, 400, 'to_version is "2"; permitted is a valid integer'),
         ({"most_error": 1.5}, 400, "most_error is 1.5; permitted is less than or equal to 1"),
-        ({"modality": "smell"}, 400, 'modality is "smell"; this model knows image, text'),
+        ({"modality": "smell"}, 400, 'modality is "smell"; this model has image, text'),
         ({"input": []}, 400, "input"),
         ({"input": [1.0] * 5}, 400, "row 0 has 5 numbers; a vector of scenes@1 has 6"),
         ({"input": [[1.0] * 6, [0.0] * 6]}, 400, "input row 1 is all zeros"),
@@ -234,7 +234,7 @@ def test_requests_at_the_same_time_share_one_map(grown: Replica) -> None:
 def test_a_store_that_is_down_is_asked_again(grown: Replica) -> None:
     grown.store.broken = "memory.safetensors"
     error = error_of(migrate(grown), 503)
-    assert "the moments of scenes@1 cannot be read now" in error["message"]
+    assert "the moments of scenes@1 are unavailable" in error["message"]
     grown.store.broken = None
     assert migrate(grown).status_code == 200
 

@@ -14,8 +14,7 @@ from cmcl.contract import DISTRIBUTION
 from workers.serve.api import collections, embeddings, internal, migrate, models, search, similarity
 from workers.serve.api.context import Replica
 from workers.serve.api.errors import answer_to, install_error_handlers
-from workers.serve.api.hosts import AllowedHosts
-from workers.serve.api.middleware import Middleware
+from workers.serve.api.middleware import AllowedHosts, Middleware
 from workers.serve.api.openapi import DescribedApp, operation_id
 from workers.serve.errors import ApiError
 

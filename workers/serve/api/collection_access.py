@@ -34,8 +34,8 @@ from workers.serve.errors import (
     NotReady,
     Overloaded,
     VersionDamaged,
+    shortened,
 )
-from workers.serve.versions.lookup import shortened
 
 IDEMPOTENCY_KEY = "idempotency-key"
 # Set by the proxy, the same in all attempts at one request (cmcl/proxy.py).

@@ -61,23 +61,6 @@ from workers.serve.errors import InvalidRequest
 from workers.serve.versions.loading import Float32Array, ServedVersion
 from workers.serve.versions.lookup import ModelReference, parse_reference
 
-
-def router(replica: Replica) -> APIRouter:
-    """The routes of this replica."""
-    made = APIRouter(prefix="/v1/collections", tags=["collections"])
-    collections, items = _Collections(replica), _Items(replica)
-    for method, path, described, handler in (
-        ("PUT", "/{name}", _CREATE, collections.create),
-        ("GET", "", _LIST, collections.list_all),
-        ("GET", "/{name}", _SHOW, collections.show),
-        ("DELETE", "/{name}", _DELETE, collections.delete),
-        ("POST", "/{name}/items", _ADD, items.add),
-        ("POST", "/{name}/items/delete", _REMOVE, items.remove),
-    ):
-        made.add_api_route(path, handler, methods=[method], **described)
-    return made
-
-
 _CREATE = operation(
     "create_collection",
     Collection,
@@ -113,6 +96,22 @@ _REMOVE = operation(
     parameters=[TIMEOUT, REPEATABLE],
     success={"headers": ANSWERED_REVISION},
 )
+
+
+def router(replica: Replica) -> APIRouter:
+    """The routes of this replica."""
+    made = APIRouter(prefix="/v1/collections", tags=["collections"])
+    collections, items = _Collections(replica), _Items(replica)
+    for method, path, described, handler in (
+        ("PUT", "/{name}", _CREATE, collections.create),
+        ("GET", "", _LIST, collections.list_all),
+        ("GET", "/{name}", _SHOW, collections.show),
+        ("DELETE", "/{name}", _DELETE, collections.delete),
+        ("POST", "/{name}/items", _ADD, items.add),
+        ("POST", "/{name}/items/delete", _REMOVE, items.remove),
+    ):
+        made.add_api_route(path, handler, methods=[method], **described)
+    return made
 
 
 class _Collections:

@@ -34,29 +34,9 @@ from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.lookup import VersionLookup, parse_version
 from workers.storage.port import ObjectStore
 
-
-@dataclass(frozen=True)
-class Replica:
-    """The parts of one replica. Created in `deployment.py`, and by tests without Ray."""
-
-    args: ServeArgs
-    store: ObjectStore
-    live: LiveVersions
-    lookup: VersionLookup
-    compute: Compute
-    encoders: Encoders
-    access: Authenticator
-    admission: Admission
-    metrics: ServeMetrics
-    canaries: CanaryMonitor
-    announcer: Announcer = field(default_factory=NullAnnouncer)
-    collections: Collections | None = None
-
-
 MIN_VERSION = "x-min-model-version"
 ROUTING_KEY = "x-routing-key"
 TIMEOUT_MS = "x-request-timeout-ms"
-
 LONGEST_MS = 600_000
 _POSITIVE = {"type": "integer", "minimum": 1}
 # For the description: headers that `read_context` reads, and headers of responses.
@@ -94,6 +74,30 @@ _MOST_HEADER_BYTES = 32 << 10
 _BEFORE_WATCHING_SECONDS = 0.05
 # Of proxies, which are few.
 _ADDRESSES = 64
+# Between two pieces of a body; less where `body_seconds` is.
+_PATIENCE_SECONDS = 10.0
+# Parsing or writing so much takes about a millisecond; more would delay others on the event loop.
+_INLINE_BYTES = 128 << 10
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Replica:
+    """The parts of one replica. Created in `deployment.py`, and by tests without Ray."""
+
+    args: ServeArgs
+    store: ObjectStore
+    live: LiveVersions
+    lookup: VersionLookup
+    compute: Compute
+    encoders: Encoders
+    access: Authenticator
+    admission: Admission
+    metrics: ServeMetrics
+    canaries: CanaryMonitor
+    announcer: Announcer = field(default_factory=NullAnnouncer)
+    collections: Collections | None = None
 
 
 @dataclass(frozen=True)
@@ -243,15 +247,6 @@ class _CancelOnDisconnect:
             pass
         self._client_is_gone = True
         self._task.cancel()
-
-
-# Between two pieces of a body; less where `body_seconds` is.
-_PATIENCE_SECONDS = 10.0
-# Parsing or writing so much takes about a millisecond; more would delay others on the event loop.
-_INLINE_BYTES = 128 << 10
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 async def held_body(

@@ -57,10 +57,10 @@ from workers.serve.api.wire.rows import (
     from_lists,
     width_of,
 )
-from workers.serve.errors import InvalidRequest
+from workers.serve.errors import InvalidRequest, shortened
 from workers.serve.metrics import StageTimer
 from workers.serve.versions.loading import Float32Array, ServedVersion
-from workers.serve.versions.lookup import Chosen, parse_reference, shortened
+from workers.serve.versions.lookup import Chosen, parse_reference
 
 _TEXT = "text"
 _LOOKED_AT = 64

@@ -20,6 +20,9 @@ from workers.serve.versions.loading import ServedVersion
 # Longer than any product takes: a thread that does not respond in this time is stuck.
 _MOVES_SECONDS = 5.0
 
+_MOST_BYTES = 4096
+_BODY_SECONDS = 5.0
+
 
 def probes_router(replica: Replica) -> APIRouter:
     """The routes `/healthz` and `/readyz`."""
@@ -69,10 +72,6 @@ class _Tried:
             vector_BE = await self._replica.compute.embed(version, modality, row_BF)
             if not np.isfinite(vector_BE).all():
                 raise NotReady(f"{version.label} gives no vector for modality {modality!r}")
-
-
-_MOST_BYTES = 4096
-_BODY_SECONDS = 5.0
 
 
 def announcements_router(announcer: Announcer) -> APIRouter:

@@ -8,18 +8,25 @@ that asks for much and reads slowly would otherwise have response after response
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cmcl.contract.version import ANNOUNCEMENTS
 from workers.serve.api.admission import Holding, hold_for
 from workers.serve.api.errors import CLIENT_CLOSED_REQUEST, answer_to
-from workers.serve.api.hosts import AllowedHosts
 from workers.serve.errors import Forbidden
 from workers.serve.quota import Quota
 
 logger = logging.getLogger(__name__)
+
+_HERE = "localhost"
+_ANY = "*"
+# Clients of one endpoint use few names, and parsing one costs a twentieth of a request of one row.
+_NAMES = 64
 
 # Not counted, and answered under any host name: probes (one that finds a replica not ready would count as a
 # query that failed) and announcements of the control plane.
@@ -35,6 +42,72 @@ _REFUSAL_SECONDS = 1.0
 # More than most responses have. uvicorn takes a message of any size at once, and lets the next one wait until a
 # client has read most of it.
 _PIECE_BYTES = 256 << 10
+
+
+class AllowedHosts:
+    """Without keys, web pages must not reach the endpoint through a browser.
+
+    Such a page can send requests in two ways: to this address, and then the browser sends the page's `Origin`; or
+    to a name of its own that resolves to this address since the page was loaded (DNS rebinding), and then the
+    browser sends that name as `Host`. Numeric addresses cannot be rebound. Other programs than browsers can send
+    any header; to keep those out, require keys.
+    """
+
+    def __init__(self, named: Sequence[str]) -> None:
+        """`named`: names besides loopback and numeric addresses; `*` is any."""
+        self._named = frozenset(name.lower().removesuffix(".") for name in named)
+
+    def check(self, scope: Scope) -> None:
+        """Raises Forbidden."""
+        if _ANY in self._named:
+            return
+        asked = [_name_in(f"//{host}") for host in _headers(scope, b"host")]
+        for name in asked:
+            if not self._is_known(name) and not _is_in_numbers(name):
+                raise Forbidden(
+                    f"the Host is {name[:60]!r}; without keys, permitted are numeric "
+                    "addresses, localhost and the names in allowed_hosts. The operator can "
+                    "add this one, or require keys",
+                    code="unknown_host",
+                )
+        for origin in _headers(scope, b"origin"):
+            page = _name_in(origin)
+            if page not in asked and not self._is_known(page):
+                raise Forbidden(
+                    f"pages of {origin[:60]!r} are refused without keys. The operator "
+                    "can add their host to allowed_hosts, or require keys",
+                    code="unknown_origin",
+                )
+
+    def _is_known(self, name: str) -> bool:
+        return name == _HERE or name in self._named or _is_loopback(name)
+
+
+def _headers(scope: Scope, wanted: bytes) -> Iterator[str]:
+    return (value.decode("latin-1") for name, value in scope["headers"] if name == wanted)
+
+
+@lru_cache(_NAMES)
+def _name_in(address: str) -> str:
+    """Return the name in lower case, without port and final dot; empty where there is none."""
+    try:
+        return (urlsplit(address).hostname or "").removesuffix(".")
+    except ValueError:
+        return ""
+
+
+@lru_cache(_NAMES)
+def _is_in_numbers(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+@lru_cache(_NAMES)
+def _is_loopback(name: str) -> bool:
+    return _is_in_numbers(name) and ip_address(name).is_loopback
 
 
 class RateLimiter:

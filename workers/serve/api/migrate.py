@@ -56,11 +56,12 @@ from workers.serve.errors import (
     Unprocessable,
     VersionDamaged,
     WrongRow,
+    shortened,
 )
 from workers.serve.metrics import StageTimer
 from workers.serve.migration import Migrations
 from workers.serve.versions.loading import Float32Array, ServedVersion
-from workers.serve.versions.lookup import Chosen, ModelReference, parse_reference, shortened
+from workers.serve.versions.lookup import Chosen, ModelReference, parse_reference
 
 _CODES = {
     NothingLearned: ("nothing_learned", "modality"),

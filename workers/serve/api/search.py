@@ -44,10 +44,10 @@ from workers.serve.collections.exports import FORMATS, pgvector_table
 from workers.serve.collections.filters import InvalidFilter, parse_filter
 from workers.serve.collections.index import Hit, Index, SearchQuery, SearchResult
 from workers.serve.collections.indexer import CollectionSnapshot
-from workers.serve.errors import InvalidRequest, NotFound, NotReady
+from workers.serve.errors import InvalidRequest, NotFound, NotReady, shortened
 from workers.serve.metrics import StageTimer
 from workers.serve.versions.loading import Float32Array, ServedVersion
-from workers.serve.versions.lookup import parse_version, shortened
+from workers.serve.versions.lookup import parse_version
 
 _WAIT_STEP_SECONDS = 0.02
 _TABLE_PATTERN = r"[a-z_][a-z0-9_]{0,62}"

@@ -30,6 +30,16 @@ from workers.serve.versions.loading import Float32Array, LoadedHeads, ServedVers
 # Rows of one tenant before the next one's turn. Small, so that many tenants share a product.
 _QUANTUM = 64
 
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+# The product of 32 rows at width 1024 takes 3 ms of one core; a hop to a thread and back takes 0.2,
+# and ten times as long while the loop keeps the interpreter busy.
+_INLINE_ROWS = 32
+# Beyond this a product is hardly faster per row, and requests of other tenants wait for its end.
+_MOST_ROWS = 512
+
 
 @dataclass(eq=False)
 class Work:
@@ -137,16 +147,6 @@ class RowQueue:
             self._queue.pass_on()
         self._left = _QUANTUM
 
-
-logger = logging.getLogger(__name__)
-P = ParamSpec("P")
-T = TypeVar("T")
-
-# The product of 32 rows at width 1024 takes 3 ms of one core; a hop to a thread and back takes 0.2,
-# and ten times as long while the loop keeps the interpreter busy.
-_INLINE_ROWS = 32
-# Beyond this a product is hardly faster per row, and requests of other tenants wait for its end.
-_MOST_ROWS = 512
 
 _Result = list[tuple[Slice, Float32Array | Exception]]
 

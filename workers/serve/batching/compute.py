@@ -16,6 +16,12 @@ BACKGROUND = "(background)"
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# How long the steps of one tenant run before another tenant's turn.
+_TURN_SECONDS = 0.02
+Steps = Generator[None, None, T]
+# A search that compares with millions of rows, or a map between two versions, takes some seconds.
+_HEAVY_SECONDS = 120.0
+
 
 @dataclass(frozen=True)
 class Ticket:
@@ -26,10 +32,6 @@ class Ticket:
 
 
 NO_TICKET = Ticket()
-# How long the steps of one tenant run before another tenant's turn.
-_TURN_SECONDS = 0.02
-
-Steps = Generator[None, None, T]
 
 
 class Compute(Protocol):
@@ -100,10 +102,6 @@ def run_to_end(steps: Steps[T]) -> T:
     except StopIteration as end:
         found: T = end.value
         return found
-
-
-# A search that compares with millions of rows, or a map between two versions, takes some seconds.
-_HEAVY_SECONDS = 120.0
 
 
 async def stuck(compute: Compute, seconds: float) -> str | None:

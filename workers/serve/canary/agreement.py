@@ -2,7 +2,8 @@
 
 Recent rows are in memory only.
 
-Shapes: B rows of a request, Q queries, N rows that are kept and ranked, F width of the raw feature, E width of the embeddings.
+Shapes: B rows of a request, Q queries, N rows that are kept and ranked, F width of the raw feature, E width of
+the embeddings.
 """
 
 import threading
@@ -26,6 +27,11 @@ _KEPT_ROWS = 256
 _KEPT_OF_A_REQUEST = 4
 # Modalities of models; 256 rows of width 1024 are 1 MiB for each.
 _MOST_PLACES = 64
+
+# Any two versions agree on the ten best of ten; of 32 by chance on three of them.
+_LEAST_STORED = 32
+# Rows to rank are embedded again once this share of them is new.
+_STALE_SHARE = 0.25
 
 
 class RecentRows:
@@ -83,12 +89,6 @@ class RecentFeatures:
     def of(self, model: str, modality: str) -> RecentRows | None:
         """Return the rows of a modality; None where there are none."""
         return self._places.get((model, modality))
-
-
-# Any two versions agree on the ten best of ten; of 32 by chance on three of them.
-_LEAST_STORED = 32
-# Rows to rank are embedded again once this share of them is new.
-_STALE_SHARE = 0.25
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from cmcl.contract.errors import InvalidVersion, StorageUnavailable
 from workers.serve.collections import revision_log, writes
 from workers.serve.collections.follower import CollectionsFollower
-from workers.serve.collections.graph import is_installed
+from workers.serve.collections.index import is_installed
 from workers.serve.collections.indexer import CollectionSnapshot
 from workers.serve.collections.maintenance import Maintenance
 from workers.serve.collections.quota import CollectionsQuota

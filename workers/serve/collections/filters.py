@@ -28,6 +28,17 @@ LONGEST_FIELD = 128
 
 Scalar = str | float | bool
 
+_COMPARISONS = {
+    "gt": pc.greater,
+    "gte": pc.greater_equal,
+    "lt": pc.less,
+    "lte": pc.less_equal,
+}
+_FORMS = (
+    '{"field": ..., "equals": ...}, {"field": ..., "in": [...]}, {"field": ..., "range": {...}}, '
+    '{"and": [...]}, {"or": [...]} and {"not": {...}}'
+)
+
 
 class InvalidFilter(ValueError):
     """The message names the place in the filter, the value and what is permitted."""
@@ -71,17 +82,6 @@ class Not:
 
 
 Filter = AnyOf | Range | And | Or | Not
-
-_COMPARISONS = {
-    "gt": pc.greater,
-    "gte": pc.greater_equal,
-    "lt": pc.less,
-    "lte": pc.less_equal,
-}
-_FORMS = (
-    '{"field": ..., "equals": ...}, {"field": ..., "in": [...]}, {"field": ..., "range": {...}}, '
-    '{"and": [...]}, {"or": [...]} and {"not": {...}}'
-)
 
 
 def mask(wanted: Filter, payloads: Payloads) -> Steps[Mask]:

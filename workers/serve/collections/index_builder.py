@@ -17,8 +17,7 @@ import torch
 
 from cmcl.contract.errors import InvalidVersion
 from workers.serve.collections.compaction import first_to_merge
-from workers.serve.collections.graph import Graph
-from workers.serve.collections.index import GRAPH_FROM_ROWS, Contents, Index, Part, joined
+from workers.serve.collections.index import GRAPH_FROM_ROWS, Contents, Graph, Index, Part, joined
 from workers.serve.collections.payloads import Payloads
 from workers.serve.collections.revision_log import Revision
 from workers.serve.collections.segments import features_matrix

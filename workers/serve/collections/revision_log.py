@@ -27,6 +27,11 @@ CollectionName = Annotated[
 ]
 FeatureType = Literal["float32", "float16"]
 
+# For writers that were superseded and retry; older ones are swept.
+KEPT_REVISIONS = 32
+_ATTEMPTS = 40
+_LONGEST_PAUSE_SECONDS = 0.25
+
 
 class Segment(Frozen):
     """Rows that were written together, in a file that never changes.
@@ -85,11 +90,6 @@ class Revision(Frozen):
         description="removals up to this revision are gone: who has seen fewer must read everything",
     )
 
-
-# For writers that were superseded and retry; older ones are swept.
-KEPT_REVISIONS = 32
-_ATTEMPTS = 40
-_LONGEST_PAUSE_SECONDS = 0.25
 
 Change = Callable[[Revision | None], Revision]
 

@@ -10,6 +10,8 @@ from typing import Protocol, TypeVar
 from workers.serve.encoders.spec import RawKind
 from workers.serve.versions.loading import Float32Array
 
+ItemT = TypeVar("ItemT")
+
 
 class EncoderUnavailable(Exception):
     """The encoder does not respond; trying again can help."""
@@ -58,9 +60,6 @@ class NoEncoders:
 
     async def encode(self, modality: str, raw: Sequence[str | bytes], tenant: str) -> Float32Array:
         raise KeyError(modality)
-
-
-ItemT = TypeVar("ItemT")
 
 
 class FrozenEncoder(Protocol[ItemT]):

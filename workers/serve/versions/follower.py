@@ -26,6 +26,16 @@ from workers.storage.versions import read_live
 
 logger = logging.getLogger(__name__)
 
+_MODELS = "models/"
+_SHORTEST_PAUSE_SECONDS = 0.02
+_READING_THREADS = 4
+# Two, so that one large version does not delay another model's swap.
+_LOADING_THREADS = 2
+# A pointer that is missing once may be a glitch; that of a deleted model stays missing. Counted a pause apart,
+# since many wake-ups would make three looks within one glitch.
+_LOOKS_UNTIL_GONE = 3
+Look = Callable[[ObjectStore], None]
+
 
 class KeyedExecutor:
     """Runs tasks by key in a few threads: one at a time for each key, and again if submitted while it runs.
@@ -103,18 +113,6 @@ class KeyedExecutor:
             logger.exception("reading %s failed", name)
         else:
             self._log.recovered(name)
-
-
-_MODELS = "models/"
-_SHORTEST_PAUSE_SECONDS = 0.02
-_READING_THREADS = 4
-# Two, so that one large version does not delay another model's swap.
-_LOADING_THREADS = 2
-# A pointer that is missing once may be a glitch; that of a deleted model stays missing. Counted a pause apart,
-# since many wake-ups would make three looks within one glitch.
-_LOOKS_UNTIL_GONE = 3
-
-Look = Callable[[ObjectStore], None]
 
 
 class Follower:

@@ -16,6 +16,8 @@ from workers.serve.versions.loading import ServedVersion
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class Readiness:
     """Whether a replica has seen the store: until then an unknown model may just not have been seen.
@@ -85,9 +87,6 @@ def wait_until_ready(
             logger.warning("requests are answered with 503: %s", readiness.reason)
             return
         logger.warning("waiting while other replicas answer: %s", readiness.reason)
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Find the version that answers a request: live, canary, or named exactly."""
 
 import hashlib
-import json
 import re
 import secrets
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from workers.serve.errors import (
     NotReady,
     Overloaded,
     VersionDamaged,
+    shortened,
 )
 from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.live import LiveVersions
@@ -24,7 +24,6 @@ from workers.serve.versions.loading import ServedVersion
 from workers.serve.versions.memory import NoRoom, TooLarge
 
 _VERSION_PATTERN = r"[1-9][0-9]{0,8}"
-_LONGEST_VALUE = 60
 
 
 @dataclass(frozen=True)
@@ -56,17 +55,6 @@ def parse_version(text: str | None, where: str) -> int:
             f"{where} is {shortened(text)}; permitted is a version from 1", param=where
         )
     return int(text)
-
-
-def shortened(value: object) -> str:
-    """The user's value as it may stand in a message."""
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if isinstance(value, dict):
-        names = ", ".join(map(repr, value))[:_LONGEST_VALUE]
-        return f"an object with {names or 'no fields'}"
-    text = json.dumps(value[:_LONGEST_VALUE] if isinstance(value, str) else value, default=str)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def routed_to_canary(model: str, revision: int, key: str, share: float) -> bool:

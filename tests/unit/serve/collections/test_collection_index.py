@@ -17,8 +17,7 @@ from tests.unit.serve.collections.scene import (
     search,
 )
 from workers.serve.collections.filters import parse_filter
-from workers.serve.collections.graph import Graph, is_installed
-from workers.serve.collections.index import Contents, Part
+from workers.serve.collections.index import Contents, Graph, Part, is_installed
 from workers.serve.collections.payloads import Payloads
 from workers.serve.versions.loading import Float32Array
 

@@ -42,5 +42,5 @@ def test_what_has_no_owner_is_the_operators_alone(searching: Searching) -> None:
         assert refused.status_code == 403, path
         error = refused.json()["error"]
         assert error["code"] == "collection_without_owner"
-        assert "the operator's key alone may use it" in error["message"]
+        assert "only the operator's key may use it" in error["message"]
     assert searching.found("things", revision, query=image_query(1)) == ["image-1"]

@@ -217,7 +217,7 @@ def test_a_collection_of_a_deleted_model_says_so(searching: Searching) -> None:
         searching.clock.now += 60
     query = {"query": image_query(1)}
     response = until_not_found(searching, "POST", "/things/search", query)
-    assert "no such model any more" in response.json()["error"]["message"]
+    assert "there is no such model" in response.json()["error"]["message"]
     assert searching.ask("GET", "/things").status_code == 200
     assert searching.ask("DELETE", "/things").status_code == 200
 
@@ -261,12 +261,17 @@ def test_without_the_extra_everything_else_answers(searching: Searching) -> None
     ("method", "path", "body", "words"),
     [
         ("PUT", "/Things", {"model": "scenes"}, "collection's name is"),
-        ("PUT", "/new", {"model": "scenes@1"}, "a name alone"),
+        ("PUT", "/new", {"model": "scenes@1"}, "a name without a version"),
         ("PUT", "/new", {"model": "scenes", "feature_type": "int8"}, "feature_type is"),
         ("PUT", "/new", {}, "field 'model' is missing"),
         ("POST", "/things/items", {"items": []}, "items has 0 rows; permitted are 1 to 20"),
         ("POST", "/things/items", {"items": [item("image", n) for n in range(21)]}, "21 rows"),
-        ("POST", "/things/items", {"items": [item("image", 1), item("image", 1)]}, "once more"),
+        (
+            "POST",
+            "/things/items",
+            {"items": [item("image", 1), item("image", 1)]},
+            "again; permitted is each id once",
+        ),
         ("POST", "/things/items", {"items": [{}]}, "missing"),
         ("POST", "/things/items", {"items": [{**item("image", 1), "id": ""}]}, "items[0].id"),
         ("POST", "/things/items", {"items": [{**item("image", 1), "id": "x" * 257}]}, "256"),

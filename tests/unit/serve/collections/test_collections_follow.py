@@ -22,8 +22,7 @@ from tests.unit.serve.collections.scene import (
 from tests.unit.serve.served_versions import version
 from workers.serve.collections import revision_log, writes
 from workers.serve.collections.compaction import compact
-from workers.serve.collections.graph import is_installed
-from workers.serve.collections.index import Index
+from workers.serve.collections.index import Index, is_installed
 from workers.serve.collections.segments import ROWS_AT_ONCE
 
 BOTH = [("image", n) for n in range(30)] + [("text", n) for n in range(10)]

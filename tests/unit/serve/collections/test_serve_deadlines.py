@@ -54,7 +54,7 @@ def check_late(response: httpx.Response) -> None:
     assert response.status_code == 504, response.text
     error = response.json()["error"]
     assert (error["code"], error["type"]) == ("deadline_exceeded", "timeout_error")
-    assert error["message"] == "the request was not done in the 0.15 s that it may take"
+    assert error["message"] == "the request was not done within its deadline of 0.15 s"
 
 
 @pytest.mark.parametrize(

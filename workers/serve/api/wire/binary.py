@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from workers.serve.api.wire.rows import check_count, checked
-from workers.serve.errors import InvalidRequest
+from workers.serve.errors import InvalidRequest, shortened
 from workers.serve.versions.loading import Float32Array
-from workers.serve.versions.lookup import shortened
 
 _COLUMN = "feature"
 _LONGEST_REASON = 200
@@ -28,6 +27,13 @@ DTYPE = Field(
     description="of a body of raw numbers; by default float32",
     json_schema_extra={"enum": [*DTYPES]},
 )
+
+# Schemas of a thousand columns have less.
+_MOST_METADATA_BYTES = 1 << 20
+# Positions of fields in their tables: `Message.header`, `RecordBatch.compression`, `DictionaryBatch.data`.
+_HEADER = 2
+_COMPRESSION = 3
+_DATA = 1
 
 
 def dtype_of(name: str | None) -> np.dtype:
@@ -100,14 +106,6 @@ def _place_of_column(schema: pyarrow.Schema) -> int:
             "input",
         )
     return places[0]
-
-
-# Schemas of a thousand columns have less.
-_MOST_METADATA_BYTES = 1 << 20
-# Positions of fields in their tables: `Message.header`, `RecordBatch.compression`, `DictionaryBatch.data`.
-_HEADER = 2
-_COMPRESSION = 3
-_DATA = 1
 
 
 def check_messages(data: pyarrow.Buffer, most: int) -> None:

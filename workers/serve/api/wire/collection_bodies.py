@@ -11,8 +11,7 @@ from workers.serve.api.wire.requests import STRICT, Item, parse
 from workers.serve.api.wire.rows import check_count
 from workers.serve.collections.filters import LONGEST_FIELD, as_number
 from workers.serve.collections.revision_log import FeatureType
-from workers.serve.errors import InvalidRequest
-from workers.serve.versions.lookup import shortened
+from workers.serve.errors import InvalidRequest, shortened
 
 LONGEST_ID = 256
 # What programs in other languages can read.

@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from workers.serve.api.wire.json_scan import check_lengths
-from workers.serve.errors import InvalidRequest
-from workers.serve.versions.lookup import shortened
+from workers.serve.errors import InvalidRequest, shortened
 
 # Validation inside the parser is what makes lists of floats cheap: it costs 2 us per 1280 numbers
 # on top of 45 us of parsing, json.loads alone 390 us. `fail_fast`, because otherwise a body of a

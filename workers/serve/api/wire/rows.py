@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmcl.contract.model import ModelSpec
-from workers.serve.errors import InvalidRequest, WrongRow
+from workers.serve.errors import InvalidRequest, WrongRow, shortened
 from workers.serve.versions.loading import Float32Array
-from workers.serve.versions.lookup import shortened
 
 # Rows are brought to unit length in float32, where squares underflow and overflow: outside of
 # these lengths a row would silently lose its direction.
