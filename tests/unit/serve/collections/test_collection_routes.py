@@ -10,7 +10,6 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.collections.conftest import Searching
 from tests.unit.serve.collections.scene import feature
 from tests.unit.serve.conftest import MODEL
@@ -330,25 +329,3 @@ def test_a_feature_of_another_width_is_named_by_its_item(
     assert response.status_code == 400
     message = response.json()["error"]["message"]
     assert message == "item 'a' has 3 numbers; a feature of modality 'image' has 5"
-
-
-def test_rows_are_held_while_they_are_encoded(searching: Searching) -> None:
-    parts = replace(searching.parts(searching.args), collections=searching.collections)
-    searching.app = create_api(parts)
-    held: list[int] = []
-
-    async def look() -> None:
-        held.append(parts.admission.rows.total)
-
-    assert isinstance(searching.encoders, LetterEncoders)
-    searching.encoders.meanwhile = look
-    searching.add("things", [{"id": n, "modality": "text", "text": n} for n in ("a", "e", "i")])
-    assert (held, parts.admission.rows.total) == ([3], 0)
-
-
-def test_a_full_collection_takes_no_more(searching: Searching) -> None:
-    for start in range(0, 60, 20):
-        revision = searching.add("things", [item("image", start + n) for n in range(20)])
-    searching.found("things", revision, query=image_query(1))
-    response = searching.ask("POST", "/things/items", {"items": [item("image", 99)]})
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "collection_full")

@@ -1,4 +1,4 @@
-"""Exports hold whole indexes: a few at once, and none for somebody who does not read."""
+"""What requests about collections hold: exports whole indexes, a few at once; items rows, as they are encoded."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 from starlette.types import ASGIApp, Message
 
+from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.collections.conftest import Searching
 from tests.unit.serve.collections.scene import feature
+from tests.unit.serve.collections.test_collection_routes import image_query, item
 from workers.serve.api.app import create_api
 from workers.serve.api.context import Replica as Parts
 
@@ -19,9 +21,9 @@ MOST = 3
 @pytest.fixture
 def parts(searching: Searching) -> Parts:
     """With something to export, and a third of a second for each piece of it."""
-    item = {"id": "a", "modality": "image", "feature": feature("image", 0).tolist()}
-    revision = searching.add("things", [item])
-    searching.found("things", revision, query={"modality": "image", "feature": item["feature"]})
+    one = {"id": "a", "modality": "image", "feature": feature("image", 0).tolist()}
+    revision = searching.add("things", [one])
+    searching.found("things", revision, query={"modality": "image", "feature": one["feature"]})
     args = searching.args.model_copy(update={"max_exports": MOST, "body_seconds": 0.3})
     return replace(searching.parts(args), collections=searching.collections)
 
@@ -96,3 +98,25 @@ def test_who_reads_nothing_is_given_up_and_has_no_whole_answer(
     app = create_api(parts)
     assert asyncio.run(export(app, never, spec_version)) == (200, False)
     assert parts.admission.exports.total == 0
+
+
+def test_rows_are_held_while_they_are_encoded(searching: Searching) -> None:
+    parts = replace(searching.parts(searching.args), collections=searching.collections)
+    searching.app = create_api(parts)
+    held: list[int] = []
+
+    async def look() -> None:
+        held.append(parts.admission.rows.total)
+
+    assert isinstance(searching.encoders, LetterEncoders)
+    searching.encoders.meanwhile = look
+    searching.add("things", [{"id": n, "modality": "text", "text": n} for n in ("a", "e", "i")])
+    assert (held, parts.admission.rows.total) == ([3], 0)
+
+
+def test_a_full_collection_takes_no_more(searching: Searching) -> None:
+    for start in range(0, 60, 20):
+        revision = searching.add("things", [item("image", start + n) for n in range(20)])
+    searching.found("things", revision, query=image_query(1))
+    response = searching.ask("POST", "/things/items", {"items": [item("image", 99)]})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "collection_full")
