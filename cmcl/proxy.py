@@ -162,6 +162,8 @@ def _frontend(shares: Shares, buffer: int, body_seconds: int) -> list[str]:
         # Of IPv6, one customer's network.
         f"tcp-request connection track-sc0 src,ipmask(32,64){trusted}",
         f"tcp-request connection reject if {above}",
+        # What a client says of itself is replaced; what a trusted proxy says of its clients is kept.
+        f"http-request set-header x-forwarded-for %[src]{trusted}",
         f"http-request wait-for-body time {body_seconds}s unless {large}",
     ]
 

@@ -20,8 +20,8 @@ from benchmarks.reindex import Learnt
 from benchmarks.search.world import World
 from cmcl.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
-from workers.serve.search.index.index import Index, Wanted
-from workers.serve.search.stored.segments import Entry
+from workers.serve.collections.index import Index, SearchQuery
+from workers.serve.collections.segments import Entry
 
 _BEST = 10
 _ROWS_AT_ONCE = 1000
@@ -117,7 +117,7 @@ def _recall(dataset: Dataset, vectors: Index, queries: Index) -> float:
     hits = []
     for modality, features_NF, other, keys_N in ways:
         queries_NE = _embedded(queries.version.heads, modality, features_NF)
-        wanted = Wanted(_BEST, modalities={other}, exact=True)
+        wanted = SearchQuery(_BEST, modalities={other}, exact=True)
         for query_E, key in zip(queries_NE, keys_N.tolist(), strict=True):
             best = vectors.search(query_E, wanted).hits
             hits.append(any(json.loads(hit.payload or "{}")["key"] == str(key) for hit in best))

@@ -21,11 +21,17 @@ from usearch.index import search as usearch_search
 from benchmarks.search.world import World
 from cmcl.contract.model import ModelSpec
 from workers.model.heads import ModalityHeads
-from workers.serve.search.index.draft import project
-from workers.serve.search.index.graph import Graph
-from workers.serve.search.index.index import FEW_ROWS, GRAPH_FROM_ROWS, Index, Wanted
-from workers.serve.search.index.parts import Part, joined
-from workers.serve.search.stored.segments import Entry
+from workers.serve.collections.index import (
+    FEW_ROWS,
+    GRAPH_FROM_ROWS,
+    Graph,
+    Index,
+    Part,
+    SearchQuery,
+    joined,
+)
+from workers.serve.collections.index_builder import project
+from workers.serve.collections.segments import Entry
 from workers.serve.versions.loading import Float32Array
 
 MODALITY = "image"
@@ -101,13 +107,13 @@ def _searched(index: Index, feature_width: int) -> Searching:
     features_QF = _features(len(part), _QUERIES, feature_width)
     queries_QE = project(index.version, MODALITY, features_QF)
     asks: dict[str, Callable[[Float32Array], object]] = {
-        "exact": lambda query_E: index.search(query_E, Wanted(_BEST, exact=True)),
+        "exact": lambda query_E: index.search(query_E, SearchQuery(_BEST, exact=True)),
         "usearch_exact": lambda query_E: usearch_search(
             part.vectors_NE, query_E, _BEST, MetricKind.IP, exact=True, threads=1
         ),
     }
     if part.graph is not None:
-        asks["graph"] = lambda query_E: index.search(query_E, Wanted(_BEST))
+        asks["graph"] = lambda query_E: index.search(query_E, SearchQuery(_BEST))
     times = _milliseconds(asks, queries_QE)
     recall = None if part.graph is None else _recall(index, queries_QE)
     return Searching(len(part), times["exact"], times["usearch_exact"], times.get("graph"), recall)
@@ -117,7 +123,7 @@ def _recall(index: Index, queries_QE: Float32Array) -> float:
     shares = []
     for query_E in queries_QE:
         true, found = (
-            {hit.id for hit in index.search(query_E, Wanted(_BEST, exact=exact)).hits}
+            {hit.id for hit in index.search(query_E, SearchQuery(_BEST, exact=exact)).hits}
             for exact in (True, False)
         )
         shares.append(len(true & found) / _BEST)

@@ -8,10 +8,10 @@ from pathlib import Path
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import LivePointer
 from workers.model.heads import ModalityHeads
-from workers.serve.search.follower import CollectionsFollower
-from workers.serve.search.index.index import GRAPH_FROM_ROWS, Index
-from workers.serve.search.stored import writes
-from workers.serve.search.stored.segments import Entry
+from workers.serve.collections import writes
+from workers.serve.collections.follower import CollectionsFollower
+from workers.serve.collections.index import GRAPH_FROM_ROWS, Index
+from workers.serve.collections.segments import Entry
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import LoadedHeads, ServedVersion
 from workers.storage.local import LocalStore
@@ -28,8 +28,8 @@ class World:
         self._spec = spec
         self._live = LiveVersions()
         self._follower = CollectionsFollower(self._store, self._live, 0.05, graph_from)
-        wish = writes.Wish(_NAME, _MODEL, None, "float16")
-        self._collection = writes.create(self._store, wish)
+        wanted = writes.CollectionSpec(_NAME, _MODEL, None, "float16")
+        self._collection = writes.create(self._store, wanted)
         self._generation = 0
 
     def __enter__(self) -> "World":
@@ -60,7 +60,7 @@ class World:
         )
         pointer = LivePointer(generation=number, version=number)
         began = time.perf_counter()
-        self._live.tell(_MODEL, pointer)
+        self._live.update(_MODEL, pointer)
         self._live.swap(_MODEL, pointer, version)
         self._follower.wake()
         self._wait(lambda index: index.version is version)
@@ -69,16 +69,16 @@ class World:
     @property
     def index(self) -> Index:
         """What answers now."""
-        shown = self._follower.shown(_NAME)
-        if shown is None or shown.index is None:
+        snapshot = self._follower.snapshot(_NAME)
+        if snapshot is None or snapshot.index is None:
             raise RuntimeError("the collection is not searched yet")
-        return shown.index
+        return snapshot.index
 
     def _wait(self, is_there: Callable[[Index], bool]) -> None:
         revision, deadline = self._collection.revision, time.monotonic() + _LONGEST_SECONDS
         while time.monotonic() < deadline:
-            shown = self._follower.shown(_NAME)
-            index = shown.index if shown else None
+            snapshot = self._follower.snapshot(_NAME)
+            index = snapshot.index if snapshot else None
             if index is not None and index.revision >= revision and is_there(index):
                 return
             time.sleep(0.005)

@@ -16,8 +16,8 @@ from tests.architecture.sync_client import SYNC_MODULES
 from tests.chart.readme import chart_readme
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Replica
+from workers.serve.api.app import describe
 from workers.serve.encoders.spec import EncoderSpec
-from workers.serve.http.api import describe
 from workers.serve.settings import ServeArgs
 from workers.storage.local import LocalStore
 from workers.train.settings import TrainSettings

@@ -20,6 +20,13 @@ PLANTED = [
     ("the data plane is layered", "workers.model.heads", "workers.train.loop"),
     ("training is layered", "workers.train.data.order", "workers.train.loop"),
     ("the pool of ranks is layered", "workers.train.pool.queue", "workers.train.pool.actor"),
+    ("serving is layered", "workers.serve.versions.live", "workers.serve.batching.compute"),
+    (
+        "routes of serving do not import each other",
+        "workers.serve.api.wire.rows",
+        "workers.serve.api.context",
+    ),
+    ("a replica answers without Ray", "workers.serve.canary.shadow", "ray"),
     ("workers never import the service", "workers.storage.local", "service.states"),
     (
         "service and workers import the contract of cmcl, and nothing else of it",

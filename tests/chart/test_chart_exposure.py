@@ -11,7 +11,7 @@ from tests.chart.release import CHART, ROOT, Object, Release, render, values_of
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.flaky_store import FlakyStore
 from tests.unit.serve.conftest import Replica
-from workers.serve.http.api import describe
+from workers.serve.api.app import describe
 from workers.serve.settings import ServeArgs
 from workers.storage.local import LocalStore
 

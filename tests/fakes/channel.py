@@ -2,11 +2,11 @@
 
 import threading
 
-from workers.serve.push.port import ChannelLost
+from workers.serve.announcements import ChannelLost
 
 
 class FakeChannel:
-    """See the port, `workers.serve.push.port.Channel`."""
+    """See the port, `workers.serve.announcements.Channel`."""
 
     def __init__(self, wait_seconds: float = 0.05) -> None:
         self.announced: list[str] = []

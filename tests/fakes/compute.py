@@ -5,8 +5,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from workers.serve.compute.heads import unit_length
-from workers.serve.compute.port import NO_TICKET, Ticket
+from workers.model.heads import unit_rows
+from workers.serve.batching.compute import NO_TICKET, Ticket
 from workers.serve.versions.loading import Float32Array, ServedVersion
 
 P = ParamSpec("P")
@@ -18,7 +18,7 @@ class ImmediateCompute:
 
     def __init__(self) -> None:
         self.waiting_rows = 0
-        self.heavy_seconds = 0.0
+        self.background_seconds = 0.0
         self.runs: list[str] = []
 
     async def embed(
@@ -31,7 +31,7 @@ class ImmediateCompute:
         ticket: Ticket = NO_TICKET,
     ) -> Float32Array:
         outputs_BE = version.head(modality).outputs(torch.from_numpy(rows_BF))
-        return (unit_length(outputs_BE) if normalize else outputs_BE).numpy()
+        return (unit_rows(outputs_BE) if normalize else outputs_BE).numpy()
 
     async def run(
         self, tenant: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -39,5 +39,5 @@ class ImmediateCompute:
         self.runs.append(function.__name__)
         return function(*args, **kwargs)
 
-    async def moves(self, seconds: float) -> bool:
+    async def responds(self, seconds: float) -> bool:
         return True

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from workers.serve.encoders.frozen import Encoded
+from workers.serve.encoders.port import Encoded
 from workers.serve.versions.loading import Float32Array
 
 

@@ -68,13 +68,13 @@ class RecordedMetrics:
     def key_list_refused(self) -> None:
         self.refused_key_lists += 1
 
-    def hears(self, announcements: bool) -> None:
+    def connected(self, announcements: bool) -> None:
         self.hearing.append(announcements)
 
     def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
         self.agreements.append((model, pair, cosine, overlap))
 
-    def trial_ended(self, model: str) -> None:
+    def canary_ended(self, model: str) -> None:
         self.ended_trials.append(model)
 
     def shadow_dropped(self, model: str) -> None:

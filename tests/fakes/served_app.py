@@ -10,14 +10,14 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from workers.serve.http.one_write import OneWrite
+from workers.serve.api.protocol import HttpProtocol
 
 
 @contextmanager
 def served(app: ASGIApp) -> Iterator[str]:
     """Its address, until the block ends. Without its lifespan: nothing happens by itself."""
     config = uvicorn.Config(
-        app, port=0, http=OneWrite, lifespan="off", log_config=None, timeout_graceful_shutdown=1
+        app, port=0, http=HttpProtocol, lifespan="off", log_config=None, timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="served app")

@@ -4,9 +4,9 @@ import threading
 
 import numpy as np
 
-from workers.serve.search.stored import ledger, writes
-from workers.serve.search.stored.compaction import compact
-from workers.serve.search.stored.segments import Entry, batches
+from workers.serve.collections import revision_log, writes
+from workers.serve.collections.compaction import compact
+from workers.serve.collections.segments import Entry, batches
 from workers.storage.object_store import ObjectStore
 
 WRITERS, CHANGES_EACH = 4, 4
@@ -17,7 +17,7 @@ def entry(name: str) -> Entry:
 
 
 def test_writers_at_the_same_time_lose_no_change(store: ObjectStore) -> None:
-    target = writes.create(store, writes.Wish("things", "m", None, "float32"))
+    target = writes.create(store, writes.CollectionSpec("things", "m", None, "float32"))
     revisions: list[int] = []
 
     def write(writer: int) -> None:
@@ -31,7 +31,7 @@ def test_writers_at_the_same_time_lose_no_change(store: ObjectStore) -> None:
     for thread in threads:
         thread.join()
     assert sorted(revisions) == list(range(2, 2 + WRITERS * CHANGES_EACH))
-    head = ledger.newest(store, "things")
+    head = revision_log.newest(store, "things")
     assert head is not None
     merged = compact(store, head)
     ids = {

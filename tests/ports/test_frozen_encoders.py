@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.fakes.tiny_clip import WIDTH, save_tiny_clip
-from workers.serve.encoders.frozen import EncoderUnusable, FrozenEncoder
-from workers.serve.encoders.registry import open_encoder
+from workers.serve.encoders.port import EncoderUnusable, FrozenEncoder
+from workers.serve.encoders.queue import open_encoder
 from workers.serve.encoders.spec import EncoderSpec, parse_encoder
 from workers.serve.encoders.synthetic import SyntheticEncoder
 from workers.serve.versions.loading import Float32Array
@@ -154,7 +154,7 @@ def test_the_example_prints_how_to_serve_it(capsys: pytest.CaptureFixture[str]) 
     ("fields", "complaint"),
     [
         ({"width": 383}, "has width 383, but the features of .* have 384"),
-        ({"modality": "image"}, "is to take bytes, but .* takes text"),
+        ({"modality": "image"}, "is configured for bytes, but .* takes text"),
         (
             {"model": "/nowhere/minilm"},
             "no model '/nowhere/minilm' on this node, and `download` is",

@@ -9,13 +9,12 @@ import threading
 import ray
 
 from tests.fakes.serve_metrics import RecordedMetrics
-from workers.serve.push.actor import open_channel
-from workers.serve.push.listener import Listener
-from workers.serve.versions.cache import Budget
+from workers.serve.announcements import Listener
+from workers.serve.ray_channel import open_channel
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import StoredVersions
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.memory import Budget, VersionCache
 from workers.serve.versions.swapper import Swapper
 from workers.storage.uris import open_store
 
@@ -25,7 +24,7 @@ POLL_SECONDS = 3600.0
 class PrintedMetrics(RecordedMetrics):
     """What the test reads."""
 
-    def hears(self, announcements: bool) -> None:
+    def connected(self, announcements: bool) -> None:
         print("hears" if announcements else "is deaf", flush=True)
 
     def swapped(self, model: str, version: int, seconds: float) -> None:
@@ -36,10 +35,10 @@ def main(store_uri: str) -> None:
     """Until it is killed."""
     ray.init(address="auto", log_to_driver=False)
     store, live, metrics = open_store(store_uri), LiveVersions(), PrintedMetrics()
-    resident = ResidentVersions(*(StoredVersions(store), 4, Budget(1 << 30), metrics))
+    resident = VersionCache(*(StoredVersions(store), 4, Budget(1 << 30), metrics))
     follower = Follower(store, live, Swapper(live, resident, metrics), POLL_SECONDS)
     follower.start()
-    Listener(open_channel, follower.wake, metrics.hears).start()
+    Listener(open_channel, follower.wake, metrics.connected).start()
     threading.Event().wait()
 
 

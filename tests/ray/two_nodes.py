@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from workers.serve.places import REPLICA, one_of
+from workers.serve.placement import REPLICA, at_most_per_node
 
 _SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
 _SECONDS = 300.0
@@ -49,7 +49,7 @@ def _add_node(cluster: Cluster) -> None:
 
 def _generation(name: str) -> list[Any]:
     replica: Any = Replica
-    return [replica.options(**one_of(REPLICA, 1, name)).remote() for _ in range(2)]
+    return [replica.options(**at_most_per_node(REPLICA, 1, name)).remote() for _ in range(2)]
 
 
 def _asked(replicas: list[Any]) -> list[Any]:

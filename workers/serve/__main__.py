@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     ray.init(address="auto", log_to_driver=False)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        # After ray.init, which puts a handler of its own in place: that one exits at once.
+        # After ray.init, which installs its own handler, one that exits at once.
         signal.signal(number, lambda *_: stopping.set())
     try:
         address = deploy(args, options.host, options.port)
@@ -61,15 +61,15 @@ def _options(argv: list[str]) -> argparse.Namespace:
         "--access-public-key",
         type=Path,
         metavar="FILE",
-        help="PEM with one or several Ed25519 public keys; whoever asks needs a key then",
+        help="PEM with one or several Ed25519 public keys; requests then need a key",
     )
     parser.add_argument(
         "--encoder",
         action="append",
         default=[],
         metavar="MODALITY=KIND:WIDTH[:MODEL]",
-        help="takes raw items of this modality, e.g. text=synthetic:384; repeatable. JSON with any "
-        "fields of docs/settings.md will do, too",
+        help="reads raw items of this modality, e.g. text=synthetic:384; repeatable. Also JSON with "
+        "the fields of docs/settings.md",
     )
     return parser.parse_args(argv)
 

@@ -7,29 +7,29 @@ from ray import serve
 
 from workers.serve.deployment import EMBEDDER
 from workers.serve.encoders.deployment import encoder_applications
-from workers.serve.places import REPLICA, one_of
-from workers.serve.push.actor import close_channel
+from workers.serve.placement import REPLICA, at_most_per_node
+from workers.serve.ray_channel import close_channel
 from workers.serve.settings import ServeArgs
 
 APPLICATION = "embeddings"
 _ANSWER_SECONDS = 10.0
-# Room for what is refused, and for questions of state, which nobody counts.
+# Room for requests that are refused, and for probes, which are not counted.
 _TIMES_OURS = 2
 
 
 def build(args: ServeArgs | dict[str, object]) -> serve.Application:
-    """The application for these arguments. Raises pydantic.ValidationError."""
+    """Build the application for these arguments. Raises pydantic.ValidationError."""
     checked = ServeArgs.model_validate(args)
     deployment = EMBEDDER.options(
         num_replicas=checked.replicas,
         ray_actor_options=_booked(checked),
-        # Ray knows neither keys nor deadlines: what it lets wait before our code runs has no share
-        # and no end. So it lets in more than we do, and we decide; what comes in one burst beyond
-        # that waits for a moment, and the rest is refused.
+        # Requests that wait in Ray have neither a share by key nor a deadline. So Ray admits more than a
+        # replica does, and the replica decides; of a burst beyond that some wait for a moment, and the
+        # rest is refused.
         max_ongoing_requests=_TIMES_OURS * checked.max_requests_in_flight,
         max_queued_requests=_TIMES_OURS * checked.max_requests_in_flight,
-        # A replica that is replaced ends when all that it has is answered. Ray would cut off after
-        # 20 s whoever may still wait.
+        # A replica that is replaced ends when all its requests are answered. By default Ray would end
+        # them after 20 s.
         graceful_shutdown_timeout_s=checked.body_seconds + checked.queue_seconds,
     )
     return deployment.bind(checked, _encoders(checked))
@@ -38,7 +38,7 @@ def build(args: ServeArgs | dict[str, object]) -> serve.Application:
 def _booked(args: ServeArgs) -> dict[str, Any]:
     if args.replicas_per_node is None:
         return {"num_cpus": args.num_cpus}
-    return one_of(REPLICA, args.replicas_per_node, args.identity)
+    return at_most_per_node(REPLICA, args.replicas_per_node, args.identity)
 
 
 def _encoders(args: ServeArgs) -> dict[str, serve.Application]:
@@ -46,14 +46,14 @@ def _encoders(args: ServeArgs) -> dict[str, serve.Application]:
 
 
 def deploy(args: ServeArgs, host: str, port: int) -> str:
-    """Have the application answer under `host:port`, and give its address.
+    """Deploy the application at `host:port` and return its address.
 
-    If it runs already with the same arguments and release it is left alone: deploying would
-    restart its replicas. Raises RuntimeError if a part does not start, or if Serve was started
+    If it runs already with the same arguments and release it is left alone: deploying would restart its
+    replicas. Raises RuntimeError if a part does not start, or if Serve was started
     before with another address: its HTTP options cannot be changed while it runs.
     """
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-    # Compared, not bound: whoever listens everywhere can be asked on loopback.
+    # Compared, not bound: a server on all interfaces answers on loopback.
     address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104
     if not _is_running() or _identity_at(address) != args.identity:
         _run(build(args))
@@ -63,9 +63,9 @@ def deploy(args: ServeArgs, host: str, port: int) -> str:
 
 
 def withdraw() -> None:
-    """Delete the application, and stop Serve if nobody else uses it."""
+    """Delete the application, and stop Serve if no other application runs."""
     serve.delete(APPLICATION)
-    # After the replicas: those that live would make it again.
+    # After the replicas: a living one would create it again.
     close_channel()
     if not serve.status().applications:
         serve.shutdown()  # type: ignore[no-untyped-call]
@@ -75,11 +75,11 @@ def _run(application: serve.Application) -> None:
     try:
         serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        raise RuntimeError(f"{error}\n{_complaints()}") from error
+        raise RuntimeError(f"{error}\n{_failures()}") from error
 
 
-def _complaints() -> str:
-    """Why parts did not start, in the words of their errors: Serve's own names the parts alone."""
+def _failures() -> str:
+    """Return why deployments did not start; Serve's own error only names them."""
     parts = serve.status().applications[APPLICATION].deployments
     return "\n".join(f"{name}: {part.message}" for name, part in parts.items() if part.message)
 
@@ -92,13 +92,13 @@ def _is_running() -> bool:
 def _identity_at(address: str) -> object:
     """Asked over HTTP: a driver's Serve handles fail under RAY_SERVE_THROUGHPUT_OPTIMIZED=1."""
     try:
-        # No proxy from the environment: the address is one of this machine's own.
+        # No proxy from the environment: the address is on this machine.
         with httpx.Client(timeout=_ANSWER_SECONDS, trust_env=False) as client:
             body: dict[str, object] = client.get(f"{address}/healthz").raise_for_status().json()
         return body.get("application")
     except (httpx.HTTPError, ValueError) as error:
         raise RuntimeError(
-            f"the application runs, but {address} does not answer as it should ({error}). If Serve "
+            f"the application runs, but {address} does not answer as expected ({error}). If Serve "
             "was started on this cluster before with another address, use that one, or run "
             "`serve shutdown`"
         ) from error

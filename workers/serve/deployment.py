@@ -1,4 +1,4 @@
-"""The deployment: one replica, its follower and its HTTP interface, in one hop."""
+"""The Serve deployment: one replica, what follows the store in it, and its HTTP interface."""
 
 import logging
 import sys
@@ -12,29 +12,26 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
-from workers.serve.access.port import Doorkeeper, OpenDoor
-from workers.serve.access.signatures import read_public_keys
-from workers.serve.access.snapshot import SignedKeys
-from workers.serve.compute.batcher import Batcher
-from workers.serve.compute.watch import stuck
+from workers.serve.announcements import Listener
+from workers.serve.api.admission import Admission
+from workers.serve.api.app import create_api
+from workers.serve.api.context import Replica
+from workers.serve.api.protocol import install_protocol
+from workers.serve.auth import AllowAll, Authenticator, SignedKeys, read_public_keys
+from workers.serve.batching.batcher import Batcher
+from workers.serve.batching.compute import stuck
+from workers.serve.canary.monitor import CanaryMonitor
+from workers.serve.collections.collections import Collections, open_collections
 from workers.serve.encoders.deployment import Handle, encoders_behind
-from workers.serve.http.admission import Admission
-from workers.serve.http.api import create_api
-from workers.serve.http.one_write import write_answers_at_once
-from workers.serve.http.replica import Replica
-from workers.serve.push.actor import open_channel
-from workers.serve.push.listener import Listener
+from workers.serve.ray_channel import open_channel
 from workers.serve.ray_metrics import RayMetrics
-from workers.serve.rollout.trials import Trials
-from workers.serve.search.collections import Collections, open_collections
 from workers.serve.settings import ServeArgs
-from workers.serve.versions.cache import Budget
-from workers.serve.versions.first_look import wait_for_first_look
+from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.follower import Follower, Look
-from workers.serve.versions.live import LiveVersions
+from workers.serve.versions.live import LiveVersions, wait_until_ready
 from workers.serve.versions.loading import StoredVersions
 from workers.serve.versions.lookup import VersionLookup
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.memory import Budget
 from workers.serve.versions.swapper import Swapper
 from workers.storage.uris import open_store
 
@@ -44,19 +41,19 @@ _SWITCH_SECONDS = 0.001
 
 
 class Embedder:
-    """Answers embedding queries. A new version of a model never restarts it."""
+    """Answers embedding requests. A new version of a model never restarts it."""
 
     def __init__(self, args: ServeArgs, encoders: Mapping[str, Handle]) -> None:
-        """Follow the store; it may be away (`wait_for_first_look`).
+        """Follow the store, which may be unavailable (`wait_until_ready`).
 
-        Nothing is raised for that: Serve gives an application up for good after some failed starts.
+        That raises nothing: Serve stops retrying an application after some failed starts.
         """
         logging.basicConfig(level=logging.INFO)
         torch.set_num_threads(1)
-        # By default a thread that computes in Python keeps the event loop waiting for 5 ms each time
-        # that it has to wait for the interpreter, which is several times in a request.
+        # By default a thread that computes in Python holds the interpreter for 5 ms each time that the event
+        # loop needs it, which is several times in a request.
         sys.setswitchinterval(_SWITCH_SECONDS)
-        write_answers_at_once()
+        install_protocol()
         self._args = args
         self._encoders = encoders_behind(args.encoders, encoders)
         self._store = open_store(args.store)
@@ -65,37 +62,43 @@ class Embedder:
         self._compute = Batcher(self._metrics)
         self._admission = Admission(args)
         self._watch_load()
-        self._resident = ResidentVersions(
+        self._resident = VersionCache(
             StoredVersions(self._store),
             args.recent_versions,
             Budget(args.max_heads_bytes, self._owner_of),
             self._metrics,
         )
-        self._metrics.watch("heads_bytes", "Of versions in memory.", lambda: self._resident.bytes)
+        self._metrics.watch(
+            "heads_bytes", "Bytes of heads in memory.", lambda: self._resident.bytes
+        )
         swapper = Swapper(self._live, self._resident, self._metrics)
-        self._access, looks = _doorkeeper(args, self._metrics)
+        self._access, looks = _authenticator(args, self._metrics)
         self._follower = Follower(
             self._store, self._live, swapper, args.seconds_between_looks, looks
         )
         self._follower.start()
-        self._metrics.watch("ready", "1 once the store was seen.", lambda: float(self._live.ready))
-        wait_for_first_look(self._live, args.first_look_seconds, _others_answer)
+        self._metrics.watch(
+            "ready",
+            "1 once the object storage was read.",
+            lambda: float(self._live.readiness.ready),
+        )
+        wait_until_ready(self._live.readiness, args.first_look_seconds, _others_answer)
         self._collections = open_collections(
             *(self._store, self._live, args.seconds_between_looks, args.collection_limits)
         )
         if self._collections is not None:
             _watch_collections(self._metrics, self._collections)
             self._collections.start()
-            if self._live.ready:
+            if self._live.readiness.ready:
                 # Those that take longer are loaded while this replica answers everything else.
                 self._collections.wait_loaded(args.first_look_seconds)
-        self._listener = Listener(open_channel, self._wake, self._metrics.hears)
+        self._listener = Listener(open_channel, self._wake, self._metrics.connected)
         self._listener.start()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once per replica."""
         args = self._args
-        # A replica that starts again counts from zero, so it must not write over what it had seen.
+        # A replica that restarts counts from zero, so it must not overwrite its earlier observations.
         name = uuid4().hex
         replica = Replica(
             args=args,
@@ -107,27 +110,29 @@ class Embedder:
             access=self._access,
             admission=self._admission,
             metrics=self._metrics,
-            trials=Trials(self._live, self._compute, self._metrics, self._store, name),
+            canaries=CanaryMonitor(self._live, self._compute, self._metrics, self._store, name),
             announcer=self._listener,
             collections=self._collections,
         )
         return create_api(replica)
 
     async def check_health(self) -> None:
-        """Called by Serve. A store that is down is no reason to restart: what is loaded answers."""
+        """Called by Serve. A store that is down is no reason to restart: loaded versions keep answering."""
         if problem := await stuck(self._compute, _STUCK_SECONDS):
             raise RuntimeError(problem)
         if not self._follower.alive:
-            raise RuntimeError("nobody follows the live pointers in this replica any more")
+            raise RuntimeError("the follower of the live pointers has stopped in this replica")
         if self._collections is not None and not self._collections.alive:
-            raise RuntimeError("nobody follows the collections in this replica any more")
+            raise RuntimeError("the followers of the collections have stopped in this replica")
 
     def _watch_load(self) -> None:
         watch, admission, compute = self._metrics.watch, self._admission, self._compute
-        watch("requests_in_flight", "Admitted.", lambda: admission.requests.total)
-        watch("rows_in_flight", "Admitted.", lambda: admission.rows.total)
-        watch("body_bytes", "Of bodies and answers, in memory.", lambda: admission.bytes.total)
-        watch("rows_waiting", "For a product.", lambda: compute.waiting_rows)
+        watch("requests_in_flight", "Requests admitted.", lambda: admission.requests.total)
+        watch("rows_in_flight", "Rows admitted.", lambda: admission.rows.total)
+        watch(
+            "body_bytes", "Bytes of bodies and responses in memory.", lambda: admission.bytes.total
+        )
+        watch("rows_waiting", "Rows that wait for a product.", lambda: compute.waiting_rows)
 
     def _wake(self) -> None:
         self._follower.wake()
@@ -140,15 +145,19 @@ class Embedder:
 
 
 def _watch_collections(metrics: RayMetrics, collections: Collections) -> None:
-    metrics.watch("collection_rows", "Searched.", collections.rows)
-    metrics.watch("collections_behind", "Not searched as they are now.", collections.behind)
-    metrics.watch("collections_bytes", "With vectors of two versions.", collections.bytes)
+    metrics.watch("collection_rows", "Rows that are searched.", collections.rows)
+    metrics.watch(
+        "collections_behind",
+        "Collections not searched at their latest revision.",
+        collections.behind,
+    )
+    metrics.watch("collections_bytes", "Bytes of collections in memory.", collections.bytes)
     damaged = collections.damaged
-    metrics.watch("collections_damaged", "Stored, but they fail checks.", lambda: len(damaged()))
+    metrics.watch("collections_damaged", "Collections that fail checks.", lambda: len(damaged()))
 
 
 def _others_answer() -> bool:
-    """Whether replicas of this application take requests. This one, which is starting, does not."""
+    """Whether other replicas of this application take requests; this one is starting."""
     me = serve.get_replica_context()
     try:
         states = serve.status().applications[me.app_name].deployments[me.deployment].replica_states
@@ -157,20 +166,20 @@ def _others_answer() -> bool:
     return any(state == "RUNNING" and count for state, count in states.items())
 
 
-def _doorkeeper(args: ServeArgs, metrics: RayMetrics) -> tuple[Doorkeeper, Sequence[Look]]:
-    """Who decides whom to let in, and what it follows in the store for that."""
+def _authenticator(args: ServeArgs, metrics: RayMetrics) -> tuple[Authenticator, Sequence[Look]]:
+    """Return what authenticates requests, and what it reads in the store."""
     if args.access_public_key is None:
-        return OpenDoor(), ()
+        return AllowAll(), ()
     keys = SignedKeys(read_public_keys(args.access_public_key), metrics.key_list_refused)
     return keys, (keys.refresh,)
 
 
 EMBEDDER: serve.Deployment = serve.deployment(
-    # Beyond what may wait in Ray (`build` says how many) a client is told so, as ours tell it.
+    # The response beyond what may wait in Ray (`build`), as a replica would refuse.
     backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-    # When the application itself changes, the new replica is up before the old one goes.
+    # When the application changes, the new replica is up before the old one ends.
     max_surge_percent=100,
     health_check_period_s=5,
-    # A line for each request costs a thirtieth of it, be it written or not; they are counted.
+    # A log line for each request costs a thirtieth of it, written or not; requests are counted instead.
     logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
 )(serve.ingress()(Embedder))

@@ -1,34 +1,37 @@
-"""What can go wrong with a request, as the client is told.
+"""Errors of requests, with their HTTP status.
 
 ApiError
 ├── InvalidRequest       400   the message names field, value and what is permitted
 │   └── WrongRow               one row of it
 ├── Unauthorized         401   no key, or one that is not valid
-├── Forbidden            403   it is there, and not for this key
+├── Forbidden            403   the key does not permit it
 ├── NotFound             404   no such model, version or path
 ├── BodyTimeout          408   the body did not arrive in time
 ├── Conflict             409   the name is taken
 ├── BodyTooLarge         413
-├── UnsupportedMedia     415   a body that nobody here reads
-├── Unprocessable        422   well formed, and these versions cannot do it
+├── UnsupportedMedia     415   a format that is not read or written here
+├── Unprocessable        422   well formed, but these versions cannot do it
 ├── Overloaded           429   with Retry-After
 ├── HeadersTooLarge      431
-├── Full                 507   as much is stored as may be
-├── VersionDamaged       500   stored, but it fails its checks
-├── NotInstalled         501   an optional part that this endpoint has not
+├── Full                 507   the storage limit is reached
+├── VersionDamaged       500   stored, but fails its checks
+├── NotInstalled         501   an optional part is not installed
 ├── NotReady             503   with Retry-After
 └── DeadlineExceeded     504   the request took longer than it may
 """
 
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
+# Of a value of the client, in a message.
+_LONGEST_VALUE = 60
 _RETRY_SOON = MappingProxyType({"retry-after": "1"})
 
 
 class ApiError(Exception):
-    """What a client is told: `message` for people, `code` and `param` for programs."""
+    """An error with an HTTP answer: `message` for people, `code` and `param` for programs."""
 
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "server_error"
@@ -42,7 +45,7 @@ class ApiError(Exception):
 
 
 class InvalidRequest(ApiError):
-    """The request itself is wrong; sending it again cannot help."""
+    """The request is invalid; sending it again cannot help."""
 
     status = 400
     kind = "invalid_request_error"
@@ -66,12 +69,12 @@ class WrongRow(InvalidRequest):
         self._reason = reason
 
     def at(self, row: int, field: str, name: str) -> "WrongRow":
-        """The same of a row that the client knows by another number, and by this name."""
+        """Return the same error for a row that has another number and name in the request."""
         return WrongRow(row, self._reason, self.code, field, name)
 
 
 class Unauthorized(ApiError):
-    """The same words for every key that is not valid: they must not tell whether it exists."""
+    """One message for every key that is not valid: it must not reveal whether the key exists."""
 
     status = 401
     kind = "authentication_error"
@@ -80,7 +83,7 @@ class Unauthorized(ApiError):
 
 
 class Forbidden(ApiError):
-    """The message says whose key may."""
+    """The key does not permit the request; the message says which one would."""
 
     status = 403
     kind = "permission_error"
@@ -105,7 +108,7 @@ class BodyTimeout(ApiError):
 
 
 class Conflict(ApiError):
-    """What is to be made is there already, and is something else."""
+    """The name is taken by something with other properties."""
 
     status = 409
     kind = "invalid_request_error"
@@ -121,7 +124,7 @@ class BodyTooLarge(ApiError):
 
 
 class UnsupportedMedia(ApiError):
-    """The header Content-Type or Accept names a form that is not read or written here."""
+    """The header Content-Type or Accept names a format that is not read or written here."""
 
     status = 415
     kind = "invalid_request_error"
@@ -129,7 +132,7 @@ class UnsupportedMedia(ApiError):
 
 
 class Unprocessable(ApiError):
-    """What is asked for cannot be had from these versions, however it is asked for."""
+    """These versions cannot do what the request asks for."""
 
     status = 422
     kind = "invalid_request_error"
@@ -146,7 +149,7 @@ class Overloaded(ApiError):
 
 
 class HeadersTooLarge(ApiError):
-    """More than anybody needs to say beside the body."""
+    """The headers are larger than permitted."""
 
     status = 431
     kind = "invalid_request_error"
@@ -154,7 +157,7 @@ class HeadersTooLarge(ApiError):
 
 
 class Full(ApiError):
-    """As much is stored as may be: something must be removed before more can be added."""
+    """The storage limit is reached: remove something before adding more."""
 
     status = 507
     kind = "invalid_request_error"
@@ -168,14 +171,14 @@ class VersionDamaged(ApiError):
 
 
 class NotInstalled(ApiError):
-    """Whoever runs the endpoint can install it."""
+    """An optional part is not installed; the operator can install it."""
 
     status = 501
     default_code = "not_installed"
 
 
 class NotReady(ApiError):
-    """Not yet; the same request can succeed in a moment."""
+    """Not ready yet; the same request can succeed in a moment."""
 
     status = 503
     kind = "service_unavailable_error"
@@ -184,8 +187,19 @@ class NotReady(ApiError):
 
 
 class DeadlineExceeded(ApiError):
-    """The time that the request may take is over."""
+    """The request took longer than it may."""
 
     status = 504
     kind = "timeout_error"
     default_code = "deadline_exceeded"
+
+
+def shortened(value: object) -> str:
+    """Return a value of the client as it is shown in a message."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        names = ", ".join(map(repr, value))[:_LONGEST_VALUE]
+        return f"an object with {names or 'no fields'}"
+    text = json.dumps(value[:_LONGEST_VALUE] if isinstance(value, str) else value, default=str)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

@@ -1,74 +1,100 @@
-"""What a replica counts, as a port: HTTP and follower can be tested without Ray."""
+"""Metrics of a replica as a port, so that API and follower run without Ray."""
 
+from itertools import count
+from time import perf_counter
 from typing import Protocol
+
+_OBSERVED = 8
+_requests = count()
 
 
 class ServeMetrics(Protocol):
-    """Told about each event, from any thread."""
+    """Counts events, from any thread."""
 
     def answered(self, model: str, rows: int, seconds: float) -> None:
-        """A request got its embeddings, so long after its first byte was seen."""
+        """A request got its embeddings, so many seconds after its first byte."""
         ...
 
     def finished(self, status: int) -> None:
-        """A request of any kind ended, with this status."""
+        """A request ended with this status."""
         ...
 
     def batch(self, requests: int, rows: int) -> None:
-        """So many rows of so many requests were multiplied together."""
+        """One product computed so many rows of so many requests."""
         ...
 
     def stage(self, name: str, seconds: float) -> None:
-        """One request spent so long in one stage: read, look_up, encode, embed, write."""
+        """A request spent so long in one stage: read, look_up, encode, embed, write."""
         ...
 
     def swapped(self, model: str, version: int, seconds: float) -> None:
-        """Another version answers from now on, so long after its pointer was seen."""
+        """A version became live, so many seconds after its pointer was read."""
         ...
 
     def refused(self, model: str, kind: str) -> None:
-        """A version could not be used, or not yet; the one before goes on answering.
+        """A version could not be used, or not yet; the one before keeps answering.
 
         `kind`: unavailable, missing, damaged, too_large or error.
         """
         ...
 
     def lag(self, model: str, generations: int) -> None:
-        """How far what answers is behind the pointer that was seen last."""
+        """How many generations the live version is behind the pointer."""
         ...
 
     def gone(self, model: str) -> None:
-        """The model was deleted; nothing answers for it."""
+        """The model was deleted."""
         ...
 
     def resident(self, versions: int) -> None:
-        """So many versions of all models are in memory."""
+        """How many versions of all models are in memory."""
         ...
 
     def loaded(self, model: str, seconds: float) -> None:
-        """A version's heads were brought into memory, in so many seconds."""
+        """A version's heads were loaded, in so many seconds."""
         ...
 
     def evicted(self, model: str) -> None:
-        """A version's heads left memory because the budget for heads was full."""
+        """A version's heads were evicted because the budget for heads was full."""
         ...
 
     def key_list_refused(self) -> None:
-        """A list of keys was not believed; the one before stays in force."""
+        """A list of keys was not valid; the one before stays in force."""
         ...
 
-    def hears(self, announcements: bool) -> None:
-        """Whether this replica is told at once when something changes, or looks by itself alone."""
+    def connected(self, announcements: bool) -> None:
+        """Whether this replica receives announcements, or only polls."""
         ...
 
     def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
-        """How the candidate's scores across a pair agree with the live version's, mean so far."""
+        """Mean agreement of the candidate's scores across a pair with the live version's."""
         ...
 
-    def trial_ended(self, model: str) -> None:
-        """The model's trial is over: its shadow's agreement describes nothing that is there now."""
+    def canary_ended(self, model: str) -> None:
+        """The canary of the model has ended: drop its agreement."""
         ...
 
     def shadow_dropped(self, model: str) -> None:
-        """A request was to be scored by the candidate as well, and there was no time for it."""
+        """A request was not shadowed because the queue was full."""
         ...
+
+
+class StageTimer:
+    """Times the stages of one request in eight, since observing costs time as well. Starts with the request."""
+
+    def __init__(self, metrics: ServeMetrics) -> None:
+        self._metrics = metrics
+        self._begun = self._last = perf_counter()
+        self._is_observed = next(_requests) % _OBSERVED == 0
+
+    def stage(self, stage: str) -> None:
+        """End this stage."""
+        if self._is_observed:
+            now = perf_counter()
+            self._metrics.stage(stage, now - self._last)
+            self._last = now
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the request began."""
+        return perf_counter() - self._begun

@@ -1,4 +1,4 @@
-"""A bounded amount of something, shared so that no tenant can take all of it."""
+"""A quota: a bounded amount of something, shared so that no tenant can take all of it."""
 
 from workers.serve.errors import Overloaded
 
@@ -16,7 +16,7 @@ def fits(limit: int, held: int, total: int, amount: int) -> bool:
 
     A tenant may hold at most four times what stays free afterwards. So one tenant alone can use 4/5 of
     the limit, two can use 4/9 each, n of them 4 / (4n + 1), and some is left for a tenant that holds
-    nothing, whatever the others do and for however long they hold it (dynamic thresholds; Choudhury and
+    nothing, however much and however long the others hold (dynamic thresholds; Choudhury and
     Hahne, IEEE/ACM Transactions on Networking 6, 1998). No history of tenants is needed.
 
     Small limits are whole numbers: a tenant that holds nothing may always take one that is free, and
@@ -60,7 +60,7 @@ class Quota:
         self._change(tenant, amount)
 
     def exchange(self, tenant: str, before: int, after: int) -> None:
-        """Count `after` in place of `before`, without a limit: an answer that was made is sent."""
+        """Count `after` in place of `before`, without a limit: a response that was made is sent."""
         self._change(tenant, after - before)
 
     def release(self, tenant: str, amount: int) -> None:
@@ -73,8 +73,8 @@ class Quota:
             return
         if self.total + amount > self._limit:
             raise Overloaded(
-                f"{self.total} {self._what} are being worked on already, and {amount} more would "
-                f"be over the limit of {self._limit}; try again"
+                f"{self.total} {self._what} are in use, and {amount} more would "
+                f"exceed the limit of {self._limit}; try again"
             )
         share = share_now(self._limit, held, self.total)
         raise Overloaded(
@@ -93,7 +93,7 @@ class Quota:
 
 
 class _Held:
-    """A class and no generator: every request passes here twice."""
+    """A class and not a generator, because every request passes here twice."""
 
     __slots__ = ("_amount", "_quota", "_tenant")
 

@@ -1,4 +1,4 @@
-"""`ServeMetrics` by means of Ray, whose nodes export to Prometheus."""
+"""`ServeMetrics` by Ray, whose nodes export to Prometheus."""
 
 import threading
 from collections import defaultdict
@@ -8,7 +8,7 @@ from itertools import count
 from ray.util.metrics import Counter, Gauge, Histogram
 
 _FLUSH_SECONDS = 1.0
-# Each observation of Ray's costs ten microseconds, a request ten times that: every eighth will do.
+# An observation costs ten microseconds, a request ten times that: every eighth is observed.
 _OBSERVED = 8
 _SECONDS = [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 4, 16]
 _ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096]
@@ -17,7 +17,7 @@ _Tags = tuple[tuple[str, str], ...]
 
 
 class RayMetrics:
-    """Ray's own metrics: what prometheus_client counts inside a Ray worker is not exported.
+    """Ray's metrics: what prometheus_client counts inside a Ray worker is not exported.
 
     Counters are summed here, and exported once a second together with every gauge.
     """
@@ -32,30 +32,34 @@ class RayMetrics:
                 *("model", "reason"),
             ),
             refused_key_lists=_counter(
-                "refused_key_lists_total", "Lists of keys that were not believed."
+                "refused_key_lists_total", "Lists of keys that were not valid."
             ),
             evicted=_counter(
-                *("evicted_versions_total", "Versions that left memory as its budget was full."),
+                *("evicted_versions_total", "Versions evicted because the memory budget was full."),
                 "model",
             ),
             shadow_dropped=_counter(
-                "shadow_dropped_total", "Requests that there was no time to shadow.", "model"
+                "shadow_dropped_total",
+                "Requests that were not shadowed because the queue was full.",
+                "model",
             ),
         )
-        self._live = _gauge("live_version", "The version that answers.", "model")
+        self._live = _gauge("live_version", "The live version.", "model")
         self._lag = _gauge(
-            "generations_behind", "Of what answers, behind the pointer seen last.", "model"
+            "generations_behind", "Generations of the live version behind its pointer.", "model"
         )
         self._resident = _gauge("resident_versions", "Versions of all models in memory.")
-        self._hears = _gauge("hears_announcements", "1 where replicas are told of changes at once.")
-        # From the start: an endpoint without a model is no endpoint that is gone.
+        self._connected = _gauge(
+            "hears_announcements", "1 where replicas receive announcements of changes."
+        )
+        # From the start, so that an endpoint without a model has the series.
         self._series.set(self._resident, 0)
-        self._series.set(self._hears, 0)
+        self._series.set(self._connected, 0)
         self._swap = _histogram(
-            "swap_seconds", "From seeing a pointer to its version answering.", _SECONDS, "model"
+            "swap_seconds", "From reading a pointer to its version being live.", _SECONDS, "model"
         )
         self._load = _histogram(
-            "load_seconds", "Bringing the heads of a version into memory.", _SECONDS, "model"
+            "load_seconds", "Loading the heads of a version.", _SECONDS, "model"
         )
         self._request = _histogram(
             "request_seconds", "One request in eight, whole.", _SECONDS, "model"
@@ -78,7 +82,7 @@ class RayMetrics:
         )
 
     def watch(self, name: str, description: str, read: Callable[[], float]) -> None:
-        """A gauge that is read once a second."""
+        """Add a gauge that is read once a second."""
         self._series.watched.append((_gauge(name, description), read))
 
     def answered(self, model: str, rows: int, seconds: float) -> None:
@@ -124,14 +128,14 @@ class RayMetrics:
     def key_list_refused(self) -> None:
         self._series.add("refused_key_lists", 1)
 
-    def hears(self, announcements: bool) -> None:
-        self._series.set(self._hears, float(announcements))
+    def connected(self, announcements: bool) -> None:
+        self._series.set(self._connected, float(announcements))
 
     def shadowed(self, model: str, pair: str, cosine: float, overlap: float) -> None:
         self._series.set(self._shadow_cosine, cosine, model=model, pair=pair)
         self._series.set(self._shadow_overlap, overlap, model=model, pair=pair)
 
-    def trial_ended(self, model: str) -> None:
+    def canary_ended(self, model: str) -> None:
         for gauge in (self._shadow_cosine, self._shadow_overlap):
             self._series.forget(gauge, model=model)
 
@@ -140,7 +144,7 @@ class RayMetrics:
 
 
 class _Series:
-    """Sums of counters since the last second, and the present values of gauges; for any thread.
+    """Sums of counters since the last export, and present values of gauges; for any thread.
 
     Ray drops a gauge that was not set for two of its report intervals (20 s), so the thread here sets
     each of them every second, changed or not. One that is forgotten disappears after those 20 s.
@@ -164,7 +168,7 @@ class _Series:
             self._values[gauge, tuple(tags.items())] = value
 
     def forget(self, gauge: Gauge, **tags: str) -> None:
-        """Drop the values that have these tags, whatever others they have."""
+        """Drop the values that have these tags, among others."""
         with self._lock:
             self._values = {
                 (each, labels): value

@@ -1,66 +1,77 @@
-"""What the serving application is told: by the command line, or by `args` of a RayService."""
+"""Settings of the serving application: from the command line, or `args` of a RayService."""
 
 from hashlib import sha256
 from importlib.metadata import version
-from typing import Annotated, Self
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from cmcl.contract import DISTRIBUTION
 from cmcl.contract.dataset import Uri
 from cmcl.contract.modality import Frozen
-from workers.serve.access.signatures import read_public_keys
+from workers.serve.auth import read_public_keys
 from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.quota import share_of_one
-from workers.serve.search.limits import Limits
 
 _LOCAL_POLL_SECONDS = 0.1
-# Each look at S3 costs one listing and one read per model; a tenth of a second would be a bill.
+# Each look at S3 costs one listing and one read per model, which are billed.
 _REMOTE_POLL_SECONDS = 1.0
+Proxies = tuple[IPv4Network | IPv6Network, ...]
+
+
+class CollectionLimits(NamedTuple):
+    """Collections of one owner, rows of one collection, rows and bytes of all of them in a replica."""
+
+    collections: int
+    rows: int
+    all_rows: int
+    all_bytes: int
 
 
 class ServeArgs(Frozen):
     """Arguments of the application; the same in every replica."""
 
     store: Uri = Field(description="root of the object storage, file:// or s3://")
-    replicas: int = Field(default=1, ge=1, le=1000, description="processes that answer")
-    num_cpus: float = Field(default=1, ge=0, le=256, description="Ray CPUs that a replica books")
+    replicas: int = Field(default=1, ge=1, le=1000, description="replicas, processes that answer")
+    num_cpus: float = Field(default=1, ge=0, le=256, description="Ray CPUs that a replica reserves")
     replicas_per_node: Annotated[int, Field(ge=1, le=100)] | None = Field(
         default=None,
-        description="for a cluster with nodes for replicas alone and others for encoders: at most so "
-        "many are on each; they book its `cmcl_replica` and `cmcl_encoder` then, and no CPUs",
+        description="for a cluster with nodes for replicas and others for encoders: at most so "
+        "many are on each; they reserve its `cmcl_replica` and `cmcl_encoder` then, and no CPUs",
     )
     poll_seconds: Annotated[float, Field(gt=0, le=60)] | None = Field(
-        default=None, description="between two looks at live.json; by default by kind of store"
+        default=None,
+        description="between two polls of live.json; the default depends on the kind of store",
     )
     max_rows: int = Field(default=4096, ge=1, description="in one request")
     max_requests_in_flight: int = Field(
         default=1024,
         ge=2,
-        description="in one replica, waiting ones among them, before 429; one owner alone may hold 4/5 "
-        "of this and of each other limit that is answered with 429, several less each, so that another "
-        "owner always finds room",
+        description="in one replica, waiting ones included, before 429; a single owner may hold 4/5 "
+        "of this and of each other limit that is answered with 429, several owners less each, so that "
+        "another owner can always be served",
     )
     max_rows_in_flight: int = Field(default=32768, ge=1, description="in one replica, before 429")
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="largest request body")
     max_bytes_in_flight: int = Field(
         default=512 << 20,
         ge=1024,
-        description="bodies in one replica's memory as far as they have arrived, and answers in their "
-        "place, before 429",
+        description="bodies in one replica's memory as far as they have arrived, and then their "
+        "responses, before 429",
     )
     body_seconds: float = Field(
         default=30,
         gt=0,
         le=3600,
         description="for a request's body to arrive, before 408; also after 10 s without a byte, and for "
-        "less than 64 KiB/s over its time but for 10 s. And for each 256 KiB of an answer to leave",
+        "less than 64 KiB/s over its time but for 10 s. And for each 256 KiB of a response to be read",
     )
     queue_seconds: float = Field(
         default=30,
         gt=0,
         le=600,
-        description="from the headers of a request to its answer, before 504",
+        description="from the headers of a request to its response, before 504",
     )
     min_version_wait_seconds: float = Field(
         default=2, ge=0, le=60, description="how long x-min-model-version waits, before 503"
@@ -68,32 +79,38 @@ class ServeArgs(Frozen):
     first_look_seconds: float = Field(
         default=30,
         gt=0,
-        description="how long a new replica waits for the store before it takes requests without, "
+        description="how long a new replica waits for the store before it takes requests without it, "
         "where no other replica answers",
     )
     access_public_key: str | None = Field(
         default=None,
-        description="Ed25519 public key in PEM, or several: whoever asks needs a key that is in the "
-        "list signed with one of them; by default nobody needs one",
+        description="Ed25519 public key in PEM, or several: requests need a key that is in the "
+        "list signed with one of them; by default no keys are required",
     )
     allowed_hosts: tuple[str, ...] = Field(
         default=(),
-        description="names by which requests may ask for the endpoint while nobody needs a key, beside "
-        "localhost and addresses in numbers, or `*` for any; web pages could reach it by names of "
-        "theirs otherwise",
+        description="host names that requests may use without keys, besides "
+        "localhost and numeric addresses, or `*` for any; otherwise web pages could reach the endpoint "
+        "by their own names",
+    )
+    trusted_proxies: Proxies = Field(
+        default=(),
+        description="addresses or networks of proxies that replace or append to X-Forwarded-For, as HAProxy "
+        "here does: without keys, the limits of one tenant count by the last address in it. By default "
+        "the address of the connection counts",
     )
     recent_versions: int = Field(
         default=4,
         ge=1,
-        description="versions kept for requests that name one; so many more may be loading for the "
+        description="versions kept for requests that name one; also how many may be loading for the "
         "models of one owner, before 429, or 503 where a request names none",
     )
     max_heads_bytes: int = Field(
         default=1 << 30,
         ge=1 << 20,
-        description="of a replica's memory for the heads of all versions, a tensor that several have "
-        "counted once; what does not fit is loaded on demand. A version has room for a swap if its heads "
-        "take half of it at most (CMCL_HEADS_BYTES_MAX of the control plane)",
+        description="of a replica's memory for the heads of all versions, shared tensors "
+        "counted once; what does not fit is loaded on demand. A version can be swapped if its heads "
+        "take at most half of it (CMCL_HEADS_BYTES_MAX of the control plane)",
     )
     max_top_k: int = Field(default=1000, ge=1, description="hits of one search in a collection")
     max_payload_bytes: int = Field(
@@ -108,7 +125,7 @@ class ServeArgs(Frozen):
         default=2_000_000,
         ge=1,
         description="in all collections together, before 507; of this and of max_collections_bytes one "
-        "owner may have four times what stays free, 4/5 alone",
+        "owner may have four times what stays free, 4/5 if alone",
     )
     max_collections_bytes: int = Field(
         default=2 << 30,
@@ -122,11 +139,11 @@ class ServeArgs(Frozen):
     max_collections: int = Field(
         default=100,
         ge=1,
-        description="of one owner, before 507; of all together where nobody needs a key",
+        description="of one owner, before 507; of all together where no keys are required",
     )
 
     encoders: tuple[EncoderSpec, ...] = Field(
-        default=(), description="where raw items may be posted, one for a modality at most"
+        default=(), description="for raw items, at most one for a modality"
     )
 
     @field_validator("access_public_key")
@@ -178,9 +195,9 @@ class ServeArgs(Frozen):
         return self
 
     @property
-    def collection_limits(self) -> Limits:
-        """As collections take them."""
-        return Limits(
+    def collection_limits(self) -> CollectionLimits:
+        """The limits of collections."""
+        return CollectionLimits(
             self.max_collections,
             self.max_collection_rows,
             self.max_searched_rows,
@@ -189,7 +206,7 @@ class ServeArgs(Frozen):
 
     @property
     def identity(self) -> str:
-        """Digest of arguments and release: equal where a running application may stay."""
+        """Digest of arguments and release: equal where a running application need not be restarted."""
         return sha256(f"{version(DISTRIBUTION)} {self.model_dump_json()}".encode()).hexdigest()[:16]
 
     @property

@@ -43,7 +43,7 @@ ports:
 {{- include "cmcl.rayNode" (merge $own $node) -}}
 {{- end -}}
 
-{{/* Places that replicas and encoders book (workers/serve/places.py), each on their own pods. No CPUs:
+{{/* Places that replicas and encoders book (workers/serve/placement.py), each on their own pods. No CPUs:
      ranks book those. Ray's autoscaler takes the quotes and strokes off as a shell does. */}}
 {{- define "cmcl.placesFor" -}}
 num-cpus: "0"

@@ -8,7 +8,7 @@ import pytest
 from tests.chart.ray.resources import custom_resources
 from tests.chart.release import BUCKET, CHART, Release, render
 from workers.serve.encoders.spec import EncoderSpec
-from workers.serve.places import ENCODER
+from workers.serve.placement import ENCODER
 from workers.serve.settings import ServeArgs
 
 TEXT = {"modality": "text", "kind": "synthetic", "width": 384}

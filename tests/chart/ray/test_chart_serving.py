@@ -12,7 +12,7 @@ import pytest
 from cmcl.proxy import SERVING, Shares
 from tests.chart.ray.resources import custom_resources
 from tests.chart.release import BUCKET, CHART, ROOT, Object, Release, environment_of, render
-from workers.serve.places import ENCODER, REPLICA
+from workers.serve.placement import ENCODER, REPLICA
 from workers.serve.settings import ServeArgs
 
 # Those that the chart finds out by itself, or takes from elsewhere.
@@ -70,7 +70,7 @@ def test_pods_have_room_for_old_and_new_replicas(replicas: int, per_pod: int, po
 
 
 def test_pods_of_one_kind_have_places_for_no_other(release: Release) -> None:
-    """Ranks book CPUs, replicas and encoders a resource each (workers/serve/places.py)."""
+    """Ranks book CPUs, replicas and encoders a resource each (workers/serve/placement.py)."""
     groups = release.groups()
     for name, resource in (("replicas", REPLICA), ("encoders", ENCODER)):
         if name in groups:

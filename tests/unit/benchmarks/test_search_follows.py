@@ -7,7 +7,7 @@ import pytest
 from benchmarks.search_follows import main
 from tests.unit.benchmarks.command import Answer, answer_of
 from tests.unit.benchmarks.tiny_stream import NAMES, write_stream
-from workers.serve.search.index.graph import is_installed
+from workers.serve.collections.index import is_installed
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="the extra `search` is not installed")
 

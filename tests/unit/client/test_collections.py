@@ -12,8 +12,8 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.served_app import served
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.either import KINDS, connected
-from tests.unit.serve.search.conftest import Searching, opened
-from tests.unit.serve.search.scene import feature
+from tests.unit.serve.collections.conftest import Searching, opened
+from tests.unit.serve.collections.scene import feature
 from workers.storage.local import LocalStore
 
 

@@ -39,7 +39,7 @@ from tests.fakes.haproxy import (
     replica,
     write_rays,
 )
-from workers.serve.http.asking import LONGEST_MS
+from workers.serve.api.context import LONGEST_MS
 from workers.serve.settings import ServeArgs
 
 # Ray's own models warn while they are imported.
@@ -89,6 +89,27 @@ def test_both_attempts_at_one_request_have_one_id() -> None:
         assert b"\r\nx-unique-id: " in requests[0]
         client.post("/", content=BODY)
     assert requests[2] != requests[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "seen"), [({}, b"127.0.0.1"), ({TRUSTED: "127.0.0.0/8"}, b"192.0.2.1")]
+)
+def test_a_replica_sees_the_address_of_a_client_and_not_what_the_client_says(
+    settings: dict[str, str], seen: bytes
+) -> None:
+    requests: list[bytes] = []
+    with (
+        replica(requests) as port,
+        proxy(port, settings=settings) as running,
+        running.connect() as client,
+    ):
+        client.sendall(
+            b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+            b"x-forwarded-for: 192.0.2.1\r\n\r\n"
+        )
+        read(client)
+    assert requests[0].count(b"\r\nx-forwarded-for: ") == 1
+    assert b"\r\nx-forwarded-for: %b\r\n" % seen in requests[0]
 
 
 def test_one_source_has_its_share_of_connections_and_leaves_the_rest_to_others() -> None:

@@ -18,20 +18,20 @@ from tests.fakes.letter_encoder import LetterEncoders
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import publish_version, random_heads
 from tests.unit.serve.described import check_described
-from workers.serve.access.port import OpenDoor
-from workers.serve.compute.batcher import Batcher
+from workers.serve.api.admission import Admission
+from workers.serve.api.app import create_api
+from workers.serve.api.context import Replica as Parts
+from workers.serve.auth import AllowAll
+from workers.serve.batching.batcher import Batcher
+from workers.serve.canary.monitor import CanaryMonitor
 from workers.serve.encoders.port import Encoders, NoEncoders
-from workers.serve.http.admission import Admission
-from workers.serve.http.api import create_api
-from workers.serve.http.replica import Replica as Parts
-from workers.serve.rollout.trials import Trials
 from workers.serve.settings import ServeArgs
-from workers.serve.versions.cache import Budget
+from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.follower import Follower
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import StoredVersions
 from workers.serve.versions.lookup import VersionLookup
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.memory import Budget
 from workers.serve.versions.swapper import Swapper
 from workers.storage.local import LocalStore
 from workers.storage.versions import write_live
@@ -64,7 +64,7 @@ class Replica:
 
     def __post_init__(self) -> None:
         self.stored = StoredVersions(self.store)
-        self.resident = ResidentVersions(
+        self.resident = VersionCache(
             *(self.stored, self.args.recent_versions),
             Budget(self.args.max_heads_bytes, self.owner_of),
             *(self.metrics, self.clock),
@@ -91,10 +91,10 @@ class Replica:
             lookup=VersionLookup(self.live, self.resident, args.min_version_wait_seconds),
             compute=compute,
             encoders=self.encoders,
-            access=OpenDoor(),
+            access=AllowAll(),
             admission=Admission(args),
             metrics=self.metrics,
-            trials=Trials(self.live, compute, self.metrics, self.store, "replica-1"),
+            canaries=CanaryMonitor(self.live, compute, self.metrics, self.store, "replica-1"),
         )
 
     def publish(self, version: int, generation: int | None = None, model: str = MODEL) -> None:

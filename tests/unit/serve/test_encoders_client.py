@@ -9,11 +9,16 @@ import pytest
 from tests.fakes.encoders import RecordedHops
 from tests.fakes.letter_encoder import LetterEncoders
 from tests.unit.serve.conftest import Replica
+from workers.serve.api.app import create_api
 from workers.serve.encoders.client import EncoderClients
-from workers.serve.encoders.frozen import Encoded, Unreadable
-from workers.serve.encoders.port import EncoderInfo, EncoderUnavailable, UnreadableItem
+from workers.serve.encoders.port import (
+    Encoded,
+    EncoderInfo,
+    EncoderUnavailable,
+    Unreadable,
+    UnreadableItem,
+)
 from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
-from workers.serve.http.api import create_api
 
 SPEC = EncoderSpec(
     modality="text",
@@ -167,7 +172,7 @@ def test_a_full_encoder_refuses_with_a_time_to_ask_again(with_encoder: Replica) 
         full = with_encoder.embed(modality=None, input=["a"] * 3)
     assert full.status_code == 429
     assert full.headers["retry-after"] == "1"
-    assert "6 items at the encoder of 'text' are being worked on" in full.text
+    assert "6 items at the encoder of 'text' are in use" in full.text
     assert with_encoder.encoders.asked == []
     assert with_encoder.embed(modality=None, input=["a"] * 3).status_code == 200
     assert parts.admission.encoders["text"].total == 0

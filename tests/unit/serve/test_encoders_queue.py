@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.fakes.encoders import LengthEncoder
-from workers.serve.encoders.batching import EncoderQueue
-from workers.serve.encoders.frozen import Encoded, Unreadable
+from workers.serve.encoders.port import Encoded, Unreadable
+from workers.serve.encoders.queue import EncoderQueue
 from workers.serve.encoders.spec import EncoderSpec
 
 SPEC = EncoderSpec(modality="text", kind="synthetic", width=2, max_batch=4)

@@ -1,13 +1,16 @@
 """What a replica takes on: bounded, and shared between tenants."""
 
+from ipaddress import ip_network
 from itertools import repeat
 
 import pytest
 from starlette.requests import Request
 
-from workers.serve.access.port import Caller
+from tests.unit.serve.conftest import Replica
+from workers.serve.api.app import create_api
+from workers.serve.api.context import tenant_of
+from workers.serve.auth import Caller
 from workers.serve.errors import Overloaded
-from workers.serve.http.asking import tenant_of
 from workers.serve.quota import Quota
 
 
@@ -64,13 +67,13 @@ def test_a_tenant_that_holds_nothing_gets_the_last_one() -> None:
     quota = Quota(4, "exports")
     assert take_all(quota, "greedy") == 3
     quota.take("modest", 1)
-    with pytest.raises(Overloaded, match="over the limit of 4"):
+    with pytest.raises(Overloaded, match="exceed the limit of 4"):
         quota.take("third", 1)
 
 
 def test_while_nothing_is_held_any_amount_is_taken_that_fits() -> None:
     quota = Quota(12, "items")
-    with pytest.raises(Overloaded, match="over the limit of 12"):
+    with pytest.raises(Overloaded, match="exceed the limit of 12"):
         quota.take("a", 13)
     with quota.held("a", 12):
         pass
@@ -79,9 +82,10 @@ def test_while_nothing_is_held_any_amount_is_taken_that_fits() -> None:
         quota.take("a", 11)
 
 
-def request_from(host: str | None) -> Request:
+def request_from(host: str | None, *forwarded: str) -> Request:
     client = None if host is None else (host, 1234)
-    return Request({"type": "http", "client": client, "headers": []})
+    headers = [(b"x-forwarded-for", each.encode()) for each in forwarded]
+    return Request({"type": "http", "client": client, "headers": headers})
 
 
 def test_all_keys_of_an_owner_are_one_tenant() -> None:
@@ -105,3 +109,36 @@ def test_all_keys_of_an_owner_are_one_tenant() -> None:
 def test_without_keys_a_tenant_is_a_source_address(one: str, other: str, same: bool) -> None:
     tenants = {tenant_of(Caller("", None), request_from(host)) for host in (one, other)}
     assert (len(tenants) == 1) is same
+
+
+@pytest.mark.parametrize(
+    ("host", "forwarded", "counted"),
+    [
+        ("10.0.3.1", ["192.0.2.1"], "192.0.2.1"),
+        ("10.0.3.1", ["198.51.100.9, 192.0.2.1"], "192.0.2.1"),
+        ("10.0.3.1", ["198.51.100.9", "192.0.2.1"], "192.0.2.1"),
+        ("10.0.3.1", ["2001:db8::1"], "2001:db8::/64"),
+        ("10.0.3.1", [], "10.0.3.1"),
+        ("10.0.4.1", ["192.0.2.1"], "10.0.4.1"),
+        ("testclient", ["192.0.2.1"], "testclient"),
+    ],
+)
+def test_without_keys_a_trusted_proxy_names_its_clients_and_nobody_else_does(
+    host: str, forwarded: list[str], counted: str
+) -> None:
+    proxies = (ip_network("10.0.3.0/24"),)
+    tenant = tenant_of(Caller("", None), request_from(host, *forwarded), proxies)
+    assert tenant == f"address {counted}"
+    assert tenant_of(Caller("", None), request_from("10.0.3.1", *forwarded)) == "address 10.0.3.1"
+
+
+def test_the_setting_names_the_proxies(serving: Replica) -> None:
+    """As uvicorn passes the address of the connection; httpx's transport says 127.0.0.1."""
+    args = serving.args.model_copy(
+        update={"trusted_proxies": (ip_network("127.0.0.0/8"),), "max_requests_in_flight": 2}
+    )
+    parts = serving.parts(args)
+    serving.app = create_api(parts)
+    parts.admission.requests.take("address 192.0.2.1", 1)
+    assert serving.embed(headers={"x-forwarded-for": "192.0.2.1"}).status_code == 429
+    assert serving.embed(headers={"x-forwarded-for": "192.0.2.2"}).status_code == 200

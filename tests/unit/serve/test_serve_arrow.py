@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.serve.conftest import Replica
 from tests.unit.serve.test_serve_forms import ARROW, ROWS, arrow_rows, post
+from workers.serve.api.wire.binary import from_arrow
 from workers.serve.errors import InvalidRequest
-from workers.serve.http.wire.binary import from_arrow
 
 
 def lists_of(rows_BF: np.ndarray) -> pyarrow.Array:

@@ -14,15 +14,13 @@ from tests.fakes.compute import ImmediateCompute
 from tests.fakes.serve_metrics import RecordedMetrics
 from tests.fakes.versions import random_heads
 from tests.unit.serve.conftest import SPEC, Clock, Replica
-from workers.serve.compute.batcher import Batcher
-from workers.serve.compute.heads import ServingHead
-from workers.serve.compute.heavy import HeavyThread
-from workers.serve.compute.port import Ticket
-from workers.serve.compute.queue import RowQueue, Work
-from workers.serve.compute.watch import stuck
+from tests.unit.serve.served_versions import load_version
+from workers.serve.api.app import create_api
+from workers.serve.batching.batcher import Batcher, RowQueue, Work
+from workers.serve.batching.compute import Ticket, stuck
+from workers.serve.batching.executor import BackgroundExecutor
 from workers.serve.errors import DeadlineExceeded
-from workers.serve.http.api import create_api
-from workers.serve.versions.loading import Float32Array, ServedVersion, load_version
+from workers.serve.versions.loading import Float32Array, ServedVersion, ServingHead
 
 
 @pytest.fixture
@@ -162,9 +160,9 @@ def test_a_thread_that_is_stuck_is_found_out() -> None:
 
     async def ask_while_stuck() -> tuple[bool, bool]:
         batcher = Batcher(RecordedMetrics())
-        before = await batcher.moves(5)
+        before = await batcher.responds(5)
         batcher._products.submit(release.wait)
-        stuck = await batcher.moves(0.05)
+        stuck = await batcher.responds(0.05)
         release.set()
         return before, stuck
 
@@ -173,7 +171,7 @@ def test_a_thread_that_is_stuck_is_found_out() -> None:
 
 def test_heavy_work_that_does_not_end_is_found_out_and_what_waits_behind_it_is_not() -> None:
     release, clock = threading.Event(), Clock()
-    heavy = HeavyThread(clock)
+    heavy = BackgroundExecutor(clock)
 
     async def get_stuck() -> list[float]:
         idle = heavy.busy_seconds
@@ -192,7 +190,7 @@ def test_heavy_work_that_does_not_end_is_found_out_and_what_waits_behind_it_is_n
 
 def test_tenants_take_turns_at_heavy_work() -> None:
     """One that asks for much does not keep others waiting, and what nobody waits for is left out."""
-    release, done, heavy = threading.Event(), list[str](), HeavyThread()
+    release, done, heavy = threading.Event(), list[str](), BackgroundExecutor()
 
     async def ask(key: str) -> None:
         await heavy.run(key, lambda: done.append(key))
@@ -211,7 +209,7 @@ def test_tenants_take_turns_at_heavy_work() -> None:
 
 
 def test_heavy_work_that_fails_fails_alone() -> None:
-    heavy = HeavyThread()
+    heavy = BackgroundExecutor()
 
     def fail() -> None:
         raise ValueError("of this piece")
@@ -229,18 +227,18 @@ def test_a_batcher_says_how_long_its_heavy_work_goes_on() -> None:
 
     def measured() -> float:
         time.sleep(0.02)
-        return batcher.heavy_seconds
+        return batcher.background_seconds
 
     assert asyncio.run(batcher.run("a", measured)) >= 0.02
-    assert batcher.heavy_seconds == 0
+    assert batcher.background_seconds == 0
 
 
 @pytest.mark.parametrize(
-    ("heavy_seconds", "said"), [(0.0, None), (60.0, None), (121.0, "same work for 121 s")]
+    ("background_seconds", "said"), [(0.0, None), (60.0, None), (121.0, "same work for 121 s")]
 )
-def test_health_sees_both_threads(heavy_seconds: float, said: str | None) -> None:
+def test_health_sees_both_threads(background_seconds: float, said: str | None) -> None:
     compute = ImmediateCompute()
-    compute.heavy_seconds = heavy_seconds
+    compute.background_seconds = background_seconds
     problem = asyncio.run(stuck(compute, 1))
     assert (problem is None) if said is None else (problem is not None and said in problem)
 
@@ -249,7 +247,7 @@ def test_a_stuck_search_is_seen_by_the_health_of_a_replica(serving: Replica) -> 
     compute = ImmediateCompute()
     serving.app = create_api(dataclasses.replace(serving.parts(serving.args), compute=compute))
     assert serving.get("/healthz").status_code == 200
-    compute.heavy_seconds = 1000.0
+    compute.background_seconds = 1000.0
     assert serving.get("/healthz").status_code == 503
 
 

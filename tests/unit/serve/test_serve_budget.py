@@ -17,10 +17,9 @@ from tests.fakes.flaky_store import FlakyStore
 from tests.fakes.versions import publish_version, random_heads, store_version
 from tests.unit.serve.conftest import Replica
 from workers.serve.settings import ServeArgs
-from workers.serve.versions.cache import Budget, NoRoom
+from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.loading import LoadedHeads, StoredVersions
-from workers.serve.versions.resident import ResidentVersions
-from workers.serve.versions.tensors import Reservation
+from workers.serve.versions.memory import Budget, NoRoom, Reservation
 from workers.storage import layout
 from workers.storage.versions import refer_to_version, write_live
 
@@ -75,7 +74,7 @@ class Watched(StoredVersions):
         super().__init__(replica.store)
         self.model = model
         self.beside: list[int] = []
-        self.resident: ResidentVersions | None = None
+        self.resident: VersionCache | None = None
 
     def read(self, manifest: VersionManifest, reservation: Reservation) -> LoadedHeads:
         assert self.resident is not None
@@ -123,7 +122,7 @@ def test_a_swap_has_the_old_version_and_the_new_one_in_memory(narrow: Replica) -
 def test_the_version_that_answers_stays_while_its_successor_is_read(narrow: Replica) -> None:
     """It was used least recently of all, so it would be the first one to leave."""
     watched = Watched(narrow, "m")
-    resident = ResidentVersions(watched, 4, Budget(BUDGET), narrow.metrics)
+    resident = VersionCache(watched, 4, Budget(BUDGET), narrow.metrics)
     watched.resident = resident
     for model in ("m", "other", "another"):
         publish(narrow, model)
@@ -234,7 +233,7 @@ def test_a_replica_that_starts_with_more_models_than_fit_answers_for_all_of_them
     for model in models:
         publish(narrow, model)
     narrow.look()
-    assert narrow.live.ready
+    assert narrow.live.readiness.ready
     assert narrow.get("/readyz").status_code == 200
     assert len(in_memory(narrow, models)) == 3
     assert narrow.metrics.evictions == []

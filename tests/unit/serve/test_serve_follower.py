@@ -238,17 +238,17 @@ def test_a_store_that_cannot_be_listed_makes_nobody_ready(
 ) -> None:
     replica.store.broken = "models/"
     replica.look()
-    assert not replica.live.ready
+    assert not replica.live.readiness.ready
     assert "the store cannot be read" in caplog.text
 
 
 def test_the_thread_outlives_a_store_that_is_down(replica: Replica) -> None:
     replica.store.broken = ""
     replica.follower.start()
-    assert not replica.live.wait_ready(0.1)
+    assert not replica.live.readiness.wait(0.1)
     assert replica.follower.alive
     replica.store.broken = None
-    assert replica.live.wait_ready(5)
+    assert replica.live.readiness.wait(5)
     replica.follower.stop()
     assert not replica.follower.alive
 
@@ -266,9 +266,9 @@ def test_the_thread_outlives_a_bug(store: FlakyStore) -> None:
     replica = Replica(BuggyStore(store), ServeArgs(store=store.uri))
     replica.store.broken = "anything"
     replica.follower.start()
-    assert not replica.live.wait_ready(0.1)
+    assert not replica.live.readiness.wait(0.1)
     replica.store.broken = None
-    assert replica.live.wait_ready(5)
+    assert replica.live.readiness.wait(5)
     replica.follower.stop()
 
 
@@ -278,7 +278,7 @@ def test_a_replica_that_starts_with_damage_serves_the_rest(replica: Replica, dam
     replica.publish(version=1, model="other")
     replica.store.put(layout.version_file(MODEL, 1, damaged), b"rubbish")
     replica.look()
-    assert replica.live.ready
+    assert replica.live.readiness.ready
     assert replica.embed(model="other").status_code == 200
     assert (replica.embed().status_code, replica.embed(model="scenes@1").status_code) == (503, 500)
     assert replica.live.refusals(MODEL)[0].kind == "damaged"
@@ -289,6 +289,6 @@ def test_a_replica_that_starts_with_a_corrupt_pointer_serves_the_rest(replica: R
     replica.publish(version=1)
     replica.store.put(layout.live_pointer(MODEL), b'{"generation": -1}')
     replica.look()
-    assert replica.live.ready
+    assert replica.live.readiness.ready
     assert replica.embed(model="other").status_code == 200
     assert replica.embed().status_code == 503

@@ -108,7 +108,7 @@ def truncated(data: bytes) -> bytes:
         (ROWS.tobytes(), RAW, {"normalize": "1"}, "permitted are true and false"),
         (ROWS.tobytes(), RAW, {"bogus": "1"}, 'there is no field "bogus"; permitted are model'),
         (ROWS.tobytes(), RAW, {"input": "1"}, 'there is no field "input"'),
-        (ROWS.tobytes(), RAW, {"dimensions": "3"}, "dimensions is 3; scenes@1 declares 6 alone"),
+        (ROWS.tobytes(), RAW, {"dimensions": "3"}, "dimensions is 3; scenes@1 has 6"),
         (ROWS.tobytes(), RAW, {"dimensions": "x"}, 'dimensions is "x"; permitted is'),
         (ROWS.tobytes(), RAW, {"dimensions": "9" * 5000}, 'dimensions is "99999'),
         (ROWS.tobytes(), RAW, {"user": "u" * 257}, "at most 256 characters"),

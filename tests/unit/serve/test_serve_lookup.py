@@ -11,9 +11,9 @@ from cmcl.contract.version import VersionManifest
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
 from workers.serve.settings import ServeArgs
-from workers.serve.versions.cache import Budget
+from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.loading import ServedVersion, StoredVersions
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.memory import Budget
 from workers.storage import layout
 
 BUDGET = Budget(1 << 30)
@@ -77,7 +77,7 @@ def test_requests_for_one_version_share_one_load(serving: Replica) -> None:
             return super().manifest(model, number)
 
     async def ask_ten_times() -> list[ServedVersion]:
-        recent = ResidentVersions(HeldReads(serving.store), 2, BUDGET, serving.metrics)
+        recent = VersionCache(HeldReads(serving.store), 2, BUDGET, serving.metrics)
         waiting = [asyncio.create_task(recent.find(MODEL, 1)) for _ in range(10)]
         await asyncio.to_thread(entered.wait, 5)
         waiting.pop().cancel()  # a client that hangs up takes nothing from the others
@@ -91,7 +91,7 @@ def test_requests_for_one_version_share_one_load(serving: Replica) -> None:
 
 def test_a_failed_load_is_forgotten_after_a_second(serving: Replica) -> None:
     async def ask_twice() -> int:
-        recent = ResidentVersions(
+        recent = VersionCache(
             *(StoredVersions(serving.store), 2, BUDGET, serving.metrics, serving.clock)
         )
         with pytest.raises(ObjectNotFound):
@@ -146,7 +146,7 @@ def test_rows_beyond_the_limit_in_flight_are_429(serving: Replica) -> None:
 
     response = serving.run(ask)
     assert (response.status_code, response.headers["retry-after"]) == (429, "1")
-    assert "40 rows are being worked on already" in response.json()["error"]["message"]
+    assert "40 rows are in use" in response.json()["error"]["message"]
 
 
 def test_the_largest_request_must_fit_into_the_limit() -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from cmcl.contract.rollout import Canary
 from tests.unit.serve.conftest import MODEL, Replica
-from tests.unit.serve.test_serve_migrate import publish as publish_conditioned
-from workers.serve.access.port import Caller
+from tests.unit.serve.test_serve_migrate_route import publish as publish_conditioned
+from workers.serve.api.app import create_api
+from workers.serve.auth import Caller
 from workers.serve.encoders.port import EncoderInfo, NoEncoders
-from workers.serve.http.api import create_api
 from workers.storage import layout
 
 
@@ -82,8 +82,8 @@ def test_versions_in_memory_and_retired_ones_are_told(serving: Replica) -> None:
 
 def test_a_trial_is_told_with_its_shares(serving: Replica) -> None:
     serving.publish(version=2)
-    trial = Canary(version=2, revision=5, share=0.25, shadow=0.5)
-    serving.point(generation=3, version=1, revision=5, candidate=trial)
+    canary = Canary(version=2, revision=5, share=0.25, shadow=0.5)
+    serving.point(generation=3, version=1, revision=5, candidate=canary)
     serving.look()
     (told,) = models(serving)
     assert told["channels"] == {
@@ -147,7 +147,7 @@ class Known:
 
     ready = True
 
-    def admit(self, authorization: str | None) -> Caller:
+    def authenticate(self, authorization: str | None) -> Caller:
         return Caller("key-of-anna", "anna")
 
 

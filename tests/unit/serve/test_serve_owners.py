@@ -6,10 +6,9 @@ import pytest
 
 from tests.fakes.versions import random_heads, store_version
 from tests.unit.serve.conftest import MODEL, SPEC, Replica
-from workers.serve.access.port import Caller
+from workers.serve.auth import Caller
 from workers.serve.errors import ApiError, NotFound, NotReady
-from workers.serve.versions.lookup import Chosen, VersionLookup
-from workers.serve.versions.reference import parse_reference
+from workers.serve.versions.lookup import Chosen, VersionLookup, parse_reference
 from workers.storage import layout
 
 OWNER = Caller("key-1", "acme")

@@ -111,7 +111,7 @@ def problem(response: httpx.Response, status: int = 400) -> dict[str, Any]:
         (
             {"queries": [{"modality": "smell", "feature": [1]}]},
             "queries",
-            'modality is "smell"; this model knows image, text',
+            'modality is "smell"; this model has image, text',
         ),
         (
             {"candidates": [*items("text", 1), {"modality": "image", "feature": [1.0] * 4}]},

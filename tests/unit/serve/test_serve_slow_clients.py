@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from tests.unit.serve.conftest import MODEL, Replica
-from workers.serve.access.port import Caller
+from workers.serve.api.admission import Holding
+from workers.serve.api.app import create_api
+from workers.serve.api.context import held_body
+from workers.serve.auth import Caller
 from workers.serve.errors import BodyTimeout
-from workers.serve.http.api import create_api
-from workers.serve.http.body import held_body
-from workers.serve.http.until_sent import _Holding
 from workers.serve.quota import share_of_one
 
 MOST = 8
@@ -31,7 +31,7 @@ class ByName:
     def ready(self) -> bool:
         return True
 
-    def admit(self, authorization: str | None) -> Caller:
+    def authenticate(self, authorization: str | None) -> Caller:
         name = authorization or ""
         return Caller(name, name.partition("/")[0])
 
@@ -165,7 +165,7 @@ def test_a_body_that_comes_too_slowly_is_ended_before_its_time_is_over(serving: 
         return {"type": "http.request", "body": b" ", "more_body": True}
 
     async def read() -> None:
-        scope = {"type": "http", "headers": [], "cmcl.holding": _Holding()}
+        scope = {"type": "http", "headers": [], "cmcl.holding": Holding()}
         parts = serving.parts(serving.args.model_copy(update={"body_seconds": 60}))
         await held_body(Request(scope, receive), parts, "a", patience_seconds=0.2)
 

@@ -45,7 +45,7 @@ def following(slow: SlowStore) -> Iterator[Replica]:
     swapper = Swapper(replica.live, replica.resident, replica.metrics)
     replica.follower = Follower(slow, replica.live, swapper, POLL_SECONDS)
     replica.follower.start()
-    assert replica.live.wait_ready(PATIENCE)
+    assert replica.live.readiness.wait(PATIENCE)
     yield replica
     slow.answer.set()
     replica.follower.stop()
@@ -110,9 +110,9 @@ def test_ready_only_once_every_model_was_tried(slow: SlowStore) -> None:
     slow.slow = "scenes/versions/1/heads.safetensors"
     replica.follower.start()
     until(lambda: replica.live_number("other") == 1)
-    assert not replica.live.ready
+    assert not replica.live.readiness.ready
     slow.answer.set()
-    assert replica.live.wait_ready(PATIENCE)
+    assert replica.live.readiness.wait(PATIENCE)
     assert replica.live_number() == 1
     replica.follower.stop()
 
@@ -135,7 +135,7 @@ def sleeping(store: FlakyStore) -> Iterator[Replica]:
     replica.follower = Follower(store, replica.live, swapper, NEVER)
     replica.publish(version=1)
     replica.follower.start()
-    assert replica.live.wait_ready(PATIENCE)
+    assert replica.live.readiness.wait(PATIENCE)
     yield replica
     replica.follower.stop()
 
@@ -198,7 +198,7 @@ def test_what_is_written_during_a_look_is_seen_after_it(tmp_path: Path) -> None:
     replica.follower = Follower(slow, replica.live, swapper, NEVER)
     replica.publish(version=1)
     replica.follower.start()
-    assert replica.live.wait_ready(PATIENCE)
+    assert replica.live.readiness.wait(PATIENCE)
     store_version(slow, MODEL, 2, SPEC, random_heads(SPEC, seed=2))
     slow.slow = "live.json"
     replica.follower.wake()
@@ -244,7 +244,7 @@ def test_what_else_is_followed_may_hang(replica: Replica) -> None:
     follow_beside(replica, hang)
     replica.publish(version=1)
     replica.follower.start()
-    assert replica.live.wait_ready(PATIENCE)
+    assert replica.live.readiness.wait(PATIENCE)
     replica.publish(version=2)
     until(lambda: replica.live_number() == 2)
     release.set()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes.served_app import served
 from tests.unit.serve.conftest import MODEL, Replica
-from workers.serve.http.api import create_api
+from workers.serve.api.app import create_api
 
 BODY = json.dumps({"model": MODEL, "modality": "image", "input": [1, 2, 3, 4, 5]}).encode()
 SECONDS = 120.0

@@ -15,9 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.fakes.served_app import served
 from tests.unit.serve.conftest import MODEL, Replica
-from workers.serve.http.api import create_api
-from workers.serve.http.replica import Replica as Parts
-from workers.serve.http.until_sent import UntilSent, hold_until_sent
+from workers.serve.api.admission import hold_until_sent
+from workers.serve.api.app import create_api
+from workers.serve.api.context import Replica as Parts
+from workers.serve.api.middleware import Middleware
 from workers.serve.quota import Quota
 
 PATIENCE = 60.0
@@ -40,7 +41,7 @@ def unread_answer(rows: Quota, stall_seconds: float) -> Iterator[socket.socket]:
         hold_until_sent(Request(scope), rows, "key", 1)
         await Response(LARGE)(scope, receive, send)
 
-    layer = UntilSent(app, Quota(1, "bytes"), stall_seconds)
+    layer = Middleware(app, lambda _: None, Quota(1, "bytes"), stall_seconds)
     with served(layer) as url, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         client.settimeout(PATIENCE)

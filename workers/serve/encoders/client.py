@@ -1,6 +1,6 @@
-"""The encoders as a replica of the endpoint sees them: bounds first, then a hop to each one's process.
+"""The encoders as a replica of the endpoint reaches them: checks first, then a call to the encoder's process.
 
-How many items a tenant may have here is decided before (`http/admission.py`); here tenants take turns.
+`api/admission.py` bounds how many items a tenant may have here; tenants take turns.
 
 Shapes: B items, F width of the raw feature.
 """
@@ -10,24 +10,29 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import numpy as np
 
-from workers.serve.encoders.frozen import Encoded, Unreadable
-from workers.serve.encoders.port import EncoderInfo, EncoderUnavailable, UnreadableItem
+from workers.serve.encoders.port import (
+    Encoded,
+    EncoderInfo,
+    EncoderUnavailable,
+    Unreadable,
+    UnreadableItem,
+)
 from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
 from workers.serve.fair_queue import FairSemaphore
 from workers.serve.versions.loading import Float32Array
 
-# One that is encoded and one that waits for it, for each process.
+# For each process: one that is being encoded and one that waits.
 _PARTS_AT_ONCE = 2
 
-# The hop: at most `max_batch` items, and what became of them. Raises EncoderUnavailable.
+# Encodes at most `max_batch` items in the encoder's process. Raises EncoderUnavailable.
 Ask = Callable[[Sequence[str | bytes]], Awaitable[Encoded]]
 
 
 class EncoderClients:
-    """`Encoders` by means of processes of their own."""
+    """`Encoders` in their own processes."""
 
     def __init__(self, specs: Sequence[EncoderSpec], asks: Mapping[str, Ask]) -> None:
-        """`asks`: how each modality's encoder is reached."""
+        """`asks`: the call to each modality's encoder."""
         self._clients = {spec.modality: _Client(spec, asks[spec.modality]) for spec in specs}
 
     @property
@@ -47,7 +52,7 @@ class _Client:
         self.info = EncoderInfo(name=spec.name, raw=spec.raw, width=spec.width)
         self._spec = spec
         self._ask = ask
-        # The encoder's process knows no tenants, and answers in the order in which items came.
+        # The encoder's process does not distinguish tenants, and answers in order of arrival.
         self._semaphore = FairSemaphore(PASSES_AHEAD * spec.max_batch * spec.replicas)
 
     async def encode(self, raw: Sequence[str | bytes], tenant: str) -> Float32Array:
@@ -57,7 +62,7 @@ class _Client:
         return np.concatenate([np.empty((0, self._spec.width), np.float32), *parts])
 
     async def _in_parts(self, raw: Sequence[str | bytes], tenant: str) -> list[Float32Array]:
-        """A part is a pass. Few at a time, so that smaller requests come between."""
+        """Encode in parts of one pass. Few at a time, so that smaller requests come between."""
         size = self._spec.max_batch
         turns = asyncio.Semaphore(_PARTS_AT_ONCE * self._spec.replicas)
         asked = [
@@ -73,7 +78,7 @@ class _Client:
                 f"{self._spec.answer_seconds:g} s"
             ) from error
         finally:
-            # Where one part failed, nobody waits for the others.
+            # Where one part failed, the others are not needed.
             for part in asked:
                 part.cancel()
 
@@ -88,7 +93,7 @@ class _Client:
 
 
 def _check(index: int, item: str | bytes, spec: EncoderSpec) -> None:
-    """What needs no encoder to see. Raises UnreadableItem."""
+    """Check what can be checked without the encoder. Raises UnreadableItem."""
     kinds = {"text": str, "bytes": bytes}
     if not isinstance(item, kinds[spec.raw]):
         raise UnreadableItem(index, f"the encoder of {spec.modality!r} takes {spec.raw}")
@@ -105,4 +110,4 @@ def _bytes_of(index: int, item: str | bytes) -> int:
     try:
         return len(item.encode() if isinstance(item, str) else item)
     except UnicodeEncodeError as error:
-        raise UnreadableItem(index, "half of a surrogate pair is no character") from error
+        raise UnreadableItem(index, "it has half of a surrogate pair") from error

@@ -1,4 +1,4 @@
-"""Each encoder is a Serve deployment of its own: its own processes, device and queue.
+"""The Serve deployment of an encoder: its own processes, device and queue.
 
 Shapes: B items, F width of the raw feature.
 """
@@ -16,11 +16,10 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Histogram
 
 from workers.serve.encoders.client import EncoderClients
-from workers.serve.encoders.frozen import Encoded
-from workers.serve.encoders.port import Encoders, EncoderUnavailable, NoEncoders
-from workers.serve.encoders.registry import open_encoder
+from workers.serve.encoders.port import Encoded, Encoders, EncoderUnavailable, NoEncoders
+from workers.serve.encoders.queue import open_encoder
 from workers.serve.encoders.spec import PASSES_AHEAD, EncoderSpec
-from workers.serve.places import ENCODER, one_of
+from workers.serve.placement import ENCODER, at_most_per_node
 
 Handle = DeploymentHandle[Any]
 
@@ -32,7 +31,7 @@ class EncoderReplica:
     """One process with one encoder."""
 
     def __init__(self, spec: EncoderSpec) -> None:
-        """Load it. Raises EncoderUnusable: Serve shows it as the reason why nothing starts."""
+        """Load the encoder. Raises EncoderUnusable: Serve reports it as the reason why nothing starts."""
         logging.basicConfig(level=logging.INFO)
         self._labels = {"modality": spec.modality}
         self._items = _histogram("items", "Items in one pass.", _ITEMS)
@@ -51,7 +50,7 @@ class EncoderReplica:
 def encoder_applications(
     specs: Sequence[EncoderSpec], *, own_nodes: bool = False
 ) -> dict[str, serve.Application]:
-    """What the endpoint is bound to, by modality; in its replicas they have become handles."""
+    """Return the applications to bind the endpoint to, by modality; replicas get handles of them."""
     return {spec.modality: _application(spec, own_nodes=own_nodes) for spec in specs}
 
 
@@ -73,9 +72,7 @@ class _Hop:
         try:
             encoded: Encoded = await self._handle.encode.remote(list(raw))
         except (RayActorError, RayServeException, grpc.aio.AioRpcError) as error:
-            raise EncoderUnavailable(
-                f"the encoder of {self._modality!r} does not answer now"
-            ) from error
+            raise EncoderUnavailable(f"the encoder of {self._modality!r} is unavailable") from error
         return encoded
 
 
@@ -84,7 +81,7 @@ def _application(spec: EncoderSpec, *, own_nodes: bool) -> serve.Application:
         name=f"Encoder-{spec.modality}",
         num_replicas=spec.replicas,
         max_ongoing_requests=PASSES_AHEAD * spec.max_batch,
-        # A second process beside the old one needs a second GPU, which may not be there.
+        # A second process beside the old one needs a second GPU, which may not be available.
         max_surge_percent=0 if spec.num_gpus else 100,
         ray_actor_options={
             **_place(spec, own_nodes=own_nodes),
@@ -99,11 +96,11 @@ def _place(spec: EncoderSpec, *, own_nodes: bool) -> dict[str, Any]:
     if not own_nodes:
         return {"num_cpus": spec.num_cpus}
     generation = sha256(spec.model_dump_json().encode()).hexdigest()[:16]
-    return one_of(ENCODER, 1, generation)
+    return at_most_per_node(ENCODER, 1, generation)
 
 
 def _environment(spec: EncoderSpec) -> dict[str, str]:
-    """For libraries that read it when they are imported."""
+    """Environment variables that libraries read when they are imported."""
     offline = {} if spec.download else {"HF_HUB_OFFLINE": "1"}
     return {**offline, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 

@@ -1,20 +1,20 @@
-"""Bytes from a client to an image, with as little trust as possible."""
+"""Decode images that clients send, which are not trusted."""
 
 import io
 import warnings
 
 from PIL import Image, UnidentifiedImageError
 
-# What people have. Others of Pillow's formats call programs, or are parsed by code few look at.
+# Common formats. Others of Pillow's call programs, or are parsed by code that is little reviewed.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 def read_image(data: bytes, max_pixels: int) -> Image.Image:
-    """The image in RGB, its first frame. Raises ValueError in words for the client."""
+    """Return the first frame of the image in RGB. Raises ValueError with a message for the client."""
     try:
         with warnings.catch_warnings():
             # Pillow warns about many pixels, which are counted below, and about what it skips in a
-            # damaged file, which is the client's to know.
+            # damaged file, which the client need not see.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
             _check_size(image, max_pixels)

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from workers.serve.encoders.frozen import EncoderUnusable
 from workers.serve.encoders.images import read_image
+from workers.serve.encoders.port import EncoderUnusable
 from workers.serve.encoders.spec import EncoderSpec
 from workers.serve.versions.loading import Float32Array
 
 
 class SentenceTransformersEncoder:
-    """The model as its authors pool it and normalise it."""
+    """A model with the pooling and normalisation of its authors."""
 
     def __init__(self, spec: EncoderSpec) -> None:
         torch.set_num_threads(max(1, int(spec.num_cpus)))
@@ -43,8 +43,8 @@ class SentenceTransformersEncoder:
         return np.ascontiguousarray(rows_BF, dtype=np.float32)
 
     def _as_input(self, item: str | Image.Image) -> object:
-        """A model of several modalities takes a bare text that looks like the address or the path
-        of a picture for one, and would fetch it; a text that is named as one stays a text.
+        """A model of several modalities would fetch a bare text that looks like the URL or path of an
+        image; a text in a dict stays a text.
         """
         if isinstance(item, str) and self._reads_addresses:
             return {"text": item}
@@ -55,7 +55,7 @@ class SentenceTransformersEncoder:
         wanted: Literal["text", "image"] = "text" if self._spec.raw == "text" else "image"
         if not self._model.supports(wanted):
             raise EncoderUnusable(
-                f"the encoder of {self._spec.modality!r} is to take {self._spec.raw}, but "
+                f"the encoder of {self._spec.modality!r} is configured for {self._spec.raw}, but "
                 f"{self._spec.model} takes {', '.join(map(str, self._model.modalities))}"
             )
         probe = "warm" if wanted == "text" else Image.new("RGB", (32, 32))

@@ -1,4 +1,4 @@
-"""What a user decides about the encoder of one modality: an element of `ServeArgs.encoders`.
+"""Settings of the encoder of one modality: an element of `ServeArgs.encoders`.
 
 `python -m workers.serve.encoders.spec TEXT...` checks texts that name encoders.
 """
@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError, model_validator
 from cmcl.contract.modality import Frozen, Modality
 from cmcl.contract.model import FeatureWidth
 
-# More than one pass, so that the next one is full when the one that runs ends; what is beyond waits
-# in the replica that sent it.
+# More than one pass, so that the next one is full when the present one ends; items beyond that wait in the
+# replica that sent them.
 PASSES_AHEAD = 4
 
 EncoderKind = Literal["synthetic", "sentence-transformers"]
@@ -24,9 +24,9 @@ RawKind = Literal["text", "bytes"]
 class EncoderSpec(Frozen):
     """One encoder. Features must come from the encoder that made the datasets' features."""
 
-    modality: Modality = Field(description="whose raw items it reads")
+    modality: Modality = Field(description="of the raw items that it reads")
     kind: EncoderKind = Field(
-        description="`synthetic` hashes its input, for tests and trials: it knows no meaning"
+        description="`synthetic` hashes its input, for tests: equal inputs have equal features, and nothing else"
     )
     width: FeatureWidth = Field(description="of its features; checked when the encoder starts")
     takes: RawKind | None = Field(
@@ -47,28 +47,28 @@ class EncoderSpec(Frozen):
         default=False, description="whether a model that is not cached may be fetched from its hub"
     )
     device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:[0-9]+)?)$")] | None = Field(
-        default=None, description="by default cuda where it books GPUs, else cpu"
+        default=None, description="by default cuda where it reserves GPUs, else cpu"
     )
     replicas: int = Field(default=1, ge=1, le=1000, description="processes that encode")
     num_cpus: float = Field(
         default=1,
         ge=0,
         le=256,
-        description="Ray CPUs that each books where it has no node of its own, and its threads",
+        description="Ray CPUs that each reserves where it does not have its own node, and its threads",
     )
-    num_gpus: float = Field(default=0, ge=0, le=16, description="Ray GPUs that each books")
+    num_gpus: float = Field(default=0, ge=0, le=16, description="Ray GPUs that each reserves")
     max_batch: int = Field(default=32, ge=1, le=4096, description="items in one pass")
     batch_wait_seconds: float = Field(
         default=0,
         ge=0,
         le=1,
-        description="how long a pass waits for more items; what comes during a pass shares the "
+        description="how long a pass waits for more items; items that arrive during a pass share the "
         "next one anyway",
     )
     max_queued: int = Field(
         default=8192,
         ge=1,
-        description="items that one replica of the endpoint has at the encoder, before 429",
+        description="items that one replica of the endpoint may have at the encoder, before 429",
     )
     answer_seconds: float = Field(
         default=10, gt=0, le=600, description="how long the endpoint waits for it, before 503"
@@ -79,7 +79,7 @@ class EncoderSpec(Frozen):
     max_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="of a text; what is beyond is cut off. By default as the model says",
+        description="of a text; longer ones are truncated. By default as in the model",
     )
     max_pixels: int = Field(
         default=64_000_000, ge=1, le=150_000_000, description="of one image; a larger one is 400"
@@ -101,7 +101,7 @@ class EncoderSpec(Frozen):
         if self.device is not None and self.device.startswith("cuda") and self.num_gpus == 0:
             raise ValueError(
                 f"the encoder of {self.modality!r} has device {self.device!r} and num_gpus 0: Ray "
-                "shows a process only the GPUs that it books"
+                "makes only those GPUs visible to a process that it reserves"
             )
         return self
 
@@ -117,7 +117,7 @@ class EncoderSpec(Frozen):
 
     @property
     def name(self) -> str:
-        """What clients are told: no folder of ours."""
+        """The name in answers, without the folder."""
         return f"{self.kind}/{PurePath(self.model).name}" if self.model else self.kind
 
 

@@ -1,7 +1,7 @@
-"""The encoder without a model: features from a hash, for tests and trials.
+"""An encoder without a model: features from a hash, for tests.
 
-Equal inputs have equal features, on every machine and in every release. Inputs that differ have
-independent ones: heads can learn them by heart, and nothing about inputs that they never saw.
+Equal inputs have equal features, on every machine and in every release. Different inputs have independent
+features: heads can memorise them, but learn nothing about unseen inputs.
 
 Shapes: B items, F width of the raw feature.
 """
@@ -30,7 +30,7 @@ class SyntheticEncoder:
         return np.stack([self._row_F(digest) for digest in items])
 
     def _row_F(self, digest: bytes) -> Float32Array:
-        # NumPy promises the same draws for ever of this generator alone.
+        # Of NumPy's generators only this one is guaranteed to keep its stream.
         draws = np.random.RandomState(np.frombuffer(digest, dtype="<u4"))
         row_F: Float32Array = draws.standard_normal(self._width).astype(np.float32)
         return row_F

@@ -1,1 +1,1 @@
-"""Versions in the memory of a replica: how they get in, and which of them answers."""
+"""Versions in the memory of a replica: how they are loaded, and which of them answers."""

@@ -1,218 +1,299 @@
-"""Heads in memory, within a budget of bytes that owners share fairly.
+"""The cache of versions: which are kept, and one load for all who wait for the same version.
 
-Room is made by max-min fair sharing: the owner that holds most gives up what it used least recently, live
-versions last. An owner that holds no more than an equal share loses nothing to another one.
+For each model: the live version, the canary, and those that answered last, so that a rollback reads nothing.
+Also those that requests name exactly (`name@7`). `HeadsCache` keeps them within a budget of bytes; what does not
+fit is loaded on demand.
 """
 
-import logging
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import count
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
 
 from cmcl.contract.errors import WorkerError
-from cmcl.contract.version import VersionManifest
+from workers.serve.errors import Overloaded
+from workers.serve.lru import LRU
 from workers.serve.metrics import ServeMetrics
-from workers.serve.versions.loading import LoadedHeads, ServedVersion
-from workers.serve.versions.tensors import Reservation, SharedTensor, TensorPool
-from workers.storage import layout
+from workers.serve.versions.loading import LoadedHeads, ServedVersion, StoredVersions, described
+from workers.serve.versions.memory import Budget, Entry, HeadsCache, Key
 
-logger = logging.getLogger(__name__)
-
-# For requests that use an evicted version to end: a product takes milliseconds.
-_LEAVING_SECONDS = 2.0
-_POLL_SECONDS = 0.005
-
-# Model and number.
-Key = tuple[str, int]
-
-
-class NoRoom(WorkerError):
-    """The heads do not fit beside what has to stay in memory. Says sizes and the setting."""
-
-    retry_can_help = True
-
-
-class TooLarge(WorkerError):
-    """The heads are larger than the whole budget. Says sizes and the setting."""
+# Of each model, besides the live version.
+KEPT_FOR_ROLLING_BACK = 4
+_FAILURE_SECONDS = 1.0
+_MOST_FAILURES = 1024
+_LOADING_THREADS = 2
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Bytes for the heads of all versions together; the models of one owner share its part."""
+class _Failure:
+    """A remembered failure. Text only: an exception would keep the bytes of what could not be read."""
 
-    bytes: int
-    owner_of: Callable[[str], str | None] = lambda _: None
-
-
-@dataclass(eq=False)
-class Entry:
-    """A version with its heads. `used`: grows from use to use, over all versions."""
-
-    version: ServedVersion
-    loaded: LoadedHeads
-    used: int = 0
-
-    def pinned(self) -> ServedVersion:
-        """The version with its heads, also after it was evicted."""
-        return replace(self.version, source=self.loaded)
+    kind: type[WorkerError]
+    words: str
+    until: float
 
 
-class HeadsCache:
-    """Used from several threads. Counts what is read and what evicted versions still take, too."""
+class VersionCache:
+    """Used from the follower's threads and the event loop; the lock is only held briefly."""
 
     def __init__(
         self,
-        pool: TensorPool,
+        stored: StoredVersions,
+        recent: int,
         budget: Budget,
-        is_live: Callable[[str, int], bool],
         metrics: ServeMetrics,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        threads: ThreadPoolExecutor | None = None,
     ) -> None:
-        """`is_live`: whether a version answers, or is on trial. It must take no lock."""
-        self._pool = pool
-        self._budget = budget
-        self._is_live = is_live
+        """`recent`: how many versions that requests named are kept, and how many may be loading for the
+        models of one owner. `threads`: load what requests need.
+        """
+        self._stored = stored
+        self._recent = recent
         self._metrics = metrics
-        self._entries: dict[Key, Entry] = {}
-        self._reservations: set[Reservation] = set()
-        self._uses = count()
+        self._clock = clock
+        self._owner_of = budget.owner_of
+        self._cache = HeadsCache(stored.pool, budget, self._is_live, metrics)
+        self._answered: dict[str, OrderedDict[int, None]] = {}
+        # The live version and the canary, by model.
+        self._live: dict[str, frozenset[int]] = {}
+        self._loading: dict[Key, Future[Entry]] = {}
+        self._loading_for_requests: dict[Future[Entry], str | None] = {}
+        self._failed: LRU[Key, _Failure] = LRU(_MOST_FAILURES)
         self._lock = threading.Lock()
+        # Separate threads: requests for many versions must not delay a swap.
+        self._threads = threads or ThreadPoolExecutor(_LOADING_THREADS, "version-on-demand")
 
     @property
     def bytes(self) -> int:
-        """Of heads in memory, those that are being read among them. Never above the budget."""
-        with self._lock:
-            return self._pool.bytes + self._reserved()
+        """Bytes of heads in memory or being read. Never above the budget."""
+        return self._cache.bytes
 
-    def peek(self, key: Key) -> Entry | None:
-        """An entry; no use of it. Takes no lock."""
-        return self._entries.get(key)
+    def get(self, model: str, number: int) -> ServedVersion | None:
+        """Return the version, if it is in memory."""
+        entry = self._cache.peek((model, number))
+        return None if entry is None else entry.version
 
-    def get(self, key: Key) -> Entry | None:
-        """An entry, which counts as used now. Takes no lock."""
-        entry = self._entries.get(key)
-        if entry is not None:
-            entry.used = next(self._uses)
-        return entry
+    def of(self, model: str) -> list[ServedVersion]:
+        """Return all versions of this model that are in memory."""
+        found = (self._cache.peek(key) for key in self._cache.oldest_first() if key[0] == model)
+        return [entry.version for entry in found if entry is not None]
 
-    def oldest_first(self) -> list[Key]:
-        """Keys of all entries, in the order in which those of one owner would leave."""
-        with self._lock:
-            return sorted(self._entries, key=self._order)
-
-    def put(self, key: Key, entry: Entry) -> None:
-        """Keep heads for which room was reserved, or which are in memory already."""
-        with self._lock:
-            entry.used = next(self._uses)
-            self._entries[key] = entry
-            self._report()
-
-    def drop(self, key: Key) -> None:
-        """Give an entry up, if it is there."""
-        with self._lock:
-            self._entries.pop(key, None)
-            self._report()
-
-    def check_size(self, manifest: VersionManifest) -> None:
-        """Raises TooLarge."""
-        need = manifest.files[layout.HEADS].bytes
-        if need > self._budget.bytes:
-            raise TooLarge(
-                f"the heads of {manifest.model}@{manifest.version} have {_mib(need)}; this replica may "
-                f"hold {_mib(self._budget.bytes)} (max_heads_bytes)"
-            )
-
-    @contextmanager
-    def room_for(
-        self, manifest: VersionManifest, *, evict: bool, beside_live: bool
-    ) -> Iterator[Reservation]:
-        """Set the bytes of a version's heads aside while they are read. Raises NoRoom, TooLarge.
-
-        `evict`: others may have to leave for it. `beside_live`: of its own model, the live version and
-        the one on trial do not leave.
-        """
-        self.check_size(manifest)
-        model, need = manifest.model, manifest.files[layout.HEADS].bytes
-        reservation = Reservation(self._budget.owner_of(model), need)
-
-        def may_leave(key: Key) -> bool:
-            return evict and not (beside_live and key[0] == model and self._is_live(*key))
-
-        until = time.monotonic() + _LEAVING_SECONDS
-        while not self._reserve(manifest, reservation, may_leave):
-            if time.monotonic() >= until:
-                raise self._no_room(manifest)
-            # What was evicted is still used by requests.
-            time.sleep(_POLL_SECONDS)
-        try:
-            yield reservation
-        finally:
-            with self._lock:
-                self._reservations.discard(reservation)
-
-    def _reserve(
-        self, manifest: VersionManifest, reservation: Reservation, may_leave: Callable[[Key], bool]
-    ) -> bool:
-        """Whether the bytes are set aside; False while what was evicted is in use."""
-        most = self._budget.bytes - reservation.left
-        with self._lock:
-            while _bytes_of(self._entries.values()) + self._reserved() > most:
-                victim = self._victim(reservation, may_leave)
-                if victim is None:
-                    raise self._no_room(manifest)
-                del self._entries[victim]
-                self._metrics.evicted(victim[0])
-                self._report()
-                logger.info("%s@%d leaves memory: the budget for heads is full", *victim)
-            if self._pool.bytes + self._reserved() > most:
-                return False
-            self._reservations.add(reservation)
-            return True
-
-    def _victim(self, reservation: Reservation, may_leave: Callable[[Key], bool]) -> Key | None:
-        """The version to drop next. Only owners above an equal share give room to another owner."""
-        held: dict[str | None, list[Key]] = {}
-        for key in self._entries:
-            held.setdefault(self._budget.owner_of(key[0]), []).append(key)
-        usage = {
-            owner: _bytes_of(self._entries[key] for key in keys) for owner, keys in held.items()
-        }
-        for each in (*self._reservations, reservation):
-            usage[each.owner] = usage.get(each.owner, 0) + each.left
-        share = self._budget.bytes / len(usage)
-        for owner in sorted(usage, key=lambda each: usage[each], reverse=True):
-            if usage[owner] <= share and owner != reservation.owner:
-                continue
-            free = filter(may_leave, held.get(owner, ()))
-            if (victim := min(free, key=self._order, default=None)) is not None:
-                return victim
-        return None
-
-    def _order(self, key: Key) -> tuple[bool, int]:
-        """Which of an owner's versions leaves first: no live one before others, then by last use."""
-        return self._is_live(*key), self._entries[key].used
-
-    def _reserved(self) -> int:
-        return sum(each.left for each in self._reservations)
-
-    def _no_room(self, manifest: VersionManifest) -> NoRoom:
-        return NoRoom(
-            f"the heads of {manifest.model}@{manifest.version} have "
-            f"{_mib(manifest.files[layout.HEADS].bytes)}; this replica may hold "
-            f"{_mib(self._budget.bytes)} (max_heads_bytes), and what must stay leaves too little of it"
+    def in_memory(self, model: str, number: int, created_at: datetime) -> LoadedHeads | None:
+        """Return the heads of a version, if they are in memory; counts a use. Takes no lock."""
+        entry = self._cache.get((model, number))
+        return (
+            entry.loaded if entry is not None and entry.version.created_at == created_at else None
         )
 
-    def _report(self) -> None:
-        self._metrics.resident(len(self._entries))
+    async def find(self, model: str, number: int) -> ServedVersion:
+        """Return the version for a request, pinned; concurrent requests share one load.
+
+        Raises what loading raises, Overloaded where too many are loading, and RuntimeError where no thread can
+        be started. A failure that a retry cannot help is remembered for a second: a client that asks for a
+        missing version must not keep the store busy.
+        """
+        key = (model, number)
+        with self._lock:
+            entry = self._cache.get(key)
+            if entry is not None:
+                return entry.pinned()
+            self._raise_if_failed(key)
+            future = self._loading.get(key) or self._begin_on_demand(key)
+        # Shielded: a client that disconnects must not cancel the load of the others.
+        return (await asyncio.shield(asyncio.wrap_future(future))).pinned()
+
+    def load(self, model: str, number: int, *, evict: bool = True) -> ServedVersion:
+        """Load the version in the caller's thread. Raises what loading raises.
+
+        `evict`: evict others for it; otherwise raises NoRoom where it does not fit. The live version of the same
+        model stays: during a swap both are in memory.
+        """
+        return self._load((model, number), evict=evict, beside_live=True).version
+
+    def load_heads(self, model: str, number: int) -> LoadedHeads:
+        """Load the heads of a version in the caller's thread: blocks. Raises as `load`."""
+        return self._load((model, number), evict=True, beside_live=False).loaded
+
+    def unloaded(self, model: str, number: int, *, verify: bool) -> ServedVersion:
+        """Return the version without its heads, which are loaded when they are needed.
+
+        `verify`: read them once to check their digest, in the memory of one chunk. Raises TooLarge, and what
+        loading raises.
+        """
+        manifest = self._stored.manifest(model, number)
+        self._cache.check_size(manifest)
+        if verify:
+            self._stored.verify(manifest)
+        return described(manifest, _OnDemand(self, model, number, manifest.created_at))
+
+    def hold(self, live: ServedVersion, candidate: ServedVersion | None) -> None:
+        """Keep the live version and the canary, and some of those that answered before."""
+        with self._lock:
+            answered = self._answered.setdefault(live.model, OrderedDict())
+            answered[live.number] = None
+            answered.move_to_end(live.number)
+            while len(answered) > 1 + KEPT_FOR_ROLLING_BACK:
+                number, _ = answered.popitem(last=False)
+                self._cache.drop((live.model, number))
+            before = self._live.get(live.model, frozenset())
+            numbers = {live.number} | ({candidate.number} if candidate is not None else set())
+            self._live[live.model] = frozenset(numbers)
+            for number in before - numbers - answered.keys():
+                self._cache.drop((live.model, number))
+
+    def retire(self, model: str, numbers: Collection[int]) -> None:
+        """Remove these versions; the result of a running load is not kept."""
+        with self._lock:
+            answered = self._answered.get(model, OrderedDict())
+            for number in numbers:
+                answered.pop(number, None)
+                self._cache.drop((model, number))
+                self._loading.pop((model, number), None)
+
+    def forget(self, model: str) -> None:
+        """Remove all versions of a deleted model."""
+        with self._lock:
+            self._answered.pop(model, None)
+            self._live.pop(model, None)
+            for key in [key for key in self._cache.oldest_first() if key[0] == model]:
+                self._cache.drop(key)
+            for kept in (self._loading, self._failed):
+                for key in [key for key in kept if key[0] == model]:
+                    del kept[key]
+
+    def _is_live(self, model: str, number: int) -> bool:
+        """Whether it is the live version or the canary."""
+        return number in self._live.get(model, ())
+
+    def _load(self, key: Key, *, evict: bool, beside_live: bool) -> Entry:
+        with self._lock:
+            entry = self._cache.get(key)
+            if entry is not None:
+                return entry
+            future = self._loading.setdefault(key, Future())
+            mine = _claimed(future)
+        if mine:
+            self._fill(future, key, evict=evict, beside_live=beside_live)
+        return future.result()
+
+    def _begin_on_demand(self, key: Key) -> Future[Entry]:
+        owner = self._owner_of(key[0])
+        under_way = Counter(self._loading_for_requests.values())[owner]
+        if under_way >= self._recent:
+            model, number = key
+            raise Overloaded(
+                f"{model}@{number} is not in memory, and {under_way} versions are being loaded for "
+                f"requests; permitted are {self._recent} at a time; try again",
+                "model",
+                "too_many_loads",
+            )
+        future = self._loading[key] = Future()
+        self._loading_for_requests[future] = owner
+        try:
+            self._threads.submit(self._load_on_demand, future, key)
+        except RuntimeError:
+            # Otherwise this version would count as loading permanently.
+            del self._loading[key]
+            del self._loading_for_requests[future]
+            future.cancel()
+            raise
+        return future
+
+    def _load_on_demand(self, future: Future[Entry], key: Key) -> None:
+        with self._lock:
+            mine = _claimed(future)
+        if mine:
+            self._fill(future, key, evict=True, beside_live=False)
+
+    def _fill(self, future: Future[Entry], key: Key, *, evict: bool, beside_live: bool) -> None:
+        try:
+            entry = self._read(key, evict=evict, beside_live=beside_live)
+        except Exception as error:  # noqa: BLE001 - all who wait get the error
+            with self._lock:
+                self._loading_for_requests.pop(future, None)
+                if self._ended(future, key):
+                    self._remember(key, error)
+            future.set_exception(error)
+        else:
+            with self._lock:
+                is_on_demand = future in self._loading_for_requests
+                self._loading_for_requests.pop(future, None)
+                if self._ended(future, key):
+                    self._cache.put(key, entry)
+                    if is_on_demand:
+                        self._drop_named(keep=key)
+            future.set_result(entry)
+
+    def _read(self, key: Key, *, evict: bool, beside_live: bool) -> Entry:
+        began, manifest = time.monotonic(), self._stored.manifest(*key)
+        loaded = self._stored.in_memory(manifest)
+        if loaded is None:
+            with self._cache.room_for(
+                manifest, evict=evict, beside_live=beside_live
+            ) as reservation:
+                loaded = self._stored.read(manifest, reservation)
+        self._stored.check(manifest, loaded)
+        self._metrics.loaded(key[0], time.monotonic() - began)
+        version = described(manifest, _OnDemand(self, *key, manifest.created_at))
+        return Entry(version, loaded)
+
+    def _ended(self, future: Future[Entry], key: Key) -> bool:
+        """End a load. False where the version was retired, or its model deleted, while it loaded."""
+        if self._loading.get(key) is not future:
+            return False
+        del self._loading[key]
+        return True
+
+    def _drop_named(self, keep: Key) -> None:
+        """Evict the oldest of the versions that only requests named, beyond `recent`."""
+        named = [
+            (model, number)
+            for model, number in self._cache.oldest_first()
+            if number not in self._answered.get(model, ()) and not self._is_live(model, number)
+        ]
+        for key in named[: max(len(named) - self._recent, 0)]:
+            if key != keep:
+                self._cache.drop(key)
+
+    def _remember(self, key: Key, error: Exception) -> None:
+        if isinstance(error, WorkerError) and not error.retry_can_help:
+            until = self._clock() + _FAILURE_SECONDS
+            self._failed[key] = _Failure(type(error), str(error), until)
+
+    def _raise_if_failed(self, key: Key) -> None:
+        failure = self._failed.get(key)
+        if failure is not None and self._clock() < failure.until:
+            raise failure.kind(failure.words)
 
 
-def _bytes_of(entries: Iterable[Entry]) -> int:
-    """Of their tensors; one that several have counts once."""
-    tensors: set[SharedTensor] = {tensor for each in entries for tensor in each.loaded.tensors}
-    return sum(tensor.bytes for tensor in tensors)
+@dataclass(frozen=True)
+class _OnDemand:
+    """The heads of one version, from the cache or by loading them."""
+
+    resident: VersionCache
+    model: str
+    number: int
+    created_at: datetime
+
+    @property
+    def in_memory(self) -> LoadedHeads | None:
+        return self.resident.in_memory(self.model, self.number, self.created_at)
+
+    def load(self) -> LoadedHeads:
+        return self.in_memory or self.resident.load_heads(self.model, self.number)
 
 
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"
+def _claimed(future: Future[Entry]) -> bool:
+    """Whether the caller is the one to run this load. Called with the lock.
+
+    A swap takes over a load that is only queued in the threads for requests.
+    """
+    if future.running() or future.done():
+        return False
+    return future.set_running_or_notify_cancel()

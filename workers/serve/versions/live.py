@@ -1,6 +1,7 @@
-"""Which version of each model answers: one reference per model, replaced in one step."""
+"""The live version of each model: one reference per model, replaced in one step."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,19 +9,92 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeVar
 
+from cmcl.contract.errors import WorkerError
 from cmcl.contract.rollout import Canary
 from cmcl.contract.version import LivePointer
 from workers.serve.versions.loading import ServedVersion
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+
+class Readiness:
+    """Whether a replica has seen the store: until then an unknown model may just not have been seen.
+
+    Ready when every model of the first listing was tried: loaded, refused, or found without a version. Used
+    from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._untried: set[str] | None = None
+        self._ready = threading.Event()
+        self._lock = threading.Lock()
+        self._reason = "this replica has not seen the store yet"
+
+    @property
+    def ready(self) -> bool:
+        """Whether the first look at the store is over."""
+        return self._ready.is_set()
+
+    @property
+    def reason(self) -> str:
+        """Why the replica is not ready; of no meaning once it is."""
+        return self._reason
+
+    def wait(self, seconds: float) -> bool:
+        """Block until the replica is ready. False after `seconds`."""
+        return self._ready.wait(seconds)
+
+    def failed(self, error: WorkerError) -> None:
+        """Note that the store could not be listed."""
+        with self._lock:
+            if self._untried is None:
+                self._reason = f"this replica has not seen the store yet: {error}"
+
+    def listed(self, models: Collection[str]) -> None:
+        """Note the models that the store has; only the first listing counts."""
+        with self._lock:
+            if self._untried is None:
+                self._untried = set(models)
+            self._check()
+
+    def tried(self, model: str) -> None:
+        """Note that the version its pointer names was taken or refused, or that there is no pointer."""
+        with self._lock:
+            if self._untried is not None:
+                self._untried.discard(model)
+                self._check()
+
+    def _check(self) -> None:
+        if not self._untried:
+            self._ready.set()
+        else:
+            self._reason = f"models whose live version was not tried yet: {len(self._untried)}"
+
+
+def wait_until_ready(
+    readiness: Readiness, seconds: float, others_answer: Callable[[], bool]
+) -> None:
+    """Hold a new replica back until it has seen the store: before, it would answer 503.
+
+    For `seconds`, and for as long as other replicas answer in its place, so that neither a restart nor an
+    update replaces a replica that answers with one that cannot. Without other replicas it starts anyway:
+    requests and `/readyz` are answered with the reason, and the store is polled all the time.
+    """
+    while not readiness.wait(seconds):
+        if not others_answer():
+            logger.warning("requests are answered with 503: %s", readiness.reason)
+            return
+        logger.warning("waiting while other replicas answer: %s", readiness.reason)
 
 
 @dataclass(frozen=True)
 class LiveModel:
-    """What answers for one model, and what its pointer says beside.
+    """The live version of one model, and what else its pointer says.
 
     `generation` and `revision` are those of the pointer that named `version`. `candidate` is None
-    while there is no trial, or while the version on trial is not loaded.
+    while there is no canary, or while it is not loaded.
     """
 
     generation: int
@@ -28,7 +102,7 @@ class LiveModel:
     version: ServedVersion
     owner: str | None = None
     retired: tuple[int, ...] = ()
-    trial: Canary | None = None
+    canary: Canary | None = None
     candidate: ServedVersion | None = None
 
     @property
@@ -36,31 +110,23 @@ class LiveModel:
         """As in `LivePointer`: the later one has the larger order."""
         return (self.generation, self.revision)
 
-    @property
-    def share(self) -> float:
-        """Of the callers, who get the candidate's answers."""
-        return self.trial.share if self.trial and self.candidate else 0.0
-
-    @property
-    def shadow(self) -> float:
-        """Of the requests, those that the candidate scores as well."""
-        return self.trial.shadow if self.trial and self.candidate else 0.0
-
-    def told(self, pointer: LivePointer) -> "LiveModel":
-        """With all of a pointer that holds at once, whether or not its version can be loaded."""
-        told = replace(self, owner=pointer.owner, retired=pointer.retired)
+    def updated(self, pointer: LivePointer) -> "LiveModel":
+        """Return it with everything of a pointer that applies at once, whether or not its version can be loaded."""
+        updated = replace(self, owner=pointer.owner, retired=pointer.retired)
         number = self.candidate.number if self.candidate else None
         if number == pointer.version:
             return (
-                told  # Promoted: on trial until it is swapped in, or its callers would see it go.
+                updated  # Promoted: a canary until it is swapped in, or its callers would lose it.
             )
         loaded = pointer.candidate is not None and pointer.candidate.version == number
-        return replace(told, trial=pointer.candidate, candidate=self.candidate if loaded else None)
+        return replace(
+            updated, canary=pointer.candidate, candidate=self.candidate if loaded else None
+        )
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A version that the pointer of `order` names and that could not be used, and why.
+    """A version of the pointer of `order` that could not be used, and why.
 
     `kind`: unavailable, missing, damaged, too_large or error. `retry_at`: by the follower's clock.
     """
@@ -81,8 +147,8 @@ class Refusal:
 class LiveVersions:
     """Written by the follower's threads, read by every request without a lock.
 
-    The mappings are never changed, only exchanged: a request that reads once sees one version
-    from its first row to its last, whatever happens meanwhile.
+    The mappings are never changed, only replaced: a request that reads once uses one version from its first row
+    to its last.
     """
 
     def __init__(self) -> None:
@@ -90,39 +156,38 @@ class LiveVersions:
         self._pointers: Mapping[str, LivePointer] = MappingProxyType({})
         self._refusals: Mapping[str, tuple[Refusal, ...]] = MappingProxyType({})
         self._listed: frozenset[str] = frozenset()
-        # Deleted, while the store still has files of theirs: no models that are about to begin.
+        # Deleted models of which the store still has files: they are not new models.
         self._gone: frozenset[str] = frozenset()
-        self._ready = threading.Event()
-        self._waits_for = "this replica has not seen the store yet"
+        self.readiness = Readiness()
         self._watchers: set[_Watcher] = set()
         self._writing = threading.Lock()
 
     def get(self, model: str) -> LiveModel | None:
-        """What answers for this model; None before its first version."""
+        """Return the live version of this model; None before its first."""
         return self._live.get(model)
 
     def all(self) -> Mapping[str, LiveModel]:
-        """Everything that answers, as of one moment."""
+        """Return all live versions, as of one moment."""
         return self._live
 
     def pointer(self, model: str) -> LivePointer | None:
-        """The latest that the store has said about this model."""
+        """Return the latest pointer of this model."""
         return self._pointers.get(model)
 
     def pointers(self) -> Mapping[str, LivePointer]:
-        """The latest of every model that has ever been live, as of one moment."""
+        """Return the latest pointer of every model, as of one moment."""
         return self._pointers
 
-    def knows(self, model: str) -> bool:
-        """Whether the store has anything of this model, be it without a live version."""
+    def has(self, model: str) -> bool:
+        """Whether the store has this model, with or without a live version."""
         return model in self._pointers or model in self._listed - self._gone
 
     def refusals(self, model: str) -> tuple[Refusal, ...]:
-        """What the pointer names and cannot be used: the live version, the candidate, or nothing."""
+        """Return the versions of the pointer that cannot be used: the live version, the candidate, or none."""
         return self._refusals.get(model, ())
 
-    def tell(self, model: str, pointer: LivePointer) -> bool:
-        """Note what the store says; whether that is news. Owner, retirements and trial hold at once."""
+    def update(self, model: str, pointer: LivePointer) -> bool:
+        """Take a new pointer. False where it is not newer. Owner, retirements and canary apply at once."""
         with self._writing:
             known = self._pointers.get(model)
             if known is not None and pointer.order <= known.order:
@@ -132,12 +197,12 @@ class LiveVersions:
             self._refusals = _without(self._refusals, model)
             live = self._live.get(model)
             if live is not None:
-                self._live = _with(self._live, model, live.told(pointer))
+                self._live = _with(self._live, model, live.updated(pointer))
             self._notify()
             return True
 
     def swap(self, model: str, pointer: LivePointer, version: ServedVersion) -> bool:
-        """Let the version of that pointer answer, unless it was overtaken or its model is gone."""
+        """Make the version of that pointer live, unless it was superseded or its model is deleted."""
         with self._writing:
             newest, live = self._pointers.get(model), self._live.get(model)
             if newest is None or (live is not None and pointer.order <= live.order):
@@ -146,17 +211,17 @@ class LiveVersions:
                 return False
             tried = live.candidate if live is not None else None
             kept = None if tried and tried.number == version.number else tried
-            swapped = LiveModel(*pointer.order, version, candidate=kept).told(newest)
+            swapped = LiveModel(*pointer.order, version, candidate=kept).updated(newest)
             self._live = _with(self._live, model, swapped)
             self._refusals = _without(self._refusals, model)
             self._notify()
             return True
 
-    def put_on_trial(self, model: str, candidate: ServedVersion) -> bool:
-        """Let it answer beside the live version, if the pointer still wants that."""
+    def start_canary(self, model: str, candidate: ServedVersion) -> bool:
+        """Let it answer beside the live version, if it is still the canary of the pointer."""
         with self._writing:
             live = self._live.get(model)
-            if live is None or live.trial is None or live.trial.version != candidate.number:
+            if live is None or live.canary is None or live.canary.version != candidate.number:
                 return False
             self._live = _with(self._live, model, replace(live, candidate=candidate))
             self._refusals = _without(self._refusals, model)
@@ -164,7 +229,7 @@ class LiveVersions:
             return True
 
     def refuse(self, model: str, refusal: Refusal) -> bool:
-        """Note what could not be used, unless its pointer was overtaken meanwhile."""
+        """Note a version that could not be used, unless its pointer was superseded."""
         with self._writing:
             newest = self._pointers.get(model)
             if newest is None or newest.order != refusal.order:
@@ -174,7 +239,7 @@ class LiveVersions:
             return True
 
     def forget(self, model: str) -> None:
-        """The model is gone from the store."""
+        """Remove a deleted model."""
         with self._writing:
             self._live = _without(self._live, model)
             self._pointers = _without(self._pointers, model)
@@ -183,35 +248,14 @@ class LiveVersions:
             self._notify()
 
     def listed(self, models: Collection[str]) -> None:
-        """The follower has listed the whole store once more: these models are there."""
+        """Note the models of a new listing of the store."""
         with self._writing:
             self._listed = frozenset(models)
             self._gone &= self._listed
-
-    def not_ready(self, reason: str) -> None:
-        """Why the first look is not over, in words."""
-        self._waits_for = reason
-
-    @property
-    def waits_for(self) -> str:
-        """Why this replica is not ready; of no meaning once it is."""
-        return self._waits_for
-
-    def become_ready(self) -> None:
-        """Each model's live version was tried once."""
-        self._ready.set()
-
-    @property
-    def ready(self) -> bool:
-        """Whether the first look is over: before, an unknown model may just not be seen yet."""
-        return self._ready.is_set()
-
-    def wait_ready(self, seconds: float) -> bool:
-        """Wait for the first look. False if it did not end in time."""
-        return self._ready.wait(seconds)
+        self.readiness.listed(models)
 
     async def wait_for(self, ask: Callable[[], T | None], seconds: float) -> T | None:
-        """What `ask` answers, asked now and after each change; None where nothing came in time."""
+        """Call `ask` now and after each change, until it returns something; None after `seconds`."""
         with self._watching() as watcher:
             try:
                 async with asyncio.timeout(seconds):
@@ -220,7 +264,7 @@ class LiveVersions:
                         watcher.changed.clear()
                     return answer
             except TimeoutError:
-                # A last time: in a loop that was busy, the change and the end come together.
+                # A last time: in a busy loop, the change and the timeout can coincide.
                 return ask()
 
     @contextmanager
@@ -235,7 +279,7 @@ class LiveVersions:
                 self._watchers.remove(watcher)
 
     def _notify(self) -> None:
-        # Under the lock: a watcher that is in the set has a loop that is not closed yet.
+        # Under the lock: the loop of a watcher in the set is not closed yet.
         for watcher in self._watchers:
             watcher.loop.call_soon_threadsafe(watcher.changed.set)
 

@@ -1,9 +1,11 @@
-"""From object storage to a version that can answer: digests, shapes and self-test checked.
+"""Loading a version from object storage: digests, shapes and self-test are checked, tensors are shared.
 
 Shapes: B rows, F width of the raw feature, E width of the embeddings.
 """
 
+import threading
 import weakref
+from collections import deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -11,18 +13,19 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from blake3 import blake3
 from numpy.typing import NDArray
 from safetensors import SafetensorError
+from torch import Tensor
 
 from cmcl.contract.errors import InvalidVersion, ObjectNotFound
 from cmcl.contract.modality import ModalityPair
 from cmcl.contract.model import ModelSpec
 from cmcl.contract.version import VersionManifest
 from workers.model.artifact import check_selftest, heads_from, load_selftest
-from workers.model.heads import ModalityHeads
+from workers.model.heads import ModalityHeads, unit_rows
 from workers.model.tensor_bytes import stream
-from workers.serve.compute.heads import ServingHead, unit_length
-from workers.serve.versions.tensors import Reservation, SharedTensor, TensorPool
+from workers.nullspace.conditioning import Conditioning
 from workers.storage import layout
 from workers.storage.object_store import ObjectStore
 from workers.storage.versions import (
@@ -36,25 +39,110 @@ from workers.storage.versions import (
 Float32Array = NDArray[np.float32]
 
 
-class HeadsSource(Protocol):
-    """Where the heads of a version come from."""
+@dataclass(frozen=True)
+class ServingHead:
+    """Conditioning, weight and bias of one modality.
+
+    The bias stands by itself, so that no row is copied to append a 1. Both are views: a copy laid out
+    as the product reads it was no faster (docs/log.md), and a swap would have to make it.
+    """
+
+    conditioning: Conditioning | None
+    weight_EF: Tensor
+    bias_E: Tensor
+
+    @classmethod
+    def of(cls, heads: ModalityHeads, modality: str) -> "ServingHead":
+        """The head of this modality. Raises KeyError."""
+        weight_EI = heads.weights[modality]
+        return cls(heads.conditioning.get(modality), weight_EI[:, :-1], weight_EI[:, -1])
+
+    def outputs(self, raw_BF: Tensor) -> Tensor:
+        """Return the outputs of the head (B × E), not normalised."""
+        unit_BF = unit_rows(raw_BF)
+        read_BF = self.conditioning(unit_BF) if self.conditioning else unit_BF
+        return torch.nn.functional.linear(read_BF, self.weight_EF, self.bias_E)
+
+
+@dataclass(eq=False)
+class Reservation:
+    """Bytes reserved for heads that are being read. `left` shrinks as their tensors are counted."""
+
+    owner: str | None
+    left: int
+
+
+@dataclass(frozen=True, eq=False)
+class SharedTensor:
+    """A contiguous float32 tensor that several versions may hold; nothing writes to it."""
+
+    tensor: Tensor
 
     @property
-    def at_hand(self) -> "LoadedHeads | None":
+    def bytes(self) -> int:
+        """Of its entries."""
+        return self.tensor.nbytes
+
+
+class TensorPool:
+    """One copy of each tensor, counted in bytes while a version or a request refers to it.
+
+    Used from several threads. Counting relies on reference counts, so a version that was evicted while a request
+    uses it counts until that request is over.
+    """
+
+    def __init__(self) -> None:
+        self._by_content: weakref.WeakValueDictionary[Hashable, SharedTensor] = (
+            weakref.WeakValueDictionary()
+        )
+        self._bytes = 0
+        # Finalizers run at any moment in any thread, also inside of the lock: they only append.
+        self._freed: deque[int] = deque()
+        self._lock = threading.Lock()
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors that something refers to."""
+        with self._lock:
+            return self._count()
+
+    def share(self, tensor: Tensor, reservation: Reservation) -> SharedTensor:
+        """Return the tensor, or the one with the same shape and entries that is in the pool."""
+        content = (
+            tuple(tensor.shape),
+            blake3(tensor.flatten().numpy().view(np.uint8).data).digest(),
+        )
+        with self._lock:
+            reservation.left -= min(reservation.left, tensor.nbytes)
+            shared = self._by_content.get(content)
+            if shared is None:
+                shared = self._by_content[content] = SharedTensor(tensor)
+                self._bytes += tensor.nbytes
+                weakref.finalize(shared, self._freed.append, tensor.nbytes).atexit = False
+            return shared
+
+    def _count(self) -> int:
+        while self._freed:
+            self._bytes -= self._freed.popleft()
+        return self._bytes
+
+
+class HeadsSource(Protocol):
+    """Gives the heads of a version, from memory or from the store."""
+
+    @property
+    def in_memory(self) -> "LoadedHeads | None":
         """The heads, if they are in memory."""
         ...
 
     def load(self) -> "LoadedHeads":
-        """The heads, read from the store where they are not in memory: not for an event loop.
-
-        Raises WorkerError.
-        """
+        """Return the heads, read from the store where they are not in memory: blocks. Raises WorkerError."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedHeads:
-    """Heads in memory, for as long as something refers to this object. A `HeadsSource` of itself."""
+    """Heads in memory, as long as something refers to this object. A `HeadsSource` of itself."""
 
     heads: ModalityHeads
     tensors: tuple[SharedTensor, ...] = ()
@@ -65,7 +153,7 @@ class LoadedHeads:
         object.__setattr__(self, "serving", laid_out)
 
     @property
-    def at_hand(self) -> "LoadedHeads":
+    def in_memory(self) -> "LoadedHeads":
         return self
 
     def load(self) -> "LoadedHeads":
@@ -76,8 +164,8 @@ class LoadedHeads:
 class ServedVersion:
     """A published version. Two are equal that have the same model, number and time of creation.
 
-    Its heads may leave memory and come back; `pinned` keeps them. `pairs`: what it has learned; scores
-    across other pairs mean nothing. `lineage`: the versions that it grew from and itself, oldest first.
+    Its heads may be evicted and loaded again; `pinned` keeps them. `pairs`: what it has learned; scores across
+    other pairs mean nothing. `lineage`: its ancestors and itself, oldest first.
     """
 
     model: str
@@ -90,16 +178,16 @@ class ServedVersion:
 
     @property
     def heads(self) -> ModalityHeads:
-        """Loaded where they are not in memory, as `HeadsSource.load`."""
+        """The heads; loaded where they are not in memory, as `HeadsSource.load`."""
         return self.source.load().heads
 
     def head(self, modality: str) -> ServingHead:
-        """The head of this modality, laid out for serving; loaded as `heads`. Raises KeyError."""
+        """Return the head of this modality for serving; loaded as `heads`. Raises KeyError."""
         return self.source.load().serving[modality]
 
     def pinned(self) -> "ServedVersion | None":
-        """The same with heads that stay in memory as long as it does; None where they are not there."""
-        loaded = self.source.at_hand
+        """Return the version with heads that stay in memory as long as it; None where they are not loaded."""
+        loaded = self.source.in_memory
         if loaded is None or loaded is self.source:
             return None if loaded is None else self
         return replace(self, source=loaded)
@@ -111,7 +199,7 @@ class ServedVersion:
 
 
 class StoredVersions:
-    """Reads published versions. Heads that are in memory already are not read again."""
+    """Reads published versions. Heads that are in memory are not read again."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -132,12 +220,12 @@ class StoredVersions:
                 raise InvalidVersion(f"the manifest of {model}@{number} names no {name}")
         return manifest
 
-    def at_hand(self, manifest: VersionManifest) -> LoadedHeads | None:
-        """Heads of this very file that another version or branch has in memory."""
+    def in_memory(self, manifest: VersionManifest) -> LoadedHeads | None:
+        """Return heads of the same file that another version has in memory."""
         return self._by_file.get(_file_of(manifest))
 
     def read(self, manifest: VersionManifest, reservation: Reservation) -> LoadedHeads:
-        """The heads, with every tensor that is in memory already held once.
+        """Read the heads; tensors that are in memory already are shared.
 
         Raises InvalidVersion or DigestMismatch where they cannot be used, StorageUnavailable.
         """
@@ -148,11 +236,11 @@ class StoredVersions:
             for name, tensor in stream(chunks, entry.bytes):
                 shared[name] = self.pool.share(tensor, reservation)
             for _ in chunks:
-                pass  # Only its end says that the digest is right.
+                pass  # The digest is checked at the end.
         except SafetensorError as error:
             raise InvalidVersion(f"the heads cannot be read: {error}") from error
         except ObjectNotFound as error:
-            # The manifest is written last, so this is damage, not "not yet".
+            # The manifest is written last, so a missing file is damage.
             raise InvalidVersion(f"{manifest.model}@{manifest.version}: {error}") from error
         tensors = {name: each.tensor for name, each in shared.items()}
         loaded = LoadedHeads(heads_from(tensors, manifest.spec), tuple(shared.values()))
@@ -177,7 +265,7 @@ class StoredVersions:
 
 
 def described(manifest: VersionManifest, source: HeadsSource) -> ServedVersion:
-    """The version that a manifest is of."""
+    """Return the version of a manifest."""
     return ServedVersion(
         manifest.model,
         manifest.version,
@@ -189,17 +277,8 @@ def described(manifest: VersionManifest, source: HeadsSource) -> ServedVersion:
     )
 
 
-def load_version(store: ObjectStore, model: str, number: int) -> ServedVersion:
-    """A published version, verified, which holds its heads itself. Raises as `StoredVersions`."""
-    stored = StoredVersions(store)
-    manifest = stored.manifest(model, number)
-    loaded = stored.read(manifest, Reservation(None, 0))
-    stored.check(manifest, loaded)
-    return described(manifest, loaded)
-
-
 def _file_of(manifest: VersionManifest) -> Hashable:
-    """What heads are a function of: their file, and the shapes that were asked for."""
+    """What heads are a function of: their file and the expected shapes."""
     spec = manifest.spec
     return manifest.files[layout.HEADS].sha256, spec.width, tuple(sorted(spec.modalities.items()))
 
@@ -208,7 +287,7 @@ def _file_of(manifest: VersionManifest) -> Hashable:
 def _run_selftest(data: bytes, loaded: LoadedHeads) -> None:
     for modality, (features_BF, expected_BE) in load_selftest(data, loaded.serving).items():
         try:
-            given_BE = unit_length(loaded.serving[modality].outputs(features_BF))
+            given_BE = unit_rows(loaded.serving[modality].outputs(features_BF))
             check_selftest(modality, given_BE, expected_BE)
-        except RuntimeError as error:  # torch's word for widths that do not fit together
+        except RuntimeError as error:  # torch's error for widths that do not match
             raise InvalidVersion(f"the self-test does not fit the heads: {error}") from error

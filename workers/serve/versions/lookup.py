@@ -1,11 +1,14 @@
-"""From what a request asks for to the one version that answers it."""
+"""Find the version that answers a request: live, canary, or named exactly."""
 
+import hashlib
+import re
 import secrets
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from cmcl.contract.errors import ObjectNotFound, StorageUnavailable, WorkerError
-from workers.serve.access.port import Caller
+from cmcl.contract.modality import NAME_PATTERN
+from workers.serve.auth import Caller
 from workers.serve.errors import (
     ApiError,
     InvalidRequest,
@@ -13,27 +16,69 @@ from workers.serve.errors import (
     NotReady,
     Overloaded,
     VersionDamaged,
+    shortened,
 )
-from workers.serve.rollout.routing import answered_by_candidate
-from workers.serve.versions.cache import NoRoom, TooLarge
+from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.live import LiveVersions
 from workers.serve.versions.loading import ServedVersion
-from workers.serve.versions.reference import ModelReference
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.memory import NoRoom, TooLarge
+
+_VERSION_PATTERN = r"[1-9][0-9]{0,8}"
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A model and its live version, or `name@version`: exactly that version."""
+
+    name: str
+    version: int | None
+
+
+def parse_reference(text: str) -> ModelReference:
+    """Raises InvalidRequest."""
+    name, at, version = text.partition("@")
+    if not re.fullmatch(NAME_PATTERN, name) or (at and not re.fullmatch(_VERSION_PATTERN, version)):
+        raise InvalidRequest(
+            f"model is {shortened(text)}; permitted is a name of lower-case letters, digits and "
+            "inner hyphens, up to 48 characters, optionally followed by @ and a version from 1",
+            param="model",
+        )
+    return ModelReference(name, int(version) if at else None)
+
+
+def parse_version(text: str | None, where: str) -> int:
+    """A version in a header or parameter; 0 where it is absent. Raises InvalidRequest."""
+    if text is None:
+        return 0
+    if not re.fullmatch(_VERSION_PATTERN, text):
+        raise InvalidRequest(
+            f"{where} is {shortened(text)}; permitted is a version from 1", param=where
+        )
+    return int(text)
+
+
+def routed_to_canary(model: str, revision: int, key: str, share: float) -> bool:
+    """Whether the caller with this routing key gets the canary: the same ones in every replica, without a list.
+
+    `revision`: of the pointer that began the canary, so that another canary gets other callers. A caller stays
+    when the share grows.
+    """
+    digest = hashlib.blake2b(f"{model}/{revision}/{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < share * 2**64
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The version that answers a request, with its heads in memory, and as what it does so."""
+    """The version that answers a request, with its heads in memory, and the channel."""
 
     version: ServedVersion
     channel: Literal["live", "candidate", "exact"]
 
 
 class VersionLookup:
-    """Live versions and those on trial by name, others by exact number."""
+    """Finds live versions and canaries by name, others by exact number."""
 
-    def __init__(self, live: LiveVersions, resident: ResidentVersions, wait_seconds: float) -> None:
+    def __init__(self, live: LiveVersions, resident: VersionCache, wait_seconds: float) -> None:
         self._live = live
         self._resident = resident
         self._wait_seconds = wait_seconds
@@ -45,8 +90,8 @@ class VersionLookup:
 
         Raises InvalidRequest, NotFound, NotReady, Overloaded, VersionDamaged.
 
-        `routing`: the header x-routing-key. Requests with the same one meet the same version while
-        a trial lasts; without it those of the same key do, and where there are no keys, nobody.
+        `routing`: the header x-routing-key. Requests with the same one get the same version while a canary
+        runs; without it those of the same key do, and without keys the version is random.
         """
         if wanted.version is None:
             key = routing or caller.key or secrets.token_hex(8)
@@ -60,22 +105,22 @@ class VersionLookup:
         return Chosen(await self._find_exact(wanted.name, wanted.version, caller), "exact")
 
     async def pinned(self, version: ServedVersion) -> ServedVersion:
-        """The version with heads that stay in memory as long as it does, loaded where they are not.
+        """Return the version with heads that stay in memory as long as it, loaded where they are not.
 
         Raises as `find`.
         """
         try:
             return version.pinned() or await self._load(version.model, version.number)
         except Overloaded as error:
-            # The request named no version: what it waits for is none of its choice.
+            # The request named no version, so the client cannot avoid the load.
             raise NotReady(str(error), error.param, error.code) from error
         except NotFound as error:
-            # It answered a moment ago, so its model is being removed, here not noticed yet.
+            # It answered a moment ago, so its model is being removed.
             message = f"{version.label} is no longer in object storage"
             raise NotReady(message, "model") from error
 
     def resident(self, model: str) -> list[ServedVersion]:
-        """The versions that need not be loaded."""
+        """Return the versions of a model that are in memory."""
         return self._resident.of(model)
 
     async def _find_by_name(self, name: str, min_version: int, caller: Caller, key: str) -> Chosen:
@@ -93,21 +138,21 @@ class VersionLookup:
         live = self._live.get(name)
         if live is None or not caller.sees(live.owner):
             return None
-        candidate, trial = live.candidate, live.trial
+        candidate, canary = live.candidate, live.canary
         if (
             candidate is not None
-            and trial is not None
+            and canary is not None
             and candidate.number >= min_version
-            and answered_by_candidate(name, trial.revision, key, trial.share)
+            and routed_to_canary(name, canary.revision, key, canary.share)
         ):
             return Chosen(candidate, "candidate")
         return Chosen(live.version, "live") if live.version.number >= min_version else None
 
     async def _find_exact(self, name: str, number: int, caller: Caller) -> ServedVersion:
         self._check_exact(name, number, caller)
-        at_hand = self._at_hand(name, number)
-        version = (at_hand and at_hand.pinned()) or await self._load(name, number)
-        # Once more: it may have been retired, or its model deleted, while it was loaded.
+        in_memory = self._at_hand(name, number)
+        version = (in_memory and in_memory.pinned()) or await self._load(name, number)
+        # Again: it may have been retired, or its model deleted, while it was loaded.
         self._check_exact(name, number, caller)
         return version
 
@@ -145,12 +190,12 @@ class VersionLookup:
             ) from error
 
     def _unanswered(self, name: str, min_version: int, caller: Caller) -> ApiError:
-        """Why nothing answers. Of another owner's model no more than of one that does not exist."""
+        """Return why nothing answers. Another owner's model is reported like one that does not exist."""
         pointer, live = self._live.pointer(name), self._live.get(name)
         visible = caller.owner is None if pointer is None else caller.sees(pointer.owner)
-        if not self._live.ready and (live is None or not visible):
+        if not self._live.readiness.ready and (live is None or not visible):
             return NotReady("this replica has not seen the store yet", "model")
-        if not visible or not self._live.knows(name):
+        if not visible or not self._live.has(name):
             return NotFound(f"there is no model {name!r} with a version", "model")
         if live is None:
             return NotReady(f"model {name!r} has no live version yet", "model")

@@ -1,7 +1,7 @@
-"""From what a pointer says to what answers: load and verify beside the traffic, then swap.
+"""Swaps the live version of a model to what its pointer says: loaded and verified during traffic, then live.
 
-A version that cannot be used leaves the one before answering, is logged, counted, shown to whoever
-lists models, and tried again ever more rarely.
+A version that cannot be used is logged, counted, listed with the model, and retried with growing pauses, while
+the version before keeps answering.
 """
 
 import logging
@@ -19,10 +19,10 @@ from cmcl.contract.errors import (
 )
 from cmcl.contract.version import LivePointer
 from workers.serve.metrics import ServeMetrics
-from workers.serve.versions.cache import NoRoom, TooLarge
+from workers.serve.versions.cache import VersionCache
 from workers.serve.versions.live import LiveVersions, Refusal
 from workers.serve.versions.loading import ServedVersion
-from workers.serve.versions.resident import ResidentVersions
+from workers.serve.versions.memory import NoRoom, TooLarge
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +38,12 @@ class _Due(NamedTuple):
 
 
 class Swapper:
-    """Used by several threads, also for one model: the later pointer wins, whoever is first."""
+    """Used by several threads, also for one model: the later pointer wins in any order."""
 
     def __init__(
         self,
         live: LiveVersions,
-        resident: ResidentVersions,
+        resident: VersionCache,
         metrics: ServeMetrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -52,13 +52,13 @@ class Swapper:
         self._metrics = metrics
         self._clock = clock
         self._seen_at: dict[str, float] = {}
-        # What answers and what is held in memory change together.
+        # Live versions and the cache change together.
         self._swapping = threading.Lock()
 
     def see(self, model: str, pointer: LivePointer) -> None:
-        """Note what the store says. What needs no loading holds from now on."""
+        """Take a new pointer. What needs no loading applies at once."""
         with self._swapping:
-            if not self._live.tell(model, pointer):
+            if not self._live.update(model, pointer):
                 return
             self._seen_at[model] = self._clock()
             self._hold(model)
@@ -66,12 +66,12 @@ class Swapper:
         self._report_lag(model)
 
     def due(self, model: str) -> int | None:
-        """The version to take next: what the pointer names first, then what is on trial."""
+        """Return the version to take next: the live version of the pointer, then its canary."""
         due = self._due(model)
         return None if due is None else due.number
 
-    def take_at_hand(self, model: str) -> bool:
-        """Take the version that is due if it is in memory: a matter of moments. Whether it was."""
+    def take_from_memory(self, model: str) -> bool:
+        """Take the version that is due if it is in memory, which is quick. Returns whether it was."""
         if (due := self._due(model)) is None:
             return False
         if (version := self._resident.get(model, due.number)) is None:
@@ -80,7 +80,7 @@ class Swapper:
         return True
 
     def take(self, model: str) -> None:
-        """Take the version that is due, or refuse it."""
+        """Load the version that is due and take it, or refuse it."""
         if (due := self._due(model)) is None:
             return
         pointer, number = due
@@ -89,7 +89,7 @@ class Swapper:
         except WorkerError as error:
             self._refuse(model, number, pointer, error)
         except Exception as error:
-            # A bug, or no memory: no reason either to let nobody answer, or to try without a pause.
+            # A bug, or no memory: keep answering, and retry with a pause.
             logger.exception("%s@%d cannot be loaded", model, number)
             self._refuse(model, number, pointer, error)
         else:
@@ -98,9 +98,8 @@ class Swapper:
     def _loaded(self, model: str, number: int) -> ServedVersion:
         """The version; without its heads where the budget has no room for them now.
 
-        A model that answers already gets room at the expense of what was used least recently, and its
-        next version is verified before it answers. One that does not yet, as after a start, takes what
-        is free.
+        For a model that answers already the least recently used are evicted, and its next version is verified
+        before it answers. One that does not answer yet, as after a start, takes what is free.
         """
         answers = self._live.get(model) is not None
         try:
@@ -110,13 +109,13 @@ class Swapper:
             return self._resident.unloaded(model, number, verify=answers)
 
     def drop(self, model: str) -> None:
-        """The model is gone."""
+        """Remove a deleted model."""
         with self._swapping:
             self._live.forget(model)
             self._resident.forget(model)
             self._seen_at.pop(model, None)
         self._metrics.gone(model)
-        logger.info("%s is gone from the store and answers no more", model)
+        logger.info("%s was deleted and no longer answers", model)
 
     def _due(self, model: str) -> _Due | None:
         pointer = self._live.pointer(model)
@@ -130,7 +129,7 @@ class Swapper:
         live = self._live.get(model)
         if live is None or live.order < pointer.order:
             return pointer.version
-        return live.trial.version if live.trial and live.candidate is None else None
+        return live.canary.version if live.canary and live.candidate is None else None
 
     def _swap(self, model: str, pointer: LivePointer, version: ServedVersion) -> None:
         with self._swapping:
@@ -138,16 +137,16 @@ class Swapper:
             if version.number == pointer.version:
                 done = self._live.swap(model, pointer, version)
             else:
-                done = self._live.put_on_trial(model, version)
+                done = self._live.start_canary(model, version)
             self._hold(model)
             seconds = self._clock() - self._seen_at.get(model, self._clock())
         if not done:
-            logger.info("%s was overtaken while it loaded", version.label)
+            logger.info("%s was superseded while it loaded", version.label)
         elif version.number != pointer.version:
-            logger.info("%s is on trial", version.label)
+            logger.info("%s is a canary", version.label)
         elif before is None or before.version != version:
             self._metrics.swapped(model, version.number, seconds)
-            logger.info("%s answers (generation %d)", version.label, pointer.generation)
+            logger.info("%s is live (generation %d)", version.label, pointer.generation)
         self._report_lag(model)
 
     def _hold(self, model: str) -> None:

@@ -6,11 +6,11 @@ from datetime import timedelta
 import httpx
 import pytest
 from sqlalchemy import text
+from tests.unit.service.auth.holder import ADMIN_KEY, Holder, secret_of
 
 from service.database.queries import keys
 from service.database.queries.keys import KeyRecord
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.access.holder import ADMIN_KEY, Holder, secret_of
 
 NEW = {"name": "pipeline", "scopes": ["read", "write"]}
 

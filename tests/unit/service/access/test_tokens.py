@@ -11,6 +11,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from tests.unit.service.auth.holder import Holder
 
 from service.auth.oidc import OidcTokens
 from service.auth.rate_limiter import FAILURES_PER_MINUTE
@@ -18,7 +19,6 @@ from service.errors import Forbidden, IssuerUnavailable, Unauthorized
 from service.principal import Principal, Scope
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.issuer import AUDIENCE, FakeIssuer, rsa_key
-from tests.unit.service.access.holder import Holder
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from typing import Self
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from tests.unit.service.telemetry.written import written_lines
 
 from service.app import open_spans
 from service.telemetry.otel import OpenTelemetrySpans, exporter_named
 from service.telemetry.spans import NoSpans, is_asked_for
 from tests.fakes.control_plane import ControlPlane
-from tests.unit.service.observe.written import written_lines
 
 
 class Traced:

@@ -1,12 +1,12 @@
 """A version is put on trial, the trial is changed, and somebody ends it."""
 
 import pytest
+from tests.unit.service.canary.conftest import CANDIDATE, Trials
+from tests.unit.service.telemetry.samples import shown
 
 from cmcl.contract.rollout import Canary
 from service.states import JobState
 from tests.fakes.replica_words import observe
-from tests.unit.service.observe.samples import shown
-from tests.unit.service.trials.conftest import CANDIDATE, Trials
 
 
 def test_replicas_are_told_of_a_trial_and_its_end(trials: Trials) -> None:

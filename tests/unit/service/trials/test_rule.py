@@ -3,14 +3,14 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from tests.unit.service.canary.conftest import Trials
+from tests.unit.service.telemetry.samples import shown
 
 from cmcl.contract.rollout import Observed, PairAgreement, RolloutRule
 from service.database.queries import canaries as rows
 from service.registry.canary_rule import judge, judge_canary
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.replica_words import PAIR, agreement, observe
-from tests.unit.service.observe.samples import shown
-from tests.unit.service.trials.conftest import Trials
 from workers.storage import layout
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

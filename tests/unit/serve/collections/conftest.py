@@ -1,0 +1,124 @@
+"""A store, a follower for collections, and a replica that answers about them."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import ASGIApp
+
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.letter_encoder import LetterEncoders
+from tests.unit.serve.collections.scene import Scene
+from tests.unit.serve.conftest import Replica
+from workers.serve.api.app import create_api
+from workers.serve.auth import AllowAll, Authenticator, Caller
+from workers.serve.collections.collections import Collections
+from workers.serve.collections.follower import CollectionsFollower
+from workers.serve.collections.maintenance import Maintenance
+from workers.serve.settings import ServeArgs
+from workers.storage.local import LocalStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FlakyStore:
+    return FlakyStore(LocalStore(tmp_path / "store"))
+
+
+@pytest.fixture
+def scene(store: FlakyStore) -> Scene:
+    """With version 1 live and no collection."""
+    made = Scene(store)
+    made.swap(1)
+    return made
+
+
+class NamedCallers:
+    """Whoever says `alice` is Alice, and sees what is Alice's; whoever says nothing sees all."""
+
+    @property
+    def ready(self) -> bool:
+        return True
+
+    def authenticate(self, authorization: str | None) -> Caller:
+        return Caller(authorization or "", authorization)
+
+
+class Searching(Replica):
+    """A replica with collections, which are followed by real threads."""
+
+    collections: Collections | None = None
+    door: Authenticator = AllowAll()
+
+    def open(self) -> None:
+        follower = CollectionsFollower(self.store, self.live, poll_seconds=0.01)
+        self.collections = Collections(
+            self.store, follower, Maintenance(self.store), self.args.collection_limits
+        )
+        self.collections.start()
+        self.app = self.app_of(self.args)
+
+    def close(self) -> None:
+        if self.collections is not None:
+            self.collections.stop()
+
+    def app_of(self, args: ServeArgs) -> ASGIApp:
+        parts = replace(self.parts(args), collections=self.collections, access=self.door)
+        return create_api(parts)
+
+    def ask(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] = {}
+    ) -> httpx.Response:
+        content = None if body is None else json.dumps(body).encode()
+        address = f"/v1/collections{path}"
+        return self.run(
+            lambda client: client.request(method, address, content=content, headers=headers)
+        )
+
+    def add(self, name: str, items: list[dict[str, Any]]) -> int:
+        """The revision that they are in."""
+        response = self.ask("POST", f"/{name}/items", {"items": items})
+        assert response.status_code == 200, response.text
+        return int(response.json()["revision"])
+
+    def found(self, name: str, revision: int = 0, **body: object) -> list[str]:
+        """Ids, once this replica has read that revision."""
+        headers = {"x-min-collection-revision": str(revision)} if revision else {}
+        response = self.ask("POST", f"/{name}/search", body, headers)
+        assert response.status_code == 200, response.text
+        return [hit["id"] for hit in response.json()["data"]]
+
+
+@contextmanager
+def opened(store: FlakyStore) -> Iterator[Searching]:
+    """With version 1 live, an encoder of texts, and an empty collection `things`."""
+    args = ServeArgs(
+        store=store.uri,
+        max_rows=20,
+        min_version_wait_seconds=60,
+        max_top_k=50,
+        max_payload_bytes=100,
+        max_collection_rows=60,
+        max_searched_rows=80,
+        max_collections=3,
+    )
+    replica = Searching(store, args)
+    replica.encoders = LetterEncoders()
+    replica.publish(version=1)
+    replica.look()
+    replica.open()
+    try:
+        assert replica.ask("PUT", "/things", {"model": "scenes"}).status_code == 200
+        yield replica
+    finally:
+        replica.close()
+
+
+@pytest.fixture
+def searching(store: FlakyStore) -> Iterator[Searching]:
+    with opened(store) as replica:
+        yield replica

@@ -1,0 +1,122 @@
+"""What requests about collections hold: exports whole indexes, a few at once; items rows, as they are encoded."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+from starlette.types import ASGIApp, Message
+
+from tests.fakes.letter_encoder import LetterEncoders
+from tests.unit.serve.collections.conftest import Searching
+from tests.unit.serve.collections.scene import feature
+from tests.unit.serve.collections.test_collection_routes import image_query, item
+from workers.serve.api.app import create_api
+from workers.serve.api.context import Replica as Parts
+
+# One of them is kept for another tenant.
+MOST = 3
+
+
+@pytest.fixture
+def parts(searching: Searching) -> Parts:
+    """With something to export, and a third of a second for each piece of it."""
+    one = {"id": "a", "modality": "image", "feature": feature("image", 0).tolist()}
+    revision = searching.add("things", [one])
+    searching.found("things", revision, query={"modality": "image", "feature": one["feature"]})
+    args = searching.args.model_copy(update={"max_exports": MOST, "body_seconds": 0.3})
+    return replace(searching.parts(args), collections=searching.collections)
+
+
+async def export(
+    app: ASGIApp, takes: Callable[[Message], Awaitable[None]], spec_version: str = "2.4"
+) -> tuple[int, bool]:
+    """The status, and whether the answer came to its end; `takes` may be slow to take a piece."""
+    seen: list[Message] = []
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await takes(message)
+        seen.append(message)
+
+    async def receive() -> Message:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": spec_version},
+        "http_version": "1.1",
+        "method": "GET",
+        "path": "/v1/collections/things/export",
+        "raw_path": b"/v1/collections/things/export",
+        "root_path": "",
+        "scheme": "http",
+        "query_string": b"format=qdrant",
+        "headers": [],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+    await app(scope, receive, send)
+    return seen[0]["status"], not seen[-1].get("more_body", True)
+
+
+async def at_once(_: Message) -> None:
+    """A client that reads."""
+
+
+async def never(_: Message) -> None:
+    """A client that does not."""
+    await asyncio.sleep(60)
+
+
+def test_more_exports_than_permitted_are_refused(parts: Parts) -> None:
+    app = create_api(parts)
+    reads = asyncio.Event()
+
+    async def later(_: Message) -> None:
+        await reads.wait()
+
+    async def crowd() -> tuple[tuple[int, bool], list[tuple[int, bool]], tuple[int, bool]]:
+        slow = [asyncio.ensure_future(export(app, later)) for _ in range(MOST - 1)]
+        while parts.admission.exports.total < MOST - 1:
+            await asyncio.sleep(0.001)
+        refused = await export(app, at_once)
+        reads.set()
+        return refused, await asyncio.gather(*slow), await export(app, at_once)
+
+    refused, slow, after = asyncio.run(crowd())
+    assert refused[0] == 429
+    assert slow == [(200, True)] * (MOST - 1)
+    assert after == (200, True)
+
+
+@pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
+def test_who_reads_nothing_is_given_up_and_has_no_whole_answer(
+    parts: Parts, spec_version: str
+) -> None:
+    app = create_api(parts)
+    assert asyncio.run(export(app, never, spec_version)) == (200, False)
+    assert parts.admission.exports.total == 0
+
+
+def test_rows_are_held_while_they_are_encoded(searching: Searching) -> None:
+    parts = replace(searching.parts(searching.args), collections=searching.collections)
+    searching.app = create_api(parts)
+    held: list[int] = []
+
+    async def look() -> None:
+        held.append(parts.admission.rows.total)
+
+    assert isinstance(searching.encoders, LetterEncoders)
+    searching.encoders.meanwhile = look
+    searching.add("things", [{"id": n, "modality": "text", "text": n} for n in ("a", "e", "i")])
+    assert (held, parts.admission.rows.total) == ([3], 0)
+
+
+def test_a_full_collection_takes_no_more(searching: Searching) -> None:
+    for start in range(0, 60, 20):
+        revision = searching.add("things", [item("image", start + n) for n in range(20)])
+    searching.found("things", revision, query=image_query(1))
+    response = searching.ask("POST", "/things/items", {"items": [item("image", 99)]})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "collection_full")

@@ -1,0 +1,72 @@
+"""Numbers in payloads: what would be another number elsewhere is refused, all others are kept."""
+
+import json
+import re
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.unit.serve.collections.conftest import Searching
+from tests.unit.serve.collections.test_collection_routes import image_query, item
+from workers.serve.collections.payloads import Kind, Payloads
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, [1, 10**20], {"a": [{"b": 10**20}]}])
+def test_integers_beyond_64_bits_are_refused_at_any_depth(
+    searching: Searching, value: object
+) -> None:
+    response = searching.ask(
+        *("POST", "/things/items", {"items": [item("image", 1, payload={"n": value})]})
+    )
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == "items"
+    assert re.fullmatch(
+        r'items\[0\].payload has -?[0-9]+ in "n"; permitted are integers from '
+        r"-9223372036854775808 to 18446744073709551615",
+        error["message"],
+    )
+
+
+def test_all_integers_of_64_bits_come_back_as_they_were(searching: Searching) -> None:
+    payload = {"n": 2**64 - 1, "m": [-(2**63), {"k": 2**53 + 1}]}
+    revision = searching.add("things", [item("image", 1, payload=payload)])
+    searching.found("things", revision, query=image_query(1))
+    response = searching.ask("POST", "/things/search", {"query": image_query(1)})
+    assert response.json()["data"][0]["payload"] == payload
+
+
+def with_fields_of_their_own(rows: int) -> pa.StringArray:
+    """Payloads of 200 fields, none of which another one has."""
+    payloads = [{f"{row:x}-{n:x}": n for n in range(200)} for row in range(rows)]
+    return pa.array([json.dumps(each) for each in payloads])
+
+
+def test_payloads_take_a_few_times_their_bytes_however_many_fields_they_have() -> None:
+    texts = with_fields_of_their_own(100)
+    arrow = pa.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        halves = [Payloads.of(texts.slice(start, 50)) for start in (0, 50)]
+        whole = Payloads.joined(halves, [np.ones(50, bool)] * 2)
+        del halves
+        python, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    held = python + pa.total_allocated_bytes() - arrow
+    assert held < 5 * texts.nbytes
+    assert whole.nbytes < 4 * texts.nbytes
+    column = whole.column("32-c7", Kind.NUMBER)
+    assert column is not None
+    assert (column.rows.tolist(), column.values.to_pylist()) == ([50], [199.0])
+
+
+def test_fields_of_which_no_row_is_left_are_gone() -> None:
+    part = Payloads.of(pa.array(['{"a": 1, "b": true}', '{"a": 2}', None]))
+    left = Payloads.joined([part], [np.array([False, True, True])])
+    assert left.column("b", Kind.FLAG) is None
+    column = left.column("a", Kind.NUMBER)
+    assert column is not None
+    assert (column.rows.tolist(), column.values.to_pylist()) == ([0], [2.0])

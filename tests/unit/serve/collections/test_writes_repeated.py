@@ -1,0 +1,137 @@
+"""A write that comes again, from a proxy or from its client, is done once."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.fakes.flaky_store import FlakyStore
+from tests.unit.serve.collections.conftest import NamedCallers, Searching
+from tests.unit.serve.collections.scene import EVERYONE, NAME, add, create, entries
+from workers.serve.collections import revision_log, writes
+from workers.serve.collections.compaction import compact
+from workers.serve.collections.idempotency import mark_of
+from workers.serve.collections.maintenance import sweep
+
+BY_CLIENT = {"idempotency-key": "one"}
+BY_PROXY = {"x-unique-id": "4d1c"}
+
+
+def thing(payload: int) -> dict[str, object]:
+    feature = [1.0, 2, 3, 4, 5]
+    item = {"id": "x", "modality": "image", "feature": feature, "payload": {"n": payload}}
+    return {"items": [item]}
+
+
+def post(searching: Searching, body: object, headers: dict[str, str]) -> int:
+    answer = searching.ask("POST", "/things/items", body, headers)
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["revision"])
+
+
+def payload(searching: Searching, revision: int) -> object:
+    query = {"modality": "image", "feature": [1.0, 2, 3, 4, 5]}
+    headers = {"x-min-collection-revision": str(revision)}
+    found = searching.ask("POST", "/things/search", {"query": query}, headers).json()["data"]
+    (hit,) = found
+    return hit["payload"]["n"]
+
+
+@pytest.mark.parametrize("headers", [BY_CLIENT, BY_PROXY], ids=["by its client", "by the proxy"])
+def test_a_write_sent_again_undoes_nothing_that_came_after_it(
+    searching: Searching, headers: dict[str, str]
+) -> None:
+    first = post(searching, thing(1), headers)
+    later = post(searching, thing(2), {})
+    again = post(searching, thing(1), headers)
+    assert first < later
+    assert again >= first
+    assert payload(searching, max(again, later)) == 2
+    assert revision_log.newest_number(searching.store, "things") == later
+
+
+def test_an_unknown_request_is_never_taken_for_another(searching: Searching) -> None:
+    searching.door = NamedCallers()
+    searching.app = searching.app_of(searching.args)
+    first = post(searching, thing(1), BY_CLIENT)
+    others = [
+        post(searching, thing(2), BY_CLIENT),
+        post(searching, thing(1), {"idempotency-key": "two"}),
+        post(searching, thing(1), {"x-unique-id": "one"}),
+        post(searching, thing(1), {}),
+        post(searching, thing(1), {}),
+    ]
+    assert others == list(range(first + 1, first + 6))
+
+
+def test_the_id_that_counts_is_the_one_the_proxy_added_last(searching: Searching) -> None:
+    def sent(own: str) -> int:
+        body = b'{"ids": ["x"]}'
+        path = "/v1/collections/things/items/delete"
+        headers = [("x-unique-id", "forged"), ("x-unique-id", own)]
+        answer = searching.run(lambda client: client.post(path, content=body, headers=headers))
+        return int(answer.json()["revision"])
+
+    first = sent("a")
+    assert sent("a") == first
+    assert sent("b") == first + 1
+
+
+def test_a_write_that_filled_the_collection_is_answered_again(searching: Searching) -> None:
+    items = [{"id": f"i{n}", "modality": "image", "feature": [1.0, 2, 3, 4, n]} for n in range(60)]
+    for start in (0, 20):
+        searching.add("things", items[start : start + 20])
+    last = {"items": items[40:]}
+    assert post(searching, last, BY_CLIENT) == post(searching, last, BY_CLIENT)
+
+
+def test_a_deletion_sent_again_is_no_error_and_another_one_is(searching: Searching) -> None:
+    for _ in range(2):
+        assert searching.ask("DELETE", "/things", headers=BY_PROXY).status_code == 200
+    assert searching.ask("DELETE", "/things", headers=BY_CLIENT).status_code == 404
+
+
+def test_a_deletion_sent_again_leaves_a_collection_that_was_made_since(store: FlakyStore) -> None:
+    mark = mark_of(b"request")
+    create(store)
+    writes.delete(store, NAME, EVERYONE, mark)
+    for change in range(revision_log.KEPT_REVISIONS + 1):
+        made = add(store, entries(change, 1))
+    sweep(store, NAME, datetime.now(UTC))
+    again = writes.delete(store, NAME, EVERYONE, mark)
+    assert again == made
+    assert not again.deleted
+    assert writes.delete(store, NAME, EVERYONE, mark_of(b"another")).deleted
+
+
+def test_a_collection_made_anew_is_counted_after_a_late_deletion(searching: Searching) -> None:
+    for _ in range(2):
+        assert searching.ask("DELETE", "/things", headers=BY_PROXY).status_code == 200
+        made = searching.ask("PUT", "/things", {"model": "scenes"}).json()["revision"]
+    query = {"modality": "image", "feature": [1.0, 2, 3, 4, 5]}
+    assert searching.found("things", made, query=query) == []
+    statuses = [searching.ask("PUT", f"/c{n}", {"model": "scenes"}).status_code for n in range(3)]
+    assert statuses == [200, 200, 507]
+
+
+def test_a_write_is_done_again_in_a_collection_made_anew(searching: Searching) -> None:
+    post(searching, thing(1), BY_CLIENT)
+    assert searching.ask("DELETE", "/things").status_code == 200
+    assert searching.ask("PUT", "/things", {"model": "scenes"}).status_code == 200
+    assert payload(searching, post(searching, thing(1), BY_CLIENT)) == 1
+
+
+def test_a_merged_write_is_still_known(store: FlakyStore) -> None:
+    mark = mark_of(b"request")
+    writes.write(store, create(store), entries(0, 3), EVERYONE, mark)
+    merged = compact(store, add(store, entries(3, 3)))
+    assert len(merged.segments) == 1
+    assert writes.write(store, merged, entries(0, 3), EVERYONE, mark) == merged
+
+
+def test_two_attempts_side_by_side_make_one_change(store: FlakyStore) -> None:
+    """The second looked before the first was done: its proxy gave the first up too early."""
+    mark = mark_of(b"request")
+    before = create(store)
+    done = writes.write(store, before, entries(0, 3), EVERYONE, mark)
+    assert writes.write(store, before, entries(0, 3), EVERYONE, mark) == done
+    assert revision_log.newest(store, NAME) == done

@@ -1,0 +1,267 @@
+"""Whoever asks a replica needs a key that the control plane has signed, whatever lies in the store."""
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pydantic import ValidationError
+
+from cmcl.contract.access import OPERATOR_KEY, SNAPSHOT_TYPE, KeySnapshot, SnapshotKey
+from service.auth.keys import KeyText, mint
+from service.auth.signing import make_pair, read_signing_key, sign
+from tests.fakes.flaky_store import FlakyStore
+from workers.serve.auth import Caller, SignedKeys, read_public_keys
+from workers.serve.errors import ApiError, NotReady, Unauthorized
+from workers.serve.settings import ServeArgs
+from workers.storage import layout
+from workers.storage.local import LocalStore
+
+PAIR, OTHER_PAIR = make_pair(), make_pair()
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+OPERATORS_SECRET = "a key of the operator, äöü, 32 characters"
+
+
+@dataclass
+class Door:
+    """A doorkeeper, the store that it follows, and what it counted."""
+
+    store: FlakyStore
+    public: str = PAIR.public
+    now: datetime = NOW
+    refused: int = 0
+    keeper: SignedKeys = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keeper = SignedKeys(
+            read_public_keys(self.public),
+            refused=self._count,
+            clock=self._seconds,
+            seconds_between_reads=0,
+        )
+
+    def put(self, token: bytes) -> None:
+        """Somebody wrote this; the doorkeeper looks."""
+        self.store.put(layout.key_snapshot(), token)
+        self.keeper.refresh(self.store)
+
+    def show(self, keys: Sequence[SnapshotKey], serial: int = 1) -> None:
+        self.put(token(keys, serial))
+
+    def admits(self, key: KeyText) -> bool:
+        try:
+            self.keeper.authenticate(f"Bearer {key.text}")
+        except Unauthorized:
+            return False
+        return True
+
+    def _seconds(self) -> float:
+        return self.now.timestamp()
+
+    def _count(self) -> None:
+        self.refused += 1
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Door:
+    return Door(FlakyStore(LocalStore(tmp_path)))
+
+
+def entry(key: KeyText, **more: object) -> SnapshotKey:
+    values = {"id": key.id, "name": "one", "sha256": key.digest, "owner": "lab", **more}
+    return SnapshotKey.model_validate(values)
+
+
+def token(keys: Sequence[SnapshotKey], serial: int = 1, private: str = PAIR.private) -> bytes:
+    snapshot = KeySnapshot(serial=serial, issued_at=NOW, keys=tuple(keys))
+    return sign(snapshot, read_signing_key(private))
+
+
+def refusal(door: Door, header: str | None) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        door.keeper.authenticate(header)
+    return caught.value
+
+
+def test_a_listed_key_lets_its_owner_in(door: Door) -> None:
+    key, everybodys = mint(), mint()
+    door.show([entry(key), entry(everybodys, owner=None)])
+    assert door.keeper.authenticate(f"Bearer {key.text}") == Caller(key.id, "lab")
+    assert door.keeper.authenticate(f"bearer  {everybodys.text} ") == Caller(everybodys.id, None)
+
+
+def test_the_operators_key_needs_no_form(door: Door) -> None:
+    like_others = mint()
+    for secret in (OPERATORS_SECRET, like_others.text):
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        operator = SnapshotKey(id=OPERATOR_KEY, name="operator", sha256=digest, owner=None)
+        door.show([operator])
+        assert door.keeper.authenticate(f"Bearer {secret}") == Caller(OPERATOR_KEY, None)
+        assert isinstance(refusal(door, f"Bearer {secret}x"), Unauthorized)
+
+
+def test_all_keys_that_are_not_valid_get_the_same_words(door: Door) -> None:
+    expired, revoked, good = mint(), mint(), mint()
+    door.show([entry(expired, expires_at=NOW), entry(revoked), entry(good)])
+    door.show([entry(expired, expires_at=NOW), entry(good)], serial=2)
+    mistyped = KeyText(good.id, secrets.token_urlsafe(32))
+    headers = [f"Bearer {key.text}" for key in (expired, revoked, mistyped, mint())]
+    headers += ["Bearer ", "Bearer cmcl_", f"Bearer {good.id}", "Bearer operator", "Bearer \xff"]
+    refusals = [refusal(door, header) for header in headers]
+    assert {type(each) for each in refusals} == {Unauthorized}
+    assert len({str(each) for each in refusals}) == 1
+    assert refusals[0].code == "invalid_api_key"
+    assert refusals[0].headers["www-authenticate"] == "Bearer"
+    assert door.admits(good)
+
+
+@pytest.mark.parametrize("header", [None, "", "Basic YTpi", "cmcl_0123456789ab_x"])
+def test_without_a_key_it_is_said_how_to_send_one(door: Door, header: str | None) -> None:
+    door.show([])
+    assert "Authorization: Bearer" in str(refusal(door, header))
+
+
+def test_a_key_expires_by_the_clock_without_a_new_list(door: Door) -> None:
+    key = mint()
+    door.show([entry(key, expires_at=NOW + timedelta(seconds=10))])
+    assert door.admits(key)
+    door.now += timedelta(seconds=10)
+    assert not door.admits(key)
+
+
+def test_before_the_first_list_it_says_not_yet(door: Door) -> None:
+    door.keeper.refresh(door.store)
+    assert not door.keeper.ready
+    told = refusal(door, f"Bearer {mint().text}")
+    assert isinstance(told, NotReady)
+    assert "retry-after" in told.headers
+    door.show([])
+    assert door.keeper.ready
+
+
+def not_believed(key: KeyText) -> dict[str, bytes]:
+    """What somebody without the signing key could write, each with a key of their own in it."""
+    snapshot = KeySnapshot(serial=9, issued_at=NOW, keys=(entry(key),))
+    payload = snapshot.model_dump_json().encode()
+    header = {"typ": SNAPSHOT_TYPE}
+    ours = read_signing_key(PAIR.private)
+    jws = jwt.PyJWS()
+    public_as_secret = ours.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    good = token([entry(key)], serial=9).decode().split(".")
+    old = token([], serial=9).decode().split(".")
+    return {
+        "nothing": b"",
+        "noise": b"\xff\x00 no token",
+        "by another key": token([entry(key)], 9, OTHER_PAIR.private),
+        "without a signature": jws.encode(payload, "", "none", header).encode(),
+        "by the public key as a secret": jws.encode(
+            payload, public_as_secret, "HS256", header
+        ).encode(),
+        "of another type": jws.encode(payload, ours, "EdDSA", {"typ": "JWT"}).encode(),
+        "without a type": jws.encode(payload, ours, "EdDSA").encode(),
+        "with others' payload": ".".join([old[0], good[1], old[2]]).encode(),
+        "of another format": jws.encode(
+            payload.replace(b'"format":1', b'"format":2'), ours, "EdDSA", header
+        ).encode(),
+        "no list": jws.encode(b"[]", ours, "EdDSA", header).encode(),
+    }
+
+
+@pytest.mark.parametrize("kind", sorted(not_believed(mint())))
+def test_what_is_not_signed_by_us_lets_nobody_in(
+    door: Door, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, forged = mint(), mint()
+    door.show([entry(good)])
+    for _ in range(3):
+        door.put(not_believed(forged)[kind])
+    assert door.admits(good)
+    assert not door.admits(forged)
+    assert door.refused == 1
+    assert [line for line in caplog.messages if "not believed" in line]
+    assert not [line for line in caplog.messages if forged.secret in line]
+
+
+def test_a_refused_list_is_counted_and_told_once(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    door.show([])
+    for _ in range(3):
+        door.put(b"noise")
+    assert door.refused == 1
+    assert len([line for line in caplog.messages if "not believed" in line]) == 1
+
+
+def test_an_old_list_that_is_put_back_revives_no_key(door: Door) -> None:
+    key = mint()
+    before = token([entry(key)], serial=5)
+    door.put(before)
+    assert door.admits(key)
+    door.show([], serial=6)
+    door.put(before)
+    assert not door.admits(key)
+    assert door.refused == 1
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_while_the_store_is_away_the_last_list_is_in_force(
+    door: Door, is_gone: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = mint()
+    door.show([entry(key)])
+    for outage in range(1, 3):
+        if is_gone:
+            door.store.delete(layout.key_snapshot())
+        door.store.broken = None if is_gone else "access/"
+        for _ in range(3):
+            door.keeper.refresh(door.store)
+        assert door.admits(key)
+        assert len([line for line in caplog.messages if "stays as it is" in line]) == outage
+        door.store.broken = None
+        door.show([entry(key)])
+
+
+def test_while_keys_are_exchanged_lists_of_both_are_believed(tmp_path: Path) -> None:
+    door = Door(FlakyStore(LocalStore(tmp_path)), public=OTHER_PAIR.public + PAIR.public)
+    first, second = mint(), mint()
+    door.put(token([entry(first)], 1, PAIR.private))
+    assert door.admits(first)
+    door.put(token([entry(second)], 2, OTHER_PAIR.private))
+    assert (door.admits(first), door.admits(second)) == (False, True)
+
+
+def test_the_list_is_read_once_in_a_while_however_often_is_looked(tmp_path: Path) -> None:
+    store = FlakyStore(LocalStore(tmp_path))
+    keeper = SignedKeys(read_public_keys(PAIR.public), seconds_between_reads=60)
+    for _ in range(5):
+        keeper.refresh(store)
+    assert store.calls == [layout.key_snapshot()]
+
+
+def _of_another_kind() -> str:
+    public = generate_private_key(SECP256R1()).public_key()
+    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+@pytest.mark.parametrize(
+    ("pem", "complaint"),
+    [
+        ("", "no block"),
+        ("MCowBQYDK2VwAyEA", "no block"),
+        (PAIR.private, "cannot be read as a public key"),
+        (PAIR.public.replace("MCow", "MCox"), "cannot be read as a public key"),
+        (PAIR.public + _of_another_kind(), "of kind ECPublicKey"),
+    ],
+)
+def test_serving_does_not_start_with_a_wrong_public_key(pem: str, complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint) as caught:
+        ServeArgs(store="file:///store", access_public_key=pem)
+    assert caught.value.errors()[0]["loc"] == ("access_public_key",)
+    both = ServeArgs(store="file:///store", access_public_key=PAIR.public + OTHER_PAIR.public)
+    assert both.access_public_key is not None

@@ -1,0 +1,120 @@
+"""What takes long has a thread of its own, and whatever becomes of that, nobody waits for ever."""
+
+import asyncio
+import base64
+import json
+import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tests.fakes.executor import ScarceThreads
+from tests.fakes.serve_metrics import RecordedMetrics
+from workers.serve.api.wire.collection_bodies import payload_text
+from workers.serve.api.wire.formats import json_embeddings
+from workers.serve.api.wire.requests import Encoding
+from workers.serve.batching.batcher import Batcher
+from workers.serve.batching.compute import Steps, run_interleaved, run_to_end
+from workers.serve.batching.executor import BackgroundExecutor
+from workers.serve.errors import InvalidRequest
+
+PATIENCE = 60.0
+
+
+def test_work_that_gets_no_thread_fails_and_holds_up_nothing() -> None:
+    threads, done = ScarceThreads(1), list[str]()
+    heavy = BackgroundExecutor(executor=threads)
+
+    async def ask() -> None:
+        threads.are_gone = True
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await heavy.run("a", lambda: done.append("refused"))
+        threads.are_gone = False
+        await heavy.run("a", lambda: done.append("later"))
+
+    asyncio.run(asyncio.wait_for(ask(), PATIENCE))
+    assert done == ["later"]
+    assert heavy.busy_seconds == 0
+
+
+def test_after_the_end_what_runs_is_answered_and_what_waits_fails() -> None:
+    threads, release = ThreadPoolExecutor(1), threading.Event()
+    heavy = BackgroundExecutor(executor=threads)
+
+    def held() -> str:
+        assert release.wait(PATIENCE)
+        return "done"
+
+    async def ask() -> list[object]:
+        asked = [asyncio.ensure_future(heavy.run("a", held)) for _ in range(3)]
+        await asyncio.sleep(0)
+        threads.shutdown(wait=False)
+        release.set()
+        return list(await asyncio.gather(*asked, return_exceptions=True))
+
+    answered, *refused = asyncio.run(asyncio.wait_for(ask(), PATIENCE))
+    assert answered == "done"
+    assert [type(each) for each in refused] == [RuntimeError, RuntimeError]
+
+
+def test_work_in_steps_lets_other_tenants_in_between() -> None:
+    """A search with a long filter delays another tenant's by a step, and not by all of them."""
+    batcher, done = Batcher(RecordedMetrics()), list[str]()
+
+    def steps(number: int) -> Steps[str]:
+        for _ in range(number):
+            time.sleep(0.03)
+            yield
+        return "found"
+
+    async def search(tenant: str, number: int) -> str:
+        found = await run_interleaved(batcher, tenant, steps(number))
+        done.append(tenant)
+        return found
+
+    async def ask() -> list[str]:
+        greedy = [asyncio.ensure_future(search("greedy", 20)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        return [await search("modest", 2), *await asyncio.gather(*greedy)]
+
+    assert asyncio.run(asyncio.wait_for(ask(), PATIENCE)) == ["found"] * 4
+    assert done[0] == "modest"
+    assert run_to_end(steps(1)) == "found"
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_an_answer_written_in_pieces_is_the_whole_answer(encoding: Encoding) -> None:
+    rows_BE = np.random.default_rng(0).standard_normal((300, 7), dtype=np.float32)
+    answer = json.loads(json_embeddings("m@1", rows_BE, encoding, more={"a": 1}))
+    assert [each["index"] for each in answer["data"]] == list(range(300))
+    found = [
+        each["embedding"]
+        if encoding == "float"
+        else np.frombuffer(base64.b64decode(each["embedding"]), "<f4")
+        for each in answer["data"]
+    ]
+    np.testing.assert_array_equal(np.array(found, np.float32), rows_BE)
+    assert {"object", "data", "model", "usage", "more"} == set(answer)
+
+
+TRICKY: list[dict[str, object]] = [
+    {"a": [1, 2.5, True, "é", None], "b": {"c": [None]}},
+    {"a": -(2**63), "b": 2**64 - 1, "c": 1e300},
+    {"null": 1},
+]
+
+
+@pytest.mark.parametrize("payload", TRICKY)
+def test_a_payload_is_stored_as_it_was_sent(payload: dict[str, object]) -> None:
+    text = payload_text(payload, 0, 4096)
+    assert text is not None
+    assert json.loads(text) == payload
+
+
+@pytest.mark.parametrize("wrong", [2**64, math.inf, math.nan, [1, -(2**64)]])
+def test_what_cannot_be_stored_is_refused_by_the_fast_check_as_well(wrong: object) -> None:
+    with pytest.raises(InvalidRequest):
+        payload_text({"a": wrong}, 0, 4096)

@@ -1,0 +1,260 @@
+"""The quick parser of features says the same as the one that takes everything, or nothing at all."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cmcl.contract.model import WIDEST_FEATURE
+from tests.fakes.letter_encoder import LetterEncoders
+from tests.unit.serve.conftest import Replica
+from workers.serve.api.app import create_api
+from workers.serve.api.migrate import MigrateRequest
+from workers.serve.api.similarity import SimilarityRequest
+from workers.serve.api.wire.collection_bodies import (
+    ItemsRequest,
+    RemovalRequest,
+    SearchRequest,
+)
+from workers.serve.api.wire.json_scan import read_plain, scan
+from workers.serve.api.wire.requests import EmbeddingOptions, EmbeddingRequest, parse
+from workers.serve.errors import InvalidRequest
+
+NUMBERS = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**63), 2**64 - 1)
+)
+ODD = st.one_of(st.none(), st.booleans(), st.text(max_size=3), NUMBERS)
+ROWS = st.integers(1, 4).flatmap(
+    lambda width: st.lists(st.lists(NUMBERS, min_size=width, max_size=width), min_size=1)
+)
+ANYTHING = st.recursive(ODD, lambda inner: st.lists(inner, max_size=3), max_leaves=12)
+OPTIONS = st.fixed_dictionaries(
+    {"model": ODD},
+    optional={
+        "modality": ODD,
+        "encoding_format": st.sampled_from(["float", "base64", "hex"]),
+        "normalize": ODD,
+        "dimensions": ODD,
+        "user": ODD,
+        "other": ODD,
+    },
+)
+
+
+def assert_same_or_nothing(body: bytes) -> bool:
+    """Whether it was read at all."""
+    plain = read_plain(scan(body), EmbeddingOptions)
+    if plain is None:
+        return False
+    full = parse(EmbeddingRequest, body, 1 << 20)
+    assert plain.options.model_dump() == full.model_dump(exclude={"input"})
+    np.testing.assert_array_equal(plain.rows_BF, np.array(full.rows, np.float64))
+    return True
+
+
+@given(options=OPTIONS, value=st.one_of(ROWS, ANYTHING))
+def test_both_parsers_agree_on_whatever_comes(options: dict[str, object], value: object) -> None:
+    assert_same_or_nothing(json.dumps({**options, "input": value}).encode())
+
+
+@given(rows=ROWS)
+def test_features_are_read_by_the_quick_one(rows: list[list[float]]) -> None:
+    body = {"model": "scenes", "modality": "image", "input": rows, "user": "somebody"}
+    assert assert_same_or_nothing(json.dumps(body).encode())
+    assert assert_same_or_nothing(json.dumps({**body, "input": rows[0]}).encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model": "a", "input": [[1, 2], [3]]}',
+        b'{"model": "a", "input": [[1, 2], [3], [4, 5, 6]]}',
+        b'{"model": "a", "input": [[[1]], [[2]]]}',
+        b'{"model": "a", "input": [[[1], 2]]}',
+        b'{"model": "a", "input": [1, [2]]}',
+        b'{"model": "a", "input": [[1], 2]}',
+        b'{"model": "a", "input": [[]]}',
+        b'{"model": "a", "input": []}',
+        b'{"model": "a", "input": [true]}',
+        b'{"model": "a", "input": [NaN]}',
+        b'{"model": "a", "input": [1e400]}',
+        b'{"model": "a", "input": [1], "input": [2]}',
+        b'{"model": "a", "model": "b", "input": [1]}',
+        b'{"model": "[", "input": [1]}',
+        b'{"model": "a", "extra": 1, "input": [1]}',
+        b'{"model": 7, "input": [1]}',
+        b'{"input": [1]}',
+        b'{"model": "a", "input": [1]} x',
+        b'{"model": "\xff", "input": [1]}',
+        b"[1]",
+        b"",
+    ],
+)
+def test_what_is_not_plain_is_left_to_the_other(body: bytes) -> None:
+    assert read_plain(scan(body), EmbeddingOptions) is None
+
+
+def test_a_mistake_is_worded_by_the_other() -> None:
+    with pytest.raises(InvalidRequest, match=r"input\[1\] is true"):
+        parse(EmbeddingRequest, b'{"model": "a", "input": [1, true]}', 20)
+
+
+TEXT = {"modality": "text", "text": "a"}
+
+
+@pytest.fixture
+def few(with_encoder: Replica) -> Replica:
+    """That takes five rows."""
+    with_encoder.app = with_encoder.app_of(with_encoder.args.model_copy(update={"max_rows": 5}))
+    return with_encoder
+
+
+def asked(replica: Replica) -> list[int]:
+    assert isinstance(replica.encoders, LetterEncoders)
+    return replica.encoders.asked
+
+
+@pytest.mark.parametrize("count", [6, 500])
+@pytest.mark.parametrize("entry", ["a", TEXT], ids=["texts", "items"])
+def test_too_many_texts_never_reach_the_encoder(few: Replica, entry: object, count: int) -> None:
+    response = few.embed(modality=None, input=[entry] * count)
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert message == f"input has {count} rows; permitted are 1 to 5"
+    assert asked(few) == []
+    assert few.embed(modality=None, input=[entry] * 5).status_code == 200
+    assert asked(few) == [5]
+
+
+def test_rows_are_held_while_they_are_encoded(with_encoder: Replica) -> None:
+    parts = with_encoder.parts(with_encoder.args)
+    with_encoder.app = create_api(parts)
+    held: list[int] = []
+
+    async def look() -> None:
+        held.append(parts.admission.rows.total)
+
+    assert isinstance(with_encoder.encoders, LetterEncoders)
+    with_encoder.encoders.meanwhile = look
+    assert with_encoder.embed(modality=None, input=["a"] * 7).status_code == 200
+    assert held == [7]
+    assert parts.admission.rows.total == 0
+    with_encoder.encoders.is_down = True
+    assert with_encoder.embed(modality=None, input=["a"] * 7).status_code == 503
+    assert parts.admission.rows.total == 0
+
+
+def test_items_without_end_are_counted_before_they_become_objects() -> None:
+    body = json.dumps({"model": "a", "input": [TEXT] * 50_000}).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="input has 50000 rows; permitted are 1 to 100"):
+            parse(EmbeddingRequest, body, 100)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(body)
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "rest", "entry"),
+    [
+        (EmbeddingRequest, "input", {"model": "a"}, [1.0, 2.0]),
+        (MigrateRequest, "input", {"model": "a", "from_version": 1, "modality": "b"}, "AAAA"),
+        (SimilarityRequest, "queries", {"model": "a", "candidates": [TEXT]}, TEXT),
+        (SimilarityRequest, "candidates", {"model": "a", "queries": [TEXT]}, TEXT),
+        (ItemsRequest, "items", {}, {**TEXT, "id": "a"}),
+        (RemovalRequest, "ids", {}, "a"),
+        (SearchRequest, "modalities", {"query": TEXT}, "image"),
+    ],
+)
+def test_every_list_is_counted(
+    model: type[EmbeddingRequest], field: str, rest: dict[str, object], entry: object
+) -> None:
+    def body(count: int) -> bytes:
+        return json.dumps({**rest, field: [entry] * count}).encode()
+
+    parse(model, body(20), 20)
+    with pytest.raises(InvalidRequest) as error:
+        parse(model, body(21), 20)
+    assert str(error.value) == f"{field} has 21 rows; permitted are 1 to 20"
+    assert error.value.param == field
+
+
+@pytest.mark.parametrize(
+    ("given", "where"),
+    [
+        ([1] * (WIDEST_FEATURE + 1), "input"),
+        ([[1], [1] * (WIDEST_FEATURE + 1)], "input[1]"),
+        ([{"modality": "image", "feature": [1] * (WIDEST_FEATURE + 1)}], "input[0]"),
+    ],
+)
+def test_a_feature_wider_than_any_model_takes_is_refused(given: object, where: str) -> None:
+    body = json.dumps({"model": "a", "input": given}).encode()
+    with pytest.raises(InvalidRequest) as error:
+        parse(EmbeddingRequest, body, 20)
+    assert str(error.value) == f"{where} has 16385 numbers; permitted are up to 16384"
+
+
+@pytest.mark.parametrize("number", ["100000000000000000000", "-9999999999999999999", "9" * 64])
+def test_integers_beyond_64_bits_hide_no_rows(number: str) -> None:
+    listed = json.dumps([{**TEXT, "text": "\u0000" + "0" * 40}] * 21)
+    body = f'{{"model": "a", "user": {number}, "input": {listed}}}'
+    with pytest.raises(InvalidRequest, match="input has 21 rows; permitted are 1 to 20"):
+        parse(EmbeddingRequest, body.encode(), 20)
+
+
+def test_an_integer_beyond_64_bits_is_a_number_like_others() -> None:
+    item = b'{"id": "a", "modality": "image", "feature": [1, 100000000000000000000]}'
+    body = b'{"items": [' + item + b"]" + b" " * 99 + b"}"
+    assert parse(ItemsRequest, body, 20).items[0].feature == [1.0, 1e20]
+
+
+@pytest.mark.parametrize("numbers", ["9" * 65, ",".join(["9" * 20] * 1001)], ids=["long", "many"])
+def test_integers_that_would_take_long_are_refused_before_they_are_parsed(numbers: str) -> None:
+    body = f'{{"items": [{{"payload": {{"n": [{numbers}]}}}}]}}' + " " * (256 << 10)
+    with pytest.raises(InvalidRequest, match="an integer of more than 64 bits") as error:
+        parse(ItemsRequest, body.encode(), 20)
+    assert error.value.code == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [('"input": []', "the body has a field more than once"), ('"user": nil', "is not JSON: it is")],
+)
+def test_a_large_body_that_cannot_be_counted_is_refused(field: str, message: str) -> None:
+    body = f'{{"model": "a", {field}, "input": {json.dumps(["text"] * 50_000)}}}'
+    with pytest.raises(InvalidRequest, match=message):
+        parse(EmbeddingRequest, body.encode(), 100_000)
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_of_a_large_body_it_is_told_where_a_number_is_none(word: str) -> None:
+    texts = json.dumps(['"NaN\\', "Infinity"] * 2 + ["text"] * 50_000)
+    body = f'{{"model": "a", "input": {texts}, "user": [1.0, {word}]}}'.encode()
+    with pytest.raises(InvalidRequest) as error:
+        parse(EmbeddingRequest, body, 100_000)
+    name = word.removeprefix("-")
+    place = body.rindex(name.encode())
+    told = f"the body has {name} at byte {place}; permitted are finite numbers"
+    assert (str(error.value), error.value.code) == (told, "invalid_json")
+
+
+def test_a_small_body_is_left_to_the_parser_which_has_words_for_all_mistakes() -> None:
+    with pytest.raises(InvalidRequest, match="user is NaN"):
+        parse(EmbeddingRequest, b'{"model": "a", "user": NaN, "input": [1]}' + b" " * 99, 20)
+
+
+def test_fields_without_end_are_refused() -> None:
+    body = json.dumps({"model": "a", "input": [1]} | {f"x{n}": 1 for n in range(1000)}).encode()
+    with pytest.raises(InvalidRequest, match="the body has 1002 fields; permitted are 64"):
+        parse(EmbeddingRequest, body, 20)
+
+
+def test_mistakes_of_long_bodies_keep_their_words() -> None:
+    for body in (b"[" + b"1," * 99 + b"1]", b"{" * 99, b"x" * 99):
+        with pytest.raises(InvalidRequest, match="the body"):
+            parse(EmbeddingRequest, body, 20)

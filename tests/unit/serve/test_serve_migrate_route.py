@@ -1,0 +1,245 @@
+"""Stored vectors of one version turned into another's by the endpoint, or refused in words."""
+
+import asyncio
+import base64
+import json
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from cmcl.contract.model import ModelSpec
+from tests.fakes.versions import publish_version, random_heads
+from tests.unit.serve.conftest import MODEL, Replica
+from workers.model.heads import ModalityHeads
+from workers.nullspace.conditioning import Conditioning
+from workers.serve.api.wire.formats import RAW
+from workers.storage import layout
+
+# Embeddings wider than what the head of texts reads, and narrower than what that of images does.
+SPEC = ModelSpec(width=6, modalities={"image": 8, "text": 4})
+
+
+def heads(version: int, first_dataset: int = 0) -> ModalityHeads:
+    generator = torch.Generator().manual_seed(first_dataset)
+    made = {
+        modality: Conditioning(
+            torch.randn(width, generator=generator), torch.randn(width, width, generator=generator)
+        )
+        for modality, width in SPEC.modalities.items()
+    }
+    return random_heads(SPEC, version).conditioned(made)
+
+
+def publish(replica: Replica, version: int, first_dataset: int = 0) -> None:
+    made = heads(version, first_dataset)
+    publish_version(replica.store, MODEL, version, SPEC, made, generation=version)
+    replica.look()
+
+
+@pytest.fixture
+def grown(replica: Replica) -> Replica:
+    """Versions 1 and 2 of one lineage."""
+    publish(replica, 1)
+    publish(replica, 2)
+    return replica
+
+
+def vectors(version: int, modality: str, count: int = 3) -> np.ndarray:
+    """Unit vectors of the same features by that version."""
+    generator = torch.Generator().manual_seed(9)
+    raw_BF = torch.randn(count, SPEC.modalities[modality], generator=generator)
+    embeddings_BE: np.ndarray = heads(version).embed(modality, raw_BF).numpy()
+    return embeddings_BE
+
+
+def migrate(replica: Replica, **changes: object) -> httpx.Response:
+    fields = {
+        "model": MODEL,
+        "from_version": 1,
+        "to_version": 2,
+        "modality": "text",
+        "input": vectors(1, "text").tolist(),
+        **changes,
+    }
+    body = json.dumps({name: value for name, value in fields.items() if value is not None})
+    return replica.run(lambda client: client.post("/v1/migrate", content=body))
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    return error
+
+
+def test_roomy_heads_are_migrated_exactly(grown: Replica) -> None:
+    response = migrate(grown)
+    assert response.status_code == 200, response.text
+    body = response.json()
+    got = np.array([each["embedding"] for each in body["data"]])
+    np.testing.assert_allclose(got, vectors(2, "text"), atol=1e-4)
+    assert body["model"] == "scenes@2"
+    told = body["migration"]
+    assert (told["from_version"], told["to_version"], told["modality"]) == (1, 2, "text")
+    assert (told["exact"], told["rank"]) == (True, 5)
+    assert told["predicted_error"] < 1e-4
+    assert told["error_on_rows"] < 1e-4
+    assert told["condition"] >= 1
+    headers = response.headers
+    assert (headers["x-model-version"], headers["x-from-version"]) == ("2", "1")
+    assert (headers["x-exact"], headers["x-rank"]) == ("true", "5")
+    assert float(headers["x-predicted-error"]) == pytest.approx(told["predicted_error"])
+    assert float(headers["x-error-on-rows"]) == pytest.approx(told["error_on_rows"])
+
+
+def test_without_a_target_the_live_version_is_meant(grown: Replica) -> None:
+    assert migrate(grown, to_version=None).content == migrate(grown).content
+
+
+def test_every_form_of_body_gives_the_same_vectors(grown: Replica) -> None:
+    stored = vectors(1, "text")
+    texts = [base64.b64encode(row.tobytes()).decode() for row in stored]
+    parameters = {"model": MODEL, "from_version": 1, "to_version": 2, "modality": "text"}
+    headers = {"content-type": RAW, "accept": RAW}
+    raw = grown.run(
+        lambda client: client.post(
+            "/v1/migrate", params=parameters, content=stored.tobytes(), headers=headers
+        )
+    )
+    assert raw.status_code == 200, raw.text
+    got = np.frombuffer(raw.content, "<f4").reshape(3, 6)
+    assert (raw.headers["x-rows"], raw.headers["x-width"]) == ("3", "6")
+    for response in (
+        migrate(grown, input=stored.tolist()),
+        migrate(grown, input=texts),
+        migrate(grown, input=texts, encoding_format="base64"),
+    ):
+        assert response.status_code == 200, response.text
+        data = [each["embedding"] for each in response.json()["data"]]
+        if isinstance(data[0], str):
+            data = [np.frombuffer(base64.b64decode(text), "<f4") for text in data]
+        np.testing.assert_allclose(np.array(data), got, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_one_vector_is_a_list_of_one(grown: Replica, encoded: bool) -> None:
+    stored = vectors(1, "text", count=1)
+    one = base64.b64encode(stored.tobytes()).decode() if encoded else stored[0].tolist()
+    assert migrate(grown, input=one).content == migrate(grown, input=[one]).content
+
+
+def test_an_error_above_what_is_permitted_is_refused(grown: Replica) -> None:
+    stored = vectors(1, "image").tolist()
+    error = error_of(migrate(grown, modality="image", input=stored, most_error=0.01), 422)
+    assert (error["code"], error["param"]) == ("too_inexact", "most_error")
+    assert "rank 6 of 6" in error["message"]
+    assert "more than the permitted 0.01: encode its items anew" in error["message"]
+    assert migrate(grown, modality="image", input=stored, most_error=1).status_code == 200
+
+
+def test_versions_of_other_first_datasets_are_refused(grown: Replica) -> None:
+    publish(grown, 3, first_dataset=1)
+    error = error_of(migrate(grown, to_version=3), 422)
+    assert (error["code"], error["param"]) == ("other_conditioning", "from_version")
+    assert "versions 1 and 3 have conditioned 'text' by different" in error["message"]
+
+
+def test_a_modality_without_moments_is_refused(replica: Replica) -> None:
+    spec = ModelSpec(width=6, modalities={"image": 5, "text": 4, "audio": 3})
+    for version in (1, 2):
+        made = random_heads(spec, version)
+        publish_version(replica.store, MODEL, version, spec, made, generation=version)
+        replica.look()
+    text = error_of(migrate(replica, modality="text"), 422)
+    assert (text["code"], text["param"]) == ("nothing_learned", "modality")
+    assert "version 1 has learned nothing of modality 'text'" in text["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "words"),
+    [
+        ({"model": "scenes@2"}, 400, "permitted is a name without a version"),
+        ({"model": "nobody"}, 404, "there is no model 'nobody'"),
+        ({"from_version": 7}, 404, "has no published version 7"),
+        ({"from_version": 0}, 400, "from_version is 0; permitted is"),
+        ({"from_version": None}, 400, "the field 'from_version' is missing"),
+        ({"to_version": "2"}, 400, 'to_version is "2"; permitted is a valid integer'),
+        ({"most_error": 1.5}, 400, "most_error is 1.5; permitted is less than or equal to 1"),
+        ({"modality": "smell"}, 400, 'modality is "smell"; this model has image, text'),
+        ({"input": []}, 400, "input"),
+        ({"input": [1.0] * 5}, 400, "row 0 has 5 numbers; a vector of scenes@1 has 6"),
+        ({"input": [[1.0] * 6, [0.0] * 6]}, 400, "input row 1 is all zeros"),
+        (
+            {"input": ["AAAA"]},
+            400,
+            "row 0 has 3 bytes, no whole float32 numbers; a vector of scenes@1 has 6",
+        ),
+        ({"input": [[1.0] * 6] * 51}, 400, "input has 51 rows; permitted are 1 to 50"),
+        ({"vectors": 1}, 400, 'there is no field "vectors"'),
+    ],
+)
+def test_wrong_requests_are_answered_in_words(
+    grown: Replica, changes: dict[str, object], status: int, words: str
+) -> None:
+    assert words in error_of(migrate(grown, **changes), status)["message"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"from_version": "x"}, 'from_version is "x"'),
+        ({"from_version": "9" * 5000}, 'from_version is "99'),
+        ({"most_error": "9" * 5000}, 'most_error is "99'),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"normalize": "true"}, 'there is no field "normalize"'),
+    ],
+)
+def test_wrong_parameters_are_answered_in_words(
+    grown: Replica, parameters: dict[str, str], words: str
+) -> None:
+    asked = {"model": MODEL, "from_version": "1", "modality": "text", **parameters}
+    response = grown.run(
+        lambda client: client.post(
+            "/v1/migrate",
+            params=asked,
+            content=vectors(1, "text").tobytes(),
+            headers={"content-type": RAW},
+        )
+    )
+    assert words in error_of(response, 400)["message"]
+
+
+def memory_reads(replica: Replica) -> int:
+    return sum(key.endswith("versions/1/memory.safetensors") for key in replica.store.calls)
+
+
+def test_requests_at_the_same_time_share_one_map(grown: Replica) -> None:
+    before = memory_reads(grown)
+
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        body = {"model": MODEL, "from_version": 1, "modality": "text"}
+        vector = {"input": vectors(1, "text").tolist()}
+        answers = await asyncio.gather(
+            *(client.post("/v1/migrate", json={**body, **vector}) for _ in range(5))
+        )
+        assert {answer.status_code for answer in answers} == {200}
+        return await client.post("/v1/migrate", json={**body, **vector})
+
+    assert grown.run(ask).status_code == 200
+    assert memory_reads(grown) == before + 1
+
+
+def test_a_store_that_is_down_is_asked_again(grown: Replica) -> None:
+    grown.store.broken = "memory.safetensors"
+    error = error_of(migrate(grown), 503)
+    assert "the moments of scenes@1 are unavailable" in error["message"]
+    grown.store.broken = None
+    assert migrate(grown).status_code == 200
+
+
+def test_moments_that_fail_their_checks_are_told(grown: Replica) -> None:
+    grown.store.put(layout.version_file(MODEL, 1, layout.MEMORY), b"rubbish")
+    error = error_of(migrate(grown), 500)
+    assert (error["code"], error["param"]) == ("version_damaged", "from_version")

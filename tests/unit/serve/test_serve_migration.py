@@ -1,0 +1,154 @@
+"""Maps and comparisons between two versions: found out once, and never on the event loop."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.compute import ImmediateCompute
+from tests.fakes.flaky_store import FlakyStore
+from tests.fakes.versions import random_heads, store_version
+from tests.unit.serve.background import finished
+from tests.unit.serve.served_versions import load_version
+from tests.unit.serve.test_serve_migrate_route import SPEC, heads
+from workers.model.artifact import load_memory
+from workers.nullspace.certificate import PairWeights
+from workers.nullspace.compatibility import compatibility
+from workers.serve.lru import AsyncLRUCache
+from workers.serve.migration import Changes, Compatibilities
+from workers.serve.versions.loading import LoadedHeads, ServedVersion
+from workers.storage import layout
+from workers.storage.local import LocalStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FlakyStore:
+    store = FlakyStore(LocalStore(tmp_path / "store"))
+    for version in (1, 2):
+        store_version(store, "m", version, SPEC, heads(version))
+    store_version(store, "m", 3, SPEC, heads(3, first_dataset=1))
+    return store
+
+
+def compared(store: FlakyStore, old: ServedVersion, new: ServedVersion) -> list[Changes | None]:
+    """As the first one to ask gets to know it, and the next one."""
+
+    async def ask() -> list[Changes | None]:
+        found = Compatibilities(store, ImmediateCompute())
+        first = found.known(old, new)
+        await finished("compatibilities")
+        return [first, found.known(old, new)]
+
+    return asyncio.run(ask())
+
+
+def test_the_change_of_scores_is_known_to_whoever_asks_next(store: FlakyStore) -> None:
+    old, new = (load_version(store, "m", number) for number in (1, 2))
+    first, then = compared(store, old, new)
+    memory = load_memory(store.read(layout.version_file("m", 1, layout.MEMORY)))
+    weights = [
+        PairWeights(each.heads.weights["image"], each.heads.weights["text"]) for each in (old, new)
+    ]
+    worst = compatibility(memory.by_pair["image", "text"], *weights).worst
+    assert first is None
+    assert then == {"image--text": pytest.approx(worst)}
+    assert worst > 0.1
+
+
+def test_a_version_is_compatible_with_itself(store: FlakyStore) -> None:
+    version = load_version(store, "m", 1)
+    assert compared(store, version, version)[1] == {"image--text": 0.0}
+
+
+def test_nothing_is_said_where_features_are_read_differently(store: FlakyStore) -> None:
+    old, new = (load_version(store, "m", number) for number in (1, 3))
+    assert compared(store, old, new)[1] == {"image--text": None}
+
+
+def test_what_could_not_be_read_is_tried_again(store: FlakyStore) -> None:
+    old, new = (load_version(store, "m", number) for number in (1, 2))
+
+    async def ask() -> Changes | None:
+        found = Compatibilities(store, ImmediateCompute())
+        store.broken = "memory"
+        assert found.known(old, new) is None
+        await finished("compatibilities")
+        store.broken = None
+        assert found.known(old, new) is None
+        await finished("compatibilities")
+        return found.known(old, new)
+
+    assert asyncio.run(ask())
+
+
+def test_moments_of_another_version_of_that_name_are_not_used(store: FlakyStore) -> None:
+    old, new = (load_version(store, "m", number) for number in (1, 2))
+    before = ServedVersion(
+        "m",
+        1,
+        SPEC,
+        LoadedHeads(random_heads(SPEC, 5)),
+        old.created_at.replace(year=2020),
+        old.pairs,
+    )
+    assert compared(store, before, new) == [None, None]
+
+
+def test_results_are_found_out_once_and_the_oldest_go() -> None:
+    searched: list[int] = []
+
+    async def find_out(key: int) -> int:
+        searched.append(key)
+        await asyncio.sleep(0)
+        return key * 10
+
+    async def use() -> None:
+        results: AsyncLRUCache[int, int] = AsyncLRUCache(most=2)
+        got = await asyncio.gather(*(results.get(1, lambda: find_out(1)) for _ in range(3)))
+        assert got == [10, 10, 10]
+        await results.get(2, lambda: find_out(2))
+        await results.get(1, lambda: find_out(1))
+        await results.get(3, lambda: find_out(3))
+        for key, result in ((1, 10), (3, 30), (2, 20)):
+            assert await results.get(key, partial(find_out, key)) == result
+
+    asyncio.run(use())
+    assert searched == [1, 2, 3, 2]
+
+
+def test_a_search_that_failed_is_begun_anew() -> None:
+    async def fail() -> int:
+        raise OSError("down")
+
+    async def succeed() -> int:
+        return 5
+
+    async def use() -> None:
+        results: AsyncLRUCache[str, int] = AsyncLRUCache(most=2)
+        with pytest.raises(OSError, match="down"):
+            await results.get("key", fail)
+        assert await results.get("key", succeed) == 5
+
+    asyncio.run(use())
+
+
+def test_a_client_that_hangs_up_does_not_end_the_search() -> None:
+    async def use() -> None:
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def find_out() -> int:
+            begun.set()
+            await go_on.wait()
+            return 5
+
+        results: AsyncLRUCache[str, int] = AsyncLRUCache(most=2)
+        impatient = asyncio.create_task(results.get("key", find_out))
+        await begun.wait()
+        patient = asyncio.create_task(results.get("key", find_out))
+        impatient.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        assert await patient == 5
+
+    asyncio.run(use())

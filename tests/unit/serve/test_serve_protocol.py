@@ -1,0 +1,237 @@
+"""An answer leaves whole or not at all, as long as it is not a large one."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+
+import httpx
+import pytest
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.config import HTTP_PROTOCOLS
+
+from tests.fakes.segments import segments_received
+from tests.fakes.served_app import served
+from workers.serve.api.protocol import HttpProtocol, ParseScheduler, install_protocol
+
+SECONDS = 120.0
+GET = b"GET / HTTP/1.1\r\nhost: replica\r\n\r\n"
+HEAD = b"HEAD / HTTP/1.1\r\nhost: replica\r\n\r\n"
+LAST = b"GET / HTTP/1.1\r\nhost: replica\r\nconnection: close\r\n\r\n"
+
+
+@contextmanager
+def connected(app: ASGIApp) -> Iterator[socket.socket]:
+    with served(app) as url:
+        address = (httpx.URL(url).host, httpx.URL(url).port or 0)
+        with socket.create_connection(address, timeout=SECONDS) as client:
+            yield client
+
+
+def read_until(client: socket.socket, end: bytes) -> bytes:
+    found = b""
+    while not found.endswith(end):
+        piece = client.recv(1 << 20)
+        assert piece, f"closed after {found!r}"
+        found += piece
+    return found
+
+
+def test_head_and_body_are_one_segment() -> None:
+    with connected(Response(b"the body")) as client:
+        for answers in range(1, 4):
+            client.sendall(GET)
+            assert read_until(client, b"the body").startswith(b"HTTP/1.1 200 OK")
+            assert segments_received(client) == answers
+
+
+def test_an_answer_without_a_body_leaves_as_well() -> None:
+    with connected(Response(b"the body")) as client:
+        client.sendall(HEAD)
+        assert b"content-length: 8" in read_until(client, b"\r\n\r\n")
+        assert segments_received(client) == 1
+
+
+def test_who_waits_to_be_asked_for_a_body_is_asked_first() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await Request(scope, receive).body()
+        await Response(body)(scope, receive, send)
+
+    waits = b"POST / HTTP/1.1\r\nhost: replica\r\nexpect: 100-continue\r\ncontent-length: 8\r\n\r\n"
+    with connected(app) as client:
+        client.sendall(waits)
+        assert read_until(client, b"\r\n\r\n").startswith(b"HTTP/1.1 100")
+        client.sendall(b"the body")
+        assert read_until(client, b"the body").startswith(b"HTTP/1.1 200 OK")
+        assert segments_received(client) == 2
+
+
+def test_requests_that_come_together_are_answered_one_after_the_other() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(scope["path"])(scope, receive, send)
+
+    with connected(app) as client:
+        client.sendall(GET.replace(b"/", b"/1", 1) + HEAD + GET.replace(b"/", b"/2", 1))
+        answers = read_until(client, b"/2").split(b"HTTP/1.1 200 OK")
+        assert [answer.partition(b"\r\n\r\n")[2] for answer in answers] == [b"", b"/1", b"", b"/2"]
+
+
+def test_an_answer_that_breaks_off_does_not_look_whole() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    with connected(app) as client:
+        client.sendall(GET)
+        assert read_until(client, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        assert client.recv(1) == b""
+
+
+def test_what_the_server_itself_refuses_leaves_before_the_connection_is_closed() -> None:
+    with connected(Response(b"the body")) as client:
+        client.sendall(b"no HTTP at all\r\n\r\n")
+        assert read_until(client, b"received.").startswith(b"HTTP/1.1 400")
+        assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("pieces", [1, 64])
+def test_a_large_answer_comes_whole(pieces: int) -> None:
+    size = 16 << 20
+    piece = bytes(range(256)) * (size // pieces // 256)
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(pieces):
+            yield piece
+
+    headers = {"content-length": str(size)}
+    with connected(StreamingResponse(body(), headers=headers)) as client:
+        client.sendall(LAST)
+        received = bytearray()
+        while chunk := client.recv(1 << 20):
+            received += chunk
+    assert bytes(received).partition(b"\r\n\r\n")[2] == piece * pieces
+
+
+def test_servers_that_are_started_after_it_was_asked_for_do_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(HTTP_PROTOCOLS, "auto", "somebody:else")
+    install_protocol()
+    # As Ray Serve makes it.
+    config = uvicorn.Config(Response, factory=True, lifespan="off", log_config=None)
+    config.load()
+    assert config.http_protocol_class is HttpProtocol
+
+
+CHUNKS = 1 << 20
+
+
+def test_chunks_of_one_byte_are_parsed_in_short_steps_and_others_are_answered_meanwhile() -> None:
+    sizes: list[int] = []
+    steps: list[float] = []
+    events: list[str] = []
+
+    async def watch() -> None:
+        """How much processor time the event loop's thread uses between two turns of this task."""
+        while "body" not in events:
+            before = time.thread_time()
+            await asyncio.sleep(0)
+            steps.append(time.thread_time() - before)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "POST":
+            watching = asyncio.create_task(watch())
+            is_last = False
+            while not is_last:
+                message = await receive()
+                sizes.append(len(message["body"]))
+                is_last = not message["more_body"]
+            events.append("body")
+            await watching
+        else:
+            events.append("probe")
+        await Response(b"the body")(scope, receive, send)
+
+    head = b"POST / HTTP/1.1\r\nhost: replica\r\ntransfer-encoding: chunked\r\n\r\n"
+    with served(app) as url, ExitStack() as stack:
+        address = (httpx.URL(url).host, httpx.URL(url).port or 0)
+        client, other = (
+            stack.enter_context(socket.create_connection(address, timeout=SECONDS))
+            for _ in range(2)
+        )
+        body = threading.Thread(
+            target=client.sendall, args=(head + b"1\r\na\r\n" * CHUNKS + b"0\r\n\r\n",)
+        )
+        body.start()
+        while not sizes:
+            time.sleep(0.001)
+        other.sendall(GET)
+        assert read_until(other, b"the body").startswith(b"HTTP/1.1 200 OK")
+        assert read_until(client, b"the body").startswith(b"HTTP/1.1 200 OK")
+        body.join()
+    assert events == ["probe", "body"]
+    assert sum(sizes) == CHUNKS
+    assert max(sizes) <= 48 << 10
+    # But for one or two in which garbage was collected.
+    assert sorted(steps)[-3] < 0.006
+
+
+def test_a_flood_of_pipelined_requests_closes_the_connection() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(3600)
+
+    with connected(app) as client:
+        client.sendall(GET * 100)
+        with suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("pieces", [(3 << 20,), (1, 40_000, 40_000, 3)])
+def test_a_body_of_any_size_arrives_whole(pieces: tuple[int, ...]) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await Request(scope, receive).body()
+        await Response(b"%d bytes" % len(body))(scope, receive, send)
+
+    head = b"POST / HTTP/1.1\r\nhost: replica\r\ncontent-length: %d\r\n\r\n" % sum(pieces)
+    with connected(app) as client:
+        for _ in range(3):
+            client.sendall(head)
+            for piece in pieces:
+                time.sleep(0.02)
+                client.sendall(b"a" * piece)
+            assert read_until(client, b"%d bytes" % sum(pieces)).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_steps_that_wait_run_by_source_alternately() -> None:
+    ran: list[str] = []
+
+    async def use() -> None:
+        scheduler = ParseScheduler()
+        for name in ("a1", "a2", "a3", "b1"):
+            scheduler.wait(name[0], partial(ran.append, name))
+        await asyncio.sleep(0.01)
+
+    asyncio.run(use())
+    assert ran == ["a1", "b1", "a2", "a3"]
+
+
+def test_a_turn_that_has_parsed_for_long_leaves_the_rest_to_the_next_one() -> None:
+    ran: list[str] = []
+
+    async def use() -> list[bool]:
+        scheduler = ParseScheduler()
+        now = [
+            scheduler.run("a", lambda: time.sleep(0.03)),
+            scheduler.run("a", partial(ran.append, "a")),
+        ]
+        assert ran == []
+        await asyncio.sleep(0.01)
+        return [*now, scheduler.run("a", partial(ran.append, "b"))]
+
+    assert asyncio.run(use()) == [True, False, True]
+    assert ran == ["a", "b"]

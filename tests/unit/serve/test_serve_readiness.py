@@ -1,0 +1,49 @@
+"""A replica whose store is away when it starts."""
+
+from tests.unit.serve.conftest import Replica
+from workers.serve.versions.live import Readiness, wait_until_ready
+
+ALREADY = 0.001
+
+
+def test_what_keeps_a_replica_from_being_ready_is_told_and_passes(replica: Replica) -> None:
+    replica.publish(version=1)
+    replica.store.broken = "models/"
+    replica.look()
+    response = replica.get("/readyz")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.json()["error"]["message"] == (
+        "this replica has not seen the store yet: 'models/': the connection is broken (on purpose)"
+    )
+    assert replica.embed().status_code == 503
+    replica.store.broken = None
+    replica.look()
+    assert replica.get("/readyz").status_code == 200
+    assert replica.embed().status_code == 200
+
+
+def test_a_store_that_fails_later_makes_no_replica_unready(serving: Replica) -> None:
+    serving.store.broken = ""
+    serving.look()
+    assert serving.get("/readyz").status_code == 200
+
+
+def test_where_nobody_else_answers_a_replica_goes_on_without_its_store() -> None:
+    readiness = Readiness()
+    wait_until_ready(readiness, ALREADY, lambda: False)
+    assert not readiness.ready
+
+
+def test_while_others_answer_a_replica_waits_for_its_store() -> None:
+    readiness = Readiness()
+    looks: list[bool] = []
+
+    def others_answer() -> bool:
+        looks.append(readiness.ready)
+        if len(looks) == 3:
+            readiness.listed([])
+        return True
+
+    wait_until_ready(readiness, ALREADY, others_answer)
+    assert looks == [False] * 3
+    assert readiness.ready

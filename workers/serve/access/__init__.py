@@ -1,1 +1,0 @@
-"""Who may ask, without asking anybody else."""

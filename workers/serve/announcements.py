@@ -1,0 +1,197 @@
+"""Announcements: replicas look at the store at once when something has changed there.
+
+    control plane ── POST /internal/announcements ──> any replica ──> channel ──> every replica looks
+
+Only for speed: replicas poll the store anyway.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+# Bounds how many looks at the store requests can cause in a second.
+SECONDS = 0.02
+# Calls end, so that listeners that are gone are noticed.
+WAIT_SECONDS = 20.0
+_FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 5.0
+_NOTHING = -1
+
+
+class ChannelLost(Exception):
+    """The channel is broken; opening it again may help."""
+
+
+class Channel(Protocol):
+    """Reaches all replicas. An announcement without listeners is lost."""
+
+    def announce(self, model: str) -> None:
+        """Announce a change of this model. Does not wait, and never fails."""
+        ...
+
+    def wait(self, seen: int) -> int:
+        """Return how many announcements there were.
+
+        Returns at once if that is not `seen`, else when it changes, or after some seconds. Raises
+        ChannelLost.
+        """
+        ...
+
+
+class Announcer(Protocol):
+    """What the route needs; used from one event loop."""
+
+    def announce(self, model: str) -> None:
+        """Let every replica look at the store now. Does not wait, and never fails."""
+        ...
+
+
+class NullAnnouncer:
+    """An announcer without replicas to reach."""
+
+    def announce(self, model: str) -> None:
+        return
+
+
+class Debouncer:
+    """Runs a function at the first call, and once more for all calls within the next `seconds`.
+
+    Used from one event loop.
+    """
+
+    def __init__(self, function: Callable[[], None], seconds: float = SECONDS) -> None:
+        self._function = function
+        self._seconds = seconds
+        self._is_pausing = False
+        self._was_called = False
+
+    def call(self) -> None:
+        """Run the function, now or when the pause is over."""
+        if self._is_pausing:
+            self._was_called = True
+            return
+        self._is_pausing = True
+        asyncio.get_running_loop().call_later(self._seconds, self._resume)
+        self._function()
+
+    def _resume(self) -> None:
+        self._is_pausing = False
+        if self._was_called:
+            self._was_called = False
+            self.call()
+
+
+class Broadcaster:
+    """Counts announcements, and wakes all listeners that wait for the count to change.
+
+    Used from one event loop.
+    """
+
+    def __init__(self, wait_seconds: float = WAIT_SECONDS) -> None:
+        self._wait_seconds = wait_seconds
+        self._count = 0
+        self._news = asyncio.Event()
+        self._debouncer = Debouncer(self._publish)
+
+    def announce(self) -> None:
+        """Wake all listeners."""
+        self._debouncer.call()
+
+    async def wait(self, seen: int) -> int:
+        """Return the count, once it is not `seen`, or after `wait_seconds`."""
+        if self._count == seen:
+            try:
+                await asyncio.wait_for(self._news.wait(), self._wait_seconds)
+            except TimeoutError:
+                pass  # Nothing was announced, which is an answer.
+        return self._count
+
+    def _publish(self) -> None:
+        self._count += 1
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+class Listener:
+    """Waits for announcements in a thread and wakes what follows the store.
+
+    A channel that is lost is opened again; until then the replica polls the store alone.
+    """
+
+    def __init__(
+        self,
+        open_channel: Callable[[], Channel],
+        wake: Callable[[], None],
+        connected: Callable[[bool], None] = lambda _: None,
+        first_pause_seconds: float = _FIRST_PAUSE_SECONDS,
+    ) -> None:
+        """`wake` must not block. `connected` is called with whether announcements arrive."""
+        self._open_channel = open_channel
+        self._wake = wake
+        self._connected = connected
+        self._first_pause_seconds = first_pause_seconds
+        self._pause_seconds = first_pause_seconds
+        self._channel: Channel | None = None
+        self._debouncer = Debouncer(self._forward)
+        self._model = ""
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
+
+    def start(self) -> None:
+        """Listen in the background."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop waking. The thread ends with its call, or with the process."""
+        self._stopping.set()
+
+    def announce(self, model: str) -> None:
+        """See the port, `Announcer`."""
+        self._model = model
+        self._debouncer.call()
+
+    def _forward(self) -> None:
+        channel = self._channel
+        if channel is None:
+            # The other replicas notice when they poll; this one need not wait for that.
+            self._wake()
+        else:
+            channel.announce(self._model)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._listen(self._open_channel())
+            except ChannelLost as error:
+                self._log_outage("no announcements, polling continues: %s", error)
+            except Exception as error:
+                # A bug, or a new kind of error of Ray's: without this thread no announcement would arrive again.
+                logger.debug("the channel failed", exc_info=error)
+                self._log_outage("no announcements because of an error: %r", error)
+            self._stopping.wait(self._pause_seconds)
+            self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
+
+    def _listen(self, channel: Channel) -> None:
+        """Wait until the channel is lost. The first answer wakes as well: something may have been missed."""
+        seen = _NOTHING
+        while not self._stopping.is_set():
+            count = channel.wait(seen)
+            if self._channel is None:
+                self._channel = channel
+                self._pause_seconds = self._first_pause_seconds
+                self._connected(True)
+            if count != seen and not self._stopping.is_set():
+                seen = count
+                self._wake()
+
+    def _log_outage(self, words: str, error: Exception) -> None:
+        """Log once for each outage."""
+        is_new = self._channel is not None or self._pause_seconds == self._first_pause_seconds
+        if is_new and not self._stopping.is_set():
+            logger.warning(words, error)
+        self._channel = None
+        self._connected(False)

@@ -1,0 +1,1 @@
+"""The HTTP API of a replica, in OpenAI's shapes; it runs without Ray."""

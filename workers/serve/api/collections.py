@@ -1,0 +1,303 @@
+"""`/v1/collections`: create, list and delete collections; add and remove items.
+
+A write that is answered with success is durable, and in the revision of the answer.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from cmcl.contract.errors import WorkerError
+from workers.serve.api.collection_access import (
+    ANSWERED_REVISION,
+    REPEATABLE,
+    REVISION,
+    api_error,
+    checked_name,
+    collections_of,
+    find,
+    in_store,
+    listed_for,
+    mark_of_write,
+    permitted_to,
+)
+from workers.serve.api.context import (
+    ASKED_VERSION,
+    TIMEOUT,
+    Replica,
+    cancel_on_disconnect,
+    held_body,
+    read_context,
+    run_if_large,
+)
+from workers.serve.api.inputs import features_of
+from workers.serve.api.openapi import BODY, WAIT, json_body, operation
+from workers.serve.api.wire.collection_bodies import (
+    CollectionItem,
+    CollectionRequest,
+    ItemsRequest,
+    RemovalRequest,
+    parse_items,
+    parse_removal,
+    payload_text,
+)
+from workers.serve.api.wire.requests import parse
+from workers.serve.api.wire.responses import (
+    Collection,
+    CollectionList,
+    CollectionWrite,
+    DeletedCollection,
+)
+from workers.serve.auth import Caller
+from workers.serve.collections.indexer import CollectionSnapshot
+from workers.serve.collections.memory import rows_bytes
+from workers.serve.collections.revision_log import Revision
+from workers.serve.collections.segments import Entry
+from workers.serve.collections.writes import CollectionSpec, was_written_for
+from workers.serve.errors import InvalidRequest
+from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.serve.versions.lookup import ModelReference, parse_reference
+
+_CREATE = operation(
+    "create_collection",
+    Collection,
+    BODY | {409, 501, 507},
+    body=json_body(CollectionRequest),
+    parameters=[TIMEOUT],
+    success={"headers": ANSWERED_REVISION},
+)
+_LIST = operation("list_collections", CollectionList, (WAIT - {404}) | {501}, parameters=[TIMEOUT])
+_SHOW = operation(
+    "read_collection",
+    Collection,
+    WAIT | {501},
+    parameters=[TIMEOUT],
+    success={"headers": ANSWERED_REVISION},
+)
+_DELETE = operation(
+    "delete_collection", DeletedCollection, (WAIT - {504}) | {501}, parameters=[REPEATABLE]
+)
+_ADD = operation(
+    "add_items",
+    CollectionWrite,
+    BODY | {501, 507},
+    body=json_body(ItemsRequest),
+    parameters=[*ASKED_VERSION, REPEATABLE],
+    success={"headers": ANSWERED_REVISION},
+)
+_REMOVE = operation(
+    "delete_items",
+    CollectionWrite,
+    BODY | {501, 507},
+    body=json_body(RemovalRequest),
+    parameters=[TIMEOUT, REPEATABLE],
+    success={"headers": ANSWERED_REVISION},
+)
+
+
+def router(replica: Replica) -> APIRouter:
+    """The routes of this replica."""
+    made = APIRouter(prefix="/v1/collections", tags=["collections"])
+    collections, items = _Collections(replica), _Items(replica)
+    for method, path, described, handler in (
+        ("PUT", "/{name}", _CREATE, collections.create),
+        ("GET", "", _LIST, collections.list_all),
+        ("GET", "/{name}", _SHOW, collections.show),
+        ("DELETE", "/{name}", _DELETE, collections.delete),
+        ("POST", "/{name}/items", _ADD, items.add),
+        ("POST", "/{name}/items/delete", _REMOVE, items.remove),
+    ):
+        made.add_api_route(path, handler, methods=[method], **described)
+    return made
+
+
+class _Collections:
+    """Collections without their items."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def create(self, name: str, request: Request) -> Response:
+        """Create a collection; an existing one with the same properties is returned as it is."""
+        replica = self._replica
+        context = read_context(request, replica)
+        collections = collections_of(replica)
+        body = await held_body(request, replica, context.tenant)
+        wanted = parse(CollectionRequest, body, replica.args.max_rows)
+        checked_name(name)
+        model = _name_alone(wanted.model)
+        async with cancel_on_disconnect(request, context):
+            await replica.lookup.find(model, 0, context.caller)
+        spec = CollectionSpec(name, model.name, context.caller.owner, wanted.feature_type)
+        return self._answer(await in_store(collections.create, spec))
+
+    async def list_all(self, request: Request) -> Response:
+        """List all collections of the caller, by name."""
+        context = read_context(request, self._replica)
+        collections = collections_of(self._replica)
+        with self._replica.admission.requests.held(context.tenant, 1):
+            async with cancel_on_disconnect(request, context):
+                revisions = await in_store(collections.all, listed_for(context.caller))
+        data = [_described(each, collections.snapshot(each.name)) for each in revisions]
+        # The owner of a collection that cannot be read is unknown.
+        damage = collections.damaged() if context.caller.owns(None) else {}
+        damaged = [{"id": name, "reason": reason} for name, reason in sorted(damage.items())]
+        return JSONResponse({"object": "list", "data": data, "damaged": damaged})
+
+    async def show(self, name: str, request: Request) -> Response:
+        """Show one collection: what is stored, and what this replica searches."""
+        context = read_context(request, self._replica)
+        with self._replica.admission.requests.held(context.tenant, 1):
+            async with cancel_on_disconnect(request, context):
+                return self._answer(await find(self._replica, name, context.caller))
+
+    async def delete(self, name: str, request: Request) -> Response:
+        """Delete a collection with all its items."""
+        context = read_context(request, self._replica)
+        collections, caller = collections_of(self._replica), context.caller
+        with self._replica.admission.requests.held(context.tenant, 1):
+            mark = await mark_of_write(request, caller)
+            await in_store(collections.delete, checked_name(name), permitted_to(caller), mark)
+        return JSONResponse({"id": name, "object": "collection.deleted", "deleted": True})
+
+    def _answer(self, revision: Revision) -> Response:
+        snapshot = collections_of(self._replica).snapshot(revision.name)
+        return JSONResponse(
+            _described(revision, snapshot), headers={REVISION: str(revision.revision)}
+        )
+
+
+class _Items:
+    """Items of collections. Each request is one atomic change."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def add(self, name: str, request: Request) -> Response:
+        """Add items; existing ones with the same id are replaced."""
+        replica = self._replica
+        context = read_context(request, replica)
+        collections_of(replica)
+        body = await held_body(request, replica, context.tenant)
+        tenant, most = context.tenant, replica.args.max_rows
+        async with cancel_on_disconnect(request, context):
+            read = await run_if_large(replica, tenant, len(body), parse_items, body, most)
+            items = read.items
+            target = await find(replica, name, context.caller)
+            mark = await mark_of_write(request, context.caller, body)
+            if mark is not None and was_written_for(target, mark):
+                return _written(target, len(items))
+            payloads = await run_if_large(replica, tenant, len(body), self._payloads, items)
+            model = ModelReference(target.model, None)
+            chosen = await replica.lookup.find(model, context.min_version, context.caller)
+            size = rows_bytes(chosen.version.spec.width, [item.id for item in items], payloads)
+            self._check_room(target, len(items), size)
+            with replica.admission.rows.held(context.tenant, len(items)):
+                rows = await self._rows(chosen.version, items, context.tenant)
+            entries = [
+                Entry(item.id, item.modality, row_F, payload)
+                for item, row_F, payload in zip(items, rows, payloads, strict=True)
+            ]
+        return await self._write(target, entries, context.caller, mark, size)
+
+    async def remove(self, name: str, request: Request) -> Response:
+        """Remove items; a missing one is not an error."""
+        replica = self._replica
+        context = read_context(request, replica)
+        collections_of(replica)
+        body = await held_body(request, replica, context.tenant)
+        tenant, most = context.tenant, replica.args.max_rows
+        async with cancel_on_disconnect(request, context):
+            read = await run_if_large(replica, tenant, len(body), parse_removal, body, most)
+            ids = read.ids
+            target = await find(replica, name, context.caller)
+            mark = await mark_of_write(request, context.caller, body)
+        entries = [Entry(each, "", None, None) for each in dict.fromkeys(ids)]
+        return await self._write(target, entries, context.caller, mark)
+
+    def _payloads(self, items: Sequence[CollectionItem]) -> list[str | None]:
+        most = self._replica.args.max_payload_bytes
+        return [payload_text(item.payload, index, most) for index, item in enumerate(items)]
+
+    async def _rows(
+        self, version: ServedVersion, items: Sequence[CollectionItem], tenant: str
+    ) -> list[Float32Array]:
+        """The feature of each item."""
+        found: dict[int, Float32Array] = {}
+        for part in await features_of(self._replica, version, items, "items", tenant=tenant):
+            found.update(zip(part.positions_B.tolist(), part.rows_BF, strict=True))
+        return [found[position] for position in range(len(items))]
+
+    async def _write(
+        self,
+        target: Revision,
+        entries: Sequence[Entry],
+        caller: Caller,
+        mark: str | None,
+        size: int = 0,
+    ) -> Response:
+        collections = collections_of(self._replica)
+        # Shielded: a write cannot be undone half-way, and its end wakes requests that wait for it.
+        written = await asyncio.shield(
+            in_store(collections.write, target, entries, permitted_to(caller), mark, size)
+        )
+        return _written(written, len(entries))
+
+    def _check_room(self, target: Revision, rows: int, size: int) -> None:
+        """Check limits by what this replica has read: a collection can get a little larger than permitted."""
+        try:
+            collections_of(self._replica).check_room(target, rows, size)
+        except WorkerError as error:
+            raise api_error(error) from error
+
+
+def _written(revision: Revision, rows: int) -> Response:
+    number = revision.revision
+    answer = {"object": "collection.write", "id": revision.name, "rows": rows, "revision": number}
+    return JSONResponse(answer, headers={REVISION: str(number)})
+
+
+def _name_alone(text: str) -> ModelReference:
+    reference = parse_reference(text)
+    if reference.version is not None:
+        raise InvalidRequest(
+            f"model is {text!r}; permitted is a name without a version, since a collection follows the "
+            "live version",
+            "model",
+        )
+    return reference
+
+
+def _described(revision: Revision, snapshot: CollectionSnapshot | None) -> dict[str, object]:
+    return {
+        "id": revision.name,
+        "object": "collection",
+        "model": revision.model,
+        "feature_type": revision.feature_type,
+        "revision": revision.revision,
+        "created": int(revision.created_at.timestamp()),
+        "changed": int(revision.changed_at.timestamp()),
+        "stored_bytes": sum(segment.bytes for segment in revision.segments),
+        "damaged": snapshot.problem if snapshot is not None and snapshot.is_damaged else None,
+        "searched": _searched(snapshot),
+    }
+
+
+def _searched(snapshot: CollectionSnapshot | None) -> dict[str, object] | None:
+    """What this replica searches; null until it has vectors."""
+    if snapshot is None or snapshot.index is None:
+        return (
+            None if snapshot is None or snapshot.problem is None else {"problem": snapshot.problem}
+        )
+    index = snapshot.index
+    modalities = sorted({part.contents.modality for part in index.parts})
+    return {
+        "version": index.version.number,
+        "revision": index.revision,
+        "rows": {modality: index.rows_of(modality) for modality in modalities},
+        "memory_bytes": index.memory_bytes,
+        "problem": snapshot.problem,
+    }

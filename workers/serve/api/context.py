@@ -1,0 +1,308 @@
+"""The context of a request: the replica, the caller, headers, deadline and body."""
+
+import asyncio
+import ipaddress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+
+from cmcl.contract.pace import Pace
+from workers.serve.announcements import Announcer, NullAnnouncer
+from workers.serve.api.admission import Admission, hold_until_sent
+from workers.serve.api.openapi import answered_header, header_parameter
+from workers.serve.auth import Authenticator, Caller
+from workers.serve.batching.compute import Compute, Ticket
+from workers.serve.canary.monitor import CanaryMonitor
+from workers.serve.collections.collections import Collections
+from workers.serve.encoders.port import Encoders
+from workers.serve.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    DeadlineExceeded,
+    HeadersTooLarge,
+    InvalidRequest,
+)
+from workers.serve.metrics import ServeMetrics
+from workers.serve.settings import Proxies, ServeArgs
+from workers.serve.versions.live import LiveVersions
+from workers.serve.versions.lookup import VersionLookup, parse_version
+from workers.storage.object_store import ObjectStore
+
+MIN_VERSION = "x-min-model-version"
+ROUTING_KEY = "x-routing-key"
+TIMEOUT_MS = "x-request-timeout-ms"
+LONGEST_MS = 600_000
+_POSITIVE = {"type": "integer", "minimum": 1}
+# For the description: headers that `read_context` reads, and headers of responses.
+TIMEOUT = header_parameter(
+    TIMEOUT_MS,
+    {**_POSITIVE, "maximum": LONGEST_MS},
+    "deadline of the request in milliseconds; 504 after it",
+)
+ASKED_VERSION = [
+    header_parameter(
+        MIN_VERSION, _POSITIVE, "wait until this version or a later one answers; 503 after a while"
+    ),
+    TIMEOUT,
+]
+ROUTED = [
+    *ASKED_VERSION,
+    header_parameter(
+        ROUTING_KEY,
+        {"type": "string"},
+        "decides whether a canary answers; takes precedence over `user`",
+    ),
+]
+ANSWERED_VERSION = {
+    "x-model-version": answered_header({"type": "integer"}, "number of the version that answered")
+}
+ANSWERED_CHANNEL = {
+    **ANSWERED_VERSION,
+    "x-model-channel": answered_header(
+        {"type": "string", "enum": ["live", "candidate", "exact"]}, "why that version answered"
+    ),
+}
+# A proxy in front has its own limit; uvicorn has none.
+_MOST_HEADER_BYTES = 32 << 10
+# Almost all requests are answered before; the others get a task that listens to their socket.
+_BEFORE_WATCHING_SECONDS = 0.05
+# Of proxies, which are few.
+_ADDRESSES = 64
+# Between two pieces of a body; less where `body_seconds` is.
+_PATIENCE_SECONDS = 10.0
+# Parsing or writing so much takes about a millisecond; more would delay others on the event loop.
+_INLINE_BYTES = 128 << 10
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Replica:
+    """The parts of one replica. Created in `deployment.py`, and by tests without Ray."""
+
+    args: ServeArgs
+    store: ObjectStore
+    live: LiveVersions
+    lookup: VersionLookup
+    compute: Compute
+    encoders: Encoders
+    access: Authenticator
+    admission: Admission
+    metrics: ServeMetrics
+    canaries: CanaryMonitor
+    announcer: Announcer = field(default_factory=NullAnnouncer)
+    collections: Collections | None = None
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """What the headers of a request say.
+
+    `routing`: decides, where given, whether a canary answers. `seconds`: how long the request may take, from its
+    headers to its response. `tenant`: what quotas count by, see `tenant_of`.
+    """
+
+    caller: Caller
+    tenant: str
+    ticket: Ticket
+    seconds: float
+    min_version: int
+    routing: str | None
+
+
+def read_context(request: Request, replica: Replica) -> RequestContext:
+    """Read the context from the headers. Raises HeadersTooLarge, Unauthorized, InvalidRequest, NotReady."""
+    headers = request.headers
+    size = sum(len(name) + len(value) for name, value in headers.raw)
+    if size > _MOST_HEADER_BYTES:
+        raise HeadersTooLarge(f"the headers have {size} bytes; permitted are {_MOST_HEADER_BYTES}")
+    caller = replica.access.authenticate(authorization_of(headers))
+    seconds = _seconds(headers.get(TIMEOUT_MS), replica)
+    tenant = tenant_of(caller, request, replica.args.trusted_proxies)
+    return RequestContext(
+        caller,
+        tenant,
+        Ticket(tenant, asyncio.get_running_loop().time() + seconds),
+        seconds,
+        parse_version(headers.get(MIN_VERSION), MIN_VERSION),
+        headers.get(ROUTING_KEY),
+    )
+
+
+def tenant_of(caller: Caller, request: Request, proxies: Proxies = ()) -> str:
+    """What quotas and queues count by: the owner, whose keys share everything.
+
+    The operator's keys are one tenant each. Without keys it is the source address (IPv6: its /64). A proxy's
+    own address tells nothing about its clients: of a request that one of `proxies` has forwarded, it is the
+    last address in X-Forwarded-For, which that proxy has written.
+    """
+    if caller.owner is not None:
+        return f"owner {caller.owner}"
+    if caller.key:
+        return f"key {caller.key}"
+    host = request.client.host if request.client else ""
+    if proxies and _is_in(host, proxies):
+        forwarded = ",".join(request.headers.getlist("x-forwarded-for"))
+        host = forwarded.rpartition(",")[2].strip() or host
+    return f"address {_network_of(host)}"
+
+
+@lru_cache(_ADDRESSES)
+def _is_in(host: str, networks: Proxies) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return any(address in network for network in networks)
+
+
+def _network_of(host: str) -> str:
+    if ":" not in host:
+        return host
+    try:
+        return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return host
+
+
+def authorization_of(headers: Headers) -> str | None:
+    """Return the header Authorization; None where it was sent twice, as a proxy may have read the other one."""
+    given = headers.getlist("authorization")
+    return given[0] if len(given) == 1 else None
+
+
+def _seconds(text: str | None, replica: Replica) -> float:
+    if text is None:
+        return replica.args.queue_seconds
+    # The form first: int() raises ValueError for thousands of digits.
+    if not re.fullmatch(r"[0-9]{1,6}", text) or not 1 <= int(text) <= LONGEST_MS:
+        raise InvalidRequest(
+            f"the header {TIMEOUT_MS} is {text[:60]!r}; permitted are 1 to {LONGEST_MS}",
+            param=TIMEOUT_MS,
+        )
+    return int(text) / 1000
+
+
+def cancel_on_disconnect(request: Request, context: RequestContext) -> "_CancelOnDisconnect":
+    """Context manager that cancels the block when the client disconnects or the deadline passes.
+
+    It then raises ClientDisconnect or DeadlineExceeded. Work in a thread runs to its end without a waiter. Do not use
+    it around a write: whether it was done must not be left open.
+    """
+    return _CancelOnDisconnect(request, context)
+
+
+class _CancelOnDisconnect:
+    """Listens to the client of a request that takes long, and cancels the request.
+
+    A class and not a generator, because every request passes here.
+    """
+
+    def __init__(self, request: Request, context: RequestContext) -> None:
+        self._request = request
+        self._seconds = context.seconds
+        self._timeout = asyncio.timeout_at(context.ticket.deadline)
+        self._listening: asyncio.Task[None] | None = None
+        self._client_is_gone = False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a request must be answered inside a task")
+        self._task = task
+        loop = asyncio.get_running_loop()
+        self._later = loop.call_later(_BEFORE_WATCHING_SECONDS, self._start)
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._later.cancel()
+        if self._listening is not None:
+            self._listening.cancel()
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError as late:
+            raise DeadlineExceeded(
+                f"the request was not done within its deadline of {self._seconds:g} s"
+            ) from late
+        is_ours = kind is asyncio.CancelledError and self._client_is_gone
+        if is_ours and not self._task.uncancel():
+            raise ClientDisconnect from None
+
+    def _start(self) -> None:
+        self._listening = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self._client_is_gone = True
+        self._task.cancel()
+
+
+async def held_body(
+    request: Request, replica: Replica, tenant: str, patience_seconds: float = _PATIENCE_SECONDS
+) -> bytes:
+    """Read the whole body. It and its request are counted until the response has been sent.
+
+    Bytes count when they have arrived: a declared length that is never sent counts nothing. Raises
+    BodyTooLarge, BodyTimeout, Overloaded and ClientDisconnect.
+    """
+    args, admission = replica.args, replica.admission
+    _check_declared(request, args.max_body_bytes)
+    hold_until_sent(request, admission.requests, tenant, 1)
+    body = bytearray()
+    loop = asyncio.get_running_loop()
+    pace, began = Pace(min(patience_seconds, args.body_seconds)), loop.time()
+    try:
+        async with asyncio.timeout_at(began + pace.patience_seconds) as timeout:
+            async for chunk in request.stream():
+                hold_until_sent(request, admission.bytes, tenant, len(chunk))
+                body += chunk
+                if len(body) > args.max_body_bytes:
+                    raise _too_large("more than that", args.max_body_bytes)
+                now = loop.time()
+                due = now + pace.seconds_left(now - began, len(body))
+                timeout.reschedule(min(due, began + args.body_seconds))
+    except TimeoutError as error:
+        raise BodyTimeout(
+            f"{len(body)} bytes of the body arrived in {loop.time() - began:.1f} s, and then none; "
+            f"permitted are {pace.patience_seconds:g} s without a byte, {pace.bytes_per_second} "
+            f"bytes/s at least over its time but for as long, and {args.body_seconds:g} s for all "
+            "of it; send it again"
+        ) from error
+    return bytes(body)
+
+
+async def run_if_large(
+    replica: Replica,
+    tenant: str,
+    size: int,
+    function: Callable[P, T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Call a function that parses or writes `size` bytes: here, or in the background in turns with other tenants."""
+    if size <= _INLINE_BYTES:
+        return function(*args, **kwargs)
+    return await replica.compute.run(tenant, function, *args, **kwargs)
+
+
+def _check_declared(request: Request, most: int) -> None:
+    text = request.headers.get("content-length", "").lstrip("0")
+    # By its length first: int() raises ValueError for thousands of digits.
+    if text.isdecimal() and (len(text) > len(str(most)) or int(text) > most):
+        raise _too_large(f"{text[:20]} bytes", most)
+
+
+def _too_large(found: str, most: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body has {found}; permitted are {most} bytes")

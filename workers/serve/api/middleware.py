@@ -1,0 +1,249 @@
+"""The one ASGI layer around all routes: every request enters and every response leaves through it.
+
+It refuses hosts that are not allowed, names the server in each response, counts requests by status, and
+releases what a request held (its place, its rows, bytes in memory) when its response has been sent. A client
+that asks for much and reads slowly would otherwise have response after response pile up, counted nowhere.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cmcl.contract.version import ANNOUNCEMENTS
+from workers.serve.api.admission import Holding, hold_for
+from workers.serve.api.errors import CLIENT_CLOSED_REQUEST, answer_to
+from workers.serve.errors import Forbidden
+from workers.serve.quota import Quota
+
+logger = logging.getLogger(__name__)
+
+_HERE = "localhost"
+_ANY = "*"
+# Clients of one endpoint use few names, and parsing one costs a twentieth of a request of one row.
+_NAMES = 64
+
+# Not counted, and answered under any host name: probes (one that finds a replica not ready would count as a
+# query that failed) and announcements of the control plane.
+INTERNAL_PATHS = frozenset({"/healthz", "/readyz", ANNOUNCEMENTS})
+# By which a client with the wrong address sees whose it is; the control plane has one, too.
+_SERVER = (b"x-cmcl-server", b"embeddings")
+_UNAUTHORIZED = 401
+# Responses 401 at once and in a second; beyond that each waits, so that a flood of wrong keys, which comes on
+# so many connections, takes little of the processor. As at the control plane.
+_REFUSALS_AT_ONCE = 600
+_REFUSALS_PER_SECOND = 10
+_REFUSAL_SECONDS = 1.0
+# More than most responses have. uvicorn takes a message of any size at once, and lets the next one wait until a
+# client has read most of it.
+_PIECE_BYTES = 256 << 10
+
+
+class AllowedHosts:
+    """Without keys, web pages must not reach the endpoint through a browser.
+
+    Such a page can send requests in two ways: to this address, and then the browser sends the page's `Origin`; or
+    to a name of its own that resolves to this address since the page was loaded (DNS rebinding), and then the
+    browser sends that name as `Host`. Numeric addresses cannot be rebound. Other programs than browsers can send
+    any header; to keep those out, require keys.
+    """
+
+    def __init__(self, named: Sequence[str]) -> None:
+        """`named`: names besides loopback and numeric addresses; `*` is any."""
+        self._named = frozenset(name.lower().removesuffix(".") for name in named)
+
+    def check(self, scope: Scope) -> None:
+        """Raises Forbidden."""
+        if _ANY in self._named:
+            return
+        asked = [_name_in(f"//{host}") for host in _headers(scope, b"host")]
+        for name in asked:
+            if not self._is_known(name) and not _is_in_numbers(name):
+                raise Forbidden(
+                    f"the Host is {name[:60]!r}; without keys, permitted are numeric "
+                    "addresses, localhost and the names in allowed_hosts. The operator can "
+                    "add this one, or require keys",
+                    code="unknown_host",
+                )
+        for origin in _headers(scope, b"origin"):
+            page = _name_in(origin)
+            if page not in asked and not self._is_known(page):
+                raise Forbidden(
+                    f"pages of {origin[:60]!r} are refused without keys. The operator "
+                    "can add their host to allowed_hosts, or require keys",
+                    code="unknown_origin",
+                )
+
+    def _is_known(self, name: str) -> bool:
+        return name == _HERE or name in self._named or _is_loopback(name)
+
+
+def _headers(scope: Scope, wanted: bytes) -> Iterator[str]:
+    return (value.decode("latin-1") for name, value in scope["headers"] if name == wanted)
+
+
+@lru_cache(_NAMES)
+def _name_in(address: str) -> str:
+    """Return the name in lower case, without port and final dot; empty where there is none."""
+    try:
+        return (urlsplit(address).hostname or "").removesuffix(".")
+    except ValueError:
+        return ""
+
+
+@lru_cache(_NAMES)
+def _is_in_numbers(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+@lru_cache(_NAMES)
+def _is_loopback(name: str) -> bool:
+    return _is_in_numbers(name) and ip_address(name).is_loopback
+
+
+class RateLimiter:
+    """A token bucket: so many at once, and so many in a second after that."""
+
+    def __init__(
+        self, burst: float, per_second: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._burst = burst
+        self._per_second = per_second
+        self._clock = clock
+        self._tokens = burst
+        self._at = clock()
+
+    def take(self) -> bool:
+        """Take a token. False where there is none."""
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Middleware:
+    """Wraps the application of a replica.
+
+    `count` is called with the status of each request. `bytes_held`: the quota that a response takes in place of
+    the body of its request. `stall_seconds`: for each 256 KiB of a response to be taken, before its connection
+    is closed; under a proxy of Ray's own nothing waits here, as it takes in responses whole.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        count: Callable[[int], None],
+        bytes_held: Quota,
+        stall_seconds: float,
+        hosts: AllowedHosts | None = None,
+        refusal_seconds: float = _REFUSAL_SECONDS,
+    ) -> None:
+        self.app = app
+        self._count = count
+        self._hosts = hosts
+        self.bytes_held = bytes_held
+        self.stall_seconds = stall_seconds
+        self._refusals = RateLimiter(_REFUSALS_AT_ONCE, _REFUSALS_PER_SECOND)
+        self._refusal_seconds = refusal_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass on what is no request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        holding = hold_for(scope)
+        response = _Response(self, send, holding)
+        try:
+            app = self._refusal_of(scope) or self.app
+            await app(scope, receive, response)
+        except _Stalled:
+            # Without an end the server closes the connection, so the client does not take it for complete.
+            logger.warning("a client read nothing for %g s: connection closed", self.stall_seconds)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            response.status = 500
+            raise
+        finally:
+            holding.release()
+            if scope["path"] not in INTERNAL_PATHS:
+                self._count(response.status)
+
+    async def slow_down(self, status: int) -> None:
+        """Delay a response to a wrong key, if there are many of them."""
+        if status == _UNAUTHORIZED and not self._refusals.take():
+            await asyncio.sleep(self._refusal_seconds)
+
+    def _refusal_of(self, scope: Scope) -> ASGIApp | None:
+        if self._hosts is None or scope["path"] in INTERNAL_PATHS:
+            return None
+        try:
+            self._hosts.check(scope)
+        except Forbidden as error:
+            return answer_to(error)
+        return None
+
+
+class _Response:
+    """`send` of one request: in pieces, each of which must be taken in time."""
+
+    def __init__(self, layer: Middleware, send: Send, holding: Holding) -> None:
+        self._layer = layer
+        self._send = send
+        self._holding = holding
+        self._start: Message | None = None
+        # Serve cancels a request whose client has disconnected.
+        self.status = CLIENT_CLOSED_REQUEST
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            # It is sent with the first piece: timing costs more than all else here.
+            self._start = message
+            return
+        body = message.get("body", b"")
+        if body and not message.get("more_body"):
+            self._holding.exchange(self._layer.bytes_held, len(body))
+        if len(body) <= _PIECE_BYTES:
+            await self._send_in_time(message)
+            return
+        for piece in _pieces(message):
+            await self._send_in_time(piece)
+
+    async def _send_in_time(self, message: Message) -> None:
+        start, self._start = self._start, None
+        if start is not None:
+            self.status = start["status"]
+            await self._layer.slow_down(self.status)
+            start["headers"] = [*start.get("headers", ()), _SERVER]
+        try:
+            async with asyncio.timeout(self._layer.stall_seconds):
+                if start is not None:
+                    await self._send(start)
+                await self._send(message)
+        except TimeoutError as error:
+            raise _Stalled from error
+
+
+class _Stalled(BaseException):
+    """The client did not take the next piece in time. Not an `Exception`, because it cannot be sent an error."""
+
+
+def _pieces(message: Message) -> Iterator[Message]:
+    """A large message in several, the last of them empty: it is taken when the others have been."""
+    body = message["body"]
+    for begin in range(0, len(body), _PIECE_BYTES):
+        piece = body[begin : begin + _PIECE_BYTES]
+        yield {**message, "body": piece, "more_body": True}
+    yield {**message, "body": b"", "more_body": message.get("more_body", False)}

@@ -1,0 +1,274 @@
+"""`/v1/collections/{name}/search` and `/export`: from memory, by one version at one revision."""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from workers.serve.api.admission import hold_until_sent
+from workers.serve.api.collection_access import (
+    ANSWERED_REVISION,
+    ASKED_REVISION,
+    MIN_REVISION,
+    REVISION,
+    checked_name,
+    collections_of,
+    find,
+    not_found,
+)
+from workers.serve.api.context import (
+    ANSWERED_VERSION,
+    ASKED_VERSION,
+    Replica,
+    RequestContext,
+    cancel_on_disconnect,
+    held_body,
+    read_context,
+    run_if_large,
+)
+from workers.serve.api.inputs import embed_parts, features_of
+from workers.serve.api.openapi import BODY, WAIT, json_body, operation
+from workers.serve.api.wire.collection_bodies import SearchRequest
+from workers.serve.api.wire.formats import JSON
+from workers.serve.api.wire.requests import Item, parse
+from workers.serve.api.wire.responses import SearchResponse
+from workers.serve.api.wire.rows import width_of
+from workers.serve.auth import Caller
+from workers.serve.batching.compute import Ticket, run_interleaved
+from workers.serve.collections.exports import FORMATS, pgvector_table
+from workers.serve.collections.filters import InvalidFilter, parse_filter
+from workers.serve.collections.index import Hit, Index, SearchQuery, SearchResult
+from workers.serve.collections.indexer import CollectionSnapshot
+from workers.serve.errors import InvalidRequest, NotFound, NotReady, shortened
+from workers.serve.metrics import StageTimer
+from workers.serve.versions.loading import Float32Array, ServedVersion
+from workers.serve.versions.lookup import parse_version
+
+_WAIT_STEP_SECONDS = 0.02
+_TABLE_PATTERN = r"[a-z_][a-z0-9_]{0,62}"
+_DDL, _DDL_KIND = "pgvector-ddl", "text/plain; charset=utf-8"
+
+
+def router(replica: Replica) -> APIRouter:
+    """The routes of this replica."""
+    made = APIRouter(prefix="/v1/collections", tags=["collections"])
+    search = _Search(replica)
+    searched = operation(
+        "search_collection",
+        SearchResponse,
+        BODY | {501},
+        body=json_body(SearchRequest),
+        parameters=[*ASKED_VERSION, ASKED_REVISION],
+        success={"headers": ANSWERED_VERSION | ANSWERED_REVISION},
+    )
+    exported = operation(
+        "export_collection",
+        None,
+        WAIT | {501},
+        parameters=[*_EXPORTED, *ASKED_VERSION, ASKED_REVISION],
+        success={
+            "headers": ANSWERED_VERSION | ANSWERED_REVISION,
+            "content": {
+                kind.partition(";")[0]: {"schema": {"type": "string"}}
+                for kind in (_DDL_KIND, *(each for _, each in FORMATS.values()))
+            },
+        },
+    )
+    made.post("/{name}/search", **searched)(search.answer)
+    made.get("/{name}/export", response_class=StreamingResponse, **exported)(search.export)
+    return made
+
+
+def _parameter(name: str, schema: dict[str, Any], *, required: bool) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": required, "schema": schema}
+
+
+_EXPORTED = (
+    _parameter("format", {"type": "string", "enum": [*FORMATS, _DDL]}, required=True),
+    _parameter("table", {"type": "string", "pattern": f"^{_TABLE_PATTERN}$"}, required=False),
+)
+
+
+class _Search:
+    """One index answers, and its version embeds the query."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def answer(self, name: str, request: Request) -> Response:
+        """Search the items nearest to one item of any modality.
+
+        `x-min-collection-revision` and `x-min-model-version` wait for a revision and a version, for a while, before
+        503.
+        """
+        replica, timer = self._replica, StageTimer(self._replica.metrics)
+        context = read_context(request, replica)
+        collections_of(replica)
+        body = await held_body(request, replica, context.tenant)
+        async with cancel_on_disconnect(request, context):
+            most = replica.args.max_rows
+            query = await run_if_large(
+                replica, context.tenant, len(body), parse, SearchRequest, body, most
+            )
+            index = await self._index(name, request, context)
+            wanted = self._wanted(query, index.version)
+            with replica.admission.rows.held(context.tenant, 1):
+                query_E = await self._embedded(index.version, query.query, context.ticket)
+                steps = index.search_in_steps(query_E, wanted)
+                found = await run_interleaved(replica.compute, context.tenant, steps)
+        replica.metrics.answered(index.version.model, 1, timer.seconds)
+        return Response(_body(index, found), media_type=JSON, headers=_headers(index))
+
+    async def export(self, name: str, request: Request) -> Response:
+        """Export all items with their vectors for another store: `format` qdrant, pgvector, pgvector-ddl."""
+        context = read_context(request, self._replica)
+        collections_of(self._replica)
+        format_ = request.query_params.get("format", "")
+        table = request.query_params.get("table", name.replace("-", "_"))
+        if format_ not in (*FORMATS, _DDL):
+            permitted = ", ".join((*FORMATS, _DDL))
+            raise InvalidRequest(
+                f"format is {shortened(format_)}; permitted are {permitted}", "format"
+            )
+        if format_ == _DDL and not re.fullmatch(_TABLE_PATTERN, table):
+            raise InvalidRequest(
+                f"table is {shortened(table)}; permitted are lower-case letters, digits and "
+                "underscores, up to 63 characters, no digit first",
+                "table",
+            )
+        async with cancel_on_disconnect(request, context):
+            index = await self._index(name, request, context)
+        export, kind = FORMATS.get(format_) or (pgvector_table(table), _DDL_KIND)
+        # The index stays in memory until then, even if it is replaced or deleted.
+        hold_until_sent(request, self._replica.admission.exports, context.tenant, 1)
+        return StreamingResponse(export(index), media_type=kind, headers=_headers(index))
+
+    async def _index(self, name: str, request: Request, context: RequestContext) -> Index:
+        """Raises InvalidRequest, NotFound, NotReady."""
+        min_revision = parse_version(request.headers.get(MIN_REVISION), MIN_REVISION)
+        waits = _Waiting(self._replica, checked_name(name), context.caller)
+        return await waits.index(context.min_version, min_revision)
+
+    def _wanted(self, query: SearchRequest, version: ServedVersion) -> SearchQuery:
+        most = self._replica.args.max_top_k
+        if query.top_k > most:
+            raise InvalidRequest(
+                f"top_k is {shortened(query.top_k)}; permitted are 1 to {most}", "top_k"
+            )
+        for modality in query.modalities or ():
+            width_of(modality, version.spec, "modalities")
+        try:
+            wanted = parse_filter(query.filter) if query.filter is not None else None
+        except InvalidFilter as error:
+            raise InvalidRequest(str(error), "filter") from error
+        modalities = frozenset(query.modalities) if query.modalities else None
+        return SearchQuery(query.top_k, modalities, wanted, query.exact)
+
+    async def _embedded(self, version: ServedVersion, query: Item, ticket: Ticket) -> Float32Array:
+        parts = await features_of(self._replica, version, [query], "query", tenant=ticket.tenant)
+        embeddings_BE = await embed_parts(self._replica, version, parts, ticket=ticket)
+        query_E: Float32Array = embeddings_BE[0]
+        return query_E
+
+
+class _Waiting:
+    """Waits until this replica has an index that is new enough, as long as x-min-... may wait."""
+
+    def __init__(self, replica: Replica, name: str, caller: Caller) -> None:
+        self._replica = replica
+        self._collections = collections_of(replica)
+        self._name = name
+        self._caller = caller
+
+    async def index(self, min_version: int, min_revision: int) -> Index:
+        """Raises NotFound, NotReady."""
+        index = self._new_enough(min_version, min_revision)
+        if index is not None:
+            return index
+        await self._check_exists()
+        self._collections.wake()
+        deadline = self._now() + self._replica.args.min_version_wait_seconds
+        while index is None and self._now() < deadline:
+            await asyncio.sleep(_WAIT_STEP_SECONDS)
+            index = self._new_enough(min_version, min_revision)
+        if index is None:
+            raise self._not_ready(min_version, min_revision)
+        return index
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _snapshot(self) -> CollectionSnapshot | None:
+        """The state of the collection; None for one of another owner, as for one that does not exist."""
+        snapshot = self._collections.snapshot(self._name)
+        return snapshot if snapshot and self._caller.owns(snapshot.revision.owner) else None
+
+    def _new_enough(self, min_version: int, min_revision: int) -> Index | None:
+        snapshot = self._snapshot()
+        index = snapshot.index if snapshot else None
+        if index is None or index.version.number < min_version or index.revision < min_revision:
+            return None
+        return index
+
+    async def _check_exists(self) -> None:
+        """Check the store: another replica may have created it a moment ago."""
+        revision = await find(self._replica, self._name, self._caller)
+        pointer = self._replica.live.pointer(revision.model)
+        if self._replica.live.readiness.ready and (
+            pointer is None or not self._caller.sees(pointer.owner)
+        ):
+            raise NotFound(
+                f"collection {self._name!r} is of model {revision.model!r}, and there is no such "
+                "model",
+                "model",
+            )
+
+    def _not_ready(self, min_version: int, min_revision: int) -> NotReady | NotFound:
+        snapshot, seconds = self._snapshot(), self._replica.args.min_version_wait_seconds
+        if snapshot is None:
+            return not_found(f"there is no collection {self._name!r}")
+        if snapshot.index is None:
+            return NotReady(
+                f"the vectors of collection {self._name!r} are being computed",
+                code="collection_not_ready",
+            )
+        index = snapshot.index
+        return NotReady(
+            f"collection {self._name!r} is at revision {index.revision} with version "
+            f"{index.version.number}; asked for are at least {min_revision} and {min_version}, which "
+            f"did not come within {seconds:g} s",
+            code="collection_not_ready",
+        )
+
+
+def _headers(index: Index) -> dict[str, str]:
+    return {"x-model-version": str(index.version.number), REVISION: str(index.revision)}
+
+
+def _body(index: Index, found: SearchResult) -> bytes:
+    answer = {
+        "object": "list",
+        "data": _hits(found.hits),
+        "model": index.version.label,
+        "revision": index.revision,
+        "exact": found.exact,
+    }
+    return orjson.dumps(answer)
+
+
+def _hits(hits: Sequence[Hit]) -> list[dict[str, object]]:
+    return [
+        {
+            "id": hit.id,
+            "score": hit.score,
+            "modality": hit.modality,
+            # As it is stored: every payload that was accepted can be written.
+            "payload": None if hit.payload is None else orjson.Fragment(hit.payload),
+        }
+        for hit in hits
+    ]

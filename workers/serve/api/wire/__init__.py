@@ -1,0 +1,1 @@
+"""Wire formats: bodies of requests and responses."""

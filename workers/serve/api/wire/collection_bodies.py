@@ -1,0 +1,181 @@
+"""Bodies of requests about collections, and payloads of items."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import orjson
+from pydantic import BaseModel, Field
+
+from workers.serve.api.wire.requests import STRICT, Item, parse
+from workers.serve.api.wire.rows import check_count
+from workers.serve.collections.filters import LONGEST_FIELD, as_number
+from workers.serve.collections.revision_log import FeatureType
+from workers.serve.errors import InvalidRequest, shortened
+
+LONGEST_ID = 256
+# What programs in other languages can read.
+_SMALLEST_INTEGER = -(2**63)
+_LARGEST_INTEGER = 2**64 - 1
+
+
+class CollectionRequest(BaseModel):
+    """The properties of a new collection."""
+
+    model_config = STRICT
+
+    model: str = Field(
+        description="whose live version embeds the items, now and after each swap",
+        examples=["photos"],
+    )
+    feature_type: FeatureType = Field(
+        default="float32", description="how features are stored; float16 takes half of the space"
+    )
+
+
+class CollectionItem(Item):
+    """An item with an id and a payload."""
+
+    # Other stores do not take control characters in ids.
+    id: str = Field(min_length=1, max_length=LONGEST_ID, pattern=r"^[^\x00-\x1f\x7f]*$")
+    payload: dict[str, Any] | None = Field(
+        default=None, description="a small JSON object; filters see its fields"
+    )
+
+
+class ItemsRequest(BaseModel):
+    """Items to add; existing ones with the same id are replaced."""
+
+    model_config = STRICT
+    INSIDE: ClassVar[type[BaseModel]] = CollectionItem
+
+    items: list[CollectionItem]
+
+
+class RemovalRequest(BaseModel):
+    """Ids of items to remove; a missing one is not an error."""
+
+    model_config = STRICT
+
+    ids: list[str]
+
+
+class SearchRequest(BaseModel):
+    """One item to search for, and where."""
+
+    model_config = STRICT
+
+    query: Item
+    top_k: int = Field(default=10, ge=1)
+    modalities: list[str] | None = Field(
+        default=None, min_length=1, description="of what is found; by default all"
+    )
+    filter: dict[str, Any] | None = Field(
+        default=None, description="over payloads; docs/search.md has the language"
+    )
+    exact: bool = Field(default=False, description="compare with every row, however many")
+
+
+def parse_items(body: bytes, most: int) -> ItemsRequest:
+    """Parse a request of 1 to so many items. Raises InvalidRequest."""
+    request = parse(ItemsRequest, body, most)
+    check_count(len(request.items), most, "items")
+    _check_different([item.id for item in request.items])
+    return request
+
+
+def parse_removal(body: bytes, most: int) -> RemovalRequest:
+    """Parse a request of 1 to so many ids. Raises InvalidRequest."""
+    request = parse(RemovalRequest, body, most)
+    check_count(len(request.ids), most, "ids")
+    for index, each in enumerate(request.ids):
+        if not 1 <= len(each) <= LONGEST_ID:
+            raise InvalidRequest(
+                f"ids[{index}] has {len(each)} characters; permitted are 1 to {LONGEST_ID}", "ids"
+            )
+    return request
+
+
+def _check_different(ids: list[str]) -> None:
+    """Raises InvalidRequest: which of two rows counts must not depend on their order."""
+    seen: set[str] = set()
+    for index, each in enumerate(ids):
+        if each in seen:
+            raise InvalidRequest(
+                f"items[{index}].id is {shortened(each)} again; permitted is each id once",
+                "items",
+                "duplicate_id",
+            )
+        seen.add(each)
+
+
+def payload_text(payload: Mapping[str, Any] | None, index: int, most: int) -> str | None:
+    """Return the payload as it is stored. Raises InvalidRequest."""
+    if payload is None:
+        return None
+    text = _plain_text(payload)
+    if text is None:
+        text = _checked_text(payload, index)
+    size = len(text.encode())
+    if size > most:
+        raise InvalidRequest(
+            f"items[{index}].payload has {size} bytes; permitted are {most}", "items"
+        )
+    return text
+
+
+def _plain_text(payload: Mapping[str, Any]) -> str | None:
+    """The same in a fiftieth of the time; None where the payload needs the checks.
+
+    orjson refuses integers beyond 64 bits and lone surrogates, and writes null for a number that is not finite.
+    """
+    if not all(1 <= len(field) <= LONGEST_FIELD for field in payload):
+        return None
+    try:
+        text = orjson.dumps(payload)
+    except orjson.JSONEncodeError:
+        return None
+    return None if b"null" in text else text.decode()
+
+
+def _checked_text(payload: Mapping[str, Any], index: int) -> str:
+    for field, value in payload.items():
+        _check_field(field, value, index)
+        _check_integers(field, value, index)
+    try:
+        return json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError as error:
+        raise InvalidRequest(f"items[{index}].payload is not JSON: {error}", "items") from error
+
+
+def _check_field(field: str, value: object, index: int) -> None:
+    if not 1 <= len(field) <= LONGEST_FIELD:
+        raise InvalidRequest(
+            f"items[{index}].payload has a field whose name has {len(field)} characters; permitted "
+            f"are 1 to {LONGEST_FIELD}",
+            "items",
+        )
+    for each in value if isinstance(value, list) else [value]:
+        is_number = isinstance(each, int | float) and not isinstance(each, bool)
+        if is_number and as_number(each) is None:
+            raise InvalidRequest(
+                f"items[{index}].payload has a number in {shortened(field)} that is not a float64",
+                "items",
+            )
+
+
+def _check_integers(field: str, value: object, index: int) -> None:
+    """At any depth."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            waiting.extend(each.values())
+        elif isinstance(each, list):
+            waiting.extend(each)
+        elif isinstance(each, int) and not _SMALLEST_INTEGER <= each <= _LARGEST_INTEGER:
+            raise InvalidRequest(
+                f"items[{index}].payload has {shortened(each)} in {shortened(field)}; permitted are "
+                f"integers from {_SMALLEST_INTEGER} to {_LARGEST_INTEGER}",
+                "items",
+            )

@@ -1,0 +1,240 @@
+"""Models of JSON responses, for the description: routes write responses themselves, which is faster.
+
+The tests of `tests/unit/serve` compare every response that they get with these.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from workers.serve.collections.revision_log import FeatureType
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong: `message` for people, `code` and `param` for programs."""
+
+    message: str
+    type: str = Field(examples=["invalid_request_error"])
+    param: str | None = Field(description="the field, parameter or header that is wrong")
+    code: str = Field(examples=["invalid_value"])
+
+
+class ErrorResponse(BaseModel):
+    """An error in OpenAI's shape."""
+
+    error: ErrorDetail
+
+
+class Health(BaseModel):
+    """The answer of a probe."""
+
+    status: str
+    application: str | None = Field(
+        default=None, description="digest of the application's arguments and release"
+    )
+
+
+class Embedding(BaseModel):
+    """One row of the answer."""
+
+    object: Literal["embedding"]
+    index: int = Field(description="row of the request")
+    embedding: list[float] | str = Field(description="base64: float32, little endian")
+
+
+class Usage(BaseModel):
+    """Always 0: no tokens are counted. OpenAI's clients read it."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingResponse(BaseModel):
+    """Embeddings by one version, in the order of the input."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str = Field(description="name@version that answered", examples=["street-scenes@2"])
+    usage: Usage
+
+
+class MigrationFigures(BaseModel):
+    """Between which versions, and how exactly."""
+
+    from_version: int
+    to_version: int
+    modality: str
+    predicted_error: float = Field(description="relative, of rows that were not trained on")
+    error_on_rows: float = Field(description="relative, of the rows that were trained on")
+    rank: int = Field(description="directions of the old vectors that are used")
+    condition: float = Field(description="factor by which rounding of stored vectors may grow")
+    exact: bool = Field(description="the old head loses nothing: right for every row")
+
+
+class MigrationResponse(EmbeddingResponse):
+    """Migrated vectors, in the order of the input."""
+
+    migration: MigrationFigures
+
+
+class Match(BaseModel):
+    """A candidate of the request and its score."""
+
+    index: int = Field(description="place among the candidates")
+    score: float = Field(description="cosine")
+
+
+class SimilarityResponse(BaseModel):
+    """`scores` of all pairs; or `results`, the best of each query, where `top_k` was given."""
+
+    object: Literal["similarity"]
+    model: str = Field(description="name@version that answered")
+    scores: list[list[float]] | None = Field(default=None, description="queries × candidates")
+    results: list[list[Match]] | None = Field(default=None, description="best first, by query")
+
+
+class ModelEncoder(BaseModel):
+    """What turns raw items of a modality into features here."""
+
+    name: str
+    takes: str = Field(description="text or file")
+
+
+class ModelVersions(BaseModel):
+    """Versions of the model, by number."""
+
+    resident: list[int] = Field(description="in the memory of this replica")
+    lineage: list[int] = Field(description="from the first version to the live one")
+    retired: list[int] = Field(description="that are no longer served")
+
+
+class ModelCandidate(BaseModel):
+    """The version on trial."""
+
+    version: int
+    share: float
+    shadow: float
+    loaded: bool
+
+
+class ModelChannels(BaseModel):
+    """Which version answers in which channel."""
+
+    live: int
+    candidate: ModelCandidate | None
+
+
+class ModelRefusal(BaseModel):
+    """A version that could not be loaded."""
+
+    version: int
+    generation: int
+    kind: str
+    reason: str
+    failures: int
+
+
+class Model(BaseModel):
+    """A model that answers: OpenAI's fields first."""
+
+    id: str
+    object: Literal["model"]
+    created: int = Field(description="seconds since 1970")
+    owned_by: str
+    version: int
+    generation: int
+    width: int = Field(description="of its embeddings")
+    dimensions: list[int]
+    modalities: dict[str, int] = Field(description="width of the features, by modality")
+    pairs: list[str]
+    encoders: dict[str, ModelEncoder] = Field(description="by modality")
+    versions: ModelVersions
+    channels: ModelChannels
+    compatibility: dict[str, dict[str, float | None] | None] = Field(
+        description="by version in memory and pair: relative change of scores of its stored vectors "
+        "under queries of the live version; null: not known yet, or not comparable"
+    )
+    refusals: list[ModelRefusal]
+
+
+class ModelList(BaseModel):
+    """Models that answer."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class SearchedIndex(BaseModel):
+    """What this replica searches; `problem` alone while there is nothing to search."""
+
+    problem: str | None
+    version: int | None = None
+    revision: int | None = None
+    rows: dict[str, int] | None = Field(default=None, description="by modality")
+    memory_bytes: int | None = None
+
+
+class Collection(BaseModel):
+    """A collection: what is stored, and what this replica searches of it."""
+
+    id: str
+    object: Literal["collection"]
+    model: str
+    feature_type: FeatureType
+    revision: int = Field(description="grows with each write")
+    created: int = Field(description="seconds since 1970")
+    changed: int = Field(description="seconds since 1970")
+    stored_bytes: int
+    damaged: str | None = Field(description="why it cannot be read")
+    searched: SearchedIndex | None
+
+
+class DamagedCollection(BaseModel):
+    """A collection whose description cannot be read."""
+
+    id: str
+    reason: str
+
+
+class CollectionList(BaseModel):
+    """Collections of the key's owner."""
+
+    object: Literal["list"]
+    data: list[Collection]
+    damaged: list[DamagedCollection]
+
+
+class CollectionWrite(BaseModel):
+    """What was written, and the revision that has it."""
+
+    object: Literal["collection.write"]
+    id: str
+    rows: int
+    revision: int
+
+
+class DeletedCollection(BaseModel):
+    """A collection that was deleted."""
+
+    id: str
+    object: Literal["collection.deleted"]
+    deleted: Literal[True]
+
+
+class SearchHit(BaseModel):
+    """An item that was found."""
+
+    id: str
+    score: float = Field(description="cosine")
+    modality: str
+    payload: dict[str, Any] | None
+
+
+class SearchResponse(BaseModel):
+    """Items by score, of one version at one revision."""
+
+    object: Literal["list"]
+    data: list[SearchHit]
+    model: str = Field(description="name@version that answered")
+    revision: int
+    exact: bool = Field(description="every row was compared")

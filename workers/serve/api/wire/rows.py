@@ -1,0 +1,114 @@
+"""From rows of a request to an array that a head can read, every row checked.
+
+Shapes: B rows, F width of the raw feature.
+"""
+
+import base64
+import binascii
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmcl.contract.model import ModelSpec
+from workers.serve.errors import InvalidRequest, WrongRow, shortened
+from workers.serve.versions.loading import Float32Array
+
+# Rows are brought to unit length in float32, where squares underflow and overflow: outside of
+# these lengths a row would silently lose its direction.
+_SHORTEST = 1e-12
+_LONGEST = 1e18
+_WRONG_WIDTH = "wrong_width"
+
+
+def check_count(rows: int, most: int, field: str = "input") -> None:
+    """Raises InvalidRequest if there are none or too many."""
+    if not 1 <= rows <= most:
+        raise InvalidRequest(f"{field} has {rows} rows; permitted are 1 to {most}", param=field)
+
+
+def width_of(modality: str, spec: ModelSpec, field: str = "modality") -> int:
+    """Width of the modality's features. Raises InvalidRequest that names those that are known."""
+    width = spec.modalities.get(modality)
+    if width is None:
+        known = ", ".join(sorted(spec.modalities))
+        raise InvalidRequest(
+            f"modality is {shortened(modality)}; this model has {known}",
+            param=field,
+            code="unknown_modality",
+        )
+    return width
+
+
+def a_feature(modality: str) -> str:
+    """Return how messages refer to a row."""
+    return f"a feature of modality {modality!r}"
+
+
+def from_lists(rows: Sequence[Sequence[float]], what: str, width: int) -> Float32Array:
+    """Return the rows as B × F; `what` they are, for messages. Raises WrongRow for the first invalid row."""
+    for index, row in enumerate(rows):
+        if len(row) != width:
+            reason = f"has {len(row)} numbers; {what} has {width}"
+            raise WrongRow(index, reason, _WRONG_WIDTH)
+    return checked(np.array(rows, dtype=np.float64))
+
+
+def from_array(rows_BF: NDArray[np.float64], what: str, width: int) -> Float32Array:
+    """The same for rows that are an array already."""
+    if rows_BF.shape[1] != width:
+        raise WrongRow(0, f"has {rows_BF.shape[1]} numbers; {what} has {width}", _WRONG_WIDTH)
+    return checked(rows_BF)
+
+
+def from_bytes(data: bytes, dtype: np.dtype, what: str, width: int, most: int) -> Float32Array:
+    """Return rows of raw numbers, little endian, at most so many. Raises InvalidRequest."""
+    size = width * dtype.itemsize
+    if not data or len(data) % size:
+        found = f"the body has {len(data)} bytes of {dtype.name}"
+        raise InvalidRequest(f"{found}; {what} has {width} numbers", "input", _WRONG_WIDTH)
+    check_count(len(data) // size, most)
+    rows_BF = np.frombuffer(data, dtype.newbyteorder("<")).reshape(-1, width)
+    return checked(rows_BF.astype(np.float64 if dtype.itemsize == 8 else np.float32))
+
+
+def from_base64(text: str, index: int, what: str, width: int) -> Float32Array:
+    """One row (F) of float32. Raises WrongRow."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise WrongRow(index, f"is not base64: {error}", "invalid_base64") from error
+    if len(data) != 4 * width:
+        numbers, rest = divmod(len(data), 4)
+        found = f"{numbers} numbers" if not rest else f"{len(data)} bytes, no whole float32 numbers"
+        raise WrongRow(index, f"has {found}; {what} has {width}", _WRONG_WIDTH)
+    row_F: Float32Array = np.frombuffer(data, "<f4").astype(np.float32)
+    return row_F
+
+
+def checked(rows_BF: NDArray[np.floating]) -> Float32Array:
+    """Return the rows as float32. Raises WrongRow for the first row without a usable direction."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        lengths_B = np.sqrt(np.einsum("bf,bf->b", rows_BF, rows_BF))
+    # float32 squares of a short row underflow, those of a long one overflow: check again below.
+    if not ((lengths_B >= _SHORTEST) & (lengths_B <= _LONGEST)).all():
+        _refuse(rows_BF)
+    return rows_BF.astype(np.float32, copy=False)
+
+
+def _refuse(rows_BF: NDArray[np.floating]) -> None:
+    for index, row_F in enumerate(rows_BF.astype(np.float64)):
+        length = float(np.hypot.reduce(row_F))  # neither underflows nor overflows
+        if not _SHORTEST <= length <= _LONGEST:
+            raise WrongRow(
+                index,
+                f"{_found(row_F, length)}; permitted are lengths from {_SHORTEST:g} to "
+                f"{_LONGEST:g}, because only the direction matters",
+            )
+
+
+def _found(row_F: NDArray[np.float64], length: float) -> str:
+    odd = np.flatnonzero(~np.isfinite(row_F))
+    if len(odd):
+        return f"has {row_F[odd[0]]} at position {odd[0]}"
+    return f"is of length {length:.3g}" if length else "is all zeros"

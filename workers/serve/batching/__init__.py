@@ -1,0 +1,1 @@
+"""Where heads are applied to rows, in batches."""

@@ -1,1 +1,0 @@
-"""The one thread and the one place where heads are applied."""

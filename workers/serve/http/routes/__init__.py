@@ -1,1 +1,0 @@
-"""One module per noun, each with `router(replica)`."""

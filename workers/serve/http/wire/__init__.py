@@ -1,1 +1,0 @@
-"""The forms in which rows come in and embeddings go out."""

@@ -1,0 +1,168 @@
+"""Between two versions of a model: maps for stored vectors, and how well old vectors still fit.
+
+Both need the moments of the older version. They may have hundreds of megabytes, so they are read when they are
+needed and not kept.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+import torch
+
+from cmcl.contract.errors import InvalidVersion, WorkerError
+from cmcl.contract.modality import ModalityPair
+from workers.model.artifact import load_memory
+from workers.model.migration import (
+    CannotMigrate,
+    NumberedHeads,
+    check_same_conditioning,
+    migration_between,
+    nothing_learned,
+    same_conditioning,
+)
+from workers.nullspace.certificate import PairWeights
+from workers.nullspace.compatibility import stored_change
+from workers.nullspace.migrate import Migration
+from workers.serve.batching.compute import BACKGROUND, Compute
+from workers.serve.lru import LRU, AsyncLRUCache
+from workers.serve.versions.loading import ServedVersion
+from workers.storage import layout
+from workers.storage.object_store import ObjectStore
+from workers.storage.versions import considerate_sha256_of, read_version, read_version_file
+
+logger = logging.getLogger(__name__)
+
+# A map of width 1024 takes 8 MiB.
+_MOST_MAPS = 16
+_Key = tuple[tuple[str, float], tuple[str, float], str]
+# Each is a number for each pair.
+_MOST_KEPT = 1024
+_MOST_WANTED = 64
+_Pair = tuple[tuple[str, float], tuple[str, float]]
+Changes = Mapping[str, float | None]
+
+
+def read_memory(store: ObjectStore, version: ServedVersion) -> bytes:
+    """Read the memory file of a version, verified. Raises WorkerError."""
+    manifest = read_version(store, version.model, version.number)
+    if manifest.created_at != version.created_at:
+        raise InvalidVersion(f"the store has another {version.label} by now")
+    return read_version_file(store, manifest, layout.MEMORY, considerate_sha256_of)
+
+
+def identity_of(version: ServedVersion) -> tuple[str, float]:
+    """An identity that also distinguishes versions of a model that was deleted and created again."""
+    return version.label, version.created_at.timestamp()
+
+
+class Migrations:
+    """Maps between versions, cached. That there is none is cached as well: versions do not change."""
+
+    def __init__(self, store: ObjectStore, compute: Compute, most: int = _MOST_MAPS) -> None:
+        self._store = store
+        self._compute = compute
+        self._maps: AsyncLRUCache[_Key, Migration | CannotMigrate] = AsyncLRUCache(most)
+
+    async def between(
+        self, modality: str, old: ServedVersion, new: ServedVersion, tenant: str = BACKGROUND
+    ) -> Migration:
+        """Return the map from the vectors of one version to those of the other.
+
+        `tenant`: whose turn it takes. Raises CannotMigrate, and WorkerError where the moments cannot be read.
+        """
+        asked = (identity_of(old), identity_of(new), modality)
+        found = await self._maps.get(asked, lambda: self._find(modality, old, new, tenant))
+        if isinstance(found, CannotMigrate):
+            raise type(found)(*found.args)  # A copy, because raising adds to the traceback.
+        return found
+
+    async def _find(
+        self, modality: str, old: ServedVersion, new: ServedVersion, tenant: str
+    ) -> Migration | CannotMigrate:
+        refusal = _refusal(modality, old, new)
+        if refusal is not None:
+            return refusal
+        memory = await asyncio.to_thread(read_memory, self._store, old)
+        return await self._compute.run(tenant, _map, modality, memory, old, new)
+
+
+def _refusal(modality: str, old: ServedVersion, new: ServedVersion) -> CannotMigrate | None:
+    """Return why there is no map, as far as that needs no moments, which may have hundreds of megabytes."""
+    if not any(modality in pair.modalities for pair in old.pairs):
+        return nothing_learned(modality, old.number)
+    try:
+        check_same_conditioning(modality, _numbered(old), _numbered(new))
+    except CannotMigrate as error:
+        return error
+    return None
+
+
+@torch.inference_mode()
+def _map(
+    modality: str, memory: bytes, old: ServedVersion, new: ServedVersion
+) -> Migration | CannotMigrate:
+    try:
+        return migration_between(modality, load_memory(memory), _numbered(old), _numbered(new))
+    except CannotMigrate as error:
+        return error
+
+
+def _numbered(version: ServedVersion) -> NumberedHeads:
+    return NumberedHeads(version.number, version.heads)
+
+
+class Compatibilities:
+    """Whether stored vectors of old versions still fit: computed in the background, on request.
+
+    Used from one event loop.
+    """
+
+    def __init__(self, store: ObjectStore, compute: Compute) -> None:
+        self._store = store
+        self._compute = compute
+        self._found: LRU[_Pair, Changes] = LRU(_MOST_KEPT)
+        self._wanted: dict[_Pair, tuple[ServedVersion, ServedVersion]] = {}
+        self._worker: asyncio.Task[None] | None = None
+
+    def known(self, old: ServedVersion, new: ServedVersion) -> Changes | None:
+        """Return by key of each pair that the old version has learned: the relative change (root mean
+        square) of the scores of its stored vectors under queries of the new version, the larger of
+        the two sides. None where the versions read features differently, so that nothing can be
+        said from moments. None altogether while it is being computed.
+        """
+        key = (identity_of(old), identity_of(new))
+        found = self._found.get(key)
+        if found is None and len(self._wanted) < _MOST_WANTED:
+            self._wanted[key] = (old, new)
+            if self._worker is None or self._worker.done():
+                self._worker = asyncio.create_task(self._work(), name="compatibilities")
+        return found
+
+    async def _work(self) -> None:
+        while self._wanted:
+            key, (old, new) = next(iter(self._wanted.items()))
+            try:
+                self._found[key] = await self._find(old, new)
+            except WorkerError as error:
+                # The next listing of models requests it again.
+                logger.warning("%s and %s cannot be compared: %s", old.label, new.label, error)
+            finally:
+                del self._wanted[key]
+
+    async def _find(self, old: ServedVersion, new: ServedVersion) -> Changes:
+        memory = await asyncio.to_thread(read_memory, self._store, old)
+        return await self._compute.run(BACKGROUND, _changes, memory, old, new)
+
+
+@torch.inference_mode()
+def _changes(memory: bytes, old_version: ServedVersion, new_version: ServedVersion) -> Changes:
+    # In a thread, because they may have to be loaded.
+    old, new = old_version.heads, new_version.heads
+    found: dict[str, float | None] = {}
+    for (first, second), moments in load_memory(memory).by_pair.items():
+        key = ModalityPair(first=first, second=second).key
+        comparable = all(same_conditioning(each, old, new) for each in (first, second))
+        weights = [PairWeights(each.weights[first], each.weights[second]) for each in (old, new)]
+        found[key] = stored_change(moments, *weights) if comparable else None
+    return found

@@ -1,1 +1,0 @@
-"""Collections that follow the model: features are kept, vectors are made anew."""
