@@ -16,8 +16,8 @@ if TYPE_CHECKING:
         Item,
         Query,
         Retries,
-        TookTooLong,
         Unreachable,
+        WaitTimeout,
         WrongServer,
     )
     from cmcl.contract.dataset import ShardRef
@@ -41,10 +41,10 @@ __all__ = [
     "RolloutPolicy",
     "RolloutRule",
     "ShardRef",
-    "TookTooLong",
     "TrainingSpec",
     "TrialPlan",
     "Unreachable",
+    "WaitTimeout",
     "WrongServer",
 ]
 
@@ -57,7 +57,7 @@ _MODULES = {
         "Item",
         "Query",
         "Retries",
-        "TookTooLong",
+        "WaitTimeout",
         "Unreachable",
         "WrongServer",
     ),

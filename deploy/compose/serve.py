@@ -21,7 +21,7 @@ import yaml
 
 _APPLICATIONS = "/api/serve/applications/"
 _SECONDS = 5.0
-# Starting Serve's controller is part of the answer.
+# The response includes the start of Serve's controller.
 _PATIENCE = 60.0
 
 
@@ -55,7 +55,7 @@ class Keeper:
         failed = "DEPLOY_FAILED" in states.values()
         if failed:
             self._client.delete(_APPLICATIONS).raise_for_status()
-        # What is there already may be of a configuration before this one: Ray sees whether it differs.
+        # A running application may have an older configuration; Ray compares them.
         if failed or not self._is_current or None in states.values():
             self._hand_over()
             self._is_current = True

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cmcl.cli import main
-from cmcl.cli.exits import Exit, ended, in_words
+from cmcl.cli.errors import Exit, error_message, run_command
 from cmcl.demo.run import DemoError, DemoOptions, run_demo
 from tests.conftest import EXAMPLE_STREAM
 from tests.unit.client.rest_server import RestServer
@@ -28,7 +28,7 @@ def test_a_file_that_holds_no_features_is_named(
     path = tmp_path / "features.json"
     if text is not None:
         path.write_bytes(text.encode(errors="surrogateescape"))
-    code = Exit.USAGE if text is None else Exit.REFUSED
+    code = Exit.USAGE if text is None else Exit.FAILED
     assert main(["embed", "scenes", "image", str(path)]) == code
     assert str(path) in capsys.readouterr().err
 
@@ -53,7 +53,7 @@ def test_an_item_that_is_none_is_told_by_its_line(
 ) -> None:
     path = tmp_path / "items.parquet"
     path.write_bytes(content)
-    assert main(["collection", "add", "pictures", str(path)]) == Exit.REFUSED
+    assert main(["collection", "add", "pictures", str(path)]) == Exit.FAILED
     shown = capsys.readouterr().err
     assert str(path) in shown
     assert words in shown
@@ -66,7 +66,8 @@ def test_words_in_the_place_of_a_file_are_told_the_option_for_words(
 ) -> None:
     assert main([command, "shapes", "text", "ankle boot"]) == Exit.USAGE
     shown = capsys.readouterr().err
-    assert shown == "error: there is no file 'ankle boot'; for words use --text\n"
+    assert "'ankle boot'" in shown
+    assert "--text" in shown
 
 
 @pytest.mark.parametrize("text", ["image", "image=", "image=wide", "image=\u00b2", "image=-1"])
@@ -158,14 +159,14 @@ def test_a_server_without_tls_is_asked_for_by_http(
 ) -> None:
     url = server.url.replace("http://", "https://")
     assert main(["model", "list", "--url", url]) == Exit.UNREACHABLE
-    assert f"{url} does not speak TLS; try {server.url}\n" in capsys.readouterr().err
+    assert f"{url} does not use TLS; try {server.url}\n" in capsys.readouterr().err
 
 
 def test_a_refusal_by_the_server_is_told_in_its_words(
     server: RestServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.always((409, {"detail": "a job of it is running [red]"}))
-    assert main(["model", "delete", "m", "--yes", "--url", server.url]) == Exit.REFUSED
+    assert main(["model", "delete", "m", "--yes", "--url", server.url]) == Exit.FAILED
     assert capsys.readouterr().err == "error: a job of it is running [red]\n"
 
 
@@ -173,7 +174,7 @@ def test_a_mistake_of_the_server_can_be_looked_up(
     server: RestServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.always((500, {"detail": "it was logged"}, {"X-Request-ID": "r-9"}))
-    assert main(["model", "list", "--url", server.url]) == Exit.REFUSED
+    assert main(["model", "list", "--url", server.url]) == Exit.FAILED
     assert capsys.readouterr().err == "error: it was logged (request r-9)\n"
 
 
@@ -183,12 +184,12 @@ def test_a_mistake_of_ours_shows_no_traceback_unless_asked(
     def run() -> None:
         raise KeyError("oh")
 
-    assert ended(run) == Exit.REFUSED
+    assert run_command(run) == Exit.FAILED
     assert capsys.readouterr().err == (
         "error: internal error in cmcl, please report it: KeyError('oh') (CMCL_DEBUG=1 shows the traceback)\n"
     )
     monkeypatch.setenv("CMCL_DEBUG", "1")
-    ended(run)
+    run_command(run)
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -196,22 +197,25 @@ def test_ctrl_c_has_the_exit_code_of_shells() -> None:
     def run() -> None:
         raise KeyboardInterrupt
 
-    assert ended(run) == Exit.INTERRUPTED == 130
+    assert run_command(run) == Exit.INTERRUPTED == 130
 
 
 def test_exit_codes_of_system_exits_are_passed_on() -> None:
     def run(code: object) -> None:
         raise SystemExit(code)
 
-    assert ended(lambda: run(2)) == 2
-    assert ended(lambda: run(None)) == 0
-    assert ended(lambda: run("words")) == 1
-    assert in_words(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"
+    assert run_command(lambda: run(2)) == 2
+    assert run_command(lambda: run(None)) == 0
+    assert run_command(lambda: run("words")) == 1
+    assert (
+        error_message(OSError(28, "No space left on device"))
+        == "[Errno 28] No space left on device"
+    )
 
 
 def test_no_is_an_answer(server: RestServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", lambda _="": "n")
-    assert main(["model", "delete", "m", "--url", server.url]) == Exit.REFUSED
+    assert main(["model", "delete", "m", "--url", server.url]) == Exit.FAILED
     assert server.asked == []
 
 

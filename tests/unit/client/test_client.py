@@ -95,7 +95,7 @@ def test_embeddings_of_another_form_are_an_error_of_ours(
     server: RestServer, client: Client, answer: object
 ) -> None:
     server.always((200, answer))
-    with pytest.raises(CmclError, match="a form that this client does not know"):
+    with pytest.raises(CmclError, match="unexpected form"):
         client.embed("scenes", "image", [[1.0]])
 
 
@@ -128,7 +128,7 @@ def test_migrations_of_another_form_are_an_error_of_ours(
     server: RestServer, client: Client, answer: object
 ) -> None:
     server.always((200, answer))
-    with pytest.raises(CmclError, match="a form that this client does not know"):
+    with pytest.raises(CmclError, match="unexpected form"):
         client.migrate("scenes", "image", [[1.0]], from_version=1)
 
 
@@ -223,7 +223,7 @@ def test_an_answer_without_what_is_needed_is_told_in_words(
     server: RestServer, client: Client
 ) -> None:
     server.always((200, {"id": "job-1"}, {"x-request-id": "r-5"}))
-    with pytest.raises(CmclError, match=r"Job\.model: Field required; are both of the same") as e:
+    with pytest.raises(CmclError, match=r"Job\.model: Field required") as e:
         client.job("job-1")
     assert e.value.request_id == "r-5"
 
@@ -311,7 +311,7 @@ def test_an_empty_name_is_never_sent(server: RestServer, client: Client) -> None
 
 
 def test_what_json_does_not_have_is_refused_in_words(client: Client) -> None:
-    with pytest.raises(CmclError, match="cannot be written as JSON"):
+    with pytest.raises(CmclError, match="cannot be encoded as JSON"):
         client.embed("scenes", "image", [[1.0, float("nan")]])
 
 
@@ -328,5 +328,5 @@ def test_a_server_that_does_not_answer_is_named(kind: str) -> None:
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host", "http://", "http://[::1"])
 def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
-    with pytest.raises(CmclError, match="is no address"):
+    with pytest.raises(CmclError, match="not a valid address"):
         Client(url)

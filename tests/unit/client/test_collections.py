@@ -115,4 +115,4 @@ def test_a_wrong_line_is_named(cmcl: Cmcl, tmp_path: Path) -> None:
     lines.write_text('{"id": "a", "modality": "image", "feature": [1]}\n{"name": 1}\n')
     assert "line 2" in cmcl("collection", "add", "things", str(lines), code=1)
     lines.write_text("{")
-    assert "line 1 is not JSON" in cmcl("collection", "add", "things", str(lines), code=1)
+    assert "line 1 is not valid JSON" in cmcl("collection", "add", "things", str(lines), code=1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cmcl.cli.exits import Exit
+from cmcl.cli.errors import Exit
 from cmcl.contract.preflight import Outlook, PreflightAnswer
 from service.control.preflights import PreflightRounds
 from service.database.queries import jobs
@@ -195,7 +195,7 @@ def test_a_version_is_a_page_with_all_that_is_known(cmcl: Cmcl) -> None:
 
 
 def test_versions_are_promoted_rolled_back_and_retired(cmcl: Cmcl) -> None:
-    assert "version 1 answers (generation 3)" in cmcl("promote", "scenes@1", "--reason=birds")
+    assert "version 1 is live (generation 3)" in cmcl("promote", "scenes@1", "--reason=birds")
     assert "scenes@VERSION" in cmcl("promote", "scenes", code=Exit.USAGE)
     assert cmcl.one("rollback", "scenes")["version"] == 2
     history = cmcl.lines("history", "scenes")
@@ -230,7 +230,7 @@ def test_keys_are_made_listed_and_revoked(cmcl: Cmcl) -> None:
 def test_webhooks_are_added_tried_and_deleted(cmcl: Cmcl) -> None:
     made = cmcl.one("webhook", "add", "https://example.com/x", "--kind=job.failed")
     assert made["secret"].startswith("whsec_")
-    assert "on its way" in cmcl("webhook", "test", made["id"])
+    assert "pending" in cmcl("webhook", "test", made["id"])
     assert "dl-" in cmcl("webhook", "deliveries", made["id"])
     listed = cmcl("webhook", "list")
     assert "https://example.com/x" in listed
@@ -241,7 +241,7 @@ def test_webhooks_are_added_tried_and_deleted(cmcl: Cmcl) -> None:
 
 def test_a_refused_pre_flight_is_refused_in_words(cmcl: Cmcl, plane: ControlPlane) -> None:
     shard = plane.shard("new")["uri"]
-    words = cmcl("preflight", shard, "--pair=image,smell", "--model=scenes", code=Exit.REFUSED)
+    words = cmcl("preflight", shard, "--pair=image,smell", "--model=scenes", code=Exit.FAILED)
     assert "smell" in words
 
 
@@ -249,7 +249,7 @@ def test_a_pre_flight_is_waited_for_and_a_refusal_is_an_exit_code(
     cmcl: Cmcl, plane: ControlPlane
 ) -> None:
     shard, rounds = plane.shard("new")["uri"], PreflightRounds(plane.context)
-    for refusals, code in (((), Exit.DONE), (("too few rows",), Exit.REFUSED)):
+    for refusals, code in (((), Exit.OK), (("too few rows",), Exit.FAILED)):
         told = Outlook(
             version=2,
             pair=("image", "text"),
@@ -261,7 +261,7 @@ def test_a_pre_flight_is_waited_for_and_a_refusal_is_an_exit_code(
         thread = meanwhile(lambda told=told: answer_next(plane, rounds, told))
         shown = cmcl("preflight", shard, "--pair=image,text", "--model=scenes", code=code)
         thread.join()
-        assert ("it is fine" if code == Exit.DONE else "refused: too few rows") in shown
+        assert ("it is fine" if code == Exit.OK else "rejected: too few rows") in shown
 
 
 def answer_next(plane: ControlPlane, rounds: PreflightRounds, outlook: Outlook) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cmcl import Client, CmclError
-from cmcl.client import Job, TookTooLong, Unreachable
+from cmcl.client import Job, Unreachable, WaitTimeout
 from service.states import JobState
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.served_app import served
@@ -106,7 +106,7 @@ def test_a_service_that_says_it_is_over_is_believed(client: Client, server: Rest
 def test_a_service_that_stays_away_is_given_up(client: Client, server: RestServer) -> None:
     server.always(None)
     with pytest.raises(Unreachable):
-        list(client.events("job-1", patience=0.02))
+        list(client.events("job-1", outage_timeout=0.02))
 
 
 @pytest.mark.parametrize("away", [None, (502, "<html>no backend"), (503, {"detail": "not now"})])
@@ -130,7 +130,7 @@ def test_watching_outlasts_a_service_that_is_away(
 def test_listening_to_a_service_that_is_not_ready_ends(client: Client, server: RestServer) -> None:
     server.always((503, {"detail": "not now"}))
     with pytest.raises(CmclError, match="not now"):
-        list(client.events("job-1", patience=0.02))
+        list(client.events("job-1", outage_timeout=0.02))
 
 
 def test_a_refusal_is_no_reason_to_try_again(client: Client, server: RestServer) -> None:
@@ -197,7 +197,7 @@ def test_watching_gives_up_in_time(client: Client, server: RestServer, body: str
         return 200, job("running")
 
     server.answer = answer
-    with pytest.raises(TookTooLong, match=r"job job-1 did not end within 0\.05 seconds"):
+    with pytest.raises(WaitTimeout, match=r"job job-1 did not end within 0\.05 seconds"):
         client.watch("job-1", timeout=0.05, poll_seconds=0.001)
 
 
@@ -251,7 +251,7 @@ def test_a_silent_stream_does_not_outlast_the_time_of_watching(
 ) -> None:
     plane.create_model()
     job = plane.post_dataset()
-    with connected(kind, url) as client, pytest.raises(TookTooLong):
+    with connected(kind, url) as client, pytest.raises(WaitTimeout):
         client.watch(job, timeout=0.3)
 
 

@@ -54,7 +54,7 @@ def test_a_package_of_the_same_name_in_the_current_folder_is_not_run_in_place_of
     monkeypatch.chdir(tmp_path)
     assert main(["up", "--folder=up"]) == 1
     told = capsys.readouterr().err
-    assert f"the package {tmp_path}/workers would be run in place of ours" in told
+    assert f"the package {tmp_path}/workers would run instead of cmcl's" in told
     assert not (tmp_path / "up").exists()
 
 

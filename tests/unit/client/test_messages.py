@@ -6,7 +6,7 @@ import pytest
 
 from cmcl import Client, CmclError, Query
 from cmcl.cli import main
-from cmcl.cli.exits import Exit
+from cmcl.cli.errors import Exit
 from cmcl.client import InvalidArgument, WrongServer
 from cmcl.contract.model import ModelSpec
 from tests.fakes.control_plane import SPEC, ControlPlane
@@ -69,9 +69,9 @@ def test_a_server_that_is_not_cmcl_is_named_in_one_line_with_what_to_set(
     server: RestServer, answer: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.always(answer)
-    told = errors_of(capsys, "job", "show", JOB, "--url", server.url, code=Exit.REFUSED)
+    told = errors_of(capsys, "job", "show", JOB, "--url", server.url, code=Exit.FAILED)
     assert f"{server.url} answered HTTP {answer[0]}" in told
-    assert "not an answer of the control plane: set CMCL_URL, --url" in told
+    assert "not a response of the control plane: set CMCL_URL, --url" in told
 
 
 @pytest.mark.parametrize("answer", FOREIGN)
@@ -84,7 +84,7 @@ def test_an_endpoint_that_is_not_cmcl_is_named(
             lambda: client.embed("scenes", "image", [[1.0]]),
             lambda: client.collection("pictures"),
         ):
-            with pytest.raises(WrongServer, match="not an answer of the embeddings endpoint"):
+            with pytest.raises(WrongServer, match="not a response of the embeddings endpoint"):
                 ask()
 
 
@@ -134,7 +134,7 @@ def test_what_the_client_finds_wrong_is_a_mistake_of_usage_that_names_the_option
 def test_an_input_that_cannot_be_embedded_is_told_what_it_may_be(
     client: Client, server: RestServer, embed: object
 ) -> None:
-    with pytest.raises(InvalidArgument, match="it may be a list of features") as caught:
+    with pytest.raises(InvalidArgument, match="must be a list of features") as caught:
         client.embed("scenes", "image", embed)  # type: ignore[arg-type]
     assert repr(embed) in str(caught.value)
     assert server.asked == []
@@ -166,7 +166,7 @@ def test_an_item_without_content_is_named_by_file_and_line(
 ) -> None:
     path = tmp_path / "items.jsonl"
     path.write_bytes(content)
-    told = errors_of(capsys, "collection", "add", "pictures", str(path), code=Exit.REFUSED)
+    told = errors_of(capsys, "collection", "add", "pictures", str(path), code=Exit.FAILED)
     assert f"{path}, {words}" in told
     assert "exactly one of feature, text, data" in told
 
@@ -177,12 +177,12 @@ def test_a_missing_key_is_told_by_the_variable(
     needed = "a key is needed: send it as Authorization: Bearer cmcl_..."
     server.always((401, {"type": "urn:cmcl:problem:unauthorized", "detail": needed}))
     command = ("model", "list", "--url", server.url)
-    told = errors_of(capsys, *command, code=Exit.REFUSED)
+    told = errors_of(capsys, *command, code=Exit.FAILED)
     assert "CMCL_KEY" in told
     assert "Authorization" not in told
     server.always((401, {"type": "urn:cmcl:problem:unauthorized", "detail": "expired"}))
     monkeypatch.setenv("CMCL_KEY", "cmcl_x")
-    assert "expired (the key is that of CMCL_KEY)" in errors_of(capsys, *command, code=Exit.REFUSED)
+    assert "expired (the key is set by CMCL_KEY)" in errors_of(capsys, *command, code=Exit.FAILED)
 
 
 def test_a_key_is_shown_with_its_owner_and_its_end_is_confirmed(cmcl: Cmcl) -> None:
@@ -200,7 +200,7 @@ def test_only_a_running_job_has_time_left(
     job = {"id": JOB, "model": "m", "dataset": "ds-1", "state": state, "attempt": 1}
     progress = {"phase": "training", "eta_seconds": 90.0}
     server.always((200, {**job, "created_at": at, "state_changed_at": at, "progress": progress}))
-    assert main(["job", "show", JOB, "--url", server.url]) == Exit.DONE
+    assert main(["job", "show", JOB, "--url", server.url]) == Exit.OK
     assert ("time left" in capsys.readouterr().out) is has_time_left
 
 

@@ -68,7 +68,7 @@ def test_a_matrix_is_green_where_it_gained_and_red_where_it_lost() -> None:
 
 
 def test_without_held_out_rows_there_is_no_matrix() -> None:
-    assert "nothing was measured" in drawn(matrix([row(1, "a")], NAMES))
+    assert "not measured" in drawn(matrix([row(1, "a")], NAMES))
 
 
 def test_capacity_is_a_bar() -> None:

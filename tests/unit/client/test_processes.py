@@ -15,7 +15,7 @@ import typer.main
 
 from cmcl import AsyncClient, Client
 from cmcl.cli import app
-from cmcl.cli.exits import Exit
+from cmcl.cli.errors import Exit
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.feature_shards import feature_table, write_shard
 from tests.fakes.served_app import served

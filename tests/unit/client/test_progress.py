@@ -10,8 +10,8 @@ from rich.console import Console
 
 from cmcl import Client
 from cmcl.cli import main
-from cmcl.cli.exits import Exit
-from cmcl.cli.progress import JobView, bar_fields, duration, figures, watch_with_bar, words
+from cmcl.cli.errors import Exit
+from cmcl.cli.progress import JobView, bar_fields, details, duration, figures, watch_with_bar
 from cmcl.client import Job, JobProgress
 from cmcl.contract.job import Progress
 from tests.unit.client.rest_server import Asked, RestServer
@@ -115,8 +115,8 @@ def test_a_failed_job_s_bar_stays_where_it_was() -> None:
 
 
 def test_all_that_is_told_stands_below_the_bar() -> None:
-    assert words(job("running", TRAINING)) == WORDS
-    assert words(job("running", READING)) == [
+    assert details(job("running", TRAINING)) == WORDS
+    assert details(job("running", READING)) == [
         "rows 1,200,000 of 4,000,000",
         "rows/s 183,224",
         "ranks 4",
@@ -124,7 +124,7 @@ def test_all_that_is_told_stands_below_the_bar() -> None:
 
 
 def test_what_an_older_service_does_not_tell_is_left_out() -> None:
-    assert words(job("running", OLDER)) == ["updates 3 of 10", "loss 0.123"]
+    assert details(job("running", OLDER)) == ["updates 3 of 10", "loss 0.123"]
     assert figures(JobProgress(phase="starting")) == {}
 
 
@@ -136,13 +136,13 @@ def test_a_figure_of_nothing_is_a_figure() -> None:
 
 @pytest.mark.parametrize("state", ["queued", "submitting"])
 def test_a_job_that_does_not_run_says_why(state: str) -> None:
-    assert words(job(state, None, "attempt 1 was lost")) == ["attempt 1 was lost"]
-    assert words(job(state, TRAINING)) == []
+    assert details(job(state, None, "attempt 1 was lost")) == ["attempt 1 was lost"]
+    assert details(job(state, TRAINING)) == []
 
 
 def test_below_an_ended_job_stands_nothing() -> None:
     """Whoever learns ten datasets sees ten lines."""
-    assert words(job("failed", TRAINING, "the loss is not a number")) == []
+    assert details(job("failed", TRAINING, "the loss is not a number")) == []
     assert drawn(job("published", TRAINING), 100).count("\n") == 1
 
 
@@ -189,7 +189,7 @@ def test_a_job_s_page_says_how_it_gets_on(
 ) -> None:
     for progress, rows in ((TRAINING, [*WORDS, "phase training", "time left 0:01:30"]), (None, [])):
         server.always((200, job("running", progress).model_dump(mode="json")))
-        assert main(["job", "show", "job-0123456789ab", "--url", server.url]) == Exit.DONE
+        assert main(["job", "show", "job-0123456789ab", "--url", server.url]) == Exit.OK
         page = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
         assert [row for row in rows if row not in page] == []
         assert ("phase" in " ".join(page)) == bool(rows), "nothing is shown of what is not told"

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from cmcl.cli import main
-from cmcl.cli.exits import Exit
+from cmcl.cli.errors import Exit
 from cmcl.demo.run import DemoOptions, run_demo
 from cmcl.ports import Ports, StackError
 from cmcl.stack import LocalStack

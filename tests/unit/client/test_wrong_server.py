@@ -3,7 +3,7 @@
 import pytest
 
 from cmcl import Client, CmclError
-from cmcl.cli.exits import Exit
+from cmcl.cli.errors import Exit
 from cmcl.client import WrongServer
 from tests.unit.client.command_line import Cmcl
 from tests.unit.client.rest_server import Answer, RestServer
@@ -81,5 +81,5 @@ def test_listing_at_the_endpoint_is_no_success_on_the_command_line(
     server: RestServer, cmcl: Cmcl
 ) -> None:
     server.always((200, {"object": "list", "data": []}, ENDPOINT))
-    told = cmcl("model", "list", "--url", server.url, code=Exit.REFUSED)
+    told = cmcl("model", "list", "--url", server.url, code=Exit.FAILED)
     assert "is the embeddings endpoint" in told
