@@ -34,7 +34,7 @@ _LEGEND = (
 )
 app = typer.Typer(
     no_args_is_help=True,
-    help="Datasets of paired features: a job trains each one into a version.",
+    help="Datasets of paired features. Training turns each one into a version.",
 )
 
 Evaluation = Annotated[

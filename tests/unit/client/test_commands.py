@@ -141,7 +141,7 @@ def test_shards_that_are_there_under_another_name_are_told_as_such(
     arguments = ("dataset", "add", shard, "--pair=image,text", "--model=scenes")
     first = cmcl(*arguments, "--name=pixtext").split()[1].rstrip(",")
     again = cmcl(*arguments, "--name=pixtext2")
-    assert again.startswith(f"already dataset {first} (pixtext), job job-")
+    assert again.startswith(f"existing dataset {first} (pixtext), job job-")
     assert "the name pixtext2 is not used" in again
     assert cmcl(*arguments, "--name=pixtext").startswith(f"dataset {first}, job job-")
 

@@ -37,7 +37,7 @@ def test_what_needs_a_checkout_says_so_and_runs_no_package_of_the_user(
             (site / name / "__init__.py").write_text("raise SystemExit('of the user')")
     done = run(installed, tmp_path, *command)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: `cmcl {command[0]}` runs the control plane and the")
+    assert done.stderr.startswith(f"error: `cmcl {command[0]}` needs the control plane and the")
     assert "only the client is installed here: run it from a checkout of cmcl" in done.stderr
     assert done.stderr.count("\n") == 1
     assert "pip install" not in done.stderr

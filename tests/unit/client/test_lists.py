@@ -43,7 +43,7 @@ def test_an_empty_list_says_how_to_begin(cmcl: Cmcl) -> None:
         ("job", "list", "--model=trees"): "no jobs of model trees\n",
         ("dataset", "list", "--model=trees"): "cmcl dataset add",
         ("version", "list", "trees"): "cmcl dataset add",
-        ("history", "trees"): "no version of trees was live so far",
+        ("history", "trees"): "model trees has not had a live version yet",
         ("key", "list"): "cmcl key create",
     }.items():
         assert words in cmcl(*arguments)

@@ -118,9 +118,9 @@ def test_a_password_in_an_address_that_is_refused_is_not_shown() -> None:
         (["dataset", "add", "x", "--model=m", "--pair=image,a b"], "--pair a b: "),
         (["candidate", "set", "m@2", "--share=2"], "--share 2.0: "),
         (["candidate", "set", "m@2", "--share=0.1", "--min-overlap=2"], "--min-overlap 2.0: "),
-        (["dataset", "add", "no/such", "--model=m", "--pair=a,b"], "there is no file or folder"),
+        (["dataset", "add", "no/such", "--model=m", "--pair=a,b"], "no/such"),
         (["upload", "no/such"], "cannot be read: No such file"),
-        (["embed", "m", "image", "no/such"], "there is no file 'no/such'"),
+        (["embed", "m", "image", "no/such"], "'no/such'"),
         (["model", "list", "--url=ftp://x"], "--url"),
     ],
 )
