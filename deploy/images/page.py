@@ -1,4 +1,4 @@
-"""The page of `deploy.images`, in Markdown."""
+"""Markdown page of the results of `deploy.images`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ _SMOKE = {
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """Question, machine, configuration, result."""
+    """Render the whole page."""
     images, again = report["images"], report["again"]
     parts = [
         "# Images",
@@ -72,7 +72,7 @@ def _goals(report: Mapping[str, Any]) -> str:
 
 
 def _alike(image: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """How many are, and should be."""
+    """Table of results and goals."""
     pairs = zip_longest(_files(image), _files(other))
     same = sum(was == became for was, became in pairs)
     return [str(same), str(len(image["layers"]))]
@@ -93,7 +93,7 @@ def _sizes(images: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _layers(image: Mapping[str, Any], other: Mapping[str, Any] | None) -> str:
-    """Beside those of the second build, where there is one."""
+    """Table of layers, with those of a second build if there is one."""
     head = ["made by", "pull, MB", "files"]
     rows = [
         [_step(one["made_by"]), f"{one['packed_bytes'] / 1e6:.1f}", f"`{one['files'][7:19]}`"]
@@ -127,7 +127,7 @@ def _short(image: Mapping[str, Any]) -> str:
 
 
 def _step(text: str) -> str:
-    """Of the Dockerfile, without buildah's words before it and without the digest of what it copies."""
+    """Return the step of the Dockerfile, without buildah's prefix and digests."""
     bare = re.sub(
         r"^(\|\d+ \S+ )?/bin/sh( -c)?( #\(nop\))?|\b(file|dir|multi):[0-9a-f]+ ", "", text
     )
