@@ -28,7 +28,7 @@ def test_a_version_is_tried_and_taken_back(cmcl: Cmcl, plane: ControlPlane) -> N
     assert "no version" in cmcl("candidate", "show", "scenes", code=Exit.FAILED)
 
 
-def test_new_versions_are_tried_first_where_the_policy_says_so(cmcl: Cmcl) -> None:
+def test_new_versions_are_tried_first_if_the_policy_says_so(cmcl: Cmcl) -> None:
     cmcl("model", "policy", "scenes", "--max-drift=0.3")
     changed = cmcl.one(
         "candidate", "policy", "scenes", "--publish-as=candidate", "--share=0.1", "--min-requests=9"

@@ -80,12 +80,12 @@ def test_text_is_found_by_text(url: str) -> None:
         assert found.data[0].id == "eee"
 
 
-def test_adding_nothing_is_refused_here(url: str) -> None:
+def test_adding_nothing_is_rejected_by_the_client(url: str) -> None:
     with connected("blocking", url) as client, pytest.raises(CmclError, match="no items"):
         client.add_items("things", [])
 
 
-def test_the_command_line_does_all_of_it(cmcl: Cmcl, tmp_path: Path) -> None:
+def test_the_command_line_covers_collections(cmcl: Cmcl, tmp_path: Path) -> None:
     lines, row, points = (tmp_path / name for name in ("items.jsonl", "row.json", "points"))
     items = [
         {"id": each.id, "modality": "image", "feature": each.feature, "payload": each.payload}
@@ -110,7 +110,7 @@ def test_the_command_line_does_all_of_it(cmcl: Cmcl, tmp_path: Path) -> None:
     assert "no collection 'pictures'" in cmcl("collection", "show", "pictures", code=1)
 
 
-def test_a_wrong_line_is_named(cmcl: Cmcl, tmp_path: Path) -> None:
+def test_an_invalid_line_is_named(cmcl: Cmcl, tmp_path: Path) -> None:
     lines = tmp_path / "items.jsonl"
     lines.write_text('{"id": "a", "modality": "image", "feature": [1]}\n{"name": 1}\n')
     assert "line 2" in cmcl("collection", "add", "things", str(lines), code=1)

@@ -1,4 +1,4 @@
-"""What editors, `help` and type checkers tell a user of the client."""
+"""Types and signatures for editors, `help` and type checkers."""
 
 import inspect
 import json
@@ -55,7 +55,7 @@ except Unreachable as error:
 """
 
 
-def test_a_type_checker_knows_every_call_of_the_installed_client(
+def test_a_type_checker_accepts_every_call_of_the_installed_client(
     installed: Path, tmp_path: Path
 ) -> None:
     program = tmp_path / "program.py"
@@ -74,9 +74,7 @@ def test_a_type_checker_knows_every_call_of_the_installed_client(
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize("name", CALLS)
-def test_each_call_shows_what_a_user_gives_and_gets(
-    kind: type[Client] | type[AsyncClient], name: str
-) -> None:
+def test_each_call_has_a_real_signature(kind: type[Client] | type[AsyncClient], name: str) -> None:
     function, method = getattr(kind, name), getattr(kind(), name)
     assert inspect.isfunction(function)
     assert inspect.ismethod(method)
@@ -104,7 +102,7 @@ def test_every_name_that_is_exported_can_be_used() -> None:
         assert name in dir(cmcl)
 
 
-def test_who_imports_the_contract_loads_no_http_client() -> None:
+def test_importing_the_contract_loads_no_http_client() -> None:
     program = "import json, sys, cmcl.contract.model; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""Each address taken for the other one: the server is named, and the variable to set."""
+"""Swapped addresses: the error names the server and the variable to set."""
 
 import pytest
 
@@ -27,7 +27,7 @@ OF_THE_PLANE: list[Answer] = [
 
 
 @pytest.mark.parametrize("answer", OF_THE_ENDPOINT)
-def test_the_endpoint_in_the_place_of_the_control_plane_is_named(
+def test_an_endpoint_at_the_control_planes_address_is_named(
     server: RestServer, client: Client, answer: Answer
 ) -> None:
     server.always(answer)
@@ -39,7 +39,7 @@ def test_the_endpoint_in_the_place_of_the_control_plane_is_named(
 
 
 @pytest.mark.parametrize("answer", OF_THE_PLANE)
-def test_the_control_plane_in_the_place_of_the_endpoint_is_named(
+def test_a_control_plane_at_the_endpoints_address_is_named(
     server: RestServer, client: Client, answer: Answer
 ) -> None:
     server.always(answer)
@@ -52,7 +52,7 @@ def test_the_control_plane_in_the_place_of_the_endpoint_is_named(
 
 
 @pytest.mark.parametrize("answer", [answer for answer in OF_THE_ENDPOINT if answer[0] != 200])
-def test_events_of_the_wrong_server_are_not_waited_for(
+def test_following_events_at_the_wrong_server_fails_at_once(
     server: RestServer, client: Client, answer: Answer
 ) -> None:
     server.always(answer)
@@ -60,7 +60,7 @@ def test_events_of_the_wrong_server_are_not_waited_for(
         list(client.events("job-1"))
 
 
-def test_a_server_of_the_right_name_is_believed(server: RestServer, client: Client) -> None:
+def test_a_server_with_the_right_header_is_accepted(server: RestServer, client: Client) -> None:
     server.always((200, {"items": [], "next_cursor": None}, PLANE))
     assert list(client.models()) == []
     server.always((404, {"error": {"message": "there is no model"}}, ENDPOINT))
@@ -69,7 +69,7 @@ def test_a_server_of_the_right_name_is_believed(server: RestServer, client: Clie
 
 
 @pytest.mark.parametrize("answer", [{}, {"items": {}}, {"data": []}])
-def test_a_list_without_its_items_is_no_empty_list(
+def test_a_response_without_items_is_not_an_empty_list(
     server: RestServer, client: Client, answer: object
 ) -> None:
     server.always((200, answer))
@@ -77,9 +77,7 @@ def test_a_list_without_its_items_is_no_empty_list(
         list(client.models())
 
 
-def test_listing_at_the_endpoint_is_no_success_on_the_command_line(
-    server: RestServer, cmcl: Cmcl
-) -> None:
+def test_listing_at_the_endpoint_fails_on_the_command_line(server: RestServer, cmcl: Cmcl) -> None:
     server.always((200, {"object": "list", "data": []}, ENDPOINT))
     told = cmcl("model", "list", "--url", server.url, code=Exit.FAILED)
     assert "is the embeddings endpoint" in told

@@ -1,4 +1,4 @@
-"""Mistakes on the command line: each gets an exit code, one line, and never a traceback."""
+"""Errors on the command line: exit code, one line, no traceback."""
 
 import json
 import socket
@@ -22,7 +22,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("text", ["not json", "5", '{"a": 1}', "[[1.0], 2.0]", "\udcff", None])
-def test_a_file_that_holds_no_features_is_named(
+def test_a_file_without_features_is_named(
     tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "features.json"
@@ -48,7 +48,7 @@ def test_a_file_that_holds_no_features_is_named(
         (b"not json", "line 1 is not valid JSON"),
     ],
 )
-def test_an_item_that_is_none_is_told_by_its_line(
+def test_an_invalid_item_is_reported_with_its_line(
     tmp_path: Path, content: bytes, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "items.parquet"
@@ -61,7 +61,7 @@ def test_an_item_that_is_none_is_told_by_its_line(
 
 
 @pytest.mark.parametrize("command", ["embed", "search"])
-def test_words_in_the_place_of_a_file_are_told_the_option_for_words(
+def test_a_text_instead_of_a_file_is_answered_with_the_option_for_texts(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command, "shapes", "text", "ankle boot"]) == Exit.USAGE
@@ -113,7 +113,7 @@ def test_a_modality_without_a_width_is_named(text: str, capsys: pytest.CaptureFi
         (["embed", "shapes", "text", "x.json", "--text=a"], "--text TEXT"),
     ],
 )
-def test_what_cannot_be_understood_is_a_mistake_of_usage(
+def test_invalid_arguments_are_usage_errors(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == Exit.USAGE
@@ -131,7 +131,7 @@ def test_what_cannot_be_understood_is_a_mistake_of_usage(
         (["candidate", "set", "m@2"], "share and shadow are both 0"),
     ],
 )
-def test_options_that_cannot_be_are_a_mistake_of_usage_in_one_line(
+def test_invalid_options_are_usage_errors_in_one_line(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == Exit.USAGE
@@ -141,7 +141,7 @@ def test_options_that_cannot_be_are_a_mistake_of_usage_in_one_line(
     assert shown.out == ""
 
 
-def test_a_server_that_is_not_there_has_an_exit_code_of_its_own(
+def test_an_unreachable_server_has_its_own_exit_code(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with socket.socket() as held:
@@ -154,7 +154,7 @@ def test_a_server_that_is_not_there_has_an_exit_code_of_its_own(
     assert "set CMCL_URL" in told
 
 
-def test_a_server_without_tls_is_asked_for_by_http(
+def test_a_server_without_tls_is_answered_with_its_http_address(
     server: RestServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = server.url.replace("http://", "https://")
@@ -162,7 +162,7 @@ def test_a_server_without_tls_is_asked_for_by_http(
     assert f"{url} does not use TLS; try {server.url}\n" in capsys.readouterr().err
 
 
-def test_a_refusal_by_the_server_is_told_in_its_words(
+def test_a_rejection_is_shown_with_the_servers_message(
     server: RestServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.always((409, {"detail": "a job of it is running [red]"}))
@@ -170,7 +170,7 @@ def test_a_refusal_by_the_server_is_told_in_its_words(
     assert capsys.readouterr().err == "error: a job of it is running [red]\n"
 
 
-def test_a_mistake_of_the_server_can_be_looked_up(
+def test_a_server_error_is_shown_with_its_request_id(
     server: RestServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.always((500, {"detail": "it was logged"}, {"X-Request-ID": "r-9"}))
@@ -178,7 +178,7 @@ def test_a_mistake_of_the_server_can_be_looked_up(
     assert capsys.readouterr().err == "error: it was logged (request r-9)\n"
 
 
-def test_a_mistake_of_ours_shows_no_traceback_unless_asked(
+def test_an_internal_error_shows_a_traceback_only_in_debug_mode(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run() -> None:
@@ -213,13 +213,15 @@ def test_exit_codes_of_system_exits_are_passed_on() -> None:
     )
 
 
-def test_no_is_an_answer(server: RestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_declined_confirmation_changes_nothing(
+    server: RestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("builtins.input", lambda _="": "n")
     assert main(["model", "delete", "m", "--url", server.url]) == Exit.FAILED
     assert server.asked == []
 
 
-def test_output_that_nobody_reads_ends_the_command_quietly(server: RestServer) -> None:
+def test_a_closed_pipe_ends_the_command_without_an_error(server: RestServer) -> None:
     program = f"import sys; from cmcl.cli import main; sys.exit(main({['model', 'list']!r}))"
     items = [{"id": n} for n in range(3)]
     server.always((200, {"items": items, "next_cursor": None}))
@@ -235,7 +237,7 @@ def test_output_that_nobody_reads_ends_the_command_quietly(server: RestServer) -
     assert "Traceback" not in done.stderr
 
 
-def test_the_demo_empties_no_folder_but_its_own(tmp_path: Path) -> None:
+def test_the_demo_empties_only_its_own_folder(tmp_path: Path) -> None:
     letter = tmp_path / "letter.txt"
     letter.write_text("dear")
     with pytest.raises(DemoError, match="was not made by an earlier demo"):
@@ -243,7 +245,7 @@ def test_the_demo_empties_no_folder_but_its_own(tmp_path: Path) -> None:
     assert letter.read_text() == "dear"
 
 
-def test_importing_the_client_loads_nothing_large_and_nothing_for_terminals() -> None:
+def test_importing_the_client_loads_neither_large_modules_nor_terminal_libraries() -> None:
     program = "import json, sys; from cmcl import Client; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
