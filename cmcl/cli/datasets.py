@@ -234,10 +234,10 @@ def preflight(
     """Check a dataset without posting it. Exit code 1 if it would be rejected. Nothing is trained."""
     with Client(url) as client:
         with upload_bars() as on_upload:
-            asked = client.ask_preflight(
+            started = client.start_preflight(
                 model, parse_pair(pair), shards, upload=upload, on_upload=on_upload
             )
-        answer = client.await_preflight(asked.id)
+        answer = client.await_preflight(started.id)
     show(answer, as_json, _preflight_view)
     if answer.outlook is None:
         raise CommandError(

@@ -64,16 +64,16 @@ def watch_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> No
 def cancel_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Cancel a job."""
     with Client(url) as client:
-        asked = client.cancel(job)
-    say(f"{job}: {asked.state}, cancellation requested", asked, as_json)
+        updated = client.cancel(job)
+    say(f"{job}: {updated.state}, cancellation requested", updated, as_json)
 
 
 @app.command("retry")
 def retry_job(job: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Retry a failed job."""
     with Client(url) as client:
-        asked = client.retry(job)
-    say(f"{job}: {asked.state}", asked, as_json)
+        updated = client.retry(job)
+    say(f"{job}: {updated.state}", updated, as_json)
 
 
 @app.command("approve")
@@ -82,8 +82,8 @@ def approve_job(
 ) -> None:
     """Publish a candidate that is held for approval, or that the policy rejected."""
     with Client(url) as client:
-        asked = client.approve(job, reason)
-    say(f"{job}: {asked.state}, approved", asked, as_json)
+        updated = client.approve(job, reason)
+    say(f"{job}: {updated.state}, approved", updated, as_json)
 
 
 @app.command("reject")
@@ -92,8 +92,8 @@ def reject_job(
 ) -> None:
     """Reject a candidate that is held for approval."""
     with Client(url) as client:
-        asked = client.reject(job, reason)
-    say(f"{job}: {asked.state}", asked, as_json)
+        updated = client.reject(job, reason)
+    say(f"{job}: {updated.state}", updated, as_json)
 
 
 @app.command("events")

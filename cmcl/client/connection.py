@@ -62,10 +62,10 @@ class Connection:
 
     def open(self, make: Callable[..., HttpClient], transport: object) -> dict[Side, HttpClient]:
         """Create an HTTP client per server. Only clients of cmcl's servers send the key."""
-        ours = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
         bases = {Side.SERVICE: self.service_url, Side.EMBEDDINGS: self.embeddings_url}
         clients = {
-            side: make(base_url=url, headers=ours, timeout=self.timeout, transport=transport)
+            side: make(base_url=url, headers=headers, timeout=self.timeout, transport=transport)
             for side, url in bases.items()
         }
         clients[Side.ELSEWHERE] = make(timeout=self.timeout)
@@ -122,15 +122,15 @@ class Retries:
 
     def pause_after(self, response: httpx.Response, failed: int) -> float | None:
         """Return the seconds until the next attempt, or None if the request should not be retried."""
-        asked = retry_after(response)
+        server_pause = retry_after(response)
         status = response.status_code
         # 409 with Retry-After: the same request is still in progress.
         transient = status in TRANSIENT_STATUSES or _is_from_proxy(response)
-        if not transient and not (status == _CONFLICT and asked is not None):
+        if not transient and not (status == _CONFLICT and server_pause is not None):
             return None
-        if failed >= self.attempts or (asked or 0) > self.longest_pause:
+        if failed >= self.attempts or (server_pause or 0) > self.longest_pause:
             return None
-        return max(self.pause(failed), asked or 0.0)
+        return max(self.pause(failed), server_pause or 0.0)
 
 
 def _is_from_proxy(response: httpx.Response) -> bool:

@@ -119,7 +119,7 @@ class DatasetCalls(UploadCalls):
         """Delete a dataset that is open, or whose job ended without a version."""
         await self._session.delete(_path(dataset))
 
-    async def ask_preflight(
+    async def start_preflight(
         self,
         model: str,
         pair: Pair,

@@ -54,7 +54,7 @@ class EndpointCalls(Calls):
         for the modality (docs/encoders.md). The result has one vector per input.
         """
         body = {"model": model, "modality": modality, **encode_inputs(inputs)}
-        response = await self._ask("POST", "/v1/embeddings", body)
+        response = await self._request("POST", "/v1/embeddings", body)
         return parse_response(
             response, lambda answer: Embeddings(vectors_of(answer), version_of(answer))
         )
@@ -80,7 +80,7 @@ class EndpointCalls(Calls):
             "most_error": most_error,
             **encode_inputs(vectors),
         }
-        return parse_response(await self._ask("POST", "/v1/migrate", body), migrated)
+        return parse_response(await self._request("POST", "/v1/migrate", body), migrated)
 
     async def similarity(
         self,
@@ -100,18 +100,18 @@ class EndpointCalls(Calls):
             "candidates": [encode_content(each) for each in candidates],
             "top_k": top_k,
         }
-        response = await self._ask("POST", "/v1/similarity", body)
+        response = await self._request("POST", "/v1/similarity", body)
         return read(Similarity, response, Side.EMBEDDINGS)
 
     async def served_models(self) -> list[ServedModel]:
         """Return the models that the endpoint serves, with versions, trials and vector compatibility."""
-        response = await self._ask("GET", "/v1/models")
+        response = await self._request("GET", "/v1/models")
         models = listed(response, "data", Side.EMBEDDINGS)["data"]
         return [validated(ServedModel, each, response) for each in models]
 
     async def served_model(self, model: str) -> ServedModel:
         """Return a served model, by name or as name@version."""
-        response = await self._ask("GET", f"/v1/models/{segment(model)}")
+        response = await self._request("GET", f"/v1/models/{segment(model)}")
         return read(ServedModel, response, Side.EMBEDDINGS)
 
     async def create_collection(
@@ -119,32 +119,38 @@ class EndpointCalls(Calls):
     ) -> Collection:
         """Create a collection that follows `model`. Repeating the call returns the same collection."""
         body = {"model": model, "feature_type": feature_type}
-        return read(Collection, await self._ask("PUT", _at(name), body), Side.EMBEDDINGS)
+        return read(Collection, await self._request("PUT", _path(name), body), Side.EMBEDDINGS)
 
     async def collections(self) -> AsyncIterator[Collection]:
         """Iterate over all collections, by name."""
-        response = await self._ask("GET", _COLLECTIONS)
+        response = await self._request("GET", _COLLECTIONS)
         for each in listed(response, "data", Side.EMBEDDINGS)["data"]:
             yield validated(Collection, each, response)
 
     async def collection(self, name: str) -> Collection:
         """Return a collection: what is stored, and the search state of the responding replica."""
-        return read(Collection, await self._ask("GET", _at(name)), Side.EMBEDDINGS)
+        return read(Collection, await self._request("GET", _path(name)), Side.EMBEDDINGS)
 
     async def delete_collection(self, name: str) -> None:
         """Delete a collection with all its items."""
-        await self._ask("DELETE", _at(name), headers=_once())
+        await self._request("DELETE", _path(name), headers=_idempotency_key())
 
-    async def add_items(self, name: str, items: Iterable[Item], at_once: int = 1000) -> WriteResult:
+    async def add_items(
+        self, name: str, items: Iterable[Item], batch_size: int = 1000
+    ) -> WriteResult:
         """Add items, and replace existing items with the same ids.
 
-        Every `at_once` items are one atomic change; returns the result of the last change.
+        Every `batch_size` items are one atomic change; returns the result of the last change.
         """
-        return await self._in_pieces(f"{_at(name)}/items", "items", map(_item, items), at_once)
+        return await self._in_batches(
+            f"{_path(name)}/items", "items", map(_item, items), batch_size
+        )
 
-    async def remove_items(self, name: str, ids: Iterable[str], at_once: int = 1000) -> WriteResult:
+    async def remove_items(
+        self, name: str, ids: Iterable[str], batch_size: int = 1000
+    ) -> WriteResult:
         """Remove items. Ids that do not exist are ignored."""
-        return await self._in_pieces(f"{_at(name)}/items/delete", "ids", ids, at_once)
+        return await self._in_batches(f"{_path(name)}/items/delete", "ids", ids, batch_size)
 
     async def search(  # noqa: PLR0913 - the options of a search
         self,
@@ -173,7 +179,7 @@ class EndpointCalls(Calls):
         }
         least = {"x-min-collection-revision": min_revision, "x-min-model-version": min_version}
         headers = {header: str(value) for header, value in least.items() if value}
-        response = await self._ask("POST", f"{_at(name)}/search", body, headers)
+        response = await self._request("POST", f"{_path(name)}/search", body, headers)
         return read(SearchResults, response, Side.EMBEDDINGS)
 
     async def export_collection(self, name: str, form: str, table: str | None = None) -> bytes:
@@ -182,20 +188,20 @@ class EndpointCalls(Calls):
         `form`: qdrant (JSON lines of points), pgvector (CSV for COPY) or pgvector-ddl (its table).
         """
         params = given(format=form, table=table)
-        return (await self._ask("GET", f"{_at(name)}/export", params=params)).content
+        return (await self._request("GET", f"{_path(name)}/export", params=params)).content
 
-    async def _in_pieces(
-        self, path: str, field: str, entries: Iterable[object], at_once: int
+    async def _in_batches(
+        self, path: str, field: str, entries: Iterable[object], batch_size: int
     ) -> WriteResult:
-        left, written = iter(entries), None
-        while piece := list(islice(left, at_once)):
-            response = await self._ask("POST", path, {field: piece}, _once())
+        remaining, written = iter(entries), None
+        while batch := list(islice(remaining, batch_size)):
+            response = await self._request("POST", path, {field: batch}, _idempotency_key())
             written = read(WriteResult, response, Side.EMBEDDINGS)
         if written is None:
             raise InvalidArgument(f"no {field} given; at least one is required")
         return written
 
-    async def _ask(
+    async def _request(
         self,
         method: str,
         path: str,
@@ -217,12 +223,12 @@ class EndpointCalls(Calls):
         return await self._session.send(request)
 
 
-def _once() -> dict[str, str]:
+def _idempotency_key() -> dict[str, str]:
     """Return a header that makes a repeated write idempotent."""
     return {"idempotency-key": new_key()}
 
 
-def _at(name: str) -> str:
+def _path(name: str) -> str:
     return f"{_COLLECTIONS}/{segment(name)}"
 
 

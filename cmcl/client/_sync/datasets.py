@@ -120,7 +120,7 @@ class DatasetCalls(UploadCalls):
         """Delete a dataset that is open, or whose job ended without a version."""
         self._session.delete(_path(dataset))
 
-    def ask_preflight(
+    def start_preflight(
         self,
         model: str,
         pair: Pair,

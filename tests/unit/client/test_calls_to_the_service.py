@@ -60,7 +60,7 @@ ASKED_BY = {
     "reject_job": "reject",
     "list_events": "all_events",
     "follow_job": "events",
-    "post_preflight": "ask_preflight",
+    "post_preflight": "start_preflight",
     "read_preflight": "preflight",
     "list_preflights": "preflights",
     "post_webhook": "create_webhook",
@@ -238,7 +238,7 @@ def test_events_are_received_from_the_first_to_the_last(published: Client) -> No
 def test_a_pre_flight_is_started_and_awaited(
     published: Client, published_plane: ControlPlane
 ) -> None:
-    asked = published.ask_preflight("scenes", PAIR, [published_plane.shard("new")["uri"]])
+    asked = published.start_preflight("scenes", PAIR, [published_plane.shard("new")["uri"]])
     assert not asked.has_ended
     rounds = PreflightRounds(published_plane.context)
     for _ in range(2):

@@ -47,7 +47,7 @@ def test_items_are_added_found_and_removed(kind: str, url: str) -> None:
     with connected(kind, url) as client:
         made = client.create_collection("pictures", "scenes", "float16")
         assert (made.id, made.feature_type, made.revision) == ("pictures", "float16", 1)
-        written = client.add_items("pictures", iter(images(7)), at_once=3)
+        written = client.add_items("pictures", iter(images(7)), batch_size=3)
         assert (written.rows, written.revision) == (1, 4)
         query = Query("image", feature("image", 5).tolist())
         found = client.search("pictures", query, 3, min_revision=written.revision)
