@@ -253,7 +253,8 @@ def test_files_of_the_stack_are_private_to_its_user(tmp_path: Path) -> None:
         )
         stack.processes["part"].wait()
         assert oct(stack.folder.stat().st_mode & 0o777) == "0o700"
-        assert modes(stack.folder) == {"keys": "0o700", "logs": "0o700", "store": "0o700"}
+        folders = {"keys": "0o700", "logs": "0o700", "store": "0o700"}
+        assert modes(stack.folder) == {**folders, "lock": "0o600"}
         assert modes(stack.folder / "store") == {"file": "0o600"}
         assert set(modes(stack.folder / "keys").values()) == {"0o600"}
         # Ray creates its own folder and sockets with mode 0777.
