@@ -32,7 +32,7 @@
 {{- end -}}
 {{- end -}}
 {{- if ne $amount (floor $amount) -}}
-{{- fail (printf "%s is %s; it must be a whole number of %s" .where $text (ternary "bytes" "thousandths" $binary)) -}}
+{{- fail (printf "%s is %s, but must be a whole number of %s" .where $text (ternary "bytes" "thousandths" $binary)) -}}
 {{- end -}}
 {{- $amount = int64 $amount -}}
 {{- range until (len $units) -}}
