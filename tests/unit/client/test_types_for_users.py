@@ -55,7 +55,7 @@ except Unreachable as error:
 """
 
 
-def test_a_type_checker_accepts_every_call_of_the_installed_client(
+def test_a_type_checker_knows_every_call_of_the_installed_client(
     installed: Path, tmp_path: Path
 ) -> None:
     program = tmp_path / "program.py"
@@ -74,7 +74,7 @@ def test_a_type_checker_accepts_every_call_of_the_installed_client(
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize("name", CALLS)
-def test_each_call_has_a_real_signature(kind: type[Client] | type[AsyncClient], name: str) -> None:
+def test_each_call_shows_what_a_user_gives_and_gets(kind: type[Client] | type[AsyncClient], name: str) -> None:
     function, method = getattr(kind, name), getattr(kind(), name)
     assert inspect.isfunction(function)
     assert inspect.ismethod(method)
