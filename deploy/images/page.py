@@ -63,7 +63,7 @@ def _goals(report: Mapping[str, Any]) -> str:
         ["files written outside volumes", str(len(report["trial"]["written_elsewhere"])), "0"],
     ]
     if "smoke" in report["trial"]:
-        rows.append(["ranks that learned a dataset", str(report["trial"]["smoke"]["ranks"]), "2"])
+        rows.append(["ranks that trained a dataset", str(report["trial"]["smoke"]["ranks"]), "2"])
     for image, other in zip(report["images"], report["again"], strict=False):
         what = f"layers of {_short(image)} that a second build made alike"
         rows.append([what, *_alike(image, other)])
